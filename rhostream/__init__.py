@@ -1,0 +1,56 @@
+"""rhostream: training-time data selection for web-scale pipelines, with a ledger of every decision.
+
+The names below are the public face; each is imported when first used, so that `import rhostream` is cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rhostream.audit.report import write_report
+    from rhostream.audit.views import open_ledger
+    from rhostream.candidates import Candidates, Reason
+    from rhostream.errors import RhostreamError
+    from rhostream.irreducible import compute_il, fit_il, index
+    from rhostream.selection.selector import Selection, Selector
+    from rhostream.stream.open import open_stream
+    from rhostream.training.loop import train
+
+__version__ = version("rhostream")
+_HOME = {
+    "Candidates": "rhostream.candidates",
+    "Reason": "rhostream.candidates",
+    "RhostreamError": "rhostream.errors",
+    "Selection": "rhostream.selection.selector",
+    "Selector": "rhostream.selection.selector",
+    "compute_il": "rhostream.irreducible",
+    "fit_il": "rhostream.irreducible",
+    "index": "rhostream.irreducible",
+    "open_ledger": "rhostream.audit.views",
+    "open_stream": "rhostream.stream.open",
+    "train": "rhostream.training.loop",
+    "write_report": "rhostream.audit.report",
+}
+__all__ = [
+    "Candidates",
+    "Reason",
+    "RhostreamError",
+    "Selection",
+    "Selector",
+    "compute_il",
+    "fit_il",
+    "index",
+    "open_ledger",
+    "open_stream",
+    "train",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'rhostream' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -1,0 +1,150 @@
+"""The checkpoint is the commit: a run is what its newest checkpoint says, and nothing else.
+
+    <run>/run.json                                        resolved settings, made once
+    <run>/attempts/K.json                                 create-only: who claimed the run
+    <run>/checkpoints/step=S/attempt=K/model.safetensors  + optimizer.pt (read with weights_only)
+    <run>/checkpoints/step=S/attempt=K/checkpoint.json    written last: its existence is the commit
+
+checkpoint.json lists every valid segment of the log and of the steps, so after any crash the ledger holds exactly the
+steps that the weights saw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from rhostream import storage
+from rhostream.errors import AlreadyExistsError, MismatchError, SupersededError, TableError
+
+VERSION = 1
+_COMMIT = re.compile(r"checkpoints/step=(\d+)/attempt=(\d+)/checkpoint\.json\Z")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What checkpoint.json holds: position, listed segments, cost so far, and the hashes of the tensors' files."""
+
+    step: int
+    pass_index: int
+    buffer: int  # buffers of this pass that were consumed
+    attempt: int
+    complete: bool
+    fingerprints: dict[str, Any]
+    log: list[dict[str, Any]] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    cost: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)  # path -> sha256
+    version: int = VERSION
+
+
+def claim_attempt(run: str, note: Mapping[str, Any]) -> int:
+    """Take the next attempt number by a create-only file; a trainer of a lower number must stop."""
+    attempt = newest_attempt(run) + 1
+    while True:
+        try:
+            storage.create(storage.join(run, "attempts", f"{attempt}.json"), json.dumps(dict(note)).encode())
+            return attempt
+        except AlreadyExistsError:
+            attempt += 1
+
+
+def newest_attempt(run: str) -> int:
+    """The highest attempt number claimed, -1 when there is none."""
+    names = [os.path.basename(f)[:-5] for f in storage.list_files(storage.join(run, "attempts"), ".json")]
+    return max((int(n) for n in names if n.isdigit()), default=-1)
+
+
+def require_newest(run: str, attempt: int) -> None:
+    """Raise SupersededError when someone else has started this run again."""
+    newest = newest_attempt(run)
+    if newest > attempt:
+        raise SupersededError(f"attempt {newest} has taken over {storage.redact(run)}; this is attempt {attempt}: "
+                              "stopping without a commit")  # fmt: skip
+
+
+def save_tensors(state: Mapping[str, Tensor]) -> bytes:
+    """A state dict as safetensors; tensors that share memory are stored each for itself."""
+    return save_safetensors({k: v.detach().cpu().contiguous().clone() for k, v in state.items()})
+
+
+def save(run: str, checkpoint: Checkpoint, model: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> Checkpoint:
+    """Write the tensors, then checkpoint.json. Segments must be on disk before. Returns it with hashes filled in."""
+    folder = f"checkpoints/step={checkpoint.step:010d}/attempt={checkpoint.attempt}"
+    buffer = io.BytesIO()
+    torch.save(dict(optimizer), buffer)
+    payload = {f"{folder}/model.safetensors": save_tensors(model), f"{folder}/optimizer.pt": buffer.getvalue()}
+    require_newest(run, checkpoint.attempt)
+    for path, data in payload.items():
+        storage.create(storage.join(run, path), data)
+    hashes = {path: hashlib.sha256(data).hexdigest() for path, data in payload.items()}
+    done = Checkpoint(**{**asdict(checkpoint), "files": hashes})
+    storage.create(storage.join(run, folder, "checkpoint.json"), json.dumps(asdict(done), sort_keys=True).encode())
+    return done
+
+
+def committed(run: str) -> list[str]:
+    """URLs of every checkpoint.json, oldest first."""
+    found = []
+    for url in storage.list_files(storage.join(run, "checkpoints"), "checkpoint.json"):
+        if match := _COMMIT.search(url.replace(os.sep, "/")):
+            found.append((int(match[2]), int(match[1]), url))
+    # A later attempt continues from what it found, so (attempt, step) is the order in which commits were made.
+    return [url for _, _, url in sorted(found)]
+
+
+def latest(run: str) -> Checkpoint | None:
+    """The newest checkpoint, None before the first. Raises TableError when it can't be understood."""
+    urls = committed(run)
+    return _read(urls[-1]) if urls else None
+
+
+def _read(url: str) -> Checkpoint:
+    try:
+        record = json.loads(storage.read_bytes(url))
+        if int(record["version"]) > VERSION:
+            raise TableError(f"{storage.redact(url)} was written by a newer rhostream; upgrade rhostream")
+        return Checkpoint(**record)
+    except (ValueError, TypeError, KeyError) as exc:
+        raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
+
+
+def load_tensors(run: str, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The model's and the optimizer's state, hashes checked. Raises TableError."""
+    states = {}
+    for path, digest in checkpoint.files.items():
+        data = storage.read_bytes(storage.join(run, path))
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise TableError(f"{storage.redact(storage.join(run, path))} isn't the file that was committed (sha256)")
+        states[path.rsplit("/", 1)[1]] = data
+    optimizer = torch.load(io.BytesIO(states["optimizer.pt"]), weights_only=True, map_location="cpu")
+    return load_safetensors(states["model.safetensors"]), optimizer
+
+
+def require_same(old: Mapping[str, Any], new: Mapping[str, Any], what: str) -> None:
+    """Raise MismatchError naming the first fields that differ, with both values."""
+    differ = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+    if differ:
+        detail = "; ".join(f"{k}: was {old.get(k)!r}, now {new.get(k)!r}" for k in differ)
+        raise MismatchError(f"{what} was started with other settings ({detail}); use the old ones to resume it, or "
+                            "another --run")  # fmt: skip
+
+
+def retain(run: str, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints; the commit goes first, so a crash leaves no half one valid."""
+    for url in committed(run)[: -max(keep, 1)]:
+        storage.delete(url)
+        for name in ("model.safetensors", "optimizer.pt"):
+            storage.delete(storage.join(url.rsplit("/", 1)[0], name))

@@ -1,0 +1,127 @@
+"""Every way rhostream refuses to go on, as one tree.
+
+    RhostreamError                    1   something is wrong that we did not foresee
+    |-- UsageError                    2   wrong before any work: settings, names, places
+    |   |-- UnknownNameError          2   a rule, model, option or column nobody knows
+    |   |-- MissingExtraError         2   an optional dependency is not installed
+    |   |-- MismatchError             2   two artifacts that do not belong together
+    |   |-- NotWritableError          2   the place for the result can't be written
+    |   `-- MissingPartError          2   shards without a part in the table
+    |-- StorageError                  3   bytes could not be had
+    |   |-- NotFoundError             3   no such object
+    |   |-- AccessError               3   the store refused our credentials
+    |   `-- AlreadyExistsError        3   a create-only commit lost the race
+    |-- ShardError                    3   a shard's bytes break the rules, or changed
+    |-- TableError                    3   a part, segment or checkpoint can't be trusted
+    |-- BudgetError                   3   more bad samples or shards than was allowed
+    |-- NonFiniteError                3   the loss of whole buffers is NaN or infinite
+    |-- SupersededError               3   a newer attempt of the same run took over
+    `-- Interrupted             130/143   asked to stop; the same command resumes
+
+The number is the exit code of the command line. A message says what, where (shard, key, offset), what we got and
+expected, and what to do. All errors carry their message as their only argument, so they cross process borders.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RhostreamError(Exception):
+    """The root: catch this to catch everything rhostream raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(RhostreamError):
+    """Wrong before any work was done."""
+
+    exit_code = 2
+
+
+class UnknownNameError(UsageError):
+    """A name nobody knows."""
+
+    @classmethod
+    def of(cls, what: str, name: str, known: Iterable[str]) -> UnknownNameError:
+        """The error for `name`, with the nearest known name and the whole list."""
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return cls(f"unknown {what} {name!r}{hint} (known: {', '.join(names)})")
+
+
+class MissingExtraError(UsageError):
+    """An optional dependency is not installed."""
+
+    @classmethod
+    def of(cls, package: str, extra: str) -> MissingExtraError:
+        """The error for a missing `package`, with the pip line that brings it."""
+        return cls(f"{package} is not installed: pip install 'rhostream[{extra}]'")
+
+
+class MismatchError(UsageError):
+    """Two artifacts that do not belong together; the message names field, old and new."""
+
+
+class NotWritableError(UsageError):
+    """The place for the result can't be written."""
+
+
+class MissingPartError(UsageError):
+    """Shards were asked for that have no part in the table."""
+
+
+class StorageError(RhostreamError):
+    """Bytes could not be had."""
+
+    exit_code = 3
+
+
+class NotFoundError(StorageError):
+    """No object of that name."""
+
+
+class AccessError(StorageError):
+    """The store refused our credentials."""
+
+
+class AlreadyExistsError(StorageError):
+    """A create-only commit found the name taken."""
+
+
+class ShardError(RhostreamError):
+    """A shard's bytes break the rules of tar, or changed after they were indexed."""
+
+    exit_code = 3
+
+
+class TableError(RhostreamError):
+    """A part, a log segment or a checkpoint can't be trusted."""
+
+    exit_code = 3
+
+
+class BudgetError(RhostreamError):
+    """More bad samples or shards than was allowed: something systematic."""
+
+    exit_code = 3
+
+
+class NonFiniteError(RhostreamError):
+    """Whole buffers have a NaN or infinite loss."""
+
+    exit_code = 3
+
+
+class SupersededError(RhostreamError):
+    """A newer attempt of the same run has claimed the folder."""
+
+    exit_code = 3
+
+
+class Interrupted(RhostreamError):
+    """Asked to stop by a signal, at a point from which the same command resumes."""
+
+    exit_code = 130

@@ -1,0 +1,120 @@
+"""The IL model on disk: one safetensors file a fold, then `model.json`, whose presence means the model is complete."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from safetensors.torch import load as load_safetensors
+from torch import nn
+
+from rhostream import models, storage
+from rhostream.errors import TableError, UsageError
+from rhostream.irreducible.folds import FoldRule
+from rhostream.stream.decode import Preprocess
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """model.json: what the model is, what it was made of, and how good it is on samples it didn't learn from."""
+
+    architecture: str
+    classes: int
+    preprocess: dict[str, Any]
+    decoder: str
+    split: dict[str, Any]  # of FoldRule
+    folds: list[dict[str, Any]]  # weights, sha256, val_loss, val_accuracy, best_epoch, curve, ... of each model
+    accuracy: float  # means over the validation samples of all folds, labels as they are in the shards
+    val_loss: float  # nats
+    cost: dict[str, Any]  # fit_samples (forward and backward, all folds and epochs), macs of one forward, seconds
+    asked: dict[str, Any]  # the settings of the command
+    learned_from: list[str]  # names of the shards that training samples came from
+    versions: dict[str, str] = field(default_factory=dict)
+    version: int = VERSION
+
+    @property
+    def rule(self) -> FoldRule:
+        """How D was split."""
+        return FoldRule(**self.split)
+
+    def ingredients(self) -> dict[str, Any]:
+        """What makes an il: the fingerprint of a table is taken of this."""
+        return {
+            "weights": [f["sha256"] for f in self.folds],
+            "architecture": self.architecture,
+            "preprocess": self.preprocess,
+            "decoder": self.decoder,
+            "classes": self.classes,
+            "split": self.split,
+            "loss": "cross_entropy",
+        }
+
+    def figures(self) -> dict[str, Any]:
+        """What reports say of the model."""
+        return {
+            "architecture": self.architecture,
+            "accuracy": self.accuracy,
+            "val_loss": self.val_loss,
+            "fit_samples": self.cost["fit_samples"],
+            "macs": self.cost["macs"],
+            "folds": len(self.folds),
+            "mode": self.split["mode"],
+        }
+
+    def encode(self) -> bytes:
+        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
+
+
+@dataclass(frozen=True)
+class ILModel:
+    """A loaded IL model: one network a fold, in eval mode."""
+
+    info: ModelInfo
+    networks: list[nn.Module]
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return Preprocess.from_json(self.info.preprocess)
+
+
+def read_info(folder: str) -> ModelInfo | None:
+    """model.json of a folder, None when there is none. Raises TableError when it can't be understood."""
+    url = storage.join(folder, "model.json")
+    if not storage.exists(url):
+        return None
+    try:
+        record = json.loads(storage.read_bytes(url))
+        if int(record["version"]) > VERSION:
+            raise TableError(f"{storage.redact(url)} was written by a newer rhostream (version {record['version']}); "
+                             "upgrade rhostream")  # fmt: skip
+        return ModelInfo(**record)
+    except (ValueError, TypeError, KeyError) as exc:
+        raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
+
+
+def load_il_model(folder: str) -> ILModel:
+    """Load an IL model, each file proved by its sha256. Raises UsageError when there is none, TableError."""
+    folder = storage.resolve(folder)
+    info = read_info(folder)
+    if info is None:
+        raise UsageError(f"{storage.redact(folder)} is no IL model (no model.json); make one with `rhostream fit-il`")
+    preprocess = Preprocess.from_json(info.preprocess)
+    networks = []
+    for fold in info.folds:
+        url = storage.join(folder, fold["weights"])
+        data = storage.read_bytes(url)
+        if hashlib.sha256(data).hexdigest() != fold["sha256"]:
+            raise TableError(f"{storage.redact(url)} isn't the file that model.json names (sha256 differs): it was "
+                             "damaged or replaced; run `rhostream fit-il` again in another folder")  # fmt: skip
+        network = models.build(info.architecture, image_size=preprocess.image_size, channels=preprocess.channels,
+                               classes=info.classes)  # fmt: skip
+        try:
+            network.load_state_dict(load_safetensors(data))
+        except RuntimeError as exc:
+            raise TableError(f"{storage.redact(url)} doesn't fit {info.architecture}: {str(exc)[:300]}") from exc
+        networks.append(network.eval())
+    return ILModel(info, networks)

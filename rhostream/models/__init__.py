@@ -1,0 +1,5 @@
+"""The models by name: the paper's small networks, or the user's own function."""
+
+from rhostream.models.build import NAMES, build, load_weights
+
+__all__ = ["NAMES", "build", "load_weights"]

@@ -1,0 +1,68 @@
+"""From a name to a model: a built-in network, or `package.module:function` of the user's own."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import nn
+
+from rhostream import storage
+from rhostream.errors import MismatchError, UnknownNameError, UsageError
+from rhostream.models.networks import mlp, resnet18_small, small_cnn
+
+_BUILT_IN: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp,
+    "mlp-64": partial(mlp, width=64),
+    "mlp-256": partial(mlp, width=256),
+    "mlp-512": partial(mlp, width=512),
+    "small-cnn": small_cnn,
+    "resnet18-small": resnet18_small,
+}
+NAMES = tuple(_BUILT_IN)
+
+
+def build(name: str, *, image_size: int, channels: int, classes: int) -> nn.Module:
+    """Make the model of that name for (B, channels, image_size, image_size) inputs and (B, classes) logits.
+
+    A user's function gets those of the three keywords that it accepts. Raises UnknownNameError, UsageError.
+    """
+    if ":" not in name:
+        if name not in _BUILT_IN:
+            raise UnknownNameError.of("model", name, [*_BUILT_IN, "package.module:function"])
+        if image_size < 16:
+            raise UsageError(f"model {name!r} takes images of 16 pixels and more, got {image_size}")
+        return _BUILT_IN[name](image_size=image_size, channels=channels, classes=classes)
+    module, _, function = name.partition(":")
+    try:
+        maker = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as exc:
+        raise UsageError(f"model {name!r}: {exc}; expected package.module:function on the Python path") from exc
+    offered: dict[str, Any] = {"image_size": image_size, "channels": channels, "classes": classes}
+    try:
+        parameters = inspect.signature(maker).parameters
+    except (TypeError, ValueError):
+        parameters = {}  # type: ignore[assignment]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        offered = {k: v for k, v in offered.items() if k in parameters}
+    model = maker(**offered)
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model {name!r} returned {type(model).__name__}, expected a torch.nn.Module")
+    return model
+
+
+def load_weights(model: nn.Module, url: str) -> None:
+    """Load safetensors weights into the model, all names and shapes equal. Raises MismatchError, UsageError."""
+    try:
+        state = load_safetensors(storage.read_bytes(storage.resolve(url)))
+    except SafetensorError as exc:
+        raise UsageError(f"{storage.redact(url)} is no safetensors file ({exc}); pickles are never loaded") from exc
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as exc:
+        raise MismatchError(f"{storage.redact(url)} doesn't fit the model: {' '.join(str(exc).split())}") from exc

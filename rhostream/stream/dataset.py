@@ -1,0 +1,216 @@
+"""The stream: plan > join > read > decode into reused shared slots, for any number of worker processes.
+
+    table.open_table > CandidateStream (an IterableDataset of messages) > DataLoader > Candidates, one per buffer
+
+A worker decodes straight into rows of a slot (uint8 NHWC, shared memory, allocated once) and sends only the slot's
+number and a few small arrays. A DataLoader has at most `prefetch_factor` messages of a worker in flight while the
+consumer holds one buffer, so `prefetch_factor + 2` slots a worker are never overwritten too early.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from rhostream.candidates import CANDIDATE, Candidates, Reason
+from rhostream.errors import RhostreamError, UsageError
+from rhostream.stream.decode import OK, Preprocess, decoder
+from rhostream.stream.join import Join, Joined, JoinSettings, Prefilter
+from rhostream.stream.plan import Plan, choose_lanes
+from rhostream.tables import il
+
+PREFETCH = 2
+
+
+@dataclass(frozen=True)
+class Message:
+    """What a worker sends: a filled slot and the joined rows, or the error that stopped it."""
+
+    pass_index: int
+    index: int
+    slot: int
+    joined: Joined | None
+    error: RhostreamError | None = None
+
+
+@dataclass
+class Cursor:
+    """Where the stream stands: (pass, buffers consumed of it). All the state there is."""
+
+    pass_index: int = 0
+    buffer: int = 0
+
+
+class CandidateStream(IterableDataset[Message]):
+    """Buffers of n_B planned samples, exactly once per pass, in an order that no worker count changes.
+
+    `buffer_size` counts over all ranks. Iterate through `loader()`.
+    """
+
+    def __init__(self, table: il.Table, preprocess: Preprocess, *, buffer_size: int, seed: int = 0,
+                 passes: int | None = 1, lanes: int | None = None, decoder_name: str = "auto",
+                 join: JoinSettings | None = None, prefilter: Prefilter | None = None,
+                 rank: int = 0, ranks: int = 1) -> None:  # fmt: skip
+        self.table, self.preprocess, self.passes = table, preprocess, passes
+        self.buffer_size, self.seed, self.rank, self.ranks = buffer_size, seed, rank, ranks
+        self.lanes = choose_lanes(buffer_size, ranks, lanes)
+        self.cursor = Cursor()
+        self.decoder_name, _ = decoder(decoder_name)
+        self._join_settings = join or JoinSettings()
+        self._prefilter = prefilter
+        self._slots: Tensor | None = None
+        self._names = pa.array(table.names, pa.string())
+        self._plans: dict[int, Plan] = {}
+        self.plan(0)  # a buffer that can't be filled is an error now, not in a worker
+
+    @property
+    def buffers_per_pass(self) -> int:
+        """Steps in one pass."""
+        return self.plan(0).buffers
+
+    def plan(self, pass_index: int) -> Plan:
+        """The plan of a pass."""
+        if pass_index not in self._plans:
+            self._plans = {pass_index: Plan(self.table.names, self.table.counts, self.buffer_size, self.lanes,
+                                            self.seed, pass_index, self.rank, self.ranks)}  # fmt: skip
+        return self._plans[pass_index]
+
+    def tail(self, pass_index: int) -> Candidates:
+        """What of a pass fills no buffer, with reason `tail` (quarantined rows keep theirs) and no images."""
+        join = Join(self.table, JoinSettings(needs_il=False, keep_holdout=True))
+        joined = join(self.plan(pass_index).tail())
+        joined.reason[joined.reason == CANDIDATE] = Reason.tail
+        return self._candidates(Message(pass_index, self.plan(pass_index).buffers, -1, joined), None)
+
+    def loader(self, workers: int = 0, context: str | None = None) -> Loader:
+        """An iterator over `Candidates` from the cursor on; see `Loader`."""
+        return Loader(self, workers, context)
+
+    # What runs in a worker (or inline, with 0 workers).
+
+    def allocate(self, workers: int) -> None:
+        """Make the shared slots; called by the loader before workers start."""
+        share = self.buffer_size // self.ranks
+        self._slots = torch.empty((max(workers, 1) * (PREFETCH + 2), share, *self.preprocess.shape), dtype=torch.uint8)
+        if workers:
+            self._slots.share_memory_()
+
+    def __iter__(self) -> Iterator[Message]:
+        assert self._slots is not None, "iterate through .loader()"
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        join = Join(self.table, self._join_settings, open_shards=2 * self.lanes + 2)
+        pixels, turn, own = self._slots.numpy(), 0, PREFETCH + 2
+        try:
+            for number, (pass_index, index) in enumerate(self._remaining()):
+                if number % workers != worker:
+                    continue
+                slot = worker * own + turn % own
+                turn += 1
+                yield Message(pass_index, index, slot, self._fill(join, pixels[slot], pass_index, index))
+        except RhostreamError as exc:
+            # An exception that crosses the process border by itself arrives as a wall of text.
+            yield Message(0, 0, -1, None, exc)
+        finally:
+            join.close()
+
+    def _remaining(self) -> Iterator[tuple[int, int]]:
+        pass_index, start = self.cursor.pass_index, self.cursor.buffer
+        while self.passes is None or pass_index < self.passes:
+            for index in range(start, self.plan(pass_index).buffers):
+                yield pass_index, index
+            pass_index, start = pass_index + 1, 0
+
+    def _fill(self, join: Join, pixels: npt.NDArray[np.uint8], pass_index: int, index: int) -> Joined:
+        rows = self.plan(pass_index).buffer(index)
+        joined = join(rows)
+        if self._prefilter is not None:
+            self._prefilter(joined, pass_index, index)
+        decode = decoder(self.decoder_name)[1]
+        candidates = np.flatnonzero(joined.reason == CANDIDATE)
+        # Rows stand lane by lane: neighbours share a shard, and its reader is looked up once per run.
+        reader, opened = None, -1
+        for row in candidates.tolist():
+            shard = int(rows.shard[row])
+            if shard != opened or reader is None:
+                reader, opened = join.reader(shard), shard
+            data = reader.pread(int(joined.size[row]), int(joined.offset[row]))
+            if decode(data, pixels[row]) != OK:
+                joined.reason[row] = Reason.unreadable
+        return joined
+
+    def _candidates(self, message: Message, slots: Tensor | None) -> Candidates:
+        joined = message.joined
+        assert joined is not None
+        return Candidates(
+            pass_index=message.pass_index,
+            index=message.index,
+            shard=joined.rows.shard,
+            ordinal=joined.rows.ordinal,
+            key=joined.key,
+            label=torch.from_numpy(joined.label),
+            il=torch.from_numpy(joined.il),
+            reason=joined.reason,
+            image=None if slots is None else slots[message.slot],
+            normalize=self.preprocess.normalize,
+            shard_names=self._names,
+        )
+
+
+class Loader:
+    """Iterates a stream with worker processes, keeping the cursor: after k buffers, `state_dict()` resumes at k.
+
+    The cursor moves when the *next* buffer is asked for, so a checkpoint made inside the loop body must call
+    `consumed()` first, once it has trained on the buffer at hand.
+    """
+
+    def __init__(self, stream: CandidateStream, workers: int = 0, context: str | None = None) -> None:
+        if workers < 0:
+            raise UsageError(f"--workers {workers}: expected 0 or more")
+        self.stream, self.workers = stream, workers
+        self._context = context or ("forkserver" if workers else None)
+        self._pending: Cursor | None = None
+
+    def __len__(self) -> int:
+        """Buffers from the cursor to the end of the passes."""
+        if self.stream.passes is None:
+            raise TypeError("an endless stream has no length")
+        cursor = self.stream.cursor
+        return (self.stream.passes - cursor.pass_index) * self.stream.buffers_per_pass - cursor.buffer
+
+    def __iter__(self) -> Iterator[Candidates]:
+        self.stream.allocate(self.workers)
+        options: dict[str, Any] = {"batch_size": None, "collate_fn": _as_is, "num_workers": self.workers}
+        if self.workers:
+            options |= {"prefetch_factor": PREFETCH, "multiprocessing_context": self._context}
+        for message in DataLoader(self.stream, **options):
+            if message.error is not None:
+                raise message.error
+            self._pending = Cursor(message.pass_index, message.index + 1)
+            yield self.stream._candidates(message, self.stream._slots)
+            self.consumed()
+
+    def consumed(self) -> None:
+        """Move the cursor past the buffer at hand."""
+        if self._pending is not None:
+            self.stream.cursor, self._pending = self._pending, None
+
+    def state_dict(self) -> dict[str, int]:
+        """The cursor: {"pass": p, "buffer": b}."""
+        return {"pass": self.stream.cursor.pass_index, "buffer": self.stream.cursor.buffer}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from a cursor, with any number of workers."""
+        self.stream.cursor = Cursor(int(state["pass"]), int(state["buffer"]))
+
+
+def _as_is(message: Message) -> Message:
+    return message

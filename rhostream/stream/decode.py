@@ -1,0 +1,179 @@
+"""From the bytes of an image to a row of a uint8 NHWC array, by one geometry, or to a status that says why not.
+
+Geometry: the shorter side is resized to `image_size` (bilinear, antialiased), then the centre square is cropped; both
+in one pass over the pixels that are needed. EXIF orientation is applied; palettes, greys, alpha, CMYK and 16 bits
+become plain RGB (or one grey channel). The same function serves the offline wing and the trainer.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from rhostream.candidates import Normalize
+from rhostream.errors import MissingExtraError, UnknownNameError
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 50_000_000
+MAX_BYTES = 256 << 20
+OK = "ok"
+Row = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocess:
+    """What turns an image member into a model's input; part of every fingerprint."""
+
+    image_size: int
+    channels: int = 3
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of a decoded row."""
+        return (self.image_size, self.image_size, self.channels)
+
+    @property
+    def normalize(self) -> Normalize:
+        """The part of it that runs on the device."""
+        return Normalize(self.mean, self.std)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for model.json and _table.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Preprocess:
+        """The inverse of `to_json`."""
+        return cls(
+            image_size=int(record["image_size"]),
+            channels=int(record["channels"]),
+            mean=tuple(record["mean"]),
+            std=tuple(record["std"]),
+        )
+
+
+def decode_into(data: bytes, out: Row) -> str:
+    """Decode with Pillow into `out` (H, W, C); returns "ok" or the status of a bad image, never raises for its bytes."""
+    if not data:
+        return "decode:empty"
+    if len(data) > MAX_BYTES:
+        return "image:too_large"
+    try:
+        return _decode_pillow(data, out)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return "image:too_large"
+    except UnidentifiedImageError:
+        return "decode:not_an_image"
+    except OSError as exc:
+        return "decode:truncated" if "truncated" in str(exc) else "decode:broken"
+    except (SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error, ArithmeticError,
+            AttributeError, AssertionError, NotImplementedError, RuntimeError, MemoryError):  # fmt: skip
+        return "decode:broken"  # what Pillow's plugins are known to raise on hostile bytes
+
+
+def _decode_pillow(data: bytes, out: Row) -> str:
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 24:
+        width, height = struct.unpack(">II", data[16:24])
+        if width * height > MAX_PIXELS:
+            return "image:too_large"
+    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        return "image:too_large"
+    size, channels = out.shape[0], out.shape[2]
+    if image.format == "JPEG":
+        # libjpeg scales by halves while it decodes; twice the target keeps the antialiasing honest.
+        image.draft("RGB" if channels == 3 else "L", (2 * size, 2 * size))
+    image.load()
+    if image.format != "PNG" or "exif" in image.info:
+        image = ImageOps.exif_transpose(image)
+    _write(_to_mode(image, channels), out)
+    return OK
+
+
+def _to_mode(image: Image.Image, channels: int) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        wide = np.asarray(image, dtype=np.float32)
+        image = Image.fromarray(np.clip(wide / 256, 0, 255).astype(np.uint8))
+    mode = "RGB" if channels == 3 else "L"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _write(image: Image.Image, out: Row) -> None:
+    size, (width, height) = out.shape[0], image.size
+    if (width, height) != (size, size):
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        image = image.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + side, top + side))
+    out[:] = np.asarray(image).reshape(out.shape)
+
+
+def _decode_simplejpeg(data: bytes, out: Row) -> str:
+    """Like `decode_into`, with libjpeg-turbo and a finer scaled decode for plain JPEGs."""
+    if data[:2] != b"\xff\xd8" or b"Exif\0" in data[:4096]:
+        return decode_into(data, out)
+    import simplejpeg
+
+    size, channels = out.shape[0], out.shape[2]
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        if width * height > MAX_PIXELS:
+            return "image:too_large"
+        if space not in ("YCbCr", "Gray", "RGB"):
+            return decode_into(data, out)
+        pixels = simplejpeg.decode_jpeg(
+            data, "RGB" if channels == 3 else "GRAY", min_height=size, min_width=size, min_factor=1
+        )
+    except ValueError:
+        return decode_into(data, out)  # Pillow's words for what is wrong
+    if pixels.shape == out.shape:
+        out[:] = pixels
+    else:
+        _write(Image.fromarray(pixels if channels == 3 else pixels[..., 0]), out)
+    return OK
+
+
+Decoder = Callable[[bytes, Row], str]
+DECODERS: dict[str, Decoder] = {"pillow": decode_into, "simplejpeg": _decode_simplejpeg}
+
+
+def decoder(name: str) -> tuple[str, Decoder]:
+    """The decoder of that name; "auto" takes simplejpeg when it is installed, else Pillow.
+
+    Returns the name that goes into the fingerprint and the function. Raises MissingExtraError, UnknownNameError.
+    """
+    try:
+        import simplejpeg  # noqa: F401
+
+        available = True
+    except ImportError:
+        available = False
+    if name == "auto":
+        name = "simplejpeg" if available else "pillow"
+    if name not in DECODERS:
+        raise UnknownNameError.of("decoder", name, ["auto", *DECODERS])
+    if name == "simplejpeg" and not available:
+        raise MissingExtraError.of("simplejpeg", "jpeg")
+    return name, DECODERS[name]
+
+
+def check_image(data: bytes) -> str:
+    """The status of an image's bytes, decoded in full."""
+    return decode_into(data, np.empty((8, 8, 3), np.uint8))
+
+
+def probe_size(data: bytes) -> tuple[int, int] | None:
+    """(shorter side in pixels, channels 1 or 3) of an image, None when it can't be read."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        return min(image.size), 1 if image.mode in ("L", "1", "I;16", "LA") else 3
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None

@@ -1,0 +1,117 @@
+"""What a sample's small members say, before an image is touched: its label, its json fields, or the status against it.
+
+    dup | size | json | label:missing | label:invalid | label:range
+
+`.cls` is read at most 64 bytes and `.json` at most 1 MiB long; a longer one is never read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from rhostream.stream.tar import TarSample
+
+MAX_CLS = 64
+MAX_JSON = 1 << 20
+MAX_LABEL = 2**31 - 1  # the table's column is int32
+_INTEGER = re.compile(rb"-?[0-9]{1,40}\Z")
+_CLASS_OF: Mapping[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
+
+
+class Readable(Protocol):
+    """Bytes by offset."""
+
+    def pread(self, n: int, offset: int) -> bytes: ...
+
+
+class BadSample(Exception):
+    """A status and why: the sample becomes a row that says so."""
+
+    def __init__(self, status: str, why: str) -> None:
+        super().__init__(status, why)
+        self.status, self.why = status, why
+
+
+def read_json(sample: TarSample, source: Readable) -> bytes:
+    """The bytes of the first .json member, b"" where there is none. Raises BadSample (size)."""
+    for extension, offset, size in sample.members:
+        if extension == "json":
+            if size > MAX_JSON:
+                raise BadSample("size", f".json of {size:,} bytes at offset {offset:,}, at most {MAX_JSON:,} are read")
+            return source.pread(size, offset)
+    return b""
+
+
+def parse_json(raw: bytes) -> dict[str, Any]:
+    """The fields of a .json member; {} where there is none. Raises BadSample (json)."""
+    if not raw:
+        return {}
+    try:
+        fields = json.loads(raw)
+    except (ValueError, RecursionError) as exc:
+        reason = str(exc) if isinstance(exc, ValueError) else "nested too deep"
+        raise BadSample("json", f".json can't be parsed: {reason[:200]}") from exc
+    if not isinstance(fields, dict):
+        raise BadSample("json", f".json holds a {type(fields).__name__}, expected an object")
+    return fields
+
+
+def read_cls(sample: TarSample, source: Readable) -> int | None:
+    """The integer in the .cls member, None where there is none. Raises BadSample (size, label:invalid)."""
+    for extension, offset, size in sample.members:
+        if extension == "cls":
+            if size > MAX_CLS:
+                raise BadSample("size", f".cls of {size:,} bytes at offset {offset:,}, at most {MAX_CLS} are read")
+            text = source.pread(size, offset).strip()
+            if not _INTEGER.match(text):
+                raise BadSample("label:invalid", f".cls holds {text!r}, expected an integer")
+            return int(text)
+    return None
+
+
+def label_of_json(fields: Mapping[str, Any]) -> int:
+    """The integer in the field `label`. Raises BadSample (label:missing, label:invalid)."""
+    label = fields.get("label")
+    if label is None:
+        raise BadSample("label:missing", "no .cls member and no label in a .json")
+    if isinstance(label, bool) or not isinstance(label, int):
+        raise BadSample("label:invalid", f"label is {str(label)[:80]!r} in the .json, expected an integer")
+    return label
+
+
+def check_range(label: int, classes: int | None) -> int:
+    """The label itself. Raises BadSample (label:range): torch's loss is 0.0 for -100, so no such label may pass."""
+    end = MAX_LABEL + 1 if classes is None else classes
+    if not 0 <= label < end:
+        raise BadSample("label:range", f"label {str(label)[:40]}, expected 0 to {end - 1}")
+    return label
+
+
+def fit_value(value: Any, kind: str) -> tuple[Any, bool]:
+    """(the value as a column of that kind holds it or None, whether there was a value that didn't fit)."""
+    if value is None:
+        return None, False
+    expected = _CLASS_OF[kind]
+    if kind == "float" and type(value) is int and abs(value) < 2**1023:
+        return float(value), False
+    if type(value) is not expected or (kind == "int" and not -(2**63) <= value < 2**63):
+        return None, True  # bool is an int to Python, not to us
+    if kind == "str":
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # a lone surrogate
+            return None, True
+    return value, False
+
+
+def group_of(fields: Mapping[str, Any], field: str, key: str) -> str:
+    """The value that keeps near-duplicates together: the field's, or the sample's own key where it is null."""
+    value = fields.get(field)
+    if value is None:
+        return key
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+

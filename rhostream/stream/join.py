@@ -1,0 +1,184 @@
+"""The join: planned rows meet their label, il and offsets before a byte of image is read, so a dropped sample is free.
+
+A part is the index of its shard, so joining is array indexing. Only the parts of open shards are in memory, however
+large the table is.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from rhostream import storage
+from rhostream.candidates import CANDIDATE, Reason
+from rhostream.errors import MismatchError, MissingPartError, ShardError, UsageError
+from rhostream.storage import Reader, redact
+from rhostream.stream.plan import Rows, generator
+from rhostream.stream.tar import IMAGE_EXTENSIONS, walk
+from rhostream.tables import il
+
+POLICIES = ("error", "skip", "uniform")
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The planned rows of one buffer with what the table knows of them; all (B,)."""
+
+    rows: Rows
+    key: pa.StringArray
+    label: npt.NDArray[np.int64]  # -1 where null
+    il: npt.NDArray[np.float32]  # nats; NaN where null
+    offset: npt.NDArray[np.int64]
+    size: npt.NDArray[np.int64]
+    reason: npt.NDArray[np.uint8]  # CANDIDATE, or why it is dropped unread
+
+
+class Prefilter(Protocol):
+    """A decision before decode: given the joined rows, change CANDIDATE into a Reason in `reason`, in place.
+
+    It runs in the loader's workers, so it must be picklable and a function of (pass, index) and the rows alone.
+    """
+
+    def __call__(self, joined: Joined, pass_index: int, index: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class UniformChoice:
+    """The rule `uniform`, decided before decode: a random n_b of the usable rows, the others are `below`."""
+
+    batch_size: int
+    seed: int
+
+    def __call__(self, joined: Joined, pass_index: int, index: int) -> None:
+        usable = np.flatnonzero(joined.reason == CANDIDATE)
+        rng = generator(self.seed, "uniform", pass_index, index)
+        # Ranks of one random number per planned row, so the choice doesn't depend on which rows are usable.
+        draw = rng.random(len(joined.reason))[usable]
+        joined.reason[usable[np.argsort(draw, kind="stable")[self.batch_size :]]] = Reason.below
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinSettings:
+    """What the join decides by."""
+
+    needs_il: bool = True
+    missing_il: str = "error"
+    keep_holdout: bool = False
+
+    def __post_init__(self) -> None:
+        if self.missing_il not in POLICIES:
+            raise UsageError(f"--missing-il {self.missing_il!r}: expected one of {', '.join(POLICIES)}")
+
+
+class Join:
+    """Parts and shards of a table, opened when first needed and kept while their lanes need them.
+
+    `open_shards` bounds both; it must be at least twice the lanes, or shards would be opened again every buffer.
+    """
+
+    def __init__(self, table: il.Table, settings: JoinSettings, open_shards: int = 2 * 64) -> None:
+        self._table = table
+        self._settings = settings
+        self._open_shards = open_shards
+        self._parts: OrderedDict[int, il.Part] = OrderedDict()
+        self._readers: OrderedDict[int, Reader] = OrderedDict()
+
+    def __call__(self, rows: Rows) -> Joined:
+        """Join planned rows. Raises MissingPartError (policy `error`), TableError for a damaged part."""
+        n = len(rows)
+        label, il_B = np.full(n, -1, np.int64), np.full(n, np.nan, np.float32)
+        offset, size = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        reason = np.full(n, CANDIDATE, np.uint8)
+        keys: list[pa.StringArray] = []
+        cuts = np.flatnonzero(np.diff(rows.shard)) + 1
+        for start, stop in zip([0, *cuts], [*cuts, n], strict=True):
+            if start == stop:
+                continue
+            part, at = self._part(int(rows.shard[start])), rows.ordinal[start:stop]
+            label[start:stop], il_B[start:stop] = part.label[at], part.il[at]
+            offset[start:stop], size[start:stop] = part.offset[at], part.size[at]
+            keys.append(part.key.take(pa.array(at)))
+            self._drop(part, at, reason[start:stop])
+        key = pa.concat_arrays(keys) if keys else pa.array([], pa.string())
+        joined = Joined(rows, key, label, il_B, offset, size, reason)
+        if self._settings.needs_il:
+            self._missing_il(joined)
+        return joined
+
+    def _drop(self, part: il.Part, at: npt.NDArray[np.int32], reason: npt.NDArray[np.uint8]) -> None:
+        if not self._settings.keep_holdout:
+            reason[part.in_holdout[at]] = Reason.holdout
+        reason[~part.usable[at]] = Reason.quarantined
+
+    def _missing_il(self, joined: Joined) -> None:
+        missing = (joined.reason == CANDIDATE) & ~np.isfinite(joined.il)
+        if not missing.any() or self._settings.missing_il == "uniform":
+            return  # the selector gives those rows their chance
+        if self._settings.missing_il == "error":
+            row = int(np.flatnonzero(missing)[0])
+            shard = self._table.names[joined.rows.shard[row]]
+            raise MissingPartError(
+                f"sample {joined.key[row].as_py()!r} of shard {shard} has no il in {redact(self._table.url)}; run "
+                "`rhostream compute-il`, or pass --missing-il skip or uniform"
+            )
+        joined.reason[missing] = Reason.missing_il
+
+    def _part(self, shard: int) -> il.Part:
+        part = self._parts.pop(shard, None)
+        if part is None:
+            part = il.read_part(il.part_url(self._table.url, self._table.names[shard]))
+            while len(self._parts) >= self._open_shards:
+                self._parts.popitem(last=False)
+        self._parts[shard] = part
+        return part
+
+    def reader(self, shard: int) -> Reader:
+        """The shard of that index, open. Raises MismatchError when it isn't the one that was indexed."""
+        reader = self._readers.pop(shard, None)
+        if reader is None:
+            while len(self._readers) >= self._open_shards:
+                self._readers.popitem(last=False)[1].close()
+            reader = self._open(shard)
+        elif not reader.unchanged():
+            raise ShardError(f"shard {self._table.names[shard]} changed its size while it was read")
+        self._readers[shard] = reader
+        return reader
+
+    def _open(self, shard: int) -> Reader:
+        url, name, facts = self._table.shards[shard], self._table.names[shard], self._table.facts[shard]
+        today = storage.identity(url)
+        if today.size != facts.shard_size:
+            il.require_unchanged(url, name, facts)
+        reader = storage.open_reader(url)
+        if today.tag != facts.shard_tag:
+            # A copy has a new mtime or ETag and the same bytes; the headers tell a copy from another shard.
+            self._require_same_members(reader, shard)
+            warnings.warn(f"shard {name} has a new time or ETag since it was indexed; its members are where they "
+                          "were, so it is taken for a copy", stacklevel=2)  # fmt: skip
+        return reader
+
+    def _require_same_members(self, reader: Reader, shard: int) -> None:
+        part, name, found = self._part(shard), self._table.names[shard], 0
+        for ordinal, sample in enumerate(walk(reader, name)):
+            image = next(((o, s) for e, o, s in sample.members if e in IMAGE_EXTENSIONS), (0, 0))
+            key = sample.key.decode("utf-8", "backslashreplace")
+            known = ordinal < len(part.offset) and part.key[ordinal].as_py() == key
+            if not known or (part.usable[ordinal] and image != (part.offset[ordinal], part.size[ordinal])):
+                raise MismatchError(f"shard {name} changed after it was indexed (sample {ordinal}, key {key!r}): "
+                                    "delete its part and run compute-il (or index) again")  # fmt: skip
+            found += 1
+        if found != len(part.offset):
+            raise MismatchError(f"shard {name} has {found} samples, its part has {len(part.offset)}: delete the part "
+                                "and run compute-il (or index) again")  # fmt: skip
+
+    def close(self) -> None:
+        """Close every open shard."""
+        for reader in self._readers.values():
+            reader.close()
+        self._readers.clear()

@@ -1,0 +1,68 @@
+"""One call from shards and a table to buffers of candidates: what a user's own loop starts with."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+
+from rhostream import storage
+from rhostream.errors import UsageError
+from rhostream.stream.dataset import CandidateStream, Loader
+from rhostream.stream.decode import Preprocess, probe_size
+from rhostream.stream.join import JoinSettings, Prefilter
+from rhostream.tables import il as il_table
+
+
+def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], il: str | os.PathLike[str], *,
+                buffer_size: int = 320, seed: int = 0, passes: int | None = 1, workers: int = 0,
+                image_size: int | None = None, channels: int | None = None, lanes: int | None = None,
+                decoder: str = "auto", missing_il: str = "error", keep_holdout: bool = False, needs_il: bool = True,
+                roots: Mapping[str, str] | None = None, prefilter: Prefilter | None = None,
+                rank: int = 0, ranks: int = 1) -> Loader:  # fmt: skip
+    """Open shards joined with their IL table (or index) as buffers of `buffer_size` planned samples.
+
+    `shards`: paths, URLs, brace ranges, folders. `passes=None` streams without end. Samples that the IL model was
+    trained on are left out (reason `holdout`) unless `keep_holdout`. `missing_il`: "error", "skip" (reason
+    `missing_il`) or "uniform" (they compete by chance). Image size and channels are the table's unless given, else
+    the first image's. Iterate the result for `Candidates`; `state_dict()` and `load_state_dict()` resume exactly.
+
+    Raises UsageError and its kin before any work: no table, missing parts, a shard list or buffer that can't be.
+    """
+    urls = storage.expand([shards] if isinstance(shards, (str, os.PathLike)) else shards)
+    table = il_table.open_table(os.fspath(il), urls, roots, allow_missing=not needs_il or missing_il != "error")
+    if table.missing:
+        warnings.warn(f"{len(table.missing)} shards have no part in {storage.redact(table.url)} and are left out, "
+                      f"first {table.missing[0]}", stacklevel=2)  # fmt: skip
+    if needs_il and table.info.kind != "il":
+        raise UsageError(f"{storage.redact(table.url)} is an index without il; this rule needs `rhostream compute-il`")
+    stream = CandidateStream(
+        table, preprocess_of(table, image_size, channels), buffer_size=buffer_size, seed=seed, passes=passes,
+        lanes=lanes, decoder_name=decoder, prefilter=prefilter, rank=rank, ranks=ranks,
+        join=JoinSettings(needs_il=needs_il, missing_il=missing_il, keep_holdout=keep_holdout),
+    )  # fmt: skip
+    return stream.loader(workers)
+
+
+def preprocess_of(table: il_table.Table, image_size: int | None = None, channels: int | None = None) -> Preprocess:
+    """What images become: as given, else as the table says, else as the first readable image is."""
+    if table.info.preprocess is not None:
+        known = Preprocess.from_json(table.info.preprocess)
+    else:
+        side, found = _probe(table)
+        known = Preprocess(image_size=side, channels=found)
+    channels = channels or known.channels
+    same = channels == known.channels
+    return Preprocess(image_size=image_size or known.image_size, channels=channels,
+                      mean=known.mean if same else (0.5,), std=known.std if same else (0.5,))  # fmt: skip
+
+
+def _probe(table: il_table.Table) -> tuple[int, int]:
+    for shard, name in zip(table.shards, table.names, strict=True):
+        part = il_table.read_part(il_table.part_url(table.url, name))
+        with storage.open_reader(shard) as reader:
+            for row in part.usable.nonzero()[0][:10].tolist():
+                size = probe_size(reader.pread(int(part.size[row]), int(part.offset[row])))
+                if size is not None:
+                    return size
+    raise UsageError(f"{storage.redact(table.url)}: no readable image in {len(table.names)} shards")

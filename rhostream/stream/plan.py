@@ -1,0 +1,154 @@
+"""The order of a pass, as a pure function of (seed, pass, shard list, counts): exactly once, by arithmetic.
+
+Shards are permuted; inside a shard the samples are permuted; the concatenation is cut into K lanes of equal length.
+A lane is read from its own phase and wraps, so that lanes change shards at different steps. Every buffer takes
+n_B / K samples from each lane, lane by lane. What doesn't fill a buffer is the tail of the pass. Nothing is shuffled in
+memory and nothing is drawn at run time, so any buffer can be computed alone: that is what makes resume exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from rhostream.errors import UsageError
+
+MAX_LANES = 64
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+
+
+def generator(*words: object) -> np.random.Generator:
+    """A numpy generator that is a function of the words alone (seed, purpose, position, ...)."""
+    digest = hashlib.blake2b("\0".join(str(w) for w in words).encode("utf-8", "surrogateescape"), digest_size=16)
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest.digest(), "big")))
+
+
+def choose_lanes(buffer_size: int, ranks: int = 1, lanes: int | None = None) -> int:
+    """K: the largest divisor of n_B up to 64 that is a multiple of the ranks, or the one asked for.
+
+    Raises UsageError, naming the nearest possible K, when the one asked for doesn't fit.
+    """
+    possible = [k for k in range(ranks, min(buffer_size, max(MAX_LANES, ranks)) + 1)
+                if buffer_size % k == 0 and k % ranks == 0]  # fmt: skip
+    if not possible:
+        raise UsageError(f"buffer size {buffer_size} can't be split over {ranks} ranks: make it a multiple")
+    if lanes is None:
+        return possible[-1]
+    if buffer_size % lanes or lanes % ranks or lanes < 1:
+        nearest = min(possible, key=lambda k: abs(k - lanes))
+        raise UsageError(f"{lanes} lanes don't divide a buffer of {buffer_size} over {ranks} ranks; nearest: {nearest}")
+    return lanes
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Planned samples: indices into the shard list and ordinals inside the shards, both (n,)."""
+
+    shard: Int32
+    ordinal: Int32
+
+    def __len__(self) -> int:
+        return len(self.ordinal)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One pass over shards of known sample counts.
+
+    `counts` are samples seen, so a sample that can't be used keeps its place. `rank` of `ranks` gets its slice of
+    every buffer: whole lanes, so that all ranks have the same number of steps.
+    """
+
+    names: Sequence[str]
+    counts: Int64  # (shards,)
+    buffer_size: int
+    lanes: int
+    seed: int = 0
+    pass_index: int = 0
+    rank: int = 0
+    ranks: int = 1
+    _permutations: OrderedDict[int, Int32] = field(default_factory=OrderedDict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.total // self.lanes < self.buffer_size // self.lanes:
+            raise UsageError(
+                f"a buffer of {self.buffer_size:,} can't be filled from {self.total:,} samples; lower --buffer-size"
+            )
+        order = generator(self.seed, "shards", self.pass_index).permutation(len(self.counts))
+        ends = np.cumsum(self.counts[order])
+        starts = np.arange(self.lanes, dtype=np.int64) * self.lane_length
+        # The phase falls inside the lane's first shard.
+        first = np.searchsorted(ends, starts, side="right")
+        room = np.minimum(ends[np.minimum(first, len(ends) - 1)] - starts, max(self.lane_length, 1))
+        phases = (generator(self.seed, "phases", self.pass_index).random(self.lanes) * room).astype(np.int64)
+        for name, value in (("_order", order.astype(np.int32)), ("_ends", ends), ("_starts", starts),
+                            ("_phases", phases)):  # fmt: skip
+            object.__setattr__(self, name, value)
+
+    _order: Int32 = field(init=False, repr=False, compare=False)
+    _ends: Int64 = field(init=False, repr=False, compare=False)
+    _starts: Int64 = field(init=False, repr=False, compare=False)
+    _phases: Int64 = field(init=False, repr=False, compare=False)
+
+    @property
+    def total(self) -> int:
+        """Samples seen in all shards."""
+        return int(self.counts.sum())
+
+    @property
+    def lane_length(self) -> int:
+        return self.total // self.lanes
+
+    @property
+    def buffers(self) -> int:
+        """Whole buffers in the pass: the number of steps, the same on every rank."""
+        return self.lane_length // (self.buffer_size // self.lanes)
+
+    def buffer(self, index: int) -> Rows:
+        """This rank's rows of buffer `index`, in canonical order: lane by lane, n_B / ranks rows.
+
+        Raises IndexError outside [0, buffers).
+        """
+        if not 0 <= index < self.buffers:
+            raise IndexError(f"buffer {index} of {self.buffers}")
+        share, mine = self.buffer_size // self.lanes, self.lanes // self.ranks
+        lane = np.arange(self.rank * mine, (self.rank + 1) * mine)[:, None]
+        step = index * share + np.arange(share, dtype=np.int64)[None, :]
+        within = (step + self._phases[lane]) % self.lane_length
+        return self._rows((self._starts[lane] + within).ravel())
+
+    def tail(self) -> Rows:
+        """This rank's rows of the rest of the pass, which fills no buffer (fewer than n_B + K over all ranks)."""
+        used = self.buffers * (self.buffer_size // self.lanes)
+        lane = np.arange(self.lanes)[:, None]
+        within = (np.arange(used, self.lane_length)[None, :] + self._phases[lane]) % max(self.lane_length, 1)
+        left_over = np.arange(self.lanes * self.lane_length, self.total)
+        return self._rows(np.concatenate([(self._starts[lane] + within).ravel(), left_over])[self.rank :: self.ranks])
+
+    def _rows(self, position: Int64) -> Rows:
+        place = np.searchsorted(self._ends, position, side="right")
+        shard = self._order[place]
+        within = position - (self._ends[place] - self.counts[shard])
+        ordinal = np.empty(len(position), np.int32)
+        # Rows stand lane by lane, so equal shards stand together: one permutation per run.
+        cuts = np.flatnonzero(np.diff(shard)) + 1
+        for start, stop in zip([0, *cuts], [*cuts, len(shard)], strict=True):
+            if stop > start:
+                ordinal[start:stop] = self._permutation(int(shard[start]))[within[start:stop]]
+        return Rows(shard.astype(np.int32, copy=False), ordinal)
+
+    def _permutation(self, shard: int) -> Int32:
+        cached = self._permutations.pop(shard, None)
+        if cached is None:
+            rng = generator(self.seed, "samples", self.pass_index, self.names[shard])
+            cached = rng.permutation(int(self.counts[shard])).astype(np.int32)
+            while len(self._permutations) >= 2 * self.lanes:
+                self._permutations.popitem(last=False)
+        self._permutations[shard] = cached
+        return cached

@@ -1,0 +1,368 @@
+"""The IL table: `_table.json` and one Parquet part per shard, keyed by (shard, ordinal); also each shard's index.
+
+    key string | ordinal int32 | members list<(ext, offset, size)> | label int32 | il float32 (nats) | predicted int32
+    fold int8 | in_holdout bool | status string | error string | + the kept fields of the samples' json
+
+One row per sample seen, in the order of the shard. A sample that can't be used is a row whose `status` says why and
+whose `il` is null: never a missing row, never il = 0. `rhostream index` writes the same table with every il null.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rhostream import storage
+from rhostream.errors import MismatchError, MissingPartError, TableError, UsageError
+from rhostream.storage import Identity
+from rhostream.tables import parquet
+
+VERSION = 1
+OK = "ok"
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+MEMBER = pa.struct([("ext", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("ordinal", pa.int32()),
+        ("members", pa.list_(MEMBER)),
+        ("label", pa.int32()),
+        ("il", pa.float32()),
+        ("predicted", pa.int32()),
+        ("fold", pa.int8()),
+        ("in_holdout", pa.bool_()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+KEEP_TYPES = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "str": pa.string()}
+_ENCODINGS = {
+    "key": "DELTA_BYTE_ARRAY",
+    "ordinal": "DELTA_BINARY_PACKED",
+    "members.list.element.offset": "DELTA_BINARY_PACKED",
+    "members.list.element.size": "DELTA_BINARY_PACKED",
+    "il": "BYTE_STREAM_SPLIT",
+}
+_DICTIONARY = ["members.list.element.ext", "label", "predicted", "status", "error"]
+
+
+def fingerprint(ingredients: Mapping[str, Any]) -> str:
+    """16 hex digits that name what made the il; equal for equal ingredients."""
+    text = json.dumps(ingredients, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# -- _table.json -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableInfo:
+    """What holds for the whole table; fixed when it is made."""
+
+    kind: str  # "il" or "index"
+    ingredients: dict[str, Any] = field(default_factory=dict)
+    classes: int | None = None
+    preprocess: dict[str, Any] | None = None
+    keep: dict[str, str] = field(default_factory=dict)  # field of the json -> bool | int | float | str
+    roots: dict[str, str] = field(default_factory=dict)  # name -> URL
+    model: dict[str, Any] = field(default_factory=dict)  # the IL model's own figures and cost, for the reports
+    version: int = VERSION
+
+    @property
+    def fingerprint(self) -> str:
+        """What made the il, in 16 hex digits."""
+        return fingerprint(self.ingredients)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of a part, kept fields included."""
+        return pa.schema([*SCHEMA, *((name, KEEP_TYPES[kind]) for name, kind in self.keep.items())])
+
+
+def parse_keep(text: str | None) -> dict[str, str]:
+    """`is_noisy:bool,true_label:int` as a dict. Raises UsageError for a type or a name that can't be kept."""
+    keep = {}
+    for entry in filter(None, (text or "").split(",")):
+        name, _, kind = entry.strip().partition(":")
+        if kind not in KEEP_TYPES or not name:
+            raise UsageError(f"--keep {entry!r}: expected FIELD:TYPE with a type of {', '.join(KEEP_TYPES)}")
+        if name in SCHEMA.names or name == "shard":
+            raise UsageError(f"--keep {name}: the table has a column of that name already")
+        keep[name] = kind
+    return keep
+
+
+def open_info(table: str) -> TableInfo:
+    """Read `_table.json`. Raises UsageError when there is no table, TableError when it can't be understood."""
+    url = storage.join(table, "_table.json")
+    if not storage.exists(url):
+        raise UsageError(f"{storage.redact(table)} is no IL table (no _table.json); make one with `rhostream "
+                         "compute-il` or, for rules that need no il, `rhostream index`")  # fmt: skip
+    try:
+        record = json.loads(storage.read_bytes(url))
+        if int(record["version"]) > VERSION:
+            raise TableError(f"{storage.redact(url)} was written by a newer rhostream (table version "
+                             f"{record['version']}, this one reads up to {VERSION}); upgrade rhostream")  # fmt: skip
+        return TableInfo(**record)
+    except (ValueError, TypeError, KeyError) as exc:
+        raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
+
+
+def make_or_match(table: str, info: TableInfo) -> TableInfo:
+    """Create `_table.json`, or check that the one there is of the same making.
+
+    Returns the info in force. Raises MismatchError naming the field, the old value and the new.
+    """
+    url = storage.join(table, "_table.json")
+    data = json.dumps(asdict(info), sort_keys=True, indent=1).encode()
+    try:
+        storage.create(url, data)
+        return info
+    except storage.AlreadyExistsError:
+        there = open_info(table)
+    for name in ("kind", "classes", "keep", "roots"):
+        old, new = getattr(there, name), getattr(info, name)
+        if old != new and not (name == "roots" and not new):
+            raise MismatchError(f"{storage.redact(table)} has {name} {old!r}, this job has {new!r}; "
+                                "use the same settings or another --out")  # fmt: skip
+    require_same_making(there, info.ingredients, storage.redact(table))
+    return there
+
+
+def require_same_making(there: TableInfo, ingredients: Mapping[str, Any], name: str) -> None:
+    """Raise MismatchError unless the table was made of these ingredients; the message names what differs."""
+    new = fingerprint(ingredients)
+    if there.fingerprint == new:
+        return
+    fields = [k for k in sorted({*there.ingredients, *ingredients}) if there.ingredients.get(k) != ingredients.get(k)]
+    detail = "; ".join(f"{k}: {there.ingredients.get(k)!r} != {ingredients.get(k)!r}" for k in fields)
+    raise MismatchError(f"{name}: fingerprint {there.fingerprint} != {new}: {', '.join(fields)} differ ({detail}); "
+                        "two irreducible losses never mix: use another --out")  # fmt: skip
+
+
+# -- names -----------------------------------------------------------------------------------------------------------
+
+
+def parse_roots(entries: Iterable[str]) -> dict[str, str]:
+    """`NAME=URL` arguments as a dict of resolved URLs."""
+    roots = {}
+    for entry in entries:
+        name, equals, url = entry.partition("=")
+        if not (name and equals and url) or "/" in name:
+            raise UsageError(f"--root {entry!r}: expected NAME=URL, the name without a slash")
+        roots[name] = storage.resolve(url)
+    return roots
+
+
+def shard_name(url: str, roots: Mapping[str, str]) -> str:
+    """`<root>/<path below it>`: what identifies a shard in tables and logs, wherever the data lies today.
+
+    Without a matching root: the bucket and path of a remote shard, the absolute path of a local one.
+    """
+    for name, root in sorted(roots.items(), key=lambda item: -len(item[1])):
+        if url.startswith(root.rstrip("/") + "/"):
+            return name + url[len(root.rstrip("/")) :]
+    return url if storage.is_local(url) else url.split("://", 1)[1].rpartition("@")[2].split("?", 1)[0]
+
+
+def part_url(table: str, shard: str) -> str:
+    """Where the part of a shard lies; the path mirrors the shard's name."""
+    return storage.join(table, "parts", quote("_" + shard if shard.startswith("/") else shard, safe="/") + ".parquet")
+
+
+# -- parts -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartFacts:
+    """The footer of a part: what it is a part of, which bytes it describes, and its laws."""
+
+    fingerprint: str
+    kind: str
+    shard: str
+    shard_size: int
+    shard_tag: str
+    samples: int
+    statuses: dict[str, int]
+    members_seen: int
+    members_used: int
+    members_ignored: int
+    bad_fields: dict[str, int] = field(default_factory=dict)  # kept fields that didn't fit their type, as null
+    il_rows: int = 0
+    in_holdout: int = 0
+    version: int = VERSION
+
+    @property
+    def quarantined(self) -> int:
+        return self.samples - self.statuses.get(OK, 0)
+
+    @property
+    def shard_identity(self) -> Identity:
+        return Identity(self.shard_size, self.shard_tag)
+
+
+def encode_part(table: pa.Table, facts: PartFacts) -> bytes:
+    """The bytes of a part, its laws checked first. Raises TableError when they don't hold (a bug, not bad data)."""
+    statuses = {v["values"]: v["counts"] for v in pc.value_counts(table["status"]).to_pylist()}
+    used = int(pc.sum(pc.list_value_length(table["members"])).as_py() or 0)
+    laws = {
+        "samples seen = ok + quarantined": facts.samples == table.num_rows == sum(facts.statuses.values()),
+        "statuses counted": statuses == {k: v for k, v in facts.statuses.items() if v},
+        "members seen = used + ignored": facts.members_seen == used + facts.members_ignored,
+        "members used counted": facts.members_used == used,
+        "ordinals are 0..n-1": np.array_equal(table["ordinal"], np.arange(table.num_rows)),
+        "il only where ok": pc.sum(pc.is_valid(table["il"])).as_py() in (None, facts.il_rows),
+    }
+    broken = [law for law, holds in laws.items() if not holds]
+    if broken:
+        raise TableError(f"part of shard {facts.shard} breaks its laws: {'; '.join(broken)}; nothing was committed")
+    return parquet.encode(table, asdict(facts), _ENCODINGS, _DICTIONARY)
+
+
+def read_part_facts(url: str) -> PartFacts:
+    """The footer alone. Raises NotFoundError, TableError."""
+    if storage.is_local(url) and not storage.exists(url):
+        raise storage.NotFoundError(f"{url} does not exist")
+    return _part_facts(parquet.read_facts(url), url)
+
+
+def _part_facts(record: dict[str, Any], url: str) -> PartFacts:
+    if int(record.get("version", 0)) > VERSION:
+        raise TableError(f"{storage.redact(url)} was written by a newer rhostream (part version {record['version']}, "
+                         f"this one reads up to {VERSION}); upgrade rhostream")  # fmt: skip
+    try:
+        return PartFacts(**record)
+    except TypeError as exc:
+        raise TableError(f"{storage.redact(url)}: the footer can't be understood: {exc}") from exc
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part in memory, as the join needs it: arrays of (samples,), indexed by ordinal."""
+
+    facts: PartFacts
+    usable: npt.NDArray[np.bool_]  # status ok and an image to read
+    label: npt.NDArray[np.int64]  # -1 where null
+    il: npt.NDArray[np.float32]  # nats; NaN where null
+    in_holdout: npt.NDArray[np.bool_]
+    offset: npt.NDArray[np.int64]  # of the image member, bytes
+    size: npt.NDArray[np.int64]
+    key: pa.StringArray
+
+
+def read_part(url: str) -> Part:
+    """Load a part, checksums verified; rows stored in another order are put in theirs by ordinal."""
+    columns = ["key", "ordinal", "members", "label", "il", "in_holdout", "status"]
+    table, record = parquet.read(url, columns)
+    facts = _part_facts(record, url)
+    table = table.combine_chunks()
+    ordinal = table["ordinal"].to_numpy()
+    if table.num_rows != facts.samples:
+        raise TableError(f"{storage.redact(url)} has {table.num_rows} rows, its footer says {facts.samples}")
+    if not np.array_equal(ordinal, np.arange(len(ordinal))):
+        if not np.array_equal(np.sort(ordinal), np.arange(len(ordinal))):
+            raise TableError(f"{storage.redact(url)}: ordinals are not 0..{len(ordinal) - 1}, each once")
+        table = table.take(np.argsort(ordinal)).combine_chunks()
+    offset, size = _image_members(_flat(table["members"]))
+    ok = pc.equal(_flat(table["status"]), OK).to_numpy(zero_copy_only=False)
+    return Part(
+        facts=facts,
+        usable=ok & (size > 0),
+        label=_flat(table["label"]).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64),
+        il=_flat(table["il"]).fill_null(np.nan).to_numpy(zero_copy_only=False).astype(np.float32),
+        in_holdout=_flat(table["in_holdout"]).fill_null(False).to_numpy(zero_copy_only=False),
+        offset=offset,
+        size=size,
+        key=_flat(table["key"]),
+    )
+
+
+def _flat(column: pa.ChunkedArray) -> Any:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _image_members(members: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Offset and size of each row's first image member; size 0 where there is none."""
+    rows = len(members)
+    offset, size = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+    lengths = pc.list_value_length(members).fill_null(0).to_numpy(zero_copy_only=False)
+    flat = members.flatten()
+    is_image = pc.is_in(flat.field("ext"), pa.array(IMAGE_EXTENSIONS)).to_numpy(zero_copy_only=False)
+    image = np.flatnonzero(is_image)[::-1]  # the first one wins: it is written last
+    row = np.repeat(np.arange(rows), lengths)[image]
+    offset[row] = flat.field("offset").to_numpy(zero_copy_only=False)[image]
+    size[row] = flat.field("size").to_numpy(zero_copy_only=False)[image]
+    return offset, size
+
+
+# -- the table as a whole --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table opened for a list of shards: the footers, not the rows."""
+
+    url: str
+    info: TableInfo
+    shards: tuple[str, ...]  # URLs as of today
+    names: tuple[str, ...]
+    facts: tuple[PartFacts, ...]
+    missing: tuple[str, ...] = ()  # names of shards without a part; not among `names`
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Samples seen in each shard, (shards,)."""
+        return np.array([f.samples for f in self.facts], np.int64)
+
+
+def open_table(url: str, shards: Iterable[str], roots: Mapping[str, str] | None = None, *,
+               allow_missing: bool = False) -> Table:  # fmt: skip
+    """Open the table for these shards (resolved URLs), reading every part's footer.
+
+    Raises MissingPartError listing the first five shards without a part (unless `allow_missing`), MismatchError for a
+    part of another making or a shard that changed after it was indexed, TableError for a damaged part.
+    """
+    url = storage.resolve(url)
+    info = open_info(url)
+    todays = {**info.roots, **(roots or {})}
+    wanted = [(shard, shard_name(shard, todays)) for shard in shards]
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda pair: _facts_or_none(part_url(url, pair[1])), wanted))
+    missing = [name for (_, name), facts in zip(wanted, found, strict=True) if facts is None]
+    if missing and not allow_missing:
+        listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise MissingPartError(f"{storage.redact(url)} has no part for {len(missing)} of {len(wanted)} shards: "
+                               f"{listed}; run `rhostream compute-il` (or `index`) on them, or pass "
+                               "--missing-il skip")  # fmt: skip
+    kept = [(shard, name, facts) for (shard, name), facts in zip(wanted, found, strict=True) if facts is not None]
+    for _, name, facts in kept:
+        if facts.fingerprint != info.fingerprint:
+            raise MismatchError(f"the part of {name} has fingerprint {facts.fingerprint}, its table has "
+                                f"{info.fingerprint}: remove it and run the job that made the table again")  # fmt: skip
+    return Table(url, info, tuple(k[0] for k in kept), tuple(k[1] for k in kept), tuple(k[2] for k in kept),
+                 tuple(missing))  # fmt: skip
+
+
+def _facts_or_none(url: str) -> PartFacts | None:
+    try:
+        return read_part_facts(url)
+    except storage.NotFoundError:
+        return None
+
+
+def require_unchanged(shard: str, name: str, facts: PartFacts) -> None:
+    """Raise MismatchError when the shard's size or version isn't the one that was indexed."""
+    today = storage.identity(shard)
+    if today.size != facts.shard_size:
+        raise MismatchError(f"shard {name} has {today.size:,} bytes, it had {facts.shard_size:,} when it was indexed; "
+                            "its offsets are worthless: delete its part and run compute-il (or index) again")  # fmt: skip

@@ -1,0 +1,72 @@
+"""How every durable table of ours is written and read: bytes first, page checksums on, facts in the footer.
+
+A Parquet writer that is left by an exception publishes a short file that looks valid, so tables are built in memory
+and committed as finished bytes. pyarrow finds flipped bits only when page checksums are written *and* verified.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rhostream import storage
+from rhostream.errors import TableError
+
+_FOOTER = b"rhostream"
+
+
+def encode(table: pa.Table, facts: Mapping[str, Any], encodings: Mapping[str, str], dictionary: Sequence[str]) -> bytes:
+    """The bytes of a Parquet file; the same table and facts give the same bytes."""
+    record = json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()
+    sink = io.BytesIO()
+    pq.write_table(
+        table.replace_schema_metadata({_FOOTER: record}),
+        sink,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=list(dictionary),
+        column_encoding=dict(encodings),
+        write_page_checksum=True,
+        write_statistics=True,
+        store_schema=True,
+    )
+    return sink.getvalue()
+
+
+def read_facts(url: str) -> dict[str, Any]:
+    """The facts in the footer, without reading the rows. Raises TableError."""
+    try:
+        source = url if storage.is_local(url) else io.BytesIO(storage.read_bytes(url))
+        return _facts(pq.read_metadata(source).metadata, url)
+    except (pa.ArrowInvalid, OSError) as exc:
+        raise _broken(url, exc) from exc
+
+
+def read(url: str, columns: Sequence[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
+    """The rows (checksums verified) and the facts. Raises TableError naming the file."""
+    try:
+        data = storage.read_bytes(url)
+        file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+        facts = _facts(file.schema_arrow.metadata, url)
+        return file.read(columns=columns), facts
+    except (pa.ArrowInvalid, OSError, ValueError, KeyError) as exc:
+        raise _broken(url, exc) from exc
+
+
+def _facts(metadata: Mapping[bytes, bytes] | None, url: str) -> dict[str, Any]:
+    record = (metadata or {}).get(_FOOTER)
+    if record is None:
+        raise TableError(f"{storage.redact(url)} was not written by rhostream (no footer record)")
+    facts: dict[str, Any] = json.loads(record)
+    return facts
+
+
+def _broken(url: str, exc: BaseException) -> TableError:
+    text = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+    return TableError(f"{storage.redact(url)} is damaged ({text}); "
+                      "`rhostream verify --repair` removes it, then the job that wrote it makes it again")  # fmt: skip

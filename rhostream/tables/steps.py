@@ -1,0 +1,67 @@
+"""The steps table: what each step cost and gave; written and committed exactly like the selection log.
+
+    step int64 | pass int32 | candidates int32 | kept int32 | loss_kept float32 | loss_candidates float32 (nats, means)
+    accuracy_candidates float32 | learning_rate float64 | forward_units float64 (so far; one unit = one sample forward)
+    seconds_wait, seconds_score, seconds_train, seconds_log float32
+    test_loss float32, test_accuracy float32, class_accuracy list<float32> (null where there was no evaluation)
+    test_samples int64
+
+An evaluation stands at the step after which it was made. `<run>/steps/attempt=K/rank=R/...`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from rhostream import storage
+from rhostream.tables import parquet
+from rhostream.tables.selections import segment_record
+
+VERSION = 1
+SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("pass", pa.int32()),
+        ("candidates", pa.int32()),
+        ("kept", pa.int32()),
+        ("loss_kept", pa.float32()),
+        ("loss_candidates", pa.float32()),
+        ("accuracy_candidates", pa.float32()),
+        ("learning_rate", pa.float64()),
+        ("forward_units", pa.float64()),
+        ("seconds_wait", pa.float32()),
+        ("seconds_score", pa.float32()),
+        ("seconds_train", pa.float32()),
+        ("seconds_log", pa.float32()),
+        ("test_loss", pa.float32()),
+        ("test_accuracy", pa.float32()),
+        ("class_accuracy", pa.list_(pa.float32())),
+        ("test_samples", pa.int64()),
+    ]
+)
+
+
+class StepsWriter:
+    """Collects one row a step; `flush` writes them as a segment."""
+
+    def __init__(self, run: str, attempt: int, rank: int = 0) -> None:
+        self._run = run
+        self._folder = f"steps/attempt={attempt}/rank={rank}"
+        self._rows: list[dict[str, Any]] = []
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a step; missing columns are null."""
+        self._rows.append(row)
+
+    def flush(self) -> list[dict[str, Any]]:
+        """Write what is pending; returns the new segments."""
+        if not self._rows:
+            return []
+        table = pa.Table.from_pylist(self._rows, SCHEMA)
+        path = f"{self._folder}/{self._rows[0]['step']:010d}-{self._rows[-1]['step']:010d}.parquet"
+        data = parquet.encode(table, {"version": VERSION, "artifact": "steps"}, {}, ["pass"])
+        storage.create(storage.join(self._run, path), data)
+        self._rows = []
+        return [segment_record(path, data, table.num_rows)]

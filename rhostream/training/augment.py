@@ -1,0 +1,33 @@
+"""Augmentation of the kept samples only, on their device: cheap, because n_b is a tenth of n_B."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rhostream.errors import UnknownNameError
+
+KINDS = ("none", "flip", "shift", "flip-shift")
+
+
+def augment(x: Tensor, kind: str, seed: int, pixels: int = 2) -> Tensor:
+    """Random horizontal flips and shifts of each image, a function of `seed`: (B, C, H, W) -> same shape.
+
+    Shifts are up to `pixels` in each direction; what comes in at the border repeats the edge.
+    """
+    if kind not in KINDS:
+        raise UnknownNameError.of("augmentation", kind, KINDS)
+    rng = torch.Generator().manual_seed(seed)
+    if "flip" in kind:
+        flip = torch.rand(len(x), generator=rng).lt(0.5).to(x.device)
+        x = torch.where(flip[:, None, None, None], x.flip(3), x)
+    if "shift" in kind:
+        height, width = x.shape[2:]
+        dy, dx = torch.randint(0, 2 * pixels + 1, (2, len(x)), generator=rng).to(x.device)
+        padded = functional.pad(x, (pixels,) * 4, mode="replicate")
+        row = dy[:, None] + torch.arange(height, device=x.device)
+        column = dx[:, None] + torch.arange(width, device=x.device)
+        image = torch.arange(len(x), device=x.device)[:, None, None]
+        x = padded.permute(0, 2, 3, 1)[image, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)
+    return x

@@ -1,0 +1,80 @@
+"""Evaluation on test shards, for reporting only: it never touches the model's state, the random state or a decision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rhostream import storage
+from rhostream.errors import UsageError
+from rhostream.selection.losses import cross_entropy, is_correct
+from rhostream.selection.selector import scoring
+from rhostream.stream.decode import Preprocess
+from rhostream.stream.scan import labelled_images
+
+CACHE_BYTES = 1 << 30
+CHUNK = 500
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One look at the test set: means over its usable samples."""
+
+    loss: float  # nats
+    accuracy: float
+    class_accuracy: list[float | None]  # None for a class without test samples
+    samples: int
+
+    def columns(self) -> dict[str, Any]:
+        """As the steps table names them."""
+        return {"test_loss": self.loss, "test_accuracy": self.accuracy, "class_accuracy": self.class_accuracy,
+                "test_samples": self.samples}  # fmt: skip
+
+
+class TestSet:
+    """Test shards, decoded once and kept as uint8 when they fit into 1 GiB, else read again each time."""
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+
+    def __init__(self, shards: Iterable[str], preprocess: Preprocess, classes: int, decoder: str, workers: int) -> None:
+        self._shards = storage.expand(shards)
+        self._preprocess, self._classes, self._decoder, self._workers = preprocess, classes, decoder, workers
+        self._cached: list[tuple[Tensor, Tensor]] | None = None
+
+    def evaluate(self, model: nn.Module) -> Evaluation:
+        """Loss and accuracy with running batch norm statistics and dropout off."""
+        device = next(model.parameters()).device
+        right, seen = torch.zeros(self._classes), torch.zeros(self._classes)
+        loss = 0.0
+        with scoring(model, batch_norm="eval"):
+            for image, label in self._chunks():
+                label = label.to(device)
+                logits = model(self._preprocess.normalize(image.to(device)))
+                loss += float(cross_entropy(logits, label).sum())
+                seen += torch.bincount(label.cpu(), minlength=self._classes)
+                right += torch.bincount(label[is_correct(logits, label)].cpu(), minlength=self._classes)
+        total = int(seen.sum())
+        if total == 0:
+            raise UsageError(f"no usable sample in the test shards ({storage.redact(self._shards[0])}, ...)")
+        by_class = [float(r / s) if s else None for r, s in zip(right.tolist(), seen.tolist(), strict=True)]
+        return Evaluation(loss / total, float(right.sum()) / total, by_class, total)
+
+    def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self._cached is not None:
+            yield from self._cached
+            return
+        kept: list[tuple[Tensor, Tensor]] | None = []
+        held = 0
+        for image, label in labelled_images(self._shards, self._preprocess, classes=self._classes,
+                                            decoder_name=self._decoder, workers=self._workers, chunk=CHUNK):  # fmt: skip
+            held += image.numel()
+            if kept is not None and held <= CACHE_BYTES:
+                kept.append((image.clone(), label.clone()))
+            else:
+                kept = None
+            yield image, label
+        self._cached = kept

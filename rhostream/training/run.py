@@ -1,0 +1,87 @@
+"""The run folder: made once, claimed by each attempt, and moved on only by a checkpoint.
+
+    run.json (settings, fingerprints, versions) | attempts/ | log/ | steps/ | checkpoints/ | cost.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import nn
+
+from rhostream import checkpoint, storage
+from rhostream.checkpoint import Checkpoint
+from rhostream.cost import Cost
+from rhostream.errors import AlreadyExistsError
+from rhostream.tables.selections import LogWriter
+from rhostream.tables.steps import StepsWriter
+
+VERSION = 1
+
+
+@dataclass
+class Run:
+    """An attempt at a run: its writers, the segments committed so far, and where it stands."""
+
+    url: str
+    pinned: dict[str, Any]  # what a resume must agree with
+    attempt: int = -1
+    step: int = 0
+    cost: Cost = field(default_factory=Cost)
+    counts: dict[str, int] = field(default_factory=dict)  # rows of the log by reason
+    _log: list[dict[str, Any]] = field(default_factory=list)
+    _steps: list[dict[str, Any]] = field(default_factory=list)
+
+    def open(self, record: Mapping[str, Any]) -> Checkpoint | None:
+        """Make run.json or check that it is of the same making; returns the checkpoint to resume from.
+
+        Raises MismatchError naming the fields that differ, NotWritableError.
+        """
+        url = storage.join(self.url, "run.json")
+        body = {"version": VERSION, "fingerprints": self.pinned, **record}
+        try:
+            storage.create(url, json.dumps(body, indent=1, sort_keys=True, default=str).encode())
+        except AlreadyExistsError:
+            old = json.loads(storage.read_bytes(url))
+            same = json.loads(json.dumps(self.pinned, default=str))
+            checkpoint.require_same(old.get("fingerprints", {}), same, f"run {storage.redact(self.url)}")
+        found = checkpoint.latest(self.url)
+        if found is not None:
+            self.step, self.cost = found.step, Cost.from_json(found.cost)
+            self.counts, self._log, self._steps = dict(found.counts), list(found.log), list(found.steps)
+        return found
+
+    def claim(self) -> None:
+        """Become the newest attempt and open its writers."""
+        note = {"host": platform.node(), "pid": os.getpid(), "from_step": self.step}
+        self.attempt = checkpoint.claim_attempt(self.url, note)
+        self.log = LogWriter(self.url, self.attempt)
+        self.steps = StepsWriter(self.url, self.attempt)
+
+    def commit(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, pass_index: int, buffer: int,
+               complete: bool, keep: int) -> None:  # fmt: skip
+        """Segments first, then the checkpoint that lists them; cost.json when the run is complete."""
+        self._log += self.log.flush()
+        self._steps += self.steps.flush()
+        checkpoint.save(
+            self.url,
+            Checkpoint(step=self.step, pass_index=pass_index, buffer=buffer, attempt=self.attempt, complete=complete,
+                       fingerprints=self.pinned, log=self._log, steps=self._steps, cost=self.cost.as_json(),
+                       counts=self.counts),
+            model.state_dict(), optimizer.state_dict(),
+        )  # fmt: skip
+        if complete:
+            storage.replace(storage.join(self.url, "cost.json"), json.dumps(self.cost.as_json(), indent=1).encode())
+        checkpoint.retain(self.url, keep)
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    return {name: metadata.version(name) for name in ("rhostream", "torch", "numpy", "pyarrow", "pillow")}

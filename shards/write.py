@@ -1,0 +1,169 @@
+"""From a set of samples to tar shards, each whole or absent, and the same bytes for the same arguments.
+
+    SampleSet > pack (webdataset's own writer) > create (fails when the name exists) > Summary
+
+A shard that exists already with the same bytes is left alone: the same command finishes a stopped run.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from webdataset import TarWriter
+
+from rhostream.errors import AlreadyExistsError, UsageError
+from rhostream.storage import create, exists, is_local, join, list_files, read_bytes, redact, resolve
+from shards.progress import progress
+from shards.sample import Ints, Sample, SampleSet
+
+MAX_SAMPLES_PER_SHARD = 1_000_000
+
+
+@dataclass(kw_only=True)
+class Summary:
+    """What was written (or was there already), counted from the samples themselves."""
+
+    folder: str
+    split: str
+    class_names: tuple[str, ...]
+    class_counts: Ints  # (C,) by label as given
+    notes: tuple[str, ...] = ()
+    shards: int = 0
+    found: int = 0
+    samples: int = 0
+    bytes: int = 0
+    drawn: int = 0
+    wrong: int = 0
+    duplicates: int = 0
+
+    def add(self, sample: Sample) -> None:
+        """Count one sample."""
+        self.samples += 1
+        self.class_counts[sample.label] += 1
+        self.drawn += bool(sample.facts.get("noise_drawn"))
+        self.wrong += bool(sample.facts.get("is_noisy"))
+        self.duplicates += sample.facts.get("duplicate_of") is not None
+
+    def text(self) -> str:
+        """One screen for people."""
+        shown = [
+            f"{count:>9,}  {name}" for name, count in zip(self.class_names, self.class_counts, strict=True)
+        ]
+        if len(shown) > 20:
+            shown = [*shown[:19], f"{'':>9}  ... and {len(shown) - 19} more classes"]
+        again = f" ({self.found} of them were there already)" if self.found else ""
+        lines = [
+            f"shards      {self.shards:,}{again}",
+            f"samples     {self.samples:,}",
+            f"bytes       {self.bytes:,}",
+            f"noise       {_share(self.drawn, self.samples)} drawn, {_share(self.wrong, self.samples)} wrong",
+            f"duplicates  {_share(self.duplicates, self.samples)}",
+            *(f"note        {note}" for note in self.notes),
+            "label       samples  class (as labelled)",
+            *(f"{label:>7}  {line}" for label, line in enumerate(shown)),
+            f"in          {join(redact(self.folder), shard_name(self.split, 0))} and on",
+        ]
+        return "\n".join(lines)
+
+
+def write(samples: SampleSet, out: str | os.PathLike[str], *, samples_per_shard: int = 1000) -> Summary:
+    """Write the set below `out` as `<split>-000000.tar`, `<split>-000001.tar`, ...
+
+    Raises UsageError, and overwrites nothing, when `out` holds another set under these names.
+    """
+    if not 1 <= samples_per_shard <= MAX_SAMPLES_PER_SHARD:
+        raise UsageError(f"{samples_per_shard:,} samples a shard, expected 1 to {MAX_SAMPLES_PER_SHARD:,}")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,31}", samples.split):
+        raise UsageError(
+            f"split {samples.split!r} can't name shards; expected up to 32 letters, digits, - and _"
+        )
+    folder = resolve(out)
+    ranges = [
+        range(start, min(start + samples_per_shard, len(samples)))
+        for start in range(0, len(samples), samples_per_shard)
+    ]
+    _refuse_leftovers(folder, samples.split, len(ranges))
+    summary = Summary(
+        folder=folder,
+        split=samples.split,
+        class_names=samples.class_names,
+        class_counts=np.zeros(len(samples.class_names), np.int64),
+        notes=samples.notes,
+    )
+    for number, rows in progress(enumerate(ranges), len(ranges), "shards written"):
+        data = pack(_counted(samples, rows, summary))
+        summary.found += _publish(join(folder, shard_name(samples.split, number)), data)
+        summary.shards += 1
+        summary.bytes += len(data)
+    return summary
+
+
+def shard_name(split: str, number: int) -> str:
+    """The file name of a shard."""
+    return f"{split}-{number:06d}.tar"
+
+
+def pack(samples: Iterator[Sample] | Sequence[Sample]) -> bytes:
+    """The bytes of one tar: plain headers, fixed owner and time, so they depend on the samples alone."""
+    out = io.BytesIO()
+    # Without mtime=0 every member carries the clock. encoder=False: our members are bytes already.
+    with TarWriter(out, encoder=False, mtime=0, user="rhostream", group="rhostream") as tar:
+        for sample in samples:
+            tar.write(
+                {
+                    "__key__": sample.key,
+                    sample.extension: sample.image,
+                    "cls": str(sample.label).encode("ascii"),
+                    "json": json.dumps(sample.facts).encode("ascii"),
+                }
+            )
+    return out.getvalue()
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part:,} ({part / max(whole, 1):.1%})"
+
+
+def _counted(samples: SampleSet, rows: range, summary: Summary) -> Iterator[Sample]:
+    for row in rows:
+        sample = samples.load(row)
+        summary.add(sample)
+        yield sample
+
+
+def _publish(url: str, data: bytes) -> bool:
+    """Make a shard visible; returns whether it was there already, with the same bytes."""
+    # Bytes are compared, since a tar has no footer that says what made it.
+    if not exists(url):
+        try:
+            create(url, data)
+            return False
+        except AlreadyExistsError:
+            pass  # another process made it in between: it has to be the same shard
+    if read_bytes(url) != data:
+        raise UsageError(
+            f"{redact(url)} exists already with other bytes, and nothing is overwritten; choose another "
+            "--out, or remove that folder if it was made with other options"
+        )
+    return True
+
+
+def _refuse_leftovers(folder: str, split: str, count: int) -> None:
+    """Shards of a larger set under the same names would silently join this one."""
+    if is_local(folder) and os.path.exists(folder) and not os.path.isdir(folder):
+        raise UsageError(f"{folder} is a file; --out expects a folder")
+    wanted = {shard_name(split, number) for number in range(count)}
+    pattern = re.compile(re.escape(split) + r"-\d+\.tar")
+    there = [url.rsplit("/", 1)[1] for url in list_files(folder, ".tar") if url.rsplit("/", 1)[0] == folder]
+    others = [name for name in there if pattern.fullmatch(name) and name not in wanted]
+    if others:
+        raise UsageError(
+            f"{redact(folder)} holds {len(others)} shards of another {split!r} set, such as {others[0]} "
+            f"(this one has {count}); choose another --out"
+        )

@@ -1,0 +1,203 @@
+"""Scanning shards: every sample is a row, every row a status, every shard an end; whatever the bytes are."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rhostream.errors import ShardError, StorageError, UsageError
+from rhostream.stream.decode import Preprocess
+from rhostream.stream.scan import Chunk, End, ScanSettings, scan
+
+PREPROCESS = Preprocess(image_size=16, channels=3)
+JPEG, PNG = "jpg", "png"
+
+
+def image_bytes(seed: int = 0, kind: str = PNG, size: int = 16) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "JPEG" if kind == JPEG else "PNG")
+    return sink.getvalue()
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in members:
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            tar.addfile(header, io.BytesIO(data))
+    return path
+
+
+def bomb() -> bytes:
+    """A PNG header that declares 10,000 x 9,000 pixels."""
+
+    def part(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 10_000, 9_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(b"\0")) + part(b"IEND", b"")
+
+
+DEEP = b"[" * 100_000
+GOOD = image_bytes()
+# key -> (members, expected status), with 14 classes and the json needed
+HOSTILE: dict[str, tuple[list[tuple[str, bytes]], str]] = {
+    "good": ([("png", GOOD), ("cls", b"3"), ("json", b'{"n": 1}')], "ok"),
+    "label-in-json": ([("png", GOOD), ("json", b'{"label": 13}')], "ok"),
+    "newline-label": ([("png", GOOD), ("cls", b"7\n")], "ok"),
+    "zero-bytes": ([("jpg", b""), ("cls", b"1")], "decode:empty"),
+    "cut": ([("jpg", image_bytes(kind=JPEG, size=64)[:900]), ("cls", b"1")], "decode:truncated"),
+    "html": ([("jpg", b"<!doctype html><html></html>"), ("cls", b"1")], "decode:not_an_image"),
+    "bomb": ([("png", bomb()), ("cls", b"1")], "image:too_large"),
+    "no-image": ([("txt", b"hello"), ("cls", b"1")], "image:missing"),
+    "pickle": ([("png", GOOD), ("cls", b"1"), ("pkl", b"\x80")], "ok"),
+    "minus-100": ([("png", GOOD), ("cls", b"-100")], "label:range"),
+    "minus-1": ([("png", GOOD), ("cls", b"-1")], "label:range"),
+    "fourteen": ([("png", GOOD), ("cls", b"14")], "label:range"),
+    "huge": ([("png", GOOD), ("cls", str(2**63).encode())], "label:range"),
+    "no-label": ([("png", GOOD)], "label:missing"),
+    "null-label": ([("png", GOOD), ("json", b'{"label": null}')], "label:missing"),
+    "word": ([("png", GOOD), ("cls", b"abc")], "label:invalid"),
+    "empty-label": ([("png", GOOD), ("cls", b"")], "label:invalid"),
+    "float-label": ([("png", GOOD), ("json", b'{"label": 1.0}')], "label:invalid"),
+    "true-label": ([("png", GOOD), ("json", b'{"label": true}')], "label:invalid"),
+    "arabic-digits": ([("png", GOOD), ("cls", "٣".encode())], "label:invalid"),
+    "deep-json": ([("png", GOOD), ("cls", b"1"), ("json", DEEP)], "json"),
+    "cut-json": ([("png", GOOD), ("cls", b"1"), ("json", b'{"n": ')], "json"),
+    "list-json": ([("png", GOOD), ("cls", b"1"), ("json", b"[1]")], "json"),
+    "long-digits": ([("png", GOOD), ("cls", b"1"), ("json", b'{"n": ' + b"9" * 5000 + b"}")], "json"),
+    "long-cls": ([("png", GOOD), ("cls", b"1" * 65)], "size"),
+    "long-json": ([("png", GOOD), ("cls", b"1"), ("json", b" " * ((1 << 20) + 1))], "size"),
+}
+
+
+def hostile_shard(path: Path) -> tuple[Path, list[str]]:
+    """A shard of every kind of bad sample, and the statuses expected of its rows."""
+    members = [(f"{key}.{ext}", data) for key, (parts, _) in HOSTILE.items() for ext, data in parts]
+    statuses = [status for _, status in HOSTILE.values()]
+    members += [("twice.png", GOOD), ("twice.cls", b"1"), ("twice.png", GOOD), ("twice.cls", b"1")]  # adjacent
+    members += [("good.png", GOOD), ("good.cls", b"3")]  # not adjacent
+    return write_tar(path, members), [*statuses, "ok", "dup", "dup"]
+
+
+def everything(path: Path, settings: ScanSettings, workers: int = 0) -> tuple[list[Chunk], End]:
+    messages = list(scan([(str(path), "s")], settings, workers=workers))
+    assert isinstance(messages[-1], End)
+    return [m for m in messages if isinstance(m, Chunk)], messages[-1]
+
+
+def test_every_bad_sample_is_a_row_with_its_status(tmp_path: Path) -> None:
+    path, expected = hostile_shard(tmp_path / "a.tar")
+    chunks, end = everything(path, ScanSettings(preprocess=PREPROCESS, classes=14, keep={"n": "int"}))
+    rows = [row for chunk in chunks for row in chunk.rows.to_pylist()]
+    assert {r["key"]: r["status"] for r in rows[:-2]} == {k: s for k, (_, s) in HOSTILE.items()} | {"twice": "ok"}
+    assert [r["status"] for r in rows] == expected
+    assert all((r["error"] is None) == (r["status"] == "ok") for r in rows)
+    assert end.error is None and end.samples_seen == len(rows)
+    assert end.members_seen == end.members_used + end.members_ignored
+    assert end.members_used == sum(len(r["members"]) for r in rows) and end.members_ignored == 1
+
+
+def test_without_decoding_only_missing_and_empty_images_are_found(tmp_path: Path) -> None:
+    path, expected = hostile_shard(tmp_path / "a.tar")
+    chunks, _ = everything(path, ScanSettings(classes=14, keep={"n": "int"}))
+    unseen = {"decode:truncated", "decode:not_an_image", "image:too_large"}
+    assert [s for c in chunks for s in c.rows.column("status").to_pylist()] == [
+        "ok" if s in unseen else s for s in expected
+    ]
+
+
+def test_a_json_that_nobody_needs_is_not_read(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [("a.png", GOOD), ("a.cls", b"1"), ("a.json", DEEP)])
+    chunks, _ = everything(path, ScanSettings(preprocess=PREPROCESS))
+    assert chunks[0].ok.all()
+
+
+def test_kept_fields_that_do_not_fit_are_null_and_counted(tmp_path: Path) -> None:
+    values = [1, True, "x", 2.5, None, 2**63, "\ud800", [1]]
+    members = [(f"{i}.{e}", d) for i, v in enumerate(values)
+               for e, d in (("png", GOOD), ("cls", b"0"), ("json", json.dumps(dict.fromkeys("bifs", v)).encode()))]  # fmt: skip
+    chunks, end = everything(
+        write_tar(tmp_path / "a.tar", members), ScanSettings(keep={"b": "bool", "i": "int", "f": "float", "s": "str"})
+    )
+    rows = chunks[0].rows
+    assert rows.column("b").to_pylist() == [None, True, None, None, None, None, None, None]
+    assert rows.column("i").to_pylist() == [1, None, None, None, None, None, None, None]
+    assert rows.column("f").to_pylist() == [1.0, None, None, 2.5, None, float(2**63), None, None]
+    assert rows.column("s").to_pylist() == [None, None, "x", None, None, None, None, None]
+    assert end.bad_fields == {"b": 6, "i": 6, "f": 4, "s": 6} and chunks[0].ok.all()
+
+
+def test_a_key_that_is_not_utf8_is_kept_readably(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        for ext, data in (("png", GOOD), ("cls", b"0")):
+            header = tarfile.TarInfo(f"caf\xe9.{ext}")
+            header.size = len(data)
+            tar.addfile(header, io.BytesIO(data))
+    chunks, _ = everything(tmp_path / "a.tar", ScanSettings(preprocess=PREPROCESS))
+    assert chunks[0].rows.column("key").to_pylist() == ["caf\\xe9"]
+
+
+def test_workers_change_no_row_and_no_pixel(tmp_path: Path) -> None:
+    shards = []
+    for s in range(3):
+        members = [(f"{s}-{i}.{e}", d) for i in range(40) for e, d in (("png", image_bytes(i)), ("cls", b"1"))]
+        shards.append((str(write_tar(tmp_path / f"{s}.tar", members)), f"{s}"))
+    big = Preprocess(image_size=256, channels=3)  # chunks of 170 rows
+
+    def run(workers: int) -> dict[tuple[int, int], tuple[object, bytes]]:
+        found = {}
+        for message in scan(shards, ScanSettings(preprocess=big), workers=workers):
+            if isinstance(message, Chunk):
+                assert message.image is not None
+                found[message.shard, int(message.ordinal[0])] = (message.rows, message.image.numpy().tobytes())
+        return found
+
+    assert run(0) == run(2)
+
+
+@pytest.mark.parametrize("damage", ["cut", "header", "empty", "hole", "gz", "gone"])
+def test_a_shard_that_breaks_ends_with_its_error_and_the_next_one_goes_on(tmp_path: Path, damage: str) -> None:
+    members = [(f"{i}.{e}", d) for i in range(20) for e, d in (("png", GOOD), ("cls", b"1"))]
+    good, bad = write_tar(tmp_path / "good.tar", members), write_tar(tmp_path / "bad.tar", members)
+    data = bytearray(bad.read_bytes())
+    if damage == "cut":
+        data = data[: 512 * 9]
+    elif damage == "header":
+        data[512 * 10 : 512 * 60] = b"\xff" * 512 * 50
+    elif damage == "empty":
+        data = bytearray()
+    elif damage == "hole":
+        data[512 * 10 : 512 * 20] = bytes(512 * 10)
+    elif damage == "gz":
+        data[:4] = b"\x1f\x8b\x08\0"
+    bad.write_bytes(data)
+    if damage == "gone":
+        bad.unlink()
+    ends = [m for m in scan([(str(bad), "bad"), (str(good), "good")], ScanSettings()) if isinstance(m, End)]
+    assert isinstance(ends[0].error, StorageError if damage == "gone" else ShardError) and "bad" in str(ends[0].error)
+    assert ends[1].error is None and ends[1].samples_seen == 20
+
+
+def test_a_quota_takes_the_same_random_rows_every_time(tmp_path: Path) -> None:
+    members = [(f"{i}.{e}", d) for i in range(100) for e, d in (("png", GOOD), ("cls", b"1"))]
+    path = write_tar(tmp_path / "a.tar", members)
+
+    def drawn(seed: int) -> list[int]:
+        return everything(path, ScanSettings(quota=10, seed=seed))[0][0].ordinal.tolist()
+
+    assert len(drawn(0)) == 10 and drawn(0) == sorted(drawn(0)) == drawn(0) != drawn(1)
+
+
+def test_negative_workers_are_refused() -> None:
+    with pytest.raises(UsageError, match="--workers -1"):
+        next(scan([], ScanSettings(), workers=-1))
