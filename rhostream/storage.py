@@ -140,7 +140,7 @@ def _translated(url: str) -> Iterator[None]:
     """Foreign errors, in our words, without the secrets that their texts may hold."""
     try:
         yield
-    except FileNotFoundError as exc:
+    except (FileNotFoundError, NotADirectoryError) as exc:
         raise NotFoundError(f"{redact(url)} does not exist") from exc
     except PermissionError as exc:
         raise AccessError(f"{redact(url)}: permission denied; check the credentials") from exc

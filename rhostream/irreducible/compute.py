@@ -14,12 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rhostream import storage
-from rhostream.errors import MismatchError, RhostreamError, StorageError, UsageError
+from rhostream.errors import MismatchError, NotFoundError, RhostreamError, StorageError, UsageError
 from rhostream.irreducible.fit import named
 from rhostream.irreducible.model import ILModel, load_il_model
 from rhostream.irreducible.parts import PartBuilder, Scored, Summary, check_budget
@@ -76,8 +77,7 @@ class Scorer:
         self._info, self._device = model.info, device
         self._rule = model.info.rule
         self._normalize = model.preprocess.normalize
-        # Pixels come as NHWC, so channels-last needs no transpose and is the faster layout for convolutions.
-        self._networks = [n.to(device, memory_format=torch.channels_last).eval() for n in model.networks]
+        self._networks = [_prepared(n, device) for n in model.networks]
         self._learned_from = frozenset(model.info.learned_from)
         self._halved = False
 
@@ -101,9 +101,9 @@ class Scorer:
             scored.il[rows], scored.predicted[rows] = loss.cpu().numpy(), predicted.cpu().numpy()
         return scored
 
-    def _holdout(self, chunk: Chunk, name: str) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    def _holdout(self, chunk: Chunk, name: str) -> npt.NDArray[np.bool_]:
         if self._rule.mode == "fraction":
-            return chunk.mark == 1
+            return np.equal(chunk.mark, 1)
         return np.full(len(chunk), self._rule.mode == "holdout" and name in self._learned_from)
 
     @torch.inference_mode()
@@ -120,6 +120,11 @@ class Scorer:
         half = len(image) // 2
         parts = [self._forward(network, image[s], label[s]) for s in (slice(half), slice(half, None))]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def _prepared(network: nn.Module, device: torch.device) -> nn.Module:
+    # Pixels come as NHWC: channels-last needs no transpose and is the faster layout for convolutions.
+    return network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
 
 class _Job:
@@ -192,7 +197,7 @@ class _Job:
         part = il.part_url(self._out, name)
         try:
             facts = il.read_part_facts(part)
-        except storage.NotFoundError:
+        except NotFoundError:
             return None
         if facts.fingerprint != self._info.fingerprint:
             raise MismatchError(f"{redact(part)} has fingerprint {facts.fingerprint}, its table has "

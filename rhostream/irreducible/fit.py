@@ -111,7 +111,7 @@ def named(shards: Iterable[str], roots: Mapping[str, str] | None) -> list[tuple[
 
 def count_classes(label: Tensor) -> int:
     """Largest label + 1. Raises UsageError when so few of those classes occur that a wrong label is likelier."""
-    classes, distinct = int(label.max()) + 1, int(label.unique().numel())
+    classes, distinct = int(label.max()) + 1, int(torch.unique(label).numel())
     if classes > 4 * distinct + 16:
         raise UsageError(f"the largest label is {classes - 1:,}, but only {distinct:,} labels occur: give the number "
                          "of classes with --classes (labels beyond it are quarantined)")  # fmt: skip

@@ -85,7 +85,7 @@ def learn(network: nn.Module, image: Tensor, label: Tensor, train: Tensor, check
     for epoch in range(recipe.epochs):
         order = train[torch.randperm(len(train), generator=generator)]
         running = torch.zeros((), device=device)
-        for number, rows in enumerate(order.split(recipe.batch_size), 1):
+        for number, rows in enumerate(torch.split(order, recipe.batch_size), 1):
             if len(rows) > 1 or batches == 1:  # batch norm can't learn from one sample
                 network.train()
                 x = augmented(normalize(image[rows].to(device)), recipe.augment, generator)
@@ -114,7 +114,7 @@ def evaluate(network: nn.Module, image: Tensor, label: Tensor, rows: Tensor, nor
     """(mean loss in nats, accuracy) on rows of image (N, H, W, C) uint8, in eval mode."""
     network.eval()
     loss = correct = 0.0
-    for some in rows.split(EVAL_CHUNK):
+    for some in torch.split(rows, EVAL_CHUNK):
         logits = network(normalize(image[some].to(device))).float()
         target = label[some].to(device)
         loss += float(F.cross_entropy(logits, target, reduction="sum"))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rhostream import storage
-from rhostream.errors import BudgetError, MismatchError
+from rhostream.errors import AlreadyExistsError, BudgetError, MismatchError
 from rhostream.stream.scan import Chunk, End
 from rhostream.tables import il
 from rhostream.tables.il import OK, PartFacts, TableInfo
@@ -120,7 +120,7 @@ class PartBuilder:
         url = il.part_url(self._table, self._name)
         try:
             storage.create(url, data)
-        except storage.AlreadyExistsError:
+        except AlreadyExistsError:
             there = il.read_part_facts(url)
             if there != facts:
                 raise MismatchError(f"another job wrote a different part of shard {self._name} into "

@@ -18,7 +18,7 @@ MAX_CLS = 64
 MAX_JSON = 1 << 20
 MAX_LABEL = 2**31 - 1  # the table's column is int32
 _INTEGER = re.compile(rb"-?[0-9]{1,40}\Z")
-_CLASS_OF: Mapping[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
+_CLASS_OF: Mapping[str, type[Any]] = {"bool": bool, "int": int, "float": float, "str": str}
 
 
 class Readable(Protocol):
@@ -95,16 +95,17 @@ def fit_value(value: Any, kind: str) -> tuple[Any, bool]:
     if value is None:
         return None, False
     expected = _CLASS_OF[kind]
+    result: Any = value
     if kind == "float" and type(value) is int and abs(value) < 2**1023:
-        return float(value), False
-    if type(value) is not expected or (kind == "int" and not -(2**63) <= value < 2**63):
+        return float(result), False
+    if type(value) is not expected or (kind == "int" and not -(2**63) <= result < 2**63):
         return None, True  # bool is an int to Python, not to us
     if kind == "str":
         try:
-            value.encode()
+            result.encode()
         except UnicodeEncodeError:  # a lone surrogate
             return None, True
-    return value, False
+    return result, False
 
 
 def group_of(fields: Mapping[str, Any], field: str, key: str) -> str:

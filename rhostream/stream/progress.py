@@ -54,3 +54,33 @@ class Progress:
             left = (now - self._start) / self._done * (self._shards - self._done) if self._done else float("nan")
             LOG.info("%s: %d of %d shards, %s samples (%s/s), %s bad, about %.0f s left", self._title, self._done,
                      self._shards, f"{self._samples:,}", f"{rate:,.0f}", f"{self._bad:,}", left)  # fmt: skip
+
+
+class StepProgress:
+    """Counts the steps of a training run; to be used as a context manager."""
+
+    def __init__(self, title: str, total: int, done: int = 0) -> None:
+        self._title, self._total, self._done, self._first = title, total, done, done
+        self._start = self._said = time.monotonic()
+        self._bar: tqdm[None] | None = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=done, desc=title, unit="step", leave=False, dynamic_ncols=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def step(self, says: str) -> None:
+        """One more step is done; `says` is what there is to say of it."""
+        self._done += 1
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.set_postfix_str(says, refresh=False)
+            self._bar.update(1)
+        elif now - self._said >= EVERY_SECONDS:
+            self._said = now
+            rate = (self._done - self._first) / (now - self._start)
+            LOG.info("%s: step %s of %s (%.1f/s), %s", self._title, f"{self._done:,}", f"{self._total:,}", rate, says)

@@ -130,7 +130,7 @@ class _Scan(IterableDataset[Chunk | End]):
             shape = (max(workers, 1) * (PREFETCH + 2), settings.chunk, *settings.preprocess.shape)
             self.slots = torch.empty(shape, dtype=torch.uint8)
             if workers:
-                self.slots.share_memory_()
+                self.slots.share_memory_()  # type: ignore[no-untyped-call]
 
     def __iter__(self) -> Iterator[Chunk | End]:
         info = get_worker_info()

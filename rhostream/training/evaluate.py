@@ -14,10 +14,9 @@ from rhostream.errors import UsageError
 from rhostream.selection.losses import cross_entropy, is_correct
 from rhostream.selection.selector import scoring
 from rhostream.stream.decode import Preprocess
-from rhostream.stream.scan import labelled_images
+from rhostream.stream.scan import Chunk, End, ScanSettings, scan
 
 CACHE_BYTES = 1 << 30
-CHUNK = 500
 
 
 @dataclass(frozen=True)
@@ -69,12 +68,24 @@ class TestSet:
             return
         kept: list[tuple[Tensor, Tensor]] | None = []
         held = 0
-        for image, label in labelled_images(self._shards, self._preprocess, classes=self._classes,
-                                            decoder_name=self._decoder, workers=self._workers, chunk=CHUNK):  # fmt: skip
+        settings = ScanSettings(preprocess=self._preprocess, decoder_name=self._decoder, classes=self._classes)
+        for message in scan([(shard, shard) for shard in self._shards], settings, workers=self._workers):
+            if isinstance(message, End):
+                if message.error is not None:
+                    raise message.error
+                continue
+            image, label = _usable(message)
             held += image.numel()
             if kept is not None and held <= CACHE_BYTES:
-                kept.append((image.clone(), label.clone()))
+                kept.append((image, label))
             else:
                 kept = None
             yield image, label
         self._cached = kept
+
+
+def _usable(chunk: Chunk) -> tuple[Tensor, Tensor]:
+    """The images (a copy: the slot is used again) and labels of the rows that are ok."""
+    assert chunk.image is not None
+    rows = torch.from_numpy(chunk.ok.nonzero()[0])
+    return chunk.image.index_select(0, rows), torch.from_numpy(chunk.label).index_select(0, rows)

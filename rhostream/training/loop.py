@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,13 +18,12 @@ from rhostream.checkpoint import load_tensors
 from rhostream.cost import macs_per_sample
 from rhostream.errors import NonFiniteError, UsageError
 from rhostream.models import build, load_weights
-from rhostream.selection.losses import cross_entropy
 from rhostream.selection.rules import find_rule
 from rhostream.selection.selector import NONFINITE_BUFFERS, Selection, Selector
 from rhostream.stream.dataset import Loader
 from rhostream.stream.join import UniformChoice
 from rhostream.stream.open import open_stream
-from rhostream.stream.progress import Progress
+from rhostream.stream.progress import StepProgress
 from rhostream.tables.il import fingerprint
 from rhostream.tables.selections import rows_of
 from rhostream.training.augment import augment as augmented
@@ -76,7 +73,7 @@ class Trainer:
     def loop(self) -> None:
         """Algorithm 1. Raises Interrupted after committing when a signal asked to stop."""
         clock, step_of = _Clock(self.run.cost.seconds), self.run
-        progress = Progress("train", total=self.last_step, unit="step", initial=step_of.step)
+        progress = StepProgress("train", self.last_step, step_of.step)
         with StopRequest() as stop, progress:
             for candidates in self.loader:  # line 5: the next n_B of the plan
                 clock.lap("wait")
@@ -89,7 +86,7 @@ class Trainer:
                 self.loader.consumed()
                 self._end_of_pass(candidates)
                 step_of.step += 1
-                progress.update(1, loss=f"{loss:.3f}")
+                progress.step(f"loss {loss:.3f}")
                 done = step_of.step >= self.last_step
                 if done or stop.signal or step_of.step % self.checkpoint_every == 0:
                     self._commit(done, clock)
@@ -185,7 +182,7 @@ class _Clock:
     """Splits wall time into phases: seconds of the last lap of each, and running totals."""
 
     def __init__(self, totals: dict[str, float]) -> None:
-        self.totals, self.last, self._mark = totals, {}, time.perf_counter()
+        self.totals, self._mark = totals, time.perf_counter()
         self.last: dict[str, float] = {}
 
     def lap(self, phase: str) -> None:
