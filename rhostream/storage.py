@@ -368,7 +368,7 @@ def _commit_local(path: str, data: bytes, publish: Callable[[str, str], None]) -
 def delete(url: str) -> None:
     """Remove one object; none of that name is all right."""
     if is_local(url):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(url)
         return
     fs, path = filesystem(url)

@@ -1,4 +1,4 @@
-"""The offline wing: folds that don't leak, a model that is whole or absent, parts that a kill or a worker can't change."""
+"""The offline wing: folds that don't leak, models whole or absent, parts that no kill and no worker can change."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_copies_without_a_group_are_warned_of_once(shards: Path, tmp_path: Path)
 
 def test_a_sparse_set_of_labels_asks_for_the_number_of_classes() -> None:
     assert count_classes(torch.tensor([0, 3, 9])) == 10
-    with pytest.raises(UsageError, match="largest label is 9,999.*--classes"):
+    with pytest.raises(UsageError, match=r"largest label is 9,999.*--classes"):
         count_classes(torch.tensor([0, 1, 2, 9999]))
 
 
@@ -285,7 +285,7 @@ def test_a_bad_shard_is_named_and_the_others_go_on(shards: Path, model: Path, tm
 def test_two_models_never_mix_in_one_table(shards: Path, model: Path, tmp_path: Path) -> None:
     compute_il([str(shards)], str(model), str(tmp_path / "t"))
     fit_il([str(shards)], str(tmp_path / "m"), model="mlp-64", group_by="duplicate_of", epochs=1, seed=3)
-    with pytest.raises(MismatchError, match=r"fingerprint \w+ != \w+: weights differ"):
+    with pytest.raises(MismatchError, match=r"fingerprint \w+ != \w+: split, weights differ"):
         compute_il([str(shards)], str(tmp_path / "m"), str(tmp_path / "t"))
 
 

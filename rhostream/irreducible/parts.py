@@ -123,8 +123,9 @@ class PartBuilder:
         except AlreadyExistsError:
             there = il.read_part_facts(url)
             if there != facts:
-                raise MismatchError(f"another job wrote a different part of shard {self._name} into "
-                                    f"{storage.redact(self._table)} at the same time; use another --out") from None  # fmt: skip
+                message = (f"another job wrote a different part of shard {self._name} into "
+                           f"{storage.redact(self._table)} at the same time; use another --out")  # fmt: skip
+                raise MismatchError(message) from None
         return facts
 
 

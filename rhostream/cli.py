@@ -1,0 +1,323 @@
+"""The command line: every verb of rhostream, composed from the wings.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 all well; 1 internal error; 2 usage or configuration,
+before any work; 3 finished or stopped with bad shards, samples or tables; 130 / 143 interrupted, the same command
+resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from rhostream.errors import RhostreamError, UsageError
+
+EPILOG = ("Exit codes: 0 all well; 1 internal error; 2 usage or configuration, before any work; 3 bad shards, samples "
+          "or tables; 130/143 interrupted, the same command resumes.")  # fmt: skip
+
+
+class _Command(click.Command):
+    """A command whose repeatable options take several values: `--shards a.tar b.tar`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat such an option before each of its values, then let click do its work."""
+        many = {name for p in self.params if isinstance(p, click.Option) and p.multiple for name in p.opts}
+        out: list[str] = []
+        current: str | None = None
+        for at, arg in enumerate(args):
+            if arg.startswith("-") and arg != "-":
+                current = arg if arg in many else None
+                out.append(arg)
+            elif current and at and args[at - 1] != current:
+                out += [current, arg]
+            else:
+                out.append(arg)
+        return super().parse_args(ctx, out)
+
+
+class _Group(click.Group):
+    command_class = _Command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """With a guess for a mistyped verb."""
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            raise click.UsageError(f"no such command {args[0]!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="rhostream")
+def cli() -> None:
+    """Train on the few points of each buffer that are learnable, worth learning and not yet learnt.
+
+    \b
+    A first run on your shards:
+      rhostream fit-il     --shards data/train-{000..059}.tar --out il-model --model small-cnn
+      rhostream compute-il --shards data/train-{000..059}.tar --il-model il-model --out il
+      rhostream train      --shards data/train-{000..059}.tar --il il --run runs/first --model resnet18-small
+      rhostream sql        runs/first "select reason, count(*) from selections group by all"
+      rhostream report     runs/first -o report.html
+    """
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+SHARDS = click.option("--shards", required=True, multiple=True, metavar="URL...",
+                      help="Tar shards: paths, s3:// gs:// https:// URLs, brace ranges, patterns or folders.")  # fmt: skip
+ROOT = click.option("--root", "roots", multiple=True, metavar="NAME=URL",
+                    help="Name the place of the shards, so that tables and logs survive when the data moves.")  # fmt: skip
+KEEP = click.option("--keep", metavar="FIELD:TYPE,...",
+                    help="Keep these fields of each sample's .json in the table (bool, int, float, str).")  # fmt: skip
+WORKERS = click.option("--workers", default=0, show_default=True, help="Processes that read and decode.")
+BUDGET = _options(
+    click.option("--max-bad-fraction", default=0.01, show_default=True,
+                 help="More bad samples than this in one shard stop the job: something systematic."),
+    click.option("--fail-fast", is_flag=True, help="Stop at the first bad shard instead of naming it at the end."),
+)  # fmt: skip
+
+
+@cli.command("fit-il")
+@_options(
+    SHARDS, ROOT, WORKERS,
+    click.option("--out", required=True, metavar="DIR", help="Folder of the IL model (weights and model.json)."),
+    click.option("--model", default="small-cnn", show_default=True, help="Built-in name or package.module:function."),
+    click.option("--holdout", multiple=True, metavar="URL...", help="Shards of their own to learn from."),
+    click.option("--holdout-fraction", type=float, help="Learn from this fraction of the samples, chosen by hash."),
+    click.option("--folds", default=2, show_default=True,
+                 help="Cross-fit: each model learns from the other folds and scores its own. Used without a holdout."),
+    click.option("--group-by", metavar="FIELD", help="Keep samples with the same value of this json field in one fold."),
+    click.option("--fit-samples", default=100_000, show_default=True, help="At most this many samples are learned from."),
+    click.option("--epochs", default=5, show_default=True),
+    click.option("--lr", default=1e-3, show_default=True, help="AdamW learning rate."),
+    click.option("--classes", type=int, help="Number of classes; else the largest label + 1."),
+    click.option("--image-size", type=int, help="Pixels of the square input; else the first image's shorter side."),
+    click.option("--seed", default=0, show_default=True),
+)  # fmt: skip
+def fit_il(shards: tuple[str, ...], out: str, holdout: tuple[str, ...], roots: tuple[str, ...], **options: Any) -> None:
+    """Train the small model whose loss counts as irreducible.
+
+    Without --holdout or --holdout-fraction two models are cross-fitted, each on one half of the data.
+
+    \b
+    Example:
+      rhostream fit-il --shards data/*.tar --out il-model --model mlp-256 --group-by duplicate_of
+    """
+    from rhostream.irreducible import fit_il as run
+    from rhostream.tables.il import parse_roots
+
+    info = run(shards, out, holdout=holdout or None, roots=parse_roots(roots), **options)
+    click.echo(json.dumps({"accuracy": round(info.accuracy, 4), "val_loss": round(info.val_loss, 4), "out": out}))
+
+
+def _finish(summary: Any) -> None:
+    """Print the accounts of an offline job; bad shards are exit code 3."""
+    from dataclasses import asdict
+
+    click.echo(json.dumps(asdict(summary), indent=1))
+    if summary.bad_shards:
+        for name, why in summary.bad_shards.items():
+            click.echo(f"bad shard {name}: {why}", err=True)
+        raise SystemExit(3)
+
+
+@cli.command("compute-il")
+@_options(
+    SHARDS, ROOT, KEEP, WORKERS, BUDGET,
+    click.option("--il-model", required=True, metavar="DIR", help="What fit-il wrote."),
+    click.option("--out", required=True, metavar="URL", help="Where the IL table goes: one Parquet part a shard."),
+)  # fmt: skip
+def compute_il(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, **options: Any) -> None:
+    """Write the irreducible loss of every sample, one part a shard; run again, it computes only what is missing.
+
+    \b
+    Example:
+      rhostream compute-il --shards data/*.tar --il-model il-model --out il --keep is_noisy:bool,true_label:int
+    """
+    from rhostream.irreducible import compute_il as run
+    from rhostream.tables.il import parse_keep, parse_roots
+
+    _finish(run(shards, options.pop("il_model"), options.pop("out"), roots=parse_roots(roots), keep=parse_keep(keep),
+                **options))  # fmt: skip
+
+
+@cli.command("index")
+@_options(SHARDS, ROOT, KEEP, WORKERS, BUDGET, click.option("--out", required=True, metavar="URL", help="The table."))
+def index(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, out: str, **options: Any) -> None:
+    """Write the same table without il, for rules that need none (uniform, loss).
+
+    \b
+    Example:
+      rhostream index --shards data/*.tar --out index
+    """
+    from rhostream.irreducible import index as run
+    from rhostream.tables.il import parse_keep, parse_roots
+
+    _finish(run(shards, out, roots=parse_roots(roots), keep=parse_keep(keep), **options))
+
+
+@cli.command("train")
+@_options(
+    SHARDS, ROOT, WORKERS,
+    click.option("--il", required=True, metavar="URL", help="The table of compute-il, or of index."),
+    click.option("--run", required=True, metavar="DIR", help="Run folder; the same command again resumes it."),
+    click.option("--model", default="mlp", show_default=True, help="Built-in name or package.module:function."),
+    click.option("--rule", default="rho", show_default=True, help="rho, uniform, loss, irreducible or module:function."),
+    click.option("--buffer-size", default=320, show_default=True, help="n_B: samples looked at each step."),
+    click.option("--batch-size", default=32, show_default=True, help="n_b: samples kept for the gradient."),
+    click.option("--test-shards", multiple=True, metavar="URL...", help="Evaluated for reporting only."),
+    click.option("--passes", type=int, help="Passes over the shards.  [default: 1, or as many as --steps needs]"),
+    click.option("--steps", type=int, help="Stop after this many steps."),
+    click.option("--missing-il", default="error", show_default=True, type=click.Choice(["error", "skip", "uniform"]),
+                 help="What happens to samples without an il."),
+    click.option("--init", metavar="WEIGHTS", help="Start from these safetensors weights."),
+    click.option("--accumulate", default=1, show_default=True, help="Split the kept batch into this many forwards."),
+    click.option("--lr", default=1e-3, show_default=True, help="AdamW learning rate."),
+    click.option("--weight-decay", default=0.01, show_default=True),
+    click.option("--loss-cap", is_flag=True, help="Clip loss and il at ln C (ours; for noisy IL models)."),
+    click.option("--keep-holdout", is_flag=True, help="Candidates may be samples that the IL model learned from."),
+    click.option("--augment", default="none", show_default=True, help="none, flip, shift or flip-shift; kept samples."),
+    click.option("--precision", default="float32", show_default=True, help="Of scoring: float32 or bfloat16."),
+    click.option("--chunk", type=int, help="Score at most this many samples at once (memory)."),
+    click.option("--batch-norm", default="buffer", show_default=True, type=click.Choice(["buffer", "eval"]),
+                 help="Statistics while scoring."),
+    click.option("--lanes", type=int, help="Shards that are mixed at a time.  [default: up to 64]"),
+    click.option("--eval-every", default=100, show_default=True, help="Steps between evaluations."),
+    click.option("--checkpoint-every", default=500, show_default=True, help="Steps between checkpoints."),
+    click.option("--keep-checkpoints", default=2, show_default=True, help="How many checkpoints stay."),
+    click.option("--classes", type=int, help="Number of classes; else the table's."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1."),
+    click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events below the run."),
+    click.option("--seed", default=0, show_default=True),
+)  # fmt: skip
+def train(shards: tuple[str, ...], roots: tuple[str, ...], tensorboard: bool, **options: Any) -> None:
+    """Train with selection: score n_B samples, keep n_b, step; every decision is logged.
+
+    \b
+    Example:
+      rhostream train --shards data/*.tar --il il --run runs/rho --model resnet18-small --test-shards test/*.tar
+    """
+    from rhostream.tables.il import parse_roots
+    from rhostream.training.loop import train as run
+
+    metrics = _tensorboard(options["run"]) if tensorboard else None
+    options["test_shards"] = options["test_shards"] or ()
+    summary = run(shards, options.pop("il"), options.pop("run"), roots=parse_roots(roots), metrics=metrics, **options)
+    click.echo(json.dumps({"run": summary.run, "steps": summary.steps, "planned": summary.planned,
+                           "reasons": summary.reasons, "test_accuracy": summary.test_accuracy}, indent=1))  # fmt: skip
+
+
+def _tensorboard(run: str) -> Callable[[dict[str, Any]], None]:
+    from rhostream.training.tensorboard import writer
+
+    return writer(run)
+
+
+@cli.command("sql")
+@click.argument("folder", metavar="DIR")
+@click.argument("query", required=False)
+@click.option("--format", "style", default="table", show_default=True, type=click.Choice(["table", "json", "csv"]))
+@ROOT
+def sql(folder: str, query: str | None, style: str, roots: tuple[str, ...]) -> None:
+    """Ask a run (or an IL table) a question in SQL, or a named one: @noisy_share. Without a question, list them.
+
+    Views: selections, steps, il, samples, quarantine, runs.
+
+    \b
+    Examples:
+      rhostream sql runs/rho "select reason, count(*) from selections group by all"
+      rhostream sql runs/rho @kept_by_class
+    """
+    from rhostream.audit.questions import QUESTIONS, run_question
+    from rhostream.audit.render import render
+    from rhostream.audit.views import open_ledger
+    from rhostream.tables.il import parse_roots
+
+    if query is None or query == "@":
+        for name, question in QUESTIONS.items():
+            click.echo(f"@{name:24} {question.says}")
+        return
+    with open_ledger(folder, roots=parse_roots(roots)) as ledger:
+        table = run_question(ledger, query[1:]) if query.startswith("@") else ledger.sql(query)
+    click.echo(render(table, style))
+
+
+@cli.command("report")
+@click.argument("folder", metavar="DIR")
+@click.option("--against", multiple=True, metavar="DIR...", help="Runs to compare with: uniform, train-on-everything.")
+@click.option("-o", "--out", default="report.html", show_default=True, help="The page: static, without script.")
+@ROOT
+def report(folder: str, against: tuple[str, ...], out: str, roots: tuple[str, ...]) -> None:
+    """Write a page that says what was kept and skipped, why, and whether selection paid.
+
+    \b
+    Example:
+      rhostream report runs/rho --against runs/uniform runs/everything -o report.html
+    """
+    from rhostream.audit.report import write_report
+    from rhostream.tables.il import parse_roots
+
+    click.echo(write_report([folder], out, against=list(against), roots=parse_roots(roots)))
+
+
+@cli.command("status")
+@click.argument("folder", metavar="URL|DIR")
+@click.option("--shards", multiple=True, metavar="URL...", help="Also say which of these shards have no part yet.")
+@ROOT
+def status(folder: str, shards: tuple[str, ...], roots: tuple[str, ...]) -> None:
+    """Say how far a run or a table is, what is quarantined, and what to do next."""
+    from rhostream.audit.verify import status_of
+    from rhostream.tables.il import parse_roots
+
+    click.echo(json.dumps(status_of(folder, shards, parse_roots(roots)), indent=1))
+
+
+@cli.command("verify")
+@click.argument("folder", metavar="URL|DIR")
+@click.option("--repair", is_flag=True, help="Remove damaged parts; then run the job that wrote them again.")
+def verify(folder: str, repair: bool) -> None:
+    """Prove a run or a table: checksums, fingerprints, counts, duplicate keys. Exit code 3 when something is wrong."""
+    from rhostream.audit.verify import verify as run
+
+    found = run(folder, repair=repair)
+    click.echo(json.dumps(found, indent=1))
+    if found["problems"]:
+        raise SystemExit(3)
+
+
+def main() -> None:
+    """The console script: errors become one line on stderr and a documented exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: click.echo(f"warning: {message}", err=True)
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as exc:
+        raise SystemExit(exc.exit_code) from None
+    except click.ClickException as exc:
+        exc.show()
+        raise SystemExit(2) from None
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; the same command resumes", err=True)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        raise SystemExit(0) from None
+    except RhostreamError as exc:
+        click.echo(f"{'usage' if isinstance(exc, UsageError) else 'error'}: {exc}", err=True)
+        for note in getattr(exc, "__notes__", []):
+            click.echo(f"  {note}", err=True)
+        raise SystemExit(exc.exit_code) from None
