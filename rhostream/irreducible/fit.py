@@ -237,8 +237,8 @@ def _fit_folds(fit: _Fit, rule: FoldRule, pool: Pool, check: Pool, out: str) -> 
             "val_accuracy": learned.val_accuracy, "best_epoch": learned.best_epoch, "curve": learned.curve,
             "train_samples": len(train), "val_samples": len(rows), "seconds": round(learned.seconds, 3),
         })  # fmt: skip
-        LOG.info("fit-il: model %d of %d: loss %.4f nats, accuracy %.4f on D (epoch %.1f of %d)", number + 1,
-                 rule.models, learned.val_loss, learned.val_accuracy, learned.best_epoch, fit.recipe.epochs)  # fmt: skip
+        LOG.info("fit-il: model %d of %d: loss %.4f, accuracy %.4f on D (epoch %.1f of %d)", number + 1,
+                 rule.models, learned.val_loss, learned.val_accuracy, learned.best_epoch, fit.recipe.epochs)
     return records, samples, macs
 
 

@@ -336,8 +336,9 @@ class _ShardScan:
             "error": pa.array(error, pa.string()),
         } | {name: pa.array(column, KEEP_TYPES[self._settings.keep[name]]) for name, column in rows.kept.items()}
         ok = np.array([s == OK for s in status], bool)
-        return Chunk(shard=self._number, ordinal=np.array(rows.ordinal, np.int32), label=label, ok=ok,
-                     mark=np.array(rows.mark, np.int64), rows=pa.RecordBatch.from_pydict(columns), slot=slot)  # fmt: skip
+        ordinal, mark = np.array(rows.ordinal, np.int32), np.array(rows.mark, np.int64)
+        return Chunk(shard=self._number, ordinal=ordinal, label=label, ok=ok, mark=mark,
+                     rows=pa.RecordBatch.from_pydict(columns), slot=slot)  # fmt: skip
 
 
 def _no_decode(data: bytes, out: npt.NDArray[np.uint8]) -> str:
