@@ -72,7 +72,7 @@ def require_newest(run: str, attempt: int) -> None:
     newest = newest_attempt(run)
     if newest > attempt:
         raise SupersededError(f"attempt {newest} has taken over {storage.redact(run)}; this is attempt {attempt}: "
-                              "stopping without a commit")  # fmt: skip
+                              "stopping without a commit")
 
 
 def save_tensors(state: Mapping[str, Tensor]) -> bytes:
@@ -139,7 +139,7 @@ def require_same(old: Mapping[str, Any], new: Mapping[str, Any], what: str) -> N
     if differ:
         detail = "; ".join(f"{k}: was {old.get(k)!r}, now {new.get(k)!r}" for k in differ)
         raise MismatchError(f"{what} was started with other settings ({detail}); use the old ones to resume it, or "
-                            "another --run")  # fmt: skip
+                            "another --run")
 
 
 def retain(run: str, keep: int) -> None:

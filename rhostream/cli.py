@@ -19,7 +19,7 @@ import click
 from rhostream.errors import RhostreamError, UsageError
 
 EPILOG = ("Exit codes: 0 all well; 1 internal error; 2 usage or configuration, before any work; 3 bad shards, samples "
-          "or tables; 130/143 interrupted, the same command resumes.")  # fmt: skip
+          "or tables; 130/143 interrupted, the same command resumes.")
 
 
 class _Command(click.Command):
@@ -79,17 +79,17 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 SHARDS = click.option("--shards", required=True, multiple=True, metavar="URL...",
-                      help="Tar shards: paths, s3:// gs:// https:// URLs, brace ranges, patterns or folders.")  # fmt: skip
+                      help="Tar shards: paths, s3:// gs:// https:// URLs, brace ranges, patterns or folders.")
 ROOT = click.option("--root", "roots", multiple=True, metavar="NAME=URL",
-                    help="Name the place of the shards, so that tables and logs survive when the data moves.")  # fmt: skip
+                    help="Name the place of the shards, so that tables and logs survive when the data moves.")
 KEEP = click.option("--keep", metavar="FIELD:TYPE,...",
-                    help="Keep these fields of each sample's .json in the table (bool, int, float, str).")  # fmt: skip
+                    help="Keep these fields of each sample's .json in the table (bool, int, float, str).")
 WORKERS = click.option("--workers", default=0, show_default=True, help="Processes that read and decode.")
 BUDGET = _options(
     click.option("--max-bad-fraction", default=0.01, show_default=True,
                  help="More bad samples than this in one shard stop the job: something systematic."),
     click.option("--fail-fast", is_flag=True, help="Stop at the first bad shard instead of naming it at the end."),
-)  # fmt: skip
+)
 
 
 @cli.command("fit-il")
@@ -101,14 +101,14 @@ BUDGET = _options(
     click.option("--holdout-fraction", type=float, help="Learn from this fraction of the samples, chosen by hash."),
     click.option("--folds", default=2, show_default=True,
                  help="Cross-fit: each model learns from the other folds and scores its own. Used without a holdout."),
-    click.option("--group-by", metavar="FIELD", help="Keep samples with the same value of this json field in one fold."),
-    click.option("--fit-samples", default=100_000, show_default=True, help="At most this many samples are learned from."),
+    click.option("--group-by", metavar="FIELD", help="Samples with the same value of this json field share a fold."),
+    click.option("--fit-samples", default=100_000, show_default=True, help="Learn from at most this many."),
     click.option("--epochs", default=5, show_default=True),
     click.option("--lr", default=1e-3, show_default=True, help="AdamW learning rate."),
     click.option("--classes", type=int, help="Number of classes; else the largest label + 1."),
     click.option("--image-size", type=int, help="Pixels of the square input; else the first image's shorter side."),
     click.option("--seed", default=0, show_default=True),
-)  # fmt: skip
+)
 def fit_il(shards: tuple[str, ...], out: str, holdout: tuple[str, ...], roots: tuple[str, ...], **options: Any) -> None:
     """Train the small model whose loss counts as irreducible.
 
@@ -141,7 +141,7 @@ def _finish(summary: Any) -> None:
     SHARDS, ROOT, KEEP, WORKERS, BUDGET,
     click.option("--il-model", required=True, metavar="DIR", help="What fit-il wrote."),
     click.option("--out", required=True, metavar="URL", help="Where the IL table goes: one Parquet part a shard."),
-)  # fmt: skip
+)
 def compute_il(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, **options: Any) -> None:
     """Write the irreducible loss of every sample, one part a shard; run again, it computes only what is missing.
 
@@ -153,7 +153,7 @@ def compute_il(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None
     from rhostream.tables.il import parse_keep, parse_roots
 
     _finish(run(shards, options.pop("il_model"), options.pop("out"), roots=parse_roots(roots), keep=parse_keep(keep),
-                **options))  # fmt: skip
+                **options))
 
 
 @cli.command("index")
@@ -177,7 +177,8 @@ def index(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, out
     click.option("--il", required=True, metavar="URL", help="The table of compute-il, or of index."),
     click.option("--run", required=True, metavar="DIR", help="Run folder; the same command again resumes it."),
     click.option("--model", default="mlp", show_default=True, help="Built-in name or package.module:function."),
-    click.option("--rule", default="rho", show_default=True, help="rho, uniform, loss, irreducible or module:function."),
+    click.option("--rule", default="rho", show_default=True,
+                 help="rho, uniform, loss, irreducible or your module:function."),
     click.option("--buffer-size", default=320, show_default=True, help="n_B: samples looked at each step."),
     click.option("--batch-size", default=32, show_default=True, help="n_b: samples kept for the gradient."),
     click.option("--test-shards", multiple=True, metavar="URL...", help="Evaluated for reporting only."),
@@ -204,7 +205,7 @@ def index(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, out
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1."),
     click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events below the run."),
     click.option("--seed", default=0, show_default=True),
-)  # fmt: skip
+)
 def train(shards: tuple[str, ...], roots: tuple[str, ...], tensorboard: bool, **options: Any) -> None:
     """Train with selection: score n_B samples, keep n_b, step; every decision is logged.
 
@@ -219,7 +220,7 @@ def train(shards: tuple[str, ...], roots: tuple[str, ...], tensorboard: bool, **
     options["test_shards"] = options["test_shards"] or ()
     summary = run(shards, options.pop("il"), options.pop("run"), roots=parse_roots(roots), metrics=metrics, **options)
     click.echo(json.dumps({"run": summary.run, "steps": summary.steps, "planned": summary.planned,
-                           "reasons": summary.reasons, "test_accuracy": summary.test_accuracy}, indent=1))  # fmt: skip
+                           "reasons": summary.reasons, "test_accuracy": summary.test_accuracy}, indent=1))
 
 
 def _tensorboard(run: str) -> Callable[[dict[str, Any]], None]:

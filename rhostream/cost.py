@@ -21,7 +21,7 @@ def break_even(buffer_size: int, batch_size: int) -> float:
 
 
 def macs_per_sample(model: nn.Module, example: Tensor) -> int:
-    """Multiply-adds of one sample's forward, counted by torch on `example` (1, C, H, W); the model is left as it was."""
+    """Multiply-adds of one sample's forward, counted on `example` (1, C, H, W); the model's modes are restored."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -34,7 +34,7 @@ def steps_to_reach(steps: Sequence[int], accuracy: Floats, target: float, window
 
 
 def speedup(baseline: tuple[Sequence[int], Floats], run: tuple[Sequence[int], Floats], window: int = 5) -> float | None:
-    """Steps in which the baseline first reaches its own best, over steps in which the run reaches that; None if never."""
+    """Steps in which the baseline first reaches its own best, over the run's to reach that; None if never."""
     goal = best(baseline[1], window)
     own, theirs = steps_to_reach(*baseline, goal, window), steps_to_reach(*run, goal, window)
     return None if own is None or theirs is None else own / theirs

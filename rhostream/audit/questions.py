@@ -45,5 +45,5 @@ def run_question(ledger: Ledger, name: str) -> pa.Table:
     for need in question.needs:
         if need.split(":")[0] not in kept:
             raise UsageError(f"@{name} needs the field {need.split(':')[0]!r} of the samples' json: run compute-il "
-                             f"with --keep {need}")  # fmt: skip
+                             f"with --keep {need}")
     return ledger.sql(question.sql)

@@ -6,9 +6,9 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from importlib.metadata import version
 from typing import Any
 
-import rhostream
 from rhostream import checkpoint, storage
 from rhostream.audit import plots
 from rhostream.audit.gallery import thumbnails
@@ -33,11 +33,11 @@ GALLERIES = (
      "NOT kept AND loss > 1", "il DESC"),
     ("Skipped as learnt", "Low loss in the last quarter of the run: nothing left to learn.",
      "NOT kept AND step >= (SELECT max(step) FROM looks) * 3 / 4", "loss"),
-)  # fmt: skip
+)
 
 
 def write_report(runs: str | Sequence[str], out: str, *, against: Sequence[str] = (),
-                 roots: Mapping[str, str] | None = None) -> str:  # fmt: skip
+                 roots: Mapping[str, str] | None = None) -> str:
     """Write the page for `runs` (seeds of one setting, say) to `out`, compared with the runs of `against`.
 
     Returns the path. Raises UsageError, MissingExtraError without the extra `report`, TableError for damaged files.
@@ -82,15 +82,16 @@ def _content(ledger: Ledger, mine: Sequence[str]) -> dict[str, Any]:
         "scatter": plots.scatter(points, over_time) if points["il"] else None, "main": main, "noisy": noisy,
         "right": over_time["says"], **_classes(ledger, main, rows), "galleries": pictures,
         "notes": f"{missing} pictures could not be read from the shards; give --root NAME=URL if the data moved."
-                 if missing else "", "version": rhostream.__version__,
-    }  # fmt: skip
+                 if missing else "", "version": version("rhostream"),
+    }
 
 
 def _curve(ledger: Ledger, run: str) -> dict[str, list[float]]:
-    return ledger.sql(
+    curve: dict[str, list[float]] = ledger.sql(
         "SELECT step + 1 AS steps, forward_units AS units, test_accuracy AS accuracy FROM steps "
         "WHERE run = $run AND test_accuracy IS NOT NULL ORDER BY step", {"run": run}
-    ).to_pydict()  # type: ignore[no-any-return]  # fmt: skip
+    ).to_pydict()
+    return curve
 
 
 def _kind(row: Mapping[str, Any]) -> str:
@@ -107,7 +108,7 @@ def _grouped(rows: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, li
 
 
 def _comparisons(rows: Mapping[str, Any], curves: Mapping[str, Any], mine: Sequence[str],
-                 window: int) -> list[dict[str, Any]]:  # fmt: skip
+                 window: int) -> list[dict[str, Any]]:
     """Each run against the uniform one of its model and seed."""
     found = []
     for run in mine:
@@ -123,25 +124,26 @@ def _comparisons(rows: Mapping[str, Any], curves: Mapping[str, Any], mine: Seque
                 "baseline_steps": steps_to_reach(*base, goal, window),
                 "steps": steps_to_reach(*ours, goal, window) or "not reached",
                 "speedup": f"{gain:.2f}x" if gain else "not reached", "break_even": f"{even:.2f}x",
-            })  # fmt: skip
+            })
     return found
 
 
 def _verdicts(comparisons: Sequence[Mapping[str, Any]], rows: Mapping[str, Any], main: str) -> list[dict[str, Any]]:
     if not comparisons:
         return [{"good": True, "text": f"{main}: {rows[main]['steps']:,} steps, final test accuracy "
-                                       f"{_percent(rows[main]['final_test_accuracy'])}. Nothing to compare it with."}]  # fmt: skip
+                                       f"{_percent(rows[main]['final_test_accuracy'])}. Nothing to compare it with."}]
     gains, even = [c["gain"] for c in comparisons], comparisons[0]["even"]
     reached = [g for g in gains if g is not None]
     if len(reached) < len(gains):
         text = (f"Selection did not pay: uniform's best was not reached in {len(gains) - len(reached)} of "
-                f"{len(gains)} comparisons within the steps that were run.")  # fmt: skip
+                f"{len(gains)} comparisons within the steps that were run.")
         return [{"good": False, "text": text}]
     mean = sum(reached) / len(reached)
     spread = f" ({min(reached):.2f} to {max(reached):.2f} over {len(reached)} runs)" if len(reached) > 1 else ""
     pays = mean > even
-    text = (f"Uniform's best was reached in {mean:.2f} times fewer steps{spread}. The break-even in forwards is {even:.2f}: "
-            + ("selection paid, before the cost of the IL model." if pays else "selection saved steps, but not arithmetic."))  # fmt: skip
+    says = "selection paid, before the cost of the IL model." if pays else "selection saved steps, but not arithmetic."
+    text = f"Uniform's best was reached in {mean:.2f} times fewer steps{spread}. "
+    text += f"The break-even in forwards is {even:.2f}: {says}"
     return [{"good": pays, "text": text}]
 
 
@@ -155,8 +157,9 @@ def _cost(ledger: Ledger, run: str, row: Mapping[str, Any]) -> dict[str, Any]:
     seconds = latest.cost.get("seconds", {}) if latest else {}
     macs = (row["forward_units"] or 0) * (row["macs"] or 0)
     return {"run": run, "steps": f"{row['steps']:,}", "accuracy": _percent(row["final_test_accuracy"]),
-            "units": f"{row['forward_units'] or 0:,.0f}", "macs": f"{macs:.3g}", "il_units": f"{row['il_units'] or 0:,.0f}",
-            "seconds": [f"{seconds.get(p, 0):.1f}" for p in PHASES]}  # fmt: skip
+            "units": f"{row['forward_units'] or 0:,.0f}", "macs": f"{macs:.3g}",
+            "il_units": f"{row['il_units'] or 0:,.0f}",
+            "seconds": [f"{seconds.get(p, 0):.1f}" for p in PHASES]}
 
 
 def _il_text(row: Mapping[str, Any], comparisons: Sequence[Mapping[str, Any]]) -> str:
@@ -164,14 +167,14 @@ def _il_text(row: Mapping[str, Any], comparisons: Sequence[Mapping[str, Any]]) -
         return "This run used no irreducible loss."
     text = (f"The IL model's own accuracy is {_percent(row['il_accuracy'])} (on labels as they are, of samples that it "
             f"didn't learn from); the target's is {_percent(row['final_test_accuracy'])} on the test set. Fitting it "
-            f"and scoring every sample cost {row['il_units']:,.0f} units, once, for every later run. ")  # fmt: skip
+            f"and scoring every sample cost {row['il_units']:,.0f} units, once, for every later run. ")
     own = [c for c in comparisons if c["run"] == row["run"] and c["gain"]]
     if own:
         units = row["batch_size"] * 3
         saved = own[0]["baseline_steps"] * units - own[0]["steps"] * (row["buffer_size"] + units)
         text += (f"To reach uniform's best, selection saved {saved:,.0f} units in this run, so the IL is paid after "
                  f"{-(-row['il_units'] // saved):.0f} runs." if saved > 0 else
-                 "To reach uniform's best, selection spent more units than uniform, so the IL is never paid.")  # fmt: skip
+                 "To reach uniform's best, selection spent more units than uniform, so the IL is never paid.")
     return text
 
 
@@ -189,37 +192,42 @@ def _noise(ledger: Ledger, main: str) -> tuple[dict[str, Any], dict[str, Any], l
     """Points of the scatter, what is kept over time, and the noisy share, where the table knows it."""
     points = ledger.sql("SELECT il, loss, kept::INT AS kept FROM (SELECT * FROM selections WHERE run = $run AND "
                         "isfinite(loss) AND isfinite(il)) USING SAMPLE reservoir(4000 ROWS) REPEATABLE (0)",
-                        {"run": main}).to_pydict()  # fmt: skip
+                        {"run": main}).to_pydict()
     known = "is_noisy" in ledger.kept_fields()
     join = "LEFT JOIN samples USING (shard, ordinal)" if known else ""
     extra = ", avg(is_noisy::INT) FILTER (kept) AS noisy_kept, avg(is_noisy::INT) FILTER (NOT kept) AS noisy_skipped"
     slices = ledger.sql(
         "SELECT step // greatest((SELECT max(step) + 1 FROM selections WHERE run = $run) // 25, 1) AS slice, "
-        f"min(step) AS step, avg(correct::INT) FILTER (kept) AS correct {extra if known else ''} FROM selections {join} "
-        "WHERE run = $run AND isfinite(loss) GROUP BY slice ORDER BY slice", {"run": main}).to_pydict()  # fmt: skip
+        f"min(step) AS step, avg(correct::INT) FILTER (kept) AS correct {extra if known else ''} "
+        f"FROM selections {join} WHERE run = $run AND isfinite(loss) GROUP BY slice ORDER BY slice",
+        {"run": main},
+    ).to_pydict()
     series = {"already correct, kept": slices["correct"]}
     if not known:
-        return points, {"step": slices["step"], "series": series, "says": "how much of what is kept was right already."}, []
+        says = "how much of what is kept was right already."
+        return points, {"step": slices["step"], "series": series, "says": says}, []
     series |= {"wrong label, kept": slices["noisy_kept"], "wrong label, skipped": slices["noisy_skipped"]}
     rows = ledger.sql("SELECT run, avg(is_noisy::INT) FILTER (kept) AS k, avg(is_noisy::INT) FILTER (NOT kept) AS s "
                       "FROM selections JOIN samples USING (shard, ordinal) WHERE reason IN ('kept', 'below') "
-                      "GROUP BY run ORDER BY run").to_pylist()  # fmt: skip
+                      "GROUP BY run ORDER BY run").to_pylist()
     noisy = [{"run": r["run"], "kept": _percent(r["k"]), "skipped": _percent(r["s"])} for r in rows]
-    return points, {"step": slices["step"], "series": series, "says": "shares of what is kept and skipped over time."}, noisy
+    says = "shares of what is kept and skipped over time."
+    return points, {"step": slices["step"], "series": series, "says": says}, noisy
 
 
 def _classes(ledger: Ledger, main: str, rows: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ledger.sql("SELECT label, count(*) AS planned, avg(kept::INT) AS rate FROM selections WHERE run = $run AND "
-                      "label IS NOT NULL AND reason <> 'tail' GROUP BY label ORDER BY label", {"run": main}).to_pylist()  # fmt: skip
+    kept = ledger.sql("SELECT label, count(*) AS planned, avg(kept::INT) AS rate FROM selections WHERE run = $run "
+                      "AND label IS NOT NULL AND reason <> 'tail' GROUP BY label ORDER BY label",
+                      {"run": main}).to_pylist()
     last = ledger.sql("SELECT run, class_accuracy FROM steps WHERE test_accuracy IS NOT NULL QUALIFY "
-                      "row_number() OVER (PARTITION BY run ORDER BY step DESC) = 1 ORDER BY run").to_pylist()  # fmt: skip
+                      "row_number() OVER (PARTITION BY run ORDER BY step DESC) = 1 ORDER BY run").to_pylist()
     accuracy = {row["run"]: row["class_accuracy"] for row in last}
     worst = [f"{run} {_percent(min(a for a in values if a is not None))}" for run, values in accuracy.items()]
     table = [{"label": str(k["label"]), "planned": f"{k['planned']:,}", "rate": _percent(k["rate"]),
               "accuracy": [_percent(a[k["label"]] if k["label"] < len(a) else None) for a in accuracy.values()]}
-             for k in kept[:200]]  # fmt: skip
+             for k in kept[:200]]
     return {"classes": table, "class_runs": list(accuracy),
-            "class_text": f"Worst class at the last evaluation: {', '.join(worst)}." if worst else ""}  # fmt: skip
+            "class_text": f"Worst class at the last evaluation: {', '.join(worst)}." if worst else ""}
 
 
 def _galleries(ledger: Ledger, run: str, record: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:
@@ -234,6 +242,6 @@ def _galleries(ledger: Ledger, run: str, record: Mapping[str, Any]) -> tuple[lis
         figures = [{"image": image, "key": json.dumps(row["key"], ensure_ascii=False)[1:-1][:80],
                     "caption": f"label {row['label']}" + (f", truly {row['true_label']}" if truth else "")
                     + f", il model says {row['predicted']}; loss {row['loss']:.2f}, il {row['il']:.2f}"}
-                   for row, image in zip(rows, images, strict=True)]  # fmt: skip
+                   for row, image in zip(rows, images, strict=True)]
         groups.append({"title": title, "says": says, "figures": figures})
     return groups, missing

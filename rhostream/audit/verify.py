@@ -41,7 +41,7 @@ def _verify_table(table: str, repair: bool) -> dict[str, Any]:
                 removed.append(url)
     repeated = sorted(key for key, count in keys.items() if count > 1)
     return {"kind": info.kind, "fingerprint": info.fingerprint, "files": len(urls), "rows": rows, "problems": problems,
-            "duplicate_keys": len(repeated), "first_duplicate_keys": repeated[:5], "removed": removed}  # fmt: skip
+            "duplicate_keys": len(repeated), "first_duplicate_keys": repeated[:5], "removed": removed}
 
 
 def _verify_part(url: str, table: str, info: il_table.TableInfo, keys: Counter[str]) -> int:
@@ -91,7 +91,7 @@ def status_of(folder: str, shards: Iterable[str] = (), roots: Mapping[str, str] 
     complete = bool(latest and latest.complete)
     return {"kind": "run", "rule": record["settings"].get("rule"), "step": step, "of": last, "complete": complete,
             "rows_by_reason": dict(latest.counts) if latest else {}, "attempts": checkpoint.newest_attempt(folder) + 1,
-            "next": "nothing: the run is complete" if complete else "run the same train command to go on"}  # fmt: skip
+            "next": "nothing: the run is complete" if complete else "run the same train command to go on"}
 
 
 def _table_status(table: str, shards: list[str], roots: Mapping[str, str] | None) -> dict[str, Any]:
@@ -106,9 +106,9 @@ def _table_status(table: str, shards: list[str], roots: Mapping[str, str] | None
             damaged.append(str(exc))
     known = {**info.roots, **(roots or {})}
     missing = [name for name in (il_table.shard_name(s, known) for s in (storage.expand(shards) if shards else []))
-               if il_table.part_url(table, name) not in urls]  # fmt: skip
+               if il_table.part_url(table, name) not in urls]
     todo = "run `rhostream verify --repair`, then the job again" if damaged else (
-        "run the same compute-il (or index) command for the missing shards" if missing else "nothing")  # fmt: skip
+        "run the same compute-il (or index) command for the missing shards" if missing else "nothing")
     return {"kind": info.kind, "fingerprint": info.fingerprint, "parts": len(urls), "samples": sum(statuses.values()),
             "quarantined": {k: v for k, v in statuses.items() if k != il_table.OK}, "damaged": damaged,
-            "missing": len(missing), "first_missing": missing[:5], "next": todo}  # fmt: skip
+            "missing": len(missing), "first_missing": missing[:5], "next": todo}

@@ -39,7 +39,7 @@ class Ledger:
         self._roots = dict(roots or {})
         self._parts_loaded = False
         self._con = duckdb.connect(":memory:", config={"autoinstall_known_extensions": False,
-                                                       "autoload_known_extensions": False})  # fmt: skip
+                                                       "autoload_known_extensions": False})
         self._tables: dict[str, pa.Table] = {}
         segments = [self._segments(run) for run in self.runs]
         paths = [url for log, step in segments for url in (*log, *step) if storage.is_local(url)]
@@ -47,7 +47,7 @@ class Ledger:
         self._view("selections", selections.SCHEMA, [s[0] for s in segments])
         self._view("steps", steps.SCHEMA, [s[1] for s in segments])
         self._register("runs", pa.Table.from_pylist([self._run_row(*pair) for pair in
-                                                     zip(self.runs, self.records, strict=True)], RUNS))  # fmt: skip
+                                                     zip(self.runs, self.records, strict=True)], RUNS))
         self._con.execute("SET enable_external_access = false")
         self._con.execute("SET lock_configuration = true")
 
@@ -119,13 +119,13 @@ class Ledger:
                 table, record = parquet.read(part)
                 pieces.append(table.append_column("shard", pa.array([record["shard"]] * len(table), pa.string())))
         schema = pa.schema([*il_table.SCHEMA, *((k, il_table.KEEP_TYPES[v]) for k, v in keep.items()),
-                            ("shard", pa.string())])  # fmt: skip
+                            ("shard", pa.string())])
         whole = pa.concat_tables([schema.empty_table(), *pieces], promote_options="default")
         self._register("il", whole)
         fields = "".join(f', "{name}"' for name in keep)
         self._con.execute(f"CREATE VIEW samples AS SELECT shard, ordinal, key, label{fields} FROM il")
         self._con.execute("CREATE VIEW quarantine AS SELECT shard, ordinal, key, status, error FROM il "
-                          "WHERE status <> 'ok'")  # fmt: skip
+                          "WHERE status <> 'ok'")
         self._parts_loaded = True
 
     def _part_urls(self, table: str) -> list[str]:
@@ -147,7 +147,7 @@ class Ledger:
             "final_test_accuracy": accuracy, "forward_units": cost.get("forward_units"),
             "il_units": cost.get("il_units"), "macs": cost.get("macs"),
             "il_accuracy": record.get("il_model", {}).get("accuracy"),
-        }  # fmt: skip
+        }
 
 
 RUNS = pa.schema(
@@ -157,7 +157,7 @@ RUNS = pa.schema(
         ("complete", pa.bool_()), ("final_test_accuracy", pa.float64()), ("forward_units", pa.float64()),
         ("il_units", pa.float64()), ("macs", pa.int64()), ("il_accuracy", pa.float64()),
     ]
-)  # fmt: skip
+)
 
 
 def open_ledger(folders: str | Iterable[str], *, roots: Mapping[str, str] | None = None) -> Ledger:
@@ -189,5 +189,5 @@ def _explain(text: str) -> str:
     if missing:
         near = difflib.get_close_matches(missing[1], VIEWS, n=1)
         return (f"no view {missing[1]!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-                + f" (views: {', '.join(VIEWS)})")  # fmt: skip
+                + f" (views: {', '.join(VIEWS)})")
     return first[:600]

@@ -36,7 +36,7 @@ Score = Callable[[Chunk, str], Scored]
 
 def compute_il(shards: Iterable[str], il_model: str, out: str, *, workers: int = 0,
                keep: Mapping[str, str] | None = None, roots: Mapping[str, str] | None = None,
-               max_bad_fraction: float = 0.01, fail_fast: bool = False, device: str | None = None) -> Summary:  # fmt: skip
+               max_bad_fraction: float = 0.01, fail_fast: bool = False, device: str | None = None) -> Summary:
     """Write the irreducible loss of every sample of `shards` into the table `out`, one part a shard.
 
     `keep`: {field of the json: bool | int | float | str} columns to keep. A bad sample is a row with a status, a bad
@@ -47,21 +47,21 @@ def compute_il(shards: Iterable[str], il_model: str, out: str, *, workers: int =
     info = model.info
     table_info = TableInfo(kind="il", ingredients=info.ingredients(), classes=info.classes,
                            preprocess=info.preprocess, keep=dict(keep or {}), roots=dict(roots or {}),
-                           model=info.figures())  # fmt: skip
+                           model=info.figures())
     rule = info.rule
     settings = ScanSettings(preprocess=model.preprocess, decoder_name=info.decoder, classes=info.classes,
-                            keep=table_info.keep, group_by=rule.group_by, mark=rule)  # fmt: skip
+                            keep=table_info.keep, group_by=rule.group_by, mark=rule)
     scorer = Scorer(model, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     job = _Job(shards, out, table_info, settings, max_bad_fraction, fail_fast)
     if rule.mode == "folds" and not rule.group_by and not scorer.knows(name for _, name in job.shards):
         warnings.warn("none of these shards was seen by fit-il, whose folds depend on the shards' names; if they are "
-                      "the same data in another place, name it with --root as it was then", stacklevel=2)  # fmt: skip
+                      "the same data in another place, name it with --root as it was then", stacklevel=2)
     return job.run(workers, scorer)
 
 
 def index(shards: Iterable[str], out: str, *, workers: int = 0, keep: Mapping[str, str] | None = None,
           roots: Mapping[str, str] | None = None, max_bad_fraction: float = 0.01,
-          fail_fast: bool = False) -> Summary:  # fmt: skip
+          fail_fast: bool = False) -> Summary:
     """The same table without il, predicted and fold, and without decoding an image; for runs that need no il.
 
     A damaged image is found by the trainer only. Raises as `compute_il`.
@@ -90,7 +90,7 @@ class Scorer:
         n = len(chunk)
         by_fold = self._rule.mode == "folds"
         scored = Scored(np.full(n, np.nan, np.float32), np.full(n, -1, np.int64),
-                        chunk.mark if by_fold else np.zeros(n, np.int64), self._holdout(chunk, name))  # fmt: skip
+                        chunk.mark if by_fold else np.zeros(n, np.int64), self._holdout(chunk, name))
         assert chunk.image is not None
         for number, network in enumerate(self._networks):
             rows = np.flatnonzero(chunk.ok & (scored.fold == number))
@@ -131,7 +131,7 @@ class _Job:
     """One run over a list of shards, for both kinds of table."""
 
     def __init__(self, shards: Iterable[str], out: str, info: TableInfo, settings: ScanSettings, max_bad: float,
-                 fail_fast: bool) -> None:  # fmt: skip
+                 fail_fast: bool) -> None:
         if not 0 <= max_bad <= 1:
             raise UsageError(f"--max-bad-fraction {max_bad}: expected a fraction between 0 and 1")
         self._out, self._settings, self._max_bad, self._fail_fast = storage.resolve(out), settings, max_bad, fail_fast
@@ -201,7 +201,7 @@ class _Job:
             return None
         if facts.fingerprint != self._info.fingerprint:
             raise MismatchError(f"{redact(part)} has fingerprint {facts.fingerprint}, its table has "
-                                f"{self._info.fingerprint}: remove it and run again")  # fmt: skip
+                                f"{self._info.fingerprint}: remove it and run again")
         try:
             il.require_unchanged(url, name, facts)
         except StorageError as exc:

@@ -43,7 +43,7 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
            classes: int | None = None, image_size: int | None = None, channels: int | None = None,
            mean: tuple[float, ...] = (0.5,), std: tuple[float, ...] = (0.5,), decoder_name: str = "auto",
            augment: str = "none", workers: int = 0, roots: Mapping[str, str] | None = None,
-           memory_bytes: int = 8 << 30, device: str | None = None) -> ModelInfo:  # fmt: skip
+           memory_bytes: int = 8 << 30, device: str | None = None) -> ModelInfo:
     """Train the IL model of `shards` and write it below `out`; a complete one of the same settings is returned as is.
 
     `fit_samples` bounds the samples that are held and learned from, over all folds. Labels may be noisy: the
@@ -64,7 +64,7 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
         **rule.to_json(), "fit_samples": fit_samples, "epochs": epochs, "batch_size": batch_size, "lr": lr,
         "classes": classes, "image_size": image_size, "channels": channels, "mean": list(mean), "std": list(std),
         "decoder": decoder(decoder_name)[0], "augment": augment,
-    }  # fmt: skip
+    }
     there = read_info(out)
     if there is not None:
         return _same(there, asked, out)
@@ -73,13 +73,13 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
     preprocess = _preprocess(own, image_size, channels, mean, std)
     models.build(model, image_size=preprocess.image_size, channels=preprocess.channels, classes=classes or 2)
     settings = ScanSettings(preprocess=preprocess, decoder_name=asked["decoder"], classes=classes, group_by=group_by,
-                            mark=rule, watch=None if group_by else "duplicate_of")  # fmt: skip
+                            mark=rule, watch=None if group_by else "duplicate_of")
     options: dict[str, Any] = {"memory_bytes": memory_bytes, "workers": workers}
     learn_from, check = _pools(rule, data, own, settings, fit_samples, seed, options)
     classes = classes or count_classes(learn_from.label)
     recipe = Recipe(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=WEIGHT_DECAY, augment=augment, seed=seed)
     fit = _Fit(model, classes, preprocess, recipe,
-               torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))  # fmt: skip
+               torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     records, samples, macs = _fit_folds(fit, rule, learn_from, check, out)
     weight = sum(r["val_samples"] for r in records)
     info = ModelInfo(
@@ -90,10 +90,10 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
         cost={"fit_samples": samples, "macs": macs, "seconds": round(time.monotonic() - started, 3)},
         asked=asked, learned_from=sorted(learn_from.shards),
         versions={"torch": torch.__version__, "python": platform.python_version()},
-    )  # fmt: skip
+    )
     storage.create(storage.join(out, "model.json"), info.encode())
     LOG.info("IL model %s: accuracy %.4f, loss %.4f nats on samples it didn't learn from; %s samples, %.0f s",
-             redact(out), info.accuracy, info.val_loss, f"{samples:,}", info.cost["seconds"])  # fmt: skip
+             redact(out), info.accuracy, info.val_loss, f"{samples:,}", info.cost["seconds"])
     return info
 
 
@@ -104,7 +104,7 @@ def named(shards: Iterable[str], roots: Mapping[str, str] | None) -> list[tuple[
         name = il.shard_name(url, roots or {})
         if name in found:
             raise UsageError(f"shards {redact(found[name])} and {redact(url)} have the same name {name}; "
-                             "name their folders with --root NAME=URL")  # fmt: skip
+                             "name their folders with --root NAME=URL")
         found[name] = url
     return [(url, name) for name, url in found.items()]
 
@@ -114,12 +114,12 @@ def count_classes(label: Tensor) -> int:
     classes, distinct = int(label.max()) + 1, int(torch.unique(label).numel())
     if classes > 4 * distinct + 16:
         raise UsageError(f"the largest label is {classes - 1:,}, but only {distinct:,} labels occur: give the number "
-                         "of classes with --classes (labels beyond it are quarantined)")  # fmt: skip
+                         "of classes with --classes (labels beyond it are quarantined)")
     return classes
 
 
 def _rule(holdout: Iterable[str] | None, fraction: float | None, folds: int, seed: int,
-          group_by: str | None) -> FoldRule:  # fmt: skip
+          group_by: str | None) -> FoldRule:
     if holdout is not None and fraction is not None:
         raise UsageError("give --holdout or --holdout-fraction, not both")
     if holdout is not None:
@@ -139,13 +139,13 @@ def _same(there: ModelInfo, asked: dict[str, Any], out: str) -> ModelInfo:
         old = there.asked.get(name)
         if old != new:
             raise MismatchError(f"{redact(out)} holds an IL model with {name} {old!r}, this job has {new!r}; "
-                                "use the same settings or another --out")  # fmt: skip
+                                "use the same settings or another --out")
     LOG.info("IL model %s is complete already", redact(out))
     return there
 
 
 def _preprocess(shards: list[tuple[str, str]], image_size: int | None, channels: int | None, mean: tuple[float, ...],
-                std: tuple[float, ...]) -> Preprocess:  # fmt: skip
+                std: tuple[float, ...]) -> Preprocess:
     if image_size is None or channels is None:
         side, own_channels = probe_shards(shards)
         image_size, channels = image_size or side, channels or own_channels
@@ -174,7 +174,7 @@ def probe_shards(shards: list[tuple[str, str]], tries: int = 100) -> tuple[int, 
 
 
 def _pools(rule: FoldRule, data: list[tuple[str, str]], own: list[tuple[str, str]], settings: ScanSettings,
-           samples: int, seed: int, options: dict[str, Any]) -> tuple[Pool, Pool]:  # fmt: skip
+           samples: int, seed: int, options: dict[str, Any]) -> tuple[Pool, Pool]:
     """What is learned from, and the samples of D that choose the checkpoint; the same pool when cross-fitting."""
     if rule.mode == "fraction":
         settings = replace(settings, mark=Only(rule, 1))
@@ -182,12 +182,12 @@ def _pools(rule: FoldRule, data: list[tuple[str, str]], own: list[tuple[str, str
     if pool.watched:
         warnings.warn(f"{pool.watched:,} samples are marked as duplicates (duplicate_of), and copies of one image can "
                       "fall into different folds, which leaks; keep them together with --group-by duplicate_of",
-                      stacklevel=3)  # fmt: skip
+                      stacklevel=3)
     if rule.mode == "folds":
         return pool, pool
     settings = replace(settings, mark=Only(rule, 0), watch=None)
     return pool, fill(data, settings, samples=min(CHECK_SAMPLES, samples), seed=seed + 1,
-                      title="fit-il: reading a sample of D", **options)  # fmt: skip
+                      title="fit-il: reading a sample of D", **options)
 
 
 @dataclass(frozen=True)
@@ -205,12 +205,12 @@ class _Fit:
         with torch.random.fork_rng():
             torch.manual_seed(int(generator(self.recipe.seed, "fit", number).integers(2**62)))
             network = models.build(self.model, image_size=self.preprocess.image_size,
-                                   channels=self.preprocess.channels, classes=self.classes)  # fmt: skip
+                                   channels=self.preprocess.channels, classes=self.classes)
             normalize = self.preprocess.normalize
             macs = cost.macs_per_sample(network, normalize(pool.image[:1]))
             learned = learn(network, pool.image, pool.label, train, rows, check_image=check.image,
                             check_label=check.label, recipe=self.recipe, normalize=normalize,
-                            device=self.device)  # fmt: skip
+                            device=self.device)
         return learned, macs
 
 
@@ -225,7 +225,7 @@ def _fit_folds(fit: _Fit, rule: FoldRule, pool: Pool, check: Pool, out: str) -> 
         rows = _some(rows, fit.recipe.seed, number)
         if not len(train) or not len(rows):
             raise UsageError(f"fold {number} has {len(train):,} samples to learn from and {len(rows):,} to check on: "
-                             "too few samples for this split")  # fmt: skip
+                             "too few samples for this split")
         learned, macs = fit.fold(number, pool, train, check, rows)
         samples += learned.samples
         name = f"fold-{number}.safetensors" if rule.models > 1 else "weights.safetensors"
@@ -236,7 +236,7 @@ def _fit_folds(fit: _Fit, rule: FoldRule, pool: Pool, check: Pool, out: str) -> 
             "weights": name, "sha256": hashlib.sha256(weights).hexdigest(), "val_loss": learned.val_loss,
             "val_accuracy": learned.val_accuracy, "best_epoch": learned.best_epoch, "curve": learned.curve,
             "train_samples": len(train), "val_samples": len(rows), "seconds": round(learned.seconds, 3),
-        })  # fmt: skip
+        })
         LOG.info("fit-il: model %d of %d: loss %.4f, accuracy %.4f on D (epoch %.1f of %d)", number + 1,
                  rule.models, learned.val_loss, learned.val_accuracy, learned.best_epoch, fit.recipe.epochs)
     return records, samples, macs

@@ -66,7 +66,7 @@ def augmented(image: Tensor, how: str, generator: torch.Generator) -> Tensor:
 
 
 def learn(network: nn.Module, image: Tensor, label: Tensor, train: Tensor, check: Tensor, *, check_image: Tensor,
-          check_label: Tensor, recipe: Recipe, normalize: Normalize, device: torch.device) -> Learned:  # fmt: skip
+          check_label: Tensor, recipe: Recipe, normalize: Normalize, device: torch.device) -> Learned:
     """Train on rows `train` of image (N, H, W, C) uint8; keep the state of lowest mean loss on rows `check` of
     `check_image`.
 
@@ -91,26 +91,26 @@ def learn(network: nn.Module, image: Tensor, label: Tensor, train: Tensor, check
                 x = augmented(normalize(image[rows].to(device)), recipe.augment, generator)
                 loss = F.cross_entropy(network(x), label[rows].to(device))
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
                 running += loss.detach()
                 steps, samples = steps + 1, samples + len(rows)
             if number in check_at:
                 val_loss, accuracy = evaluate(network, check_image, check_label, check, normalize, device)
                 at = {"epoch": round(epoch + number / batches, 3), "train_loss": float(running) / number,
-                      "val_loss": val_loss, "val_accuracy": accuracy}  # fmt: skip
+                      "val_loss": val_loss, "val_accuracy": accuracy}
                 curve.append(at)
                 if val_loss < best["val_loss"]:
                     best, state = at, {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
     if not state:
         raise NonFiniteError(f"the IL model's loss was never finite in {recipe.epochs} epochs; lower --lr")
     return Learned(state, best["val_loss"], best["val_accuracy"], best["epoch"], curve, steps, samples,
-                   time.monotonic() - started)  # fmt: skip
+                   time.monotonic() - started)
 
 
 @torch.inference_mode()
 def evaluate(network: nn.Module, image: Tensor, label: Tensor, rows: Tensor, normalize: Normalize,
-             device: torch.device) -> tuple[float, float]:  # fmt: skip
+             device: torch.device) -> tuple[float, float]:
     """(mean loss in nats, accuracy) on rows of image (N, H, W, C) uint8, in eval mode."""
     network.eval()
     loss = correct = 0.0

@@ -90,7 +90,7 @@ def read_info(folder: str) -> ModelInfo | None:
         record = json.loads(storage.read_bytes(url))
         if int(record["version"]) > VERSION:
             raise TableError(f"{storage.redact(url)} was written by a newer rhostream (version {record['version']}); "
-                             "upgrade rhostream")  # fmt: skip
+                             "upgrade rhostream")
         return ModelInfo(**record)
     except (ValueError, TypeError, KeyError) as exc:
         raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
@@ -109,9 +109,9 @@ def load_il_model(folder: str) -> ILModel:
         data = storage.read_bytes(url)
         if hashlib.sha256(data).hexdigest() != fold["sha256"]:
             raise TableError(f"{storage.redact(url)} isn't the file that model.json names (sha256 differs): it was "
-                             "damaged or replaced; run `rhostream fit-il` again in another folder")  # fmt: skip
+                             "damaged or replaced; run `rhostream fit-il` again in another folder")
         network = models.build(info.architecture, image_size=preprocess.image_size, channels=preprocess.channels,
-                               classes=info.classes)  # fmt: skip
+                               classes=info.classes)
         try:
             network.load_state_dict(load_safetensors(data))
         except RuntimeError as exc:

@@ -115,7 +115,7 @@ class PartBuilder:
             statuses=dict(sorted(self.statuses.items())), members_seen=end.members_seen,
             members_used=end.members_used, members_ignored=end.members_ignored, bad_fields=end.bad_fields,
             il_rows=self._il_rows, in_holdout=self._in_holdout,
-        )  # fmt: skip
+        )
         data = il.encode_part(pa.Table.from_batches(self._batches, self._info.schema), facts)
         url = il.part_url(self._table, self._name)
         try:
@@ -124,7 +124,7 @@ class PartBuilder:
             there = il.read_part_facts(url)
             if there != facts:
                 message = (f"another job wrote a different part of shard {self._name} into "
-                           f"{storage.redact(self._table)} at the same time; use another --out")  # fmt: skip
+                           f"{storage.redact(self._table)} at the same time; use another --out")
                 raise MismatchError(message) from None
         return facts
 
@@ -152,4 +152,4 @@ def check_budget(builder: PartBuilder, name: str, samples: int, summary: Summary
         listed = ", ".join(f"{s} {c:,}" for s, c in builder.statuses.most_common() if s != OK)
         raise BudgetError(f"{where}: {count:,} of {of:,} samples can't be used, at most {fraction:.2%} are allowed "
                           f"({listed}; first: {builder.first_bad}); something systematic: mend it, or allow more with "
-                          "--max-bad-fraction")  # fmt: skip
+                          "--max-bad-fraction")

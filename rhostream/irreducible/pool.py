@@ -38,7 +38,7 @@ class Pool:
 
 
 def fill(shards: Sequence[tuple[str, str]], settings: ScanSettings, *, samples: int, memory_bytes: int, seed: int,
-         workers: int, title: str) -> Pool:  # fmt: skip
+         workers: int, title: str) -> Pool:
     """Up to `samples` usable samples of the shards ((URL, name) pairs), fewer when `memory_bytes` can't hold them.
 
     Raises UsageError when there is none, or the first shard's error when no shard can be read.
@@ -48,7 +48,7 @@ def fill(shards: Sequence[tuple[str, str]], settings: ScanSettings, *, samples: 
     fits = memory_bytes // (shape[0] * shape[1] * shape[2])
     if fits < samples:
         LOG.warning("%s: %s samples of %s don't fit into %s MiB; taking %s", title, f"{samples:,}", shape,
-                    f"{memory_bytes >> 20:,}", f"{fits:,}")  # fmt: skip
+                    f"{memory_bytes >> 20:,}", f"{fits:,}")
         samples = fits
     if samples < 1:
         raise UsageError(f"{title}: no sample would be read; raise --fit-samples or take a smaller image size")
@@ -60,7 +60,7 @@ def fill(shards: Sequence[tuple[str, str]], settings: ScanSettings, *, samples: 
 
 
 def _collect(visits: Sequence[tuple[str, str]], settings: ScanSettings, samples: int, quota: int, workers: int,
-             title: str) -> Pool:  # fmt: skip
+             title: str) -> Pool:
     assert settings.preprocess is not None
     # Other workers may be ahead of the shard that fills the pool; pages that are never touched cost nothing.
     room = samples + quota * (1 + min(workers, len(visits)))
@@ -102,7 +102,7 @@ def _collect(visits: Sequence[tuple[str, str]], settings: ScanSettings, samples:
         if first_error is not None:
             raise first_error
         raise UsageError(f"{title}: {len(visits)} shards hold no usable sample ({dropped:,} were quarantined); "
-                         "look at the reasons with `rhostream index`")  # fmt: skip
+                         "look at the reasons with `rhostream index`")
     if torch.equal(rows, torch.arange(len(rows))):
         image, label, mark = image[: len(rows)], label[: len(rows)], mark[: len(rows)]
     else:

@@ -27,14 +27,14 @@ NONFINITE_BUFFERS = 3
 
 @contextlib.contextmanager
 def scoring(model: nn.Module, batch_norm: str = "buffer") -> Iterator[None]:
-    """The state in which a forward scores: no_grad, eval mode, batch norm by `buffer` or by running (`eval`) statistics.
+    """How a forward scores: no_grad, eval mode, batch norm by `buffer` or by running (`eval`) statistics.
 
     On exit modes, buffers and the random state are what they were.
     """
     modes = [(module, module.training) for module in model.modules()]
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     tracked = [norm.track_running_stats for norm in norms]
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda" and p.device.index is not None})
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     model.eval()
     if batch_norm == "buffer":
         for norm in norms:
@@ -74,7 +74,7 @@ class Selection:
         n = len(self.loss)
         return {"loss": self.loss, "score": self.score, "correct": self.correct, "kept": self.kept,
                 "reason": self.reason, "weight": np.full(n, self.weight, np.float32),
-                "lag": np.full(n, self.lag, np.uint8)}  # fmt: skip
+                "lag": np.full(n, self.lag, np.uint8)}
 
 
 class Selector:
@@ -87,7 +87,7 @@ class Selector:
 
     def __init__(self, model: nn.Module, rule: str = "rho", batch_size: int = 32, *,
                  loss: LossFunction = cross_entropy, chunk: int | None = None, batch_norm: str = "buffer",
-                 autocast: torch.dtype | None = None, loss_cap: bool = False, seed: int = 0) -> None:  # fmt: skip
+                 autocast: torch.dtype | None = None, loss_cap: bool = False, seed: int = 0) -> None:
         if batch_norm not in ("buffer", "eval"):
             raise UsageError(f"batch_norm {batch_norm!r}: expected 'buffer' or 'eval'")
         if batch_size < 1:
@@ -147,10 +147,10 @@ class Selector:
         self._nonfinite = self._nonfinite + 1 if dead else 0
         if self._nonfinite >= NONFINITE_BUFFERS:
             raise NonFiniteError(f"every score of {self._nonfinite} buffers in a row is NaN or infinite: the model has "
-                                 "diverged or overflows; lower the learning rate, or use float32 or bfloat16")  # fmt: skip
+                                 "diverged or overflows; lower the learning rate, or use float32 or bfloat16")
 
     def _selection(self, candidates: Candidates, rows: npt.NDArray[np.int64], table: npt.NDArray[np.float32],
-                   chosen: Tensor, x: Tensor, label: Tensor) -> Selection:  # fmt: skip
+                   chosen: Tensor, x: Tensor, label: Tensor) -> Selection:
         n = len(candidates)
         loss, score = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float32)
         correct, kept = np.zeros(n, bool), np.zeros(n, bool)
@@ -166,7 +166,7 @@ class Selector:
         index = chosen.to(x.device)
         return Selection(loss, score, correct, kept, reason, kept_rows,
                          x.index_select(0, index) if len(kept_rows) else None,
-                         label.index_select(0, index), scored=len(rows))  # fmt: skip
+                         label.index_select(0, index), scored=len(rows))
 
     def _without_forward(self, candidates: Candidates, rows: npt.NDArray[np.int64]) -> Selection:
         """The rule `uniform`: a random n_b of the candidates, unless the stream has chosen them before decoding."""

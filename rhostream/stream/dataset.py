@@ -58,7 +58,7 @@ class CandidateStream(IterableDataset[Message]):
     def __init__(self, table: il.Table, preprocess: Preprocess, *, buffer_size: int, seed: int = 0,
                  passes: int | None = 1, lanes: int | None = None, decoder_name: str = "auto",
                  join: JoinSettings | None = None, prefilter: Prefilter | None = None,
-                 rank: int = 0, ranks: int = 1) -> None:  # fmt: skip
+                 rank: int = 0, ranks: int = 1) -> None:
         self.table, self.preprocess, self.passes = table, preprocess, passes
         self.buffer_size, self.seed, self.rank, self.ranks = buffer_size, seed, rank, ranks
         self.lanes = choose_lanes(buffer_size, ranks, lanes)
@@ -80,7 +80,7 @@ class CandidateStream(IterableDataset[Message]):
         """The plan of a pass."""
         if pass_index not in self._plans:
             self._plans = {pass_index: Plan(self.table.names, self.table.counts, self.buffer_size, self.lanes,
-                                            self.seed, pass_index, self.rank, self.ranks)}  # fmt: skip
+                                            self.seed, pass_index, self.rank, self.ranks)}
         return self._plans[pass_index]
 
     def tail(self, pass_index: int) -> Candidates:

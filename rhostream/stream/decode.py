@@ -62,7 +62,7 @@ class Preprocess:
 
 
 def decode_into(data: bytes, out: Row) -> str:
-    """Decode with Pillow into `out` (H, W, C); returns "ok" or the status of a bad image, never raises for its bytes."""
+    """Decode with Pillow into `out` (H, W, C); returns "ok" or the status of a bad image."""
     if not data:
         return "decode:empty"
     if len(data) > MAX_BYTES:
@@ -76,7 +76,7 @@ def decode_into(data: bytes, out: Row) -> str:
     except OSError as exc:
         return "decode:truncated" if "truncated" in str(exc) else "decode:broken"
     except (SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error, ArithmeticError,
-            AttributeError, AssertionError, NotImplementedError, RuntimeError, MemoryError):  # fmt: skip
+            AttributeError, AssertionError, NotImplementedError, RuntimeError, MemoryError):
         return "decode:broken"  # what Pillow's plugins are known to raise on hostile bytes
 
 

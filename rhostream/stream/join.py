@@ -160,7 +160,7 @@ class Join:
             # A copy has a new mtime or ETag and the same bytes; the headers tell a copy from another shard.
             self._require_same_members(reader, shard)
             warnings.warn(f"shard {name} has a new time or ETag since it was indexed; its members are where they "
-                          "were, so it is taken for a copy", stacklevel=2)  # fmt: skip
+                          "were, so it is taken for a copy", stacklevel=2)
         return reader
 
     def _require_same_members(self, reader: Reader, shard: int) -> None:
@@ -171,11 +171,11 @@ class Join:
             known = ordinal < len(part.offset) and part.key[ordinal].as_py() == key
             if not known or (part.usable[ordinal] and image != (part.offset[ordinal], part.size[ordinal])):
                 raise MismatchError(f"shard {name} changed after it was indexed (sample {ordinal}, key {key!r}): "
-                                    "delete its part and run compute-il (or index) again")  # fmt: skip
+                                    "delete its part and run compute-il (or index) again")
             found += 1
         if found != len(part.offset):
             raise MismatchError(f"shard {name} has {found} samples, its part has {len(part.offset)}: delete the part "
-                                "and run compute-il (or index) again")  # fmt: skip
+                                "and run compute-il (or index) again")
 
     def close(self) -> None:
         """Close every open shard."""

@@ -19,7 +19,7 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
                 image_size: int | None = None, channels: int | None = None, lanes: int | None = None,
                 decoder: str = "auto", missing_il: str = "error", keep_holdout: bool = False, needs_il: bool = True,
                 roots: Mapping[str, str] | None = None, prefilter: Prefilter | None = None,
-                rank: int = 0, ranks: int = 1) -> Loader:  # fmt: skip
+                rank: int = 0, ranks: int = 1) -> Loader:
     """Open shards joined with their IL table (or index) as buffers of `buffer_size` planned samples.
 
     `shards`: paths, URLs, brace ranges, folders. `passes=None` streams without end. Samples that the IL model was
@@ -33,14 +33,14 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     table = il_table.open_table(os.fspath(il), urls, roots, allow_missing=not needs_il or missing_il != "error")
     if table.missing:
         warnings.warn(f"{len(table.missing)} shards have no part in {storage.redact(table.url)} and are left out, "
-                      f"first {table.missing[0]}", stacklevel=2)  # fmt: skip
+                      f"first {table.missing[0]}", stacklevel=2)
     if needs_il and table.info.kind != "il":
         raise UsageError(f"{storage.redact(table.url)} is an index without il; this rule needs `rhostream compute-il`")
     stream = CandidateStream(
         table, preprocess_of(table, image_size, channels), buffer_size=buffer_size, seed=seed, passes=passes,
         lanes=lanes, decoder_name=decoder, prefilter=prefilter, rank=rank, ranks=ranks,
         join=JoinSettings(needs_il=needs_il, missing_il=missing_il, keep_holdout=keep_holdout),
-    )  # fmt: skip
+    )
     return stream.loader(workers)
 
 
@@ -54,7 +54,7 @@ def preprocess_of(table: il_table.Table, image_size: int | None = None, channels
     channels = channels or known.channels
     same = channels == known.channels
     return Preprocess(image_size=image_size or known.image_size, channels=channels,
-                      mean=known.mean if same else (0.5,), std=known.std if same else (0.5,))  # fmt: skip
+                      mean=known.mean if same else (0.5,), std=known.std if same else (0.5,))
 
 
 def _probe(table: il_table.Table) -> tuple[int, int]:

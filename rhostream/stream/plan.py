@@ -35,7 +35,7 @@ def choose_lanes(buffer_size: int, ranks: int = 1, lanes: int | None = None) -> 
     Raises UsageError, naming the nearest possible K, when the one asked for doesn't fit.
     """
     possible = [k for k in range(ranks, min(buffer_size, max(MAX_LANES, ranks)) + 1)
-                if buffer_size % k == 0 and k % ranks == 0]  # fmt: skip
+                if buffer_size % k == 0 and k % ranks == 0]
     if not possible:
         raise UsageError(f"buffer size {buffer_size} can't be split over {ranks} ranks: make it a multiple")
     if lanes is None:
@@ -88,7 +88,7 @@ class Plan:
         room = np.minimum(ends[np.minimum(first, len(ends) - 1)] - starts, max(self.lane_length, 1))
         phases = (generator(self.seed, "phases", self.pass_index).random(self.lanes) * room).astype(np.int64)
         for name, value in (("_order", order.astype(np.int32)), ("_ends", ends), ("_starts", starts),
-                            ("_phases", phases)):  # fmt: skip
+                            ("_phases", phases)):
             object.__setattr__(self, name, value)
 
     _order: Int32 = field(init=False, repr=False, compare=False)

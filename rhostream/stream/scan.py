@@ -95,7 +95,7 @@ class End:
 
 
 def scan(shards: Sequence[tuple[str, str]], settings: ScanSettings, *, workers: int = 0,
-         context: str | None = None) -> Iterator[Chunk | End]:  # fmt: skip
+         context: str | None = None) -> Iterator[Chunk | End]:
     """Read `shards` ((URL, name) pairs): the chunks of each, then its End. With workers, shards interleave.
 
     A shard that can't be read ends with an End that carries the error. Raises UsageError for what no shard can change.
@@ -130,7 +130,7 @@ class _Scan(IterableDataset[Chunk | End]):
             shape = (max(workers, 1) * (PREFETCH + 2), settings.chunk, *settings.preprocess.shape)
             self.slots = torch.empty(shape, dtype=torch.uint8)
             if workers:
-                self.slots.share_memory_()  # type: ignore[no-untyped-call]
+                self.slots.share_memory_()
 
     def __iter__(self) -> Iterator[Chunk | End]:
         info = get_worker_info()
@@ -219,7 +219,7 @@ class _ShardScan:
         seen, ignored = self._walk.members_seen, self._walk.members_ignored
         return End(shard=self._number, identity=self._identity, samples_seen=self._walk.samples_seen,
                    members_seen=seen, members_used=seen - ignored, members_ignored=ignored,
-                   bad_fields={k: v for k, v in self._bad_fields.items() if v}, watched=self._watched)  # fmt: skip
+                   bad_fields={k: v for k, v in self._bad_fields.items() if v}, watched=self._watched)
 
     def close(self) -> None:
         if self._reader is not None:
@@ -338,7 +338,7 @@ class _ShardScan:
         ok = np.array([s == OK for s in status], bool)
         ordinal, mark = np.array(rows.ordinal, np.int32), np.array(rows.mark, np.int64)
         return Chunk(shard=self._number, ordinal=ordinal, label=label, ok=ok, mark=mark,
-                     rows=pa.RecordBatch.from_pydict(columns), slot=slot)  # fmt: skip
+                     rows=pa.RecordBatch.from_pydict(columns), slot=slot)
 
 
 def _no_decode(data: bytes, out: npt.NDArray[np.uint8]) -> str:
@@ -350,5 +350,5 @@ def _members(samples: Sequence[TarSample]) -> pa.ListArray:
     flat = [member for sample in samples for member in sample.members]
     ends = np.cumsum([0] + [len(sample.members) for sample in samples], dtype=np.int32)
     fields = [pa.array([m[0] for m in flat], pa.string()), pa.array([m[1] for m in flat], pa.int64()),
-              pa.array([m[2] for m in flat], pa.int64())]  # fmt: skip
+              pa.array([m[2] for m in flat], pa.int64())]
     return pa.ListArray.from_arrays(pa.array(ends), pa.StructArray.from_arrays(fields, fields=list(MEMBER)))

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhostream import storage
-from rhostream.errors import MismatchError, MissingPartError, TableError, UsageError
+from rhostream.errors import AlreadyExistsError, MismatchError, MissingPartError, NotFoundError, TableError, UsageError
 from rhostream.storage import Identity
 from rhostream.tables import parquet
 
@@ -107,12 +107,12 @@ def open_info(table: str) -> TableInfo:
     url = storage.join(table, "_table.json")
     if not storage.exists(url):
         raise UsageError(f"{storage.redact(table)} is no IL table (no _table.json); make one with `rhostream "
-                         "compute-il` or, for rules that need no il, `rhostream index`")  # fmt: skip
+                         "compute-il` or, for rules that need no il, `rhostream index`")
     try:
         record = json.loads(storage.read_bytes(url))
         if int(record["version"]) > VERSION:
             raise TableError(f"{storage.redact(url)} was written by a newer rhostream (table version "
-                             f"{record['version']}, this one reads up to {VERSION}); upgrade rhostream")  # fmt: skip
+                             f"{record['version']}, this one reads up to {VERSION}); upgrade rhostream")
         return TableInfo(**record)
     except (ValueError, TypeError, KeyError) as exc:
         raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
@@ -128,13 +128,13 @@ def make_or_match(table: str, info: TableInfo) -> TableInfo:
     try:
         storage.create(url, data)
         return info
-    except storage.AlreadyExistsError:
+    except AlreadyExistsError:
         there = open_info(table)
     for name in ("kind", "classes", "keep", "roots"):
         old, new = getattr(there, name), getattr(info, name)
         if old != new and not (name == "roots" and not new):
             raise MismatchError(f"{storage.redact(table)} has {name} {old!r}, this job has {new!r}; "
-                                "use the same settings or another --out")  # fmt: skip
+                                "use the same settings or another --out")
     require_same_making(there, info.ingredients, storage.redact(table))
     return there
 
@@ -147,7 +147,7 @@ def require_same_making(there: TableInfo, ingredients: Mapping[str, Any], name: 
     fields = [k for k in sorted({*there.ingredients, *ingredients}) if there.ingredients.get(k) != ingredients.get(k)]
     detail = "; ".join(f"{k}: {there.ingredients.get(k)!r} != {ingredients.get(k)!r}" for k in fields)
     raise MismatchError(f"{name}: fingerprint {there.fingerprint} != {new}: {', '.join(fields)} differ ({detail}); "
-                        "two irreducible losses never mix: use another --out")  # fmt: skip
+                        "two irreducible losses never mix: use another --out")
 
 
 # -- names -----------------------------------------------------------------------------------------------------------
@@ -232,14 +232,14 @@ def encode_part(table: pa.Table, facts: PartFacts) -> bytes:
 def read_part_facts(url: str) -> PartFacts:
     """The footer alone. Raises NotFoundError, TableError."""
     if storage.is_local(url) and not storage.exists(url):
-        raise storage.NotFoundError(f"{url} does not exist")
+        raise NotFoundError(f"{url} does not exist")
     return _part_facts(parquet.read_facts(url), url)
 
 
 def _part_facts(record: dict[str, Any], url: str) -> PartFacts:
     if int(record.get("version", 0)) > VERSION:
         raise TableError(f"{storage.redact(url)} was written by a newer rhostream (part version {record['version']}, "
-                         f"this one reads up to {VERSION}); upgrade rhostream")  # fmt: skip
+                         f"this one reads up to {VERSION}); upgrade rhostream")
     try:
         return PartFacts(**record)
     except TypeError as exc:
@@ -326,7 +326,7 @@ class Table:
 
 
 def open_table(url: str, shards: Iterable[str], roots: Mapping[str, str] | None = None, *,
-               allow_missing: bool = False) -> Table:  # fmt: skip
+               allow_missing: bool = False) -> Table:
     """Open the table for these shards (resolved URLs), reading every part's footer.
 
     Raises MissingPartError listing the first five shards without a part (unless `allow_missing`), MismatchError for a
@@ -343,20 +343,20 @@ def open_table(url: str, shards: Iterable[str], roots: Mapping[str, str] | None 
         listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise MissingPartError(f"{storage.redact(url)} has no part for {len(missing)} of {len(wanted)} shards: "
                                f"{listed}; run `rhostream compute-il` (or `index`) on them, or pass "
-                               "--missing-il skip")  # fmt: skip
+                               "--missing-il skip")
     kept = [(shard, name, facts) for (shard, name), facts in zip(wanted, found, strict=True) if facts is not None]
     for _, name, facts in kept:
         if facts.fingerprint != info.fingerprint:
             raise MismatchError(f"the part of {name} has fingerprint {facts.fingerprint}, its table has "
-                                f"{info.fingerprint}: remove it and run the job that made the table again")  # fmt: skip
+                                f"{info.fingerprint}: remove it and run the job that made the table again")
     return Table(url, info, tuple(k[0] for k in kept), tuple(k[1] for k in kept), tuple(k[2] for k in kept),
-                 tuple(missing))  # fmt: skip
+                 tuple(missing))
 
 
 def _facts_or_none(url: str) -> PartFacts | None:
     try:
         return read_part_facts(url)
-    except storage.NotFoundError:
+    except NotFoundError:
         return None
 
 
@@ -365,4 +365,4 @@ def require_unchanged(shard: str, name: str, facts: PartFacts) -> None:
     today = storage.identity(shard)
     if today.size != facts.shard_size:
         raise MismatchError(f"shard {name} has {today.size:,} bytes, it had {facts.shard_size:,} when it was indexed; "
-                            "its offsets are worthless: delete its part and run compute-il (or index) again")  # fmt: skip
+                            "its offsets are worthless: delete its part and run compute-il (or index) again")

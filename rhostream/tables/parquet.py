@@ -69,4 +69,4 @@ def _facts(metadata: Mapping[bytes, bytes] | None, url: str) -> dict[str, Any]:
 def _broken(url: str, exc: BaseException) -> TableError:
     text = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
     return TableError(f"{storage.redact(url)} is damaged ({text}); "
-                      "`rhostream verify --repair` removes it, then the job that wrote it makes it again")  # fmt: skip
+                      "`rhostream verify --repair` removes it, then the job that wrote it makes it again")

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from rhostream import storage
 from rhostream.candidates import Candidates, Reason
-from rhostream.errors import TableError
+from rhostream.errors import NotFoundError, TableError
 from rhostream.tables import parquet
 
 VERSION = 1
@@ -139,17 +139,17 @@ def segment_record(path: str, data: bytes, rows: int) -> dict[str, Any]:
 
 
 def verified_paths(run: str, segments: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The URLs of the committed segments, each proved by size and sha256. Raises TableError naming the first bad one."""
+    """The URLs of the committed segments, each proved by sha256. Raises TableError naming the bad one."""
     urls = []
     for segment in segments:
         url = storage.join(run, str(segment["path"]))
         try:
             data = storage.read_bytes(url)
-        except storage.NotFoundError as exc:
+        except NotFoundError as exc:
             raise TableError(f"{storage.redact(url)} is listed by the checkpoint but is gone") from exc
         if len(data) != segment["bytes"] or hashlib.sha256(data).hexdigest() != segment["sha256"]:
             raise TableError(f"{storage.redact(url)} isn't the file that the checkpoint lists ({len(data):,} bytes, "
-                             f"expected {segment['bytes']:,}, sha256 differs): it was damaged or replaced")  # fmt: skip
+                             f"expected {segment['bytes']:,}, sha256 differs): it was damaged or replaced")
         urls.append(url)
     return urls
 

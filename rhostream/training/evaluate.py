@@ -31,7 +31,7 @@ class Evaluation:
     def columns(self) -> dict[str, Any]:
         """As the steps table names them."""
         return {"test_loss": self.loss, "test_accuracy": self.accuracy, "class_accuracy": self.class_accuracy,
-                "test_samples": self.samples}  # fmt: skip
+                "test_samples": self.samples}
 
 
 class TestSet:

@@ -1,4 +1,4 @@
-"""Algorithm 1 of the paper, on tar shards: draw n_B, score, keep n_b, step; every decision logged, every crash survived."""
+"""Algorithm 1 of the paper, on tar shards: draw n_B, score, keep n_b, step; every decision is logged."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Trainer:
         losses = []
         for part, labels in zip(x.split(size), label.split(size), strict=True):
             loss_b = self.selector.loss(self.model(part), labels)
-            (loss_b.sum() / len(x)).backward()  # type: ignore[no-untyped-call]
+            (loss_b.sum() / len(x)).backward()
             losses.append(loss_b.detach())
         loss = float(torch.cat(losses).mean())
         self.run.cost.trained += len(x)
@@ -123,7 +123,7 @@ class Trainer:
         self._dead += 1
         if self._dead >= NONFINITE_BUFFERS:
             raise NonFiniteError(f"the training loss of {self._dead} batches in a row is NaN or infinite (step "
-                                 f"{self.run.step}); lower --lr, or use float32 or bfloat16")  # fmt: skip
+                                 f"{self.run.step}); lower --lr, or use float32 or bfloat16")
         bad = ~torch.isfinite(loss_b).cpu().numpy()
         selection.kept[selection.rows] = False
         selection.reason[selection.rows] = np.where(bad, Reason.nonfinite, Reason.below)
@@ -152,7 +152,7 @@ class Trainer:
             "learning_rate": self.optimizer.param_groups[0]["lr"], "forward_units": run.cost.forward_units,
             **{f"seconds_{phase}": clock.last.get(phase, 0.0) for phase in ("wait", "score", "train", "log")},
             **(evaluation.columns() if evaluation else {}),
-        }  # fmt: skip
+        }
         run.steps.append(row)
         if self.metrics is not None:
             self.metrics(row)
@@ -167,14 +167,14 @@ class Trainer:
         if len(tail):
             n, never = len(tail), np.full(len(tail), np.nan, np.float32)
             columns = {"loss": never, "score": never, "correct": np.zeros(n, bool), "kept": np.zeros(n, bool),
-                       "reason": tail.reason, "weight": np.ones(n, np.float32), "lag": np.zeros(n, np.uint8)}  # fmt: skip
+                       "reason": tail.reason, "weight": np.ones(n, np.float32), "lag": np.zeros(n, np.uint8)}
             self.run.log.append(rows_of(tail, None, columns), self.run.step)
             _count(self.run.counts, tail.reason)
 
     def _commit(self, done: bool, clock: _Clock) -> None:
         state = self.loader.state_dict()
         self.run.commit(self.model, self.optimizer, pass_index=state["pass"], buffer=state["buffer"], complete=done,
-                        keep=self.keep_checkpoints)  # fmt: skip
+                        keep=self.keep_checkpoints)
         clock.lap("checkpoint")
 
 
@@ -211,7 +211,7 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
           smoothing: int = 5, checkpoint_every: int = 500, keep_checkpoints: int = 2, device: str = "auto",
           classes: int | None = None, image_size: int | None = None, decoder: str = "auto",
           roots: Mapping[str, str] | None = None, metrics: Metrics | None = None,
-          make_model: Callable[[], nn.Module] | None = None) -> Summary:  # fmt: skip
+          make_model: Callable[[], nn.Module] | None = None) -> Summary:
     """Train `model` on the shards with selection, in the run folder `run`; the same call again resumes.
 
     `buffer_size` is n_B, `batch_size` n_b. Without `passes` and `steps`: one pass; with `steps` alone: as many passes
@@ -229,15 +229,15 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
         shards, il, buffer_size=buffer_size, seed=seed, passes=None, workers=workers, image_size=image_size,
         lanes=lanes, decoder=decoder, missing_il=missing_il, keep_holdout=keep_holdout, needs_il=needs_il, roots=roots,
         prefilter=UniformChoice(batch_size, seed) if uniform else None,
-    )  # fmt: skip
+    )
     stream, info = loader.stream, loader.stream.table.info
     classes = classes or info.classes or _count_classes(stream.table)
     last_step = min([*([steps] if steps else []), *([(passes or 1) * stream.buffers_per_pass] if passes or not steps
-                                                    else [])])  # fmt: skip
+                                                    else [])])
     torch.manual_seed(seed)
     preprocess = stream.preprocess
     network = make_model() if make_model else build(model, image_size=preprocess.image_size,
-                                                    channels=preprocess.channels, classes=classes)  # fmt: skip
+                                                    channels=preprocess.channels, classes=classes)
     if init:
         load_weights(network, init)
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
@@ -249,7 +249,7 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
         "precision": precision, "batch_norm": batch_norm, "augment": augment, "keep_holdout": keep_holdout,
         "accumulate": accumulate, "classes": classes, "decoder": stream.decoder_name, "init": init,
         **{f"preprocess_{k}": v for k, v in preprocess.to_json().items()},
-    }  # fmt: skip
+    }
     attempt = Run(run, pinned)
     storage.probe_writable(run)
     found = attempt.open({
@@ -260,13 +260,13 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
         "left_out_shards": len(stream.table.missing), "threads": torch.get_num_threads(), "chunk": chunk,
         "precision": precision, "versions": versions(), "samples": int(stream.table.counts.sum()),
         "buffers_per_pass": stream.buffers_per_pass,
-    })  # fmt: skip
+    })
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay)
     tests = TestSet(test_shards, preprocess, classes, stream.decoder_name, workers) if test_shards else None
     selector = Selector(network, rule, batch_size, chunk=chunk, batch_norm=batch_norm, loss_cap=loss_cap, seed=seed,
-                        autocast=PRECISIONS[precision])  # fmt: skip
+                        autocast=PRECISIONS[precision])
     trainer = Trainer(loader, selector, network, optimizer, attempt, place, seed, last_step, accumulate, augment, tests,
-                      eval_every, checkpoint_every, keep_checkpoints, metrics)  # fmt: skip
+                      eval_every, checkpoint_every, keep_checkpoints, metrics)
     if found is not None:
         weights, state = load_tensors(run, found)
         network.load_state_dict(weights)
@@ -275,13 +275,13 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
     else:
         attempt.cost.il = _il_account(loader) if needs_il else {}
         attempt.cost.macs = macs_per_sample(network, preprocess.normalize(
-            torch.zeros(1, *preprocess.shape, dtype=torch.uint8)).to(place))  # fmt: skip
+            torch.zeros(1, *preprocess.shape, dtype=torch.uint8)).to(place))
     if attempt.step < last_step:
         attempt.claim()
         trainer.loop()
     accuracy = trainer.evaluation.accuracy if trainer.evaluation else None
     return Summary(run, attempt.step, sum(attempt.counts.values()), dict(attempt.counts), accuracy,
-                   attempt.cost.as_json())  # fmt: skip
+                   attempt.cost.as_json())
 
 
 def _check(buffer_size: int, batch_size: int, precision: str, accumulate: int, *intervals: int) -> None:

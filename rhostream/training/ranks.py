@@ -12,4 +12,4 @@ def require_single() -> None:
     world = os.environ.get("WORLD_SIZE", "1")
     if world not in ("", "1"):
         raise UsageError(f"WORLD_SIZE is {world}, but `rhostream train` runs on one rank; in your own loop give "
-                         "open_stream(rank=..., ranks=...) to split every buffer")  # fmt: skip
+                         "open_stream(rank=..., ranks=...) to split every buffer")

@@ -66,7 +66,7 @@ class Run:
         self.steps = StepsWriter(self.url, self.attempt)
 
     def commit(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, pass_index: int, buffer: int,
-               complete: bool, keep: int) -> None:  # fmt: skip
+               complete: bool, keep: int) -> None:
         """Segments first, then the checkpoint that lists them; cost.json when the run is complete."""
         self._log += self.log.flush()
         self._steps += self.steps.flush()
@@ -76,7 +76,7 @@ class Run:
                        fingerprints=self.pinned, log=self._log, steps=self._steps, cost=self.cost.as_json(),
                        counts=self.counts),
             model.state_dict(), optimizer.state_dict(),
-        )  # fmt: skip
+        )
         if complete:
             storage.replace(storage.join(self.url, "cost.json"), json.dumps(self.cost.as_json(), indent=1).encode())
         checkpoint.retain(self.url, keep)

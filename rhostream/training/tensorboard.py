@@ -15,12 +15,12 @@ def writer(run: str) -> Callable[[dict[str, Any]], None]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as exc:
         raise MissingExtraError.of("tensorboard", "tensorboard") from exc
-    events = SummaryWriter(storage.join(storage.resolve(run), "tensorboard"))  # type: ignore[no-untyped-call]
+    events = SummaryWriter(storage.join(storage.resolve(run), "tensorboard"))
 
     def write(row: dict[str, Any]) -> None:
         for name, value in row.items():
             if name != "step" and isinstance(value, (int, float)):
-                events.add_scalar(name, value, row["step"])  # type: ignore[no-untyped-call]
-        events.flush()  # type: ignore[no-untyped-call]
+                events.add_scalar(name, value, row["step"])
+        events.flush()
 
     return write

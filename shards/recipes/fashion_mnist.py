@@ -14,7 +14,7 @@ from shards.sample import Pixels, Sample, SampleSet, encode, seeded_rows
 
 CLASS_NAMES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
+)
 FILE_PREFIX = {"train": "train", "test": "t10k"}
 CONFUSED = ((6, 0), (2, 4), (9, 7), (5, 7))
 """Shirt > T-shirt, Pullover > Coat, Ankle boot > Sneaker, Sandal > Sneaker: look-alikes."""
