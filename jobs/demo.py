@@ -56,7 +56,7 @@ class Training:
 
 def trainings(seeds: int) -> list[Training]:
     """Longest first, so that two processes end together."""
-    cnn = {"model": "small-cnn", "test": "test-2000"}
+    cnn: dict[str, Any] = {"model": "small-cnn", "test": "test-2000"}
     runs = [
         Training("cnn-rho", rule="rho", steps=400, **cnn),
         Training("cnn-rho-cap", rule="rho", steps=400, loss_cap=True, **cnn),

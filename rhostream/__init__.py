@@ -6,7 +6,6 @@ The names below are the public face; each is imported when first used, so that `
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,7 +18,8 @@ if TYPE_CHECKING:
     from rhostream.stream.open import open_stream
     from rhostream.training.loop import train
 
-__version__ = version("rhostream")
+    __version__: str
+
 _HOME = {
     "Candidates": "rhostream.candidates",
     "Reason": "rhostream.candidates",
@@ -51,6 +51,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("rhostream")
     if name not in _HOME:
         raise AttributeError(f"module 'rhostream' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

@@ -268,6 +268,17 @@ def open_reader(url: str, spool_bytes: int = SPOOL_BYTES) -> Reader:
     return Reader(_spooled(url, version, spool_bytes), url)
 
 
+def sha256_of(reader: Reader) -> str:
+    """The hash of the whole object; "" for one that is read by ranges: that would be a second download."""
+    if isinstance(reader, RangeReader):
+        return ""
+    digest, at = hashlib.sha256(), 0
+    while data := reader.pread(4 << 20, at):
+        digest.update(data)
+        at += len(data)
+    return digest.hexdigest()
+
+
 def _spooled(url: str, version: Identity, spool_bytes: int) -> str:
     folder = Path(os.environ.get("RHOSTREAM_SPOOL") or Path(tempfile.gettempdir()) / f"rhostream-spool-{os.getuid()}")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -47,6 +47,8 @@ def _verify_table(table: str, repair: bool) -> dict[str, Any]:
 def _verify_part(url: str, table: str, info: il_table.TableInfo, keys: Counter[str]) -> int:
     part = il_table.read_part(url)
     rows, _ = parquet.read(url)
+    if not rows.schema.equals(info.schema):
+        raise TableError(f"{url}: its columns are not those of its table")
     if part.facts.fingerprint != info.fingerprint:
         raise TableError(f"{url}: fingerprint {part.facts.fingerprint} != {info.fingerprint} of its table")
     if il_table.part_url(table, part.facts.shard) != url:

@@ -114,7 +114,7 @@ class PartBuilder:
             shard_size=end.identity.size, shard_tag=end.identity.tag, samples=end.samples_seen,
             statuses=dict(sorted(self.statuses.items())), members_seen=end.members_seen,
             members_used=end.members_used, members_ignored=end.members_ignored, bad_fields=end.bad_fields,
-            il_rows=self._il_rows, in_holdout=self._in_holdout,
+            shard_sha256=end.sha256, il_rows=self._il_rows, in_holdout=self._in_holdout,
         )
         data = il.encode_part(pa.Table.from_batches(self._batches, self._info.schema), facts)
         url = il.part_url(self._table, self._name)

@@ -20,7 +20,6 @@ from rhostream.candidates import CANDIDATE, Reason
 from rhostream.errors import MismatchError, MissingPartError, ShardError, UsageError
 from rhostream.storage import Reader, redact
 from rhostream.stream.plan import Rows, generator
-from rhostream.stream.tar import IMAGE_EXTENSIONS, walk
 from rhostream.tables import il
 
 POLICIES = ("error", "skip", "uniform")
@@ -157,25 +156,18 @@ class Join:
             il.require_unchanged(url, name, facts)
         reader = storage.open_reader(url)
         if today.tag != facts.shard_tag:
-            # A copy has a new mtime or ETag and the same bytes; the headers tell a copy from another shard.
-            self._require_same_members(reader, shard)
-            warnings.warn(f"shard {name} has a new time or ETag since it was indexed; its members are where they "
-                          "were, so it is taken for a copy", stacklevel=2)
+            self._require_same_bytes(reader, shard)
+            warnings.warn(f"shard {name} has a new time or ETag since it was indexed and the same bytes: it is taken "
+                          "for a copy", stacklevel=2)
         return reader
 
-    def _require_same_members(self, reader: Reader, shard: int) -> None:
-        part, name, found = self._part(shard), self._table.names[shard], 0
-        for ordinal, sample in enumerate(walk(reader, name)):
-            image = next(((o, s) for e, o, s in sample.members if e in IMAGE_EXTENSIONS), (0, 0))
-            key = sample.key.decode("utf-8", "backslashreplace")
-            known = ordinal < len(part.offset) and part.key[ordinal].as_py() == key
-            if not known or (part.usable[ordinal] and image != (part.offset[ordinal], part.size[ordinal])):
-                raise MismatchError(f"shard {name} changed after it was indexed (sample {ordinal}, key {key!r}): "
-                                    "delete its part and run compute-il (or index) again")
-            found += 1
-        if found != len(part.offset):
-            raise MismatchError(f"shard {name} has {found} samples, its part has {len(part.offset)}: delete the part "
-                                "and run compute-il (or index) again")
+    def _require_same_bytes(self, reader: Reader, shard: int) -> None:
+        """A copy has a new mtime or ETag and the bytes that were indexed; another shard may have even the size."""
+        name, known = self._table.names[shard], self._table.facts[shard].shard_sha256
+        found = storage.sha256_of(reader)
+        if known and found and known != found:
+            raise MismatchError(f"shard {name} changed after it was indexed (sha256 {known[:12]} != {found[:12]}): "
+                                "delete its part and run compute-il (or index) again")
 
     def close(self) -> None:
         """Close every open shard."""

@@ -85,6 +85,7 @@ class End:
 
     shard: int
     identity: Identity = field(default_factory=lambda: Identity(0, ""))
+    sha256: str = ""  # of the shard's bytes
     samples_seen: int = 0
     members_seen: int = 0
     members_used: int = 0
@@ -211,13 +212,15 @@ class _ShardScan:
                 rows = self._new()
         if rows.key:
             yield rows
+        self._sha256 = storage.sha256_of(self._reader)  # the walk has just read it all
         if not self._reader.unchanged() or self._reader.size != self._identity.size:
             raise ShardError(f"shard {storage.redact(self._name)} changed its size while it was read; run again")
 
     def end(self) -> End:
         """The accounts of a shard that was read to its end."""
         seen, ignored = self._walk.members_seen, self._walk.members_ignored
-        return End(shard=self._number, identity=self._identity, samples_seen=self._walk.samples_seen,
+        return End(shard=self._number, identity=self._identity, sha256=self._sha256,
+                   samples_seen=self._walk.samples_seen,
                    members_seen=seen, members_used=seen - ignored, members_ignored=ignored,
                    bad_fields={k: v for k, v in self._bad_fields.items() if v}, watched=self._watched)
 

@@ -198,6 +198,7 @@ class PartFacts:
     members_used: int
     members_ignored: int
     bad_fields: dict[str, int] = field(default_factory=dict)  # kept fields that didn't fit their type, as null
+    shard_sha256: str = ""  # tells a copy of the shard from another shard of the same size; "" for ranged reads
     il_rows: int = 0
     in_holdout: int = 0
     version: int = VERSION

@@ -6,6 +6,7 @@ and committed as finished bytes. pyarrow finds flipped bits only when page check
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,9 @@ from rhostream import storage
 from rhostream.errors import TableError
 
 _FOOTER = b"rhostream"
+_ADVICE = "`rhostream verify --repair` removes it, then the job that wrote it makes it again"
+_DIGEST = b"rhostream_sha256"  # of the footer record, which no page checksum covers
+_DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError)
 
 
 def encode(table: pa.Table, facts: Mapping[str, Any], encodings: Mapping[str, str], dictionary: Sequence[str]) -> bytes:
@@ -25,7 +29,7 @@ def encode(table: pa.Table, facts: Mapping[str, Any], encodings: Mapping[str, st
     record = json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()
     sink = io.BytesIO()
     pq.write_table(
-        table.replace_schema_metadata({_FOOTER: record}),
+        table.replace_schema_metadata({_FOOTER: record, _DIGEST: hashlib.sha256(record).hexdigest().encode()}),
         sink,
         compression="zstd",
         compression_level=1,
@@ -43,7 +47,7 @@ def read_facts(url: str) -> dict[str, Any]:
     try:
         source = url if storage.is_local(url) else io.BytesIO(storage.read_bytes(url))
         return _facts(pq.read_metadata(source).metadata, url)
-    except (pa.ArrowInvalid, OSError) as exc:
+    except _DAMAGE as exc:
         raise _broken(url, exc) from exc
 
 
@@ -54,7 +58,7 @@ def read(url: str, columns: Sequence[str] | None = None) -> tuple[pa.Table, dict
         file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
         facts = _facts(file.schema_arrow.metadata, url)
         return file.read(columns=columns), facts
-    except (pa.ArrowInvalid, OSError, ValueError, KeyError) as exc:
+    except _DAMAGE as exc:
         raise _broken(url, exc) from exc
 
 
@@ -62,11 +66,13 @@ def _facts(metadata: Mapping[bytes, bytes] | None, url: str) -> dict[str, Any]:
     record = (metadata or {}).get(_FOOTER)
     if record is None:
         raise TableError(f"{storage.redact(url)} was not written by rhostream (no footer record)")
+    if (metadata or {}).get(_DIGEST) != hashlib.sha256(record).hexdigest().encode():
+        raise TableError(f"{storage.redact(url)}: the footer record doesn't match its sha256; {_ADVICE}")
     facts: dict[str, Any] = json.loads(record)
     return facts
 
 
 def _broken(url: str, exc: BaseException) -> TableError:
     text = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
-    return TableError(f"{storage.redact(url)} is damaged ({text}); "
-                      "`rhostream verify --repair` removes it, then the job that wrote it makes it again")
+    return TableError(f"{storage.redact(url)} is damaged ({text}); {_ADVICE}")
+

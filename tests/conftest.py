@@ -1,0 +1,90 @@
+"""Small real shards, and an IL table made of them by the product itself."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+import webdataset as wds
+from PIL import Image
+
+import rhostream
+
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
+
+CLASSES = 4
+SIDE = 16
+
+
+def write_shard(path: Path, samples: list[dict[str, object]]) -> Path:
+    """A tar with webdataset's own writer, plain headers."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wds.TarWriter(str(path), mtime=0) as writer:
+        for sample in samples:
+            writer.write(sample)
+    return path
+
+
+def png(pixels: np.ndarray) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def sample(number: int, rng: np.random.Generator, noisy: bool = False) -> dict[str, object]:
+    """A learnable image: a bright quadrant that tells the class, under noise."""
+    label = number % CLASSES
+    pixels = rng.integers(0, 120, (SIDE, SIDE), dtype=np.uint8)
+    y, x = divmod(label, 2)
+    pixels[y * 8 : y * 8 + 8, x * 8 : x * 8 + 8] += 100
+    given = (label + 1) % CLASSES if noisy else label
+    return {"__key__": f"s{number:06d}", "png": png(pixels), "cls": str(given),
+            "json": {"true_label": label, "is_noisy": noisy}}
+
+
+def make_shards(folder: Path, counts: list[int], seed: int = 0) -> list[Path]:
+    rng, paths, number = np.random.default_rng(seed), [], 0
+    for at, count in enumerate(counts):
+        rows = [sample(number + i, rng, noisy=bool(rng.random() < 0.2)) for i in range(count)]
+        number += count
+        paths.append(write_shard(folder / f"train-{at:03d}.tar", rows))
+    return paths
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """shards/ (7 of unequal size, 1,003 samples), test/, il-model/, il/."""
+    root = tmp_path_factory.mktemp("world")
+    make_shards(root / "shards", [200, 150, 97, 256, 1, 199, 100])
+    make_shards(root / "test", [120], seed=1)
+    shards = [str(root / "shards")]
+    rhostream.fit_il(shards, str(root / "il-model"), model="mlp-64", epochs=4, seed=0)
+    rhostream.compute_il(shards, str(root / "il-model"), str(root / "il"),
+                         keep={"is_noisy": "bool", "true_label": "int"})
+    return root
+
+
+@pytest.fixture
+def trained(world: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Train on the world in a fresh run folder and return it."""
+
+    def run(name: str = "run", **options: object) -> Path:
+        folder = tmp_path / name
+        settings = {"buffer_size": 40, "batch_size": 8, "model": "mlp-64", "steps": 30, **options}
+        rhostream.train([str(world / "shards")], str(world / "il"), str(folder), **settings)
+        return folder
+
+    return run

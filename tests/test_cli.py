@@ -1,0 +1,81 @@
+"""The command line as a user meets it: help, one-line errors, documented exit codes, results on stdout."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+VERBS = ("fit-il", "compute-il", "index", "train", "verify", "status", "sql", "report")
+
+
+def run(*arguments: object, code: int = 0) -> tuple[str, str]:
+    process = subprocess.run([sys.executable, "-c", "from rhostream.cli import main; main()", *map(str, arguments)],
+                             capture_output=True, text=True, timeout=120)
+    assert process.returncode == code, process.stderr
+    assert "Traceback" not in process.stderr
+    return process.stdout, process.stderr
+
+
+def test_help_names_every_verb_and_every_verb_explains_itself() -> None:
+    from click.testing import CliRunner
+
+    from rhostream.cli import cli
+
+    shown = CliRunner().invoke(cli, ["--help"]).output
+    for verb in VERBS:
+        assert verb in shown
+        text = CliRunner().invoke(cli, [verb, "--help"]).output
+        assert "Usage:" in text and len(text) > 200
+    assert "Exit codes" in shown
+
+
+def test_the_whole_journey_from_shards_to_a_report(world: Path, tmp_path: Path) -> None:
+    shards = sorted((world / "shards").iterdir())
+    model, il, folder = tmp_path / "il-model", tmp_path / "il", tmp_path / "runs" / "rho"
+    run("fit-il", "--shards", *shards, "--out", model, "--model", "mlp-64", "--epochs", 1)
+    out, _ = run("compute-il", "--shards", *shards, "--il-model", model, "--out", il, "--keep", "is_noisy:bool")
+    assert json.loads(out)["samples"] == 1003
+    train = ("train", "--shards", world / "shards", "--il", il, "--run", folder, "--model", "mlp-64", "--buffer-size",
+             40, "--batch-size", 8, "--test-shards", world / "test", "--eval-every", 10)
+    out, _ = run(*train)
+    assert json.loads(out)["reasons"] == {"kept": 200, "below": 800, "tail": 3}
+    assert run(*train)[0]  # again: complete, nothing to do
+    out, _ = run("sql", folder, "SELECT reason, count(*) AS n FROM selections GROUP BY ALL ORDER BY n", "--format",
+                 "csv")
+    assert out == "reason,n\ntail,3\nkept,200\nbelow,800\n"
+    assert "noisy_share" in run("sql", folder, "@")[0] and "noisy_share" in run("sql", folder, "@noisy_share")[0]
+    assert json.loads(run("status", folder)[0])["complete"] is True
+    assert json.loads(run("verify", il)[0])["problems"] == []
+    page = tmp_path / "r.html"
+    run("report", folder, "-o", page)
+    assert "<h1>" in page.read_text()
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    (("trian",), "did you mean 'train'"),
+    (("train", "--shards", "/nowhere", "--il", "/nowhere", "--run", "/tmp/never"), "no IL table"),
+    (("train", "--shards", "pipe:rm x", "--il", "x", "--run", "y"), "shell command"),
+    (("fit-il", "--shards", "/nowhere/*.tar", "--out", "/tmp/never"), "no file matches"),
+    (("sql", "/nowhere/run", "select 1"), "neither a run folder"),
+    (("compute-il", "--shards", "x.tar", "--il-model", "/nowhere", "--out", "y"), "/nowhere"),
+    (("index", "--shards", "x.tar", "--out", "/proc/never"), "can't write"),
+    (("index", "--shards", "x.tar", "--out", "y", "--keep", "a:complex"), "expected FIELD:TYPE"),
+    (("train", "--shardz", "x"), "--shards"),
+])
+def test_mistakes_are_one_sentence_and_exit_code_two(arguments: tuple[str, ...], says: str) -> None:
+    _, err = run(*arguments, code=2)
+    assert says in err
+
+
+def test_a_bad_shard_is_named_the_others_go_on_and_the_exit_code_is_three(world: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes((world / "shards" / "train-000.tar").read_bytes()[:50_000])
+    good = world / "shards" / "train-006.tar"
+    out, err = run("compute-il", "--shards", cut, good, "--il-model", world / "il-model", "--out", tmp_path / "il",
+                   code=3)
+    assert "cut.tar incomplete" in err and json.loads(out)["made"] == 1
+    assert len(list((tmp_path / "il").rglob("*.parquet"))) == 1

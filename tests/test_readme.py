@@ -1,0 +1,35 @@
+"""The README's loop runs as it stands, and is as short as it claims."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def loop() -> str:
+    match = re.search(r"<!-- run by tests/test_readme.py -->\n```python\n(.*?)```", README, re.DOTALL)
+    assert match is not None
+    return match[1]
+
+
+def test_the_users_own_loop_runs_and_has_at_most_twelve_lines(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = loop()
+    assert len([line for line in text.splitlines() if line.strip()]) <= 12
+    monkeypatch.chdir(world)
+    names: dict[str, object] = {}
+    exec(text.replace("784", "256").replace("buffer_size=320", "buffer_size=100"), names)
+    assert len(names["kept"]) == 32 and names["loss"].item() < 2.4
+
+
+def test_every_command_in_the_readme_exists() -> None:
+    from rhostream.cli import cli
+
+    used = set(re.findall(r"^\s+rhostream ([a-z-]+)", README, re.MULTILINE))
+    assert used and used <= set(cli.commands)
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+    for target in re.findall(r"^\s*make ([a-z-]+)", README, re.MULTILINE):
+        assert f"\n{target}:" in makefile
