@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rhostream.audit.views import open_ledger
     from rhostream.candidates import Candidates, Reason
     from rhostream.errors import RhostreamError
+    from rhostream.integrations.webdataset import join_il
     from rhostream.irreducible import compute_il, fit_il, index
     from rhostream.selection.selector import Selection, Selector
     from rhostream.stream.open import open_stream
@@ -29,6 +30,7 @@ _HOME = {
     "compute_il": "rhostream.irreducible",
     "fit_il": "rhostream.irreducible",
     "index": "rhostream.irreducible",
+    "join_il": "rhostream.integrations.webdataset",
     "open_ledger": "rhostream.audit.views",
     "open_stream": "rhostream.stream.open",
     "train": "rhostream.training.loop",
@@ -43,6 +45,7 @@ __all__ = [
     "compute_il",
     "fit_il",
     "index",
+    "join_il",
     "open_ledger",
     "open_stream",
     "train",
