@@ -183,7 +183,7 @@ def part_url(table: str, shard: str) -> str:
 # -- parts -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PartFacts:
     """The footer of a part: what it is a part of, which bytes it describes, and its laws."""
 

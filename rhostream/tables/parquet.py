@@ -57,7 +57,8 @@ def read(url: str, columns: Sequence[str] | None = None) -> tuple[pa.Table, dict
         data = storage.read_bytes(url)
         file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
         facts = _facts(file.schema_arrow.metadata, url)
-        return file.read(columns=columns), facts
+        # One thread: parts are small, loader workers are many, and a pool that lives on can abort a short process.
+        return file.read(columns=columns, use_threads=False), facts
     except _DAMAGE as exc:
         raise _broken(url, exc) from exc
 
