@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rhostream.irreducible import compute_il, fit_il, index
     from rhostream.selection.selector import Selection, Selector
     from rhostream.stream.open import open_stream
-    from rhostream.training.loop import train
+    from rhostream.training.start import train
 
     __version__: str
 
@@ -33,7 +33,7 @@ _HOME = {
     "join_il": "rhostream.integrations.webdataset",
     "open_ledger": "rhostream.audit.views",
     "open_stream": "rhostream.stream.open",
-    "train": "rhostream.training.loop",
+    "train": "rhostream.training.start",
     "write_report": "rhostream.audit.report",
 }
 __all__ = [

@@ -214,7 +214,7 @@ def train(shards: tuple[str, ...], roots: tuple[str, ...], tensorboard: bool, **
       rhostream train --shards data/*.tar --il il --run runs/rho --model resnet18-small --test-shards test/*.tar
     """
     from rhostream.tables.il import parse_roots
-    from rhostream.training.loop import train as run
+    from rhostream.training.start import train as run
 
     metrics = _tensorboard(options["run"]) if tensorboard else None
     options["test_shards"] = options["test_shards"] or ()
@@ -305,6 +305,7 @@ def main() -> None:
     """The console script: errors become one line on stderr and a documented exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     warnings.showwarning = lambda message, *_, **__: click.echo(f"warning: {message}", err=True)
+    sys.path.insert(0, "")  # package.module:function of the folder one stands in, as `python -m` finds it
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as exc:

@@ -81,7 +81,6 @@ def test_a_run_continued_in_pieces_equals_one_in_one_go(trained: Callable[..., P
 
 SCRIPT = """
 import sys, json, rhostream
-from rhostream.training import loop
 options = json.loads(sys.argv[1])
 if __name__ == "__main__":
     rhostream.train(**options, metrics=lambda row: print(row["step"], flush=True))
@@ -179,7 +178,8 @@ def test_a_diverged_model_stops_with_advice(trained: Callable[..., Path]) -> Non
 @pytest.mark.parametrize(("change", "says"), [
     ({"batch_size": 50}, "n_b <= n_B"), ({"rule": "rhoo"}, "did you mean 'rho'"), ({"model": "mpl"}, "unknown model"),
     ({"precision": "fp8"}, "expected one of"), ({"missing_il": "zero"}, "expected one of"),
-    ({"lanes": 7}, "nearest"), ({"buffer_size": 100_000, "batch_size": 1}, "can't be filled|split"),
+    ({"lanes": 7}, "nearest"), ({"augment": "spin"}, "unknown augmentation"), ({"device": "abacus"}, "abacus"),
+    ({"steps": 0}, "at least 1"), ({"buffer_size": 100_000, "batch_size": 1}, "can't be filled|split"),
 ])
 def test_settings_that_can_not_be_stop_before_any_work(trained: Callable[..., Path], tmp_path: Path,
                                                        change: dict[str, object], says: str) -> None:

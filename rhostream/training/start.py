@@ -1,0 +1,161 @@
+"""`train`: settings are checked and resolved, the run folder is claimed or resumed, and the loop is started."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from rhostream import storage
+from rhostream.checkpoint import load_tensors
+from rhostream.cost import macs_per_sample
+from rhostream.errors import UnknownNameError, UsageError
+from rhostream.models import build, load_weights
+from rhostream.selection.rules import find_rule
+from rhostream.selection.selector import Selector
+from rhostream.stream.dataset import CandidateStream, Loader
+from rhostream.stream.join import UniformChoice
+from rhostream.stream.open import open_stream
+from rhostream.tables.il import Table, fingerprint, part_url, read_part
+from rhostream.training.augment import KINDS
+from rhostream.training.evaluate import TestSet
+from rhostream.training.loop import Metrics, Trainer
+from rhostream.training.ranks import require_single
+from rhostream.training.run import Run, versions
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended."""
+
+    run: str
+    steps: int
+    planned: int  # rows in the log
+    reasons: dict[str, int]
+    test_accuracy: float | None
+    cost: dict[str, Any]
+
+
+def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp", rule: str = "rho",
+          buffer_size: int = 320, batch_size: int = 32, test_shards: Iterable[str] = (), passes: int | None = None,
+          steps: int | None = None, workers: int = 0, seed: int = 0, missing_il: str = "error",
+          init: str | None = None, accumulate: int = 1, lr: float = 1e-3, weight_decay: float = 0.01,
+          lanes: int | None = None, loss_cap: bool = False, chunk: int | None = None, precision: str = "float32",
+          batch_norm: str = "buffer", augment: str = "none", keep_holdout: bool = False, eval_every: int = 100,
+          smoothing: int = 5, checkpoint_every: int = 500, keep_checkpoints: int = 2, device: str = "auto",
+          classes: int | None = None, image_size: int | None = None, decoder: str = "auto",
+          roots: Mapping[str, str] | None = None, metrics: Metrics | None = None,
+          make_model: Callable[[], nn.Module] | None = None) -> Summary:
+    """Train `model` on the shards with selection, in the run folder `run`; the same call again resumes.
+
+    `buffer_size` is n_B, `batch_size` n_b. Without `passes` and `steps`: one pass; with `steps` alone: as many passes
+    as they need. AdamW with the paper's settings. `test_shards` are for reporting only and change nothing.
+    `eval_every`, `checkpoint_every` in steps; `smoothing` evaluations are averaged by reports. `metrics` is called
+    with each step's row. `make_model` overrides `model`, which then only names it.
+
+    Raises UsageError and its kin before any work, Interrupted after a signal, NonFiniteError when training diverges.
+    """
+    require_single()
+    run, needs_il = storage.resolve(run), find_rule(rule).needs_il
+    uniform = rule == "uniform"
+    _check(buffer_size, batch_size, precision, accumulate, eval_every, checkpoint_every,
+           *(n for n in (steps, passes) if n is not None))
+    place = _place(device)
+    if augment not in KINDS:
+        raise UnknownNameError.of("augmentation", augment, KINDS)
+    loader = open_stream(
+        shards, il, buffer_size=buffer_size, seed=seed, passes=None, workers=workers, image_size=image_size,
+        lanes=lanes, decoder=decoder, missing_il=missing_il, keep_holdout=keep_holdout, needs_il=needs_il, roots=roots,
+        prefilter=UniformChoice(batch_size, seed) if uniform else None,
+    )
+    stream, info = loader.stream, loader.stream.table.info
+    classes = classes or info.classes or _count_classes(stream.table)
+    last_step = min([*([steps] if steps else []), *([(passes or 1) * stream.buffers_per_pass] if passes or not steps
+                                                    else [])])
+    torch.manual_seed(seed)
+    preprocess = stream.preprocess
+    network = make_model() if make_model else build(model, image_size=preprocess.image_size,
+                                                    channels=preprocess.channels, classes=classes)
+    if init:
+        load_weights(network, init)
+    network.to(place)
+    pinned = {
+        "il": info.fingerprint if needs_il else None, "shards": _digest(stream), "seed": seed, "model": model,
+        "rule": rule, "buffer_size": buffer_size, "batch_size": batch_size, "lanes": stream.lanes,
+        "loss_cap": loss_cap, "lr": lr, "weight_decay": weight_decay, "missing_il": missing_il, "chunk": chunk,
+        "precision": precision, "batch_norm": batch_norm, "augment": augment, "keep_holdout": keep_holdout,
+        "accumulate": accumulate, "classes": classes, "decoder": stream.decoder_name, "init": init,
+        **{f"preprocess_{k}": v for k, v in preprocess.to_json().items()},
+    }
+    attempt = Run(run, pinned)
+    storage.probe_writable(run)
+    found = attempt.open({
+        "settings": {**pinned, "passes": passes, "steps": steps, "last_step": last_step, "workers": workers,
+                     "eval_every": eval_every, "smoothing": smoothing, "checkpoint_every": checkpoint_every},
+        "il": storage.resolve(il), "roots": {**info.roots, **(roots or {})}, "shards": list(stream.table.names),
+        "shard_urls": list(stream.table.shards), "il_model": _il_account(loader), "device": str(place),
+        "left_out_shards": len(stream.table.missing), "threads": torch.get_num_threads(), "chunk": chunk,
+        "precision": precision, "versions": versions(), "samples": int(stream.table.counts.sum()),
+        "buffers_per_pass": stream.buffers_per_pass,
+    })
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay)
+    tests = TestSet(test_shards, preprocess, classes, stream.decoder_name, workers) if test_shards else None
+    selector = Selector(network, rule, batch_size, chunk=chunk, batch_norm=batch_norm, loss_cap=loss_cap, seed=seed,
+                        autocast=PRECISIONS[precision])
+    trainer = Trainer(loader, selector, network, optimizer, attempt, place, seed, last_step, accumulate, augment, tests,
+                      eval_every, checkpoint_every, keep_checkpoints, metrics)
+    if found is not None:
+        weights, state = load_tensors(run, found)
+        network.load_state_dict(weights)
+        optimizer.load_state_dict(state)
+        loader.load_state_dict({"pass": found.pass_index, "buffer": found.buffer})
+    else:
+        attempt.cost.il = _il_account(loader) if needs_il else {}
+        attempt.cost.macs = macs_per_sample(network, preprocess.normalize(
+            torch.zeros(1, *preprocess.shape, dtype=torch.uint8)).to(place))
+    if attempt.step < last_step:
+        attempt.claim()
+        trainer.loop()
+    accuracy = trainer.evaluation.accuracy if trainer.evaluation else None
+    return Summary(run, attempt.step, sum(attempt.counts.values()), dict(attempt.counts), accuracy,
+                   attempt.cost.as_json())
+
+
+def _check(buffer_size: int, batch_size: int, precision: str, accumulate: int, *intervals: int) -> None:
+    if not 1 <= batch_size <= buffer_size:
+        raise UsageError(f"--batch-size {batch_size} of --buffer-size {buffer_size}: expected 1 <= n_b <= n_B")
+    if precision not in PRECISIONS:
+        raise UsageError(f"--precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+    if accumulate < 1 or min(intervals) < 1:
+        raise UsageError("--steps, --passes, --accumulate, --eval-every and --checkpoint-every must be at least 1")
+
+
+def _place(device: str) -> torch.device:
+    """The device of that name, proved usable before any work."""
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as exc:
+        raise UsageError(f"--device {name!r} can't be used here: {str(exc).splitlines()[0]}") from exc
+
+
+def _digest(stream: CandidateStream) -> str:
+    return fingerprint({"names": list(stream.table.names), "counts": stream.table.counts.tolist()})
+
+
+def _il_account(loader: Loader) -> dict[str, Any]:
+    """What the IL cost: its model's own account, and the samples that were scored for the table."""
+    table = loader.stream.table
+    return {**table.info.model, "scored_samples": sum(f.il_rows for f in table.facts)} if table.info.model else {}
+
+
+def _count_classes(table: Table) -> int:
+    largest = max(int(read_part(part_url(table.url, name)).label.max(initial=-1)) for name in table.names)
+    if largest < 0:
+        raise UsageError("no label in any shard; give --classes")
+    return largest + 1
