@@ -154,10 +154,13 @@ def main(out: str, seeds: int, jobs: int) -> None:
     _shards(f"{folder}/test", "fashion-mnist", "--split", "test")
     _shards(f"{folder}/test-2000", "fashion-mnist", "--split", "test", "--limit", "2000")
     say("fit-il: MLP-256, two halves, duplicates kept together")
-    rhostream.fit_il([f"{folder}/train"], f"{folder}/il-model", model="mlp-256", group_by="duplicate_of", epochs=5)
+    # Shards are known by name: with a named root the order and the folds are the same wherever the demo lies.
+    roots = {"demo": folder}
+    rhostream.fit_il([f"{folder}/train"], f"{folder}/il-model", model="mlp-256", group_by="duplicate_of", epochs=5,
+                     roots=roots)
     say("compute-il: the irreducible loss of 60,000 samples")
     rhostream.compute_il([f"{folder}/train"], f"{folder}/il-model", f"{folder}/il",
-                         keep={"is_noisy": "bool", "true_label": "int", "duplicate_of": "str"})
+                         keep={"is_noisy": "bool", "true_label": "int", "duplicate_of": "str"}, roots=roots)
     say(f"train: uniform, rho and everything, {seeds} seeds of an MLP and a CNN; {jobs} at a time")
     with ProcessPoolExecutor(jobs) as pool:
         for future in [pool.submit(training, folder) for training in trainings(seeds)]:
