@@ -1,43 +1,164 @@
-"""Small pictures of samples, decoded and encoded again by us: the bytes of a shard never reach a page."""
+"""Pictures of what was kept and skipped: decoded and encoded again by us, so no byte of a shard reaches a page."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from rhostream import storage
-from rhostream.audit.plots import png_uri
+from rhostream.audit.plots import uri
+from rhostream.audit.runs import RunFolder
+from rhostream.audit.views import Ledger
 from rhostream.errors import RhostreamError
-from rhostream.stream.decode import OK, decode_into
-from rhostream.stream.tar import IMAGE_EXTENSIONS
+from rhostream.storage import Reader
+from rhostream.stream.decode import OK, decode_into, probe_size
+from rhostream.tables import il as il_table
+from rhostream.tables import parquet
 
-SIDE = 96
+PICTURES = 12
+SIDE = 96  # pixels, at most
+MAX_BYTES = 32 << 20
+FAILURES = 3  # unreadable shards after which the rest isn't tried: each try of a store that is down takes seconds
+_CHOSEN = """
+WITH looks AS (
+    SELECT shard, ordinal, key, label, step, loss::DOUBLE AS loss, il::DOUBLE AS il, score::DOUBLE AS score
+    FROM selections WHERE {where} ORDER BY {order}, shard, ordinal, step LIMIT 20000
+), once AS (
+    SELECT * FROM looks
+    QUALIFY row_number() OVER (PARTITION BY shard, ordinal ORDER BY {order}, step) = 1
+), turns AS (
+    SELECT *, row_number() OVER (PARTITION BY label ORDER BY {order}, shard, ordinal) AS turn FROM once
+)
+SELECT * EXCLUDE (turn) FROM turns ORDER BY turn, {order}, shard, ordinal LIMIT $pictures
+"""
+GALLERIES = (
+    ("Kept early", "The highest scores of the first tenth of the run: learnable, and not learnt yet.",
+     "kept AND isfinite(score) AND step <= (SELECT max(step) FROM selections) / 10", "score DESC"),
+    ("Skipped as noise", "Highest irreducible loss among what was skipped: the IL model can't explain these labels, so "
+     "a high loss promises nothing. Wrong and ambiguous labels gather here.",
+     "reason = 'below' AND isfinite(il)", "il DESC"),
+    ("Skipped as learnt", "Lowest loss among what was skipped in the last quarter of the run: nothing left to learn.",
+     "reason = 'below' AND isfinite(loss) AND step >= (SELECT max(step) FROM selections) * 3 / 4", "loss"),
+)  # fmt: skip
 
 
-def thumbnails(rows: Sequence[Mapping[str, Any]], urls: Mapping[str, str]) -> tuple[list[str | None], int]:
-    """A data URI for each row (shard, members), None where it can't be read; and how many couldn't."""
-    found: list[str | None] = []
-    for row in rows:
-        found.append(_thumbnail(row, urls))
-    return found, sum(one is None for one in found)
+@dataclass
+class Picture:
+    """A sample of a gallery; `image` is a data URI, None where it can't be shown, and `facts` what its part knows."""
+
+    row: dict[str, Any]  # shard, ordinal, key, label, step, loss, il, score
+    image: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)  # predicted, true_label, is_noisy
 
 
-def _thumbnail(row: Mapping[str, Any], urls: Mapping[str, str]) -> str | None:
-    image = next((m for m in row["members"] or [] if m["ext"] in IMAGE_EXTENSIONS), None)
-    if image is None:
-        return None
+@dataclass
+class Gallery:
+    """Pictures of one kind."""
+
+    title: str
+    says: str
+    pictures: list[Picture]
+
+
+def galleries(ledger: Ledger) -> tuple[list[Gallery], str]:
+    """The galleries of the ledger's only run (each class in its turn), and a note on what could not be shown."""
+    found = []
+    for title, says, where, order in GALLERIES:
+        rows = ledger.sql(_CHOSEN.format(where=where, order=order), {"pictures": PICTURES}).to_pylist()
+        found.append(Gallery(title, says, [Picture(row) for row in rows]))
+    pictures = [picture for gallery in found for picture in gallery.pictures]
+    reader = _Pictures(ledger.runs[0], ledger.roots)
     try:
-        with storage.open_reader(urls.get(row["shard"], row["shard"])) as reader:
-            data = reader.pread(image["size"], image["offset"])
-    except (RhostreamError, OSError):
+        for picture in pictures:
+            reader.fill(picture)
+    finally:
+        reader.close()
+    missing = sum(picture.image is None for picture in pictures)
+    note = f"{missing} of {len(pictures)} pictures could not be read: {reader.reason}." if missing else ""
+    return found, note
+
+
+class _Pictures:
+    """Reads images by the offsets of the parts; a part or shard that can't be had is tried once."""
+
+    def __init__(self, run: RunFolder, roots: Mapping[str, str]) -> None:
+        self._run, self._roots = run, roots
+        self._parts: dict[str, tuple[pa.Table, dict[str, Any]] | None] = {}
+        self._readers: dict[str, Reader | None] = {}
+        self.reason = "the sample has no image that can be decoded"
+
+    def fill(self, picture: Picture) -> None:
+        shard, ordinal = picture.row["shard"], picture.row["ordinal"]
+        part = self._part(shard)
+        if part is None or not 0 <= ordinal < len(part[0]):
+            return
+        row = part[0].slice(ordinal, 1).to_pylist()[0]
+        picture.facts = {k: row[k] for k in ("predicted", "true_label", "is_noisy") if k in row}
+        image = next((m for m in row["members"] or () if m["ext"] in il_table.IMAGE_EXTENSIONS), None)
+        reader = self._reader(shard, int(part[1]["shard_size"])) if image else None
+        if image is None or reader is None:
+            return
+        try:
+            picture.image = thumbnail(reader.pread(min(image["size"], MAX_BYTES), image["offset"]))
+        except (RhostreamError, OSError) as exc:
+            self.reason = _said(exc)
+
+    def _part(self, shard: str) -> tuple[pa.Table, dict[str, Any]] | None:
+        if shard not in self._parts:
+            self._parts[shard] = None
+            if self._run.il_url and self._may_try(self._parts):
+                try:
+                    table, facts = parquet.read(il_table.part_url(self._run.il_url, shard))
+                    self._parts[shard] = (table.sort_by("ordinal"), facts)
+                except RhostreamError as exc:
+                    self.reason = _said(exc)
+        return self._parts[shard]
+
+    def _reader(self, shard: str, size: int) -> Reader | None:
+        if shard not in self._readers:
+            self._readers[shard] = None
+            if self._may_try(self._readers):
+                try:
+                    # No spool: a few ranges of a remote shard, not the whole of it for one picture.
+                    reader = storage.open_reader(self._run.shard_url(shard, self._roots), spool_bytes=0)
+                    if reader.size == size:
+                        self._readers[shard] = reader
+                    else:
+                        self.reason = f"shard {shard} changed after it was indexed"
+                        reader.close()
+                except (RhostreamError, OSError) as exc:
+                    self.reason = f"{_said(exc)}; say where the shards lie with --root NAME=URL"
+        return self._readers[shard]
+
+    def _may_try(self, tried: Mapping[str, object]) -> bool:
+        """Whether another one is worth a try; the entry about to be tried is None already."""
+        return sum(one is None for one in tried.values()) <= FAILURES
+
+    def close(self) -> None:
+        for reader in self._readers.values():
+            if reader is not None:
+                reader.close()
+
+
+def _said(exc: Exception) -> str:
+    return str(exc) if isinstance(exc, RhostreamError) else type(exc).__name__
+
+
+def thumbnail(data: bytes) -> str | None:
+    """The image as a small PNG's data URI, None for bytes that our decoder refuses."""
+    size = probe_size(data)
+    if size is None:
         return None
-    pixels = np.empty((SIDE, SIDE, 3), np.uint8)
+    side = min(max(size[0], 1), SIDE)
+    pixels = np.empty((side, side, 3), np.uint8)
     if decode_into(data, pixels) != OK:
         return None
     sink = io.BytesIO()
-    Image.fromarray(pixels).save(sink, "PNG")
-    return png_uri(sink.getvalue())
+    Image.fromarray(pixels).save(sink, "PNG", optimize=True)
+    return uri(sink.getvalue(), "image/png")

@@ -1,80 +1,161 @@
-"""The report's figures, as data URIs; drawn without pyplot, so nothing global is touched."""
+"""The report's figures, as data URIs of SVG; drawn without pyplot, so nothing global is touched.
+
+An SVG in an <img> can neither run nor load anything, and its ids can't meet those of another figure. Names from data
+are drawn as plain text, never as matplotlib's mathematics (a lone `$` would be an error).
+"""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from rhostream.audit.facts import Curve
 from rhostream.audit.metrics import smooth
+from rhostream.audit.render import printable
 from rhostream.errors import MissingExtraError
 
-COLOURS = ("#0b5cad", "#d9480f", "#5d6670", "#2b8a3e", "#862e9c", "#c92a2a")
+# Told apart by people with any colour vision, and in grey by their lightness or dashes.
+BLUE, ORANGE, GREEN, PURPLE, GREY, RED = "#0b5cad", "#c2570c", "#1f7a55", "#7b3aa0", "#7a828c", "#c0262d"
+MINE = (BLUE, ORANGE, PURPLE)
+_STYLE: dict[Any, Any] = {
+    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e3e7eb",
+    "axes.edgecolor": "#9aa3ad", "axes.labelcolor": "#3d444c", "xtick.color": "#3d444c", "ytick.color": "#3d444c",
+    "axes.axisbelow": True, "svg.hashsalt": "rhostream", "svg.fonttype": "path", "legend.frameon": False,
+    "text.parse_math": False,
+}  # fmt: skip
 
 
-def _figure(width: float, height: float, columns: int) -> tuple[Any, Any]:
+@dataclass(frozen=True)
+class Line:
+    """A group of runs in the accuracy figures."""
+
+    name: str
+    curves: Sequence[Curve]
+    colour: str
+    dash: str = "-"
+
+
+def require() -> None:
+    """Raise MissingExtraError unless matplotlib is installed."""
     try:
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401
     except ImportError as exc:
         raise MissingExtraError.of("matplotlib", "report") from exc
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(alpha=0.25)
-    return figure, axes
 
 
-def data_uri(figure: Any) -> str:
-    """A figure as a PNG data URI."""
-    sink = io.BytesIO()
-    figure.savefig(sink, format="png", dpi=130)
-    return png_uri(sink.getvalue())
+def uri(data: bytes, kind: str) -> str:
+    """Bytes as a data URI of that media type."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def png_uri(png: bytes) -> str:
-    """PNG bytes as a data URI."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def _drawn(draw: Callable[[Any], None], width: float = 5.2, height: float = 3.6) -> str:
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class name may hold signs that the font lacks
+        figure = Figure(figsize=(width, height), layout="constrained", dpi=160)
+        FigureCanvasSVG(figure)
+        axes = figure.subplots()
+        draw(axes)
+        sink = io.BytesIO()
+        figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
+    return uri(sink.getvalue(), "image/svg+xml")
 
 
-def accuracy_curves(groups: Mapping[str, Sequence[dict[str, list[float]]]], window: int) -> str:
-    """Accuracy over steps and over forward units; each group is a list of runs with steps, units, accuracy."""
-    figure, axes = _figure(11, 4, 2)
-    for colour, (name, runs) in zip(COLOURS * 9, groups.items(), strict=False):
-        for ax, x in ((axes[0], "steps"), (axes[1], "units")):
-            for run in runs:
-                ax.plot(run[x], run["accuracy"], color=colour, alpha=0.25, linewidth=0.8)
-            length = min(len(run[x]) for run in runs)
-            mean = np.mean([smooth(run["accuracy"], window)[:length] for run in runs], axis=0)
-            ax.plot(runs[0][x][:length], mean, color=colour, linewidth=2.2, label=f"{name} ({len(runs)})")
-    axes[0].set_xlabel("gradient steps")
-    axes[1].set_xlabel("forward units (selection and training)")
-    axes[0].set_ylabel("test accuracy")
-    axes[0].legend(frameon=False)
-    return data_uri(figure)
+def _compact(value: float, _: object = None) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
 
 
-def scatter(points: Mapping[str, Any], over_time: Mapping[str, Any]) -> str:
-    """Loss against il of kept and skipped samples, and a share over time."""
-    figure, axes = _figure(11, 4, 2)
-    il, loss, kept = (np.asarray(points[k], dtype=np.float64) for k in ("il", "loss", "kept"))
-    for flag, colour, label, size in ((0.0, "#b9c0c7", "skipped", 5), (1.0, "#0b5cad", "kept", 8)):
-        rows = kept == flag
-        axes[0].scatter(il[rows], loss[rows], s=size, color=colour, label=label, alpha=0.7, linewidths=0)
-    if len(il):
-        limit = float(np.percentile(np.concatenate([il, loss]), 99.5))
-        axes[0].plot([0, limit], [0, limit], color="#5d6670", linewidth=0.8, linestyle="--")
-        axes[0].set_xlim(0, limit)
-        axes[0].set_ylim(0, limit)
-    axes[0].set_xlabel("irreducible loss, nats")
-    axes[0].set_ylabel("loss of the current model, nats")
-    axes[0].legend(frameon=False, loc="lower right")
-    for colour, (name, values) in zip(COLOURS, over_time["series"].items(), strict=False):
-        axes[1].plot(over_time["step"], values, color=colour, label=name, linewidth=2)
-    axes[1].set_xlabel("gradient steps")
-    axes[1].set_ylim(bottom=0)
-    axes[1].legend(frameon=False)
-    return data_uri(figure)
+def accuracy(lines: Sequence[Line], over: str, window: int, target: float | None) -> str:
+    """Test accuracy over "steps" or "units": thin each run as it was, bold the mean of the smoothed seeds."""
+
+    def draw(axes: Any) -> None:
+        low, high = 1.0, 0.0
+        for line in lines:
+            for curve in line.curves:
+                axes.plot(getattr(curve, over), curve.accuracy, color=line.colour, alpha=0.28, linewidth=0.8)
+            x, mean = mean_curve(line.curves, over, window)
+            name = printable(line.name, 40) + (f" (mean of {len(line.curves)})" if len(line.curves) > 1 else "")
+            axes.plot(x, mean, color=line.colour, linewidth=2.2, linestyle=line.dash, label=name)
+            if len(mean):
+                low, high = min(low, float(np.quantile(mean, 0.06))), max(high, float(np.max(mean)))
+        if target is not None:
+            axes.axhline(target, color="#3d444c", linewidth=1, linestyle=(0, (2, 2)), label="uniform's best")
+        if high > low:
+            axes.set_ylim(low - 0.1 * (high - low), high + 0.12 * (high - low))
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(_compact)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+        axes.set_xlabel("gradient steps" if over == "steps" else "forward units spent (selection and training)")
+        axes.legend(loc="lower right", fontsize=9)
+
+    return _drawn(draw)
+
+
+def mean_curve(curves: Sequence[Curve], over: str, window: int) -> tuple[list[float], Any]:
+    """The mean of the smoothed accuracies at the steps that all curves have; x is the mean of `over` there.
+
+    Full windows only (all, where a curve has fewer evaluations), as for bests and targets.
+    """
+    full = [set(c.steps[min(window, len(c.steps)) - 1 :]) for c in curves]
+    common = sorted(set.intersection(*full)) if full else []
+    at = [[c.steps.index(step) for step in common] for c in curves]
+    x = np.mean([np.asarray(getattr(c, over), np.float64)[rows] for c, rows in zip(curves, at, strict=True)], axis=0)
+    y = np.mean([smooth(c.accuracy, window)[rows] for c, rows in zip(curves, at, strict=True)], axis=0)
+    return list(map(float, x)), y
+
+
+def scatter(points: Mapping[str, Sequence[Any]]) -> str:
+    """Loss of the current model against il of looks (nats); what is known to be labelled wrongly is a cross."""
+    il, loss = (np.asarray(points[name], np.float64) for name in ("il", "loss"))
+    kept, noisy = np.asarray(points["kept"], bool), np.array([bool(n) for n in points["noisy"]], bool)
+    known = any(n is not None for n in points["noisy"])
+    label = " (label right)" if known else ""
+
+    def draw(axes: Any) -> None:
+        # Cut where the last per mille would squeeze the rest.
+        top = float(max(np.quantile(il, 0.995), np.quantile(loss, 0.995), 0.5)) * 1.03
+        axes.fill_between([0, top], [0, top], [top, top], color="#eef5fb", linewidth=0)
+        for chosen, colour, marker, size, name in (
+            (~kept & ~noisy, "#b4bcc5", "o", 5, f"skipped{label}"),
+            (~kept & noisy, "#e39a5b", "x", 12, "skipped, wrong label"),
+            (kept & ~noisy, BLUE, "o", 9, f"kept{label}"),
+            (kept & noisy, RED, "x", 18, "kept, wrong label"),
+        ):
+            if chosen.any():
+                axes.scatter(il[chosen], loss[chosen], s=size, color=colour, marker=marker, label=name, alpha=0.75,
+                             linewidths=0 if marker == "o" else 0.9, rasterized=True)  # fmt: skip
+        axes.plot([0, top], [0, top], color=GREY, linewidth=0.9, linestyle="--")
+        axes.set(xlim=(0, top), ylim=(0, top), xlabel="irreducible loss, nats", ylabel="loss of the model, nats")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.17), ncol=2, fontsize=8, markerscale=1.4,
+                    handletextpad=0.2, columnspacing=1.2)  # fmt: skip
+
+    return _drawn(draw, height=4.2)
+
+
+def shares(x: Sequence[float], series: Mapping[str, tuple[Sequence[Any], str, str]]) -> str:
+    """Shares over gradient steps: name -> (values of 1 or None, colour, dash)."""
+
+    def draw(axes: Any) -> None:
+        for name, (values, colour, dash) in series.items():
+            y = [np.nan if v is None else float(v) for v in values]
+            axes.plot(x, y, color=colour, linestyle=dash, linewidth=2, label=name)
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(_compact)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+        axes.set_xlabel("gradient steps")
+        axes.legend(loc="best", fontsize=9)
+
+    return _drawn(draw)

@@ -1,4 +1,4 @@
-"""The named questions: one .sql file each, its first comment says what it answers."""
+"""The named questions: one .sql file each, whose first comment says what it answers and `needs:` what it must know."""
 
 from __future__ import annotations
 
@@ -16,34 +16,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Question:
-    """A question's text, what it says, and the fields of the samples' json that it needs."""
+    """A question's text, what it says, and the fields of the samples' json (FIELD:TYPE) that it needs."""
 
     says: str
     sql: str
     needs: tuple[str, ...] = ()
 
 
-def _load() -> dict[str, Question]:
-    found = {}
-    for file in sorted((resources.files("rhostream.audit") / "queries").iterdir(), key=lambda f: f.name):
-        if file.name.endswith(".sql"):
-            text = file.read_text(encoding="utf-8")
-            comments = [line[2:].strip() for line in text.splitlines() if line.startswith("--")]
-            needs = [c.removeprefix("needs:").split(",") for c in comments if c.startswith("needs:")]
-            found[file.name[:-4]] = Question(comments[0], text, tuple(n.strip() for row in needs for n in row))
-    return found
+def _read(text: str) -> Question:
+    comments = [line[2:].strip() for line in text.splitlines() if line.startswith("--")]
+    needs = [field.strip() for c in comments if c.startswith("needs:") for field in c[6:].split(",")]
+    return Question(comments[0], text, tuple(needs))
 
 
-QUESTIONS = _load()
+QUESTIONS: dict[str, Question] = {
+    file.name.removesuffix(".sql"): _read(file.read_text(encoding="utf-8"))
+    for file in sorted((resources.files("rhostream.audit") / "queries").iterdir(), key=lambda f: f.name)
+    if file.name.endswith(".sql")
+}
 
 
 def run_question(ledger: Ledger, name: str) -> pa.Table:
     """The answer to a named question. Raises UnknownNameError, UsageError when a field it needs was not kept."""
     if name not in QUESTIONS:
         raise UnknownNameError.of("question", name, QUESTIONS)
-    question, kept = QUESTIONS[name], ledger.kept_fields()
-    for need in question.needs:
-        if need.split(":")[0] not in kept:
-            raise UsageError(f"@{name} needs the field {need.split(':')[0]!r} of the samples' json: run compute-il "
-                             f"with --keep {need}")
+    question = QUESTIONS[name]
+    kept = ledger.kept_fields() if question.needs else {}
+    missing = [need for need in question.needs if kept.get(need.partition(":")[0]) != need.partition(":")[2]]
+    if missing:
+        fields = " and ".join(need.partition(":")[0] for need in missing)
+        raise UsageError(f"@{name} needs {fields} of the samples' json, which the IL table didn't keep: run compute-il "
+                         f"with --keep {','.join(missing)} into another --out")  # fmt: skip
     return ledger.sql(question.sql)

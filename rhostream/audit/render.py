@@ -1,57 +1,126 @@
-"""Answers as a text table, JSON or CSV; hostile keys can't move the cursor or become a formula."""
+"""Answers as a text table, JSON or CSV; a hostile key can't move the cursor, break a row or become a formula.
+
+JSON is exact. In the text table and in CSV everything that isn't printable (control characters, line ends, NUL, text
+direction) is written as an escape, and in CSV a text that a spreadsheet would run is quoted by a leading `'`.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import math
+import unicodedata
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
 
 from rhostream.errors import UnknownNameError
 
-MAX_WIDTH = 60
+STYLES = ("table", "json", "csv")
+MAX_WIDTH = 80
+# The full-width forms too: spreadsheets of some locales take them for the plain ones.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 
 
-def render(table: pa.Table, style: str) -> str:
-    """The table as text of that style: "table", "json" or "csv"."""
-    if style == "json":
-        return json.dumps(table.to_pylist(), indent=1, default=str)
-    if style == "csv":
-        sink = io.StringIO()
-        writer = csv.writer(sink, lineterminator="\n")
-        writer.writerow(table.column_names)
-        writer.writerows([[_inert(v) for v in row.values()] for row in table.to_pylist()])
-        return sink.getvalue().rstrip("\n")
-    if style != "table":
-        raise UnknownNameError.of("format", style, ["table", "json", "csv"])
-    return _text(table)
+def render(table: pa.Table, style: str = "table") -> str:
+    """The table as text of that style: "table", "json" or "csv". Raises UnknownNameError for another."""
+    if style not in STYLES:
+        raise UnknownNameError.of("format", style, STYLES)
+    return {"table": _text, "json": _json, "csv": _csv}[style](table)
 
 
-def printable(value: Any) -> str:
-    """One line for a terminal: control characters escaped, long values cut."""
+def escape(text: str) -> str:
+    """The text on one line, with an escape for every character that isn't printable."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def printable(value: Any, width: int = MAX_WIDTH) -> str:
+    """One cell for a terminal or a page: one line, escaped, floats with six digits, cut at `width` characters."""
+    text = escape(_plain(value))
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _plain(value: Any) -> str:
     if value is None:
         return ""
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return safe if len(safe) <= MAX_WIDTH else safe[: MAX_WIDTH - 1] + "…"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return "NaN" if math.isnan(value) else f"{value:.6g}"
+    if isinstance(value, (list, dict)):
+        return json.dumps(_exact(value), ensure_ascii=False)
+    return value if isinstance(value, str) else str(value)
 
 
-def _inert(value: Any) -> Any:
-    # A spreadsheet runs what starts like a formula.
-    return "'" + value if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+def _rows(table: pa.Table) -> list[tuple[Any, ...]]:
+    # Not to_pylist: its dicts lose a column when two have the same name.
+    return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+
+# -- the styles ------------------------------------------------------------------------------------------------------
 
 
 def _text(table: pa.Table) -> str:
-    rows = [[printable(v) for v in row.values()] for row in table.to_pylist()]
+    rows = [[printable(value) for value in row] for row in _rows(table)]
     names = [printable(name) for name in table.column_names]
-    widths = [max(len(name), *(len(row[i]) for row in rows), 0) if rows else len(name) for i, name in enumerate(names)]
+    widths = [max(map(_cells, (name, *(row[at] for row in rows)))) for at, name in enumerate(names)]
     numeric = [pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_decimal(t) for t in table.schema.types]
 
     def line(cells: list[str]) -> str:
-        padded = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(cells, widths, numeric, strict=True)]
+        padded = [" " * (w - _cells(c)) + c if right else c + " " * (w - _cells(c))
+                  for c, w, right in zip(cells, widths, numeric, strict=True)]  # fmt: skip
         return "  ".join(padded).rstrip()
 
-    foot = f"({len(rows)} row{'' if len(rows) == 1 else 's'})"
+    foot = f"({len(rows):,} row{'' if len(rows) == 1 else 's'})"
     return "\n".join([line(names), "  ".join("-" * w for w in widths), *map(line, rows), foot])
+
+
+def _cells(text: str) -> int:
+    """How many cells of a terminal the text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _csv(table: pa.Table) -> str:
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow([_inert(name) for name in table.column_names])
+    writer.writerows([[_inert(value) for value in row] for row in _rows(table)])
+    return sink.getvalue().rstrip("\n")
+
+
+def _inert(value: Any) -> Any:
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+        return value
+    text = _plain(value)
+    return escape("'" + text if text.startswith(_FORMULA) else text)
+
+
+def _json(table: pa.Table) -> str:
+    names: list[str] = []
+    for name in table.column_names:  # a second `a` becomes `a_1`, as DuckDB names them itself
+        again = sum(n == name for n in table.column_names[: len(names)])
+        names.append(f"{name}_{again}" if again else name)
+    rows = [json.dumps(dict(zip(names, map(_exact, row), strict=True))) for row in _rows(table)]
+    return "[\n" + ",\n".join(rows) + "\n]" if rows else "[]"
+
+
+def _exact(value: Any) -> Any:
+    """What JSON can hold without loss; NaN and infinities, which it can't, are the strings that protobuf uses."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Decimal):
+        whole = value == value.to_integral_value()
+        return int(value) if whole else float(value) if Decimal(repr(float(value))) == value else str(value)
+    if isinstance(value, dict):
+        return {str(k): _exact(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_exact(v) for v in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from rhostream import checkpoint, storage
-from rhostream.audit.views import _is_table, read_record
+from rhostream.audit.runs import is_table, read_record
 from rhostream.errors import RhostreamError, TableError, UsageError
 from rhostream.tables import il as il_table
 from rhostream.tables import parquet, selections
@@ -21,7 +21,7 @@ def verify(folder: str, *, repair: bool = False) -> dict[str, Any]:
     `repair` removes damaged parts of a table, so that compute-il (or index) makes them again.
     """
     folder = storage.resolve(folder)
-    return _verify_table(folder, repair) if _is_table(folder) else _verify_run(folder)
+    return _verify_table(folder, repair) if is_table(folder) else _verify_run(folder)
 
 
 def _verify_table(table: str, repair: bool) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def _verify_run(run: str) -> dict[str, Any]:
 def status_of(folder: str, shards: Iterable[str] = (), roots: Mapping[str, str] | None = None) -> dict[str, Any]:
     """How far a run or a table is, what is quarantined, and what to do next."""
     folder = storage.resolve(folder)
-    if _is_table(folder):
+    if is_table(folder):
         return _table_status(folder, list(shards), roots)
     record, latest = read_record(folder), checkpoint.latest(folder)
     last = record["settings"].get("last_step")

@@ -1,53 +1,88 @@
-"""The ledger as SQL: DuckDB views over verified files only, in a connection that can read nothing else.
+"""The ledger as SQL: DuckDB views over verified files only, in a connection that can reach nothing else.
 
-    selections   every column of the log + run          steps        one row a step + run
+    selections   every column of the log + run          steps        one row a step + seconds + run
     il           every column of a part + shard         samples      shard, ordinal, key, label, kept fields
     quarantine   shard, ordinal, key, status, error     runs         one row a run
 
-The newest checkpoint's list decides which segments exist, each proved by its sha256; parts are read through pyarrow,
-which verifies page checksums (DuckDB never does), and only when a question mentions them.
+The newest checkpoint's list decides which segments exist, each proved by its sha256 when the ledger is opened; parts
+are opened only when a question mentions them. DuckDB gets Arrow datasets, never a path.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 import os
 import re
+import tempfile
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import duckdb
 import pyarrow as pa
 
-from rhostream import checkpoint, storage
-from rhostream.errors import UsageError
+from rhostream import storage
+from rhostream.audit import sources
+from rhostream.audit.render import escape
+from rhostream.audit.runs import RunFolder, is_table, open_runs, read_record
+from rhostream.errors import MismatchError, RhostreamError, UnknownNameError, UsageError
 from rhostream.tables import il as il_table
-from rhostream.tables import parquet, selections, steps
+from rhostream.tables import selections, steps
+
+__all__ = ["VIEWS", "Ledger", "is_table", "open_ledger", "read_record"]
 
 VIEWS = ("selections", "steps", "runs", "il", "samples", "quarantine")
+# Parts are opened before a question that holds these words; a column may have the same name, which costs time only.
 _FROM_PARTS = re.compile(r"\b(il|samples|quarantine)\b", re.IGNORECASE)
+_SEGMENTS = (("log", selections.SCHEMA), ("steps", steps.SCHEMA))
+_SCAN_FAILED = (duckdb.InvalidInputException, duckdb.IOException, duckdb.InternalException, pa.ArrowException)
+_OF_PARTS = ("il", "samples", "quarantine")
+RUNS = pa.schema(
+    [
+        ("run", pa.string()), ("rule", pa.string()), ("model", pa.string()), ("buffer_size", pa.int64()),
+        ("batch_size", pa.int64()), ("seed", pa.int64()), ("loss_cap", pa.bool_()), ("steps", pa.int64()),
+        ("last_step", pa.int64()), ("complete", pa.bool_()), ("forward_units", pa.float64()),
+        ("il_units", pa.float64()), ("macs", pa.int64()), ("il_accuracy", pa.float64()),
+    ]
+)  # fmt: skip
+_DEFINITIONS = {
+    "selections": "SELECT * FROM _log",
+    "steps": "SELECT *, coalesce(seconds_wait, 0) + coalesce(seconds_score, 0) + coalesce(seconds_train, 0) "
+             "+ coalesce(seconds_log, 0) AS seconds FROM _steps",
+    "runs": "SELECT _runs.*, tested.final_test_accuracy FROM _runs LEFT JOIN (SELECT run, "
+            "arg_max(test_accuracy, step)::DOUBLE AS final_test_accuracy FROM _steps WHERE isfinite(test_accuracy) "
+            "GROUP BY run) AS tested USING (run)",
+    "il": "SELECT * FROM _parts",
+    "samples": "SELECT shard, ordinal, key, label, * EXCLUDE (shard, "
+               + ", ".join(il_table.SCHEMA.names) + ") FROM _parts",
+    "quarantine": "SELECT shard, ordinal, key, status, error FROM _parts WHERE status <> 'ok'",
+}  # fmt: skip
 
 
 class Ledger:
     """Runs (and their IL table) opened for questions; use as a context manager."""
 
     def __init__(self, folders: Sequence[str], roots: Mapping[str, str] | None = None) -> None:
-        self.folders = [storage.resolve(folder) for folder in folders]
-        self.records = [read_record(f) for f in self.folders if not _is_table(f)]
-        self.runs = [f for f in self.folders if not _is_table(f)]
-        self._roots = dict(roots or {})
-        self._parts_loaded = False
-        self._con = duckdb.connect(":memory:", config={"autoinstall_known_extensions": False,
-                                                       "autoload_known_extensions": False})
-        self._tables: dict[str, pa.Table] = {}
-        segments = [self._segments(run) for run in self.runs]
-        paths = [url for log, step in segments for url in (*log, *step) if storage.is_local(url)]
-        self._con.execute("SET allowed_paths = $paths", {"paths": paths})
-        self._view("selections", selections.SCHEMA, [s[0] for s in segments])
-        self._view("steps", steps.SCHEMA, [s[1] for s in segments])
-        self._register("runs", pa.Table.from_pylist([self._run_row(*pair) for pair in
-                                                     zip(self.runs, self.records, strict=True)], RUNS))
+        urls = [storage.resolve(folder) for folder in folders]
+        tables = [url for url in urls if is_table(url)]
+        self.runs: list[RunFolder] = open_runs(url for url in urls if url not in tables)
+        self.roots = dict(roots or {})
+        self._tables = tables or list(dict.fromkeys(run.il_url for run in self.runs if run.il_url))
+        self._whole_table = bool(tables)
+        self._parts_open = False
+        self._parts: list[tuple[str, str]] = []
+        self._no_parts: RhostreamError | None = None
+        # A sort larger than memory spills there; DuckDB's default is the user's working folder.
+        spill = os.path.join(tempfile.gettempdir(), f"rhostream-sql-{uuid.uuid4().hex}")
+        self._con = duckdb.connect(":memory:", config={
+            "autoinstall_known_extensions": False, "autoload_known_extensions": False,
+            "python_enable_replacements": False, "temp_directory": spill,
+        })  # fmt: skip
+        self._con.register("_runs", pa.Table.from_pylist([_run_row(run) for run in self.runs], RUNS))
+        for what, schema in _SEGMENTS:
+            self._con.register(f"_{what}", sources.segments(self.runs, what, schema))
+        self._con.register("_parts", sources.dataset([], "shard", self._part_schema()))
+        for name in VIEWS:
+            self._con.execute(f"CREATE VIEW {name} AS {_DEFINITIONS[name]}")
         self._con.execute("SET enable_external_access = false")
         self._con.execute("SET lock_configuration = true")
 
@@ -55,139 +90,126 @@ class Ledger:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop the views and what DuckDB holds."""
         self._con.close()
 
-    def sql(self, text: str, parameters: Mapping[str, Any] | None = None) -> pa.Table:
-        """The answer to one SELECT. Raises UsageError with DuckDB's reason, for anything else too."""
+    def sql(self, text: str, parameters: Mapping[str, Any] | Sequence[Any] | None = None) -> pa.Table:
+        """The answer to one SELECT, with `$name` or `?` bound from `parameters`.
+
+        Raises UsageError with the reason (anything but one SELECT is refused), UnknownNameError with the nearest view
+        or column, TableError naming a damaged file.
+        """
         try:
             statements = duckdb.extract_statements(text)
             if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
                 raise UsageError("expected one SELECT: the ledger is for reading")
-            if not self._parts_loaded and _FROM_PARTS.search(text):
-                self._load_parts()
-            return self._con.sql(text, params=dict(parameters or {})).to_arrow_table()
-        except duckdb.Error as exc:
-            raise UsageError(_explain(str(exc))) from exc
+            if not self._parts_open and _FROM_PARTS.search(text):
+                self._open_parts()
+            relation = self._con.sql(text, params=parameters) if parameters else self._con.sql(text)
+            return relation.to_arrow_table()
+        except (duckdb.Error, pa.ArrowException) as exc:
+            raise self._translated(exc, text) from exc
 
     def kept_fields(self) -> dict[str, str]:
-        """Fields of the samples' json that the IL table keeps, with their types."""
-        keep: dict[str, str] = {}
-        for url in self._table_urls():
-            keep |= il_table.open_info(url).keep
-        return keep
+        """Fields of the samples' json that the IL table keeps, with their types; {} without a table."""
+        return dict(il_table.open_info(self.table_url).keep) if self._tables else {}
 
-    def _segments(self, run: str) -> tuple[list[str], list[str]]:
-        latest = checkpoint.latest(run)
-        if latest is None:
-            return [], []
-        return (selections.verified_paths(run, latest.log), selections.verified_paths(run, latest.steps))
+    @property
+    def table_url(self) -> str:
+        """The IL table behind `il`: the one that was opened, else that of the runs. Raises UsageError for two."""
+        if len(self._tables) > 1:
+            # An index beside an il table knows nothing that the table doesn't.
+            with_il = [url for url in self._tables if il_table.open_info(url).kind == "il"]
+            if len(with_il) != 1:
+                named = " and ".join(storage.redact(url) for url in self._tables[:2])
+                raise UsageError(f"these runs use several IL tables ({named}); open one run at a time to ask of il")
+            return with_il[0]
+        if not self._tables:
+            raise UsageError("these runs name no IL table, so there is no il, samples or quarantine")
+        return self._tables[0]
 
-    def _view(self, name: str, schema: pa.Schema, urls: Sequence[Sequence[str]]) -> None:
-        empty = pa.schema([*schema, ("run", pa.string())]).empty_table()
-        self._register(f"no_{name}", empty)
-        pieces = [f"SELECT * FROM no_{name}"]
-        for at, (run, files) in enumerate(zip(self.runs, urls, strict=True)):
-            local = [f for f in files if storage.is_local(f)]
-            if len(local) == len(files) and files:
-                listed = ", ".join("'" + f.replace("'", "''") + "'" for f in files)
-                source = f"read_parquet([{listed}], hive_partitioning = false)"
-            elif files:
-                source = f"{name}_{at}"
-                self._register(source, pa.concat_tables([parquet.read(f)[0] for f in files]).unify_dictionaries())
-            else:
-                continue
-            label = os.path.basename(run).replace("'", "''")
-            pieces.append(f"SELECT *, '{label}' AS run FROM {source}")
-        self._con.execute(f"CREATE VIEW {name} AS " + " UNION ALL BY NAME ".join(pieces))
+    def _part_schema(self) -> pa.Schema:
+        try:
+            return il_table.open_info(self.table_url).schema
+        except RhostreamError:
+            return il_table.SCHEMA  # said when a question needs it
 
-    def _register(self, name: str, table: pa.Table) -> None:
-        self._tables[name] = table
-        self._con.register(name, table)
+    def _open_parts(self) -> None:
+        """Open the parts of the runs' shards (of the whole table, for a table).
 
-    def _table_urls(self) -> list[str]:
-        found = [f for f in self.folders if _is_table(f)] + [r["il"] for r in self.records if r.get("il")]
-        return list(dict.fromkeys(found))
+        `il` may just be the column of `selections`, so a table that can't be opened takes its views away, and is an
+        error only for a question that needed them.
+        """
+        try:
+            table = self.table_url
+            info = il_table.open_info(table)
+            self._parts = sources.part_files(table, [] if self._whole_table else self._shards_of(table, info))
+            self._con.register("_parts", sources.dataset(self._parts, "shard", info.schema))
+            for name in _OF_PARTS:
+                self._con.execute(f"CREATE OR REPLACE VIEW {name} AS {_DEFINITIONS[name]}")
+            self._parts_open, self._no_parts = True, None
+        except RhostreamError as exc:
+            self._no_parts = exc
+            for name in _OF_PARTS:
+                self._con.execute(f"DROP VIEW IF EXISTS {name}")
 
-    def _load_parts(self) -> None:
-        """Read every part of the runs' shards (of the whole table, for a table), checksums verified."""
-        pieces = []
-        keep: dict[str, str] = {}
-        for url in self._table_urls():
-            info = il_table.open_info(url)
-            keep |= info.keep
-            for part in self._part_urls(url):
-                table, record = parquet.read(part)
-                pieces.append(table.append_column("shard", pa.array([record["shard"]] * len(table), pa.string())))
-        schema = pa.schema([*il_table.SCHEMA, *((k, il_table.KEEP_TYPES[v]) for k, v in keep.items()),
-                            ("shard", pa.string())])
-        whole = pa.concat_tables([schema.empty_table(), *pieces], promote_options="default")
-        self._register("il", whole)
-        fields = "".join(f', "{name}"' for name in keep)
-        self._con.execute(f"CREATE VIEW samples AS SELECT shard, ordinal, key, label{fields} FROM il")
-        self._con.execute("CREATE VIEW quarantine AS SELECT shard, ordinal, key, status, error FROM il "
-                          "WHERE status <> 'ok'")
-        self._parts_loaded = True
+    def _shards_of(self, table: str, info: il_table.TableInfo) -> list[str]:
+        mine = [run for run in self.runs if run.il_url == table]
+        for run in mine:
+            pinned = (run.record.get("fingerprints") or {}).get("il")
+            if pinned not in (None, info.fingerprint):
+                raise MismatchError(f"run {run.name} was trained with il of fingerprint {pinned}, "
+                                    f"{storage.redact(table)} has {info.fingerprint} today: another table has taken "
+                                    "its place")  # fmt: skip
+        return sorted({str(name) for run in mine for name in run.record.get("shards") or ()})
 
-    def _part_urls(self, table: str) -> list[str]:
-        names = {name for r in self.records if r.get("il") == table for name in r.get("shards", [])}
-        if names:
-            return [il_table.part_url(table, name) for name in sorted(names)]
-        return storage.list_files(storage.join(table, "parts"), ".parquet")
+    def _translated(self, error: Exception, query: str) -> RhostreamError:
+        """DuckDB's error as one of ours, in one sentence."""
+        lines = str(error).partition("\n\nLINE ")[0].splitlines()
+        words = " ".join(line.strip() for line in lines if line.strip())
+        if found := re.search(r'Table with name "?(.+?)"? does not exist', words):
+            if self._no_parts is not None and found[1].lower() in _OF_PARTS:
+                return self._no_parts
+            return UnknownNameError.of("view", escape(found[1]), VIEWS)
+        column = re.search(r'(?:column "(.+?)" not found|have a column named "(.+?)"|Column "(.+?)" in)', words)
+        if column:
+            return UnknownNameError.of("column", escape(next(filter(None, column.groups()))), self._columns(query))
+        if isinstance(error, _SCAN_FAILED) and (damage := self._damage(query)):
+            return damage
+        return UsageError(escape(words)[:600])
 
-    def _run_row(self, run: str, record: dict[str, Any]) -> dict[str, Any]:
-        settings, latest = record["settings"], checkpoint.latest(run)
-        cost = latest.cost if latest else {}
-        accuracy = None
-        if latest and latest.steps:
-            tested = parquet.read(storage.join(run, latest.steps[-1]["path"]))[0]["test_accuracy"].drop_null()
-            accuracy = tested[-1].as_py() if len(tested) else None
-        return {
-            "run": os.path.basename(run), **{k: settings.get(k) for k in RUNS.names if k in settings},
-            "steps": latest.step if latest else 0, "complete": bool(latest and latest.complete),
-            "final_test_accuracy": accuracy, "forward_units": cost.get("forward_units"),
-            "il_units": cost.get("il_units"), "macs": cost.get("macs"),
-            "il_accuracy": record.get("il_model", {}).get("accuracy"),
-        }
+    def _damage(self, query: str) -> RhostreamError | None:
+        """What a scan that failed without naming a file ran into: files can go bad after they were opened."""
+        try:
+            for what, schema in _SEGMENTS:
+                sources.segments(self.runs, what, schema)
+        except RhostreamError as exc:
+            return exc
+        return sources.first_damage(self._parts) if _FROM_PARTS.search(query) else None
 
-
-RUNS = pa.schema(
-    [
-        ("run", pa.string()), ("rule", pa.string()), ("model", pa.string()), ("buffer_size", pa.int64()),
-        ("batch_size", pa.int64()), ("seed", pa.int64()), ("loss_cap", pa.bool_()), ("steps", pa.int64()),
-        ("complete", pa.bool_()), ("final_test_accuracy", pa.float64()), ("forward_units", pa.float64()),
-        ("il_units", pa.float64()), ("macs", pa.int64()), ("il_accuracy", pa.float64()),
-    ]
-)
+    def _columns(self, query: str) -> set[str]:
+        named = [name for name in VIEWS if re.search(rf"\b{name}\b", query, re.IGNORECASE)]
+        views = [row[0] for row in self._con.sql("SHOW TABLES").fetchall() if row[0] in (named or VIEWS)]
+        return {row[0] for view in views for row in self._con.sql(f"DESCRIBE {view}").fetchall()}
 
 
 def open_ledger(folders: str | Iterable[str], *, roots: Mapping[str, str] | None = None) -> Ledger:
-    """Open one or several run folders, or an IL table. Raises UsageError, TableError for a damaged file."""
+    """Open one or several run folders, or an IL table, for questions in SQL.
+
+    `roots` (name: URL) says where shards lie today, for those who read pictures. Raises UsageError for a folder that
+    is neither, TableError naming a segment that is damaged or gone.
+    """
     return Ledger([folders] if isinstance(folders, str) else list(folders), roots)
 
 
-def read_record(run: str) -> dict[str, Any]:
-    """run.json of a run folder. Raises UsageError when it is none."""
-    url = storage.join(storage.resolve(run), "run.json")
-    if not storage.exists(url):
-        near = ""
-        folder = os.path.dirname(storage.resolve(run))
-        if storage.is_local(url) and os.path.isdir(folder):
-            names = difflib.get_close_matches(os.path.basename(run), os.listdir(folder), n=3)
-            near = f"; did you mean {', '.join(names)}?" if names else ""
-        raise UsageError(f"{storage.redact(run)} is neither a run folder (no run.json) nor a table{near}")
-    record: dict[str, Any] = json.loads(storage.read_bytes(url))
-    return record
-
-
-def _is_table(folder: str) -> bool:
-    return storage.exists(storage.join(folder, "_table.json"))
-
-
-def _explain(text: str) -> str:
-    first = " ".join(line.strip() for line in text.splitlines() if line.strip() and not set(line) <= set(" ^"))
-    missing = re.search(r"Table with name (\w+) does not exist", first)
-    if missing:
-        near = difflib.get_close_matches(missing[1], VIEWS, n=1)
-        return (f"no view {missing[1]!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-                + f" (views: {', '.join(VIEWS)})")
-    return first[:600]
+def _run_row(run: RunFolder) -> dict[str, Any]:
+    settings, cost = run.settings, run.cost
+    return {
+        **{name: settings.get(name) for name in ("rule", "model", "buffer_size", "batch_size", "seed", "last_step")},
+        "run": run.name, "loss_cap": bool(settings.get("loss_cap")), "steps": run.steps, "complete": run.complete,
+        "forward_units": cost.get("forward_units"), "il_units": cost.get("il_units"), "macs": cost.get("macs"),
+        "il_accuracy": run.il_model.get("accuracy"),
+    }  # fmt: skip

@@ -1,5 +1,10 @@
--- Accuracy by class at the last evaluation, worst first.
-SELECT run, class, round(accuracy, 4) AS accuracy
-FROM (SELECT run, unnest(class_accuracy) AS accuracy, generate_subscripts(class_accuracy, 1) - 1 AS class
-      FROM steps WHERE test_accuracy IS NOT NULL QUALIFY row_number() OVER (PARTITION BY run ORDER BY step DESC) = 1)
-ORDER BY run, accuracy, class
+-- Accuracy by class at the last evaluation, worst first, beside how often the class is kept.
+WITH latest AS (
+    SELECT run, unnest(class_accuracy) AS accuracy, generate_subscripts(class_accuracy, 1) - 1 AS label
+    FROM steps WHERE isfinite(test_accuracy) QUALIFY row_number() OVER (PARTITION BY run ORDER BY step DESC) = 1
+), rates AS (
+    SELECT run, label, count(*) AS planned, round(count(*) FILTER (kept) / count(*), 4) AS kept_rate
+    FROM selections WHERE reason <> 'tail' AND label IS NOT NULL GROUP BY run, label
+)
+SELECT run, label, round(accuracy, 4) AS accuracy, planned, kept_rate
+FROM latest FULL JOIN rates USING (run, label) ORDER BY run, accuracy NULLS LAST, kept_rate, label

@@ -1,0 +1,143 @@
+"""What a report needs to know of each run, asked from its ledger: plain values, ready to compare and to draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rhostream.audit.runs import RunFolder
+from rhostream.audit.views import Ledger, open_ledger
+from rhostream.errors import RhostreamError
+
+POINTS = 4000  # of the scatter
+SLICES = 25  # of a run over time
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The evaluations of a run, by the steps and the forward units that were spent when each was made."""
+
+    steps: list[int] = field(default_factory=list)
+    units: list[float] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+
+    def units_at(self, steps: int | None) -> float | None:
+        """Forward units spent when that many steps were taken (an evaluated number of steps)."""
+        return self.units[self.steps.index(steps)] if steps in self.steps else None
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """One run, in the figures of a report. Shares are of 1; what isn't known is None or empty."""
+
+    name: str
+    folder: RunFolder
+    row: dict[str, Any]  # of the view `runs`
+    curve: Curve
+    reasons: dict[str, int]  # samples by reason
+    classes: dict[int, tuple[int, int]]  # label -> (planned, kept)
+    class_accuracy: list[float | None]  # at the last evaluation, by label
+    noisy: dict[bool, float]  # kept? -> share of wrong labels, where it is known
+    no_table: str = ""  # why the run's IL table can't be asked, "" where it can
+
+    @property
+    def rule(self) -> str:
+        """The rule's name, "?" where run.json doesn't say."""
+        return str(self.row["rule"] or "?")
+
+    @property
+    def everything(self) -> bool:
+        """Whether it trains on all that it reads."""
+        return self.row["buffer_size"] is not None and self.row["buffer_size"] == self.row["batch_size"]
+
+    @property
+    def kind(self) -> str:
+        """What the run is for a reader: its rule, or that it chooses nothing."""
+        if self.everything:
+            return "train on everything"
+        return f"{self.rule} with loss cap" if self.row["loss_cap"] else self.rule
+
+
+def gather(ledger: Ledger, name: str) -> RunFacts:
+    """The figures of the ledger's only run."""
+    (row,) = ledger.sql("SELECT * FROM runs").to_pylist()
+    curve = ledger.sql("SELECT step + 1 AS steps, forward_units AS units, test_accuracy::DOUBLE AS accuracy FROM steps "
+                       "WHERE isfinite(test_accuracy) ORDER BY step").to_pydict()  # fmt: skip
+    reasons = ledger.sql("SELECT reason, count(*) AS n FROM selections GROUP BY reason ORDER BY n DESC, reason")
+    classes = ledger.sql("SELECT label, count(*) AS planned, count(*) FILTER (kept) AS kept FROM selections "
+                         "WHERE label IS NOT NULL AND reason <> 'tail' GROUP BY label ORDER BY label")  # fmt: skip
+    last = ledger.sql("SELECT class_accuracy FROM steps WHERE isfinite(test_accuracy) AND class_accuracy IS NOT NULL "
+                      "ORDER BY step DESC LIMIT 1").to_pylist()  # fmt: skip
+    curve["units"] = [math.nan if u is None else u for u in curve["units"]]
+    return RunFacts(
+        name=name, folder=ledger.runs[0], row=row, curve=Curve(**curve),
+        reasons={r["reason"]: r["n"] for r in reasons.to_pylist()},
+        classes={r["label"]: (r["planned"], r["kept"]) for r in classes.to_pylist()},
+        class_accuracy=last[0]["class_accuracy"] if last else [],
+        noisy=_noisy(ledger) if keeps(ledger, "is_noisy") else {}, no_table=_no_table(ledger),
+    )  # fmt: skip
+
+
+def gather_all(folders: Mapping[str, str], roots: Mapping[str, str] | None) -> dict[str, RunFacts]:
+    """The figures of several runs, given as name -> folder. Each has a ledger of its own: il tables may differ."""
+    found = {}
+    for name, url in folders.items():
+        with open_ledger(url, roots=roots) as ledger:
+            found[name] = gather(ledger, name)
+    return found
+
+
+def keeps(ledger: Ledger, name: str) -> bool:
+    """Whether the samples of the run's table can be asked for that field; False too when the table can't be opened."""
+    return not _no_table(ledger) and name in ledger.kept_fields()
+
+
+def _no_table(ledger: Ledger) -> str:
+    try:
+        ledger.sql("SELECT count(*) FROM samples WHERE false")
+    except RhostreamError as exc:
+        return str(exc)
+    return ""
+
+
+def _noisy(ledger: Ledger) -> dict[bool, float]:
+    rows = ledger.sql("SELECT kept, avg(is_noisy::INT) AS share FROM selections JOIN samples USING (shard, ordinal) "
+                      "WHERE reason IN ('kept', 'below') AND is_noisy IS NOT NULL GROUP BY kept")  # fmt: skip
+    return {bool(r["kept"]): r["share"] for r in rows.to_pylist()}
+
+
+def scatter_points(ledger: Ledger) -> dict[str, list[Any]]:
+    """About `POINTS` looks, the same ones every time: il, loss (nats), kept, noisy (None where it isn't known)."""
+    finite = "isfinite(loss) AND isfinite(il)"
+    (total,) = ledger.sql(f"SELECT count(*) AS n FROM selections WHERE {finite}")["n"].to_pylist()
+    noisy, join = "NULL", ""
+    if keeps(ledger, "is_noisy"):
+        noisy, join = "samples.is_noisy", "LEFT JOIN samples USING (shard, ordinal)"
+    points: dict[str, list[Any]] = ledger.sql(
+        f"WITH taken AS (SELECT shard, ordinal, step, il, loss, kept FROM selections WHERE {finite} "
+        f"AND hash(shard, ordinal, step) % $every = 0) "
+        f"SELECT taken.il::DOUBLE AS il, loss::DOUBLE AS loss, kept, {noisy} AS noisy FROM taken {join} "
+        "ORDER BY step, shard, ordinal",
+        {"every": max(1, -(-int(total) // POINTS))},
+    ).to_pydict()
+    return points
+
+
+def over_time(ledger: Ledger) -> dict[str, list[Any]]:
+    """Shares in `SLICES` slices of the run: right already among kept and all, wrong labels among kept and skipped."""
+    noisy, join = "NULL AS noisy_kept, NULL AS noisy_skipped", ""
+    if keeps(ledger, "is_noisy"):
+        noisy = ("avg(is_noisy::INT) FILTER (kept) AS noisy_kept, "
+                 "avg(is_noisy::INT) FILTER (NOT kept) AS noisy_skipped")  # fmt: skip
+        join = "LEFT JOIN samples USING (shard, ordinal)"
+    slices: dict[str, list[Any]] = ledger.sql(
+        "WITH looks AS (SELECT shard, ordinal, step, kept, correct, steps FROM selections "
+        "CROSS JOIN (SELECT max(step) + 1 AS steps FROM selections) "
+        "WHERE step IS NOT NULL AND reason IN ('kept', 'below')) "
+        "SELECT max(step) + 1 AS step, avg(correct::INT) FILTER (kept) AS right_kept, "
+        f"avg(correct::INT) AS right_all, {noisy} FROM looks {join} "
+        f"GROUP BY step * {SLICES} // greatest(steps, {SLICES}) ORDER BY step"
+    ).to_pydict()
+    return slices

@@ -1,0 +1,124 @@
+"""What a run folder says of itself: run.json, and the newest checkpoint, which alone decides what counts.
+
+Nothing here reads a segment. Fields that an older or foreign run.json lacks are None or empty, never an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rhostream import checkpoint, storage
+from rhostream.checkpoint import Checkpoint
+from rhostream.cost import Cost
+from rhostream.errors import TableError, UsageError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run as it stands: its folder, the name that views and pages give it, run.json and the newest checkpoint."""
+
+    url: str
+    name: str
+    record: dict[str, Any]
+    checkpoint: Checkpoint | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The resolved settings."""
+        return dict(self.record.get("settings") or {})
+
+    @property
+    def il_url(self) -> str | None:
+        """The IL table (or index) that the run was trained with."""
+        url = self.record.get("il")
+        return storage.resolve(url) if url else None
+
+    @property
+    def il_model(self) -> dict[str, Any]:
+        """The IL model's own figures, {} for a run that used none."""
+        return dict(self.record.get("il_model") or {})
+
+    @property
+    def cost(self) -> dict[str, Any]:
+        """The cost account at the newest checkpoint: what the committed steps spent, not what a crash undid."""
+        spent = dict(self.checkpoint.cost) if self.checkpoint else {}
+        if spent and not {"forward_units", "il_units"} <= set(spent):
+            spent = Cost.from_json(spent).as_json()
+        return spent
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps that were committed."""
+        return self.checkpoint.step if self.checkpoint else 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run reached its last step."""
+        return bool(self.checkpoint and self.checkpoint.complete)
+
+    def shard_url(self, shard: str, roots: Mapping[str, str] | None = None) -> str:
+        """Where a shard of that name lies today: as `roots` say, else where the run read it, else as its name says."""
+        moved = _below(shard, roots or {})
+        if moved:
+            return moved
+        known = dict(zip(self.record.get("shards") or (), self.record.get("shard_urls") or (), strict=False))
+        return known.get(shard) or _below(shard, self.record.get("roots") or {}) or shard
+
+
+def _below(shard: str, roots: Mapping[str, str]) -> str | None:
+    name, _, path = shard.partition("/")
+    return storage.join(roots[name], path) if name in roots and path else None
+
+
+def is_table(folder: str) -> bool:
+    """Whether an IL table (or index) stands there."""
+    return storage.exists(storage.join(folder, "_table.json"))
+
+
+def open_runs(folders: Iterable[str]) -> list[RunFolder]:
+    """The runs in these (resolved) folders. Raises UsageError for a folder that is none or is named twice."""
+    urls = list(folders)
+    if repeated := sorted({url for url in urls if urls.count(url) > 1}):
+        raise UsageError(f"run {storage.redact(repeated[0])} is named twice")
+    return [RunFolder(url, name, read_record(url), checkpoint.latest(url))
+            for url, name in zip(urls, _names(urls), strict=True)]  # fmt: skip
+
+
+def _names(urls: Sequence[str]) -> list[str]:
+    """The folders' basenames, or as much more of their paths as tells them apart."""
+    split = [storage.redact(url).rstrip("/").split("/") for url in urls]
+    for depth in range(1, max(map(len, split), default=1) + 1):
+        names = ["/".join(parts[-depth:]) for parts in split]
+        if len(set(names)) == len(names):
+            return names
+    return list(urls)
+
+
+def read_record(run: str) -> dict[str, Any]:
+    """run.json of a run folder. Raises UsageError when it is none, TableError when it can't be understood."""
+    run = storage.resolve(run)
+    url = storage.join(run, "run.json")
+    if not storage.exists(url):
+        raise UsageError(f"{storage.redact(run)} is neither a run folder (no run.json) nor a table (no _table.json)"
+                         f"{_near(run)}")  # fmt: skip
+    try:
+        record = json.loads(storage.read_bytes(url))
+    except ValueError as exc:
+        raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
+    if not isinstance(record, dict):
+        raise TableError(f"{storage.redact(url)} can't be understood: expected an object")
+    return record
+
+
+def _near(run: str) -> str:
+    folder = os.path.dirname(run)
+    if not storage.is_local(run) or not os.path.isdir(folder):
+        return ""
+    names = difflib.get_close_matches(os.path.basename(run), sorted(os.listdir(folder)), n=3)
+    names = [name for name in names if os.path.join(folder, name) != run]
+    return f"; did you mean {', '.join(names)}?" if names else ""

@@ -1,0 +1,113 @@
+"""Committed files as Arrow datasets, which DuckDB scans without touching a file system itself.
+
+Local files stay on disk and are streamed, with page checksums verified (DuckDB's own reader never does that). A path
+that DuckDB may read it may also overwrite by COPY, and it takes `[1]` in a folder's name for a pattern: so it is never
+given one. Remote files are read whole through storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from pyarrow.fs import LocalFileSystem
+
+from rhostream import storage
+from rhostream.audit.runs import RunFolder
+from rhostream.errors import MismatchError, MissingPartError, NotFoundError, TableError
+from rhostream.tables import il as il_table
+from rhostream.tables import parquet, selections
+
+THREADS = 16
+_FORMAT = ds.ParquetFileFormat(
+    default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+)
+
+
+def dataset(files: Sequence[tuple[str, str]], column: str, schema: pa.Schema) -> Any:
+    """The rows of (url, value) files, with `value` as one more string column; empty for no files."""
+    whole = pa.schema([*schema, (column, pa.string())])
+    local = [(url, value) for url, value in files if storage.is_local(url)]
+    disk = LocalFileSystem()
+    fragments = [_FORMAT.make_fragment(url, disk, partition_expression=ds.field(column) == value)
+                 for url, value in local]  # fmt: skip
+    pieces = [ds.FileSystemDataset(fragments, whole, _FORMAT, disk)] if fragments else []
+    remote = [_remote(url, value, column, whole) for url, value in files if not storage.is_local(url)]
+    if remote:
+        pieces.append(ds.dataset(pa.concat_tables(remote).unify_dictionaries()))
+    return pieces[0] if len(pieces) == 1 else ds.dataset(pieces or whole.empty_table())
+
+
+def _remote(url: str, value: str, column: str, schema: pa.Schema) -> pa.Table:
+    table = parquet.read(url)[0]
+    try:
+        whole = table.append_column(column, pa.array([value] * len(table), pa.string()))
+        return whole.select(schema.names).cast(schema)
+    except (pa.ArrowException, KeyError) as exc:
+        raise TableError(f"{storage.redact(url)} has other columns than it should: {exc}") from exc
+
+
+def segments(runs: Sequence[RunFolder], what: str, schema: pa.Schema) -> Any:
+    """The committed segments of `what` ("log" or "steps"), each proved by its sha256, with the run's name as `run`.
+
+    Raises TableError naming the first segment that is damaged, replaced or gone.
+    """
+    files = []
+    for run in runs:
+        listed = getattr(run.checkpoint, what) if run.checkpoint else []
+        files += [(url, run.name) for url in selections.verified_paths(run.url, listed)]
+    return dataset(files, "run", schema)
+
+
+def part_files(table: str, shards: Sequence[str]) -> list[tuple[str, str]]:
+    """(url, shard) of a table's parts: those of `shards`, of every shard where none is given; footers are checked.
+
+    Raises TableError for a damaged part, MissingPartError, MismatchError for a part of another table.
+    """
+    info = il_table.open_info(table)
+    urls = ([il_table.part_url(table, shard) for shard in shards]
+            or storage.list_files(storage.join(table, "parts"), ".parquet"))  # fmt: skip
+    with ThreadPoolExecutor(THREADS) as pool:
+        facts = list(pool.map(_facts, urls))
+        names = list(pool.map(_columns, urls))
+    for url, one, found in zip(urls, facts, names, strict=True):
+        # A column that isn't there would read as null, and no checksum covers the names.
+        if found is not None and sorted(found) != sorted(info.schema.names):
+            strange = ", ".join(sorted(set(found) ^ set(info.schema.names)))
+            raise TableError(f"{storage.redact(url)} has other columns than its table ({strange}); `rhostream verify "
+                             "--repair` removes it, then the job that wrote it makes it again")  # fmt: skip
+        if one.fingerprint != info.fingerprint:
+            raise MismatchError(f"{storage.redact(url)} has fingerprint {one.fingerprint}, its table has "
+                                f"{info.fingerprint}: `rhostream verify --repair` removes it")  # fmt: skip
+        if not url.endswith(il_table.part_url("", one.shard)):
+            raise TableError(f"{storage.redact(url)} is the part of another shard ({one.shard})")
+    return [(url, one.shard) for url, one in zip(urls, facts, strict=True)]
+
+
+def _facts(url: str) -> il_table.PartFacts:
+    try:
+        return il_table.read_part_facts(url)
+    except NotFoundError as exc:
+        raise MissingPartError(f"{storage.redact(url)} is gone; run `rhostream compute-il` again") from exc
+
+
+def _columns(url: str) -> list[str] | None:
+    """The names of a local part's columns; None for a remote one, which is read whole anyway."""
+    if not storage.is_local(url):
+        return None
+    names: list[str] = pq.read_schema(url).names
+    return names
+
+
+def first_damage(files: Sequence[tuple[str, str]]) -> TableError | None:
+    """The error of the first part whose bytes can't be trusted, for a scan that failed without saying where."""
+    for url, _ in files:
+        try:
+            parquet.read(url)
+        except TableError as exc:
+            return exc
+    return None

@@ -1,0 +1,223 @@
+"""The tables and tiles of a report, as rows of text: shares and means of groups of runs, never a number unknown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rhostream.audit.compare import NOT_REACHED, UNIFORM, Comparison, even_of
+from rhostream.audit.facts import RunFacts
+
+Groups = Mapping[str, Sequence[RunFacts]]
+UNKNOWN = "–"
+SHOWN_CLASSES = 40
+PHASES = ("wait", "score", "train", "log", "evaluate", "checkpoint")
+
+
+def percent(value: float | None) -> str:
+    """A share of 1 as per cent."""
+    return UNKNOWN if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"
+
+
+def number(value: float | None) -> str:
+    """A count, in full below a million and short above."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:,.0f}"
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the known values, None without one."""
+    known = [v for v in values if v is not None and math.isfinite(v)]
+    return sum(known) / len(known) if known else None
+
+
+def class_name(run: RunFacts, label: int | None) -> str:
+    """The label, with its class's name where run.json has one."""
+    names = run.folder.record.get("class_names") or ()
+    if label is None:
+        return UNKNOWN
+    return f"{label} {names[label]}" if 0 <= label < len(names) else str(label)
+
+
+def tiles(groups: Groups, selected: Groups, found: Mapping[str, Mapping[str, Sequence[Comparison]]]) -> list[Any]:
+    """The numbers under the headline: (value, what it is)."""
+    shown = []
+    for name, runs in selected.items():
+        of, even = f", {name}" if len(selected) > 1 else "", even_of(runs[0])
+        gains = [c.speedup for c in found[name][UNIFORM]]
+        if gains:
+            reached = [g for g in gains if g is not None]
+            value = f"{sum(reached) / len(reached):.2f}x" if len(reached) == len(gains) else NOT_REACHED
+            shown.append((value, f"fewer steps to uniform's best{of}"))
+        says = f"break-even in forwards{of if len({even_of(r[0]) for r in selected.values()}) > 1 else ''}"
+        if math.isfinite(even) and not runs[0].everything and runs[0].rule != "uniform":
+            shown.append((f"{even:.2f}x", says))
+        shares = [mean(r.noisy.get(flag) for r in runs) for flag in (True, False)]
+        if shares[0] is not None and shares[1] is not None:
+            shown.append((percent(shares[0]), f"wrong labels among kept{of} ({percent(shares[1])} among skipped)"))
+    finals = [(percent(mean(r.row["final_test_accuracy"] for r in runs)), f"final test accuracy, {name}")
+              for name, runs in groups.items()]  # fmt: skip
+    il = [percent(r[0].row["il_accuracy"]) for r in selected.values() if r[0].row["il_accuracy"] is not None]
+    shown += [final for final in finals if final[0] != UNKNOWN]
+    return list(dict.fromkeys(shown + [(value, "accuracy of the IL model on given labels") for value in il]))
+
+
+def against_everything(found: Sequence[Comparison]) -> str:
+    """The second baseline in one sentence, "" where there is none."""
+    if not found:
+        return ""
+    goal = f"Training on everything reaches {percent(mean(c.target for c in found))} at its best"
+    if any(c.steps is None for c in found):
+        return f"{goal}, which selection did not reach."
+    theirs, ours = mean(c.baseline_units for c in found), mean(c.units for c in found)
+    if not theirs or not ours:
+        return f"{goal}, which selection reached after {number(mean(c.steps for c in found))} steps."
+    if ours < theirs:
+        says = f"{theirs / ours:.2f} times less arithmetic"
+    else:
+        says = f"{ours / theirs:.2f} times more arithmetic"
+    return (f"{goal}, after {number(theirs)} forward units; selection reached that after {number(ours)}: {says}, "
+            "the irreducible loss not counted.")  # fmt: skip
+
+
+def compared(found: Mapping[str, Mapping[str, Sequence[Comparison]]]) -> list[list[str]]:
+    """A row for every run and baseline."""
+    return [
+        [c.run, c.baseline, percent(c.target), f"{c.baseline_steps:,} of {c.budget:,}",
+         NOT_REACHED if c.steps is None else f"{c.steps:,}", NOT_REACHED if c.speedup is None else f"{c.speedup:.2f}x",
+         f"{c.even:.2f}x" if math.isfinite(c.even) and c.kind == UNIFORM else UNKNOWN, number(c.baseline_units),
+         NOT_REACHED if c.steps is None else number(c.units)]
+        for kinds in found.values() for pairs in kinds.values() for c in pairs
+    ]  # fmt: skip
+
+
+def costs(groups: Groups) -> list[list[str]]:
+    """What every group did and spent: means over its runs."""
+    rows = []
+    for name, runs in groups.items():
+        spent = [run.folder.cost for run in runs]
+        units = mean(c.get("forward_units") for c in spent)
+        macs = mean(run.row["macs"] for run in runs)
+        work = None if units is None or not macs else units * macs
+        rows.append([
+            name, f"{len(runs)}", number(mean(run.row["steps"] for run in runs)),
+            percent(mean(run.row["final_test_accuracy"] for run in runs)), number(mean(c.get("scored") for c in spent)),
+            number(mean(c.get("trained") for c in spent)), number(units), number(work),
+            number(mean(c.get("il_units") for c in spent)),
+        ])  # fmt: skip
+    return rows
+
+
+def seconds(groups: Groups) -> list[list[str]]:
+    """Where every group's time went: means over its runs, and per step."""
+    rows = []
+    for name, runs in groups.items():
+        spent = [run.folder.cost.get("seconds") or {} for run in runs]
+        phases = [mean(s.get(phase) for s in spent) for phase in PHASES]
+        known = [s for s in phases if s is not None]
+        steps = mean(run.row["steps"] for run in runs)
+        each = f"{1000 * sum(known) / steps:,.1f}" if known and steps else UNKNOWN
+        total = f"{sum(known):,.1f}" if known else UNKNOWN
+        rows.append([name, *(UNKNOWN if s is None else f"{s:,.1f}" for s in phases), total, each])
+    return rows
+
+
+def reasons(groups: Groups) -> dict[str, Any]:
+    """Share of every reason, by group."""
+    totals = {}
+    for name, runs in groups.items():
+        total: dict[str, int] = {}
+        for run in runs:
+            for reason, count in run.reasons.items():
+                total[reason] = total.get(reason, 0) + count
+        totals[name] = total
+    rows = []
+    for reason in sorted({r for total in totals.values() for r in total}, key=_common_first):
+        shares = [total.get(reason, 0) / max(1, sum(total.values())) for total in totals.values()]
+        rows.append({"reason": reason, "says": _REASONS.get(reason, ""),
+                     "cells": [percent(share) if share else UNKNOWN for share in shares]})
+    return {"groups": list(totals), "rows": rows}
+
+
+def _common_first(reason: str) -> tuple[int, str]:
+    return ({"kept": 0, "below": 1}.get(reason, 2), reason)
+
+
+_REASONS = {
+    "kept": "the batch: a gradient step was taken on it",
+    "below": "looked at, but others were worth more (for uniform: not drawn)",
+    "band": "its irreducible loss is outside the band",
+    "shortlist": "a cheaper score left it out",
+    "tail": "the end of a pass, too few for a buffer",
+    "missing_il": "the table has no irreducible loss for it",
+    "quarantined": "the table says that it can't be used",
+    "unreadable": "its bytes couldn't be decoded",
+    "nonfinite": "its loss was NaN or infinite",
+    "holdout": "the IL model had learned from it",
+}
+
+
+def noisy(groups: Groups) -> list[list[str]]:
+    """Shares of wrong labels, by group, where they are known."""
+    return [[name, percent(mean(r.noisy.get(True) for r in runs)), percent(mean(r.noisy.get(False) for r in runs))]
+            for name, runs in groups.items() if any(r.noisy for r in runs)]  # fmt: skip
+
+
+def classes(main: RunFacts, groups: Groups) -> dict[str, Any]:
+    """Kept rates of the main run's group and accuracies of all groups, worst class first; and what stands out."""
+    own = next((list(runs) for runs in groups.values() if main in runs), [main])
+    planned: dict[int, list[int]] = {}
+    for run in own:
+        for label, (seen, kept) in run.classes.items():
+            at = planned.setdefault(label, [0, 0])
+            at[0], at[1] = at[0] + seen, at[1] + kept
+    accuracy = {name: _class_means(runs) for name, runs in groups.items() if any(r.class_accuracy for r in runs)}
+    first = next(iter(accuracy.values()), {})
+    rates = {label: kept / seen for label, (seen, kept) in planned.items() if seen}
+    labels = sorted({*planned, *first}, key=lambda label: (first.get(label, 2.0), rates.get(label, 2.0), label))
+    top = max(rates.values(), default=0) or 1
+    rows = [
+        {"name": class_name(main, label), "planned": number(planned.get(label, [0])[0]),
+         "rate": percent(rates.get(label)), "bar": round(100 * rates.get(label, 0) / top),
+         "accuracy": [percent(a.get(label)) for a in accuracy.values()]}
+        for label in labels[:SHOWN_CLASSES]
+    ]  # fmt: skip
+    return {"groups": list(accuracy), "rows": rows, "hidden": max(0, len(labels) - SHOWN_CLASSES),
+            "says": _stands_out(main, rates, accuracy)}  # fmt: skip
+
+
+def _class_means(runs: Sequence[RunFacts]) -> dict[int, float]:
+    size = max(len(r.class_accuracy) for r in runs)
+    means = {label: mean(r.class_accuracy[label] if label < len(r.class_accuracy) else None for r in runs)
+             for label in range(size)}  # fmt: skip
+    return {label: value for label, value in means.items() if value is not None}
+
+
+def _stands_out(main: RunFacts, rates: Mapping[int, float], accuracy: Mapping[str, Mapping[int, float]]) -> list[str]:
+    says = []
+    if len(rates) > 1:
+        least, most = min(rates, key=lambda k: (rates[k], k)), max(rates, key=lambda k: (rates[k], -k))
+        says.append(f"Least kept is class {class_name(main, least)} ({percent(rates[least])} of its looks), most kept "
+                    f"class {class_name(main, most)} ({percent(rates[most])}).")  # fmt: skip
+    worst = [f"{name} {percent(min(a.values()))} (class {class_name(main, min(a, key=lambda k: (a[k], k)))})"
+             for name, a in accuracy.items() if a]  # fmt: skip
+    if worst:
+        says.append(f"Worst class at the last evaluation: {'; '.join(worst)}.")
+    return says
+
+
+def runs(facts: Iterable[RunFacts]) -> list[list[str]]:
+    """What every run of the page was."""
+    rows = []
+    for one in facts:
+        row, record = one.row, one.folder.record
+        rows.append([one.name, one.kind, str(row["model"] or UNKNOWN), f"{row['batch_size']} of {row['buffer_size']}",
+                     UNKNOWN if row["seed"] is None else str(row["seed"]), f"{row['steps']:,}",
+                     "yes" if row["complete"] else "no", str(record.get("precision") or UNKNOWN),
+                     str(record.get("device") or UNKNOWN)])  # fmt: skip
+    return rows
