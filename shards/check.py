@@ -19,7 +19,8 @@ import click
 from rhostream.errors import RhostreamError, ShardError
 from rhostream.storage import Reader, expand, open_reader, redact
 from rhostream.stream.decode import OK, check_image
-from rhostream.stream.tar import IMAGE_EXTENSIONS, TarSample, walk
+from rhostream.stream.tar import TarSample, walk
+from rhostream.tables.il import IMAGE_EXTENSIONS
 from shards.progress import progress
 
 SHOWN = 5  # of each kind of problem

@@ -29,7 +29,7 @@ from rhostream.storage import redact
 from rhostream.stream.decode import Preprocess, decoder, probe_size
 from rhostream.stream.plan import generator
 from rhostream.stream.scan import ScanSettings
-from rhostream.stream.tar import IMAGE_EXTENSIONS, walk
+from rhostream.stream.tar import walk
 from rhostream.tables import il
 
 LOG = logging.getLogger("rhostream")
@@ -161,7 +161,7 @@ def probe_shards(shards: list[tuple[str, str]], tries: int = 100) -> tuple[int, 
         with storage.open_reader(url) as reader:
             for sample in walk(reader, name):
                 for extension, offset, size in sample.members:
-                    if extension in IMAGE_EXTENSIONS:
+                    if extension in il.IMAGE_EXTENSIONS:
                         found = probe_size(reader.pread(min(size, 1 << 20), offset))
                         if found is not None:
                             return found

@@ -28,8 +28,8 @@ from rhostream.stream import examine
 from rhostream.stream.dataset import PREFETCH
 from rhostream.stream.decode import MAX_BYTES, OK, Decoder, Preprocess, decoder
 from rhostream.stream.examine import BadSample
-from rhostream.stream.tar import IMAGE_EXTENSIONS, TarSample, TarWalk, walk
-from rhostream.tables.il import KEEP_TYPES, MEMBER
+from rhostream.stream.tar import TarSample, TarWalk, walk
+from rhostream.tables.il import IMAGE_EXTENSIONS, KEEP_TYPES, MEMBER
 
 CHUNK = 512
 CHUNK_BYTES = 32 << 20

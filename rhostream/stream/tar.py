@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 from rhostream.errors import ShardError
 from rhostream.storage import Reader, redact
+from rhostream.tables.il import IMAGE_EXTENSIONS
 
 BLOCK = 512
 WINDOW = 256 << 10
 MAX_EXTENDED = 1 << 20  # bytes of one pax or long-name header: a 300 KB gzip can hold a 600 MB one
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 USED_EXTENSIONS = frozenset((*IMAGE_EXTENSIONS, "cls", "txt", "json", "npy"))
 _ZERO = bytes(BLOCK)
 _REGULAR = frozenset(b"0\x007")
