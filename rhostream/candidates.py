@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import numpy as np
@@ -26,9 +26,12 @@ class Reason(IntEnum):
     unreadable = 7  # the table says it can, but this decoder couldn't
     nonfinite = 8  # its loss or score is NaN or infinite
     holdout = 9  # the il model was trained on it
+    unlisted = 10  # there is a keep-list, and it isn't on it
 
 
 CANDIDATE = 255  # not a reason yet: the row goes to the forward
+# rows (n,) -> uint8 (n, H, W, C) at full size, and (n,) whether each could be read
+ReadFull = Callable[[npt.NDArray[np.int64]], tuple[Tensor, npt.NDArray[np.bool_]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,8 @@ class Candidates:
     """One buffer: n_B planned samples (or a slice of them), all arrays of the same length B.
 
     `image` is a view into a slot that the loader will reuse: it is valid until the next buffer is asked for. Rows
-    whose `reason` is not `CANDIDATE` never reach the forward and their pixels mean nothing.
+    whose `reason` is not `CANDIDATE` never reach the forward and their pixels mean nothing. Where the stream decodes a
+    cheap view, `image` holds that view and `full` reads rows at full size.
     """
 
     pass_index: int
@@ -69,6 +73,8 @@ class Candidates:
     image: Tensor | None  # (B, H, W, C) uint8
     normalize: Normalize = Normalize()
     shard_names: pa.StringArray | None = None
+    full: ReadFull | None = None  # None: `image` is the full size already
+    on_host: Candidates | None = field(default=None, repr=False)  # what it was before `to`, for decisions and the log
 
     def __len__(self) -> int:
         return len(self.ordinal)
@@ -85,6 +91,22 @@ class Candidates:
             raise ValueError("this buffer carries no images")
         return self.normalize(self.image)
 
+    @property
+    def host(self) -> Candidates:
+        """The same buffer in the host's memory, where it came from."""
+        return self.on_host or self
+
+    def inputs(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        """(n, C, H, W) float32: the normalised images of the given rows, on the device of `image`.
+
+        Rows are gathered as they lie (NHWC), so the result is channels-last in memory; all of them cost no copy.
+        """
+        if self.image is None:
+            raise ValueError("this buffer carries no images")
+        if len(rows) == len(self):
+            return self.input
+        return self.normalize(self.image.index_select(0, torch.from_numpy(rows).to(self.image.device)))
+
     def take(self, rows: npt.NDArray[np.int64]) -> Candidates:
         """The given rows, in that order; pixels are copied, so the result outlives the slot."""
         index = torch.from_numpy(rows)
@@ -97,10 +119,20 @@ class Candidates:
             il=self.il.index_select(0, index.to(self.il.device)),
             reason=self.reason[rows],
             image=None if self.image is None else self.image.index_select(0, index.to(self.image.device)),
+            full=None if self.full is None else _of_some(self.full, rows),
+            on_host=None if self.on_host is None else self.on_host.take(rows),
         )
 
     def to(self, device: torch.device | str) -> Candidates:
-        """Tensors on `device`; the identities stay where they are."""
+        """Tensors on `device`, copied without waiting where memory is pinned; the identities stay where they are."""
+        device = torch.device(device)
+        if self.label.device == device or (device.type == "cpu" and self.label.device.type == "cpu"):
+            return self
         move: Callable[[Tensor], Tensor] = lambda t: t.to(device, non_blocking=True)  # noqa: E731
         image = None if self.image is None else move(self.image)
-        return replace(self, label=move(self.label), il=move(self.il), image=image)
+        return replace(self, label=move(self.label), il=move(self.il), image=image, on_host=self.host)
+
+
+def _of_some(full: ReadFull, taken: npt.NDArray[np.int64]) -> ReadFull:
+    """`full` of a buffer, for the rows that `take` left of it."""
+    return lambda rows: full(taken[rows])

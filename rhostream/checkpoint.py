@@ -3,6 +3,7 @@
     <run>/run.json                                        resolved settings, made once
     <run>/attempts/K.json                                 create-only: who claimed the run
     <run>/checkpoints/step=S/attempt=K/model.safetensors  + optimizer.pt (read with weights_only)
+                                       proxy.safetensors  + proxy-optimizer.pt, where a proxy makes the shortlist
     <run>/checkpoints/step=S/attempt=K/checkpoint.json    written last: its existence is the commit
 
 checkpoint.json lists every valid segment of the log and of the steps, so after any crash the ledger holds exactly the
@@ -80,12 +81,17 @@ def save_tensors(state: Mapping[str, Tensor]) -> bytes:
     return save_safetensors({k: v.detach().cpu().contiguous().clone() for k, v in state.items()})
 
 
-def save(run: str, checkpoint: Checkpoint, model: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> Checkpoint:
-    """Write the tensors, then checkpoint.json. Segments must be on disk before. Returns it with hashes filled in."""
+def save(run: str, checkpoint: Checkpoint, model: Mapping[str, Tensor], optimizer: Mapping[str, Any],
+         proxy: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Write the tensors, then checkpoint.json. Segments must be on disk before. Returns it with hashes filled in.
+
+    `proxy`: {"model": its state, "optimizer": its optimizer's}.
+    """
     folder = f"checkpoints/step={checkpoint.step:010d}/attempt={checkpoint.attempt}"
-    buffer = io.BytesIO()
-    torch.save(dict(optimizer), buffer)
-    payload = {f"{folder}/model.safetensors": save_tensors(model), f"{folder}/optimizer.pt": buffer.getvalue()}
+    payload = {f"{folder}/model.safetensors": save_tensors(model), f"{folder}/optimizer.pt": _torch_bytes(optimizer)}
+    if proxy is not None:
+        payload |= {f"{folder}/proxy.safetensors": save_tensors(proxy["model"]),
+                    f"{folder}/proxy-optimizer.pt": _torch_bytes(proxy["optimizer"])}
     require_newest(run, checkpoint.attempt)
     for path, data in payload.items():
         storage.create(storage.join(run, path), data)
@@ -93,6 +99,13 @@ def save(run: str, checkpoint: Checkpoint, model: Mapping[str, Tensor], optimize
     done = Checkpoint(**{**asdict(checkpoint), "files": hashes})
     storage.create(storage.join(run, folder, "checkpoint.json"), json.dumps(asdict(done), sort_keys=True).encode())
     return done
+
+
+def _torch_bytes(state: Mapping[str, Any]) -> bytes:
+    """Tensors and plain values, as `torch.load(weights_only=True)` takes them."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return buffer.getvalue()
 
 
 def committed(run: str) -> list[str]:
@@ -123,14 +136,30 @@ def _read(url: str) -> Checkpoint:
 
 def load_tensors(run: str, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The model's and the optimizer's state, hashes checked. Raises TableError."""
+    return _load(run, checkpoint, "")
+
+
+def load_proxy(run: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The proxy's state, hashes checked, as `save` took it. Raises TableError."""
+    model, optimizer = _load(run, checkpoint, "proxy")
+    return {"model": model, "optimizer": optimizer}
+
+
+def _load(run: str, checkpoint: Checkpoint, whose: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    names = (f"{whose or 'model'}.safetensors", f"{whose}-optimizer.pt".removeprefix("-"))
     states = {}
     for path, digest in checkpoint.files.items():
+        if path.rsplit("/", 1)[1] not in names:
+            continue
         data = storage.read_bytes(storage.join(run, path))
         if hashlib.sha256(data).hexdigest() != digest:
             raise TableError(f"{storage.redact(storage.join(run, path))} isn't the file that was committed (sha256)")
         states[path.rsplit("/", 1)[1]] = data
-    optimizer = torch.load(io.BytesIO(states["optimizer.pt"]), weights_only=True, map_location="cpu")
-    return load_safetensors(states["model.safetensors"]), optimizer
+    if missing := set(names) - set(states):
+        raise TableError(f"the checkpoint of step {checkpoint.step} in {storage.redact(run)} lists no "
+                         f"{' and no '.join(sorted(missing))}")
+    optimizer = torch.load(io.BytesIO(states[names[1]]), weights_only=True, map_location="cpu")
+    return load_safetensors(states[names[0]]), optimizer
 
 
 def require_same(old: Mapping[str, Any], new: Mapping[str, Any], what: str) -> None:
@@ -146,5 +175,5 @@ def retain(run: str, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints; the commit goes first, so a crash leaves no half one valid."""
     for url in committed(run)[: -max(keep, 1)]:
         storage.delete(url)
-        for name in ("model.safetensors", "optimizer.pt"):
+        for name in ("model.safetensors", "optimizer.pt", "proxy.safetensors", "proxy-optimizer.pt"):
             storage.delete(storage.join(url.rsplit("/", 1)[0], name))

@@ -21,7 +21,10 @@ def break_even(buffer_size: int, batch_size: int) -> float:
 
 
 def macs_per_sample(model: nn.Module, example: Tensor) -> int:
-    """Multiply-adds of one sample's forward, counted on `example` (1, C, H, W); the model's modes are restored."""
+    """Multiply-adds of one sample's forward, counted on `example` (1, C, H, W); the model's modes are restored.
+
+    Raises what the model raises on such an input.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -37,18 +40,27 @@ def macs_per_sample(model: nn.Module, example: Tensor) -> int:
 class Cost:
     """Running totals of a run; `as_json` is what cost.json and checkpoints hold."""
 
-    scored: int = 0  # samples through the scoring forward
-    trained: int = 0  # samples through forward and backward
+    scored: int = 0  # samples through the target's scoring forward
+    trained: int = 0  # samples through its forward and backward
+    shortlisted: int = 0  # samples through the cheaper forward that makes a shortlist
+    proxy_trained: int = 0  # samples through forward and backward of the proxy
     evaluated: int = 0  # test samples; reported, not charged
-    decoded: int = 0
-    macs: int = 0  # of one forward of one sample, target
+    decoded: int = 0  # by the loader, at the size of the view where there is one
+    reread: int = 0  # decoded again at full size
+    macs: int = 0  # of one forward of one sample, target at full size
+    scored_macs: int = 0  # the same at the size that is scored; 0: full size
+    shortlist_macs: int = 0  # the same of what makes the shortlist
     seconds: dict[str, float] = field(default_factory=dict)  # wait, score, train, log, evaluate, checkpoint
     il: dict[str, Any] = field(default_factory=dict)  # fit_samples, scored_samples, macs: the IL model's own account
 
     @property
     def forward_units(self) -> float:
-        """Selection and training, in samples forwarded by the target."""
-        return self.scored + 3.0 * self.trained
+        """Selection and training, in samples forwarded by the target at full size."""
+        cheap = (self.shortlisted + 3.0 * self.proxy_trained) * self._units(self.shortlist_macs)
+        return self.scored * self._units(self.scored_macs or self.macs) + 3.0 * self.trained + cheap
+
+    def _units(self, macs: int) -> float:
+        return macs / self.macs if self.macs else 1.0
 
     @property
     def il_units(self) -> float:

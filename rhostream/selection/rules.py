@@ -90,6 +90,13 @@ def top(score_B: Tensor, n: int) -> Tensor:
 
     `topk` and descending `argsort` put NaN first and break ties in any order; this does neither.
     """
-    finite = torch.isfinite(score_B)
-    ranked = torch.where(finite, score_B, -torch.inf).argsort(descending=True, stable=True)
-    return ranked[: min(n, int(finite.sum()))].sort().values
+    return leading(score_B, min(n, int(torch.isfinite(score_B).sum())))
+
+
+def leading(score_B: Tensor, n: int) -> Tensor:
+    """Like `top`, but always n rows (all, where there are fewer), those that are not finite last: (n,) int64.
+
+    It asks the device for nothing, so a shortlist costs no wait; whoever comes after looks at finiteness again.
+    """
+    ranked = torch.where(torch.isfinite(score_B), score_B, -torch.inf).argsort(descending=True, stable=True)
+    return ranked[:n].sort().values

@@ -4,14 +4,17 @@
 
 A worker decodes straight into rows of a slot (uint8 NHWC, shared memory, allocated once) and sends only the slot's
 number and a few small arrays. A DataLoader has at most `prefetch_factor` messages of a worker in flight while the
-consumer holds one buffer, so `prefetch_factor + 2` slots a worker are never overwritten too early.
+consumer holds one buffer and, on a GPU, the next one that is being copied: so `prefetch_factor + 3` slots a worker are
+never overwritten too early.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +26,14 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from rhostream.candidates import CANDIDATE, Candidates, Reason
 from rhostream.errors import RhostreamError, UsageError
 from rhostream.stream.decode import OK, Preprocess, decoder
+from rhostream.stream.full import FullSize
 from rhostream.stream.join import Join, Joined, JoinSettings, Prefilter
 from rhostream.stream.plan import Plan, choose_lanes
 from rhostream.tables import il
 
+LOG = logging.getLogger("rhostream")
 PREFETCH = 2
+SLOTS = PREFETCH + 3  # of each worker
 
 
 @dataclass(frozen=True)
@@ -52,20 +58,22 @@ class Cursor:
 class CandidateStream(IterableDataset[Message]):
     """Buffers of n_B planned samples, exactly once per pass, in an order that no worker count changes.
 
-    `buffer_size` counts over all ranks. Iterate through `loader()`.
+    `buffer_size` counts over all ranks. `view`, when given, is what is decoded instead of `preprocess`: a cheap look,
+    from which the candidates' `full` goes on to full size. `prefilters` decide before a byte is read, in that order.
+    Iterate through `loader()`.
     """
 
     def __init__(self, table: il.Table, preprocess: Preprocess, *, buffer_size: int, seed: int = 0,
                  passes: int | None = 1, lanes: int | None = None, decoder_name: str = "auto",
-                 join: JoinSettings | None = None, prefilter: Prefilter | None = None,
-                 rank: int = 0, ranks: int = 1) -> None:
-        self.table, self.preprocess, self.passes = table, preprocess, passes
+                 join: JoinSettings | None = None, prefilters: Sequence[Prefilter] = (),
+                 view: Preprocess | None = None, rank: int = 0, ranks: int = 1) -> None:
+        self.table, self.preprocess, self.view, self.passes = table, preprocess, view, passes
         self.buffer_size, self.seed, self.rank, self.ranks = buffer_size, seed, rank, ranks
         self.lanes = choose_lanes(buffer_size, ranks, lanes)
         self.cursor = Cursor()
         self.decoder_name, _ = decoder(decoder_name)
         self._join_settings = join or JoinSettings()
-        self._prefilter = prefilter
+        self.prefilters = tuple(prefilters)
         self._slots: Tensor | None = None
         self._names = pa.array(table.names, pa.string())
         self._plans: dict[int, Plan] = {}
@@ -90,16 +98,21 @@ class CandidateStream(IterableDataset[Message]):
         joined.reason[joined.reason == CANDIDATE] = Reason.tail
         return self._candidates(Message(pass_index, self.plan(pass_index).buffers, -1, joined), None)
 
-    def loader(self, workers: int = 0, context: str | None = None) -> Loader:
+    @property
+    def decoded(self) -> Preprocess:
+        """What the workers decode: the view where there is one."""
+        return self.view or self.preprocess
+
+    def loader(self, workers: int = 0, context: str | None = None, device: torch.device | None = None) -> Loader:
         """An iterator over `Candidates` from the cursor on; see `Loader`."""
-        return Loader(self, workers, context)
+        return Loader(self, workers, context, device)
 
     # What runs in a worker (or inline, with 0 workers).
 
     def allocate(self, workers: int) -> None:
         """Make the shared slots; called by the loader before workers start."""
         share = self.buffer_size // self.ranks
-        self._slots = torch.empty((max(workers, 1) * (PREFETCH + 2), share, *self.preprocess.shape), dtype=torch.uint8)
+        self._slots = torch.empty((max(workers, 1) * SLOTS, share, *self.decoded.shape), dtype=torch.uint8)
         if workers:
             self._slots.share_memory_()
 
@@ -108,12 +121,12 @@ class CandidateStream(IterableDataset[Message]):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         join = Join(self.table, self._join_settings, open_shards=2 * self.lanes + 2)
-        pixels, turn, own = self._slots.numpy(), 0, PREFETCH + 2
+        pixels, turn = self._slots.numpy(), 0
         try:
             for number, (pass_index, index) in enumerate(self._remaining()):
                 if number % workers != worker:
                     continue
-                slot = worker * own + turn % own
+                slot = worker * SLOTS + turn % SLOTS
                 turn += 1
                 yield Message(pass_index, index, slot, self._fill(join, pixels[slot], pass_index, index))
         except RhostreamError as exc:
@@ -132,8 +145,8 @@ class CandidateStream(IterableDataset[Message]):
     def _fill(self, join: Join, pixels: npt.NDArray[np.uint8], pass_index: int, index: int) -> Joined:
         rows = self.plan(pass_index).buffer(index)
         joined = join(rows)
-        if self._prefilter is not None:
-            self._prefilter(joined, pass_index, index)
+        for prefilter in self.prefilters:
+            prefilter(joined, pass_index, index)
         decode = decoder(self.decoder_name)[1]
         candidates = np.flatnonzero(joined.reason == CANDIDATE)
         # Rows stand lane by lane: neighbours share a shard, and its reader is looked up once per run.
@@ -160,7 +173,7 @@ class CandidateStream(IterableDataset[Message]):
             il=torch.from_numpy(joined.il),
             reason=joined.reason,
             image=None if slots is None else slots[message.slot],
-            normalize=self.preprocess.normalize,
+            normalize=self.decoded.normalize,
             shard_names=self._names,
         )
 
@@ -168,16 +181,19 @@ class CandidateStream(IterableDataset[Message]):
 class Loader:
     """Iterates a stream with worker processes, keeping the cursor: after k buffers, `state_dict()` resumes at k.
 
-    The cursor moves when the *next* buffer is asked for, so a checkpoint made inside the loop body must call
-    `consumed()` first, once it has trained on the buffer at hand.
+    With a `device` that is a GPU the next buffer is copied to it while the current one is worked on, from pinned slots;
+    on another device it must be copied with `Candidates.to`. The cursor moves when the *next* buffer is asked for, so a
+    checkpoint made inside the loop body must call `consumed()` first, once it has trained on the buffer at hand.
     """
 
-    def __init__(self, stream: CandidateStream, workers: int = 0, context: str | None = None) -> None:
+    def __init__(self, stream: CandidateStream, workers: int = 0, context: str | None = None,
+                 device: torch.device | None = None) -> None:
         if workers < 0:
             raise UsageError(f"--workers {workers}: expected 0 or more")
-        self.stream, self.workers = stream, workers
+        self.stream, self.workers, self.device = stream, workers, device or torch.device("cpu")
         self._context = context or ("forkserver" if workers else None)
         self._pending: Cursor | None = None
+        self._full: FullSize | None = None
 
     def __len__(self) -> int:
         """Buffers from the cursor to the end of the passes."""
@@ -191,12 +207,26 @@ class Loader:
         options: dict[str, Any] = {"batch_size": None, "collate_fn": _as_is, "num_workers": self.workers}
         if self.workers:
             options |= {"prefetch_factor": PREFETCH, "multiprocessing_context": self._context}
-        for message in DataLoader(self.stream, **options):
+        buffers = self._buffers(DataLoader(self.stream, **options))
+        if self.device.type == "cuda":
+            assert self.stream._slots is not None
+            buffers = ahead(buffers, _Copier(self.device, self.stream._slots))
+        for candidates in buffers:
+            self._pending = Cursor(candidates.pass_index, candidates.index + 1)
+            yield candidates
+            self.consumed()
+
+    def _buffers(self, messages: Iterable[Message]) -> Iterator[Candidates]:
+        stream = self.stream
+        if stream.view is not None and self._full is None:
+            self._full = FullSize(stream.table, stream.preprocess, stream.decoder_name, stream.lanes)
+        for message in messages:
             if message.error is not None:
                 raise message.error
-            self._pending = Cursor(message.pass_index, message.index + 1)
-            yield self.stream._candidates(message, self.stream._slots)
-            self.consumed()
+            candidates = stream._candidates(message, stream._slots)
+            if self._full is not None and message.joined is not None:
+                candidates = replace(candidates, full=partial(self._full, message.joined))
+            yield candidates
 
     def consumed(self) -> None:
         """Move the cursor past the buffer at hand."""
@@ -210,6 +240,49 @@ class Loader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue from a cursor, with any number of workers."""
         self.stream.cursor = Cursor(int(state["pass"]), int(state["buffer"]))
+
+
+def ahead(buffers: Iterator[Candidates], copier: Copier) -> Iterator[Candidates]:
+    """The same buffers on the device, each copied while the one before it is worked on."""
+    moving = None
+    for candidates in buffers:
+        start = copier.start(candidates)
+        if moving is not None:
+            yield copier.finish(moving)
+        moving = start
+    if moving is not None:
+        yield copier.finish(moving)
+
+
+class Copier(Protocol):
+    """Copies a buffer in two halves: `start` returns at once, `finish` makes sure that later work sees the copy."""
+
+    def start(self, candidates: Candidates) -> Candidates: ...
+
+    def finish(self, candidates: Candidates) -> Candidates: ...
+
+
+class _Copier:
+    """To a GPU, on a CUDA stream of its own."""
+
+    def __init__(self, device: torch.device, slots: Tensor) -> None:
+        self._device, self._stream = device, torch.cuda.Stream(device)
+        # Shared memory can't be asked for pinned; it is pinned where it lies, or copies would wait.
+        if int(torch.cuda.cudart().cudaHostRegister(slots.data_ptr(), slots.numel(), 0)):
+            LOG.warning("the loader's slots can't be pinned: copies to %s are slower", device)
+
+    def start(self, candidates: Candidates) -> Candidates:
+        with torch.cuda.stream(self._stream):
+            return replace(candidates, label=candidates.label.pin_memory(), il=candidates.il.pin_memory(),
+                           on_host=candidates).to(self._device)  # fmt: skip
+
+    def finish(self, candidates: Candidates) -> Candidates:
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._stream)
+        for tensor in (candidates.image, candidates.label, candidates.il):
+            if tensor is not None:
+                tensor.record_stream(current)
+        return candidates
 
 
 def _as_is(message: Message) -> Message:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import torch
 
 from rhostream import storage
 from rhostream.errors import UsageError
+from rhostream.stream.band import resolve_band
 from rhostream.stream.dataset import CandidateStream, Loader
 from rhostream.stream.decode import Preprocess, probe_size
+from rhostream.stream.full import require_smaller
 from rhostream.stream.join import JoinSettings, Prefilter
+from rhostream.stream.keep_list import read_keep_list
 from rhostream.tables import il as il_table
 
 
@@ -18,7 +24,9 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
                 buffer_size: int = 320, seed: int = 0, passes: int | None = 1, workers: int = 0,
                 image_size: int | None = None, channels: int | None = None, lanes: int | None = None,
                 decoder: str = "auto", missing_il: str = "error", keep_holdout: bool = False, needs_il: bool = True,
-                roots: Mapping[str, str] | None = None, prefilter: Prefilter | None = None,
+                roots: Mapping[str, str] | None = None, band: str | None = None,
+                keep_list: str | os.PathLike[str] | None = None, view_size: int | None = None,
+                prefilter: Prefilter | None = None, device: str | torch.device = "cpu",
                 rank: int = 0, ranks: int = 1) -> Loader:
     """Open shards joined with their IL table (or index) as buffers of `buffer_size` planned samples.
 
@@ -26,6 +34,12 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     trained on are left out (reason `holdout`) unless `keep_holdout`. `missing_il`: "error", "skip" (reason
     `missing_il`) or "uniform" (they compete by chance). Image size and channels are the table's unless given, else
     the first image's. Iterate the result for `Candidates`; `state_dict()` and `load_state_dict()` resume exactly.
+
+    What costs neither a read nor a decode: `band`, "LOW:HIGH" in nats or per cent of the table's il ("20%:90%"), drops
+    the il outside; `keep_list`, a Parquet or CSV file of (shard, ordinal) or (shard, key), drops what it doesn't name;
+    `prefilter` is a decision of your own. `view_size`: images are decoded at that many pixels, a cheap view to score
+    on, and a `Selector` reads what it keeps (or shortlists) at full size. `device`: a GPU gets the next buffer while
+    the current one is worked on.
 
     Raises UsageError and its kin before any work: no table, missing parts, a shard list or buffer that can't be.
     """
@@ -36,12 +50,24 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
                       f"first {table.missing[0]}", stacklevel=2)
     if needs_il and table.info.kind != "il":
         raise UsageError(f"{storage.redact(table.url)} is an index without il; this rule needs `rhostream compute-il`")
+    preprocess = preprocess_of(table, image_size, channels)
+    prefilters: list[Prefilter] = [
+        *([read_keep_list(os.fspath(keep_list), table)] if keep_list is not None else []),
+        *([resolve_band(band, table, seed)] if band is not None else []),
+        *([prefilter] if prefilter is not None else []),
+    ]
     stream = CandidateStream(
-        table, preprocess_of(table, image_size, channels), buffer_size=buffer_size, seed=seed, passes=passes,
-        lanes=lanes, decoder_name=decoder, prefilter=prefilter, rank=rank, ranks=ranks,
-        join=JoinSettings(needs_il=needs_il, missing_il=missing_il, keep_holdout=keep_holdout),
+        table, preprocess, buffer_size=buffer_size, seed=seed, passes=passes, lanes=lanes, decoder_name=decoder,
+        prefilters=prefilters, view=None if view_size is None else _view(table, preprocess, view_size), rank=rank,
+        ranks=ranks, join=JoinSettings(needs_il=needs_il, missing_il=missing_il, keep_holdout=keep_holdout),
     )
-    return stream.loader(workers)
+    return stream.loader(workers, device=torch.device(device))
+
+
+def _view(table: il_table.Table, full: Preprocess, size: int) -> Preprocess:
+    """The cheap view. Raises UsageError when it isn't smaller than the full size and the source."""
+    require_smaller(size, full.image_size, _probe(table)[0])
+    return replace(full, image_size=size)
 
 
 def preprocess_of(table: il_table.Table, image_size: int | None = None, channels: int | None = None) -> Preprocess:

@@ -20,6 +20,7 @@ from rhostream import checkpoint, storage
 from rhostream.checkpoint import Checkpoint
 from rhostream.cost import Cost
 from rhostream.errors import AlreadyExistsError
+from rhostream.selection.proxy import Proxy
 from rhostream.tables.selections import LogWriter
 from rhostream.tables.steps import StepsWriter
 
@@ -65,8 +66,15 @@ class Run:
         self.log = LogWriter(self.url, self.attempt)
         self.steps = StepsWriter(self.url, self.attempt)
 
-    def commit(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, pass_index: int, buffer: int,
-               complete: bool, keep: int) -> None:
+    @property
+    def recorded_threads(self) -> int | None:
+        """The threads that the run was started with, None before its start."""
+        url = storage.join(self.url, "run.json")
+        threads = json.loads(storage.read_bytes(url)).get("threads") if storage.exists(url) else None
+        return threads if isinstance(threads, int) else None
+
+    def commit(self, model: nn.Module, optimizer: torch.optim.Optimizer, proxy: Proxy | None = None, *,
+               pass_index: int, buffer: int, complete: bool, keep: int) -> None:
         """Segments first, then the checkpoint that lists them; cost.json when the run is complete."""
         self._log += self.log.flush()
         self._steps += self.steps.flush()
@@ -75,7 +83,7 @@ class Run:
             Checkpoint(step=self.step, pass_index=pass_index, buffer=buffer, attempt=self.attempt, complete=complete,
                        fingerprints=self.pinned, log=self._log, steps=self._steps, cost=self.cost.as_json(),
                        counts=self.counts),
-            model.state_dict(), optimizer.state_dict(),
+            model.state_dict(), optimizer.state_dict(), None if proxy is None else proxy.state_dict(),
         )
         if complete:
             storage.replace(storage.join(self.url, "cost.json"), json.dumps(self.cost.as_json(), indent=1).encode())

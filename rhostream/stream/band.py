@@ -1,0 +1,80 @@
+"""The IL band: what any model learns, or none, by its il costs neither a read nor a decode.
+
+A band is given in nats (`0.05:2.5`) or as shares of the table (`20%:90%`), which are looked up once in a seeded sample
+of its parts: thresholds are numbers of the run, the same for every buffer, rank and resume.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from rhostream.candidates import CANDIDATE, Reason
+from rhostream.errors import UsageError
+from rhostream.storage import redact
+from rhostream.stream.join import Joined
+from rhostream.stream.plan import generator
+from rhostream.tables import il
+
+SAMPLED_PARTS = 64
+
+
+@dataclass(frozen=True)
+class Band:
+    """Bounds in nats, both inside the band; a prefilter of the stream. A row without an il passes."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __call__(self, joined: Joined, pass_index: int, index: int) -> None:
+        outside = (joined.il < self.low) | (joined.il > self.high)  # NaN is neither
+        joined.reason[outside & (joined.reason == CANDIDATE)] = Reason.band
+
+
+def resolve_band(text: str, table: il.Table, seed: int = 0) -> Band:
+    """`LOW:HIGH`, each in nats or `%` of the usable samples of the table, either left out for no bound.
+
+    Raises UsageError for anything else, or for shares of a table without il.
+    """
+    low, colon, high = text.partition(":")
+    bounds = [_bound(side, text) for side in (low, high)]
+    if not colon or bounds == [None, None]:
+        raise UsageError(f"--band {text!r}: expected LOW:HIGH in nats or per cent, such as 20%:90% or 0.05:2.5")
+    if table.info.kind != "il":
+        raise UsageError(f"--band {text}: {redact(table.url)} is an index without il; make one with `rhostream "
+                         "compute-il`")
+    values = _sampled(table, seed) if any(b is not None and b[1] for b in bounds) else np.empty(0)
+    found = [None if b is None else float(np.quantile(values, b[0] / 100)) if b[1] else b[0] for b in bounds]
+    band = Band(-math.inf if found[0] is None else found[0], math.inf if found[1] is None else found[1])
+    if not band.low < band.high:
+        raise UsageError(f"--band {text}: nothing lies between {band.low:.4g} and {band.high:.4g} nats")
+    return band
+
+
+def _bound(side: str, text: str) -> tuple[float, bool] | None:
+    """(value, whether in per cent), None for no bound."""
+    side = side.strip()
+    if not side:
+        return None
+    try:
+        value, share = float(side.removesuffix("%")), side.endswith("%")
+    except ValueError:
+        raise UsageError(f"--band {text!r}: {side!r} is no number of nats or per cent") from None
+    if not math.isfinite(value) or (share and not 0 <= value <= 100):
+        raise UsageError(f"--band {text!r}: {side} is outside " + ("0 to 100 %" if share else "the finite numbers"))
+    return value, share
+
+
+def _sampled(table: il.Table, seed: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """The il of the usable samples of up to 64 parts."""
+    shards = generator(seed, "band").permutation(len(table.names))[:SAMPLED_PARTS]
+    found = []
+    for shard in np.sort(shards).tolist():
+        part = il.read_part(il.part_url(table.url, table.names[shard]))
+        found.append(part.il[part.usable & np.isfinite(part.il) & ~part.in_holdout])
+    values = np.concatenate(found) if found else np.empty(0, np.float32)
+    if not len(values):
+        raise UsageError(f"--band: no usable il in {len(shards)} parts of {redact(table.url)}")
+    return values

@@ -1,0 +1,82 @@
+"""The cascade in front of the target's scores: what a setting such as `proxy:4` means, and what its stages cost.
+
+    band, keep-list (before a byte is read) > proxy or cheap view (a shortlist of R x n_b) > the target's fresh scores
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from rhostream.cost import Cost, macs_per_sample
+from rhostream.errors import UnknownNameError, UsageError
+from rhostream.models import build
+from rhostream.selection.proxy import Proxy
+from rhostream.stream.decode import Preprocess
+
+KINDS = ("proxy", "view")
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """Who makes the shortlist, and how many times n_b it holds."""
+
+    kind: str
+    factor: float
+
+
+def parse_shortlist(text: str | None, *, rule: str, buffer_size: int, batch_size: int,
+                    view_size: int | None) -> Shortlist | None:
+    """`proxy:4` or `view:4`. Raises UsageError for what can't be, with the nearest that can."""
+    if rule == "uniform" and (text or view_size):
+        raise UsageError("--rule uniform makes no forward, so a shortlist or a cheap view has nothing to rank by")
+    if text is None:
+        return None
+    kind, _, number = text.partition(":")
+    if kind not in KINDS:
+        raise UnknownNameError.of("shortlist", kind, KINDS)
+    try:
+        factor = float(number)
+    except ValueError:
+        raise UsageError(f"--shortlist {text!r}: expected KIND:R with R in multiples of the batch size, such as "
+                         f"{kind}:4") from None
+    if not 1 < factor < buffer_size / batch_size:
+        raise UsageError(f"--shortlist {text}: R must lie between 1 and n_B / n_b = {buffer_size / batch_size:g}, "
+                         "or it would leave nothing to choose or shorten nothing")
+    if kind == "view" and view_size is None:
+        raise UsageError(f"--shortlist {text} scores on a cheap view: say how small with --view-size")
+    return Shortlist(kind, factor)
+
+
+def make_proxy(name: str, seen: Preprocess, classes: int, *, lr: float, seed: int, device: torch.device) -> Proxy:
+    """The proxy of that name for images as the workers decode them; its first weights are a function of the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build(name, image_size=seen.image_size, channels=seen.channels, classes=classes)
+    return Proxy(network.to(device).to(memory_format=torch.channels_last), lr=lr)  # type: ignore[call-overload]
+
+
+def set_macs(cost: Cost, model: str, network: nn.Module, proxy: Proxy | None, shortlist: Shortlist | None,
+             full: Preprocess, view: Preprocess | None) -> None:
+    """Enter what one sample costs at each stage. Raises UsageError for a model that can't take the view."""
+    cost.macs = _macs(network, full)
+    if shortlist is not None and proxy is not None:
+        cost.shortlist_macs = _macs(proxy.model, view or full)
+    elif view is not None:
+        try:
+            cheap = _macs(network, view)
+        except (RuntimeError, ValueError) as exc:
+            raise UsageError(f"model {model!r} takes images of {full.image_size} pixels only, not a view of "
+                             f"{view.image_size} ({str(exc).splitlines()[0]}); let a proxy look at the view: "
+                             "--shortlist proxy:4") from exc
+        if shortlist is None:
+            cost.scored_macs = cheap
+        else:
+            cost.shortlist_macs = cheap
+
+
+def _macs(network: nn.Module, preprocess: Preprocess) -> int:
+    image = torch.zeros(1, *preprocess.shape, dtype=torch.uint8)
+    return macs_per_sample(network, preprocess.normalize(image).to(next(network.parameters()).device))

@@ -1,0 +1,55 @@
+"""Where a run computes and how: its device, its precisions and its threads, each proved usable before any work."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+
+from rhostream.errors import UsageError
+from rhostream.selection.forward import bf16_supported
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+def place(device: str) -> torch.device:
+    """The device of that name. Raises UsageError when it can't be used here."""
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as exc:
+        raise UsageError(f"--device {name!r} can't be used here: {str(exc).splitlines()[0]}") from exc
+
+
+def autocast(option: str, precision: str, device: torch.device) -> torch.dtype | None:
+    """The dtype of that precision, None for float32. Raises UsageError where it would be slower than float32."""
+    if precision not in PRECISIONS:
+        raise UsageError(f"{option} {precision!r}: expected one of {', '.join(PRECISIONS)}")
+    dtype = PRECISIONS[precision]
+    if dtype is not None and not bf16_supported(device):
+        raise UsageError(f"{option} {precision}: this {device.type} has no bfloat16 arithmetic, and emulating it is "
+                         "slower than float32; leave it out")
+    return dtype
+
+
+def threads_of(asked: int | None, workers: int, recorded: int | None) -> int:
+    """Threads of the model's arithmetic: as asked, else as the run began, else the cores that the workers leave.
+
+    They are part of a run, because bfloat16 and backward passes round differently with another number.
+    """
+    if asked is not None and asked < 1:
+        raise UsageError(f"--threads {asked}: expected at least 1")
+    return asked or recorded or max(1, len(os.sched_getaffinity(0)) - workers)
+
+
+@contextlib.contextmanager
+def threads(number: int) -> Iterator[None]:
+    """That many threads for torch's arithmetic, until the end of the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
