@@ -7,6 +7,7 @@ It is a Parquet or CSV file (whatever a question in SQL gave) with the columns `
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -36,7 +37,6 @@ class KeepList:
     bits: Tensor  # (ceil(samples / 8),) uint8 in shared memory, little-endian bit order
     starts: npt.NDArray[np.int64]  # (shards,) number of the first sample of each shard
     listed: int  # samples on it that the table has
-    strange: int  # rows that name no sample of these shards
 
     def __call__(self, joined: Joined, pass_index: int, index: int) -> None:
         at = self.starts[joined.rows.shard] + joined.rows.ordinal
@@ -60,8 +60,10 @@ def read_keep_list(url: str, table: il.Table) -> KeepList:
     if not keep.any():
         raise UsageError(f"keep-list {redact(url)}: none of its {rows:,} rows names a sample of these "
                          f"{len(table.names)} shards, whose names look like {table.names[0]!r}")
+    if strange:
+        warnings.warn(f"keep-list {redact(url)}: {strange:,} of its rows name no sample of these shards", stacklevel=2)
     bits = torch.from_numpy(np.packbits(keep, bitorder="little")).share_memory_()
-    return KeepList(bits, starts[:-1], int(keep.sum()), strange)
+    return KeepList(bits, starts[:-1], int(keep.sum()))
 
 
 def _mark(batch: pa.RecordBatch, table: il.Table, number: dict[str, int], starts: npt.NDArray[np.int64],
