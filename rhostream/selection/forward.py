@@ -27,8 +27,12 @@ def scoring(model: nn.Module, batch_norm: str = "buffer") -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     norms = [m for m, _ in modes if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     tracked = [norm.track_running_stats for norm in norms]
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    model.eval()
+    devices = []
+    if torch.cuda.is_initialized():
+        devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    for module, mode in modes:
+        if mode:
+            module.training = False
     if batch_norm == "buffer":
         for norm in norms:
             # In train mode without tracked statistics torch normalises by the batch and updates nothing.
@@ -43,7 +47,8 @@ def scoring(model: nn.Module, batch_norm: str = "buffer") -> Iterator[None]:
         for norm, was in zip(norms, tracked, strict=True):
             norm.track_running_stats = was
         for module, mode in modes:
-            module.training = mode
+            if module.training != mode:
+                module.training = mode
 
 
 def bf16_supported(device: torch.device) -> bool:

@@ -76,7 +76,7 @@ class Trainer:
         with StopRequest() as stop, progress:
             for candidates in self.loader:  # line 5: the next n_B of the plan
                 clock.lap("wait")
-                torch.manual_seed(_step_seed(self.seed, run.step))  # dropout is a function of the step
+                _seed(self.device, _step_seed(self.seed, run.step))  # dropout is a function of the step
                 selection = self.selector(candidates.to(self.device))  # lines 6-8: score, keep the top n_b
                 clock.lap("score")
                 self._finish_step(clock)  # the one before: its losses have come to the host with these scores
@@ -222,6 +222,13 @@ class _Clock:
 
 def _step_seed(seed: int, step: int) -> int:
     return (seed * 1_000_003 + step) % (1 << 63)
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed the generators that are in use; torch.manual_seed also writes down a stack trace for each kind that isn't."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _count(counts: dict[str, int], reason: np.ndarray[Any, Any]) -> None:
