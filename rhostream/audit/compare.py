@@ -82,9 +82,14 @@ def compare(run: RunFacts, baseline: RunFacts, kind: str, window: int) -> Compar
 
 
 def even_of(run: RunFacts) -> float:
-    """(n_B + 3 n_b) / (3 n_b) of a run; NaN where run.json doesn't name the sizes."""
-    n_B, n_b = run.row["buffer_size"], run.row["batch_size"]
-    return break_even(n_B, n_b) if n_B and n_b else math.nan
+    """How many times fewer steps a run must need to pay for its forwards; NaN where run.json doesn't name the sizes.
+
+    What its steps cost, cascade and all, over the 3 n_b of a uniform step; (n_B + 3 n_b) / (3 n_b) before the first.
+    """
+    n_B, n_b, steps, units = (run.row[name] for name in ("buffer_size", "batch_size", "steps", "forward_units"))
+    if not (n_B and n_b):
+        return math.nan
+    return float(units) / steps / (3 * n_b) if steps and units else break_even(n_B, n_b)
 
 
 def baseline_of(run: RunFacts, others: Iterable[RunFacts], kind: str) -> RunFacts | None:

@@ -28,6 +28,9 @@ class Curve:
         return self.units[self.steps.index(steps)] if steps in self.steps else None
 
 
+_STAGES = {"keep_list": "keep-list", "band": "band", "view_size": "view of", "shortlist": "shortlist"}
+
+
 @dataclass(frozen=True)
 class RunFacts:
     """One run, in the figures of a report. Shares are of 1; what isn't known is None or empty."""
@@ -57,7 +60,9 @@ class RunFacts:
         """What the run is for a reader: its rule, or that it chooses nothing."""
         if self.everything:
             return "train on everything"
-        return f"{self.rule} with loss cap" if self.row["loss_cap"] else self.rule
+        settings = self.folder.settings
+        stages = [f"{words} {settings[name]}" for name, words in _STAGES.items() if settings.get(name)]
+        return ", ".join([self.rule, *stages]) + (" with loss cap" if self.row["loss_cap"] else "")
 
 
 def gather(ledger: Ledger, name: str) -> RunFacts:

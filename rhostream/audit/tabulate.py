@@ -159,6 +159,7 @@ _REASONS = {
     "unreadable": "its bytes couldn't be decoded",
     "nonfinite": "its loss was NaN or infinite",
     "holdout": "the IL model had learned from it",
+    "unlisted": "there was a keep-list, and it wasn't on it",
 }
 
 

@@ -225,7 +225,7 @@ def _step_seed(seed: int, step: int) -> int:
 
 
 def _seed(device: torch.device, seed: int) -> None:
-    """Seed the generators that are in use; torch.manual_seed also writes down a stack trace for each kind that isn't."""
+    """Seed the generators in use: torch.manual_seed also writes down a stack trace for each kind that isn't."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
