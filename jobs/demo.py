@@ -77,6 +77,24 @@ def _shards(out: str, *arguments: str) -> None:
                    stdout=subprocess.DEVNULL)
 
 
+def make_shards(folder: str) -> None:
+    """train, test and test-2000 below `folder`; what is there already is not made again."""
+    _shards(f"{folder}/train", "web", "--base", "fashion-mnist", "--limit", "30000", "--copies", "1", "--noise",
+            "uniform", "--noise-rate", "0.4", "--seed", "0")
+    _shards(f"{folder}/test", "fashion-mnist", "--split", "test")
+    _shards(f"{folder}/test-2000", "fashion-mnist", "--split", "test", "--limit", "2000")
+
+
+def fit_and_score(folder: str, out: str) -> None:
+    """The IL model and the IL table of the shards in `folder`, as il-model and il below `out`."""
+    # Shards are known by name: with a named root the order and the folds are the same wherever the demo lies.
+    roots = {"demo": folder}
+    rhostream.fit_il([f"{folder}/train"], f"{out}/il-model", model="mlp-256", group_by="duplicate_of", epochs=5,
+                     roots=roots)
+    rhostream.compute_il([f"{folder}/train"], f"{out}/il-model", f"{out}/il",
+                         keep={"is_noisy": "bool", "true_label": "int", "duplicate_of": "str"}, roots=roots)
+
+
 def curve(ledger: Any, run: str) -> tuple[list[int], list[float]]:
     """(steps taken, test accuracy) of a run's evaluations."""
     rows = ledger.sql("SELECT step + 1 AS step, test_accuracy FROM steps WHERE run = $run AND test_accuracy IS NOT "
@@ -149,18 +167,9 @@ def main(out: str, seeds: int, jobs: int) -> None:
         click.echo(f"[{time.monotonic() - start:4.0f} s] {text}", err=True)
 
     say("shards: 30,000 Fashion-MNIST images, a jittered copy of each, 40 % of the labels redrawn")
-    _shards(f"{folder}/train", "web", "--base", "fashion-mnist", "--limit", "30000", "--copies", "1", "--noise",
-            "uniform", "--noise-rate", "0.4", "--seed", "0")
-    _shards(f"{folder}/test", "fashion-mnist", "--split", "test")
-    _shards(f"{folder}/test-2000", "fashion-mnist", "--split", "test", "--limit", "2000")
-    say("fit-il: MLP-256, two halves, duplicates kept together")
-    # Shards are known by name: with a named root the order and the folds are the same wherever the demo lies.
-    roots = {"demo": folder}
-    rhostream.fit_il([f"{folder}/train"], f"{folder}/il-model", model="mlp-256", group_by="duplicate_of", epochs=5,
-                     roots=roots)
-    say("compute-il: the irreducible loss of 60,000 samples")
-    rhostream.compute_il([f"{folder}/train"], f"{folder}/il-model", f"{folder}/il",
-                         keep={"is_noisy": "bool", "true_label": "int", "duplicate_of": "str"}, roots=roots)
+    make_shards(folder)
+    say("fit-il: MLP-256, two halves, duplicates kept together; compute-il: the irreducible loss of 60,000 samples")
+    fit_and_score(folder, folder)
     say(f"train: uniform, rho and everything, {seeds} seeds of an MLP and a CNN; {jobs} at a time")
     with ProcessPoolExecutor(jobs) as pool:
         for future in [pool.submit(training, folder) for training in trainings(seeds)]:
