@@ -1,9 +1,9 @@
 """Seconds to uniform's best accuracy on the demo's stream, everything included: reading, decoding, scoring, log.
 
 Each method is trained twice with the same seeds, hence with the same weights: once with evaluations, which say after
-how many steps it reaches the best smoothed accuracy of uniform's whole run, and once without, for exactly that many steps,
-in turns with the others, which says how long that takes. The start of the worker processes is not counted: seconds are
-those of the steps after the first ones, for all steps. The IL model's own time is measured in the same run.
+how many steps it reaches the best smoothed accuracy of uniform's whole run; and once without, for exactly that many
+steps and in turns with the others, which says how long that takes. The start of the worker processes is not counted:
+seconds are those of the steps after the first ones, for all steps. The IL model's own time is measured in the same run.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import statistics
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,8 @@ def _target(target: Target, world: str, place: str, il_seconds: float, seeds: in
         curves = {name: _curve(target, world, place, name, seed) for name in target.methods()}
         goal = best(curves["uniform"][1], WINDOW)
         steps = {name: steps_to_reach(*found, goal, WINDOW) for name, found in curves.items()}
-        rates = interleave([lambda name=name: _seconds_a_step(target, world, place, name, seed, steps[name])
-                            for name in curves], 2)  # fmt: skip
+        rates = interleave([partial(_seconds_a_step, target, world, place, name, seed, at)
+                            for name, at in steps.items()], 2)  # fmt: skip
         for (name, found), rate in zip(curves.items(), rates, strict=True):
             each = statistics.median(rate)
             reached[name].append(steps[name])
