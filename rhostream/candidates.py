@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -43,14 +44,27 @@ class Normalize:
 
     def __call__(self, image: Tensor) -> Tensor:
         """uint8 (B, H, W, C) to float32 (B, C, H, W), on the device of `image`, channels-last in memory for C > 1."""
-        mean = torch.tensor(self.mean, device=image.device) * 255
-        scale = 1 / (torch.tensor(self.std, device=image.device) * 255)
-        channels, width = image.shape[3], image.shape[2]
-        if len(self.mean) != channels:
-            mean, scale = mean[:1].expand(channels), scale[:1].expand(channels)
+        mean, scale = _a_row(self.mean, self.std, image.shape[3], image.shape[2], image.device)
         # A whole row of pixels at a time: broadcasting over an innermost dimension of 3 costs forty times as much.
-        rows = image.float().flatten(2).sub_(mean.repeat(width)).mul_(scale.repeat(width))
+        rows = image.float().flatten(2).sub_(mean).mul_(scale)
         return rows.view(image.shape).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(64)
+def _a_row(means: tuple[float, ...], stds: tuple[float, ...], channels: int, width: int,
+           device: torch.device) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """255 mean and 1 / (255 std) for each value of a row of pixels; kept, because making one on a GPU waits for it."""
+    mean, scale = torch.tensor(means) * 255, 1 / (torch.tensor(stds) * 255)
+    if len(means) != channels:
+        mean, scale = mean[:1].expand(channels), scale[:1].expand(channels)
+    return mean.repeat(width).to(device), scale.repeat(width).to(device)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the host on the device, without waiting for it."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -105,7 +119,7 @@ class Candidates:
             raise ValueError("this buffer carries no images")
         if len(rows) == len(self):
             return self.input
-        return self.normalize(self.image.index_select(0, torch.from_numpy(rows).to(self.image.device)))
+        return self.normalize(self.image.index_select(0, to_device(torch.from_numpy(rows), self.image.device)))
 
     def take(self, rows: npt.NDArray[np.int64]) -> Candidates:
         """The given rows, in that order; pixels are copied, so the result outlives the slot."""

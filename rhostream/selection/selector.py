@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from rhostream.candidates import CANDIDATE, Candidates, Reason
+from rhostream.candidates import CANDIDATE, Candidates, Reason, to_device
 from rhostream.errors import NonFiniteError, UsageError
 from rhostream.selection.forward import Forward, scoring
 from rhostream.selection.losses import cross_entropy, is_correct
@@ -108,11 +108,11 @@ class Selector:
         table = torch.stack([loss.float(), score.float(), correct.float(), at.float()]).cpu()
         chosen = self._choose(table[1], stage.chance, self.batch_size, top)
         self._watch(table[1], stage.chance)
-        kept, kept_at = stage.take(chosen.to(score.device)), table[3].long()[chosen]
+        kept, kept_at = stage.take(to_device(chosen, score.device)), table[3].long()[chosen]
         if candidates.full is not None and self.shortlist is None:
             kept, kept_at = reading(kept, kept_at)
         if self.proxy is not None and len(kept_at):
-            self.proxy.learn(first[kept_at.to(first.device)], kept.label)
+            self.proxy.learn(first[to_device(kept_at, first.device)], kept.label)
         decided = _decided(candidates, rows, table.numpy(), kept_at.numpy(), reading.failed)
         return Selection(*decided, kept.x if len(kept_at) else None, kept.label, scored=len(score),
                          shortlisted=0 if self.shortlist is None else len(rows), reread=reading.count)
@@ -199,8 +199,8 @@ class _Reading:
         if not ok.all():
             self.failed = at.numpy()[~ok]
             good = torch.from_numpy(np.flatnonzero(ok))
-            image, position = image[good], position[good.to(position.device)]
-            stage = stage.take(good.to(stage.x.device))
+            image, position = image[good], position[to_device(good, position.device)]
+            stage = stage.take(to_device(good, stage.x.device))
         x = self._candidates.normalize(image.to(stage.x.device, non_blocking=True))
         return _Stage(x, stage.label, stage.il, stage.chance), position
 
@@ -209,7 +209,7 @@ def _take(candidates: Candidates, rows: Rows) -> tuple[Tensor, Tensor]:
     """Label and il of the given rows."""
     if len(rows) == len(candidates):
         return candidates.label, candidates.il
-    index = torch.from_numpy(rows).to(candidates.label.device)
+    index = to_device(torch.from_numpy(rows), candidates.label.device)
     return candidates.label.index_select(0, index), candidates.il.index_select(0, index)
 
 

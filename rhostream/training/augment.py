@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rhostream.candidates import to_device
 from rhostream.errors import UnknownNameError
 
 KINDS = ("none", "flip", "shift", "flip-shift")
@@ -20,11 +21,11 @@ def augment(x: Tensor, kind: str, seed: int, pixels: int = 2) -> Tensor:
         raise UnknownNameError.of("augmentation", kind, KINDS)
     rng = torch.Generator().manual_seed(seed)
     if "flip" in kind:
-        flip = torch.rand(len(x), generator=rng).lt(0.5).to(x.device)
+        flip = to_device(torch.rand(len(x), generator=rng).lt(0.5), x.device)
         x = torch.where(flip[:, None, None, None], x.flip(3), x)
     if "shift" in kind:
         height, width = x.shape[2:]
-        dy, dx = torch.randint(0, 2 * pixels + 1, (2, len(x)), generator=rng).to(x.device)
+        dy, dx = to_device(torch.randint(0, 2 * pixels + 1, (2, len(x)), generator=rng), x.device)
         padded = functional.pad(x, (pixels,) * 4, mode="replicate")
         row = dy[:, None] + torch.arange(height, device=x.device)
         column = dx[:, None] + torch.arange(width, device=x.device)
