@@ -12,12 +12,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from rhostream.stream.tar import TarSample
+from rhostream.stream.tar import MAX_CLS
 
-MAX_CLS = 64
 MAX_JSON = 1 << 20
 MAX_LABEL = 2**31 - 1  # the table's column is int32
 _INTEGER = re.compile(rb"-?[0-9]{1,40}\Z")
+_decoded = json.JSONDecoder().decode
 _CLASS_OF: Mapping[str, type[Any]] = {"bool": bool, "int": int, "float": float, "str": str}
 
 
@@ -35,14 +35,11 @@ class BadSample(Exception):
         self.status, self.why = status, why
 
 
-def read_json(sample: TarSample, source: Readable) -> bytes:
-    """The bytes of the first .json member, b"" where there is none. Raises BadSample (size)."""
-    for extension, offset, size in sample.members:
-        if extension == "json":
-            if size > MAX_JSON:
-                raise BadSample("size", f".json of {size:,} bytes at offset {offset:,}, at most {MAX_JSON:,} are read")
-            return source.pread(size, offset)
-    return b""
+def read_json(size: int, offset: int, source: Readable) -> bytes:
+    """The bytes of a .json member. Raises BadSample (size)."""
+    if size > MAX_JSON:
+        raise BadSample("size", f".json of {size:,} bytes at offset {offset:,}, at most {MAX_JSON:,} are read")
+    return source.pread(size, offset)
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
@@ -50,7 +47,7 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     if not raw:
         return {}
     try:
-        fields = json.loads(raw)
+        fields = _loaded(raw)
     except (ValueError, RecursionError) as exc:
         reason = str(exc) if isinstance(exc, ValueError) else "nested too deep"
         raise BadSample("json", f".json can't be parsed: {reason[:200]}") from exc
@@ -59,17 +56,27 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     return fields
 
 
-def read_cls(sample: TarSample, source: Readable) -> int | None:
-    """The integer in the .cls member, None where there is none. Raises BadSample (size, label:invalid)."""
-    for extension, offset, size in sample.members:
-        if extension == "cls":
-            if size > MAX_CLS:
-                raise BadSample("size", f".cls of {size:,} bytes at offset {offset:,}, at most {MAX_CLS} are read")
-            text = source.pread(size, offset).strip()
-            if not _INTEGER.match(text):
-                raise BadSample("label:invalid", f".cls holds {text!r}, expected an integer")
-            return int(text)
-    return None
+def _loaded(raw: bytes) -> Any:
+    # An object in UTF-8 spares json.loads its look for another encoding; every error is json.loads' own.
+    if raw[:1] == b"{" and raw[1:2] != b"\0":
+        try:
+            return _decoded(raw.decode())
+        except (ValueError, RecursionError):
+            pass
+    return json.loads(raw)
+
+
+def parse_cls(text: bytes) -> int:
+    """The integer that a .cls member holds. Raises BadSample (label:invalid)."""
+    text = text.strip()
+    if not _INTEGER.match(text):
+        raise BadSample("label:invalid", f".cls holds {text!r}, expected an integer")
+    return int(text)
+
+
+def too_long_cls(size: int, offset: int) -> BadSample:
+    """What a .cls of more than MAX_CLS bytes is."""
+    return BadSample("size", f".cls of {size:,} bytes at offset {offset:,}, at most {MAX_CLS} are read")
 
 
 def label_of_json(fields: Mapping[str, Any]) -> int:
@@ -106,6 +113,19 @@ def fit_value(value: Any, kind: str) -> tuple[Any, bool]:
         except UnicodeEncodeError:  # a lone surrogate
             return None, True
     return result, False
+
+
+def fit_column(values: list[Any], kind: str) -> tuple[list[Any], int]:
+    """`fit_value` of each value, and how many didn't fit; a column whose values all fit is returned as it is."""
+    found = set(map(type, values))
+    if found <= {_CLASS_OF[kind], type(None)}:
+        there = [v for v in values if v is not None] if kind in ("int", "str") else []
+        if not there or (kind == "int" and -(2**63) <= min(there) and max(there) < 2**63):
+            return values, 0
+        if kind == "str" and "".join(there).isascii():
+            return values, 0
+    fitted = [fit_value(value, kind) for value in values]
+    return [value for value, _ in fitted], sum(misfit for _, misfit in fitted)
 
 
 def group_of(fields: Mapping[str, Any], field: str, key: str) -> str:

@@ -9,7 +9,7 @@ takes the slow functions below it, which decide.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from zlib import adler32
@@ -70,6 +70,28 @@ class Batch:
         """(extension, offset, size) of each used member of a row."""
         own = slice(self.first[row], self.first[row + 1] if row + 1 < len(self.first) else None)
         return list(zip(self.extension[own], self.offset[own], self.size[own], strict=True))
+
+    def row(self, row: int) -> Batch:
+        """One row as a batch of its own."""
+        return Batch.of([(self, row)])
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[Batch, int]]) -> Batch:
+        """A batch of rows from other batches, in that order."""
+        new = cls()
+        for batch, row in rows:
+            first, moved = batch.first[row], len(new.size)
+            members = batch.members(row)
+            new.key.append(batch.key[row])
+            new.first.append(moved)
+            new.cls.append(batch.cls[row])
+            for mine, theirs in ((new.image, batch.image[row]), (new.json, batch.json[row])):
+                mine.append(theirs - first + moved if theirs >= 0 else -1)
+            for extension, offset, size in members:
+                new.extension.append(extension)
+                new.offset.append(offset)
+                new.size.append(size)
+        return new
 
     def pop(self) -> None:
         """Leave the last row out: the walk broke before it was known to be whole."""
