@@ -18,11 +18,12 @@ import torch
 
 from benchmarks.measure import Figure, table
 
-BENCHMARKS = {"a": "loader", "b": "offline", "c": "step", "d": "memory"}
+BENCHMARKS = {"a": "loader", "b": "offline", "c": "step", "d": "memory", "e": "walk"}
 
 
 @click.command()
-@click.option("--only", default=",".join(BENCHMARKS), show_default=True, help="a loader, b offline, c step, d memory")
+@click.option("--only", default=",".join(BENCHMARKS), show_default=True,
+              help=", ".join(f"{letter} {name}" for letter, name in BENCHMARKS.items()))
 @click.option("--pairs", default=5, show_default=True, type=click.IntRange(1), help="times both sides are measured")
 @click.option("--out", default="benchmarks/results", show_default=True, type=click.Path(path_type=Path))
 def main(only: str, pairs: int, out: Path) -> None:

@@ -25,6 +25,27 @@ def drawings(shards: int = 60, samples: int = 100, size: int = 28) -> list[str]:
     return _shards(f"drawings-{size}-{shards}x{samples}", shards, samples, "png", lambda rng: _drawing(rng, size))
 
 
+def members(shards: int, samples: int, *, pax: bool, fields: bool) -> list[str]:
+    """Shards of 400 to 900 random bytes called .jpg, with a .cls or a .json (`fields`) beside each."""
+    folder = FOLDER / f"members-{'pax' if pax else 'plain'}-{'json' if fields else 'cls'}-{shards}x{samples}"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{number:05d}.tar" for number in range(shards)]
+    for number, path in enumerate(paths):
+        if path.exists():
+            continue
+        rng, unfinished = np.random.default_rng(number), path.with_suffix(".part")
+        # Without an mtime webdataset's writer takes the time as a float, which only a pax header can hold.
+        with wds.TarWriter(str(unfinished), mtime=None if pax else 0) as sink:
+            for sample in range(samples):
+                label = int(rng.integers(1000))
+                beside = {"json": {"label": label, "n": sample, "clean": sample % 7 > 0}} if fields else {
+                    "cls": str(label).encode()}  # fmt: skip
+                sink.write({"__key__": f"{number:05d}{sample:06d}", "jpg": rng.bytes(int(rng.integers(400, 900))),
+                            **beside})  # fmt: skip
+        unfinished.rename(path)
+    return [str(path) for path in paths]
+
+
 def _shards(name: str, shards: int, samples: int, extension: str, make: Callable[[np.random.Generator], bytes],
             ) -> list[str]:  # fmt: skip
     folder = FOLDER / name

@@ -6,10 +6,11 @@ by ordinal, never by workers or by what else is in the list, so parts are byte-e
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -23,10 +24,10 @@ from rhostream import storage
 from rhostream.errors import MismatchError, NotFoundError, RhostreamError, StorageError, UsageError
 from rhostream.irreducible.fit import named
 from rhostream.irreducible.model import ILModel, load_il_model
-from rhostream.irreducible.parts import PartBuilder, Scored, Summary, check_budget
+from rhostream.irreducible.parts import Commits, PartBuilder, Scored, Summary, check_budget
 from rhostream.storage import redact
 from rhostream.stream.progress import Progress
-from rhostream.stream.scan import Chunk, ScanSettings, scan
+from rhostream.stream.scan import Chunk, End, ScanSettings, scan
 from rhostream.tables import il
 from rhostream.tables.il import PartFacts, TableInfo
 
@@ -50,7 +51,8 @@ def compute_il(shards: Iterable[str], il_model: str, out: str, *, workers: int =
                            model=info.figures())
     rule = info.rule
     settings = ScanSettings(preprocess=model.preprocess, decoder_name=info.decoder, classes=info.classes,
-                            keep=table_info.keep, group_by=rule.group_by, mark=rule)
+                            keep=table_info.keep, group_by=rule.group_by,
+                            mark=None if rule.mode == "holdout" else rule)  # its mark is 0 for all
     scorer = Scorer(model, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     job = _Job(shards, out, table_info, settings, max_bad_fraction, fail_fast)
     if rule.mode == "folds" and not rule.group_by and not scorer.knows(name for _, name in job.shards):
@@ -127,6 +129,15 @@ def _prepared(network: nn.Module, device: torch.device) -> nn.Module:
     return network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
 
+def _ahead(messages: Iterator[Chunk | End]) -> Generator[Chunk | End]:
+    """The same messages, the next one read and decoded in a thread while the caller scores this one."""
+    with ThreadPoolExecutor(1, "rhostream-read") as pool:
+        coming = pool.submit(next, messages, None)
+        while (message := coming.result()) is not None:
+            coming = pool.submit(next, messages, None)
+            yield message
+
+
 class _Job:
     """One run over a list of shards, for both kinds of table."""
 
@@ -151,8 +162,11 @@ class _Job:
         summary = Summary(shards=len(self.shards))
         missing = self._missing(summary)
         builders: dict[int, PartBuilder] = {}
-        with Progress("compute-il" if score else "index", len(missing)) as progress:
-            for message in scan(missing, self._settings, workers=workers):
+        messages = scan(missing, self._settings, workers=workers)
+        source = _ahead(messages) if score and not workers else messages
+        title = "compute-il" if score else "index"
+        with Progress(title, len(missing)) as progress, Commits() as commits, contextlib.closing(source):
+            for message in source:
                 url, name = missing[message.shard]
                 builder = builders.setdefault(message.shard, PartBuilder(self._info, self._out, name, url))
                 if isinstance(message, Chunk):
@@ -168,7 +182,9 @@ class _Job:
                 check_budget(builder, name, message.samples_seen, summary, self._max_bad)
                 if not message.samples_seen:
                     warnings.warn(f"shard {redact(name)} holds no sample; its part has no row", stacklevel=3)
-                summary.add(builder.commit(message))
+                facts = builder.facts(message)
+                commits.begin(builder, facts)
+                summary.add(facts)
                 summary.made += 1
         summary.seconds = time.monotonic() - self._started
         for name, why in summary.bad_shards.items():

@@ -5,9 +5,10 @@ Knows no model; `compute` gives it the losses, `index` gives it none.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from rhostream.tables.il import OK, PartFacts, TableInfo
 
 FREE_BAD = 10  # bad rows a shard may always have: 1 % of a small shard is no evidence of anything
 FREE_BAD_TOTAL = 100
+COMMITS = 4  # parts that may wait for their commit in memory
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,10 @@ class PartBuilder:
         schema = self._info.schema
         batch = pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
         self._batches.append(batch)
-        counts = Counter(columns["status"].to_pylist())
+        if chunk.ok.all() and columns["status"] is rows.column("status"):
+            counts = Counter({OK: n})
+        else:
+            counts = Counter(columns["status"].to_pylist())
         self.statuses += counts
         if not self.first_bad and counts[OK] < n:
             row = next(i for i, status in enumerate(columns["status"].to_pylist()) if status != OK)
@@ -107,15 +112,18 @@ class PartBuilder:
         """Rows so far that can't be used."""
         return self.statuses.total() - self.statuses[OK]
 
-    def commit(self, end: End) -> PartFacts:
-        """Write the part. Another job that wrote the same one first is fine. Raises MismatchError, TableError."""
-        facts = PartFacts(
+    def facts(self, end: End) -> PartFacts:
+        """The footer of the part, once the shard has ended."""
+        return PartFacts(
             fingerprint=self._info.fingerprint, kind=self._info.kind, shard=self._name,
             shard_size=end.identity.size, shard_tag=end.identity.tag, samples=end.samples_seen,
             statuses=dict(sorted(self.statuses.items())), members_seen=end.members_seen,
             members_used=end.members_used, members_ignored=end.members_ignored, bad_fields=end.bad_fields,
             shard_sha256=end.sha256, il_rows=self._il_rows, in_holdout=self._in_holdout,
         )
+
+    def commit(self, facts: PartFacts) -> None:
+        """Write the part. Another job that wrote the same one first is fine. Raises MismatchError, TableError."""
         data = il.encode_part(pa.Table.from_batches(self._batches, self._info.schema), facts)
         url = il.part_url(self._table, self._name)
         try:
@@ -126,7 +134,34 @@ class PartBuilder:
                 message = (f"another job wrote a different part of shard {self._name} into "
                            f"{storage.redact(self._table)} at the same time; use another --out")
                 raise MismatchError(message) from None
-        return facts
+
+
+class Commits:
+    """Writes finished parts in a thread of its own: a commit waits for the disk or the store, the model needn't.
+
+    A context manager; leaving it waits for what was begun, so a job that stops has committed all that it finished.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "rhostream-commit")
+        self._begun: deque[Future[None]] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown()
+        if failed is None:
+            self._wait(0)
+
+    def begin(self, builder: PartBuilder, facts: PartFacts) -> None:
+        """Write a part soon. Raises what an earlier commit raised."""
+        self._begun.append(self._pool.submit(builder.commit, facts))
+        self._wait(COMMITS)
+
+    def _wait(self, left: int) -> None:
+        while self._begun and (len(self._begun) > left or self._begun[0].done()):
+            self._begun.popleft().result()
 
 
 def _nonfinite(columns: dict[str, Any], bad: npt.NDArray[np.bool_]) -> tuple[pa.Array, pa.Array]:

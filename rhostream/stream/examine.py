@@ -120,7 +120,7 @@ def fit_column(values: list[Any], kind: str) -> tuple[list[Any], int]:
     found = set(map(type, values))
     if found <= {_CLASS_OF[kind], type(None)}:
         there = [v for v in values if v is not None] if kind in ("int", "str") else []
-        if not there or (kind == "int" and -(2**63) <= min(there) and max(there) < 2**63):
+        if not there or (kind == "int" and min(there) >= -(2**63) and max(there) < 2**63):
             return values, 0
         if kind == "str" and "".join(there).isascii():
             return values, 0

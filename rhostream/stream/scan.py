@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -97,7 +97,7 @@ class End:
 
 
 def scan(shards: Sequence[tuple[str, str]], settings: ScanSettings, *, workers: int = 0,
-         context: str | None = None) -> Iterator[Chunk | End]:
+         context: str | None = None) -> Generator[Chunk | End]:
     """Read `shards` ((URL, name) pairs): the chunks of each, then its End. With workers, shards interleave.
 
     A shard that can't be read ends with an End that carries the error. Raises UsageError for what no shard can change.

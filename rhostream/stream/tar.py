@@ -165,7 +165,8 @@ class TarWalk:
                 if kind in b"xgL":
                     body = window[at + BLOCK : at + BLOCK + size] if data + size <= end else self._extended(data, size)
                     # `NN mtime=...` and nothing else, whole: what webdataset's writer puts before every member.
-                    if kind == 120 and body[2:9] == b" mtime=" and body[:2] == b"%d" % size and body.find(10) == size - 1:
+                    if (kind == 120 and body[2:9] == b" mtime=" and body[:2] == b"%d" % size
+                            and body.find(10) == size - 1):
                         continue
                     if size > MAX_EXTENDED:
                         raise _too_long(self._shard, data, size)
