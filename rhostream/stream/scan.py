@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -106,10 +106,11 @@ def scan(shards: Sequence[tuple[str, str]], settings: ScanSettings, *, workers: 
         raise UsageError(f"--workers {workers}: expected 0 or more")
     workers = min(workers, len(shards))
     dataset = _Scan(shards, settings, workers)
-    options: dict[str, Any] = {"batch_size": None, "collate_fn": _as_is, "num_workers": workers}
+    messages: Iterable[Chunk | End] = dataset
     if workers:
-        options |= {"prefetch_factor": PREFETCH, "multiprocessing_context": context or "forkserver"}
-    for message in DataLoader(dataset, **options):
+        messages = DataLoader(dataset, batch_size=None, collate_fn=_as_is, num_workers=workers,
+                              prefetch_factor=PREFETCH, multiprocessing_context=context or "forkserver")
+    for message in messages:
         if isinstance(message, Chunk):
             if dataset.slots is not None:
                 message = replace(message, image=dataset.slots[message.slot, : len(message)])

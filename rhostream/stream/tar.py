@@ -38,6 +38,12 @@ class _Role(IntEnum):
     other = 4
 
 
+# What was worked out once, for any shard: extensions by their bytes, sums by the bytes of their field.
+_ROLES = {"cls": _Role.cls, "json": _Role.json}
+_KINDS: dict[bytes, tuple[str, _Role]] = {}
+_CHECKSUMS: dict[bytes, int] = {}
+
+
 @dataclass(slots=True)
 class TarSample:
     """One sample: its key as stored, and (extension, offset, size in bytes) of each member that is used."""
@@ -130,7 +136,7 @@ class TarWalk:
         # One loop without a call of our own for a plain member: at 200,000 headers a second a call is a tenth of it.
         at_window, size_of_file = self._source.at, self._source.size
         window, start, end, position = b"", 0, 0, 0  # of the window: bytes, offset of its first and last whole block
-        checksums, kinds = dict[bytes, int](), dict[bytes, tuple[str, _Role]]()
+        checksums, kinds = _CHECKSUMS, _KINDS
         long_name: bytes | None = None
         long_size: int | None = None
         current: bytes | None = None  # the key of the open row
@@ -150,7 +156,7 @@ class TarWalk:
                     break
                 if not _checksum_matches(header):
                     raise _bad_header(self._shard, position, header)
-                _remember_checksum(checksums, header)
+                _remember_checksum(header)
             digits = header[124:135]
             try:
                 plain = digits.isdigit() and header[135] in b"\0 "
@@ -211,9 +217,7 @@ class TarWalk:
             try:
                 extension, role = kinds[raw]
             except KeyError:
-                extension, role = _kind(raw)
-                if len(kinds) < _REMEMBERED:
-                    kinds[raw] = extension, role
+                extension, role = _remember_kind(raw)
             if key != current or extension in own:
                 if current is not None:
                     self.samples_seen += 1
@@ -294,22 +298,25 @@ def _samples(batch: Batch) -> Iterator[TarSample]:
         yield TarSample(key, batch.members(row))
 
 
-def _kind(raw: bytes) -> tuple[str, _Role]:
+def _remember_kind(raw: bytes) -> tuple[str, _Role]:
     """An extension as text, and what it is to us."""
     extension = raw.decode("utf-8", "replace").lower()
-    if extension not in USED_EXTENSIONS:
-        return extension, _Role.ignored
-    if extension in IMAGE_EXTENSIONS:
-        return extension, _Role.image
-    return extension, {"cls": _Role.cls, "json": _Role.json}.get(extension, _Role.other)
+    role = _Role.ignored
+    if extension in USED_EXTENSIONS:
+        role = _Role.image if extension in IMAGE_EXTENSIONS else _ROLES.get(extension, _Role.other)
+    if len(_KINDS) >= _REMEMBERED:
+        _KINDS.clear()
+    _KINDS[raw] = extension, role
+    return extension, role
 
 
-def _remember_checksum(checksums: dict[bytes, int], header: bytes) -> None:
+def _remember_checksum(header: bytes) -> None:
     """What adler32's low half must be over a whole header whose checksum field holds these bytes."""
     field = header[148:156]
-    if len(checksums) < _REMEMBERED:
-        # The half is 1 + the sum of all bytes; the stored sum counts the field itself as eight spaces.
-        checksums[field] = (1 + int(field.strip(b" \0"), 8) - 256 + sum(field)) % 65521
+    if len(_CHECKSUMS) >= _REMEMBERED:
+        _CHECKSUMS.clear()
+    # The half is 1 + the sum of all bytes; the stored sum counts the field itself as eight spaces.
+    _CHECKSUMS[field] = (1 + int(field.strip(b" \0"), 8) - 256 + sum(field)) % 65521
 
 
 def _checksum_matches(header: bytes) -> bool:
