@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from rhostream.stream.tar import MAX_CLS
+from rhostream.stream.batch import MAX_CLS
 
 MAX_JSON = 1 << 20
 MAX_LABEL = 2**31 - 1  # the table's column is int32

@@ -25,16 +25,17 @@ from rhostream import storage
 from rhostream.errors import RhostreamError, ShardError, StorageError, UsageError
 from rhostream.storage import Identity, RangeReader, Reader
 from rhostream.stream import examine
+from rhostream.stream.batch import Batch
+from rhostream.stream.columns import Columns
 from rhostream.stream.dataset import PREFETCH
 from rhostream.stream.decode import MAX_BYTES, OK, Decoder, Preprocess, decoder
 from rhostream.stream.examine import BadSample
-from rhostream.stream.tar import Batch, TarWalk, walk
+from rhostream.stream.tar import TarWalk, walk
 from rhostream.stream.windows import Windows
-from rhostream.tables.il import IMAGE_EXTENSIONS, KEEP_TYPES, MEMBER
+from rhostream.tables.il import IMAGE_EXTENSIONS, KEEP_TYPES
 
 CHUNK = 512
 CHUNK_BYTES = 32 << 20
-REMEMBERED = 1 << 16  # texts of labels
 Mark = Callable[[str, str, str | None], int]
 
 
@@ -119,7 +120,7 @@ def scan(shards: Sequence[tuple[str, str]], settings: ScanSettings, *, workers: 
         yield message
 
 
-def _as_is(message: Chunk | End) -> Chunk | End:
+def _as_is(message: Any) -> Any:
     return message
 
 
@@ -138,10 +139,10 @@ class _Scan(IterableDataset[Chunk | End]):
     def __iter__(self) -> Iterator[Chunk | End]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        own, turn, same = PREFETCH + 2, 0, _Same()
+        own, turn, columns = PREFETCH + 2, 0, Columns()
         for number in range(worker, len(self._shards), workers):
             url, name = self._shards[number]
-            shard = _ShardScan(number, url, name, self._settings, same)
+            shard = _ShardScan(number, url, name, self._settings, columns)
             try:
                 for rows in shard.chunks():
                     slot = worker * own + turn % own
@@ -162,7 +163,7 @@ class _Rows:
 
     batch: Batch
     ordinal: npt.NDArray[np.int32]
-    label: list[int]  # -1 unless valid
+    label: list[int | None]  # -1 unless valid; None only until it is examined
     mark: list[int] | None  # None: all 0
     bad: dict[int, tuple[str, str]] = field(default_factory=dict)  # row -> (status, why)
     kept: dict[str, list[Any]] = field(default_factory=dict)
@@ -171,8 +172,8 @@ class _Rows:
 class _ShardScan:
     """One shard, from its first byte to its accounts."""
 
-    def __init__(self, number: int, url: str, name: str, settings: ScanSettings, same: _Same) -> None:
-        self._number, self._url, self._name, self._settings, self._same = number, url, name, settings, same
+    def __init__(self, number: int, url: str, name: str, settings: ScanSettings, columns: Columns) -> None:
+        self._number, self._url, self._name, self._settings, self._columns = number, url, name, settings, columns
         self._decode: Decoder = decoder(settings.decoder_name)[1] if settings.preprocess else _no_decode
         self._seen: set[bytes] = set()
         self._bad_fields = dict.fromkeys(settings.keep, 0)
@@ -256,8 +257,8 @@ class _ShardScan:
         """What the small members of a batch say. Labels are looked up: there are few texts that a .cls can hold."""
         n, keys, seen = len(batch), set(batch.key), self._seen
         twice = len(keys) < n or not seen.isdisjoint(keys)
-        label = list(map(self._same.labels.get, batch.cls))
-        rows = _Rows(batch, ordinal, label, None)  # type: ignore[arg-type]  # no None is left in it below
+        label = list(map(self._columns.labels.get, batch.cls))
+        rows = _Rows(batch, ordinal, label, None)
         fields: list[dict[str, Any]] = []
         if twice or self._needs_json or self._watch:
             fields = [self._examine(rows, row, seen) for row in range(n)]
@@ -297,9 +298,9 @@ class _ShardScan:
             fields = self._fields(batch, row, known is None)
             if number is None:
                 label = examine.label_of_json(fields) if known is None else known
-                rows.label[row] = examine.check_range(label, self._settings.classes)
-                if text is not None and len(self._same.labels) < REMEMBERED:
-                    self._same.labels[text] = rows.label[row]
+                label = rows.label[row] = examine.check_range(label, self._settings.classes)
+                if text is not None:
+                    self._columns.remember(text, label)
         except BadSample as bad:
             rows.label[row] = -1
             rows.bad[row] = bad.status, bad.why
@@ -351,57 +352,15 @@ class _ShardScan:
         ok[list(bad)] = False
         label = np.array(rows.label, np.int64)
         columns = {
-            "key": self._same.keys(batch.key),
-            "members": self._same.members(batch),
+            "key": self._columns.keys(batch.key),
+            "members": self._columns.members(batch),
             "label": pa.array(label.astype(np.int32), mask=label < 0),
-        } | self._same.verdicts(n, bad) | {
+        } | self._columns.verdicts(n, bad) | {
             name: pa.array(column, KEEP_TYPES[self._settings.keep[name]]) for name, column in rows.kept.items()
         }
         mark = np.zeros(n, np.int64) if rows.mark is None else np.array(rows.mark, np.int64)
         return Chunk(shard=self._number, ordinal=rows.ordinal, label=label, ok=ok, mark=mark,
                      rows=pa.RecordBatch.from_pydict(columns), slot=slot)
-
-
-class _Same:
-    """What is the same from chunk to chunk, made once a worker: labels by their text, columns of equal values."""
-
-    def __init__(self) -> None:
-        self.labels: dict[bytes | None, int] = {}  # what a .cls holds -> its valid label
-        self._extension: tuple[list[str], pa.StringArray] = ([], pa.array([], pa.string()))
-        self._ok: tuple[pa.StringArray, pa.StringArray] = (pa.array([], pa.string()), pa.array([], pa.string()))
-
-    def keys(self, raw: list[bytes]) -> pa.StringArray:
-        """The column of keys; what is not UTF-8 in one is written as an escape."""
-        ends = np.cumsum([0, *map(len, raw)], dtype=np.int64)
-        if ends[-1] < 2**31:
-            keys = pa.StringArray.from_buffers(len(raw), pa.py_buffer(ends.astype(np.int32)),
-                                               pa.py_buffer(b"".join(raw)))
-            try:
-                keys.validate(full=True)
-                return keys
-            except pa.ArrowInvalid:
-                pass
-        return pa.array([key.decode("utf-8", "backslashreplace") for key in raw], pa.string())
-
-    def members(self, batch: Batch) -> pa.ListArray:
-        """The table's column of (extension, offset, size) lists; built flat, ten times faster than from dicts."""
-        if self._extension[0] != batch.extension:
-            self._extension = batch.extension, pa.array(batch.extension, pa.string())
-        starts = np.array([*batch.first, len(batch.size)], np.int32)
-        fields = [self._extension[1], pa.array(np.array(batch.offset, np.int64)),
-                  pa.array(np.array(batch.size, np.int64))]
-        return pa.ListArray.from_arrays(pa.array(starts), pa.StructArray.from_arrays(fields, fields=list(MEMBER)))
-
-    def verdicts(self, rows: int, bad: dict[int, tuple[str, str]]) -> dict[str, pa.StringArray]:
-        """The columns status and error."""
-        if bad:
-            status, error = [OK] * rows, list[str | None]([None] * rows)
-            for row, (one, why) in bad.items():
-                status[row], error[row] = one, why
-            return {"status": pa.array(status, pa.string()), "error": pa.array(error, pa.string())}
-        if len(self._ok[0]) != rows:
-            self._ok = pa.array([OK] * rows, pa.string()), pa.nulls(rows, pa.string())
-        return {"status": self._ok[0], "error": self._ok[1]}
 
 
 def _no_decode(data: bytes, out: npt.NDArray[np.uint8]) -> str:

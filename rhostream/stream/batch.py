@@ -1,0 +1,82 @@
+"""Samples of a shard as parallel lists: where each one's members lie, and the bytes of its label.
+
+An object a sample costs as much as reading its headers; one that wants objects asks for them here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+MAX_CLS = 64  # bytes of a .cls that are read
+
+
+@dataclass(slots=True)
+class TarSample:
+    """One sample: its key as stored, and (extension, offset, size in bytes) of each member that is used."""
+
+    key: bytes
+    members: list[tuple[str, int, int]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Some samples in the order of the shard, as parallel lists: no object a sample.
+
+    The members that are used lie flat: those of row i are `first[i]` up to the next row's; -1 where a row has none of a
+    kind.
+    """
+
+    key: list[bytes] = field(default_factory=list)
+    first: list[int] = field(default_factory=list)
+    image: list[int] = field(default_factory=list)  # member that is the row's first image
+    json: list[int] = field(default_factory=list)  # member that is the row's .json
+    cls: list[bytes | None] = field(default_factory=list)  # what a .cls of at most MAX_CLS bytes holds
+    extension: list[str] = field(default_factory=list)
+    offset: list[int] = field(default_factory=list)
+    size: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def members(self, row: int) -> list[tuple[str, int, int]]:
+        """(extension, offset, size) of each used member of a row."""
+        own = slice(self.first[row], self.first[row + 1] if row + 1 < len(self.first) else None)
+        return list(zip(self.extension[own], self.offset[own], self.size[own], strict=True))
+
+    def row(self, row: int) -> Batch:
+        """One row as a batch of its own."""
+        return Batch.of([(self, row)])
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[Batch, int]]) -> Batch:
+        """A batch of rows from other batches, in that order."""
+        new = cls()
+        for batch, row in rows:
+            first, moved = batch.first[row], len(new.size)
+            members = batch.members(row)
+            new.key.append(batch.key[row])
+            new.first.append(moved)
+            new.cls.append(batch.cls[row])
+            for mine, theirs in ((new.image, batch.image[row]), (new.json, batch.json[row])):
+                mine.append(theirs - first + moved if theirs >= 0 else -1)
+            for extension, offset, size in members:
+                new.extension.append(extension)
+                new.offset.append(offset)
+                new.size.append(size)
+        return new
+
+    def pop(self) -> None:
+        """Leave the last row out: the walk broke before it was known to be whole."""
+        if self.key:
+            start = self.first.pop()
+            for rows in (self.key, self.image, self.json, self.cls):
+                rows.pop()
+            for members in (self.extension, self.offset, self.size):
+                del members[start:]
+
+
+def samples_of(batch: Batch) -> Iterator[TarSample]:
+    """The rows one by one."""
+    for row, key in enumerate(batch.key):
+        yield TarSample(key, batch.members(row))
