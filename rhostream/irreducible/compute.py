@@ -25,6 +25,7 @@ from rhostream.errors import MismatchError, NotFoundError, RhostreamError, Stora
 from rhostream.irreducible.fit import named
 from rhostream.irreducible.model import ILModel, load_il_model
 from rhostream.irreducible.parts import Commits, PartBuilder, Scored, Summary, check_budget
+from rhostream.selection.forward import spare_cores, threads
 from rhostream.storage import redact
 from rhostream.stream.progress import Progress
 from rhostream.stream.scan import Chunk, End, ScanSettings, scan
@@ -158,7 +159,11 @@ class _Job:
         self._info = il.make_or_match(self._out, info)
 
     def run(self, workers: int, score: Score | None) -> Summary:
-        """Make the missing parts."""
+        """Make the missing parts, with the cores that the workers leave for the model."""
+        with threads(spare_cores(workers)):
+            return self._run(workers, score)
+
+    def _run(self, workers: int, score: Score | None) -> Summary:
         summary = Summary(shards=len(self.shards))
         missing = self._missing(summary)
         builders: dict[int, PartBuilder] = {}

@@ -7,6 +7,7 @@ statistics of the rows at hand are used (paper, App. B).
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterator
 
@@ -58,6 +59,22 @@ def bf16_supported(device: torch.device) -> bool:
     if device.type == "cpu":
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return True
+
+
+def spare_cores(workers: int) -> int:
+    """The cores of this process that its workers leave to the model, at least one."""
+    return max(1, len(os.sched_getaffinity(0)) - workers)
+
+
+@contextlib.contextmanager
+def threads(number: int) -> Iterator[None]:
+    """That many threads for torch's arithmetic, until the end of the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Forward:

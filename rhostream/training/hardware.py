@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
-
 import torch
 
 from rhostream.errors import UsageError
-from rhostream.selection.forward import bf16_supported
+from rhostream.selection.forward import bf16_supported, spare_cores
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 
@@ -41,15 +37,4 @@ def threads_of(asked: int | None, workers: int, recorded: int | None) -> int:
     """
     if asked is not None and asked < 1:
         raise UsageError(f"--threads {asked}: expected at least 1")
-    return asked or recorded or max(1, len(os.sched_getaffinity(0)) - workers)
-
-
-@contextlib.contextmanager
-def threads(number: int) -> Iterator[None]:
-    """That many threads for torch's arithmetic, until the end of the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return asked or recorded or spare_cores(workers)

@@ -14,6 +14,7 @@ from rhostream import storage
 from rhostream.checkpoint import load_proxy, load_tensors
 from rhostream.errors import UnknownNameError, UsageError
 from rhostream.models import build, load_weights
+from rhostream.selection.forward import threads as threads_in_use
 from rhostream.selection.rules import find_rule
 from rhostream.selection.selector import Selector
 from rhostream.stream.band import Band
@@ -25,7 +26,6 @@ from rhostream.training.augment import KINDS
 from rhostream.training.cascade import make_proxy, parse_shortlist, set_macs
 from rhostream.training.evaluate import TestSet
 from rhostream.training.hardware import autocast, place, threads_of
-from rhostream.training.hardware import threads as threads_in_use
 from rhostream.training.loop import Metrics, Trainer
 from rhostream.training.ranks import require_single
 from rhostream.training.run import Run, versions
