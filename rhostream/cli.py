@@ -318,6 +318,102 @@ def verify(folder: str, repair: bool) -> None:
         raise SystemExit(3)
 
 
+@cli.command("estimate")
+@_options(
+    SHARDS, ROOT, WORKERS,
+    click.option("--il", metavar="URL", help="A table of compute-il or index: samples are counted, the loader timed."),
+    click.option("--model", default="mlp", show_default=True, help="Built-in name or package.module:function."),
+    click.option("--buffer-size", default=320, show_default=True, help="n_B: samples looked at each step."),
+    click.option("--batch-size", default=32, show_default=True, help="n_b: samples kept for the gradient."),
+    click.option("--image-size", type=int, help="Pixels of the square input; else the table's or the first image's."),
+    click.option("--view-size", "view_sizes", type=int, multiple=True, metavar="V...",
+                 help="Cheap views to price, in pixels.  [default: a half and a quarter]"),
+    click.option("--classes", type=int, help="Number of classes; else the table's or the largest label seen + 1."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1."),
+    click.option("--il-model", metavar="NAME", help="The IL model to price.  [default: the table's, else small-cnn]"),
+    click.option("--steps", type=int, help="Steps of the run to weigh it against.  [default: one pass, all trained]"),
+    click.option("--band", default="20%:90%", show_default=True, metavar="LO:HI", help="Quantiles of il to price."),
+    click.option("--shortlist", default=4, show_default=True, help="R: shortlists of R x n_b to price."),
+    click.option("--seconds", default=45.0, show_default=True, help="How long to measure, about."),
+    click.option("--json", "as_json", is_flag=True, help="Everything measured and predicted, as JSON."),
+)
+def estimate(shards: tuple[str, ...], roots: tuple[str, ...], band: str, as_json: bool, **options: Any) -> None:
+    """Say what selection will cost here, before a run: measures your model on a few of your shards.
+
+    The step and its bottleneck, the workers and threads it wants, what each lever saves (band, shortlist, view,
+    bfloat16, ratio), and from how many times fewer steps selection pays, the IL included. Writes nothing.
+
+    \b
+    Examples:
+      rhostream estimate --shards data/*.tar --model resnet18-small --workers 4
+      rhostream estimate --shards s3://bucket/train-{000..059}.tar --il il --model my.nets:vit --device cuda --json
+    """
+    from rhostream.advisor.estimate import estimate as run
+    from rhostream.advisor.estimate import parse_band
+    from rhostream.advisor.render import render
+    from rhostream.tables.il import parse_roots
+
+    found = run(shards, roots=parse_roots(roots), band=parse_band(band), **options)
+    click.echo(json.dumps(found.as_json(), indent=1) if as_json else render(found), nl=as_json)
+
+
+@cli.command("doctor")
+@click.argument("url", required=False, metavar="[URL]")
+@_options(
+    click.option("--json", "as_json", is_flag=True, help="As JSON."),
+    click.option("--scoring", is_flag=True, help="Measure how well cheap scores agree with full ones."),
+    click.option("--shards", multiple=True, metavar="URL...", help="With --scoring: tar shards."),
+    ROOT,
+    click.option("--il", metavar="URL", help="With --scoring: the table of compute-il."),
+    click.option("--model", help="With --scoring: built-in name or package.module:function."),
+    click.option("--weights", metavar="FILE", help="With --scoring: safetensors weights of the model."),
+    click.option("--run", metavar="DIR", help="With --scoring: a run's newest weights; its settings where none given."),
+    click.option("--view-size", "view_sizes", type=int, multiple=True, metavar="V...",
+                 help="With --scoring: cheap views in pixels.  [default: a half and a quarter]"),
+    click.option("--rule", help="With --scoring.  [default: the run's, else rho]"),
+    click.option("--buffer-size", type=int, help="n_B, with --scoring.  [default: the run's, else 320]"),
+    click.option("--batch-size", type=int, help="n_b, with --scoring.  [default: the run's, else 32]"),
+    click.option("--buffers", type=int, help="How many buffers to compare, with --scoring.  [default: 5]"),
+    click.option("--device", help="With --scoring: auto, cpu, cuda, cuda:1.  [default: auto]"),
+)
+def doctor(url: str | None, as_json: bool, scoring: bool, roots: tuple[str, ...], **options: Any) -> None:
+    """Show what is installed and what this machine can do; probe a store; or examine scoring on your data.
+
+    With a URL: whether results can be kept there (writable, and a second commit refused); exit code 3 when not.
+    With --scoring: rank agreement of scores by cheap views, bfloat16, chunks, il alone and a proxy with full float32
+    scores, and the shortlist that finds 95 % of what would be kept.
+
+    \b
+    Examples:
+      rhostream doctor
+      rhostream doctor s3://bucket/runs
+      rhostream doctor --scoring --run runs/rho --view-size 16 12
+    """
+    given = {name: value for name, value in options.items() if value}
+    if scoring:
+        if url:
+            raise click.UsageError("--scoring takes no URL: name the data with --shards and --il, or --run")
+        from rhostream.advisor.scoring import render_scoring, scoring_report
+        from rhostream.tables.il import parse_roots
+
+        report = scoring_report(roots=parse_roots(roots), **given)
+        click.echo(json.dumps(report.as_json(), indent=1) if as_json else render_scoring(report), nl=as_json)
+        return
+    if given or roots:
+        raise click.UsageError(f"--{next(iter(given), 'root').replace('_', '-')} needs --scoring")
+    from rhostream.advisor.environment import examine_environment
+    from rhostream.advisor.render import render_environment
+    from rhostream.advisor.store import probe_store, render_store
+
+    there, store = examine_environment(), probe_store(url) if url else None
+    if as_json:
+        click.echo(json.dumps(there.as_json() | ({"store": store.as_json()} if store else {}), indent=1))
+    else:
+        click.echo(render_environment(there) + (render_store(store) if store else ""), nl=False)
+    if store is not None and not store.usable:
+        raise SystemExit(3)
+
+
 def main() -> None:
     """The console script: errors become one line on stderr and a documented exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

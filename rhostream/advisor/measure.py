@@ -1,0 +1,197 @@
+"""The stop-watch of the advisor: parts of a step, timed on this machine with the product's own functions.
+
+Each measurement has a share of the seconds that the user grants. A part too slow for its share is measured on fewer
+samples, and says so; medians are reported, because a busy machine has long tails and no short ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rhostream.candidates import CANDIDATE, Candidates
+from rhostream.selection.selector import Selector, scoring
+from rhostream.stream.decode import OK, Preprocess, decoder
+from rhostream.tables.selections import LogWriter, rows_of
+
+FIRST = 8  # samples of the trial that decides how many a measurement takes
+REFUSALS = (RuntimeError, ValueError, AssertionError, TypeError, IndexError)  # how networks refuse a size
+LOG_BUFFERS = 30
+
+
+def seconds_of(work: Callable[[], Any], share: float, least: int = 3) -> float:
+    """Median wall seconds of a call, after one that warms up; at least `least` calls unless one takes the share."""
+    first = _once(work)
+    if first > share:
+        return first
+    took, end = [_once(work)], time.perf_counter() + share - 2 * first
+    while len(took) < least or time.perf_counter() < end:
+        if time.perf_counter() > end + share:  # slower than its first call promised
+            break
+        took.append(_once(work))
+        if len(took) >= 1000:
+            break
+    return statistics.median(took)
+
+
+def _once(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def fitting(n: int, work: Callable[[int], Any], share: float, least: int = FIRST) -> int:
+    """How many of n samples a measurement can take so that a few calls stay inside the share.
+
+    Grows by four from a few samples: a call's fixed cost, or one bad moment of a busy machine, must not make a fast
+    model look slow.
+    """
+    size = min(n, least)
+    while True:
+        took = min(_once(lambda: work(size)) for _ in range(3))  # noqa: B023
+        if size == n:
+            return n
+        room = int(size * share / 4 / max(took, 1e-9))
+        if room <= size:
+            return size
+        size = min(n, 4 * size, room)
+
+
+# -- data ------------------------------------------------------------------------------------------------------------
+
+
+def decode_all(images: list[bytes], preprocess: Preprocess, name: str) -> tuple[np.ndarray[Any, Any], list[int]]:
+    """(n, H, W, C) uint8 of the images that this decoder can read, and which ones those were."""
+    decode, out, good = decoder(name)[1], np.zeros((len(images), *preprocess.shape), np.uint8), list[int]()
+    for row, data in enumerate(images):
+        if decode(data, out[len(good)]) == OK:
+            good.append(row)
+    return out[: len(good)], good
+
+
+def decode_seconds(images: list[bytes], preprocess: Preprocess, name: str, share: float) -> float:
+    """Seconds a sample and core, into a reused buffer."""
+    decode, out = decoder(name)[1], np.zeros(preprocess.shape, np.uint8)
+    n = fitting(len(images), lambda k: [decode(data, out) for data in images[:k]], share, least=1)
+    return seconds_of(lambda: [decode(data, out) for data in images[:n]], share) / n
+
+
+def candidates_of(pixels: np.ndarray[Any, Any], label: list[int], preprocess: Preprocess, n: int) -> Candidates:
+    """A buffer of n candidates with an il; the samples come again when there are fewer."""
+    rows = np.resize(np.arange(len(pixels)), n)
+    rng = np.random.default_rng(0)
+    return Candidates(
+        pass_index=0, index=0, shard=np.zeros(n, np.int32), ordinal=np.arange(n, dtype=np.int32),
+        key=pa.array([f"{row:09d}" for row in rng.integers(0, 10**9, n)]),
+        label=torch.from_numpy(np.asarray(label, np.int64)[rows]),
+        il=torch.from_numpy(rng.exponential(1, n).astype(np.float32)), reason=np.full(n, CANDIDATE, np.uint8),
+        image=torch.from_numpy(pixels[rows]), normalize=preprocess.normalize,
+        shard_names=pa.array(["shard"]),
+    )  # fmt: skip
+
+
+# -- the model -------------------------------------------------------------------------------------------------------
+
+
+def on(device: torch.device, model: nn.Module) -> nn.Module:
+    """The model there, its weights channels-last, as the pixels are."""
+    return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether scores depend on what else is in the forward."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+
+def takes(model: nn.Module, size: int, channels: int, device: torch.device) -> bool:
+    """Whether the model can forward square images of that many pixels."""
+    try:
+        with scoring(model):
+            model(torch.zeros(2, channels, size, size, device=device))
+    except REFUSALS:
+        return False
+    return True
+
+
+def score_seconds(selector: Selector, buffer: Candidates, device: torch.device, share: float) -> tuple[float, int]:
+    """Seconds a sample of copy, normalisation, forward and choice; and of how many samples it was measured."""
+    parts = {len(buffer): buffer}  # a smaller one is copied once, not in every call that is timed
+
+    def work(n: int) -> None:
+        if n not in parts:
+            parts[n] = buffer.take(np.arange(n))
+        selector(parts[n].to(device))
+        _wait(device)
+
+    n = fitting(len(buffer), work, share)
+    return seconds_of(lambda: work(n), share) / n, n
+
+
+def forward_seconds(model: nn.Module, x: torch.Tensor, share: float) -> float:
+    """Seconds a sample of a bare scoring forward."""
+    def work(n: int) -> None:
+        with scoring(model):
+            model(x[:n])
+        _wait(x.device)
+
+    n = fitting(len(x), work, share)
+    return seconds_of(lambda: work(n), share) / n
+
+
+def train_seconds(model: nn.Module, x: torch.Tensor, label: torch.Tensor, share: float) -> tuple[float, int]:
+    """Seconds a sample of forward, backward and AdamW step; and of how many samples a step it was measured."""
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def work(n: int) -> None:
+        model.train()
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(model(x[:n]), label[:n]).backward()
+        optimizer.step()
+        _wait(x.device)
+
+    n = fitting(len(x), work, share)
+    return seconds_of(lambda: work(n), share) / n, n
+
+
+@contextlib.contextmanager
+def threads(number: int) -> Iterator[None]:
+    """So many threads of torch inside; what they were afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# -- the log ---------------------------------------------------------------------------------------------------------
+
+
+def log_seconds(buffer: Candidates) -> float:
+    """Seconds a row of the selection log: columns, encoding, and the commit on the disk for temporary files."""
+    n = len(buffer)
+    columns = {"loss": buffer.il.numpy(), "score": buffer.il.numpy(), "correct": np.zeros(n, bool),
+               "kept": np.zeros(n, bool), "reason": np.ones(n, np.uint8), "weight": np.ones(n, np.float32),
+               "lag": np.zeros(n, np.uint8)}
+    with tempfile.TemporaryDirectory(prefix="rhostream-estimate-") as folder:
+        log = LogWriter(folder, 0)
+        start = time.perf_counter()
+        for step in range(LOG_BUFFERS):
+            log.append(rows_of(buffer, step, columns), step)
+        log.flush()
+        return (time.perf_counter() - start) / (LOG_BUFFERS * n)

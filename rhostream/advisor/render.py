@@ -1,0 +1,153 @@
+"""The advisor's findings as calm text: one subject a paragraph, every figure with its unit, what is unknown said."""
+
+from __future__ import annotations
+
+from rhostream.advisor.advice import Way
+from rhostream.advisor.environment import Environment
+from rhostream.advisor.estimate import Estimate
+from rhostream.advisor.predict import threads_beside, wall
+
+WIDE = 34
+
+
+def duration(seconds: float | None) -> str:
+    """Three digits and the unit that suits."""
+    if seconds is None:
+        return "-"
+    for unit, size in (("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size * (2 if unit in ("h", "min") else 1):
+            return f"{seconds / size:.3g} {unit}" if seconds < 1000 * size else f"{seconds / size:,.0f} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
+def render(e: Estimate) -> str:
+    """An estimate for people."""
+    parts = [_head(e), _measured(e), _steps(e), _bottleneck(e), _levers(e), _pays(e), _notes(e)]
+    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
+
+
+def _line(what: str, figure: str, remark: str = "") -> str:
+    return f"  {what:{WIDE}} {figure:>10}" + (f"   {remark}" if remark else "")
+
+
+def _head(e: Estimate) -> list[str]:
+    s, about = e.setting, "" if e.counted else "about "
+    return [f"{e.model} on {e.device} ({e.machine}, {e.measured.cores} cores), {e.channels} x {e.image_size} x "
+            f"{e.image_size}, {e.classes} classes; decoder {e.decoder}",
+            f"n_b = {s.batch_size} of n_B = {s.buffer_size}, {about}{s.samples:,} samples, {s.workers} workers; "
+            f"measured in {e.seconds:.0f} s, medians"]
+
+
+def _measured(e: Estimate) -> list[str]:
+    m, whole = e.measured, "scoring one sample"
+    lines = ["Measured, a sample (loading: one core)"]
+    lines += [_line("walk and index", duration(m.walk)), _line("read by offset", duration(m.read), "after the walk, so "
+              "from the page cache: a cold disk is slower")]
+    lines.append(_line(f"decode to {e.image_size} px", duration(m.decode)))
+    lines += [_line(f"decode to {v} px (a view)", duration(t)) for v, t in m.view_decode.items()]
+    lines += [_line("loader's hand-over", duration(m.hand_over)), _line("log row", duration(m.log))]
+    lines.append(_line(f"{whole}, float32", duration(m.score), "the whole buffer in one piece"))
+    if m.score_chunked is not None:
+        remark = "changes scores: batch norm sees half" if e.batch_norm else "same scores: no batch norm"
+        lines.append(_line("    in two chunks", duration(m.score_chunked), remark))
+    lines.append(_line("    bfloat16", duration(m.score_bf16), "" if m.score_bf16 else "not supported here"))
+    lines += [_line(f"    on {v} px", duration(t)) for v, t in m.view_score.items()]
+    lines.append(_line(f"    by the proxy {e.proxy}", duration(m.proxy)))
+    lines.append(_line(f"training step of {e.setting.batch_size}", duration(m.train), "forward, backward, AdamW"))
+    if m.on_cpu and m.score_slowdown > 1:
+        lines.append(_line("with one thread instead of all", f"{m.score_slowdown:.2f}x", f"scoring; training "
+                           f"{m.train_slowdown:.2f}x"))
+    return lines
+
+
+def _steps(e: Estimate) -> list[str]:
+    lines = [f"A step, in wall time with {e.setting.workers} workers",
+             f"  {'':{WIDE}} {'step':>10} {'loading':>10} {'scoring':>10} {'training':>10} {'a pass':>10}"]
+    for way in (e.advice.rho, e.advice.uniform, e.advice.everything):
+        c = way.cost
+        lines.append(f"  {c.name:{WIDE}} {duration(way.seconds):>10} {duration(c.load):>10} {duration(c.score):>10} "
+                     f"{duration(c.train):>10} {duration(way.pass_seconds):>10}")
+    lines.append("  Loading is the time of one core: workers share it" + (" and overlap it with the model."
+                 if e.setting.workers else "; without workers nothing overlaps."))
+    return lines
+
+
+def _bottleneck(e: Estimate) -> list[str]:
+    rho, m, s = e.advice.rho, e.measured, e.setting
+    lines = [f"Bottleneck of rho with {s.workers} workers: {rho.bottleneck}."]
+    model = "the GPU" if not m.on_cpu else "the model"
+    needed = rho.workers_needed
+    if needed is not None:
+        lines.append(f"{needed} worker{'s' * (needed > 1)} keep{'s' * (needed == 1)} {model} busy.")
+    else:
+        lines.append(f"No number of workers on {m.cores} cores keeps {model} busy: loading is the floor here.")
+    best = rho.best
+    threads = f" and {best.threads} thread{'s' * (best.threads > 1)} for the model" if m.on_cpu else ""
+    gain = wall(rho.cost, m, s.workers) / best.seconds
+    lines.append(f"Best: --workers {best.workers}{threads}: {duration(best.seconds)} a step" +
+                 (f", {gain:.2f}x faster than now." if gain > 1.02 else ", as now."))
+    if m.on_cpu and threads_beside(m, s.workers) + s.workers > m.cores:
+        lines.append(f"{s.workers} workers beside the model are more than {m.cores} cores.")
+    return lines
+
+
+def _levers(e: Estimate) -> list[str]:
+    lines = ["What each lever saves, and from how many times fewer steps it pays (IL aside)",
+             f"  {'':{WIDE}} {'step':>10} {'saves':>7} {'forwards':>9} {'seconds':>9} {'best step':>10}"]
+    rho = e.advice.rho
+    for way in e.advice.ways:
+        saved = 1 - way.seconds / rho.seconds
+        lines.append(f"  {way.cost.name:{WIDE}} {duration(way.seconds):>10} {_share(way, rho, saved):>7} "
+                     f"{way.forwards:>8.2f}x {way.against_uniform:>8.2f}x {duration(way.best.seconds):>10}")
+    return [*lines, "  forwards: arithmetic alone; seconds: against uniform's measured step, with these workers; best "
+            "step: cores divided anew.",
+            "  A lever changes which samples are kept: `rhostream doctor --scoring` measures how much, on your data."]
+
+
+def _share(way: Way, rho: Way, saved: float) -> str:
+    return "-" if way is rho else f"{saved:.0%}"
+
+
+def _pays(e: Estimate) -> list[str]:
+    a, s = e.advice, e.setting
+    lines = [f"When rho pays, against a run of {s.baseline_steps:,} uniform steps or of training on everything",
+             f"  IL: {duration(a.il_seconds)} of fit-il ({e.il_model}) and compute-il, {a.il_units:,.0f} forwards of "
+             "the target" + ("; this table is there, so it is paid already" if e.il_there else ""),
+             f"  {'fewer steps needed':{WIDE}} {'forwards':>10} {'uniform, s':>11} {'everything, s':>14}",
+             f"  {'without the IL':{WIDE}} {a.break_even:>9.2f}x {a.rho.against_uniform:>10.2f}x "
+             f"{a.rho.against_everything:>13.2f}x"]
+    for p in a.payback:
+        name = f"IL shared by {p.runs} run{'s' * (p.runs > 1)}"
+        lines.append(f"  {name:{WIDE}} {_times(p.forwards):>10} {_times(p.against_uniform):>11} "
+                     f"{_times(p.against_everything):>14}")
+    if any(p.against_uniform is None or p.forwards is None for p in a.payback):
+        lines.append("  never: the IL alone costs more than the whole baseline run.")
+    return lines
+
+
+def _times(x: float | None) -> str:
+    return "never" if x is None else f"{x:.2f}x"
+
+
+def _notes(e: Estimate) -> list[str]:
+    about = () if e.counted else ("the number of samples is a guess from the shards' sizes",)
+    return [f"Note: {note}." for note in (*about, *e.notes)]
+
+
+def render_environment(e: Environment) -> str:
+    """The doctor's facts for people."""
+    bf16 = ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in e.bfloat16.items())
+    lines = ["Versions"] + [f"  {name:12} {version or 'not installed'}" for name, version in e.versions.items()]
+    lines += ["Extras"] + [f"  {name:12} {found}" for name, found in e.extras.items()]
+    lines += ["Machine", f"  {'cpu':12} {e.cpu}, {e.cores} cores for this process, {e.threads} torch threads",
+              f"  {'cuda':12} {', '.join(e.cuda) or 'none'}", f"  {'bfloat16':12} {bf16}",
+              f"  {'decoder':12} {e.decoder} (there: {', '.join(e.decoders)})",
+              f"  {'spool':12} {e.spool}, {_room(e.spool_free)} free", f"  {'/dev/shm':12} {_room(e.shm_free)}" +
+              (" free" if e.shm_free is not None else ": not there")]
+    lines += ["Settings"] + [f"  {name}={value}" for name, value in e.settings.items()]
+    lines += [f"  {name} is set" for name in e.credentials] or ([] if e.settings else ["  none"])
+    return "\n".join([*lines, *(f"Problem: {problem}." for problem in e.problems)]) + "\n"
+
+
+def _room(bytes_: int | None) -> str:
+    return "" if bytes_ is None else f"{bytes_ / 2**30:.1f} GiB"

@@ -1,0 +1,113 @@
+"""A few samples of the user's shards, as bytes with labels, and what it cost to find and read them.
+
+    storage.open_reader > scan (the walk of `index`) > pread of the image members
+
+The walk has touched the bytes before they are read, so the page cache holds them: the read is a warm one. Whether the
+walk itself met a cold disk can't be known from here, and can't be chosen without rights over the machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rhostream import storage
+from rhostream.errors import RhostreamError, UsageError
+from rhostream.stream.decode import Preprocess, probe_size
+from rhostream.stream.scan import Chunk, ScanSettings, scan
+from rhostream.tables import il as il_table
+
+SHARDS = 4  # looked into
+ASKED = 64  # whose sizes are asked for, when the samples of all are guessed
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images as stored, and seconds a sample."""
+
+    image: list[bytes]
+    label: list[int]
+    read: float  # the download's share included for a store
+    walk: float
+    total: int  # samples in all shards
+    counted: bool  # by a table; else guessed from sizes
+    side: int  # shorter side of the first image, pixels
+    channels: int
+    failed: dict[str, str] = field(default_factory=dict)  # shards that couldn't be walked
+
+
+def some(items: list[Any], n: int) -> list[Any]:
+    """At most n of the items, evenly spread, the first one among them."""
+    return items if len(items) <= n else [items[i * len(items) // n] for i in range(n)]
+
+
+def draw(shards: Iterable[str], wanted: int, table: il_table.Table | None = None, seconds: float = 5.0) -> Samples:
+    """At most `wanted` usable samples of at most 4 shards. Raises UsageError when there is none."""
+    urls = storage.expand(shards)
+    image, label, failed = list[bytes](), list[int](), dict[str, str]()
+    walked, walking, reading, fetching, per_byte = 0, 0.0, 0.0, 0.0, 0.0
+    chosen = some(urls, SHARDS)
+    deadline = time.monotonic() + seconds
+    for at, url in enumerate(chosen):
+        started = time.perf_counter()
+        try:
+            with storage.open_reader(url) as reader:
+                fetched = time.perf_counter() - started
+                found, seen, took, end = _walk(url, -(-wanted // len(chosen)), deadline)
+                if not seen:
+                    continue
+                walked, walking, per_byte = walked + seen, walking + took, max(per_byte, seen / max(end, 1))
+                fetching += fetched / (reader.size * seen / max(end, 1)) * len(found)
+                for offset, length, number in found:
+                    started = time.perf_counter()
+                    data = reader.pread(length, offset)
+                    reading += time.perf_counter() - started
+                    image.append(data)
+                    label.append(number)
+        except RhostreamError as exc:
+            failed[storage.redact(url)] = str(exc)
+        if image and at and time.monotonic() > deadline:
+            break
+    size = next(filter(None, map(probe_size, image[:10])), None)
+    if size is None:
+        why = f"; {next(iter(failed.values()))}" if failed else ""
+        raise UsageError(f"no usable image in {len(chosen)} of {len(urls)} shards{why}; see `rhostream index`")
+    total, counted = (int(table.counts.sum()), True) if table else (_guess(urls, per_byte), False)
+    return Samples(image[:wanted], label[:wanted], (reading + fetching) / len(image), walking / walked, total, counted,
+                   *size, failed)
+
+
+def _walk(url: str, wanted: int, deadline: float) -> tuple[list[tuple[int, int, int]], int, float, int]:
+    """(offset, size, label) of usable images; samples seen, seconds taken, and the byte that the walk came to."""
+    found: list[tuple[int, int, int]] = []
+    seen, end, started = 0, 0, time.perf_counter()
+    for message in scan([(url, url)], ScanSettings()):
+        if not isinstance(message, Chunk):
+            if message.error is not None:
+                raise message.error
+            end = message.identity.size  # the whole shard was walked
+            break
+        seen += len(message)
+        rows = message.rows.select(["members"]).to_pylist()
+        for row, label, ok in zip(rows, message.label.tolist(), message.ok.tolist(), strict=True):
+            end = max([end, *(m["offset"] + m["size"] for m in row["members"])])
+            images = [m for m in row["members"] if m["ext"] in il_table.IMAGE_EXTENSIONS]
+            if ok and images and images[0]["size"]:
+                found.append((images[0]["offset"], images[0]["size"], label))
+        if len(found) >= wanted or time.monotonic() > deadline:
+            break
+    return found[:wanted], seen, time.perf_counter() - started, end
+
+
+def _guess(urls: list[str], per_byte: float) -> int:
+    sizes = [storage.identity(url).size for url in some(urls, ASKED)]
+    return max(1, round(sum(sizes) / len(sizes) * len(urls) * per_byte))
+
+
+def preprocess_for(samples: Samples, table: il_table.Table | None, image_size: int | None) -> Preprocess:
+    """As given, else as the table says, else as the first image is."""
+    known = table.info.preprocess if table is not None else None
+    made = Preprocess.from_json(known) if known else Preprocess(image_size=samples.side, channels=samples.channels)
+    return Preprocess(image_size=image_size or made.image_size, channels=made.channels, mean=made.mean, std=made.std)
