@@ -30,6 +30,7 @@ from rhostream.stream.open import open_stream
 from rhostream.tables import il as il_table
 
 PROXY = "mlp-64"
+SHARES = 18  # of the seconds granted: one a measurement, and what trials and building take
 HELD = 512  # samples at most that are kept in memory as bytes
 ASSUMED_HAND_OVER = 0.05  # of the decode, where no table is given: slots that are reused cost 3 to 8 %
 FIT_BATCH, FIT_SAMPLES, FIT_EPOCHS, FIT_CHECK, FIT_FOLDS = 64, 100_000, 5, 10_000, 2  # fit-il's own defaults
@@ -181,7 +182,7 @@ class _Bench:
 
     def measure(self, name: str, il_name: str, sizes: list[int]) -> Measured:
         """Time every part but the loader, with as many threads of torch as serve the model."""
-        share, threads = self.seconds / 14, torch.get_num_threads()
+        share, threads = self.seconds / SHARES, torch.get_num_threads()
         model, proxy, il_model = (self._build(one) for one in (name, PROXY, il_name))
         self.batch_norm = measure.has_batch_norm(model)
         slow_score = self._slowdown(model, share) if self.device.type == "cpu" and threads > 1 else 1.0
@@ -261,7 +262,7 @@ class _Bench:
                              keep_holdout=True, roots=None, lanes=None)
         buffers = iter(loader)
         counts = list[int]()
-        took = measure.seconds_of(lambda: counts.append(len(next(buffers).candidate_rows)), self.seconds / 14)
+        took = measure.seconds_of(lambda: counts.append(len(next(buffers).candidate_rows)), self.seconds / SHARES)
         extra = took / max(1.0, float(np.median(counts))) - m.read - m.decode
         self.notes = [note for note in self.notes if not note.startswith("the loader's hand-over")]
         return replace(m, hand_over=max(extra, 0.0))

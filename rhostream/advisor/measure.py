@@ -57,14 +57,15 @@ def fitting(n: int, work: Callable[[int], Any], share: float, least: int = FIRST
     model look slow.
     """
     size = min(n, least)
-    while True:
-        took = min(_once(lambda: work(size)) for _ in range(3))  # noqa: B023
-        if size == n:
-            return n
+    while size < n:
+        took = _once(lambda: work(size))  # noqa: B023
+        if took < share / 4:
+            took = min(took, *(_once(lambda: work(size)) for _ in range(2)))  # noqa: B023
         room = int(size * share / 4 / max(took, 1e-9))
-        if room <= size:
-            return size
+        if room < 2 * size:
+            break
         size = min(n, 4 * size, room)
+    return size
 
 
 # -- data ------------------------------------------------------------------------------------------------------------

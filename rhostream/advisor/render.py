@@ -26,6 +26,11 @@ def render(e: Estimate) -> str:
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
+def count(n: int, noun: str) -> str:
+    """`1 worker`, `2 workers`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def _line(what: str, figure: str, remark: str = "") -> str:
     return f"  {what:{WIDE}} {figure:>10}" + (f"   {remark}" if remark else "")
 
@@ -34,8 +39,8 @@ def _head(e: Estimate) -> list[str]:
     s, about = e.setting, "" if e.counted else "about "
     return [f"{e.model} on {e.device} ({e.machine}, {e.measured.cores} cores), {e.channels} x {e.image_size} x "
             f"{e.image_size}, {e.classes} classes; decoder {e.decoder}",
-            f"n_b = {s.batch_size} of n_B = {s.buffer_size}, {about}{s.samples:,} samples, {s.workers} workers; "
-            f"measured in {e.seconds:.0f} s, medians"]
+            f"n_b = {s.batch_size} of n_B = {s.buffer_size}, {about}{count(s.samples, 'sample')}, "
+            f"{count(s.workers, 'worker')}; measured in {e.seconds:.0f} s, medians"]
 
 
 def _measured(e: Estimate) -> list[str]:
@@ -61,7 +66,7 @@ def _measured(e: Estimate) -> list[str]:
 
 
 def _steps(e: Estimate) -> list[str]:
-    lines = [f"A step, in wall time with {e.setting.workers} workers",
+    lines = [f"A step, in wall time with {count(e.setting.workers, 'worker')}",
              f"  {'':{WIDE}} {'step':>10} {'loading':>10} {'scoring':>10} {'training':>10} {'a pass':>10}"]
     for way in (e.advice.rho, e.advice.uniform, e.advice.everything):
         c = way.cost
@@ -74,20 +79,20 @@ def _steps(e: Estimate) -> list[str]:
 
 def _bottleneck(e: Estimate) -> list[str]:
     rho, m, s = e.advice.rho, e.measured, e.setting
-    lines = [f"Bottleneck of rho with {s.workers} workers: {rho.bottleneck}."]
+    lines = [f"Bottleneck of rho with {count(s.workers, 'worker')}: {rho.bottleneck}."]
     model = "the GPU" if not m.on_cpu else "the model"
     needed = rho.workers_needed
     if needed is not None:
-        lines.append(f"{needed} worker{'s' * (needed > 1)} keep{'s' * (needed == 1)} {model} busy.")
+        lines.append(f"{count(needed, 'worker')} keep{'s' * (needed == 1)} {model} busy.")
     else:
         lines.append(f"No number of workers on {m.cores} cores keeps {model} busy: loading is the floor here.")
     best = rho.best
-    threads = f" and {best.threads} thread{'s' * (best.threads > 1)} for the model" if m.on_cpu else ""
+    threads = f" and {count(best.threads, 'thread')} for the model" if m.on_cpu else ""
     gain = wall(rho.cost, m, s.workers) / best.seconds
     lines.append(f"Best: --workers {best.workers}{threads}: {duration(best.seconds)} a step" +
                  (f", {gain:.2f}x faster than now." if gain > 1.02 else ", as now."))
     if m.on_cpu and threads_beside(m, s.workers) + s.workers > m.cores:
-        lines.append(f"{s.workers} workers beside the model are more than {m.cores} cores.")
+        lines.append(f"{count(s.workers, 'worker')} beside the model are more than {m.cores} cores.")
     return lines
 
 
@@ -113,13 +118,14 @@ def _pays(e: Estimate) -> list[str]:
     lines = [f"When rho pays, against a run of {s.baseline_steps:,} uniform steps or of training on everything",
              f"  IL: {duration(a.il_seconds)} of fit-il ({e.il_model}) and compute-il, {a.il_units:,.0f} forwards of "
              "the target" + ("; this table is there, so it is paid already" if e.il_there else ""),
-             f"  {'fewer steps needed':{WIDE}} {'forwards':>10} {'uniform, s':>11} {'everything, s':>14}",
+             f"  {'fewer steps needed':{WIDE}} {'forwards':>10} {'uniform':>11} {'everything':>14}",
              f"  {'without the IL':{WIDE}} {a.break_even:>9.2f}x {a.rho.against_uniform:>10.2f}x "
              f"{a.rho.against_everything:>13.2f}x"]
     for p in a.payback:
-        name = f"IL shared by {p.runs} run{'s' * (p.runs > 1)}"
+        name = f"IL shared by {count(p.runs, 'run')}"
         lines.append(f"  {name:{WIDE}} {_times(p.forwards):>10} {_times(p.against_uniform):>11} "
                      f"{_times(p.against_everything):>14}")
+    lines.append("  forwards: arithmetic alone; uniform, everything: in measured seconds against that run.")
     if any(p.against_uniform is None or p.forwards is None for p in a.payback):
         lines.append("  never: the IL alone costs more than the whole baseline run.")
     return lines
