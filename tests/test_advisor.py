@@ -22,7 +22,7 @@ from rhostream.advisor.environment import bf16_supported, examine_environment
 from rhostream.advisor.estimate import estimate, parse_band
 from rhostream.advisor.predict import ILCost, Measured, Setting
 from rhostream.advisor.render import duration, render, render_environment
-from rhostream.advisor.scoring import recommend, render_scoring, scoring_report
+from rhostream.advisor.scoring import ScoringReport, recommend, render_scoring, scoring_report
 from rhostream.advisor.store import probe_store
 from rhostream.checkpoint import save_tensors
 from rhostream.cli import cli
@@ -349,6 +349,25 @@ def test_a_comparison_that_cannot_be_made_is_refused_before_any_scoring(world: P
              "batch_size": 8, **settings}
     with pytest.raises(UsageError, match=says):
         scoring_report(**given)
+
+
+@pytest.mark.parametrize(("way", "shortlist", "cost", "says"), [
+    ("view 8 px", 3, 0.5, "--shortlist view:3 --view-size 8: 95%"),
+    ("view 8 px", 1, 0.3, "Recommended: --view-size 8: 95%"),
+    ("proxy mlp-64", 1, 0.3, "--shortlist proxy:2"),
+    ("il alone", 2, 0.2, "the 2 x n_b of lowest il"),
+    ("view 8 px", 9, 1.2, "No shortlist here"),
+    ("view 8 px", None, None, "No shortlist here"),
+    ("bfloat16", 1, 0.5, "No shortlist here"),
+])
+def test_the_recommended_shortlist_is_the_cheapest_that_finds_enough(way: str, shortlist: int | None,
+                                                                     cost: float | None, says: str) -> None:
+    found = agreement.Agreement(way=way, spearman=0.5, found={}, shortlist=shortlist, decode_ratio=1, forward_ratio=1,
+                                cost_ratio=1, cascade_ratio=cost)
+    report = ScoringReport(model="m", weights="w", rule="rho", image_size=16, buffer_size=320, batch_size=32,
+                           buffers=1, proxy_batches=0, ways=(found,), notes=())
+    assert says in recommend(report)
+    assert "untrained" in recommend(replace(report, weights=""))
 
 
 def test_weights_of_another_model_are_named(world: Path, trained: Callable[..., Path]) -> None:

@@ -122,8 +122,8 @@ def _check(buffer_size: int, batch_size: int, workers: int, seconds: float, step
            band: tuple[float, float], shortlist: int) -> None:
     if not 1 <= batch_size <= buffer_size:
         raise UsageError(f"--batch-size {batch_size} of --buffer-size {buffer_size}: expected 1 <= n_b <= n_B")
-    if workers < 0 or seconds <= 0 or (steps is not None and steps < 1) or shortlist < 1:
-        raise UsageError("--workers must be 0 or more, --seconds above 0, --steps and --shortlist at least 1")
+    if workers < 0 or seconds <= 0 or (steps is not None and steps < 1) or shortlist < 2:
+        raise UsageError("--workers must be 0 or more, --seconds above 0, --steps at least 1, --shortlist 2 or more")
     if not 0 <= band[0] < band[1] <= 1:
         raise UsageError(f"--band {band[0]:.0%}:{band[1]:.0%}: expected LO:HI with 0% <= LO < HI <= 100%")
 

@@ -107,11 +107,14 @@ def recommend(r: ScoringReport) -> str:
     if not found:
         return f"No shortlist here finds {ENOUGH:.0%} of the kept for less than the full view costs."
     ratio, best = min(found, key=lambda pair: pair[0])
-    kind = best.way.split()[0]
+    kind, factor = best.way.split()[0], best.shortlist or 1
     if kind == "il":
-        how = f"a band that keeps the {best.shortlist} x n_b of lowest il (--band)"
+        how = f"a band that keeps the {factor} x n_b of lowest il (--band)"
+    elif kind == "view":
+        listed = f"--shortlist view:{factor} " if factor > 1 else ""  # a list of n_b is no list: the view decides
+        how = f"{listed}--view-size {best.way.split()[1]}"
     else:
-        how = f"--shortlist {kind}:{best.shortlist}" + (f" --view-size {best.way.split()[1]}" if kind == "view" else "")
+        how = f"--shortlist proxy:{max(factor, 2)}"
     return (f"Recommended: {how}: {ENOUGH:.0%} of the kept for {ratio:.2f} of the cost of reading and scoring, as the "
             "model stands now.")
 
