@@ -374,6 +374,7 @@ def estimate(shards: tuple[str, ...], roots: tuple[str, ...], band: str, as_json
     click.option("--buffer-size", type=int, help="n_B, with --scoring.  [default: the run's, else 320]"),
     click.option("--batch-size", type=int, help="n_b, with --scoring.  [default: the run's, else 32]"),
     click.option("--buffers", type=int, help="How many buffers to compare, with --scoring.  [default: 5]"),
+    click.option("--proxy-batches", type=int, help="Kept batches a proxy learns from first.  [default: 50]"),
     click.option("--device", help="With --scoring: auto, cpu, cuda, cuda:1.  [default: auto]"),
 )
 def doctor(url: str | None, as_json: bool, scoring: bool, roots: tuple[str, ...], **options: Any) -> None:

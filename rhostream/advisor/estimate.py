@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from rhostream import models, storage
@@ -26,6 +25,7 @@ from rhostream.errors import UsageError
 from rhostream.selection.selector import Selector
 from rhostream.stream.dataset import PREFETCH
 from rhostream.stream.decode import Preprocess, decoder
+from rhostream.stream.join import UniformChoice
 from rhostream.stream.open import open_stream
 from rhostream.tables import il as il_table
 
@@ -201,7 +201,7 @@ class _Bench:
         decode = measure.decode_seconds(self.images, self.preprocess, self.decoder_name, share)
         return Measured(
             cores=cores_here(), on_cpu=self.device.type == "cpu", read=self.samples.read, walk=self.samples.walk,
-            decode=decode, hand_over=self._assumed(decode), log=measure.log_seconds(self.buffer),
+            decode=decode, hand_over=self._assumed(decode), join=0.0, log=measure.log_seconds(self.buffer),
             score_slowdown=slow_score, train_slowdown=slow_train, macs=self._macs(model),
             proxy_macs=self._macs(proxy), il_macs=self._macs(il_model), **found,
         )  # fmt: skip
@@ -252,20 +252,27 @@ class _Bench:
         return took * n_b
 
     def with_loader(self, m: Measured, table: il_table.Table) -> Measured:
-        """Its hand-over a sample, from a short stream without workers over a few shards of the table."""
-        some_shards = some(list(zip(table.shards, table.facts, strict=True)), 8)
-        n = min(self.setting.buffer_size, sum(f.samples for _, f in some_shards))
-        if n < measure.FIRST:
+        """Its own share, from short streams without workers over a few shards of the table.
+
+        One stream decodes whole buffers, the other a few samples of each: the difference is what a decoded sample
+        costs, the rest what a planned one does.
+        """
+        urls, facts = zip(*some(list(zip(table.shards, table.facts, strict=True)), 8), strict=True)
+        n = min(self.setting.buffer_size, sum(f.samples for f in facts))
+        few = max(1, min(self.setting.batch_size, n // 4))
+        if n <= few:
             return m
-        loader = open_stream([url for url, _ in some_shards], table.url, buffer_size=n, passes=None, workers=0,
-                             image_size=self.preprocess.image_size, decoder=self.decoder_name, needs_il=False,
-                             keep_holdout=True, roots=None, lanes=None)
-        buffers = iter(loader)
-        counts = list[int]()
-        took = measure.seconds_of(lambda: counts.append(len(next(buffers).candidate_rows)), self.seconds / SHARES)
-        extra = took / max(1.0, float(np.median(counts))) - m.read - m.decode
+        whole, part = (self._stream_seconds(list(urls), table.url, n, choice) for choice in
+                       (None, UniformChoice(few, seed=0)))
+        decoded = max(whole - part, 0.0) / (n - few)
         self.notes = [note for note in self.notes if not note.startswith("the loader's hand-over")]
-        return replace(m, hand_over=max(extra, 0.0))
+        return replace(m, hand_over=max(decoded - m.read - m.decode, 0.0), join=max(whole / n - decoded, 0.0))
+
+    def _stream_seconds(self, urls: list[str], table: str, n: int, choice: UniformChoice | None) -> float:
+        """Of one buffer."""
+        buffers = iter(open_stream(urls, table, buffer_size=n, passes=None, image_size=self.preprocess.image_size,
+                                   decoder=self.decoder_name, needs_il=False, keep_holdout=True, prefilter=choice))
+        return measure.seconds_of(lambda: next(buffers), self.seconds / SHARES / 2)
 
     def _assumed(self, decode: float) -> float:
         self.notes.append(f"the loader's hand-over is taken as {ASSUMED_HAND_OVER:.0%} of the decode; with --il it is "

@@ -41,7 +41,8 @@ class Measured:
     on_cpu: bool  # the model runs on the cores that the loader wants too
     read: float  # the bytes of one image, by offset
     decode: float  # at full size
-    hand_over: float  # join, slots and messages of the loader, a planned sample
+    hand_over: float  # of the loader beyond read and decode, a decoded sample
+    join: float  # plan, join and message, a planned sample whether it is decoded or not
     log: float  # a row of the selection log, its share of the file included
     score: float  # a sample of a scoring forward of n_B, float32, choice included
     train: float  # a whole forward, backward and optimizer step of n_b
@@ -111,13 +112,13 @@ def plain(m: Measured, s: Setting, name: str = "rho", buffer_size: int | None = 
           score: float | None = None) -> StepCost:
     """Selection without a lever: everything is decoded and scored."""
     n = buffer_size or s.buffer_size
-    return StepCost(name=name, load=n * (m.read + m.decode + m.hand_over), score=n * (m.score if score is None else
-                    score), train=m.train, log=n * m.log, forwards=n + 3.0 * s.batch_size, planned=n)
+    return StepCost(name=name, load=_load(m, n, n), score=n * (m.score if score is None else score),
+                    train=m.train, log=n * m.log, forwards=n + 3.0 * s.batch_size, planned=n)
 
 
 def unscored(m: Measured, s: Setting, name: str, planned: int) -> StepCost:
     """n_b of `planned` samples, chosen before a byte is read and without a forward: uniform, il alone, everything."""
-    return StepCost(name=name, load=s.batch_size * (m.read + m.decode) + planned * m.hand_over, score=0.0,
+    return StepCost(name=name, load=_load(m, s.batch_size, planned), score=0.0,
                     train=m.train, log=planned * m.log, forwards=3.0 * s.batch_size, planned=planned)
 
 
@@ -125,7 +126,7 @@ def band(m: Measured, s: Setting) -> StepCost:
     """Only samples whose il lies between two quantiles are read, decoded and scored."""
     low, high = s.band
     n = _in_band(s)
-    return StepCost(name=f"band {low:.0%}:{high:.0%}", load=n * (m.read + m.decode) + s.buffer_size * m.hand_over,
+    return StepCost(name=f"band {low:.0%}:{high:.0%}", load=_load(m, n, s.buffer_size),
                     score=n * m.score, train=m.train, log=s.buffer_size * m.log, forwards=n + 3.0 * s.batch_size,
                     planned=s.buffer_size)
 
@@ -176,6 +177,11 @@ def everything(m: Measured, s: Setting) -> StepCost:
     return unscored(m, s, "everything", s.batch_size)
 
 
+def _load(m: Measured, decoded: int, planned: int, decode: float | None = None) -> float:
+    """Core seconds of the loader for so many samples decoded of so many planned."""
+    return decoded * (m.read + (m.decode if decode is None else decode) + m.hand_over) + planned * m.join
+
+
 def _short(s: Setting) -> int:
     return min(s.shortlist * s.batch_size, s.buffer_size)
 
@@ -186,7 +192,7 @@ def _in_band(s: Setting) -> int:
 
 def _by_proxy(m: Measured, s: Setting, name: str, n: int, score: float) -> StepCost:
     short, share = min(_short(s), n), m.proxy_macs / m.macs
-    return StepCost(name=name, load=n * (m.read + m.decode) + s.buffer_size * m.hand_over,
+    return StepCost(name=name, load=_load(m, n, s.buffer_size),
                     score=n * m.proxy + short * score, train=m.train + 3 * s.batch_size * m.proxy,
                     log=s.buffer_size * m.log, planned=s.buffer_size,
                     forwards=short + 3.0 * s.batch_size + (n + 3.0 * s.batch_size) * share)
@@ -194,7 +200,7 @@ def _by_proxy(m: Measured, s: Setting, name: str, n: int, score: float) -> StepC
 
 def _by_view(m: Measured, s: Setting, pixels: int, name: str, short: int) -> StepCost:
     n, again = s.buffer_size, short or s.batch_size
-    return StepCost(name=name, load=n * (m.read + m.view_decode[pixels] + m.hand_over),
+    return StepCost(name=name, load=_load(m, n, n, m.view_decode[pixels]),
                     late=again * (m.read + m.decode), score=n * m.view_score[pixels] + short * m.score,
                     train=m.train, log=n * m.log, planned=n,
                     forwards=n * m.view_macs.get(pixels, 0) / m.macs + short + 3.0 * s.batch_size)

@@ -50,7 +50,8 @@ def _measured(e: Estimate) -> list[str]:
               "from the page cache: a cold disk is slower")]
     lines.append(_line(f"decode to {e.image_size} px", duration(m.decode)))
     lines += [_line(f"decode to {v} px (a view)", duration(t)) for v, t in m.view_decode.items()]
-    lines += [_line("loader's hand-over", duration(m.hand_over)), _line("log row", duration(m.log))]
+    lines += [_line("loader's hand-over", duration(m.hand_over)), _line("plan and join", duration(m.join)),
+              _line("log row", duration(m.log))]
     lines.append(_line(f"{whole}, float32", duration(m.score), "the whole buffer in one piece"))
     if m.score_chunked is not None:
         remark = "changes scores: batch norm sees half" if e.batch_norm else "same scores: no batch norm"
