@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rhostream import storage
 from rhostream.advisor import agreement, measure, predict
 from rhostream.advisor.advice import advise
-from rhostream.advisor.environment import bf16_supported, examine_environment
+from rhostream.advisor.environment import examine_environment
 from rhostream.advisor.estimate import estimate, parse_band
 from rhostream.advisor.predict import ILCost, Measured, Setting
 from rhostream.advisor.render import duration, render, render_environment
@@ -28,6 +28,7 @@ from rhostream.checkpoint import save_tensors
 from rhostream.cli import cli
 from rhostream.errors import MismatchError, UsageError
 from rhostream.models import build
+from rhostream.selection.forward import bf16_supported
 from tests.test_cli import run as command
 
 # Round numbers, so that every expectation can be computed in the head: 100 of n_B, 10 of n_b.
@@ -384,7 +385,7 @@ def test_the_doctor_knows_the_installation_and_the_machine() -> None:
     assert there.decoder in there.decoders and "pillow" in there.decoders
     assert there.cores >= 1 and there.threads == torch.get_num_threads() and there.spool_free > 0
     assert set(there.extras) == {"s3", "gcs", "https", "jpeg", "report", "tensorboard"}
-    assert there.bfloat16["cpu"] == bf16_supported("cpu") and not bf16_supported("meta")
+    assert there.bfloat16["cpu"] == bf16_supported(torch.device("cpu")) and not bf16_supported(torch.device("meta"))
     for name, found in there.extras.items():
         assert found.startswith("pip install") == (f"'rhostream[{name}]'" in found)
 

@@ -16,6 +16,7 @@ import torch
 
 from rhostream import storage
 from rhostream.errors import UsageError
+from rhostream.selection.forward import bf16_supported
 from rhostream.stream.decode import DECODERS, decoder
 
 PACKAGES = ("rhostream", "torch", "webdataset", "pyarrow", "duckdb", "pillow", "fsspec")
@@ -61,19 +62,6 @@ class Environment:
         return {**asdict(self), "problems": self.problems}
 
 
-def bf16_supported(device: torch.device | str) -> bool:
-    """Whether the device computes in bfloat16 itself; elsewhere torch emulates it, slower than float32."""
-    place = torch.device(device)
-    if place.type == "cuda":
-        if not torch.cuda.is_available():
-            return False
-        with torch.cuda.device(place):
-            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if place.type == "cpu":
-        return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return False
-
-
 def device_of(name: str) -> torch.device:
     """The device of that name, `auto` included, proved usable. Raises UsageError."""
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
@@ -107,7 +95,8 @@ def examine_environment() -> Environment:
         extras={name: _extra(name, packages) for name, packages in EXTRAS.items()},
         decoder=decoder("auto")[0], decoders=[name for name in DECODERS if _can_decode(name)],
         cpu=cpu_name(), cores=cores_here(), threads=torch.get_num_threads(),
-        bfloat16={name: bf16_supported(name) for name in ("cpu", *(f"cuda:{i}" for i in range(len(cuda))))},
+        bfloat16={name: bf16_supported(torch.device(name))
+                  for name in ("cpu", *(f"cuda:{i}" for i in range(len(cuda))))},  # fmt: skip
         cuda=cuda, spool=spool, spool_free=_free(spool) or 0, shm_free=_free("/dev/shm"),
         settings={k: _shown(k, v) for k, v in sorted(os.environ.items()) if k.startswith(OWN)},
         credentials=sorted(k for k in os.environ if k.startswith(CREDENTIALS)),

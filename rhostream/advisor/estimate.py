@@ -17,11 +17,12 @@ import torch
 from rhostream import models, storage
 from rhostream.advisor import measure
 from rhostream.advisor.advice import Advice, advise
-from rhostream.advisor.environment import bf16_supported, cores_here, cpu_name, device_of
+from rhostream.advisor.environment import cores_here, cpu_name, device_of
 from rhostream.advisor.predict import ILCost, Measured, Setting
 from rhostream.advisor.samples import Samples, draw, preprocess_for, some
 from rhostream.cost import macs_per_sample
 from rhostream.errors import UsageError
+from rhostream.selection.forward import bf16_supported
 from rhostream.selection.selector import Selector
 from rhostream.stream.dataset import PREFETCH
 from rhostream.stream.decode import Preprocess, decoder

@@ -21,10 +21,10 @@ from torch.nn import functional as F
 from rhostream import models, storage
 from rhostream.advisor import agreement, measure
 from rhostream.advisor.agreement import FACTORS, Agreement, Scores
-from rhostream.advisor.environment import bf16_supported
 from rhostream.advisor.question import Question
 from rhostream.candidates import Candidates
 from rhostream.errors import UsageError
+from rhostream.selection.forward import bf16_supported
 from rhostream.selection.selector import Selector
 from rhostream.stream.dataset import Loader
 from rhostream.stream.decode import probe_size
