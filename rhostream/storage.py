@@ -38,6 +38,7 @@ SCHEMES = ("file", "s3", "gs", "https", "memory")
 EXTRA_OF = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "https": ("aiohttp", "https")}
 TRIES = 4
 SPOOL_BYTES = 16 << 30
+_PIECE = 1 << 20
 T = TypeVar("T")
 
 
@@ -277,6 +278,19 @@ def sha256_of(reader: Reader) -> str:
         digest.update(data)
         at += len(data)
     return digest.hexdigest()
+
+
+def digest_of(url: str) -> tuple[int, str]:
+    """Size and sha256 of an object; a local file goes by in pieces, so its size in memory is that of one."""
+    if not is_local(url):
+        data = read_bytes(url)
+        return len(data), hashlib.sha256(data).hexdigest()
+    digest, size, piece = hashlib.sha256(), 0, bytearray(_PIECE)
+    with _translated(url), open(url, "rb", buffering=0) as file:
+        while n := file.readinto(piece):
+            digest.update(memoryview(piece)[:n])
+            size += n
+    return size, digest.hexdigest()
 
 
 def _spooled(url: str, version: Identity, spool_bytes: int) -> str:

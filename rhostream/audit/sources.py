@@ -7,13 +7,12 @@ given one. Remote files are read whole through storage.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 
 from rhostream import storage
@@ -28,12 +27,12 @@ _FORMAT = ds.ParquetFileFormat(
 )
 
 
-def dataset(files: Sequence[tuple[str, str]], column: str, schema: pa.Schema) -> Any:
-    """The rows of (url, value) files, with `value` as one more string column; empty for no files."""
-    whole = pa.schema([*schema, (column, pa.string())])
+def dataset(files: Sequence[tuple[str, str | None]], column: str | None, schema: pa.Schema) -> Any:
+    """The rows of (url, value) files, with `value` as one more string `column` if it has a name; empty for no files."""
+    whole = pa.schema([*schema, (column, pa.string())]) if column else schema
     local = [(url, value) for url, value in files if storage.is_local(url)]
     disk = LocalFileSystem()
-    fragments = [_FORMAT.make_fragment(url, disk, partition_expression=ds.field(column) == value)
+    fragments = [_FORMAT.make_fragment(url, disk, partition_expression=ds.field(column) == value if column else None)
                  for url, value in local]  # fmt: skip
     pieces = [ds.FileSystemDataset(fragments, whole, _FORMAT, disk)] if fragments else []
     remote = [_remote(url, value, column, whole) for url, value in files if not storage.is_local(url)]
@@ -42,25 +41,23 @@ def dataset(files: Sequence[tuple[str, str]], column: str, schema: pa.Schema) ->
     return pieces[0] if len(pieces) == 1 else ds.dataset(pieces or whole.empty_table())
 
 
-def _remote(url: str, value: str, column: str, schema: pa.Schema) -> pa.Table:
+def _remote(url: str, value: str | None, column: str | None, schema: pa.Schema) -> pa.Table:
     table = parquet.read(url)[0]
     try:
-        whole = table.append_column(column, pa.array([value] * len(table), pa.string()))
-        return whole.select(schema.names).cast(schema)
+        if column:
+            table = table.append_column(column, pa.array([value] * len(table), pa.string()))
+        return table.select(schema.names).cast(schema)
     except (pa.ArrowException, KeyError) as exc:
         raise TableError(f"{storage.redact(url)} has other columns than it should: {exc}") from exc
 
 
-def segments(runs: Sequence[RunFolder], what: str, schema: pa.Schema) -> Any:
-    """The committed segments of `what` ("log" or "steps"), each proved by its sha256, with the run's name as `run`.
+def segments(run: RunFolder, what: str, schema: pa.Schema) -> Any:
+    """The committed segments of `what` ("log" or "steps") of a run, each proved by its sha256.
 
     Raises TableError naming the first segment that is damaged, replaced or gone.
     """
-    files = []
-    for run in runs:
-        listed = getattr(run.checkpoint, what) if run.checkpoint else []
-        files += [(url, run.name) for url in selections.verified_paths(run.url, listed)]
-    return dataset(files, "run", schema)
+    listed = getattr(run.checkpoint, what) if run.checkpoint else []
+    return dataset([(url, None) for url in selections.verified_paths(run.url, listed)], None, schema)
 
 
 def part_files(table: str, shards: Sequence[str]) -> list[tuple[str, str]]:
@@ -71,12 +68,12 @@ def part_files(table: str, shards: Sequence[str]) -> list[tuple[str, str]]:
     info = il_table.open_info(table)
     urls = ([il_table.part_url(table, shard) for shard in shards]
             or storage.list_files(storage.join(table, "parts"), ".parquet"))  # fmt: skip
-    with ThreadPoolExecutor(THREADS) as pool:
-        facts = list(pool.map(_facts, urls))
-        names = list(pool.map(_columns, urls))
-    for url, one, found in zip(urls, facts, names, strict=True):
+    expected, parts = sorted(info.schema.names), list[tuple[str, str]]()
+    with ThreadPoolExecutor(il_table.LOCAL_THREADS if storage.is_local(table) else THREADS) as pool:
+        footers = pool.map(_footer, urls)
+    for url, (one, found) in zip(urls, footers, strict=True):
         # A column that isn't there would read as null, and no checksum covers the names.
-        if found is not None and sorted(found) != sorted(info.schema.names):
+        if sorted(found) != expected:
             strange = ", ".join(sorted(set(found) ^ set(info.schema.names)))
             raise TableError(f"{storage.redact(url)} has other columns than its table ({strange}); `rhostream verify "
                              "--repair` removes it, then the job that wrote it makes it again")  # fmt: skip
@@ -85,25 +82,18 @@ def part_files(table: str, shards: Sequence[str]) -> list[tuple[str, str]]:
                                 f"{info.fingerprint}: `rhostream verify --repair` removes it")  # fmt: skip
         if not url.endswith(il_table.part_url("", one.shard)):
             raise TableError(f"{storage.redact(url)} is the part of another shard ({one.shard})")
-    return [(url, one.shard) for url, one in zip(urls, facts, strict=True)]
+        parts.append((url, one.shard))
+    return parts
 
 
-def _facts(url: str) -> il_table.PartFacts:
+def _footer(url: str) -> tuple[il_table.PartFacts, list[str]]:
     try:
-        return il_table.read_part_facts(url)
+        return il_table.read_part_footer(url)
     except NotFoundError as exc:
         raise MissingPartError(f"{storage.redact(url)} is gone; run `rhostream compute-il` again") from exc
 
 
-def _columns(url: str) -> list[str] | None:
-    """The names of a local part's columns; None for a remote one, which is read whole anyway."""
-    if not storage.is_local(url):
-        return None
-    names: list[str] = pq.read_schema(url).names
-    return names
-
-
-def first_damage(files: Sequence[tuple[str, str]]) -> TableError | None:
+def first_damage(files: Iterable[tuple[str, str]]) -> TableError | None:
     """The error of the first part whose bytes can't be trusted, for a scan that failed without saying where."""
     for url, _ in files:
         try:

@@ -65,13 +65,9 @@ def _verify_run(run: str) -> dict[str, Any]:
     latest, problems = checkpoint.latest(run), []
     rows = files = 0
     if latest is not None:
-        for segments in (latest.log, latest.steps):
-            for segment in segments:
-                files += 1
-                try:
-                    selections.verified_paths(run, [segment])
-                except RhostreamError as exc:
-                    problems.append(str(exc))
+        listed = [*latest.log, *latest.steps]
+        files = len(listed)
+        problems += [str(problem) for problem in selections.damages(run, listed) if problem is not None]
         try:
             checkpoint.load_tensors(run, latest)
         except RhostreamError as exc:

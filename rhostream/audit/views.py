@@ -79,7 +79,7 @@ class Ledger:
         })  # fmt: skip
         self._con.register("_runs", pa.Table.from_pylist([_run_row(run) for run in self.runs], RUNS))
         for what, schema in _SEGMENTS:
-            self._con.register(f"_{what}", sources.segments(self.runs, what, schema))
+            self._register_segments(what, schema)
         self._con.register("_parts", sources.dataset([], "shard", self._part_schema()))
         for name in VIEWS:
             self._con.execute(f"CREATE VIEW {name} AS {_DEFINITIONS[name]}")
@@ -130,6 +130,17 @@ class Ledger:
         if not self._tables:
             raise UsageError("these runs name no IL table, so there is no il, samples or quarantine")
         return self._tables[0]
+
+    def _register_segments(self, what: str, schema: pa.Schema) -> None:
+        """One relation a run below `_log` (`_steps`): to group by a constant costs nothing, by a column of it a lot."""
+        if not self.runs:
+            self._con.register(f"_{what}", schema.append(pa.field("run", pa.string())).empty_table())
+            return
+        for number, run in enumerate(self.runs):
+            self._con.register(f"_{what}_{number}", sources.segments(run, what, schema))
+        name = {number: run.name.replace("'", "''") for number, run in enumerate(self.runs)}
+        each = [f"SELECT *, '{name[number]}' AS run FROM _{what}_{number}" for number in name]
+        self._con.execute(f"CREATE VIEW _{what} AS " + " UNION ALL ".join(each))
 
     def _part_schema(self) -> pa.Schema:
         try:
@@ -184,8 +195,9 @@ class Ledger:
     def _damage(self, query: str) -> RhostreamError | None:
         """What a scan that failed without naming a file ran into: files can go bad after they were opened."""
         try:
-            for what, schema in _SEGMENTS:
-                sources.segments(self.runs, what, schema)
+            for run in self.runs:
+                for what, schema in _SEGMENTS:
+                    sources.segments(run, what, schema)
         except RhostreamError as exc:
             return exc
         return sources.first_damage(self._parts) if _FROM_PARTS.search(query) else None

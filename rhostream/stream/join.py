@@ -104,6 +104,9 @@ class Join:
             offset[start:stop], size[start:stop] = part.offset[at], part.size[at]
             keys.append(part.key.take(pa.array(at)))
             self._drop(part, at, reason[start:stop])
+        # Every buffer reads every lane, so a part that this one didn't need belongs to a shard that a lane has left.
+        for shard in self._parts.keys() - set(rows.shard.tolist()):
+            del self._parts[shard]
         key = pa.concat_arrays(keys) if keys else pa.array([], pa.string())
         joined = Joined(rows, key, label, il_B, offset, size, reason)
         if self._settings.needs_il:
@@ -150,7 +153,7 @@ class Join:
         return reader
 
     def _open(self, shard: int) -> Reader:
-        url, name, facts = self._table.shards[shard], self._table.names[shard], self._table.facts[shard]
+        url, name, facts = self._table.shards[shard], self._table.names[shard], self._part(shard).facts
         today = storage.identity(url)
         if today.size != facts.shard_size:
             il.require_unchanged(url, name, facts)
@@ -163,7 +166,7 @@ class Join:
 
     def _require_same_bytes(self, reader: Reader, shard: int) -> None:
         """A copy has a new mtime or ETag and the bytes that were indexed; another shard may have even the size."""
-        name, known = self._table.names[shard], self._table.facts[shard].shard_sha256
+        name, known = self._table.names[shard], self._part(shard).facts.shard_sha256
         found = storage.sha256_of(reader)
         if known and found and known != found:
             raise MismatchError(f"shard {name} changed after it was indexed (sha256 {known[:12]} != {found[:12]}): "

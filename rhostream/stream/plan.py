@@ -76,6 +76,7 @@ class Plan:
     _permutations: OrderedDict[int, Int32] = field(default_factory=OrderedDict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "total", int(self.counts.sum()))
         if self.total // self.lanes < self.buffer_size // self.lanes:
             raise UsageError(
                 f"a buffer of {self.buffer_size:,} can't be filled from {self.total:,} samples; lower --buffer-size"
@@ -91,15 +92,11 @@ class Plan:
                             ("_phases", phases)):
             object.__setattr__(self, name, value)
 
+    total: int = field(init=False)  # samples seen in all shards
     _order: Int32 = field(init=False, repr=False, compare=False)
     _ends: Int64 = field(init=False, repr=False, compare=False)
     _starts: Int64 = field(init=False, repr=False, compare=False)
     _phases: Int64 = field(init=False, repr=False, compare=False)
-
-    @property
-    def total(self) -> int:
-        """Samples seen in all shards."""
-        return int(self.counts.sum())
 
     @property
     def lane_length(self) -> int:
@@ -141,6 +138,9 @@ class Plan:
         for start, stop in zip([0, *cuts], [*cuts, len(shard)], strict=True):
             if stop > start:
                 ordinal[start:stop] = self._permutation(int(shard[start]))[within[start:stop]]
+        # Every buffer reads every lane: what this one didn't need belongs to a shard that a lane has left.
+        for left in self._permutations.keys() - set(shard.tolist()):
+            del self._permutations[left]
         return Rows(shard.astype(np.int32, copy=False), ordinal)
 
     def _permutation(self, shard: int) -> Int32:

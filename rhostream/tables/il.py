@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 from urllib.parse import quote
 
@@ -26,6 +27,7 @@ from rhostream import storage
 from rhostream.errors import AlreadyExistsError, MismatchError, MissingPartError, NotFoundError, TableError, UsageError
 from rhostream.storage import Identity
 from rhostream.tables import parquet
+from rhostream.tables.strings import Strings
 
 VERSION = 1
 OK = "ok"
@@ -45,6 +47,7 @@ SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
+SLICE, LOCAL_THREADS, REMOTE_THREADS = 1024, 4, 16  # footers read at a time when a table is opened
 KEEP_TYPES = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "str": pa.string()}
 _ENCODINGS = {
     "key": "DELTA_BYTE_ARRAY",
@@ -232,9 +235,13 @@ def encode_part(table: pa.Table, facts: PartFacts) -> bytes:
 
 def read_part_facts(url: str) -> PartFacts:
     """The footer alone. Raises NotFoundError, TableError."""
-    if storage.is_local(url) and not storage.exists(url):
-        raise NotFoundError(f"{url} does not exist")
     return _part_facts(parquet.read_facts(url), url)
+
+
+def read_part_footer(url: str) -> tuple[PartFacts, list[str]]:
+    """The footer and the names of the part's columns. Raises NotFoundError, TableError."""
+    record, names = parquet.read_footer(url)
+    return _part_facts(record, url), names
 
 
 def _part_facts(record: dict[str, Any], url: str) -> PartFacts:
@@ -249,15 +256,18 @@ def _part_facts(record: dict[str, Any], url: str) -> PartFacts:
 
 @dataclass(frozen=True)
 class Part:
-    """One part in memory, as the join needs it: arrays of (samples,), indexed by ordinal."""
+    """One part in memory, as the join needs it: arrays of (samples,), indexed by ordinal.
+
+    A stream holds one for each of its lanes, so integers are stored in the narrowest type that holds them all.
+    """
 
     facts: PartFacts
     usable: npt.NDArray[np.bool_]  # status ok and an image to read
-    label: npt.NDArray[np.int64]  # -1 where null
+    label: npt.NDArray[np.int16 | np.int32]  # -1 where null
     il: npt.NDArray[np.float32]  # nats; NaN where null
     in_holdout: npt.NDArray[np.bool_]
-    offset: npt.NDArray[np.int64]  # of the image member, bytes
-    size: npt.NDArray[np.int64]
+    offset: npt.NDArray[np.int32 | np.int64]  # of the image member, bytes
+    size: npt.NDArray[np.int32 | np.int64]
     key: pa.StringArray
 
 
@@ -279,17 +289,24 @@ def read_part(url: str) -> Part:
     return Part(
         facts=facts,
         usable=ok & (size > 0),
-        label=_flat(table["label"]).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64),
+        label=_narrow(_flat(table["label"]).fill_null(-1).to_numpy(zero_copy_only=False), np.int16),
         il=_flat(table["il"]).fill_null(np.nan).to_numpy(zero_copy_only=False).astype(np.float32),
         in_holdout=_flat(table["in_holdout"]).fill_null(False).to_numpy(zero_copy_only=False),
-        offset=offset,
-        size=size,
+        offset=_narrow(offset, np.int32),
+        size=_narrow(size, np.int32),
         key=_flat(table["key"]),
     )
 
 
 def _flat(column: pa.ChunkedArray) -> Any:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _narrow(values: npt.NDArray[Any], small: type[np.signedinteger[Any]]) -> npt.NDArray[Any]:
+    """The values in the type `small` where all of them fit."""
+    limits = np.iinfo(small)
+    fits = not len(values) or (limits.min <= values.min() and values.max() <= limits.max)
+    return values.astype(small) if fits else values
 
 
 def _image_members(members: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -309,21 +326,25 @@ def _image_members(members: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.
 # -- the table as a whole --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
-    """A table opened for a list of shards: the footers, not the rows."""
+    """A table opened for a list of shards: their names and counts, not the rows.
+
+    A few bytes a shard, in arrays: it goes to every loader worker, and a table may have a million parts.
+    """
 
     url: str
     info: TableInfo
-    shards: tuple[str, ...]  # URLs as of today
-    names: tuple[str, ...]
-    facts: tuple[PartFacts, ...]
-    missing: tuple[str, ...] = ()  # names of shards without a part; not among `names`
+    shards: Strings  # URLs as of today
+    names: Strings
+    counts: npt.NDArray[np.int64]  # samples seen in each shard, (shards,)
+    missing: Strings = field(default_factory=Strings)  # names of shards without a part; not among `names`
+    il_rows: int = 0  # samples with an il, over all parts
 
     @property
-    def counts(self) -> npt.NDArray[np.int64]:
-        """Samples seen in each shard, (shards,)."""
-        return np.array([f.samples for f in self.facts], np.int64)
+    def facts(self) -> Iterator[PartFacts]:
+        """Every part's footer, read again one by one: a stream has no use for them all at once."""
+        return (read_part_facts(part_url(self.url, name)) for name in self.names)
 
 
 def open_table(url: str, shards: Iterable[str], roots: Mapping[str, str] | None = None, *,
@@ -335,23 +356,54 @@ def open_table(url: str, shards: Iterable[str], roots: Mapping[str, str] | None 
     """
     url = storage.resolve(url)
     info = open_info(url)
-    todays = {**info.roots, **(roots or {})}
-    wanted = [(shard, shard_name(shard, todays)) for shard in shards]
-    with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(lambda pair: _facts_or_none(part_url(url, pair[1])), wanted))
-    missing = [name for (_, name), facts in zip(wanted, found, strict=True) if facts is None]
-    if missing and not allow_missing:
-        listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise MissingPartError(f"{storage.redact(url)} has no part for {len(missing)} of {len(wanted)} shards: "
-                               f"{listed}; run `rhostream compute-il` (or `index`) on them, or pass "
-                               "--missing-il skip")
-    kept = [(shard, name, facts) for (shard, name), facts in zip(wanted, found, strict=True) if facts is not None]
-    for _, name, facts in kept:
-        if facts.fingerprint != info.fingerprint:
-            raise MismatchError(f"the part of {name} has fingerprint {facts.fingerprint}, its table has "
-                                f"{info.fingerprint}: remove it and run the job that made the table again")
-    return Table(url, info, tuple(k[0] for k in kept), tuple(k[1] for k in kept), tuple(k[2] for k in kept),
-                 tuple(missing))
+    opened = _Opened(url, info)
+    todays, remaining = {**info.roots, **(roots or {})}, iter(shards)
+    # Slice by slice: a future, a footer and two strings for each of a million shards would never be given back.
+    with ThreadPoolExecutor(LOCAL_THREADS if storage.is_local(url) else REMOTE_THREADS) as pool:
+        while wanted := list(islice(remaining, SLICE)):
+            named = [shard_name(shard, todays) for shard in wanted]
+            found = pool.map(_facts_or_none, [part_url(url, name) for name in named])
+            opened.add(wanted, named, list(found))
+    return opened.table(allow_missing)
+
+
+class _Opened:
+    """A table while it is opened, slice by slice."""
+
+    def __init__(self, url: str, info: TableInfo) -> None:
+        self._url, self._info, self._il_rows = url, info, 0
+        self._shards, self._names, self._missing = list[pa.StringArray](), list[pa.StringArray](), list[str]()
+        self._counts = list[npt.NDArray[np.int64]]()
+        self._stranger: tuple[str, str] | None = None  # the first part of another making, and its fingerprint
+
+    def add(self, shards: list[str], names: list[str], found: list[PartFacts | None]) -> None:
+        """The footers of some shards, None where there is no part."""
+        there = [facts for facts in found if facts is not None]
+        for name, facts in zip(names, found, strict=True):
+            if facts is None:
+                self._missing.append(name)
+            elif self._stranger is None and facts.fingerprint != self._info.fingerprint:
+                self._stranger = name, facts.fingerprint
+        for kept, strings in ((self._shards, shards), (self._names, names)):
+            kept.append(pa.array((s for s, f in zip(strings, found, strict=True) if f is not None), pa.string()))
+        self._counts.append(np.array([facts.samples for facts in there], np.int64))
+        self._il_rows += sum(facts.il_rows for facts in there)
+
+    def table(self, allow_missing: bool) -> Table:
+        """What was opened. Raises MissingPartError, MismatchError."""
+        missing, counts = self._missing, np.concatenate([*self._counts, np.empty(0, np.int64)])
+        if missing and not allow_missing:
+            listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            raise MissingPartError(f"{storage.redact(self._url)} has no part for {len(missing)} of "
+                                   f"{len(counts) + len(missing)} shards: {listed}; run `rhostream compute-il` (or "
+                                   "`index`) on them, or pass --missing-il skip")
+        if self._stranger is not None:
+            raise MismatchError(f"the part of {self._stranger[0]} has fingerprint {self._stranger[1]}, its table has "
+                                f"{self._info.fingerprint}: remove it and run the job that made the table again")
+        shards, names = Strings.of(self._shards), Strings.of(self._names)
+        # Without roots a local shard's name is its path: kept once.
+        return Table(self._url, self._info, names if shards == names else shards, names, counts,
+                     Strings.of([pa.array(missing, pa.string())]), self._il_rows)
 
 
 def _facts_or_none(url: str) -> PartFacts | None:

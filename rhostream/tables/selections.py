@@ -10,18 +10,26 @@ million rows. What stands in a folder means nothing by itself: a reader takes th
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+from torch import Tensor
 
 from rhostream import storage
 from rhostream.candidates import Candidates, Reason
-from rhostream.errors import NotFoundError, TableError
+from rhostream.errors import NotFoundError, RhostreamError, TableError
 from rhostream.tables import parquet
+from rhostream.tables.segments import Segment, SegmentQueue
 
+Array = npt.NDArray[Any]
+REMOTE_THREADS = 16
 VERSION = 1
 MAX_ROWS = 1_000_000
 REASONS = pa.array([r.name for r in Reason])
@@ -54,23 +62,49 @@ _ENCODINGS = {
 _DICTIONARY = ["pass", "shard", "label", "reason", "weight", "lag"]
 
 
-def rows_of(candidates: Candidates, step: int | None, scored: Mapping[str, np.ndarray[Any, Any]]) -> pa.RecordBatch:
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One buffer's columns, as references: what was not copied must not change until it is written."""
+
+    pass_index: int
+    step: int | None
+    key: pa.StringArray
+    shard: Array
+    shard_names: pa.StringArray
+    ordinal: Array
+    label: Tensor
+    il: Tensor
+    scored: Mapping[str, Array]
+
+
+def rows_of(candidates: Candidates, step: int | None, scored: Mapping[str, Array]) -> pa.RecordBatch:
     """The log rows of one buffer.
 
     `scored` holds (B,) arrays: loss, score (float32, NaN where never computed), correct (bool), kept (bool), reason
     (uint8 of `Reason`), weight (float32), and lag (int).
     """
-    n = len(candidates)
-    label = candidates.label.cpu().numpy()
-    il = candidates.il.cpu().numpy()
-    loss, score = scored["loss"], scored["score"]
+    return _rows([_step(candidates, step, scored)])
+
+
+def _step(candidates: Candidates, step: int | None, scored: Mapping[str, Array]) -> _Step:
+    c = candidates  # and not its pixels: they stand in a slot that the loader will reuse
+    return _Step(c.pass_index, step, c.key, c.shard, c.shard_names, c.ordinal, c.label.cpu(), c.il.cpu(), scored)
+
+
+def _rows(steps: Sequence[_Step]) -> pa.RecordBatch:
+    """The rows of steps that share their names of shards, as one batch: a few large arrays, not many small ones."""
+    rows = np.array([len(s.ordinal) for s in steps])
+    scored = {name: np.concatenate([s.scored[name] for s in steps]) for name in steps[0].scored}
+    label = np.concatenate([s.label.numpy() for s in steps])
+    il, loss, score = np.concatenate([s.il.numpy() for s in steps]), scored["loss"], scored["score"]
     reached = ~np.isnan(loss)
+    number = np.repeat([-1 if s.step is None else s.step for s in steps], rows)
     columns = [
-        pa.array(np.full(n, candidates.pass_index, np.int32)),
-        pa.nulls(n, pa.int64()) if step is None else pa.array(np.full(n, step, np.int64)),
-        candidates.key,
-        pa.DictionaryArray.from_arrays(pa.array(candidates.shard), candidates.shard_names),
-        pa.array(candidates.ordinal),
+        pa.array(np.repeat(np.array([s.pass_index for s in steps], np.int32), rows)),
+        pa.array(number, pa.int64(), mask=np.repeat([s.step is None for s in steps], rows)),
+        pa.concat_arrays([s.key for s in steps]),
+        _shards(np.concatenate([s.shard for s in steps]), steps[0].shard_names),
+        pa.array(np.concatenate([s.ordinal for s in steps]), pa.int32()),
         pa.array(label.astype(np.int32), mask=label < 0),
         pa.array(loss, pa.float32(), mask=~reached),
         pa.array(il, pa.float32(), mask=np.isnan(il)),
@@ -84,74 +118,119 @@ def rows_of(candidates: Candidates, step: int | None, scored: Mapping[str, np.nd
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
 
-class LogWriter:
-    """Collects the rows of an attempt and writes them as segments; what was not flushed dies with the process."""
+def _shards(index: Array, names: pa.StringArray) -> pa.DictionaryArray:
+    """The shards' names, without those that no row needs: a run may know a million of them."""
+    used = pa.array(index, pa.int32()).dictionary_encode()
+    return pa.DictionaryArray.from_arrays(used.indices, names.take(used.dictionary))
 
-    def __init__(self, run: str, attempt: int, rank: int = 0, *, max_rows: int = MAX_ROWS) -> None:
-        self._run = run
+
+class LogWriter:
+    """Collects the rows of an attempt and writes them as segments; what was not flushed dies with the process.
+
+    Segments that were cut by size are encoded and committed in the background (see `segments`); `flush` waits for
+    them all. Every method raises the error of a disk or store that failed meanwhile.
+    """
+
+    def __init__(self, run: str, attempt: int, rank: int = 0, *, max_rows: int = MAX_ROWS,
+                 queue: SegmentQueue | None = None) -> None:
         self._folder = f"log/attempt={attempt}/rank={rank}"
         self._max_rows = max_rows
-        self._batches: list[pa.RecordBatch] = []
+        self._queue = queue or SegmentQueue(run)
+        self._items: list[_Step | pa.RecordBatch] = []
         self._rows = 0
         self._first: int | None = None
         self._last = 0
-        self._done: list[dict[str, Any]] = []
+        self._cuts: list[str] = []  # names of the segments cut since the last flush
+
+    def take(self, candidates: Candidates, step: int | None, columns: Mapping[str, Array], at_step: int) -> None:
+        """Add one buffer's rows, `columns` as in `rows_of`; `step` is None for a tail, `at_step` names the file.
+
+        Costs microseconds: the arrays are kept as they are and must not change afterwards. The pixels are not kept.
+        """
+        self._add(_step(candidates, step, columns), len(candidates), at_step)
 
     def append(self, batch: pa.RecordBatch, step: int) -> None:
         """Add the rows of one step (`step` also for a tail: the number of the step that would come next)."""
-        if self._rows and self._rows + batch.num_rows > self._max_rows:
+        self._add(batch, batch.num_rows, step)
+
+    def _add(self, item: _Step | pa.RecordBatch, rows: int, step: int) -> None:
+        self._queue.raise_if_failed()
+        if self._rows and self._rows + rows > self._max_rows:
             self._cut()
         if self._first is None:
             self._first = step
         self._last = step
-        self._batches.append(batch)
-        self._rows += batch.num_rows
+        self._items.append(item)
+        self._rows += rows
 
     def flush(self) -> list[dict[str, Any]]:
         """Write what is pending; returns the segments made since the last flush, for the checkpoint to list."""
         if self._rows:
             self._cut()
-        done, self._done = self._done, []
-        return done
+        self._cuts = []
+        return self._queue.drain()
 
     def _cut(self) -> None:
-        table = _compact(pa.Table.from_batches(self._batches))
         name = f"{self._folder}/{self._first:010d}-{self._last:010d}"
         # A tail can follow a step that was cut off by size under the same numbers.
-        taken = sum(s["path"].startswith(name) for s in self._done)
-        path = name + (f"-{taken}" if taken else "") + ".parquet"
-        data = parquet.encode(table, {"version": VERSION, "artifact": "log"}, _ENCODINGS, _DICTIONARY)
-        storage.create(storage.join(self._run, path), data)
-        self._done.append(segment_record(path, data, table.num_rows))
-        self._batches, self._rows, self._first = [], 0, None
+        taken = self._cuts.count(name)
+        path, items = name + (f"-{taken}" if taken else "") + ".parquet", self._items
+        size = sum(_bytes_of(item) for item in (items[0], items[-1])) * len(items) // 2  # steps are alike
+        self._queue.put(Segment(path, lambda: _encoded(items), self._rows, size))
+        self._cuts.append(name)
+        self._items, self._rows, self._first = [], 0, None
 
 
-def _compact(table: pa.Table) -> pa.Table:
-    """Without the names of shards that no row of the segment needs: a run may know a million of them."""
+def _bytes_of(item: _Step | pa.RecordBatch) -> int:
+    if isinstance(item, pa.RecordBatch):
+        return int(item.nbytes)
+    arrays = (item.shard, item.ordinal, *item.scored.values())
+    return int(item.key.nbytes + item.label.nbytes + item.il.nbytes + sum(array.nbytes for array in arrays))
+
+
+def _encoded(items: Sequence[_Step | pa.RecordBatch]) -> bytes:
+    """The bytes of a segment; the same rows give the same bytes, however they came."""
+    batches: list[pa.RecordBatch] = []
+    for names, group in groupby(items, lambda item: id(item.shard_names) if isinstance(item, _Step) else None):
+        alike: list[Any] = list(group)
+        batches += alike if names is None else [_rows(alike)]
+    table = pa.Table.from_batches(batches).unify_dictionaries()
     at = table.schema.get_field_index("shard")
-    plain = table.unify_dictionaries().column("shard").cast(pa.string())
-    return table.set_column(at, SCHEMA.field("shard"), plain.dictionary_encode())
-
-
-def segment_record(path: str, data: bytes, rows: int) -> dict[str, Any]:
-    """How a checkpoint names a committed file: enough to prove it later."""
-    return {"path": path, "rows": rows, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    if len(batches) > 1 or not isinstance(items[0], _Step):
+        plain = table.column("shard").cast(pa.string())
+        table = table.set_column(at, SCHEMA.field("shard"), plain.dictionary_encode())
+    return parquet.encode(table.combine_chunks(), {"version": VERSION, "artifact": "log"}, _ENCODINGS, _DICTIONARY)
 
 
 def verified_paths(run: str, segments: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The URLs of the committed segments, each proved by sha256. Raises TableError naming the bad one."""
-    urls = []
-    for segment in segments:
-        url = storage.join(run, str(segment["path"]))
-        try:
-            data = storage.read_bytes(url)
-        except NotFoundError as exc:
-            raise TableError(f"{storage.redact(url)} is listed by the checkpoint but is gone") from exc
-        if len(data) != segment["bytes"] or hashlib.sha256(data).hexdigest() != segment["sha256"]:
-            raise TableError(f"{storage.redact(url)} isn't the file that the checkpoint lists ({len(data):,} bytes, "
-                             f"expected {segment['bytes']:,}, sha256 differs): it was damaged or replaced")
-        urls.append(url)
-    return urls
+    """The URLs of the committed segments, each proved by sha256. Raises TableError naming the first bad one."""
+    for problem in damages(run, segments):
+        if problem is not None:
+            raise problem
+    return [storage.join(run, str(segment["path"])) for segment in segments]
+
+
+def damages(run: str, segments: Sequence[Mapping[str, Any]]) -> Iterator[RhostreamError | None]:
+    """What is wrong with each committed segment, in order; None for one whose bytes are those of the checkpoint."""
+    if not segments:
+        return
+    threads = (os.cpu_count() or 1) if storage.is_local(run) else REMOTE_THREADS
+    with ThreadPoolExecutor(min(threads, len(segments))) as pool:  # hashing gives up the interpreter's lock
+        yield from pool.map(lambda segment: _damage(run, segment), segments)
+
+
+def _damage(run: str, segment: Mapping[str, Any]) -> RhostreamError | None:
+    url = storage.join(run, str(segment["path"]))
+    try:
+        size, digest = storage.digest_of(url)
+    except NotFoundError:
+        return TableError(f"{storage.redact(url)} is listed by the checkpoint but is gone")
+    except RhostreamError as exc:
+        return exc
+    if (size, digest) == (segment["bytes"], segment["sha256"]):
+        return None
+    return TableError(f"{storage.redact(url)} isn't the file that the checkpoint lists ({size:,} bytes, expected "
+                      f"{segment['bytes']:,}, sha256 differs): it was damaged or replaced")
 
 
 def read(run: str, segments: Sequence[Mapping[str, Any]]) -> pa.Table:

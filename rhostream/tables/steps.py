@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from rhostream import storage
 from rhostream.tables import parquet
-from rhostream.tables.selections import segment_record
+from rhostream.tables.segments import segment_record
 
 VERSION = 1
 SCHEMA = pa.schema(
