@@ -12,6 +12,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from rhostream.errors import UsageError
 MAX_LANES = 64
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
+Ordinals = npt.NDArray[np.integer[Any]]  # in the narrowest type
 
 
 def generator(*words: object) -> np.random.Generator:
@@ -73,7 +75,7 @@ class Plan:
     pass_index: int = 0
     rank: int = 0
     ranks: int = 1
-    _permutations: OrderedDict[int, Int32] = field(default_factory=OrderedDict, repr=False, compare=False)
+    _permutations: OrderedDict[int, Ordinals] = field(default_factory=OrderedDict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "total", int(self.counts.sum()))
@@ -143,11 +145,12 @@ class Plan:
             del self._permutations[left]
         return Rows(shard.astype(np.int32, copy=False), ordinal)
 
-    def _permutation(self, shard: int) -> Int32:
+    def _permutation(self, shard: int) -> Ordinals:
         cached = self._permutations.pop(shard, None)
         if cached is None:
             rng = generator(self.seed, "samples", self.pass_index, self.names[shard])
-            cached = rng.permutation(int(self.counts[shard])).astype(np.int32)
+            count = int(self.counts[shard])
+            cached = rng.permutation(count).astype(np.uint16 if count <= 1 << 16 else np.int32)
             while len(self._permutations) >= 2 * self.lanes:
                 self._permutations.popitem(last=False)
         self._permutations[shard] = cached

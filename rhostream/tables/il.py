@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -27,7 +28,7 @@ from rhostream import storage
 from rhostream.errors import AlreadyExistsError, MismatchError, MissingPartError, NotFoundError, TableError, UsageError
 from rhostream.storage import Identity
 from rhostream.tables import parquet
-from rhostream.tables.strings import Strings
+from rhostream.tables.strings import Strings, StringsBuilder
 
 VERSION = 1
 OK = "ok"
@@ -47,7 +48,7 @@ SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
-SLICE, LOCAL_THREADS, REMOTE_THREADS = 1024, 4, 16  # footers read at a time when a table is opened
+SLICE, LOCAL_THREADS, REMOTE_THREADS = 128, 4, 16  # footers read at a time when a table is opened
 KEEP_TYPES = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "str": pa.string()}
 _ENCODINGS = {
     "key": "DELTA_BYTE_ARRAY",
@@ -256,18 +257,19 @@ def _part_facts(record: dict[str, Any], url: str) -> PartFacts:
 
 @dataclass(frozen=True)
 class Part:
-    """One part in memory, as the join needs it: arrays of (samples,), indexed by ordinal.
+    """One part in memory, as the join needs it: arrays of (samples,), indexed by ordinal and not to be written to.
 
-    A stream holds one for each of its lanes, so integers are stored in the narrowest type that holds them all.
+    A stream holds one for each of its lanes, so integers stand in the narrowest signed type that holds them all, and
+    flags that are all equal take no memory.
     """
 
     facts: PartFacts
     usable: npt.NDArray[np.bool_]  # status ok and an image to read
-    label: npt.NDArray[np.int16 | np.int32]  # -1 where null
+    label: npt.NDArray[np.signedinteger[Any]]  # -1 where null
     il: npt.NDArray[np.float32]  # nats; NaN where null
     in_holdout: npt.NDArray[np.bool_]
-    offset: npt.NDArray[np.int32 | np.int64]  # of the image member, bytes
-    size: npt.NDArray[np.int32 | np.int64]
+    offset: npt.NDArray[np.signedinteger[Any]]  # of the image member, bytes
+    size: npt.NDArray[np.signedinteger[Any]]
     key: pa.StringArray
 
 
@@ -288,13 +290,13 @@ def read_part(url: str) -> Part:
     ok = pc.equal(_flat(table["status"]), OK).to_numpy(zero_copy_only=False)
     return Part(
         facts=facts,
-        usable=ok & (size > 0),
-        label=_narrow(_flat(table["label"]).fill_null(-1).to_numpy(zero_copy_only=False), np.int16),
+        usable=_flags(ok & (size > 0)),
+        label=_narrow(_flat(table["label"]).fill_null(-1).to_numpy(zero_copy_only=False)),
         il=_flat(table["il"]).fill_null(np.nan).to_numpy(zero_copy_only=False).astype(np.float32),
-        in_holdout=_flat(table["in_holdout"]).fill_null(False).to_numpy(zero_copy_only=False),
-        offset=_narrow(offset, np.int32),
-        size=_narrow(size, np.int32),
-        key=_flat(table["key"]),
+        in_holdout=_flags(_flat(table["in_holdout"]).fill_null(False).to_numpy(zero_copy_only=False)),
+        offset=_narrow(offset),
+        size=_narrow(size),
+        key=_apart(_flat(table["key"])),
     )
 
 
@@ -302,11 +304,25 @@ def _flat(column: pa.ChunkedArray) -> Any:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def _narrow(values: npt.NDArray[Any], small: type[np.signedinteger[Any]]) -> npt.NDArray[Any]:
-    """The values in the type `small` where all of them fit."""
-    limits = np.iinfo(small)
-    fits = not len(values) or (limits.min <= values.min() and values.max() <= limits.max)
-    return values.astype(small) if fits else values
+def _narrow(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A copy in the narrowest signed type that holds every value."""
+    bounds = (values.min(), values.max()) if len(values) else (0, 0)
+    kinds = (np.int8, np.int16, np.int32, np.int64)
+    return values.astype(next(k for k in kinds if np.iinfo(k).min <= bounds[0] and bounds[1] <= np.iinfo(k).max))
+
+
+def _apart(strings: pa.StringArray) -> pa.StringArray:
+    """A copy outside Arrow's memory pool, where what stays would hold pages of what was only read."""
+    _, ends, data = strings.buffers()
+    if strings.offset or strings.null_count or data is None:
+        return strings
+    return pa.StringArray.from_buffers(len(strings), *(pa.py_buffer(b.to_pybytes()) for b in (ends, data)))
+
+
+def _flags(values: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """A copy that takes one byte when all are equal."""
+    equal = len(values) > 0 and bool((values == values[0]).all())
+    return np.broadcast_to(values[0].copy(), values.shape) if equal else values.copy()
 
 
 def _image_members(members: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -372,26 +388,26 @@ class _Opened:
 
     def __init__(self, url: str, info: TableInfo) -> None:
         self._url, self._info, self._il_rows = url, info, 0
-        self._shards, self._names, self._missing = list[pa.StringArray](), list[pa.StringArray](), list[str]()
-        self._counts = list[npt.NDArray[np.int64]]()
+        self._shards, self._names, self._missing = StringsBuilder(), StringsBuilder(), StringsBuilder()
+        self._counts = array("q")
         self._stranger: tuple[str, str] | None = None  # the first part of another making, and its fingerprint
 
     def add(self, shards: list[str], names: list[str], found: list[PartFacts | None]) -> None:
         """The footers of some shards, None where there is no part."""
-        there = [facts for facts in found if facts is not None]
-        for name, facts in zip(names, found, strict=True):
+        for shard, name, facts in zip(shards, names, found, strict=True):
             if facts is None:
-                self._missing.append(name)
-            elif self._stranger is None and facts.fingerprint != self._info.fingerprint:
+                self._missing.extend([name])
+                continue
+            if self._stranger is None and facts.fingerprint != self._info.fingerprint:
                 self._stranger = name, facts.fingerprint
-        for kept, strings in ((self._shards, shards), (self._names, names)):
-            kept.append(pa.array((s for s, f in zip(strings, found, strict=True) if f is not None), pa.string()))
-        self._counts.append(np.array([facts.samples for facts in there], np.int64))
-        self._il_rows += sum(facts.il_rows for facts in there)
+            self._shards.extend([shard])
+            self._names.extend([name])
+            self._counts.append(facts.samples)
+            self._il_rows += facts.il_rows
 
     def table(self, allow_missing: bool) -> Table:
         """What was opened. Raises MissingPartError, MismatchError."""
-        missing, counts = self._missing, np.concatenate([*self._counts, np.empty(0, np.int64)])
+        missing, counts = self._missing.build(), np.array(self._counts, np.int64)
         if missing and not allow_missing:
             listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             raise MissingPartError(f"{storage.redact(self._url)} has no part for {len(missing)} of "
@@ -400,10 +416,10 @@ class _Opened:
         if self._stranger is not None:
             raise MismatchError(f"the part of {self._stranger[0]} has fingerprint {self._stranger[1]}, its table has "
                                 f"{self._info.fingerprint}: remove it and run the job that made the table again")
-        shards, names = Strings.of(self._shards), Strings.of(self._names)
+        shards, names = self._shards.build(), self._names.build()
         # Without roots a local shard's name is its path: kept once.
         return Table(self._url, self._info, names if shards == names else shards, names, counts,
-                     Strings.of([pa.array(missing, pa.string())]), self._il_rows)
+                     missing, self._il_rows)
 
 
 def _facts_or_none(url: str) -> PartFacts | None:

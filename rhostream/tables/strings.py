@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
 import pyarrow as pa
@@ -17,11 +18,6 @@ class Strings(Sequence[str]):
 
     def __init__(self, array: pa.StringArray | None = None) -> None:
         self._array = pa.array([], pa.string()) if array is None else array
-
-    @classmethod
-    def of(cls, chunks: Sequence[pa.StringArray]) -> Strings:
-        """The strings of several arrays, in one."""
-        return cls(pa.concat_arrays(chunks) if chunks else None)
 
     def __len__(self) -> int:
         return len(self._array)
@@ -50,3 +46,26 @@ class Strings(Sequence[str]):
 
     def __arrow_array__(self, type: pa.DataType | None = None) -> pa.Array:
         return self._array if type is None or type == self._array.type else self._array.cast(type)
+
+
+class StringsBuilder:
+    """Collects strings for a `Strings` in two growing buffers: nothing else is left in memory behind it."""
+
+    def __init__(self) -> None:
+        self._data, self._ends = bytearray(), array("i", [0])
+
+    def extend(self, strings: Iterable[str]) -> None:
+        """Add strings at the end."""
+        for text in strings:
+            self._data += text.encode("utf-8", "surrogateescape")
+            self._ends.append(len(self._data))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def build(self) -> Strings:
+        """What was collected. Raises pyarrow's ArrowInvalid when a string isn't Unicode."""
+        ends, data = pa.py_buffer(self._ends.tobytes()), pa.py_buffer(bytes(self._data))
+        strings = pa.StringArray.from_buffers(len(self), ends, data)
+        strings.validate(full=True)
+        return Strings(strings)
