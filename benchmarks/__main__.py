@@ -18,7 +18,8 @@ import torch
 
 from benchmarks.measure import Figure, table
 
-BENCHMARKS = {"a": "loader", "b": "offline", "c": "step", "d": "memory", "e": "walk"}
+BENCHMARKS = {"a": "loader", "b": "offline", "c": "step", "d": "memory", "e": "walk", "f": "audit",
+              "g": "log", "h": "accuracy"}
 
 
 @click.command()

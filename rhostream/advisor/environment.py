@@ -96,7 +96,7 @@ def examine_environment() -> Environment:
         decoder=decoder("auto")[0], decoders=[name for name in DECODERS if _can_decode(name)],
         cpu=cpu_name(), cores=cores_here(), threads=torch.get_num_threads(),
         bfloat16={name: bf16_supported(torch.device(name))
-                  for name in ("cpu", *(f"cuda:{i}" for i in range(len(cuda))))},  # fmt: skip
+                  for name in ("cpu", *(f"cuda:{i}" for i in range(len(cuda))))},
         cuda=cuda, spool=spool, spool_free=_free(spool) or 0, shm_free=_free("/dev/shm"),
         settings={k: _shown(k, v) for k, v in sorted(os.environ.items()) if k.startswith(OWN)},
         credentials=sorted(k for k in os.environ if k.startswith(CREDENTIALS)),

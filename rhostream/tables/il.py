@@ -239,9 +239,17 @@ def read_part_facts(url: str) -> PartFacts:
     return _part_facts(parquet.read_facts(url), url)
 
 
-def read_part_footer(url: str) -> tuple[PartFacts, list[str]]:
-    """The footer and the names of the part's columns. Raises NotFoundError, TableError."""
-    record, names = parquet.read_footer(url)
+def footer_beginning(info: TableInfo) -> bytes:
+    """How the footers of parts with the table's columns begin; for `read_part_footer`."""
+    return parquet.footer_beginning(info.schema, _ENCODINGS, _DICTIONARY)
+
+
+def read_part_footer(url: str, beginning: bytes = b"") -> tuple[PartFacts, list[str] | None]:
+    """The footer and the names of the part's columns, None where they are those of `beginning`.
+
+    Raises NotFoundError, TableError.
+    """
+    record, names = parquet.read_footer(url, beginning)
     return _part_facts(record, url), names
 
 
