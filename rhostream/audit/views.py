@@ -83,6 +83,7 @@ class Ledger:
         self._con.register("_parts", sources.dataset([], "shard", self._part_schema()))
         for name in VIEWS:
             self._con.execute(f"CREATE VIEW {name} AS {_DEFINITIONS[name]}")
+        self._con.execute("SET enable_progress_bar = false")  # it would stand among the answers on stdout
         self._con.execute("SET enable_external_access = false")
         self._con.execute("SET lock_configuration = true")
 
