@@ -18,7 +18,6 @@ from rhostream.selection.proxy import step_if_finite
 from rhostream.selection.selector import NONFINITE_BUFFERS, Selection, Selector
 from rhostream.stream.dataset import Loader
 from rhostream.stream.progress import StepProgress
-from rhostream.tables.selections import rows_of
 from rhostream.training.augment import augment as augmented
 from rhostream.training.evaluate import Evaluation, TestSet
 from rhostream.training.run import Run
@@ -154,7 +153,7 @@ class Trainer:
         else:
             self._dead = 0
         run, selection = self.run, step.selection
-        run.log.append(rows_of(step.candidates, step.number, selection.columns()), step.number)
+        run.log.take(step.candidates, step.number, selection.columns(), step.number)
         _count(run.counts, selection.reason)
         self._end_of_pass(step)
         reached = selection.loss[~np.isnan(selection.loss)]
@@ -196,7 +195,7 @@ class Trainer:
             n, never = len(tail), np.full(len(tail), np.nan, np.float32)
             columns = {"loss": never, "score": never, "correct": np.zeros(n, bool), "kept": np.zeros(n, bool),
                        "reason": tail.reason, "weight": np.ones(n, np.float32), "lag": np.zeros(n, np.uint8)}
-            self.run.log.append(rows_of(tail, None, columns), step.number)
+            self.run.log.take(tail, None, columns, step.number)
             _count(self.run.counts, tail.reason)
 
     def _commit(self, done: bool, clock: _Clock) -> None:

@@ -171,7 +171,7 @@ def _digest(stream: CandidateStream) -> str:
 def _il_account(loader: Loader) -> dict[str, Any]:
     """What the IL cost: its model's own account, and the samples that were scored for the table."""
     table = loader.stream.table
-    return {**table.info.model, "scored_samples": sum(f.il_rows for f in table.facts)} if table.info.model else {}
+    return {**table.info.model, "scored_samples": table.il_rows} if table.info.model else {}
 
 
 def _count_classes(table: Table) -> int:
