@@ -1,22 +1,39 @@
-"""Shards for the benchmarks, made once and kept below the folder for temporary files: photo-like JPEGs, small PNGs."""
+"""Shards for the benchmarks, made once and kept below the folder for temporary files: photographs, small PNGs."""
 
 from __future__ import annotations
 
 import io
+import subprocess
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import webdataset as wds
-from PIL import Image
+from PIL import Image, ImageOps
 
 FOLDER = Path(tempfile.gettempdir()) / "rhostream-benchmarks"
 CLASSES = 10
+PACKAGE = "mate-backgrounds"  # Debian's; its abstract pictures are left out, the photographs of nature taken
+REAL, SYNTHETIC = f"random crops of Debian's {PACKAGE}", "synthetic photographs"
+APT_SECONDS = 300
+
+
+def photographs(shards: int = 24, samples: int = 500, size: tuple[int, int] = (256, 256)) -> tuple[list[str], str]:
+    """Shards of JPEGs cropped at random from real photographs, and what they are; synthetic ones without Debian."""
+    width, height = size
+    try:
+        sources = _sources()
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        # `photos` are square, so the larger side keeps the decode at least as heavy.
+        return photos(shards, samples, max(size)), SYNTHETIC
+    name = f"crops-{width}x{height}-{shards}x{samples}"
+    return _shards(name, shards, samples, "jpg", lambda rng: _crop(rng, _opened(sources), size)), REAL
 
 
 def photos(shards: int = 8, samples: int = 500, size: int = 256) -> list[str]:
-    """Shards of `size` x `size` JPEGs of about 13 KB."""
+    """Shards of synthetic `size` x `size` JPEGs of about 13 KB."""
     return _shards(f"photos-{size}-{shards}x{samples}", shards, samples, "jpg", lambda rng: _photo(rng, size))
 
 
@@ -61,6 +78,52 @@ def _shards(name: str, shards: int, samples: int, extension: str, make: Callable
                 sink.write({"__key__": f"{number:05d}{sample:06d}", extension: make(rng), "cls": label})
         unfinished.rename(path)
     return [str(path) for path in paths]
+
+
+def _sources() -> tuple[Path, ...]:
+    """The package's photographs, downloaded and unpacked without root; nothing of the system changes."""
+    folder = FOLDER / PACKAGE
+    if not folder.exists():
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=FOLDER) as temporary:
+            Path(temporary).chmod(0o755)  # apt drops to its own user when root calls it
+            try:
+                _run(["apt-get", "-qq", "download", PACKAGE], temporary)
+            except subprocess.SubprocessError:
+                # A fresh machine has no package lists, and only root may write the system's: so lists of our own.
+                (Path(temporary) / "lists" / "partial").mkdir(parents=True)
+                own = ["-o", f"Dir::State::Lists={temporary}/lists", "-o", f"Dir::Cache={temporary}/cache"]
+                own += ["-o", "APT::Sandbox::User=root"]
+                _run(["apt-get", "-qq", *own, "update"], temporary)
+                _run(["apt-get", "-qq", *own, "download", PACKAGE], temporary)
+            archive = sorted(Path(temporary).glob(f"{PACKAGE}_*.deb"))[0]
+            _run(["dpkg-deb", "-x", str(archive), "unpacked"], temporary)
+            (Path(temporary) / "unpacked").rename(folder)
+    found = tuple(sorted(folder.glob("**/nature/*.jpg")))
+    if not found:
+        raise ValueError(f"no photographs in {folder}")
+    return found
+
+
+def _run(command: list[str], folder: str) -> None:
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=APT_SECONDS)
+
+
+@cache
+def _opened(sources: tuple[Path, ...]) -> list[Image.Image]:
+    return [ImageOps.exif_transpose(Image.open(path)).convert("RGB") for path in sources]
+
+
+def _crop(rng: np.random.Generator, images: list[Image.Image], size: tuple[int, int]) -> bytes:
+    """A window of 1 to 2 times the size, so that the crop holds about as much detail as a web image does."""
+    image, scale = images[int(rng.integers(len(images)))], float(rng.uniform(1, 2))
+    width, height = round(size[0] * scale), round(size[1] * scale)
+    left, top = int(rng.integers(image.width - width + 1)), int(rng.integers(image.height - height + 1))
+    out = io.BytesIO()
+    image.crop((left, top, left + width, top + height)).resize(size, Image.Resampling.LANCZOS).save(
+        out, "JPEG", quality=85
+    )
+    return out.getvalue()
 
 
 def _photo(rng: np.random.Generator, size: int) -> bytes:

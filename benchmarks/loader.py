@@ -1,7 +1,7 @@
-"""The loader against plain webdataset: the same shards and decode function, the join with the table on our side only.
+"""The loader against its peers and against bare decode loops: the same JPEGs, the same decode to 224, two workers.
 
-Both sides hand 320 decoded 224-pixel images at a time to a consumer that does nothing. The first buffers are not
-counted, so the start of processes isn't; what is counted is wall time and CPU time, that of all processes together.
+Every side runs in a process of its own, in turns with the others, and hands buffers of 320 to a consumer that does
+nothing. rhostream alone joins its samples with an IL table. A peer that can't run here is a line that says so.
 """
 
 from __future__ import annotations
@@ -9,106 +9,102 @@ from __future__ import annotations
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import webdataset as wds
 
 from benchmarks import data
-from benchmarks.measure import Figure, cpu_seconds, interleave, ratios
-from rhostream import open_stream
+from benchmarks.measure import Figure, interleave, ratios
+from benchmarks.peers import environment
+from benchmarks.peers.side import Absent, Rate, measure
+from benchmarks.peers.sides import OWN, SIDES, Task
 from rhostream.irreducible import compute_il, fit_il
-from rhostream.stream.decode import OK, Decoder, decoder
+from rhostream.stream.decode import decoder
 
-BUFFER, SIZE, SKIP, TAKE = 320, 224, 4, 20
-TARGETS = {("pillow", 0): 1.0, ("pillow", 2): 1.0, ("simplejpeg", 2): 1.5}
-Rate = tuple[float, float]  # samples a second, CPU milliseconds a sample
+SIZE, WORKERS = 224, 2
+BARE_TARGET, CPU_TARGET, AS_USED = 0.90, 1.15, "webdataset as used"
+AHEAD = {"webdataset": 1.9, AS_USED: 3.4}  # and 1.0 of every other peer
 
 
 def run(pairs: int) -> list[Figure]:
-    """Rates of both sides for each decoder and number of workers."""
-    shards, figures = data.photos(), []
+    """rhostream over every side, and the rates, for both decoders."""
+    shards, origin = data.photographs()
+    figures = list[Figure]()
     with tempfile.TemporaryDirectory() as folder:
-        fit_il(shards[:2], f"{folder}/model", model="mlp-64", image_size=32, classes=data.CLASSES, fit_samples=400,
-               epochs=1)  # fmt: skip
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # most shards were not learned from: the join doesn't mind
-            compute_il(shards, f"{folder}/model", f"{folder}/il")
+        table(shards, folder)
+        task = Task(shards, folder)
+        absent = _prepared(task)
         for name in ("pillow", "simplejpeg"):
-            for workers in (0, 2):
-                sides = [
-                    partial(_rate, partial(_ours, shards, f"{folder}/il", name, workers)),
-                    partial(_rate, partial(_webdataset, shards, name, workers)),
-                    partial(bare, shards, name, max(workers, 1)),
-                ]
-                case = f"{name}, {workers} workers"
-                figures += _figures(case, interleave(sides, pairs), TARGETS.get((name, workers)))
+            sides = [side for side in SIDES if side not in absent]
+            found = interleave([partial(_side, Task(shards, folder, name), side) for side in sides]
+                               + [partial(bare, shards, name, WORKERS)], pairs)  # fmt: skip
+            case = f"{name}, {WORKERS} workers, {origin}"
+            figures += _figures(case, dict(zip([*sides, "bare decode"], found, strict=True)), absent)
     return figures
 
 
-def _figures(case: str, results: list[list[Rate]], target: float | None) -> list[Figure]:
-    (ours, ours_cpu), (plain, plain_cpu), (bare, bare_cpu) = (list(zip(*side, strict=True)) for side in results)
+def table(shards: Sequence[str], folder: str) -> None:
+    """An IL table of the shards as `folder`/il, by a model that learned next to nothing: the join doesn't mind."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit_il(list(shards[:2]), f"{folder}/model", model="mlp-64", image_size=32, classes=data.CLASSES,
+               fit_samples=200, epochs=1)  # fmt: skip
+        compute_il(list(shards), f"{folder}/model", f"{folder}/il")
+
+
+def _prepared(task: Task) -> dict[str, str]:
+    """Install the peers, copy the images into their formats and try each once; those that fail, and why."""
+    if why := environment.make():
+        return {side: f"not installed: {why}" for side in SIDES if side not in OWN}
+    absent = {}
+    for side in SIDES:
+        if side not in OWN:
+            try:
+                measure(side, task, only_prepare=True)
+                measure(side, task, skip=1, take=1)
+            except Absent as exc:
+                absent[side] = str(exc)
+    return absent
+
+
+def _side(task: Task, side: str) -> Rate:
+    return measure(side, task)
+
+
+def _figures(case: str, found: dict[str, list[Rate]], absent: dict[str, str]) -> list[Figure]:
+    rate = {side: tuple(r for r, _ in rates) for side, rates in found.items()}
+    cpu = {side: tuple(c for _, c in rates) for side, rates in found.items()}
     line = partial(Figure, "loader", case)
-    return [
-        line("samples/s over webdataset", ratios(ours, plain), target),
-        line("CPU a sample over webdataset", ratios(ours_cpu, plain_cpu), 1.0 if target else None, False),
-        line("samples/s over bare decode", ratios(ours, bare)),
-        line("rhostream", ours, unit="samples/s"),
-        line("webdataset", plain, unit="samples/s"),
-        line("bare decode", bare, unit="samples/s"),
-        line("rhostream, CPU", ours_cpu, unit="ms"),
-        line("webdataset, CPU", plain_cpu, unit="ms"),
-        line("bare decode, CPU", bare_cpu, unit="ms"),
+    peers = [side for side in SIDES if side != "rhostream"]
+    figures = [
+        line("samples/s over bare decode", ratios(rate["rhostream"], rate["bare decode"]), BARE_TARGET),
+        line("CPU a sample over bare decode", ratios(cpu["rhostream"], cpu["bare decode"]), CPU_TARGET, False),
     ]
+    for peer in peers:
+        if peer in absent:
+            figures.append(line(f"samples/s over {peer}; absent: {absent[peer]}", (), AHEAD.get(peer, 1.0)))
+        else:
+            figures.append(line(f"samples/s over {peer}", ratios(rate["rhostream"], rate[peer]), AHEAD.get(peer, 1.0)))
+    figures += [line(side, values, unit="samples/s") for side, values in rate.items()]
+    figures += [line(f"{side}, CPU", values, unit="ms") for side, values in cpu.items()]
+    return figures
 
 
-def _ours(shards: list[str], il: str, name: str, workers: int) -> Iterator[Any]:
-    return iter(open_stream(shards, il, buffer_size=BUFFER, workers=workers, passes=None, image_size=SIZE,
-                            decoder=name))  # fmt: skip
-
-
-def _webdataset(shards: list[str], name: str, workers: int) -> Iterator[Any]:
-    plain = wds.WebDataset(shards, shardshuffle=False).repeat().to_tuple("jpg", "cls")
-    plain = plain.map_tuple(partial(_decode, decoder(name)[1]), int)
-    context = "forkserver" if workers else None
-    return iter(wds.WebLoader(plain, batch_size=BUFFER, num_workers=workers, multiprocessing_context=context))
-
-
-def _decode(decode: Decoder, image: bytes) -> npt.NDArray[np.uint8]:
-    out = np.empty((SIZE, SIZE, 3), np.uint8)
-    assert decode(image, out) == OK
-    return out
-
-
-def _rate(make: Callable[[], Iterator[Any]]) -> Rate:
-    buffers = make()
-    for _ in islice(buffers, SKIP):
-        pass
-    cpu, start = cpu_seconds(), time.perf_counter()
-    for _ in islice(buffers, TAKE):
-        pass
-    wall, cpu = time.perf_counter() - start, cpu_seconds() - cpu
-    del buffers  # its workers end here, outside the measurement
-    return TAKE * BUFFER / wall, 1000 * cpu / (TAKE * BUFFER)
-
-
-def bare(shards: list[str], name: str, processes: int) -> Rate:
+def bare(shards: list[str], name: str, processes: int, size: int = SIZE) -> Rate:
     """The decode function in a loop over bytes in memory, in that many processes at once: the ceiling."""
     with ProcessPoolExecutor(processes, get_context("forkserver")) as pool:
-        done = list(pool.map(_loop, [shards[0]] * processes, [name] * processes))
+        done = list(pool.map(partial(_loop, name=name, size=size), [shards[0]] * processes))
     return sum(rate for rate, _ in done), sum(cpu for _, cpu in done) / processes
 
 
-def _loop(shard: str, name: str, warm_up: float = 0.5, seconds: float = 2.0) -> Rate:
+def _loop(shard: str, name: str, size: int, warm_up: float = 0.5, seconds: float = 2.0) -> Rate:
     samples = [sample["jpg"] for sample in wds.WebDataset([str(Path(shard))], shardshuffle=False)]
-    decode, out, done = decoder(name)[1], np.empty((SIZE, SIZE, 3), np.uint8), 0
+    decode, out, done = decoder(name)[1], np.empty((size, size, 3), np.uint8), 0
     begin = time.perf_counter() + warm_up
     while time.perf_counter() < begin:
         decode(samples[0], out)
