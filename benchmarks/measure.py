@@ -6,7 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,17 @@ class Figure:
 
     @property
     def median(self) -> float:
-        return statistics.median(self.values)
+        """Not a number without values."""
+        return statistics.median(self.values) if self.values else float("nan")
 
     @property
     def verdict(self) -> str:
-        """ "ok" or "MISSED", nothing without a target."""
+        """ "ok", "MISSED" or "absent" (it could not be measured), nothing without a target."""
         if self.target is None:
             return ""
+        if not self.values:
+            return "absent"
         return "ok" if (self.median >= self.target) == self.at_least or self.median == self.target else "MISSED"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, the summary included."""
-        summary = {"min": min(self.values), "median": self.median, "max": max(self.values), "verdict": self.verdict}
-        return asdict(self) | summary
 
 
 def interleave(sides: Sequence[Callable[[], Any]], pairs: int) -> list[list[Any]]:
@@ -91,12 +89,16 @@ def table(figures: Sequence[Figure]) -> str:
     lines = ["| benchmark | case | figure | median | min - max | target | |", "|---|---|---|---|---|---|---|"]
     for f in figures:
         bound = "" if f.target is None else f"{'≥' if f.at_least else '≤'} {f.target:g}"
-        low, middle, high = (_short(v) for v in (min(f.values), f.median, max(f.values)))
+        low, middle, high = (short(v) for v in (min(f.values, default=f.median), f.median,
+                                                max(f.values, default=f.median)))  # fmt: skip
         unit = "" if f.unit == "x" else f" {f.unit}"
         lines.append(f"| {f.benchmark} | {f.case} | {f.what} | {middle}{unit} | {low} - {high} | {bound} "
                      f"| {f.verdict} |")  # fmt: skip
     return "\n".join(lines)
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """A number as people read it, a dash when there is none."""
+    if value != value:
+        return "–"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
