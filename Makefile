@@ -1,7 +1,7 @@
 # One way to do a thing: every target makes .venv first when there is none, or when its list of packages has changed.
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 BIN := .venv/bin
-.PHONY: demo test test-slow lint bench clean venv
+.PHONY: demo test test-slow lint bench bench-peers clean venv
 
 demo: venv
 	@$(BIN)/python -m shards.fetch_fashion_mnist
@@ -22,8 +22,12 @@ lint: venv
 bench: venv
 	@$(BIN)/python -m benchmarks
 
+# The loader's peers, in an environment of their own; make bench does it too when they are missing.
+bench-peers: venv
+	@$(BIN)/python -m benchmarks.peers.environment
+
 clean:
-	rm -rf .venv demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv benchmarks/peers/.venv demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 venv: .venv/.done
 

@@ -1,1 +1,1 @@
-"""The loader benchmark's sides: rhostream, bare loops, webdataset, and peers that live in an environment of their own."""
+"""The sides of the loader benchmark: rhostream, webdataset, and peers that live in an environment of their own."""

@@ -136,7 +136,7 @@ def prepare(name: str, task: Task) -> None:
             yield {"jpg": sample["jpg"], "cls": int(sample["cls"])}
 
     if name == "mosaicml-streaming" and not (Path(task.folder) / "mds").exists():
-        from benchmarks.peers import torchvision_ops  # noqa: F401  # isort: skip
+        from benchmarks.peers import torchvision_ops  # isort: skip
         import streaming
 
         with streaming.MDSWriter(out=f"{task.folder}/mds", columns={"jpg": "bytes", "cls": "int"}) as out:

@@ -1,0 +1,167 @@
+"""The plots of docs/performance.md: one function a benchmark, from its figures to axes, the same picture each time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import NullLocator
+
+from benchmarks.measure import Figure
+
+OURS, OTHERS, LINE = "#1f5f8b", "#b9c3cc", "#444444"
+STYLE = {
+    "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.edgecolor": "#999999", "text.color": "#222222", "axes.titlelocation": "left",
+}  # fmt: skip
+Spread = tuple[list[float], list[list[float]]]
+
+
+def draw(name: str, figures: Sequence[Figure], path: Path) -> None:
+    """Write the PNG of a benchmark to `path`; a benchmark without a plot, or without its figures, writes none."""
+    if not can_draw(name, figures):
+        return
+    with matplotlib.rc_context(STYLE):
+        canvas = PLOTS[name](figures)
+        canvas.savefig(path, dpi=130, metadata={"Software": None})
+
+
+def can_draw(name: str, figures: Sequence[Figure]) -> bool:
+    """Whether there is a plot and something to put on it."""
+    return name in PLOTS and bool(SHOWN[name](figures))
+
+
+def loader(figures: Sequence[Figure]) -> Canvas:
+    """Samples a second of every side, a panel for each decoder; lines span the smallest and the largest."""
+    shown = _rates(figures)
+    cases = list(dict.fromkeys(f.case for f in shown))
+    canvas, panels = _panels(len(cases), width=4.6, height=2.9)
+    for axes, case in zip(panels, cases, strict=True):
+        bars = sorted((f for f in shown if f.case == case), key=lambda f: f.median)
+        middle, spread = _spread(bars)
+        axes.barh([f.what for f in bars], middle, xerr=spread, ecolor=LINE, error_kw={"elinewidth": 1},
+                  color=[OURS if f.what == "rhostream" else OTHERS for f in bars])  # fmt: skip
+        axes.set(title=case.split(",")[0], xlabel="samples/s (median, smallest to largest)", xlim=(0, None))
+        axes.tick_params(axis="y", length=0)
+    return canvas
+
+
+def step(figures: Sequence[Figure]) -> Canvas:
+    """Time over the floor of each case, the floor as a line at 1 and each target as a mark."""
+    bars = list(reversed(_over_floor(figures)))
+    canvas, (axes,) = _panels(1, width=7, height=max(0.35 * len(bars) + 1, 1.8))
+    middle, spread = _spread(bars)
+    labels = [f.case if f.what == "time over floor" else f"{f.case}, {f.what}" for f in bars]
+    axes.barh(labels, middle, xerr=spread, color=OURS, ecolor=LINE, height=0.55)
+    for at, bar in enumerate(bars):
+        if bar.target is not None:
+            axes.plot([bar.target] * 2, [at - 0.38, at + 0.38], color="#c0392b", linewidth=1.5,
+                      label="target" if at == len(bars) - 1 else None)  # fmt: skip
+    axes.axvline(1, color=LINE, linewidth=0.8, linestyle=":")
+    axes.set(xlabel="time over floor (1 = the floor)", xlim=(0, None))
+    axes.tick_params(axis="y", length=0)
+    canvas.legend(loc="outside lower right", frameon=False)
+    return canvas
+
+
+def memory(figures: Sequence[Figure]) -> Canvas:
+    """Anonymous memory of the process against the rows of its table, rows on a log scale."""
+    shown = _by_rows(figures)
+    canvas, (axes,) = _panels(1, width=6, height=3)
+    middle, spread = _spread([f for _, f in shown])
+    axes.errorbar([rows for rows, _ in shown], middle, yerr=spread, color=OURS, marker="o", capsize=2)
+    axes.set(xscale="log", xlabel="rows in the table", ylabel="RssAnon (MiB)", ylim=(0, 1.25 * max(middle)))
+    return canvas
+
+
+def scaling(figures: Sequence[Figure]) -> Canvas:
+    """Samples a second against n_B, workers and image size, a panel each, on one scale of y for the first two."""
+    settings = _settings(figures)
+    canvas, panels = _panels(len(settings), width=3, height=2.8)
+    for axes, (label, points) in zip(panels, settings.items(), strict=True):
+        middle, spread = _spread([f for _, f in points])
+        x = [str(at) for at, _ in points]  # evenly spaced: these are settings tried, not a scale
+        axes.errorbar(x, middle, yerr=spread, color=OURS, marker="o", capsize=2)
+        axes.set(xlabel=label, ylim=(0, 1.15 * max(max(f.values) for _, f in points)))
+        axes.margins(x=0.12)
+    panels[0].set_ylabel("samples/s")
+    return canvas
+
+
+def accuracy(figures: Sequence[Figure]) -> Canvas:
+    """Accuracy against seconds, a line a case: figures named `after N s`, of unit `accuracy`."""
+    canvas, (axes,) = _panels(1, width=7, height=3.4)
+    curves: dict[str, list[tuple[float, Figure]]] = {}
+    for seconds, f in _curves(figures):
+        curves.setdefault(f.case, []).append((seconds, f))
+    for case, unsorted in curves.items():
+        points = sorted(unsorted, key=lambda point: point[0])
+        x = [seconds for seconds, _ in points]
+        (line,) = axes.plot(x, [f.median for _, f in points], label=case, linewidth=1.5)
+        low, high = ([bound(f.values) for _, f in points] for bound in (min, max))
+        axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.set(xlabel="seconds, everything included", ylabel="accuracy")
+    axes.legend(frameon=False)
+    return canvas
+
+
+def _panels(count: int, width: float, height: float) -> tuple[Canvas, list[Any]]:
+    canvas = Canvas(figsize=(width * count, height), layout="constrained")
+    panels = list(canvas.subplots(1, count, squeeze=False)[0])
+    for axes in panels:
+        axes.yaxis.set_minor_locator(NullLocator())
+    return canvas, panels
+
+
+def _spread(figures: Sequence[Figure]) -> Spread:
+    """Medians, and how far below and above them the smallest and the largest lie."""
+    middle = [f.median for f in figures]
+    below = [f.median - min(f.values) for f in figures]
+    return middle, [below, [max(f.values) - f.median for f in figures]]
+
+
+def _rates(figures: Sequence[Figure]) -> list[Figure]:
+    return [f for f in figures if f.unit == "samples/s" and f.values]
+
+
+def _over_floor(figures: Sequence[Figure]) -> list[Figure]:
+    return [f for f in figures if f.unit == "x" and "over floor" in f.what and f.values]
+
+
+def _by_rows(figures: Sequence[Figure]) -> list[tuple[int, Figure]]:
+    found = [(re.fullmatch(r"([\d,]+) rows", f.case), f) for f in figures if f.what == "process, RssAnon" and f.values]
+    return sorted(((int(m[1].replace(",", "")), f) for m, f in found if m), key=lambda point: point[0])
+
+
+def _settings(figures: Sequence[Figure]) -> dict[str, list[tuple[int, Figure]]]:
+    settings: dict[str, list[tuple[int, Figure]]] = {}
+    for f in _rates(figures):
+        if m := re.fullmatch(r"(?:(n_B) )?(\d+)(?: (workers|pixels))?", f.case):
+            label = {"n_B": "buffer size n_B", "pixels": "image side (pixels)"}.get(m[1] or m[3], m[3])
+            settings.setdefault(label, []).append((int(m[2]), f))
+    return settings
+
+
+def _curves(figures: Sequence[Figure]) -> list[tuple[float, Figure]]:
+    found = [(re.fullmatch(r"after ([\d.]+) s", f.what), f) for f in figures if f.unit == "accuracy" and f.values]
+    return [(float(m[1]), f) for m, f in found if m]
+
+
+PLOTS: dict[str, Callable[[Sequence[Figure]], Canvas]] = {
+    "loader": loader,
+    "step": step,
+    "memory": memory,
+    "scaling": scaling,
+    "accuracy": accuracy,
+}
+SHOWN: dict[str, Callable[[Sequence[Figure]], Any]] = {
+    "loader": _rates,
+    "step": _over_floor,
+    "memory": _by_rows,
+    "scaling": _settings,
+    "accuracy": _curves,
+}

@@ -1,0 +1,90 @@
+"""The performance page says what the results say, and can be made from any results."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from benchmarks import page, results
+from benchmarks.measure import Figure
+
+LOADER = [
+    Figure("loader", "pillow, 2 workers", "samples/s over bare decode", (0.80, 0.95, 0.85), 0.9),
+    Figure("loader", "pillow, 2 workers", "samples/s over litdata; absent: no wheel", (), 1.0),
+    Figure("loader", "pillow, 2 workers", "rhostream", (2900.0, 3000.0, 3100.0), unit="samples/s"),
+    Figure("loader", "pillow, 2 workers", "bare decode", (3300.0, 3500.0, 3400.0), unit="samples/s"),
+]
+UNKNOWN = [Figure("weather", "outside", "degrees | shade", (21.0,), 20.0, unit="C")]
+OTHERS = {
+    "step": [Figure("step", "mlp", "time over floor", (1.1, 1.2), 1.05, at_least=False)],
+    "memory": [Figure("memory", f"{n:,} rows", "process, RssAnon", (170.0, 171.0), unit="MiB") for n in (1000, 10000)],
+    "scaling": [Figure("scaling", case, "rhostream", (900.0, 950.0), unit="samples/s")
+                for case in ("n_B 80", "n_B 320", "0 workers", "2 workers", "32 pixels")],
+    "accuracy": [Figure("accuracy", rule, f"after {s} s", (s / 20, s / 19), unit="accuracy")
+                 for rule in ("rho", "uniform") for s in (5, 10)],
+}  # fmt: skip
+
+
+def save(folder: Path, name: str, figures: list[Figure]) -> Path:
+    return results.save(folder, name, figures, "python -m benchmarks", 0.5)
+
+
+def test_results_hold_a_row_for_each_value_and_give_back_the_same_figures(tmp_path: Path) -> None:
+    path = save(tmp_path, "loader", LOADER)
+    assert pq.read_table(path).schema.equals(results.SCHEMA)
+    rows = results.newest(tmp_path)
+    assert [row["pair"] for row in rows] == [0, 1, 2, None, 0, 1, 2, 0, 1, 2]
+    assert results.figures_of(rows) == LOADER
+
+
+def test_running_a_benchmark_again_replaces_its_rows_of_the_day_and_no_others(tmp_path: Path) -> None:
+    save(tmp_path, "loader", LOADER)
+    save(tmp_path, "weather", UNKNOWN)
+    path = save(tmp_path, "loader", LOADER[:1])
+    assert list(tmp_path.iterdir()) == [path]
+    assert [row["benchmark"] for row in results.newest(tmp_path)] == ["weather"] + 3 * ["loader"]
+
+
+def test_the_page_takes_each_benchmark_from_its_newest_file(tmp_path: Path) -> None:
+    path = save(tmp_path, "loader", LOADER)
+    save(tmp_path, "weather", UNKNOWN)
+    path.rename(tmp_path / "2001-01-01-older.parquet")
+    save(tmp_path, "loader", LOADER[:1])
+    rows = results.newest(tmp_path)
+    assert {row["benchmark"] for row in rows} == {"loader", "weather"}
+    assert results.figures_of([row for row in rows if row["benchmark"] == "loader"]) == LOADER[:1]
+
+
+def test_the_page_says_what_was_missed_what_is_absent_and_how_it_was_measured(tmp_path: Path) -> None:
+    save(tmp_path, "loader", LOADER)
+    save(tmp_path, "weather", UNKNOWN)
+    text = page.write(tmp_path, tmp_path / "docs").read_text()
+    lost = text.partition("## Where we lose")[2].partition("## ")[0]
+    assert "pillow, 2 workers, samples/s over bare decode: 0.85, target ≥ 0.9 (0.8 to 0.95 over 3)" in lost
+    assert "litdata; absent: no wheel: not measured" in lost
+    assert "weather" not in lost
+    assert "## Weather" in text and "| outside | degrees \\| shade | 21.00 C | 21.00 C | 21.00 C | ≥ 20 | met |" in text
+    assert "`python -m benchmarks` on " in text and "load average 0.5" in text
+
+
+def test_every_plot_is_drawn_and_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
+    for name, figures in (OTHERS | {"loader": LOADER}).items():
+        save(tmp_path, name, figures)
+    first, again = (page.write(tmp_path, tmp_path / name).parent for name in ("first", "again"))
+    drawn = sorted(os.listdir(first / "figures"))
+    assert drawn == ["accuracy.png", "loader.png", "memory.png", "scaling.png", "step.png"]
+    text = (first / "performance.md").read_text()
+    for name in drawn:
+        assert f"(figures/{name})" in text
+        assert (first / "figures" / name).read_bytes() == (again / "figures" / name).read_bytes()
+
+
+def test_the_page_of_the_repository_is_made_from_its_newest_results() -> None:
+    rows = results.newest()
+    assert rows, "benchmarks/results has no Parquet file: make bench"
+    assert (page.DOCS / "performance.md").read_text() == page.render(rows), "python -m benchmarks.page"
+    for device, name in page.sections(rows):
+        if f"figures/{(plot := page.plot_name(device, name, rows))}" in page.render(rows):
+            assert (page.DOCS / "figures" / plot).exists()
