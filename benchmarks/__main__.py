@@ -34,6 +34,7 @@ def main(only: str, pairs: int, out: Path, write_page: bool) -> None:
     if unknown := [letter for letter in chosen if letter not in BENCHMARKS]:
         raise click.BadParameter(f"{', '.join(unknown)}: expected some of {', '.join(BENCHMARKS)}", param_hint="--only")
     command = " ".join(["python -m benchmarks", *sys.argv[1:]])
+    commit = results.commit()  # of what is measured, even when the repository moves on meanwhile
     for letter in chosen:
         name, load = BENCHMARKS[letter], os.getloadavg()[0]
         click.echo(f"{name} ...", err=True)
@@ -41,7 +42,7 @@ def main(only: str, pairs: int, out: Path, write_page: bool) -> None:
         figures = run(pairs)
         click.echo(table(figures) + "\n")
         # Saved one by one: a run that is cut short keeps what it has measured.
-        path = results.save(out, name, figures, command, load)
+        path = results.save(out, name, figures, command, load, commit)
         click.echo(f"wrote {path}", err=True)
     if write_page:
         click.echo(f"wrote {page.write(out)}", err=True)

@@ -45,7 +45,8 @@ def loader(figures: Sequence[Figure]) -> Canvas:
         middle, spread = _spread(bars)
         axes.barh([f.what for f in bars], middle, xerr=spread, ecolor=LINE, error_kw={"elinewidth": 1},
                   color=[OURS if f.what == "rhostream" else OTHERS for f in bars])  # fmt: skip
-        axes.set(title=case.split(",")[0], xlabel="samples/s (median, smallest to largest)", xlim=(0, None))
+        axes.set(title=", ".join(case.split(", ")[:2]), xlim=(0, None))
+        axes.set_xlabel("samples/s (median, smallest to largest)")
         axes.tick_params(axis="y", length=0)
     return canvas
 
@@ -79,7 +80,7 @@ def memory(figures: Sequence[Figure]) -> Canvas:
 
 
 def scaling(figures: Sequence[Figure]) -> Canvas:
-    """Samples a second against n_B, workers and image size, a panel each, on one scale of y for the first two."""
+    """Samples a second against n_B, workers and image size, a panel each."""
     settings = _settings(figures)
     canvas, panels = _panels(len(settings), width=3, height=2.8)
     for axes, (label, points) in zip(panels, settings.items(), strict=True):

@@ -31,7 +31,8 @@ SCHEMA = pa.schema([
 ])  # fmt: skip
 
 
-def save(folder: Path, benchmark: str, figures: Sequence[Figure], command: str, load_before: float) -> Path:
+def save(folder: Path, benchmark: str, figures: Sequence[Figure], command: str, load_before: float,
+         commit: str = "") -> Path:  # fmt: skip
     """Put one benchmark's figures into today's file of this device, in place of its earlier ones.
 
     A figure without values (what could not be measured) is one row whose pair and value are null.
@@ -40,7 +41,7 @@ def save(folder: Path, benchmark: str, figures: Sequence[Figure], command: str, 
     now = datetime.datetime.now(datetime.UTC)
     facts: dict[str, Any] = {
         "date": f"{now:%Y-%m-%d}", "time": f"{now:%H:%M:%S}", "device": device(), "cpu": cpu_name(),
-        "cores": os.cpu_count(), "torch": torch.__version__, "threads": torch.get_num_threads(), "commit": commit(),
+        "cores": os.cpu_count(), "torch": torch.__version__, "threads": torch.get_num_threads(), "commit": commit,
         "command": command, "load_before": round(load_before, 2), "benchmark": benchmark,
     }  # fmt: skip
     rows = [
