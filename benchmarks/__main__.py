@@ -13,30 +13,33 @@ import click
 from benchmarks import page, results
 from benchmarks.measure import Figure, table
 
-BENCHMARKS = {
-    "a": "loader",
-    "b": "offline",
-    "c": "step",
-    "d": "memory",
-    "s": "scaling",
-}
+BENCHMARKS = (
+    "walk",
+    "loader",
+    "scaling",
+    "offline",
+    "step",
+    "log",
+    "audit",
+    "memory",
+    "accuracy",
+)
 
 
 @click.command()
-@click.option("--only", default=",".join(BENCHMARKS), show_default=True,
-              help=", ".join(f"{letter} {name}" for letter, name in BENCHMARKS.items()))  # fmt: skip
+@click.option("--only", default=",".join(BENCHMARKS), show_default=True, help="some of them, comma-separated")
 @click.option("--pairs", default=5, show_default=True, type=click.IntRange(1), help="times both sides are measured")
 @click.option("--out", default=results.FOLDER, type=click.Path(path_type=Path), help="[default: benchmarks/results]")
 @click.option("--page/--no-page", "write_page", default=True, help="write docs/performance.md and its plots at the end")
 def main(only: str, pairs: int, out: Path, write_page: bool) -> None:
     """Measure, print a table, and write every value to OUT/<date>-<device>.parquet and the page."""
-    chosen = [letter.strip() for letter in only.split(",")]
-    if unknown := [letter for letter in chosen if letter not in BENCHMARKS]:
+    chosen = [name.strip() for name in only.split(",")]
+    if unknown := [name for name in chosen if name not in BENCHMARKS]:
         raise click.BadParameter(f"{', '.join(unknown)}: expected some of {', '.join(BENCHMARKS)}", param_hint="--only")
     command = " ".join(["python -m benchmarks", *sys.argv[1:]])
     commit = results.commit()  # of what is measured, even when the repository moves on meanwhile
-    for letter in chosen:
-        name, load = BENCHMARKS[letter], os.getloadavg()[0]
+    for name in chosen:
+        load = os.getloadavg()[0]
         click.echo(f"{name} ...", err=True)
         run: Callable[[int], list[Figure]] = importlib.import_module(f"benchmarks.{name}").run
         figures = run(pairs)

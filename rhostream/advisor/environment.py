@@ -20,7 +20,7 @@ from rhostream.selection.forward import bf16_supported
 from rhostream.stream.decode import DECODERS, decoder
 
 PACKAGES = ("rhostream", "torch", "webdataset", "pyarrow", "duckdb", "pillow", "fsspec")
-EXTRAS = {"s3": ("s3fs",), "gcs": ("gcsfs",), "https": ("aiohttp",), "jpeg": ("simplejpeg",),
+EXTRAS = {"s3": ("s3fs",), "gcs": ("gcsfs",), "https": ("aiohttp",), "jpeg": ("simplejpeg",), "png": ("imagecodecs",),
           "report": ("jinja2", "matplotlib"), "tensorboard": ("tensorboard",)}
 OWN, CREDENTIALS = "RHOSTREAM_", ("AWS_", "GOOGLE_")
 SECRET_WORDS = ("KEY", "SECRET", "TOKEN", "PASSWORD", "CREDENTIAL")
