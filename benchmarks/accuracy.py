@@ -60,7 +60,7 @@ def targets() -> list[Target]:
     return [
         Target("mlp-512", 5, "test", 1500, 400, {"workers": 1, "threads": 1}),
         Target("small-cnn", 3, "test-2000", 1500, 400,
-               {"workers": 1, "threads": 1, "precision": fast, "train_precision": fast, "chunk": 80},
+               {"workers": 0, "threads": 2, "precision": fast, "train_precision": fast, "chunk": 80},
                {"loss_cap": True}),
     ]  # fmt: skip
 

@@ -84,12 +84,12 @@ def compare(run: RunFacts, baseline: RunFacts, kind: str, window: int) -> Compar
 def even_of(run: RunFacts) -> float:
     """How many times fewer steps a run must need to pay for its forwards; NaN where run.json doesn't name the sizes.
 
-    What its steps cost, cascade and all, over the 3 n_b of a uniform step; (n_B + 3 n_b) / (3 n_b) before the first.
+    (n_B + 3 n_b) / (3 n_b); with a cascade what its steps did cost over the 3 n_b of a uniform step.
     """
     n_B, n_b, steps, units = (run.row[name] for name in ("buffer_size", "batch_size", "steps", "forward_units"))
     if not (n_B and n_b):
         return math.nan
-    return float(units) / steps / (3 * n_b) if steps and units else break_even(n_B, n_b)
+    return float(units) / steps / (3 * n_b) if run.stages and steps and units else break_even(n_B, n_b)
 
 
 def baseline_of(run: RunFacts, others: Iterable[RunFacts], kind: str) -> RunFacts | None:

@@ -51,6 +51,12 @@ class RunFacts:
         return str(self.row["rule"] or "?")
 
     @property
+    def stages(self) -> list[str]:
+        """The stages of the cascade in front of the rule, as they were set."""
+        settings = self.folder.settings
+        return [f"{words} {settings[name]}" for name, words in _STAGES.items() if settings.get(name)]
+
+    @property
     def everything(self) -> bool:
         """Whether it trains on all that it reads."""
         return self.row["buffer_size"] is not None and self.row["buffer_size"] == self.row["batch_size"]
@@ -60,9 +66,7 @@ class RunFacts:
         """What the run is for a reader: its rule, or that it chooses nothing."""
         if self.everything:
             return "train on everything"
-        settings = self.folder.settings
-        stages = [f"{words} {settings[name]}" for name, words in _STAGES.items() if settings.get(name)]
-        return ", ".join([self.rule, *stages]) + (" with loss cap" if self.row["loss_cap"] else "")
+        return ", ".join([self.rule, *self.stages]) + (" with loss cap" if self.row["loss_cap"] else "")
 
 
 def gather(ledger: Ledger, name: str) -> RunFacts:
