@@ -90,6 +90,8 @@ def _missed(parts: dict[tuple[str, str], list[Row]]) -> str:
 def _table(figures: Sequence[Figure]) -> str:
     lines = ["| case | figure | median | min | max | target | |", "|---|---|---|---|---|---|---|"]
     for f in figures:
+        if f.what.startswith("curve, "):
+            continue  # drawn, not listed
         numbers = (f.median, min(f.values, default=f.median), max(f.values, default=f.median))
         cells = [_cell(f.case), _cell(f.what), *(_value(f, number) for number in numbers),
                  "" if f.target is None else _bound(f), VERDICTS[f.verdict]]  # fmt: skip

@@ -12,8 +12,10 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import NullLocator
 
 from benchmarks.measure import Figure
+from rhostream.audit.metrics import smooth
 
 OURS, OTHERS, LINE = "#1f5f8b", "#b9c3cc", "#444444"
+METHODS = {"uniform": "#8a949c", "everything": "#c9a227", "rho": OURS, "cascade": "#c0392b"}
 STYLE = {
     "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False,
     "axes.spines.right": False, "axes.edgecolor": "#999999", "text.color": "#222222", "axes.titlelocation": "left",
@@ -94,19 +96,16 @@ def scaling(figures: Sequence[Figure]) -> Canvas:
 
 
 def accuracy(figures: Sequence[Figure]) -> Canvas:
-    """Accuracy against seconds, a line a case: figures named `after N s`, of unit `accuracy`."""
-    canvas, (axes,) = _panels(1, width=7, height=3.4)
-    curves: dict[str, list[tuple[float, Figure]]] = {}
-    for seconds, f in _curves(figures):
-        curves.setdefault(f.case, []).append((seconds, f))
-    for case, unsorted in curves.items():
-        points = sorted(unsorted, key=lambda point: point[0])
-        x = [seconds for seconds, _ in points]
-        (line,) = axes.plot(x, [f.median for _, f in points], label=case, linewidth=1.5)
-        low, high = ([bound(f.values) for _, f in points] for bound in (min, max))
-        axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.set(xlabel="seconds, everything included", ylabel="accuracy")
-    axes.legend(frameon=False)
+    """Accuracy against seconds, a panel a model and a line a method, of the first seed; means of five evaluations."""
+    curves = _curves(figures)
+    canvas, panels = _panels(len(curves), width=4.6, height=3.2)
+    for axes, (model, methods) in zip(panels, curves.items(), strict=True):
+        for method, (seconds, found) in methods.items():
+            axes.plot(seconds, smooth(found), label=method, linewidth=1.4, color=METHODS.get(method))
+        first = [smooth(found)[min(4, len(found) - 1)] for _, found in methods.values()]
+        axes.set(title=model, xlabel="seconds, everything but the IL model included", ylim=(min(first) - 0.02, None))
+    panels[0].set_ylabel("accuracy on the test images")
+    panels[-1].legend(frameon=False)
     return canvas
 
 
@@ -147,9 +146,15 @@ def _settings(figures: Sequence[Figure]) -> dict[str, list[tuple[int, Figure]]]:
     return settings
 
 
-def _curves(figures: Sequence[Figure]) -> list[tuple[float, Figure]]:
-    found = [(re.fullmatch(r"after ([\d.]+) s", f.what), f) for f in figures if f.unit == "accuracy" and f.values]
-    return [(float(m[1]), f) for m, f in found if m]
+def _curves(figures: Sequence[Figure]) -> dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]]:
+    """Seconds and accuracies by model and method, of figures named `curve, seconds` and `curve, accuracy`."""
+    by_name = {(f.case, f.what): f.values for f in figures}
+    curves: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {}
+    for (case, what), values in by_name.items():
+        if what == "curve, accuracy" and (case, "curve, seconds") in by_name:
+            model, _, method = case.partition(", ")
+            curves.setdefault(model, {})[method] = by_name[case, "curve, seconds"], values
+    return curves
 
 
 PLOTS: dict[str, Callable[[Sequence[Figure]], Canvas]] = {
