@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 import rhostream
 from rhostream.audit.metrics import best, smooth, speedup, steps_to_reach
@@ -27,6 +26,7 @@ from rhostream.cost import break_even
 
 N_B, N_b, WINDOW = 320, 32, 5
 EVERY = 25
+CNN = ("cnn-rho", "cnn-rho-cap", "cnn-cascade")
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,18 @@ class Training:
     steps: int | None = None
     buffer_size: int = N_B
     loss_cap: bool = False
+    band: str | None = None
+    shortlist: str | None = None
     test: str = "test"
 
     def __call__(self, folder: str) -> tuple[str, float]:
         """Train it (again: resume it) in `folder`; returns its name and the seconds it took."""
-        torch.set_num_threads(1)
         logging.basicConfig(level=logging.WARNING)
         start = time.monotonic()
         rhostream.train([f"{folder}/train"], f"{folder}/il", f"{folder}/runs/{self.name}", model=self.model,
                         rule=self.rule, seed=self.seed, steps=self.steps, buffer_size=self.buffer_size, batch_size=N_b,
-                        loss_cap=self.loss_cap, test_shards=[f"{folder}/{self.test}"], eval_every=EVERY,
-                        smoothing=WINDOW)
+                        loss_cap=self.loss_cap, band=self.band, shortlist=self.shortlist, threads=1,
+                        test_shards=[f"{folder}/{self.test}"], eval_every=EVERY, smoothing=WINDOW)
         return self.name, time.monotonic() - start
 
 
@@ -60,6 +61,7 @@ def trainings(seeds: int) -> list[Training]:
     runs = [
         Training("cnn-rho", rule="rho", steps=400, **cnn),
         Training("cnn-rho-cap", rule="rho", steps=400, loss_cap=True, **cnn),
+        Training("cnn-cascade", rule="rho", steps=400, loss_cap=True, band="20%:90%", shortlist="proxy:4", **cnn),
         Training("cnn-uniform", rule="uniform", steps=1500, **cnn),
     ]
     for seed in range(seeds):
@@ -129,7 +131,7 @@ def summary(folder: str, seeds: int) -> str:
         lines.append(f"Steps to uniform's best of 1,500 steps (mean of {WINDOW} evaluations, every {EVERY} steps); "
                      f"break-even in forwards is {break_even(N_B, N_b):.2f}x")
         found = [compare(ledger, f"mlp-rho-{s}", f"mlp-uniform-{s}", one_pass) for s in range(seeds)]
-        cnn = [compare(ledger, name, "cnn-uniform", one_pass) for name in ("cnn-rho", "cnn-rho-cap")]
+        cnn = [compare(ledger, name, "cnn-uniform", one_pass) for name in CNN]
         for one in found + cnn:
             lines.append(f"  {one['run']:12} uniform's best {one['uniform_best']:.4f} at step "
                          f"{one['uniform_steps']:>5}, rho at {_number(one['steps'], '5d'):>11}: "
@@ -181,7 +183,7 @@ def main(out: str, seeds: int, jobs: int) -> None:
         [str(runs / f"mlp-rho-{seed}") for seed in range(seeds)], f"{folder}/report.html",
         against=[str(runs / f"mlp-{what}-{seed}") for what in ("uniform", "everything") for seed in range(seeds)],
     )
-    cnn = rhostream.write_report([str(runs / "cnn-rho-cap"), str(runs / "cnn-rho")], f"{folder}/report-cnn.html",
+    cnn = rhostream.write_report([str(runs / name) for name in reversed(CNN)], f"{folder}/report-cnn.html",
                                  against=[str(runs / "cnn-uniform")])
     click.echo(f"\nReports: {page} and {cnn}")
     say("done")
