@@ -3,9 +3,11 @@ names and counts."""
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
+import tarfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,15 @@ import torch
 
 from rhostream import storage
 from rhostream.candidates import Candidates
-from rhostream.errors import AlreadyExistsError, NotWritableError, StorageError, TableError
+from rhostream.errors import AlreadyExistsError, MissingExtraError, NotWritableError, StorageError, TableError
+from rhostream.stream.decode import decoder
 from rhostream.stream.join import Join, JoinSettings
 from rhostream.stream.plan import Plan
 from rhostream.tables import il, parquet, selections
 from rhostream.tables.segments import SegmentQueue
 from rhostream.tables.selections import LogWriter, rows_of
 from rhostream.tables.strings import Strings, StringsBuilder
+from tests.conftest import png
 
 ROWS = 32
 NAMES = pa.array([f"bucket/train-{i:05d}.tar" for i in range(100)])
@@ -219,3 +223,41 @@ def test_strings_are_a_sequence_that_arrow_takes_as_it_is() -> None:
     assert list(strings) == ["a", "", "größer", "😀"] == [strings[np.int64(i)] for i in range(4)]
     assert strings[1:3] == ["", "größer"] and strings[-1] == "😀" and strings == pickle.loads(pickle.dumps(strings))
     assert pa.array(strings, pa.string()).equals(pa.array(list(strings))) and not Strings() and "a" in strings
+
+
+LARGE = """
+import resource, sys, warnings
+resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30))  # anonymous memory: what torch alone takes, and some
+import rhostream
+shard, folder = sys.argv[1:]
+rhostream.index([shard], folder + "/index")
+loader = rhostream.open_stream(shard, folder + "/index", buffer_size=4, needs_il=False)
+seen = [key for c in loader for key in c.key.to_pylist()]
+print(len(seen), sum(int(c.image.sum()) > 0 for c in loader.stream.loader()))
+"""
+
+
+@pytest.mark.slow
+def test_a_shard_far_larger_than_memory_is_indexed_and_read(tmp_path: Path) -> None:
+    rng, path = np.random.default_rng(0), tmp_path / "large.tar"
+    with path.open("wb") as file:
+        for number in range(12):
+            body = png(rng.integers(0, 255, (16, 16), dtype=np.uint8))
+            for name, size, data in ((f"{number:06d}.png", len(body), body), (f"{number:06d}.cls", 1, b"1"),
+                                     (f"{number:06d}.bin", 512 << 20, b"")):  # 6 GB in all, on disk hardly any
+                header = tarfile.TarInfo(name)
+                header.size = size
+                file.write(header.tobuf(tarfile.USTAR_FORMAT) + data)
+                file.seek(-(-(size) // 512) * 512 - len(data), os.SEEK_CUR)
+        file.truncate(file.tell() + 1024)
+    command = [sys.executable, "-c", LARGE, str(path), str(tmp_path)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    assert answer.stdout.split() == ["12", "3"] and path.stat().st_size > 6 << 30
+
+
+def test_a_decoder_that_is_missing_is_named_with_the_line_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    assert decoder("auto")[0] == "pillow"
+    with pytest.raises(MissingExtraError, match=r"simplejpeg is not installed: pip install 'rhostream\[jpeg\]'"):
+        decoder("simplejpeg")
