@@ -18,9 +18,8 @@ import pyarrow as pa
 import torch
 
 from benchmarks.measure import Figure, ratios
-from benchmarks.step import BUFFER, CLASSES, SIZE, Step, buffer
+from benchmarks.step import BUFFER, CASES, CLASSES, Step, buffer
 from rhostream.candidates import Candidates
-from rhostream.models import build
 from rhostream.tables.selections import LogWriter
 
 STEPS, MODEL_STEPS, SHARDS, TARGET = 500, 20, 1_000, 0.01
@@ -28,15 +27,16 @@ Columns = dict[str, np.ndarray]
 
 
 def run(pairs: int) -> list[Figure]:
-    """Seconds of the log over seconds of a small-CNN selection step, and bytes a row."""
+    """Seconds of the log over seconds of the fastest small-CNN selection step, and bytes a row."""
     torch.manual_seed(0)
-    step = Step(build("small-cnn", image_size=SIZE, channels=3, classes=CLASSES), buffer())
+    step = Step(next(case for case in CASES if case.model == "small-cnn"), torch.device("cpu"))
+    ways = step.search()  # the fastest step, which the log is the most beside
     buffers = [_buffer(number) for number in range(STEPS)]
     model, taken, flushed, processor, row = [], list[float](), list[float](), list[float](), list[float]()
-    step.selected()
+    step.selected(*ways)
     with tempfile.TemporaryDirectory() as folder:
         for pair in range(pairs):
-            model.append(statistics.median(step.selected() for _ in range(MODEL_STEPS)))
+            model.append(statistics.median(step.selected(*ways) for _ in range(MODEL_STEPS)))
             took, flush, cpu, size = _log(Path(folder) / str(pair), buffers)
             taken.append(took), flushed.append(flush), processor.append(cpu), row.append(size)
     waited = [a + b for a, b in zip(taken, flushed, strict=True)]
