@@ -73,11 +73,15 @@ def step(figures: Sequence[Figure]) -> Canvas:
 
 def memory(figures: Sequence[Figure]) -> Canvas:
     """Anonymous memory of the process against the rows of its table, rows on a log scale."""
-    shown = _by_rows(figures)
     canvas, (axes,) = _panels(1, width=6, height=3)
-    middle, spread = _spread([f for _, f in shown])
-    axes.errorbar([rows for rows, _ in shown], middle, yerr=spread, color=OURS, marker="o", capsize=2)
-    axes.set(xscale="log", xlabel="rows in the table", ylabel="RssAnon (MiB)", ylim=(0, 1.25 * max(middle)))
+    highest = 0.0
+    for (parts, shown), color in zip(_by_rows(figures).items(), (OURS, METHODS["everything"]), strict=False):
+        middle, spread = _spread([f for _, f in shown])
+        axes.errorbar([rows for rows, _ in shown], middle, yerr=spread, color=color, marker="o", capsize=2,
+                      label=parts)  # fmt: skip
+        highest = max(highest, *middle)
+    axes.set(xscale="log", xlabel="rows in the table", ylabel="RssAnon (MiB)", ylim=(0, 1.25 * highest))
+    axes.legend(frameon=False, loc="lower right")
     return canvas
 
 
@@ -132,9 +136,14 @@ def _over_floor(figures: Sequence[Figure]) -> list[Figure]:
     return [f for f in figures if f.unit == "x" and "over floor" in f.what and f.values]
 
 
-def _by_rows(figures: Sequence[Figure]) -> list[tuple[int, Figure]]:
-    found = [(re.fullmatch(r"([\d,]+) rows", f.case), f) for f in figures if f.what == "process, RssAnon" and f.values]
-    return sorted(((int(m[1].replace(",", "")), f) for m, f in found if m), key=lambda point: point[0])
+def _by_rows(figures: Sequence[Figure]) -> dict[str, list[tuple[int, Figure]]]:
+    """(rows, figure) of the process's memory, by the size of the parts."""
+    found: dict[str, list[tuple[int, Figure]]] = {}
+    for f in figures:
+        match = re.fullmatch(r"([\d,]+) rows in (parts of [\d,]+)", f.case)
+        if match and f.what == "process, RssAnon" and f.values:
+            found.setdefault(match[2], []).append((int(match[1].replace(",", "")), f))
+    return {parts: sorted(points, key=lambda point: point[0]) for parts, points in found.items()}
 
 
 def _settings(figures: Sequence[Figure]) -> dict[str, list[tuple[int, Figure]]]:

@@ -19,7 +19,8 @@ LOADER = [
 UNKNOWN = [Figure("weather", "outside", "degrees | shade", (21.0,), 20.0, unit="C")]
 OTHERS = {
     "step": [Figure("step", "mlp", "time over floor", (1.1, 1.2), 1.05, at_least=False)],
-    "memory": [Figure("memory", f"{n:,} rows", "process, RssAnon", (170.0, 171.0), unit="MiB") for n in (1000, 10000)],
+    "memory": [Figure("memory", f"{n:,} rows in parts of 2,000", "process, RssAnon", (170.0, 171.0), unit="MiB")
+               for n in (1000, 10000)],
     "scaling": [Figure("scaling", case, "rhostream", (900.0, 950.0), unit="samples/s")
                 for case in ("n_B 80", "n_B 320", "0 workers", "2 workers", "32 pixels")],
     "accuracy": [Figure("accuracy", f"mlp, {rule}", f"curve, {what}", values, unit=unit) for rule in ("rho", "uniform")
