@@ -58,16 +58,19 @@ def step(figures: Sequence[Figure]) -> Canvas:
     bars = list(reversed(_over_floor(figures)))
     canvas, (axes,) = _panels(1, width=7, height=max(0.35 * len(bars) + 1, 1.8))
     middle, spread = _spread(bars)
-    labels = [f.case if f.what == "time over floor" else f"{f.case}, {f.what}" for f in bars]
-    axes.barh(labels, middle, xerr=spread, color=OURS, ecolor=LINE, height=0.55)
-    for at, bar in enumerate(bars):
-        if bar.target is not None:
-            axes.plot([bar.target] * 2, [at - 0.38, at + 0.38], color="#c0392b", linewidth=1.5,
-                      label="target" if at == len(bars) - 1 else None)  # fmt: skip
+    own = [f.what == "time over floor" for f in bars]
+    labels = [f.case if ours else f"{f.case}, {f.what.removesuffix(' over floor')}"
+              for f, ours in zip(bars, own, strict=True)]  # fmt: skip
+    axes.barh(labels, middle, xerr=spread, color=[OURS if ours else OTHERS for ours in own], ecolor=LINE, height=0.55)
+    wanted = [(at, bar.target) for at, bar in enumerate(bars) if bar.target is not None]
+    for number, (at, target) in enumerate(wanted):
+        axes.plot([target] * 2, [at - 0.38, at + 0.38], color="#c0392b", linewidth=1.5,
+                  label=None if number else "target")  # fmt: skip
     axes.axvline(1, color=LINE, linewidth=0.8, linestyle=":")
     axes.set(xlabel="time over floor (1 = the floor)", xlim=(0, None))
     axes.tick_params(axis="y", length=0)
-    canvas.legend(loc="outside lower right", frameon=False)
+    if wanted:
+        canvas.legend(loc="outside lower right", frameon=False)
     return canvas
 
 
