@@ -25,7 +25,7 @@ from benchmarks import data
 from benchmarks.measure import Figure, interleave, timed
 from jobs.demo import N_B, WINDOW, N_b, curve, fit_and_score, make_shards
 from rhostream.audit.metrics import best, steps_to_reach
-from rhostream.selection.forward import bf16_supported
+from rhostream.selection.hardware import bf16_supported
 
 EVERY = 25  # steps between evaluations
 FIRST, TIMED = 20, 200  # steps of a timed run that are not counted, and all of them

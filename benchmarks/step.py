@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from benchmarks.measure import Figure, interleave, ratios
 from rhostream.candidates import CANDIDATE, Candidates
 from rhostream.models import build
-from rhostream.selection.forward import bf16_supported, scoring
+from rhostream.selection.forward import scoring
+from rhostream.selection.hardware import bf16_supported
 from rhostream.selection.selector import Selector
 
 BUFFER, BATCH, CLASSES = 320, 32, 10

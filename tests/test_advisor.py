@@ -28,7 +28,7 @@ from rhostream.checkpoint import save_tensors
 from rhostream.cli import cli
 from rhostream.errors import MismatchError, UsageError
 from rhostream.models import build
-from rhostream.selection.forward import bf16_supported
+from rhostream.selection.hardware import bf16_supported
 from tests.test_cli import run as command
 
 # Round numbers, so that every expectation can be computed in the head: 100 of n_B, 10 of n_b.

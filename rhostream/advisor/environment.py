@@ -16,7 +16,7 @@ import torch
 
 from rhostream import storage
 from rhostream.errors import UsageError
-from rhostream.selection.forward import bf16_supported
+from rhostream.selection.hardware import bf16_supported, cores
 from rhostream.stream.decode import DECODERS, decoder
 
 PACKAGES = ("rhostream", "torch", "webdataset", "pyarrow", "duckdb", "pillow", "fsspec")
@@ -62,20 +62,6 @@ class Environment:
         return {**asdict(self), "problems": self.problems}
 
 
-def device_of(name: str) -> torch.device:
-    """The device of that name, `auto` included, proved usable. Raises UsageError."""
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    try:
-        return torch.zeros(1, device=chosen).device
-    except (RuntimeError, AssertionError) as exc:
-        raise UsageError(f"--device {chosen!r} can't be used here: {str(exc).splitlines()[0]}") from exc
-
-
-def cores_here() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def cpu_name() -> str:
     """What the processor calls itself."""
     try:
@@ -94,7 +80,7 @@ def examine_environment() -> Environment:
         versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         extras={name: _extra(name, packages) for name, packages in EXTRAS.items()},
         decoder=decoder("auto")[0], decoders=[name for name in DECODERS if _can_decode(name)],
-        cpu=cpu_name(), cores=cores_here(), threads=torch.get_num_threads(),
+        cpu=cpu_name(), cores=cores(), threads=torch.get_num_threads(),
         bfloat16={name: bf16_supported(torch.device(name))
                   for name in ("cpu", *(f"cuda:{i}" for i in range(len(cuda))))},
         cuda=cuda, spool=spool, spool_free=_free(spool) or 0, shm_free=_free("/dev/shm"),

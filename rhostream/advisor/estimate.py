@@ -17,12 +17,13 @@ import torch
 from rhostream import models, storage
 from rhostream.advisor import measure
 from rhostream.advisor.advice import Advice, advise
-from rhostream.advisor.environment import cores_here, cpu_name, device_of
+from rhostream.advisor.environment import cpu_name
 from rhostream.advisor.predict import ILCost, Measured, Setting
 from rhostream.advisor.samples import Samples, draw, preprocess_for, some
 from rhostream.cost import macs_per_sample
 from rhostream.errors import UsageError
-from rhostream.selection.forward import bf16_supported
+from rhostream.selection.hardware import bf16_supported, cores, device_of
+from rhostream.selection.hardware import threads as in_threads
 from rhostream.selection.selector import Selector
 from rhostream.stream.dataset import PREFETCH
 from rhostream.stream.decode import Preprocess, decoder
@@ -173,8 +174,8 @@ class _Bench:
             self.notes.append(f"{len(self.samples.failed)} of the shards looked into can't be used, first {name}: "
                               f"{why}")
         load = os.getloadavg()[0]
-        if load > 0.5 * cores_here():
-            self.notes.append(f"the machine is busy with other work (load {load:.1f} on {cores_here()} cores): these "
+        if load > 0.5 * cores():
+            self.notes.append(f"the machine is busy with other work (load {load:.1f} on {cores()} cores): these "
                               "are the figures of a shared machine")
         slots = max(self.setting.workers, 1) * (PREFETCH + 2) * self.buffer.image.nbytes  # type: ignore[union-attr]
         if self.setting.workers and slots > 1 << 30:
@@ -187,7 +188,7 @@ class _Bench:
         model, proxy, il_model = (self._build(one) for one in (name, PROXY, il_name))
         self.batch_norm = measure.has_batch_norm(model)
         slow_score = self._slowdown(model, share) if self.device.type == "cpu" and threads > 1 else 1.0
-        with measure.threads(threads if slow_score > 1 else 1):
+        with in_threads(threads if slow_score > 1 else 1):
             score, train = self._score(model, share), self._train(model, share)
             found = {
                 "score": score, "train": train, "proxy": measure.forward_seconds(proxy, self.x, share / 3),
@@ -197,11 +198,11 @@ class _Bench:
             }
         slow_train = 1.0
         if slow_score > 1:
-            with measure.threads(1):
+            with in_threads(1):
                 slow_train = self._train(model, share) / train
         decode = measure.decode_seconds(self.images, self.preprocess, self.decoder_name, share)
         return Measured(
-            cores=cores_here(), on_cpu=self.device.type == "cpu", read=self.samples.read, walk=self.samples.walk,
+            cores=cores(), on_cpu=self.device.type == "cpu", read=self.samples.read, walk=self.samples.walk,
             decode=decode, hand_over=self._assumed(decode), join=0.0, log=measure.log_seconds(self.buffer),
             score_slowdown=slow_score, train_slowdown=slow_train, macs=self._macs(model),
             proxy_macs=self._macs(proxy), il_macs=self._macs(il_model), **found,
@@ -210,7 +211,7 @@ class _Bench:
     def _slowdown(self, model: torch.nn.Module, share: float) -> float:
         """Of scoring with one thread; 1 where more threads don't help: a tiny model, or a machine busy otherwise."""
         every = self._score(model, share)
-        with measure.threads(1):
+        with in_threads(1):
             one = self._score(model, share)
         if one > 1.05 * every:
             return one / every

@@ -6,11 +6,10 @@ samples, and says so; medians are reported, because a busy machine has long tail
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -162,17 +161,6 @@ def train_seconds(model: nn.Module, x: torch.Tensor, label: torch.Tensor, share:
 
     n = fitting(len(x), work, share)
     return seconds_of(lambda: work(n), share) / n, n
-
-
-@contextlib.contextmanager
-def threads(number: int) -> Iterator[None]:
-    """So many threads of torch inside; what they were afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _wait(device: torch.device) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 from rhostream import models, storage
 from rhostream.advisor.agreement import ENOUGH, FACTORS, Agreement
-from rhostream.advisor.environment import device_of
 from rhostream.advisor.question import Question, load_state, of_run
 from rhostream.advisor.views import Views
 from rhostream.errors import UsageError
+from rhostream.selection.hardware import device_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from rhostream.advisor.agreement import FACTORS, Agreement, Scores
 from rhostream.advisor.question import Question
 from rhostream.candidates import Candidates
 from rhostream.errors import UsageError
-from rhostream.selection.forward import bf16_supported
+from rhostream.selection.hardware import bf16_supported
 from rhostream.selection.selector import Selector
 from rhostream.stream.dataset import Loader
 from rhostream.stream.decode import probe_size

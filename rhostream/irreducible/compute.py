@@ -25,7 +25,7 @@ from rhostream.errors import MismatchError, NotFoundError, RhostreamError, Stora
 from rhostream.irreducible.fit import named
 from rhostream.irreducible.model import ILModel, load_il_model
 from rhostream.irreducible.parts import Commits, PartBuilder, Scored, Summary, check_budget
-from rhostream.selection.forward import spare_cores, threads
+from rhostream.selection.hardware import spare_cores, threads
 from rhostream.storage import redact
 from rhostream.stream.progress import Progress
 from rhostream.stream.scan import Chunk, End, ScanSettings, scan

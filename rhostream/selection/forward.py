@@ -7,7 +7,6 @@ statistics of the rows at hand are used (paper, App. B).
 from __future__ import annotations
 
 import contextlib
-import os
 import warnings
 from collections.abc import Iterator
 
@@ -50,31 +49,6 @@ def scoring(model: nn.Module, batch_norm: str = "buffer") -> Iterator[None]:
         for module, mode in modes:
             if module.training != mode:
                 module.training = mode
-
-
-def bf16_supported(device: torch.device) -> bool:
-    """Whether bfloat16 is arithmetic of the device itself and not an emulation that is slower than float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return False
-
-
-def spare_cores(workers: int) -> int:
-    """The cores of this process that its workers leave to the model, at least one."""
-    return max(1, len(os.sched_getaffinity(0)) - workers)
-
-
-@contextlib.contextmanager
-def threads(number: int) -> Iterator[None]:
-    """That many threads for torch's arithmetic, until the end of the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class Forward:

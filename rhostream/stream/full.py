@@ -6,7 +6,6 @@ workers open them, with the same checks.
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rhostream.errors import UsageError
+from rhostream.selection.hardware import cores
 from rhostream.stream.decode import OK, Preprocess, decoder
 from rhostream.stream.join import Join, Joined, JoinSettings
 from rhostream.tables import il
@@ -28,7 +28,7 @@ class FullSize:
     def __init__(self, table: il.Table, preprocess: Preprocess, decoder_name: str, lanes: int) -> None:
         self._join = Join(table, JoinSettings(needs_il=False, keep_holdout=True), open_shards=2 * lanes + 2)
         self._shape, self._decode = preprocess.shape, decoder(decoder_name)[1]
-        self._pool = ThreadPoolExecutor(min(THREADS, len(os.sched_getaffinity(0))), "full-size")
+        self._pool = ThreadPoolExecutor(min(THREADS, cores()), "full-size")
 
     def __call__(self, joined: Joined, rows: npt.NDArray[np.int64]) -> tuple[Tensor, npt.NDArray[np.bool_]]:
         """uint8 (n, H, W, C), and (n,) whether each row could be decoded. Raises as the stream does."""

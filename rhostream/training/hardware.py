@@ -1,22 +1,13 @@
-"""Where a run computes and how: its device, its precisions and its threads, each proved usable before any work."""
+"""How a run computes: its precisions and its threads, each proved usable before any work."""
 
 from __future__ import annotations
 
 import torch
 
 from rhostream.errors import UsageError
-from rhostream.selection.forward import bf16_supported, spare_cores
+from rhostream.selection.hardware import bf16_supported, spare_cores
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
-
-
-def place(device: str) -> torch.device:
-    """The device of that name. Raises UsageError when it can't be used here."""
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as exc:
-        raise UsageError(f"--device {name!r} can't be used here: {str(exc).splitlines()[0]}") from exc
 
 
 def autocast(option: str, precision: str, device: torch.device) -> torch.dtype | None:

@@ -14,7 +14,8 @@ from rhostream import storage
 from rhostream.checkpoint import load_proxy, load_tensors
 from rhostream.errors import UnknownNameError, UsageError
 from rhostream.models import build, load_weights
-from rhostream.selection.forward import threads as threads_in_use
+from rhostream.selection.hardware import device_of
+from rhostream.selection.hardware import threads as threads_in_use
 from rhostream.selection.rules import find_rule
 from rhostream.selection.selector import Selector
 from rhostream.stream.band import Band
@@ -25,7 +26,7 @@ from rhostream.tables.il import Table, fingerprint, part_url, read_part
 from rhostream.training.augment import KINDS
 from rhostream.training.cascade import make_proxy, parse_shortlist, set_macs
 from rhostream.training.evaluate import TestSet
-from rhostream.training.hardware import autocast, place, threads_of
+from rhostream.training.hardware import autocast, threads_of
 from rhostream.training.loop import Metrics, Trainer
 from rhostream.training.ranks import require_single
 from rhostream.training.run import Run, versions
@@ -75,7 +76,7 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
     needs_il = own_rule.needs_il
     _check(buffer_size, batch_size, accumulate, eval_every, checkpoint_every,
            *(n for n in (steps, passes) if n is not None))
-    on = place(device)
+    on = device_of(device)
     scoring_dtype = autocast("--precision", precision, on)
     training_dtype = autocast("--train-precision", train_precision, on)
     if augment not in KINDS:
