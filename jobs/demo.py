@@ -13,6 +13,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,8 @@ def main(out: str, seeds: int, jobs: int) -> None:
     say("fit-il: MLP-256, two halves, duplicates kept together; compute-il: the irreducible loss of 60,000 samples")
     fit_and_score(folder, folder)
     say(f"train: uniform, rho and everything, {seeds} seeds of an MLP and a CNN; {jobs} at a time")
-    with ProcessPoolExecutor(jobs) as pool:
+    # Not forked: a child of a process whose threads have computed waits for them for ever.
+    with ProcessPoolExecutor(jobs, get_context("forkserver")) as pool:
         for future in [pool.submit(training, folder) for training in trainings(seeds)]:
             name, seconds = future.result()
             say(f"  {name} done ({seconds:.0f} s)")

@@ -117,7 +117,8 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
     attempt = Run(run, pinned)
     threads = threads_of(threads, workers, attempt.recorded_threads)
     storage.probe_writable(run)
-    set_macs(attempt.cost, model, network, proxy, listed, preprocess, stream.view)
+    with threads_in_use(threads):
+        set_macs(attempt.cost, model, network, proxy, listed, preprocess, stream.view)
     attempt.cost.il = _il_account(loader) if uses_il else {}
     found = attempt.open({
         "settings": {**pinned, "passes": passes, "steps": steps, "last_step": last_step, "workers": workers,
