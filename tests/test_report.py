@@ -280,6 +280,9 @@ def test_seeds_of_one_setting_are_one_group(
     capped = copied(twin, tmp_path / "capped", settings=settings)
     page = Path(write_report([run, capped], str(tmp_path / "three.html"), against=baselines)).read_text()
     assert page.count('class="verdict ') == 2 and "rho with loss cap" in page
+    cascade = copied(twin, tmp_path / "cascade", settings={**settings, "band": "20%:90%", "shortlist": "proxy:4"})
+    page = Path(write_report([capped, cascade], str(tmp_path / "four.html"), against=baselines)).read_text()
+    assert page.count('class="verdict ') == 2 and "rho, band 20%:90%, shortlist proxy:4 with loss cap" in page
 
 
 def test_a_report_without_baselines_tests_or_an_end_says_so(made: World, log: Rows, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def grouped(facts: Iterable[RunFacts]) -> dict[str, list[RunFacts]]:
     """Runs that differ in their seed alone, together, under a name that tells the groups apart."""
     groups: dict[tuple[Any, ...], list[RunFacts]] = {}
     for run in facts:
-        groups.setdefault(tuple(run.row[k] for k in _KEY), []).append(run)
+        groups.setdefault((*(run.row[k] for k in _KEY), *run.stages), []).append(run)
     several = {k: len({key[at] for key in groups}) > 1 for at, k in enumerate(_KEY)}
     named: dict[str, list[RunFacts]] = {}
     for runs in groups.values():
