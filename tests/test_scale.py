@@ -232,8 +232,8 @@ import rhostream
 shard, folder = sys.argv[1:]
 rhostream.index([shard], folder + "/index")
 loader = rhostream.open_stream(shard, folder + "/index", buffer_size=4, needs_il=False)
-seen = [key for c in loader for key in c.key.to_pylist()]
-print(len(seen), sum(int(c.image.sum()) > 0 for c in loader.stream.loader()))
+seen = [(c.key.to_pylist(), int(c.image.sum()) > 0) for c in loader]
+print(len({key for keys, _ in seen for key in keys}), sum(read for _, read in seen))
 """
 
 
