@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import webdataset as wds
@@ -44,27 +45,30 @@ def drawings(shards: int = 60, samples: int = 100, size: int = 28) -> list[str]:
 
 def members(shards: int, samples: int, *, pax: bool, fields: bool) -> list[str]:
     """Shards of 400 to 900 random bytes called .jpg, with a .cls or a .json (`fields`) beside each."""
-    folder = FOLDER / f"members-{'pax' if pax else 'plain'}-{'json' if fields else 'cls'}-{shards}x{samples}"
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{number:05d}.tar" for number in range(shards)]
-    for number, path in enumerate(paths):
-        if path.exists():
-            continue
-        rng, unfinished = np.random.default_rng(number), path.with_suffix(".part")
-        # Without an mtime webdataset's writer takes the time as a float, which only a pax header can hold.
-        with wds.TarWriter(str(unfinished), mtime=None if pax else 0) as sink:
-            for sample in range(samples):
-                label = int(rng.integers(1000))
-                beside = {"json": {"label": label, "n": sample, "clean": sample % 7 > 0}} if fields else {
-                    "cls": str(label).encode()}  # fmt: skip
-                sink.write({"__key__": f"{number:05d}{sample:06d}", "jpg": rng.bytes(int(rng.integers(400, 900))),
-                            **beside})  # fmt: skip
-        unfinished.rename(path)
-    return [str(path) for path in paths]
+    name = f"members-{'pax' if pax else 'plain'}-{'json' if fields else 'cls'}-{shards}x{samples}"
+
+    def sample(rng: np.random.Generator, number: int) -> dict[str, Any]:
+        label = int(rng.integers(1000))
+        beside = {"json": {"label": label, "n": number, "clean": number % 7 > 0}} if fields else {
+            "cls": str(label).encode()}  # fmt: skip
+        return {"jpg": rng.bytes(int(rng.integers(400, 900))), **beside}
+
+    # Without an mtime webdataset's writer takes the time as a float, which only a pax header can hold.
+    return _written(name, shards, samples, sample, mtime=None if pax else 0)
 
 
 def _shards(name: str, shards: int, samples: int, extension: str, make: Callable[[np.random.Generator], bytes],
             ) -> list[str]:  # fmt: skip
+    def sample(rng: np.random.Generator, _: int) -> dict[str, Any]:
+        label = str(int(rng.integers(CLASSES))).encode()
+        return {extension: make(rng), "cls": label}
+
+    return _written(name, shards, samples, sample)
+
+
+def _written(name: str, shards: int, samples: int, sample: Callable[[np.random.Generator, int], dict[str, Any]],
+             mtime: float | None = None) -> list[str]:  # fmt: skip
+    """Shards of `samples` samples each, where they aren't there yet; a shard is a function of its number."""
     folder = FOLDER / name
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number:05d}.tar" for number in range(shards)]
@@ -72,10 +76,9 @@ def _shards(name: str, shards: int, samples: int, extension: str, make: Callable
         if path.exists():
             continue
         rng, unfinished = np.random.default_rng(number), path.with_suffix(".part")
-        with wds.TarWriter(str(unfinished)) as sink:
-            for sample in range(samples):
-                label = str(int(rng.integers(CLASSES))).encode()
-                sink.write({"__key__": f"{number:05d}{sample:06d}", extension: make(rng), "cls": label})
+        with wds.TarWriter(str(unfinished), mtime=mtime) as sink:
+            for at in range(samples):
+                sink.write({"__key__": f"{number:05d}{at:06d}", **sample(rng, at)})
         unfinished.rename(path)
     return [str(path) for path in paths]
 

@@ -142,7 +142,7 @@ def _views(asked: Iterable[int], full: int) -> list[int]:
 
 def _il_cost(samples: int, known: Mapping[str, Any], table: il_table.Table | None) -> ILCost:
     """As the table's model says of itself, else as fit-il's defaults would have it on so many samples."""
-    scored = sum(f.il_rows for f in table.facts) if table else 0
+    scored = table.il_rows if table else 0
     pooled = min(samples, FIT_SAMPLES)
     folds = int(known.get("folds", FIT_FOLDS))
     trained = int(known["fit_samples"]) if "fit_samples" in known else pooled * FIT_EPOCHS
@@ -259,8 +259,8 @@ class _Bench:
         One stream decodes whole buffers, the other a few samples of each: the difference is what a decoded sample
         costs, the rest what a planned one does.
         """
-        urls, facts = zip(*some(list(zip(table.shards, table.facts, strict=True)), 8), strict=True)
-        n = min(self.setting.buffer_size, sum(f.samples for f in facts))
+        urls, counts = zip(*some(list(zip(table.shards, table.counts.tolist(), strict=True)), 8), strict=True)
+        n = min(self.setting.buffer_size, sum(counts))
         few = max(1, min(self.setting.batch_size, n // 4))
         if n <= few:
             return m

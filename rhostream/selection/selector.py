@@ -82,7 +82,7 @@ class Selector:
         self.forward = Forward(model, chunk=chunk, batch_norm=batch_norm, autocast=autocast, compile=compile)
         self.proxy = proxy
         self.shortlist = None if shortlist is None else round(shortlist * batch_size)
-        if (self.shortlist is None) != (proxy is None) and proxy is not None:
+        if proxy is not None and shortlist is None:
             raise UsageError("a proxy makes a shortlist: say how long, as a multiple of the batch size (shortlist=4)")
         if self.rule.score is None and self.shortlist is not None:
             raise UsageError(f"the rule {rule!r} makes no forward, so a shortlist has nothing to rank by")

@@ -36,7 +36,6 @@ class KeepList:
 
     bits: Tensor  # (ceil(samples / 8),) uint8 in shared memory, little-endian bit order
     starts: npt.NDArray[np.int64]  # (shards,) number of the first sample of each shard
-    listed: int  # samples on it that the table has
 
     def __call__(self, joined: Joined, pass_index: int, index: int) -> None:
         at = self.starts[joined.rows.shard] + joined.rows.ordinal
@@ -63,7 +62,7 @@ def read_keep_list(url: str, table: il.Table) -> KeepList:
     if strange:
         warnings.warn(f"keep-list {redact(url)}: {strange:,} of its rows name no sample of these shards", stacklevel=2)
     bits = torch.from_numpy(np.packbits(keep, bitorder="little")).share_memory_()
-    return KeepList(bits, starts[:-1], int(keep.sum()))
+    return KeepList(bits, starts[:-1])
 
 
 def _mark(batch: pa.RecordBatch, table: il.Table, number: dict[str, int], starts: npt.NDArray[np.int64],
