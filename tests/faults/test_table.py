@@ -1,0 +1,21 @@
+"""The table of faults is whole: every line has a test that promises something, and the page says what they promise."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.lines import LINES
+from tests.faults.page import PAGE, page, promises
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_every_line_has_a_test_with_a_promise(line: str) -> None:
+    assert any(doc for doc, *_ in promises().get(line, []))
+
+
+def test_no_test_names_a_line_that_is_not_in_the_table() -> None:
+    assert set(promises()) <= set(LINES)
+
+
+def test_the_page_of_guarantees_is_that_of_the_tests() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run `python -m tests.faults.page`"
