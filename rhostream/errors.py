@@ -11,7 +11,8 @@
     |   |-- NotFoundError             3   no such object
     |   |-- AccessError               3   the store refused our credentials
     |   `-- AlreadyExistsError        3   a create-only commit lost the race
-    |-- ShardError                    3   a shard's bytes break the rules, or changed
+    |-- ShardError                    3   a shard's bytes break the rules
+    |   `-- ChangedError              3   it changed while it was read
     |-- TableError                    3   a part, segment or checkpoint can't be trusted
     |-- BudgetError                   3   more bad samples or shards than was allowed
     |-- NonFiniteError                3   the loss of whole buffers is NaN or infinite
@@ -95,6 +96,10 @@ class ShardError(RhostreamError):
     """A shard's bytes break the rules of tar, or changed after they were indexed."""
 
     exit_code = 3
+
+
+class ChangedError(ShardError):
+    """A shard changed while it was read; once it rests, the same command reads it."""
 
 
 class TableError(RhostreamError):

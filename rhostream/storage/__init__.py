@@ -1,0 +1,62 @@
+"""The one door to bytes: names, whole and ranged reads, and commits that appear whole or not at all.
+
+    names > settings > store (s3, gcs, web, memory) > retry > spool, reading, ahead > commits, expand
+
+A URL is a local path or `scheme://...` with a scheme of `SCHEMES`. `pipe:` (a shell) and chained `::` URLs (two
+meanings in this ecosystem) are refused. Remote stores go through the clients of fsspec's family; local files through
+plain system calls, because a commit on disk needs `link` and `fsync`, which fsspec doesn't offer.
+"""
+
+from rhostream.storage.ahead import ReadAhead
+from rhostream.storage.commits import create, delete, probe_writable, replace
+from rhostream.storage.expand import expand
+from rhostream.storage.faults import add_retried, retried, retried_since, take_retried
+from rhostream.storage.names import SCHEMES, is_local, join, redact, resolve
+from rhostream.storage.reading import (
+    RangeReader,
+    Reader,
+    digest_of,
+    exists,
+    identity,
+    list_files,
+    open_reader,
+    read_bytes,
+    sha256_of,
+)
+from rhostream.storage.settings import SPOOL_BYTES, Carried, Retry, configure, configure_retry, configure_spool
+from rhostream.storage.store import EXTRA_OF, Identity
+
+__all__ = [
+    "EXTRA_OF",
+    "SCHEMES",
+    "SPOOL_BYTES",
+    "Carried",
+    "Identity",
+    "RangeReader",
+    "ReadAhead",
+    "Reader",
+    "Retry",
+    "add_retried",
+    "configure",
+    "configure_retry",
+    "configure_spool",
+    "create",
+    "delete",
+    "digest_of",
+    "exists",
+    "expand",
+    "identity",
+    "is_local",
+    "join",
+    "list_files",
+    "open_reader",
+    "probe_writable",
+    "read_bytes",
+    "redact",
+    "replace",
+    "resolve",
+    "retried",
+    "retried_since",
+    "sha256_of",
+    "take_retried",
+]

@@ -1,0 +1,122 @@
+"""Google Cloud Storage through gcsfs: its credentials, session and endpoint; the requests of the JSON API are our own.
+
+gcsfs retries by itself for minutes and hides Retry-After, so its request method is not used.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from gcsfs.core import GCSFileSystem
+
+from rhostream.storage.faults import StatusError, VersionError
+from rhostream.storage.settings import Retry
+from rhostream.storage.store import Found, Identity
+from rhostream.storage.web import Answer, answered
+
+
+class GCS:
+    """One client a process."""
+
+    def __init__(self, options: Mapping[str, Any], retry: Retry) -> None:
+        from aiohttp import ClientTimeout
+
+        self._fs = GCSFileSystem(**{"use_listings_cache": False, **options, "skip_instance_cache": True})
+        self._timeout = ClientTimeout(total=None, sock_connect=retry.connect)
+
+    @contextlib.asynccontextmanager
+    async def _request(self, method: str, url: str, headers: Mapping[str, str] | None = None,
+                       **asks: Any) -> AsyncIterator[Any]:
+        await self._fs._set_session()
+        params = self._fs._get_params(asks.pop("params", {}))
+        # The path is quoted already, and a key may hold what a URL library would take for its own.
+        sent = self._fs._get_headers(headers)
+        async with self._fs.session.request(method, _encoded(url), params=params, headers=sent, timeout=self._timeout,
+                                            **asks) as response:
+            await answered(response, _code)
+            yield response
+
+    def _object(self, path: str) -> str:
+        bucket, _, key = path.partition("/")
+        return f"{self._fs.base}b/{quote(bucket, safe='')}/o/{quote(key, safe='')}"
+
+    async def info(self, path: str) -> Found:
+        async with self._request("GET", self._object(path)) as response:
+            return _found(await response.json())
+
+    @contextlib.asynccontextmanager
+    async def get(self, path: str, span: tuple[int, int] | None, tag: str) -> AsyncIterator[Answer]:
+        headers = {"Range": f"bytes={span[0]}-{span[1] - 1}"} if span else {}
+        params = {"alt": "media", "generation": tag if tag.isdigit() else None}
+        try:
+            async with self._request("GET", self._object(path), headers, params=params) as response:
+                yield Answer(response, None if span else _found_in(response.headers))
+        except StatusError as exc:
+            # The tag is the generation: an older one is gone once the object was replaced.
+            if tag and exc.status == 404:
+                raise VersionError from None
+            raise
+
+    async def put(self, path: str, data: bytes, create: bool) -> None:
+        bucket, _, key = path.partition("/")
+        params = {"uploadType": "media", "name": key, "ifGenerationMatch": "0" if create else None}
+        url = f"{self._fs._location}/upload/storage/v1/b/{quote(bucket, safe='')}/o"
+        headers = {"Content-Type": "application/octet-stream"}
+        async with self._request("POST", url, headers, params=params, data=data) as response:
+            await response.read()
+
+    async def find(self, path: str, after: str) -> tuple[list[str], str]:
+        bucket, _, key = path.partition("/")
+        params = {"prefix": f"{key.rstrip('/')}/" if key else None, "pageToken": after or None}
+        url = f"{self._fs.base}b/{quote(bucket, safe='')}/o"
+        async with self._request("GET", url, params=params) as response:
+            page = await response.json()
+        return [f"{bucket}/{entry['name']}" for entry in page.get("items", [])], page.get("nextPageToken", "")
+
+    async def delete(self, path: str) -> None:
+        async with self._request("DELETE", self._object(path)):
+            pass
+
+
+def _encoded(url: str) -> Any:
+    from yarl import URL
+
+    return URL(url, encoded=True)
+
+
+def _code(body: bytes) -> str:
+    """The reason that the JSON of an error gives."""
+    import json
+
+    with contextlib.suppress(ValueError, KeyError, TypeError, IndexError):
+        return str(json.loads(body)["error"]["errors"][0]["reason"])
+    return ""
+
+
+def _found(record: Mapping[str, Any]) -> Found:
+    if "size" not in record:
+        raise StatusError(502, "no size in the answer")
+    return Found(Identity(int(record["size"]), str(record.get("generation") or record.get("etag") or "")),
+                 _decoded(record.get("md5Hash")), _decoded(record.get("crc32c")))  # fmt: skip
+
+
+def _found_in(headers: Mapping[str, str]) -> Found | None:
+    """From the headers of a download, where the store sends them; not of one that it unpacked on the way."""
+    generation, size = headers.get("x-goog-generation"), headers.get("x-goog-stored-content-length")
+    if not generation or not size or headers.get("x-goog-stored-content-encoding", "identity") != "identity":
+        return None
+    given = ",".join(_all(headers, "x-goog-hash")).split(",")
+    sums = dict(part.strip().split("=", 1) for part in given if "=" in part)
+    return Found(Identity(int(size), generation), _decoded(sums.get("md5")), _decoded(sums.get("crc32c")))
+
+
+def _all(headers: Any, name: str) -> list[str]:
+    return list(headers.getall(name, []))
+
+
+def _decoded(text: str | None) -> bytes | None:
+    return base64.b64decode(text) if text else None

@@ -1,0 +1,228 @@
+"""Whole and ranged reads: local files by `pread`, remote ones from the spool, or by ranges where they don't fit it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from rhostream.errors import AccessError, NotFoundError, UsageError
+from rhostream.storage import spool
+from rhostream.storage.names import is_local, redact, scheme_of
+from rhostream.storage.retry import asked, run, transfer
+from rhostream.storage.settings import Retry, settings
+from rhostream.storage.store import Found, Identity, store_of
+
+_PIECE = 1 << 20
+
+
+@contextlib.contextmanager
+def _translated(url: str) -> Iterator[None]:
+    """A disk's errors in our words."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise NotFoundError(f"{redact(url)} does not exist") from exc
+    except PermissionError as exc:
+        raise AccessError(f"{redact(url)}: permission denied; check the credentials") from exc
+    except IsADirectoryError as exc:
+        raise UsageError(f"{redact(url)} is a folder, expected a file") from exc
+
+
+def identity(url: str) -> Identity:
+    """Size and version of an object. Raises NotFoundError, AccessError, StorageError."""
+    if is_local(url):
+        with _translated(url):
+            return _of_stat(os.stat(url))
+    return _found(url).identity
+
+
+def _of_stat(stat: os.stat_result) -> Identity:
+    return Identity(stat.st_size, str(stat.st_mtime_ns))
+
+
+def _found(url: str, tries: int | None = None) -> Found:
+    store, path = store_of(url)
+    return run(url, lambda patience: asked(store.info(path), patience), tries)
+
+
+def exists(url: str) -> bool:
+    """Whether there is such an object."""
+    try:
+        identity(url)
+    except NotFoundError:
+        return False
+    return True
+
+
+def read_bytes(url: str) -> bytes:
+    """The whole object, its length and, where the store knows it, its checksum compared."""
+    if is_local(url):
+        with _translated(url):
+            return Path(url).read_bytes()
+    store, path = store_of(url)
+    pieces: list[bytes] = []
+
+    async def attempt(patience: Retry) -> None:
+        pieces.clear()
+        await transfer(url, store, path, pieces.append, patience)
+
+    run(url, attempt)
+    return b"".join(pieces)
+
+
+def list_files(url: str, suffix: str) -> list[str]:
+    """Every object below a folder that ends in `suffix`, sorted; names that start with a dot are not results."""
+    if is_local(url):
+        found = [os.path.join(folder, name) for folder, _, names in os.walk(url) for name in names]
+    else:
+        found = [f"{scheme_of(url)}://{path}" for path in _listed(url)]
+    return sorted(f for f in found if f.endswith(suffix) and not os.path.basename(f).startswith("."))
+
+
+def _listed(url: str) -> Iterator[str]:
+    """Page by page, each with its own deadline and retries."""
+    (store, path), after = store_of(url), ""
+    while True:
+
+        async def attempt(patience: Retry, after: str = after) -> tuple[list[str], str]:
+            return await asked(store.find(path, after), patience)
+
+        page, after = run(url, attempt)
+        yield from page
+        if not after:
+            return
+
+
+class Reader:
+    """A file held open for reads at offsets. `pread`, not a map: a mapped file that is cut kills the process."""
+
+    version: Identity  # of what is read, as it was when it was opened
+
+    def __init__(self, path: str, url: str) -> None:
+        self.url, self._fd = url, -1
+        with _translated(url):
+            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self.version = _of_stat(os.fstat(self._fd))
+            self.size = self.version.size
+
+    def pread(self, n: int, offset: int) -> bytes:
+        """Up to `n` bytes from `offset`; fewer only at the end of the file."""
+        data = os.pread(self._fd, n, offset)
+        while len(data) < n and (more := os.pread(self._fd, n - len(data), offset + len(data))):
+            data += more
+        return data
+
+    def unchanged(self) -> bool:
+        """Whether the open file still has the size it had when it was opened."""
+        return os.fstat(self._fd).st_size == self.size
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    __del__ = close
+
+
+class SpooledReader(Reader):
+    """A whole remote object in the spool; as long as it is open it is not evicted."""
+
+    def __init__(self, fd: int, url: str, version: Identity) -> None:
+        self.url, self._fd, self.version, self.size = url, fd, version, version.size
+
+
+class RangeReader(Reader):
+    """An object too large for the spool, read by ranges of the version that was opened."""
+
+    def __init__(self, url: str, found: Found) -> None:
+        self.url, self.version, self.size, self._fd = url, found.identity, found.identity.size, -1
+        self._known = found
+
+    def pread(self, n: int, offset: int) -> bytes:
+        """Up to `n` bytes from `offset`. Raises ChangedError when the object is another one by now."""
+        end = min(offset + n, self.size)
+        if end <= offset:
+            return b""
+        (store, path), pieces = store_of(self.url), list[bytes]()
+
+        async def attempt(patience: Retry) -> None:
+            pieces.clear()
+            await transfer(self.url, store, path, pieces.append, patience, (offset, end), self._known)
+
+        run(self.url, attempt)
+        return b"".join(pieces)
+
+    def unchanged(self) -> bool:
+        """True: every read names the version, and one of another version is refused."""
+        return True
+
+
+def open_reader(url: str, spool_bytes: int | None = None) -> Reader:
+    """Open a shard for reads at offsets.
+
+    A remote object comes in one GET into the spool (a folder of bounded size that the processes of a machine share);
+    one larger than a quarter of `spool_bytes`, or for which there is no room, is read by ranges instead.
+    """
+    return _opened(url, spool_bytes, None)
+
+
+def _opened(url: str, spool_bytes: int | None, tries: int | None) -> Reader:
+    if is_local(url):
+        return Reader(url, url)
+    budget, found = settings().spool_bytes if spool_bytes is None else spool_bytes, _found(url, tries)
+    version = found.identity
+    if version.size * 4 <= budget:
+        fd = spool.fetch(url, version, lambda fd: _bring(url, found, fd, tries), budget)
+        if fd is not None:
+            return SpooledReader(fd, url, version)
+    return RangeReader(url, found)
+
+
+def _bring(url: str, found: Found, fd: int, tries: int | None) -> None:
+    """The whole object into a file, once more from its beginning after every fault."""
+    store, path = store_of(url)
+
+    async def attempt(patience: Retry) -> None:
+        os.lseek(fd, 0, os.SEEK_SET)
+        await transfer(url, store, path, lambda piece: _write(fd, piece), patience, known=found)
+
+    run(url, attempt, tries)
+
+
+def _write(fd: int, piece: bytes) -> None:
+    view = memoryview(piece)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def sha256_of(reader: Reader) -> str:
+    """The hash of the whole object; "" for one that is read by ranges: that would be a second download."""
+    if isinstance(reader, RangeReader):
+        return ""
+    digest, at = hashlib.sha256(), 0
+    while data := reader.pread(4 << 20, at):
+        digest.update(data)
+        at += len(data)
+    return digest.hexdigest()
+
+
+def digest_of(url: str) -> tuple[int, str]:
+    """Size and sha256 of an object; a local file goes by in pieces, so its size in memory is that of one."""
+    if not is_local(url):
+        data = read_bytes(url)
+        return len(data), hashlib.sha256(data).hexdigest()
+    digest, size, piece = hashlib.sha256(), 0, bytearray(_PIECE)
+    with _translated(url), open(url, "rb", buffering=0) as file:
+        while n := file.readinto(piece):
+            digest.update(memoryview(piece)[:n])
+            size += n
+    return size, digest.hexdigest()

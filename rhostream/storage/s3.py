@@ -1,0 +1,126 @@
+"""S3 and what speaks like it, through s3fs: its credentials, session and client, but none of its retries.
+
+A small object is one conditional PUT. A large one is a multipart upload whose completion is conditional.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import s3fs
+
+from rhostream.storage.faults import VersionError, diagnose
+from rhostream.storage.settings import Retry
+from rhostream.storage.store import PIECE, Found, Identity
+
+SINGLE_PUT = 64 << 20  # bytes; larger objects go up in parts of that size
+PART_TRIES = 4  # a part that fails is sent again before the whole upload is
+DIRECTORY_BUCKET = "--x-s3"  # its ETags are random
+
+
+class S3:
+    """One client a process."""
+
+    def __init__(self, options: Mapping[str, Any], retry: Retry) -> None:
+        given = dict(options)
+        config = {"connect_timeout": retry.connect, "read_timeout": max(retry.first_byte, retry.stall),
+                  "retries": {"total_max_attempts": 1, "mode": "standard"}, "max_pool_connections": 64}
+        config |= given.pop("config_kwargs", {})
+        given.setdefault("use_listings_cache", False)
+        self._fs = s3fs.S3FileSystem(**given, config_kwargs=config, skip_instance_cache=True)
+        self._fs.retries = 1
+
+    async def _call(self, method: str, path: str, **asks: Any) -> Any:
+        bucket, _, key = path.partition("/")
+        return await self._fs._call_s3(method, Bucket=bucket, Key=key, **asks)
+
+    async def info(self, path: str) -> Found:
+        try:
+            return _found(path, await self._call("head_object", path))
+        except PermissionError:
+            # A refused HEAD has no body, so it can't say whether a token expired or the clock is wrong; a GET can.
+            await self._call("get_object", path, Range="bytes=0-0")
+            raise
+
+    @contextlib.asynccontextmanager
+    async def get(self, path: str, span: tuple[int, int] | None, tag: str) -> AsyncIterator[_Body]:
+        asks = {"IfMatch": f'"{tag}"'} if tag else {}
+        if span:
+            asks["Range"] = f"bytes={span[0]}-{span[1] - 1}"
+        try:
+            answer = await self._call("get_object", path, **asks)
+        except OSError as exc:
+            if tag and diagnose(exc).act == "exists":  # here a 412 is about IfMatch
+                raise VersionError from None
+            raise
+        body = _Body(answer, None if span else _found(path, answer))
+        try:
+            yield body
+        finally:
+            body.close()
+
+    async def put(self, path: str, data: bytes, create: bool) -> None:
+        condition = {"IfNoneMatch": "*"} if create else {}
+        if len(data) <= SINGLE_PUT:
+            await self._call("put_object", path, Body=data, **condition)
+            return
+        upload = (await self._call("create_multipart_upload", path))["UploadId"]
+        try:
+            parts = []
+            for number, start in enumerate(range(0, len(data), SINGLE_PUT), 1):
+                etag = await self._part(path, upload, number, data[start : start + SINGLE_PUT])
+                parts.append({"PartNumber": number, "ETag": etag})
+            await self._call("complete_multipart_upload", path, UploadId=upload, MultipartUpload={"Parts": parts},
+                             **condition)
+        except BaseException:
+            with contextlib.suppress(Exception):  # what went wrong before matters more
+                await self._call("abort_multipart_upload", path, UploadId=upload)
+            raise
+
+    async def _part(self, path: str, upload: str, number: int, data: bytes) -> str:
+        for tried in range(PART_TRIES):
+            try:
+                sent = await self._call("upload_part", path, UploadId=upload, PartNumber=number, Body=data)
+                return str(sent["ETag"])
+            except Exception as exc:
+                if tried == PART_TRIES - 1 or diagnose(exc).act != "retry":
+                    raise
+        raise AssertionError("unreachable")
+
+    async def find(self, path: str, after: str) -> tuple[list[str], str]:
+        bucket, _, key = path.partition("/")
+        asks = {"ContinuationToken": after} if after else {}
+        below = f"{key.rstrip('/')}/" if key else ""
+        page = await self._fs._call_s3("list_objects_v2", Bucket=bucket, Prefix=below, **asks)
+        found = [f"{bucket}/{entry['Key']}" for entry in page.get("Contents", [])]
+        return found, str(page["NextContinuationToken"]) if page.get("IsTruncated") else ""
+
+    async def delete(self, path: str) -> None:
+        await self._call("delete_object", path)
+
+
+class _Body:
+    def __init__(self, answer: Mapping[str, Any], found: Found | None) -> None:
+        self._stream, self.found = answer["Body"], found
+        self.length: int | None = answer.get("ContentLength")
+
+    async def read(self) -> bytes:
+        return bytes(await self._stream.read(PIECE))
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _found(path: str, answer: Mapping[str, Any]) -> Found:
+    tag = str(answer.get("ETag") or answer.get("LastModified") or "").strip('"')
+    # An ETag is the md5 of the bytes unless the object came in parts, or was encrypted with a key of its own.
+    encrypted = answer.get("ServerSideEncryption") not in (None, "AES256") or answer.get("SSECustomerAlgorithm")
+    plain = len(tag) == 32 and not encrypted and not path.partition("/")[0].endswith(DIRECTORY_BUCKET)
+    try:
+        md5 = bytes.fromhex(tag) if plain else None
+    except ValueError:
+        md5 = None
+    return Found(Identity(int(answer["ContentLength"]), tag), md5)
+
