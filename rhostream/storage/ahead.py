@@ -11,7 +11,7 @@ from typing import Self
 
 from rhostream.errors import RhostreamError
 from rhostream.storage.names import is_local
-from rhostream.storage.reading import Reader, SpooledReader, _opened
+from rhostream.storage.reading import Reader, SpooledReader, opened
 
 THREADS = 4
 
@@ -60,7 +60,7 @@ class ReadAhead:
         while (url := self._next()) is not None:
             reader: Reader | None = None
             try:
-                reader = _opened(url, None, 1)
+                reader = opened(url, tries=1)
             except (RhostreamError, OSError):
                 continue
             with self._changed:

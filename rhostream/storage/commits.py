@@ -118,7 +118,8 @@ def probe_writable(url: str) -> bool:
     except AlreadyExistsError:
         return True
     except (StorageError, OSError) as exc:
-        raise NotWritableError(f"can't write below {redact(url)}: {exc}") from exc
+        reason = str(exc).removeprefix(redact(probe)).lstrip(": ")
+        raise NotWritableError(f"can't write below {redact(url)}: {reason}") from exc
     finally:
         if written:
             with contextlib.suppress(StorageError):  # may write, may not delete: results need no more

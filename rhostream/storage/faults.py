@@ -216,3 +216,13 @@ def add_retried(found: Mapping[str, Mapping[str, int]]) -> None:
     for place, kinds in found.items():
         for kind, times in kinds.items():
             count(place, kind, times)
+
+
+def _after_fork() -> None:
+    """A child's counts are its own."""
+    global _lock
+    _lock = threading.Lock()
+    _counts.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

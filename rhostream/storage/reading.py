@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from rhostream.errors import AccessError, NotFoundError, UsageError
+from rhostream.errors import AccessError, ChangedError, NotFoundError, UsageError
 from rhostream.storage import spool
 from rhostream.storage.names import is_local, redact, scheme_of
 from rhostream.storage.retry import asked, run, transfer
@@ -172,10 +172,14 @@ def open_reader(url: str, spool_bytes: int | None = None) -> Reader:
     A remote object comes in one GET into the spool (a folder of bounded size that the processes of a machine share);
     one larger than a quarter of `spool_bytes`, or for which there is no room, is read by ranges instead.
     """
-    return _opened(url, spool_bytes, None)
+    try:
+        return opened(url, spool_bytes)
+    except ChangedError:
+        return opened(url, spool_bytes)  # replaced between two requests: once more, as it is now
 
 
-def _opened(url: str, spool_bytes: int | None, tries: int | None) -> Reader:
+def opened(url: str, spool_bytes: int | None = None, tries: int | None = None) -> Reader:
+    """The same, with at most so many tries."""
     if is_local(url):
         return Reader(url, url)
     budget, found = settings().spool_bytes if spool_bytes is None else spool_bytes, _found(url, tries)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from rhostream import storage
 from rhostream.candidates import CANDIDATE, Candidates, Reason
 from rhostream.errors import RhostreamError, UsageError
 from rhostream.stream.decode import OK, Preprocess, decoder
@@ -34,6 +35,7 @@ from rhostream.tables import il
 LOG = logging.getLogger("rhostream")
 PREFETCH = 2
 SLOTS = PREFETCH + 3  # of each worker
+AHEAD, AHEAD_SHARDS = 32, 16  # buffers that are looked ahead for shards to fetch, and how many are held meanwhile
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Message:
     slot: int
     joined: Joined | None
     error: RhostreamError | None = None
+    retried: dict[str, dict[str, int]] = field(default_factory=dict)  # as `storage.retried`, of a worker's share
 
 
 @dataclass
@@ -75,6 +78,8 @@ class CandidateStream(IterableDataset[Message]):
         self._join_settings = join or JoinSettings()
         self.prefilters = tuple(prefilters)
         self._slots: Tensor | None = None
+        self._carried = storage.Carried()
+        self._remote = not all(storage.is_local(url) for url in table.shards)
         self._names = pa.array(table.names, pa.string())
         self._plans: dict[int, Plan] = {}
         self.plan(0)  # a buffer that can't be filled is an error now, not in a worker
@@ -128,7 +133,10 @@ class CandidateStream(IterableDataset[Message]):
                     continue
                 slot = worker * SLOTS + turn % SLOTS
                 turn += 1
-                yield Message(pass_index, index, slot, self._fill(join, pixels[slot], pass_index, index))
+                if self._remote:
+                    join.ahead(self.plan(pass_index).coming(index, AHEAD)[: self.lanes + AHEAD_SHARDS])
+                joined = self._fill(join, pixels[slot], pass_index, index)
+                yield Message(pass_index, index, slot, joined, retried=storage.take_retried() if info else {})
         except RhostreamError as exc:
             # An exception that crosses the process border by itself arrives as a wall of text.
             yield Message(0, 0, -1, None, exc)
@@ -221,6 +229,7 @@ class Loader:
         if stream.view is not None and self._full is None:
             self._full = FullSize(stream.table, stream.preprocess, stream.decoder_name, stream.lanes)
         for message in messages:
+            storage.add_retried(message.retried)
             if message.error is not None:
                 raise message.error
             candidates = stream._candidates(message, stream._slots)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -87,6 +88,7 @@ class Join:
         self._open_shards = open_shards
         self._parts: OrderedDict[int, il.Part] = OrderedDict()
         self._readers: OrderedDict[int, Reader] = OrderedDict()
+        self._ahead = storage.ReadAhead()
 
     def __call__(self, rows: Rows) -> Joined:
         """Join planned rows. Raises MissingPartError (policy `error`), TableError for a damaged part."""
@@ -107,6 +109,8 @@ class Join:
         # Every buffer reads every lane, so a part that this one didn't need belongs to a shard that a lane has left.
         for shard in self._parts.keys() - set(rows.shard.tolist()):
             del self._parts[shard]
+            if (left := self._readers.pop(shard, None)) is not None:
+                left.close()  # a file of the spool that is held open can't make room for another
         key = pa.concat_arrays(keys) if keys else pa.array([], pa.string())
         joined = Joined(rows, key, label, il_B, offset, size, reason)
         if self._settings.needs_il:
@@ -154,11 +158,12 @@ class Join:
 
     def _open(self, shard: int) -> Reader:
         url, name, facts = self._table.shards[shard], self._table.names[shard], self._part(shard).facts
-        today = storage.identity(url)
-        if today.size != facts.shard_size:
-            il.require_unchanged(url, name, facts)
         reader = storage.open_reader(url)
-        if today.tag != facts.shard_tag:
+        if reader.size != facts.shard_size:
+            reader.close()
+            il.require_unchanged(url, name, facts)
+            return self._open(shard)  # it was being replaced just now
+        if reader.version.tag != facts.shard_tag:
             self._require_same_bytes(reader, shard)
             warnings.warn(f"shard {name} has a new time or ETag since it was indexed and the same bytes: it is taken "
                           "for a copy", stacklevel=2)
@@ -172,8 +177,13 @@ class Join:
             raise MismatchError(f"shard {name} changed after it was indexed (sha256 {known[:12]} != {found[:12]}): "
                                 "delete its part and run compute-il (or index) again")
 
+    def ahead(self, shards: Iterable[int]) -> None:
+        """Bring these shards into the spool meanwhile, the most urgent first, but those that are open."""
+        self._ahead.want([self._table.shards[n] for n in shards if n not in self._readers])
+
     def close(self) -> None:
         """Close every open shard."""
+        self._ahead.close()
         for reader in self._readers.values():
             reader.close()
         self._readers.clear()

@@ -122,6 +122,17 @@ class Plan:
         within = (step + self._phases[lane]) % self.lane_length
         return self._rows((self._starts[lane] + within).ravel())
 
+    def coming(self, index: int, within: int) -> list[int]:
+        """The shards that this rank's lanes read at buffer `index` or enter within the next `within`, in that order."""
+        share, mine = self.buffer_size // self.lanes, self.lanes // self.ranks
+        lane = np.arange(self.rank * mine, (self.rank + 1) * mine)[None, :]
+        # One row of each lane and buffer tells the shard: far fewer than there are samples, and no permutation.
+        step = np.minimum((index + np.arange(within + 1)) * share + share - 1, self.lane_length - 1)[:, None]
+        step = np.concatenate([np.full((1, 1), index * share), step])
+        position = self._starts[lane] + (step + self._phases[lane]) % self.lane_length
+        shards = self._order[np.searchsorted(self._ends, position.ravel(), side="right")]
+        return list(dict.fromkeys(shards.tolist()))
+
     def tail(self) -> Rows:
         """This rank's rows of the rest of the pass, which fills no buffer (fewer than n_B + K over all ranks)."""
         used = self.buffers * (self.buffer_size // self.lanes)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from rhostream import storage
-from rhostream.errors import RhostreamError, ShardError, StorageError, UsageError
+from rhostream.errors import AccessError, ChangedError, RhostreamError, StorageError, UsageError
 from rhostream.storage import Identity, RangeReader, Reader
 from rhostream.stream import examine
 from rhostream.stream.batch import Batch
@@ -36,6 +36,7 @@ from rhostream.tables.il import IMAGE_EXTENSIONS, KEEP_TYPES
 
 CHUNK = 512
 CHUNK_BYTES = 32 << 20
+AHEAD = 2  # shards that a worker has fetched while it reads one
 Mark = Callable[[str, str, str | None], int]
 
 
@@ -94,6 +95,7 @@ class End:
     members_ignored: int = 0
     bad_fields: dict[str, int] = field(default_factory=dict)
     watched: int = 0
+    retried: dict[str, dict[str, int]] = field(default_factory=dict)  # as `storage.retried`, of a worker's share
     error: RhostreamError | None = None
 
 
@@ -115,8 +117,12 @@ def scan(shards: Sequence[tuple[str, str]], settings: ScanSettings, *, workers: 
         if isinstance(message, Chunk):
             if dataset.slots is not None:
                 message = replace(message, image=dataset.slots[message.slot, : len(message)])
-        elif isinstance(message.error, UsageError):
-            raise message.error
+        else:
+            storage.add_retried(message.retried)
+            error, remote = message.error, not storage.is_local(shards[message.shard][0])
+            # Refused credentials are refused for every shard of a store: the others aren't asked for.
+            if isinstance(error, UsageError) or (isinstance(error, AccessError) and remote):
+                raise error
         yield message
 
 
@@ -128,7 +134,7 @@ class _Scan(IterableDataset[Chunk | End]):
     """What runs in the workers."""
 
     def __init__(self, shards: Sequence[tuple[str, str]], settings: ScanSettings, workers: int) -> None:
-        self._shards, self._settings = list(shards), settings
+        self._shards, self._settings, self._carried = list(shards), settings, storage.Carried()
         self.slots: Tensor | None = None
         if settings.preprocess is not None:
             shape = (max(workers, 1) * (PREFETCH + 2), settings.chunk, *settings.preprocess.shape)
@@ -137,11 +143,19 @@ class _Scan(IterableDataset[Chunk | End]):
                 self.slots.share_memory_()
 
     def __iter__(self) -> Iterator[Chunk | End]:
+        with storage.ReadAhead() as ahead:
+            for message in self._messages(ahead):
+                if isinstance(message, End) and get_worker_info() is not None:
+                    message = replace(message, retried=storage.take_retried())
+                yield message
+
+    def _messages(self, ahead: storage.ReadAhead) -> Iterator[Chunk | End]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         own, turn, columns = PREFETCH + 2, 0, Columns()
         for number in range(worker, len(self._shards), workers):
             url, name = self._shards[number]
+            ahead.want([self._shards[n][0] for n in range(number + workers, len(self._shards), workers)[:AHEAD]])
             shard = _ShardScan(number, url, name, self._settings, columns)
             try:
                 for rows in shard.chunks():
@@ -150,7 +164,7 @@ class _Scan(IterableDataset[Chunk | End]):
                     yield shard.finish(rows, slot, None if self.slots is None else self.slots[slot].numpy())
                 yield shard.end()
             except RhostreamError as exc:
-                yield End(shard=number, error=exc)
+                yield End(shard=number, error=shard.changed() or exc)
             except OSError as exc:
                 yield End(shard=number, error=StorageError(f"shard {storage.redact(name)}: {exc.strerror}"))
             finally:
@@ -184,8 +198,8 @@ class _ShardScan:
 
     def chunks(self) -> Iterator[_Rows]:
         """Rows as they come, their labels read and their images not yet. Raises ShardError, StorageError."""
-        self._identity = storage.identity(self._url)
         self._reader = storage.open_reader(self._url)
+        self._identity = self._reader.version
         self._source = Windows(self._reader, whole=True)
         self._walk: TarWalk = walk(self._source, self._name)
         chunk = self._settings.chunk
@@ -201,7 +215,17 @@ class _ShardScan:
         ranged = isinstance(self._reader, RangeReader)
         if (not self._reader.unchanged() or self._reader.size != self._identity.size
                 or not (self._sha256 or ranged)):
-            raise ShardError(f"shard {storage.redact(self._name)} changed its size while it was read; run again")
+            raise self._changed()
+
+    def changed(self) -> ChangedError | None:
+        """Whether the shard is another one than was opened: then what was wrong with its bytes means nothing."""
+        try:
+            return None if self._reader is None or self._reader.unchanged() else self._changed()
+        except OSError:
+            return None
+
+    def _changed(self) -> ChangedError:
+        return ChangedError(f"shard {storage.redact(self._name)} changed its size while it was read; run again")
 
     def end(self) -> End:
         """The accounts of a shard that was read to its end."""
