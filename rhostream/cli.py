@@ -380,7 +380,7 @@ def estimate(shards: tuple[str, ...], roots: tuple[str, ...], band: str, as_json
 def doctor(url: str | None, as_json: bool, scoring: bool, roots: tuple[str, ...], **options: Any) -> None:
     """Show what is installed and what this machine can do; probe a store; or examine scoring on your data.
 
-    With a URL: whether results can be kept there (writable, and a second commit refused); exit code 3 when not.
+    With a URL: whether results can be kept there, and whether a second commit is refused; exit code 3 when they can't.
     With --scoring: rank agreement of scores by cheap views, bfloat16, chunks, il alone and a proxy with full float32
     scores, and the shortlist that finds 95 % of what would be kept.
 

@@ -14,6 +14,7 @@ import webdataset as wds
 from PIL import Image
 
 import rhostream
+from tests.stores.servers import gcs_server, s3_server  # noqa: F401  # fixtures
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")

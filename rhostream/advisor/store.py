@@ -1,9 +1,10 @@
-"""Whether results can be kept below a URL: written, and never overwritten by a second job; nothing is left behind."""
+"""Whether results can be kept below a URL, and whether a second commit is refused; nothing is left behind."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ class StoreReport:
     url: str  # without secrets
     writable: bool
     create_only: bool  # a second commit of the same name is refused
-    why: str  # "" when it is usable
+    why: str  # what is wrong; "" when nothing is
 
     @property
     def usable(self) -> bool:
-        """Whether tables and runs may live there."""
-        return self.writable and self.create_only
+        """Whether tables and runs may live there. Create-only isn't needed where one job at a time writes."""
+        return self.writable
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -40,10 +41,11 @@ def probe_store(url: str) -> StoreReport:
     shown = storage.redact(place)
     made = _missing_folders(place) if storage.is_local(place) else []
     try:
-        storage.probe_writable(place)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the report says it
+            create_only = storage.probe_writable(place)
     except RhostreamError as exc:
-        overwrites = "create-only" in str(exc)
-        return StoreReport(url=shown, writable=overwrites, create_only=False, why=str(exc))
+        return StoreReport(url=shown, writable=False, create_only=False, why=str(exc))
     except Exception as exc:  # of whatever client library: a doctor reports, and its text may hold a secret
         return StoreReport(url=shown, writable=False, create_only=False,
                            why=f"{type(exc).__name__} from the store's client; check the credentials and the address")
@@ -51,7 +53,8 @@ def probe_store(url: str) -> StoreReport:
         for folder in made:
             with contextlib.suppress(OSError):  # somebody else has put something there
                 os.rmdir(folder)
-    return StoreReport(url=shown, writable=True, create_only=True, why="")
+    why = "" if create_only else "the store ignores create-only writes: let one job at a time write there"
+    return StoreReport(url=shown, writable=True, create_only=create_only, why=why)
 
 
 def render_store(report: StoreReport) -> str:

@@ -19,7 +19,7 @@ from rhostream.errors import (
     StorageError,
 )
 from rhostream.storage.names import is_local, join, place_of, redact
-from rhostream.storage.reading import read_bytes
+from rhostream.storage.reading import look, read_bytes
 from rhostream.storage.retry import asked, run
 from rhostream.storage.settings import Retry
 from rhostream.storage.store import store_of
@@ -35,25 +35,27 @@ def create(url: str, data: bytes) -> None:
     """
     if is_local(url):
         return _commit_local(url, data, os.link)
-    begun = 0
+    begun, once = 0, uuid.uuid4().hex
 
     async def attempt(patience: Retry) -> None:
         nonlocal begun
         begun += 1
-        await asked(store.put(path, data, True), patience, len(data))
+        await asked(store.put(path, data, once), patience, len(data))
 
     store, path = store_of(url)
     try:
         run(url, attempt)
     except AlreadyExistsError:
-        # The answer to an earlier attempt may have been lost: then what is there is ours.
-        if begun == 1 or not _holds(url, data):
+        # The answer to an earlier attempt may have been lost, even to one that the client made by itself.
+        if not _is_ours(url, data, once, begun > 1):
             raise
 
 
-def _holds(url: str, data: bytes) -> bool:
+def _is_ours(url: str, data: bytes, once: str, uncertain: bool) -> bool:
+    """Whether what has the name is what we wrote: by the word that went with it, else by its bytes."""
     try:
-        return read_bytes(url) == data
+        found = look(url)
+        return found.once == once or (uncertain and not found.once and read_bytes(url) == data)
     except NotFoundError:
         return False
 
@@ -63,7 +65,7 @@ def replace(url: str, data: bytes) -> None:
     if is_local(url):
         return _commit_local(url, data, os.replace)
     store, path = store_of(url)
-    run(url, lambda patience: asked(store.put(path, data, False), patience, len(data)))
+    run(url, lambda patience: asked(store.put(path, data, ""), patience, len(data)))
 
 
 def _commit_local(path: str, data: bytes, publish: Callable[[str, str], None]) -> None:

@@ -61,9 +61,9 @@ class GCS:
                 raise VersionError from None
             raise
 
-    async def put(self, path: str, data: bytes, create: bool) -> None:
+    async def put(self, path: str, data: bytes, once: str) -> None:
         bucket, _, key = path.partition("/")
-        params = {"uploadType": "media", "name": key, "ifGenerationMatch": "0" if create else None}
+        params = {"uploadType": "media", "name": key, "ifGenerationMatch": "0" if once else None}
         url = f"{self._fs._location}/upload/storage/v1/b/{quote(bucket, safe='')}/o"
         headers = {"Content-Type": "application/octet-stream"}
         async with self._request("POST", url, headers, params=params, data=data) as response:

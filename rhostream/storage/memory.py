@@ -28,8 +28,8 @@ class Memory:
         data = self._fs.cat_file(path, *(span or (None, None)))
         yield _Body(bytes(data), None if span else found)
 
-    async def put(self, path: str, data: bytes, create: bool) -> None:
-        if create and self._fs.exists(path):
+    async def put(self, path: str, data: bytes, once: str) -> None:
+        if once and self._fs.exists(path):
             raise FileExistsError(path)
         self._fs.pipe_file(path, data)
 

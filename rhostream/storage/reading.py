@@ -36,14 +36,15 @@ def identity(url: str) -> Identity:
     if is_local(url):
         with _translated(url):
             return _of_stat(os.stat(url))
-    return _found(url).identity
+    return look(url).identity
 
 
 def _of_stat(stat: os.stat_result) -> Identity:
     return Identity(stat.st_size, str(stat.st_mtime_ns))
 
 
-def _found(url: str, tries: int | None = None) -> Found:
+def look(url: str, tries: int | None = None) -> Found:
+    """What a store says of an object, without reading it."""
     store, path = store_of(url)
     return run(url, lambda patience: asked(store.info(path), patience), tries)
 
@@ -182,7 +183,7 @@ def opened(url: str, spool_bytes: int | None = None, tries: int | None = None) -
     """The same, with at most so many tries."""
     if is_local(url):
         return Reader(url, url)
-    budget, found = settings().spool_bytes if spool_bytes is None else spool_bytes, _found(url, tries)
+    budget, found = settings().spool_bytes if spool_bytes is None else spool_bytes, look(url, tries)
     version = found.identity
     if version.size * 4 <= budget:
         fd = spool.fetch(url, version, lambda fd: _bring(url, found, fd, tries), budget)

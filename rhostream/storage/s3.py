@@ -17,6 +17,7 @@ from rhostream.storage.store import PIECE, Found, Identity
 
 SINGLE_PUT = 64 << 20  # bytes; larger objects go up in parts of that size
 PART_TRIES = 4  # a part that fails is sent again before the whole upload is
+ONCE = "rhostream-commit"  # name of the metadata by which a commit whose answer was lost is known again
 DIRECTORY_BUCKET = "--x-s3"  # its ETags are random
 
 
@@ -25,7 +26,8 @@ class S3:
 
     def __init__(self, options: Mapping[str, Any], retry: Retry) -> None:
         given = dict(options)
-        config = {"connect_timeout": retry.connect, "read_timeout": max(retry.first_byte, retry.stall),
+        # Deadlines are ours, in `retry`: the client's own comes later.
+        config = {"connect_timeout": retry.connect, "read_timeout": retry.first_byte + retry.stall + 60,
                   "retries": {"total_max_attempts": 1, "mode": "standard"}, "max_pool_connections": 64}
         config |= given.pop("config_kwargs", {})
         given.setdefault("use_listings_cache", False)
@@ -39,9 +41,10 @@ class S3:
     async def info(self, path: str) -> Found:
         try:
             return _found(path, await self._call("head_object", path))
-        except PermissionError:
+        except OSError as exc:
             # A refused HEAD has no body, so it can't say whether a token expired or the clock is wrong; a GET can.
-            await self._call("get_object", path, Range="bytes=0-0")
+            if diagnose(exc).act in ("denied", "final"):
+                await self._call("get_object", path, Range="bytes=0-0")
             raise
 
     @contextlib.asynccontextmanager
@@ -61,12 +64,13 @@ class S3:
         finally:
             body.close()
 
-    async def put(self, path: str, data: bytes, create: bool) -> None:
-        condition = {"IfNoneMatch": "*"} if create else {}
+    async def put(self, path: str, data: bytes, once: str) -> None:
+        condition: dict[str, Any] = {"IfNoneMatch": "*"} if once else {}
+        word = {"Metadata": {ONCE: once}} if once else {}
         if len(data) <= SINGLE_PUT:
-            await self._call("put_object", path, Body=data, **condition)
+            await self._call("put_object", path, Body=data, **word, **condition)
             return
-        upload = (await self._call("create_multipart_upload", path))["UploadId"]
+        upload = (await self._call("create_multipart_upload", path, **word))["UploadId"]
         try:
             parts = []
             for number, start in enumerate(range(0, len(data), SINGLE_PUT), 1):
@@ -122,5 +126,6 @@ def _found(path: str, answer: Mapping[str, Any]) -> Found:
         md5 = bytes.fromhex(tag) if plain else None
     except ValueError:
         md5 = None
-    return Found(Identity(int(answer["ContentLength"]), tag), md5)
+    once = str((answer.get("Metadata") or {}).get(ONCE, ""))
+    return Found(Identity(int(answer["ContentLength"]), tag), md5, once=once)
 

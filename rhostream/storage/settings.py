@@ -86,7 +86,10 @@ def configure_spool(folder: str | os.PathLike[str] | None, spool_bytes: int | No
 
 def _set(**changes: Any) -> None:
     global _current
-    _current = replace(settings(), version=settings().version + 1, **changes)
+    new = replace(settings(), **changes)
+    if (new.options, new.retry) != (settings().options, settings().retry):
+        new = replace(new, version=new.version + 1)
+    _current = new
 
 
 class Carried:

@@ -34,6 +34,7 @@ class Found:
     identity: Identity
     md5: bytes | None = None
     crc32c: bytes | None = None
+    once: str = ""  # the word of the create-only write that made it, where the store keeps such
 
 
 class Body(Protocol):
@@ -54,7 +55,8 @@ class Store(Protocol):
     def get(self, path: str, span: tuple[int, int] | None, tag: str) -> AbstractAsyncContextManager[Body]:
         """A whole object or the bytes [start, end) of it; with a `tag`, of that version or it is a 412."""
 
-    async def put(self, path: str, data: bytes, create: bool) -> None: ...
+    async def put(self, path: str, data: bytes, once: str) -> None:
+        """Write a whole object. With a word `once`: create-only, and the word goes with it where the store can."""
 
     async def find(self, path: str, after: str) -> tuple[list[str], str]:
         """One page of the objects below a folder, and where the next begins: "" for the first, and after the last."""

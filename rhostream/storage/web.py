@@ -81,7 +81,7 @@ class Web:
             size = int(total) if span and total.isdigit() else None if span else response.content_length
             yield Answer(response, None if size is None else Found(Identity(size, _tag(response.headers))))
 
-    async def put(self, path: str, data: bytes, create: bool) -> None:
+    async def put(self, path: str, data: bytes, once: str) -> None:
         raise NotWritableError(f"{redact('https://' + path)}: https is read only; write to disk, s3:// or gs://")
 
     async def find(self, path: str, after: str) -> tuple[list[str], str]:

@@ -8,6 +8,7 @@ from collections import defaultdict
 import pytest
 
 from tests.faults.lines import LINES
+from tests.faults.rig.s3 import faulty, proxy  # noqa: F401  # fixtures
 
 NAME = re.compile(r"::test_([A-F]\d+)_")
 ORDER = ("failed", "error", "passed", "skipped")  # what a line counts as, worst first

@@ -1,4 +1,4 @@
-"""Real stores on loopback for the tests: an S3 server (SeaweedFS) and a GCS emulator, each stopped by its process id."""
+"""Real stores on loopback: an S3 server (SeaweedFS) and a GCS emulator, each stopped by its own process id."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def run_gcs(folder: Path) -> Iterator[Server]:
 @contextlib.contextmanager
 def _running(command: list[str], log: Path, up: Callable[[], bool]) -> Iterator[None]:
     with log.open("wb") as sink:
-        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=log.parent)
+        process = subprocess.Popen(command, stdout=sink, stderr=sink, stdin=subprocess.DEVNULL, cwd=log.parent)
     try:
         until = time.monotonic() + UP_SECONDS
         while not up():
