@@ -26,7 +26,7 @@ class GCS:
         from aiohttp import ClientTimeout
 
         self._fs = GCSFileSystem(**{"use_listings_cache": False, **options, "skip_instance_cache": True})
-        self._timeout = ClientTimeout(total=None, sock_connect=retry.connect)
+        self._timeout = ClientTimeout(total=None, sock_connect=retry.connect, sock_read=retry.socket)
 
     @contextlib.asynccontextmanager
     async def _request(self, method: str, url: str, headers: Mapping[str, str] | None = None,

@@ -37,6 +37,7 @@ from rhostream.storage.store import Found, Store
 
 LOG = logging.getLogger("rhostream")
 T = TypeVar("T")
+UPLOAD = 8  # times `slowest`, at least: how far an upload has come is not seen, so its deadline is for all of it
 _said_slow: set[str] = set()
 
 
@@ -65,7 +66,7 @@ def run(url: str, attempt: Callable[[Retry], Coroutine[Any, Any, T]], tries: int
         longest = min(patience.longest_wait, patience.first_wait * 2 ** (len(kinds) - 1))
         wait = fault.wait + jitter.uniform(0, longest)
         if tries is not None and len(kinds) == bound:
-            faults.count(place, fault.kind)  # whoever asks with fewer tries than usual leaves the next one to another
+            faults.count(place, fault.kind)  # who asks with fewer tries than usual leaves the rest to another
         if len(kinds) >= bound or time.monotonic() - start + wait > patience.total:
             before = f" (tried {len(kinds)} times in {time.monotonic() - start:.0f} s: {', '.join(kinds)})"
             asked = f"; it asked to wait {fault.wait:.0f} s" if fault.wait else ""
@@ -107,7 +108,7 @@ async def within(seconds: float, kind: str) -> AsyncIterator[None]:
 
 async def asked(awaitable: Awaitable[T], patience: Retry, payload: int = 0) -> T:
     """One small request and its answer, with the first byte's deadline; more for the bytes that go up."""
-    async with within(patience.first_byte + payload / max(patience.slowest, 1), "first byte"):
+    async with within(patience.first_byte + payload / (UPLOAD * patience.slowest), "first byte"):
         return await awaitable
 
 

@@ -30,9 +30,14 @@ class Retry:
     stall: float = 30.0  # between two pieces of a body
     slowest: float = 16384.0  # bytes per second, over any `stall` seconds
 
+    @property
+    def socket(self) -> float:
+        """The deadline of a client for its socket: a little after ours, and the only one between upload and answer."""
+        return 1.25 * max(self.first_byte, self.stall) + 0.1
+
     def __post_init__(self) -> None:
-        if self.tries < 1 or min(self.total, self.connect, self.first_byte, self.stall) <= 0:
-            raise UsageError(f"{self}: expected at least one try and deadlines above 0 seconds")
+        if self.tries < 1 or min(self.total, self.connect, self.first_byte, self.stall, self.slowest) <= 0:
+            raise UsageError(f"{self}: expected at least one try, and everything else above 0")
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ class Web:
         if unknown:
             raise UsageError(f"storage option {sorted(unknown)[0]!r} of https: expected headers, ssl or trust_env")
         self._options = dict(options)
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=retry.connect)
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=retry.connect, sock_read=retry.socket)
 
     @contextlib.asynccontextmanager
     async def _request(self, path: str, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:

@@ -56,9 +56,7 @@ def test_D2_a_connection_that_breaks_is_tried_again(faulty: FaultyStore) -> None
     """A connection that is reset, before the answer or while results are written, costs a new attempt and no more."""
     _same_index_in_spite_of(faulty, ("reset", {"method": "GET", "path": "/shards/train-", "times": 3}),
                             ("reset", {"method": "PUT", "path": "/parts/", "times": 3}))
-    assert faulty.proxy.count(fault="reset") == 6
-    # The HTTP client repeats a request by itself when a connection that it had kept open turns out broken.
-    assert 2 <= faulty.retried["reset"] <= 6
+    assert faulty.retried == {"reset": 6} and faulty.proxy.count(fault="reset") == 6
 
 
 def test_D3_a_body_cut_once_is_read_again(faulty: FaultyStore) -> None:
@@ -66,7 +64,8 @@ def test_D3_a_body_cut_once_is_read_again(faulty: FaultyStore) -> None:
     the object: it is read again."""
     _same_index_in_spite_of(faulty, ("cut", {"method": "GET", "path": "/shards/train-", "times": 1}),
                             ("short", {"method": "GET", "path": "/shards/train-", "times": 1}))
-    assert faulty.retried == {"cut body": 1, "short body": 1}
+    # The client may find a short body first, by the checksum that this server sends along.
+    assert faulty.retried["cut body"] == 1 and sum(faulty.retried.values()) == 2
 
 
 def test_D3_a_body_that_is_always_cut_ends_in_bounded_tries_without_a_part(faulty: FaultyStore) -> None:
@@ -96,11 +95,11 @@ def test_D5_a_flipped_byte_is_found_by_the_checksum_and_read_again(faulty: Fault
 def test_D6_a_store_that_hangs_is_asked_again_after_the_deadline(faulty: FaultyStore) -> None:
     """A store that never answers, or stops in the middle of a body, is given up at a deadline (30 seconds unless
     configured) and asked again, rather than waited for."""
-    storage.configure_retry(replace(PATIENT, first_byte=0.5, stall=0.5))
+    storage.configure_retry(replace(PATIENT, first_byte=0.5, stall=0.5, slowest=16384))
     _same_index_in_spite_of(faulty, ("hang", {"method": "GET", "path": "/shards/train-", "times": 1}),
                             ("hang_body", {"method": "GET", "path": "/shards/train-", "times": 1}),
                             ("hang", {"method": "PUT", "path": "/parts/", "times": 1}))
-    assert faulty.retried["first byte"] >= 2 and faulty.retried["stalled"] >= 1
+    assert faulty.retried["first byte"] + faulty.retried["stalled"] >= 3
 
 
 def test_D6_a_connection_that_is_never_taken_is_given_up(faulty: FaultyStore) -> None:
@@ -178,7 +177,7 @@ def test_D11_a_conflict_is_done_again_and_a_lost_answer_is_recognised(faulty: Fa
     and knows them; anybody else's are never overwritten."""
     _same_index_in_spite_of(faulty, ("409", {"method": "PUT", "path": "train-000", "times": 2}),
                             ("lost", {"method": "PUT", "path": "train-001", "times": 1}))
-    assert faulty.retried["http 409"] == 2
+    assert faulty.retried == {"http 409": 2, "reset": 1}
     faulty.proxy.inject("lost", method="PUT", path="/mine", times=1)
     storage.create(f"{faulty.url}/mine", b"mine")
     faulty.proxy.inject("503", method="PUT", path="/mine", times=1)

@@ -1,0 +1,53 @@
+"""The journey through a store that misbehaves: fit-il, compute-il and train keep what they keep on a disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import rhostream
+from rhostream import checkpoint, storage
+from rhostream.tables import selections
+from tests.faults.rig.s3 import FaultyStore
+
+SETTINGS: dict[str, object] = {"model": "mlp-64", "rule": "rho", "buffer_size": 40, "batch_size": 8, "steps": 12,
+                               "checkpoint_every": 5, "eval_every": 6, "seed": 3, "threads": 1}
+COUNTS = [60, 45, 70, 55, 40, 50]
+
+
+def _journey(shards: str, place: str, workers: int) -> tuple[list[tuple[object, ...]], dict[str, object]]:
+    """Run it all below `place`: (step, shard, ordinal, key) of all that was kept, and the accounts of compute-il."""
+    roots = {"data": shards}
+    rhostream.fit_il([shards], f"{place}/il-model", model="mlp-64", epochs=2, seed=1, workers=workers, roots=roots)
+    summary = rhostream.compute_il([shards], f"{place}/il-model", f"{place}/il", workers=workers, roots=roots)
+    assert not summary.bad_shards and summary.made == len(COUNTS)
+    rhostream.train([shards], f"{place}/il", f"{place}/run", workers=workers, roots=roots, **SETTINGS)
+    there = checkpoint.latest(storage.resolve(f"{place}/run"))
+    assert there is not None and there.complete and there.step == SETTINGS["steps"]
+    rows = selections.read(storage.resolve(f"{place}/run"), there.log).to_pylist()
+    kept = sorted((row["step"], row["shard"], row["ordinal"], row["key"]) for row in rows if row["kept"])
+    return kept, {"samples": summary.samples, "ok": summary.ok, "quarantined": summary.quarantined}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_journey_through_a_faulty_store_keeps_what_it_keeps_on_disk(faulty: FaultyStore, workers: int) -> None:
+    faulty.put_shards(COUNTS)
+    on_disk = _journey(str(faulty.disk / "shards"), str(faulty.disk), 0)
+    faulty.proxy.calm()
+    faulty.proxy.one_in(20, seed=5)
+    in_store = _journey(faulty.shards, faulty.url, workers)
+    met = {r.fault for r in faulty.proxy.seen if r.fault}
+    requests, faults = faulty.proxy.count(), sum(bool(r.fault) for r in faulty.proxy.seen)
+    print(f"workers={workers}: {requests} requests, {faults} of them met a fault ({', '.join(sorted(met))}); "
+          f"tried again: {json.dumps(faulty.retried)}")
+    assert in_store == on_disk and len(on_disk[0]) == 12 * 8
+    assert faults >= requests / 40 and len(met) >= 4
+    # Every fault costs a retry; one on a read of the last shards' bytes ahead may come too late to be brought back.
+    assert faults - 2 <= sum(faulty.retried.values()) <= faults
+    faulty.proxy.calm()
+    assert [u for u in storage.list_files(faulty.url, "") if ".probe" in u or ".tmp" in u] == []
+    assert not any(p.suffix == ".part" for p in Path(faulty.disk / "spool").iterdir())
+    assert os.path.isdir(faulty.disk / "spool")
