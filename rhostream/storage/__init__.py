@@ -15,6 +15,7 @@ from rhostream.storage.names import SCHEMES, is_local, join, redact, resolve
 from rhostream.storage.reading import (
     RangeReader,
     Reader,
+    SpooledReader,
     digest_of,
     exists,
     identity,
@@ -36,6 +37,7 @@ __all__ = [
     "ReadAhead",
     "Reader",
     "Retry",
+    "SpooledReader",
     "add_retried",
     "configure",
     "configure_retry",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +15,7 @@ from urllib.parse import quote
 from gcsfs.core import GCSFileSystem
 
 from rhostream.storage.faults import StatusError, VersionError
+from rhostream.storage.retry import only_once
 from rhostream.storage.settings import Retry
 from rhostream.storage.store import Found, Identity
 from rhostream.storage.web import Answer, answered
@@ -32,6 +34,7 @@ class GCS:
     async def _request(self, method: str, url: str, headers: Mapping[str, str] | None = None,
                        **asks: Any) -> AsyncIterator[Any]:
         await self._fs._set_session()
+        only_once(self._fs.session)
         params = self._fs._get_params(asks.pop("params", {}))
         # The path is quoted already, and a key may hold what a URL library would take for its own.
         sent = self._fs._get_headers(headers)
@@ -66,7 +69,7 @@ class GCS:
         params = {"uploadType": "media", "name": key, "ifGenerationMatch": "0" if once else None}
         url = f"{self._fs._location}/upload/storage/v1/b/{quote(bucket, safe='')}/o"
         headers = {"Content-Type": "application/octet-stream"}
-        async with self._request("POST", url, headers, params=params, data=data) as response:
+        async with self._request("POST", url, headers, params=params, data=io.BytesIO(data)) as response:
             await response.read()
 
     async def find(self, path: str, after: str) -> tuple[list[str], str]:

@@ -12,7 +12,7 @@ from typing import Any
 import s3fs
 
 from rhostream.storage.faults import VersionError, diagnose
-from rhostream.storage.retry import asked
+from rhostream.storage.retry import asked, only_once
 from rhostream.storage.settings import Retry
 from rhostream.storage.store import PIECE, Found, Identity
 
@@ -42,10 +42,7 @@ class S3:
         client = await self._fs.set_session()
         http = getattr(getattr(client, "_endpoint", None), "http_session", None)
         for session in (getattr(http, "_sessions", None) or {}).values():
-            # The HTTP client would send a request again by itself when a connection that was kept open breaks: then a
-            # PUT may have been made twice, and nobody would have counted it. (No harm where it has no such switch.)
-            if hasattr(session, "_retry_connection"):
-                session._retry_connection = False
+            only_once(session)
         return await self._fs._call_s3(method, **asks)
 
     async def info(self, path: str) -> Found:

@@ -67,7 +67,7 @@ def configure(scheme: str, options: Mapping[str, Any] | None) -> None:
     """Open every store of `scheme` ("s3", "gs", "https") with these options of its client; None: as if never set.
 
     s3 takes those of s3fs (key, secret, token, endpoint_url, profile, anon, client_kwargs, ...), gs those of gcsfs
-    (token, project, endpoint_url, ...), https those of fsspec's HTTPFileSystem (headers, ...). They are kept in memory
+    (token, project, endpoint_url, ...), https `headers`, `ca_file` and `trust_env`. They are kept in memory
     and go to loader workers, and nowhere else. Raises UsageError for a scheme that has none.
     """
     if scheme not in ("s3", "gs", "https"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -39,13 +40,15 @@ async def answered(response: aiohttp.ClientResponse, code: Callable[[bytes], str
 
 
 class Web:
-    """One session a process. Options: `headers`, `ssl` (an ssl.SSLContext or False), `trust_env`."""
+    """Options: `headers`, `ca_file` (PEM certificates to trust besides the system's), `trust_env` (use its proxies)."""
 
     def __init__(self, options: Mapping[str, Any], retry: Retry) -> None:
-        unknown = set(options) - {"headers", "ssl", "trust_env"}
+        unknown = set(options) - {"headers", "ca_file", "trust_env"}
         if unknown:
-            raise UsageError(f"storage option {sorted(unknown)[0]!r} of https: expected headers, ssl or trust_env")
-        self._options = dict(options)
+            raise UsageError(f"storage option {sorted(unknown)[0]!r} of https: expected headers, ca_file or trust_env")
+        self._options, self._ssl = dict(options), ssl.create_default_context()
+        if "ca_file" in options:
+            self._ssl.load_verify_locations(options["ca_file"])
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=retry.connect, sock_read=retry.socket)
 
     @contextlib.asynccontextmanager
@@ -54,11 +57,10 @@ class Web:
 
         session = aiohttp.ClientSession(timeout=self._timeout, trust_env=bool(self._options.get("trust_env", True)),
                                         headers=self._options.get("headers"))
-        asks: dict[str, Any] = {"ssl": self._options["ssl"]} if "ssl" in self._options else {}
         sent = {"Accept-Encoding": "identity", **headers}
         # A presigned query must reach the server as it was signed.
         url = URL(f"https://{path}", encoded="%" in path)
-        async with session, session.get(url, headers=sent, **asks) as response:
+        async with session, session.get(url, headers=sent, ssl=self._ssl) as response:
             await answered(response, _xml_code)
             yield response
 

@@ -117,9 +117,7 @@ class CandidateStream(IterableDataset[Message]):
     def allocate(self, workers: int) -> None:
         """Make the shared slots; called by the loader before workers start."""
         share = self.buffer_size // self.ranks
-        self._slots = torch.empty((max(workers, 1) * SLOTS, share, *self.decoded.shape), dtype=torch.uint8)
-        if workers:
-            self._slots.share_memory_()
+        self._slots = slots(max(workers, 1) * SLOTS, share, self.decoded.shape, shared=workers > 0)
 
     def __iter__(self) -> Iterator[Message]:
         assert self._slots is not None, "iterate through .loader()"
@@ -249,6 +247,18 @@ class Loader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue from a cursor, with any number of workers."""
         self.stream.cursor = Cursor(int(state["pass"]), int(state["buffer"]))
+
+
+def slots(count: int, rows: int, shape: tuple[int, ...], *, shared: bool) -> Tensor:
+    """uint8 (count, rows, *shape), in shared memory where workers fill it. Raises UsageError when that is too small."""
+    made = torch.empty((count, rows, *shape), dtype=torch.uint8)
+    if shared:
+        try:
+            made.share_memory_()
+        except RuntimeError as exc:
+            raise UsageError(f"no room for {made.numel() >> 20:,} MiB of images in shared memory (/dev/shm), which the "
+                             "workers need: make it larger (docker: --shm-size), or use --workers 0") from exc
+    return made
 
 
 def ahead(buffers: Iterator[Candidates], copier: Copier) -> Iterator[Candidates]:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -27,7 +26,7 @@ from rhostream.storage import Identity, RangeReader, Reader
 from rhostream.stream import examine
 from rhostream.stream.batch import Batch
 from rhostream.stream.columns import Columns
-from rhostream.stream.dataset import PREFETCH
+from rhostream.stream.dataset import PREFETCH, slots
 from rhostream.stream.decode import MAX_BYTES, OK, Decoder, Preprocess, decoder
 from rhostream.stream.examine import BadSample
 from rhostream.stream.tar import TarWalk, walk
@@ -137,10 +136,8 @@ class _Scan(IterableDataset[Chunk | End]):
         self._shards, self._settings, self._carried = list(shards), settings, storage.Carried()
         self.slots: Tensor | None = None
         if settings.preprocess is not None:
-            shape = (max(workers, 1) * (PREFETCH + 2), settings.chunk, *settings.preprocess.shape)
-            self.slots = torch.empty(shape, dtype=torch.uint8)
-            if workers:
-                self.slots.share_memory_()
+            self.slots = slots(max(workers, 1) * (PREFETCH + 2), settings.chunk, settings.preprocess.shape,
+                               shared=workers > 0)
 
     def __iter__(self) -> Iterator[Chunk | End]:
         with storage.ReadAhead() as ahead:

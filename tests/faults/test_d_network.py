@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import sys
 import time
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -25,7 +27,7 @@ from rhostream.errors import (
 )
 from rhostream.storage import commits
 from rhostream.tables import il
-from tests.conftest import write_shard
+from tests.conftest import make_shards, write_shard
 from tests.faults.rig.proxy import deaf_port
 from tests.faults.rig.s3 import PATIENT, FaultyStore
 from tests.stores.servers import BUCKET, KEY, SECRET, Server, s3_options
@@ -312,3 +314,37 @@ def test_D18_a_host_that_is_unknown_or_refuses_is_tried_and_named(
     with pytest.raises(StorageError, match="tried 2 times"):
         storage.read_bytes(f"{faulty.url}/x")
     assert sum(faulty.retried.values()) == 3
+
+
+COMMAND = "import sys; sys.path.insert(0, {root!r}); from rhostream.cli import main; main()"
+
+
+def _command(*arguments: object, before: tuple[str, ...] = (), cwd: str = "/proc") -> subprocess.CompletedProcess[str]:
+    """A verb of the command line with no HOME, from a folder that nobody can write to."""
+    root = str(Path(rhostream.__file__).parents[1])
+    environment = {"PATH": os.environ["PATH"], "TMPDIR": os.environ.get("TMPDIR", "/tmp")}
+    return subprocess.run([*before, sys.executable, "-c", COMMAND.format(root=root), *map(str, arguments)], cwd=cwd,
+                          env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_D20_no_home_and_a_folder_that_cannot_be_written_are_enough(tmp_path: Path) -> None:
+    """Without HOME, in a folder that can't be written to, everything works."""
+    make_shards(tmp_path / "shards", [10, 12])
+    done = _command("index", "--shards", tmp_path / "shards", "--out", tmp_path / "index")
+    assert done.returncode == 0 and '"samples": 22' in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_D20_without_shared_memory_workers_are_refused_by_name(tmp_path: Path) -> None:
+    """Where shared memory (/dev/shm) is missing or full, loader workers are refused in one sentence; without workers
+    the job runs."""
+    isolated = ("unshare", "--map-root-user", "--mount", "sh", "-c",
+                'mount -t tmpfs -o ro,size=4k none /dev/shm && exec "$@"', "sh")
+    if subprocess.run([*isolated, "true"], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody hide /dev/shm from a process")
+    make_shards(tmp_path / "shards", [10, 12])
+    asks = ("fit-il", "--shards", tmp_path / "shards", "--out", tmp_path / "model", "--model", "mlp-64")
+    refused = _command(*asks, "--workers", 2, before=isolated)
+    assert refused.returncode == 2 and "in shared memory (/dev/shm)" in refused.stderr, refused.stderr
+    done = _command(*asks, before=isolated)
+    assert done.returncode == 0 and '"accuracy"' in done.stdout, done.stderr

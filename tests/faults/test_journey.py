@@ -32,7 +32,7 @@ def _journey(shards: str, place: str, workers: int) -> tuple[list[tuple[object, 
     return kept, {"samples": summary.samples, "ok": summary.ok, "quarantined": summary.quarantined}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_journey_through_a_faulty_store_keeps_what_it_keeps_on_disk(faulty: FaultyStore, workers: int) -> None:
     faulty.put_shards(COUNTS)
     on_disk = _journey(str(faulty.disk / "shards"), str(faulty.disk), 0)

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
+from urllib.parse import parse_qs, quote
 
 ERRORS = {  # fault -> status, code in the XML
     "500": (500, "InternalError"), "502": (502, ""), "503": (503, "SlowDown"), "429": (429, "TooManyRequests"),
@@ -256,6 +257,20 @@ class Proxy:
     async def _until_gone(self, reader: asyncio.StreamReader) -> None:
         while await reader.read(1 << 16):
             pass
+
+
+class GenerationProxy(Proxy):
+    """Keeps ifGenerationMatch=0 for a GCS emulator that doesn't: 412 for a name that is taken, as Google's says."""
+
+    async def _pass_on(self, request: Request) -> tuple[str, list[tuple[str, str]], bytes]:
+        asks = parse_qs(request.target.partition("?")[2])
+        if request.method == "POST" and asks.get("ifGenerationMatch") == ["0"]:
+            bucket = request.path.split("/b/")[1].split("/")[0]
+            target = f"/storage/v1/b/{bucket}/o/{quote(asks['name'][0], safe='')}"
+            status, _, _ = await super()._pass_on(Request("GET", target, {"host": request.headers["host"]}))
+            if status.startswith("200"):
+                return "412 Precondition Failed", [], b'{"error": {"errors": [{"reason": "conditionNotMet"}]}}'
+        return await super()._pass_on(request)
 
 
 def _reset(writer: asyncio.StreamWriter) -> bool:
