@@ -24,6 +24,7 @@ from urllib.parse import urlsplit, urlunsplit
 import braceexpand
 import fsspec
 
+from rhostream.crashpoints import crash_point
 from rhostream.errors import (
     AccessError,
     AlreadyExistsError,
@@ -371,10 +372,13 @@ def _commit_local(path: str, data: bytes, publish: Callable[[str, str], None]) -
     try:
         os.makedirs(folder, exist_ok=True)
         with open(temporary, "xb") as file:
+            crash_point("commit: temporary file opened")
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        crash_point("commit: temporary file written")
         publish(temporary, path)
+        crash_point("commit: published")
         folder_fd = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(folder_fd)

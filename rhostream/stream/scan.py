@@ -22,7 +22,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from rhostream import storage
+from rhostream.crashpoints import crash_point
 from rhostream.errors import RhostreamError, ShardError, StorageError, UsageError
+from rhostream.signals import settle_worker, working
 from rhostream.storage import Identity, RangeReader, Reader
 from rhostream.stream import examine
 from rhostream.stream.batch import Batch
@@ -52,6 +54,7 @@ class ScanSettings:
     quota: int | None = None  # only that many random rows a shard, of those whose mark is not negative
     seed: int = 0  # of the quota
     watch: str | None = None  # count the samples whose json has a value here (a cheap look, nothing more)
+    wanted: Callable[[str], bool] | None = None  # asked of a shard's name right before it is opened
 
     @property
     def chunk(self) -> int:
@@ -94,6 +97,7 @@ class End:
     members_ignored: int = 0
     bad_fields: dict[str, int] = field(default_factory=dict)
     watched: int = 0
+    skipped: bool = False  # not read, as `ScanSettings.wanted` said no
     error: RhostreamError | None = None
 
 
@@ -107,10 +111,17 @@ def scan(shards: Sequence[tuple[str, str]], settings: ScanSettings, *, workers: 
         raise UsageError(f"--workers {workers}: expected 0 or more")
     workers = min(workers, len(shards))
     dataset = _Scan(shards, settings, workers)
-    messages: Iterable[Chunk | End] = dataset
-    if workers:
-        messages = DataLoader(dataset, batch_size=None, collate_fn=_as_is, num_workers=workers,
-                              prefetch_factor=PREFETCH, multiprocessing_context=context or "forkserver")
+    if not workers:
+        yield from _received(dataset, dataset)
+        return
+    loader = DataLoader(dataset, batch_size=None, collate_fn=_as_is, num_workers=workers, prefetch_factor=PREFETCH,
+                        worker_init_fn=settle_worker, multiprocessing_context=context or "forkserver")
+    with working(loader) as messages:
+        yield from _received(dataset, messages)
+
+
+def _received(dataset: _Scan, messages: Iterable[Chunk | End]) -> Iterator[Chunk | End]:
+    """With the pixels of their slots."""
     for message in messages:
         if isinstance(message, Chunk):
             if dataset.slots is not None:
@@ -142,6 +153,9 @@ class _Scan(IterableDataset[Chunk | End]):
         own, turn, columns = PREFETCH + 2, 0, Columns()
         for number in range(worker, len(self._shards), workers):
             url, name = self._shards[number]
+            if self._settings.wanted is not None and not self._settings.wanted(name):
+                yield End(shard=number, skipped=True)
+                continue
             shard = _ShardScan(number, url, name, self._settings, columns)
             try:
                 for rows in shard.chunks():
@@ -195,6 +209,7 @@ class _ShardScan:
         else:
             start = 0
             for batch in self._walk.batches(chunk):
+                crash_point("scan: rows read")
                 yield self._examined(batch, np.arange(start, start + len(batch), dtype=np.int32))
                 start += len(batch)
         self._sha256 = self._source.sha256()
@@ -345,6 +360,7 @@ class _ShardScan:
             else:
                 assert pixels is not None
                 verdict = decode(pread(size, offsets[member]), pixels[row])
+                crash_point("scan: image decoded")
             if verdict != OK:
                 bad[row] = verdict, f".{batch.extension[member]} of {size:,} bytes at offset {offsets[member]:,}"
         n = len(batch)
