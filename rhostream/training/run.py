@@ -61,9 +61,13 @@ class Run:
             self.step, self.cost = found.step, Cost.from_json(found.cost)
             self._committed = found.step
             self.counts, self._log, self._steps = dict(found.counts), list(found.log), list(found.steps)
-            if found.complete and not storage.exists(storage.join(self.url, "cost.json")):
-                self._write_cost()  # killed between the last checkpoint and this
         return found
+
+    def settle(self, found: Checkpoint, keep: int) -> None:
+        """Do what a crash right after the newest checkpoint left undone."""
+        if found.complete and not storage.exists(storage.join(self.url, "cost.json")):
+            self._write_cost()
+        checkpoint.retain(self.url, keep)
 
     def claim(self) -> None:
         """Become the newest attempt and open its writers."""

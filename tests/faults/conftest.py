@@ -7,6 +7,7 @@ from collections import defaultdict
 
 import pytest
 
+from tests.faults import tally
 from tests.faults.lines import LINES
 
 NAME = re.compile(r"::test_([A-F]\d+)_")
@@ -14,7 +15,9 @@ ORDER = ("failed", "error", "passed", "skipped")  # what a line counts as, worst
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One line: how many lines of the table were tried, and which were not."""
+    """One line: how many lines of the table were tried, and which were not; before it, what tests had to say."""
+    for line in tally.SAID:
+        terminalreporter.write_line(line)
     found: dict[str, set[str]] = defaultdict(set)
     for outcome in ORDER:
         for report in terminalreporter.getreports(outcome):
