@@ -207,6 +207,15 @@ def deaf_fork_server() -> None:
             signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
 
+def _end_all(workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join(0.5)
+        if worker.is_alive():  # stopped, or in a system call that nothing but this ends
+            worker.kill()
+
+
 @contextlib.contextmanager
 def working(loader: Iterable[T]) -> Iterator[Iterator[T]]:
     """Iterate a DataLoader; left early, its workers end now and not when what they read has come.
@@ -220,8 +229,7 @@ def working(loader: Iterable[T]) -> Iterator[Iterator[T]]:
     try:
         yield iterator
     except BaseException as exc:
-        for worker in workers:
-            worker.terminate()
+        _end_all(workers)
         if isinstance(exc, RuntimeError) and "DataLoader worker" in str(exc):
             raise WorkerError(f"a loader worker died ({str(exc).splitlines()[0]}); often the machine is out of memory: "
                               "take fewer --workers; the same command resumes") from exc

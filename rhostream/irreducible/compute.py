@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
+import threading
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from queue import SimpleQueue
 
 import torch
 
@@ -92,15 +94,30 @@ def parse_index(text: str | None) -> tuple[int, int]:
 
 
 def _ahead(messages: Iterator[Chunk | End]) -> Generator[Chunk | End]:
-    """The same messages, the next one read and decoded in a thread while the caller scores this one."""
-    pool = ThreadPoolExecutor(1, "rhostream-read")
+    """The same messages, the next one read and decoded in a thread while the caller scores this one.
+
+    A daemon: a job that stops, and the process that ends with it, don't wait for a read that hangs.
+    """
+    wanted: SimpleQueue[bool] = SimpleQueue()
+    came: SimpleQueue[Chunk | End | BaseException | None] = SimpleQueue()
+
+    def read() -> None:
+        try:
+            while wanted.get():
+                came.put(next(messages, None))
+        except BaseException as exc:
+            came.put(exc)
+
+    threading.Thread(target=read, name="rhostream-read", daemon=True).start()
+    wanted.put(True)
     try:
-        coming = pool.submit(next, messages, None)
-        while (message := coming.result()) is not None:
-            coming = pool.submit(next, messages, None)
+        while (message := came.get()) is not None:
+            if isinstance(message, BaseException):
+                raise message
+            wanted.put(True)
             yield message
     finally:
-        pool.shutdown(wait=False)  # a job that stops doesn't wait for a read
+        wanted.put(False)
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,47 @@
 """A process that has imported everything and computed nothing: it forks a child for every job, which may be killed.
 
-One JSON line in ({"verb", "options", "crash_point"}), one out ({"code", "passings", "error"}). Importing torch takes
-seconds; a fork takes milliseconds, and a process that never computed has no threads that a fork could lose.
+One JSON line in, {"verb", "options", "crash_point"} or {"argv", "log"}; out come {"pid"} and then {"code", "passings",
+"error"}. Importing torch takes seconds; a fork takes milliseconds, and a process that never computed has no threads
+that a fork could lose.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+T, R = TypeVar("T"), TypeVar("R")
+
+
+class Started:
+    """A job in a process of its own, at the head of its own process group."""
+
+    def __init__(self, rig: Rig, server: subprocess.Popen[str], log: Path | None) -> None:
+        self._rig, self._server, self.log = rig, server, log
+        self.pid = int(self._said()["pid"])
+
+    def _said(self) -> dict[str, Any]:
+        assert self._server.stdout is not None
+        line = self._server.stdout.readline()
+        assert line, "the crash server is gone"
+        said: dict[str, Any] = json.loads(line)
+        return said
+
+    def wait(self) -> dict[str, Any]:
+        """Until it ends."""
+        said = self._said()
+        self._rig._idle.put(self._server)
+        return said
 
 
 class Rig:
@@ -33,18 +58,22 @@ class Rig:
         return subprocess.Popen([sys.executable, "-m", __name__], cwd=REPOSITORY, text=True, stdin=subprocess.PIPE,
                                 stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
 
+    def _begin(self, request: dict[str, Any], log: Path | None = None) -> Started:
+        server = self._idle.get()
+        assert server.stdin is not None
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        return Started(self, server, log)
+
     def job(self, verb: str, options: dict[str, Any], crash_point: str = "") -> dict[str, Any]:
         """Run a job to its end, or until it dies at `NAME@N`."""
-        server = self._idle.get()
-        try:
-            assert server.stdin is not None and server.stdout is not None
-            server.stdin.write(json.dumps({"verb": verb, "options": options, "crash_point": crash_point}) + "\n")
-            server.stdin.flush()
-            return json.loads(server.stdout.readline())
-        finally:
-            self._idle.put(server)
+        return self._begin({"verb": verb, "options": options, "crash_point": crash_point}).wait()
 
-    def each(self, work: Any, items: list[Any]) -> list[Any]:
+    def cli(self, log: Path, *argv: object) -> Started:
+        """Start `rhostream ARGV`, its output in `log`."""
+        return self._begin({"argv": [str(a) for a in argv], "log": str(log)}, log)
+
+    def each(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """`work` of every item, as many at a time as there are servers."""
         return list(self._pool.map(work, items))
 
@@ -57,7 +86,7 @@ class Rig:
             server.stdout.close()
 
 
-def _child(request: dict[str, Any], out: int) -> int:
+def _job(request: dict[str, Any], out: int) -> int:
     import torch
 
     import rhostream
@@ -67,9 +96,9 @@ def _child(request: dict[str, Any], out: int) -> int:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     crashpoints.arm(request["crash_point"])
-    error = ""
     verbs = {"fit-il": rhostream.fit_il, "compute-il": rhostream.compute_il, "index": rhostream.index,
              "train": rhostream.train, "verify": verify}
+    error = ""
     try:
         verbs[request["verb"]](**request["options"])
     except rhostream.RhostreamError as exc:
@@ -78,35 +107,59 @@ def _child(request: dict[str, Any], out: int) -> int:
     return 1 if error else 0
 
 
-def _serve() -> None:
-    import numpy.ma  # what the jobs would import by and by: seconds, in every child
-    import torch._dynamo
-    import torch.utils.flop_counter
+def _command(argv: Sequence[str], log: str) -> None:
+    """The command line, down to the end of the interpreter."""
+    import torch
 
-    import rhostream.audit.verify
-    import rhostream.irreducible
-    import rhostream.training.start
-    from rhostream.stream.decode import decoder
+    from rhostream.cli import main
 
-    decoder("auto")
-    for line in sys.stdin:
-        request = json.loads(line)
-        read, write = os.pipe()
-        pid = os.fork()
-        if not pid:
-            code = 70
-            try:
-                os.close(read)
-                code = _child(request, write)
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        os.close(write)
-        with os.fdopen(read, "rb") as pipe:
-            said = pipe.read()
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        print(json.dumps({"code": code, "passings": {}, "error": "", **json.loads(said or b"{}")}), flush=True)
+    torch.set_num_threads(1)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv = ["rhostream", *argv]
+    main()
+
+
+def _child(request: dict[str, Any], out: int) -> None:
+    os.setpgrp()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "argv" in request:
+        _command(request["argv"], request["log"])
+        sys.exit(0)
+    code = 70
+    try:
+        code = _job(request, out)
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _preload(*names: str) -> None:
+    """What the jobs would import by and by, for seconds, in every child."""
+    import importlib
+
+    for name in names:
+        importlib.import_module(name)
+
+
+def _serve(line: str) -> None:
+    request = json.loads(line)
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(read)
+        _child(request, write)
+    os.close(write)
+    print(json.dumps({"pid": pid}), flush=True)
+    with os.fdopen(read, "rb") as pipe:
+        said = pipe.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    print(json.dumps({"code": code, "passings": {}, "error": "", **json.loads(said or b"{}")}), flush=True)
 
 
 if __name__ == "__main__":
-    _serve()
+    _preload("numpy.ma", "torch._dynamo", "torch.utils.flop_counter", "duckdb", "rhostream.cli",
+             "rhostream.audit.verify", "rhostream.irreducible", "rhostream.training.start", "simplejpeg", "imagecodecs")
+    for request in sys.stdin:
+        _serve(request)

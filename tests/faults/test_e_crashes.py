@@ -98,7 +98,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory, rig: Rig) -> dict[str, Job]:
     compute = {"shards": shards, "il_model": str(root / "il-model"), "keep": {"is_noisy": "bool"}}
     assert rig.job("compute-il", {**compute, "out": str(root / "il")})["code"] == 0
     train = {"shards": shards, "il": str(root / "il"), "model": "mlp-64", "buffer_size": 24, "batch_size": 4,
-             "steps": 12, "checkpoint_every": 3, "test_shards": [str(root / "test")], "eval_every": 5}  # fmt: skip
+             "steps": 8, "checkpoint_every": 2, "test_shards": [str(root / "test")], "eval_every": 3}  # fmt: skip
     return {
         "fit-il": Job("fit-il", fit, "out", weights_of_folds),
         "index": Job("index", {"shards": shards}, "out", parts_and_table),
@@ -189,4 +189,4 @@ def test_E15_steps_and_log_agree_after_a_crash_in_every_checkpoint(
         assert done["code"] == -signal.SIGKILL
         kills += 1
     content = job.content(tmp_path / "run")
-    assert kills == 4 and content == whole["train"][0] and content[3] == list(range(12))
+    assert kills == 4 and content == whole["train"][0] and content[3] == list(range(8))
