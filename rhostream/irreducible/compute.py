@@ -167,6 +167,7 @@ class _Job:
                 self._make(missing, workers, score, summary, stop, title)
             crash_point("compute-il: all parts committed")
         summary.seconds = time.monotonic() - self._started
+        summary.bad_shards = dict(sorted(summary.bad_shards.items()))
         for name, why in summary.bad_shards.items():
             LOG.error("no part for %s: %s", redact(name), why)
         summary.require_laws()

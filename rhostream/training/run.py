@@ -108,7 +108,8 @@ class Run:
         checkpoint.retain(self.url, keep)
 
     def _write_cost(self) -> None:
-        storage.replace(storage.join(self.url, "cost.json"), json.dumps(self.cost.as_json(), indent=1).encode())
+        account = {**self.cost.as_json(), "reasons": self.counts}
+        storage.replace(storage.join(self.url, "cost.json"), json.dumps(account, indent=1).encode())
 
 
 def versions() -> dict[str, str]:

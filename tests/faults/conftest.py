@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 
 import pytest
 
 from tests.faults import tally
+from tests.faults.crash_server import Rig
 from tests.faults.lines import LINES
 
 NAME = re.compile(r"::test_([A-F]\d+)_")
 ORDER = ("failed", "error", "passed", "skipped")  # what a line counts as, worst first
+
+
+@pytest.fixture(scope="session")
+def rig() -> Iterator[Rig]:
+    """Processes that fork a child for a job in milliseconds; see `crash_server`."""
+    rig = Rig()
+    yield rig
+    rig.close()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

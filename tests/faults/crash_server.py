@@ -7,11 +7,14 @@ that a fork could lose.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +32,7 @@ class Started:
     def __init__(self, rig: Rig, server: subprocess.Popen[str], log: Path | None) -> None:
         self._rig, self._server, self.log = rig, server, log
         self.pid = int(self._said()["pid"])
+        rig.running.append(self)
 
     def _said(self) -> dict[str, Any]:
         assert self._server.stdout is not None
@@ -40,6 +44,7 @@ class Started:
     def wait(self) -> dict[str, Any]:
         """Until it ends."""
         said = self._said()
+        self._rig.running.remove(self)
         self._rig._idle.put(self._server)
         return said
 
@@ -49,6 +54,7 @@ class Rig:
 
     def __init__(self, servers: int = 2) -> None:
         self._idle: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
+        self.running: list[Started] = []
         self._all = [self._start() for _ in range(servers)]
         for server in self._all:
             self._idle.put(server)
@@ -73,12 +79,19 @@ class Rig:
         """Start `rhostream ARGV`, its output in `log`."""
         return self._begin({"argv": [str(a) for a in argv], "log": str(log)}, log)
 
+    def end_all(self) -> None:
+        """Kill what a failed test left running."""
+        for job in list(self.running):
+            os.kill(job.pid, signal.SIGKILL)
+            job.wait()
+
     def each(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """`work` of every item, as many at a time as there are servers."""
         return list(self._pool.map(work, items))
 
     def close(self) -> None:
         self._pool.shutdown()
+        self.end_all()
         for server in self._all:
             assert server.stdin is not None and server.stdout is not None
             server.stdin.close()
@@ -108,7 +121,7 @@ def _job(request: dict[str, Any], out: int) -> int:
 
 
 def _command(argv: Sequence[str], log: str) -> None:
-    """The command line, down to the end of the interpreter."""
+    """The command line, down to what the interpreter waits for at its end; only its long tidying up is left out."""
     import torch
 
     from rhostream.cli import main
@@ -118,7 +131,18 @@ def _command(argv: Sequence[str], log: str) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.argv = ["rhostream", *argv]
-    main()
+    code: object = 1
+    try:
+        main()
+        code = 0
+    except SystemExit as exc:
+        code = exc.code
+    except BaseException:
+        traceback.print_exc()
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
 def _child(request: dict[str, Any], out: int) -> None:
@@ -126,7 +150,6 @@ def _child(request: dict[str, Any], out: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if "argv" in request:
         _command(request["argv"], request["log"])
-        sys.exit(0)
     code = 70
     try:
         code = _job(request, out)

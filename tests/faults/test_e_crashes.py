@@ -8,7 +8,7 @@ import json
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,13 +77,6 @@ def log_and_weights(run: Path) -> tuple[list[Any], dict[str, bytes], set[str], l
     stay = {f.parent.parent.name + "/" + f.name for f in (run / "checkpoints").rglob("*")
             if f.is_file() and not f.name.startswith(".")}  # fmt: skip
     return [repr(row) for row in rows.to_pylist()], weights, stay, steps
-
-
-@pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    rig = Rig()
-    yield rig
-    rig.close()
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,10 @@ from tests.faults.crash_server import Rig, Started
 SLOWEST_SECONDS = 60.0  # what a test waits at most, for a machine under load
 
 
-@pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    rig = Rig(1)
-    yield rig
-    rig.close()
+@pytest.fixture(autouse=True)
+def nothing_goes_on(rig: Rig) -> Iterator[None]:
+    yield
+    rig.end_all()
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +59,8 @@ def end(job: Started, *signals: int, title: str) -> int:
     return code
 
 
-def descendants(pid: int) -> set[int]:
-    """Every process below `pid`, by /proc."""
+def workers_of(pid: int) -> set[int]:
+    """The loader workers of `pid`, by /proc: the processes below those that it started itself."""
     parent = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -72,7 +71,7 @@ def descendants(pid: int) -> set[int]:
     found = {pid}
     while more := {child for child, above in parent.items() if above in found} - found:
         found |= more
-    return found - {pid}
+    return {p for p in found - {pid} if parent[p] != pid}
 
 
 def alive(pids: set[int]) -> set[int]:
@@ -170,7 +169,7 @@ def test_E2_a_stopped_trainer_commits_its_step_and_goes_on(
 WORKERS = {
     "compute-il": ("--il-model", "il-model", "--out", "t"),
     "train": ("--il", "il", "--run", "run", "--model", "mlp-64", "--buffer-size", "20", "--batch-size", "4", "--steps",
-              "1000000"),
+              "1000000", "--checkpoint-every", "5"),
 }  # fmt: skip
 
 
@@ -180,11 +179,11 @@ def begin_with_workers(rig: Rig, data: Path, tmp_path: Path, verb: str) -> tuple
     options = [str(data / o) if o in ("il", "il-model") else str(tmp_path / o) if o in ("t", "run") else o
                for o in WORKERS[verb]]  # fmt: skip
     running = rig.cli(tmp_path / "log", verb, "--shards", *shards, "--workers", 2, *options)
-    ready = tmp_path / "t" / "parts" if verb == "compute-il" else tmp_path / "run" / "attempts"
-    eventually(lambda: any(ready.rglob("*.parquet" if verb == "compute-il" else "0.json")))
-    eventually(lambda: len(descendants(running.pid)) >= 4)  # the fork server, the resource tracker, two workers
-    time.sleep(0.5 if verb == "compute-il" else 6.0)  # workers import torch before they work
-    return running, descendants(running.pid)
+    eventually(lambda: any((tmp_path / "run" / "checkpoints").rglob("checkpoint.json"))
+               or len(parts(tmp_path / "t")) == 2)  # fmt: skip
+    workers = workers_of(running.pid)
+    assert workers
+    return running, workers
 
 
 @pytest.mark.slow
@@ -209,8 +208,6 @@ def test_E2_sigterm_while_the_workers_hang_ends_the_job_and_them(
     for pid in below:
         os.kill(pid, signal.SIGSTOP)
     assert end(running, signal.SIGTERM, title=f"{verb}, its workers stopped") == 143
-    for pid in alive(below):  # helpers of Python's own, which wait for their end to be read
-        os.kill(pid, signal.SIGCONT)
     eventually(lambda: not alive(below))
 
 
