@@ -27,10 +27,12 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from rhostream import storage
+from rhostream.crashpoints import crash_point
 from rhostream.errors import AlreadyExistsError, MismatchError, SupersededError, TableError
 
 VERSION = 1
-_COMMIT = re.compile(r"checkpoints/step=(\d+)/attempt=(\d+)/checkpoint\.json\Z")
+_FOLDER = re.compile(r"checkpoints/step=(\d+)/attempt=(\d+)/")
+_COMMIT = re.compile(_FOLDER.pattern + r"checkpoint\.json\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,7 @@ def claim_attempt(run: str, note: Mapping[str, Any]) -> int:
     while True:
         try:
             storage.create(storage.join(run, "attempts", f"{attempt}.json"), json.dumps(dict(note)).encode())
+            crash_point("checkpoint: attempt claimed")
             return attempt
         except AlreadyExistsError:
             attempt += 1
@@ -95,9 +98,12 @@ def save(run: str, checkpoint: Checkpoint, model: Mapping[str, Tensor], optimize
     require_newest(run, checkpoint.attempt)
     for path, data in payload.items():
         storage.create(storage.join(run, path), data)
+        crash_point("checkpoint: one of its files written")
+    crash_point("checkpoint: tensors written")
     hashes = {path: hashlib.sha256(data).hexdigest() for path, data in payload.items()}
     done = Checkpoint(**{**asdict(checkpoint), "files": hashes})
     storage.create(storage.join(run, folder, "checkpoint.json"), json.dumps(asdict(done), sort_keys=True).encode())
+    crash_point("checkpoint: committed")
     return done
 
 
@@ -172,8 +178,20 @@ def require_same(old: Mapping[str, Any], new: Mapping[str, Any], what: str) -> N
 
 
 def retain(run: str, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints; the commit goes first, so a crash leaves no half one valid."""
-    for url in committed(run)[: -max(keep, 1)]:
+    """Remove all but the newest `keep` checkpoints, and what killed attempts left of theirs.
+
+    Commits go first, so a crash leaves no half checkpoint valid; what it leaves otherwise goes the next time.
+    """
+    kept = {url.rsplit("/", 1)[0] for url in committed(run)[-max(keep, 1) :]}
+    newest = max((_place(folder + "/") for folder in kept), default=(-1, -1))
+    files = storage.list_files(storage.join(run, "checkpoints"), "")
+    stale = [url for url in files if url.rsplit("/", 1)[0] not in kept and _place(url) < newest]
+    for url in sorted(stale, key=lambda url: not url.endswith("/checkpoint.json")):
         storage.delete(url)
-        for name in ("model.safetensors", "optimizer.pt", "proxy.safetensors", "proxy-optimizer.pt"):
-            storage.delete(storage.join(url.rsplit("/", 1)[0], name))
+        crash_point("checkpoint: one file of an old one removed")
+
+
+def _place(url: str) -> tuple[int, int]:
+    """(attempt, step) of a checkpoint's file: the order in which commits are made."""
+    match = _FOLDER.search(url.replace(os.sep, "/"))
+    return (int(match[2]), int(match[1])) if match else (1 << 62, 0)

@@ -16,7 +16,8 @@ from typing import Any
 
 import click
 
-from rhostream.errors import RhostreamError, UsageError
+from rhostream.errors import Interrupted, RhostreamError, UsageError
+from rhostream.signals import own_process
 
 EPILOG = ("Exit codes: 0 all well; 1 internal error; 2 usage or configuration, before any work; 3 bad shards, samples "
           "or tables; 130/143 interrupted, the same command resumes.")
@@ -84,17 +85,23 @@ ROOT = click.option("--root", "roots", multiple=True, metavar="NAME=URL",
                     help="Name the place of the shards, so that tables and logs survive when the data moves.")
 KEEP = click.option("--keep", metavar="FIELD:TYPE,...",
                     help="Keep these fields of each sample's .json in the table (bool, int, float, str).")
+INDEX = click.option("--index", metavar="I/N",
+                     help="Do every N-th shard by name, from the I-th on: one of N machines, I from 0.")
 WORKERS = click.option("--workers", default=0, show_default=True, help="Processes that read and decode.")
 BUDGET = _options(
     click.option("--max-bad-fraction", default=0.01, show_default=True,
-                 help="More bad samples than this in one shard stop the job: something systematic."),
+                 help="More bad samples than this, in one shard or in all, stop the job: something systematic."),
+    click.option("--max-bad-samples", type=int, metavar="N",
+                 help="More bad samples than this in the whole job stop it.  [default: by --max-bad-fraction]"),
+    click.option("--max-bad-shards", type=float, default=0.1, show_default=True, metavar="N|F",
+                 help="More unreadable shards than this stop the job: a number, or below 1 a fraction (10 are free)."),
     click.option("--fail-fast", is_flag=True, help="Stop at the first bad shard instead of naming it at the end."),
 )
 
 
 @cli.command("fit-il")
 @_options(
-    SHARDS, ROOT, WORKERS,
+    SHARDS, ROOT, WORKERS, BUDGET,
     click.option("--out", required=True, metavar="DIR", help="Folder of the IL model (weights and model.json)."),
     click.option("--model", default="small-cnn", show_default=True, help="Built-in name or package.module:function."),
     click.option("--holdout", multiple=True, metavar="URL...", help="Shards of their own to learn from."),
@@ -122,7 +129,9 @@ def fit_il(shards: tuple[str, ...], out: str, holdout: tuple[str, ...], roots: t
     from rhostream.tables.il import parse_roots
 
     info = run(shards, out, holdout=holdout or None, roots=parse_roots(roots), **options)
-    click.echo(json.dumps({"accuracy": round(info.accuracy, 4), "val_loss": round(info.val_loss, 4), "out": out}))
+    click.echo(json.dumps({"accuracy": round(info.accuracy, 4), "val_loss": round(info.val_loss, 4), "out": out,
+                           "read": info.read}))
+    _bad_shards(info.read.get("bad_shards", {}))
 
 
 def _finish(summary: Any) -> None:
@@ -130,15 +139,20 @@ def _finish(summary: Any) -> None:
     from dataclasses import asdict
 
     click.echo(json.dumps(asdict(summary), indent=1))
-    if summary.bad_shards:
-        for name, why in summary.bad_shards.items():
+    _bad_shards(summary.bad_shards)
+
+
+def _bad_shards(found: dict[str, str]) -> None:
+    """Name the shards that gave nothing: exit code 3."""
+    if found:
+        for name, why in found.items():
             click.echo(f"bad shard {name}: {why}", err=True)
         raise SystemExit(3)
 
 
 @cli.command("compute-il")
 @_options(
-    SHARDS, ROOT, KEEP, WORKERS, BUDGET,
+    SHARDS, ROOT, KEEP, WORKERS, BUDGET, INDEX,
     click.option("--il-model", required=True, metavar="DIR", help="What fit-il wrote."),
     click.option("--out", required=True, metavar="URL", help="Where the IL table goes: one Parquet part a shard."),
 )
@@ -157,7 +171,10 @@ def compute_il(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None
 
 
 @cli.command("index")
-@_options(SHARDS, ROOT, KEEP, WORKERS, BUDGET, click.option("--out", required=True, metavar="URL", help="The table."))
+@_options(
+    SHARDS, ROOT, KEEP, WORKERS, BUDGET, INDEX,
+    click.option("--out", required=True, metavar="URL", help="The table."),
+)
 def index(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, out: str, **options: Any) -> None:
     """Write the same table without il, for rules that need none (uniform, loss).
 
@@ -236,8 +253,9 @@ def train(shards: tuple[str, ...], roots: tuple[str, ...], tensorboard: bool, **
     metrics = _tensorboard(options["run"]) if tensorboard else None
     options["test_shards"] = options["test_shards"] or ()
     summary = run(shards, options.pop("il"), options.pop("run"), roots=parse_roots(roots), metrics=metrics, **options)
-    click.echo(json.dumps({"run": summary.run, "steps": summary.steps, "planned": summary.planned,
-                           "reasons": summary.reasons, "test_accuracy": summary.test_accuracy}, indent=1))
+    kept, tail = (summary.reasons.get(reason, 0) for reason in ("kept", "tail"))
+    click.echo(json.dumps({"run": summary.run, "steps": summary.steps, "planned": summary.planned, "kept": kept,
+                           "skipped": summary.planned - kept - tail, "tail": tail, "reasons": summary.reasons, "test_accuracy": summary.test_accuracy}, indent=1))
 
 
 def _tensorboard(run: str) -> Callable[[dict[str, Any]], None]:
@@ -420,6 +438,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     warnings.showwarning = lambda message, *_, **__: click.echo(f"warning: {message}", err=True)
     sys.path.insert(0, "")  # package.module:function of the folder one stands in, as `python -m` finds it
+    with own_process():
+        _run()
+
+
+def _run() -> None:
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as exc:
@@ -427,11 +450,14 @@ def main() -> None:
     except click.ClickException as exc:
         exc.show()
         raise SystemExit(2) from None
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as exc:
         click.echo("interrupted; the same command resumes", err=True)
-        raise SystemExit(130) from None
+        raise SystemExit(getattr(exc.__cause__ or exc, "exit_code", 130)) from None
     except BrokenPipeError:
         raise SystemExit(0) from None
+    except Interrupted as exc:
+        click.echo(str(exc), err=True)
+        raise SystemExit(exc.exit_code) from None
     except RhostreamError as exc:
         click.echo(f"{'usage' if isinstance(exc, UsageError) else 'error'}: {exc}", err=True)
         for note in getattr(exc, "__notes__", []):

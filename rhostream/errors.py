@@ -17,6 +17,7 @@
     |-- BudgetError                   3   more bad samples or shards than was allowed
     |-- NonFiniteError                3   the loss of whole buffers is NaN or infinite
     |-- SupersededError               3   a newer attempt of the same run took over
+    |-- WorkerError                   1   a loader worker died
     `-- Interrupted             130/143   asked to stop; the same command resumes
 
 The number is the exit code of the command line. A message says what, where (shard, key, offset), what we got and
@@ -124,6 +125,10 @@ class SupersededError(RhostreamError):
     """A newer attempt of the same run has claimed the folder."""
 
     exit_code = 3
+
+
+class WorkerError(RhostreamError):
+    """A process that reads and decodes died; the same command resumes."""
 
 
 class Interrupted(RhostreamError):

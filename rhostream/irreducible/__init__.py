@@ -1,9 +1,20 @@
 """The offline wing: fit an irreducible-loss model, score every shard with it once, or only index the shards."""
 
+from rhostream.irreducible.accounts import Budget, Summary
 from rhostream.irreducible.compute import compute_il, index
 from rhostream.irreducible.fit import fit_il
 from rhostream.irreducible.folds import FoldRule, fold_of
 from rhostream.irreducible.model import ILModel, ModelInfo, load_il_model
-from rhostream.irreducible.parts import Summary
 
-__all__ = ["FoldRule", "ILModel", "ModelInfo", "Summary", "compute_il", "fit_il", "fold_of", "index", "load_il_model"]
+__all__ = [
+    "Budget",
+    "FoldRule",
+    "ILModel",
+    "ModelInfo",
+    "Summary",
+    "compute_il",
+    "fit_il",
+    "fold_of",
+    "index",
+    "load_il_model",
+]

@@ -20,11 +20,14 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from rhostream import cost, models, storage
+from rhostream.crashpoints import crash_point
 from rhostream.errors import MismatchError, UsageError
+from rhostream.irreducible.accounts import Budget
 from rhostream.irreducible.folds import FoldRule, Only
 from rhostream.irreducible.learn import AUGMENT, Learned, Recipe, learn
 from rhostream.irreducible.model import ModelInfo, read_info
 from rhostream.irreducible.pool import Pool, fill
+from rhostream.signals import StopRequest
 from rhostream.storage import redact
 from rhostream.stream.decode import Preprocess, decoder, probe_size
 from rhostream.stream.plan import generator
@@ -43,13 +46,17 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
            classes: int | None = None, image_size: int | None = None, channels: int | None = None,
            mean: tuple[float, ...] = (0.5,), std: tuple[float, ...] = (0.5,), decoder_name: str = "auto",
            augment: str = "none", workers: int = 0, roots: Mapping[str, str] | None = None,
-           memory_bytes: int = 8 << 30, device: str | None = None) -> ModelInfo:
+           memory_bytes: int = 8 << 30, max_bad_fraction: float = 0.01, max_bad_samples: int | None = None,
+           max_bad_shards: float = 0.1, fail_fast: bool = False, device: str | None = None) -> ModelInfo:
     """Train the IL model of `shards` and write it below `out`; a complete one of the same settings is returned as is.
 
     `fit_samples` bounds the samples that are held and learned from, over all folds. Labels may be noisy: the
     checkpoint is the one with the lowest mean loss on samples of D that the network doesn't learn from, labels as
-    they are. Deterministic by `seed` on a CPU. Raises UsageError, MismatchError naming the setting that changed.
+    they are. Deterministic by `seed` on a CPU. Samples and shards that can't be used are counted in `ModelInfo.read`,
+    and more of them than `Budget` says stop the job. Raises UsageError, MismatchError naming the setting that changed,
+    BudgetError, Interrupted after a signal.
     """
+    budget = Budget(fraction=max_bad_fraction, samples=max_bad_samples, shards=max_bad_shards)
     rule = _rule(holdout, holdout_fraction, folds, seed, group_by)
     if augment not in AUGMENT:
         raise UsageError(f"augment {augment!r}: expected one of {', '.join(AUGMENT)}")
@@ -74,13 +81,16 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
     models.build(model, image_size=preprocess.image_size, channels=preprocess.channels, classes=classes or 2)
     settings = ScanSettings(preprocess=preprocess, decoder_name=asked["decoder"], classes=classes, group_by=group_by,
                             mark=rule, watch=None if group_by else "duplicate_of")
-    options: dict[str, Any] = {"memory_bytes": memory_bytes, "workers": workers}
-    learn_from, check = _pools(rule, data, own, settings, fit_samples, seed, options)
+    options: dict[str, Any] = {"memory_bytes": memory_bytes, "workers": workers, "budget": budget,
+                               "fail_fast": fail_fast}
+    with StopRequest("fit-il"):
+        learn_from, check = _pools(rule, data, own, settings, fit_samples, seed, options)
     classes = classes or count_classes(learn_from.label)
     recipe = Recipe(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=WEIGHT_DECAY, augment=augment, seed=seed)
     fit = _Fit(model, classes, preprocess, recipe,
                torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
-    records, samples, macs = _fit_folds(fit, rule, learn_from, check, out)
+    with StopRequest("fit-il"):
+        records, samples, macs = _fit_folds(fit, rule, learn_from, check, out)
     weight = sum(r["val_samples"] for r in records)
     info = ModelInfo(
         architecture=model, classes=classes, preprocess=preprocess.to_json() | {"mean": list(mean), "std": list(std)},
@@ -90,8 +100,11 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
         cost={"fit_samples": samples, "macs": macs, "seconds": round(time.monotonic() - started, 3)},
         asked=asked, learned_from=sorted(learn_from.shards),
         versions={"torch": torch.__version__, "python": platform.python_version()},
+        read={"samples": sum(learn_from.statuses.values()), **learn_from.statuses, "bad_shards": learn_from.bad_shards},
     )
+    crash_point("fit-il: before model.json")
     storage.create(storage.join(out, "model.json"), info.encode())
+    crash_point("fit-il: model.json written")
     LOG.info("IL model %s: accuracy %.4f, loss %.4f nats on samples it didn't learn from; %s samples, %.0f s",
              redact(out), info.accuracy, info.val_loss, f"{samples:,}", info.cost["seconds"])
     return info
@@ -232,6 +245,7 @@ def _fit_folds(fit: _Fit, rule: FoldRule, pool: Pool, check: Pool, out: str) -> 
         weights = save_safetensors(learned.state)
         # Weights without a model.json are the rest of a fit that was stopped: nothing can refer to them.
         storage.replace(storage.join(out, name), weights)
+        crash_point("fit-il: weights written")
         records.append({
             "weights": name, "sha256": hashlib.sha256(weights).hexdigest(), "val_loss": learned.val_loss,
             "val_accuracy": learned.val_accuracy, "best_epoch": learned.best_epoch, "curve": learned.curve,

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rhostream.candidates import Normalize
+from rhostream.crashpoints import crash_point
 from rhostream.errors import NonFiniteError
+from rhostream.signals import stop_if_asked
 
 CHECKS_PER_EPOCH = 2
 EVAL_CHUNK = 512
@@ -86,6 +88,7 @@ def learn(network: nn.Module, image: Tensor, label: Tensor, train: Tensor, check
         order = train[torch.randperm(len(train), generator=generator)]
         running = torch.zeros((), device=device)
         for number, rows in enumerate(torch.split(order, recipe.batch_size), 1):
+            stop_if_asked()
             if len(rows) > 1 or batches == 1:  # batch norm can't learn from one sample
                 network.train()
                 x = augmented(normalize(image[rows].to(device)), recipe.augment, generator)
@@ -95,6 +98,7 @@ def learn(network: nn.Module, image: Tensor, label: Tensor, train: Tensor, check
                 optimizer.step()
                 running += loss.detach()
                 steps, samples = steps + 1, samples + len(rows)
+                crash_point("fit-il: step taken")
             if number in check_at:
                 val_loss, accuracy = evaluate(network, check_image, check_label, check, normalize, device)
                 at = {"epoch": round(epoch + number / batches, 3), "train_loss": float(running) / number,
@@ -115,6 +119,7 @@ def evaluate(network: nn.Module, image: Tensor, label: Tensor, rows: Tensor, nor
     network.eval()
     loss = correct = 0.0
     for some in torch.split(rows, EVAL_CHUNK):
+        stop_if_asked()
         logits = network(normalize(image[some].to(device))).float()
         target = label[some].to(device)
         loss += float(F.cross_entropy(logits, target, reduction="sum"))

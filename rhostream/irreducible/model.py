@@ -34,6 +34,7 @@ class ModelInfo:
     asked: dict[str, Any]  # the settings of the command
     learned_from: list[str]  # names of the shards that training samples came from
     versions: dict[str, str] = field(default_factory=dict)
+    read: dict[str, Any] = field(default_factory=dict)  # samples looked at by status, shards that could not be read
     version: int = VERSION
 
     @property

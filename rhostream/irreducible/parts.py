@@ -1,4 +1,4 @@
-"""From scanned chunks to committed parts: collects a shard's rows and accounts, checks the budget, writes the part.
+"""From scanned chunks to committed parts: collects a shard's rows and accounts, and writes the part.
 
 Knows no model; `compute` gives it the losses, `index` gives it none.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -15,13 +15,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rhostream import storage
-from rhostream.errors import AlreadyExistsError, BudgetError, MismatchError
+from rhostream.crashpoints import crash_point
+from rhostream.errors import AlreadyExistsError, MismatchError
+from rhostream.irreducible.accounts import SHOWN
 from rhostream.stream.scan import Chunk, End
 from rhostream.tables import il
 from rhostream.tables.il import OK, PartFacts, TableInfo
 
-FREE_BAD = 10  # bad rows a shard may always have: 1 % of a small shard is no evidence of anything
-FREE_BAD_TOTAL = 100
 COMMITS = 4  # parts that may wait for their commit in memory
 
 
@@ -35,37 +35,6 @@ class Scored:
     in_holdout: npt.NDArray[np.bool_]
 
 
-@dataclass(kw_only=True)
-class Summary:
-    """What a job found, over all its shards, those included whose part was there already."""
-
-    shards: int = 0
-    made: int = 0  # parts written by this job
-    present: int = 0  # parts that were there
-    samples: int = 0
-    ok: int = 0
-    scored: int = 0  # samples through the model in this job
-    quarantined: dict[str, int] = field(default_factory=dict)  # by status
-    members_seen: int = 0
-    members_used: int = 0
-    members_ignored: int = 0
-    bad_fields: dict[str, int] = field(default_factory=dict)
-    bad_shards: dict[str, str] = field(default_factory=dict)  # name -> why it has no part
-    seconds: float = 0.0
-
-    def add(self, facts: PartFacts) -> None:
-        """Count a part."""
-        self.samples += facts.samples
-        self.ok += facts.statuses.get(OK, 0)
-        self.members_seen += facts.members_seen
-        self.members_used += facts.members_used
-        self.members_ignored += facts.members_ignored
-        for mine, theirs in ((self.quarantined, facts.statuses), (self.bad_fields, facts.bad_fields)):
-            for name, count in theirs.items():
-                if name != OK:
-                    mine[name] = mine.get(name, 0) + count
-
-
 class PartBuilder:
     """The rows of one shard, until its End."""
 
@@ -73,7 +42,7 @@ class PartBuilder:
         self._info, self._table, self._name, self._url = info, table, name, url
         self._batches: list[pa.RecordBatch] = []
         self.statuses: Counter[str] = Counter()
-        self.first_bad = ""
+        self.first_bad: list[str] = []
         self._il_rows = self._in_holdout = 0
 
     def add(self, chunk: Chunk, scored: Scored | None) -> int:
@@ -102,9 +71,10 @@ class PartBuilder:
         else:
             counts = Counter(columns["status"].to_pylist())
         self.statuses += counts
-        if not self.first_bad and counts[OK] < n:
-            row = next(i for i, status in enumerate(columns["status"].to_pylist()) if status != OK)
-            self.first_bad = f"{columns['key'][row].as_py()!r} ({columns['error'][row].as_py()})"
+        if counts[OK] < n and len(self.first_bad) < SHOWN:
+            bad_rows = [row for row, status in enumerate(columns["status"].to_pylist()) if status != OK]
+            self.first_bad += [f"{columns['key'][row].as_py()!r} ({columns['error'][row].as_py()})"
+                               for row in bad_rows[: SHOWN - len(self.first_bad)]]
         return n - counts[OK]
 
     @property
@@ -126,8 +96,10 @@ class PartBuilder:
         """Write the part. Another job that wrote the same one first is fine. Raises MismatchError, TableError."""
         data = il.encode_part(pa.Table.from_batches(self._batches, self._info.schema), facts)
         url = il.part_url(self._table, self._name)
+        crash_point("compute-il: part encoded")
         try:
             storage.create(url, data)
+            crash_point("compute-il: part committed")
         except AlreadyExistsError:
             there = il.read_part_facts(url)
             if there != facts:
@@ -169,22 +141,3 @@ def _nonfinite(columns: dict[str, Any], bad: npt.NDArray[np.bool_]) -> tuple[pa.
     for row in np.flatnonzero(bad).tolist():
         status[row], error[row] = "nonfinite", "the IL model's loss is NaN or infinite"
     return pa.array(status, pa.string()), pa.array(error, pa.string())
-
-
-def check_budget(builder: PartBuilder, name: str, samples: int, summary: Summary, fraction: float) -> None:
-    """Stop when bad samples are more than `fraction` of a shard, or of all that was read so far: something systematic.
-
-    A few (10 of a shard, 100 in all) are always allowed. Raises BudgetError; the shard gets no part.
-    """
-    bad, all_bad = builder.bad, builder.bad + sum(summary.quarantined.values())
-    total = samples + summary.samples
-    where, count, of = "", 0, 0
-    if bad > max(FREE_BAD, fraction * samples):
-        where, count, of = f"shard {storage.redact(name)}", bad, samples
-    elif all_bad > max(FREE_BAD_TOTAL, fraction * total):
-        where, count, of = f"all shards up to {storage.redact(name)}", all_bad, total
-    if where:
-        listed = ", ".join(f"{s} {c:,}" for s, c in builder.statuses.most_common() if s != OK)
-        raise BudgetError(f"{where}: {count:,} of {of:,} samples can't be used, at most {fraction:.2%} are allowed "
-                          f"({listed}; first: {builder.first_bad}); something systematic: mend it, or allow more with "
-                          "--max-bad-fraction")

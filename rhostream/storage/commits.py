@@ -12,12 +12,8 @@ import uuid
 import warnings
 from collections.abc import Callable
 
-from rhostream.errors import (
-    AlreadyExistsError,
-    NotFoundError,
-    NotWritableError,
-    StorageError,
-)
+from rhostream.crashpoints import crash_point
+from rhostream.errors import AlreadyExistsError, NotFoundError, NotWritableError, StorageError
 from rhostream.storage.names import is_local, join, place_of, redact
 from rhostream.storage.reading import look, read_bytes
 from rhostream.storage.retry import asked, run
@@ -74,10 +70,13 @@ def _commit_local(path: str, data: bytes, publish: Callable[[str, str], None]) -
     try:
         os.makedirs(folder, exist_ok=True)
         with open(temporary, "xb") as file:
+            crash_point("commit: temporary file opened")
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        crash_point("commit: temporary file written")
         publish(temporary, path)
+        crash_point("commit: published")
         folder_fd = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(folder_fd)

@@ -25,7 +25,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from rhostream import storage
 from rhostream.candidates import CANDIDATE, Candidates, Reason
+from rhostream.crashpoints import crash_point
 from rhostream.errors import RhostreamError, UsageError
+from rhostream.signals import settle_worker, working
 from rhostream.stream.decode import OK, Preprocess, decoder
 from rhostream.stream.full import FullSize
 from rhostream.stream.join import Join, Joined, JoinSettings, Prefilter
@@ -151,6 +153,7 @@ class CandidateStream(IterableDataset[Message]):
     def _fill(self, join: Join, pixels: npt.NDArray[np.uint8], pass_index: int, index: int) -> Joined:
         rows = self.plan(pass_index).buffer(index)
         joined = join(rows)
+        crash_point("stream: buffer joined")
         for prefilter in self.prefilters:
             prefilter(joined, pass_index, index)
         decode = decoder(self.decoder_name)[1]
@@ -164,6 +167,7 @@ class CandidateStream(IterableDataset[Message]):
             data = reader.pread(int(joined.size[row]), int(joined.offset[row]))
             if decode(data, pixels[row]) != OK:
                 joined.reason[row] = Reason.unreadable
+            crash_point("stream: image decoded")
         return joined
 
     def _candidates(self, message: Message, slots: Tensor | None) -> Candidates:
@@ -212,8 +216,14 @@ class Loader:
         self.stream.allocate(self.workers)
         options: dict[str, Any] = {"batch_size": None, "collate_fn": _as_is, "num_workers": self.workers}
         if self.workers:
-            options |= {"prefetch_factor": PREFETCH, "multiprocessing_context": self._context}
-        buffers = self._buffers(DataLoader(self.stream, **options))
+            options |= {"prefetch_factor": PREFETCH, "multiprocessing_context": self._context,
+                        "worker_init_fn": settle_worker}
+        with working(DataLoader(self.stream, **options)) as messages:
+            yield from self._moved(messages)
+
+    def _moved(self, messages: Iterable[Message]) -> Iterator[Candidates]:
+        """Buffers on the device, the cursor behind them."""
+        buffers = self._buffers(messages)
         if self.device.type == "cuda":
             assert self.stream._slots is not None
             buffers = ahead(buffers, _Copier(self.device, self.stream._slots))

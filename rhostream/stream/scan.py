@@ -21,7 +21,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from rhostream import storage
+from rhostream.crashpoints import crash_point
 from rhostream.errors import AccessError, ChangedError, RhostreamError, StorageError, UsageError
+from rhostream.signals import settle_worker, working
 from rhostream.storage import Identity, RangeReader, Reader
 from rhostream.stream import examine
 from rhostream.stream.batch import Batch
@@ -52,6 +54,7 @@ class ScanSettings:
     quota: int | None = None  # only that many random rows a shard, of those whose mark is not negative
     seed: int = 0  # of the quota
     watch: str | None = None  # count the samples whose json has a value here (a cheap look, nothing more)
+    wanted: Callable[[str], bool] | None = None  # asked of a shard's name right before it is opened
 
     @property
     def chunk(self) -> int:
@@ -95,6 +98,7 @@ class End:
     bad_fields: dict[str, int] = field(default_factory=dict)
     watched: int = 0
     retried: dict[str, dict[str, int]] = field(default_factory=dict)  # as `storage.retried`, of a worker's share
+    skipped: bool = False  # not read, as `ScanSettings.wanted` said no
     error: RhostreamError | None = None
 
 
@@ -108,17 +112,24 @@ def scan(shards: Sequence[tuple[str, str]], settings: ScanSettings, *, workers: 
         raise UsageError(f"--workers {workers}: expected 0 or more")
     workers = min(workers, len(shards))
     dataset = _Scan(shards, settings, workers)
-    messages: Iterable[Chunk | End] = dataset
-    if workers:
-        messages = DataLoader(dataset, batch_size=None, collate_fn=_as_is, num_workers=workers,
-                              prefetch_factor=PREFETCH, multiprocessing_context=context or "forkserver")
+    if not workers:
+        yield from _received(dataset, dataset)
+        return
+    loader = DataLoader(dataset, batch_size=None, collate_fn=_as_is, num_workers=workers, prefetch_factor=PREFETCH,
+                        worker_init_fn=settle_worker, multiprocessing_context=context or "forkserver")
+    with working(loader) as messages:
+        yield from _received(dataset, messages)
+
+
+def _received(dataset: _Scan, messages: Iterable[Chunk | End]) -> Iterator[Chunk | End]:
+    """With the pixels of their slots."""
     for message in messages:
         if isinstance(message, Chunk):
             if dataset.slots is not None:
                 message = replace(message, image=dataset.slots[message.slot, : len(message)])
         else:
             storage.add_retried(message.retried)
-            error, remote = message.error, not storage.is_local(shards[message.shard][0])
+            error, remote = message.error, not storage.is_local(dataset.url(message.shard))
             # Refused credentials are refused for every shard of a store: the others aren't asked for.
             if isinstance(error, UsageError) or (isinstance(error, AccessError) and remote):
                 raise error
@@ -139,6 +150,10 @@ class _Scan(IterableDataset[Chunk | End]):
             self.slots = slots(max(workers, 1) * (PREFETCH + 2), settings.chunk, settings.preprocess.shape,
                                shared=workers > 0)
 
+    def url(self, shard: int) -> str:
+        """Of the shard of this number."""
+        return self._shards[shard][0]
+
     def __iter__(self) -> Iterator[Chunk | End]:
         with storage.ReadAhead() as ahead:
             for message in self._messages(ahead):
@@ -153,6 +168,9 @@ class _Scan(IterableDataset[Chunk | End]):
         for number in range(worker, len(self._shards), workers):
             url, name = self._shards[number]
             ahead.want([self._shards[n][0] for n in range(number + workers, len(self._shards), workers)[:AHEAD]])
+            if self._settings.wanted is not None and not self._settings.wanted(name):
+                yield End(shard=number, skipped=True)
+                continue
             shard = _ShardScan(number, url, name, self._settings, columns)
             try:
                 for rows in shard.chunks():
@@ -206,6 +224,7 @@ class _ShardScan:
         else:
             start = 0
             for batch in self._walk.batches(chunk):
+                crash_point("scan: rows read")
                 yield self._examined(batch, np.arange(start, start + len(batch), dtype=np.int32))
                 start += len(batch)
         self._sha256 = self._source.sha256()
@@ -366,6 +385,7 @@ class _ShardScan:
             else:
                 assert pixels is not None
                 verdict = decode(pread(size, offsets[member]), pixels[row])
+                crash_point("scan: image decoded")
             if verdict != OK:
                 bad[row] = verdict, f".{batch.extension[member]} of {size:,} bytes at offset {offsets[member]:,}"
         n = len(batch)

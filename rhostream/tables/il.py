@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhostream import storage
+from rhostream.crashpoints import crash_point
 from rhostream.errors import AlreadyExistsError, MismatchError, MissingPartError, NotFoundError, TableError, UsageError
 from rhostream.storage import Identity
 from rhostream.tables import parquet
@@ -129,8 +130,10 @@ def make_or_match(table: str, info: TableInfo) -> TableInfo:
     """
     url = storage.join(table, "_table.json")
     data = json.dumps(asdict(info), sort_keys=True, indent=1).encode()
+    crash_point("table: before _table.json")
     try:
         storage.create(url, data)
+        crash_point("table: _table.json made")
         return info
     except AlreadyExistsError:
         there = open_info(table)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rhostream import storage
+from rhostream.crashpoints import crash_point
 from rhostream.errors import RhostreamError, StorageError
 
 SPILL_BYTES, SPILL_ROWS = 512 << 20, 4_000_000  # what may wait before the run does
@@ -122,7 +123,9 @@ class SegmentQueue:
                 segment = self._waiting[0]
             try:
                 data = segment.encode()
+                crash_point("log: segment encoded")
                 self._commit(storage.join(self._run, segment.path), data)
+                crash_point("log: segment committed")
                 record = segment_record(segment.path, data, segment.rows)
             except BaseException as exc:
                 with self._changed:

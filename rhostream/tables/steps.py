@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from rhostream import storage
+from rhostream.crashpoints import crash_point
 from rhostream.tables import parquet
 from rhostream.tables.segments import segment_record
 
@@ -63,5 +64,6 @@ class StepsWriter:
         path = f"{self._folder}/{self._rows[0]['step']:010d}-{self._rows[-1]['step']:010d}.parquet"
         data = parquet.encode(table, {"version": VERSION, "artifact": "steps"}, {}, ["pass"])
         storage.create(storage.join(self._run, path), data)
+        crash_point("steps: segment committed")
         self._rows = []
         return [segment_record(path, data, table.num_rows)]

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from rhostream.candidates import CANDIDATE, Candidates, Reason
+from rhostream.crashpoints import crash_point
 from rhostream.errors import NonFiniteError
 from rhostream.selection.proxy import step_if_finite
 from rhostream.selection.selector import NONFINITE_BUFFERS, Selection, Selector
+from rhostream.signals import StopRequest
 from rhostream.stream.dataset import Loader
 from rhostream.stream.progress import StepProgress
 from rhostream.training.augment import augment as augmented
 from rhostream.training.evaluate import Evaluation, TestSet
 from rhostream.training.run import Run
-from rhostream.training.signals import StopRequest
 
 Metrics = Callable[[dict[str, Any]], None]
 
@@ -72,14 +73,16 @@ class Trainer:
         """Algorithm 1. Raises Interrupted after committing when a signal asked to stop."""
         clock, run = _Clock(self.run.cost.seconds), self.run
         progress = StepProgress("train", self.last_step, run.step)
-        with StopRequest() as stop, progress:
-            for candidates in self.loader:  # line 5: the next n_B of the plan
+        with StopRequest("train", patient=True) as stop, progress:
+            for candidates in stop.while_waiting(self.loader):  # line 5: the next n_B of the plan
                 clock.lap("wait")
                 _seed(self.device, _step_seed(self.seed, run.step))  # dropout is a function of the step
                 selection = self.selector(candidates.to(self.device))  # lines 6-8: score, keep the top n_b
+                crash_point("train: buffer scored")
                 clock.lap("score")
                 self._finish_step(clock)  # the one before: its losses have come to the host with these scores
                 loss_b = self._gradient_step(selection)  # lines 9-10
+                crash_point("train: optimizer stepped")
                 clock.lap("train")
                 done = run.step + 1 >= self.last_step
                 self._open = _Step(run.step, candidates.host, selection, loss_b, dict(clock.last), self._account(
@@ -94,6 +97,11 @@ class Trainer:
                     return
                 if stop.signal:
                     raise stop.error(run.step)
+            if stop.signal:  # it came while the next buffer was waited for
+                if run.uncommitted:
+                    self._finish_step(clock)
+                    self._commit(False, clock)
+                raise stop.error(run.step)
 
     def _gradient_step(self, selection: Selection) -> Tensor | None:
         """One fresh forward and backward on the kept samples, the mean loss; with none, the optimizer isn't called.
@@ -117,6 +125,7 @@ class Trainer:
             loss_b = self.selector.loss(logits.float(), labels)
             (loss_b.sum() / len(x)).backward()
             losses.append(loss_b.detach())
+        crash_point("train: loss computed")
         loss_b = torch.cat(losses) if len(losses) > 1 else losses[0]
         step_if_finite(self.optimizer, loss_b.mean())
         return loss_b
@@ -155,6 +164,7 @@ class Trainer:
         run, selection = self.run, step.selection
         run.log.take(step.candidates, step.number, selection.columns(), step.number)
         _count(run.counts, selection.reason)
+        crash_point("train: step logged")
         self._end_of_pass(step)
         reached = selection.loss[~np.isnan(selection.loss)]
         row = {

@@ -19,6 +19,7 @@ from torch import nn
 from rhostream import checkpoint, storage
 from rhostream.checkpoint import Checkpoint
 from rhostream.cost import Cost
+from rhostream.crashpoints import crash_point
 from rhostream.errors import AlreadyExistsError
 from rhostream.selection.proxy import Proxy
 from rhostream.tables.selections import LogWriter
@@ -37,6 +38,7 @@ class Run:
     step: int = 0
     cost: Cost = field(default_factory=Cost)
     counts: dict[str, int] = field(default_factory=dict)  # rows of the log by reason
+    _committed: int = 0  # the step of the newest checkpoint
     _log: list[dict[str, Any]] = field(default_factory=list)
     _steps: list[dict[str, Any]] = field(default_factory=list)
 
@@ -47,6 +49,7 @@ class Run:
         """
         url = storage.join(self.url, "run.json")
         body = {"version": VERSION, "fingerprints": self.pinned, **record}
+        crash_point("run: before run.json")
         try:
             storage.create(url, json.dumps(body, indent=1, sort_keys=True, default=str).encode())
         except AlreadyExistsError:
@@ -56,8 +59,15 @@ class Run:
         found = checkpoint.latest(self.url)
         if found is not None:
             self.step, self.cost = found.step, Cost.from_json(found.cost)
+            self._committed = found.step
             self.counts, self._log, self._steps = dict(found.counts), list(found.log), list(found.steps)
         return found
+
+    def settle(self, found: Checkpoint, keep: int) -> None:
+        """Do what a crash right after the newest checkpoint left undone."""
+        if found.complete and not storage.exists(storage.join(self.url, "cost.json")):
+            self._write_cost()
+        checkpoint.retain(self.url, keep)
 
     def claim(self) -> None:
         """Become the newest attempt and open its writers."""
@@ -65,6 +75,11 @@ class Run:
         self.attempt = checkpoint.claim_attempt(self.url, note)
         self.log = LogWriter(self.url, self.attempt)
         self.steps = StepsWriter(self.url, self.attempt)
+
+    @property
+    def uncommitted(self) -> bool:
+        """Whether steps were taken that no checkpoint knows of."""
+        return self.step > self._committed
 
     @property
     def recorded_threads(self) -> int | None:
@@ -85,9 +100,16 @@ class Run:
                        counts=self.counts),
             model.state_dict(), optimizer.state_dict(), None if proxy is None else proxy.state_dict(),
         )
+        self._committed = self.step
         if complete:
-            storage.replace(storage.join(self.url, "cost.json"), json.dumps(self.cost.as_json(), indent=1).encode())
+            crash_point("run: before cost.json")
+            self._write_cost()
+        crash_point("run: before retention")
         checkpoint.retain(self.url, keep)
+
+    def _write_cost(self) -> None:
+        account = {**self.cost.as_json(), "reasons": self.counts}
+        storage.replace(storage.join(self.url, "cost.json"), json.dumps(account, indent=1).encode())
 
 
 def versions() -> dict[str, str]:

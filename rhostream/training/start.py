@@ -140,6 +140,7 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
     trainer = Trainer(loader, selector, network, optimizer, attempt, on, seed, last_step, accumulate, augment, tests,
                       eval_every, checkpoint_every, keep_checkpoints, metrics, training_dtype, compile)
     if found is not None:
+        attempt.settle(found, keep_checkpoints)
         weights, state = load_tensors(run, found)
         network.load_state_dict(weights)
         optimizer.load_state_dict(state)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 
 import pytest
 
+from tests.faults import tally
+from tests.faults.crash_server import Rig
 from tests.faults.lines import LINES
 from tests.faults.rig.s3 import faulty, proxy  # noqa: F401  # fixtures
 
@@ -14,8 +17,18 @@ NAME = re.compile(r"::test_([A-F]\d+)_")
 ORDER = ("failed", "error", "passed", "skipped")  # what a line counts as, worst first
 
 
+@pytest.fixture(scope="session")
+def rig() -> Iterator[Rig]:
+    """Processes that fork a child for a job in milliseconds; see `crash_server`."""
+    rig = Rig()
+    yield rig
+    rig.close()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One line: how many lines of the table were tried, and which were not."""
+    """One line: how many lines of the table were tried, and which were not; before it, what tests had to say."""
+    for line in tally.SAID:
+        terminalreporter.write_line(line)
     found: dict[str, set[str]] = defaultdict(set)
     for outcome in ORDER:
         for report in terminalreporter.getreports(outcome):

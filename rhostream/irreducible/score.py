@@ -1,0 +1,77 @@
+"""The IL networks at work: the loss of each usable row of a chunk, by the network of its fold."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rhostream.crashpoints import crash_point
+from rhostream.irreducible.model import ILModel
+from rhostream.irreducible.parts import Scored
+from rhostream.stream.scan import Chunk
+
+LOG = logging.getLogger("rhostream")
+
+
+class Scorer:
+    """The IL networks on a device: each scores the rows of its fold."""
+
+    def __init__(self, model: ILModel, device: torch.device) -> None:
+        self._info, self._device = model.info, device
+        self._rule = model.info.rule
+        self._normalize = model.preprocess.normalize
+        self._networks = [_prepared(n, device) for n in model.networks]
+        self._learned_from = frozenset(model.info.learned_from)
+        self._halved = False
+
+    def knows(self, names: Iterable[str]) -> bool:
+        """Whether any of the shards was learned from."""
+        return any(name in self._learned_from for name in names)
+
+    def __call__(self, chunk: Chunk, name: str) -> Scored:
+        """Loss (float32, nats) and predicted class of the usable rows of a chunk."""
+        n = len(chunk)
+        by_fold = self._rule.mode == "folds"
+        scored = Scored(np.full(n, np.nan, np.float32), np.full(n, -1, np.int64),
+                        chunk.mark if by_fold else np.zeros(n, np.int64), self._holdout(chunk, name))
+        assert chunk.image is not None
+        for number, network in enumerate(self._networks):
+            rows = np.flatnonzero(chunk.ok & (scored.fold == number))
+            if not len(rows):
+                continue
+            image = chunk.image if len(rows) == n else chunk.image[torch.from_numpy(rows)]
+            loss, predicted = self._forward(network, image, torch.from_numpy(chunk.label[rows]))
+            scored.il[rows], scored.predicted[rows] = loss.cpu().numpy(), predicted.cpu().numpy()
+        return scored
+
+    def _holdout(self, chunk: Chunk, name: str) -> npt.NDArray[np.bool_]:
+        if self._rule.mode == "fraction":
+            return np.equal(chunk.mark, 1)
+        return np.full(len(chunk), self._rule.mode == "holdout" and name in self._learned_from)
+
+    @torch.inference_mode()
+    def _forward(self, network: nn.Module, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        try:
+            logits = network(self._normalize(image.to(self._device))).float()
+            crash_point("compute-il: forward made")
+            return F.cross_entropy(logits, label.to(self._device), reduction="none"), logits.argmax(1)
+        except torch.OutOfMemoryError:
+            if len(image) == 1:
+                raise
+            if not self._halved:
+                LOG.warning("the device is out of memory for %d images: scoring in halves", len(image))
+                self._halved = True
+        half = len(image) // 2
+        parts = [self._forward(network, image[s], label[s]) for s in (slice(half), slice(half, None))]
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def _prepared(network: nn.Module, device: torch.device) -> nn.Module:
+    # Pixels come as NHWC: channels-last needs no transpose and is the faster layout for convolutions.
+    return network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]

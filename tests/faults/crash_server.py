@@ -1,0 +1,188 @@
+"""A process that has imported everything and computed nothing: it forks a child for every job, which may be killed.
+
+One JSON line in, {"verb", "options", "crash_point"} or {"argv", "log"}; out come {"pid"} and then {"code", "passings",
+"error"}. Importing torch takes seconds; a fork takes milliseconds, and a process that never computed has no threads
+that a fork could lose.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+T, R = TypeVar("T"), TypeVar("R")
+
+
+class Started:
+    """A job in a process of its own, at the head of its own process group."""
+
+    def __init__(self, rig: Rig, server: subprocess.Popen[str], log: Path | None) -> None:
+        self._rig, self._server, self.log = rig, server, log
+        self.pid = int(self._said()["pid"])
+        rig.running.append(self)
+
+    def _said(self) -> dict[str, Any]:
+        assert self._server.stdout is not None
+        line = self._server.stdout.readline()
+        assert line, "the crash server is gone"
+        said: dict[str, Any] = json.loads(line)
+        return said
+
+    def wait(self) -> dict[str, Any]:
+        """Until it ends."""
+        said = self._said()
+        self._rig.running.remove(self)
+        self._rig._idle.put(self._server)
+        return said
+
+
+class Rig:
+    """As many servers as there are cores, each with one job at a time."""
+
+    def __init__(self, servers: int = 2) -> None:
+        self._idle: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
+        self.running: list[Started] = []
+        self._all = [self._start() for _ in range(servers)]
+        for server in self._all:
+            self._idle.put(server)
+        self._pool = ThreadPoolExecutor(servers)
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, "-m", __name__], cwd=REPOSITORY, text=True, stdin=subprocess.PIPE,
+                                stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+
+    def _begin(self, request: dict[str, Any], log: Path | None = None) -> Started:
+        server = self._idle.get()
+        assert server.stdin is not None
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        return Started(self, server, log)
+
+    def job(self, verb: str, options: dict[str, Any], crash_point: str = "") -> dict[str, Any]:
+        """Run a job to its end, or until it dies at `NAME@N`."""
+        return self._begin({"verb": verb, "options": options, "crash_point": crash_point}).wait()
+
+    def cli(self, log: Path, *argv: object) -> Started:
+        """Start `rhostream ARGV`, its output in `log`."""
+        return self._begin({"argv": [str(a) for a in argv], "log": str(log)}, log)
+
+    def end_all(self) -> None:
+        """Kill what a failed test left running."""
+        for job in list(self.running):
+            os.kill(job.pid, signal.SIGKILL)
+            job.wait()
+
+    def each(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """`work` of every item, as many at a time as there are servers."""
+        return list(self._pool.map(work, items))
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        self.end_all()
+        for server in self._all:
+            assert server.stdin is not None and server.stdout is not None
+            server.stdin.close()
+            server.wait(30)
+            server.stdout.close()
+
+
+def _job(request: dict[str, Any], out: int) -> int:
+    import torch
+
+    import rhostream
+    from rhostream import crashpoints
+    from rhostream.audit.verify import verify
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    crashpoints.arm(request["crash_point"])
+    verbs = {"fit-il": rhostream.fit_il, "compute-il": rhostream.compute_il, "index": rhostream.index,
+             "train": rhostream.train, "verify": verify}
+    error = ""
+    try:
+        verbs[request["verb"]](**request["options"])
+    except rhostream.RhostreamError as exc:
+        error = f"{type(exc).__name__}: {exc}"
+    os.write(out, json.dumps({"passings": crashpoints.passings(), "error": error}).encode())
+    return 1 if error else 0
+
+
+def _command(argv: Sequence[str], log: str) -> None:
+    """The command line, down to what the interpreter waits for at its end; only its long tidying up is left out."""
+    import torch
+
+    from rhostream.cli import main
+
+    torch.set_num_threads(1)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv = ["rhostream", *argv]
+    code: object = 1
+    try:
+        main()
+        code = 0
+    except SystemExit as exc:
+        code = exc.code
+    except BaseException:
+        traceback.print_exc()
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
+def _child(request: dict[str, Any], out: int) -> None:
+    os.setpgrp()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "argv" in request:
+        _command(request["argv"], request["log"])
+    code = 70
+    try:
+        code = _job(request, out)
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _preload(*names: str) -> None:
+    """What the jobs would import by and by, for seconds, in every child."""
+    import importlib
+
+    for name in names:
+        importlib.import_module(name)
+
+
+def _serve(line: str) -> None:
+    request = json.loads(line)
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(read)
+        _child(request, write)
+    os.close(write)
+    print(json.dumps({"pid": pid}), flush=True)
+    with os.fdopen(read, "rb") as pipe:
+        said = pipe.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    print(json.dumps({"code": code, "passings": {}, "error": "", **json.loads(said or b"{}")}), flush=True)
+
+
+if __name__ == "__main__":
+    _preload("numpy.ma", "torch._dynamo", "torch.utils.flop_counter", "duckdb", "rhostream.cli",
+             "rhostream.audit.verify", "rhostream.irreducible", "rhostream.training.start", "simplejpeg", "imagecodecs")
+    for request in sys.stdin:
+        _serve(request)

@@ -1,0 +1,185 @@
+"""Every crash point of the source, each hit with SIGKILL at its 1st and 3rd passing, and the same command run again."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rhostream
+from rhostream import checkpoint
+from rhostream.audit.verify import verify
+from tests.conftest import make_shards
+from tests.faults import tally
+from tests.faults.crash_server import REPOSITORY, Rig
+
+OFFLINE_MOMENTS = {"compute-il: shards listed", "scan: rows read", "scan: image decoded", "compute-il: forward made",
+                   "compute-il: part encoded", "commit: temporary file written", "compute-il: part committed",
+                   "compute-il: all parts committed"}  # fmt: skip
+TRAIN_MOMENTS = {"train: loss computed", "train: optimizer stepped", "log: segment committed",
+                 "checkpoint: one of its files written", "checkpoint: tensors written", "checkpoint: committed",
+                 "checkpoint: one file of an old one removed"}  # fmt: skip
+
+
+def points() -> dict[str, str]:
+    """name -> where, of every call of `crash_point` in the library."""
+    found: dict[str, str] = {}
+    for path in sorted((REPOSITORY / "rhostream").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("crash_point"):
+                (name,) = node.args
+                assert isinstance(name, ast.Constant) and isinstance(name.value, str), f"{path}:{node.lineno}"
+                assert name.value not in found, f"{name.value} is at {found[name.value]} and {path}:{node.lineno}"
+                found[name.value] = f"{path.relative_to(REPOSITORY)}:{node.lineno}"
+    return found
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command, where its result lies, and what of the result must be equal."""
+
+    verb: str
+    options: dict[str, Any]
+    result: str  # the option that names the folder of the result
+    content: Callable[[Path], Any]
+
+    def at(self, folder: Path) -> dict[str, Any]:
+        return {**self.options, self.result: str(folder)}
+
+
+def parts_and_table(table: Path) -> dict[str, str]:
+    files = [table / "_table.json", *(table / "parts").rglob("*.parquet")]
+    return {str(f.relative_to(table)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def weights_of_folds(model: Path) -> dict[str, str]:
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in model.glob("*.safetensors")}
+
+
+def log_and_weights(run: Path) -> tuple[list[Any], dict[str, bytes], set[str], list[int]]:
+    """The view `selections` row by row in its order, the weights bit by bit, the files that stay, and the steps."""
+    latest = checkpoint.latest(str(run))
+    assert latest is not None and latest.complete
+    assert not verify(str(run))["problems"] and json.loads((run / "cost.json").read_text())["forward_units"] > 0
+    with rhostream.open_ledger(str(run)) as ledger:
+        rows = ledger.sql("SELECT * EXCLUDE (run) FROM selections")
+        steps = ledger.sql("SELECT step FROM steps")["step"].to_pylist()
+    weights = {k: v.numpy().tobytes() for k, v in checkpoint.load_tensors(str(run), latest)[0].items()}
+    stay = {f.parent.parent.name + "/" + f.name for f in (run / "checkpoints").rglob("*")
+            if f.is_file() and not f.name.startswith(".")}  # fmt: skip
+    return [repr(row) for row in rows.to_pylist()], weights, stay, steps
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory, rig: Rig) -> dict[str, Job]:
+    """Small and real: five shards of unequal size, two folds, four checkpoints of which two stay."""
+    root = tmp_path_factory.mktemp("crashes")
+    make_shards(root / "shards", [40, 30, 1, 37, 24])
+    make_shards(root / "test", [20], seed=1)
+    shards = [str(root / "shards")]
+    fit = {"shards": shards, "model": "mlp-64", "epochs": 2}
+    assert rig.job("fit-il", {**fit, "out": str(root / "il-model")})["code"] == 0
+    compute = {"shards": shards, "il_model": str(root / "il-model"), "keep": {"is_noisy": "bool"}}
+    assert rig.job("compute-il", {**compute, "out": str(root / "il")})["code"] == 0
+    train = {"shards": shards, "il": str(root / "il"), "model": "mlp-64", "buffer_size": 24, "batch_size": 4,
+             "steps": 8, "checkpoint_every": 2, "test_shards": [str(root / "test")], "eval_every": 3}  # fmt: skip
+    return {
+        "fit-il": Job("fit-il", fit, "out", weights_of_folds),
+        "index": Job("index", {"shards": shards}, "out", parts_and_table),
+        "compute-il": Job("compute-il", compute, "out", parts_and_table),
+        "train": Job("train", train, "run", log_and_weights),
+        "train of a network with batch norm": Job("train", {**train, "model": "small-cnn"}, "run", log_and_weights),
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(rig: Rig, jobs: dict[str, Job],
+          tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, dict[str, int]]]:
+    """Each job without a crash: its content, and how often it passed each point."""
+    found = {}
+    for name, job in jobs.items():
+        folder = tmp_path_factory.mktemp("whole") / "result"
+        done = rig.job(job.verb, job.at(folder))
+        assert done["code"] == 0, done["error"]
+        found[name] = job.content(folder), done["passings"]
+    return found
+
+
+def matrix(rig: Rig, job: Job, whole: tuple[Any, dict[str, int]], folder: Path, passings: tuple[int, ...],
+           label: str) -> None:
+    """Kill at every point and passing there is, run the same command again, compare."""
+    content, passed = whole
+    spots = [(point, n) for n in passings for point in sorted(passed) if passed[point] >= n]
+
+    def crash(spot: tuple[str, int]) -> str:
+        point, n = spot
+        place = folder / hashlib.sha256(f"{point}@{n}".encode()).hexdigest()[:12]
+        killed = rig.job(job.verb, job.at(place), f"{point}@{n}")
+        if killed["code"] != -signal.SIGKILL:
+            return f"{point}@{n}: not killed: {killed}"
+        again = rig.job(job.verb, job.at(place))
+        if again["code"]:
+            return f"{point}@{n}: the second run failed: {again['error']}"
+        same = job.content(place) == content
+        shutil.rmtree(place)
+        return "" if same else f"{point}@{n}: the result differs"
+
+    wrong = list(filter(None, rig.each(crash, spots)))
+    tries = Counter(n for _, n in spots)
+    tally.say(f"crash matrix of {label}: {len(passed)} points, {len(spots)} kills and as many second runs ("
+              + ", ".join(f"{count} at passing {n}" for n, count in sorted(tries.items()))
+              + f"); {sum(n < 3 for n in passed.values())} points are passed fewer than 3 times; {len(wrong)} wrong")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_E1_every_crash_point_of_the_source_is_passed_by_some_job(
+        whole: dict[str, tuple[Any, dict[str, int]]]) -> None:
+    """The places where a crash is tried are found in the source; a place that no job reaches fails the tests."""
+    passed = {point for _, passings in whole.values() for point in passings}
+    there = points()
+    assert {point: where for point, where in there.items() if point not in passed} == {}
+    assert passed <= set(there)
+    assert set(whole["compute-il"][1]) >= OFFLINE_MOMENTS and set(whole["train"][1]) >= TRAIN_MOMENTS
+    tally.say(f"crash points in the source: {len(there)}")
+
+
+def test_E1_a_killed_scorer_run_again_leaves_the_same_bytes(
+        rig: Rig, jobs: dict[str, Job], whole: dict[str, tuple[Any, dict[str, int]]], tmp_path: Path) -> None:
+    """compute-il killed with SIGKILL at any of its crash points and run again leaves the same parts and the same
+    table, byte for byte, as if it had never been killed."""
+    matrix(rig, jobs["compute-il"], whole["compute-il"], tmp_path, (1,), "compute-il")
+
+
+def test_E15_a_killed_trainer_run_again_has_the_same_log_and_weights(
+        rig: Rig, jobs: dict[str, Job], whole: dict[str, tuple[Any, dict[str, int]]], tmp_path: Path) -> None:
+    """train killed with SIGKILL at any of its crash points and run again ends with the same rows of `selections` in the
+    same order, the same weights bit for bit, and every step once."""
+    matrix(rig, jobs["train"], whole["train"], tmp_path, (1,), "train")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fit-il", "index", "compute-il", "train", "train of a network with batch norm"])
+def test_E1_the_whole_crash_matrix(rig: Rig, jobs: dict[str, Job], whole: dict[str, tuple[Any, dict[str, int]]],
+                                   tmp_path: Path, name: str) -> None:
+    """The same holds at the third passing of every point, for fit-il and index, and for a network with batch norm."""
+    matrix(rig, jobs[name], whole[name], tmp_path, (1, 3), name)
+
+
+def test_E15_steps_and_log_agree_after_a_crash_in_every_checkpoint(
+        rig: Rig, jobs: dict[str, Job], whole: dict[str, tuple[Any, dict[str, int]]], tmp_path: Path) -> None:
+    """A run that is killed again and again, each time in the middle of a checkpoint, loses no step and repeats none."""
+    job, kills = jobs["train"], 0
+    while (done := rig.job(job.verb, job.at(tmp_path / "run"), "checkpoint: committed@1"))["code"]:
+        assert done["code"] == -signal.SIGKILL
+        kills += 1
+    content = job.content(tmp_path / "run")
+    assert kills == 4 and content == whole["train"][0] and content[3] == list(range(8))

@@ -1,0 +1,221 @@
+"""Asked to stop: every job ends soon, with its exit code, and the same command goes on; no process outlives its job."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rhostream import checkpoint
+from tests.conftest import make_shards
+from tests.faults import tally
+from tests.faults.crash_server import Rig, Started
+
+SLOWEST_SECONDS = 60.0  # what a test waits at most, for a machine under load
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on(rig: Rig) -> Iterator[None]:
+    yield
+    rig.end_all()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, rig: Rig) -> Path:
+    """shards/, and il-model/ and il/ of them."""
+    root = tmp_path_factory.mktemp("signals")
+    shards, model = [str(p) for p in make_shards(root / "shards", [40, 30, 37])], str(root / "il-model")
+    for verb, options in (("fit-il", {"shards": shards, "model": "mlp-64", "epochs": 1, "out": model}),
+                          ("compute-il", {"shards": shards, "il_model": model, "out": str(root / "il")})):
+        assert rig.job(verb, options)["code"] == 0
+    return root
+
+
+def eventually(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SLOWEST_SECONDS
+    while not what():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def parts(table: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (table / "parts").rglob("*.parquet")}
+
+
+def end(job: Started, *signals: int, title: str) -> int:
+    """Send the signals, one after another, and wait; returns the exit code."""
+    begun = time.monotonic()
+    for number in signals:
+        os.kill(job.pid, number)
+        time.sleep(0.1)
+    code = int(job.wait()["code"])
+    tally.say(f"{title}: exit {code}, {time.monotonic() - begun:.1f} s after the first signal")
+    assert job.log is not None and "Traceback" not in job.log.read_text()
+    return code
+
+
+def workers_of(pid: int) -> set[int]:
+    """The loader workers of `pid`, by /proc: the processes below those that it started itself."""
+    parent = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    found = {pid}
+    while more := {child for child, above in parent.items() if above in found} - found:
+        found |= more
+    return {p for p in found - {pid} if parent[p] != pid}
+
+
+def alive(pids: set[int]) -> set[int]:
+    """Those that still run: no zombie."""
+    found = set()
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        found |= {pid} if state not in "ZX" else set()
+    return found
+
+
+def hung(data: Path, folder: Path) -> list[Path]:
+    """The shards, with the last one a pipe that nobody writes to: opening it takes forever."""
+    folder.mkdir()
+    shards = []
+    for shard in sorted((data / "shards").iterdir()):
+        os.link(shard, folder / shard.name)
+        shards.append(folder / shard.name)
+    shards[-1].unlink()
+    os.mkfifo(shards[-1])
+    return shards
+
+
+def finish(rig: Rig, job: tuple[object, ...], data: Path, shards: list[Path], table: Path, tmp_path: Path) -> None:
+    """The slow shard has come: the same command goes on and makes what was missing."""
+    before = parts(table)
+    shards[-1].unlink()
+    os.link(data / "shards" / shards[-1].name, shards[-1])
+    assert rig.cli(tmp_path / "again.log", *job).wait()["code"] == 0
+    after = parts(table)
+    assert len(after) == len(shards) and before.items() <= after.items()
+
+
+@pytest.mark.parametrize(("verb", "signals", "code"), [
+    ("index", (signal.SIGTERM,), 143), ("compute-il", (signal.SIGTERM,), 143),
+])  # fmt: skip
+def test_E2_sigterm_during_a_read_that_hangs_ends_the_job(
+        rig: Rig, data: Path, tmp_path: Path, verb: str, signals: tuple[int, ...], code: int) -> None:
+    """SIGTERM ends a job within five seconds with exit code 143, even while it waits for a read that never comes back;
+    what was finished is there, and the same command goes on."""
+    shards = hung(data, tmp_path / "shards")
+    job = (verb, "--shards", *shards, "--out", tmp_path / "t", "--root", f"r={tmp_path}/shards")
+    job += ("--il-model", data / "il-model") if verb == "compute-il" else ()
+    running = rig.cli(tmp_path / "log", *job)
+    eventually(lambda: len(parts(tmp_path / "t")) == 2)
+    assert end(running, *signals, title=f"{verb} in a read that hangs") == code
+    assert "same command resumes" in running.log.read_text()
+    finish(rig, job, data, shards, tmp_path / "t", tmp_path)
+
+
+@pytest.mark.parametrize("signals", [(signal.SIGINT,), (signal.SIGINT, signal.SIGINT)], ids=["once", "twice"])
+def test_E3_ctrl_c_is_130_and_leaves_a_job_that_goes_on(
+        rig: Rig, data: Path, tmp_path: Path, signals: tuple[int, ...]) -> None:
+    """Ctrl-C ends a job cleanly, a second one at once; the exit code is 130 both times, never 0, and the same command
+    goes on."""
+    shards = hung(data, tmp_path / "shards")
+    job = ("compute-il", "--shards", *shards, "--out", tmp_path / "t", "--il-model", data / "il-model")
+    running = rig.cli(tmp_path / "log", *job)
+    eventually(lambda: len(parts(tmp_path / "t")) == 2)
+    assert end(running, *signals, title=f"Ctrl-C x {len(signals)}") == 130
+    finish(rig, job, data, shards, tmp_path / "t", tmp_path)
+
+
+def test_E2_sigterm_in_the_middle_of_an_epoch_of_fit_il(rig: Rig, data: Path, tmp_path: Path) -> None:
+    """SIGTERM ends fit-il in the middle of an epoch; no half model is left that looks like one."""
+    job = ("fit-il", "--shards", data / "shards", "--model", "mlp-64", "--out", tmp_path / "m", "--epochs")
+    running = rig.cli(tmp_path / "log", *job, 10**6)
+    time.sleep(1.0)  # well inside its million epochs
+    assert end(running, signal.SIGTERM, title="fit-il in an epoch") == 143
+    assert not (tmp_path / "m" / "model.json").exists()
+    assert rig.cli(tmp_path / "again.log", *job, 1).wait()["code"] == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_E2_a_stopped_trainer_commits_its_step_and_goes_on(
+        rig: Rig, data: Path, tmp_path: Path, number: int, code: int) -> None:
+    """A trainer that is asked to stop ends the step at hand, commits it and exits with 143 (SIGTERM) or 130 (Ctrl-C);
+    the same command goes on at the next step."""
+    job = ("train", "--shards", data / "shards", "--il", data / "il", "--model", "mlp-64", "--buffer-size", 20,
+           "--batch-size", 4, "--run", tmp_path / "run", "--steps")  # fmt: skip
+    running = rig.cli(tmp_path / "log", *job, 10**6)
+    eventually(lambda: (tmp_path / "run" / "attempts" / "0.json").exists())
+    time.sleep(0.3)
+    assert end(running, number, title=f"train, {signal.Signals(number).name}") == code
+    stopped = checkpoint.latest(str(tmp_path / "run"))
+    assert stopped is not None and sum(s["rows"] for s in stopped.log) >= 20 * stopped.step
+    assert rig.cli(tmp_path / "again.log", *job, stopped.step + 3).wait()["code"] == 0
+    done = checkpoint.latest(str(tmp_path / "run"))
+    assert done is not None and done.step == stopped.step + 3 and done.complete
+
+
+WORKERS = {
+    "compute-il": ("--il-model", "il-model", "--out", "t"),
+    "train": ("--il", "il", "--run", "run", "--model", "mlp-64", "--buffer-size", "20", "--batch-size", "4", "--steps",
+              "1000000", "--checkpoint-every", "5"),
+}  # fmt: skip
+
+
+def begin_with_workers(rig: Rig, data: Path, tmp_path: Path, verb: str) -> tuple[Started, set[int]]:
+    """A job whose two workers are at work: one of compute-il's hangs in a read, the trainer's are busy for ever."""
+    shards = hung(data, tmp_path / "shards") if verb == "compute-il" else [data / "shards"]
+    options = [str(data / o) if o in ("il", "il-model") else str(tmp_path / o) if o in ("t", "run") else o
+               for o in WORKERS[verb]]  # fmt: skip
+    running = rig.cli(tmp_path / "log", verb, "--shards", *shards, "--workers", 2, *options)
+    eventually(lambda: any((tmp_path / "run" / "checkpoints").rglob("checkpoint.json"))
+               or len(parts(tmp_path / "t")) == 2)  # fmt: skip
+    workers = workers_of(running.pid)
+    assert workers
+    return running, workers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", WORKERS)
+def test_E3_ctrl_c_at_a_terminal_reaches_the_workers_and_they_print_nothing(
+        rig: Rig, data: Path, tmp_path: Path, verb: str) -> None:
+    """Ctrl-C goes to the worker processes too: they print no traceback, and none is left."""
+    running, below = begin_with_workers(rig, data, tmp_path, verb)
+    os.killpg(running.pid, signal.SIGINT)
+    assert running.wait()["code"] == 130
+    said = running.log.read_text()
+    assert "Traceback" not in said and "KeyboardInterrupt" not in said and "same command resumes" in said
+    eventually(lambda: not alive(below))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", WORKERS)
+def test_E2_sigterm_while_the_workers_hang_ends_the_job_and_them(
+        rig: Rig, data: Path, tmp_path: Path, verb: str) -> None:
+    """SIGTERM ends a job whose worker processes do not move at all, and ends them too."""
+    running, below = begin_with_workers(rig, data, tmp_path, verb)
+    for pid in below:
+        os.kill(pid, signal.SIGSTOP)
+    assert end(running, signal.SIGTERM, title=f"{verb}, its workers stopped") == 143
+    eventually(lambda: not alive(below))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", WORKERS)
+def test_E1_no_worker_outlives_a_killed_job(rig: Rig, data: Path, tmp_path: Path, verb: str) -> None:
+    """When a job is killed, its worker processes end by themselves, whatever they are at."""
+    running, below = begin_with_workers(rig, data, tmp_path, verb)
+    os.kill(running.pid, signal.SIGKILL)
+    assert running.wait()["code"] == -signal.SIGKILL
+    eventually(lambda: not alive(below))
