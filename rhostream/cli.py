@@ -91,10 +91,17 @@ BUDGET = _options(
     click.option("--fail-fast", is_flag=True, help="Stop at the first bad shard instead of naming it at the end."),
 )
 
+LENIENT = _options(
+    click.option("--allow-compressed", is_flag=True,
+                 help="Inflate gzip shards into the spool; their table can be asked, not trained from."),
+    click.option("--accept-missing-eof", is_flag=True,
+                 help="Take a tar without its end marker for whole; one cut between two members looks the same."),
+)
+
 
 @cli.command("fit-il")
 @_options(
-    SHARDS, ROOT, WORKERS,
+    SHARDS, ROOT, WORKERS, LENIENT,
     click.option("--out", required=True, metavar="DIR", help="Folder of the IL model (weights and model.json)."),
     click.option("--model", default="small-cnn", show_default=True, help="Built-in name or package.module:function."),
     click.option("--holdout", multiple=True, metavar="URL...", help="Shards of their own to learn from."),
@@ -138,7 +145,8 @@ def _finish(summary: Any) -> None:
 
 @cli.command("compute-il")
 @_options(
-    SHARDS, ROOT, KEEP, WORKERS, BUDGET,
+    SHARDS, ROOT, KEEP, WORKERS, BUDGET, LENIENT,
+    click.option("--model", metavar="NAME", help="The IL model's package.module:function, where it is your own code."),
     click.option("--il-model", required=True, metavar="DIR", help="What fit-il wrote."),
     click.option("--out", required=True, metavar="URL", help="Where the IL table goes: one Parquet part a shard."),
 )
@@ -157,7 +165,8 @@ def compute_il(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None
 
 
 @cli.command("index")
-@_options(SHARDS, ROOT, KEEP, WORKERS, BUDGET, click.option("--out", required=True, metavar="URL", help="The table."))
+@_options(SHARDS, ROOT, KEEP, WORKERS, BUDGET, LENIENT,
+          click.option("--out", required=True, metavar="URL", help="The table."))
 def index(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, out: str, **options: Any) -> None:
     """Write the same table without il, for rules that need none (uniform, loss).
 

@@ -85,7 +85,7 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
     loader = open_stream(
         shards, il, buffer_size=buffer_size, seed=seed, passes=None, workers=workers, image_size=image_size,
         lanes=lanes, decoder=decoder, missing_il=missing_il, keep_holdout=keep_holdout, needs_il=needs_il, roots=roots,
-        band=band, keep_list=keep_list, view_size=view_size, device=on,
+        band=band, keep_list=keep_list, view_size=view_size, device=on, classes=classes,
         prefilter=UniformChoice(batch_size, seed) if rule == "uniform" else None,
     )
     stream, info = loader.stream, loader.stream.table.info
