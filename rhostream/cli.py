@@ -7,15 +7,15 @@ resumes.
 
 from __future__ import annotations
 
+import io
 import json
-import logging
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import click
 
+from rhostream import console
 from rhostream.errors import RhostreamError, UsageError
 
 EPILOG = ("Exit codes: 0 all well; 1 internal error; 2 usage or configuration, before any work; 3 bad shards, samples "
@@ -126,10 +126,11 @@ def fit_il(shards: tuple[str, ...], out: str, holdout: tuple[str, ...], roots: t
       rhostream fit-il --shards data/*.tar --out il-model --model mlp-256 --group-by duplicate_of
     """
     from rhostream.irreducible import fit_il as run
+    from rhostream.storage import redact
     from rhostream.tables.il import parse_roots
 
     info = run(shards, out, holdout=holdout or None, roots=parse_roots(roots), **options)
-    click.echo(json.dumps({"accuracy": round(info.accuracy, 4), "val_loss": round(info.val_loss, 4), "out": out}))
+    click.echo(json.dumps({"accuracy": round(info.accuracy, 4), "val_loss": round(info.val_loss, 4), "out": redact(out)}))
 
 
 def _finish(summary: Any) -> None:
@@ -139,7 +140,7 @@ def _finish(summary: Any) -> None:
     click.echo(json.dumps(asdict(summary), indent=1))
     if summary.bad_shards:
         for name, why in summary.bad_shards.items():
-            click.echo(f"bad shard {name}: {why}", err=True)
+            console.say(f"bad shard {name}: {why}")
         raise SystemExit(3)
 
 
@@ -239,13 +240,14 @@ def train(shards: tuple[str, ...], roots: tuple[str, ...], tensorboard: bool, **
     Example:
       rhostream train --shards data/*.tar --il il --run runs/rho --model resnet18-small --test-shards test/*.tar
     """
+    from rhostream.storage import redact
     from rhostream.tables.il import parse_roots
     from rhostream.training.start import train as run
 
     metrics = _tensorboard(options["run"]) if tensorboard else None
     options["test_shards"] = options["test_shards"] or ()
     summary = run(shards, options.pop("il"), options.pop("run"), roots=parse_roots(roots), metrics=metrics, **options)
-    click.echo(json.dumps({"run": summary.run, "steps": summary.steps, "planned": summary.planned,
+    click.echo(json.dumps({"run": redact(summary.run), "steps": summary.steps, "planned": summary.planned,
                            "reasons": summary.reasons, "test_accuracy": summary.test_accuracy}, indent=1))
 
 
@@ -426,15 +428,16 @@ def doctor(url: str | None, as_json: bool, scoring: bool, roots: tuple[str, ...]
 
 def main() -> None:
     """The console script: errors become one line on stderr and a documented exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    warnings.showwarning = lambda message, *_, **__: click.echo(f"warning: {message}", err=True)
+    console.open_console()
     sys.path.insert(0, "")  # package.module:function of the folder one stands in, as `python -m` finds it
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as exc:
         raise SystemExit(exc.exit_code) from None
     except click.ClickException as exc:
-        exc.show()
+        shown = io.StringIO()
+        exc.show(shown)
+        console.say(shown.getvalue().rstrip())
         raise SystemExit(2) from None
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted; the same command resumes", err=True)
@@ -442,7 +445,10 @@ def main() -> None:
     except BrokenPipeError:
         raise SystemExit(0) from None
     except RhostreamError as exc:
-        click.echo(f"{'usage' if isinstance(exc, UsageError) else 'error'}: {exc}", err=True)
+        console.say(f"{'usage' if isinstance(exc, UsageError) else 'error'}: {exc}")
         for note in getattr(exc, "__notes__", []):
-            click.echo(f"  {note}", err=True)
+            console.say(f"  {note}")
         raise SystemExit(exc.exit_code) from None
+    except Exception as exc:
+        console.say_internal(exc)
+        raise SystemExit(1) from None

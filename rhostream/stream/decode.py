@@ -24,6 +24,7 @@ from rhostream.errors import MissingExtraError, UnknownNameError
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 256 << 20
+MAX_SCANS = 100  # of a progressive JPEG: each passes over all pixels, and a few MB can hold a hundred thousand
 OK = "ok"
 _PLAIN_PNG = {1: b"\x08\x00", 3: b"\x08\x02"}  # bit depth and colour type, by channels
 Row = npt.NDArray[np.uint8]
@@ -94,6 +95,8 @@ def _decode_pillow(data: bytes, out: Row) -> str:
         return "image:too_large"
     size, channels = out.shape[0], out.shape[2]
     if image.format == "JPEG":
+        if _jpeg_header(data)[1]:
+            return "image:too_large"
         # libjpeg scales by halves while it decodes; twice the target keeps the antialiasing honest.
         image.draft("RGB" if channels == 3 else "L", (2 * size, 2 * size))
     image.load()
@@ -132,9 +135,10 @@ def _decode_plain_png(data: bytes, shape: tuple[int, int], out: Row) -> bool:
 
 
 def _to_mode(image: Image.Image, channels: int) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        wide = np.asarray(image, dtype=np.float32)
-        image = Image.fromarray(np.clip(wide / 256, 0, 255).astype(np.uint8))
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        image = Image.fromarray(np.clip(np.asarray(image) / 256, 0, 255).astype(np.uint8))
     mode = "RGB" if channels == 3 else "L"
     return image if image.mode == mode else image.convert(mode)
 
@@ -148,9 +152,27 @@ def _write(image: Image.Image, out: Row) -> None:
     out[:] = np.asarray(image).reshape(out.shape)
 
 
+def _jpeg_header(data: bytes) -> tuple[bool, bool]:
+    """Whether a JPEG may have to be turned, and whether it has too many scans; yes where its header is odd."""
+    at, turned, progressive = 2, False, False
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xDA:
+            return turned, progressive and data.count(b"\xff\xda") > MAX_SCANS
+        end = at + 2 + (data[at + 2] << 8 | data[at + 3])
+        if marker == 0xE1:  # Exif, or XMP that says the same
+            turned = turned or data[at + 4 : at + 9] == b"Exif\0" or b"Orientation" in data[at + 4 : end]
+        progressive = progressive or marker in (0xC2, 0xC6, 0xCA, 0xCE)
+        at = end
+    return True, data.count(b"\xff\xda") > MAX_SCANS
+
+
 def _decode_simplejpeg(data: bytes, out: Row) -> str:
     """Like `decode_into`, with libjpeg-turbo and a finer scaled decode for plain JPEGs."""
-    if data[:2] != b"\xff\xd8" or b"Exif\0" in data[:4096]:
+    if data[:2] != b"\xff\xd8":
+        return decode_into(data, out)
+    turned, too_many = _jpeg_header(data)
+    if turned or too_many:
         return decode_into(data, out)
     import simplejpeg
 

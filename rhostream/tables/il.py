@@ -14,7 +14,7 @@ import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
 from urllib.parse import quote
@@ -128,6 +128,7 @@ def make_or_match(table: str, info: TableInfo) -> TableInfo:
     Returns the info in force. Raises MismatchError naming the field, the old value and the new.
     """
     url = storage.join(table, "_table.json")
+    info = replace(info, roots={name: storage.redact(root) for name, root in info.roots.items()})
     data = json.dumps(asdict(info), sort_keys=True, indent=1).encode()
     try:
         storage.create(url, data)
@@ -173,10 +174,12 @@ def shard_name(url: str, roots: Mapping[str, str]) -> str:
 
     Without a matching root: the bucket and path of a remote shard, the absolute path of a local one.
     """
+    plain = storage.redact(url)  # a name goes into tables and logs, so no user and no query may be in it
     for name, root in sorted(roots.items(), key=lambda item: -len(item[1])):
-        if url.startswith(root.rstrip("/") + "/"):
-            return name + url[len(root.rstrip("/")) :]
-    return url if storage.is_local(url) else url.split("://", 1)[1].rpartition("@")[2].split("?", 1)[0]
+        folder = storage.redact(root).rstrip("/")
+        if plain.startswith(folder + "/"):
+            return name + plain[len(folder) :]
+    return plain if storage.is_local(plain) else plain.split("://", 1)[1]
 
 
 def part_url(table: str, shard: str) -> str:

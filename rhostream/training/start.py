@@ -112,7 +112,7 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
         "band": band, "keep_list": None if keep_list is None else _sha256(keep_list), "shortlist": shortlist,
         "proxy_model": proxy_model if proxy else None, "view_size": view_size, "compile": compile,
         "keep_holdout": keep_holdout, "accumulate": accumulate, "classes": classes, "decoder": stream.decoder_name,
-        "init": init, **{f"preprocess_{k}": v for k, v in preprocess.to_json().items()},
+        "init": init and storage.redact(init), **{f"preprocess_{k}": v for k, v in preprocess.to_json().items()},
     }
     attempt = Run(run, pinned)
     threads = threads_of(threads, workers, attempt.recorded_threads)
@@ -125,8 +125,10 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
                      "eval_every": eval_every, "smoothing": smoothing, "checkpoint_every": checkpoint_every,
                      "keep_list": keep_list and storage.redact(storage.resolve(keep_list)),
                      "prefilters": [repr(p) for p in stream.prefilters if isinstance(p, Band)]},
-        "il": storage.resolve(il), "roots": {**info.roots, **(roots or {})}, "shards": list(stream.table.names),
-        "shard_urls": list(stream.table.shards), "il_model": _il_account(loader), "device": str(on),
+        "il": storage.redact(storage.resolve(il)), "shards": list(stream.table.names),
+        "roots": {name: storage.redact(root) for name, root in {**info.roots, **(roots or {})}.items()},
+        # Without user and query: a presigned URL is a secret, and one of yesterday opens nothing.
+        "shard_urls": [storage.redact(url) for url in stream.table.shards], "il_model": _il_account(loader), "device": str(on),
         "left_out_shards": len(stream.table.missing), "threads": threads, "chunk": chunk,
         "precision": precision, "versions": versions(), "samples": int(stream.table.counts.sum()),
         "buffers_per_pass": stream.buffers_per_pass,
