@@ -130,7 +130,8 @@ def fit_il(shards: tuple[str, ...], out: str, holdout: tuple[str, ...], roots: t
     from rhostream.tables.il import parse_roots
 
     info = run(shards, out, holdout=holdout or None, roots=parse_roots(roots), **options)
-    click.echo(json.dumps({"accuracy": round(info.accuracy, 4), "val_loss": round(info.val_loss, 4), "out": redact(out)}))
+    click.echo(json.dumps({"accuracy": round(info.accuracy, 4), "val_loss": round(info.val_loss, 4),
+                           "out": redact(out)}))
 
 
 def _finish(summary: Any) -> None:

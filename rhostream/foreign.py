@@ -6,15 +6,27 @@ here raises ValueError in words; who read the file says which one it was.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Container, Iterable, Mapping
 from typing import Any, TypeVar
 
 MAX_SIDE, MAX_CHANNELS, MAX_CLASSES = 8192, 4, 10_000_000
+MAX_SAMPLES = 100_000_000  # of a shard, which takes 50 GB of headers alone; a plan is made of what a part claims
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]*\Z")
 _KINDS = {"il", "index"}
 T = TypeVar("T")
+
+
+def read_object(data: bytes) -> dict[str, Any]:
+    """The JSON object that the bytes hold. Raises ValueError."""
+    try:
+        record = json.loads(data)
+    except RecursionError as exc:
+        raise ValueError("nested too deep") from exc
+    _is(record, dict, "the file")
+    return dict(record)
 
 
 def checked_path(path: Any) -> str:
@@ -63,13 +75,29 @@ def checked_table(info: T, kinds: Container[str]) -> T:
 def checked_facts(facts: T) -> T:
     """The same PartFacts, its counts counts. Raises ValueError."""
     part: Any = facts
-    for name in ("samples", "shard_size", "members_seen", "members_used", "members_ignored", "il_rows", "in_holdout"):
+    _count(part.samples, "samples", 0, MAX_SAMPLES)
+    for name in ("shard_size", "members_seen", "members_used", "members_ignored", "il_rows", "in_holdout"):
         _count(getattr(part, name), name, 0, 2**62)
     for name in ("fingerprint", "kind", "shard", "shard_tag", "shard_sha256", "compression"):
         _is(getattr(part, name), str, name)
     for name in ("statuses", "bad_fields"):
         _counts(getattr(part, name), name)
     return facts
+
+
+def checked_run(record: dict[str, Any]) -> dict[str, Any]:
+    """The same run.json, its fields, where there are any, what they claim to be. Raises ValueError."""
+    kinds = {"settings": dict, "fingerprints": dict, "il_model": dict, "roots": dict, "shards": list,
+             "shard_urls": list, "il": str}  # fmt: skip
+    for name, kind in kinds.items():
+        if record.get(name) is not None:
+            _is(record[name], kind, name)
+    for name in ("shards", "shard_urls"):
+        for one in record.get(name) or ():
+            _is(one, str, name)
+    for root in (record.get("roots") or {}).values():
+        _is(root, str, "a root")
+    return record
 
 
 def checked_checkpoint(point: T) -> T:

@@ -14,7 +14,7 @@ from torch import nn
 from rhostream import foreign, models, storage
 from rhostream.errors import TableError, UsageError
 from rhostream.irreducible.folds import FoldRule
-from rhostream.stream.decode import Preprocess
+from rhostream.stream.decode import DECODERS, Preprocess
 
 VERSION = 1
 
@@ -101,6 +101,8 @@ def _checked(info: ModelInfo) -> ModelInfo:
     """The same record, of which nothing can lead out of the folder or ask for more than a machine has."""
     if not isinstance(info.architecture, str) or not isinstance(info.folds, list) or not info.folds:
         raise ValueError("architecture is no name, or there is no fold")
+    if info.decoder not in DECODERS:
+        raise ValueError(f"decoder is {str(info.decoder)[:40]!r}, expected one of {', '.join(DECODERS)}")
     foreign.checked_classes(info.classes)
     foreign.checked_preprocess(info.preprocess)
     for fold in info.folds:
@@ -148,6 +150,7 @@ def load_il_model(folder: str, model: str | None = None) -> ILModel:
         except SafetensorError as exc:
             raise TableError(f"{storage.redact(url)} is no safetensors file ({exc}); pickles are never loaded") from exc
         except RuntimeError as exc:
-            raise TableError(f"{storage.redact(url)} doesn't fit {info.architecture}: {str(exc)[:300]}") from exc
+            raise TableError(f"{storage.redact(url)} doesn't fit {info.architecture}: "
+                             f"{' '.join(str(exc).split())[:300]}") from exc
         networks.append(network.eval())
     return ILModel(info, networks)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 import struct
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from rhostream.candidates import Normalize
 from rhostream.errors import MissingExtraError, UnknownNameError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+PNG = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 256 << 20
 MAX_SCANS = 100  # of a progressive JPEG: each passes over all pixels, and a few MB can hold a hundred thousand
@@ -75,16 +77,26 @@ def decode_into(data: bytes, out: Row) -> str:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return "image:too_large"
     except UnidentifiedImageError:
-        return "decode:not_an_image"
+        return "decode:truncated" if _is_cut(data) else "decode:not_an_image"
     except OSError as exc:
-        return "decode:truncated" if "truncated" in str(exc) else "decode:broken"
+        return "decode:truncated" if "truncated" in str(exc).lower() or _is_cut(data) else "decode:broken"
     except (SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error, ArithmeticError,
             AttributeError, AssertionError, NotImplementedError, RuntimeError, MemoryError):
-        return "decode:broken"  # what Pillow's plugins are known to raise on hostile bytes
+        # what Pillow's plugins are known to raise on hostile bytes
+        return "decode:truncated" if _is_cut(data) else "decode:broken"
+
+
+def _is_cut(data: bytes) -> bool:
+    """Whether bytes that begin as an image of ours lack its end."""
+    if data[:2] == b"\xff\xd8":
+        return b"\xff\xd9" not in data
+    if data[:8] == PNG:
+        return b"IEND" not in data
+    return data[:4] == b"RIFF" and data[8:12] == b"WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
 
 
 def _decode_pillow(data: bytes, out: Row) -> str:
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 28:
+    if data[:8] == PNG and len(data) > 28:
         width, height = struct.unpack(">II", data[16:24])
         if width * height > MAX_PIXELS:
             return "image:too_large"
@@ -113,6 +125,8 @@ def libpng() -> Callable[..., npt.NDArray[Any]] | None:
         from imagecodecs import png_decode
     except ImportError:
         return None
+    # It logs what chunks of the file say, hostile text, in every worker; what is wrong is told by statuses.
+    logging.getLogger("imagecodecs").setLevel(logging.CRITICAL)
     return png_decode
 
 
@@ -122,6 +136,9 @@ def _decode_plain_png(data: bytes, shape: tuple[int, int], out: Row) -> bool:
     """
     png_decode = libpng()
     if png_decode is None or b"eXIf" in data or b"tRNS" in data:
+        return False
+    # Compressed text that inflates to more than Pillow takes has room in a kilobyte and more; libpng passes over it.
+    if len(data) > 1000 and (b"zTXt" in data or b"iTXt" in data or b"iCCP" in data):
         return False
     size, channels = out.shape[0], out.shape[2]
     try:

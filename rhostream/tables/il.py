@@ -292,6 +292,8 @@ def read_part(url: str) -> Part:
     facts = _part_facts(record, url)
     table = table.combine_chunks()
     ordinal = table["ordinal"].to_numpy()
+    if table.schema.names != columns or not all(f.type == SCHEMA.field(f.name).type for f in table.schema):
+        raise TableError(f"{storage.redact(url)} has other columns than a part has: it is damaged or forged")
     if table.num_rows != facts.samples:
         raise TableError(f"{storage.redact(url)} has {table.num_rows} rows, its footer says {facts.samples}")
     if not np.array_equal(ordinal, np.arange(len(ordinal))):

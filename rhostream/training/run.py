@@ -19,7 +19,8 @@ from torch import nn
 from rhostream import checkpoint, storage
 from rhostream.checkpoint import Checkpoint
 from rhostream.cost import Cost
-from rhostream.errors import AlreadyExistsError
+from rhostream.errors import AlreadyExistsError, TableError
+from rhostream.foreign import checked_run, read_object
 from rhostream.selection.proxy import Proxy
 from rhostream.tables.selections import LogWriter
 from rhostream.tables.steps import StepsWriter
@@ -50,7 +51,7 @@ class Run:
         try:
             storage.create(url, json.dumps(body, indent=1, sort_keys=True, default=str).encode())
         except AlreadyExistsError:
-            old = json.loads(storage.read_bytes(url))
+            old = _read(url)
             same = json.loads(json.dumps(self.pinned, default=str))
             checkpoint.require_same(old.get("fingerprints", {}), same, f"run {storage.redact(self.url)}")
         found = checkpoint.latest(self.url)
@@ -70,7 +71,7 @@ class Run:
     def recorded_threads(self) -> int | None:
         """The threads that the run was started with, None before its start."""
         url = storage.join(self.url, "run.json")
-        threads = json.loads(storage.read_bytes(url)).get("threads") if storage.exists(url) else None
+        threads = _read(url).get("threads") if storage.exists(url) else None
         return threads if isinstance(threads, int) else None
 
     def commit(self, model: nn.Module, optimizer: torch.optim.Optimizer, proxy: Proxy | None = None, *,
@@ -88,6 +89,13 @@ class Run:
         if complete:
             storage.replace(storage.join(self.url, "cost.json"), json.dumps(self.cost.as_json(), indent=1).encode())
         checkpoint.retain(self.url, keep)
+
+
+def _read(url: str) -> dict[str, Any]:
+    try:
+        return checked_run(read_object(storage.read_bytes(url)))
+    except ValueError as exc:
+        raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from rhostream import storage
 from rhostream.checkpoint import load_proxy, load_tensors
-from rhostream.errors import UnknownNameError, UsageError
+from rhostream.errors import TableError, UnknownNameError, UsageError
 from rhostream.models import build, load_weights
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
@@ -128,7 +128,8 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
         "il": storage.redact(storage.resolve(il)), "shards": list(stream.table.names),
         "roots": {name: storage.redact(root) for name, root in {**info.roots, **(roots or {})}.items()},
         # Without user and query: a presigned URL is a secret, and one of yesterday opens nothing.
-        "shard_urls": [storage.redact(url) for url in stream.table.shards], "il_model": _il_account(loader), "device": str(on),
+        "shard_urls": [storage.redact(url) for url in stream.table.shards], "il_model": _il_account(loader),
+        "device": str(on),
         "left_out_shards": len(stream.table.missing), "threads": threads, "chunk": chunk,
         "precision": precision, "versions": versions(), "samples": int(stream.table.counts.sum()),
         "buffers_per_pass": stream.buffers_per_pass,
@@ -143,10 +144,14 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
                       eval_every, checkpoint_every, keep_checkpoints, metrics, training_dtype, compile)
     if found is not None:
         weights, state = load_tensors(run, found)
-        network.load_state_dict(weights)
-        optimizer.load_state_dict(state)
-        if proxy is not None:
-            proxy.load_state_dict(load_proxy(run, found))
+        try:
+            network.load_state_dict(weights)
+            optimizer.load_state_dict(state)
+            if proxy is not None:
+                proxy.load_state_dict(load_proxy(run, found))
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
+            raise TableError(f"the checkpoint of step {found.step} in {storage.redact(run)} doesn't fit the model "
+                             f"{model!r}: {' '.join(str(exc).split())[:300]}") from exc
         loader.load_state_dict({"pass": found.pass_index, "buffer": found.buffer})
     if attempt.step < last_step:
         attempt.claim()
