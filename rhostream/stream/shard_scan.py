@@ -22,6 +22,7 @@ from rhostream.stream.columns import Columns
 from rhostream.stream.decode import MAX_BYTES, OK, Decoder, decoder
 from rhostream.stream.examine import BadSample
 from rhostream.stream.inflate import Inflated, plain
+from rhostream.stream.seen import Seen
 from rhostream.stream.tar import TarWalk, walk
 from rhostream.stream.windows import Windows
 from rhostream.tables.il import IMAGE_EXTENSIONS, KEEP_TYPES
@@ -45,7 +46,7 @@ class ShardScan:
     def __init__(self, number: int, url: str, name: str, settings: ScanSettings, columns: Columns) -> None:
         self._number, self._url, self._name, self._settings, self._columns = number, url, name, settings, columns
         self._decode: Decoder = decoder(settings.decoder_name)[1] if settings.preprocess else _no_decode
-        self._seen: set[bytes] = set()
+        self._seen = Seen()
         self._bad_fields = dict.fromkeys(settings.keep, 0)
         self._watched = 0
         self._watch = f'"{settings.watch}"'.encode() if settings.watch else b""
@@ -136,18 +137,16 @@ class ShardScan:
 
     def _examined(self, batch: Batch, ordinal: npt.NDArray[np.int32]) -> _Rows:
         """What the small members of a batch say. Labels are looked up: there are few texts that a .cls can hold."""
-        n, keys, seen = len(batch), set(batch.key), self._seen
-        twice = len(keys) < n or not seen.isdisjoint(keys)
+        n, again = len(batch), self._seen.repeated(batch.key)
         label = list(map(self._columns.labels.get, batch.cls))
         rows = _Rows(batch, ordinal, label, None)
         fields: list[dict[str, Any]] = []
-        if twice or self._needs_json or self._watch:
-            fields = [self._examine(rows, row, seen) for row in range(n)]
+        if again or self._needs_json or self._watch:
+            fields = [self._examine(rows, row, row in again) for row in range(n)]
         elif None in label:
             for row, known in enumerate(label):
                 if known is None:
-                    self._examine(rows, row, seen)
-        seen |= keys
+                    self._examine(rows, row, False)
         for name, kind in self._settings.keep.items():
             rows.kept[name], misfits = examine.fit_column([f.get(name) for f in fields], kind)
             self._bad_fields[name] += misfits
@@ -160,14 +159,13 @@ class ShardScan:
                 rows.mark.append(mark(self._name, key, group))
         return rows
 
-    def _examine(self, rows: _Rows, row: int, seen: set[bytes]) -> dict[str, Any]:
+    def _examine(self, rows: _Rows, row: int, again: bool) -> dict[str, Any]:
         """Put a row's label, or the status against it, into `rows`; returns the fields of its json where needed."""
         batch, fields = rows.batch, dict[str, Any]()
         number = rows.label[row]
         try:
-            if batch.key[row] in seen:
+            if again:
                 raise BadSample("dup", "the key came before in this shard; the first one counts")
-            seen.add(batch.key[row])
             text = batch.cls[row]
             if number is None and text is None:
                 size_offset = next(((n, o) for e, o, n in batch.members(row) if e == "cls"), None)

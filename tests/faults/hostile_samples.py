@@ -119,7 +119,7 @@ def images() -> Iterator[tuple[str, str, bytes, str]]:
     yield "webp-49mpx-of-34-bytes", "webp", saved("WEBP", Image.new("RGB", (7000, 7000)), lossless=True, method=0), "ok"
     yield "webp-16384-canvas", "webp", webp_header(16384, 16384), "image:too_large"
     yield "webp-animation-bomb", "webp", webp_header(16384, 16384, animated=True), "image:too_large"
-    yield "webp-2^24-canvas", "webp", webp_header(1 << 24, 1 << 24), "decode:"
+    yield "webp-2^24-canvas", "webp", webp_header(1 << 24, 1 << 24), "image:too_large"
     yield "webp-cut", "webp", saved("WEBP")[:60], "decode:truncated"
     yield "webp-animated", "webp", saved("WEBP", save_all=True, append_images=[photo(64)] * 3), "ok"
 

