@@ -23,7 +23,7 @@ PACKAGES = ("rhostream", "torch", "webdataset", "pyarrow", "duckdb", "pillow", "
 EXTRAS = {"s3": ("s3fs",), "gcs": ("gcsfs",), "https": ("aiohttp",), "jpeg": ("simplejpeg",), "png": ("imagecodecs",),
           "report": ("jinja2", "matplotlib"), "tensorboard": ("tensorboard",)}
 OWN, CREDENTIALS = "RHOSTREAM_", ("AWS_", "GOOGLE_")
-SECRET_WORDS = ("KEY", "SECRET", "TOKEN", "PASSWORD", "CREDENTIAL")
+SECRET_WORDS = ("KEY", "SECRET", "TOKEN", "PASSWORD", "CREDENTIAL", "OPTIONS")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -172,7 +172,7 @@ def test_B5_every_kind_of_picture_has_the_same_pixels_in_the_scorer_and_in_the_t
 
 
 def test_B6_a_png_of_90_megapixels_in_11_kb_is_quarantined_unread(tmp_path: Path, model: Path) -> None:
-    """A picture of more than 50 megapixels, or a JPEG of more than 100 scans, is `image:too_large` and never decoded."""
+    """A picture of more than 50 megapixels or a JPEG of more than 100 scans is `image:too_large` and never decoded."""
     bomb = png_of(9500, 9500, (b"\0" + bytes(1188)) * 9500, depth=1, colour=0)
     assert len(bomb) < 12_000 and bad(tmp_path, model, bomb, "png") == "image:too_large"
 
