@@ -29,6 +29,7 @@ from torch import Tensor
 from rhostream import storage
 from rhostream.crashpoints import crash_point
 from rhostream.errors import AlreadyExistsError, MismatchError, SupersededError, TableError
+from rhostream.foreign import checked_checkpoint
 
 VERSION = 1
 _FOLDER = re.compile(r"checkpoints/step=(\d+)/attempt=(\d+)/")
@@ -135,8 +136,8 @@ def _read(url: str) -> Checkpoint:
         record = json.loads(storage.read_bytes(url))
         if int(record["version"]) > VERSION:
             raise TableError(f"{storage.redact(url)} was written by a newer rhostream; upgrade rhostream")
-        return Checkpoint(**record)
-    except (ValueError, TypeError, KeyError) as exc:
+        return checked_checkpoint(Checkpoint(**record))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
 
 
@@ -164,8 +165,13 @@ def _load(run: str, checkpoint: Checkpoint, whose: str) -> tuple[dict[str, Tenso
     if missing := set(names) - set(states):
         raise TableError(f"the checkpoint of step {checkpoint.step} in {storage.redact(run)} lists no "
                          f"{' and no '.join(sorted(missing))}")
-    optimizer = torch.load(io.BytesIO(states[names[1]]), weights_only=True, map_location="cpu")
-    return load_safetensors(states[names[0]]), optimizer
+    try:
+        optimizer = torch.load(io.BytesIO(states[names[1]]), weights_only=True, map_location="cpu")
+        return load_safetensors(states[names[0]]), optimizer
+    except Exception as exc:  # whatever a file that somebody forged makes the two readers raise
+        # Not the reader's own text: it advises how to run what a pickle holds.
+        raise TableError(f"the checkpoint of step {checkpoint.step} in {storage.redact(run)} holds what is no tensor "
+                         f"or can't be read ({type(exc).__name__}): it is refused, and nothing in it was run") from exc
 
 
 def require_same(old: Mapping[str, Any], new: Mapping[str, Any], what: str) -> None:

@@ -7,15 +7,15 @@ resumes.
 
 from __future__ import annotations
 
+import io
 import json
-import logging
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import click
 
+from rhostream import console
 from rhostream.errors import Interrupted, RhostreamError, UsageError
 from rhostream.signals import own_process
 
@@ -98,10 +98,17 @@ BUDGET = _options(
     click.option("--fail-fast", is_flag=True, help="Stop at the first bad shard instead of naming it at the end."),
 )
 
+LENIENT = _options(
+    click.option("--allow-compressed", is_flag=True,
+                 help="Inflate gzip shards into the spool; their table can be asked, not trained from."),
+    click.option("--accept-missing-eof", is_flag=True,
+                 help="Take a tar without its end marker for whole; one cut between two members looks the same."),
+)
+
 
 @cli.command("fit-il")
 @_options(
-    SHARDS, ROOT, WORKERS, BUDGET,
+    SHARDS, ROOT, WORKERS, BUDGET, LENIENT,
     click.option("--out", required=True, metavar="DIR", help="Folder of the IL model (weights and model.json)."),
     click.option("--model", default="small-cnn", show_default=True, help="Built-in name or package.module:function."),
     click.option("--holdout", multiple=True, metavar="URL...", help="Shards of their own to learn from."),
@@ -126,11 +133,12 @@ def fit_il(shards: tuple[str, ...], out: str, holdout: tuple[str, ...], roots: t
       rhostream fit-il --shards data/*.tar --out il-model --model mlp-256 --group-by duplicate_of
     """
     from rhostream.irreducible import fit_il as run
+    from rhostream.storage import redact
     from rhostream.tables.il import parse_roots
 
     info = run(shards, out, holdout=holdout or None, roots=parse_roots(roots), **options)
-    click.echo(json.dumps({"accuracy": round(info.accuracy, 4), "val_loss": round(info.val_loss, 4), "out": out,
-                           "read": info.read}))
+    click.echo(json.dumps({"accuracy": round(info.accuracy, 4), "val_loss": round(info.val_loss, 4),
+                           "out": redact(out), "read": info.read}))
     _bad_shards(info.read.get("bad_shards", {}))
 
 
@@ -146,13 +154,14 @@ def _bad_shards(found: dict[str, str]) -> None:
     """Name the shards that gave nothing: exit code 3."""
     if found:
         for name, why in found.items():
-            click.echo(f"bad shard {name}: {why}", err=True)
+            console.say(f"bad shard {name}: {why}")
         raise SystemExit(3)
 
 
 @cli.command("compute-il")
 @_options(
-    SHARDS, ROOT, KEEP, WORKERS, BUDGET, INDEX,
+    SHARDS, ROOT, KEEP, WORKERS, BUDGET, LENIENT, INDEX,
+    click.option("--model", metavar="NAME", help="The IL model's package.module:function, where it is your own code."),
     click.option("--il-model", required=True, metavar="DIR", help="What fit-il wrote."),
     click.option("--out", required=True, metavar="URL", help="Where the IL table goes: one Parquet part a shard."),
 )
@@ -172,7 +181,7 @@ def compute_il(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None
 
 @cli.command("index")
 @_options(
-    SHARDS, ROOT, KEEP, WORKERS, BUDGET, INDEX,
+    SHARDS, ROOT, KEEP, WORKERS, BUDGET, LENIENT, INDEX,
     click.option("--out", required=True, metavar="URL", help="The table."),
 )
 def index(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, out: str, **options: Any) -> None:
@@ -247,6 +256,7 @@ def train(shards: tuple[str, ...], roots: tuple[str, ...], tensorboard: bool, **
     Example:
       rhostream train --shards data/*.tar --il il --run runs/rho --model resnet18-small --test-shards test/*.tar
     """
+    from rhostream.storage import redact
     from rhostream.tables.il import parse_roots
     from rhostream.training.start import train as run
 
@@ -254,8 +264,9 @@ def train(shards: tuple[str, ...], roots: tuple[str, ...], tensorboard: bool, **
     options["test_shards"] = options["test_shards"] or ()
     summary = run(shards, options.pop("il"), options.pop("run"), roots=parse_roots(roots), metrics=metrics, **options)
     kept, tail = (summary.reasons.get(reason, 0) for reason in ("kept", "tail"))
-    click.echo(json.dumps({"run": summary.run, "steps": summary.steps, "planned": summary.planned, "kept": kept,
-                           "skipped": summary.planned - kept - tail, "tail": tail, "reasons": summary.reasons, "test_accuracy": summary.test_accuracy}, indent=1))
+    click.echo(json.dumps({"run": redact(summary.run), "steps": summary.steps, "planned": summary.planned,
+                           "kept": kept, "skipped": summary.planned - kept - tail, "tail": tail,
+                           "reasons": summary.reasons, "test_accuracy": summary.test_accuracy}, indent=1))
 
 
 def _tensorboard(run: str) -> Callable[[dict[str, Any]], None]:
@@ -435,8 +446,7 @@ def doctor(url: str | None, as_json: bool, scoring: bool, roots: tuple[str, ...]
 
 def main() -> None:
     """The console script: errors become one line on stderr and a documented exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    warnings.showwarning = lambda message, *_, **__: click.echo(f"warning: {message}", err=True)
+    console.open_console()
     sys.path.insert(0, "")  # package.module:function of the folder one stands in, as `python -m` finds it
     with own_process():
         _run()
@@ -448,7 +458,9 @@ def _run() -> None:
     except click.exceptions.Exit as exc:
         raise SystemExit(exc.exit_code) from None
     except click.ClickException as exc:
-        exc.show()
+        shown = io.StringIO()
+        exc.show(shown)
+        console.say(shown.getvalue().rstrip())
         raise SystemExit(2) from None
     except (KeyboardInterrupt, click.Abort) as exc:
         click.echo("interrupted; the same command resumes", err=True)
@@ -456,10 +468,13 @@ def _run() -> None:
     except BrokenPipeError:
         raise SystemExit(0) from None
     except Interrupted as exc:
-        click.echo(str(exc), err=True)
+        console.say(str(exc))
         raise SystemExit(exc.exit_code) from None
     except RhostreamError as exc:
-        click.echo(f"{'usage' if isinstance(exc, UsageError) else 'error'}: {exc}", err=True)
+        console.say(f"{'usage' if isinstance(exc, UsageError) else 'error'}: {exc}")
         for note in getattr(exc, "__notes__", []):
-            click.echo(f"  {note}", err=True)
+            console.say(f"  {note}")
         raise SystemExit(exc.exit_code) from None
+    except Exception as exc:
+        console.say_internal(exc)
+        raise SystemExit(1) from None

@@ -18,7 +18,9 @@ import click
 
 from rhostream.errors import RhostreamError, ShardError
 from rhostream.storage import Reader, expand, open_reader, redact
-from rhostream.stream.decode import OK, check_image
+from rhostream.stream.batch import MAX_CLS
+from rhostream.stream.decode import MAX_BYTES, OK, check_image
+from rhostream.stream.examine import MAX_JSON
 from rhostream.stream.tar import TarSample, walk
 from rhostream.tables.il import IMAGE_EXTENSIONS
 from shards.progress import progress
@@ -115,15 +117,20 @@ def _check_sample(reader: Reader, sample: TarSample, labels: set[int]) -> Iterab
     if len(images) != 1:
         yield "bad images", f"{len(images)} images, expected one"
     for extension in images:
-        status = check_image(reader.pread(*members[extension]))
+        size, offset = members[extension]
+        status = "image:too_large" if size > MAX_BYTES else check_image(reader.pread(size, offset))
         if status != OK:
             yield "bad images", status
-    label = reader.pread(*members["cls"]).strip() if "cls" in members else None
-    if label is None or not label.isdigit():
+    size, offset = members.get("cls", (0, 0))
+    label = reader.pread(min(size, MAX_CLS + 1), offset).strip() if "cls" in members else None
+    if label is None or not label.isdigit() or size > MAX_CLS:
         yield "bad labels", "no .cls member" if label is None else f"{label[:20]!r}, expected a number from 0"
     else:
         labels.add(int(label))
-    if "json" in members and not _is_json_object(reader.pread(*members["json"])):
+    size, offset = members.get("json", (0, 0))
+    if size > MAX_JSON:
+        yield "bad json", f"{size:,} bytes, at most {MAX_JSON:,} are read"
+    elif "json" in members and not _is_json_object(reader.pread(size, offset)):
         yield "bad json", "not a JSON object"
 
 

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from packaging.version import Version
 
 import rhostream
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCES = sorted(path for folder in ("rhostream", "shards", "jobs") for path in (REPOSITORY / folder).rglob("*.py"))
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+# Programs of the repository and what the tests lean on: the same rules, but for tests that pickle what they made.
+HELPERS = sorted(path for folder in ("benchmarks", "tests", ".ci") for path in (REPOSITORY / folder).rglob("*.py")
+                 if ".venv" not in path.parts)  # fmt: skip
+GLUED = "of a query that is glued together"
+# Views and fragments made of the library's own constants: read each before its number is raised.
+OWN_SQL = {"rhostream/audit/facts.py": 3, "rhostream/audit/gallery.py": 1, "rhostream/audit/views.py": 5}
+MADE_HERE = {"benchmarks/memory.py": "import pickle", "tests/test_scale.py": "import pickle",
+             "tests/test_readme.py": "exec runs text"}  # fmt: skip
 SHELLS = {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "eval", "exec"}
 
 
@@ -108,15 +120,43 @@ def _dangers(source: str) -> Iterator[str]:
                 yield f"{node.lineno}: {called} runs text"
             if called == "torch.load" and given.get("weights_only") != "True":
                 yield f"{node.lineno}: torch.load without weights_only=True"
+            if called.startswith("subprocess.") and node.args and isinstance(node.args[0], ast.Constant | ast.JoinedStr):
+                yield f"{node.lineno}: {called} of a string"
+            if called.startswith(("requests.", "httpx.", "urllib.request.urlopen")) and "timeout" not in given:
+                yield f"{node.lineno}: {called} without a timeout"
+            if called in ("yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load"):
+                yield f"{node.lineno}: {called} makes objects out of text"
+            if called in ("tempfile.mktemp", "os.tempnam", "tarfile.extractall", "zipfile.extractall"):
+                yield f"{node.lineno}: {called} can be led elsewhere"
+            if called.endswith((".sql", ".execute", ".query")) and node.args and _is_glued(node.args[0]):
+                yield f"{node.lineno}: {called} of a query that is glued together"
             if given.get("allow_pickle", "False") != "False" or called.endswith(("read_pickle", "hub.load")):
                 yield f"{node.lineno}: {called} unpickles"
         if isinstance(node, ast.ImportFrom) and node.module == "torch" and any(a.name == "load" for a in node.names):
             yield f"{node.lineno}: torch.load by a name that hides it"
 
 
+def _is_glued(text: ast.expr) -> bool:
+    """Whether a query is an f-string, a sum or a `%` with values in it: values are bound, never written into SQL."""
+    if isinstance(text, ast.JoinedStr):
+        return any(isinstance(part, ast.FormattedValue) for part in text.values)
+    if isinstance(text, ast.BinOp):
+        return any(not isinstance(side, ast.Constant) for side in (text.left, text.right))
+    return isinstance(text, ast.Call) and ast.unparse(text.func).endswith(".format")
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_no_source_unpickles_or_starts_a_shell(path: Path) -> None:
-    assert list(_dangers(path.read_text(encoding="utf-8"))) == []
+    found = list(_dangers(path.read_text(encoding="utf-8")))
+    glued = [danger for danger in found if danger.endswith(GLUED)]
+    assert [danger for danger in found if danger not in glued] == []
+    assert len(glued) == OWN_SQL.get(str(path.relative_to(REPOSITORY)), 0), glued
+
+
+@pytest.mark.parametrize("path", HELPERS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_no_benchmark_and_no_test_unpickles_or_starts_a_shell(path: Path) -> None:
+    allowed = MADE_HERE.get(str(path.relative_to(REPOSITORY)), GLUED)
+    assert [d for d in _dangers(path.read_text(encoding="utf-8")) if not d.endswith((GLUED, allowed))] == []
 
 
 @pytest.mark.parametrize(
@@ -132,10 +172,44 @@ def test_no_source_unpickles_or_starts_a_shell(path: Path) -> None:
         "os.system(x)",
         "eval(x)",
         "pd.read_pickle(f)",
+        "subprocess.run('ls x')",
+        "subprocess.check_output(f'ls {x}')",
+        "requests.get(url)",
+        "yaml.load(f)",
+        "tempfile.mktemp()",
+        "con.execute(f'SELECT {x}')",
+        "con.sql('SELECT ' + x)",
+        "con.sql('SELECT {}'.format(x))",
     ],
 )
 def test_the_check_itself_sees_each_danger(source: str) -> None:
     assert len(list(_dangers(source))) == 1
+
+
+# -- known vulnerabilities --------------------------------------------------------------------------------------------
+
+
+def _audit() -> Any:
+    spec = importlib.util.spec_from_file_location("dependency_audit", REPOSITORY / ".ci" / "audit.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_no_package_and_no_lower_bound_is_known_to_be_vulnerable() -> None:
+    audit = _audit()
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    assert audit.below_floor(audit.installed()) == audit.loose_bounds(project) == []
+
+
+def test_the_audit_finds_an_old_package_and_a_loose_bound() -> None:
+    audit = _audit()
+    (old,) = audit.below_floor({"pillow": Version("12.2.9"), "torch": Version("2.13.0+cpu"), "other": Version("0.1")})
+    assert "pillow 12.2.9 is installed" in old
+    project = {"build-system": {"requires": ["setuptools>=77"]},
+               "project": {"dependencies": ["torch>=2.10", "pillow"], "optional-dependencies": {"x": ["aiohttp>=3.9"]}}}
+    assert [line.split()[2] for line in audit.loose_bounds(project)] == ["setuptools>=77", "pillow", "aiohttp>=3.9"]
 
 
 # -- the wheel -------------------------------------------------------------------------------------------------------

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from rhostream.errors import ShardError, StorageError, UsageError
 from rhostream.stream.decode import Preprocess
 from rhostream.stream.scan import Chunk, End, ScanSettings, scan
+from rhostream.stream.seen import Seen
 
 PREPROCESS = Preprocess(image_size=16, channels=3)
 JPEG, PNG = "jpg", "png"
@@ -202,3 +205,16 @@ def test_a_quota_takes_the_same_random_rows_every_time(tmp_path: Path) -> None:
 def test_negative_workers_are_refused() -> None:
     with pytest.raises(UsageError, match="--workers -1"):
         next(scan([], ScanSettings(), workers=-1))
+
+
+@given(st.lists(st.lists(st.binary(max_size=2), max_size=6), max_size=6))
+def test_repeated_keys_are_those_a_set_would_find(chunks: list[list[bytes]]) -> None:
+    for ordered in (chunks, [sorted(chunk) for chunk in chunks], [[key] for key in sorted(key for chunk in chunks for key in chunk)]):
+        seen, before = Seen(), set[bytes]()
+        for keys in ordered:
+            expected = set()
+            for row, key in enumerate(keys):
+                if key in before:
+                    expected.add(row)
+                before.add(key)
+            assert seen.repeated(keys) == expected

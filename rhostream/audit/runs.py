@@ -6,7 +6,6 @@ Nothing here reads a segment. Fields that an older or foreign run.json lacks are
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from rhostream import checkpoint, storage
 from rhostream.checkpoint import Checkpoint
 from rhostream.cost import Cost
 from rhostream.errors import TableError, UsageError
+from rhostream.foreign import checked_run, read_object
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,9 @@ def read_record(run: str) -> dict[str, Any]:
         raise UsageError(f"{storage.redact(run)} is neither a run folder (no run.json) nor a table (no _table.json)"
                          f"{_near(run)}")  # fmt: skip
     try:
-        record = json.loads(storage.read_bytes(url))
+        return checked_run(read_object(storage.read_bytes(url)))
     except ValueError as exc:
         raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
-    if not isinstance(record, dict):
-        raise TableError(f"{storage.redact(url)} can't be understood: expected an object")
-    return record
 
 
 def _near(run: str) -> str:

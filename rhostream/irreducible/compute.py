@@ -44,26 +44,31 @@ Score = Callable[[Chunk, str], Scored]
 def compute_il(shards: Iterable[str], il_model: str, out: str, *, workers: int = 0,
                keep: Mapping[str, str] | None = None, roots: Mapping[str, str] | None = None,
                index: str | None = None, max_bad_fraction: float = 0.01, max_bad_samples: int | None = None,
-               max_bad_shards: float = 0.1, fail_fast: bool = False, device: str | None = None) -> Summary:
+               max_bad_shards: float = 0.1, fail_fast: bool = False, device: str | None = None,
+               model: str | None = None, allow_compressed: bool = False, accept_missing_eof: bool = False) -> Summary:
     """Write the irreducible loss of every sample of `shards` into the table `out`, one part a shard.
 
     `keep`: {field of the json: bool | int | float | str} columns to keep. `index` "I/N": only every N-th shard by
     name, from the I-th on (from 0), so that N machines share the work without talking. A bad sample is a row with a
     status, a bad shard is named in `Summary.bad_shards` and the others go on, unless `fail_fast`; what the job bears
-    of both is in `Budget`. Raises UsageError (settings, unwritable place), MismatchError (a table of another model),
-    BudgetError (too much is bad), Interrupted after a signal.
+    of both is in `Budget`. `model`: the name of the IL model's code, where that is your own
+    (`package.module:function`). `allow_compressed`: gzip shards are inflated into the spool (a table of those can be
+    asked, not streamed from); `accept_missing_eof`: a tar without its end marker counts as whole. Raises UsageError
+    (settings, unwritable place, code that wasn't named), MismatchError (a table of another model), BudgetError (too
+    much is bad), Interrupted after a signal.
     """
     budget = Budget(fraction=max_bad_fraction, samples=max_bad_samples, shards=max_bad_shards)
-    model = load_il_model(il_model)
-    info = model.info
+    loaded = load_il_model(il_model, model)
+    info = loaded.info
     table_info = TableInfo(kind="il", ingredients=info.ingredients(), classes=info.classes,
                            preprocess=info.preprocess, keep=dict(keep or {}), roots=dict(roots or {}),
                            model=info.figures())
     rule = info.rule
-    settings = ScanSettings(preprocess=model.preprocess, decoder_name=info.decoder, classes=info.classes,
-                            keep=table_info.keep, group_by=rule.group_by,
+    settings = ScanSettings(preprocess=loaded.preprocess, decoder_name=info.decoder, classes=info.classes,
+                            keep=table_info.keep, group_by=rule.group_by, allow_compressed=allow_compressed,
+                            accept_missing_eof=accept_missing_eof,
                             mark=None if rule.mode == "holdout" else rule)  # its mark is 0 for all
-    scorer = Scorer(model, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    scorer = Scorer(loaded, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     job = _Job(shards, out, table_info, settings, budget, fail_fast, index)
     if rule.mode == "folds" and not rule.group_by and not scorer.knows(job.names):
         warnings.warn("none of these shards was seen by fit-il, whose folds depend on the shards' names; if they are "
@@ -73,14 +78,16 @@ def compute_il(shards: Iterable[str], il_model: str, out: str, *, workers: int =
 
 def index(shards: Iterable[str], out: str, *, workers: int = 0, keep: Mapping[str, str] | None = None,
           roots: Mapping[str, str] | None = None, index: str | None = None, max_bad_fraction: float = 0.01,
-          max_bad_samples: int | None = None, max_bad_shards: float = 0.1, fail_fast: bool = False) -> Summary:
+          max_bad_samples: int | None = None, max_bad_shards: float = 0.1, fail_fast: bool = False,
+          allow_compressed: bool = False, accept_missing_eof: bool = False) -> Summary:
     """The same table without il, predicted and fold, and without decoding an image; for runs that need no il.
 
     A damaged image is found by the trainer only. Raises as `compute_il`.
     """
     budget = Budget(fraction=max_bad_fraction, samples=max_bad_samples, shards=max_bad_shards)
     info = TableInfo(kind="index", keep=dict(keep or {}), roots=dict(roots or {}))
-    return _Job(shards, out, info, ScanSettings(keep=info.keep), budget, fail_fast, index).run(workers, None)
+    settings = ScanSettings(keep=info.keep, allow_compressed=allow_compressed, accept_missing_eof=accept_missing_eof)
+    return _Job(shards, out, info, settings, budget, fail_fast, index).run(workers, None)
 
 
 def parse_index(text: str | None) -> tuple[int, int]:

@@ -30,6 +30,7 @@ from rhostream.irreducible.pool import Pool, fill
 from rhostream.signals import StopRequest
 from rhostream.storage import redact
 from rhostream.stream.decode import Preprocess, decoder, probe_size
+from rhostream.stream.inflate import plain
 from rhostream.stream.plan import generator
 from rhostream.stream.scan import ScanSettings
 from rhostream.stream.tar import walk
@@ -47,14 +48,15 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
            mean: tuple[float, ...] = (0.5,), std: tuple[float, ...] = (0.5,), decoder_name: str = "auto",
            augment: str = "none", workers: int = 0, roots: Mapping[str, str] | None = None,
            memory_bytes: int = 8 << 30, max_bad_fraction: float = 0.01, max_bad_samples: int | None = None,
-           max_bad_shards: float = 0.1, fail_fast: bool = False, device: str | None = None) -> ModelInfo:
+           max_bad_shards: float = 0.1, fail_fast: bool = False, device: str | None = None,
+           allow_compressed: bool = False, accept_missing_eof: bool = False) -> ModelInfo:
     """Train the IL model of `shards` and write it below `out`; a complete one of the same settings is returned as is.
 
     `fit_samples` bounds the samples that are held and learned from, over all folds. Labels may be noisy: the
     checkpoint is the one with the lowest mean loss on samples of D that the network doesn't learn from, labels as
-    they are. Deterministic by `seed` on a CPU. Samples and shards that can't be used are counted in `ModelInfo.read`,
-    and more of them than `Budget` says stop the job. Raises UsageError, MismatchError naming the setting that changed,
-    BudgetError, Interrupted after a signal.
+    they are. `allow_compressed`, `accept_missing_eof`: see `compute_il`. Deterministic by `seed` on a CPU. Samples and
+    shards that can't be used are counted in `ModelInfo.read`, and more of them than `Budget` says stop the job. Raises
+    UsageError, MismatchError naming the setting that changed, BudgetError, Interrupted after a signal.
     """
     budget = Budget(fraction=max_bad_fraction, samples=max_bad_samples, shards=max_bad_shards)
     rule = _rule(holdout, holdout_fraction, folds, seed, group_by)
@@ -77,10 +79,11 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
         return _same(there, asked, out)
     storage.probe_writable(out)
     started = time.monotonic()
-    preprocess = _preprocess(own, image_size, channels, mean, std)
+    lenient: Any = {"allow_compressed": allow_compressed, "accept_missing_eof": accept_missing_eof}
+    preprocess = _preprocess(own, image_size, channels, mean, std, **lenient)
     models.build(model, image_size=preprocess.image_size, channels=preprocess.channels, classes=classes or 2)
     settings = ScanSettings(preprocess=preprocess, decoder_name=asked["decoder"], classes=classes, group_by=group_by,
-                            mark=rule, watch=None if group_by else "duplicate_of")
+                            mark=rule, watch=None if group_by else "duplicate_of", **lenient)
     options: dict[str, Any] = {"memory_bytes": memory_bytes, "workers": workers, "budget": budget,
                                "fail_fast": fail_fast}
     with StopRequest("fit-il"):
@@ -158,9 +161,9 @@ def _same(there: ModelInfo, asked: dict[str, Any], out: str) -> ModelInfo:
 
 
 def _preprocess(shards: list[tuple[str, str]], image_size: int | None, channels: int | None, mean: tuple[float, ...],
-                std: tuple[float, ...]) -> Preprocess:
+                std: tuple[float, ...], **lenient: bool) -> Preprocess:
     if image_size is None or channels is None:
-        side, own_channels = probe_shards(shards)
+        side, own_channels = probe_shards(shards, **lenient)
         image_size, channels = image_size or side, channels or own_channels
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
@@ -168,11 +171,12 @@ def _preprocess(shards: list[tuple[str, str]], image_size: int | None, channels:
     return Preprocess(image_size=image_size, channels=channels, mean=tuple(mean), std=tuple(std))
 
 
-def probe_shards(shards: list[tuple[str, str]], tries: int = 100) -> tuple[int, int]:
+def probe_shards(shards: list[tuple[str, str]], tries: int = 100, *, allow_compressed: bool = False,
+                 accept_missing_eof: bool = False) -> tuple[int, int]:
     """(shorter side in pixels, channels) of the first image that can be read. Raises UsageError, ShardError."""
     for url, name in shards:
-        with storage.open_reader(url) as reader:
-            for sample in walk(reader, name):
+        with storage.open_reader(url) as shard, plain(shard, name) if allow_compressed else shard as reader:
+            for sample in walk(reader, name, accept_missing_eof=accept_missing_eof):
                 for extension, offset, size in sample.members:
                     if extension in il.IMAGE_EXTENSIONS:
                         found = probe_size(reader.pread(min(size, 1 << 20), offset))

@@ -7,13 +7,14 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import nn
 
-from rhostream import models, storage
+from rhostream import foreign, models, storage
 from rhostream.errors import TableError, UsageError
 from rhostream.irreducible.folds import FoldRule
-from rhostream.stream.decode import Preprocess
+from rhostream.stream.decode import DECODERS, Preprocess
 
 VERSION = 1
 
@@ -92,17 +93,49 @@ def read_info(folder: str) -> ModelInfo | None:
         if int(record["version"]) > VERSION:
             raise TableError(f"{storage.redact(url)} was written by a newer rhostream (version {record['version']}); "
                              "upgrade rhostream")
-        return ModelInfo(**record)
-    except (ValueError, TypeError, KeyError) as exc:
+        return _checked(ModelInfo(**record))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
 
 
-def load_il_model(folder: str) -> ILModel:
-    """Load an IL model, each file proved by its sha256. Raises UsageError when there is none, TableError."""
+def _checked(info: ModelInfo) -> ModelInfo:
+    """The same record, of which nothing can lead out of the folder or ask for more than a machine has."""
+    if not isinstance(info.architecture, str) or not isinstance(info.folds, list) or not info.folds:
+        raise ValueError("architecture is no name, or there is no fold")
+    if info.decoder not in DECODERS:
+        raise ValueError(f"decoder is {str(info.decoder)[:40]!r}, expected one of {', '.join(DECODERS)}")
+    foreign.checked_classes(info.classes)
+    foreign.checked_preprocess(info.preprocess)
+    for fold in info.folds:
+        if "/" in foreign.checked_path(fold["weights"]) or not isinstance(fold["sha256"], str):
+            raise ValueError(f"{fold['weights']!r} is no file of this folder")
+    if info.rule.models != len(info.folds):
+        raise ValueError(f"{len(info.folds)} folds are listed, the split has {info.rule.models}")
+    info.figures(), info.ingredients()
+    return info
+
+
+def _require_trusted(architecture: str, named: str | None, folder: str) -> None:
+    """A name in a file must not choose what code runs: your own model's has to be said again by you."""
+    if named not in (None, architecture):
+        raise UsageError(f"{storage.redact(folder)} was made with --model {architecture}, not {named}")
+    if named is None and architecture not in models.NAMES:
+        raise UsageError(f"{storage.redact(folder)} names the model {architecture!r}, which is code outside rhostream, "
+                         "and a file doesn't decide what is run: if you trust that code, say so with "
+                         f"--model {architecture}")
+
+
+def load_il_model(folder: str, model: str | None = None) -> ILModel:
+    """Load an IL model, each file proved by its sha256.
+
+    One whose architecture is not built in is `package.module:function`, code that would be imported: it is loaded only
+    when `model` is that same name. Raises UsageError when there is none or its code isn't named, TableError.
+    """
     folder = storage.resolve(folder)
     info = read_info(folder)
     if info is None:
         raise UsageError(f"{storage.redact(folder)} is no IL model (no model.json); make one with `rhostream fit-il`")
+    _require_trusted(info.architecture, model, folder)
     preprocess = Preprocess.from_json(info.preprocess)
     networks = []
     for fold in info.folds:
@@ -115,7 +148,10 @@ def load_il_model(folder: str) -> ILModel:
                                classes=info.classes)
         try:
             network.load_state_dict(load_safetensors(data))
+        except SafetensorError as exc:
+            raise TableError(f"{storage.redact(url)} is no safetensors file ({exc}); pickles are never loaded") from exc
         except RuntimeError as exc:
-            raise TableError(f"{storage.redact(url)} doesn't fit {info.architecture}: {str(exc)[:300]}") from exc
+            raise TableError(f"{storage.redact(url)} doesn't fit {info.architecture}: "
+                             f"{' '.join(str(exc).split())[:300]}") from exc
         networks.append(network.eval())
     return ILModel(info, networks)

@@ -90,6 +90,7 @@ class PartBuilder:
             statuses=dict(sorted(self.statuses.items())), members_seen=end.members_seen,
             members_used=end.members_used, members_ignored=end.members_ignored, bad_fields=end.bad_fields,
             shard_sha256=end.sha256, il_rows=self._il_rows, in_holdout=self._in_holdout,
+            compression=end.compression,
         )
 
     def commit(self, facts: PartFacts) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 import struct
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,8 +23,10 @@ from rhostream.candidates import Normalize
 from rhostream.errors import MissingExtraError, UnknownNameError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+PNG = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 256 << 20
+MAX_SCANS = 100  # of a progressive JPEG: each passes over all pixels, and a few MB can hold a hundred thousand
 OK = "ok"
 _PLAIN_PNG = {1: b"\x08\x00", 3: b"\x08\x02"}  # bit depth and colour type, by channels
 Row = npt.NDArray[np.uint8]
@@ -74,16 +77,26 @@ def decode_into(data: bytes, out: Row) -> str:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return "image:too_large"
     except UnidentifiedImageError:
-        return "decode:not_an_image"
+        return "decode:truncated" if _is_cut(data) else "decode:not_an_image"
     except OSError as exc:
-        return "decode:truncated" if "truncated" in str(exc) else "decode:broken"
+        return "decode:truncated" if "truncated" in str(exc).lower() or _is_cut(data) else "decode:broken"
     except (SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error, ArithmeticError,
             AttributeError, AssertionError, NotImplementedError, RuntimeError, MemoryError):
-        return "decode:broken"  # what Pillow's plugins are known to raise on hostile bytes
+        # what Pillow's plugins are known to raise on hostile bytes
+        return "decode:truncated" if _is_cut(data) else "decode:broken"
+
+
+def _is_cut(data: bytes) -> bool:
+    """Whether bytes that begin as an image of ours lack its end."""
+    if data[:2] == b"\xff\xd8":
+        return b"\xff\xd9" not in data
+    if data[:8] == PNG:
+        return b"IEND" not in data
+    return data[:4] == b"RIFF" and data[8:12] == b"WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
 
 
 def _decode_pillow(data: bytes, out: Row) -> str:
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 28:
+    if data[:8] == PNG and len(data) > 28:
         width, height = struct.unpack(">II", data[16:24])
         if width * height > MAX_PIXELS:
             return "image:too_large"
@@ -94,6 +107,8 @@ def _decode_pillow(data: bytes, out: Row) -> str:
         return "image:too_large"
     size, channels = out.shape[0], out.shape[2]
     if image.format == "JPEG":
+        if _jpeg_header(data)[1]:
+            return "image:too_large"
         # libjpeg scales by halves while it decodes; twice the target keeps the antialiasing honest.
         image.draft("RGB" if channels == 3 else "L", (2 * size, 2 * size))
     image.load()
@@ -110,6 +125,8 @@ def libpng() -> Callable[..., npt.NDArray[Any]] | None:
         from imagecodecs import png_decode
     except ImportError:
         return None
+    # It logs what chunks of the file say, hostile text, in every worker; what is wrong is told by statuses.
+    logging.getLogger("imagecodecs").setLevel(logging.CRITICAL)
     return png_decode
 
 
@@ -119,6 +136,9 @@ def _decode_plain_png(data: bytes, shape: tuple[int, int], out: Row) -> bool:
     """
     png_decode = libpng()
     if png_decode is None or b"eXIf" in data or b"tRNS" in data:
+        return False
+    # Compressed text that inflates to more than Pillow takes has room in a kilobyte and more; libpng passes over it.
+    if len(data) > 1000 and (b"zTXt" in data or b"iTXt" in data or b"iCCP" in data):
         return False
     size, channels = out.shape[0], out.shape[2]
     try:
@@ -132,9 +152,10 @@ def _decode_plain_png(data: bytes, shape: tuple[int, int], out: Row) -> bool:
 
 
 def _to_mode(image: Image.Image, channels: int) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        wide = np.asarray(image, dtype=np.float32)
-        image = Image.fromarray(np.clip(wide / 256, 0, 255).astype(np.uint8))
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        image = Image.fromarray(np.clip(np.asarray(image) / 256, 0, 255).astype(np.uint8))
     mode = "RGB" if channels == 3 else "L"
     return image if image.mode == mode else image.convert(mode)
 
@@ -148,9 +169,27 @@ def _write(image: Image.Image, out: Row) -> None:
     out[:] = np.asarray(image).reshape(out.shape)
 
 
+def _jpeg_header(data: bytes) -> tuple[bool, bool]:
+    """Whether a JPEG may have to be turned, and whether it has too many scans; yes where its header is odd."""
+    at, turned, progressive = 2, False, False
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xDA:
+            return turned, progressive and data.count(b"\xff\xda") > MAX_SCANS
+        end = at + 2 + (data[at + 2] << 8 | data[at + 3])
+        if marker == 0xE1:  # Exif, or XMP that says the same
+            turned = turned or data[at + 4 : at + 9] == b"Exif\0" or b"Orientation" in data[at + 4 : end]
+        progressive = progressive or marker in (0xC2, 0xC6, 0xCA, 0xCE)
+        at = end
+    return True, data.count(b"\xff\xda") > MAX_SCANS
+
+
 def _decode_simplejpeg(data: bytes, out: Row) -> str:
     """Like `decode_into`, with libjpeg-turbo and a finer scaled decode for plain JPEGs."""
-    if data[:2] != b"\xff\xd8" or b"Exif\0" in data[:4096]:
+    if data[:2] != b"\xff\xd8":
+        return decode_into(data, out)
+    turned, too_many = _jpeg_header(data)
+    if turned or too_many:
         return decode_into(data, out)
     import simplejpeg
 

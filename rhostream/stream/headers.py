@@ -15,11 +15,14 @@ from rhostream.tables.il import IMAGE_EXTENSIONS
 
 MAX_EXTENDED = 1 << 20  # bytes of one pax or long-name header: a 300 KB gzip can hold a 600 MB one
 USED_EXTENSIONS = frozenset((*IMAGE_EXTENSIONS, "cls", "txt", "json", "npy"))
+# What other readers unpickle, which runs whatever it says; here it is never opened, and said once.
+PICKLES = frozenset(("pickle", "pkl", "pth", "pt", "pyd", "joblib", "dill"))
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _REMEMBERED = 4096  # extensions and checksums: a hostile shard could hold a new one in every header
 
 
 class Role(IntEnum):
+    pickle = -1
     ignored = 0
     image = 1
     cls = 2
@@ -36,7 +39,7 @@ CHECKSUMS: dict[bytes, int] = {}
 def remember_kind(raw: bytes) -> tuple[str, Role]:
     """An extension as text, and what it is to us."""
     extension = raw.decode("utf-8", "replace").lower()
-    role = Role.ignored
+    role = Role.pickle if extension.rpartition(".")[2] in PICKLES else Role.ignored
     if extension in USED_EXTENSIONS:
         role = Role.image if extension in IMAGE_EXTENSIONS else _ROLES.get(extension, Role.other)
     if len(KINDS) >= _REMEMBERED:
@@ -98,6 +101,17 @@ def too_long(shard: str, offset: int, size: int) -> ShardError:
                       f"at most {MAX_EXTENDED:,} are read")
 
 
+def pax_size(records: dict[bytes, bytes], before: int | None, shard: str, offset: int) -> int | None:
+    """The size that a pax header states, else the one from `before`. Raises ShardError for one that is no number."""
+    text = records.get(b"size")
+    if text is None:
+        return before
+    if not text.isdigit() or len(text) > 20:
+        raise ShardError(f"shard {redact(shard)}: pax header at offset {offset:,} states the size {text[:40]!r}, "
+                         "expected a number of bytes")
+    return int(text)
+
+
 def pax_records(raw: bytes, shard: str, offset: int) -> dict[bytes, bytes]:
     """The `length key=value` records of a pax header. Raises ShardError."""
     records: dict[bytes, bytes] = {}
@@ -119,9 +133,17 @@ def pax_records(raw: bytes, shard: str, offset: int) -> dict[bytes, bytes]:
 def bad_header(shard: str, position: int, header: bytes) -> ShardError:
     """What a header of a wrong checksum is."""
     if position == 0:
-        for magic, kind in COMPRESSED.items():
-            if header.startswith(magic):
-                return ShardError(f"shard {redact(shard)} is {kind}-compressed; reads by offset need a plain tar: "
-                                  "decompress it first")
+        if (compressed := compressed_error(shard, header)) is not None:
+            return compressed
         return ShardError(f"shard {redact(shard)} is not a tar: its first header has a wrong checksum")
     return ShardError(f"shard {redact(shard)}: corrupt header at offset {position:,} (wrong checksum)")
+
+
+def compressed_error(shard: str, first: bytes) -> ShardError | None:
+    """What a shard is whose first bytes are those of a compressed file; None for any other."""
+    kind = next((kind for magic, kind in COMPRESSED.items() if first.startswith(magic)), None)
+    if kind is None:
+        return None
+    hint = ("decompress it (gunzip), or let fit-il, compute-il and index inflate it with --allow-compressed"
+            if kind == "gzip" else "decompress it first")
+    return ShardError(f"shard {redact(shard)} is {kind}-compressed, and reads by offset need a plain tar: {hint}")

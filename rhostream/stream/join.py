@@ -70,6 +70,7 @@ class JoinSettings:
     needs_il: bool = True
     missing_il: str = "error"
     keep_holdout: bool = False
+    classes: int | None = None  # a label beyond it is quarantined, whatever the table says of it
 
     def __post_init__(self) -> None:
         if self.missing_il not in POLICIES:
@@ -120,7 +121,10 @@ class Join:
     def _drop(self, part: il.Part, at: npt.NDArray[np.int32], reason: npt.NDArray[np.uint8]) -> None:
         if not self._settings.keep_holdout:
             reason[part.in_holdout[at]] = Reason.holdout
-        reason[~part.usable[at]] = Reason.quarantined
+        label, classes = part.label[at], self._settings.classes
+        # A table that somebody else made may call any label good: of -100 torch's loss is 0.0, of others a crash.
+        strange = (label < 0) | (label >= classes) if classes is not None else label < 0
+        reason[~part.usable[at] | strange] = Reason.quarantined
 
     def _missing_il(self, joined: Joined) -> None:
         missing = (joined.reason == CANDIDATE) & ~np.isfinite(joined.il)

@@ -16,13 +16,14 @@ from rhostream.storage import Reader, redact
 from rhostream.stream.batch import MAX_CLS, Batch, TarSample, samples_of
 from rhostream.stream.headers import (
     CHECKSUMS,
-    COMPRESSED,
     KINDS,
     MAX_EXTENDED,
     USED_EXTENSIONS,
     bad_header,
     checksum_matches,
+    compressed_error,
     pax_records,
+    pax_size,
     plain_name,
     remember_checksum,
     remember_kind,
@@ -43,12 +44,16 @@ class TarWalk:
 
     `members_seen = members_used + members_ignored` (directories, links, devices, names without a key or an
     extension, extensions that are not used). A key that comes again, adjacent or not, is a sample of its own: the
-    caller decides what a duplicate is.
+    caller decides what a duplicate is. Of those ignored, `pickles` have an extension that other readers unpickle.
+
+    With `accept_missing_eof` an archive may end without its end marker, right behind a whole member, and
+    `missing_eof` says so: nothing tells it from one that was cut there.
     """
 
-    def __init__(self, source: Windows, shard: str) -> None:
-        self._source, self._shard = source, shard
-        self.members_seen = self.members_ignored = self.samples_seen = 0
+    def __init__(self, source: Windows, shard: str, *, accept_missing_eof: bool = False) -> None:
+        self._source, self._shard, self._accept = source, shard, accept_missing_eof
+        self.members_seen = self.members_ignored = self.samples_seen = self.pickles = 0
+        self.missing_eof = False
         self._torn = Batch()
 
     def __iter__(self) -> Iterator[TarSample]:
@@ -77,7 +82,9 @@ class TarWalk:
                 window, start = at_window(position)
                 end = start + len(window) // BLOCK * BLOCK
                 if position >= end:
-                    raise self._incomplete(position, size_of_file, window[position - start :])
+                    if self._accept and position >= size_of_file > 0 and long_name is None and long_size is None:
+                        break
+                    raise self._incomplete(position + 2 * BLOCK, size_of_file, window if not position else b"")
             at = position - start
             header = window[at : at + BLOCK]
             if adler32(header) & 0xFFFF != checksums.get(header[148:156]):
@@ -94,7 +101,7 @@ class TarWalk:
                 size = size_of(header[124:136], self._shard, position)
             kind, data = header[156], position + BLOCK
             if data + size > size_of_file:
-                raise self._incomplete(position, size_of_file)
+                raise self._incomplete(data + (size + 511 & -BLOCK) + 2 * BLOCK, size_of_file)
             position = data + (size + 511 & -BLOCK)
             if kind not in _REGULAR:
                 if kind in b"xgL":
@@ -111,7 +118,7 @@ class TarWalk:
                     records = pax_records(body, self._shard, data)
                     if kind == ord("x"):
                         long_name = records.get(b"path", long_name)
-                        long_size = int(records[b"size"]) if records.get(b"size", b"").isdigit() else long_size
+                        long_size = pax_size(records, long_size, self._shard, data)
                 elif kind in _LINKS_AND_DEVICES:
                     long_name = long_size = None
                     self.members_seen += 1
@@ -131,7 +138,7 @@ class TarWalk:
             if long_size is not None and long_size != size:
                 # A pax size overrides the header's, which holds 0 or a truncated number then.
                 if data + long_size > size_of_file:
-                    raise self._incomplete(data, size_of_file)
+                    raise self._incomplete(data + (long_size + 511 & -BLOCK) + 2 * BLOCK, size_of_file)
                 size, position = long_size, data + (long_size + 511 & -BLOCK)
             long_name = long_size = None
             self.members_seen += 1
@@ -163,8 +170,9 @@ class TarWalk:
                 current, own = key, {extension}
             else:
                 own.add(extension)
-            if role == 0:
+            if role <= 0:
                 self.members_ignored += 1
+                self.pickles -= role
                 continue
             if role == 1:
                 if batch.image[-1] < 0:
@@ -191,7 +199,9 @@ class TarWalk:
     def _require_end(self, position: int) -> None:
         size = self._source.size
         if position + 2 * BLOCK > size:
-            raise self._incomplete(position, size)
+            if not self._accept:
+                raise self._incomplete(position + 2 * BLOCK, size)
+            self.missing_eof = True
         while position < size:
             window, start = self._source.at(position)
             rest = window[position - start :]
@@ -203,20 +213,21 @@ class TarWalk:
                                  "it again")
             position += len(rest)
 
-    def _incomplete(self, position: int, size: int, first: bytes = b"") -> ShardError:
+    def _incomplete(self, wanted: int, size: int, first: bytes = b"") -> ShardError:
+        """`wanted`: the bytes that a whole archive has that goes on as this one begins; `first`: those of the file."""
         if size == 0:
             return ShardError(f"shard {redact(self._shard)} is empty (0 bytes): not a tar")
-        for magic, kind in COMPRESSED.items():
-            if position == 0 and first.startswith(magic):
-                return ShardError(f"shard {redact(self._shard)} is {kind}-compressed; decompress it first")
+        if (compressed := compressed_error(self._shard, first)) is not None:
+            return compressed
         samples = self.samples_seen + (1 if self.members_seen > self.members_ignored else 0)
         return ShardError(f"shard {redact(self._shard)} incomplete: {samples} samples, end marker missing "
-                          f"(stopped at byte {position:,} of {size:,}); copy it again")
+                          f"({size:,} of at least {wanted:,} bytes); copy it again")
 
 
-def walk(reader: Reader, shard: str) -> TarWalk:
+def walk(reader: Reader, shard: str, *, accept_missing_eof: bool = False) -> TarWalk:
     """Walk an open shard; `shard` is the name that errors carry.
 
     Raises ShardError (while iterating) for anything that is not a complete, plain tar.
     """
-    return TarWalk(reader if isinstance(reader, Windows) else Windows(reader), shard)
+    source = reader if isinstance(reader, Windows) else Windows(reader)
+    return TarWalk(source, shard, accept_missing_eof=accept_missing_eof)

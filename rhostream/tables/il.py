@@ -14,7 +14,7 @@ import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
 from urllib.parse import quote
@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rhostream import storage
+from rhostream import foreign, storage
 from rhostream.crashpoints import crash_point
 from rhostream.errors import AlreadyExistsError, MismatchError, MissingPartError, NotFoundError, TableError, UsageError
 from rhostream.storage import Identity
@@ -118,8 +118,8 @@ def open_info(table: str) -> TableInfo:
         if int(record["version"]) > VERSION:
             raise TableError(f"{storage.redact(url)} was written by a newer rhostream (table version "
                              f"{record['version']}, this one reads up to {VERSION}); upgrade rhostream")
-        return TableInfo(**record)
-    except (ValueError, TypeError, KeyError) as exc:
+        return foreign.checked_table(TableInfo(**record), KEEP_TYPES)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
 
 
@@ -129,6 +129,7 @@ def make_or_match(table: str, info: TableInfo) -> TableInfo:
     Returns the info in force. Raises MismatchError naming the field, the old value and the new.
     """
     url = storage.join(table, "_table.json")
+    info = replace(info, roots={name: storage.redact(root) for name, root in info.roots.items()})
     data = json.dumps(asdict(info), sort_keys=True, indent=1).encode()
     crash_point("table: before _table.json")
     try:
@@ -176,10 +177,12 @@ def shard_name(url: str, roots: Mapping[str, str]) -> str:
 
     Without a matching root: the bucket and path of a remote shard, the absolute path of a local one.
     """
+    plain = storage.redact(url)  # a name goes into tables and logs, so no user and no query may be in it
     for name, root in sorted(roots.items(), key=lambda item: -len(item[1])):
-        if url.startswith(root.rstrip("/") + "/"):
-            return name + url[len(root.rstrip("/")) :]
-    return url if storage.is_local(url) else url.split("://", 1)[1].rpartition("@")[2].split("?", 1)[0]
+        folder = storage.redact(root).rstrip("/")
+        if plain.startswith(folder + "/"):
+            return name + plain[len(folder) :]
+    return plain if storage.is_local(plain) else plain.split("://", 1)[1]
 
 
 def part_url(table: str, shard: str) -> str:
@@ -208,6 +211,7 @@ class PartFacts:
     shard_sha256: str = ""  # tells a copy of the shard from another shard of the same size; "" for ranged reads
     il_rows: int = 0
     in_holdout: int = 0
+    compression: str = ""  # "gzip": offsets are those of the inflated shard, which can't be read by offset
     version: int = VERSION
 
     @property
@@ -257,12 +261,12 @@ def read_part_footer(url: str, beginning: bytes = b"") -> tuple[PartFacts, list[
 
 
 def _part_facts(record: dict[str, Any], url: str) -> PartFacts:
-    if int(record.get("version", 0)) > VERSION:
-        raise TableError(f"{storage.redact(url)} was written by a newer rhostream (part version {record['version']}, "
-                         f"this one reads up to {VERSION}); upgrade rhostream")
     try:
-        return PartFacts(**record)
-    except TypeError as exc:
+        if int(record.get("version", 0)) > VERSION:
+            raise TableError(f"{storage.redact(url)} was written by a newer rhostream (part version "
+                             f"{record['version']}, this one reads up to {VERSION}); upgrade rhostream")
+        return foreign.checked_facts(PartFacts(**record))
+    except (TypeError, ValueError, AttributeError) as exc:
         raise TableError(f"{storage.redact(url)}: the footer can't be understood: {exc}") from exc
 
 
@@ -291,6 +295,8 @@ def read_part(url: str) -> Part:
     facts = _part_facts(record, url)
     table = table.combine_chunks()
     ordinal = table["ordinal"].to_numpy()
+    if table.schema.names != columns or not all(f.type == SCHEMA.field(f.name).type for f in table.schema):
+        raise TableError(f"{storage.redact(url)} has other columns than a part has: it is damaged or forged")
     if table.num_rows != facts.samples:
         raise TableError(f"{storage.redact(url)} has {table.num_rows} rows, its footer says {facts.samples}")
     if not np.array_equal(ordinal, np.arange(len(ordinal))):
@@ -298,6 +304,10 @@ def read_part(url: str) -> Part:
             raise TableError(f"{storage.redact(url)}: ordinals are not 0..{len(ordinal) - 1}, each once")
         table = table.take(np.argsort(ordinal)).combine_chunks()
     offset, size = _image_members(_flat(table["members"]))
+    outside = (offset < 0) | (size < 0) | (size > facts.shard_size - offset)
+    if outside.any() and not facts.compression:
+        raise TableError(f"{storage.redact(url)} names bytes outside its shard of {facts.shard_size:,} bytes: it is "
+                         "damaged or forged")
     ok = pc.equal(_flat(table["status"]), OK).to_numpy(zero_copy_only=False)
     return Part(
         facts=facts,
@@ -401,6 +411,7 @@ class _Opened:
         self._url, self._info, self._il_rows = url, info, 0
         self._shards, self._names, self._missing = StringsBuilder(), StringsBuilder(), StringsBuilder()
         self._counts = array("q")
+        self._compressed: str | None = None  # the first shard that can't be read by offset
         self._stranger: tuple[str, str] | None = None  # the first part of another making, and its fingerprint
 
     def add(self, shards: list[str], names: list[str], found: list[PartFacts | None]) -> None:
@@ -411,6 +422,7 @@ class _Opened:
                 continue
             if self._stranger is None and facts.fingerprint != self._info.fingerprint:
                 self._stranger = name, facts.fingerprint
+            self._compressed = self._compressed or (name if facts.compression else None)
             self._shards.extend([shard])
             self._names.extend([name])
             self._counts.append(facts.samples)
@@ -427,6 +439,10 @@ class _Opened:
         if self._stranger is not None:
             raise MismatchError(f"the part of {self._stranger[0]} has fingerprint {self._stranger[1]}, its table has "
                                 f"{self._info.fingerprint}: remove it and run the job that made the table again")
+        if self._compressed is not None:
+            raise MismatchError(f"shard {self._compressed} is gzip-compressed: its table can be asked, but a stream "
+                                "reads by offset and needs plain tars: decompress the shards (gunzip) and make a "
+                                "table of those")
         shards, names = self._shards.build(), self._names.build()
         # Without roots a local shard's name is its path: kept once.
         return Table(self._url, self._info, names if shards == names else shards, names, counts,

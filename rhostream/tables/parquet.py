@@ -24,6 +24,7 @@ _DIGEST = b"rhostream_sha256"  # of the footer record, which no page checksum co
 # In Thrift's compact form: field 1, a string of 9 (16) bytes, the name; field 2, a string of so many bytes, the value.
 _RECORD_AT = b"\x18\x09" + _FOOTER + b"\x18"
 _DIGEST_AT = b"\x18\x10" + _DIGEST + b"\x18\x40"
+MAX_ROWS_PER_BYTE = 64  # a part takes 12 bytes a row, the log 16; keys alone keep both above a byte
 _TAIL, _MAX_FOOTER = 16 << 10, 64 << 20  # bytes
 _DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError)
 
@@ -127,9 +128,19 @@ def read(url: str, columns: Sequence[str] | None = None) -> tuple[pa.Table, dict
         file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
         facts = _facts(file.schema_arrow.metadata, url)
         # One thread: parts are small, loader workers are many, and a pool that lives on can abort a short process.
+        _require_plausible(file, len(data), columns, url)
         return file.read(columns=columns, use_threads=False), facts
     except _DAMAGE as exc:
         raise _broken(url, exc) from exc
+
+
+def _require_plausible(file: pq.ParquetFile, size: int, columns: Sequence[str] | None, url: str) -> None:
+    """Refuse what can't be ours: more rows than so many bytes hold (a few KB can claim 2^31), or a column missing."""
+    rows = file.metadata.num_rows
+    if rows > MAX_ROWS_PER_BYTE * size:
+        raise TableError(f"{storage.redact(url)} claims {rows:,} rows in {size:,} bytes: it is damaged or forged")
+    if missing := set(columns or ()) - set(file.schema_arrow.names):
+        raise TableError(f"{storage.redact(url)} has no column {', '.join(sorted(missing))}; {_ADVICE}")
 
 
 def _facts(metadata: Mapping[bytes, bytes] | None, url: str) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from rhostream import checkpoint, storage
 from rhostream.checkpoint import Checkpoint
 from rhostream.cost import Cost
 from rhostream.crashpoints import crash_point
-from rhostream.errors import AlreadyExistsError
+from rhostream.errors import AlreadyExistsError, TableError
+from rhostream.foreign import checked_run, read_object
 from rhostream.selection.proxy import Proxy
 from rhostream.tables.selections import LogWriter
 from rhostream.tables.steps import StepsWriter
@@ -53,7 +54,7 @@ class Run:
         try:
             storage.create(url, json.dumps(body, indent=1, sort_keys=True, default=str).encode())
         except AlreadyExistsError:
-            old = json.loads(storage.read_bytes(url))
+            old = _read(url)
             same = json.loads(json.dumps(self.pinned, default=str))
             checkpoint.require_same(old.get("fingerprints", {}), same, f"run {storage.redact(self.url)}")
         found = checkpoint.latest(self.url)
@@ -85,7 +86,7 @@ class Run:
     def recorded_threads(self) -> int | None:
         """The threads that the run was started with, None before its start."""
         url = storage.join(self.url, "run.json")
-        threads = json.loads(storage.read_bytes(url)).get("threads") if storage.exists(url) else None
+        threads = _read(url).get("threads") if storage.exists(url) else None
         return threads if isinstance(threads, int) else None
 
     def commit(self, model: nn.Module, optimizer: torch.optim.Optimizer, proxy: Proxy | None = None, *,
@@ -110,6 +111,13 @@ class Run:
     def _write_cost(self) -> None:
         account = {**self.cost.as_json(), "reasons": self.counts}
         storage.replace(storage.join(self.url, "cost.json"), json.dumps(account, indent=1).encode())
+
+
+def _read(url: str) -> dict[str, Any]:
+    try:
+        return checked_run(read_object(storage.read_bytes(url)))
+    except ValueError as exc:
+        raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from rhostream import storage
 from rhostream.checkpoint import load_proxy, load_tensors
-from rhostream.errors import UnknownNameError, UsageError
+from rhostream.errors import TableError, UnknownNameError, UsageError
 from rhostream.models import build, load_weights
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
@@ -85,7 +85,7 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
     loader = open_stream(
         shards, il, buffer_size=buffer_size, seed=seed, passes=None, workers=workers, image_size=image_size,
         lanes=lanes, decoder=decoder, missing_il=missing_il, keep_holdout=keep_holdout, needs_il=needs_il, roots=roots,
-        band=band, keep_list=keep_list, view_size=view_size, device=on,
+        band=band, keep_list=keep_list, view_size=view_size, device=on, classes=classes,
         prefilter=UniformChoice(batch_size, seed) if rule == "uniform" else None,
     )
     stream, info = loader.stream, loader.stream.table.info
@@ -112,7 +112,7 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
         "band": band, "keep_list": None if keep_list is None else _sha256(keep_list), "shortlist": shortlist,
         "proxy_model": proxy_model if proxy else None, "view_size": view_size, "compile": compile,
         "keep_holdout": keep_holdout, "accumulate": accumulate, "classes": classes, "decoder": stream.decoder_name,
-        "init": init, **{f"preprocess_{k}": v for k, v in preprocess.to_json().items()},
+        "init": init and storage.redact(init), **{f"preprocess_{k}": v for k, v in preprocess.to_json().items()},
     }
     attempt = Run(run, pinned)
     threads = threads_of(threads, workers, attempt.recorded_threads)
@@ -125,8 +125,11 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
                      "eval_every": eval_every, "smoothing": smoothing, "checkpoint_every": checkpoint_every,
                      "keep_list": keep_list and storage.redact(storage.resolve(keep_list)),
                      "prefilters": [repr(p) for p in stream.prefilters if isinstance(p, Band)]},
-        "il": storage.resolve(il), "roots": {**info.roots, **(roots or {})}, "shards": list(stream.table.names),
-        "shard_urls": list(stream.table.shards), "il_model": _il_account(loader), "device": str(on),
+        "il": storage.redact(storage.resolve(il)), "shards": list(stream.table.names),
+        "roots": {name: storage.redact(root) for name, root in {**info.roots, **(roots or {})}.items()},
+        # Without user and query: a presigned URL is a secret, and one of yesterday opens nothing.
+        "shard_urls": [storage.redact(url) for url in stream.table.shards], "il_model": _il_account(loader),
+        "device": str(on),
         "left_out_shards": len(stream.table.missing), "threads": threads, "chunk": chunk,
         "precision": precision, "versions": versions(), "samples": int(stream.table.counts.sum()),
         "buffers_per_pass": stream.buffers_per_pass,
@@ -142,10 +145,14 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
     if found is not None:
         attempt.settle(found, keep_checkpoints)
         weights, state = load_tensors(run, found)
-        network.load_state_dict(weights)
-        optimizer.load_state_dict(state)
-        if proxy is not None:
-            proxy.load_state_dict(load_proxy(run, found))
+        try:
+            network.load_state_dict(weights)
+            optimizer.load_state_dict(state)
+            if proxy is not None:
+                proxy.load_state_dict(load_proxy(run, found))
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
+            raise TableError(f"the checkpoint of step {found.step} in {storage.redact(run)} doesn't fit the model "
+                             f"{model!r}: {' '.join(str(exc).split())[:300]}") from exc
         loader.load_state_dict({"pass": found.pass_index, "buffer": found.buffer})
     if attempt.step < last_step:
         attempt.claim()

@@ -1,0 +1,80 @@
+"""What reaches the terminal: no secret of a URL, no control character, and an error nobody foresaw as one line.
+
+Our own messages are redacted where they are made; this is the last look, which also covers what the libraries below
+us log and warn of. A traceback may hold anything, so it is shown only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+
+TRACEBACK = "RHOSTREAM_TRACEBACK"
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+_HERE = Path(__file__).parent
+
+
+def clean(text: str) -> str:
+    """The text with its URLs redacted and everything but line ends that a terminal would obey as escapes."""
+    text = _URL.sub(_redacted, text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _redacted(match: re.Match[str]) -> str:
+    from rhostream.storage import redact
+
+    try:
+        return redact(match[0])
+    except ValueError:  # no URL after all, such as an IPv6 address that is never closed
+        return match[0].partition("://")[0] + "://..."
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """The message; a traceback is kept only where one was asked for."""
+        if not wants_traceback():
+            record.exc_info = record.exc_text = record.stack_info = None
+        return clean(super().format(record))
+
+
+def open_console() -> None:
+    """Log and warn to stderr, cleaned."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    say(f"warning: {message}")
+
+
+def say(text: str) -> None:
+    """One message on stderr."""
+    click.echo(clean(text), err=True)
+
+
+def wants_traceback() -> bool:
+    """Whether the user asked for tracebacks, which may hold secrets."""
+    return os.environ.get(TRACEBACK, "") not in ("", "0")
+
+
+def say_internal(error: BaseException) -> None:
+    """An error nobody foresaw: its kind and where it came from, not its text, which may hold anything."""
+    if wants_traceback():
+        traceback.print_exception(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f for f in frames if Path(f.filename).is_relative_to(_HERE)] or frames
+    where = f" at {Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else ""
+    say(f"internal error: {type(error).__name__}{where}; please report it. {TRACEBACK}=1 shows all of it, secrets "
+        "included, so read it before you pass it on")

@@ -1,0 +1,144 @@
+"""JSON from a stranger, checked before anything is made of it: right types, bounds that memory can hold, no way out.
+
+Checksums find damage; a table, a model or a run that somebody else made may be consistent and still lie. Everything
+here raises ValueError in words; who read the file says which one it was.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Container, Iterable, Mapping
+from typing import Any, TypeVar
+
+MAX_SIDE, MAX_CHANNELS, MAX_CLASSES = 8192, 4, 10_000_000
+MAX_SAMPLES = 100_000_000  # of a shard, which takes 50 GB of headers alone; a plan is made of what a part claims
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]*\Z")
+_KINDS = {"il", "index"}
+T = TypeVar("T")
+
+
+def read_object(data: bytes) -> dict[str, Any]:
+    """The JSON object that the bytes hold. Raises ValueError."""
+    try:
+        record = json.loads(data)
+    except RecursionError as exc:
+        raise ValueError("nested too deep") from exc
+    _is(record, dict, "the file")
+    return dict(record)
+
+
+def checked_path(path: Any) -> str:
+    """A path that stays below its folder: plain names between slashes. Raises ValueError."""
+    if not isinstance(path, str) or not all(_PLAIN_NAME.match(name) for name in path.split("/")):
+        raise ValueError(f"{str(path)[:80]!r} is no path below its folder")
+    return path
+
+
+def checked_preprocess(record: Any) -> None:
+    """What turns images into inputs: sizes that can be. Raises ValueError."""
+    _is(record, dict, "preprocess")
+    _count(record.get("image_size"), "image_size", 1, MAX_SIDE)
+    channels = _count(record.get("channels"), "channels", 1, MAX_CHANNELS)
+    for name in ("mean", "std"):
+        values = record.get(name)
+        if (not isinstance(values, (list, tuple)) or len(values) not in (1, channels)
+                or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
+                or (name == "std" and not all(values))):
+            raise ValueError(f"{name} is {str(values)[:80]}, expected 1 or {channels} numbers")
+
+
+def checked_classes(classes: Any) -> None:
+    """A number of classes that a layer can have. Raises ValueError."""
+    _count(classes, "classes", 1, MAX_CLASSES)
+
+
+def checked_table(info: T, kinds: Container[str]) -> T:
+    """The same TableInfo, its fields what they claim to be. Raises ValueError."""
+    table: Any = info
+    if table.kind not in _KINDS:
+        raise ValueError(f"kind is {str(table.kind)[:40]!r}, expected il or index")
+    for name in ("ingredients", "keep", "roots", "model"):
+        _is(getattr(table, name), dict, name)
+    if strange := [k for k, v in table.keep.items() if not isinstance(v, str) or v not in kinds]:
+        raise ValueError(f"keep has the field {strange[0][:40]!r} of an unknown type")
+    if not all(isinstance(v, str) for v in table.roots.values()):
+        raise ValueError("a root is no URL")
+    if table.classes is not None:
+        checked_classes(table.classes)
+    if table.preprocess is not None:
+        checked_preprocess(table.preprocess)
+    return info
+
+
+def checked_facts(facts: T) -> T:
+    """The same PartFacts, its counts counts. Raises ValueError."""
+    part: Any = facts
+    _count(part.samples, "samples", 0, MAX_SAMPLES)
+    for name in ("shard_size", "members_seen", "members_used", "members_ignored", "il_rows", "in_holdout"):
+        _count(getattr(part, name), name, 0, 2**62)
+    for name in ("fingerprint", "kind", "shard", "shard_tag", "shard_sha256", "compression"):
+        _is(getattr(part, name), str, name)
+    for name in ("statuses", "bad_fields"):
+        _counts(getattr(part, name), name)
+    return facts
+
+
+def checked_run(record: dict[str, Any]) -> dict[str, Any]:
+    """The same run.json, its fields, where there are any, what they claim to be. Raises ValueError."""
+    kinds = {"settings": dict, "fingerprints": dict, "il_model": dict, "roots": dict, "shards": list,
+             "shard_urls": list, "il": str}  # fmt: skip
+    for name, kind in kinds.items():
+        if record.get(name) is not None:
+            _is(record[name], kind, name)
+    for name in ("shards", "shard_urls"):
+        for one in record.get(name) or ():
+            _is(one, str, name)
+    for root in (record.get("roots") or {}).values():
+        _is(root, str, "a root")
+    return record
+
+
+def checked_checkpoint(point: T) -> T:
+    """The same Checkpoint, its paths inside the run and its counts counts. Raises ValueError."""
+    saved: Any = point
+    for name in ("step", "pass_index", "buffer", "attempt"):
+        _count(getattr(saved, name), name, 0, 2**62)
+    for name in ("fingerprints", "cost", "files"):
+        _is(getattr(saved, name), dict, name)
+    _counts(saved.counts, "counts")
+    for path, digest in saved.files.items():
+        checked_path(path)
+        _is(digest, str, "a sha256")
+    for name in ("log", "steps"):
+        _segments(getattr(saved, name), name)
+    return point
+
+
+def _segments(records: Any, name: str) -> None:
+    _is(records, list, name)
+    for record in records:
+        _is(record, dict, name)
+        checked_path(record.get("path"))
+        _is(record.get("sha256"), str, "a sha256")
+        for count in ("rows", "bytes"):
+            _count(record.get(count), count, 0, 2**62)
+
+
+def _is(value: Any, kind: type, name: str) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is a {type(value).__name__}, expected {kind.__name__}")
+
+
+def _count(value: Any, name: str, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{name} is {str(value)[:40]}, expected a number from {least} to {most:,}")
+    return value
+
+
+def _counts(record: Any, name: str) -> None:
+    _is(record, dict, name)
+    values: Iterable[Any] = record.values() if isinstance(record, Mapping) else ()
+    for value in values:
+        _count(value, name, 0, 2**62)

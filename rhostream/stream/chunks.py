@@ -1,0 +1,84 @@
+"""What a scan is asked for and what it says: settings, chunks of rows, and the accounts at the end of each shard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from torch import Tensor
+
+from rhostream.errors import RhostreamError
+from rhostream.storage import Identity
+from rhostream.stream.decode import Preprocess
+
+CHUNK = 512
+CHUNK_BYTES = 32 << 20
+Mark = Callable[[str, str, str | None], int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanSettings:
+    """What to read of each sample; picklable, because it goes to the workers."""
+
+    preprocess: Preprocess | None = None  # None: images are not decoded
+    decoder_name: str = "auto"
+    classes: int | None = None  # labels beyond it are label:range; negative ones always are
+    keep: dict[str, str] = field(default_factory=dict)  # field of the json -> bool | int | float | str
+    group_by: str | None = None
+    mark: Mark | None = None  # (shard name, key, group or None) to a small integer that comes with the row
+    quota: int | None = None  # only that many random rows a shard, of those whose mark is not negative
+    seed: int = 0  # of the quota
+    watch: str | None = None  # count the samples whose json has a value here (a cheap look, nothing more)
+    allow_compressed: bool = False  # inflate gzip shards into the spool; see `inflate`
+    wanted: Callable[[str], bool] | None = None  # asked of a shard's name right before it is opened
+    accept_missing_eof: bool = False  # take an archive without an end marker for whole; see `tar`
+
+    @property
+    def chunk(self) -> int:
+        """Rows in a message: a function of the image size alone, so that results are too."""
+        if self.preprocess is None:
+            return CHUNK
+        return max(16, min(CHUNK, CHUNK_BYTES // int(np.prod(self.preprocess.shape))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Up to `ScanSettings.chunk` rows of one shard, in the order of the shard.
+
+    `rows` has the columns key, members, label (int32, null unless valid), status, error and the kept fields.
+    """
+
+    shard: int  # index into the list of shards
+    ordinal: npt.NDArray[np.int32]  # (n,)
+    label: npt.NDArray[np.int64]  # (n,) -1 where null
+    ok: npt.NDArray[np.bool_]  # (n,) status is "ok"
+    mark: npt.NDArray[np.int64]  # (n,) 0 without `ScanSettings.mark`
+    rows: pa.RecordBatch
+    slot: int = -1
+    image: Tensor | None = None  # (n, H, W, C) uint8, valid until the next message; meaningless where not ok
+
+    def __len__(self) -> int:
+        return len(self.ordinal)
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """A shard is over: its accounts, or the error that ended it."""
+
+    shard: int
+    identity: Identity = field(default_factory=lambda: Identity(0, ""))
+    sha256: str = ""  # of the shard's bytes
+    samples_seen: int = 0
+    members_seen: int = 0
+    members_used: int = 0
+    members_ignored: int = 0
+    bad_fields: dict[str, int] = field(default_factory=dict)
+    watched: int = 0
+    compression: str = ""  # "gzip": offsets are those of the inflated bytes
+    notes: dict[str, str] = field(default_factory=dict)  # kind -> what is odd about the shard, in a sentence
+    retried: dict[str, dict[str, int]] = field(default_factory=dict)  # as `storage.retried`, of a worker's share
+    skipped: bool = False  # not read, as `ScanSettings.wanted` said no
+    error: RhostreamError | None = None

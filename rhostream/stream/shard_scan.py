@@ -1,0 +1,259 @@
+"""One shard of a scan, from its first byte to its accounts: rows as the walk gives them, judged, then decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from rhostream import storage
+from rhostream.crashpoints import crash_point
+from rhostream.errors import ChangedError
+from rhostream.storage import RangeReader, Reader
+from rhostream.stream import examine
+from rhostream.stream.batch import Batch
+from rhostream.stream.chunks import CHUNK, Chunk, End, ScanSettings
+from rhostream.stream.columns import Columns
+from rhostream.stream.decode import MAX_BYTES, OK, Decoder, decoder
+from rhostream.stream.examine import BadSample
+from rhostream.stream.inflate import Inflated, plain
+from rhostream.stream.seen import Seen
+from rhostream.stream.tar import TarWalk, walk
+from rhostream.stream.windows import Windows
+from rhostream.tables.il import IMAGE_EXTENSIONS, KEEP_TYPES
+
+
+@dataclass(slots=True)
+class _Rows:
+    """A chunk in the making: the batch of the walk, and what its small members say, one entry a row in each list."""
+
+    batch: Batch
+    ordinal: npt.NDArray[np.int32]
+    label: list[int | None]  # -1 unless valid; None only until it is examined
+    mark: list[int] | None  # None: all 0
+    bad: dict[int, tuple[str, str]] = field(default_factory=dict)  # row -> (status, why)
+    kept: dict[str, list[Any]] = field(default_factory=dict)
+
+
+class ShardScan:
+    """One shard, from its first byte to its accounts."""
+
+    def __init__(self, number: int, url: str, name: str, settings: ScanSettings, columns: Columns) -> None:
+        self._number, self._url, self._name, self._settings, self._columns = number, url, name, settings, columns
+        self._decode: Decoder = decoder(settings.decoder_name)[1] if settings.preprocess else _no_decode
+        self._seen = Seen()
+        self._bad_fields = dict.fromkeys(settings.keep, 0)
+        self._watched = 0
+        self._watch = f'"{settings.watch}"'.encode() if settings.watch else b""
+        self._needs_json = bool(settings.keep) or settings.group_by is not None
+        self._reader: Reader | None = None
+
+    def chunks(self) -> Iterator[_Rows]:
+        """Rows as they come, their labels read and their images not yet. Raises ShardError, StorageError."""
+        self._reader = storage.open_reader(self._url)
+        self._identity = self._reader.version
+        ranged, size = isinstance(self._reader, RangeReader), self._reader.size
+        if self._settings.allow_compressed:
+            self._reader = plain(self._reader, self._name)
+        inflated = self._reader if isinstance(self._reader, Inflated) else None
+        self._compression = "gzip" if inflated else ""
+        self._source = Windows(self._reader, whole=inflated is None)
+        self._walk: TarWalk = walk(self._source, self._name, accept_missing_eof=self._settings.accept_missing_eof)
+        chunk = self._settings.chunk
+        if self._settings.quota is not None:
+            for ordinals, batch in self._drawn(chunk):
+                yield self._examined(batch, np.array(ordinals, np.int32))
+        else:
+            start = 0
+            for batch in self._walk.batches(chunk):
+                crash_point("scan: rows read")
+                yield self._examined(batch, np.arange(start, start + len(batch), dtype=np.int32))
+                start += len(batch)
+        self._sha256 = inflated.sha256 if inflated else self._source.sha256()
+        if (not self._reader.unchanged() or size != self._identity.size or not (self._sha256 or ranged)):
+            raise self._changed()
+
+    def changed(self) -> ChangedError | None:
+        """Whether the shard is another one than was opened: then what was wrong with its bytes means nothing."""
+        try:
+            return None if self._reader is None or self._reader.unchanged() else self._changed()
+        except OSError:
+            return None
+
+    def _changed(self) -> ChangedError:
+        return ChangedError(f"shard {storage.redact(self._name)} changed its size while it was read; run again")
+
+    def end(self) -> End:
+        """The accounts of a shard that was read to its end."""
+        seen, ignored, notes = self._walk.members_seen, self._walk.members_ignored, dict[str, str]()
+        where = f"shard {storage.redact(self._name)}"
+        if self._walk.pickles:
+            notes["pickles"] = (f"{where} has {self._walk.pickles:,} members that other readers unpickle (.pkl, .pth "
+                                "and their like): they are never opened here")
+        if self._walk.missing_eof:
+            notes["missing_eof"] = (f"{where} has no end marker and was accepted as whole (--accept-missing-eof): a "
+                                    "tar cut between two members looks the same")
+        return End(shard=self._number, identity=self._identity, sha256=self._sha256,
+                   samples_seen=self._walk.samples_seen,
+                   members_seen=seen, members_used=seen - ignored, members_ignored=ignored,
+                   bad_fields={k: v for k, v in self._bad_fields.items() if v}, watched=self._watched,
+                   compression=self._compression, notes=notes)
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+
+    def _drawn(self, chunk: int) -> Iterator[tuple[list[int], Batch]]:
+        """The quota: the rows with the lowest hash of (seed, shard, key), in the order of the shard."""
+        quota, heap = self._settings.quota or 0, list[tuple[int, int, Batch]]()
+        words = f"quota\0{self._settings.seed}\0{self._name}\0".encode("utf-8", "surrogateescape")
+        seen, ordinal = set[bytes](), -1
+        for batch in self._walk.batches(CHUNK):
+            for row, raw in enumerate(batch.key):
+                ordinal += 1
+                if raw in seen:
+                    continue
+                seen.add(raw)
+                if self._settings.mark is not None:
+                    key = raw.decode("utf-8", "backslashreplace")
+                    if self._settings.mark(self._name, key, self._group(batch, row, key)) < 0:
+                        continue
+                entry = (-int.from_bytes(hashlib.blake2b(words + raw, digest_size=8).digest(), "big"), ordinal)
+                if len(heap) < quota:
+                    heapq.heappush(heap, (*entry, batch.row(row)))
+                elif entry[0] > heap[0][0]:
+                    heapq.heapreplace(heap, (*entry, batch.row(row)))
+        chosen = sorted(((ordinal, own) for _, ordinal, own in heap), key=lambda pair: pair[0])
+        for start in range(0, len(chosen), chunk):
+            some = chosen[start : start + chunk]
+            yield [ordinal for ordinal, _ in some], Batch.of((own, 0) for _, own in some)
+
+    def _group(self, batch: Batch, row: int, key: str) -> str | None:
+        if self._settings.group_by is None:
+            return None
+        try:
+            fields = examine.parse_json(self._read_json(batch, row))
+        except BadSample:
+            return key
+        return examine.group_of(fields, self._settings.group_by, key)
+
+    def _read_json(self, batch: Batch, row: int) -> bytes:
+        member = batch.json[row]
+        return b"" if member < 0 else examine.read_json(batch.size[member], batch.offset[member], self._source)
+
+    def _examined(self, batch: Batch, ordinal: npt.NDArray[np.int32]) -> _Rows:
+        """What the small members of a batch say. Labels are looked up: there are few texts that a .cls can hold."""
+        n, again = len(batch), self._seen.repeated(batch.key)
+        label = list(map(self._columns.labels.get, batch.cls))
+        rows = _Rows(batch, ordinal, label, None)
+        fields: list[dict[str, Any]] = []
+        if again or self._needs_json or self._watch:
+            fields = [self._examine(rows, row, row in again) for row in range(n)]
+        elif None in label:
+            for row, known in enumerate(label):
+                if known is None:
+                    self._examine(rows, row, False)
+        for name, kind in self._settings.keep.items():
+            rows.kept[name], misfits = examine.fit_column([f.get(name) for f in fields], kind)
+            self._bad_fields[name] += misfits
+        if (mark := self._settings.mark) is not None:
+            rows.mark = []
+            for row, raw in enumerate(batch.key):
+                key, group = raw.decode("utf-8", "backslashreplace"), None
+                if self._settings.group_by is not None:
+                    group = examine.group_of(fields[row], self._settings.group_by, key)
+                rows.mark.append(mark(self._name, key, group))
+        return rows
+
+    def _examine(self, rows: _Rows, row: int, again: bool) -> dict[str, Any]:
+        """Put a row's label, or the status against it, into `rows`; returns the fields of its json where needed."""
+        batch, fields = rows.batch, dict[str, Any]()
+        number = rows.label[row]
+        try:
+            if again:
+                raise BadSample("dup", "the key came before in this shard; the first one counts")
+            text = batch.cls[row]
+            if number is None and text is None:
+                size_offset = next(((n, o) for e, o, n in batch.members(row) if e == "cls"), None)
+                if size_offset is not None:
+                    raise examine.too_long_cls(*size_offset)
+            known: int | None = number
+            if known is None and text is not None:
+                known = examine.parse_cls(text)
+            fields = self._fields(batch, row, known is None)
+            if number is None:
+                label = examine.label_of_json(fields) if known is None else known
+                label = rows.label[row] = examine.check_range(label, self._settings.classes)
+                if text is not None:
+                    self._columns.remember(text, label)
+        except BadSample as bad:
+            rows.label[row] = -1
+            rows.bad[row] = bad.status, bad.why
+        return fields
+
+    def _fields(self, batch: Batch, row: int, label_wanted: bool) -> dict[str, Any]:
+        """The json's fields where anybody asks for one."""
+        needed = label_wanted or self._needs_json
+        if not needed and not self._watch:
+            return {}
+        try:
+            raw = self._read_json(batch, row)
+            if not needed and self._watch not in raw:
+                return {}
+            fields = examine.parse_json(raw)
+        except BadSample:
+            if needed:
+                raise
+            return {}
+        if self._settings.watch is not None:
+            self._watched += fields.get(self._settings.watch) is not None
+        return fields
+
+    def finish(self, rows: _Rows, slot: int, pixels: npt.NDArray[np.uint8] | None) -> Chunk:
+        """Decode the images of usable rows into the slot and hand the chunk over."""
+        batch, bad = rows.batch, rows.bad
+        decode, pread, sizes, offsets = self._decode, self._source.pread, batch.size, batch.offset
+        for row, member in enumerate(batch.image):
+            if member < 0:
+                if row not in bad:
+                    bad[row] = "image:missing", f"no member is one of {', '.join(IMAGE_EXTENSIONS)}"
+                continue
+            size = sizes[member]
+            if pixels is None and size:
+                continue
+            if row in bad:
+                continue
+            if size == 0:
+                verdict = "decode:empty"
+            elif size > MAX_BYTES:
+                verdict = "image:too_large"
+            else:
+                assert pixels is not None
+                verdict = decode(pread(size, offsets[member]), pixels[row])
+                crash_point("scan: image decoded")
+            if verdict != OK:
+                bad[row] = verdict, f".{batch.extension[member]} of {size:,} bytes at offset {offsets[member]:,}"
+        n = len(batch)
+        ok = np.ones(n, bool)
+        ok[list(bad)] = False
+        label = np.array(rows.label, np.int64)
+        columns = {
+            "key": self._columns.keys(batch.key),
+            "members": self._columns.members(batch),
+            "label": pa.array(label.astype(np.int32), mask=label < 0),
+        } | self._columns.verdicts(n, bad) | {
+            name: pa.array(column, KEEP_TYPES[self._settings.keep[name]]) for name, column in rows.kept.items()
+        }
+        mark = np.zeros(n, np.int64) if rows.mark is None else np.array(rows.mark, np.int64)
+        return Chunk(shard=self._number, ordinal=rows.ordinal, label=label, ok=ok, mark=mark,
+                     rows=pa.RecordBatch.from_pydict(columns), slot=slot)
+
+
+def _no_decode(data: bytes, out: npt.NDArray[np.uint8]) -> str:
+    raise AssertionError("no slot to decode into")
