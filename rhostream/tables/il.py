@@ -14,10 +14,10 @@ import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,7 @@ SCHEMA = pa.schema(
     ]
 )
 SLICE, LOCAL_THREADS, REMOTE_THREADS = 128, 4, 16  # footers read at a time when a table is opened
+RESCORE = "re-score what changed: `rhostream verify TABLE --repair --shards URL...`"
 KEEP_TYPES = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "str": pa.string()}
 _ENCODINGS = {
     "key": "DELTA_BYTE_ARRAY",
@@ -80,6 +81,7 @@ class TableInfo:
     keep: dict[str, str] = field(default_factory=dict)  # field of the json -> bool | int | float | str
     roots: dict[str, str] = field(default_factory=dict)  # name -> URL
     model: dict[str, Any] = field(default_factory=dict)  # the IL model's own figures and cost, for the reports
+    places: dict[str, str] = field(default_factory=dict)  # "il_model": where it lay, "scheme": of shards; for repairs
     version: int = VERSION
 
     @property
@@ -128,6 +130,7 @@ def make_or_match(table: str, info: TableInfo) -> TableInfo:
     Returns the info in force. Raises MismatchError naming the field, the old value and the new.
     """
     url = storage.join(table, "_table.json")
+    info = replace(info, roots={name: storage.redact(root) for name, root in info.roots.items()})
     data = json.dumps(asdict(info), sort_keys=True, indent=1).encode()
     try:
         storage.create(url, data)
@@ -173,6 +176,8 @@ def shard_name(url: str, roots: Mapping[str, str]) -> str:
 
     Without a matching root: the bucket and path of a remote shard, the absolute path of a local one.
     """
+    if "://" in url and roots:  # a secret is no part of a name, and may be another one tomorrow
+        url, roots = storage.redact(url), {name: storage.redact(root) for name, root in roots.items()}
     for name, root in sorted(roots.items(), key=lambda item: -len(item[1])):
         if url.startswith(root.rstrip("/") + "/"):
             return name + url[len(root.rstrip("/")) :]
@@ -182,6 +187,22 @@ def shard_name(url: str, roots: Mapping[str, str]) -> str:
 def part_url(table: str, shard: str) -> str:
     """Where the part of a shard lies; the path mirrors the shard's name."""
     return storage.join(table, "parts", quote("_" + shard if shard.startswith("/") else shard, safe="/") + ".parquet")
+
+
+def shard_of_part(table: str, part: str) -> str:
+    """The name of the shard whose part would lie at `part`: the way back of `part_url`."""
+    name = unquote(part[len(storage.join(table, "parts")) + 1 :].removesuffix(".parquet"))
+    return name[1:] if name.startswith("_/") else name
+
+
+def shard_url(name: str, info: TableInfo, roots: Mapping[str, str] | None = None) -> str:
+    """Where a shard of that name lies: below its root as of today, else as `roots` of the table say, else as named."""
+    root, _, path = name.partition("/")
+    for known in (roots or {}, info.roots):
+        if root in known and path:
+            return storage.join(known[root], path)
+    scheme = info.places.get("scheme")
+    return name if storage.is_local(name) and name.startswith("/") or not scheme else f"{scheme}://{name}"
 
 
 # -- parts -----------------------------------------------------------------------------------------------------------
@@ -218,25 +239,35 @@ class PartFacts:
 
 def encode_part(table: pa.Table, facts: PartFacts) -> bytes:
     """The bytes of a part, its laws checked first. Raises TableError when they don't hold (a bug, not bad data)."""
-    statuses = {v["values"]: v["counts"] for v in pc.value_counts(table["status"]).to_pylist()}
-    used = int(pc.sum(pc.list_value_length(table["members"])).as_py() or 0)
-    laws = {
-        "samples seen = ok + quarantined": facts.samples == table.num_rows == sum(facts.statuses.values()),
-        "statuses counted": statuses == {k: v for k, v in facts.statuses.items() if v},
-        "members seen = used + ignored": facts.members_seen == used + facts.members_ignored,
-        "members used counted": facts.members_used == used,
-        "ordinals are 0..n-1": np.array_equal(table["ordinal"], np.arange(table.num_rows)),
-        "il only where ok": pc.sum(pc.is_valid(table["il"])).as_py() in (None, facts.il_rows),
-    }
-    broken = [law for law, holds in laws.items() if not holds]
+    broken = broken_laws(table, facts)
+    if not np.array_equal(table["ordinal"], np.arange(table.num_rows)):
+        broken.append("ordinals are 0..n-1")
     if broken:
         raise TableError(f"part of shard {facts.shard} breaks its laws: {'; '.join(broken)}; nothing was committed")
     return parquet.encode(table, asdict(facts), _ENCODINGS, _DICTIONARY)
 
 
+def broken_laws(table: pa.Table, facts: PartFacts) -> list[str]:
+    """The laws that the rows of a part and its footer break, in words; the rows' order is no law here."""
+    statuses = {v["values"]: v["counts"] for v in pc.value_counts(table["status"]).to_pylist()}
+    used = int(pc.sum(pc.list_value_length(table["members"])).as_py() or 0)
+    has_il = pc.is_valid(table["il"])
+    laws = {
+        "samples seen = ok + quarantined": facts.samples == table.num_rows == sum(facts.statuses.values()),
+        "statuses counted": statuses == {k: v for k, v in facts.statuses.items() if v},
+        "members seen = used + ignored": facts.members_seen == used + facts.members_ignored,
+        "members used counted": facts.members_used == used,
+        "each ordinal once": np.array_equal(np.sort(table["ordinal"]), np.arange(table.num_rows)),
+        "il counted": (pc.sum(has_il).as_py() or 0) == facts.il_rows,
+        "il only where ok": len(statuses) <= 1 and OK in statuses
+        or not pc.any(pc.and_(has_il, pc.not_equal(table["status"], OK))).as_py(),
+    }
+    return [law for law, holds in laws.items() if not holds]
+
+
 def read_part_facts(url: str) -> PartFacts:
     """The footer alone. Raises NotFoundError, TableError."""
-    return _part_facts(parquet.read_facts(url), url)
+    return part_facts(parquet.read_facts(url), url)
 
 
 def footer_beginning(info: TableInfo) -> bytes:
@@ -250,10 +281,11 @@ def read_part_footer(url: str, beginning: bytes = b"") -> tuple[PartFacts, list[
     Raises NotFoundError, TableError.
     """
     record, names = parquet.read_footer(url, beginning)
-    return _part_facts(record, url), names
+    return part_facts(record, url), names
 
 
-def _part_facts(record: dict[str, Any], url: str) -> PartFacts:
+def part_facts(record: Mapping[str, Any], url: str) -> PartFacts:
+    """The facts of a footer's record. Raises TableError for one of a newer version, or that can't be understood."""
     if int(record.get("version", 0)) > VERSION:
         raise TableError(f"{storage.redact(url)} was written by a newer rhostream (part version {record['version']}, "
                          f"this one reads up to {VERSION}); upgrade rhostream")
@@ -285,7 +317,7 @@ def read_part(url: str) -> Part:
     """Load a part, checksums verified; rows stored in another order are put in theirs by ordinal."""
     columns = ["key", "ordinal", "members", "label", "il", "in_holdout", "status"]
     table, record = parquet.read(url, columns)
-    facts = _part_facts(record, url)
+    facts = part_facts(record, url)
     table = table.combine_chunks()
     ordinal = table["ordinal"].to_numpy()
     if table.num_rows != facts.samples:
@@ -423,7 +455,7 @@ class _Opened:
                                    "`index`) on them, or pass --missing-il skip")
         if self._stranger is not None:
             raise MismatchError(f"the part of {self._stranger[0]} has fingerprint {self._stranger[1]}, its table has "
-                                f"{self._info.fingerprint}: remove it and run the job that made the table again")
+                                f"{self._info.fingerprint}: `rhostream verify --repair` makes it again")
         shards, names = self._shards.build(), self._names.build()
         # Without roots a local shard's name is its path: kept once.
         return Table(self._url, self._info, names if shards == names else shards, names, counts,
@@ -442,4 +474,4 @@ def require_unchanged(shard: str, name: str, facts: PartFacts) -> None:
     today = storage.identity(shard)
     if today.size != facts.shard_size:
         raise MismatchError(f"shard {name} has {today.size:,} bytes, it had {facts.shard_size:,} when it was indexed; "
-                            "its offsets are worthless: delete its part and run compute-il (or index) again")
+                            f"its offsets are worthless: {RESCORE}")

@@ -1,7 +1,9 @@
 """How every durable table of ours is written and read: bytes first, page checksums on, facts in the footer.
 
 A Parquet writer that is left by an exception publishes a short file that looks valid, so tables are built in memory
-and committed as finished bytes. pyarrow finds flipped bits only when page checksums are written *and* verified.
+and committed as finished bytes. pyarrow finds flipped bits only when page checksums are written *and* verified, and these
+cover the pages alone: a seal in the footer, the sha256 of the whole file with the seal's own digits taken as zeros,
+covers every byte.
 """
 
 from __future__ import annotations
@@ -19,21 +21,25 @@ from rhostream import storage
 from rhostream.errors import TableError
 
 _FOOTER = b"rhostream"
-_ADVICE = "`rhostream verify --repair` removes it, then the job that wrote it makes it again"
+_ADVICE = "`rhostream verify --repair` makes it again"
 _DIGEST = b"rhostream_sha256"  # of the footer record, which no page checksum covers
 # In Thrift's compact form: field 1, a string of 9 (16) bytes, the name; field 2, a string of so many bytes, the value.
 _RECORD_AT = b"\x18\x09" + _FOOTER + b"\x18"
 _DIGEST_AT = b"\x18\x10" + _DIGEST + b"\x18\x40"
+_SEAL = b"rhostream_seal"
+_SEAL_AT, _NO_SEAL = b"\x18\x0e" + _SEAL + b"\x18\x40", b"0" * 64
+_SEALED = "sealed"  # in the record, so that a flipped bit in the seal's name doesn't make the file one without a seal
 _TAIL, _MAX_FOOTER = 16 << 10, 64 << 20  # bytes
 _DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError)
 
 
 def encode(table: pa.Table, facts: Mapping[str, Any], encodings: Mapping[str, str], dictionary: Sequence[str]) -> bytes:
-    """The bytes of a Parquet file; the same table and facts give the same bytes."""
-    record = json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()
+    """The bytes of a Parquet file, sealed; the same table and facts give the same bytes."""
+    record = json.dumps({**facts, _SEALED: 1}, sort_keys=True, separators=(",", ":")).encode()
     sink = io.BytesIO()
+    digest = hashlib.sha256(record).hexdigest().encode()
     pq.write_table(
-        table.replace_schema_metadata({_FOOTER: record, _DIGEST: hashlib.sha256(record).hexdigest().encode()}),
+        table.replace_schema_metadata({_FOOTER: record, _DIGEST: digest, _SEAL: _NO_SEAL}),
         sink,
         compression="zstd",
         compression_level=1,
@@ -43,7 +49,9 @@ def encode(table: pa.Table, facts: Mapping[str, Any], encodings: Mapping[str, st
         write_statistics=True,
         store_schema=True,
     )
-    return sink.getvalue()
+    data = sink.getvalue()
+    at = data.rfind(_SEAL_AT) + len(_SEAL_AT)
+    return b"".join((data[:at], hashlib.sha256(data).hexdigest().encode(), data[at + 64 :]))
 
 
 def read_facts(url: str) -> dict[str, Any]:
@@ -117,28 +125,53 @@ def _proved_record(footer: bytes) -> dict[str, Any] | None:
     if digest[:64] != hashlib.sha256(record).hexdigest().encode():
         return None
     facts: dict[str, Any] = json.loads(record)
+    facts.pop(_SEALED, None)
     return facts
 
 
+def is_sealed(data: bytes) -> bool:
+    """Whether the bytes of a file carry a seal; those written before there were seals don't. Raises ValueError.
+
+    A seal that is there and isn't that of the bytes is an error: some bit of them isn't what was written.
+    """
+    at = data.rfind(_SEAL_AT)
+    if at < 0:
+        return False
+    at += len(_SEAL_AT)
+    view, digest = memoryview(data), hashlib.sha256()
+    for piece in (view[:at], _NO_SEAL, view[at + 64 :]):
+        digest.update(piece)
+    if data[at : at + 64] != digest.hexdigest().encode():
+        raise ValueError("its bytes don't match its seal")
+    return True
+
+
 def read(url: str, columns: Sequence[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
-    """The rows (checksums verified) and the facts. Raises TableError naming the file."""
+    """The rows (every byte of the file proved) and the facts. Raises NotFoundError, TableError naming the file."""
+    return parse(storage.read_bytes(url), url, columns)
+
+
+def parse(data: bytes, url: str, columns: Sequence[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
+    """`read` for bytes that are at hand; `url` is for the message. Raises TableError."""
     try:
-        data = storage.read_bytes(url)
+        sealed = is_sealed(data)
         file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
-        facts = _facts(file.schema_arrow.metadata, url)
+        facts = _facts(file.schema_arrow.metadata, url, sealed)
         # One thread: parts are small, loader workers are many, and a pool that lives on can abort a short process.
         return file.read(columns=columns, use_threads=False), facts
     except _DAMAGE as exc:
         raise _broken(url, exc) from exc
 
 
-def _facts(metadata: Mapping[bytes, bytes] | None, url: str) -> dict[str, Any]:
+def _facts(metadata: Mapping[bytes, bytes] | None, url: str, sealed: bool = True) -> dict[str, Any]:
     record = (metadata or {}).get(_FOOTER)
     if record is None:
         raise TableError(f"{storage.redact(url)} was not written by rhostream (no footer record)")
     if (metadata or {}).get(_DIGEST) != hashlib.sha256(record).hexdigest().encode():
         raise TableError(f"{storage.redact(url)}: the footer record doesn't match its sha256; {_ADVICE}")
     facts: dict[str, Any] = json.loads(record)
+    if facts.pop(_SEALED, None) and not sealed:
+        raise TableError(f"{storage.redact(url)} has lost its seal; {_ADVICE}")
     return facts
 
 
