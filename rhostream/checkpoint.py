@@ -27,7 +27,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from rhostream import storage
-from rhostream.errors import AlreadyExistsError, MismatchError, SupersededError, TableError
+from rhostream.errors import AlreadyExistsError, MismatchError, NotFoundError, SupersededError, TableError
 
 VERSION = 1
 _COMMIT = re.compile(r"checkpoints/step=(\d+)/attempt=(\d+)/checkpoint\.json\Z")
@@ -120,18 +120,25 @@ def committed(run: str) -> list[str]:
 
 def latest(run: str) -> Checkpoint | None:
     """The newest checkpoint, None before the first. Raises TableError when it can't be understood."""
-    urls = committed(run)
-    return _read(urls[-1]) if urls else None
+    while urls := committed(run):
+        try:
+            return read(urls[-1])
+        except NotFoundError:
+            if urls == committed(run):  # else a trainer that runs on made newer ones and removed this one meanwhile
+                raise
+    return None
 
 
-def _read(url: str) -> Checkpoint:
+def read(url: str) -> Checkpoint:
+    """One checkpoint.json. Raises NotFoundError, TableError when it can't be understood."""
     try:
         record = json.loads(storage.read_bytes(url))
         if int(record["version"]) > VERSION:
             raise TableError(f"{storage.redact(url)} was written by a newer rhostream; upgrade rhostream")
         return Checkpoint(**record)
     except (ValueError, TypeError, KeyError) as exc:
-        raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
+        raise TableError(f"{storage.redact(url)} can't be understood: {exc}; `rhostream verify RUN --repair` sets it "
+                         "aside if there is an older one to resume from") from exc
 
 
 def load_tensors(run: str, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:

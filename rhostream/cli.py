@@ -84,6 +84,7 @@ ROOT = click.option("--root", "roots", multiple=True, metavar="NAME=URL",
                     help="Name the place of the shards, so that tables and logs survive when the data moves.")
 KEEP = click.option("--keep", metavar="FIELD:TYPE,...",
                     help="Keep these fields of each sample's .json in the table (bool, int, float, str).")
+JSON = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 WORKERS = click.option("--workers", default=0, show_default=True, help="Processes that read and decode.")
 BUDGET = _options(
     click.option("--max-bad-fraction", default=0.01, show_default=True,
@@ -295,25 +296,63 @@ def report(folder: str, against: tuple[str, ...], out: str, roots: tuple[str, ..
 
 @cli.command("status")
 @click.argument("folder", metavar="URL|DIR")
-@click.option("--shards", multiple=True, metavar="URL...", help="Also say which of these shards have no part yet.")
-@ROOT
-def status(folder: str, shards: tuple[str, ...], roots: tuple[str, ...]) -> None:
-    """Say how far a run or a table is, what is quarantined, and what to do next."""
-    from rhostream.audit.verify import status_of
+@_options(
+    click.option("--shards", multiple=True, metavar="URL...", help="Also say which of these shards have no part yet."),
+    ROOT, JSON,
+)
+def status(folder: str, shards: tuple[str, ...], roots: tuple[str, ...], as_json: bool) -> None:
+    """Say how far a table or a run is, what is quarantined and why, and what to do next.
+
+    \b
+    Examples:
+      rhostream status il --shards data/train-{000..059}.tar
+      rhostream status runs/rho --json
+    """
+    from rhostream.audit.says import render_status
+    from rhostream.audit.status import status_of
     from rhostream.tables.il import parse_roots
 
-    click.echo(json.dumps(status_of(folder, shards, parse_roots(roots)), indent=1))
+    found = status_of(folder, shards, parse_roots(roots))
+    click.echo(json.dumps(found, indent=1) if as_json else render_status(found), nl=as_json)
 
 
 @cli.command("verify")
 @click.argument("folder", metavar="URL|DIR")
-@click.option("--repair", is_flag=True, help="Remove damaged parts; then run the job that wrote them again.")
-def verify(folder: str, repair: bool) -> None:
-    """Prove a run or a table: checksums, fingerprints, counts, duplicate keys. Exit code 3 when something is wrong."""
-    from rhostream.audit.verify import verify as run
+@_options(
+    click.option("--shards", multiple=True, metavar="URL...",
+                 help="Compare these shards with a table: changed or without a part is a problem."),
+    ROOT,
+    click.option("--repair", is_flag=True, help="Make bad parts again, or set a run's damaged checkpoint aside."),
+    click.option("--il-model", metavar="DIR", help="With --repair: the table's IL model.  [default: where it lay]"),
+    click.option("--workers", type=int, help="With --repair: processes that read and decode."),
+    click.option("--max-bad-fraction", type=float, help="With --repair: as for compute-il."),
+    JSON,
+)
+def verify(folder: str, shards: tuple[str, ...], roots: tuple[str, ...], repair: bool, as_json: bool,
+           **options: Any) -> None:
+    """Prove a table, a run or an IL model: every byte, laws, keys, steps. Exit code 3: something is wrong.
 
-    found = run(folder, repair=repair)
-    click.echo(json.dumps(found, indent=1))
+    \b
+    Examples:
+      rhostream verify il
+      rhostream verify il --shards data/*.tar --repair
+      rhostream verify runs/rho
+    """
+    from rhostream.audit.says import render_verify
+    from rhostream.tables.il import parse_roots
+
+    given = {name: value for name, value in options.items() if value is not None}
+    if repair:
+        from rhostream.repair import repair as mend
+
+        found = mend(folder, shards=shards, roots=parse_roots(roots), **given)
+    else:
+        from rhostream.audit.verify import verify as prove
+
+        if given:
+            raise click.UsageError(f"--{next(iter(given)).replace('_', '-')} needs --repair")
+        found = prove(folder, shards=shards, roots=parse_roots(roots))
+    click.echo(json.dumps(found, indent=1) if as_json else render_verify(found), nl=as_json)
     if found["problems"]:
         raise SystemExit(3)
 

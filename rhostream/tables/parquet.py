@@ -1,9 +1,9 @@
 """How every durable table of ours is written and read: bytes first, page checksums on, facts in the footer.
 
 A Parquet writer that is left by an exception publishes a short file that looks valid, so tables are built in memory
-and committed as finished bytes. pyarrow finds flipped bits only when page checksums are written *and* verified, and these
-cover the pages alone: a seal in the footer, the sha256 of the whole file with the seal's own digits taken as zeros,
-covers every byte.
+and committed as finished bytes. pyarrow finds flipped bits only when page checksums are written *and* verified, and
+these cover the pages alone; a seal in the footer, the sha256 of the whole file with the seal's own digits taken as
+zeros, covers every byte.
 """
 
 from __future__ import annotations
