@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from rhostream.errors import RhostreamError, UsageError
+from rhostream.errors import RhostreamError, UsageError, one_line
 
 EPILOG = ("Exit codes: 0 all well; 1 internal error; 2 usage or configuration, before any work; 3 bad shards, samples "
           "or tables; 130/143 interrupted, the same command resumes.")
@@ -39,6 +39,19 @@ class _Command(click.Command):
             else:
                 out.append(arg)
         return super().parse_args(ctx, out)
+
+
+class _Choice(click.Choice[str]):
+    """A choice that guesses what was meant."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as exc:
+            import difflib
+
+            near = difflib.get_close_matches(str(value), [str(choice) for choice in self.choices], n=1)
+            self.fail(exc.message.rstrip(".") + (f"; did you mean {near[0]!r}?" if near else ""), param, ctx)
 
 
 class _Group(click.Group):
@@ -133,7 +146,7 @@ def _finish(summary: Any) -> None:
     click.echo(json.dumps(asdict(summary), indent=1))
     if summary.bad_shards:
         for name, why in summary.bad_shards.items():
-            click.echo(f"bad shard {name}: {why}", err=True)
+            click.echo(one_line(f"bad shard {name}: {why}"), err=True)
         raise SystemExit(3)
 
 
@@ -185,7 +198,7 @@ def index(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, out
     click.option("--test-shards", multiple=True, metavar="URL...", help="Evaluated for reporting only."),
     click.option("--passes", type=int, help="Passes over the shards.  [default: 1, or as many as --steps needs]"),
     click.option("--steps", type=int, help="Stop after this many steps."),
-    click.option("--missing-il", default="error", show_default=True, type=click.Choice(["error", "skip", "uniform"]),
+    click.option("--missing-il", default="error", show_default=True, type=_Choice(["error", "skip", "uniform"]),
                  help="What happens to samples without an il."),
     click.option("--init", metavar="WEIGHTS", help="Start from these safetensors weights."),
     click.option("--accumulate", default=1, show_default=True, help="Split the kept batch into this many forwards."),
@@ -208,7 +221,7 @@ def index(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, out
     click.option("--train-precision", default="float32", show_default=True,
                  help="Of the gradient step: float32 or bfloat16."),
     click.option("--chunk", type=int, help="Score at most this many samples at once (memory)."),
-    click.option("--batch-norm", default="buffer", show_default=True, type=click.Choice(["buffer", "eval"]),
+    click.option("--batch-norm", default="buffer", show_default=True, type=_Choice(["buffer", "eval"]),
                  help="Statistics while scoring."),
     click.option("--lanes", type=int, help="Shards that are mixed at a time.  [default: up to 64]"),
     click.option("--eval-every", default=100, show_default=True, help="Steps between evaluations."),
@@ -250,7 +263,7 @@ def _tensorboard(run: str) -> Callable[[dict[str, Any]], None]:
 @cli.command("sql")
 @click.argument("folder", metavar="DIR")
 @click.argument("query", required=False)
-@click.option("--format", "style", default="table", show_default=True, type=click.Choice(["table", "json", "csv"]))
+@click.option("--format", "style", default="table", show_default=True, type=_Choice(["table", "json", "csv"]))
 @ROOT
 def sql(folder: str, query: str | None, style: str, roots: tuple[str, ...]) -> None:
     """Ask a run (or an IL table) a question in SQL, or a named one: @noisy_share. Without a question, list them.
@@ -454,10 +467,20 @@ def doctor(url: str | None, as_json: bool, scoring: bool, roots: tuple[str, ...]
         raise SystemExit(3)
 
 
+class _OneLine(logging.Formatter):
+    """Names in a message are hostile text: none may move the cursor or fake a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        trace = "\n" + self.formatException(record.exc_info) if record.exc_info else ""
+        return one_line(record.getMessage()) + trace
+
+
 def main() -> None:
     """The console script: errors become one line on stderr and a documented exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    warnings.showwarning = lambda message, *_, **__: click.echo(f"warning: {message}", err=True)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    warnings.showwarning = lambda message, *_, **__: click.echo(one_line(f"warning: {message}"), err=True)
     sys.path.insert(0, "")  # package.module:function of the folder one stands in, as `python -m` finds it
     try:
         cli.main(standalone_mode=False)
@@ -472,7 +495,7 @@ def main() -> None:
     except BrokenPipeError:
         raise SystemExit(0) from None
     except RhostreamError as exc:
-        click.echo(f"{'usage' if isinstance(exc, UsageError) else 'error'}: {exc}", err=True)
+        click.echo(one_line(f"{'usage' if isinstance(exc, UsageError) else 'error'}: {exc}"), err=True)
         for note in getattr(exc, "__notes__", []):
-            click.echo(f"  {note}", err=True)
+            click.echo(one_line(f"  {note}"), err=True)
         raise SystemExit(exc.exit_code) from None

@@ -15,6 +15,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
 from itertools import islice
 from typing import Any
 from urllib.parse import quote, unquote
@@ -25,7 +26,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhostream import storage
-from rhostream.errors import AlreadyExistsError, MismatchError, MissingPartError, NotFoundError, TableError, UsageError
+from rhostream.errors import (
+    AlreadyExistsError,
+    MismatchError,
+    MissingPartError,
+    NotFoundError,
+    TableError,
+    UnknownNameError,
+    UsageError,
+)
 from rhostream.storage import Identity
 from rhostream.tables import parquet
 from rhostream.tables.strings import Strings, StringsBuilder
@@ -100,6 +109,9 @@ def parse_keep(text: str | None) -> dict[str, str]:
     keep = {}
     for entry in filter(None, (text or "").split(",")):
         name, _, kind = entry.strip().partition(":")
+        if kind and name and kind not in KEEP_TYPES and (near := get_close_matches(kind, KEEP_TYPES, n=1)):
+            raise UnknownNameError(f"--keep {entry!r}: unknown type {kind!r}; did you mean {near[0]!r}? (known: "
+                                   f"{', '.join(KEEP_TYPES)})")
         if kind not in KEEP_TYPES or not name:
             raise UsageError(f"--keep {entry!r}: expected FIELD:TYPE with a type of {', '.join(KEEP_TYPES)}")
         if name in SCHEMA.names or name == "shard":
