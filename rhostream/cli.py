@@ -285,6 +285,9 @@ def sql(folder: str, query: str | None, style: str, roots: tuple[str, ...]) -> N
             click.echo(f"@{name:24} {question.says}")
         return
     with open_ledger(folder, roots=parse_roots(roots)) as ledger:
+        for run in ledger.runs:
+            if run.checkpoint is None or not run.checkpoint.log:
+                click.echo(one_line(f"run {run.name} has no committed step yet: its log is empty"), err=True)
         table = run_question(ledger, query[1:]) if query.startswith("@") else ledger.sql(query)
     click.echo(render(table, style))
 

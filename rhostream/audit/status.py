@@ -42,7 +42,7 @@ def status_of(folder: str, shards: Iterable[str] = (), roots: Mapping[str, str] 
 
 def _table_status(table: str, shards: list[str], roots: Mapping[str, str] | None) -> dict[str, Any]:
     info = il_table.open_info(table)
-    urls = storage.list_files(storage.join(table, "parts"), ".parquet")
+    urls = il_table.part_urls(table)
     with ThreadPoolExecutor(il_table.LOCAL_THREADS if storage.is_local(table) else il_table.REMOTE_THREADS) as pool:
         footers = list(pool.map(_footer, urls))
     statuses: Counter[str] = Counter()

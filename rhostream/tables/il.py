@@ -201,6 +201,17 @@ def part_url(table: str, shard: str) -> str:
     return storage.join(table, "parts", quote("_" + shard if shard.startswith("/") else shard, safe="/") + ".parquet")
 
 
+def part_urls(table: str) -> list[str]:
+    """Every part there is, each under the name that `part_url` would give it."""
+    parts = storage.join(table, "parts")
+    found = storage.list_files(parts, ".parquet")
+    if storage.is_local(table):
+        return found
+    # A store lists an object as its client writes it, which may differ in slashes from how the table was named.
+    below = parts.split("://", 1)[1].strip("/") + "/"
+    return [storage.join(parts, url.split("://", 1)[1].lstrip("/").removeprefix(below)) for url in found]
+
+
 def shard_of_part(table: str, part: str) -> str:
     """The name of the shard whose part would lie at `part`: the way back of `part_url`."""
     name = unquote(part[len(storage.join(table, "parts")) + 1 :].removesuffix(".parquet"))

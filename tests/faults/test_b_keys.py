@@ -49,7 +49,8 @@ def test_B11_a_key_that_comes_twice_is_used_once_and_counted(tmp_path: Path) -> 
     """Of samples with the same key in one shard, adjacent or not, the first is used; the others are rows with status
     `dup`, counted by the job, by verify and by status.
     """
-    shard = write_tar(tmp_path / "twice.tar", [*(f"k{i}" for i in range(10)), "k9", *(f"m{i}" for i in range(10)), "k0"])
+    keys = [*(f"k{i}" for i in range(10)), "k9", *(f"m{i}" for i in range(10)), "k0"]
+    shard = write_tar(tmp_path / "twice.tar", keys)
     done = rhostream.index([str(shard)], str(tmp_path / "il"))
     assert (done.samples, done.ok, done.quarantined) == (22, 20, {"dup": 2})
     with rhostream.open_ledger(str(tmp_path / "il")) as ledger:
@@ -138,9 +139,9 @@ class _Elements(HTMLParser):
 
 @pytest.mark.filterwarnings("ignore:none of these shards was seen")
 def test_B16_hostile_keys_are_stored_exactly_and_shown_inert(world: Path, tmp_path: Path, capsys: Any) -> None:
-    """A key with line ends, NUL, terminal escapes, markup, a formula, quotes, emoji or 10,000 characters is stored byte for
-    byte and kept through table, log and SQL; on the terminal, in CSV, in status, in verify and in the report it is
-    inert text. JSON is exact.
+    """A key with line ends, NUL, terminal escapes, markup, a formula, quotes, emoji or 10,000 characters is stored byte
+    for byte and kept through table, log and SQL; on the terminal, in CSV, in status, in verify and in the report it
+    is inert text. JSON is exact.
     """
     good = [f"plain-{n}" for n in range(24)]
     shard = write_tar(tmp_path / "hostile.tar", [*HOSTILE, *good])

@@ -135,9 +135,10 @@ class _Ledger:
         seen[ordinal] = True
 
     def _close(self, pass_index: int) -> None:
-        self._of_pass[pass_index] = {shard: int(seen.sum()) for shard, seen in self._seen.pop(pass_index).items()}
-        over = [f"{shard} ({n:,} of {self._counts[shard]:,})" for shard, n in self._of_pass[pass_index].items()
-                if shard in self._counts and n > self._counts[shard]]
+        shards = self._seen.pop(pass_index)
+        self._of_pass[pass_index] = {shard: int(seen.sum()) for shard, seen in shards.items()}
+        over = [f"{shard} #{len(seen) - 1}" for shard, seen in shards.items()
+                if self._counts and seen[self._counts.get(shard, 0) :].any()]
         if over:
             self.problems.append(f"pass {pass_index} has samples that the IL table doesn't: {', '.join(over[:5])}")
 

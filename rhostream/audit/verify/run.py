@@ -14,7 +14,7 @@ from rhostream.checkpoint import Checkpoint
 from rhostream.errors import AlreadyExistsError, NotFoundError, RhostreamError, TableError
 from rhostream.tables import selections
 
-_RACES = 5  # a trainer that runs on may remove the checkpoint at hand: look for its newest again
+_RACES = 20  # a trainer that runs on may remove the checkpoint at hand: look for its newest again
 
 
 @dataclass

@@ -82,7 +82,7 @@ def prove_table(table: str, shards: Iterable[str] = (), roots: Mapping[str, str]
     """
     info = il.open_info(table)
     proof = TableProof(table, info)
-    urls = storage.list_files(storage.join(table, "parts"), ".parquet")
+    urls = il.part_urls(table)
     proof.files = len(urls)
     sound: dict[str, il.PartFacts] = {}
     missing_il, unsealed, twice = Counter[str](), 0, 0
