@@ -122,7 +122,7 @@ def latest(run: str) -> Checkpoint | None:
     """The newest checkpoint, None before the first. Raises TableError when it can't be understood."""
     while urls := committed(run):
         try:
-            return read(urls[-1])
+            return _read(urls[-1])
         except NotFoundError:
             if urls == committed(run):  # else a trainer that runs on made newer ones and removed this one meanwhile
                 raise
@@ -130,15 +130,18 @@ def latest(run: str) -> Checkpoint | None:
 
 
 def read(url: str) -> Checkpoint:
-    """One checkpoint.json. Raises NotFoundError, TableError when it can't be understood."""
+    """One of `committed`. Raises NotFoundError, TableError when it can't be understood."""
+    return _read(url)
+
+
+def _read(url: str) -> Checkpoint:
     try:
         record = json.loads(storage.read_bytes(url))
         if int(record["version"]) > VERSION:
             raise TableError(f"{storage.redact(url)} was written by a newer rhostream; upgrade rhostream")
         return Checkpoint(**record)
     except (ValueError, TypeError, KeyError) as exc:
-        raise TableError(f"{storage.redact(url)} can't be understood: {exc}; `rhostream verify RUN --repair` sets it "
-                         "aside if there is an older one to resume from") from exc
+        raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
 
 
 def load_tensors(run: str, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:

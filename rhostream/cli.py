@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from rhostream.errors import RhostreamError, UsageError, one_line
+from rhostream.errors import RhostreamError, UsageError
 
 EPILOG = ("Exit codes: 0 all well; 1 internal error; 2 usage or configuration, before any work; 3 bad shards, samples "
           "or tables; 130/143 interrupted, the same command resumes.")
@@ -97,7 +97,6 @@ ROOT = click.option("--root", "roots", multiple=True, metavar="NAME=URL",
                     help="Name the place of the shards, so that tables and logs survive when the data moves.")
 KEEP = click.option("--keep", metavar="FIELD:TYPE,...",
                     help="Keep these fields of each sample's .json in the table (bool, int, float, str).")
-JSON = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 WORKERS = click.option("--workers", default=0, show_default=True, help="Processes that read and decode.")
 BUDGET = _options(
     click.option("--max-bad-fraction", default=0.01, show_default=True,
@@ -146,7 +145,7 @@ def _finish(summary: Any) -> None:
     click.echo(json.dumps(asdict(summary), indent=1))
     if summary.bad_shards:
         for name, why in summary.bad_shards.items():
-            click.echo(one_line(f"bad shard {name}: {why}"), err=True)
+            click.echo(f"bad shard {name}: {why}", err=True)
         raise SystemExit(3)
 
 
@@ -276,7 +275,7 @@ def sql(folder: str, query: str | None, style: str, roots: tuple[str, ...]) -> N
       rhostream sql runs/rho @kept_by_class
     """
     from rhostream.audit.questions import QUESTIONS, run_question
-    from rhostream.audit.render import render
+    from rhostream.audit.render import escape, render
     from rhostream.audit.views import open_ledger
     from rhostream.tables.il import parse_roots
 
@@ -287,7 +286,7 @@ def sql(folder: str, query: str | None, style: str, roots: tuple[str, ...]) -> N
     with open_ledger(folder, roots=parse_roots(roots)) as ledger:
         for run in ledger.runs:
             if run.checkpoint is None or not run.checkpoint.log:
-                click.echo(one_line(f"run {run.name} has no committed step yet: its log is empty"), err=True)
+                click.echo(f"run {escape(run.name)} has no committed step yet: its log is empty", err=True)
         table = run_question(ledger, query[1:]) if query.startswith("@") else ledger.sql(query)
     click.echo(render(table, style))
 
@@ -308,6 +307,9 @@ def report(folder: str, against: tuple[str, ...], out: str, roots: tuple[str, ..
     from rhostream.tables.il import parse_roots
 
     click.echo(write_report([folder], out, against=list(against), roots=parse_roots(roots)))
+
+
+JSON = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 
 
 @cli.command("status")
@@ -470,20 +472,10 @@ def doctor(url: str | None, as_json: bool, scoring: bool, roots: tuple[str, ...]
         raise SystemExit(3)
 
 
-class _OneLine(logging.Formatter):
-    """Names in a message are hostile text: none may move the cursor or fake a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        trace = "\n" + self.formatException(record.exc_info) if record.exc_info else ""
-        return one_line(record.getMessage()) + trace
-
-
 def main() -> None:
     """The console script: errors become one line on stderr and a documented exit code."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_OneLine())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    warnings.showwarning = lambda message, *_, **__: click.echo(one_line(f"warning: {message}"), err=True)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: click.echo(f"warning: {message}", err=True)
     sys.path.insert(0, "")  # package.module:function of the folder one stands in, as `python -m` finds it
     try:
         cli.main(standalone_mode=False)
@@ -498,7 +490,7 @@ def main() -> None:
     except BrokenPipeError:
         raise SystemExit(0) from None
     except RhostreamError as exc:
-        click.echo(one_line(f"{'usage' if isinstance(exc, UsageError) else 'error'}: {exc}"), err=True)
+        click.echo(f"{'usage' if isinstance(exc, UsageError) else 'error'}: {exc}", err=True)
         for note in getattr(exc, "__notes__", []):
-            click.echo(one_line(f"  {note}"), err=True)
+            click.echo(f"  {note}", err=True)
         raise SystemExit(exc.exit_code) from None

@@ -28,13 +28,6 @@ import difflib
 from collections.abc import Iterable
 
 
-def one_line(text: str) -> str:
-    """The text on one line, with an escape for every character that isn't printable: what a terminal may be sent."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
 class RhostreamError(Exception):
     """The root: catch this to catch everything rhostream raises on purpose."""
 

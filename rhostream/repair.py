@@ -26,18 +26,18 @@ from rhostream.tables import il
 
 
 def repair(folder: str, *, shards: Iterable[str] = (), roots: Mapping[str, str] | None = None,
-           il_model: str | None = None, workers: int = 0, max_bad_fraction: float = 0.01,
-           device: str | None = None) -> dict[str, Any]:
+           il_model: str | None = None, **options: Any) -> dict[str, Any]:
     """Make again what `verify` finds bad in a table, or set a run's damaged newest checkpoint aside; then verify.
 
-    `il_model` and `shards` are looked for where they lay when the table was made, unless they are given. Returns what
+    `il_model` and `shards` are looked for where they lay when the table was made, unless they are given; `options` are
+    those of `compute_il` (or `index`) about how to read: workers, max_bad_fraction, device. Returns what
     `verify` finds afterwards, with "repaired" (names) and "not_repaired" ({name: why}). Raises UsageError, and its kin
     MismatchError for another IL model, before anything is changed.
     """
     folder, listed = storage.resolve(folder), list(shards)
     if is_table(folder):
         proof = prove_table(folder, listed, roots)
-        done, failed = _repair_table(proof, listed, roots or {}, il_model, workers, max_bad_fraction, device)
+        done, failed = _repair_table(proof, listed, roots or {}, il_model, options)
         found = prove_table(folder, listed, roots).as_json() if done else proof.as_json()
         return {**found, "repaired": done, "not_repaired": failed}
     if is_il_model(folder):
@@ -48,8 +48,8 @@ def repair(folder: str, *, shards: Iterable[str] = (), roots: Mapping[str, str] 
     return {**found, "repaired": aside, "not_repaired": {}}
 
 
-def _repair_table(proof: TableProof, shards: list[str], roots: Mapping[str, str], il_model: str | None, workers: int,
-                  max_bad_fraction: float, device: str | None) -> tuple[list[str], dict[str, str]]:
+def _repair_table(proof: TableProof, shards: list[str], roots: Mapping[str, str], il_model: str | None,
+                  options: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
     done, failed = list[str](), dict[str, str]()
     bad = {finding.shard: finding for finding in proof.bad}
     if bad:
@@ -58,7 +58,7 @@ def _repair_table(proof: TableProof, shards: list[str], roots: Mapping[str, str]
         scratch = tempfile.mkdtemp(prefix="rhostream-repair-")
         try:
             known = {**proof.info.roots, **roots}
-            failed = _compute(proof.info, urls, model, scratch, known, workers, max_bad_fraction, device)
+            failed = _compute(proof.info, urls, model, scratch, {"roots": known, **options})
             for name in urls:
                 if name in failed:
                     continue
@@ -115,13 +115,11 @@ def _find_model(proof: TableProof, il_model: str | None, bad: int) -> str:
     return place
 
 
-def _compute(info: il.TableInfo, urls: Mapping[str, str], il_model: str, scratch: str, roots: Mapping[str, str],
-             workers: int, max_bad_fraction: float, device: str | None) -> dict[str, str]:
+def _compute(info: il.TableInfo, urls: Mapping[str, str], il_model: str, scratch: str,
+             options: Mapping[str, Any]) -> dict[str, str]:
     """The parts of these shards, in a table of their own. Returns the shards that can't be read, and why."""
     from rhostream.irreducible import compute_il, index
 
     if info.kind == "index":
-        return index(urls.values(), scratch, workers=workers, keep=info.keep, roots=roots,
-                     max_bad_fraction=max_bad_fraction).bad_shards  # fmt: skip
-    return compute_il(urls.values(), il_model, scratch, workers=workers, keep=info.keep, roots=roots,
-                      max_bad_fraction=max_bad_fraction, device=device).bad_shards  # fmt: skip
+        return index(urls.values(), scratch, keep=info.keep, **options).bad_shards
+    return compute_il(urls.values(), il_model, scratch, keep=info.keep, **options).bad_shards

@@ -23,10 +23,10 @@ from rhostream.audit.compare import paid_after
 from rhostream.audit.gallery import thumbnail
 from rhostream.audit.metrics import best, smooth, speedup, steps_to_reach
 from rhostream.audit.questions import run_question
-from rhostream.audit.render import printable, render
+from rhostream.audit.render import escape, printable, render
 from rhostream.audit.report import write_report
 from rhostream.audit.views import open_ledger
-from rhostream.errors import MissingExtraError, UnknownNameError, UsageError, one_line
+from rhostream.errors import MissingExtraError, UnknownNameError, UsageError
 from tests.audit_fixtures import HOSTILE, N_B, World, make_rows, make_run, make_world
 
 Rows = list[dict[str, Any]]
@@ -135,7 +135,7 @@ def test_numbers_nan_nothing_lists_and_twin_columns_are_rendered(run: str) -> No
 
 def test_a_cell_is_cut_and_an_empty_answer_is_still_an_answer() -> None:
     assert printable("x" * 500).endswith("…") and len(printable("x" * 500)) == 80
-    assert one_line("\ud800") == "\\ud800"
+    assert escape("\ud800") == "\\ud800"
     empty = pa.table({"key": pa.array([], pa.string())})
     assert [render(empty, style) for style in ("table", "json", "csv")] == ["key\n---\n(0 rows)", "[]", "key"]
 

@@ -238,14 +238,6 @@ def test_data_that_moved_is_found_below_its_root(world: Path, tmp_path: Path) ->
     assert part.read_bytes() == whole
 
 
-def test_a_secret_in_a_root_is_no_part_of_a_table(tmp_path: Path) -> None:
-    roots = {"web": "https://user:c4n4ry@host/data?sig=c4n4ry"}
-    il.make_or_match(str(tmp_path / "il"), il.TableInfo(kind="index", roots=roots))
-    assert "c4n4ry" not in (tmp_path / "il" / "_table.json").read_text()
-    for url in ("https://user:other@host/data/a.tar?sig=x", "https://host/data/a.tar"):
-        assert il.shard_name(url, roots) == "web/a.tar"
-
-
 def test_the_wrong_il_model_is_refused_before_anything_is_changed(world: Path, tmp_path: Path) -> None:
     table = Path(shutil.copytree(world / "il", tmp_path / "il"))
     next(table.rglob("*.parquet")).write_bytes(b"")

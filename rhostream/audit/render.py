@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from rhostream.errors import UnknownNameError, one_line
+from rhostream.errors import UnknownNameError
 
 STYLES = ("table", "json", "csv")
 MAX_WIDTH = 80
@@ -31,9 +31,16 @@ def render(table: pa.Table, style: str = "table") -> str:
     return {"table": _text, "json": _json, "csv": _csv}[style](table)
 
 
+def escape(text: str) -> str:
+    """The text on one line, with an escape for every character that isn't printable."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def printable(value: Any, width: int = MAX_WIDTH) -> str:
     """One cell for a terminal or a page: one line, escaped, floats with six digits, cut at `width` characters."""
-    text = one_line(_plain(value))
+    text = escape(_plain(value))
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
@@ -91,7 +98,7 @@ def _inert(value: Any) -> Any:
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
         return value
     text = _plain(value)
-    return one_line("'" + text if text.startswith(_FORMULA) else text)
+    return escape("'" + text if text.startswith(_FORMULA) else text)
 
 
 def _json(table: pa.Table) -> str:

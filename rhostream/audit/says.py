@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rhostream.errors import one_line
+from rhostream.audit.render import escape
 
 LISTED = 20  # problems shown; all are in --json
 
@@ -25,13 +25,13 @@ def render_verify(found: Mapping[str, Any]) -> str:
     lines.append("proved: nothing is wrong" if not found["problems"] else f"{len(found['problems']):,} problems")
     if found["problems"]:
         lines.append(f"next: {found['next']}")
-    return "\n".join(map(one_line, lines)) + "\n"
+    return "\n".join(map(escape, lines)) + "\n"
 
 
 def render_status(found: Mapping[str, Any]) -> str:
     """How far it is."""
     render = {"run": _run, "il-model": _il_model}.get(found["kind"], _table)
-    return "\n".join(map(one_line, [*render(found), f"next: {found['next']}"])) + "\n"
+    return "\n".join(map(escape, [*render(found), f"next: {found['next']}"])) + "\n"
 
 
 def _some(word: str, says: Sequence[str]) -> list[str]:

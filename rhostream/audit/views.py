@@ -22,8 +22,9 @@ import pyarrow as pa
 
 from rhostream import storage
 from rhostream.audit import sources
+from rhostream.audit.render import escape
 from rhostream.audit.runs import RunFolder, is_table, open_runs, read_record
-from rhostream.errors import MismatchError, RhostreamError, UnknownNameError, UsageError, one_line
+from rhostream.errors import MismatchError, RhostreamError, UnknownNameError, UsageError
 from rhostream.tables import il as il_table
 from rhostream.tables import selections, steps
 
@@ -184,13 +185,13 @@ class Ledger:
         if found := re.search(r'Table with name "?(.+?)"? does not exist', words):
             if self._no_parts is not None and found[1].lower() in _OF_PARTS:
                 return self._no_parts
-            return UnknownNameError.of("view", one_line(found[1]), VIEWS)
+            return UnknownNameError.of("view", escape(found[1]), VIEWS)
         column = re.search(r'(?:column "(.+?)" not found|have a column named "(.+?)"|Column "(.+?)" in)', words)
         if column:
-            return UnknownNameError.of("column", one_line(next(filter(None, column.groups()))), self._columns(query))
+            return UnknownNameError.of("column", escape(next(filter(None, column.groups()))), self._columns(query))
         if isinstance(error, _SCAN_FAILED) and (damage := self._damage(query)):
             return damage
-        return UsageError(one_line(words)[:600])
+        return UsageError(escape(words)[:600])
 
     def _damage(self, query: str) -> RhostreamError | None:
         """What a scan that failed without naming a file ran into: files can go bad after they were opened."""

@@ -49,7 +49,7 @@ def compute_il(shards: Iterable[str], il_model: str, out: str, *, workers: int =
     info = model.info
     table_info = TableInfo(kind="il", ingredients=info.ingredients(), classes=info.classes,
                            preprocess=info.preprocess, keep=dict(keep or {}), roots=dict(roots or {}),
-                           model=info.figures(), places={"il_model": redact(storage.resolve(il_model))})
+                           model=info.figures(), places=il.places_of(shards, il_model))
     rule = info.rule
     settings = ScanSettings(preprocess=model.preprocess, decoder_name=info.decoder, classes=info.classes,
                             keep=table_info.keep, group_by=rule.group_by,
@@ -69,7 +69,7 @@ def index(shards: Iterable[str], out: str, *, workers: int = 0, keep: Mapping[st
 
     A damaged image is found by the trainer only. Raises as `compute_il`.
     """
-    info = TableInfo(kind="index", keep=dict(keep or {}), roots=dict(roots or {}))
+    info = TableInfo(kind="index", keep=dict(keep or {}), roots=dict(roots or {}), places=il.places_of(shards))
     return _Job(shards, out, info, ScanSettings(keep=info.keep), max_bad_fraction, fail_fast).run(workers, None)
 
 
@@ -155,8 +155,6 @@ class _Job:
         else:
             todays = info.roots
         self.shards = named(shards, todays)
-        if not storage.is_local(self.shards[0][0]):  # with the names, enough to find them again for a repair
-            info = replace(info, places={**info.places, "scheme": self.shards[0][0].split("://", 1)[0]})
         storage.probe_writable(self._out)
         self._info = il.make_or_match(self._out, info)
 
@@ -202,15 +200,11 @@ class _Job:
         """The shards without a part; parts that are there are checked against the table and their shard."""
         with ThreadPoolExecutor(16) as pool:
             found = list(pool.map(self._present, self.shards))
-        if changed := [str(one) for one in found if isinstance(one, MismatchError)]:
-            raise MismatchError(f"{len(changed)} of {len(self.shards)} shards changed since they were indexed (first: "
-                                f"{changed[0].partition(';')[0]}); re-score {len(changed)} shards: `rhostream verify "
-                                f"{redact(self._out)} --repair --shards URL...`, then run again")
         missing = []
         for shard, facts in zip(self.shards, found, strict=True):
             if facts is None:
                 missing.append(shard)
-            elif not isinstance(facts, PartFacts):
+            elif isinstance(facts, StorageError):
                 self._bad_shard(summary, shard[1], facts)
             else:
                 summary.add(facts)
@@ -219,7 +213,7 @@ class _Job:
             LOG.info("%d of %d parts are there already", summary.present, summary.shards)
         return missing
 
-    def _present(self, shard: tuple[str, str]) -> PartFacts | StorageError | MismatchError | None:
+    def _present(self, shard: tuple[str, str]) -> PartFacts | StorageError | None:
         url, name = shard
         part = il.part_url(self._out, name)
         try:
@@ -231,7 +225,7 @@ class _Job:
                                 f"{self._info.fingerprint}: `rhostream verify --repair` makes it again")
         try:
             il.require_unchanged(url, name, facts)
-        except (StorageError, MismatchError) as exc:
+        except StorageError as exc:
             return exc
         return facts
 

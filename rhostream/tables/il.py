@@ -14,7 +14,7 @@ import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from itertools import islice
 from typing import Any
@@ -104,6 +104,13 @@ class TableInfo:
         return pa.schema([*SCHEMA, *((name, KEEP_TYPES[kind]) for name, kind in self.keep.items())])
 
 
+def places_of(shards: Any, il_model: str = "") -> dict[str, str]:
+    """Where things lie when a table is made, without secrets: the IL model, and the scheme that shards' names lack."""
+    first = str(next(iter(shards), "")) if isinstance(shards, (list, tuple)) else str(shards)
+    places = {"scheme": first.split("://", 1)[0]} if "://" in first and not first.startswith("file:") else {}
+    return places | ({"il_model": storage.redact(storage.resolve(il_model))} if il_model else {})
+
+
 def parse_keep(text: str | None) -> dict[str, str]:
     """`is_noisy:bool,true_label:int` as a dict. Raises UsageError for a type or a name that can't be kept."""
     keep = {}
@@ -142,7 +149,6 @@ def make_or_match(table: str, info: TableInfo) -> TableInfo:
     Returns the info in force. Raises MismatchError naming the field, the old value and the new.
     """
     url = storage.join(table, "_table.json")
-    info = replace(info, roots={name: storage.redact(root) for name, root in info.roots.items()})
     data = json.dumps(asdict(info), sort_keys=True, indent=1).encode()
     try:
         storage.create(url, data)
@@ -188,8 +194,6 @@ def shard_name(url: str, roots: Mapping[str, str]) -> str:
 
     Without a matching root: the bucket and path of a remote shard, the absolute path of a local one.
     """
-    if "://" in url and roots:  # a secret is no part of a name, and may be another one tomorrow
-        url, roots = storage.redact(url), {name: storage.redact(root) for name, root in roots.items()}
     for name, root in sorted(roots.items(), key=lambda item: -len(item[1])):
         if url.startswith(root.rstrip("/") + "/"):
             return name + url[len(root.rstrip("/")) :]
@@ -289,7 +293,7 @@ def broken_laws(table: pa.Table, facts: PartFacts) -> list[str]:
 
 def read_part_facts(url: str) -> PartFacts:
     """The footer alone. Raises NotFoundError, TableError."""
-    return part_facts(parquet.read_facts(url), url)
+    return _part_facts(parquet.read_facts(url), url)
 
 
 def footer_beginning(info: TableInfo) -> bytes:
@@ -303,11 +307,10 @@ def read_part_footer(url: str, beginning: bytes = b"") -> tuple[PartFacts, list[
     Raises NotFoundError, TableError.
     """
     record, names = parquet.read_footer(url, beginning)
-    return part_facts(record, url), names
+    return _part_facts(record, url), names
 
 
-def part_facts(record: Mapping[str, Any], url: str) -> PartFacts:
-    """The facts of a footer's record. Raises TableError for one of a newer version, or that can't be understood."""
+def _part_facts(record: dict[str, Any], url: str) -> PartFacts:
     if int(record.get("version", 0)) > VERSION:
         raise TableError(f"{storage.redact(url)} was written by a newer rhostream (part version {record['version']}, "
                          f"this one reads up to {VERSION}); upgrade rhostream")
@@ -315,6 +318,11 @@ def part_facts(record: Mapping[str, Any], url: str) -> PartFacts:
         return PartFacts(**record)
     except TypeError as exc:
         raise TableError(f"{storage.redact(url)}: the footer can't be understood: {exc}") from exc
+
+
+def facts_of(record: dict[str, Any], url: str) -> PartFacts:
+    """The facts of a footer that is at hand. Raises TableError: a newer version, or one that can't be understood."""
+    return _part_facts(record, url)
 
 
 @dataclass(frozen=True)
@@ -339,7 +347,7 @@ def read_part(url: str) -> Part:
     """Load a part, checksums verified; rows stored in another order are put in theirs by ordinal."""
     columns = ["key", "ordinal", "members", "label", "il", "in_holdout", "status"]
     table, record = parquet.read(url, columns)
-    facts = part_facts(record, url)
+    facts = _part_facts(record, url)
     table = table.combine_chunks()
     ordinal = table["ordinal"].to_numpy()
     if table.num_rows != facts.samples:

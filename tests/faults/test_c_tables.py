@@ -197,8 +197,8 @@ def indexed(tmp_path: Path) -> tuple[list[Path], Path]:
 def test_C5_shards_that_changed_are_counted_and_scored_again_on_request(
         indexed: tuple[list[Path], Path], tmp_path: Path) -> None:
     """Shards whose bytes changed after they were scored are found by size, else by sha256, counted, and never used:
-    compute-il and verify say "re-score N shards: rhostream verify --repair", a run names the shard; the repair scores
-    exactly these again.
+    verify says "re-score N shards: rhostream verify --repair", a job or a run that meets one names it and that command;
+    the repair scores exactly these again.
     """
     shards, table = indexed
     before = content(table)
@@ -210,7 +210,7 @@ def test_C5_shards_that_changed_are_counted_and_scored_again_on_request(
     assert verify(str(table))["problems"] == []  # the table alone is whole
     found = verify(str(table), shards=[folder])
     assert len(found["problems"]) == 2 and found["next"].startswith("re-score 2 shards: rhostream verify")
-    with pytest.raises(MismatchError, match=r"1 of 3 shards changed .*re-score 1 shards: `rhostream verify"):
+    with pytest.raises(MismatchError, match=r"re-score what changed: `rhostream verify TABLE --repair --shards URL"):
         rhostream.index([folder], str(table))
     with pytest.raises(MismatchError, match="re-score what changed"):
         list(rhostream.open_stream(folder, str(table), buffer_size=20, needs_il=False))

@@ -82,6 +82,7 @@ class _Ledger:
         self._reasons = Counter[str]()
         self._seen: dict[int, dict[str, npt.NDArray[np.bool_]]] = {}
         self._of_pass: dict[int, dict[str, int]] = {}  # samples seen of each shard, for passes that are over
+        self._in_pass: Counter[int] = Counter()  # rows that have a step
         self._twice = 0
         self._first_twice = ""
 
@@ -107,6 +108,8 @@ class _Ledger:
         self.kept_per_step += np.bincount(step[inside & kept], minlength=len(self.per_step))
         if not len(passes):
             return
+        for pass_index, count in zip(*np.unique(passes[step >= 0], return_counts=True), strict=True):
+            self._in_pass[int(pass_index)] += int(count)
         for over in [p for p in self._seen if p < passes[0]]:
             self._close(over)
         shard = rows["shard"].combine_chunks()
@@ -155,6 +158,9 @@ class _Ledger:
         if n_B and (wrong := np.flatnonzero(self.per_step != n_B)).size:
             self.problems.append(f"{wrong.size:,} of {at.step:,} steps don't have the {n_B:,} rows of a buffer, first "
                                  f"step {int(wrong[0])} with {int(self.per_step[wrong[0]]):,}")
+        if n_B and self._in_pass[at.pass_index] != at.buffer * n_B:
+            self.problems.append(f"the checkpoint stands {at.buffer:,} buffers into pass {at.pass_index}, the log has "
+                                 f"{self._in_pass[at.pass_index] // n_B:,}")
         for pass_index, shards in self._of_pass.items():
             self._whole_pass(pass_index, shards, at, record)
 

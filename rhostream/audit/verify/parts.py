@@ -64,7 +64,7 @@ def prove(url: str, table: str, info: il.TableInfo) -> Proof | Finding:
         if int(record.get("version", 0)) > il.VERSION:
             return Finding(NEWER, shard, url, f"{storage.redact(url)} was written by a newer rhostream (part version "
                                               f"{record['version']}, this one reads up to {il.VERSION})")
-        return _held(url, table, info, rows, il.part_facts(record, url), parquet.is_sealed(data))
+        return _held(url, table, info, rows, il.facts_of(record, url), parquet.is_sealed(data))
     except TableError as exc:
         return Finding(DAMAGED, shard, url, str(exc))
     except RhostreamError as exc:
