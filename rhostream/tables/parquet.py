@@ -2,8 +2,8 @@
 
 A Parquet writer that is left by an exception publishes a short file that looks valid, so tables are built in memory
 and committed as finished bytes. pyarrow finds flipped bits only when page checksums are written *and* verified, and
-these cover the pages alone; a seal in the footer, the sha256 of the whole file with the seal's own digits taken as
-zeros, covers every byte.
+these cover the pages alone. So the footer also holds the sha256 of all before it, and its own: a seal, whose digits
+are taken as zeros. Together they cover every byte, and a footer is proved without the rest of its file.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _DIGEST = b"rhostream_sha256"  # of the footer record, which no page checksum co
 # In Thrift's compact form: field 1, a string of 9 (16) bytes, the name; field 2, a string of so many bytes, the value.
 _RECORD_AT = b"\x18\x09" + _FOOTER + b"\x18"
 _DIGEST_AT = b"\x18\x10" + _DIGEST + b"\x18\x40"
-_SEAL = b"rhostream_seal"
-_SEAL_AT, _NO_SEAL = b"\x18\x0e" + _SEAL + b"\x18\x40", b"0" * 64
+_BODY, _SEAL, _NO_DIGEST = b"rhostream_body", b"rhostream_seal", b"0" * 64
+_BODY_AT, _SEAL_AT = (b"\x18\x0e" + name + b"\x18\x40" for name in (_BODY, _SEAL))
 _SEALED = "sealed"  # in the record, so that a flipped bit in the seal's name doesn't make the file one without a seal
 _TAIL, _MAX_FOOTER = 16 << 10, 64 << 20  # bytes
 _DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError)
@@ -39,7 +39,7 @@ def encode(table: pa.Table, facts: Mapping[str, Any], encodings: Mapping[str, st
     sink = io.BytesIO()
     digest = hashlib.sha256(record).hexdigest().encode()
     pq.write_table(
-        table.replace_schema_metadata({_FOOTER: record, _DIGEST: digest, _SEAL: _NO_SEAL}),
+        table.replace_schema_metadata({_FOOTER: record, _DIGEST: digest, _BODY: _NO_DIGEST, _SEAL: _NO_DIGEST}),
         sink,
         compression="zstd",
         compression_level=1,
@@ -50,8 +50,14 @@ def encode(table: pa.Table, facts: Mapping[str, Any], encodings: Mapping[str, st
         store_schema=True,
     )
     data = sink.getvalue()
-    at = data.rfind(_SEAL_AT) + len(_SEAL_AT)
-    return b"".join((data[:at], hashlib.sha256(data).hexdigest().encode(), data[at + 64 :]))
+    start = len(data) - int.from_bytes(data[-8:-4], "little") - 8
+    footer = _with_digest(data[start:], _BODY_AT, hashlib.sha256(memoryview(data)[:start]).hexdigest())
+    return data[:start] + _with_digest(footer, _SEAL_AT, hashlib.sha256(footer).hexdigest())
+
+
+def _with_digest(footer: bytes, name: bytes, digest: str) -> bytes:
+    at = footer.rindex(name) + len(name)
+    return footer[:at] + digest.encode() + footer[at + 64 :]
 
 
 def read_facts(url: str) -> dict[str, Any]:
@@ -60,7 +66,7 @@ def read_facts(url: str) -> dict[str, Any]:
         footer = _footer(url)
         # Its own sha256 proves the record, so nothing else of the footer has to be parsed: eight times faster.
         proved = _proved_record(footer)
-        return proved if proved is not None else _facts(_parse(footer).metadata, url)
+        return proved if proved is not None else _facts(_parse(footer).metadata, url, _footer_sealed(footer))
     except _DAMAGE as exc:
         raise _broken(url, exc) from exc
 
@@ -74,8 +80,8 @@ def read_footer(url: str, beginning: bytes = b"") -> tuple[dict[str, Any], list[
         footer = _footer(url)
         if beginning and footer.startswith(beginning) and (proved := _proved_record(footer)) is not None:
             return proved, None
-        metadata = _parse(footer)
-        return _facts(metadata.metadata, url), list(metadata.schema.to_arrow_schema().names)
+        sealed, metadata = _footer_sealed(footer), _parse(footer)
+        return _facts(metadata.metadata, url, sealed), list(metadata.schema.to_arrow_schema().names)
     except _DAMAGE as exc:
         raise _broken(url, exc) from exc
 
@@ -125,7 +131,8 @@ def _proved_record(footer: bytes) -> dict[str, Any] | None:
     if digest[:64] != hashlib.sha256(record).hexdigest().encode():
         return None
     facts: dict[str, Any] = json.loads(record)
-    facts.pop(_SEALED, None)
+    if facts.pop(_SEALED, None) and not _footer_sealed(footer):
+        raise ValueError("its footer has lost its seal")
     return facts
 
 
@@ -134,15 +141,24 @@ def is_sealed(data: bytes) -> bool:
 
     A seal that is there and isn't that of the bytes is an error: some bit of them isn't what was written.
     """
-    at = data.rfind(_SEAL_AT)
+    start = max(len(data) - int.from_bytes(data[-8:-4], "little") - 8, 0)
+    footer = data[start:]
+    if not _footer_sealed(footer):
+        return False
+    _, found, rest = footer.rpartition(_BODY_AT)
+    if not found or rest[:64] != hashlib.sha256(memoryview(data)[:start]).hexdigest().encode():
+        raise ValueError("its pages don't match the digest in its footer")
+    return True
+
+
+def _footer_sealed(footer: bytes) -> bool:
+    """Whether a footer carries a seal. Raises ValueError when it is not that of the footer's bytes."""
+    at = footer.rfind(_SEAL_AT)
     if at < 0:
         return False
     at += len(_SEAL_AT)
-    view, digest = memoryview(data), hashlib.sha256()
-    for piece in (view[:at], _NO_SEAL, view[at + 64 :]):
-        digest.update(piece)
-    if data[at : at + 64] != digest.hexdigest().encode():
-        raise ValueError("its bytes don't match its seal")
+    if footer[at : at + 64] != hashlib.sha256(footer[:at] + _NO_DIGEST + footer[at + 64 :]).hexdigest().encode():
+        raise ValueError("its footer doesn't match its seal")
     return True
 
 
@@ -163,7 +179,7 @@ def parse(data: bytes, url: str, columns: Sequence[str] | None = None) -> tuple[
         raise _broken(url, exc) from exc
 
 
-def _facts(metadata: Mapping[bytes, bytes] | None, url: str, sealed: bool = True) -> dict[str, Any]:
+def _facts(metadata: Mapping[bytes, bytes] | None, url: str, sealed: bool) -> dict[str, Any]:
     record = (metadata or {}).get(_FOOTER)
     if record is None:
         raise TableError(f"{storage.redact(url)} was not written by rhostream (no footer record)")

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-MEMORY = 128 << 20  # bytes, for each of the two kinds of rows
+MEMORY = 64 << 20  # bytes, for each of the two kinds of rows
 BATCH = 1 << 16  # keys hashed at a time
 _BITS = 6  # of a hash: the number of its file
 _KEY = np.dtype([("hash", "<u8"), ("part", "<u4")])
@@ -97,7 +97,7 @@ class Keys:
         """All that repeats, with the `first` repeated keys in the order of their parts."""
         if self._waiting:
             self._flush()
-        found, within, candidates = Found(), set[int](), list[tuple[int, int, Rows]]()
+        found, within, candidates = Found(), set[int](), list[tuple[int, Repeated]]()
         spilled = self._key.spilled or self._folded.spilled
         pieces = zip(self._key.pieces(spilled), self._folded.pieces(spilled), strict=True)
         for keys, folded in pieces:
@@ -109,13 +109,13 @@ class Keys:
             found.across += int(several.sum())
             starts, ends = starts[several], ends[several]
             early = np.argsort(keys["part"][starts], kind="stable")[:first]
-            candidates += [(int(keys["part"][starts[i]]), int(keys["hash"][starts[i]]), keys[starts[i] : ends[i]])
-                           for i in early]
+            for i in early:  # copied: a view would keep all of this piece
+                parts = np.unique(keys["part"][starts[i] : ends[i]])
+                own = Repeated(int(keys["hash"][starts[i]]), parts[:5].tolist(), len(parts))
+                candidates.append((int(parts[0]), own))
             found.alike += _alike(folded, keys["hash"])
         found.within = sorted(within)
-        for _, number, group in sorted(candidates, key=lambda c: c[:2])[:first]:
-            parts = np.unique(group["part"])
-            found.first.append(Repeated(number, parts[:5].tolist(), len(parts)))
+        found.first = [own for _, own in sorted(candidates, key=lambda c: (c[0], c[1].hash))[:first]]
         return found
 
 

@@ -77,7 +77,7 @@ class TableProof:
 def prove_table(table: str, shards: Iterable[str] = (), roots: Mapping[str, str] | None = None) -> TableProof:
     """Prove every part of a (resolved) table, and with `shards` that each has a part of today's bytes.
 
-    In memory: 12 bytes a row up to 128 MiB, then on disk; the parts at hand. Raises UsageError when there is no table,
+    In memory: 12 bytes a row up to 64 MiB, then on disk; the parts at hand. Raises UsageError when there is no table,
     TableError when `_table.json` can't be understood.
     """
     info = il.open_info(table)
