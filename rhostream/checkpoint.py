@@ -28,7 +28,7 @@ from torch import Tensor
 
 from rhostream import storage
 from rhostream.crashpoints import crash_point
-from rhostream.errors import AlreadyExistsError, MismatchError, SupersededError, TableError
+from rhostream.errors import AlreadyExistsError, MismatchError, NotFoundError, SupersededError, TableError
 from rhostream.foreign import checked_checkpoint
 
 VERSION = 1
@@ -127,8 +127,18 @@ def committed(run: str) -> list[str]:
 
 def latest(run: str) -> Checkpoint | None:
     """The newest checkpoint, None before the first. Raises TableError when it can't be understood."""
-    urls = committed(run)
-    return _read(urls[-1]) if urls else None
+    while urls := committed(run):
+        try:
+            return _read(urls[-1])
+        except NotFoundError:
+            if urls == committed(run):  # else a trainer that runs on made newer ones and removed this one meanwhile
+                raise
+    return None
+
+
+def read(url: str) -> Checkpoint:
+    """One of `committed`. Raises NotFoundError, TableError when it can't be understood."""
+    return _read(url)
 
 
 def _read(url: str) -> Checkpoint:

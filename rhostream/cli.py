@@ -42,6 +42,19 @@ class _Command(click.Command):
         return super().parse_args(ctx, out)
 
 
+class _Choice(click.Choice[str]):
+    """A choice that guesses what was meant."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as exc:
+            import difflib
+
+            near = difflib.get_close_matches(str(value), [str(choice) for choice in self.choices], n=1)
+            self.fail(exc.message.rstrip(".") + (f"; did you mean {near[0]!r}?" if near else ""), param, ctx)
+
+
 class _Group(click.Group):
     command_class = _Command
 
@@ -210,7 +223,7 @@ def index(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, out
     click.option("--test-shards", multiple=True, metavar="URL...", help="Evaluated for reporting only."),
     click.option("--passes", type=int, help="Passes over the shards.  [default: 1, or as many as --steps needs]"),
     click.option("--steps", type=int, help="Stop after this many steps."),
-    click.option("--missing-il", default="error", show_default=True, type=click.Choice(["error", "skip", "uniform"]),
+    click.option("--missing-il", default="error", show_default=True, type=_Choice(["error", "skip", "uniform"]),
                  help="What happens to samples without an il."),
     click.option("--init", metavar="WEIGHTS", help="Start from these safetensors weights."),
     click.option("--accumulate", default=1, show_default=True, help="Split the kept batch into this many forwards."),
@@ -233,7 +246,7 @@ def index(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, out
     click.option("--train-precision", default="float32", show_default=True,
                  help="Of the gradient step: float32 or bfloat16."),
     click.option("--chunk", type=int, help="Score at most this many samples at once (memory)."),
-    click.option("--batch-norm", default="buffer", show_default=True, type=click.Choice(["buffer", "eval"]),
+    click.option("--batch-norm", default="buffer", show_default=True, type=_Choice(["buffer", "eval"]),
                  help="Statistics while scoring."),
     click.option("--lanes", type=int, help="Shards that are mixed at a time.  [default: up to 64]"),
     click.option("--eval-every", default=100, show_default=True, help="Steps between evaluations."),
@@ -278,7 +291,7 @@ def _tensorboard(run: str) -> Callable[[dict[str, Any]], None]:
 @cli.command("sql")
 @click.argument("folder", metavar="DIR")
 @click.argument("query", required=False)
-@click.option("--format", "style", default="table", show_default=True, type=click.Choice(["table", "json", "csv"]))
+@click.option("--format", "style", default="table", show_default=True, type=_Choice(["table", "json", "csv"]))
 @ROOT
 def sql(folder: str, query: str | None, style: str, roots: tuple[str, ...]) -> None:
     """Ask a run (or an IL table) a question in SQL, or a named one: @noisy_share. Without a question, list them.
@@ -291,7 +304,7 @@ def sql(folder: str, query: str | None, style: str, roots: tuple[str, ...]) -> N
       rhostream sql runs/rho @kept_by_class
     """
     from rhostream.audit.questions import QUESTIONS, run_question
-    from rhostream.audit.render import render
+    from rhostream.audit.render import escape, render
     from rhostream.audit.views import open_ledger
     from rhostream.tables.il import parse_roots
 
@@ -300,6 +313,9 @@ def sql(folder: str, query: str | None, style: str, roots: tuple[str, ...]) -> N
             click.echo(f"@{name:24} {question.says}")
         return
     with open_ledger(folder, roots=parse_roots(roots)) as ledger:
+        for run in ledger.runs:
+            if run.checkpoint is None or not run.checkpoint.log:
+                click.echo(f"run {escape(run.name)} has no committed step yet: its log is empty", err=True)
         table = run_question(ledger, query[1:]) if query.startswith("@") else ledger.sql(query)
     click.echo(render(table, style))
 
@@ -322,27 +338,68 @@ def report(folder: str, against: tuple[str, ...], out: str, roots: tuple[str, ..
     click.echo(write_report([folder], out, against=list(against), roots=parse_roots(roots)))
 
 
+JSON = click.option("--json", "as_json", is_flag=True, help="As JSON.")
+
+
 @cli.command("status")
 @click.argument("folder", metavar="URL|DIR")
-@click.option("--shards", multiple=True, metavar="URL...", help="Also say which of these shards have no part yet.")
-@ROOT
-def status(folder: str, shards: tuple[str, ...], roots: tuple[str, ...]) -> None:
-    """Say how far a run or a table is, what is quarantined, and what to do next."""
-    from rhostream.audit.verify import status_of
+@_options(
+    click.option("--shards", multiple=True, metavar="URL...", help="Also say which of these shards have no part yet."),
+    ROOT, JSON,
+)
+def status(folder: str, shards: tuple[str, ...], roots: tuple[str, ...], as_json: bool) -> None:
+    """Say how far a table or a run is, what is quarantined and why, and what to do next.
+
+    \b
+    Examples:
+      rhostream status il --shards data/train-{000..059}.tar
+      rhostream status runs/rho --json
+    """
+    from rhostream.audit.says import render_status
+    from rhostream.audit.status import status_of
     from rhostream.tables.il import parse_roots
 
-    click.echo(json.dumps(status_of(folder, shards, parse_roots(roots)), indent=1))
+    found = status_of(folder, shards, parse_roots(roots))
+    click.echo(json.dumps(found, indent=1) if as_json else render_status(found), nl=as_json)
 
 
 @cli.command("verify")
 @click.argument("folder", metavar="URL|DIR")
-@click.option("--repair", is_flag=True, help="Remove damaged parts; then run the job that wrote them again.")
-def verify(folder: str, repair: bool) -> None:
-    """Prove a run or a table: checksums, fingerprints, counts, duplicate keys. Exit code 3 when something is wrong."""
-    from rhostream.audit.verify import verify as run
+@_options(
+    click.option("--shards", multiple=True, metavar="URL...",
+                 help="Compare these shards with a table: changed or without a part is a problem."),
+    ROOT,
+    click.option("--repair", is_flag=True, help="Make bad parts again, or set a run's damaged checkpoint aside."),
+    click.option("--il-model", metavar="DIR", help="With --repair: the table's IL model.  [default: where it lay]"),
+    click.option("--workers", type=int, help="With --repair: processes that read and decode."),
+    click.option("--max-bad-fraction", type=float, help="With --repair: as for compute-il."),
+    JSON,
+)
+def verify(folder: str, shards: tuple[str, ...], roots: tuple[str, ...], repair: bool, as_json: bool,
+           **options: Any) -> None:
+    """Prove a table, a run or an IL model: every byte, laws, keys, steps. Exit code 3: something is wrong.
 
-    found = run(folder, repair=repair)
-    click.echo(json.dumps(found, indent=1))
+    \b
+    Examples:
+      rhostream verify il
+      rhostream verify il --shards data/*.tar --repair
+      rhostream verify runs/rho
+    """
+    from rhostream.audit.says import render_verify
+    from rhostream.tables.il import parse_roots
+
+    given = {name: value for name, value in options.items() if value is not None}
+    if repair:
+        from rhostream.repair import repair as mend
+
+        found = mend(folder, shards=shards, roots=parse_roots(roots), **given)
+    else:
+        from rhostream.audit.verify import verify as prove
+
+        if given:
+            raise click.UsageError(f"--{next(iter(given)).replace('_', '-')} needs --repair")
+        found = prove(folder, shards=shards, roots=parse_roots(roots))
+    click.echo(json.dumps(found, indent=1) if as_json else render_verify(found), nl=as_json)
     if found["problems"]:
         raise SystemExit(3)
 

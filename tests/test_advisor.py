@@ -397,10 +397,14 @@ def test_the_doctor_names_credentials_and_never_shows_one(monkeypatch: pytest.Mo
     monkeypatch.setenv("RHOSTREAM_API_TOKEN", canary)
     monkeypatch.setenv("RHOSTREAM_MIRROR", f"https://user:{canary}@host/path?sig={canary}")
     monkeypatch.setenv("RHOSTREAM_SPOOL", "/tmp/there")
+    monkeypatch.setenv("RHOSTREAM_SPOOOL", "/tmp/typo")
+    monkeypatch.setenv("https_proxy", f"http://user:{canary}@proxy:3128")
+    monkeypatch.setenv("ALL_PROXY", f"user:{canary}@proxy:1080")
     there = examine_environment()
     shown = render_environment(there) + json.dumps(there.as_json())
     assert canary not in shown
     for word in ("AWS_SECRET_ACCESS_KEY is set", "RHOSTREAM_MIRROR=https://host/path", "RHOSTREAM_SPOOL=/tmp/there",
+                 "https_proxy=http://proxy:3128", "ALL_PROXY=proxy:1080", "did you mean RHOSTREAM_SPOOL?",
                  "GOOGLE_APPLICATION_CREDENTIALS"):
         assert word in shown
 

@@ -17,6 +17,7 @@ from rhostream.audit.questions import QUESTIONS, run_question
 from rhostream.audit.render import render
 from rhostream.audit.verify import status_of, verify
 from rhostream.errors import TableError, UnknownNameError, UsageError
+from rhostream.repair import repair
 from rhostream.tables import selections
 from tests.conftest import png, sample, write_shard
 
@@ -91,19 +92,20 @@ def test_a_run_without_a_checkpoint_has_empty_views(world: Path, tmp_path: Path,
     assert "Nothing to compare" in Path(page).read_text()
 
 
-def test_verify_finds_a_cut_part_and_repair_lets_the_job_make_it_again(world: Path, tmp_path: Path) -> None:
+def test_verify_finds_a_cut_part_and_repair_makes_it_again(world: Path, tmp_path: Path) -> None:
     table = tmp_path / "il"
     shutil.copytree(world / "il", table)
     before = {p: p.read_bytes() for p in table.rglob("*.parquet")}
     assert verify(str(table))["problems"] == [] and verify(str(table))["rows"] == 1003
     victim = sorted(before)[2]
     victim.write_bytes(before[victim][:100])
-    assert len(verify(str(table))["problems"]) == 1 and len(verify(str(table), repair=True)["removed"]) == 1
+    assert len(verify(str(table))["problems"]) == 1 and "--repair" in status_of(str(table))["next"]
+    found = repair(str(table))
+    assert found["problems"] == [] and len(found["repaired"]) == 1
+    assert {p: p.read_bytes() for p in table.rglob("*.parquet")} == before
+    victim.unlink()
     state = status_of(str(table), [str(world / "shards")])
     assert state["missing"] == 1 and "compute-il" in state["next"]
-    rhostream.compute_il([str(world / "shards")], str(world / "il-model"), str(table),
-                         keep={"is_noisy": "bool", "true_label": "int"})
-    assert {p: p.read_bytes() for p in table.rglob("*.parquet")} == before
 
 
 HOSTILE = ["<script>alert(1)</script>", "[/red]", "=cmd|' /C calc'!A0", "a\nb", "\x1b[2Jcls", "emoji-😀", "quote'\""]

@@ -48,8 +48,8 @@ def test_the_whole_journey_from_shards_to_a_report(world: Path, tmp_path: Path) 
                  "csv")
     assert out == "reason,n\ntail,3\nkept,200\nbelow,800\n"
     assert "noisy_share" in run("sql", folder, "@")[0] and "noisy_share" in run("sql", folder, "@noisy_share")[0]
-    assert json.loads(run("status", folder)[0])["complete"] is True
-    assert json.loads(run("verify", il)[0])["problems"] == []
+    assert json.loads(run("status", folder, "--json")[0])["complete"] is True
+    assert json.loads(run("verify", il, "--json")[0])["problems"] == []
     page = tmp_path / "r.html"
     run("report", folder, "-o", page)
     assert "<h1>" in page.read_text()

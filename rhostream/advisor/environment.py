@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
+import resource
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
@@ -23,6 +26,10 @@ PACKAGES = ("rhostream", "torch", "webdataset", "pyarrow", "duckdb", "pillow", "
 EXTRAS = {"s3": ("s3fs",), "gcs": ("gcsfs",), "https": ("aiohttp",), "jpeg": ("simplejpeg",), "png": ("imagecodecs",),
           "report": ("jinja2", "matplotlib"), "tensorboard": ("tensorboard",)}
 OWN, CREDENTIALS = "RHOSTREAM_", ("AWS_", "GOOGLE_")
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+LIMITS = {"open files": resource.RLIMIT_NOFILE, "address space": resource.RLIMIT_AS, "file size": resource.RLIMIT_FSIZE,
+          "processes": resource.RLIMIT_NPROC}
+MIN_FILES = 512
 SECRET_WORDS = ("KEY", "SECRET", "TOKEN", "PASSWORD", "CREDENTIAL", "OPTIONS")
 
 
@@ -41,9 +48,14 @@ class Environment:
     cuda: list[str]
     spool: str  # where shards of a store are kept for the time of a run
     spool_free: int  # bytes
+    spool_used: int  # bytes of what is in it now
     shm_free: int | None  # bytes; the loader's shared slots live there
+    shm_size: int | None
+    limits: dict[str, str]  # of this process: soft / hard
     settings: dict[str, str]  # RHOSTREAM_*
+    unknown_settings: dict[str, str]  # RHOSTREAM_* that nothing reads, and the nearest that is read ("" for none)
     credentials: list[str]  # names alone, of AWS_* and GOOGLE_*
+    proxies: dict[str, str]  # *_PROXY, without user and password
 
     @property
     def problems(self) -> list[str]:
@@ -55,6 +67,11 @@ class Environment:
         if self.spool_free < 1 << 30:
             found.append(f"the spool {self.spool} has {self.spool_free >> 20} MiB free: set RHOSTREAM_SPOOL to a "
                          "folder with room for a few shards of a store")
+        if 0 < int(self.limits["open files"].partition(" ")[0].replace("unlimited", "0")) < MIN_FILES:
+            found.append(f"this process may open {self.limits['open files'].partition(' ')[0]} files: a stream holds "
+                         f"two a lane; raise it with `ulimit -n {MIN_FILES}`")
+        for name, near in self.unknown_settings.items():
+            found.append(f"{name} is set and is no setting of rhostream" + (f" (did you mean {near}?)" if near else ""))
         return found
 
     def as_json(self) -> dict[str, Any]:
@@ -83,7 +100,9 @@ def examine_environment() -> Environment:
         cpu=cpu_name(), cores=cores(), threads=torch.get_num_threads(),
         bfloat16={name: bf16_supported(torch.device(name))
                   for name in ("cpu", *(f"cuda:{i}" for i in range(len(cuda))))},
-        cuda=cuda, spool=spool, spool_free=_free(spool) or 0, shm_free=_free("/dev/shm"),
+        cuda=cuda, spool=spool, spool_free=_free(spool) or 0, spool_used=_used(spool), shm_free=_free("/dev/shm"),
+        shm_size=shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else None, limits=_limits(),
+        unknown_settings=_unknown_settings(), proxies=_proxies(),
         settings={k: _shown(k, v) for k, v in sorted(os.environ.items()) if k.startswith(OWN)},
         credentials=sorted(k for k in os.environ if k.startswith(CREDENTIALS)),
     )  # fmt: skip
@@ -117,6 +136,36 @@ def _free(folder: str) -> int | None:
             return None
         place = place.parent
     return shutil.disk_usage(place).free
+
+
+def _used(folder: str) -> int:
+    try:
+        with os.scandir(folder) as entries:
+            return sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
+    except OSError:
+        return 0
+
+
+def _limits() -> dict[str, str]:
+    def said(value: int) -> str:
+        return "unlimited" if value == resource.RLIM_INFINITY else str(value)
+
+    return {name: " / ".join(map(said, resource.getrlimit(number))) for name, number in LIMITS.items()}
+
+
+def _unknown_settings() -> dict[str, str]:
+    """What is set and never read: the settings are those that our own sources name."""
+    known = set[str]()
+    for source in Path(__file__).parents[1].rglob("*.py"):
+        known |= set(re.findall(rf"\b{OWN}[A-Z_]+\b", source.read_text(encoding="utf-8")))
+    names = [name for name in sorted(os.environ) if name.startswith(OWN) and name not in known]
+    return {name: next(iter(difflib.get_close_matches(name, sorted(known), n=1)), "") for name in names}
+
+
+def _proxies() -> dict[str, str]:
+    """Each as it is set, but for what stands before the host's @."""
+    found = {name: value for name, value in sorted(os.environ.items()) if name.upper() in PROXIES and value}
+    return {name: storage.redact(v) if "://" in v else v.rpartition("@")[2] for name, v in found.items()}
 
 
 def _shown(name: str, value: str) -> str:

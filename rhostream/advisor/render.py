@@ -149,10 +149,13 @@ def render_environment(e: Environment) -> str:
     lines += ["Machine", f"  {'cpu':12} {e.cpu}, {e.cores} cores for this process, {e.threads} torch threads",
               f"  {'cuda':12} {', '.join(e.cuda) or 'none'}", f"  {'bfloat16':12} {bf16}",
               f"  {'decoder':12} {e.decoder} (there: {', '.join(e.decoders)})",
-              f"  {'spool':12} {e.spool}, {_room(e.spool_free)} free", f"  {'/dev/shm':12} {_room(e.shm_free)}" +
-              (" free" if e.shm_free is not None else ": not there")]
+              f"  {'spool':12} {e.spool}, {_room(e.spool_free)} free, holds {_room(e.spool_used)}",
+              f"  {'/dev/shm':12} " + (f"{_room(e.shm_free)} free of {_room(e.shm_size)}"
+                                       if e.shm_free is not None else ": not there")]
+    lines += ["Limits of this process (soft / hard)"] + [f"  {name:14} {value}" for name, value in e.limits.items()]
     lines += ["Settings"] + [f"  {name}={value}" for name, value in e.settings.items()]
-    lines += [f"  {name} is set" for name in e.credentials] or ([] if e.settings else ["  none"])
+    lines += [f"  {name}={value}" for name, value in e.proxies.items()]
+    lines += [f"  {name} is set" for name in e.credentials] or ([] if e.settings or e.proxies else ["  none"])
     return "\n".join([*lines, *(f"Problem: {problem}." for problem in e.problems)]) + "\n"
 
 

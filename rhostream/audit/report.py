@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from rhostream.audit.runs import is_table, open_runs
 from rhostream.audit.views import open_ledger
 from rhostream.errors import MissingExtraError, UsageError
 
+LOG = logging.getLogger("rhostream")
 Groups = dict[str, list[RunFacts]]
 Found = dict[str, list[Comparison]]  # by kind of baseline
 
@@ -111,6 +113,8 @@ def _detail(main: RunFacts, roots: Mapping[str, str] | None) -> dict[str, Any]:
     with open_ledger(main.folder.url, roots=roots) as ledger:
         points, slices = scatter_points(ledger), over_time(ledger)
         pictures, note = galleries(ledger)
+    if note:
+        LOG.warning("%s", note)
     right = {"of what is kept": (slices["right_kept"], BLUE, "-"),
              "of all candidates": (slices["right_all"], GREY, "--")}
     wrong = {"among kept": (slices["noisy_kept"], RED, "-"), "among skipped": (slices["noisy_skipped"], ORANGE, "--")}

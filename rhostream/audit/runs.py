@@ -17,6 +17,9 @@ from rhostream.cost import Cost
 from rhostream.errors import TableError, UsageError
 from rhostream.foreign import checked_run, read_object
 
+NEAR = 3  # names that a mistyped one is answered with
+_MARKS = ("run.json", "_table.json")  # what makes a folder a run, or a table
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -116,6 +119,10 @@ def _near(run: str) -> str:
     folder = os.path.dirname(run)
     if not storage.is_local(run) or not os.path.isdir(folder):
         return ""
-    names = difflib.get_close_matches(os.path.basename(run), sorted(os.listdir(folder)), n=3)
-    names = [name for name in names if os.path.join(folder, name) != run]
-    return f"; did you mean {', '.join(names)}?" if names else ""
+    there = [entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.path != run]
+    made = [name for name in sorted(there) if any(os.path.exists(os.path.join(folder, name, mark)) for mark in _MARKS)]
+    begun = os.path.basename(run)
+    # A name that was begun and not ended comes before one that is merely alike.
+    names = [name for name in made if name.startswith(begun)] or difflib.get_close_matches(begun, made, n=NEAR)
+    more = f" or {len(names) - NEAR} more" if len(names) > NEAR else ""
+    return f"; did you mean {', '.join(names[:NEAR])}{more}?" if names else ""

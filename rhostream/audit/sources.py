@@ -77,12 +77,13 @@ def part_files(table: str, shards: Sequence[str]) -> list[tuple[str, str]]:
         if found is not None and sorted(found) != expected:
             strange = ", ".join(sorted(set(found) ^ set(info.schema.names)))
             raise TableError(f"{storage.redact(url)} has other columns than its table ({strange}); `rhostream verify "
-                             "--repair` removes it, then the job that wrote it makes it again")  # fmt: skip
+                             "--repair` makes it again")  # fmt: skip
         if one.fingerprint != info.fingerprint:
             raise MismatchError(f"{storage.redact(url)} has fingerprint {one.fingerprint}, its table has "
-                                f"{info.fingerprint}: `rhostream verify --repair` removes it")  # fmt: skip
+                                f"{info.fingerprint}: `rhostream verify --repair` makes it again")  # fmt: skip
         if not url.endswith(il_table.part_url("", one.shard)):
-            raise TableError(f"{storage.redact(url)} is the part of another shard ({one.shard})")
+            raise TableError(f"{storage.redact(url)} is the part of another shard ({one.shard}); `rhostream "
+                             "verify` says which")
         parts.append((url, one.shard))
     return parts
 

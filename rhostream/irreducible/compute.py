@@ -62,7 +62,7 @@ def compute_il(shards: Iterable[str], il_model: str, out: str, *, workers: int =
     info = loaded.info
     table_info = TableInfo(kind="il", ingredients=info.ingredients(), classes=info.classes,
                            preprocess=info.preprocess, keep=dict(keep or {}), roots=dict(roots or {}),
-                           model=info.figures())
+                           model=info.figures(), places=il.places_of(shards, il_model))
     rule = info.rule
     settings = ScanSettings(preprocess=loaded.preprocess, decoder_name=info.decoder, classes=info.classes,
                             keep=table_info.keep, group_by=rule.group_by, allow_compressed=allow_compressed,
@@ -85,7 +85,7 @@ def index(shards: Iterable[str], out: str, *, workers: int = 0, keep: Mapping[st
     A damaged image is found by the trainer only. Raises as `compute_il`.
     """
     budget = Budget(fraction=max_bad_fraction, samples=max_bad_samples, shards=max_bad_shards)
-    info = TableInfo(kind="index", keep=dict(keep or {}), roots=dict(roots or {}))
+    info = TableInfo(kind="index", keep=dict(keep or {}), roots=dict(roots or {}), places=il.places_of(shards))
     settings = ScanSettings(keep=info.keep, allow_compressed=allow_compressed, accept_missing_eof=accept_missing_eof)
     return _Job(shards, out, info, settings, budget, fail_fast, index).run(workers, None)
 
@@ -263,7 +263,7 @@ class _Job:
             return None
         if facts.fingerprint != self._info.fingerprint:
             raise MismatchError(f"{redact(part)} has fingerprint {facts.fingerprint}, its table has "
-                                f"{self._info.fingerprint}: remove it and run again")
+                                f"{self._info.fingerprint}: `rhostream verify --repair` makes it again")
         try:
             il.require_unchanged(url, name, facts)
         except StorageError as exc:

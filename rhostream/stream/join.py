@@ -179,7 +179,7 @@ class Join:
         found = storage.sha256_of(reader)
         if known and found and known != found:
             raise MismatchError(f"shard {name} changed after it was indexed (sha256 {known[:12]} != {found[:12]}): "
-                                "delete its part and run compute-il (or index) again")
+                                f"{il.RESCORE}")
 
     def ahead(self, shards: Iterable[int]) -> None:
         """Bring these shards into the spool meanwhile, the most urgent first, but those that are open."""

@@ -15,9 +15,10 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
 from itertools import islice
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,15 @@ import pyarrow.compute as pc
 
 from rhostream import foreign, storage
 from rhostream.crashpoints import crash_point
-from rhostream.errors import AlreadyExistsError, MismatchError, MissingPartError, NotFoundError, TableError, UsageError
+from rhostream.errors import (
+    AlreadyExistsError,
+    MismatchError,
+    MissingPartError,
+    NotFoundError,
+    TableError,
+    UnknownNameError,
+    UsageError,
+)
 from rhostream.storage import Identity
 from rhostream.tables import parquet
 from rhostream.tables.strings import Strings, StringsBuilder
@@ -50,6 +59,7 @@ SCHEMA = pa.schema(
     ]
 )
 SLICE, LOCAL_THREADS, REMOTE_THREADS = 128, 4, 16  # footers read at a time when a table is opened
+RESCORE = "re-score what changed: `rhostream verify TABLE --repair --shards URL...`"
 KEEP_TYPES = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "str": pa.string()}
 _ENCODINGS = {
     "key": "DELTA_BYTE_ARRAY",
@@ -81,6 +91,7 @@ class TableInfo:
     keep: dict[str, str] = field(default_factory=dict)  # field of the json -> bool | int | float | str
     roots: dict[str, str] = field(default_factory=dict)  # name -> URL
     model: dict[str, Any] = field(default_factory=dict)  # the IL model's own figures and cost, for the reports
+    places: dict[str, str] = field(default_factory=dict)  # "il_model": where it lay, "scheme": of shards; for repairs
     version: int = VERSION
 
     @property
@@ -94,11 +105,21 @@ class TableInfo:
         return pa.schema([*SCHEMA, *((name, KEEP_TYPES[kind]) for name, kind in self.keep.items())])
 
 
+def places_of(shards: Any, il_model: str = "") -> dict[str, str]:
+    """Where things lie when a table is made, without secrets: the IL model, and the scheme that shards' names lack."""
+    first = str(next(iter(shards), "")) if isinstance(shards, (list, tuple)) else str(shards)
+    places = {"scheme": first.split("://", 1)[0]} if "://" in first and not first.startswith("file:") else {}
+    return places | ({"il_model": storage.redact(storage.resolve(il_model))} if il_model else {})
+
+
 def parse_keep(text: str | None) -> dict[str, str]:
     """`is_noisy:bool,true_label:int` as a dict. Raises UsageError for a type or a name that can't be kept."""
     keep = {}
     for entry in filter(None, (text or "").split(",")):
         name, _, kind = entry.strip().partition(":")
+        if kind and name and kind not in KEEP_TYPES and (near := get_close_matches(kind, KEEP_TYPES, n=1)):
+            raise UnknownNameError(f"--keep {entry!r}: unknown type {kind!r}; did you mean {near[0]!r}? (known: "
+                                   f"{', '.join(KEEP_TYPES)})")
         if kind not in KEEP_TYPES or not name:
             raise UsageError(f"--keep {entry!r}: expected FIELD:TYPE with a type of {', '.join(KEEP_TYPES)}")
         if name in SCHEMA.names or name == "shard":
@@ -190,6 +211,33 @@ def part_url(table: str, shard: str) -> str:
     return storage.join(table, "parts", quote("_" + shard if shard.startswith("/") else shard, safe="/") + ".parquet")
 
 
+def part_urls(table: str) -> list[str]:
+    """Every part there is, each under the name that `part_url` would give it."""
+    parts = storage.join(table, "parts")
+    found = storage.list_files(parts, ".parquet")
+    if storage.is_local(table):
+        return found
+    # A store lists an object as its client writes it, which may differ in slashes from how the table was named.
+    below = parts.split("://", 1)[1].strip("/") + "/"
+    return [storage.join(parts, url.split("://", 1)[1].lstrip("/").removeprefix(below)) for url in found]
+
+
+def shard_of_part(table: str, part: str) -> str:
+    """The name of the shard whose part would lie at `part`: the way back of `part_url`."""
+    name = unquote(part[len(storage.join(table, "parts")) + 1 :].removesuffix(".parquet"))
+    return name[1:] if name.startswith("_/") else name
+
+
+def shard_url(name: str, info: TableInfo, roots: Mapping[str, str] | None = None) -> str:
+    """Where a shard of that name lies: below its root as of today, else as `roots` of the table say, else as named."""
+    root, _, path = name.partition("/")
+    for known in (roots or {}, info.roots):
+        if root in known and path:
+            return storage.join(known[root], path)
+    scheme = info.places.get("scheme")
+    return name if name.startswith("/") or not scheme else f"{scheme}://{name}"
+
+
 # -- parts -----------------------------------------------------------------------------------------------------------
 
 
@@ -225,20 +273,29 @@ class PartFacts:
 
 def encode_part(table: pa.Table, facts: PartFacts) -> bytes:
     """The bytes of a part, its laws checked first. Raises TableError when they don't hold (a bug, not bad data)."""
+    broken = broken_laws(table, facts)
+    if not np.array_equal(table["ordinal"], np.arange(table.num_rows)):
+        broken.append("ordinals are 0..n-1")
+    if broken:
+        raise TableError(f"part of shard {facts.shard} breaks its laws: {'; '.join(broken)}; nothing was committed")
+    return parquet.encode(table, asdict(facts), _ENCODINGS, _DICTIONARY)
+
+
+def broken_laws(table: pa.Table, facts: PartFacts) -> list[str]:
+    """The laws that the rows of a part and its footer break, in words; the rows' order is no law here."""
     statuses = {v["values"]: v["counts"] for v in pc.value_counts(table["status"]).to_pylist()}
     used = int(pc.sum(pc.list_value_length(table["members"])).as_py() or 0)
+    has_il = pc.is_valid(table["il"])
     laws = {
         "samples seen = ok + quarantined": facts.samples == table.num_rows == sum(facts.statuses.values()),
         "statuses counted": statuses == {k: v for k, v in facts.statuses.items() if v},
         "members seen = used + ignored": facts.members_seen == used + facts.members_ignored,
         "members used counted": facts.members_used == used,
-        "ordinals are 0..n-1": np.array_equal(table["ordinal"], np.arange(table.num_rows)),
-        "il only where ok": pc.sum(pc.is_valid(table["il"])).as_py() in (None, facts.il_rows),
+        "each ordinal once": np.array_equal(np.sort(table["ordinal"]), np.arange(table.num_rows)),
+        "il counted": (pc.sum(has_il).as_py() or 0) == facts.il_rows,
+        "il only where ok": not pc.any(pc.and_(has_il, pc.not_equal(table["status"], OK))).as_py(),
     }
-    broken = [law for law, holds in laws.items() if not holds]
-    if broken:
-        raise TableError(f"part of shard {facts.shard} breaks its laws: {'; '.join(broken)}; nothing was committed")
-    return parquet.encode(table, asdict(facts), _ENCODINGS, _DICTIONARY)
+    return [law for law, holds in laws.items() if not holds]
 
 
 def read_part_facts(url: str) -> PartFacts:
@@ -268,6 +325,11 @@ def _part_facts(record: dict[str, Any], url: str) -> PartFacts:
         return foreign.checked_facts(PartFacts(**record))
     except (TypeError, ValueError, AttributeError) as exc:
         raise TableError(f"{storage.redact(url)}: the footer can't be understood: {exc}") from exc
+
+
+def facts_of(record: dict[str, Any], url: str) -> PartFacts:
+    """The facts of a footer that is at hand. Raises TableError: a newer version, or one that can't be understood."""
+    return _part_facts(record, url)
 
 
 @dataclass(frozen=True)
@@ -438,7 +500,7 @@ class _Opened:
                                    "`index`) on them, or pass --missing-il skip")
         if self._stranger is not None:
             raise MismatchError(f"the part of {self._stranger[0]} has fingerprint {self._stranger[1]}, its table has "
-                                f"{self._info.fingerprint}: remove it and run the job that made the table again")
+                                f"{self._info.fingerprint}: `rhostream verify --repair` makes it again")
         if self._compressed is not None:
             raise MismatchError(f"shard {self._compressed} is gzip-compressed: its table can be asked, but a stream "
                                 "reads by offset and needs plain tars: decompress the shards (gunzip) and make a "
@@ -461,4 +523,4 @@ def require_unchanged(shard: str, name: str, facts: PartFacts) -> None:
     today = storage.identity(shard)
     if today.size != facts.shard_size:
         raise MismatchError(f"shard {name} has {today.size:,} bytes, it had {facts.shard_size:,} when it was indexed; "
-                            "its offsets are worthless: delete its part and run compute-il (or index) again")
+                            f"its offsets are worthless: {RESCORE}")

@@ -1,7 +1,9 @@
 """How every durable table of ours is written and read: bytes first, page checksums on, facts in the footer.
 
 A Parquet writer that is left by an exception publishes a short file that looks valid, so tables are built in memory
-and committed as finished bytes. pyarrow finds flipped bits only when page checksums are written *and* verified.
+and committed as finished bytes. pyarrow finds flipped bits only when page checksums are written *and* verified, and
+these cover the pages alone. So the footer also holds the sha256 of all before it, and its own: a seal, whose digits
+are taken as zeros. Together they cover every byte, and a footer is proved without the rest of its file.
 """
 
 from __future__ import annotations
@@ -19,22 +21,26 @@ from rhostream import storage
 from rhostream.errors import TableError
 
 _FOOTER = b"rhostream"
-_ADVICE = "`rhostream verify --repair` removes it, then the job that wrote it makes it again"
+_ADVICE = "`rhostream verify --repair` makes it again"
 _DIGEST = b"rhostream_sha256"  # of the footer record, which no page checksum covers
 # In Thrift's compact form: field 1, a string of 9 (16) bytes, the name; field 2, a string of so many bytes, the value.
 _RECORD_AT = b"\x18\x09" + _FOOTER + b"\x18"
 _DIGEST_AT = b"\x18\x10" + _DIGEST + b"\x18\x40"
 MAX_ROWS_PER_BYTE = 64  # a part takes 12 bytes a row, the log 16; keys alone keep both above a byte
+_BODY, _SEAL, _NO_DIGEST = b"rhostream_body", b"rhostream_seal", b"0" * 64
+_BODY_AT, _SEAL_AT = (b"\x18\x0e" + name + b"\x18\x40" for name in (_BODY, _SEAL))
+_SEALED = "sealed"  # in the record, so that a flipped bit in the seal's name doesn't make the file one without a seal
 _TAIL, _MAX_FOOTER = 16 << 10, 64 << 20  # bytes
 _DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError)
 
 
 def encode(table: pa.Table, facts: Mapping[str, Any], encodings: Mapping[str, str], dictionary: Sequence[str]) -> bytes:
-    """The bytes of a Parquet file; the same table and facts give the same bytes."""
-    record = json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()
+    """The bytes of a Parquet file, sealed; the same table and facts give the same bytes."""
+    record = json.dumps({**facts, _SEALED: 1}, sort_keys=True, separators=(",", ":")).encode()
     sink = io.BytesIO()
+    digest = hashlib.sha256(record).hexdigest().encode()
     pq.write_table(
-        table.replace_schema_metadata({_FOOTER: record, _DIGEST: hashlib.sha256(record).hexdigest().encode()}),
+        table.replace_schema_metadata({_FOOTER: record, _DIGEST: digest, _BODY: _NO_DIGEST, _SEAL: _NO_DIGEST}),
         sink,
         compression="zstd",
         compression_level=1,
@@ -44,7 +50,15 @@ def encode(table: pa.Table, facts: Mapping[str, Any], encodings: Mapping[str, st
         write_statistics=True,
         store_schema=True,
     )
-    return sink.getvalue()
+    data = sink.getvalue()
+    start = len(data) - int.from_bytes(data[-8:-4], "little") - 8
+    footer = _with_digest(data[start:], _BODY_AT, hashlib.sha256(memoryview(data)[:start]).hexdigest())
+    return data[:start] + _with_digest(footer, _SEAL_AT, hashlib.sha256(footer).hexdigest())
+
+
+def _with_digest(footer: bytes, name: bytes, digest: str) -> bytes:
+    at = footer.rindex(name) + len(name)
+    return footer[:at] + digest.encode() + footer[at + 64 :]
 
 
 def read_facts(url: str) -> dict[str, Any]:
@@ -53,7 +67,7 @@ def read_facts(url: str) -> dict[str, Any]:
         footer = _footer(url)
         # Its own sha256 proves the record, so nothing else of the footer has to be parsed: eight times faster.
         proved = _proved_record(footer)
-        return proved if proved is not None else _facts(_parse(footer).metadata, url)
+        return proved if proved is not None else _facts(_parse(footer).metadata, url, _footer_sealed(footer))
     except _DAMAGE as exc:
         raise _broken(url, exc) from exc
 
@@ -67,8 +81,8 @@ def read_footer(url: str, beginning: bytes = b"") -> tuple[dict[str, Any], list[
         footer = _footer(url)
         if beginning and footer.startswith(beginning) and (proved := _proved_record(footer)) is not None:
             return proved, None
-        metadata = _parse(footer)
-        return _facts(metadata.metadata, url), list(metadata.schema.to_arrow_schema().names)
+        sealed, metadata = _footer_sealed(footer), _parse(footer)
+        return _facts(metadata.metadata, url, sealed), list(metadata.schema.to_arrow_schema().names)
     except _DAMAGE as exc:
         raise _broken(url, exc) from exc
 
@@ -118,15 +132,48 @@ def _proved_record(footer: bytes) -> dict[str, Any] | None:
     if digest[:64] != hashlib.sha256(record).hexdigest().encode():
         return None
     facts: dict[str, Any] = json.loads(record)
+    if facts.pop(_SEALED, None) and not _footer_sealed(footer):
+        raise ValueError("its footer has lost its seal")
     return facts
 
 
+def is_sealed(data: bytes) -> bool:
+    """Whether the bytes of a file carry a seal; those written before there were seals don't. Raises ValueError.
+
+    A seal that is there and isn't that of the bytes is an error: some bit of them isn't what was written.
+    """
+    start = max(len(data) - int.from_bytes(data[-8:-4], "little") - 8, 0)
+    footer = data[start:]
+    if not _footer_sealed(footer):
+        return False
+    _, found, rest = footer.rpartition(_BODY_AT)
+    if not found or rest[:64] != hashlib.sha256(memoryview(data)[:start]).hexdigest().encode():
+        raise ValueError("its pages don't match the digest in its footer")
+    return True
+
+
+def _footer_sealed(footer: bytes) -> bool:
+    """Whether a footer carries a seal. Raises ValueError when it is not that of the footer's bytes."""
+    at = footer.rfind(_SEAL_AT)
+    if at < 0:
+        return False
+    at += len(_SEAL_AT)
+    if footer[at : at + 64] != hashlib.sha256(footer[:at] + _NO_DIGEST + footer[at + 64 :]).hexdigest().encode():
+        raise ValueError("its footer doesn't match its seal")
+    return True
+
+
 def read(url: str, columns: Sequence[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
-    """The rows (checksums verified) and the facts. Raises TableError naming the file."""
+    """The rows (every byte of the file proved) and the facts. Raises NotFoundError, TableError naming the file."""
+    return parse(storage.read_bytes(url), url, columns)
+
+
+def parse(data: bytes, url: str, columns: Sequence[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
+    """`read` for bytes that are at hand; `url` is for the message. Raises TableError."""
     try:
-        data = storage.read_bytes(url)
+        sealed = is_sealed(data)
         file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
-        facts = _facts(file.schema_arrow.metadata, url)
+        facts = _facts(file.schema_arrow.metadata, url, sealed)
         # One thread: parts are small, loader workers are many, and a pool that lives on can abort a short process.
         _require_plausible(file, len(data), columns, url)
         return file.read(columns=columns, use_threads=False), facts
@@ -143,13 +190,15 @@ def _require_plausible(file: pq.ParquetFile, size: int, columns: Sequence[str] |
         raise TableError(f"{storage.redact(url)} has no column {', '.join(sorted(missing))}; {_ADVICE}")
 
 
-def _facts(metadata: Mapping[bytes, bytes] | None, url: str) -> dict[str, Any]:
+def _facts(metadata: Mapping[bytes, bytes] | None, url: str, sealed: bool) -> dict[str, Any]:
     record = (metadata or {}).get(_FOOTER)
     if record is None:
         raise TableError(f"{storage.redact(url)} was not written by rhostream (no footer record)")
     if (metadata or {}).get(_DIGEST) != hashlib.sha256(record).hexdigest().encode():
         raise TableError(f"{storage.redact(url)}: the footer record doesn't match its sha256; {_ADVICE}")
     facts: dict[str, Any] = json.loads(record)
+    if facts.pop(_SEALED, None) and not sealed:
+        raise TableError(f"{storage.redact(url)} has lost its seal; {_ADVICE}")
     return facts
 
 

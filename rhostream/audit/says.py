@@ -1,0 +1,98 @@
+"""What `verify` and `status` found, in plain text: short, aligned, every hostile name on one line and inert."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rhostream.audit.render import escape
+
+LISTED = 20  # problems shown; all are in --json
+
+
+def render_verify(found: Mapping[str, Any]) -> str:
+    """The findings of `verify`."""
+    what = {"run": "Run", "il-model": "IL model", "index": "Index"}.get(found["kind"], "IL table")
+    counts = f"{found['files']:,} files" + (f", {found['rows']:,} rows" if found["rows"] else "")
+    named = f", fingerprint {found['fingerprint']}" if found.get("fingerprint") else ""
+    step = f", step {found['step']:,}" if "step" in found else ""
+    lines = [f"{what}: {counts}{step}{named}"]
+    lines += _some("problem", found["problems"]) + _some("warning", found["warnings"])
+    lines += [f"  key {entry['key']!r} in {entry['in_shards']:,} shards: {', '.join(entry['shards'])}"
+              for entry in found.get("first_duplicate_keys", ())]
+    lines += [f"repaired: {name}" for name in found.get("repaired", ())]
+    lines += [f"not repaired: {name}: {why}" for name, why in found.get("not_repaired", {}).items()]
+    lines.append("proved: nothing is wrong" if not found["problems"] else f"{len(found['problems']):,} problems")
+    if found["problems"]:
+        lines.append(f"next: {found['next']}")
+    return "\n".join(map(escape, lines)) + "\n"
+
+
+def render_status(found: Mapping[str, Any]) -> str:
+    """How far it is."""
+    render = {"run": _run, "il-model": _il_model}.get(found["kind"], _table)
+    return "\n".join(map(escape, [*render(found), f"next: {found['next']}"])) + "\n"
+
+
+def _some(word: str, says: Sequence[str]) -> list[str]:
+    more = [f"{word}: and {len(says) - LISTED:,} more (see --json)"] if len(says) > LISTED else []
+    return [f"{word}: {one}" for one in says[:LISTED]] + more
+
+
+def _table(found: Mapping[str, Any]) -> Iterator[str]:
+    kind = "Index" if found["kind"] == "index" else "IL table"
+    yield f"{kind}, fingerprint {found['fingerprint']}"
+    of = found["of"]
+    if of:
+        done = of - found["missing"]
+        yield f"  parts        {done:,} of {of:,} shards ({done / of:.1%})"
+    else:
+        yield f"  parts        {found['parts']:,} (how many are missing is known with --shards)"
+    yield f"  samples      {found['samples']:,}, of which {found['ok']:,} can be used"
+    yield from _bad("quarantined", found["quarantined"], found["examples"])
+    if found["missing"]:
+        yield f"  missing      {found['missing']:,} shards: {', '.join(found['first_missing'])}" + _more(
+            found["missing"], found["first_missing"])
+    if found["stale"]:
+        yield f"warning: {found['stale']:,} parts are of shards that are not in the list: " + ", ".join(
+            found["first_stale"]) + _more(found["stale"], found["first_stale"])
+    yield from _some("damaged", found["damaged"])
+
+
+def _run(found: Mapping[str, Any]) -> Iterator[str]:
+    yield f"Run, rule {found['rule']}, model {found['model']}"
+    step, of = found["step"], found["of"]
+    share = f" ({step / of:.1%})" if of else ""
+    complete = ", complete" if found["complete"] else ""
+    yield f"  steps        {step:,}" + (f" of {of:,}{share}" if of else "") + complete
+    yield f"  attempts     {found['attempts']}"
+    rows = found["rows_by_reason"]
+    if not rows:
+        yield "  log          empty: no step is committed yet"
+    for reason, count in sorted(rows.items(), key=lambda item: -item[1]):
+        yield f"  {reason:12} {count:,} rows"
+    if found["left_out_shards"]:
+        yield f"  left out     {found['left_out_shards']:,} shards without a part"
+    yield from _bad("unused", found["unused"], found["examples"])
+
+
+def _il_model(found: Mapping[str, Any]) -> Iterator[str]:
+    yield f"IL model, {found['networks']} x {found['architecture']}, {found['classes']} classes"
+    yield f"  accuracy     {found['accuracy']:.4f}, loss {found['val_loss']:.4f} nats"
+
+
+def _bad(word: str, counts: Mapping[str, int], examples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    if not counts:
+        yield f"  {word:12} none"
+    for status, count in sorted(counts.items(), key=lambda item: -item[1]):
+        yield f"  {word:12} {count:,} {status}"
+        for one in examples.get(status, ()):
+            yield f"    {one['shard']} #{one['ordinal']} key {_short(one['key'])}: {one['error'] or 'no more is known'}"
+
+
+def _short(key: str) -> str:
+    return repr(key if len(key) <= 80 else key[:79] + "…")
+
+
+def _more(count: int, first: Sequence[str]) -> str:
+    return f" and {count - len(first):,} more" if count > len(first) else ""

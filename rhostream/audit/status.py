@@ -1,0 +1,196 @@
+"""How far a table, a run or an IL model is, what of it can't be used and why, and what to do next."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow.compute as pc
+
+from rhostream import checkpoint, storage
+from rhostream.audit.il_model import is_il_model, read_model
+from rhostream.audit.runs import is_table, read_record
+from rhostream.checkpoint import Checkpoint
+from rhostream.errors import RhostreamError, StorageError, TableError, UsageError
+from rhostream.tables import il as il_table
+from rhostream.tables import parquet
+
+FIRST = 3  # examples of each status, or reason
+_UNUSED = ("quarantined", "unreadable", "nonfinite", "missing_il")  # reasons that are nobody's choice
+_OPTIONS = ("rule", "model", "buffer_size", "batch_size", "seed", "steps", "passes", "band", "shortlist", "view_size")
+
+
+def status_of(folder: str, shards: Iterable[str] = (), roots: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """How far it is, what is quarantined, and what to do next; nothing but footers and a few examples is read.
+
+    Raises UsageError for a folder that is no table, no run and no IL model.
+    """
+    folder = storage.resolve(folder)
+    if is_table(folder):
+        return _table_status(folder, list(shards), roots)
+    if is_il_model(folder):
+        return _model_status(folder)
+    return _run_status(folder)
+
+
+# -- a table ---------------------------------------------------------------------------------------------------------
+
+
+def _table_status(table: str, shards: list[str], roots: Mapping[str, str] | None) -> dict[str, Any]:
+    info = il_table.open_info(table)
+    urls = il_table.part_urls(table)
+    with ThreadPoolExecutor(il_table.LOCAL_THREADS if storage.is_local(table) else il_table.REMOTE_THREADS) as pool:
+        footers = list(pool.map(_footer, urls))
+    statuses: Counter[str] = Counter()
+    first: dict[str, list[str]] = {}  # status -> parts that have it
+    for url, facts in zip(urls, footers, strict=True):
+        if isinstance(facts, il_table.PartFacts):
+            statuses.update(facts.statuses)
+            for status in facts.statuses:
+                if status != il_table.OK and len(first.setdefault(status, [])) < FIRST:
+                    first[status].append(url)
+    damaged = [facts for facts in footers if isinstance(facts, str)]
+    known = {**info.roots, **(roots or {})}
+    wanted = {il_table.shard_name(s, known): s for s in (storage.expand(shards) if shards else [])}
+    there = set(urls)
+    missing = [name for name in wanted if il_table.part_url(table, name) not in there]
+    parts = {il_table.part_url(table, name) for name in wanted}
+    stale = [il_table.shard_of_part(table, url) for url in urls if url not in parts] if wanted else []
+    return {
+        "kind": info.kind, "fingerprint": info.fingerprint, "parts": len(urls), "of": len(wanted) or None,
+        "samples": sum(statuses.values()), "ok": statuses[il_table.OK],
+        "quarantined": {k: v for k, v in sorted(statuses.items()) if k != il_table.OK},
+        "examples": _examples(table, first), "damaged": damaged, "missing": len(missing),
+        "first_missing": missing[:5], "missing_shards": missing, "stale": len(stale), "first_stale": stale[:5],
+        "next": _table_next(table, info, [wanted[name] for name in missing], len(damaged)),
+    }  # fmt: skip
+
+
+def _footer(url: str) -> il_table.PartFacts | str:
+    try:
+        return il_table.read_part_facts(url)
+    except (TableError, UsageError, StorageError) as exc:
+        return str(exc)
+
+
+def _examples(table: str, first: Mapping[str, list[str]]) -> dict[str, list[dict[str, Any]]]:
+    """Of each status the first few samples: shard, ordinal, key and what is wrong with them."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for status, urls in first.items():
+        for url in urls:
+            try:
+                rows = parquet.read(url, ["key", "ordinal", "status", "error"])[0]
+            except RhostreamError:
+                continue
+            own = rows.filter(pc.equal(rows["status"], status)).slice(0, FIRST - len(found.get(status, [])))
+            shard = il_table.shard_of_part(table, url)
+            found.setdefault(status, []).extend({"shard": shard, "ordinal": r["ordinal"], "key": r["key"],
+                                                 "error": r["error"]} for r in own.to_pylist())  # fmt: skip
+            if len(found[status]) >= FIRST:
+                break
+    return found
+
+
+def _table_next(table: str, info: il_table.TableInfo, missing: Sequence[str], damaged: int) -> str:
+    shown = shlex.quote(storage.redact(table))
+    if damaged:
+        return f"rhostream verify {shown} --repair"
+    if not missing:
+        return "nothing"
+    model = f" --il-model {shlex.quote(info.places.get('il_model', 'DIR'))}" if info.kind == "il" else ""
+    keep = " --keep " + shlex.quote(",".join(f"{k}:{v}" for k, v in info.keep.items())) if info.keep else ""
+    roots = "".join(" --root " + shlex.quote(f"{name}={storage.redact(root)}") for name, root in info.roots.items())
+    verb = "compute-il" if info.kind == "il" else "index"
+    return f"rhostream {verb} --shards {shortened(missing)}{model} --out {shown}{keep}{roots}"
+
+
+# -- a run -----------------------------------------------------------------------------------------------------------
+
+
+def _run_status(run: str) -> dict[str, Any]:
+    record, latest = read_record(run), checkpoint.latest(run)
+    settings = record.get("settings") or {}
+    complete = bool(latest and latest.complete)
+    counts = dict(latest.counts) if latest else {}
+    return {
+        "kind": "run", "rule": settings.get("rule"), "model": settings.get("model"),
+        "step": latest.step if latest else 0, "of": settings.get("last_step"),
+        "pass": latest.pass_index if latest else 0, "complete": complete,
+        "rows_by_reason": counts, "unused": {k: counts[k] for k in _UNUSED if counts.get(k)},
+        "examples": _run_examples(run, record, latest), "attempts": checkpoint.newest_attempt(run) + 1,
+        "left_out_shards": record.get("left_out_shards") or 0,
+        "next": "nothing: the run is complete" if complete else _train(run, record),
+    }  # fmt: skip
+
+
+def _run_examples(run: str, record: Mapping[str, Any], latest: Checkpoint | None) -> dict[str, list[dict[str, Any]]]:
+    """Of each reason that is nobody's choice the last few rows of the log, with the error that the IL table has."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    if latest is None or not latest.log or not any(latest.counts.get(reason) for reason in _UNUSED):
+        return found
+    try:
+        rows = parquet.read(storage.join(run, latest.log[-1]["path"]), ["step", "shard", "ordinal", "key", "reason"])[0]
+    except RhostreamError:
+        return found  # `verify` says so
+    reasons = rows["reason"].cast("string")
+    for reason in _UNUSED:
+        own = rows.filter(pc.equal(reasons, reason)).slice(0, FIRST).to_pylist()
+        if own:
+            found[reason] = [{"shard": r["shard"], "ordinal": r["ordinal"], "key": r["key"], "step": r["step"],
+                              "error": _error_of(record, r["shard"], r["ordinal"])} for r in own]  # fmt: skip
+    return found
+
+
+def _error_of(record: Mapping[str, Any], shard: str, ordinal: int) -> str | None:
+    try:
+        table = storage.resolve(record["il"])
+        rows = parquet.read(il_table.part_url(table, shard), ["ordinal", "status", "error"])[0]
+        row = rows.filter(pc.equal(rows["ordinal"], ordinal)).to_pylist()[0]
+    except (RhostreamError, KeyError, IndexError, TypeError):
+        return None
+    return None if row["status"] == il_table.OK else f"{row['status']}: {row['error']}"
+
+
+def _train(run: str, record: Mapping[str, Any]) -> str:
+    """The command that goes on, as far as run.json knows it: the same as before."""
+    settings = record.get("settings") or {}
+    known = {name: settings[name] for name in _OPTIONS if settings.get(name) is not None}
+    given = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in known.items()]
+    shards = [storage.redact(str(url)) for url in record.get("shard_urls") or ()]
+    parts = ["rhostream train", f"--shards {shortened(shards)}" if shards else "--shards URL...",
+             f"--il {shlex.quote(storage.redact(str(record.get('il'))))}",
+             f"--run {shlex.quote(storage.redact(run))}", *given]  # fmt: skip
+    return f"{' '.join(parts)} (and what else the first command said: see `settings` in run.json)"
+
+
+# -- an IL model -----------------------------------------------------------------------------------------------------
+
+
+def _model_status(folder: str) -> dict[str, Any]:
+    record = read_model(folder)
+    return {
+        "kind": "il-model", "architecture": record.get("architecture"), "classes": record.get("classes"),
+        "networks": len(record["folds"]), "accuracy": record.get("accuracy"), "val_loss": record.get("val_loss"),
+        "next": f"rhostream compute-il --shards URL... --il-model {shlex.quote(storage.redact(folder))} --out URL",
+    }  # fmt: skip
+
+
+# -- words -----------------------------------------------------------------------------------------------------------
+
+_NUMBERED = re.compile(r"(.*?)(\d+)(\D*)\Z", re.DOTALL)
+
+
+def shortened(urls: Sequence[str]) -> str:
+    """URLs as one would type them: a brace range where their last number counts up, else one by one, at most eight."""
+    urls = [storage.redact(url) for url in urls]
+    split = [match.groups() for url in urls if (match := _NUMBERED.match(url))]
+    if len(urls) > 2 and len(split) == len(urls) and len({(a, len(n), z) for a, n, z in split}) == 1:
+        numbers = [int(n) for _, n, _ in split]
+        if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+            before, first, after = split[0]
+            return shlex.quote(f"{before}{{{first}..{split[-1][1]}}}{after}")  # rhostream expands it, not the shell
+    return " ".join(map(shlex.quote, urls[:8])) + (f" ... ({len(urls) - 8:,} more)" if len(urls) > 8 else "")

@@ -1,0 +1,125 @@
+"""`verify --repair`: what the wing after found bad, made again by the offline wing, and only then put in its place.
+
+    prove > find the shards and the IL model > compute into a scratch table > prove that > replace part by part > prove
+
+Nothing of the table is touched before its replacement is whole and proved, so a crash leaves it no worse. The wings
+never import each other: this room stands above both.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rhostream import storage
+from rhostream.audit.il_model import is_il_model, prove_il_model
+from rhostream.audit.runs import is_table
+from rhostream.audit.verify.parts import Finding, Proof, prove
+from rhostream.audit.verify.run import prove_run, repair_run
+from rhostream.audit.verify.table import TableProof, prove_table
+from rhostream.errors import RhostreamError, UsageError
+from rhostream.tables import il
+
+
+def repair(folder: str, *, shards: Iterable[str] = (), roots: Mapping[str, str] | None = None,
+           il_model: str | None = None, **options: Any) -> dict[str, Any]:
+    """Make again what `verify` finds bad in a table, or set a run's damaged newest checkpoint aside; then verify.
+
+    `il_model` and `shards` are looked for where they lay when the table was made, unless they are given; `options` are
+    those of `compute_il` (or `index`) about how to read: workers, max_bad_fraction, device. Returns what
+    `verify` finds afterwards, with "repaired" (names) and "not_repaired" ({name: why}). Raises UsageError, and its kin
+    MismatchError for another IL model, before anything is changed.
+    """
+    folder, listed = storage.resolve(folder), list(shards)
+    if is_table(folder):
+        proof = prove_table(folder, listed, roots)
+        done, failed = _repair_table(proof, listed, roots or {}, il_model, options)
+        found = prove_table(folder, listed, roots).as_json() if done else proof.as_json()
+        return {**found, "repaired": done, "not_repaired": failed}
+    if is_il_model(folder):
+        return {**prove_il_model(folder), "repaired": [], "not_repaired": {}}
+    of_run = prove_run(folder)
+    aside = repair_run(of_run)
+    found = prove_run(folder).as_json() if aside else of_run.as_json()
+    return {**found, "repaired": aside, "not_repaired": {}}
+
+
+def _repair_table(proof: TableProof, shards: list[str], roots: Mapping[str, str], il_model: str | None,
+                  options: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+    done, failed = list[str](), dict[str, str]()
+    bad = {finding.shard: finding for finding in proof.bad}
+    if bad:
+        urls = _find_shards(proof, bad, shards, roots)
+        model = _find_model(proof, il_model, len(bad)) if proof.info.kind == "il" else ""
+        scratch = tempfile.mkdtemp(prefix="rhostream-repair-")
+        try:
+            known = {**proof.info.roots, **roots}
+            failed = _compute(proof.info, urls, model, scratch, {"roots": known, **options})
+            for name in urls:
+                if name in failed:
+                    continue
+                new = il.part_url(scratch, name)
+                one = prove(new, scratch, il.open_info(scratch))
+                if not isinstance(one, Proof) or one.facts.fingerprint != proof.info.fingerprint:
+                    failed[name] = one.says if isinstance(one, Finding) else "the new part is of another making"
+                    continue
+                storage.replace(il.part_url(proof.table, name), Path(new).read_bytes())
+                done.append(name)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    for url in proof.copies:
+        storage.delete(url)
+        done.append(storage.redact(url))
+    return done, failed
+
+
+def _find_shards(proof: TableProof, bad: Mapping[str, Finding], shards: list[str],
+                 roots: Mapping[str, str]) -> dict[str, str]:
+    """Where each bad part's shard lies today. Raises UsageError naming those that can't be found."""
+    known = {**proof.info.roots, **roots}
+    given = {il.shard_name(url, known): url for url in (storage.expand(shards) if shards else [])}
+    urls = {name: given.get(name) or il.shard_url(name, proof.info, roots) for name in bad}
+    with ThreadPoolExecutor(il.REMOTE_THREADS) as pool:
+        there = dict(zip(urls, pool.map(_there, urls.values()), strict=True))
+    lost = [name for name, is_there in there.items() if not is_there]
+    if lost:
+        raise UsageError(f"{len(lost)} of {len(bad)} shards whose parts are bad are not where they were, first "
+                         f"{', '.join(lost[:5])}: say where they lie with --shards URL..."
+                         f"{' and --root NAME=URL' if known else ''}; nothing was changed")
+    return urls
+
+
+def _there(url: str) -> bool:
+    try:
+        return storage.exists(url)
+    except RhostreamError:
+        return False
+
+
+def _find_model(proof: TableProof, il_model: str | None, bad: int) -> str:
+    """The IL model, proved to be the one that made the table. Raises UsageError, MismatchError."""
+    from rhostream.irreducible.model import read_info
+
+    place = il_model or proof.info.places.get("il_model", "")
+    place = storage.resolve(place) if place else ""
+    info = read_info(place) if place else None
+    if info is None:
+        was = f" (it lay at {storage.redact(place)})" if place else ""
+        raise UsageError(f"{bad} parts are bad, and the IL model that can make them again isn't there{was}: pass "
+                         f"--il-model DIR, that of fingerprint {proof.info.fingerprint}; nothing was changed")
+    il.require_same_making(proof.info, info.ingredients(), storage.redact(proof.table))
+    return place
+
+
+def _compute(info: il.TableInfo, urls: Mapping[str, str], il_model: str, scratch: str,
+             options: Mapping[str, Any]) -> dict[str, str]:
+    """The parts of these shards, in a table of their own. Returns the shards that can't be read, and why."""
+    from rhostream.irreducible import compute_il, index
+
+    if info.kind == "index":
+        return index(urls.values(), scratch, keep=info.keep, **options).bad_shards
+    return compute_il(urls.values(), il_model, scratch, keep=info.keep, **options).bad_shards
