@@ -222,7 +222,7 @@ def index(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, out
     click.option("--image-size", type=int, help="Pixels of the square input; else the table's."),
     click.option("--decoder", default="auto", show_default=True, help="auto, pillow or simplejpeg."),
     click.option("--selection", default="global", show_default=True, type=click.Choice(["global", "rank"]),
-                 help="Under torchrun: the best n_b of the whole buffer, or the best n_b / ranks of each rank's share."),
+                 help="Under torchrun: the best n_b of the whole buffer, or n_b / ranks of each rank's share."),
     click.option("--rank-timeout", default=600.0, show_default=True,
                  help="Seconds that a rank waits for the others before it stops."),
     click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events below the run."),
@@ -236,7 +236,7 @@ def train(shards: tuple[str, ...], roots: tuple[str, ...], tensorboard: bool, **
     \b
     Examples:
       rhostream train --shards data/*.tar --il il --run runs/rho --model resnet18-small --test-shards test/*.tar
-      torchrun --nproc-per-node 4 --no-python rhostream train --shards data/*.tar --il il --run runs/rho
+      torchrun --nproc-per-node 4 --no-python -- rhostream train --shards data/*.tar --il il --run runs/rho
     """
     from rhostream.tables.il import parse_roots
     from rhostream.training.start import train as run

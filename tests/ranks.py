@@ -82,7 +82,8 @@ def together(folder: Path, target: Callable[..., Any], ranks: int, *arguments: A
     return [one["value"] for one in told]
 
 
-def _run(environment: dict[str, str], answer: Path, target: Callable[..., Any], rank: int, arguments: Sequence[Any]) -> None:
+def _run(environment: dict[str, str], answer: Path, target: Callable[..., Any], rank: int,
+         arguments: Sequence[Any]) -> None:
     import torch
 
     os.environ.update(environment)
@@ -98,7 +99,7 @@ def _run(environment: dict[str, str], answer: Path, target: Callable[..., Any], 
 # -- what they do -----------------------------------------------------------------------------------------------------
 
 
-def train(rank: int, options: Sequence[dict[str, Any]], die_at: int | None = None, slow_from: int | None = None) -> list[dict[str, Any]]:
+def train(rank: int, options: Sequence[dict[str, Any]], die_at: int | None = None) -> list[dict[str, Any]]:
     """`rhostream.train` with each of the options in turn; with `die_at`, rank 0 is killed once it has logged that step.
 
     Rank 0 leaves the number of its newest step beside the run, in `<run>.step`.
@@ -140,7 +141,8 @@ def decisions(run: Path) -> dict[int, dict[tuple[str, int], tuple[bool, float, s
         step = -1 - row["pass"] if row["step"] is None else row["step"]
         own = found.setdefault(step, {})
         assert (row["shard"], row["ordinal"]) not in own
-        own[row["shard"], row["ordinal"]] = (row["kept"], np.nan if row["score"] is None else row["score"], row["reason"])
+        score = np.nan if row["score"] is None else row["score"]
+        own[row["shard"], row["ordinal"]] = (row["kept"], score, row["reason"])
     return found
 
 

@@ -64,8 +64,8 @@ def totals_of(candidates: Candidates, selection: Selection, signal: int, ranks: 
         selection.reread, signal,
     ], dtype=torch.float64))  # fmt: skip
     loss = float(told[:, 3].sum())
-    of_all, kept, count, _, correct, scored, shortlisted, reread, _ = (int(n) for n in told.sum(0).nan_to_num().tolist())
-    return Totals(of_all, kept, count, loss, correct, scored, shortlisted, reread, int(told[:, -1].max()))
+    of_all, kept, count, _, correct, scored, short, reread, _ = (int(n) for n in told.sum(0).nan_to_num().tolist())
+    return Totals(of_all, kept, count, loss, correct, scored, short, reread, int(told[:, -1].max()))
 
 
 class Book:
