@@ -68,7 +68,7 @@ def start(folder: Path, target: Callable[..., Any], ranks: int, *arguments: Any,
     answers = [folder / f"{name}-{rank}.json" for rank in range(ranks)]
     processes: list[BaseProcess] = []
     for rank, answer in enumerate(answers):
-        own = {**there, "RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
+        own = {**there, "RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 or environment else {}
         process = CONTEXT.Process(target=_run, args=(own, answer, target, rank, arguments))
         process.start()
         processes.append(process)

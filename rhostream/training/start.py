@@ -94,6 +94,11 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     stream, info = loader.stream, loader.stream.table.info
     classes = settings.classes or info.classes or _count_classes(stream.table)
     network, proxy = _networks(settings, loader, classes, on, ranks)
+    selector = Selector(network, settings.rule, settings.own_batch(ranks), chunk=settings.chunk,
+                        batch_norm=settings.batch_norm, loss_cap=settings.loss_cap, seed=settings.seed,
+                        autocast=scoring, compile=settings.compile, proxy=proxy,
+                        shortlist=listed.factor if listed else None,
+                        group=ranks if settings.selection == "global" else None)
     pinned, last_step = settings.pinned(stream, classes, ranks), _last_step(settings, stream.buffers_per_pass)
     threads = threads_of(settings.threads, settings.workers, before.get("threads"))
     record = _record(settings, loader, pinned, last_step, threads, on, ranks)
@@ -107,11 +112,6 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     found = attempt.open(record)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, betas=(0.9, 0.999),
                                   weight_decay=settings.weight_decay, fused=True)
-    selector = Selector(network, settings.rule, settings.own_batch(ranks), chunk=settings.chunk,
-                        batch_norm=settings.batch_norm, loss_cap=settings.loss_cap, seed=settings.seed,
-                        autocast=scoring, compile=settings.compile, proxy=proxy,
-                        shortlist=listed.factor if listed else None,
-                        group=ranks if settings.selection == "global" else None)
     trainer = Trainer(
         loader, selector, network, optimizer, attempt, on, settings.seed, last_step, settings.accumulate,
         settings.augment,
