@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rhostream.errors import UsageError
-from rhostream.selection.ranks import in_lockstep
+from rhostream.selection.ranks import in_lockstep, is_sharded
 
 BATCH_NORMS = ("buffer", "eval")
 
@@ -38,8 +38,10 @@ def scoring(model: nn.Module, batch_norm: str = "buffer") -> Iterator[None]:
         for norm in norms:
             # In train mode without tracked statistics torch normalises by the batch and updates nothing.
             norm.training, norm.track_running_stats = True, False
+    # The weights that FSDP gathers for this forward may be those of the next one, which is to be differentiated.
+    without_gradients = torch.no_grad() if is_sharded(model) else torch.inference_mode()
     try:
-        with torch.inference_mode(), torch.random.fork_rng(devices=devices):
+        with without_gradients, torch.random.fork_rng(devices=devices):
             yield
     finally:
         # Inside a caller's own autocast the low-precision copies of the weights made here know no gradient; left in

@@ -171,10 +171,14 @@ def in_lockstep(model: nn.Module) -> bool:
     """Whether forwards of the model wait for those of other ranks, so that all must make the same number of them."""
     if not dist.is_initialized():
         return False
-    kinds: tuple[type, ...] = (nn.SyncBatchNorm,)
-    if fsdp := sys.modules.get("torch.distributed.fsdp"):  # imported by whoever uses it
-        kinds += (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)
-    return any(isinstance(m, kinds) for m in model.modules())
+    return is_sharded(model) or any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether parts of the weights lie on other ranks (FSDP)."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # imported by whoever uses it
+    return fsdp is not None and any(isinstance(m, (fsdp.FSDPModule, fsdp.FullyShardedDataParallel))
+                                    for m in model.modules())
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

@@ -160,7 +160,8 @@ def require_alike(ranks: Ranks, settings: Mapping[str, Any]) -> None:
 
 def with_synchronized_norms(model: nn.Module, device: torch.device) -> tuple[nn.Module, str | None]:
     """On GPUs batch norm takes its statistics over all ranks; elsewhere torch has no such thing: (model, warning)."""
-    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, nn.SyncBatchNorm)
+               for m in model.modules()):
         return model, None
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model), None

@@ -93,16 +93,18 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     loader = _open(settings, on, ranks, before)
     stream, info = loader.stream, loader.stream.table.info
     classes = settings.classes or info.classes or _count_classes(stream.table)
+    pinned, last_step = settings.pinned(stream, classes, ranks), _last_step(settings, stream.buffers_per_pass)
+    # Ranks that weren't started alike would wait for each other at different places.
+    require_alike(ranks, _plain({**pinned, "last_step": last_step, "tests": len(tests), "eval_every":
+                                 settings.eval_every, "checkpoint_every": settings.checkpoint_every}))
     network, proxy = _networks(settings, loader, classes, on, ranks)
     selector = Selector(network, settings.rule, settings.own_batch(ranks), chunk=settings.chunk,
                         batch_norm=settings.batch_norm, loss_cap=settings.loss_cap, seed=settings.seed,
                         autocast=scoring, compile=settings.compile, proxy=proxy,
                         shortlist=listed.factor if listed else None,
                         group=ranks if settings.selection == "global" else None)
-    pinned, last_step = settings.pinned(stream, classes, ranks), _last_step(settings, stream.buffers_per_pass)
     threads = threads_of(settings.threads, settings.workers, before.get("threads"))
     record = _record(settings, loader, pinned, last_step, threads, on, ranks)
-    require_alike(ranks, json.loads(json.dumps({**record["settings"], "tests": len(tests)}, default=str)))
     attempt = Run(run, pinned, ranks)
     if ranks.first:
         storage.probe_writable(run)
@@ -190,6 +192,10 @@ def _record(settings: Settings, loader: Loader, pinned: dict[str, Any], last_ste
         "chunk": settings.chunk, "precision": settings.precision, "versions": versions(),
         "samples": int(table.counts.sum()), "buffers_per_pass": stream.buffers_per_pass,
     }
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
 
 
 def _last_step(settings: Settings, buffers_per_pass: int) -> int:

@@ -16,9 +16,9 @@ from torch import nn
 
 import rhostream
 from rhostream import checkpoint
-from rhostream.tables import il as il_table
 from tests import ranks
 from tests.conftest import make_shards
+from tests.tables import without_il
 from tests.test_training import same, weights_of
 
 SETTINGS: dict[str, Any] = {"buffer_size": 40, "batch_size": 8, "model": "mlp-64", "steps": 24, "checkpoint_every": 5,
@@ -53,7 +53,7 @@ def close(one: Path, other: Path, noise: float = 1e-4) -> bool:
     return all(torch.allclose(first[k], second[k], atol=noise) for k in first)
 
 
-# -- E11 --------------------------------------------------------------------------------------------------------------
+# -- E11 ---
 
 
 @pytest.mark.parametrize(("victim", "number"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)])
@@ -118,7 +118,7 @@ def test_E11_a_rank_that_never_comes_is_reported(options: Callable[..., dict[str
     assert told[0]["exit"] == 3 and "could not join the others" in told[0]["error"]
 
 
-# -- E13 --------------------------------------------------------------------------------------------------------------
+# -- E13 ---
 
 
 def killed_and_resumed(started: Callable[..., ranks.Started], settings: dict[str, Any],
@@ -148,7 +148,7 @@ def test_E13_a_run_goes_on_with_other_numbers_of_ranks(options: Callable[..., di
     assert close(tmp_path / "whole", tmp_path / "run")
 
 
-# -- E12, E16, E22 ------------------------------------------------------------------------------------------------------
+# -- E12, E16 ---
 
 
 def steps_of_ranks(run: Path) -> dict[int, list[int]]:
@@ -207,26 +207,7 @@ def test_E16_sizes_that_ranks_can_not_share_are_refused_and_the_tail_is_counted(
     assert checkpoint.latest(str(trained(steps=None))).counts["tail"] == 1003 - 25 * 40
 
 
-# -- E18 --------------------------------------------------------------------------------------------------------------
-
-
-def without_il(table: Path, out: Path, shards: set[int]) -> Path:
-    """A copy of a table in which every il of some of its parts is null, as a computation that failed leaves them."""
-    import pyarrow as pa
-
-    from rhostream.tables import parquet
-
-    (out / "parts").mkdir(parents=True)
-    (out / "_table.json").write_bytes((table / "_table.json").read_bytes())
-    for at, part in enumerate(sorted((table / "parts").rglob("*.parquet"))):
-        rows, record = parquet.read(str(part))
-        if at in shards:
-            column = rows.schema.get_field_index("il")
-            rows = rows.set_column(column, rows.schema.field(column), pa.nulls(len(rows), pa.float32()))
-            record = {**record, "il_rows": 0}
-        (new := out / part.relative_to(table)).parent.mkdir(parents=True, exist_ok=True)
-        new.write_bytes(il_table.encode_part(rows, il_table.PartFacts(**record)))
-    return out
+# -- E18 ---
 
 
 @pytest.mark.parametrize("model", ["mlp-64", "small-cnn"])
