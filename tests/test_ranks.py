@@ -1,4 +1,4 @@
-"""Two ranks decide and learn what one does: the same buffers, the same kept keys, and the same weights but for noise."""
+"""Two ranks decide and learn what one does: the same buffers, the same kept keys, the same weights but for noise."""
 
 from __future__ import annotations
 
@@ -177,8 +177,8 @@ class SynchronizedNorm(nn.SyncBatchNorm):
 
 def with_norm() -> nn.Module:
     """A small CNN with it; a bias before it would get noise as its gradient, and Adam would make steps of that."""
-    return nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), SynchronizedNorm(4), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
-                         nn.Linear(64, 4))
+    return nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), SynchronizedNorm(4), nn.ReLU(), nn.AdaptiveAvgPool2d(4),
+                         nn.Flatten(), nn.Linear(64, 4))
 
 
 def train_with_norm(rank: int, options: list[dict[str, Any]]) -> None:

@@ -119,7 +119,8 @@ class Book:
         if loss_b is None:
             return None
         if self._run.ranks.alone:
-            return float(loss_b.mean(dtype=np.float32)) if len(loss_b) else None
+            with np.errstate(over="ignore"):  # an infinite mean is what is looked for
+                return float(loss_b.mean(dtype=np.float32)) if len(loss_b) else None
         # By the very number that the optimizer's step hung on, or ranks could part.
         return None if step.mean is None else float(step.mean)
 

@@ -58,8 +58,7 @@ class Trainer:
         with StopRequest() as stop, progress:
             for candidates in self.loader:  # line 5: the next n_B of the plan
                 clock.lap("wait")
-                # Dropout is a function of the step (and of the rank: other rows, other draws).
-                _seed(self.device, _step_seed(self.seed, run.step, ranks.rank))
+                self._seed_step()  # for a proxy that learns
                 selection = self.selector(candidates.to(self.device))  # lines 6-8: score, keep the top n_b
                 clock.lap("score")
                 self._finish_step(clock)  # the one before: its losses have come to the host with these scores
@@ -100,12 +99,21 @@ class Trainer:
         if x is None:
             height, width, channels = self.loader.stream.preprocess.shape
             x = torch.zeros(0, channels, height, width, device=self.device)
+        self._seed_step()  # again: a callback of the user's may have drawn numbers since
         if self.augment != "none" and len(x):
             start, planned = self._ranks.rank * len(selection.loss), self._ranks.size * len(selection.loss)
             x = augmented(x, self.augment, _step_seed(self.seed, self.run.step),
                           rows=torch.from_numpy(selection.rows) + start, planned=planned)
         return take_step(self.model, self.optimizer, x, selection.label, self.selector.loss, forward=self._forward,
                          accumulate=self.accumulate, autocast=self.precision, ranks=self._ranks, total=total)
+
+    def _seed_step(self) -> None:
+        """Dropout is a function of the step, and of the rank: other rows, other draws."""
+        seed = _step_seed(self.seed, self.run.step, self._ranks.rank)
+        # Only the generators in use: torch.manual_seed also writes down a stack trace for each kind that isn't.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _evaluate(self, step: int, done: bool, clock: _Clock) -> Evaluation | None:
         """At its steps, and at the last one."""
@@ -147,10 +155,3 @@ class _Clock:
 
 def _step_seed(seed: int, step: int, rank: int = 0) -> int:
     return (seed * 1_000_003 + step + (rank << 40)) % (1 << 63)
-
-
-def _seed(device: torch.device, seed: int) -> None:
-    """Seed the generators in use: torch.manual_seed also writes down a stack trace for each kind that isn't."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
