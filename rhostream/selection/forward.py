@@ -87,7 +87,7 @@ class Forward:
     def _what_changes(self) -> str:
         norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules())
         if self.batch_norm == "eval" or not norms:
-            return ", with the same scores"
+            return ", which changes scores by rounding alone"
         return ("; this model has batch norm, which takes its statistics from each chunk now, so other samples may be "
                 "kept than with the whole buffer at once (--batch-norm eval scores alike in any chunk)")
 

@@ -104,17 +104,17 @@ class Hungry(nn.Module):
 
 def test_E5_out_of_memory_while_scoring_halves_the_chunk_and_keeps_the_same_samples(trained: Callable[..., Path],
                                                                                     tmp_path: Path) -> None:
-    """When the device runs out of memory while `train` scores a buffer, the chunk is halved with a warning and the run goes on; without batch norm exactly the same samples are kept, and with it the warning says that they may differ."""  # noqa: E501
+    """When the device runs out of memory while `train` scores a buffer, the chunk is halved with a warning and the run goes on; without batch norm the same samples are kept, but where scores differ by rounding alone, and with it the warning says that others may be kept."""  # noqa: E501
     model = Hungry(layers(), room=11)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         trained("hungry", make_model=lambda: model, model="layers")
     said = [str(w.message) for w in told]
     assert len(said) == 2 and "out of memory for 40 samples at once: scoring 20" in said[0]
-    assert "scoring 10 at a time from here on, with the same scores" in said[1]
+    assert "scoring 10 at a time from here on, which changes scores by rounding alone" in said[1]
     assert model.largest == 10
     trained("fed", make_model=lambda: Hungry(layers(), room=10_000), model="layers")
-    assert same(tmp_path / "fed", tmp_path / "hungry")
+    assert ranks.assert_same_but_for_noise(tmp_path / "fed", tmp_path / "hungry", noise=1e-6) == 30
     norm = build("small-cnn", image_size=16, channels=1, classes=4)
     with pytest.warns(UserWarning, match=r"scoring 20 at a time from here on; this model has batch norm.*may be kept"):
         selection = Selector(Hungry(norm, room=20), "rho", 8)(buffer())
