@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -259,27 +260,36 @@ def index(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, out
     click.option("--compile", is_flag=True, help="Run the model through torch.compile."),
     click.option("--image-size", type=int, help="Pixels of the square input; else the table's."),
     click.option("--decoder", default="auto", show_default=True, help="auto, pillow or simplejpeg."),
+    click.option("--selection", default="global", show_default=True, type=click.Choice(["global", "rank"]),
+                 help="Under torchrun: the best n_b of the whole buffer, or n_b / ranks of each rank's share."),
+    click.option("--rank-timeout", default=600.0, show_default=True,
+                 help="Seconds that a rank waits for the others before it stops."),
     click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events below the run."),
     click.option("--seed", default=0, show_default=True),
 )
 def train(shards: tuple[str, ...], roots: tuple[str, ...], tensorboard: bool, **options: Any) -> None:
     """Train with selection: score n_B samples, keep n_b, step; every decision is logged.
 
+    Over several GPUs or machines it is started by torchrun, with n_B and n_b counted over all ranks.
+
     \b
-    Example:
+    Examples:
       rhostream train --shards data/*.tar --il il --run runs/rho --model resnet18-small --test-shards test/*.tar
+      torchrun --nproc-per-node 4 --no-python -- rhostream train --shards data/*.tar --il il --run runs/rho
     """
     from rhostream.storage import redact
     from rhostream.tables.il import parse_roots
     from rhostream.training.start import train as run
 
-    metrics = _tensorboard(options["run"]) if tensorboard else None
+    first = os.environ.get("RANK", "0") == "0"  # the other ranks of a launcher have nothing to add
+    metrics = _tensorboard(options["run"]) if tensorboard and first else None
     options["test_shards"] = options["test_shards"] or ()
     summary = run(shards, options.pop("il"), options.pop("run"), roots=parse_roots(roots), metrics=metrics, **options)
-    kept, tail = (summary.reasons.get(reason, 0) for reason in ("kept", "tail"))
-    click.echo(json.dumps({"run": redact(summary.run), "steps": summary.steps, "planned": summary.planned,
-                           "kept": kept, "skipped": summary.planned - kept - tail, "tail": tail,
-                           "reasons": summary.reasons, "test_accuracy": summary.test_accuracy}, indent=1))
+    if first:
+        kept, tail = (summary.reasons.get(reason, 0) for reason in ("kept", "tail"))
+        click.echo(json.dumps({"run": redact(summary.run), "steps": summary.steps, "planned": summary.planned,
+                               "kept": kept, "skipped": summary.planned - kept - tail, "tail": tail,
+                               "reasons": summary.reasons, "test_accuracy": summary.test_accuracy}, indent=1))
 
 
 def _tensorboard(run: str) -> Callable[[dict[str, Any]], None]:

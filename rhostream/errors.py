@@ -16,6 +16,7 @@
     |-- TableError                    3   a part, segment or checkpoint can't be trusted
     |-- BudgetError                   3   more bad samples or shards than was allowed
     |-- NonFiniteError                3   the loss of whole buffers is NaN or infinite
+    |-- RankLostError                 3   another rank of the run is gone or stuck
     |-- SupersededError               3   a newer attempt of the same run took over
     |-- WorkerError                   1   a loader worker died
     `-- Interrupted             130/143   asked to stop; the same command resumes
@@ -117,6 +118,12 @@ class BudgetError(RhostreamError):
 
 class NonFiniteError(RhostreamError):
     """Whole buffers have a NaN or infinite loss."""
+
+    exit_code = 3
+
+
+class RankLostError(RhostreamError):
+    """Another rank of the same run died, stopped or did nothing for too long."""
 
     exit_code = 3
 

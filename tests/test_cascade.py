@@ -23,7 +23,8 @@ from rhostream import checkpoint
 from rhostream.candidates import CANDIDATE, Candidates, Reason
 from rhostream.errors import MismatchError, NonFiniteError, UnknownNameError, UsageError
 from rhostream.models import build
-from rhostream.selection.proxy import Proxy, step_if_finite
+from rhostream.selection.gradient import step_if_finite
+from rhostream.selection.proxy import Proxy
 from rhostream.selection.selector import Selector
 from rhostream.stream.band import Band, resolve_band
 from rhostream.stream.dataset import ahead

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rhostream.errors import UsageError
+from rhostream.selection.ranks import in_lockstep, is_sharded
 
 BATCH_NORMS = ("buffer", "eval")
 
@@ -37,8 +38,10 @@ def scoring(model: nn.Module, batch_norm: str = "buffer") -> Iterator[None]:
         for norm in norms:
             # In train mode without tracked statistics torch normalises by the batch and updates nothing.
             norm.training, norm.track_running_stats = True, False
+    # The weights that FSDP gathers for this forward may be those of the next one, which is to be differentiated.
+    without_gradients = torch.no_grad() if is_sharded(model) else torch.inference_mode()
     try:
-        with torch.inference_mode(), torch.random.fork_rng(devices=devices):
+        with without_gradients, torch.random.fork_rng(devices=devices):
             yield
     finally:
         # Inside a caller's own autocast the low-precision copies of the weights made here know no gradient; left in
@@ -75,12 +78,18 @@ class Forward:
                 return self._logits(x)
             except torch.OutOfMemoryError:
                 size = min(self.chunk or len(x), len(x))
-                if size <= 1:
+                if size <= 1 or in_lockstep(self.model):  # other ranks would wait for the forwards that are fewer
                     raise
                 self.chunk = size // 2
                 warnings.warn(f"the device is out of memory for {size} samples at once: scoring {self.chunk} at a time "
-                              "from here on; batch norm, if there is any, takes its statistics from each chunk",
-                              stacklevel=2)  # fmt: skip
+                              f"from here on{self._what_changes()}", stacklevel=2)
+
+    def _what_changes(self) -> str:
+        norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules())
+        if self.batch_norm == "eval" or not norms:
+            return ", which changes scores by rounding alone"
+        return ("; this model has batch norm, which takes its statistics from each chunk now, so other samples may be "
+                "kept than with the whole buffer at once (--batch-norm eval scores alike in any chunk)")
 
     def _logits(self, x: Tensor) -> Tensor:
         context = torch.autocast(x.device.type, self.autocast) if self.autocast else contextlib.nullcontext()

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from rhostream.selection.forward import Forward
+from rhostream.selection.gradient import take_step
+from rhostream.selection.losses import cross_entropy
+from rhostream.selection.ranks import Ranks
 
 
 class Proxy:
@@ -24,14 +26,12 @@ class Proxy:
         self.forward = Forward(model, autocast=autocast)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
 
-    def learn(self, x: Tensor, label: Tensor) -> None:
-        """One step on the mean loss of (n, C, H, W) inputs; a loss that isn't finite leaves the weights alone."""
-        if not self.model.training:
-            self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = functional.cross_entropy(self.model(x).float(), label)
-        loss.backward()
-        step_if_finite(self.optimizer, loss.detach())
+    def learn(self, x: Tensor, label: Tensor, ranks: Ranks | None = None, total: int = 0) -> None:
+        """One step on the mean loss of (n, C, H, W) inputs; a loss that isn't finite leaves the weights alone.
+
+        Over several `ranks` the mean is that of the `total` inputs of all; each calls it, even with none of its own.
+        """
+        take_step(self.model, self.optimizer, x, label, cross_entropy, ranks=ranks, total=total)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and optimizer, for a checkpoint."""
@@ -41,17 +41,3 @@ class Proxy:
         """The inverse of `state_dict`."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-
-
-def step_if_finite(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """Step, unless `loss` is NaN or infinite, without asking the device which it is.
-
-    A fused optimizer takes the verdict as a tensor (it is how GradScaler skips a step); for another one the host has to
-    look.
-    """
-    if getattr(optimizer, "_step_supports_amp_scaling", False):
-        optimizer.grad_scale, optimizer.found_inf = None, (~torch.isfinite(loss)).float()  # type: ignore[attr-defined]
-        optimizer.step()
-        del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
-    elif bool(torch.isfinite(loss)):
-        optimizer.step()

@@ -100,3 +100,18 @@ def leading(score_B: Tensor, n: int) -> Tensor:
     """
     ranked = torch.where(torch.isfinite(score_B), score_B, -torch.inf).argsort(descending=True, stable=True)
     return ranked[:n].sort().values
+
+
+def choose(score_B: Tensor, chance_B: Tensor, n: int, best: Callable[[Tensor, int], Tensor] = top) -> Tensor:
+    """Rows to keep, ascending, on the device of `score_B`: the `best`, and of the chance rows their fair share.
+
+    `chance_B` (bool, on the host) marks rows without an il, which compete by chance: evenly spread over their rows.
+    """
+    missing = torch.nonzero(chance_B).flatten()
+    if not len(missing):
+        return best(score_B, n)
+    share = min(len(missing), round(n * len(missing) / len(score_B)))
+    picked = missing[torch.linspace(0, len(missing) - 1, share).round().long()] if share else missing[:0]
+    others = torch.nonzero(~chance_B).flatten().to(score_B.device)
+    chosen = others[best(score_B[others], n - len(picked))]
+    return torch.cat([chosen, picked.to(score_B.device)]).sort().values

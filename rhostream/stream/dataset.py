@@ -151,11 +151,8 @@ class CandidateStream(IterableDataset[Message]):
             pass_index, start = pass_index + 1, 0
 
     def _fill(self, join: Join, pixels: npt.NDArray[np.uint8], pass_index: int, index: int) -> Joined:
-        rows = self.plan(pass_index).buffer(index)
-        joined = join(rows)
-        crash_point("stream: buffer joined")
-        for prefilter in self.prefilters:
-            prefilter(joined, pass_index, index)
+        joined = self._joined(join, pass_index, index)
+        rows = joined.rows
         decode = decoder(self.decoder_name)[1]
         candidates = np.flatnonzero(joined.reason == CANDIDATE)
         # Rows stand lane by lane: neighbours share a shard, and its reader is looked up once per run.
@@ -169,6 +166,16 @@ class CandidateStream(IterableDataset[Message]):
                 joined.reason[row] = Reason.unreadable
             crash_point("stream: image decoded")
         return joined
+
+    def _joined(self, join: Join, pass_index: int, index: int) -> Joined:
+        """This rank's rows after the prefilters; those that decide over the whole buffer are shown all of it."""
+        whole = self.ranks > 1 and any(getattr(p, "whole_buffer", False) for p in self.prefilters)
+        joined = join(self.plan(pass_index).buffer(index, whole))
+        crash_point("stream: buffer joined")
+        for prefilter in self.prefilters:
+            prefilter(joined, pass_index, index)
+        share = self.buffer_size // self.ranks
+        return joined.slice(self.rank * share, (self.rank + 1) * share) if whole else joined
 
     def _candidates(self, message: Message, slots: Tensor | None) -> Candidates:
         joined = message.joined

@@ -38,11 +38,18 @@ class Joined:
     size: npt.NDArray[np.int64]
     reason: npt.NDArray[np.uint8]  # CANDIDATE, or why it is dropped unread
 
+    def slice(self, start: int, stop: int) -> Joined:
+        """The rows from `start` up to `stop`."""
+        at = slice(start, stop)
+        return Joined(Rows(self.rows.shard[at], self.rows.ordinal[at]), self.key[at], self.label[at], self.il[at],
+                      self.offset[at], self.size[at], self.reason[at])  # fmt: skip
+
 
 class Prefilter(Protocol):
     """A decision before decode: given the joined rows, change CANDIDATE into a Reason in `reason`, in place.
 
-    It runs in the loader's workers, so it must be picklable and a function of (pass, index) and the rows alone.
+    It runs in the loader's workers, so it must be picklable and a function of (pass, index) and the rows alone. Over
+    several ranks it sees the rows of its rank, or those of all where it has a true attribute `whole_buffer`.
     """
 
     def __call__(self, joined: Joined, pass_index: int, index: int) -> None: ...
@@ -50,14 +57,22 @@ class Prefilter(Protocol):
 
 @dataclass(frozen=True)
 class UniformChoice:
-    """The rule `uniform`, decided before decode: a random n_b of the usable rows, the others are `below`."""
+    """The rule `uniform`, decided before decode: a random n_b of the usable rows, the others are `below`.
+
+    Over several ranks n_b is that of the whole buffer; with a `rank` it is that rank's own, from its own rows.
+    """
 
     batch_size: int
     seed: int
+    rank: int | None = None
+
+    @property
+    def whole_buffer(self) -> bool:
+        return self.rank is None
 
     def __call__(self, joined: Joined, pass_index: int, index: int) -> None:
         usable = np.flatnonzero(joined.reason == CANDIDATE)
-        rng = generator(self.seed, "uniform", pass_index, index)
+        rng = generator(self.seed, "uniform", pass_index, index, *(() if self.rank is None else (self.rank,)))
         # Ranks of one random number per planned row, so the choice doesn't depend on which rows are usable.
         draw = rng.random(len(joined.reason))[usable]
         joined.reason[usable[np.argsort(draw, kind="stable")[self.batch_size :]]] = Reason.below

@@ -39,7 +39,9 @@ def choose_lanes(buffer_size: int, ranks: int = 1, lanes: int | None = None) -> 
     possible = [k for k in range(ranks, min(buffer_size, max(MAX_LANES, ranks)) + 1)
                 if buffer_size % k == 0 and k % ranks == 0]
     if not possible:
-        raise UsageError(f"buffer size {buffer_size} can't be split over {ranks} ranks: make it a multiple")
+        near = max(round(buffer_size / ranks), 1) * ranks
+        raise UsageError(f"--buffer-size {buffer_size} can't be split over {ranks} ranks, which read equal shares of "
+                         f"every buffer; nearest: {near}")
     if lanes is None:
         return possible[-1]
     if buffer_size % lanes or lanes % ranks or lanes < 1:
@@ -109,15 +111,15 @@ class Plan:
         """Whole buffers in the pass: the number of steps, the same on every rank."""
         return self.lane_length // (self.buffer_size // self.lanes)
 
-    def buffer(self, index: int) -> Rows:
-        """This rank's rows of buffer `index`, in canonical order: lane by lane, n_B / ranks rows.
+    def buffer(self, index: int, whole: bool = False) -> Rows:
+        """This rank's rows of buffer `index`, in canonical order: lane by lane, n_B / ranks rows; all n_B if `whole`.
 
         Raises IndexError outside [0, buffers).
         """
         if not 0 <= index < self.buffers:
             raise IndexError(f"buffer {index} of {self.buffers}")
         share, mine = self.buffer_size // self.lanes, self.lanes // self.ranks
-        lane = np.arange(self.rank * mine, (self.rank + 1) * mine)[:, None]
+        lane = (np.arange(self.lanes) if whole else np.arange(self.rank * mine, (self.rank + 1) * mine))[:, None]
         step = index * share + np.arange(share, dtype=np.int64)[None, :]
         within = (step + self._phases[lane]) % self.lane_length
         return self._rows((self._starts[lane] + within).ravel())

@@ -59,11 +59,12 @@ class Progress:
 class StepProgress:
     """Counts the steps of a training run; to be used as a context manager."""
 
-    def __init__(self, title: str, total: int, done: int = 0) -> None:
+    def __init__(self, title: str, total: int, done: int = 0, *, silent: bool = False) -> None:
         self._title, self._total, self._done, self._first = title, total, done, done
         self._start = self._said = time.monotonic()
+        self._silent = silent  # another rank says it
         self._bar: tqdm[None] | None = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not silent:
             self._bar = tqdm(total=total, initial=done, desc=title, unit="step", leave=False, dynamic_ncols=True)
 
     def __enter__(self) -> Self:
@@ -80,7 +81,7 @@ class StepProgress:
         if self._bar is not None:
             self._bar.set_postfix_str(says, refresh=False)
             self._bar.update(1)
-        elif now - self._said >= EVERY_SECONDS:
+        elif not self._silent and now - self._said >= EVERY_SECONDS:
             self._said = now
             rate = (self._done - self._first) / (now - self._start)
             LOG.info("%s: step %s of %s (%.1f/s), %s", self._title, f"{self._done:,}", f"{self._total:,}", rate, says)

@@ -12,20 +12,24 @@ from rhostream.errors import UnknownNameError
 KINDS = ("none", "flip", "shift", "flip-shift")
 
 
-def augment(x: Tensor, kind: str, seed: int, pixels: int = 2) -> Tensor:
+def augment(x: Tensor, kind: str, seed: int, pixels: int = 2, *, rows: Tensor | None = None,
+            planned: int | None = None) -> Tensor:
     """Random horizontal flips and shifts of each image, a function of `seed`: (B, C, H, W) -> same shape.
 
-    Shifts are up to `pixels` in each direction; what comes in at the border repeats the edge.
+    Shifts are up to `pixels` in each direction; what comes in at the border repeats the edge. With `rows`, the images'
+    places (B,) in a buffer of `planned`, an image's draw is that of its place, whichever rank holds it.
     """
     if kind not in KINDS:
         raise UnknownNameError.of("augmentation", kind, KINDS)
     rng = torch.Generator().manual_seed(seed)
+    rows = torch.arange(len(x)) if rows is None else rows
+    planned = len(x) if planned is None else planned
     if "flip" in kind:
-        flip = to_device(torch.rand(len(x), generator=rng).lt(0.5), x.device)
+        flip = to_device(torch.rand(planned, generator=rng).lt(0.5)[rows], x.device)
         x = torch.where(flip[:, None, None, None], x.flip(3), x)
     if "shift" in kind:
         height, width = x.shape[2:]
-        dy, dx = to_device(torch.randint(0, 2 * pixels + 1, (2, len(x)), generator=rng), x.device)
+        dy, dx = to_device(torch.randint(0, 2 * pixels + 1, (2, planned), generator=rng)[:, rows], x.device)
         padded = functional.pad(x, (pixels,) * 4, mode="replicate")
         row = dy[:, None] + torch.arange(height, device=x.device)
         column = dx[:, None] + torch.arange(width, device=x.device)

@@ -15,6 +15,7 @@ from rhostream.errors import UnknownNameError, UsageError
 from rhostream.models import build
 from rhostream.selection.proxy import Proxy
 from rhostream.stream.decode import Preprocess
+from rhostream.training.ranks import with_synchronized_norms
 
 KINDS = ("proxy", "view")
 
@@ -50,11 +51,17 @@ def parse_shortlist(text: str | None, *, rule: str, buffer_size: int, batch_size
     return Shortlist(kind, factor)
 
 
-def make_proxy(name: str, seen: Preprocess, classes: int, *, lr: float, seed: int, device: torch.device) -> Proxy:
-    """The proxy of that name for images as the workers decode them; its first weights are a function of the seed."""
+def make_proxy(name: str, seen: Preprocess, classes: int, *, lr: float, seed: int, device: torch.device,
+               synchronized: bool = False) -> Proxy:
+    """The proxy of that name for images as the workers decode them; its first weights are a function of the seed.
+
+    `synchronized`: over several ranks, with batch norm over all of them where the device can.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build(name, image_size=seen.image_size, channels=seen.channels, classes=classes)
+    if synchronized:
+        network, _ = with_synchronized_norms(network, device)
     return Proxy(network.to(device).to(memory_format=torch.channels_last), lr=lr)  # type: ignore[call-overload]
 
 

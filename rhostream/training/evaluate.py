@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rhostream import storage
 from rhostream.errors import UsageError
 from rhostream.selection.losses import cross_entropy, is_correct
+from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import scoring
 from rhostream.stream.decode import Preprocess
 from rhostream.stream.scan import Chunk, End, ScanSettings, scan
@@ -35,12 +36,18 @@ class Evaluation:
 
 
 class TestSet:
-    """Test shards, decoded once and kept as uint8 when they fit into 1 GiB, else read again each time."""
+    """Test shards, decoded once and kept as uint8 when they fit into 1 GiB, else read again each time.
+
+    Over several `ranks` each evaluates its share of the shards, and `evaluate` is collective.
+    """
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
-    def __init__(self, shards: Iterable[str], preprocess: Preprocess, classes: int, decoder: str, workers: int) -> None:
-        self._shards = storage.expand(shards)
+    def __init__(self, shards: Iterable[str], preprocess: Preprocess, classes: int, decoder: str, workers: int,
+                 ranks: Ranks | None = None) -> None:
+        self._ranks = ranks or Ranks()
+        self._all = storage.expand(shards)
+        self._shards = self._all[self._ranks.rank :: self._ranks.size]
         self._preprocess, self._classes, self._decoder, self._workers = preprocess, classes, decoder, workers
         self._cached: list[tuple[Tensor, Tensor]] | None = None
 
@@ -56,11 +63,13 @@ class TestSet:
                 loss += float(cross_entropy(logits, label).sum())
                 seen += torch.bincount(label.cpu(), minlength=self._classes)
                 right += torch.bincount(label[is_correct(logits, label)].cpu(), minlength=self._classes)
-        total = int(seen.sum())
+        loss, *counts = self._ranks.sum([loss, *right.tolist(), *seen.tolist()])
+        right_C, seen_C = counts[: self._classes], counts[self._classes :]
+        total = int(sum(seen_C))
         if total == 0:
-            raise UsageError(f"no usable sample in the test shards ({storage.redact(self._shards[0])}, ...)")
-        by_class = [float(r / s) if s else None for r, s in zip(right.tolist(), seen.tolist(), strict=True)]
-        return Evaluation(loss / total, float(right.sum()) / total, by_class, total)
+            raise UsageError(f"no usable sample in the test shards ({storage.redact(self._all[0])}, ...)")
+        by_class = [r / s if s else None for r, s in zip(right_C, seen_C, strict=True)]
+        return Evaluation(loss / total, sum(right_C) / total, by_class, total)
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self._cached is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from rhostream.errors import UsageError
-from rhostream.selection.hardware import bf16_supported, spare_cores
+from rhostream.selection.hardware import bf16_supported, cores
+from rhostream.training.ranks import ranks_here
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 
@@ -22,10 +23,12 @@ def autocast(option: str, precision: str, device: torch.device) -> torch.dtype |
 
 
 def threads_of(asked: int | None, workers: int, recorded: int | None) -> int:
-    """Threads of the model's arithmetic: as asked, else as the run began, else the cores that the workers leave.
+    """Threads of the model's arithmetic: as asked, else as the run began, else the cores that are left.
+
+    Left are the cores that this machine's ranks share, without those of the workers.
 
     They are part of a run, because bfloat16 and backward passes round differently with another number.
     """
     if asked is not None and asked < 1:
         raise UsageError(f"--threads {asked}: expected at least 1")
-    return asked or recorded or spare_cores(workers)
+    return asked or recorded or max(1, cores() // ranks_here() - workers)

@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rhostream.candidates import CANDIDATE, Candidates, Reason
 from rhostream.crashpoints import crash_point
-from rhostream.errors import NonFiniteError
-from rhostream.selection.proxy import step_if_finite
-from rhostream.selection.selector import NONFINITE_BUFFERS, Selection, Selector
+from rhostream.selection.gradient import take_step
+from rhostream.selection.selector import Selection, Selector
 from rhostream.signals import StopRequest
 from rhostream.stream.dataset import Loader
 from rhostream.stream.progress import StepProgress
 from rhostream.training.augment import augment as augmented
+from rhostream.training.book import Book, Metrics, Step, totals_of
 from rhostream.training.evaluate import Evaluation, TestSet
 from rhostream.training.run import Run
 
-Metrics = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A step that was taken and isn't logged yet: its losses are still on the device."""
-
-    number: int
-    candidates: Candidates  # on the host
-    selection: Selection
-    loss_b: Tensor | None  # (n_kept,), None when nothing was kept
-    seconds: dict[str, float]
-    units: float  # forward units so far
-    evaluation: Evaluation | None
+__all__ = ["Metrics", "Trainer"]
 
 
 @dataclass
@@ -62,40 +45,46 @@ class Trainer:
     precision: torch.dtype | None = None  # of the gradient step, None for float32
     compile: bool = False
     evaluation: Evaluation | None = None
-    _dead: int = field(default=0, init=False)
-    _open: _Step | None = field(default=None, init=False)  # taken, and not yet in the log
-    _loss: float | None = field(default=None, init=False)  # of the last step in the log
+    _open: Step | None = field(default=None, init=False)  # taken, and not yet in the log
 
     def __post_init__(self) -> None:
         self._forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if self.compile else self.model
+        self._book = Book(self.run, self.loader.stream, self.metrics)
+        self._ranks = self.run.ranks
 
     def loop(self) -> None:
         """Algorithm 1. Raises Interrupted after committing when a signal asked to stop."""
-        clock, run = _Clock(self.run.cost.seconds), self.run
-        progress = StepProgress("train", self.last_step, run.step)
+        clock, run, ranks = _Clock(self.run.cost.seconds), self.run, self._ranks
+        progress = StepProgress("train", self.last_step, run.step, silent=not ranks.first)
         with StopRequest("train", patient=True) as stop, progress:
-            for candidates in stop.while_waiting(self.loader):  # line 5: the next n_B of the plan
+            # A rank that stopped waiting would leave the others in their next collective.
+            for candidates in stop.while_waiting(self.loader) if ranks.alone else self.loader:  # line 5: the next n_B
                 clock.lap("wait")
-                _seed(self.device, _step_seed(self.seed, run.step))  # dropout is a function of the step
+                self._seed_step()  # for a proxy that learns
                 selection = self.selector(candidates.to(self.device))  # lines 6-8: score, keep the top n_b
                 crash_point("train: buffer scored")
                 clock.lap("score")
                 self._finish_step(clock)  # the one before: its losses have come to the host with these scores
-                loss_b = self._gradient_step(selection)  # lines 9-10
+                loss_b, mean = self._gradient_step(selection)  # lines 9-10
                 crash_point("train: optimizer stepped")
                 clock.lap("train")
                 done = run.step + 1 >= self.last_step
-                self._open = _Step(run.step, candidates.host, selection, loss_b, dict(clock.last), self._account(
-                    candidates, selection), self._evaluate(run.step, done, clock))  # fmt: skip
+                totals = totals_of(candidates, selection, stop.signal or 0, ranks)
+                units = self._book.charge(totals, self.selector.proxy is not None)
+                self._open = Step(run.step, candidates.host, selection, loss_b, mean, totals, dict(clock.last), units,
+                                  self._evaluate(run.step, done, clock))
                 self.loader.consumed()
                 run.step += 1
-                progress.step("" if self._loss is None else f"loss {self._loss:.3f}")
-                if done or stop.signal or run.step % self.checkpoint_every == 0:
+                progress.step("" if self._book.loss is None else f"loss {self._book.loss:.3f}")
+                # A rank may know of a signal that another will only see a step later: all go by what was told.
+                stopping = stop.signal if ranks.alone else totals.signal
+                if done or stopping or run.step % self.checkpoint_every == 0:
                     self._finish_step(clock)
                     self._commit(done, clock)
                 if done:
                     return
-                if stop.signal:
+                if stopping:
+                    stop.signal = stopping
                     raise stop.error(run.step)
             if stop.signal:  # it came while the next buffer was waited for
                 if run.uncommitted:
@@ -103,43 +92,37 @@ class Trainer:
                     self._commit(False, clock)
                 raise stop.error(run.step)
 
-    def _gradient_step(self, selection: Selection) -> Tensor | None:
-        """One fresh forward and backward on the kept samples, the mean loss; with none, the optimizer isn't called.
+    def _gradient_step(self, selection: Selection) -> tuple[Tensor | None, Tensor | None]:
+        """One fresh forward and backward on the kept samples of all ranks; with none, the optimizer isn't called.
 
-        The losses (n_kept,) stay on the device: nothing waits for them, and a batch whose loss isn't finite changes no
-        weight.
+        The own losses (n_kept,) and the mean stay on the device: nothing waits for them, and a batch whose loss isn't
+        finite changes no weight.
         """
-        if selection.input is None:
-            return None
-        if not self.model.training:
-            self.model.train()
-        x, label = selection.input, selection.label
-        if self.augment != "none":
-            x = augmented(x, self.augment, _step_seed(self.seed, self.run.step))
-        self.optimizer.zero_grad(set_to_none=True)
-        size = -(-len(x) // self.accumulate)
-        losses = []
-        for part, labels in zip(x.split(size), label.split(size), strict=True):
-            with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
-                logits = self._forward(part)
-            loss_b = self.selector.loss(logits.float(), labels)
-            (loss_b.sum() / len(x)).backward()
-            losses.append(loss_b.detach())
-        crash_point("train: loss computed")
-        loss_b = torch.cat(losses) if len(losses) > 1 else losses[0]
-        step_if_finite(self.optimizer, loss_b.mean())
-        return loss_b
+        total = selection.total
+        if self.selector.ranks.size != self._ranks.size:  # each rank keeps its own n_b / ranks
+            total = int(self._ranks.sum([len(selection)])[0])
+        if not total:
+            return None, None
+        x = selection.input
+        assert x is not None or not len(selection)
+        if x is None:
+            height, width, channels = self.loader.stream.preprocess.shape
+            x = torch.zeros(0, channels, height, width, device=self.device)
+        self._seed_step()  # again: a callback of the user's may have drawn numbers since
+        if self.augment != "none" and len(x):
+            start, planned = self._ranks.rank * len(selection.loss), self._ranks.size * len(selection.loss)
+            x = augmented(x, self.augment, _step_seed(self.seed, self.run.step),
+                          rows=torch.from_numpy(selection.rows) + start, planned=planned)
+        return take_step(self.model, self.optimizer, x, selection.label, self.selector.loss, forward=self._forward,
+                         accumulate=self.accumulate, autocast=self.precision, ranks=self._ranks, total=total)
 
-    def _account(self, candidates: Candidates, selection: Selection) -> float:
-        """Charge a step; returns the units so far."""
-        cost = self.run.cost
-        cost.scored += selection.scored
-        cost.shortlisted += selection.shortlisted
-        cost.trained += len(selection)
-        cost.proxy_trained += len(selection) if self.selector.proxy is not None else 0
-        cost.decoded += int(np.count_nonzero(candidates.host.reason == CANDIDATE))
-        cost.reread += selection.reread
-        return cost.forward_units
+    def _seed_step(self) -> None:
+        """Dropout is a function of the step, and of the rank: other rows, other draws."""
+        seed = _step_seed(self.seed, self.run.step, self._ranks.rank)
+        # Only the generators in use: torch.manual_seed also writes down a stack trace for each kind that isn't.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _evaluate(self, step: int, done: bool, clock: _Clock) -> Evaluation | None:
         """At its steps, and at the last one."""
@@ -155,58 +138,8 @@ class Trainer:
         if self._open is None:
             return
         step, self._open = self._open, None
-        loss_b = None if step.loss_b is None else step.loss_b.cpu().numpy()
-        self._loss = None if loss_b is None or not len(loss_b) else float(loss_b.mean(dtype=np.float32))
-        if self._loss is not None and not math.isfinite(self._loss):
-            self._without_nonfinite(step, loss_b)
-        else:
-            self._dead = 0
-        run, selection = self.run, step.selection
-        run.log.take(step.candidates, step.number, selection.columns(), step.number)
-        _count(run.counts, selection.reason)
-        crash_point("train: step logged")
-        self._end_of_pass(step)
-        reached = selection.loss[~np.isnan(selection.loss)]
-        row = {
-            "step": step.number, "pass": step.candidates.pass_index, "candidates": len(step.candidates.candidate_rows),
-            "kept": int(selection.kept.sum()), "loss_kept": self._loss,
-            "loss_candidates": float(reached.mean()) if len(reached) else None,
-            "accuracy_candidates": float(selection.correct.sum() / len(reached)) if len(reached) else None,
-            "learning_rate": self.optimizer.param_groups[0]["lr"], "forward_units": step.units,
-            **{f"seconds_{phase}": step.seconds.get(phase, 0.0) for phase in ("wait", "score", "train", "log")},
-            **(step.evaluation.columns() if step.evaluation else {}),
-        }
-        run.steps.append(row)
-        if self.metrics is not None:
-            self.metrics(row)
+        self._book.enter(step, self.optimizer.param_groups[0]["lr"])
         clock.lap("log")
-
-    def _without_nonfinite(self, step: _Step, loss_b: np.ndarray[Any, Any] | None) -> None:
-        """A NaN in the batch would have poisoned the weights: no step was taken, and the log says which samples it was.
-
-        Raises NonFiniteError when it happens again and again.
-        """
-        self._dead += 1
-        if self._dead >= NONFINITE_BUFFERS:
-            raise NonFiniteError(f"the training loss of {self._dead} batches in a row is NaN or infinite (step "
-                                 f"{step.number}); lower --lr, or use float32 or bfloat16")
-        assert loss_b is not None
-        selection = step.selection
-        selection.kept[selection.rows] = False
-        selection.reason[selection.rows] = np.where(np.isfinite(loss_b), Reason.below, Reason.nonfinite)
-
-    def _end_of_pass(self, step: _Step) -> None:
-        """The tail of a pass is logged with its last step."""
-        stream, candidates = self.loader.stream, step.candidates
-        if candidates.index + 1 < stream.plan(candidates.pass_index).buffers:
-            return
-        tail = stream.tail(candidates.pass_index)
-        if len(tail):
-            n, never = len(tail), np.full(len(tail), np.nan, np.float32)
-            columns = {"loss": never, "score": never, "correct": np.zeros(n, bool), "kept": np.zeros(n, bool),
-                       "reason": tail.reason, "weight": np.ones(n, np.float32), "lag": np.zeros(n, np.uint8)}
-            self.run.log.take(tail, None, columns, step.number)
-            _count(self.run.counts, tail.reason)
 
     def _commit(self, done: bool, clock: _Clock) -> None:
         state = self.loader.state_dict()
@@ -229,19 +162,5 @@ class _Clock:
         self._mark = now
 
 
-def _step_seed(seed: int, step: int) -> int:
-    return (seed * 1_000_003 + step) % (1 << 63)
-
-
-def _seed(device: torch.device, seed: int) -> None:
-    """Seed the generators in use: torch.manual_seed also writes down a stack trace for each kind that isn't."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
-
-
-def _count(counts: dict[str, int], reason: np.ndarray[Any, Any]) -> None:
-    for value, number in enumerate(np.bincount(reason).tolist()):
-        if number:
-            name = Reason(value).name
-            counts[name] = counts.get(name, 0) + number
+def _step_seed(seed: int, step: int, rank: int = 0) -> int:
+    return (seed * 1_000_003 + step + (rank << 40)) % (1 << 63)

@@ -1,6 +1,8 @@
 """The run folder: made once, claimed by each attempt, and moved on only by a checkpoint.
 
     run.json (settings, fingerprints, versions) | attempts/ | log/ | steps/ | checkpoints/ | cost.json
+
+Over several ranks each writes its own segments of the log; rank 0 writes everything else.
 """
 
 from __future__ import annotations
@@ -8,8 +10,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
 
@@ -20,21 +22,35 @@ from rhostream import checkpoint, storage
 from rhostream.checkpoint import Checkpoint
 from rhostream.cost import Cost
 from rhostream.crashpoints import crash_point
-from rhostream.errors import AlreadyExistsError, TableError
+from rhostream.errors import AlreadyExistsError, MismatchError, TableError, UsageError
 from rhostream.foreign import checked_run, read_object
 from rhostream.selection.proxy import Proxy
+from rhostream.selection.ranks import Ranks
 from rhostream.tables.selections import LogWriter
 from rhostream.tables.steps import StepsWriter
 
 VERSION = 1
 
 
+def recorded(run: str) -> dict[str, Any]:
+    """What run.json says, {} before the run's start."""
+    url = storage.join(run, "run.json")
+    try:
+        return checked_run(read_object(storage.read_bytes(url))) if storage.exists(url) else {}
+    except ValueError as exc:
+        raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
+
+
 @dataclass
 class Run:
-    """An attempt at a run: its writers, the segments committed so far, and where it stands."""
+    """An attempt at a run: its writers, the segments committed so far, and where it stands.
+
+    `counts` are this rank's until a commit adds up those of all.
+    """
 
     url: str
     pinned: dict[str, Any]  # what a resume must agree with
+    ranks: Ranks = field(default_factory=Ranks)
     attempt: int = -1
     step: int = 0
     cost: Cost = field(default_factory=Cost)
@@ -46,35 +62,59 @@ class Run:
     def open(self, record: Mapping[str, Any]) -> Checkpoint | None:
         """Make run.json or check that it is of the same making; returns the checkpoint to resume from.
 
-        Raises MismatchError naming the fields that differ, NotWritableError.
+        Raises MismatchError naming the fields that differ, NotWritableError, UsageError where a rank can't see the
+        folder.
         """
-        url = storage.join(self.url, "run.json")
-        body = {"version": VERSION, "fingerprints": self.pinned, **record}
-        crash_point("run: before run.json")
-        try:
-            storage.create(url, json.dumps(body, indent=1, sort_keys=True, default=str).encode())
-        except AlreadyExistsError:
-            old = _read(url)
-            same = json.loads(json.dumps(self.pinned, default=str))
-            checkpoint.require_same(old.get("fingerprints", {}), same, f"run {storage.redact(self.url)}")
-        found = checkpoint.latest(self.url)
+        if self.ranks.first:
+            self._make(record)
+        told = self.ranks.from_first(_as_json(checkpoint.latest(self.url)) if self.ranks.first else None)
+        self._require_shared()
+        found = None if told is None else Checkpoint(**told)
         if found is not None:
             self.step, self.cost = found.step, Cost.from_json(found.cost)
             self._committed = found.step
-            self.counts, self._log, self._steps = dict(found.counts), list(found.log), list(found.steps)
+            self.counts = dict(found.counts) if self.ranks.first else {}
+            self._log, self._steps = list(found.log), list(found.steps)
         return found
+
+    def _make(self, record: Mapping[str, Any]) -> None:
+        body = {"version": VERSION, "fingerprints": self.pinned, **record}
+        crash_point("run: before run.json")
+        try:
+            storage.create(storage.join(self.url, "run.json"),
+                           json.dumps(body, indent=1, sort_keys=True, default=str).encode())
+        except AlreadyExistsError:
+            # A run that was started before ranks could differ chose among the whole buffer.
+            old = {"selection": "global", **recorded(self.url).get("fingerprints", {})}
+            same = json.loads(json.dumps(self.pinned, default=str))
+            try:
+                checkpoint.require_same(old, same, f"run {storage.redact(self.url)}")
+            except MismatchError as exc:
+                _note_shards(exc, recorded(self.url).get("shards", []), record["shards"])
+                raise
+
+    def _require_shared(self) -> None:
+        if self.ranks.alone:
+            return
+        blind = [n for n, sees in enumerate(self.ranks.gather_json(bool(recorded(self.url)))) if not sees]
+        if blind:
+            raise UsageError(f"rank {blind[0]} doesn't see {storage.redact(self.url)}/run.json, which rank 0 wrote: "
+                             "--run must be a folder (or a store) that all ranks share")
 
     def settle(self, found: Checkpoint, keep: int) -> None:
         """Do what a crash right after the newest checkpoint left undone."""
+        if not self.ranks.first:
+            return
         if found.complete and not storage.exists(storage.join(self.url, "cost.json")):
             self._write_cost()
         checkpoint.retain(self.url, keep)
 
     def claim(self) -> None:
-        """Become the newest attempt and open its writers."""
-        note = {"host": platform.node(), "pid": os.getpid(), "from_step": self.step}
-        self.attempt = checkpoint.claim_attempt(self.url, note)
-        self.log = LogWriter(self.url, self.attempt)
+        """Become the newest attempt and open the writers."""
+        note = {"host": platform.node(), "pid": os.getpid(), "from_step": self.step, "ranks": self.ranks.size}
+        claimed = checkpoint.claim_attempt(self.url, note) if self.ranks.first else None
+        self.attempt = int(self.ranks.from_first(claimed))
+        self.log = LogWriter(self.url, self.attempt, self.ranks.rank)
         self.steps = StepsWriter(self.url, self.attempt)
 
     @property
@@ -82,18 +122,24 @@ class Run:
         """Whether steps were taken that no checkpoint knows of."""
         return self.step > self._committed
 
-    @property
-    def recorded_threads(self) -> int | None:
-        """The threads that the run was started with, None before its start."""
-        url = storage.join(self.url, "run.json")
-        threads = _read(url).get("threads") if storage.exists(url) else None
-        return threads if isinstance(threads, int) else None
-
     def commit(self, model: nn.Module, optimizer: torch.optim.Optimizer, proxy: Proxy | None = None, *,
                pass_index: int, buffer: int, complete: bool, keep: int) -> None:
-        """Segments first, then the checkpoint that lists them; cost.json when the run is complete."""
-        self._log += self.log.flush()
-        self._steps += self.steps.flush()
+        """Every rank's segments first, then rank 0's checkpoint that lists them; cost.json when the run is complete."""
+        told = self.ranks.gather_json({"log": self.log.flush(), "counts": self.counts})
+        if self.ranks.first:
+            self._log += [segment for one in told for segment in one["log"]]
+            self._steps += self.steps.flush()
+            self.counts = _added(one["counts"] for one in told)
+            self._save(model, optimizer, proxy, pass_index, buffer, complete)
+            crash_point("run: before retention")
+            checkpoint.retain(self.url, keep)
+        else:
+            self.counts = {}
+        self._committed = self.step
+        self.ranks.wait()  # nobody goes on, or home, before the commit is there
+
+    def _save(self, model: nn.Module, optimizer: torch.optim.Optimizer, proxy: Proxy | None, pass_index: int,
+              buffer: int, complete: bool) -> None:
         checkpoint.save(
             self.url,
             Checkpoint(step=self.step, pass_index=pass_index, buffer=buffer, attempt=self.attempt, complete=complete,
@@ -101,25 +147,35 @@ class Run:
                        counts=self.counts),
             model.state_dict(), optimizer.state_dict(), None if proxy is None else proxy.state_dict(),
         )
-        self._committed = self.step
         if complete:
             crash_point("run: before cost.json")
             self._write_cost()
-        crash_point("run: before retention")
-        checkpoint.retain(self.url, keep)
 
     def _write_cost(self) -> None:
         account = {**self.cost.as_json(), "reasons": self.counts}
         storage.replace(storage.join(self.url, "cost.json"), json.dumps(account, indent=1).encode())
 
 
-def _read(url: str) -> dict[str, Any]:
-    try:
-        return checked_run(read_object(storage.read_bytes(url)))
-    except ValueError as exc:
-        raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
-
-
 def versions() -> dict[str, str]:
     """Of what decides the numbers."""
     return {name: metadata.version(name) for name in ("rhostream", "torch", "numpy", "pyarrow", "pillow")}
+
+
+def _note_shards(error: MismatchError, old: Sequence[str], new: Sequence[str]) -> None:
+    """The fingerprint of a list doesn't say what changed in it."""
+    gone, come = sorted({*old} - {*new}), sorted({*new} - {*old})
+    for what, names in (("no longer given", gone), ("new", come)):
+        if names:
+            error.add_note(f"shards {what}: {len(names)}, first {names[0]}")
+
+
+def _as_json(found: Checkpoint | None) -> dict[str, Any] | None:
+    return None if found is None else asdict(found)
+
+
+def _added(counts: Any) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for one in counts:
+        for reason, number in one.items():
+            total[reason] = total.get(reason, 0) + number
+    return total

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,25 +12,26 @@ import torch
 from torch import nn
 
 from rhostream import storage
-from rhostream.checkpoint import load_proxy, load_tensors
-from rhostream.errors import TableError, UnknownNameError, UsageError
+from rhostream.checkpoint import Checkpoint, load_proxy, load_tensors
+from rhostream.errors import TableError, UsageError
 from rhostream.models import build, load_weights
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
-from rhostream.selection.rules import find_rule
+from rhostream.selection.proxy import Proxy
+from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import Selector
 from rhostream.stream.band import Band
-from rhostream.stream.dataset import CandidateStream, Loader
+from rhostream.stream.dataset import Loader
 from rhostream.stream.join import UniformChoice
 from rhostream.stream.open import open_stream
-from rhostream.tables.il import Table, fingerprint, part_url, read_part
-from rhostream.training.augment import KINDS
-from rhostream.training.cascade import make_proxy, parse_shortlist, set_macs
+from rhostream.tables.il import Table, part_url, read_part
+from rhostream.training.cascade import make_proxy, set_macs
 from rhostream.training.evaluate import TestSet
 from rhostream.training.hardware import autocast, threads_of
 from rhostream.training.loop import Metrics, Trainer
-from rhostream.training.ranks import require_single
-from rhostream.training.run import Run, versions
+from rhostream.training.ranks import TIMEOUT_SECONDS, joined, local_device, require_alike, with_synchronized_norms
+from rhostream.training.run import Run, recorded, versions
+from rhostream.training.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
           view_size: int | None = None, augment: str = "none", keep_holdout: bool = False, eval_every: int = 100,
           smoothing: int = 5, checkpoint_every: int = 500, keep_checkpoints: int = 2, device: str = "auto",
           threads: int | None = None, compile: bool = False, classes: int | None = None,
-          image_size: int | None = None, decoder: str = "auto", roots: Mapping[str, str] | None = None,
+          image_size: int | None = None, decoder: str = "auto", selection: str = "global",
+          rank_timeout: float = TIMEOUT_SECONDS, roots: Mapping[str, str] | None = None,
           metrics: Metrics | None = None, make_model: Callable[[], nn.Module] | None = None) -> Summary:
     """Train `model` on the shards with selection, in the run folder `run`; the same call again resumes.
 
@@ -69,113 +72,155 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
     `precision` is that of scoring, `train_precision` that of the gradient step (losses are float32 always); `threads`
     are the model's, by default the cores that the workers leave, and stay those of the run's start when it is resumed.
 
-    Raises UsageError and its kin before any work, Interrupted after a signal, NonFiniteError when training diverges.
+    Started by torchrun, every rank reads and scores its slice of each buffer, and `buffer_size` and `batch_size` count
+    over all of them. `selection`: "global" keeps the best n_b of the whole buffer, as one rank would, "rank" the best
+    n_b / ranks of each slice. `rank_timeout`: seconds that a rank waits for the others before it stops.
+
+    Raises UsageError and its kin before any work, Interrupted after a signal, NonFiniteError when training diverges,
+    RankLostError when another rank is gone.
     """
-    require_single()
-    run, own_rule = storage.resolve(run), find_rule(rule)
-    needs_il = own_rule.needs_il
-    _check(buffer_size, batch_size, accumulate, eval_every, checkpoint_every,
-           *(n for n in (steps, passes) if n is not None))
-    on = device_of(device)
-    scoring_dtype = autocast("--precision", precision, on)
-    training_dtype = autocast("--train-precision", train_precision, on)
-    if augment not in KINDS:
-        raise UnknownNameError.of("augmentation", augment, KINDS)
-    listed = parse_shortlist(shortlist, rule=rule, buffer_size=buffer_size, batch_size=batch_size, view_size=view_size)
-    loader = open_stream(
-        shards, il, buffer_size=buffer_size, seed=seed, passes=None, workers=workers, image_size=image_size,
-        lanes=lanes, decoder=decoder, missing_il=missing_il, keep_holdout=keep_holdout, needs_il=needs_il, roots=roots,
-        band=band, keep_list=keep_list, view_size=view_size, device=on, classes=classes,
-        prefilter=UniformChoice(batch_size, seed) if rule == "uniform" else None,
-    )
+    settings = Settings(**locals())
+    on = device_of(local_device(device))
+    with joined(on, rank_timeout) as ranks:
+        return _train(settings, on, ranks)
+
+
+def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
+    run, tests = storage.resolve(settings.run), list(settings.test_shards)
+    scoring, training = (autocast(*option, on) for option in (("--precision", settings.precision),
+                                                              ("--train-precision", settings.train_precision)))
+    before, listed = recorded(run), settings.listed
+    loader = _open(settings, on, ranks, before)
     stream, info = loader.stream, loader.stream.table.info
-    classes = classes or info.classes or _count_classes(stream.table)
-    last_step = min([*([steps] if steps else []), *([(passes or 1) * stream.buffers_per_pass] if passes or not steps
-                                                    else [])])
-    torch.manual_seed(seed)
-    preprocess = stream.preprocess
-    network = make_model() if make_model else build(model, image_size=preprocess.image_size,
-                                                    channels=preprocess.channels, classes=classes)
-    if init:
-        load_weights(network, init)
-    # Pixels come as NHWC: channels-last needs no transpose and is the faster layout for convolutions.
-    network.to(on).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    proxy = None
-    if listed is not None and listed.kind == "proxy":
-        proxy = make_proxy(proxy_model, stream.decoded, classes, lr=lr, seed=seed, device=on)
-    uses_il = needs_il or band is not None
-    pinned = {
-        "il": info.fingerprint if uses_il else None, "shards": _digest(stream), "seed": seed, "model": model,
-        "rule": rule, "buffer_size": buffer_size, "batch_size": batch_size, "lanes": stream.lanes,
-        "loss_cap": loss_cap, "lr": lr, "weight_decay": weight_decay, "missing_il": missing_il, "chunk": chunk,
-        "precision": precision, "train_precision": train_precision, "batch_norm": batch_norm, "augment": augment,
-        "band": band, "keep_list": None if keep_list is None else _sha256(keep_list), "shortlist": shortlist,
-        "proxy_model": proxy_model if proxy else None, "view_size": view_size, "compile": compile,
-        "keep_holdout": keep_holdout, "accumulate": accumulate, "classes": classes, "decoder": stream.decoder_name,
-        "init": init and storage.redact(init), **{f"preprocess_{k}": v for k, v in preprocess.to_json().items()},
-    }
-    attempt = Run(run, pinned)
-    threads = threads_of(threads, workers, attempt.recorded_threads)
-    storage.probe_writable(run)
+    classes = settings.classes or info.classes or _count_classes(stream.table)
+    pinned, last_step = settings.pinned(stream, classes, ranks), _last_step(settings, stream.buffers_per_pass)
+    # Ranks that weren't started alike would wait for each other at different places.
+    require_alike(ranks, _plain({**pinned, "last_step": last_step, "tests": len(tests), "eval_every":
+                                 settings.eval_every, "checkpoint_every": settings.checkpoint_every}))
+    network, proxy = _networks(settings, loader, classes, on, ranks)
+    selector = Selector(network, settings.rule, settings.own_batch(ranks), chunk=settings.chunk,
+                        batch_norm=settings.batch_norm, loss_cap=settings.loss_cap, seed=settings.seed,
+                        autocast=scoring, compile=settings.compile, proxy=proxy,
+                        shortlist=listed.factor if listed else None,
+                        group=ranks if settings.selection == "global" else None)
+    threads = threads_of(settings.threads, settings.workers, before.get("threads"))
+    record = _record(settings, loader, pinned, last_step, threads, on, ranks)
+    attempt = Run(run, pinned, ranks)
+    if ranks.first:
+        storage.probe_writable(run)
     with threads_in_use(threads):
-        set_macs(attempt.cost, model, network, proxy, listed, preprocess, stream.view)
-    attempt.cost.il = _il_account(loader) if uses_il else {}
-    found = attempt.open({
-        "settings": {**pinned, "passes": passes, "steps": steps, "last_step": last_step, "workers": workers,
-                     "eval_every": eval_every, "smoothing": smoothing, "checkpoint_every": checkpoint_every,
-                     "keep_list": keep_list and storage.redact(storage.resolve(keep_list)),
-                     "prefilters": [repr(p) for p in stream.prefilters if isinstance(p, Band)]},
-        "il": storage.redact(storage.resolve(il)), "shards": list(stream.table.names),
-        "roots": {name: storage.redact(root) for name, root in {**info.roots, **(roots or {})}.items()},
-        # Without user and query: a presigned URL is a secret, and one of yesterday opens nothing.
-        "shard_urls": [storage.redact(url) for url in stream.table.shards], "il_model": _il_account(loader),
-        "device": str(on),
-        "left_out_shards": len(stream.table.missing), "threads": threads, "chunk": chunk,
-        "precision": precision, "versions": versions(), "samples": int(stream.table.counts.sum()),
-        "buffers_per_pass": stream.buffers_per_pass,
-    })
-    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay,
-                                  fused=True)
-    tests = TestSet(test_shards, preprocess, classes, stream.decoder_name, workers) if test_shards else None
-    selector = Selector(network, rule, batch_size, chunk=chunk, batch_norm=batch_norm, loss_cap=loss_cap, seed=seed,
-                        autocast=scoring_dtype, compile=compile, proxy=proxy,
-                        shortlist=listed.factor if listed else None)
-    trainer = Trainer(loader, selector, network, optimizer, attempt, on, seed, last_step, accumulate, augment, tests,
-                      eval_every, checkpoint_every, keep_checkpoints, metrics, training_dtype, compile)
+        set_macs(attempt.cost, settings.model, network, proxy, listed, stream.preprocess, stream.view)
+    attempt.cost.il = _il_account(loader) if settings.uses_il else {}
+    found = attempt.open(record)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, betas=(0.9, 0.999),
+                                  weight_decay=settings.weight_decay, fused=True)
+    trainer = Trainer(
+        loader, selector, network, optimizer, attempt, on, settings.seed, last_step, settings.accumulate,
+        settings.augment,
+        TestSet(tests, stream.preprocess, classes, stream.decoder_name, settings.workers, ranks) if tests else None,
+        settings.eval_every, settings.checkpoint_every, settings.keep_checkpoints, settings.metrics, training,
+        settings.compile)  # fmt: skip
     if found is not None:
-        attempt.settle(found, keep_checkpoints)
-        weights, state = load_tensors(run, found)
-        try:
-            network.load_state_dict(weights)
-            optimizer.load_state_dict(state)
-            if proxy is not None:
-                proxy.load_state_dict(load_proxy(run, found))
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
-            raise TableError(f"the checkpoint of step {found.step} in {storage.redact(run)} doesn't fit the model "
-                             f"{model!r}: {' '.join(str(exc).split())[:300]}") from exc
-        loader.load_state_dict({"pass": found.pass_index, "buffer": found.buffer})
+        attempt.settle(found, settings.keep_checkpoints)
+        _restore(run, found, trainer)
     if attempt.step < last_step:
         attempt.claim()
         with threads_in_use(threads):
             trainer.loop()
+    counts = dict(ranks.from_first(attempt.counts))
     accuracy = trainer.evaluation.accuracy if trainer.evaluation else None
-    return Summary(run, attempt.step, sum(attempt.counts.values()), dict(attempt.counts), accuracy,
-                   attempt.cost.as_json())
+    return Summary(run, attempt.step, sum(counts.values()), counts, accuracy, attempt.cost.as_json())
 
 
-def _check(buffer_size: int, batch_size: int, accumulate: int, *intervals: int) -> None:
-    if not 1 <= batch_size <= buffer_size:
-        raise UsageError(f"--batch-size {batch_size} of --buffer-size {buffer_size}: expected 1 <= n_b <= n_B")
-    if accumulate < 1 or min(intervals) < 1:
-        raise UsageError("--steps, --passes, --accumulate, --eval-every and --checkpoint-every must be at least 1")
+def _open(settings: Settings, on: torch.device, ranks: Ranks, before: Mapping[str, Any]) -> Loader:
+    """This rank's slice of the buffers. A run that goes on keeps its lanes, whatever the number of ranks now."""
+    lanes, then = settings.lanes, before.get("settings", {})
+    if lanes is None and then.get("buffer_size") == settings.buffer_size:
+        lanes = then.get("lanes")
+    if settings.lanes is None and lanes and lanes % ranks.size and settings.buffer_size % ranks.size == 0:
+        possible = [n for n in range(1, lanes + 1) if lanes % n == 0]
+        raise UsageError(f"{storage.redact(settings.run)} was started with {lanes} lanes, which {ranks.size} ranks "
+                         f"can't share; go on with {', '.join(map(str, possible))} ranks")
+    prefilter = None
+    if settings.found_rule.score is None:
+        alone = settings.selection == "global"
+        prefilter = UniformChoice(settings.own_batch(ranks), settings.seed, None if alone else ranks.rank)
+    return open_stream(
+        settings.shards, settings.il, buffer_size=settings.buffer_size, seed=settings.seed, passes=None,
+        workers=settings.workers, image_size=settings.image_size, lanes=lanes, decoder=settings.decoder,
+        missing_il=settings.missing_il, keep_holdout=settings.keep_holdout, needs_il=settings.found_rule.needs_il,
+        roots=settings.roots, band=settings.band, keep_list=settings.keep_list, view_size=settings.view_size,
+        device=on, classes=settings.classes, prefilter=prefilter, rank=ranks.rank, ranks=ranks.size,
+    )  # fmt: skip
 
 
-def _sha256(url: str) -> str:
-    return hashlib.sha256(storage.read_bytes(storage.resolve(url))).hexdigest()
+def _networks(settings: Settings, loader: Loader, classes: int, on: torch.device,
+              ranks: Ranks) -> tuple[nn.Module, Proxy | None]:
+    """The target and, where there is one, the proxy; on every rank with rank 0's weights."""
+    preprocess = loader.stream.preprocess
+    torch.manual_seed(settings.seed)
+    network = settings.make_model() if settings.make_model else build(
+        settings.model, image_size=preprocess.image_size, channels=preprocess.channels, classes=classes)
+    if settings.init:
+        load_weights(network, settings.init)
+    if not ranks.alone:
+        network, says = with_synchronized_norms(network, on)
+        if says and ranks.first and settings.found_rule.score is not None:
+            warnings.warn(says, stacklevel=4)
+    # Pixels come as NHWC: channels-last needs no transpose and is the faster layout for convolutions.
+    network.to(on).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ranks.copy_from_first(network)
+    if settings.listed is None or settings.listed.kind != "proxy":
+        return network, None
+    proxy = make_proxy(settings.proxy_model, loader.stream.decoded, classes, lr=settings.lr, seed=settings.seed,
+                       device=on, synchronized=not ranks.alone)
+    ranks.copy_from_first(proxy.model)
+    return network, proxy
 
 
-def _digest(stream: CandidateStream) -> str:
-    return fingerprint({"names": list(stream.table.names), "counts": stream.table.counts.tolist()})
+def _record(settings: Settings, loader: Loader, pinned: dict[str, Any], last_step: int, threads: int,
+            on: torch.device, ranks: Ranks) -> dict[str, Any]:
+    """What run.json says beside the fingerprints."""
+    stream, table = loader.stream, loader.stream.table
+    asked = ("passes", "steps", "workers", "eval_every", "smoothing", "checkpoint_every", "selection")
+    return {
+        "settings": {**pinned, **{name: getattr(settings, name) for name in asked}, "last_step": last_step,
+                     "keep_list": settings.keep_list and storage.redact(storage.resolve(settings.keep_list)),
+                     "prefilters": [repr(p) for p in stream.prefilters if isinstance(p, Band)]},
+        "il": storage.redact(storage.resolve(settings.il)), "shards": list(table.names),
+        "roots": {k: storage.redact(root) for k, root in {**table.info.roots, **(settings.roots or {})}.items()},
+        # Without user and query: a presigned URL is a secret, and one of yesterday opens nothing.
+        "shard_urls": [storage.redact(url) for url in table.shards], "il_model": _il_account(loader),
+        "device": str(on), "ranks": ranks.size, "left_out_shards": len(table.missing), "threads": threads,
+        "chunk": settings.chunk, "precision": settings.precision, "versions": versions(),
+        "samples": int(table.counts.sum()), "buffers_per_pass": stream.buffers_per_pass,
+    }
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def _last_step(settings: Settings, buffers_per_pass: int) -> int:
+    """Where the run ends: after `steps` or `passes`, whichever comes first; after one pass when neither is given."""
+    ends = [settings.steps] if settings.steps else []
+    if settings.passes or not settings.steps:
+        ends.append((settings.passes or 1) * buffers_per_pass)
+    return min(ends)
+
+
+def _restore(run: str, found: Checkpoint, trainer: Trainer) -> None:
+    """Weights, optimizer, proxy and cursor, as the checkpoint has them."""
+    weights, state = load_tensors(run, found)
+    try:
+        trainer.model.load_state_dict(weights)
+        trainer.optimizer.load_state_dict(state)
+        if trainer.selector.proxy is not None:
+            trainer.selector.proxy.load_state_dict(load_proxy(run, found))
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
+        raise TableError(f"the checkpoint of step {found.step} in {storage.redact(run)} doesn't fit the model "
+                         f"{trainer.run.pinned['model']!r}: {' '.join(str(exc).split())[:300]}") from exc
+    trainer.loader.load_state_dict({"pass": found.pass_index, "buffer": found.buffer})
 
 
 def _il_account(loader: Loader) -> dict[str, Any]:

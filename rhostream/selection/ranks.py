@@ -1,0 +1,192 @@
+"""Processes that select and train together: the few things they tell each other, and nothing where there is one.
+
+Numbers of the host (scores, counts) are gathered, so that every rank makes the same decision by itself; gradients are
+summed in flat buckets. Where another rank is gone or stuck, what was waited for becomes one RankLostError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rhostream.errors import RankLostError
+
+BUCKET = 16 << 20  # elements of a gradient bucket: 64 MiB of float32
+
+
+class Ranks:
+    """The ranks of a process group, seen from one of them; `Ranks()` is a process alone, and tells nobody anything.
+
+    Every method that isn't a property is collective: all ranks call it, in the same order. `explain` says what became
+    of a lost rank, where somebody knows. Raises RankLostError wherever one is lost.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None, explain: Callable[[], str] | None = None) -> None:
+        self._group, self._explain = group, explain
+        self.rank = 0 if group is None else dist.get_rank(group)
+        self.size = 1 if group is None else dist.get_world_size(group)
+        # A group of NCCL alone carries nothing that lies in the host's memory.
+        on_host = group is None or "cpu:" in str(dist.get_backend_config(group))
+        self._device = torch.device("cpu") if on_host else torch.device("cuda", torch.cuda.current_device())
+
+    @property
+    def alone(self) -> bool:
+        return self.size == 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes for all."""
+        return self.rank == 0
+
+    # What the host knows.
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Equally shaped host tensors of all ranks, stacked in the order of the ranks: (ranks, *shape)."""
+        if self.alone:
+            return values[None]
+        own = values.to(self._device)
+        found = [torch.empty_like(own) for _ in range(self.size)]
+        with self._waiting():
+            dist.all_gather(found, own, self._group)
+        return torch.stack(found).cpu()
+
+    def concat(self, rows: Tensor, capacity: int) -> tuple[Tensor, int]:
+        """Rows (m, k) of all ranks in their order, m <= `capacity` as each has them: (all, k), and where ours begin."""
+        if self.alone:
+            return rows, 0
+        padded = rows.new_zeros(capacity + 1, rows.shape[1])
+        padded[0, 0], padded[1 : len(rows) + 1] = len(rows), rows
+        found = self.gather(padded)
+        lengths = [int(n) for n in found[:, 0, 0].tolist()]
+        parts = [part[1 : n + 1] for part, n in zip(found, lengths, strict=True)]
+        return torch.cat(parts), sum(lengths[: self.rank])
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """The numbers of all ranks, added up in float64: the same on every rank."""
+        if self.alone:
+            return list(values)
+        return self.gather(torch.tensor(values, dtype=torch.float64)).sum(0).tolist()
+
+    def gather_json(self, value: Any) -> list[Any]:
+        """A JSON value of every rank, in their order, on every rank."""
+        if self.alone:
+            return [value]
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        lengths = self.gather(torch.tensor([len(data)]))[:, 0].tolist()
+        padded = torch.zeros(max(lengths), dtype=torch.uint8)
+        padded[: len(data)] = data
+        found = self.gather(padded)
+        return [json.loads(row[:n].numpy().tobytes()) for row, n in zip(found, lengths, strict=True)]
+
+    def from_first(self, value: Any) -> Any:
+        """The JSON value that rank 0 gave; what the others give is ignored."""
+        return self.gather_json(value if self.first else None)[0]
+
+    def wait(self) -> None:
+        """Until every rank has come here."""
+        self.gather(torch.zeros(1))
+
+    # What the device holds.
+
+    def add_up(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its sum over the ranks, in flat buckets of one type; all ranks hold the same bits."""
+        if self.alone:
+            return
+        flying = []
+        for bucket in _buckets(tensors):
+            flat = torch.cat([t.reshape(-1) for t in bucket])
+            with self._waiting():
+                flying.append((dist.all_reduce(flat, group=self._group, async_op=True), flat, bucket))
+        for work, flat, bucket in flying:
+            with self._waiting():
+                work.wait()
+            for tensor, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
+                tensor.copy_(part.view(tensor.shape))
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter], loss: Tensor) -> Tensor:
+        """Sum the gradients over the ranks, in place, and return the sum of the scalar `loss`.
+
+        A rank that kept nothing has no gradients and takes part with zeros; a parameter that no rank used has none
+        afterwards either, as with one rank.
+        """
+        trained = [p for p in parameters if p.requires_grad]
+        unused = [at for at, p in enumerate(trained) if p.grad is None]
+        told = torch.ones(len(trained) + 1, device=loss.device)
+        told[-1] = loss
+        for at in unused:
+            told[at] = 0.0
+            trained[at].grad = torch.zeros_like(trained[at])
+        with torch.no_grad():
+            self.add_up([*(p.grad for p in trained if p.grad is not None), told])
+        # Only a rank that lacks gradients has to ask the device whether others have them.
+        for at, used in zip(unused, told[unused].tolist() if unused else [], strict=True):
+            if not used:
+                trained[at].grad = None
+        return told[-1]
+
+    def average_norms(self, model: nn.Module) -> None:
+        """Give every rank the mean of the running statistics of batch norm: then all models are the same."""
+        if self.alone:
+            return
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+                 and not isinstance(m, nn.SyncBatchNorm)]  # fmt: skip
+        found = [t for m in norms for t in (m.running_mean, m.running_var) if t is not None]
+        if found:
+            with torch.no_grad():
+                self.add_up(found)
+                for tensor in found:
+                    tensor.div_(self.size)
+
+    def copy_from_first(self, model: nn.Module) -> None:
+        """Every rank begins with rank 0's weights and buffers."""
+        if self.alone:
+            return
+        with torch.no_grad():
+            for tensor in model.state_dict().values():
+                sent = tensor.contiguous()
+                with self._waiting():
+                    dist.broadcast(sent, 0 if self._group is None else dist.get_global_rank(self._group, 0),
+                                   group=self._group)
+                tensor.copy_(sent)
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Torch's errors of a collective become ours."""
+        try:
+            yield
+        except RuntimeError as exc:
+            why = self._explain() if self._explain else ""
+            raise RankLostError(f"rank {self.rank} of {self.size} waited for a rank that is gone or stuck"
+                                f"{why} [torch: {str(exc).splitlines()[0][:200]}]") from exc
+
+
+def in_lockstep(model: nn.Module) -> bool:
+    """Whether forwards of the model wait for those of other ranks, so that all must make the same number of them."""
+    if not dist.is_initialized():
+        return False
+    return is_sharded(model) or any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether parts of the weights lie on other ranks (FSDP)."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # imported by whoever uses it
+    return fsdp is not None and any(isinstance(m, (fsdp.FSDPModule, fsdp.FullyShardedDataParallel))
+                                    for m in model.modules())
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors of one type and device together, up to the size of a bucket, in an order that all ranks share."""
+    open_: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        bucket = open_.setdefault((tensor.dtype, tensor.device), [])
+        bucket.append(tensor)
+        if sum(t.numel() for t in bucket) >= BUCKET:
+            yield open_.pop((tensor.dtype, tensor.device))
+    yield from open_.values()

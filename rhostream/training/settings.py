@@ -1,0 +1,131 @@
+"""What `train` was asked for: checked before any work, and what of it a resume must agree with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from rhostream import storage
+from rhostream.errors import UnknownNameError, UsageError
+from rhostream.selection.ranks import Ranks
+from rhostream.selection.rules import Rule, find_rule
+from rhostream.stream.dataset import CandidateStream
+from rhostream.tables.il import fingerprint
+from rhostream.training.augment import KINDS
+from rhostream.training.book import Metrics
+from rhostream.training.cascade import Shortlist, parse_shortlist
+from rhostream.training.ranks import SELECTIONS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The arguments of `train`, by the same names and with its defaults; see there. Raises UsageError and its kin."""
+
+    shards: str | Iterable[str]
+    il: str
+    run: str
+    model: str
+    rule: str
+    buffer_size: int
+    batch_size: int
+    test_shards: Iterable[str]
+    passes: int | None
+    steps: int | None
+    workers: int
+    seed: int
+    missing_il: str
+    init: str | None
+    accumulate: int
+    lr: float
+    weight_decay: float
+    lanes: int | None
+    loss_cap: bool
+    chunk: int | None
+    precision: str
+    train_precision: str
+    batch_norm: str
+    band: str | None
+    keep_list: str | None
+    shortlist: str | None
+    proxy_model: str
+    view_size: int | None
+    augment: str
+    keep_holdout: bool
+    eval_every: int
+    smoothing: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    device: str
+    threads: int | None
+    compile: bool
+    classes: int | None
+    image_size: int | None
+    decoder: str
+    selection: str
+    rank_timeout: float
+    roots: Mapping[str, str] | None
+    metrics: Metrics | None
+    make_model: Callable[[], nn.Module] | None
+
+    def __post_init__(self) -> None:
+        n_B, n_b = self.buffer_size, self.batch_size
+        if not 1 <= n_b <= n_B:
+            raise UsageError(f"--batch-size {n_b} of --buffer-size {n_B}: expected 1 <= n_b <= n_B")
+        numbers = (self.accumulate, self.eval_every, self.checkpoint_every, self.steps, self.passes)
+        if any(n is not None and n < 1 for n in numbers):
+            raise UsageError("--steps, --passes, --accumulate, --eval-every and --checkpoint-every must be at least 1")
+        if self.augment not in KINDS:
+            raise UnknownNameError.of("augmentation", self.augment, KINDS)
+        if self.selection not in SELECTIONS:
+            raise UnknownNameError.of("selection", self.selection, SELECTIONS)
+
+    @property
+    def found_rule(self) -> Rule:
+        return find_rule(self.rule)
+
+    @property
+    def listed(self) -> Shortlist | None:
+        return parse_shortlist(self.shortlist, rule=self.rule, buffer_size=self.buffer_size, batch_size=self.batch_size,
+                               view_size=self.view_size)
+
+    @property
+    def uses_il(self) -> bool:
+        return self.found_rule.needs_il or self.band is not None
+
+    def own_batch(self, ranks: Ranks) -> int:
+        """How many one selector keeps: n_b where scores are gathered, a rank's share of it where each rank chooses."""
+        if self.selection == "global":
+            return self.batch_size
+        if self.batch_size % ranks.size:
+            near = max(round(self.batch_size / ranks.size), 1) * ranks.size
+            raise UsageError(f"--selection rank: --batch-size {self.batch_size} can't be split over {ranks.size} "
+                             f"ranks; nearest: {near}")
+        return self.batch_size // ranks.size
+
+    def pinned(self, stream: CandidateStream, classes: int, ranks: Ranks) -> dict[str, Any]:
+        """What decides which samples are kept and what the weights become: a resume must agree with all of it."""
+        proxied = self.listed is not None and self.listed.kind == "proxy"
+        plain = ("seed", "model", "rule", "buffer_size", "batch_size", "loss_cap", "lr", "weight_decay", "missing_il",
+                 "chunk", "precision", "train_precision", "batch_norm", "augment", "band", "shortlist", "view_size",
+                 "compile", "keep_holdout", "accumulate")  # fmt: skip
+        table = stream.table
+        return {
+            **{name: getattr(self, name) for name in plain},
+            "init": self.init and storage.redact(self.init),
+            "il": table.info.fingerprint if self.uses_il else None,
+            "shards": fingerprint({"names": list(table.names), "counts": table.counts.tolist()}),
+            "lanes": stream.lanes, "classes": classes, "decoder": stream.decoder_name,
+            "keep_list": None if self.keep_list is None else _sha256(self.keep_list),
+            "proxy_model": self.proxy_model if proxied else None,
+            # With one choice for the whole buffer the number of ranks changes nothing but float noise.
+            "selection": "global" if self.selection == "global" else f"each of {ranks.size} ranks",
+            **{f"preprocess_{k}": v for k, v in stream.preprocess.to_json().items()},
+        }
+
+
+def _sha256(url: str) -> str:
+    return hashlib.sha256(storage.read_bytes(storage.resolve(url))).hexdigest()

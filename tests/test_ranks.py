@@ -1,0 +1,306 @@
+"""Two ranks decide and learn what one does: the same buffers, the same kept keys, the same weights but for noise."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+
+import rhostream
+from rhostream import checkpoint, storage
+from rhostream.errors import UsageError
+from rhostream.models import build
+from rhostream.selection.gradient import take_step
+from rhostream.selection.ranks import Ranks
+from rhostream.selection.selector import Selector
+from rhostream.tables.il import open_table
+from tests import ranks
+from tests.tables import without_il
+from tests.test_selection import buffer
+from tests.test_training import weights_of
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {}, "uniform": {"rule": "uniform"}, "loss": {"rule": "loss", "accumulate": 3, "loss_cap": True},
+    "band": {"band": "20%:90%", "augment": "flip-shift"}, "proxy": {"shortlist": "proxy:2"},
+    "own": {"rule": "tests.tiny:middle"},
+    "view": {"model": "tests.tiny:pooled", "view_size": 8},
+    "view-list": {"model": "tests.tiny:pooled", "view_size": 8, "shortlist": "view:2"},
+    "by-chance": {"missing_il": "uniform", "il": "half"}, "keep-list": {"keep_list": "list.csv"},
+}
+
+
+@pytest.fixture(scope="module")
+def settings(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A run of 20 steps."""
+    folder = tmp_path_factory.mktemp("two")
+    return {"shards": [str(world / "shards")], "il": str(world / "il"), "buffer_size": 40, "batch_size": 8,
+            "model": "mlp-64", "steps": 20, "threads": 1, "run": str(folder / "run"),
+            "test_shards": [str(world / "test")], "eval_every": 10}
+
+
+@pytest.fixture(scope="module")
+def runs(settings: dict[str, Any]) -> Path:
+    """Every kind of run, as one rank and as two: folders `one-KIND` and `two-KIND`."""
+    folder = Path(settings["run"]).parent
+    table = open_table(settings["il"], storage.expand(settings["shards"]))
+    half = [f"{name},{at}\n" for name, n in zip(table.names, table.counts, strict=True) for at in range(0, n, 2)]
+    (folder / "list.csv").write_text("shard,ordinal\n" + "".join(half))
+    KINDS["keep-list"]["keep_list"] = str(folder / "list.csv")
+    KINDS["by-chance"]["il"] = str(without_il(Path(settings["il"]), folder / "half", {0, 3}))
+    for size, name in ((1, "one"), (2, "two")):
+        every = [{**settings, **kind, "run": str(folder / f"{name}-{key}")} for key, kind in KINDS.items()]
+        ranks.together(folder, ranks.train, size, every)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_keep_what_one_keeps(runs: Path, kind: str) -> None:
+    one, two = runs / f"one-{kind}", runs / f"two-{kind}"
+    assert ranks.assert_same_but_for_noise(one, two) == 20
+    first, second = weights_of(one), weights_of(two)
+    assert all(torch.allclose(first[k], second[k], atol=1e-5) for k in first)
+    costs = [{**json.loads((run / "cost.json").read_text()), "seconds": 0} for run in (one, two)]
+    assert costs[0] == costs[1]
+    assert checkpoint.latest(str(one)).counts == checkpoint.latest(str(two)).counts
+    tables = []
+    for run in (one, two):
+        with rhostream.open_ledger(str(run)) as ledger:
+            tables.append(ledger.sql("SELECT step, candidates, kept, loss_kept, loss_candidates, accuracy_candidates, "
+                                     "test_loss, test_samples FROM steps ORDER BY step"))
+    for column in tables[0].column_names:
+        np.testing.assert_allclose(*(np.array(t[column].to_pylist(), float) for t in tables), atol=1e-3)
+
+
+# -- the gradient ---
+
+
+class Forked(nn.Module):
+    """Two heads of which only one is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.used, self.unused = nn.Linear(6, 5), nn.Linear(5, 3), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 6) to (B, 3)."""
+        return self.used(self.body(x).relu())  # type: ignore[no-any-return]
+
+
+def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    return functional.cross_entropy(logits, label, reduction="none")
+
+
+def steps(rank: int, splits: list[list[int]], accumulate: int, poison: bool) -> list[Any]:
+    """Weights after a step on each split of eight samples over the ranks; a NaN among the last rank's, if `poison`."""
+    group = _join()
+    rng = torch.Generator().manual_seed(1)
+    found = []
+    for split in splits:
+        model = Forked()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        x, label = torch.randn(8, 6, generator=rng), torch.randint(0, 3, (8,), generator=rng)
+        if poison:
+            x[-1] = torch.nan
+        start = sum(split[:rank])
+        own = slice(start, start + split[rank])
+        losses, mean = take_step(model, optimizer, x[own], label[own], cross_entropy, accumulate=accumulate,
+                                 ranks=Ranks(group), total=8)
+        found.append([len(losses), float(mean), *(p.detach().flatten().tolist() for p in model.parameters())])
+    _leave()
+    return found
+
+
+def _join() -> dist.ProcessGroup | None:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    dist.init_process_group("gloo")
+    return dist.group.WORLD
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("accumulate", "poison"), [(1, False), (3, False), (1, True)])
+def test_the_gradient_is_the_mean_over_all_kept_however_they_are_spread(tmp_path: Path, accumulate: int,
+                                                                        poison: bool) -> None:
+    splits = [[4, 4], [5, 3], [1, 7], [8, 0], [0, 8]]
+    one = steps(0, [[8]] * len(splits), accumulate, poison)
+    two = ranks.together(tmp_path, steps, 2, splits, accumulate, poison)
+    fresh = [p.detach().flatten().tolist() for p in Forked().parameters()]
+    for at, split in enumerate(splits):
+        assert [told[at][0] for told in two] == split
+        assert two[0][at][1:] == two[1][at][1:] or poison  # the same bits on both ranks
+        for a, b, c, before in zip(one[at][2:], two[0][at][2:], two[1][at][2:], fresh, strict=True):
+            assert b == c
+            np.testing.assert_allclose(a, b, atol=1e-6)
+            assert not poison or b == before
+        assert one[at][-2:] == fresh[-2:] == two[0][at][-2:]  # no gradient, so no weight decay either
+
+
+# -- batch norm over all ranks ---
+
+
+class SynchronizedNorm(nn.SyncBatchNorm):
+    """Batch norm over the rows of all ranks, which torch has for GPUs alone; as exacting: all ranks or none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same."""
+        if not self.training:
+            return functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        sums = torch.cat([x.sum((0, 2, 3)), (x * x).sum((0, 2, 3)), x.new_tensor([x.numel() / x.shape[1]])])
+        if dist.is_initialized():
+            from torch.distributed.nn.functional import all_reduce
+
+            sums = all_reduce(sums)
+        total, squares, count = sums[: x.shape[1]], sums[x.shape[1] : -1], sums[-1].clamp(min=1)
+        mean = total / count
+        variance = (squares / count - mean * mean).clamp(min=0)
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, 0.1)
+                self.running_var.lerp_(variance, 0.1)
+        normal = (x - mean[:, None, None]) * (variance[:, None, None] + self.eps).rsqrt()
+        return normal * self.weight[:, None, None] + self.bias[:, None, None]  # type: ignore[no-any-return]
+
+
+def with_norm() -> nn.Module:
+    """A small CNN with it; a bias before it would get noise as its gradient, and Adam would make steps of that."""
+    return nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), SynchronizedNorm(4), nn.ReLU(), nn.AdaptiveAvgPool2d(4),
+                         nn.Flatten(), nn.Linear(64, 4))
+
+
+def train_with_norm(rank: int, options: list[dict[str, Any]]) -> None:
+    """`train` such a model with each of the options."""
+    for one in options:
+        rhostream.train(**one, make_model=with_norm, rank_timeout=20.0)
+
+
+def test_with_batch_norm_over_all_ranks_the_number_of_ranks_changes_nothing(settings: dict[str, Any], world: Path,
+                                                                            tmp_path: Path) -> None:
+    few = {**settings, "steps": 8, "model": "with_norm"}
+    # Ranks of which one has no candidate, or no kept sample, make as many forwards as the others all the same.
+    table = without_il(world / "il", tmp_path / "half", {0, 1, 2, 3})
+    empty = {**few, "il": str(table), "missing_il": "skip", "lanes": 2, "accumulate": 3, "run": str(tmp_path / "empty")}
+    train_with_norm(0, [{**few, "run": str(tmp_path / "one")}])
+    ranks.together(tmp_path, train_with_norm, 2, [{**few, "run": str(tmp_path / "two")}, empty])
+    assert ranks.assert_same_but_for_noise(tmp_path / "one", tmp_path / "two", noise=1e-3) == 8
+    kept = [[k for k, v in rows.items() if v[0]] for rows in ranks.decisions(tmp_path / "empty").values()]
+    assert len(kept) == 8 and any(len(rows) in (0, 8) for rows in kept)
+    first, second = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    assert all(torch.allclose(first[k].float(), second[k].float(), atol=1e-3) for k in first)
+
+
+# -- a loop of one's own ---
+
+
+def own_loop(rank: int, shards: str, il: str, wrap: str) -> list[Any]:
+    """Docs/distributed.md's loop: what was kept in each step, and the weights' sum at the end."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    group, size = _join(), int(os.environ.get("WORLD_SIZE", "1"))
+    torch.manual_seed(0)
+    model = build("mlp-64", image_size=16, channels=1, classes=4)
+    wrapped: nn.Module = model
+    if wrap == "ddp":
+        wrapped = DistributedDataParallel(model)
+    elif wrap == "fsdp":
+        from torch.distributed.fsdp import fully_shard
+
+        wrapped = fully_shard(model)
+    optimizer = torch.optim.AdamW(wrapped.parameters(), lr=1e-2)
+    stream = rhostream.open_stream(shards, il=il, buffer_size=40, rank=rank, ranks=size)
+    selector = rhostream.Selector(wrapped, "rho", 8, group=group)
+    found: list[Any] = []
+    for candidates in stream:
+        kept = selector(candidates)
+        if kept.input is not None:
+            loss = functional.cross_entropy(wrapped(kept.input), kept.label, reduction="sum") * size / kept.total
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        found.append([candidates.key.to_pylist()[row] for row in kept.rows])
+        assert kept.total == 8
+    total = sum(float(getattr(p, "full_tensor", lambda p=p: p)().detach().double().sum()) for p in model.parameters())
+    _leave()
+    return [found, total]
+
+
+@pytest.mark.parametrize("wrap", ["ddp", "fsdp"])
+def test_a_loop_of_ones_own_keeps_the_best_of_the_whole_buffer(world: Path, tmp_path: Path, wrap: str) -> None:
+    here = (str(world / "shards"), str(world / "il"))
+    alone, total = own_loop(0, *here, "")
+    two = ranks.together(tmp_path, own_loop, 2, *here, wrap)
+    assert [a + b for a, b in zip(two[0][0], two[1][0], strict=True)] == alone
+    assert two[0][1] == pytest.approx(total, abs=1e-2)
+
+
+def test_a_shortlist_needs_a_proxy_or_a_view() -> None:
+    model = build("mlp-64", image_size=16, channels=1, classes=4)
+    with pytest.raises(UsageError, match=r"view_size=.*proxy=Proxy"):
+        Selector(model, "rho", 4, shortlist=2)(buffer())
+
+
+# -- together ---
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(settings: dict[str, Any], tmp_path: Path) -> None:
+    run = {**settings, "run": str(tmp_path / "run"), "steps": 2000, "passes": 100}
+    started = ranks.start(tmp_path, ranks.train, 2, [run])
+    ranks.wait_for_step(tmp_path / "run", 10)
+    os.kill(started.processes[1].pid or 0, signal.SIGTERM)
+    told = started.join()
+    assert [one["exit"] for one in told] == [143, 143], told
+    assert told[0]["error"] == told[1]["error"] and "the same command resumes" in told[0]["error"]
+    latest = checkpoint.latest(str(tmp_path / "run"))
+    assert not latest.complete and f"after step {latest.step} " in told[0]["error"]
+    assert len(ranks.decisions(tmp_path / "run")) >= latest.step
+
+
+def train_differently(rank: int, options: dict[str, Any]) -> None:
+    """Each rank with a seed of its own."""
+    rhostream.train(**options, seed=rank)
+
+
+def test_ranks_that_were_started_differently_are_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    started = ranks.start(tmp_path, train_differently, 2, {**settings, "run": str(tmp_path / "run")})
+    for one in started.join():
+        assert one["exit"] == 2 and "seed: 0 on rank 0, 1 here" in one["error"]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("variables", "says"), [({"WORLD_SIZE": "two"}, "number of ranks"),
+                                                 ({"WORLD_SIZE": "2"}, "RANK, MASTER_ADDR, MASTER_PORT")])
+def test_half_a_launcher_is_refused(trained: Any, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str],
+                                    says: str) -> None:
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=says):
+        trained()
+
+
+def test_ranks_that_choose_alone_keep_their_own_share_and_belong_to_the_run(settings: dict[str, Any],
+                                                                            tmp_path: Path) -> None:
+    run = {**settings, "run": str(tmp_path / "run"), "selection": "rank", "steps": 5}
+    ranks.together(tmp_path, ranks.train, 2, [run, {**run, "run": str(tmp_path / "uniform"), "rule": "uniform"}])
+    for name in ("run", "uniform"):
+        latest = checkpoint.latest(str(tmp_path / name))
+        for rank in range(2):
+            mine = [s for s in latest.log if f"/rank={rank}/" in s["path"]]
+            rows = rhostream.tables.selections.read(str(tmp_path / name), mine).to_pylist()
+            assert [sum(r["kept"] for r in rows if r["step"] == s) for s in range(5)] == [4] * 5
+    with pytest.raises(rhostream.errors.MismatchError, match="selection: was 'each of 2 ranks'"):
+        rhostream.train(**run)
