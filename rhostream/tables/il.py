@@ -150,7 +150,8 @@ def make_or_match(table: str, info: TableInfo) -> TableInfo:
     Returns the info in force. Raises MismatchError naming the field, the old value and the new.
     """
     url = storage.join(table, "_table.json")
-    info = replace(info, roots={name: storage.redact(root) for name, root in info.roots.items()})
+    shown = {name: storage.redact(root) for name, root in info.roots.items()}
+    info = info if shown == info.roots else replace(info, roots=shown)
     data = json.dumps(asdict(info), sort_keys=True, indent=1).encode()
     crash_point("table: before _table.json")
     try:
