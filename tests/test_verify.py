@@ -25,6 +25,7 @@ from rhostream.audit.verify import verify
 from rhostream.errors import MismatchError, TableError, UsageError
 from rhostream.repair import repair
 from rhostream.tables import il, parquet, selections
+from tests.conftest import make_shards
 from tests.faults.command import command
 
 TRAIN = {"model": "mlp-64", "buffer_size": 40, "batch_size": 8}
@@ -236,6 +237,21 @@ def test_data_that_moved_is_found_below_its_root(world: Path, tmp_path: Path) ->
         repair(str(tmp_path / "il"))
     assert repair(str(tmp_path / "il"), roots={"data": str(tmp_path / "new")})["problems"] == []
     assert part.read_bytes() == whole
+
+
+def test_a_bad_part_of_a_shard_that_is_gone_for_good_does_not_keep_the_others_from_repair(tmp_path: Path) -> None:
+    shards = make_shards(tmp_path / "shards", [30, 30])
+    rhostream.index([str(tmp_path / "shards")], str(tmp_path / "il"))
+    first, second = sorted((tmp_path / "il").rglob("*.parquet"))
+    whole = second.read_bytes()
+    first.write_bytes(b"")
+    second.write_bytes(b"")
+    shards[0].unlink()
+    with pytest.raises(UsageError, match="1 of 2 shards whose parts are bad are not where they were"):
+        repair(str(tmp_path / "il"))
+    found = repair(str(tmp_path / "il"), shards=[str(tmp_path / "shards")])
+    assert found["repaired"] == [str(shards[1])] and second.read_bytes() == whole
+    assert f"delete {first}" in found["not_repaired"][str(shards[0])] and len(found["problems"]) == 1
 
 
 def test_the_wrong_il_model_is_refused_before_anything_is_changed(world: Path, tmp_path: Path) -> None:
