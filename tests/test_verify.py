@@ -239,6 +239,18 @@ def test_data_that_moved_is_found_below_its_root(world: Path, tmp_path: Path) ->
     assert part.read_bytes() == whole
 
 
+@pytest.mark.parametrize("forged", [
+    {"version": "x"}, {"statuses": 3}, {"statuses": {"ok": "many"}}, {"samples": None}, {"shard": 7}, {"more": 1},
+], ids=str)
+def test_a_footer_that_somebody_made_up_is_a_problem_and_no_crash(world: Path, tmp_path: Path, forged: Any) -> None:
+    table = Path(shutil.copytree(world / "il", tmp_path / "il"))
+    part = next(table.rglob("*.parquet"))
+    rows, record = parquet.read(str(part))
+    part.write_bytes(parquet.encode(rows, {**record, **forged}, {}, []))
+    found = verify(str(table))
+    assert len(found["problems"]) == 1 and part.name in found["problems"][0]
+
+
 def test_a_bad_part_of_a_shard_that_is_gone_for_good_does_not_keep_the_others_from_repair(tmp_path: Path) -> None:
     shards = make_shards(tmp_path / "shards", [30, 30])
     rhostream.index([str(tmp_path / "shards")], str(tmp_path / "il"))
