@@ -154,6 +154,15 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_run_resumes_from_the_o
     assert again.equals(before)
 
 
+def test_a_checkpoint_whose_files_are_as_committed_and_can_not_be_loaded_is_a_problem(run: Path) -> None:
+    record = json.loads(newest(run).read_text())
+    path = next(p for p in record["files"] if p.endswith("optimizer.pt"))
+    (run / path).write_bytes(b"cos\nsystem\n(S'true'\ntR.")  # a pickle that would run something
+    record["files"][path] = hashlib.sha256((run / path).read_bytes()).hexdigest()
+    newest(run).write_text(json.dumps(record))
+    assert "holds what" in problems(run) and verify(str(run))["resumable_from"] == 20
+
+
 def test_a_run_with_no_whole_checkpoint_is_left_as_it_is(run: Path) -> None:
     segment = min((run / "log").rglob("*.parquet"))  # listed by both
     segment.write_bytes(b"")
