@@ -53,12 +53,14 @@ def _repair_table(proof: TableProof, shards: list[str], roots: Mapping[str, str]
     done, failed = list[str](), dict[str, str]()
     bad = {finding.shard: finding for finding in proof.bad}
     if bad:
-        urls = _find_shards(proof, bad, shards, roots)
+        urls, failed = _find_shards(proof, bad, shards, roots)
+        if not urls:
+            return done, failed
         model = _find_model(proof, il_model, len(bad)) if proof.info.kind == "il" else ""
         scratch = tempfile.mkdtemp(prefix="rhostream-repair-")
         try:
             known = {**proof.info.roots, **roots}
-            failed = _compute(proof.info, urls, model, scratch, {"roots": known, **options})
+            failed |= _compute(proof.info, urls, model, scratch, {"roots": known, **options})
             for name in urls:
                 if name in failed:
                     continue
@@ -78,19 +80,24 @@ def _repair_table(proof: TableProof, shards: list[str], roots: Mapping[str, str]
 
 
 def _find_shards(proof: TableProof, bad: Mapping[str, Finding], shards: list[str],
-                 roots: Mapping[str, str]) -> dict[str, str]:
-    """Where each bad part's shard lies today. Raises UsageError naming those that can't be found."""
+                 roots: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Where each bad part's shard lies today, and why not. Raises UsageError naming those that have to be found.
+
+    With a list of shards a part of none of these may be of a shard that is gone for good: it is left as it is.
+    """
     known = {**proof.info.roots, **roots}
     given = {il.shard_name(url, known): url for url in (storage.expand(shards) if shards else [])}
     urls = {name: given.get(name) or il.shard_url(name, proof.info, roots) for name in bad}
     with ThreadPoolExecutor(il.REMOTE_THREADS) as pool:
         there = dict(zip(urls, pool.map(_there, urls.values()), strict=True))
     lost = [name for name, is_there in there.items() if not is_there]
-    if lost:
+    gone = {name: f"its shard is neither in the list nor where it was; if it is gone for good, delete "
+                  f"{storage.redact(bad[name].part)}" for name in lost if given and name not in given}
+    if lost := [name for name in lost if name not in gone]:
         raise UsageError(f"{len(lost)} of {len(bad)} shards whose parts are bad are not where they were, first "
                          f"{', '.join(lost[:5])}: say where they lie with --shards URL..."
                          f"{' and --root NAME=URL' if known else ''}; nothing was changed")
-    return urls
+    return {name: url for name, url in urls.items() if name not in gone}, gone
 
 
 def _there(url: str) -> bool:

@@ -25,6 +25,7 @@ from rhostream.audit.verify import verify
 from rhostream.errors import MismatchError, TableError, UsageError
 from rhostream.repair import repair
 from rhostream.tables import il, parquet, selections
+from tests.conftest import make_shards
 from tests.faults.command import command
 
 TRAIN = {"model": "mlp-64", "buffer_size": 40, "batch_size": 8}
@@ -153,6 +154,15 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_run_resumes_from_the_o
     assert again.equals(before)
 
 
+def test_a_checkpoint_whose_files_are_as_committed_and_can_not_be_loaded_is_a_problem(run: Path) -> None:
+    record = json.loads(newest(run).read_text())
+    path = next(p for p in record["files"] if p.endswith("optimizer.pt"))
+    (run / path).write_bytes(b"cos\nsystem\n(S'true'\ntR.")  # a pickle that would run something
+    record["files"][path] = hashlib.sha256((run / path).read_bytes()).hexdigest()
+    newest(run).write_text(json.dumps(record))
+    assert "holds what" in problems(run) and verify(str(run))["resumable_from"] == 20
+
+
 def test_a_run_with_no_whole_checkpoint_is_left_as_it_is(run: Path) -> None:
     segment = min((run / "log").rglob("*.parquet"))  # listed by both
     segment.write_bytes(b"")
@@ -236,6 +246,33 @@ def test_data_that_moved_is_found_below_its_root(world: Path, tmp_path: Path) ->
         repair(str(tmp_path / "il"))
     assert repair(str(tmp_path / "il"), roots={"data": str(tmp_path / "new")})["problems"] == []
     assert part.read_bytes() == whole
+
+
+@pytest.mark.parametrize("forged", [
+    {"version": "x"}, {"statuses": 3}, {"statuses": {"ok": "many"}}, {"samples": None}, {"shard": 7}, {"more": 1},
+], ids=str)
+def test_a_footer_that_somebody_made_up_is_a_problem_and_no_crash(world: Path, tmp_path: Path, forged: Any) -> None:
+    table = Path(shutil.copytree(world / "il", tmp_path / "il"))
+    part = next(table.rglob("*.parquet"))
+    rows, record = parquet.read(str(part))
+    part.write_bytes(parquet.encode(rows, {**record, **forged}, {}, []))
+    found = verify(str(table))
+    assert len(found["problems"]) == 1 and part.name in found["problems"][0]
+
+
+def test_a_bad_part_of_a_shard_that_is_gone_for_good_does_not_keep_the_others_from_repair(tmp_path: Path) -> None:
+    shards = make_shards(tmp_path / "shards", [30, 30])
+    rhostream.index([str(tmp_path / "shards")], str(tmp_path / "il"))
+    first, second = sorted((tmp_path / "il").rglob("*.parquet"))
+    whole = second.read_bytes()
+    first.write_bytes(b"")
+    second.write_bytes(b"")
+    shards[0].unlink()
+    with pytest.raises(UsageError, match="1 of 2 shards whose parts are bad are not where they were"):
+        repair(str(tmp_path / "il"))
+    found = repair(str(tmp_path / "il"), shards=[str(tmp_path / "shards")])
+    assert found["repaired"] == [str(shards[1])] and second.read_bytes() == whole
+    assert f"delete {first}" in found["not_repaired"][str(shards[0])] and len(found["problems"]) == 1
 
 
 def test_the_wrong_il_model_is_refused_before_anything_is_changed(world: Path, tmp_path: Path) -> None:

@@ -23,13 +23,13 @@ from rhostream.selection.hardware import bf16_supported, cores
 from rhostream.stream.decode import DECODERS, decoder
 
 PACKAGES = ("rhostream", "torch", "webdataset", "pyarrow", "duckdb", "pillow", "fsspec")
-EXTRAS = {"s3": ("s3fs",), "gcs": ("gcsfs",), "https": ("aiohttp",), "jpeg": ("simplejpeg",), "png": ("imagecodecs",),
-          "report": ("jinja2", "matplotlib"), "tensorboard": ("tensorboard",)}
-OWN, CREDENTIALS = "RHOSTREAM_", ("AWS_", "GOOGLE_")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 LIMITS = {"open files": resource.RLIMIT_NOFILE, "address space": resource.RLIMIT_AS, "file size": resource.RLIMIT_FSIZE,
           "processes": resource.RLIMIT_NPROC}
 MIN_FILES = 512
+EXTRAS = {"s3": ("s3fs",), "gcs": ("gcsfs",), "https": ("aiohttp",), "jpeg": ("simplejpeg",), "png": ("imagecodecs",),
+          "report": ("jinja2", "matplotlib"), "tensorboard": ("tensorboard",)}
+OWN, CREDENTIALS = "RHOSTREAM_", ("AWS_", "GOOGLE_")
 SECRET_WORDS = ("KEY", "SECRET", "TOKEN", "PASSWORD", "CREDENTIAL", "OPTIONS")
 
 

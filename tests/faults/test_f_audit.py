@@ -22,7 +22,7 @@ from rhostream.errors import UsageError
 from tests.audit_fixtures import HOSTILE, World, make_rows, make_run, make_world
 from tests.faults.command import command
 
-STEPS = 120
+STEPS = 80
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def run(made: World, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def train_on(shards: str, table: str, run: str) -> None:
     """What the trainer's process does: a checkpoint every second step, and no older one kept."""
-    rhostream.train([shards], table, run, model="mlp-64", buffer_size=20, batch_size=4, steps=STEPS, passes=3,
+    rhostream.train([shards], table, run, model="mlp-64", buffer_size=20, batch_size=4, steps=STEPS, passes=2,
                     checkpoint_every=2, keep_checkpoints=1, threads=1)
 
 

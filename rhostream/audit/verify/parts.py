@@ -18,6 +18,9 @@ from rhostream.tables import il, parquet
 # What is wrong with a part or a shard; all but the last four are made again from the shard by `--repair`.
 DAMAGED, STRANGER, CHANGED, MISSING = "damaged", "another fingerprint", "shard changed", "no part"
 NEWER, MISPLACED, UNREACHABLE, TWICE = "newer version", "misplaced", "unreachable", "key twice"
+# What a footer that somebody made up can make the checks raise.
+_FORGED = (TypeError, ValueError, AttributeError, KeyError, OverflowError, MemoryError, RecursionError,
+           pa.ArrowException)
 MENDABLE = (DAMAGED, STRANGER, CHANGED, MISSING)
 
 
@@ -67,6 +70,9 @@ def prove(url: str, table: str, info: il.TableInfo) -> Proof | Finding:
         return _held(url, table, info, rows, il.facts_of(record, url), parquet.is_sealed(data))
     except TableError as exc:
         return Finding(DAMAGED, shard, url, str(exc))
+    except _FORGED as exc:
+        return Finding(DAMAGED, shard, url, f"{storage.redact(url)} can't be understood ({type(exc).__name__}): it is "
+                                            "damaged or forged")
     except RhostreamError as exc:
         return Finding(UNREACHABLE, shard, url, str(exc))
 

@@ -74,17 +74,32 @@ def prove_run(run: str) -> RunProof:
 
 def _file_problems(run: str, found: Checkpoint) -> Iterator[str]:
     """What is wrong with the files that a checkpoint names, one sentence each."""
+    whole = True
     yield from (str(p) for p in selections.damages(run, [*found.log, *found.steps]) if p is not None)
     for path, digest in found.files.items():
         url = storage.join(run, path)
         try:
-            if storage.digest_of(url)[1] != digest:
-                yield f"{storage.redact(url)} isn't the file that was committed (sha256 differs)"
+            if storage.digest_of(url)[1] == digest:
+                continue
+            yield f"{storage.redact(url)} isn't the file that was committed (sha256 differs)"
         except NotFoundError:
             yield f"{storage.redact(url)} is named by its checkpoint but is gone"
-    names = {path.rsplit("/", 1)[1] for path in found.files}
-    if lost := {"model.safetensors", "optimizer.pt"} - names:
-        yield f"the checkpoint of step {found.step} in {storage.redact(run)} names no {' and no '.join(sorted(lost))}"
+        whole = False
+    if whole:
+        yield from _unloadable(run, found)
+
+
+def _unloadable(run: str, found: Checkpoint) -> Iterator[str]:
+    """Why a run could not be resumed from files that are what their checkpoint says they are."""
+    try:
+        checkpoint.load_tensors(run, found)
+        if any(path.endswith("/proxy.safetensors") for path in found.files):
+            checkpoint.load_proxy(run, found)
+    except RhostreamError as exc:
+        yield str(exc)
+    except Exception as exc:  # whatever a file that somebody forged makes its reader raise; its text may be anything
+        yield (f"the checkpoint of step {found.step} in {storage.redact(run)} holds what can't be loaded "
+               f"({type(exc).__name__})")
 
 
 def _look_back(proof: RunProof, older: list[str]) -> None:
