@@ -255,7 +255,8 @@ def train(shards: tuple[str, ...], roots: tuple[str, ...], tensorboard: bool, **
     summary = run(shards, options.pop("il"), options.pop("run"), roots=parse_roots(roots), metrics=metrics, **options)
     kept, tail = (summary.reasons.get(reason, 0) for reason in ("kept", "tail"))
     click.echo(json.dumps({"run": summary.run, "steps": summary.steps, "planned": summary.planned, "kept": kept,
-                           "skipped": summary.planned - kept - tail, "tail": tail, "reasons": summary.reasons, "test_accuracy": summary.test_accuracy}, indent=1))
+                           "skipped": summary.planned - kept - tail, "tail": tail, "reasons": summary.reasons,
+                           "test_accuracy": summary.test_accuracy}, indent=1))
 
 
 def _tensorboard(run: str) -> Callable[[dict[str, Any]], None]:
