@@ -183,3 +183,23 @@ def test_E15_steps_and_log_agree_after_a_crash_in_every_checkpoint(
         kills += 1
     content = job.content(tmp_path / "run")
     assert kills == 4 and content == whole["train"][0] and content[3] == list(range(8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "spot"), [
+    ("compute-il", "scan: rows read@2"), ("compute-il", "scan: image decoded@30"),
+    ("compute-il", "compute-il: part committed@1"), ("train", "stream: image decoded@40"),
+    ("train", "train: optimizer stepped@3"),
+])  # fmt: skip
+def test_E1_with_workers_a_crash_in_them_or_beside_them_changes_nothing(
+        rig: Rig, jobs: dict[str, Job], whole: dict[str, tuple[Any, dict[str, int]]], tmp_path: Path, name: str,
+        spot: str) -> None:
+    """With worker processes too: one of them killed in the middle of a shard stops the job with an error that says so,
+    and the same command run again leaves the same bytes, log and weights."""
+    job = jobs[name]
+    killed = rig.job(job.verb, {**job.at(tmp_path / "it"), "workers": 2}, spot)
+    inside = spot.startswith(("scan", "stream"))
+    assert killed["code"] == (1 if inside else -signal.SIGKILL)
+    assert not inside or ("WorkerError: a loader worker died" in killed["error"] and "resumes" in killed["error"])
+    assert rig.job(job.verb, {**job.at(tmp_path / "it"), "workers": 2})["code"] == 0
+    assert job.content(tmp_path / "it") == whole[name][0]
