@@ -304,7 +304,7 @@ def explore(rig: Rig, folder: Path, examples: int, steps: int) -> None:
 
 
 def test_whatever_happens_nothing_is_lost_doubled_or_used_in_silence(rig: Rig, tmp_path: Path) -> None:
-    explore(rig, tmp_path, 10, 12)
+    explore(rig, tmp_path, 8, 12)
 
 
 @pytest.mark.slow
