@@ -218,7 +218,7 @@ def _end_all(workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
 
 @contextlib.contextmanager
 def working(loader: Iterable[T]) -> Iterator[Iterator[T]]:
-    """Iterate a DataLoader; left early, its workers end now and not when what they read has come.
+    """Iterate a DataLoader with workers; left early, its workers end now and not when what they read has come.
 
     Raises WorkerError for a worker that died.
     """

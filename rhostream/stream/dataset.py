@@ -225,7 +225,11 @@ class Loader:
         if self.workers:
             options |= {"prefetch_factor": PREFETCH, "multiprocessing_context": self._context,
                         "worker_init_fn": settle_worker}
-        with working(DataLoader(self.stream, **options)) as messages:
+        loader = DataLoader(self.stream, **options)
+        if not self.workers:
+            yield from self._moved(loader)
+            return
+        with working(loader) as messages:
             yield from self._moved(messages)
 
     def _moved(self, messages: Iterable[Message]) -> Iterator[Candidates]:

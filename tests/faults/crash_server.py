@@ -20,23 +20,23 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+Server = tuple[TextIO, TextIO]  # where requests go, where answers come from
 T, R = TypeVar("T"), TypeVar("R")
 
 
 class Started:
     """A job in a process of its own, at the head of its own process group."""
 
-    def __init__(self, rig: Rig, server: subprocess.Popen[str], log: Path | None) -> None:
+    def __init__(self, rig: Rig, server: Server, log: Path | None) -> None:
         self._rig, self._server, self.log = rig, server, log
         self.pid = int(self._said()["pid"])
         rig.running.append(self)
 
     def _said(self) -> dict[str, Any]:
-        assert self._server.stdout is not None
-        line = self._server.stdout.readline()
+        line = self._server[1].readline()
         assert line, "the crash server is gone"
         said: dict[str, Any] = json.loads(line)
         return said
@@ -53,22 +53,24 @@ class Rig:
     """As many servers as there are cores, each with one job at a time."""
 
     def __init__(self, servers: int = 2) -> None:
-        self._idle: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
+        self._idle: SimpleQueue[Server] = SimpleQueue()
         self.running: list[Started] = []
-        self._all = [self._start() for _ in range(servers)]
-        for server in self._all:
-            self._idle.put(server)
+        requests, answers = [os.pipe() for _ in range(servers)], [os.pipe() for _ in range(servers)]
+        theirs = [fd for (read, _), (_, write) in zip(requests, answers, strict=True) for fd in (read, write)]
+        self._process = subprocess.Popen([sys.executable, "-m", __name__, *map(str, theirs)], cwd=REPOSITORY,
+                                         pass_fds=theirs, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+        self._all: list[Server] = []
+        for (_, write), (read, _) in zip(requests, answers, strict=True):
+            self._all.append((os.fdopen(write, "w"), os.fdopen(read)))
+            self._idle.put(self._all[-1])
+        for fd in theirs:
+            os.close(fd)
         self._pool = ThreadPoolExecutor(servers)
-
-    def _start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen([sys.executable, "-m", __name__], cwd=REPOSITORY, text=True, stdin=subprocess.PIPE,
-                                stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
 
     def _begin(self, request: dict[str, Any], log: Path | None = None) -> Started:
         server = self._idle.get()
-        assert server.stdin is not None
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
+        server[0].write(json.dumps(request) + "\n")
+        server[0].flush()
         return Started(self, server, log)
 
     def job(self, verb: str, options: dict[str, Any], crash_point: str = "") -> dict[str, Any]:
@@ -92,11 +94,11 @@ class Rig:
     def close(self) -> None:
         self._pool.shutdown()
         self.end_all()
-        for server in self._all:
-            assert server.stdin is not None and server.stdout is not None
-            server.stdin.close()
-            server.wait(30)
-            server.stdout.close()
+        for requests, _ in self._all:
+            requests.close()
+        self._process.wait(30)
+        for _, answers in self._all:
+            answers.close()
 
 
 def _job(request: dict[str, Any], out: int) -> int:
@@ -109,6 +111,7 @@ def _job(request: dict[str, Any], out: int) -> int:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     crashpoints.arm(request["crash_point"])
+    os.environ["RHOSTREAM_CRASH_POINT"] = request["crash_point"]  # its loader workers are armed by this
     verbs = {"fit-il": rhostream.fit_il, "compute-il": rhostream.compute_il, "index": rhostream.index,
              "train": rhostream.train, "verify": verify}
     error = ""
@@ -166,23 +169,43 @@ def _preload(*names: str) -> None:
         importlib.import_module(name)
 
 
-def _serve(line: str) -> None:
-    request = json.loads(line)
+def _serve(requests: int, answers: int, number: int) -> None:
+    # A core for each server: two jobs whose threads spin on the same cores take many times as long.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[number % len(cores)]})
+    with open(requests) as lines, open(answers, "w") as out:
+        for line in lines:
+            _answer(json.loads(line), out)
+
+
+def _answer(request: dict[str, Any], out: TextIO) -> None:
     read, write = os.pipe()
     pid = os.fork()
     if not pid:
         os.close(read)
         _child(request, write)
     os.close(write)
-    print(json.dumps({"pid": pid}), flush=True)
+    print(json.dumps({"pid": pid}), file=out, flush=True)
     with os.fdopen(read, "rb") as pipe:
         said = pipe.read()
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    print(json.dumps({"code": code, "passings": {}, "error": "", **json.loads(said or b"{}")}), flush=True)
+    print(json.dumps({"code": code, "passings": {}, "error": "", **json.loads(said or b"{}")}), file=out, flush=True)
 
 
 if __name__ == "__main__":
     _preload("numpy.ma", "torch._dynamo", "torch.utils.flop_counter", "duckdb", "rhostream.cli",
              "rhostream.audit.verify", "rhostream.irreducible", "rhostream.training.start", "simplejpeg", "imagecodecs")
-    for request in sys.stdin:
-        _serve(request)
+    fds = [int(fd) for fd in sys.argv[1:]]
+    others = []
+    for at in range(2, len(fds), 2):
+        if not (pid := os.fork()):
+            for fd in fds[:at] + fds[at + 2 :]:
+                os.close(fd)
+            _serve(fds[at], fds[at + 1], at // 2)
+            os._exit(0)
+        others.append(pid)
+    for fd in fds[2:]:
+        os.close(fd)
+    _serve(fds[0], fds[1], 0)
+    for pid in others:
+        os.waitpid(pid, 0)

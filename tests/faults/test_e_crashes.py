@@ -91,7 +91,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory, rig: Rig) -> dict[str, Job]:
     compute = {"shards": shards, "il_model": str(root / "il-model"), "keep": {"is_noisy": "bool"}}
     assert rig.job("compute-il", {**compute, "out": str(root / "il")})["code"] == 0
     train = {"shards": shards, "il": str(root / "il"), "model": "mlp-64", "buffer_size": 24, "batch_size": 4,
-             "steps": 8, "checkpoint_every": 2, "test_shards": [str(root / "test")], "eval_every": 3}  # fmt: skip
+             "steps": 6, "checkpoint_every": 2, "test_shards": [str(root / "test")], "eval_every": 3}  # fmt: skip
     return {
         "fit-il": Job("fit-il", fit, "out", weights_of_folds),
         "index": Job("index", {"shards": shards}, "out", parts_and_table),
@@ -101,17 +101,25 @@ def jobs(tmp_path_factory: pytest.TempPathFactory, rig: Rig) -> dict[str, Job]:
     }
 
 
+class Whole:
+    """Each job without a crash: its content, and how often it passed each point; run when it is first asked for."""
+
+    def __init__(self, rig: Rig, jobs: dict[str, Job], folder: Path) -> None:
+        self._rig, self._jobs, self._folder = rig, jobs, folder
+        self._found: dict[str, tuple[Any, dict[str, int]]] = {}
+
+    def __getitem__(self, name: str) -> tuple[Any, dict[str, int]]:
+        if name not in self._found:
+            job, place = self._jobs[name], self._folder / str(len(self._found))
+            done = self._rig.job(job.verb, job.at(place))
+            assert done["code"] == 0, done["error"]
+            self._found[name] = job.content(place), done["passings"]
+        return self._found[name]
+
+
 @pytest.fixture(scope="module")
-def whole(rig: Rig, jobs: dict[str, Job],
-          tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, dict[str, int]]]:
-    """Each job without a crash: its content, and how often it passed each point."""
-    found = {}
-    for name, job in jobs.items():
-        folder = tmp_path_factory.mktemp("whole") / "result"
-        done = rig.job(job.verb, job.at(folder))
-        assert done["code"] == 0, done["error"]
-        found[name] = job.content(folder), done["passings"]
-    return found
+def whole(rig: Rig, jobs: dict[str, Job], tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    return Whole(rig, jobs, tmp_path_factory.mktemp("whole"))
 
 
 def matrix(rig: Rig, job: Job, whole: tuple[Any, dict[str, int]], folder: Path, passings: tuple[int, ...],
@@ -141,10 +149,9 @@ def matrix(rig: Rig, job: Job, whole: tuple[Any, dict[str, int]], folder: Path, 
     assert not wrong, "\n".join(wrong)
 
 
-def test_E1_every_crash_point_of_the_source_is_passed_by_some_job(
-        whole: dict[str, tuple[Any, dict[str, int]]]) -> None:
+def test_E1_every_crash_point_of_the_source_is_passed_by_some_job(whole: Whole) -> None:
     """The places where a crash is tried are found in the source; a place that no job reaches fails the tests."""
-    passed = {point for _, passings in whole.values() for point in passings}
+    passed = {point for verb in ("fit-il", "index", "compute-il", "train") for point in whole[verb][1]}
     there = points()
     assert {point: where for point, where in there.items() if point not in passed} == {}
     assert passed <= set(there)
@@ -153,14 +160,14 @@ def test_E1_every_crash_point_of_the_source_is_passed_by_some_job(
 
 
 def test_E1_a_killed_scorer_run_again_leaves_the_same_bytes(
-        rig: Rig, jobs: dict[str, Job], whole: dict[str, tuple[Any, dict[str, int]]], tmp_path: Path) -> None:
+        rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path) -> None:
     """compute-il killed with SIGKILL at any of its crash points and run again leaves the same parts and the same
     table, byte for byte, as if it had never been killed."""
     matrix(rig, jobs["compute-il"], whole["compute-il"], tmp_path, (1,), "compute-il")
 
 
 def test_E15_a_killed_trainer_run_again_has_the_same_log_and_weights(
-        rig: Rig, jobs: dict[str, Job], whole: dict[str, tuple[Any, dict[str, int]]], tmp_path: Path) -> None:
+        rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path) -> None:
     """train killed with SIGKILL at any of its crash points and run again ends with the same rows of `selections` in the
     same order, the same weights bit for bit, and every step once."""
     matrix(rig, jobs["train"], whole["train"], tmp_path, (1,), "train")
@@ -168,18 +175,38 @@ def test_E15_a_killed_trainer_run_again_has_the_same_log_and_weights(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fit-il", "index", "compute-il", "train", "train of a network with batch norm"])
-def test_E1_the_whole_crash_matrix(rig: Rig, jobs: dict[str, Job], whole: dict[str, tuple[Any, dict[str, int]]],
+def test_E1_the_whole_crash_matrix(rig: Rig, jobs: dict[str, Job], whole: Whole,
                                    tmp_path: Path, name: str) -> None:
     """The same holds at the third passing of every point, for fit-il and index, and for a network with batch norm."""
     matrix(rig, jobs[name], whole[name], tmp_path, (1, 3), name)
 
 
 def test_E15_steps_and_log_agree_after_a_crash_in_every_checkpoint(
-        rig: Rig, jobs: dict[str, Job], whole: dict[str, tuple[Any, dict[str, int]]], tmp_path: Path) -> None:
+        rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path) -> None:
     """A run that is killed again and again, each time in the middle of a checkpoint, loses no step and repeats none."""
     job, kills = jobs["train"], 0
     while (done := rig.job(job.verb, job.at(tmp_path / "run"), "checkpoint: committed@1"))["code"]:
         assert done["code"] == -signal.SIGKILL
         kills += 1
     content = job.content(tmp_path / "run")
-    assert kills == 4 and content == whole["train"][0] and content[3] == list(range(8))
+    assert kills == 3 and content == whole["train"][0] and content[3] == list(range(6))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "spot"), [
+    ("compute-il", "scan: rows read@2"), ("compute-il", "scan: image decoded@30"),
+    ("compute-il", "compute-il: part committed@1"), ("train", "stream: image decoded@40"),
+    ("train", "train: optimizer stepped@3"),
+])  # fmt: skip
+def test_E1_with_workers_a_crash_in_them_or_beside_them_changes_nothing(
+        rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path, name: str,
+        spot: str) -> None:
+    """With worker processes too: one of them killed in the middle of a shard stops the job with an error that says so,
+    and the same command run again leaves the same bytes, log and weights."""
+    job = jobs[name]
+    killed = rig.job(job.verb, {**job.at(tmp_path / "it"), "workers": 2}, spot)
+    inside = spot.startswith(("scan", "stream"))
+    assert killed["code"] == (1 if inside else -signal.SIGKILL)
+    assert not inside or ("WorkerError: a loader worker died" in killed["error"] and "resumes" in killed["error"])
+    assert rig.job(job.verb, {**job.at(tmp_path / "it"), "workers": 2})["code"] == 0
+    assert job.content(tmp_path / "it") == whole[name][0]

@@ -283,7 +283,8 @@ def test_the_account_of_a_run_adds_up(rig: Rig, shards: list[str], table: Path, 
 
 def test_every_error_has_the_exit_code_that_its_tree_shows() -> None:
     shown = dict(re.findall(r"^[ |`-]*(\w+) +(\d+(?:/\d+)?)  ", errors.__doc__ or "", re.MULTILINE))
-    classes = {name: error for name, error in vars(errors).items() if isinstance(error, type) and issubclass(error, errors.RhostreamError)}
+    classes = {name: error for name, error in vars(errors).items()
+               if isinstance(error, type) and issubclass(error, errors.RhostreamError)}  # fmt: skip
     assert set(shown) == set(classes)
     for name, error in classes.items():
         assert str(error.exit_code) in shown[name].split("/"), name

@@ -148,7 +148,9 @@ def test_E2_sigterm_in_the_middle_of_an_epoch_of_fit_il(rig: Rig, data: Path, tm
     assert rig.cli(tmp_path / "again.log", *job, 1).wait()["code"] == 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [
+    (signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_E2_a_stopped_trainer_commits_its_step_and_goes_on(
         rig: Rig, data: Path, tmp_path: Path, number: int, code: int) -> None:
     """A trainer that is asked to stop ends the step at hand, commits it and exits with 143 (SIGTERM) or 130 (Ctrl-C);
