@@ -96,7 +96,7 @@ def _run(environment: dict[str, str], answer: Path, target: Callable[..., Any], 
         raise SystemExit(getattr(exc, "exit_code", 1)) from None
 
 
-# -- what they do -----------------------------------------------------------------------------------------------------
+# -- what they do ---
 
 
 def train(rank: int, options: Sequence[dict[str, Any]], die_at: int | None = None) -> list[dict[str, Any]]:
@@ -129,7 +129,24 @@ def wait_for_step(run: Path, step: int, seconds: float = 60.0) -> None:
         time.sleep(0.005)
 
 
-# -- what they leave --------------------------------------------------------------------------------------------------
+def join_group() -> Any:
+    """The process group of a script of one's own, None for a process alone."""
+    import torch.distributed as dist
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    dist.init_process_group("gloo")
+    return dist.group.WORLD
+
+
+def leave_group() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+# -- what they leave ---
 
 
 def decisions(run: Path) -> dict[int, dict[tuple[str, int], tuple[bool, float, str]]]:
