@@ -99,10 +99,12 @@ def _run(environment: dict[str, str], answer: Path, target: Callable[..., Any], 
 # -- what they do ---
 
 
-def train(rank: int, options: Sequence[dict[str, Any]], die_at: int | None = None) -> list[dict[str, Any]]:
+def train(rank: int, options: Sequence[dict[str, Any]], die_at: int | None = None,
+          linger_from: int | None = None) -> list[dict[str, Any]]:
     """`rhostream.train` with each of the options in turn; with `die_at`, rank 0 is killed once it has logged that step.
 
-    Rank 0 leaves the number of its newest step beside the run, in `<run>.step`.
+    Rank 0 leaves the number of its newest step beside the run, in `<run>.step`; with `linger_from` it takes its time
+    from that step on, for whoever wants to interfere.
     """
     import signal
 
@@ -114,6 +116,8 @@ def train(rank: int, options: Sequence[dict[str, Any]], die_at: int | None = Non
             Path(run + ".step").write_text(str(row["step"]))
             if die_at is not None and row["step"] >= die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if linger_from is not None and row["step"] >= linger_from:
+                time.sleep(0.2)
 
         summary = rhostream.train(**{"threads": 1, "rank_timeout": 60.0, **one}, metrics=note)
         found.append({"steps": summary.steps, "planned": summary.planned, "reasons": summary.reasons,

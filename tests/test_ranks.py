@@ -204,8 +204,8 @@ def test_a_shortlist_needs_a_proxy_or_a_view() -> None:
 
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(settings: dict[str, Any], tmp_path: Path) -> None:
-    run = {**settings, "run": str(tmp_path / "run"), "steps": 2000, "passes": 100}
-    started = ranks.start(tmp_path, ranks.train, 2, [run])
+    run = {**settings, "run": str(tmp_path / "run"), "steps": 200}
+    started = ranks.start(tmp_path, ranks.train, 2, [run], None, 10)
     ranks.wait_for_step(tmp_path / "run", 10)
     os.kill(started.processes[1].pid or 0, signal.SIGTERM)
     told = started.join()

@@ -56,21 +56,14 @@ def close(one: Path, other: Path, noise: float = 1e-4) -> bool:
 # -- E11 ---
 
 
-@pytest.mark.parametrize(("victim", "number"), [
-    (1, signal.SIGKILL),
-    *(pytest.param(victim, number, marks=pytest.mark.slow)
-      for victim, number in ((0, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGSTOP))),
-])
-def test_E11_a_rank_that_dies_or_hangs_ends_the_others_in_time_and_the_same_command_resumes(
-    options: Callable[..., dict[str, Any]], started: Callable[..., ranks.Started], tmp_path: Path, victim: int,
-    number: signal.Signals,
-) -> None:
-    """When a rank dies or hangs, the others end within `--rank-timeout` with exit code 3 and one sentence that says so; the same command resumes from the newest checkpoint, and the log is that of a run in which nothing happened."""  # noqa: E501
+def falls(options: Callable[..., dict[str, Any]], started: Callable[..., ranks.Started], folder: Path, victim: int,
+          number: signal.Signals) -> None:
+    """Send a signal to one of two ranks in the middle of a run; the other one ends, and the same command goes on."""
     settings = options(steps=40)
     # Who is gone is noticed at once; only who hangs is waited for.
     patience = 60.0 if number == signal.SIGKILL else 8.0
-    run = started(ranks.train, 2, [{**settings, "rank_timeout": patience}])
-    ranks.wait_for_step(tmp_path / "run", 12)
+    run = started(ranks.train, 2, [{**settings, "rank_timeout": patience}], None, 12)
+    ranks.wait_for_step(folder / "run", 12)
     os.kill(run.processes[victim].pid or 0, number)
     fallen = time.monotonic()
     other = run.processes[1 - victim]
@@ -81,11 +74,28 @@ def test_E11_a_rank_that_dies_or_hangs_ends_the_others_in_time_and_the_same_comm
     assert said.startswith(f"RankLostError: rank {1 - victim} of 2") and "gone or stuck" in said
     assert "the same command on all ranks resumes" in said and "--rank-timeout" in said
     run.kill()
-    found = checkpoint.latest(str(tmp_path / "run"))
+    found = checkpoint.latest(str(folder / "run"))
     assert found is not None and found.step >= 10
     assert [one["exit"] for one in started(ranks.train, 2, [settings]).join()] == [0, 0]
     rhostream.train(**options("whole", steps=40))
-    assert ranks.assert_same_but_for_noise(tmp_path / "whole", tmp_path / "run") == 40
+    assert ranks.assert_same_but_for_noise(folder / "whole", folder / "run") == 40
+
+
+def test_E11_a_rank_that_dies_ends_the_others_and_the_same_command_resumes(
+    options: Callable[..., dict[str, Any]], started: Callable[..., ranks.Started], tmp_path: Path
+) -> None:
+    """When a rank dies or hangs, the others end within `--rank-timeout` with exit code 3 and one sentence that says so; the same command resumes from the newest checkpoint, and the log is that of a run in which nothing happened."""  # noqa: E501
+    falls(options, started, tmp_path, 1, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "number"), [(0, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGSTOP)])
+def test_E11_any_rank_may_die_or_hang(
+    options: Callable[..., dict[str, Any]], started: Callable[..., ranks.Started], tmp_path: Path, victim: int,
+    number: signal.Signals,
+) -> None:
+    """The same holds for the first rank, and for a rank that hangs."""
+    falls(options, started, tmp_path, victim, number)
 
 
 class Breaks(nn.Module):
