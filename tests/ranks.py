@@ -96,13 +96,15 @@ def _run(environment: dict[str, str], answer: Path, target: Callable[..., Any], 
         raise SystemExit(getattr(exc, "exit_code", 1)) from None
 
 
-# -- what they do -----------------------------------------------------------------------------------------------------
+# -- what they do ---
 
 
-def train(rank: int, options: Sequence[dict[str, Any]], die_at: int | None = None) -> list[dict[str, Any]]:
+def train(rank: int, options: Sequence[dict[str, Any]], die_at: int | None = None,
+          linger_from: int | None = None) -> list[dict[str, Any]]:
     """`rhostream.train` with each of the options in turn; with `die_at`, rank 0 is killed once it has logged that step.
 
-    Rank 0 leaves the number of its newest step beside the run, in `<run>.step`.
+    Rank 0 leaves the number of its newest step beside the run, in `<run>.step`; with `linger_from` it takes its time
+    from that step on, for whoever wants to interfere.
     """
     import signal
 
@@ -114,6 +116,8 @@ def train(rank: int, options: Sequence[dict[str, Any]], die_at: int | None = Non
             Path(run + ".step").write_text(str(row["step"]))
             if die_at is not None and row["step"] >= die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if linger_from is not None and row["step"] >= linger_from:
+                time.sleep(0.2)
 
         summary = rhostream.train(**{"threads": 1, "rank_timeout": 60.0, **one}, metrics=note)
         found.append({"steps": summary.steps, "planned": summary.planned, "reasons": summary.reasons,
@@ -129,7 +133,24 @@ def wait_for_step(run: Path, step: int, seconds: float = 60.0) -> None:
         time.sleep(0.005)
 
 
-# -- what they leave --------------------------------------------------------------------------------------------------
+def join_group() -> Any:
+    """The process group of a script of one's own, None for a process alone."""
+    import torch.distributed as dist
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    dist.init_process_group("gloo")
+    return dist.group.WORLD
+
+
+def leave_group() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+# -- what they leave ---
 
 
 def decisions(run: Path) -> dict[int, dict[tuple[str, int], tuple[bool, float, str]]]:

@@ -24,6 +24,7 @@ from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import Selector
 from rhostream.tables.il import open_table
 from tests import ranks
+from tests.ranks import join_group, leave_group
 from tests.tables import without_il
 from tests.test_selection import buffer
 from tests.test_training import weights_of
@@ -49,16 +50,19 @@ def settings(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 @pytest.fixture(scope="module")
 def runs(settings: dict[str, Any]) -> Path:
-    """Every kind of run, as one rank and as two: folders `one-KIND` and `two-KIND`."""
+    """Every kind of run, as one rank and as two (`one-KIND`, `two-KIND`), and `each`: two ranks that choose alone."""
     folder = Path(settings["run"]).parent
     table = open_table(settings["il"], storage.expand(settings["shards"]))
     half = [f"{name},{at}\n" for name, n in zip(table.names, table.counts, strict=True) for at in range(0, n, 2)]
     (folder / "list.csv").write_text("shard,ordinal\n" + "".join(half))
     KINDS["keep-list"]["keep_list"] = str(folder / "list.csv")
     KINDS["by-chance"]["il"] = str(without_il(Path(settings["il"]), folder / "half", {0, 3}))
-    for size, name in ((1, "one"), (2, "two")):
-        every = [{**settings, **kind, "run": str(folder / f"{name}-{key}")} for key, kind in KINDS.items()]
-        ranks.together(folder, ranks.train, size, every)
+    one, two = ([{**settings, **kind, "run": str(folder / f"{name}-{key}")} for key, kind in KINDS.items()]
+                for name in ("one", "two"))
+    each = {**settings, "selection": "rank", "steps": 5}
+    ranks.together(folder, ranks.train, 1, one)
+    ranks.together(folder, ranks.train, 2, [*two, {**each, "run": str(folder / "each")},
+                                            {**each, "run": str(folder / "each-uniform"), "rule": "uniform"}])
     return folder
 
 
@@ -100,12 +104,12 @@ def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     return functional.cross_entropy(logits, label, reduction="none")
 
 
-def steps(rank: int, splits: list[list[int]], accumulate: int, poison: bool) -> list[Any]:
-    """Weights after a step on each split of eight samples over the ranks; a NaN among the last rank's, if `poison`."""
-    group = _join()
+def steps(rank: int, cases: list[tuple[list[int], int, bool]]) -> list[Any]:
+    """After a step on each split of eight samples over the ranks: own losses, mean, weights; with a NaN if `poison`."""
+    group = join_group()
     rng = torch.Generator().manual_seed(1)
     found = []
-    for split in splits:
+    for split, accumulate, poison in cases:
         model = Forked()
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
         x, label = torch.randn(8, 6, generator=rng), torch.randint(0, 3, (8,), generator=rng)
@@ -116,34 +120,22 @@ def steps(rank: int, splits: list[list[int]], accumulate: int, poison: bool) -> 
         losses, mean = take_step(model, optimizer, x[own], label[own], cross_entropy, accumulate=accumulate,
                                  ranks=Ranks(group), total=8)
         found.append([len(losses), float(mean), *(p.detach().flatten().tolist() for p in model.parameters())])
-    _leave()
+    leave_group()
     return found
 
 
-def _join() -> dist.ProcessGroup | None:
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return None
-    dist.init_process_group("gloo")
-    return dist.group.WORLD
+SPLITS = [[4, 4], [5, 3], [1, 7], [8, 0], [0, 8]]
+CASES = [(split, accumulate, poison) for accumulate, poison in ((1, False), (3, False), (1, True)) for split in SPLITS]
 
 
-def _leave() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-@pytest.mark.parametrize(("accumulate", "poison"), [(1, False), (3, False), (1, True)])
-def test_the_gradient_is_the_mean_over_all_kept_however_they_are_spread(tmp_path: Path, accumulate: int,
-                                                                        poison: bool) -> None:
-    splits = [[4, 4], [5, 3], [1, 7], [8, 0], [0, 8]]
-    one = steps(0, [[8]] * len(splits), accumulate, poison)
-    two = ranks.together(tmp_path, steps, 2, splits, accumulate, poison)
+def test_the_gradient_is_the_mean_over_all_kept_however_they_are_spread(tmp_path: Path) -> None:
+    one = steps(0, [([8], accumulate, poison) for _, accumulate, poison in CASES])
+    two = ranks.together(tmp_path, steps, 2, CASES)
     fresh = [p.detach().flatten().tolist() for p in Forked().parameters()]
-    for at, split in enumerate(splits):
+    for at, (split, _, poison) in enumerate(CASES):
         assert [told[at][0] for told in two] == split
-        assert two[0][at][1:] == two[1][at][1:] or poison  # the same bits on both ranks
         for a, b, c, before in zip(one[at][2:], two[0][at][2:], two[1][at][2:], fresh, strict=True):
-            assert b == c
+            assert b == c  # the same bits on both ranks
             np.testing.assert_allclose(a, b, atol=1e-6)
             assert not poison or b == before
         assert one[at][-2:] == fresh[-2:] == two[0][at][-2:]  # no gradient, so no weight decay either
@@ -202,50 +194,6 @@ def test_with_batch_norm_over_all_ranks_the_number_of_ranks_changes_nothing(sett
     assert all(torch.allclose(first[k].float(), second[k].float(), atol=1e-3) for k in first)
 
 
-# -- a loop of one's own ---
-
-
-def own_loop(rank: int, shards: str, il: str, wrap: str) -> list[Any]:
-    """Docs/distributed.md's loop: what was kept in each step, and the weights' sum at the end."""
-    from torch.nn.parallel import DistributedDataParallel
-
-    group, size = _join(), int(os.environ.get("WORLD_SIZE", "1"))
-    torch.manual_seed(0)
-    model = build("mlp-64", image_size=16, channels=1, classes=4)
-    wrapped: nn.Module = model
-    if wrap == "ddp":
-        wrapped = DistributedDataParallel(model)
-    elif wrap == "fsdp":
-        from torch.distributed.fsdp import fully_shard
-
-        wrapped = fully_shard(model)
-    optimizer = torch.optim.AdamW(wrapped.parameters(), lr=1e-2)
-    stream = rhostream.open_stream(shards, il=il, buffer_size=40, rank=rank, ranks=size)
-    selector = rhostream.Selector(wrapped, "rho", 8, group=group)
-    found: list[Any] = []
-    for candidates in stream:
-        kept = selector(candidates)
-        if kept.input is not None:
-            loss = functional.cross_entropy(wrapped(kept.input), kept.label, reduction="sum") * size / kept.total
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        found.append([candidates.key.to_pylist()[row] for row in kept.rows])
-        assert kept.total == 8
-    total = sum(float(getattr(p, "full_tensor", lambda p=p: p)().detach().double().sum()) for p in model.parameters())
-    _leave()
-    return [found, total]
-
-
-@pytest.mark.parametrize("wrap", ["ddp", "fsdp"])
-def test_a_loop_of_ones_own_keeps_the_best_of_the_whole_buffer(world: Path, tmp_path: Path, wrap: str) -> None:
-    here = (str(world / "shards"), str(world / "il"))
-    alone, total = own_loop(0, *here, "")
-    two = ranks.together(tmp_path, own_loop, 2, *here, wrap)
-    assert [a + b for a, b in zip(two[0][0], two[1][0], strict=True)] == alone
-    assert two[0][1] == pytest.approx(total, abs=1e-2)
-
-
 def test_a_shortlist_needs_a_proxy_or_a_view() -> None:
     model = build("mlp-64", image_size=16, channels=1, classes=4)
     with pytest.raises(UsageError, match=r"view_size=.*proxy=Proxy"):
@@ -256,8 +204,8 @@ def test_a_shortlist_needs_a_proxy_or_a_view() -> None:
 
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(settings: dict[str, Any], tmp_path: Path) -> None:
-    run = {**settings, "run": str(tmp_path / "run"), "steps": 2000, "passes": 100}
-    started = ranks.start(tmp_path, ranks.train, 2, [run])
+    run = {**settings, "run": str(tmp_path / "run"), "steps": 200}
+    started = ranks.start(tmp_path, ranks.train, 2, [run], None, 10)
     ranks.wait_for_step(tmp_path / "run", 10)
     os.kill(started.processes[1].pid or 0, signal.SIGTERM)
     told = started.join()
@@ -292,15 +240,14 @@ def test_half_a_launcher_is_refused(trained: Any, monkeypatch: pytest.MonkeyPatc
         trained()
 
 
-def test_ranks_that_choose_alone_keep_their_own_share_and_belong_to_the_run(settings: dict[str, Any],
-                                                                            tmp_path: Path) -> None:
-    run = {**settings, "run": str(tmp_path / "run"), "selection": "rank", "steps": 5}
-    ranks.together(tmp_path, ranks.train, 2, [run, {**run, "run": str(tmp_path / "uniform"), "rule": "uniform"}])
-    for name in ("run", "uniform"):
-        latest = checkpoint.latest(str(tmp_path / name))
-        for rank in range(2):
-            mine = [s for s in latest.log if f"/rank={rank}/" in s["path"]]
-            rows = rhostream.tables.selections.read(str(tmp_path / name), mine).to_pylist()
-            assert [sum(r["kept"] for r in rows if r["step"] == s) for s in range(5)] == [4] * 5
+@pytest.mark.parametrize("kind", ["each", "each-uniform"])
+def test_ranks_that_choose_alone_keep_their_own_share_and_belong_to_the_run(settings: dict[str, Any], runs: Path,
+                                                                            kind: str) -> None:
+    run = runs / kind
+    latest = checkpoint.latest(str(run))
+    for rank in range(2):
+        mine = [s for s in latest.log if f"/rank={rank}/" in s["path"]]
+        rows = rhostream.tables.selections.read(str(run), mine).to_pylist()
+        assert [sum(r["kept"] for r in rows if r["step"] == s) for s in range(5)] == [4] * 5
     with pytest.raises(rhostream.errors.MismatchError, match="selection: was 'each of 2 ranks'"):
-        rhostream.train(**run)
+        rhostream.train(**{**settings, "run": str(run), "steps": 5, "selection": "rank"})

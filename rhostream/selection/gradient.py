@@ -31,7 +31,7 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, lab
         model.train()
     optimizer.zero_grad(set_to_none=True)
     losses = []
-    for part, labels in _parts(x, label, accumulate, not ranks.alone and in_lockstep(model)):
+    for part, labels in _parts(x, label, accumulate, in_lockstep(model)):
         with torch.autocast(x.device.type, autocast, enabled=autocast is not None):
             logits = (forward or model)(part)
         loss_b = loss(logits.float(), labels)

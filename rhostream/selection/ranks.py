@@ -169,7 +169,7 @@ class Ranks:
 
 def in_lockstep(model: nn.Module) -> bool:
     """Whether forwards of the model wait for those of other ranks, so that all must make the same number of them."""
-    if not dist.is_initialized():
+    if not dist.is_initialized() or dist.get_world_size() == 1:
         return False
     return is_sharded(model) or any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
 

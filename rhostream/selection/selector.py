@@ -87,7 +87,7 @@ class Selector:
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module  # its forward talks to other ranks, and a rank without candidates makes none
         self.ranks = group if isinstance(group, Ranks) else Ranks(group)
-        if chunk is not None and not self.ranks.alone and in_lockstep(model):
+        if chunk is not None and in_lockstep(model):
             raise UsageError(f"chunk {chunk}: forwards of this model (SyncBatchNorm or FSDP) wait for those of other "
                              "ranks, which would make another number of them; leave the chunk out")
         self.model, self.rule, self.batch_size = model, find_rule(rule), batch_size
@@ -154,7 +154,7 @@ class Selector:
     def _scores(self, forward: Forward, stage: Stage) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, score and whether the prediction was right of the rows of a stage; all (m,) on the device."""
         assert self.rule.score is not None
-        if not len(stage.x) and (self.ranks.alone or not in_lockstep(forward.model)):
+        if not len(stage.x) and not in_lockstep(forward.model):
             nothing = stage.il.new_zeros(0)  # batch norm refuses a forward of nothing
             return nothing, nothing, nothing.bool()
         logits = forward(stage.x)

@@ -51,6 +51,9 @@ def world_size() -> int:
 def local_device(name: str) -> str:
     """Each rank of a machine takes the GPU of its LOCAL_RANK where `name` is "auto" or "cuda"."""
     local = os.environ.get("LOCAL_RANK")
+    if ":" in name and ranks_here() > 1:
+        raise UsageError(f"--device {name} would be that of {ranks_here()} ranks of this machine: say cuda, and each "
+                         "takes the GPU of its LOCAL_RANK (CUDA_VISIBLE_DEVICES chooses among them)")
     if world_size() == 1 or local is None or name not in ("auto", "cuda") or not torch.cuda.is_available():
         return name
     return f"cuda:{local}"

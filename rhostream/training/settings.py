@@ -100,6 +100,9 @@ class Settings:
         """How many one selector keeps: n_b where scores are gathered, a rank's share of it where each rank chooses."""
         if self.selection == "global":
             return self.batch_size
+        if not ranks.alone and self.listed is not None and self.listed.kind == "proxy":
+            raise UsageError("--selection rank: a proxy learns from what all ranks keep; use --selection global, or "
+                             "--shortlist view")
         if self.batch_size % ranks.size:
             near = max(round(self.batch_size / ranks.size), 1) * ranks.size
             raise UsageError(f"--selection rank: --batch-size {self.batch_size} can't be split over {ranks.size} "

@@ -21,7 +21,7 @@ from tests.conftest import make_shards
 from tests.tables import without_il
 from tests.test_training import same, weights_of
 
-SETTINGS: dict[str, Any] = {"buffer_size": 40, "batch_size": 8, "model": "mlp-64", "steps": 24, "checkpoint_every": 5,
+SETTINGS: dict[str, Any] = {"buffer_size": 40, "batch_size": 8, "model": "mlp-64", "steps": 20, "checkpoint_every": 5,
                             "threads": 1}
 
 
@@ -56,30 +56,46 @@ def close(one: Path, other: Path, noise: float = 1e-4) -> bool:
 # -- E11 ---
 
 
-@pytest.mark.parametrize(("victim", "number"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)])
-def test_E11_a_rank_that_dies_or_hangs_ends_the_others_in_time_and_the_same_command_resumes(
-    options: Callable[..., dict[str, Any]], started: Callable[..., ranks.Started], tmp_path: Path, victim: int,
-    number: signal.Signals,
-) -> None:
-    """When a rank dies or hangs, the others end within `--rank-timeout` with exit code 3 and one sentence that says so; the same command resumes from the newest checkpoint, and the log is that of a run in which nothing happened."""  # noqa: E501
-    settings = options(steps=60, rank_timeout=3.0)
-    run = started(ranks.train, 2, [settings])
-    ranks.wait_for_step(tmp_path / "run", 12)
+def falls(options: Callable[..., dict[str, Any]], started: Callable[..., ranks.Started], folder: Path, victim: int,
+          number: signal.Signals) -> None:
+    """Send a signal to one of two ranks in the middle of a run; the other one ends, and the same command goes on."""
+    settings = options(steps=40)
+    # Who is gone is noticed at once; only who hangs is waited for.
+    patience = 60.0 if number == signal.SIGKILL else 8.0
+    run = started(ranks.train, 2, [{**settings, "rank_timeout": patience}], None, 12)
+    ranks.wait_for_step(folder / "run", 12)
     os.kill(run.processes[victim].pid or 0, number)
     fallen = time.monotonic()
     other = run.processes[1 - victim]
-    other.join(30)
-    assert time.monotonic() - fallen < 20  # a bound, not a speed: without a timeout torch waits for half an hour
+    other.join(120)
+    assert time.monotonic() - fallen < 55  # a bound, not a speed: torch alone waits for half an hour
     assert other.exitcode == 3
     said = json.loads(run.answers[1 - victim].read_text())["error"]
     assert said.startswith(f"RankLostError: rank {1 - victim} of 2") and "gone or stuck" in said
     assert "the same command on all ranks resumes" in said and "--rank-timeout" in said
     run.kill()
-    found = checkpoint.latest(str(tmp_path / "run"))
+    found = checkpoint.latest(str(folder / "run"))
     assert found is not None and found.step >= 10
     assert [one["exit"] for one in started(ranks.train, 2, [settings]).join()] == [0, 0]
-    rhostream.train(**options("whole", steps=60))
-    assert ranks.assert_same_but_for_noise(tmp_path / "whole", tmp_path / "run") == 60
+    rhostream.train(**options("whole", steps=40))
+    assert ranks.assert_same_but_for_noise(folder / "whole", folder / "run") == 40
+
+
+def test_E11_a_rank_that_dies_ends_the_others_and_the_same_command_resumes(
+    options: Callable[..., dict[str, Any]], started: Callable[..., ranks.Started], tmp_path: Path
+) -> None:
+    """When a rank dies or hangs, the others end within `--rank-timeout` with exit code 3 and one sentence that says so; the same command resumes from the newest checkpoint, and the log is that of a run in which nothing happened."""  # noqa: E501
+    falls(options, started, tmp_path, 1, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "number"), [(0, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGSTOP)])
+def test_E11_any_rank_may_die_or_hang(
+    options: Callable[..., dict[str, Any]], started: Callable[..., ranks.Started], tmp_path: Path, victim: int,
+    number: signal.Signals,
+) -> None:
+    """The same holds for the first rank, and for a rank that hangs."""
+    falls(options, started, tmp_path, victim, number)
 
 
 class Breaks(nn.Module):
@@ -125,7 +141,7 @@ def killed_and_resumed(started: Callable[..., ranks.Started], settings: dict[str
                        pieces: list[tuple[int, int, int | None]]) -> None:
     """Train in pieces of (ranks, workers, step after which rank 0 is killed)."""
     for size, workers, die_at in pieces:
-        told = started(ranks.train, size, [{**settings, "workers": workers, "rank_timeout": 10.0}], die_at).join()
+        told = started(ranks.train, size, [{**settings, "workers": workers}], die_at).join()
         assert told[0]["exit"] == (0 if die_at is None else -signal.SIGKILL), told
         assert all(one["exit"] == (0 if die_at is None else 3) for one in told[1:]), told
 
@@ -134,17 +150,17 @@ def test_E13_a_run_goes_on_with_other_numbers_of_workers(options: Callable[..., 
                                                          started: Callable[..., ranks.Started], tmp_path: Path) -> None:
     """A run that was killed goes on with another number of workers: the log and the weights are, bit for bit, those of a run in one piece."""  # noqa: E501
     rhostream.train(**options("whole", workers=1))
-    killed_and_resumed(started, options(), [(1, 1, 7), (1, 2, 15), (1, 4, None)])
+    killed_and_resumed(started, options(), [(1, 1, 6), (1, 2, 12), (1, 4, None)])
     assert same(tmp_path / "whole", tmp_path / "run")
     assert checkpoint.latest(str(tmp_path / "run")).attempt == 2
 
 
 def test_E13_a_run_goes_on_with_other_numbers_of_ranks(options: Callable[..., dict[str, Any]],
                                                        started: Callable[..., ranks.Started], tmp_path: Path) -> None:
-    """A run that was killed goes on with another number of ranks: the same buffers in every step and the same kept keys, but where scores differ by less than float noise."""  # noqa: E501
+    """A run that was killed goes on with another number of ranks, more or fewer: the same buffers in every step and the same kept keys, but where scores differ by less than float noise."""  # noqa: E501
     rhostream.train(**options("whole"))
-    killed_and_resumed(started, options(), [(1, 0, 7), (2, 0, 12), (1, 0, 18), (2, 1, None)])
-    assert ranks.assert_same_but_for_noise(tmp_path / "whole", tmp_path / "run") == 24
+    killed_and_resumed(started, options(), [(1, 0, 6), (2, 0, 12), (1, 0, None)])
+    assert ranks.assert_same_but_for_noise(tmp_path / "whole", tmp_path / "run") == 20
     assert close(tmp_path / "whole", tmp_path / "run")
 
 
@@ -196,13 +212,14 @@ def test_E16_sizes_that_ranks_can_not_share_are_refused_and_the_tail_is_counted(
 ) -> None:
     """A buffer that the ranks can't share equally, or a batch larger than the buffer, stops before any work and names the nearest size that works; samples that fill no buffer are logged with the reason `tail` and counted."""  # noqa: E501
     cases = [options(buffer_size=41), options(batch_size=41), options(batch_size=7, selection="rank"),
-             options(lanes=5), options(steps=0)]
+             options(lanes=5), options(steps=0), options(selection="rank", shortlist="proxy:2"),
+             options(device="cuda:0")]
     for said in ranks.together(tmp_path, refusals, 2, cases):
         assert "--buffer-size 41 can't be split over 2 ranks" in said[0] and "nearest: 40" in said[0]
         assert "1 <= n_b <= n_B" in said[1]
         assert "--batch-size 7 can't be split over 2 ranks" in said[2] and "nearest: 8" in said[2]
         assert "5 lanes" in said[3] and "nearest: 4" in said[3]
-        assert "at least 1" in said[4]
+        assert "at least 1" in said[4] and "use --selection global" in said[5] and "of 2 ranks of this" in said[6]
     assert not (tmp_path / "run").exists()
     assert checkpoint.latest(str(trained(steps=None))).counts["tail"] == 1003 - 25 * 40
 
@@ -210,30 +227,33 @@ def test_E16_sizes_that_ranks_can_not_share_are_refused_and_the_tail_is_counted(
 # -- E18 ---
 
 
-@pytest.mark.parametrize("model", ["mlp-64", "small-cnn"])
-def test_E18_a_buffer_without_one_il_is_a_step_without_an_update(world: Path, tmp_path: Path, model: str) -> None:
+def test_E18_a_buffer_without_one_il_is_a_step_without_an_update(world: Path, tmp_path: Path) -> None:
     """With `--missing-il skip`, a buffer of which no sample has an il is a counted step that changes no weight; over ranks, one that has no candidate takes part in the step of the others."""  # noqa: E501
     shards = make_shards(tmp_path / "shards", [120, 120])
     with pytest.warns(UserWarning, match="seen by fit-il"):
         rhostream.compute_il([str(s) for s in shards], str(world / "il-model"), str(tmp_path / "il"))
-    half = without_il(tmp_path / "il", tmp_path / "half", {0})
-    none = without_il(tmp_path / "il", tmp_path / "none", {0, 1})
-    settings = {**SETTINGS, "shards": [str(s) for s in shards], "missing_il": "skip", "steps": 6, "model": model,
-                "lanes": 2, "buffer_size": 20, "batch_size": 4}
-    both = [{**settings, "il": str(table), "run": str(tmp_path / f"two-{table.name}")} for table in (half, none)]
-    told = ranks.together(tmp_path, ranks.train, 2, both)
-    for table in (half, none):
-        rhostream.train(**settings, il=str(table), run=str(tmp_path / f"one-{table.name}"))
-    assert told[0][1]["reasons"] == {"missing_il": 6 * 20} and told[0][1]["cost"]["forward_units"] == 0
-    latest = checkpoint.latest(str(tmp_path / "two-none"))
-    assert latest.step == 6 and checkpoint.load_tensors(str(tmp_path / "two-none"), latest)[1]["state"] == {}
-    assert ranks.assert_same_but_for_noise(tmp_path / "one-none", tmp_path / "two-none") == 6
-    assert close(tmp_path / "one-none", tmp_path / "two-none", noise=0.0)
-    # One of the two ranks has nothing but samples without an il; the steps are those of one rank.
-    assert told[0][0]["reasons"] == {"missing_il": 6 * 10, "kept": 6 * 4, "below": 6 * 6}
-    kept = [sum(k for k, _, _ in rows.values()) for rows in ranks.decisions(tmp_path / "two-half").values()]
-    assert kept == [4] * 6
-    if model == "mlp-64":
-        assert ranks.assert_same_but_for_noise(tmp_path / "one-half", tmp_path / "two-half") == 6
-        assert close(tmp_path / "one-half", tmp_path / "two-half")
-    assert all(torch.isfinite(v).all() for v in weights_of(tmp_path / "two-half").values())
+    tables = {"half": without_il(tmp_path / "il", tmp_path / "half", {0}),
+              "none": without_il(tmp_path / "il", tmp_path / "none", {0, 1})}
+    settings = {**SETTINGS, "shards": [str(s) for s in shards], "missing_il": "skip", "steps": 6, "lanes": 2,
+                "buffer_size": 20, "batch_size": 4}
+    # With and without batch norm, which refuses a forward of nothing.
+    cases = [(table, model) for table in tables for model in ("mlp-64", "small-cnn")]
+    each = {size: [{**settings, "il": str(tables[table]), "model": model,
+                    "run": str(tmp_path / f"{size}-{table}-{model}")} for table, model in cases] for size in (1, 2)}
+    for one in each[1]:
+        rhostream.train(**one)
+    told = ranks.together(tmp_path, ranks.train, 2, each[2])[0]
+    for (table, model), summary in zip(cases, told, strict=True):
+        one, two = (tmp_path / f"{size}-{table}-{model}" for size in (1, 2))
+        kept = [sum(k for k, _, _ in rows.values()) for rows in ranks.decisions(two).values()]
+        assert all(torch.isfinite(v).all() for v in weights_of(two).values())
+        if table == "none":
+            latest = checkpoint.latest(str(two))
+            assert latest.step == 6 and checkpoint.load_tensors(str(two), latest)[1]["state"] == {}
+            assert summary["reasons"] == {"missing_il": 6 * 20} and summary["cost"]["forward_units"] == 0
+            assert kept == [0] * 6 and close(one, two, noise=0.0)
+        else:  # one of the two ranks has nothing but samples without an il
+            assert summary["reasons"] == {"missing_il": 6 * 10, "kept": 6 * 4, "below": 6 * 6}
+            assert kept == [4] * 6
+        if table == "none" or model == "mlp-64":
+            assert ranks.assert_same_but_for_noise(one, two) == 6 and close(one, two)
