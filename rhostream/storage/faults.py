@@ -114,7 +114,8 @@ def diagnose(exc: BaseException) -> Fault:
     if isinstance(exc, OSError):
         reason = os.strerror(exc.errno) if exc.errno else type(exc).__name__
         return Fault(errno.errorcode.get(exc.errno or 0, type(exc).__name__), "retry", reason)
-    return Fault(type(exc).__name__, "final", f"{type(exc).__name__} in the store's client")
+    name = type(exc).__name__
+    return Fault(name, "final", f"{name} in the store's client: are the storage options right?")
 
 
 def _chain(exc: BaseException) -> list[BaseException]:

@@ -11,7 +11,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from rhostream.errors import MissingExtraError
+from rhostream.errors import AccessError, MissingExtraError, RhostreamError, UsageError
+from rhostream.storage.faults import diagnose
 from rhostream.storage.names import scheme_of
 from rhostream.storage.settings import settings
 
@@ -69,7 +70,7 @@ _lock = threading.Lock()
 
 
 def store_of(url: str) -> tuple[Store, str]:
-    """The store of a resolved remote URL and the path inside it. Raises MissingExtraError."""
+    """The store of a resolved remote URL and the path inside it. Raises MissingExtraError, UsageError, AccessError."""
     scheme, path = scheme_of(url), url.split("://", 1)[1]
     now = settings()
     # A client doesn't survive a fork: its connections and its event loop are the parent's.
@@ -78,8 +79,14 @@ def store_of(url: str) -> tuple[Store, str]:
         if scheme not in _open or _open[scheme][0] != valid:
             try:
                 _open[scheme] = valid, _make(scheme)
+            except RhostreamError:
+                raise
             except ImportError as exc:
                 raise MissingExtraError.of(*EXTRA_OF.get(scheme, (scheme, scheme))) from exc
+            except Exception as exc:  # its text may hold an option's value, which may be a secret
+                fault = diagnose(exc)
+                kind = AccessError if fault.act == "denied" else UsageError
+                raise kind(f"{scheme}:// can't be opened: {fault.says}") from None
         return _open[scheme][1], path
 
 
