@@ -13,6 +13,7 @@ import pytest
 import rhostream
 from rhostream import checkpoint, storage
 from rhostream.advisor.store import probe_store
+from rhostream.audit.views import open_ledger
 from rhostream.errors import AccessError, AlreadyExistsError, MismatchError, NotFoundError, UsageError
 from rhostream.tables import il, selections
 from tests.conftest import make_shards
@@ -157,6 +158,8 @@ def test_a_table_and_a_run_are_made_resumed_and_read_there(
     roots = {"data": f"{place}/shards"}
     again = rhostream.compute_il([f"{place}/shards"], f"{place}/model", f"{place}/il", roots=roots)
     assert (again.present, again.made) == (3, 0)
+    with open_ledger(f"{place}/run") as ledger:
+        assert ledger.sql("select count(*) from selections where kept").to_pylist() == [{"count_star()": 9 * 5}]
     for url in storage.list_files(place, ".json"):
         assert SECRET.encode() not in storage.read_bytes(url)
 
