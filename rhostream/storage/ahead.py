@@ -9,7 +9,6 @@ import threading
 from collections.abc import Sequence
 from typing import Self
 
-from rhostream.errors import RhostreamError
 from rhostream.storage.names import is_local
 from rhostream.storage.reading import Reader, SpooledReader, opened
 
@@ -61,7 +60,7 @@ class ReadAhead:
             reader: Reader | None = None
             try:
                 reader = opened(url, tries=1)
-            except (RhostreamError, OSError):
+            except Exception:  # whatever it was: whoever opens the shard meets it again, and says it
                 continue
             with self._changed:
                 if isinstance(reader, SpooledReader) and url in self._done and not self._closed:

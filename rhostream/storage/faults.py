@@ -40,6 +40,7 @@ _SAYS = {
 }  # fmt: skip
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound",
                    "DefaultCredentialsError", "TokenRetrievalError", "RefreshError"}  # fmt: skip
+_UNTRUSTED = {"SSLCertVerificationError", "ClientConnectorCertificateError", "CertificateError"}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
 _TRY_AGAIN = {"SlowDown", "InternalError", "RequestTimeout", "BadDigest", "IncompleteBody", "ServiceUnavailable",
               "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "ConditionalRequestConflict",
@@ -96,6 +97,9 @@ def diagnose(exc: BaseException) -> Fault:
     if names & _NO_CREDENTIALS:
         return Fault("credentials", "denied", "no usable credentials were found; log in to the store, or give them as "
                                               "storage options")
+    if names & _UNTRUSTED:
+        return Fault("certificate", "final", "the server's certificate isn't trusted: is the address right? A private "
+                                             "authority is named in the storage options (ca_file; s3: verify)")
     kind = next((kind for name, kind in _KINDS.items() if name in names), None)
     if kind is not None:
         return Fault(kind, "retry", _SAYS[kind])
@@ -110,7 +114,8 @@ def diagnose(exc: BaseException) -> Fault:
     if isinstance(exc, OSError):
         reason = os.strerror(exc.errno) if exc.errno else type(exc).__name__
         return Fault(errno.errorcode.get(exc.errno or 0, type(exc).__name__), "retry", reason)
-    return Fault(type(exc).__name__, "final", f"{type(exc).__name__} in the store's client")
+    name = type(exc).__name__
+    return Fault(name, "final", f"{name} in the store's client: are the storage options right?")
 
 
 def _chain(exc: BaseException) -> list[BaseException]:

@@ -6,6 +6,7 @@ A small object is one conditional PUT. A large one is a multipart upload whose c
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -33,6 +34,9 @@ class S3:
         given.setdefault("use_listings_cache", False)
         self._fs = s3fs.S3FileSystem(**given, config_kwargs=config, skip_instance_cache=True)
         self._fs.retries, self._retry = 1, retry
+        for name in ("botocore", "aiobotocore"):  # at INFO, where our command line listens, they tell of themselves
+            if logging.getLogger(name).level == logging.NOTSET:
+                logging.getLogger(name).setLevel(logging.WARNING)
 
     async def _call(self, method: str, path: str, **asks: Any) -> Any:
         bucket, _, key = path.partition("/")

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from rhostream.errors import UsageError
-from rhostream.storage.names import SCHEMES
+from rhostream.storage.names import place_of, scheme_of
 
 SPOOL_BYTES = 16 << 30
+CONFIGURABLE = ("s3", "gs", "https")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +45,7 @@ class Retry:
 class Settings:
     """All that `configure`, `configure_retry`, `configure_spool` and the environment say."""
 
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)  # scheme -> options
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)  # by scheme or scheme://bucket
     retry: Retry = field(default_factory=Retry)
     spool: str | None = None  # folder; None: below the system's temporary folder
     spool_bytes: int = SPOOL_BYTES
@@ -63,17 +64,31 @@ def settings() -> Settings:
     return _current
 
 
-def configure(scheme: str, options: Mapping[str, Any] | None) -> None:
-    """Open every store of `scheme` ("s3", "gs", "https") with these options of its client; None: as if never set.
+def configure(store: str, options: Mapping[str, Any] | None) -> None:
+    """Open every store of a scheme ("s3", "gs", "https"), or one bucket or host of it ("s3://results"), with these
+    options of its client instead of the environment's; None: as if never set. A bucket's own options stand alone.
 
     s3 takes those of s3fs (key, secret, token, endpoint_url, profile, anon, client_kwargs, ...), gs those of gcsfs
     (token, project, endpoint_url, ...), https `headers`, `ca_file` and `trust_env`. They are kept in memory
     and go to loader workers, and nowhere else. Raises UsageError for a scheme that has none.
     """
-    if scheme not in ("s3", "gs", "https"):
-        raise UsageError(f"storage options for scheme {scheme!r}: expected s3, gs or https")
-    others = {name: given for name, given in settings().options.items() if name != scheme}
-    _set(options=others if options is None else {**others, scheme: dict(options)})
+    _require_configurable(store, "configure")
+    others = {name: given for name, given in settings().options.items() if name != store}
+    _set(options=others if options is None else {**others, store: dict(options)})
+
+
+def options_of(url: str) -> tuple[str, Mapping[str, Any]]:
+    """The options that a remote URL is opened with, and by what name they are known."""
+    options, place = settings().options, place_of(url)
+    name = place if place in options else scheme_of(url)
+    return name, options.get(name, {})
+
+
+def _require_configurable(store: str, who: str) -> None:
+    scheme, sep, bucket = store.partition("://")
+    if scheme not in CONFIGURABLE or (sep and (not bucket or "/" in bucket)):
+        # It may be a mistyped secret, so it isn't repeated.
+        raise UsageError(f"{who}: options are for s3, gs or https, or for one bucket as in s3://bucket")
 
 
 def configure_retry(retry: Retry | None) -> None:
@@ -114,12 +129,12 @@ def _arrive(sent: Settings) -> Carried:
 
 
 def _options_of_environment() -> dict[str, dict[str, Any]]:
-    """RHOSTREAM_STORAGE_OPTIONS: JSON of scheme -> options, or the path of a file that holds it."""
+    """RHOSTREAM_STORAGE_OPTIONS: JSON of options by scheme or scheme://bucket, or the path of a file that holds it."""
     found = _json_of_environment("RHOSTREAM_STORAGE_OPTIONS")
-    unknown = [name for name, given in found.items() if name not in SCHEMES or not isinstance(given, dict)]
-    if unknown:
-        raise UsageError(f"RHOSTREAM_STORAGE_OPTIONS: {unknown[0]!r} isn't a scheme with an object of options; "
-                         'expected {"s3": {...}, "gs": {...}, "https": {...}}')
+    for name, given in found.items():
+        _require_configurable(name, "RHOSTREAM_STORAGE_OPTIONS")
+        if not isinstance(given, dict):
+            raise UsageError(f"RHOSTREAM_STORAGE_OPTIONS: {name}: expected an object of options")
     return found
 
 

@@ -141,7 +141,8 @@ def _reserve(fd: int, part: Path, size: int, spool_bytes: int) -> bool:
         if not make_room(part.parent, spool_bytes - size, but=part.name):
             return False
         try:
-            os.posix_fallocate(fd, 0, max(size, 1))
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                os.posix_fallocate(fd, 0, max(size, 1))
         except OSError as exc:
             if exc.errno in _FULL:
                 raise
@@ -172,7 +173,11 @@ def make_room(place: Path, keep_bytes: int, but: str = "") -> bool:
 
 
 def _remove_unused(path: Path) -> bool:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """Whether the file is gone: nobody had it locked."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
     try:
         if not _locked(fd, fcntl.LOCK_EX) or not _is(fd, path):
             return False

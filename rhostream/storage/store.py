@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from rhostream.errors import MissingExtraError
+from rhostream.errors import AccessError, MissingExtraError, RhostreamError, UsageError
+from rhostream.storage.faults import diagnose
 from rhostream.storage.names import scheme_of
-from rhostream.storage.settings import settings
+from rhostream.storage.settings import options_of, settings
 
 EXTRA_OF = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "https": ("aiohttp", "https")}
 PIECE = 1 << 20  # bytes
@@ -69,35 +71,40 @@ _lock = threading.Lock()
 
 
 def store_of(url: str) -> tuple[Store, str]:
-    """The store of a resolved remote URL and the path inside it. Raises MissingExtraError."""
+    """The store of a resolved remote URL and the path inside it. Raises MissingExtraError, UsageError, AccessError."""
     scheme, path = scheme_of(url), url.split("://", 1)[1]
-    now = settings()
+    name, options = options_of(url)
     # A client doesn't survive a fork: its connections and its event loop are the parent's.
-    valid = os.getpid(), now.version
+    valid = os.getpid(), settings().version
     with _lock:
-        if scheme not in _open or _open[scheme][0] != valid:
+        if name not in _open or _open[name][0] != valid:
             try:
-                _open[scheme] = valid, _make(scheme)
+                _open[name] = valid, _make(scheme, options)
+            except RhostreamError:
+                raise
             except ImportError as exc:
                 raise MissingExtraError.of(*EXTRA_OF.get(scheme, (scheme, scheme))) from exc
-        return _open[scheme][1], path
+            except Exception as exc:  # its text may hold an option's value, which may be a secret
+                fault = diagnose(exc)
+                kind = AccessError if fault.act == "denied" else UsageError
+                raise kind(f"{scheme}:// can't be opened: {fault.says}") from None
+        return _open[name][1], path
 
 
-def _make(scheme: str) -> Store:
-    now = settings()
-    options = now.options.get(scheme, {})
+def _make(scheme: str, options: Mapping[str, Any]) -> Store:
+    retry = settings().retry
     if scheme == "s3":
         from rhostream.storage.s3 import S3
 
-        return S3(options, now.retry)
+        return S3(options, retry)
     if scheme == "gs":
         from rhostream.storage.gcs import GCS
 
-        return GCS(options, now.retry)
+        return GCS(options, retry)
     if scheme == "https":
         from rhostream.storage.web import Web
 
-        return Web(options, now.retry)
+        return Web(options, retry)
     from rhostream.storage.memory import Memory
 
     return Memory()

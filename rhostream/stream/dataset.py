@@ -139,7 +139,7 @@ class CandidateStream(IterableDataset[Message]):
                 yield Message(pass_index, index, slot, joined, retried=storage.take_retried() if info else {})
         except RhostreamError as exc:
             # An exception that crosses the process border by itself arrives as a wall of text.
-            yield Message(0, 0, -1, None, exc)
+            yield Message(0, 0, -1, None, exc, storage.take_retried() if info else {})
         finally:
             join.close()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import rhostream
 from rhostream import checkpoint, storage
 from rhostream.tables import selections
 from tests.faults.rig.s3 import FaultyStore
+from tests.stores.servers import SECRET
 
 SETTINGS: dict[str, object] = {"model": "mlp-64", "rule": "rho", "buffer_size": 40, "batch_size": 8, "steps": 12,
                                "checkpoint_every": 5, "eval_every": 6, "seed": 3, "threads": 1}
@@ -33,7 +33,9 @@ def _journey(shards: str, place: str, workers: int) -> tuple[list[tuple[object, 
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_the_journey_through_a_faulty_store_keeps_what_it_keeps_on_disk(faulty: FaultyStore, workers: int) -> None:
+def test_the_journey_through_a_faulty_store_keeps_what_it_keeps_on_disk(
+        faulty: FaultyStore, workers: int, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    """One request in twenty meets a fault. And no secret is in what was written or said meanwhile."""
     faulty.put_shards(COUNTS)
     on_disk = _journey(str(faulty.disk / "shards"), str(faulty.disk), 0)
     faulty.proxy.calm()
@@ -41,6 +43,7 @@ def test_the_journey_through_a_faulty_store_keeps_what_it_keeps_on_disk(faulty: 
     in_store = _journey(faulty.shards, faulty.url, workers)
     met = {r.fault for r in faulty.proxy.seen if r.fault}
     requests, faults = faulty.proxy.count(), sum(bool(r.fault) for r in faulty.proxy.seen)
+    said = "".join(capfd.readouterr()) + caplog.text
     print(f"workers={workers}: {requests} requests, {faults} of them met a fault ({', '.join(sorted(met))}); "
           f"tried again: {json.dumps(faulty.retried)}")
     assert in_store == on_disk and len(on_disk[0]) == 12 * 8
@@ -50,4 +53,5 @@ def test_the_journey_through_a_faulty_store_keeps_what_it_keeps_on_disk(faulty: 
     faulty.proxy.calm()
     assert [u for u in storage.list_files(faulty.url, "") if ".probe" in u or ".tmp" in u] == []
     assert not any(p.suffix == ".part" for p in Path(faulty.disk / "spool").iterdir())
-    assert os.path.isdir(faulty.disk / "spool")
+    assert SECRET not in said and not any(SECRET.encode() in storage.read_bytes(u)
+                                          for u in storage.list_files(faulty.url, ""))

@@ -57,7 +57,8 @@ def _certificate(folder: Path) -> Path:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.x509.oid import NameOID
 
-    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)
     made = (x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
             .serial_number(1).not_valid_before(now - datetime.timedelta(days=1))
@@ -77,7 +78,8 @@ def web(tmp_path: Path) -> Iterator[str]:
     pem = _certificate(tmp_path)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(pem)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Here", (Handler,), {"folder": tmp_path / "shards"}))
+    here = type("Here", (Handler,), {"folder": tmp_path / "shards"})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), here)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

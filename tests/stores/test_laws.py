@@ -13,11 +13,12 @@ import pytest
 import rhostream
 from rhostream import checkpoint, storage
 from rhostream.advisor.store import probe_store
+from rhostream.audit.views import open_ledger
 from rhostream.errors import AccessError, AlreadyExistsError, MismatchError, NotFoundError, UsageError
 from rhostream.tables import il, selections
 from tests.conftest import make_shards
 from tests.faults.rig.proxy import GenerationProxy
-from tests.stores.servers import BUCKET, Server
+from tests.stores.servers import BUCKET, SECRET, Server
 
 REMOTE = ("memory", "s3", "gs")
 
@@ -125,26 +126,42 @@ def test_a_large_object_is_created_once_too(place: str, monkeypatch: pytest.Monk
         assert reader.pread(100, 5 << 20) == data[5 << 20 :][:100]
 
 
-def test_a_table_and_a_run_are_made_resumed_and_read_there(place: str, tmp_path: Path) -> None:
-    """The same rows as on disk: index, compute-il and train end to end, shards and results in the store."""
-    local = make_shards(tmp_path / "local", [40, 30, 50])
-    for path in local:
+def _end_to_end(shards: str, out: str) -> list[dict[str, object]]:
+    """fit-il, compute-il and a run that is resumed once: what it logged."""
+    roots = {"data": shards}
+    rhostream.fit_il([shards], f"{out}/model", model="mlp-64", epochs=1, roots=roots)
+    rhostream.compute_il([shards], f"{out}/model", f"{out}/il", roots=roots)
+    for steps in (4, 9):
+        rhostream.train([shards], f"{out}/il", f"{out}/run", model="mlp-64", buffer_size=20, batch_size=5, passes=2,
+                        steps=steps, roots=roots, threads=1)
+    done = checkpoint.latest(storage.resolve(f"{out}/run"))
+    assert done is not None and done.step == 9
+    rows = selections.read(storage.resolve(f"{out}/run"), done.log)
+    return list(rows.select(["step", "shard", "key", "kept"]).to_pylist())
+
+
+@pytest.fixture(scope="session")
+def on_disk(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], list[dict[str, object]]]:
+    """Three shards, and what the journey logs of them on a disk."""
+    folder = tmp_path_factory.mktemp("on-disk")
+    return make_shards(folder / "shards", [40, 30, 50]), _end_to_end(str(folder / "shards"), str(folder / "out"))
+
+
+@pytest.mark.parametrize("place", REMOTE, indirect=True)
+def test_a_table_and_a_run_are_made_resumed_and_read_there(
+        place: str, on_disk: tuple[list[Path], list[dict[str, object]]]) -> None:
+    """The same rows as on disk: shards and results in the store, and the same command again makes nothing anew."""
+    shards, logged = on_disk
+    for path in shards:
         storage.create(f"{place}/shards/{path.name}", path.read_bytes())
-    kept = []
-    for shards, out in ((str(tmp_path / "local"), str(tmp_path / "out")), (f"{place}/shards", place)):
-        roots = {"data": shards}
-        rhostream.fit_il([shards], f"{out}/model", model="mlp-64", epochs=1, roots=roots)
-        rhostream.compute_il([shards], f"{out}/model", f"{out}/il", roots=roots)
-        for steps in (4, 9):
-            rhostream.train([shards], f"{out}/il", f"{out}/run", model="mlp-64", buffer_size=20, batch_size=5, passes=2,
-                            steps=steps, roots=roots, threads=1)
-        done = checkpoint.latest(storage.resolve(f"{out}/run"))
-        assert done is not None and done.step == 9
-        rows = selections.read(storage.resolve(f"{out}/run"), done.log).select(["step", "shard", "key", "kept"])
-        kept.append(rows.to_pylist())
-        if shards != str(tmp_path / "local"):
-            assert rhostream.compute_il([shards], f"{out}/model", f"{out}/il", roots=roots).present == 3
-    assert kept[0] == kept[1]
+    assert _end_to_end(f"{place}/shards", place) == logged
+    roots = {"data": f"{place}/shards"}
+    again = rhostream.compute_il([f"{place}/shards"], f"{place}/model", f"{place}/il", roots=roots)
+    assert (again.present, again.made) == (3, 0)
+    with open_ledger(f"{place}/run") as ledger:
+        assert ledger.sql("select count(*) from selections where kept").to_pylist() == [{"count_star()": 9 * 5}]
+    for url in storage.list_files(place, ".json"):
+        assert SECRET.encode() not in storage.read_bytes(url)
 
 
 def test_a_shard_that_was_replaced_after_it_was_indexed_is_refused(place: str, tmp_path: Path) -> None:

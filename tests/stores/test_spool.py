@@ -187,7 +187,7 @@ def test_options_come_from_the_environment_as_json_or_a_file(monkeypatch: pytest
 @pytest.mark.parametrize(("name", "value", "says"), [
     ("RHOSTREAM_STORAGE_OPTIONS", '{"s3": {"secret": "canary"', "no valid JSON"),
     ("RHOSTREAM_STORAGE_OPTIONS", "canary", "neither JSON nor the path"),
-    ("RHOSTREAM_STORAGE_OPTIONS", '{"ftp": {"secret": "canary"}}', "isn't a scheme"),
+    ("RHOSTREAM_STORAGE_OPTIONS", '{"ftp": {"secret": "canary"}}', "options are for s3, gs or https"),
     ("RHOSTREAM_RETRY", '{"trys": 3}', "expected numbers for some of tries"),
     ("RHOSTREAM_RETRY", '{"tries": 0}', "at least one try"),
     ("RHOSTREAM_SPOOL_BYTES", "16GB", "expected a number of bytes"),
