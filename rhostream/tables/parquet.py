@@ -24,7 +24,7 @@ _DIGEST = b"rhostream_sha256"  # of the footer record, which no page checksum co
 # In Thrift's compact form: field 1, a string of 9 (16) bytes, the name; field 2, a string of so many bytes, the value.
 _RECORD_AT = b"\x18\x09" + _FOOTER + b"\x18"
 _DIGEST_AT = b"\x18\x10" + _DIGEST + b"\x18\x40"
-MAX_ROWS_PER_BYTE = 64  # a part takes 12 bytes a row, the log 16; keys alone keep both above a byte
+MAX_ROWS_PER_BYTE = 64  # a row takes 12 bytes as a rule; equal members and counted keys pack 7 rows into a byte
 _TAIL, _MAX_FOOTER = 16 << 10, 64 << 20  # bytes
 _DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError)
 
