@@ -17,15 +17,18 @@ import pyarrow.parquet as pq
 import pytest
 
 import rhostream
+from rhostream.advisor.estimate import estimate
+from rhostream.advisor.scoring import scoring_report
 from rhostream.audit.report import write_report
 from rhostream.audit.verify import status_of, verify
 from rhostream.audit.views import open_ledger
 from rhostream.candidates import CANDIDATE, Reason
-from rhostream.errors import RhostreamError
+from rhostream.errors import RhostreamError, UntrustedCodeError, UsageError
 from rhostream.irreducible import Summary, compute_il, index, load_il_model
 from rhostream.stream.open import open_stream
 from rhostream.tables.il import part_url
 from shards.check import check
+from tests.conftest import make_shards
 from tests.faults.children import cpu, in_child, in_memory, peak, reset_peak
 from tests.faults.corpus import Corpus, Hostile, make
 from tests.faults.hostile_artifacts import EVIL_MODULE
@@ -148,8 +151,8 @@ def test_the_hostile_corpus_is_counted_in_bounded_memory_and_nothing_in_it_runs(
     with capsys.disabled():
         made = told[1]["gave"]
         print(f"\nhostile corpus: {len(shards)} shards: {len(made.bad_shards)} bad ones named; {made.samples} samples "
-              f"= {made.ok} ok + {sum(made.quarantined.values())} quarantined ({made.quarantined}); {made.members_seen} "
-              f"members = {made.members_used} used + {made.members_ignored} ignored; at most "
+              f"= {made.ok} ok + {sum(made.quarantined.values())} quarantined ({made.quarantined}); "
+              f"{made.members_seen} members = {made.members_used} used + {made.members_ignored} ignored; at most "
               f"{max(one['peak'] for one in told) >> 20} MiB")
 
 
@@ -260,6 +263,7 @@ def judge_artifacts(corpus: Corpus, capsys: pytest.CaptureFixture[str], more: li
             continue
         if kind == "model":
             assert "refused" in uses["use_model"], f"{name} was loaded: {uses}"
+            assert name not in ("names-code", "names-os-system") or "UntrustedCodeError" in uses["use_model"]["refused"]
         if name.startswith(("optimizer", "model-")) and kind == "run":
             assert "refused" in uses["resume_run"], name
             assert uses["proved"]["gave"] or name == "model-other-tensors", name  # true tensors, of another model
@@ -271,3 +275,20 @@ def judge_artifacts(corpus: Corpus, capsys: pytest.CaptureFixture[str], more: li
     assert not corpus.canary.exists()
     with capsys.disabled():
         print("\n" + tally.says(f"foreign artifacts: {len(artifacts)}"))
+
+
+def test_your_own_model_is_loaded_when_you_name_it_and_from_a_run_too(tmp_path: Path) -> None:
+    make_shards(tmp_path, [60])
+    shards, model, own = [str(tmp_path / "train-000.tar")], str(tmp_path / "model"), "tests.tiny:linear"
+    rhostream.fit_il(shards, model, model=own, epochs=1)
+    with pytest.raises(UntrustedCodeError, match=f"--model {own}"):
+        compute_il(shards, model, str(tmp_path / "il"))
+    with pytest.raises(UsageError, match=f"was made with --model {own}, not mlp-64"):
+        compute_il(shards, model, str(tmp_path / "il"), model="mlp-64")
+    assert compute_il(shards, model, str(tmp_path / "il"), model=own).ok == 60
+    settings = {"buffer_size": 20, "batch_size": 4, "steps": 2, "model": own}
+    rhostream.train(shards, str(tmp_path / "il"), str(tmp_path / "run"), **settings)
+    with pytest.raises(UntrustedCodeError, match=f"--model {own}"):
+        scoring_report(run=str(tmp_path / "run"), buffers=1, proxy_batches=0)
+    with pytest.raises(UntrustedCodeError, match=f"--il-model {own}"):
+        estimate(shards, model="mlp-64", il=str(tmp_path / "il"), seconds=1.0)
