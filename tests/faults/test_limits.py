@@ -177,6 +177,29 @@ def test_the_sql_of_the_command_line_reads_its_views_and_reaches_nothing_else(
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("style", ["table", "json", "csv"])
+def test_labels_and_errors_of_a_hostile_shard_cannot_move_a_cursor_or_become_a_formula(
+        style: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    escape, members = b"\x1b[2J\x1b]0;pwned\x07", []
+    for number, label in enumerate((escape, b"=cmd|' /C calc'!A0", b"\r\n+1", "\u202e1".encode()) * 4):
+        members += [(b"%d" % number + escape + b".png", GOOD_PNG), (b"%d" % number + escape + b".cls", label)]
+    (tmp_path / "a.tar").write_bytes(tar_of(members))
+    index([str(tmp_path / "a.tar")], str(tmp_path / "table"), max_bad_fraction=1.0)
+    cli.cli.main(["sql", str(tmp_path / "table"), "select key, status, error, '=1' || error as formula from quarantine",
+                  "--format", style], standalone_mode=False)  # fmt: skip
+    out = capsys.readouterr().out
+    assert out.count("label:invalid") == 16 and out.count("\\x1b" if style != "json" else "\\u001b") >= 16
+    assert not {c for c in out if not c.isprintable()} - {"\n"}
+    assert out.count("'=1.cls") == (16 if style == "csv" else 0)
+    # The same shard within the usual budget: the error names a key.
+    monkeypatch.setattr("sys.argv", ["rhostream", "index", "--shards", str(tmp_path / "a.tar"), "--out",
+                                     str(tmp_path / "other")])
+    with pytest.raises(SystemExit, match="3"):
+        cli.main()
+    err = capsys.readouterr().err
+    assert "label:invalid 16" in err and not {c for c in err if not c.isprintable()} - {"\n"}
+
+
 # -- words -------------------------------------------------------------------------------------------------------------
 
 
