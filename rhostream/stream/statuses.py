@@ -9,7 +9,7 @@ STATUSES = {
     "decode:not_an_image": "the bytes are no JPEG, PNG or WebP (a page, another format)",
     "decode:broken": "it begins as an image, and its decoder can't make sense of it",
     "image:missing": "no member has an image's extension",
-    "image:too_large": "more than 50 megapixels, 256 MiB or (a progressive JPEG) 100 scans: never decoded",
+    "image:too_large": "more than 50 megapixels, 256 MiB, 100 scans or 10,000 segments (JPEG): never decoded",
     "label:missing": "no .cls member, and no `label` in a .json",
     "label:invalid": "the label is no integer",
     "label:range": "the label is negative, or beyond the classes",

@@ -92,7 +92,7 @@ def images() -> Iterator[tuple[str, str, bytes, str]]:
     ifd = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2000) + struct.pack("<HHII", 0x0112, 2, 0xFFFFFFFF, 8) * 2000 + b"\x08\0\0\0"
     yield "jpeg-exif-ifd-loop", "jpg", jpeg[:2] + seg(0xE1, ifd) + jpeg[2:], "ok"
     yield "jpeg-icc-lies", "jpg", jpeg[:2] + seg(0xE2, b"ICC_PROFILE\0\xff\xff" + bytes(500)) * 50 + jpeg[2:], "ok"
-    yield "jpeg-marker-loop", "jpg", b"\xff\xd8" + b"\xff\xe0\0\2" * 500_000, "decode:truncated"
+    yield "jpeg-marker-loop", "jpg", b"\xff\xd8" + b"\xff\xe0\0\2" * 5_000_000, "image:too_large"
     yield "jpeg-then-zip", "jpg", jpeg + b"PK\3\4" + bytes(1000), "ok"
     # -- PNG
     yield "png-90mpx-11kb", "png", png_of(9500, 9500, (b"\0" + bytes(1188)) * 9500, depth=1, colour=0), "image:too_large"
@@ -108,7 +108,8 @@ def images() -> Iterator[tuple[str, str, bytes, str]]:
     yield "png-iccp-bomb", "png", png_of(16, 16, rows, before=chunk(b"iCCP", b"x\0\0" + bomb)), "decode:broken"
     yield "png-idat-bomb", "png", png_of(16, 16, rows + bytes(zeros)), ""
     yield "png-rgba-idat-bomb", "png", png_of(16, 16, (b"\0" + bytes(64)) * 16 + bytes(zeros), colour=6), ""
-    yield "png-100k-chunks", "png", png_of(16, 16, rows, before=chunk(b"tEXt", b"a\0b") * 100_000), "ok"
+    yield "png-90k-chunks", "png", png_of(16, 16, rows, before=chunk(b"tEXt", b"a\0b") * 90_000), "ok"
+    yield "png-2m-chunks", "png", png_of(16, 16, rows, before=chunk(b"tEXt", b"") * 2_000_000), "image:too_large"
     yield "png-apng-2^32-frames", "png", png_of(16, 16, rows, before=chunk(b"acTL", struct.pack(">II", 2**32 - 1, 0))), ""
     yield "png-palette-missing", "png", png_of(16, 16, (b"\0" + bytes(16)) * 16, colour=3), ""
     yield "png-chunk-length-lies", "png", GOOD_PNG[:33] + struct.pack(">I", 2**31 - 1) + GOOD_PNG[37:], "ok"
