@@ -1,4 +1,4 @@
-"""`python .ci/audit.py`: no installed package, and no lower bound of pyproject.toml, has a vulnerability that we know of.
+"""`python .ci/audit.py`: no installed package and no lower bound of pyproject.toml has a vulnerability that we know of.
 
 Two looks. pip-audit asks its advisory service about every installed package; where the service can't be had (offline, a
 proxy, too slow) that is said with the number of packages, and is no failure. The list below, of advisories that touch
@@ -26,7 +26,7 @@ PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 FLOORS = {
     "torch": ("2.10", "files read with weights_only=True could run code"),
     "pillow": ("12.3", "flaws in image decoders"),
-    "pyarrow": ("17", "Parquet and IPC files could run code or read out of bounds (the first, CVE-2023-47248, before 14)"),
+    "pyarrow": ("17", "Parquet and IPC files could run code (CVE-2023-47248, before 14.0.1) or read out of bounds"),
     "aiohttp": ("3.12.14", "requests could be smuggled (CVE-2025-53643)"),
     "requests": ("2.32.4", "credentials of .netrc went to other hosts (CVE-2024-47081)"),
     "urllib3": ("2.6.0", "small compressed answers took unbounded memory (CVE-2025-66418, CVE-2025-66471)"),

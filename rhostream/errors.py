@@ -3,6 +3,7 @@
     RhostreamError                    1   something is wrong that we did not foresee
     |-- UsageError                    2   wrong before any work: settings, names, places
     |   |-- UnknownNameError          2   a rule, model, option or column nobody knows
+    |   |-- UntrustedCodeError        2   a file names code that the command line doesn't
     |   |-- MissingExtraError         2   an optional dependency is not installed
     |   |-- MismatchError             2   two artifacts that do not belong together
     |   |-- NotWritableError          2   the place for the result can't be written
@@ -53,6 +54,20 @@ class UnknownNameError(UsageError):
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return cls(f"unknown {what} {name!r}{hint} (known: {', '.join(names)})")
+
+
+class UntrustedCodeError(UsageError):
+    """A file names code outside rhostream, and nobody on the command line did."""
+
+    @classmethod
+    def unless_named(cls, name: str, given: str | None, where: str, option: str) -> None:
+        """Raise unless `name`, read from the file `where`, is built in or is what the user gave with `option`.
+
+        A file must not choose what is imported: whoever gives away a model, a table or a run would run code here.
+        """
+        if ":" in name and name != given:
+            raise cls(f"{where} names {name!r}, which is code outside rhostream, and a file doesn't decide what is "
+                      f"run: if you trust that code, say so with {option} {name}")
 
 
 class MissingExtraError(UsageError):

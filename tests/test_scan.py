@@ -209,7 +209,8 @@ def test_negative_workers_are_refused() -> None:
 
 @given(st.lists(st.lists(st.binary(max_size=2), max_size=6), max_size=6))
 def test_repeated_keys_are_those_a_set_would_find(chunks: list[list[bytes]]) -> None:
-    for ordered in (chunks, [sorted(chunk) for chunk in chunks], [[key] for key in sorted(key for chunk in chunks for key in chunk)]):
+    every = sorted(key for chunk in chunks for key in chunk)
+    for ordered in (chunks, [sorted(chunk) for chunk in chunks], [[key] for key in every]):
         seen, before = Seen(), set[bytes]()
         for keys in ordered:
             expected = set()

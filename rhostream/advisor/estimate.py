@@ -21,7 +21,7 @@ from rhostream.advisor.environment import cpu_name
 from rhostream.advisor.predict import ILCost, Measured, Setting
 from rhostream.advisor.samples import Samples, draw, preprocess_for, some
 from rhostream.cost import macs_per_sample
-from rhostream.errors import UsageError
+from rhostream.errors import UntrustedCodeError, UsageError
 from rhostream.selection.hardware import bf16_supported, cores, device_of
 from rhostream.selection.hardware import threads as in_threads
 from rhostream.selection.selector import Selector
@@ -95,6 +95,7 @@ def estimate(shards: str | Iterable[str], *, model: str = "mlp", il: str | None 
                       steps=steps, band=band, shortlist=shortlist)
     known = table.info.model if table else {}
     il_name = il_model or known.get("architecture") or "small-cnn"
+    UntrustedCodeError.unless_named(str(il_name), il_model, storage.redact(il or ""), "--il-model")
     bench = _Bench(preprocess, classes, samples, decoder_name, place, setting, seconds)
     measured = bench.measure(model, il_name, sizes)
     if table is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,8 @@ import torch
 from torch import nn
 
 from rhostream import checkpoint, storage
-from rhostream.errors import MismatchError, UsageError
+from rhostream.errors import MismatchError, TableError, UntrustedCodeError, UsageError
+from rhostream.foreign import checked_run, read_object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +42,18 @@ def of_run(run: str, **given: Any) -> tuple[Question, dict[str, torch.Tensor], s
     found = checkpoint.latest(run) if storage.exists(url) else None
     if found is None:
         raise UsageError(f"{storage.redact(run)} is no run with a checkpoint; give --weights, or the folder of a run")
-    record = json.loads(storage.read_bytes(url))
-    s = record["settings"]
-    asked: dict[str, Any] = {
-        "shards": record["shard_urls"], "il": record["il"], "image_size": s["preprocess_image_size"],
-        **{name: s[name] for name in ("model", "rule", "buffer_size", "batch_size", "classes", "loss_cap",
-                                      "batch_norm", "keep_holdout", "decoder") if name in s},
-    }  # fmt: skip
+    try:
+        record = checked_run(read_object(storage.read_bytes(url)))
+        s = record["settings"]
+        asked: dict[str, Any] = {
+            "shards": record["shard_urls"], "il": record["il"], "image_size": s["preprocess_image_size"],
+            **{name: s[name] for name in ("model", "rule", "buffer_size", "batch_size", "classes", "loss_cap",
+                                          "batch_norm", "keep_holdout", "decoder") if name in s},
+        }  # fmt: skip
+    except (ValueError, KeyError, TypeError) as exc:
+        raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
+    for name in ("model", "rule"):
+        UntrustedCodeError.unless_named(str(asked.get(name, "")), given.get(name), storage.redact(run), f"--{name}")
     asked |= {name: value for name, value in given.items() if value}
     weights, _ = checkpoint.load_tensors(run, found)
     return Question(**asked), weights, f"{storage.redact(run)}, step {found.step}"

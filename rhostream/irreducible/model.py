@@ -12,7 +12,7 @@ from safetensors.torch import load as load_safetensors
 from torch import nn
 
 from rhostream import foreign, models, storage
-from rhostream.errors import TableError, UsageError
+from rhostream.errors import TableError, UntrustedCodeError, UsageError
 from rhostream.irreducible.folds import FoldRule
 from rhostream.stream.decode import DECODERS, Preprocess
 
@@ -116,13 +116,9 @@ def _checked(info: ModelInfo) -> ModelInfo:
 
 
 def _require_trusted(architecture: str, named: str | None, folder: str) -> None:
-    """A name in a file must not choose what code runs: your own model's has to be said again by you."""
     if named not in (None, architecture):
         raise UsageError(f"{storage.redact(folder)} was made with --model {architecture}, not {named}")
-    if named is None and architecture not in models.NAMES:
-        raise UsageError(f"{storage.redact(folder)} names the model {architecture!r}, which is code outside rhostream, "
-                         "and a file doesn't decide what is run: if you trust that code, say so with "
-                         f"--model {architecture}")
+    UntrustedCodeError.unless_named(architecture, named, storage.redact(folder), "--model")
 
 
 def load_il_model(folder: str, model: str | None = None) -> ILModel:

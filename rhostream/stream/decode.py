@@ -27,7 +27,12 @@ PNG = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 256 << 20
 MAX_SCANS = 100  # of a progressive JPEG: each passes over all pixels, and a few MB can hold a hundred thousand
+# Pillow looks at each segment of a JPEG and chunk of a PNG in Python: millions of empty ones would take minutes.
+MAX_SEGMENTS, MAX_CHUNKS = 10_000, 100_000
 OK = "ok"
+# What Pillow's plugins are known to raise on hostile bytes, beside OSError.
+_BROKEN = (SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error, ArithmeticError,
+           AttributeError, AssertionError, NotImplementedError, RuntimeError, MemoryError)  # fmt: skip
 _PLAIN_PNG = {1: b"\x08\x00", 3: b"\x08\x02"}  # bit depth and colour type, by channels
 Row = npt.NDArray[np.uint8]
 
@@ -80,9 +85,7 @@ def decode_into(data: bytes, out: Row) -> str:
         return "decode:truncated" if _is_cut(data) else "decode:not_an_image"
     except OSError as exc:
         return "decode:truncated" if "truncated" in str(exc).lower() or _is_cut(data) else "decode:broken"
-    except (SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error, ArithmeticError,
-            AttributeError, AssertionError, NotImplementedError, RuntimeError, MemoryError):
-        # what Pillow's plugins are known to raise on hostile bytes
+    except _BROKEN:
         return "decode:truncated" if _is_cut(data) else "decode:broken"
 
 
@@ -98,17 +101,17 @@ def _is_cut(data: bytes) -> bool:
 def _decode_pillow(data: bytes, out: Row) -> str:
     if data[:8] == PNG and len(data) > 28:
         width, height = struct.unpack(">II", data[16:24])
-        if width * height > MAX_PIXELS:
+        if width * height > MAX_PIXELS or (len(data) > 1 << 20 and _too_many_chunks(data)):
             return "image:too_large"
         if data[24:26] == _PLAIN_PNG.get(out.shape[2]) and _decode_plain_png(data, (height, width), out):
             return OK
+    if data[:2] == b"\xff\xd8" and _jpeg_header(data)[1]:
+        return "image:too_large"
     image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         return "image:too_large"
     size, channels = out.shape[0], out.shape[2]
     if image.format == "JPEG":
-        if _jpeg_header(data)[1]:
-            return "image:too_large"
         # libjpeg scales by halves while it decodes; twice the target keeps the antialiasing honest.
         image.draft("RGB" if channels == 3 else "L", (2 * size, 2 * size))
     image.load()
@@ -169,10 +172,23 @@ def _write(image: Image.Image, out: Row) -> None:
     out[:] = np.asarray(image).reshape(out.shape)
 
 
+def _too_many_chunks(data: bytes) -> bool:
+    """Whether a PNG has more than MAX_CHUNKS."""
+    at = 8
+    for _ in range(MAX_CHUNKS):
+        if at + 8 > len(data):
+            return False
+        at += int.from_bytes(data[at : at + 4], "big") + 12
+    return True
+
+
 def _jpeg_header(data: bytes) -> tuple[bool, bool]:
-    """Whether a JPEG may have to be turned, and whether it has too many scans; yes where its header is odd."""
-    at, turned, progressive = 2, False, False
+    """Whether a JPEG may have to be turned (yes where its header is odd), and whether it has too many parts."""
+    at, turned, progressive, segments = 2, False, False, 0
     while at + 4 <= len(data) and data[at] == 0xFF:
+        segments += 1
+        if segments > MAX_SEGMENTS:
+            return True, True
         marker = data[at + 1]
         if marker == 0xDA:
             return turned, progressive and data.count(b"\xff\xda") > MAX_SCANS
@@ -246,5 +262,5 @@ def probe_size(data: bytes) -> tuple[int, int] | None:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         return min(image.size), 1 if image.mode in ("L", "1", "I;16", "LA") else 3
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, Image.DecompressionBombError, Image.DecompressionBombWarning, *_BROKEN):
         return None

@@ -27,6 +27,7 @@ from rhostream.storage import redact
 from rhostream.stream.join import Joined
 from rhostream.tables import il
 
+MAX_HEADER = 64 << 10  # bytes; a hundred thousand columns would take most of a gigabyte before they were refused
 _CSV_TYPES = pa.csv.ConvertOptions(column_types={"shard": pa.string(), "key": pa.string(), "ordinal": pa.int64()})
 
 
@@ -102,6 +103,9 @@ def _batches(url: str) -> Iterator[pa.RecordBatch]:
             columns = _columns(file.schema_arrow.names, url)
             yield from file.iter_batches(columns=columns, batch_size=1 << 18)
         else:
+            if len(data.partition(b"\n")[0]) > MAX_HEADER:
+                raise UsageError(f"keep-list {redact(url)}: its first line has more than {MAX_HEADER:,} bytes; "
+                                 "expected the names of its columns")
             reader = pa.csv.open_csv(io.BytesIO(data), convert_options=_CSV_TYPES)
             columns = _columns(reader.schema.names, url)
             yield from (batch.select(columns) for batch in reader)

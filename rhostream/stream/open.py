@@ -89,7 +89,7 @@ def _probe(table: il_table.Table) -> tuple[int, int]:
         part = il_table.read_part(il_table.part_url(table.url, name))
         with storage.open_reader(shard) as reader:
             for row in part.usable.nonzero()[0][:10].tolist():
-                size = probe_size(reader.pread(int(part.size[row]), int(part.offset[row])))
+                size = probe_size(reader.pread(min(int(part.size[row]), 1 << 20), int(part.offset[row])))
                 if size is not None:
                     return size
     raise UsageError(f"{storage.redact(table.url)}: no readable image in {len(table.names)} shards")

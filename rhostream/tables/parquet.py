@@ -26,7 +26,7 @@ _DIGEST = b"rhostream_sha256"  # of the footer record, which no page checksum co
 # In Thrift's compact form: field 1, a string of 9 (16) bytes, the name; field 2, a string of so many bytes, the value.
 _RECORD_AT = b"\x18\x09" + _FOOTER + b"\x18"
 _DIGEST_AT = b"\x18\x10" + _DIGEST + b"\x18\x40"
-MAX_ROWS_PER_BYTE = 64  # a part takes 12 bytes a row, the log 16; keys alone keep both above a byte
+MAX_ROWS_PER_BYTE = 64  # a row takes 12 bytes as a rule; equal members and counted keys pack 7 rows into a byte
 _BODY, _SEAL, _NO_DIGEST = b"rhostream_body", b"rhostream_seal", b"0" * 64
 _BODY_AT, _SEAL_AT = (b"\x18\x0e" + name + b"\x18\x40" for name in (_BODY, _SEAL))
 _SEALED = "sealed"  # in the record, so that a flipped bit in the seal's name doesn't make the file one without a seal

@@ -5,14 +5,18 @@ Children are forked by multiprocessing's server, which has imported torch and th
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
 import resource
+import shutil
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -30,6 +34,15 @@ class Told:
     peak_bytes: int  # above what the child had when it began
     base_bytes: int
     seconds: float  # of CPU
+
+
+@contextlib.contextmanager
+def in_memory() -> Iterator[Path]:
+    """A folder in memory where there is one: hundreds of commits, each with its fsyncs, cost a disk a minute."""
+    shm = Path("/dev/shm")
+    roomy = os.access(shm, os.W_OK) and shutil.disk_usage(shm).free > 1 << 30
+    with tempfile.TemporaryDirectory(prefix="rhostream-test-", dir=shm if roomy else None) as folder:
+        yield Path(folder)
 
 
 def resident() -> int:

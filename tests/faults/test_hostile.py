@@ -7,7 +7,7 @@ import sys
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,16 +17,20 @@ import pyarrow.parquet as pq
 import pytest
 
 import rhostream
+from rhostream.advisor.estimate import estimate
+from rhostream.advisor.scoring import scoring_report
 from rhostream.audit.report import write_report
 from rhostream.audit.verify import status_of, verify
 from rhostream.audit.views import open_ledger
 from rhostream.candidates import CANDIDATE, Reason
-from rhostream.errors import RhostreamError
+from rhostream.errors import RhostreamError, UntrustedCodeError, UsageError
 from rhostream.irreducible import Summary, compute_il, index, load_il_model
 from rhostream.stream.open import open_stream
+from rhostream.tables.il import part_url
 from shards.check import check
-from tests.faults.children import cpu, in_child, peak, reset_peak
-from tests.faults.corpus import Corpus, make
+from tests.conftest import make_shards
+from tests.faults.children import cpu, in_child, in_memory, peak, reset_peak
+from tests.faults.corpus import Corpus, Hostile, make
 from tests.faults.hostile_artifacts import EVIL_MODULE
 
 MEMORY, SECONDS = 1 << 30, 20  # over the baseline, and of CPU: what one hostile file may take
@@ -50,8 +54,9 @@ class Tally:
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return make(tmp_path_factory.mktemp("hostile"))
+def corpus() -> Iterator[Corpus]:
+    with in_memory() as folder:
+        yield make(folder)
 
 
 def measured(act: Callable[[], Any]) -> Told:
@@ -103,33 +108,71 @@ def fits(status: str, expected: str) -> bool:
         expected in ("", "decode:") and status.startswith("decode:"))
 
 
-def test_every_hostile_shard_is_counted_in_bounded_memory_and_nothing_in_it_runs(
-        corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def judge(corpus: Corpus, hostile: Hostile, path: Path, why: str, table: Path) -> None:
+    """A bad shard is named with the right words and has no part; any other has a part of the right statuses."""
+    assert bool(why) == bool(hostile.bad) and hostile.bad in why, f"{hostile.name}: {why}"
+    part = Path(part_url(str(table), str(path)))
+    assert not why or path.name in why
+    assert part.exists() != bool(why)
+    if not why:
+        statuses = pq.read_table(part)["status"].to_pylist()
+        assert len(statuses) == len(hostile.rows), (hostile.name, statuses)
+        for status, expected in zip(statuses, hostile.rows, strict=True):
+            assert fits(status, expected), (hostile.name, statuses)
+
+
+def lawful(summary: Summary) -> None:
+    assert summary.samples == summary.ok + sum(summary.quarantined.values())
+    assert summary.members_seen == summary.members_used + summary.members_ignored
+    assert summary.made + len(summary.bad_shards) == summary.shards
+
+
+def examine_together(shards: list[str], model: str, out: str) -> list[Told]:
+    """All shards through one index, one compute_il and one check."""
+    return [measured(partial(index, shards, f"{out}/index", max_bad_fraction=1.0)),
+            measured(partial(compute_il, shards, model, f"{out}/il", keep={"n": "int"}, max_bad_fraction=1.0)),
+            measured(lambda: check(shards).problems)]  # fmt: skip
+
+
+def test_the_hostile_corpus_is_counted_in_bounded_memory_and_nothing_in_it_runs(
+        corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
     before = set(corpus.folder.rglob("*"))
     shards = [str(path) for _, path in corpus.shards]
-    told = in_child(examine_shards, shards, str(corpus.real / "model"), str(tmp_path), limit=len(shards) * SECONDS)
-    tally = Tally(Counter())
-    for number, ((hostile, path), ways) in enumerate(zip(corpus.shards, told.result, strict=True)):
-        for way in ("index", "compute_il"):
-            one, summary = ways[way], ways[way].get("gave")
-            assert isinstance(summary, Summary), f"{hostile.name}: {way} {one.get('refused')}"
-            assert summary.samples == summary.ok + sum(summary.quarantined.values())
-            assert summary.members_seen == summary.members_used + summary.members_ignored
-            why = summary.bad_shards.get(str(path), "")
-            assert bool(why) == bool(hostile.bad) and hostile.bad in why, f"{hostile.name}: {why}"
-            assert not why or path.name in why
-            assert summary.made == (0 if why else 1)
-            outcome = "bad shard" if why else ", ".join(summary.quarantined) or "ok"
-            count(tally, f"{hostile.name} ({way})", f"{way}: {outcome}", one)
-        if not hostile.bad:
-            part = next((tmp_path / str(number)).rglob("*.parquet"))
-            statuses = pq.read_table(part)["status"].to_pylist()
-            assert len(statuses) == len(hostile.rows) == ways["compute_il"]["gave"].samples, (hostile.name, statuses)
-            for status, expected in zip(statuses, hostile.rows, strict=True):
-                assert fits(status, expected), (hostile.name, statuses)
-        found = ways["check"].get("gave", {})
-        count(tally, f"{hostile.name} (check)", "check: " + (", ".join(found) or "all well"), ways["check"])
+    with in_memory() as out:
+        told = in_child(examine_together, shards, str(corpus.real / "model"), str(out), limit=120).result
+        for one in told[:2]:
+            lawful(one["gave"])
+        for hostile, path in corpus.shards:
+            judge(corpus, hostile, path, told[1]["gave"].bad_shards.get(str(path), ""), out / "il")
+    assert set(told[0]["gave"].bad_shards) == set(told[1]["gave"].bad_shards)
+    assert {"unreadable shards", "bad images", "bad labels", "bad json", "duplicate keys"} <= set(told[2]["gave"])
+    assert max(one["peak"] for one in told) < MEMORY
     assert not corpus.canary.exists() and set(corpus.folder.rglob("*")) == before
+    with capsys.disabled():
+        made = told[1]["gave"]
+        print(f"\nhostile corpus: {len(shards)} shards: {len(made.bad_shards)} bad ones named; {made.samples} samples "
+              f"= {made.ok} ok + {sum(made.quarantined.values())} quarantined ({made.quarantined}); "
+              f"{made.members_seen} members = {made.members_used} used + {made.members_ignored} ignored; at most "
+              f"{max(one['peak'] for one in told) >> 20} MiB")
+
+
+@pytest.mark.slow
+def test_every_hostile_shard_alone_takes_bounded_memory_and_seconds(corpus: Corpus,
+                                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    shards = [str(path) for _, path in corpus.shards]
+    tally = Tally(Counter())
+    with in_memory() as out:
+        told = in_child(examine_shards, shards, str(corpus.real / "model"), str(out), limit=len(shards) * SECONDS)
+        for number, ((hostile, path), ways) in enumerate(zip(corpus.shards, told.result, strict=True)):
+            for way, one in ways.items():
+                found = one.get("gave")
+                if isinstance(found, Summary):
+                    found = found.quarantined or (found.bad_shards and ["bad shard"])
+                count(tally, f"{hostile.name} ({way})", f"{way}: {', '.join(found or ()) or 'ok'}", one)
+            for way in ("index", "compute_il"):
+                lawful(ways[way]["gave"])
+            judge(corpus, hostile, path, ways["compute_il"]["gave"].bad_shards.get(str(path), ""), out / str(number))
+    assert not corpus.canary.exists()
     with capsys.disabled():
         print("\n" + tally.says(f"hostile shards: {len(shards)} files"))
 
@@ -185,28 +228,42 @@ def proved(path: str, real: str) -> list[str]:
 
 USES: dict[str, list[Callable[[str, str], Any]]] = {
     "model": [use_model], "table": [use_table, ask_table, proved],
-    "run": [use_run, ask_run, proved, report_run, resume_run],
+    "run": [use_run, ask_run, proved, resume_run],
     "keep-list": [use_keep_list],
 }  # fmt: skip
 
 
-def examine_artifacts(artifacts: list[tuple[str, str, str]], real: str) -> list[dict[str, Told]]:
-    return [{use.__name__: measured(lambda use=use, path=path: use(path, real)) for use in USES[kind]}
+def examine_artifacts(artifacts: list[tuple[str, str, str]], real: str,
+                      only: list[Callable[[str, str], Any]]) -> list[dict[str, Told]]:
+    return [{use.__name__: measured(partial(use, path, real)) for use in only or USES[kind]}
             for kind, _, path in artifacts]  # fmt: skip
 
 
 def test_every_foreign_artifact_is_read_or_refused_in_words_and_nothing_in_it_runs(
         corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
-    artifacts = [(kind, name, str(path)) for kind, name, path in corpus.artifacts]
-    told = in_child(examine_artifacts, artifacts, str(corpus.real), limit=len(artifacts) * SECONDS)
+    judge_artifacts(corpus, capsys, [])
+
+
+@pytest.mark.slow
+def test_every_foreign_run_is_reported_on_or_refused_in_words(corpus: Corpus,
+                                                              capsys: pytest.CaptureFixture[str]) -> None:
+    judge_artifacts(corpus, capsys, [report_run])
+
+
+def judge_artifacts(corpus: Corpus, capsys: pytest.CaptureFixture[str], more: list[Callable[[str, str], Any]]) -> None:
+    artifacts = [(kind, name, str(path)) for kind, name, path in corpus.artifacts if not more or kind == "run"]
+    told = in_child(examine_artifacts, artifacts, str(corpus.real), more, limit=len(artifacts) * SECONDS)
     tally = Tally(Counter())
     for (kind, name, path), uses in zip(artifacts, told.result, strict=True):
         for use, one in uses.items():
             refused = one.get("refused", "")
             assert "internal" not in refused and "\n" not in refused
             count(tally, f"{kind} {name} ({use})", f"{use}: {'refused' if refused else 'read'}", one)
+        if more:
+            continue
         if kind == "model":
             assert "refused" in uses["use_model"], f"{name} was loaded: {uses}"
+            assert name not in ("names-code", "names-os-system") or "UntrustedCodeError" in uses["use_model"]["refused"]
         if name.startswith(("optimizer", "model-")) and kind == "run":
             assert "refused" in uses["resume_run"], name
             assert uses["proved"]["gave"] or name == "model-other-tensors", name  # true tensors, of another model
@@ -218,3 +275,20 @@ def test_every_foreign_artifact_is_read_or_refused_in_words_and_nothing_in_it_ru
     assert not corpus.canary.exists()
     with capsys.disabled():
         print("\n" + tally.says(f"foreign artifacts: {len(artifacts)}"))
+
+
+def test_your_own_model_is_loaded_when_you_name_it_and_from_a_run_too(tmp_path: Path) -> None:
+    make_shards(tmp_path, [60])
+    shards, model, own = [str(tmp_path / "train-000.tar")], str(tmp_path / "model"), "tests.tiny:linear"
+    rhostream.fit_il(shards, model, model=own, epochs=1)
+    with pytest.raises(UntrustedCodeError, match=f"--model {own}"):
+        compute_il(shards, model, str(tmp_path / "il"))
+    with pytest.raises(UsageError, match=f"was made with --model {own}, not mlp-64"):
+        compute_il(shards, model, str(tmp_path / "il"), model="mlp-64")
+    assert compute_il(shards, model, str(tmp_path / "il"), model=own).ok == 60
+    settings = {"buffer_size": 20, "batch_size": 4, "steps": 2, "model": own}
+    rhostream.train(shards, str(tmp_path / "il"), str(tmp_path / "run"), **settings)
+    with pytest.raises(UntrustedCodeError, match=f"--model {own}"):
+        scoring_report(run=str(tmp_path / "run"), buffers=1, proxy_batches=0)
+    with pytest.raises(UntrustedCodeError, match=f"--il-model {own}"):
+        estimate(shards, model="mlp-64", il=str(tmp_path / "il"), seconds=1.0)

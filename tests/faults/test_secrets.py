@@ -18,7 +18,7 @@ import pytest
 
 from rhostream import cli, console, storage
 from tests.conftest import make_shards
-from tests.faults.children import in_child
+from tests.faults.children import in_child, in_memory
 
 ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "GOOGLE_API_KEY", "HF_TOKEN",
                "RHOSTREAM_API_TOKEN", "RHOSTREAM_PROXY_PASSWORD", "HTTPS_PROXY_PASSWORD")  # fmt: skip
@@ -158,10 +158,14 @@ def hits(folder: Path) -> tuple[Counter[tuple[str, str]], int, int]:
     return found, files, size
 
 
-def test_F10_no_secret_is_in_any_artifact_or_message_of_any_verb(tmp_path: Path,
-                                                                 capsys: pytest.CaptureFixture[str]) -> None:
+def test_F10_no_secret_is_in_any_artifact_or_message_of_any_verb(capsys: pytest.CaptureFixture[str]) -> None:
     """Secrets of the environment, of presigned URLs, of user:password@ and of storage options are in no artifact, page,
     log or message of any verb, failing ones included; a run whose URLs were signed anew goes on."""
+    with in_memory() as folder:
+        run_and_search(folder, capsys)
+
+
+def run_and_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("cwd", "spool", "said", "shards", "store"):
         (tmp_path / name).mkdir()
     paths = make_shards(tmp_path / "shards", [40, 30])

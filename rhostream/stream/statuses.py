@@ -1,0 +1,20 @@
+"""Every status that a sample can have, and what it says: these words stay."""
+
+from __future__ import annotations
+
+STATUSES = {
+    "ok": "it can be used",
+    "decode:empty": "the image member has zero bytes",
+    "decode:truncated": "the image ends before its picture does",
+    "decode:not_an_image": "the bytes are no JPEG, PNG or WebP (a page, another format)",
+    "decode:broken": "it begins as an image, and its decoder can't make sense of it",
+    "image:missing": "no member has an image's extension",
+    "image:too_large": "more than 50 megapixels, 256 MiB, 100 scans or 10,000 segments (JPEG): never decoded",
+    "label:missing": "no .cls member, and no `label` in a .json",
+    "label:invalid": "the label is no integer",
+    "label:range": "the label is negative, or beyond the classes",
+    "dup": "the key came before in this shard; the first one counts",
+    "json": "the .json can't be parsed, is nested too deep, or is no object",
+    "size": "the .cls has more than 64 bytes or the .json more than 1 MiB: never read",
+    "nonfinite": "the IL model's loss is NaN or infinite",
+}
