@@ -289,7 +289,8 @@ def train(shards: tuple[str, ...], roots: tuple[str, ...], tensorboard: bool, **
         kept, tail = (summary.reasons.get(reason, 0) for reason in ("kept", "tail"))
         click.echo(json.dumps({"run": redact(summary.run), "steps": summary.steps, "planned": summary.planned,
                                "kept": kept, "skipped": summary.planned - kept - tail, "tail": tail,
-                               "reasons": summary.reasons, "test_accuracy": summary.test_accuracy}, indent=1))
+                               "reasons": summary.reasons, "retried": summary.cost["retried"],
+                               "test_accuracy": summary.test_accuracy}, indent=1))
 
 
 def _tensorboard(run: str) -> Callable[[dict[str, Any]], None]:

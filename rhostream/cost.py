@@ -51,6 +51,7 @@ class Cost:
     scored_macs: int = 0  # the same at the size that is scored; 0: full size
     shortlist_macs: int = 0  # the same of what makes the shortlist
     seconds: dict[str, float] = field(default_factory=dict)  # wait, score, train, log, evaluate, checkpoint
+    retried: dict[str, dict[str, int]] = field(default_factory=dict)  # store -> fault -> times it was tried again
     il: dict[str, Any] = field(default_factory=dict)  # fit_samples, scored_samples, macs: the IL model's own account
 
     @property

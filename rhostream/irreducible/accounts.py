@@ -41,6 +41,7 @@ class Summary:
     bad_fields: dict[str, int] = field(default_factory=dict)
     bad_shards: dict[str, str] = field(default_factory=dict)  # name -> why it has no part
     empty_shards: int = 0  # parts without a row
+    retried: dict[str, dict[str, int]] = field(default_factory=dict)  # store -> fault -> times it was tried again
     seconds: float = 0.0
 
     def add(self, facts: PartFacts) -> None:
@@ -69,10 +70,16 @@ class Summary:
     def says(self) -> str:
         """The accounts in one line."""
         by_status = f" ({_listed(self.quarantined)})" if self.quarantined else ""
+        retries = says_retried(self.retried)
         return (f"{self.shards:,} shards = {self.made:,} made + {self.present:,} there + {len(self.bad_shards):,} bad; "
                 f"{self.samples:,} samples = {self.ok:,} ok + {sum(self.quarantined.values()):,} quarantined"
                 f"{by_status}; {self.members_seen:,} members = {self.members_used:,} used + "
-                f"{self.members_ignored:,} ignored")
+                f"{self.members_ignored:,} ignored" + (f"; {retries}" if retries else ""))
+
+
+def says_retried(retried: Mapping[str, Mapping[str, int]]) -> str:
+    """`storage.retried` in words, "" for nothing."""
+    return "; ".join(f"tried again at {place}: {_listed(kinds)}" for place, kinds in retried.items())
 
 
 @dataclass(frozen=True, kw_only=True)

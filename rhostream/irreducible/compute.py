@@ -144,7 +144,7 @@ class _Job:
                  fail_fast: bool, part_of: str | None) -> None:
         self._out, self._budget, self._fail_fast = storage.resolve(out), budget, fail_fast
         self._settings = replace(settings, wanted=_Unmade(self._out))
-        self._started, self._part_of = time.monotonic(), part_of
+        self._started, self._part_of, self._retried = time.monotonic(), part_of, storage.retried()
         own, machines = parse_index(part_of)
         there = il.open_info(self._out) if storage.exists(storage.join(self._out, "_table.json")) else None
         if there is not None and set(info.roots) <= set(there.roots):
@@ -173,7 +173,7 @@ class _Job:
             if missing:
                 self._make(missing, workers, score, summary, stop, title)
             crash_point("compute-il: all parts committed")
-        summary.seconds = time.monotonic() - self._started
+        summary.seconds, summary.retried = time.monotonic() - self._started, storage.retried_since(self._retried)
         summary.bad_shards = dict(sorted(summary.bad_shards.items()))
         for name, why in summary.bad_shards.items():
             LOG.error("no part for %s: %s", redact(name), why)

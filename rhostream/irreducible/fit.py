@@ -86,6 +86,7 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
                             mark=rule, watch=None if group_by else "duplicate_of", **lenient)
     options: dict[str, Any] = {"memory_bytes": memory_bytes, "workers": workers, "budget": budget,
                                "fail_fast": fail_fast}
+    retried = storage.retried()
     with StopRequest("fit-il"):
         learn_from, check = _pools(rule, data, own, settings, fit_samples, seed, options)
     classes = classes or count_classes(learn_from.label)
@@ -103,7 +104,8 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
         cost={"fit_samples": samples, "macs": macs, "seconds": round(time.monotonic() - started, 3)},
         asked=asked, learned_from=sorted(learn_from.shards),
         versions={"torch": torch.__version__, "python": platform.python_version()},
-        read={"samples": sum(learn_from.statuses.values()), **learn_from.statuses, "bad_shards": learn_from.bad_shards},
+        read={"samples": sum(learn_from.statuses.values()), **learn_from.statuses, "bad_shards": learn_from.bad_shards,
+              "retried": storage.retried_since(retried)},
     )
     crash_point("fit-il: before model.json")
     storage.create(storage.join(out, "model.json"), info.encode())

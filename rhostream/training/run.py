@@ -56,6 +56,7 @@ class Run:
     cost: Cost = field(default_factory=Cost)
     counts: dict[str, int] = field(default_factory=dict)  # rows of the log by reason
     _committed: int = 0  # the step of the newest checkpoint
+    _retried: dict[str, dict[str, int]] = field(default_factory=storage.retried)  # before this attempt
     _log: list[dict[str, Any]] = field(default_factory=list)
     _steps: list[dict[str, Any]] = field(default_factory=list)
 
@@ -125,11 +126,16 @@ class Run:
     def commit(self, model: nn.Module, optimizer: torch.optim.Optimizer, proxy: Proxy | None = None, *,
                pass_index: int, buffer: int, complete: bool, keep: int) -> None:
         """Every rank's segments first, then rank 0's checkpoint that lists them; cost.json when the run is complete."""
-        told = self.ranks.gather_json({"log": self.log.flush(), "counts": self.counts})
+        told = self.ranks.gather_json({"log": self.log.flush(), "counts": self.counts,
+                                       "retried": storage.retried_since(self._retried)})
+        self._retried = storage.retried()
         if self.ranks.first:
             self._log += [segment for one in told for segment in one["log"]]
             self._steps += self.steps.flush()
             self.counts = _added(one["counts"] for one in told)
+            for one in told:
+                for place, kinds in one["retried"].items():
+                    self.cost.retried[place] = _added([self.cost.retried.get(place, {}), kinds])
             self._save(model, optimizer, proxy, pass_index, buffer, complete)
             crash_point("run: before retention")
             checkpoint.retain(self.url, keep)

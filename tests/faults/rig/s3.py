@@ -11,7 +11,7 @@ import pytest
 
 import rhostream
 from rhostream import storage
-from rhostream.irreducible.parts import Summary
+from rhostream.irreducible.accounts import Summary
 from tests.conftest import make_shards
 from tests.faults.rig.proxy import Proxy
 from tests.stores.servers import BUCKET, Server, s3_options
