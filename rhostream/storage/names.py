@@ -25,7 +25,8 @@ def resolve(url: str | os.PathLike[str]) -> str:
     """
     text = os.fspath(url)
     if text.startswith("pipe:"):
-        raise UsageError(f"{text[:40]!r} is a shell command, not a shard; allowed: paths, {', '.join(SCHEMES)}")
+        # Not its text: a URL that is cut in the middle can't be redacted.
+        raise UsageError(f"'pipe:...' is a shell command, not a shard; allowed: paths, {', '.join(SCHEMES)}")
     if "::" in text:
         raise UsageError(f"'::' in {redact(text)!r} has two meanings; give several shards as separate arguments")
     if "://" not in text:
