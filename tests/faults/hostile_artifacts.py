@@ -139,7 +139,7 @@ def tables() -> Iterator[tuple[str, Callable[[Path], None]]]:
         return part(lambda rows, footer: footer.update(fields) or rows)
 
     def row_bomb(rows: pa.Table, footer: dict[str, Any]) -> pa.Table:
-        n = 30_000_000
+        n = 5_000_000
         footer.update(samples=n, statuses={"ok": n}, shard_size=1 << 60)
         same = pa.RecordBatch.from_pydict({name: pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int8)), rows[name].combine_chunks(
             )[:1]) for name in ("key", "status")})  # fmt: skip
@@ -176,7 +176,7 @@ def tables() -> Iterator[tuple[str, Callable[[Path], None]]]:
     yield "shard-elsewhere", facts(shard="/etc/passwd")
     yield "version-part-99", facts(version=99)
     yield "footer-unknown-field", facts(evil=1)
-    yield "rows-30-million", part(row_bomb)
+    yield "rows-5-million", part(row_bomb)
     yield "part-no-parquet", lambda table: part_of(table).write_bytes(b"PAR1" + b"\xff" * 4096 + b"PAR1") and None
     yield "part-footer-length", lambda table: part_of(table).write_bytes(b"PAR1" + b"\xff\xff\xff\x7fPAR1") and None
     yield "part-foreign", lambda table: pq.write_table(pa.table({"key": ["a"]}), part_of(table))

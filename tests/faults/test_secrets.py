@@ -58,7 +58,8 @@ def commands(folder: Path) -> Iterator[tuple[str, int, list[str]]]:
     yield "doctor json", 0, ["doctor", "--json"]
     yield "doctor of a store", 0, ["doctor", f"{memory}/x"]
     yield "doctor scoring", 0, ["doctor", "--scoring", "--shards", *shards, "--il", table, "--model", "mlp-64",
-                                "--buffers", "1", "--buffer-size", "20", "--batch-size", "4"]  # fmt: skip
+                                "--buffers", "1", "--proxy-batches", "1", "--buffer-size", "20", "--batch-size",
+                                "4"]  # fmt: skip
     yield "estimate", 0, ["estimate", "--shards", *shards, "--model", "mlp-64", "--seconds", "1", "--json"]
     # -- what goes wrong
     bad = f"memory://{WHO}bucket/cut.tar{SIGNED}"
