@@ -8,6 +8,7 @@ that a fork could lose.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import signal
@@ -84,7 +85,8 @@ class Rig:
     def end_all(self) -> None:
         """Kill what a failed test left running."""
         for job in list(self.running):
-            os.kill(job.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it came to its end by itself
+                os.kill(job.pid, signal.SIGKILL)
             job.wait()
 
     def each(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:

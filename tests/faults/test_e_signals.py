@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -51,7 +52,8 @@ def end(job: Started, *signals: int, title: str) -> int:
     """Send the signals, one after another, and wait; returns the exit code."""
     begun = time.monotonic()
     for number in signals:
-        os.kill(job.pid, number)
+        with contextlib.suppress(ProcessLookupError):  # the one before may have been enough already
+            os.kill(job.pid, number)
         time.sleep(0.1)
     code = int(job.wait()["code"])
     tally.say(f"{title}: exit {code}, {time.monotonic() - begun:.1f} s after the first signal")

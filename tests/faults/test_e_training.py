@@ -128,9 +128,10 @@ def test_E5_out_of_memory_in_compute_il_halves_the_batch_and_gives_the_same_tabl
     """When the device runs out of memory in `compute-il`, the batch is halved, with one line in the log, and the table is the same."""  # noqa: E501
     shards = [str(world / "shards")]
     rhostream.fit_il(shards, str(tmp_path / "model"), model="tests.tiny:hungry", epochs=1, fit_samples=200, seed=0)
-    rhostream.compute_il(shards, str(tmp_path / "model"), str(tmp_path / "fed"))
+    rhostream.compute_il(shards, str(tmp_path / "model"), str(tmp_path / "fed"), model="tests.tiny:hungry")
     monkeypatch.setattr(tiny.Hungry, "room", 20)
-    rhostream.compute_il(shards, str(tmp_path / "model"), str(tmp_path / "hungry"))
+    rhostream.compute_il(shards, str(tmp_path / "model"), str(tmp_path / "hungry"),
+                         model="tests.tiny:hungry")
     assert len([r for r in caplog.records if "out of memory" in r.message]) == 1
     for part in sorted((tmp_path / "fed" / "parts").rglob("*.parquet")):
         same_part = tmp_path / "hungry" / part.relative_to(tmp_path / "fed")

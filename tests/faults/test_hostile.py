@@ -84,8 +84,10 @@ def examine_shards(shards: list[str], model: str, out: str) -> list[dict[str, To
     for number, shard in enumerate(shards):
         table = f"{out}/{number}"
         found.append({
-            "index": measured(partial(index, [shard], f"{table}-index", max_bad_fraction=1.0)),
-            "compute_il": measured(partial(compute_il, [shard], model, table, keep={"n": "int"}, max_bad_fraction=1.0)),
+            "index": measured(partial(index, [shard], f"{table}-index", max_bad_fraction=1.0,
+                            max_bad_shards=1_000)),
+            "compute_il": measured(partial(compute_il, [shard], model, table, keep={"n": "int"}, max_bad_fraction=1.0,
+                            max_bad_shards=1_000)),
             "check": measured(partial(problems, shard)),
         })
         shutil.rmtree(f"{table}-index")
@@ -129,8 +131,10 @@ def lawful(summary: Summary) -> None:
 
 def examine_together(shards: list[str], model: str, out: str) -> list[Told]:
     """All shards through one index, one compute_il and one check."""
-    return [measured(partial(index, shards, f"{out}/index", max_bad_fraction=1.0)),
-            measured(partial(compute_il, shards, model, f"{out}/il", keep={"n": "int"}, max_bad_fraction=1.0)),
+    return [measured(partial(index, shards, f"{out}/index", max_bad_fraction=1.0,
+                            max_bad_shards=1_000)),
+            measured(partial(compute_il, shards, model, f"{out}/il", keep={"n": "int"}, max_bad_fraction=1.0,
+                            max_bad_shards=1_000)),
             measured(lambda: check(shards).problems)]  # fmt: skip
 
 
