@@ -29,7 +29,8 @@ class Summary:
 
     shards: int = 0
     made: int = 0  # parts written by this job
-    present: int = 0  # parts that were there
+    present: int = 0  # parts that were there, or came from another job meanwhile
+    twice: int = 0  # of these, the ones that this job had made too when the other's came first
     samples: int = 0
     ok: int = 0
     scored: int = 0  # samples through the model in this job

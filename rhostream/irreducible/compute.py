@@ -215,6 +215,8 @@ class _Job:
                 commits.begin(builder, facts)
                 summary.add(facts)
                 summary.made += 1
+        summary.twice = commits.lost
+        summary.made, summary.present = summary.made - commits.lost, summary.present + commits.lost
         stop.raise_if_asked(f"{summary.made + summary.present:,} of {summary.shards:,} parts are there")
 
     def _check(self, builder: PartBuilder, name: str, summary: Summary) -> None:

@@ -93,20 +93,22 @@ class PartBuilder:
             compression=end.compression,
         )
 
-    def commit(self, facts: PartFacts) -> None:
-        """Write the part. Another job that wrote the same one first is fine. Raises MismatchError, TableError."""
+    def commit(self, facts: PartFacts) -> bool:
+        """Write the part; False when another job wrote the same one first. Raises MismatchError, TableError."""
         data = il.encode_part(pa.Table.from_batches(self._batches, self._info.schema), facts)
         url = il.part_url(self._table, self._name)
         crash_point("compute-il: part encoded")
         try:
             storage.create(url, data)
             crash_point("compute-il: part committed")
+            return True
         except AlreadyExistsError:
             there = il.read_part_facts(url)
             if there != facts:
                 message = (f"another job wrote a different part of shard {self._name} into "
                            f"{storage.redact(self._table)} at the same time; use another --out")
                 raise MismatchError(message) from None
+            return False
 
 
 class Commits:
@@ -117,7 +119,8 @@ class Commits:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "rhostream-commit")
-        self._begun: deque[Future[None]] = deque()
+        self._begun: deque[Future[bool]] = deque()
+        self.lost = 0  # parts that another job wrote first
 
     def __enter__(self) -> Self:
         return self
@@ -134,7 +137,7 @@ class Commits:
 
     def _wait(self, left: int) -> None:
         while self._begun and (len(self._begun) > left or self._begun[0].done()):
-            self._begun.popleft().result()
+            self.lost += not self._begun.popleft().result()
 
 
 def _nonfinite(columns: dict[str, Any], bad: npt.NDArray[np.bool_]) -> tuple[pa.Array, pa.Array]:
