@@ -41,11 +41,11 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def settings(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A run of 20 steps."""
+    """A run of 12 steps."""
     folder = tmp_path_factory.mktemp("two")
     return {"shards": [str(world / "shards")], "il": str(world / "il"), "buffer_size": 40, "batch_size": 8,
-            "model": "mlp-64", "steps": 20, "threads": 1, "run": str(folder / "run"),
-            "test_shards": [str(world / "test")], "eval_every": 10}
+            "model": "mlp-64", "steps": 12, "threads": 1, "run": str(folder / "run"),
+            "test_shards": [str(world / "test")], "eval_every": 6}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def runs(settings: dict[str, Any]) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_ranks_keep_what_one_keeps(runs: Path, kind: str) -> None:
     one, two = runs / f"one-{kind}", runs / f"two-{kind}"
-    assert ranks.assert_same_but_for_noise(one, two) == 20
+    assert ranks.assert_same_but_for_noise(one, two) == 12
     first, second = weights_of(one), weights_of(two)
     assert all(torch.allclose(first[k], second[k], atol=1e-5) for k in first)
     costs = [{**json.loads((run / "cost.json").read_text()), "seconds": 0} for run in (one, two)]

@@ -234,7 +234,7 @@ def test_E18_a_buffer_without_one_il_is_a_step_without_an_update(world: Path, tm
         rhostream.compute_il([str(s) for s in shards], str(world / "il-model"), str(tmp_path / "il"))
     tables = {"half": without_il(tmp_path / "il", tmp_path / "half", {0}),
               "none": without_il(tmp_path / "il", tmp_path / "none", {0, 1})}
-    settings = {**SETTINGS, "shards": [str(s) for s in shards], "missing_il": "skip", "steps": 6, "lanes": 2,
+    settings = {**SETTINGS, "shards": [str(s) for s in shards], "missing_il": "skip", "steps": 4, "lanes": 2,
                 "buffer_size": 20, "batch_size": 4}
     # With and without batch norm, which refuses a forward of nothing.
     cases = [(table, model) for table in tables for model in ("mlp-64", "small-cnn")]
@@ -249,11 +249,11 @@ def test_E18_a_buffer_without_one_il_is_a_step_without_an_update(world: Path, tm
         assert all(torch.isfinite(v).all() for v in weights_of(two).values())
         if table == "none":
             latest = checkpoint.latest(str(two))
-            assert latest.step == 6 and checkpoint.load_tensors(str(two), latest)[1]["state"] == {}
-            assert summary["reasons"] == {"missing_il": 6 * 20} and summary["cost"]["forward_units"] == 0
-            assert kept == [0] * 6 and close(one, two, noise=0.0)
+            assert latest.step == 4 and checkpoint.load_tensors(str(two), latest)[1]["state"] == {}
+            assert summary["reasons"] == {"missing_il": 4 * 20} and summary["cost"]["forward_units"] == 0
+            assert kept == [0] * 4 and close(one, two, noise=0.0)
         else:  # one of the two ranks has nothing but samples without an il
-            assert summary["reasons"] == {"missing_il": 6 * 10, "kept": 6 * 4, "below": 6 * 6}
-            assert kept == [4] * 6
+            assert summary["reasons"] == {"missing_il": 4 * 10, "kept": 4 * 4, "below": 4 * 6}
+            assert kept == [4] * 4
         if table == "none" or model == "mlp-64":
-            assert ranks.assert_same_but_for_noise(one, two) == 6 and close(one, two)
+            assert ranks.assert_same_but_for_noise(one, two) == 4 and close(one, two)

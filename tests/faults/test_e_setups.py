@@ -120,11 +120,21 @@ def test_E23_a_compiled_model_keeps_what_the_plain_one_keeps(trained: Callable[.
     assert ranks.assert_same_but_for_noise(tmp_path / "plain", tmp_path / "compiled") == 30
 
 
-@pytest.mark.parametrize("wrap", ["ddp", "fsdp"])
-def test_E23_wrapped_models_select_in_a_loop_of_ones_own(world: Path, tmp_path: Path, wrap: str) -> None:
-    """A model wrapped in DDP or FSDP selects in a loop of one's own, over all ranks at once."""
+def selects_like_one_process(world: Path, folder: Path, wrap: str) -> None:
+    """Two processes with the wrapped model keep what one keeps with the plain model."""
     here = (str(world / "shards"), str(world / "il"))
-    two = ranks.together(tmp_path, own_loop, 2, *here, wrap)
+    two = ranks.together(folder, own_loop, 2, *here, wrap)
     alone, total = own_loop(0, *here, "")
     assert [a + b for a, b in zip(two[0][0], two[1][0], strict=True)] == alone
     assert two[0][1] == pytest.approx(total, abs=1e-2)
+
+
+def test_E23_a_model_in_ddp_selects_in_a_loop_of_ones_own(world: Path, tmp_path: Path) -> None:
+    """A model wrapped in DDP or FSDP selects in a loop of one's own, over all ranks at once."""
+    selects_like_one_process(world, tmp_path, "ddp")
+
+
+@pytest.mark.slow
+def test_E23_a_model_sharded_by_fsdp_selects_in_a_loop_of_ones_own(world: Path, tmp_path: Path) -> None:
+    """A model wrapped in DDP or FSDP selects in a loop of one's own, over all ranks at once."""
+    selects_like_one_process(world, tmp_path, "fsdp")

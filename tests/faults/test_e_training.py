@@ -49,12 +49,12 @@ class Poisoned(nn.Module):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_B19_a_loss_that_is_not_finite_is_never_selected(trained: Callable[..., Path], value: float) -> None:
     """A sample whose loss is NaN or infinite is never selected: it is logged with the reason `nonfinite` and counted, and the run goes on."""  # noqa: E501
-    run = trained(make_model=lambda: Poisoned(value, 0.1), model="poisoned")
+    run = trained(make_model=lambda: Poisoned(value, 0.1), model="poisoned", steps=12, threads=1)
     rows = log_of(run)
     bad = [r for r in rows if r["reason"] == "nonfinite"]
-    assert 20 < len(bad) == checkpoint.latest(str(run)).counts["nonfinite"]
+    assert 10 < len(bad) == checkpoint.latest(str(run)).counts["nonfinite"]
     assert not any(r["kept"] for r in bad) and all(r["loss"] is None and r["score"] is None for r in bad)
-    for step in range(30):
+    for step in range(12):
         assert sum(r["kept"] for r in rows if r["step"] == step) == 8
     assert all(torch.isfinite(v).all() for v in weights_of(run).values())
 
@@ -147,7 +147,7 @@ def test_E14_a_resume_with_other_settings_names_the_field_the_old_value_and_the_
     trained: Callable[..., Path], world: Path, tmp_path: Path
 ) -> None:
     """A resume with another buffer size, seed or list of shards stops before any work and names the field, the old value and the new; nothing of the run is touched."""  # noqa: E501
-    run = trained(checkpoint_every=10)
+    run = trained(checkpoint_every=10, threads=1)
     before = sorted((str(p), p.stat().st_mtime_ns) for p in run.rglob("*"))
     for change, says in (({"buffer_size": 80}, "buffer_size: was 40, now 80"),
                          ({"buffer_size": 50}, "buffer_size: was 40, now 50"), ({"seed": 1}, "seed: was 0, now 1")):
