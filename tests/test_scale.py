@@ -159,8 +159,9 @@ def made(folder: Path, shards: int, rows: int) -> str:
     il.make_or_match(str(folder), info)
     for number in range(shards):
         facts = il.PartFacts(
-            fingerprint=info.fingerprint, kind="index", shard=f"data/{number:03d}.tar", shard_size=1, shard_tag="",
-            samples=rows, statuses={il.OK: rows}, members_seen=rows, members_used=rows, members_ignored=0,
+            fingerprint=info.fingerprint, kind="index", shard=f"data/{number:03d}.tar", shard_size=1 << 40,
+            shard_tag="", samples=rows, statuses={il.OK: rows}, members_seen=rows, members_used=rows,
+            members_ignored=0,
         )  # fmt: skip
         part = pa.Table.from_pylist(
             [{"key": f"{number}-{row}", "ordinal": row, "label": row, "status": il.OK, "in_holdout": False,

@@ -86,7 +86,7 @@ class Trainer:
                 if stopping:
                     stop.signal = stopping
                     raise stop.error(run.step)
-            if stop.signal:  # it came while the next buffer was waited for
+            if ranks.alone and stop.signal:  # it came while the next buffer was waited for
                 if run.uncommitted:
                     self._finish_step(clock)
                     self._commit(False, clock)

@@ -56,12 +56,12 @@ class Rig:
     def __init__(self, servers: int = 2) -> None:
         self._idle: SimpleQueue[Server] = SimpleQueue()
         self.running: list[Started] = []
-        requests, answers = [os.pipe() for _ in range(servers)], [os.pipe() for _ in range(servers)]
-        theirs = [fd for (read, _), (_, write) in zip(requests, answers, strict=True) for fd in (read, write)]
+        asked, answers = [os.pipe() for _ in range(servers)], [os.pipe() for _ in range(servers)]
+        theirs = [fd for (read, _), (_, write) in zip(asked, answers, strict=True) for fd in (read, write)]
         self._process = subprocess.Popen([sys.executable, "-m", __name__, *map(str, theirs)], cwd=REPOSITORY,
                                          pass_fds=theirs, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
         self._all: list[Server] = []
-        for (_, write), (read, _) in zip(requests, answers, strict=True):
+        for (_, write), (read, _) in zip(asked, answers, strict=True):
             self._all.append((os.fdopen(write, "w"), os.fdopen(read)))
             self._idle.put(self._all[-1])
         for fd in theirs:
@@ -96,8 +96,8 @@ class Rig:
     def close(self) -> None:
         self._pool.shutdown()
         self.end_all()
-        for requests, _ in self._all:
-            requests.close()
+        for asked, _ in self._all:
+            asked.close()
         self._process.wait(30)
         for _, answers in self._all:
             answers.close()
@@ -171,11 +171,11 @@ def _preload(*names: str) -> None:
         importlib.import_module(name)
 
 
-def _serve(requests: int, answers: int, number: int) -> None:
+def _serve(asked: int, answers: int, number: int) -> None:
     # A core for each server: two jobs whose threads spin on the same cores take many times as long.
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[number % len(cores)]})
-    with open(requests) as lines, open(answers, "w") as out:
+    with open(asked) as lines, open(answers, "w") as out:
         for line in lines:
             _answer(json.loads(line), out)
 

@@ -24,6 +24,7 @@ from rhostream.errors import MismatchError, MissingPartError, RhostreamError, Ta
 from rhostream.repair import repair
 from rhostream.tables import il, parquet
 from tests.conftest import make_shards
+from tests.faults import tally
 
 KEEP = {"is_noisy": "bool", "true_label": "int"}
 TRAIN = {"model": "mlp-64", "buffer_size": 40, "batch_size": 8, "steps": 3}
@@ -296,6 +297,7 @@ def test_C7_sixty_flipped_bits_are_found_sixty_times_by_verify_and_by_the_join(
             continue
         joined += 1
     record_property("bit flips", f"verify {verified} of {len(bits)}, join {joined} of {len(bits)}")
+    tally.say(f"bit flips in a part: {verified} of 60 found by verify, {joined} of 60 by the join")
     assert (verified, joined) == (60, 60)
 
 

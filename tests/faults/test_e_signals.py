@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import signal
@@ -11,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from rhostream import checkpoint
 from tests.conftest import make_shards
@@ -48,15 +49,12 @@ def parts(table: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (table / "parts").rglob("*.parquet")}
 
 
-def end(job: Started, *signals: int, title: str) -> int:
-    """Send the signals, one after another, and wait; returns the exit code."""
+def end(job: Started, number: int, *, title: str) -> int:
+    """Send a signal and wait; returns the exit code."""
     begun = time.monotonic()
-    for number in signals:
-        with contextlib.suppress(ProcessLookupError):  # the one before may have been enough already
-            os.kill(job.pid, number)
-        time.sleep(0.1)
+    os.kill(job.pid, number)
     code = int(job.wait()["code"])
-    tally.say(f"{title}: exit {code}, {time.monotonic() - begun:.1f} s after the first signal")
+    tally.say(f"{title}: exit {code}, {time.monotonic() - begun:.1f} s after the signal")
     assert job.log is not None and "Traceback" not in job.log.read_text()
     return code
 
@@ -110,11 +108,9 @@ def finish(rig: Rig, job: tuple[object, ...], data: Path, shards: list[Path], ta
     assert len(after) == len(shards) and before.items() <= after.items()
 
 
-@pytest.mark.parametrize(("verb", "signals", "code"), [
-    ("index", (signal.SIGTERM,), 143), ("compute-il", (signal.SIGTERM,), 143),
-])  # fmt: skip
+@pytest.mark.parametrize("verb", ["index", "compute-il"])
 def test_E2_sigterm_during_a_read_that_hangs_ends_the_job(
-        rig: Rig, data: Path, tmp_path: Path, verb: str, signals: tuple[int, ...], code: int) -> None:
+        rig: Rig, data: Path, tmp_path: Path, verb: str) -> None:
     """SIGTERM ends a job within five seconds with exit code 143, even while it waits for a read that never comes back;
     what was finished is there, and the same command goes on."""
     shards = hung(data, tmp_path / "shards")
@@ -122,21 +118,51 @@ def test_E2_sigterm_during_a_read_that_hangs_ends_the_job(
     job += ("--il-model", data / "il-model") if verb == "compute-il" else ()
     running = rig.cli(tmp_path / "log", *job)
     eventually(lambda: len(parts(tmp_path / "t")) == 2)
-    assert end(running, *signals, title=f"{verb} in a read that hangs") == code
+    assert end(running, signal.SIGTERM, title=f"{verb} in a read that hangs") == 143
     assert "same command resumes" in running.log.read_text()
     finish(rig, job, data, shards, tmp_path / "t", tmp_path)
 
 
-@pytest.mark.parametrize("signals", [(signal.SIGINT,), (signal.SIGINT, signal.SIGINT)], ids=["once", "twice"])
-def test_E3_ctrl_c_is_130_and_leaves_a_job_that_goes_on(
-        rig: Rig, data: Path, tmp_path: Path, signals: tuple[int, ...]) -> None:
-    """Ctrl-C ends a job cleanly, a second one at once; the exit code is 130 both times, never 0, and the same command
-    goes on."""
+class Asleep(nn.Module):
+    """A network whose gradient step takes longer than anybody waits."""
+
+    def __init__(self, pixels: int, classes: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(pixels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            time.sleep(600)
+        logits: Tensor = self.layer(x.flatten(1))
+        return logits
+
+
+def asleep(*, image_size: int, channels: int, classes: int) -> nn.Module:
+    """For --model."""
+    return Asleep(channels * image_size**2, classes)
+
+
+def test_E3_a_second_ctrl_c_ends_a_job_at_once(rig: Rig, data: Path, tmp_path: Path) -> None:
+    """A trainer in a long step ends it after one Ctrl-C; a second one ends the trainer at once, with exit code 130."""
+    running = rig.cli(tmp_path / "log", "train", "--shards", data / "shards", "--il", data / "il", "--buffer-size", 20,
+                      "--batch-size", 4, "--run", tmp_path / "run", "--model",
+                      "tests.faults.test_e_signals:asleep")  # fmt: skip
+    eventually(lambda: (tmp_path / "run" / "attempts" / "0.json").exists())
+    time.sleep(0.3)
+    os.kill(running.pid, signal.SIGINT)
+    time.sleep(0.3)
+    assert alive({running.pid})
+    assert end(running, signal.SIGINT, title="a second Ctrl-C in a long step") == 130
+    assert checkpoint.latest(str(tmp_path / "run")) is None
+
+
+def test_E3_ctrl_c_is_130_and_leaves_a_job_that_goes_on(rig: Rig, data: Path, tmp_path: Path) -> None:
+    """Ctrl-C ends a job cleanly; the exit code is 130, never 0, and the same command goes on."""
     shards = hung(data, tmp_path / "shards")
     job = ("compute-il", "--shards", *shards, "--out", tmp_path / "t", "--il-model", data / "il-model")
     running = rig.cli(tmp_path / "log", *job)
     eventually(lambda: len(parts(tmp_path / "t")) == 2)
-    assert end(running, *signals, title=f"Ctrl-C x {len(signals)}") == 130
+    assert end(running, signal.SIGINT, title="compute-il, Ctrl-C") == 130
     finish(rig, job, data, shards, tmp_path / "t", tmp_path)
 
 

@@ -10,6 +10,7 @@ import pytest
 import rhostream
 from rhostream import checkpoint, storage
 from rhostream.tables import selections
+from tests.faults import tally
 from tests.faults.rig.s3 import FaultyStore
 from tests.stores.servers import SECRET
 
@@ -47,8 +48,8 @@ def test_the_journey_through_a_faulty_store_keeps_what_it_keeps_on_disk(
     met = {r.fault for r in faulty.proxy.seen if r.fault}
     requests, faults = faulty.proxy.count(), sum(bool(r.fault) for r in faulty.proxy.seen)
     said = "".join(capfd.readouterr()) + caplog.text
-    print(f"workers={workers}: {requests} requests, {faults} of them met a fault ({', '.join(sorted(met))}); "
-          f"tried again: {json.dumps(faulty.retried)}")
+    tally.say(f"journey, workers={workers}: {requests} requests, {faults} of them met a fault "
+              f"({', '.join(sorted(met))}); tried again: {json.dumps(faulty.retried)}")
     assert in_store[:2] == on_disk[:2] and len(on_disk[0]) == 12 * 8
     assert on_disk[2] == 0 < in_store[2]  # the accounts of compute-il and train say what was tried again
     assert faults >= requests / 40 and len(met) >= 4
