@@ -29,7 +29,7 @@ from rhostream.cli import cli
 from rhostream.errors import MismatchError, UsageError
 from rhostream.models import build
 from rhostream.selection.hardware import bf16_supported
-from tests.test_cli import run as command
+from tests.test_cli import process as command
 
 # Round numbers, so that every expectation can be computed in the head: 100 of n_B, 10 of n_b.
 S = Setting(buffer_size=100, batch_size=10, samples=10_000)

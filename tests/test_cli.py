@@ -5,19 +5,34 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+
+from tests.faults.crash_server import shared
 
 VERBS = ("fit-il", "compute-il", "index", "train", "verify", "status", "sql", "report")
 
 
 def run(*arguments: object, code: int = 0) -> tuple[str, str]:
-    process = subprocess.run([sys.executable, "-c", "from rhostream.cli import main; main()", *map(str, arguments)],
-                             capture_output=True, text=True, timeout=120)
-    assert process.returncode == code, process.stderr
-    assert "Traceback" not in process.stderr
-    return process.stdout, process.stderr
+    """What a command says to stdout and to stderr; forked from a process that has imported everything."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, errors = Path(folder, "out"), Path(folder, "err")
+        ended = shared().cli(out, *arguments, errors=errors).wait()
+        said = out.read_text(), errors.read_text()
+    assert ended["code"] == code, said[1]
+    assert "Traceback" not in said[1]
+    return said
+
+
+def process(*arguments: object, code: int = 0) -> tuple[str, str]:
+    """The same in an interpreter of its own, with this process's environment."""
+    done = subprocess.run([sys.executable, "-c", "from rhostream.cli import main; main()", *map(str, arguments)],
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout, done.stderr
 
 
 def test_help_names_every_verb_and_every_verb_explains_itself() -> None:
@@ -36,7 +51,7 @@ def test_help_names_every_verb_and_every_verb_explains_itself() -> None:
 def test_the_whole_journey_from_shards_to_a_report(world: Path, tmp_path: Path) -> None:
     shards = sorted((world / "shards").iterdir())
     model, il, folder = tmp_path / "il-model", tmp_path / "il", tmp_path / "runs" / "rho"
-    run("fit-il", "--shards", *shards, "--out", model, "--model", "mlp-64", "--epochs", 1)
+    process("fit-il", "--shards", *shards, "--out", model, "--model", "mlp-64", "--epochs", 1)
     out, _ = run("compute-il", "--shards", *shards, "--il-model", model, "--out", il, "--keep", "is_noisy:bool")
     assert json.loads(out)["samples"] == 1003
     train = ("train", "--shards", world / "shards", "--il", il, "--run", folder, "--model", "mlp-64", "--buffer-size",

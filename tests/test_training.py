@@ -87,7 +87,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("model", ["mlp-64", "small-cnn"])
+@pytest.mark.parametrize("model", ["mlp-64", pytest.param("small-cnn", marks=pytest.mark.slow)])
 def test_killed_at_any_moment_the_same_command_gives_the_same_weights_and_log(
     world: Path, tmp_path: Path, trained: Callable[..., Path], model: str
 ) -> None:

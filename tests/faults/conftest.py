@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
 
 import pytest
 
 from tests.faults import tally
-from tests.faults.crash_server import Rig
+from tests.faults.crash_server import Rig, shared
 from tests.faults.lines import LINES
 from tests.faults.rig.s3 import faulty, proxy  # noqa: F401  # fixtures
 
@@ -18,11 +17,9 @@ ORDER = ("failed", "error", "passed", "skipped")  # what a line counts as, worst
 
 
 @pytest.fixture(scope="session")
-def rig() -> Iterator[Rig]:
+def rig() -> Rig:
     """Processes that fork a child for a job in milliseconds; see `crash_server`."""
-    rig = Rig()
-    yield rig
-    rig.close()
+    return shared()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

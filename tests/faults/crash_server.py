@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -78,9 +79,9 @@ class Rig:
         """Run a job to its end, or until it dies at `NAME@N`."""
         return self._begin({"verb": verb, "options": options, "crash_point": crash_point}).wait()
 
-    def cli(self, log: Path, *argv: object) -> Started:
-        """Start `rhostream ARGV`, its output in `log`."""
-        return self._begin({"argv": [str(a) for a in argv], "log": str(log)}, log)
+    def cli(self, log: Path, *argv: object, errors: Path | None = None) -> Started:
+        """Start `rhostream ARGV`, its output in `log`, what goes to stderr in `errors` where that is given."""
+        return self._begin({"argv": [str(a) for a in argv], "log": str(log), "errors": str(errors or log)}, log)
 
     def end_all(self) -> None:
         """Kill what a failed test left running."""
@@ -101,6 +102,14 @@ class Rig:
         self._process.wait(30)
         for _, answers in self._all:
             answers.close()
+
+
+@functools.cache
+def shared() -> Rig:
+    """The one of this test run."""
+    rig = Rig()
+    atexit.register(rig.close)
+    return rig
 
 
 def _job(request: dict[str, Any], out: int) -> int:
@@ -125,16 +134,15 @@ def _job(request: dict[str, Any], out: int) -> int:
     return 1 if error else 0
 
 
-def _command(argv: Sequence[str], log: str) -> None:
+def _command(argv: Sequence[str], *logs: str) -> None:
     """The command line, down to what the interpreter waits for at its end; only its long tidying up is left out."""
     import torch
 
     from rhostream.cli import main
 
     torch.set_num_threads(1)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    for number, log in enumerate(logs, 1):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.argv = ["rhostream", *argv]
     code: object = 1
     try:
@@ -154,7 +162,7 @@ def _child(request: dict[str, Any], out: int) -> None:
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if "argv" in request:
-        _command(request["argv"], request["log"])
+        _command(request["argv"], request["log"], request["errors"])
     code = 70
     try:
         code = _job(request, out)
