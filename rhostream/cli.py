@@ -384,6 +384,9 @@ def status(folder: str, shards: tuple[str, ...], roots: tuple[str, ...], as_json
     click.option("--il-model", metavar="DIR", help="With --repair: the table's IL model.  [default: where it lay]"),
     click.option("--workers", type=int, help="With --repair: processes that read and decode."),
     click.option("--max-bad-fraction", type=float, help="With --repair: as for compute-il."),
+    click.option("--model", metavar="NAME", help="With --repair: as for compute-il."),
+    click.option("--allow-compressed", is_flag=True, help="With --repair: as for compute-il."),
+    click.option("--accept-missing-eof", is_flag=True, help="With --repair: as for compute-il."),
     JSON,
 )
 def verify(folder: str, shards: tuple[str, ...], roots: tuple[str, ...], repair: bool, as_json: bool,
@@ -399,7 +402,7 @@ def verify(folder: str, shards: tuple[str, ...], roots: tuple[str, ...], repair:
     from rhostream.audit.says import render_verify
     from rhostream.tables.il import parse_roots
 
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
     if repair:
         from rhostream.repair import repair as mend
 

@@ -30,9 +30,10 @@ def repair(folder: str, *, shards: Iterable[str] = (), roots: Mapping[str, str] 
     """Make again what `verify` finds bad in a table, or set a run's damaged newest checkpoint aside; then verify.
 
     `il_model` and `shards` are looked for where they lay when the table was made, unless they are given; `options` are
-    those of `compute_il` (or `index`) about how to read: workers, max_bad_fraction, device. Returns what
-    `verify` finds afterwards, with "repaired" (names) and "not_repaired" ({name: why}). Raises UsageError, and its kin
-    MismatchError for another IL model, before anything is changed.
+    those of `compute_il` (or `index`) about how to read: workers, max_bad_fraction, device, model (the name of the IL
+    model's code), allow_compressed, accept_missing_eof. Returns what `verify` finds afterwards, with "repaired" (names)
+    and "not_repaired" ({name: why}). Raises UsageError, and its kin MismatchError for another IL model, before anything
+    is changed.
     """
     folder, listed = storage.resolve(folder), list(shards)
     if is_table(folder):
@@ -128,5 +129,7 @@ def _compute(info: il.TableInfo, urls: Mapping[str, str], il_model: str, scratch
     from rhostream.irreducible import compute_il, index
 
     if info.kind == "index":
+        if refused := {"model", "device"} & options.keys():
+            raise UsageError(f"--{min(refused)}: this table is an index, which no model made; nothing was changed")
         return index(urls.values(), scratch, keep=info.keep, **options).bad_shards
     return compute_il(urls.values(), il_model, scratch, keep=info.keep, **options).bad_shards

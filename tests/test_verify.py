@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import multiprocessing
@@ -233,6 +234,30 @@ def test_a_table_on_a_store_is_proved_and_mended_too(world: Path) -> None:
     assert mended["problems"] == [] and mended["repaired"] == ["verify/shards/train-002.tar"]
     assert repair(table, shards=urls)["repaired"] == ["verify/shards/train-005.tar"]
     assert verify(table, shards=urls)["problems"] == [] and storage.read_bytes(part) == whole
+
+
+def test_a_repair_reads_shards_as_leniently_as_the_table_was_made(
+        world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    plain = sorted((world / "shards").iterdir())
+    (shards / "a.tar.gz").write_bytes(gzip.compress(plain[0].read_bytes()))
+    (shards / "b.tar").write_bytes(plain[1].read_bytes().rstrip(b"\0"))  # all but its end marker
+    size = (shards / "b.tar").stat().st_size
+    with (shards / "b.tar").open("ab") as file:
+        file.truncate(-(-size // 512) * 512)
+    table, lenient = tmp_path / "il", ("--allow-compressed", "--accept-missing-eof")
+    command(capsys, "index", "--shards", shards, "--out", table, *lenient)
+    good = {p: p.read_bytes() for p in table.rglob("*.parquet")}
+    for part in good:
+        part.write_bytes(b"bad")
+    command(capsys, "verify", table, "--repair", code=3)
+    says = command(capsys, "verify", table, "--repair", "--model", "x:y", code=2)[1]
+    assert "--model: this table is an index" in says
+    assert "needs --repair" in command(capsys, "verify", table, "--allow-compressed", code=2)[1]
+    assert all(p.read_bytes() == b"bad" for p in good)
+    command(capsys, "verify", table, "--repair", *lenient)
+    assert {p: p.read_bytes() for p in good} == good
 
 
 def test_data_that_moved_is_found_below_its_root(world: Path, tmp_path: Path) -> None:
