@@ -105,7 +105,8 @@ class Folder(RuleBasedStateMachine):
     @property
     def sound(self) -> bool:
         """Whether every shard has a part, of its bytes and undamaged."""
-        return not self.damaged.keys() & set(self.content) and all(self.parts.get(n) == c for n, c in self.content.items())
+        fresh = all(self.parts.get(name) == content for name, content in self.content.items())
+        return fresh and self.damaged.keys().isdisjoint(self.content)
 
     def options(self, verb: str) -> dict[str, Any]:
         roots = {"r": str(self.place)}
