@@ -14,16 +14,34 @@ from torch import nn
 
 from rhostream import storage
 from rhostream.errors import MismatchError, UnknownNameError, UsageError
-from rhostream.models.networks import mlp, resnet18_small, small_cnn
+from rhostream.models.densenet import densenet121_cifar
+from rhostream.models.googlenet import googlenet_cifar
+from rhostream.models.inception import inception_v3_cifar
+from rhostream.models.mobilenet import mobilenet_v2_cifar
+from rhostream.models.networks import lenet_cnn, mlp, small_cnn
+from rhostream.models.resnet import resnet18_small, resnet34_cifar, resnet50_cifar
+from rhostream.models.vgg import vgg11_bn_cifar
 
 _BUILT_IN: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     "mlp-64": partial(mlp, width=64),
     "mlp-256": partial(mlp, width=256),
     "mlp-512": partial(mlp, width=512),
+    "mlp-512-dropout": partial(mlp, width=512, dropout=0.5),
     "small-cnn": small_cnn,
+    "small-cnn-lenet": lenet_cnn,
+    "small-cnn-dropout": partial(lenet_cnn, dropout=0.05),
     "resnet18-small": resnet18_small,
+    "resnet18-small-unpooled": partial(resnet18_small, pooled=False),
+    "vgg11-bn-cifar": vgg11_bn_cifar,
+    "googlenet-cifar": googlenet_cifar,
+    "resnet34-cifar": resnet34_cifar,
+    "resnet50-cifar": resnet50_cifar,
+    "densenet121-cifar": densenet121_cifar,
+    "mobilenet-v2-cifar": mobilenet_v2_cifar,
+    "inception-v3-cifar": inception_v3_cifar,
 }
+_LEAST_SIZE = {"small-cnn-lenet": 18, "small-cnn-dropout": 18}  # pixels, where 16 are too few
 NAMES = tuple(_BUILT_IN)
 
 
@@ -35,8 +53,8 @@ def build(name: str, *, image_size: int, channels: int, classes: int) -> nn.Modu
     if ":" not in name:
         if name not in _BUILT_IN:
             raise UnknownNameError.of("model", name, [*_BUILT_IN, "package.module:function"])
-        if image_size < 16:
-            raise UsageError(f"model {name!r} takes images of 16 pixels and more, got {image_size}")
+        if image_size < (least := _LEAST_SIZE.get(name, 16)):
+            raise UsageError(f"model {name!r} takes images of {least} pixels and more, got {image_size}")
         return _BUILT_IN[name](image_size=image_size, channels=channels, classes=classes)
     module, _, function = name.partition(":")
     try:
