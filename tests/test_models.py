@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -24,9 +25,20 @@ IMAGE_MODELS = [name for name in NAMES if not name.startswith("text")]
 CIFAR = [name for name in NAMES if name.endswith("-cifar")]
 DROPOUT = {"mlp-512-dropout", "small-cnn-dropout", "vgg11-bn-cifar", "googlenet-cifar", "mobilenet-v2-cifar",
            "inception-v3-cifar"}  # fmt: skip
+SLOW = {"mlp-64", "mlp-256", "mlp-512", "resnet18-small", "vgg11-bn-cifar", "googlenet-cifar", "resnet34-cifar",
+        "resnet50-cifar", "inception-v3-cifar"}  # fmt: skip
 # Millions of parameters, as the table of huyvnphan/PyTorch_CIFAR10 (the paper's Phan, 2021) has them for 10 classes.
 PUBLISHED = {"vgg11-bn-cifar": 28.150, "googlenet-cifar": 5.491, "resnet34-cifar": 21.282, "resnet50-cifar": 23.521,
              "densenet121-cifar": 6.956, "mobilenet-v2-cifar": 2.237, "inception-v3-cifar": 21.640}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small pictures: more threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def on_paper(name: str, image_size: int = 32, channels: int = 3, classes: int = 10) -> nn.Module:
@@ -91,12 +103,14 @@ def test_multiply_adds_are_those_of_the_convolutions_and_the_head(name: str) -> 
 # -- what any target must do -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("shapes", [((28, 1), (32, 3)), pytest.param(((28, 3), (32, 1), (18, 3), (45, 3), (64, 1)),
+                                                                     marks=pytest.mark.slow)])  # fmt: skip
 @pytest.mark.parametrize("name", IMAGE_MODELS)
-def test_logits_have_one_column_a_class_for_every_size_and_number_of_channels(name: str) -> None:
-    for size in (18, 28, 32, 45, 64):
-        for channels in (1, 3):
-            model = on_paper(name, size, channels, 7)
-            assert model(torch.empty(3, channels, size, size, device="meta")).shape == (3, 7)
+def test_logits_have_one_column_a_class_for_every_size_and_number_of_channels(
+        name: str, shapes: tuple[tuple[int, int], ...]) -> None:
+    for size, channels in shapes:
+        model = on_paper(name, size, channels, 7)
+        assert model(torch.empty(3, channels, size, size, device="meta")).shape == (3, 7)
 
 
 @pytest.mark.parametrize(("name", "size"), [("resnet50-cifar", 15), ("small-cnn-lenet", 17), ("small-cnn-dropout", 16)])
@@ -110,18 +124,19 @@ def test_a_mistyped_name_is_guessed() -> None:
         build("resnet34-cifr", image_size=32, channels=3, classes=10)
 
 
-@pytest.mark.parametrize("name", IMAGE_MODELS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+                                  for name in IMAGE_MODELS])  # fmt: skip
 def test_a_target_learns_everywhere_and_is_a_function_when_it_only_scores(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = build(name, image_size=24, channels=3, classes=5)
+    model = build(name, image_size=18, channels=3, classes=5)
     torch.manual_seed(0)
-    other = build(name, image_size=24, channels=3, classes=5)
+    other = build(name, image_size=18, channels=3, classes=5)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
     assert all(torch.isfinite(p).all() for p in model.parameters())
-    x = pictures(8, 24)
+    x = pictures(4, 18)
 
     model.train()
-    F.cross_entropy(model(x), torch.arange(8) % 5).backward()
+    F.cross_entropy(model(x), torch.arange(4)).backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()
               or not p.grad.any()]  # fmt: skip
     assert silent == []
