@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +12,7 @@ Kernel = int | tuple[int, int]
 
 def convolution(inputs: int, outputs: int, kernel: Kernel = 3, stride: int = 1, *, padding: Kernel | None = None,
                 groups: int = 1, eps: float = 1e-5, activation: type[nn.Module] = nn.ReLU) -> list[nn.Module]:
-    """Convolution without bias, batch norm, activation; padded to keep the size at stride 1 unless `padding` is given."""
+    """Convolution without bias, batch norm, activation; `padding` is by default what keeps the size at stride 1."""
     if padding is None:
         padding = kernel // 2 if isinstance(kernel, int) else (kernel[0] // 2, kernel[1] // 2)
     return [
@@ -52,7 +54,7 @@ def pooled_head(features: int, classes: int, dropout: float = 0.0) -> list[nn.Mo
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), *drop, nn.Linear(features, classes)]
 
 
-def he_normal(model: nn.Module, mode: str = "fan_out") -> nn.Module:
+def he_normal(model: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_out") -> nn.Module:
     """The same model, its convolutions drawn anew from He's normal distribution, their biases zero."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
