@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -280,3 +281,13 @@ def test_inception_blocks_lay_their_branches_side_by_side() -> None:
     branches.append(unit(F.avg_pool2d(x, 3, 1, 1)))
     same(block, x, torch.cat(branches, 1), w)
     assert block(x).shape[1] == 2048
+
+
+# -- the page --------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_has_every_model_with_its_sizes() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "models.md").read_text()
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| ([\d,]+ \| [\d,]+) \|", page, re.MULTILINE))
+    assert {n: rows.get(n) for n in IMAGE_MODELS} == {n: f"{parameters(n):,} | {macs(n):,}" for n in IMAGE_MODELS}
+    assert rows.keys() == set(IMAGE_MODELS)
