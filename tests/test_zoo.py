@@ -16,9 +16,10 @@ from urllib.error import URLError
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import rhostream
 from rhostream.errors import MismatchError, MissingExtraError, StorageError, UnknownNameError, UsageError
 from rhostream.models import build, load_initial
 from rhostream.models.zoo import LIBRARIES
@@ -221,6 +222,34 @@ def test_a_pickle_is_never_a_start(tmp_path: Path) -> None:
     torch.save(small().state_dict(), tmp_path / "start.pt")
     with pytest.raises(UsageError, match="pickles are never loaded"):
         load_initial(small(), str(tmp_path / "start.pt"))
+
+
+def test_the_il_model_starts_from_given_weights_and_remembers_which(world: Path, tmp_path: Path,
+                                                                    saved: Callable[..., str]) -> None:
+    there = build("mlp-64", image_size=16, channels=1, classes=1000)
+    settings: dict[str, Any] = {"model": "mlp-64", "fit_samples": 200, "epochs": 1, "lr": 1e-12}
+    file, out = saved(there), str(tmp_path / "il-model")
+    info = rhostream.fit_il([str(world / "shards")], out, init=file, **settings)
+    for fold in info.folds:
+        state = load_file(tmp_path / "il-model" / fold["weights"])
+        assert torch.allclose(state["1.weight"], there.state_dict()["1.weight"], atol=1e-6)
+        assert state["5.weight"].shape == (4, 64)
+    assert rhostream.fit_il([str(world / "shards")], out, init=file, **settings) == info
+    for other in (None, saved(build("mlp-64", image_size=16, channels=1, classes=4))):
+        with pytest.raises(MismatchError, match="holds an IL model with init"):
+            rhostream.fit_il([str(world / "shards")], out, init=other, **settings)
+    with pytest.raises(MismatchError, match=r"1\.weight is \(64, 768\), expected \(64, 256\)"):
+        rhostream.fit_il([str(world / "shards")], str(tmp_path / "no"), init=saved(
+            build("mlp-64", image_size=16, channels=3, classes=4)), **settings)
+    assert not (tmp_path / "no" / "model.json").exists()
+
+
+def test_a_target_starts_from_weights_made_for_other_classes(trained: Callable[..., Path],
+                                                             saved: Callable[..., str]) -> None:
+    there = build("mlp-64", image_size=16, channels=1, classes=1000)
+    run = trained(init=saved(there), steps=1, lr=1e-12)
+    (weights,) = run.glob("checkpoints/*/*/model.safetensors")
+    assert torch.allclose(load_file(weights)["3.weight"], there.state_dict()["3.weight"], atol=1e-6)
 
 
 # -- the real libraries ----------------------------------------------------------------------------------------------
