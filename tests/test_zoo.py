@@ -20,7 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import rhostream
-from rhostream.errors import MismatchError, MissingExtraError, StorageError, UnknownNameError, UsageError
+from rhostream.errors import (
+    MismatchError,
+    MissingExtraError,
+    StorageError,
+    UnknownNameError,
+    UntrustedCodeError,
+    UsageError,
+)
 from rhostream.models import build, load_initial
 from rhostream.models.zoo import LIBRARIES
 
@@ -154,6 +161,20 @@ def test_a_zoo_that_is_missing_or_broken_is_one_sentence(library: str, monkeypat
     monkeypatch.setattr(sys, "path_importer_cache", {})
     with pytest.raises(UsageError, match=f"{library} is installed, but doesn't load beside torch .*::nms"):
         build(f"{library}:resnet18", **SHAPE)
+
+
+@pytest.mark.usefixtures("zoo")
+def test_an_il_model_of_the_zoo_is_loaded_by_name_and_without_its_first_weights(
+        world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, shards, out = "torchvision:resnet50@IMAGENET1K_V1", [str(world / "shards")], str(tmp_path / "il-model")
+    rhostream.fit_il(shards, out, model=name, fit_samples=100, epochs=1, lr=1e-12)
+    theirs = Weights.IMAGENET1K_V1.get_state_dict(weights_only=True, check_hash=True)
+    learned = load_file(tmp_path / "il-model" / "fold-0.safetensors")["conv1.weight"]
+    assert torch.allclose(learned, theirs["conv1.weight"].sum(1, keepdim=True), atol=1e-6)
+    monkeypatch.setattr(Weights, "get_state_dict", None)  # a second download would fail
+    with pytest.raises(UntrustedCodeError, match="--model torchvision:resnet50@IMAGENET1K_V1"):
+        rhostream.compute_il(shards, out, str(tmp_path / "il"))
+    assert rhostream.compute_il(shards, out, str(tmp_path / "il"), model=name).made == 7
 
 
 # -- weights as a start ----------------------------------------------------------------------------------------------

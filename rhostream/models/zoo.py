@@ -77,16 +77,14 @@ def _torchvision_weights(zoo: ModuleType, name: str, architecture: str, weights:
 
 def _replace_stem(model: nn.Module, channels: int, name: str) -> None:
     """Make the first convolution one on `channels` instead of 3."""
-    for parent in model.modules():
-        for place, old in parent.named_children():
-            if isinstance(old, nn.Conv2d):
-                if old.in_channels != 3:
-                    raise UsageError(f"model {name!r}: its first convolution takes {old.in_channels} channels, not 3")
-                new = nn.Conv2d(channels, old.out_channels, old.kernel_size, old.stride,  # type: ignore[arg-type]
-                                old.padding, old.dilation, bias=old.bias is not None)  # type: ignore[arg-type]
-                setattr(parent, place, new)
-                return
-    raise UsageError(f"model {name!r} has no convolution to adapt to {channels} channels")
+    where = next((place for place, module in model.named_modules() if isinstance(module, nn.Conv2d)), "")
+    old = model.get_submodule(where)
+    if not isinstance(old, nn.Conv2d) or not where or old.in_channels != 3:
+        raise UsageError(f"model {name!r} doesn't begin with a convolution of 3 channels that could take {channels}")
+    parent, _, last = where.rpartition(".")
+    new = nn.Conv2d(channels, old.out_channels, old.kernel_size, old.stride,  # type: ignore[arg-type]
+                    old.padding, old.dilation, bias=old.bias is not None)  # type: ignore[arg-type]
+    setattr(model.get_submodule(parent), last, new)
 
 
 def _timm(name: str, architecture: str, weights: str, image_size: int, channels: int, classes: int,
