@@ -24,6 +24,7 @@ import rhostream
 from rhostream import console
 from rhostream.audit.metrics import best, smooth, steps_to_reach
 from rhostream.errors import RhostreamError, UsageError
+from rhostream.selection.rules import find_rule
 
 STAGES = ("prepare", "train", "report")
 KEEP = {"is_noisy": "bool", "true_label": "int", "origin": "str"}
@@ -144,7 +145,11 @@ def report(places: Places, rules: list[str], settings: Settings) -> str:
     return "\n".join([*lines, "", f"Report: {page}"])
 
 
-def _check(settings: Settings, stage: str, init: str | None) -> None:
+def _check(settings: Settings, stage: str, rules: list[str], init: str | None) -> None:
+    if not rules:
+        raise UsageError("--rules names no rule")
+    for rule in rules:
+        find_rule(rule)  # a mistyped one would be refused after a day of work
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and stage != "train":
         raise UsageError("several ranks train together: run --stage prepare first and --stage report afterwards, each "
                          "alone, and --stage train under torchrun")
@@ -176,7 +181,7 @@ def main(out: str, source: str | None, stage: str, rules: str, target: str | Non
     places = Places(str(Path(out).resolve()), "random" if il_init is None else "pretrained")
     names = [rule.strip() for rule in rules.split(",") if rule.strip()]
     try:
-        _check(settings, stage, init)
+        _check(settings, stage, names, init)
         if stage in ("all", "prepare"):
             prepare(places, source, settings, il_init, workers)
         for rule in names if stage in ("all", "train") else ():

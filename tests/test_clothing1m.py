@@ -131,6 +131,8 @@ def test_what_cannot_be_is_one_sentence_before_any_work(tmp_path: Path, monkeypa
     empty = job("--smoke", "--out", tmp_path / "no")
     assert empty.exit_code == 2 and "holds no shards; give the folder of Clothing-1M's own files" in empty.stderr
     assert job("--smoke", "--out", tmp_path / "no", "--stage", "reprot").exit_code == 2
+    rules = job("--smoke", "--out", tmp_path / "no", "--rules", "rho,unifrom")
+    assert rules.exit_code == 2 and "did you mean 'uniform'" in rules.stderr
     monkeypatch.setenv("WORLD_SIZE", "4")
     ranks = job("--smoke", "--out", tmp_path / "no")
     assert ranks.exit_code == 2 and "--stage train under torchrun" in ranks.stderr

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import rhostream
+from rhostream.cost import macs_per_sample
 from rhostream.errors import (
     MismatchError,
     MissingExtraError,
@@ -340,6 +341,14 @@ def test_torchvisions_models_are_built_by_name(name: str, size: int) -> None:
     for channels in (1, 3) if name != "vit_b_32" else (3,):
         model = build(f"torchvision:{name}", image_size=size, channels=channels, classes=14).train()
         assert model(torch.randn(2, channels, size, size)).shape == (2, 14)
+
+
+@needs_torchvision
+@pytest.mark.parametrize(("name", "giga"), [("resnet50", 4.1), ("resnet18", 1.8)])
+def test_the_papers_cost_of_clothing1m_is_that_of_torchvisions_models(name: str, giga: float) -> None:
+    with torch.device("meta"):
+        model = build(f"torchvision:{name}", image_size=224, channels=3, classes=14)
+    assert round(macs_per_sample(model, torch.empty(1, 3, 224, 224, device="meta")) / 1e9, 1) == giga
 
 
 @needs_timm

@@ -40,8 +40,8 @@ class Residual(nn.Module):
     def __init__(self, body: nn.Module, shortcut: nn.Module | None = None, activation: nn.Module | None = None) -> None:
         super().__init__()
         self.body = body
-        self.shortcut = shortcut or nn.Identity()
-        self.activation = activation or nn.Identity()
+        self.shortcut = nn.Identity() if shortcut is None else shortcut
+        self.activation = nn.Identity() if activation is None else activation
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to what `body` and `shortcut` both give."""
