@@ -93,6 +93,7 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
+MODEL_HELP = "Built-in name, torchvision:NAME, timm:NAME or package.module:function; docs/models.md has them."
 SHARDS = click.option("--shards", required=True, multiple=True, metavar="URL...",
                       help="Tar shards: paths, s3:// gs:// https:// URLs, brace ranges, patterns or folders.")
 ROOT = click.option("--root", "roots", multiple=True, metavar="NAME=URL",
@@ -124,7 +125,7 @@ LENIENT = _options(
 @_options(
     SHARDS, ROOT, WORKERS, BUDGET, LENIENT,
     click.option("--out", required=True, metavar="DIR", help="Folder of the IL model (weights and model.json)."),
-    click.option("--model", default="small-cnn", show_default=True, help="Built-in name or package.module:function."),
+    click.option("--model", default="small-cnn", show_default=True, help=MODEL_HELP),
     click.option("--holdout", multiple=True, metavar="URL...", help="Shards of their own to learn from."),
     click.option("--holdout-fraction", type=float, help="Learn from this fraction of the samples, chosen by hash."),
     click.option("--folds", default=2, show_default=True,
@@ -133,6 +134,7 @@ LENIENT = _options(
     click.option("--fit-samples", default=100_000, show_default=True, help="Learn from at most this many."),
     click.option("--epochs", default=5, show_default=True),
     click.option("--lr", default=1e-3, show_default=True, help="AdamW learning rate."),
+    click.option("--init", metavar="WEIGHTS", help="Start from these safetensors weights; the classifier may differ."),
     click.option("--classes", type=int, help="Number of classes; else the largest label + 1."),
     click.option("--image-size", type=int, help="Pixels of the square input; else the first image's shorter side."),
     click.option("--seed", default=0, show_default=True),
@@ -216,7 +218,7 @@ def index(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, out
     SHARDS, ROOT, WORKERS,
     click.option("--il", required=True, metavar="URL", help="The table of compute-il, or of index."),
     click.option("--run", required=True, metavar="DIR", help="Run folder; the same command again resumes it."),
-    click.option("--model", default="mlp", show_default=True, help="Built-in name or package.module:function."),
+    click.option("--model", default="mlp", show_default=True, help=MODEL_HELP),
     click.option("--rule", default="rho", show_default=True,
                  help="rho, uniform, loss, irreducible or your module:function."),
     click.option("--buffer-size", default=320, show_default=True, help="n_B: samples looked at each step."),
@@ -226,7 +228,7 @@ def index(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, out
     click.option("--steps", type=int, help="Stop after this many steps."),
     click.option("--missing-il", default="error", show_default=True, type=_Choice(["error", "skip", "uniform"]),
                  help="What happens to samples without an il."),
-    click.option("--init", metavar="WEIGHTS", help="Start from these safetensors weights."),
+    click.option("--init", metavar="WEIGHTS", help="Start from these safetensors weights; the classifier may differ."),
     click.option("--accumulate", default=1, show_default=True, help="Split the kept batch into this many forwards."),
     click.option("--lr", default=1e-3, show_default=True, help="AdamW learning rate."),
     click.option("--weight-decay", default=0.01, show_default=True),
@@ -422,7 +424,7 @@ def verify(folder: str, shards: tuple[str, ...], roots: tuple[str, ...], repair:
 @_options(
     SHARDS, ROOT, WORKERS,
     click.option("--il", metavar="URL", help="A table of compute-il or index: samples are counted, the loader timed."),
-    click.option("--model", default="mlp", show_default=True, help="Built-in name or package.module:function."),
+    click.option("--model", default="mlp", show_default=True, help=MODEL_HELP),
     click.option("--buffer-size", default=320, show_default=True, help="n_B: samples looked at each step."),
     click.option("--batch-size", default=32, show_default=True, help="n_b: samples kept for the gradient."),
     click.option("--image-size", type=int, help="Pixels of the square input; else the table's or the first image's."),

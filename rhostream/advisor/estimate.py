@@ -285,7 +285,8 @@ class _Bench:
     def _build(self, name: str) -> torch.nn.Module:
         torch.manual_seed(0)
         return measure.on(self.device, models.build(name, image_size=self.preprocess.image_size,
-                                                    channels=self.preprocess.channels, classes=self.classes))
+                                                    channels=self.preprocess.channels, classes=self.classes,
+                                                    initial=False))  # time doesn't depend on weights
 
     def _score(self, model: torch.nn.Module, share: float, **how: Any) -> float:
         selector = Selector(model, "rho", self.setting.batch_size, **how)

@@ -46,7 +46,7 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
            fit_samples: int = 100_000, epochs: int = 5, seed: int = 0, batch_size: int = 64, lr: float = 1e-3,
            classes: int | None = None, image_size: int | None = None, channels: int | None = None,
            mean: tuple[float, ...] = (0.5,), std: tuple[float, ...] = (0.5,), decoder_name: str = "auto",
-           augment: str = "none", workers: int = 0, roots: Mapping[str, str] | None = None,
+           augment: str = "none", init: str | None = None, workers: int = 0, roots: Mapping[str, str] | None = None,
            memory_bytes: int = 8 << 30, max_bad_fraction: float = 0.01, max_bad_samples: int | None = None,
            max_bad_shards: float = 0.1, fail_fast: bool = False, device: str | None = None,
            allow_compressed: bool = False, accept_missing_eof: bool = False) -> ModelInfo:
@@ -54,7 +54,8 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
 
     `fit_samples` bounds the samples that are held and learned from, over all folds. Labels may be noisy: the
     checkpoint is the one with the lowest mean loss on samples of D that the network doesn't learn from, labels as
-    they are. `allow_compressed`, `accept_missing_eof`: see `compute_il`. Deterministic by `seed` on a CPU. Samples and
+    they are. `init`: safetensors weights that every network starts from (what may differ: `models.load_initial`).
+    `allow_compressed`, `accept_missing_eof`: see `compute_il`. Deterministic by `seed` on a CPU. Samples and
     shards that can't be used are counted in `ModelInfo.read`, and more of them than `Budget` says stop the job. Raises
     UsageError, MismatchError naming the setting that changed, BudgetError, Interrupted after a signal.
     """
@@ -74,6 +75,7 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
         "classes": classes, "image_size": image_size, "channels": channels, "mean": list(mean), "std": list(std),
         "decoder": decoder(decoder_name)[0], "augment": augment,
     }
+    asked["init"] = init and hashlib.sha256(storage.read_bytes(storage.resolve(init))).hexdigest()
     there = read_info(out)
     if there is not None:
         return _same(there, asked, out)
@@ -81,7 +83,10 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
     started = time.monotonic()
     lenient: Any = {"allow_compressed": allow_compressed, "accept_missing_eof": accept_missing_eof}
     preprocess = _preprocess(own, image_size, channels, mean, std, **lenient)
-    models.build(model, image_size=preprocess.image_size, channels=preprocess.channels, classes=classes or 2)
+    trial = models.build(model, image_size=preprocess.image_size, channels=preprocess.channels, classes=classes or 2)
+    if init:
+        models.load_initial(trial, init)  # refused now, not after the shards have been read
+    del trial
     settings = ScanSettings(preprocess=preprocess, decoder_name=asked["decoder"], classes=classes, group_by=group_by,
                             mark=rule, watch=None if group_by else "duplicate_of", **lenient)
     options: dict[str, Any] = {"memory_bytes": memory_bytes, "workers": workers, "budget": budget,
@@ -92,7 +97,7 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
     classes = classes or count_classes(learn_from.label)
     recipe = Recipe(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=WEIGHT_DECAY, augment=augment, seed=seed)
     fit = _Fit(model, classes, preprocess, recipe,
-               torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+               torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), init)
     with StopRequest("fit-il"):
         records, samples, macs = _fit_folds(fit, rule, learn_from, check, out)
     weight = sum(r["val_samples"] for r in records)
@@ -218,6 +223,7 @@ class _Fit:
     preprocess: Preprocess
     recipe: Recipe
     device: torch.device
+    init: str | None
 
     def fold(self, number: int, pool: Pool, train: Tensor, check: Pool, rows: Tensor) -> tuple[Learned, int]:
         """Train the network of one fold; its initial weights and dropout are functions of (seed, fold)."""
@@ -227,6 +233,8 @@ class _Fit:
                                    channels=self.preprocess.channels, classes=self.classes)
             normalize = self.preprocess.normalize
             macs = cost.macs_per_sample(network, normalize(pool.image[:1]))
+            if self.init:
+                models.load_initial(network, self.init)
             learned = learn(network, pool.image, pool.label, train, rows, check_image=check.image,
                             check_label=check.label, recipe=self.recipe, normalize=normalize,
                             device=self.device)

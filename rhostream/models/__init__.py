@@ -1,5 +1,6 @@
-"""The models by name: the paper's small networks, or the user's own function."""
+"""The models by name: built-in networks, torchvision's and timm's, or the user's own function; and their weights."""
 
-from rhostream.models.build import NAMES, build, load_weights
+from rhostream.models.build import NAMES, build
+from rhostream.models.weights import load_initial, load_weights
 
-__all__ = ["NAMES", "build", "load_weights"]
+__all__ = ["NAMES", "build", "load_initial", "load_weights"]

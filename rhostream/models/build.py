@@ -1,4 +1,4 @@
-"""From a name to a model: a built-in network, or `package.module:function` of the user's own."""
+"""From a name to a model: a built-in network, one of torchvision or timm, or a function of the user's own."""
 
 from __future__ import annotations
 
@@ -8,36 +8,57 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from torch import nn
 
-from rhostream import storage
-from rhostream.errors import MismatchError, UnknownNameError, UsageError
-from rhostream.models.networks import mlp, resnet18_small, small_cnn
+from rhostream.errors import UnknownNameError, UsageError
+from rhostream.models.densenet import densenet121_cifar
+from rhostream.models.googlenet import googlenet_cifar
+from rhostream.models.inception import inception_v3_cifar
+from rhostream.models.mobilenet import mobilenet_v2_cifar
+from rhostream.models.networks import lenet_cnn, mlp, small_cnn
+from rhostream.models.resnet import resnet18_small, resnet34_cifar, resnet50_cifar
+from rhostream.models.vgg import vgg11_bn_cifar
+from rhostream.models.zoo import build_from_zoo, is_from_zoo
 
 _BUILT_IN: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     "mlp-64": partial(mlp, width=64),
     "mlp-256": partial(mlp, width=256),
     "mlp-512": partial(mlp, width=512),
+    "mlp-512-dropout": partial(mlp, width=512, dropout=0.5),
     "small-cnn": small_cnn,
+    "small-cnn-lenet": lenet_cnn,
+    "small-cnn-dropout": partial(lenet_cnn, dropout=0.05),
     "resnet18-small": resnet18_small,
+    "resnet18-small-unpooled": partial(resnet18_small, pooled=False),
+    "vgg11-bn-cifar": vgg11_bn_cifar,
+    "googlenet-cifar": googlenet_cifar,
+    "resnet34-cifar": resnet34_cifar,
+    "resnet50-cifar": resnet50_cifar,
+    "densenet121-cifar": densenet121_cifar,
+    "mobilenet-v2-cifar": mobilenet_v2_cifar,
+    "inception-v3-cifar": inception_v3_cifar,
 }
+_LEAST_SIZE = {"small-cnn-lenet": 18, "small-cnn-dropout": 18}  # pixels, where 16 are too few
 NAMES = tuple(_BUILT_IN)
+OTHERS = ("torchvision:NAME", "timm:NAME", "package.module:function")
 
 
-def build(name: str, *, image_size: int, channels: int, classes: int) -> nn.Module:
+def build(name: str, *, image_size: int, channels: int, classes: int, initial: bool = True) -> nn.Module:
     """Make the model of that name for (B, channels, image_size, image_size) inputs and (B, classes) logits.
 
-    A user's function gets those of the three keywords that it accepts. Raises UnknownNameError, UsageError.
+    `torchvision:NAME` and `timm:NAME`, with @WEIGHTS for their pretrained ones; `initial=False` leaves those out, for
+    who loads others. A user's function gets those of the three first keywords that it accepts. Raises
+    UnknownNameError, UsageError, StorageError when weights can't be had.
     """
     if ":" not in name:
         if name not in _BUILT_IN:
-            raise UnknownNameError.of("model", name, [*_BUILT_IN, "package.module:function"])
-        if image_size < 16:
-            raise UsageError(f"model {name!r} takes images of 16 pixels and more, got {image_size}")
+            raise UnknownNameError.of("model", name, [*_BUILT_IN, *OTHERS])
+        if image_size < (least := _LEAST_SIZE.get(name, 16)):
+            raise UsageError(f"model {name!r} takes images of {least} pixels and more, got {image_size}")
         return _BUILT_IN[name](image_size=image_size, channels=channels, classes=classes)
+    if is_from_zoo(name):
+        return build_from_zoo(name, image_size=image_size, channels=channels, classes=classes, initial=initial)
     module, _, function = name.partition(":")
     try:
         maker = getattr(importlib.import_module(module), function)
@@ -54,15 +75,3 @@ def build(name: str, *, image_size: int, channels: int, classes: int) -> nn.Modu
     if not isinstance(model, nn.Module):
         raise UsageError(f"model {name!r} returned {type(model).__name__}, expected a torch.nn.Module")
     return model
-
-
-def load_weights(model: nn.Module, url: str) -> None:
-    """Load safetensors weights into the model, all names and shapes equal. Raises MismatchError, UsageError."""
-    try:
-        state = load_safetensors(storage.read_bytes(storage.resolve(url)))
-    except SafetensorError as exc:
-        raise UsageError(f"{storage.redact(url)} is no safetensors file ({exc}); pickles are never loaded") from exc
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as exc:
-        raise MismatchError(f"{storage.redact(url)} doesn't fit the model: {' '.join(str(exc).split())}") from exc

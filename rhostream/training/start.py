@@ -14,7 +14,7 @@ from torch import nn
 from rhostream import storage
 from rhostream.checkpoint import Checkpoint, load_proxy, load_tensors
 from rhostream.errors import TableError, UsageError
-from rhostream.models import build, load_weights
+from rhostream.models import build, load_initial
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
 from rhostream.selection.proxy import Proxy
@@ -162,7 +162,7 @@ def _networks(settings: Settings, loader: Loader, classes: int, on: torch.device
     network = settings.make_model() if settings.make_model else build(
         settings.model, image_size=preprocess.image_size, channels=preprocess.channels, classes=classes)
     if settings.init:
-        load_weights(network, settings.init)
+        load_initial(network, settings.init)
     if not ranks.alone:
         network, says = with_synchronized_norms(network, on)
         if says and ranks.first and settings.found_rule.score is not None:

@@ -73,6 +73,8 @@ def commands(folder: Path) -> Iterator[tuple[str, int, list[str]]]:
                                             "--out", table]  # fmt: skip
     yield "nobody listens: il", 3, ["train", "--shards", *shards, "--il", CLOSED, "--run", f"{folder}/r1"]
     yield "nobody listens: init", 3, ["train", "--shards", *shards, *train, "--run", f"{folder}/r2", "--init", CLOSED]
+    yield "nobody listens: init of fit-il", 3, ["fit-il", "--shards", *shards, "--out", f"{folder}/m4", "--init",
+                                                CLOSED]  # fmt: skip
     yield "nobody listens: keep-list", 3, ["train", "--shards", *shards, *train, "--run", f"{folder}/r3",
                                            "--keep-list", CLOSED]  # fmt: skip
     yield "nobody listens: model", 3, ["compute-il", "--shards", *shards, "--il-model", CLOSED, "--out", table]
