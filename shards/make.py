@@ -213,7 +213,7 @@ for _name, _recipe in BASES.items():
 @main.command("web")
 @_with((*WEB, *_common("as the base's", "the base's")))
 def _web(base: str, base_options: dict[str, str], **options: Any) -> None:
-    """Another recipe with wrong labels, copies, rare classes."""
+    """Another recipe: wrong labels, copies, rare classes."""
     _run("web", base=base, **_typed(base, base_options), **options)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import pickletools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,9 @@ def read_pickle(data: bytes, where: str) -> Any:
     Raises UsageError, naming `where`, for bytes that end early or ask for anything but plain data.
     """
     try:
-        return _Machine().run(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pickletools warns of escapes that Python 2 wrote otherwise
+            return _Machine().run(data)
     except Refused as exc:
         raise UsageError(
             f"{where} is a pickle that asks for {exc}, expected plain data; it may run code, so it isn't read"

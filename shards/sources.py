@@ -67,14 +67,14 @@ def compare_checksums(folder: Path, published: Mapping[str, str], *, required: b
     """
     others = [name for name, checksum in published.items() if _checksum(folder / name, checksum) != checksum]
     if not others:
-        return (f"all {len(published)} files have the published checksums",)
+        return (f"checksums: {len(published)} of {len(published)} files are as published",)
     if required:
         raise UsageError(
             f"{folder / others[0]} is not the published file: its checksum isn't {published[others[0]]}; "
             "copy it again, or drop --require-checksums"
         )
     shown = ", ".join(others[:3]) + (" and others" if len(others) > 3 else "")
-    return (f"{len(others)} of {len(published)} files don't have the published checksums: {shown}",)
+    return (f"checksums: {len(others)} of {len(published)} files are not as published: {shown}",)
 
 
 def _checksum(path: Path, like: str) -> str:
