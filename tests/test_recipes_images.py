@@ -6,6 +6,8 @@ import gzip
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -495,3 +497,47 @@ def test_a_recipe_without_its_files_says_what_it_needs(name: str, tmp_path: Path
 def test_an_unknown_split_is_answered_with_the_nearest(name: str, tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'train'"):
         make(name, tmp_path / "out", source=tmp_path, split="trian")
+
+
+# -- the real thing, where it is ---------------------------------------------------------------------------------------
+
+DATA = Path(__file__).resolve().parents[1] / "data"  # not in the repository: docs/recipes.md says how to get it
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA / "cifar10").is_dir() or not (DATA / "cifar-n").is_dir(), reason="no CIFAR-10 in data")
+def test_the_real_cifar10_and_its_human_labels_have_their_published_counts() -> None:
+    test = cifar10.samples(source=DATA / "cifar10", split="test", require_checksums=True)
+    assert np.bincount(test.labels).tolist() == [1000] * 10
+    for level, wrong in (("aggre", 4505), ("random1", 8617), ("random2", 9061), ("random3", 8820), ("worse", 20104)):
+        samples = cifar10n.samples(
+            source=DATA / "cifar10", labels=DATA / "cifar-n", noise_level=level, require_checksums=True
+        )
+        assert samples.truth is not None and np.bincount(samples.truth).tolist() == [5000] * 10
+        assert int(np.sum(samples.labels != samples.truth)) == wrong
+
+
+MEASURE = """
+import resource, sys
+from shards.recipes import clothing1m
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+samples = clothing1m.samples(source=sys.argv[1])
+print(len(samples), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+def test_a_million_lines_of_clothing1m_are_read_in_bounded_memory(tmp_path: Path) -> None:
+    def paths(start: int, count: int) -> list[str]:
+        return [f"images/{i % 10}/{i % 97}/{2_000_000_000 + i},{i}.jpg" for i in range(start, start + count)]
+
+    noisy, train, val = paths(0, 1_000_000), paths(1_000_000, 47_570), paths(1_047_570, 14_313)
+    for name, lines in (("noisy_train", noisy), ("clean_train", train), ("clean_val", val)):
+        (tmp_path / f"{name}_key_list.txt").write_text("\n".join(lines))
+    (tmp_path / "noisy_label_kv.txt").write_text("\n".join(f"{path} {i % 14}" for i, path in enumerate(noisy)))
+    (tmp_path / "clean_label_kv.txt").write_text("\n".join(f"{path} {i % 14}" for i, path in enumerate(train + val)))
+    (tmp_path / "category_names_eng.txt").write_text("\n".join(sources.CLOTHING_CLASSES))
+    done = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path)], cwd=DATA.parent, capture_output=True,
+                          text=True, timeout=120, check=True)  # fmt: skip
+    count, kilobytes = map(int, done.stdout.split())
+    assert count == 1_061_883 and kilobytes < 450_000  # of 1.06 million Python strings alone: 100 MB each list

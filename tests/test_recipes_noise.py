@@ -205,3 +205,14 @@ def test_an_option_that_a_recipe_does_not_have_is_refused_by_name(tmp_path: Path
         make("cifar10", tmp_path, noise_rate=0.1)
     with pytest.raises(UnknownNameError, match="unknown option of cifar10n 'noise_levle'; did you mean 'noise_level'"):
         make("web", tmp_path, base="cifar10n", noise_levle="worse")
+
+
+def test_the_page_of_recipes_names_every_recipe_split_option_and_pair() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    for name, recipe in BASES.items():
+        assert f"`{name}`" in page, name
+        assert all(f"--{option.name.replace('_', '-')}" in page for option in recipe.options), name
+    for recipe, pairs in ((qmnist, "3:5, 9:7, 4:9, 2:5"), (cifar10, "9:1, 3:5, 4:7, 0:8")):
+        assert ", ".join(f"{a}:{b}" for a, b in recipe.CONFUSED) == pairs and pairs in page
+    for split in (*qmnist.SPLITS, *clothing1m.LISTS):
+        assert split in page
