@@ -1,6 +1,6 @@
 """Prove a set of shards readable, complete and unique-keyed: `python -m shards.check URL...`.
 
-    expand > strict tar walk > label, json and image of each sample > keys over the whole set > a report
+    expand > strict tar walk > label, json and image or text of each sample > keys over the whole set > a report
 
 Exit code 0 when all is well, 3 when something was found, 2 when there was nothing to check.
 """
@@ -24,6 +24,7 @@ from rhostream.stream.examine import MAX_JSON
 from rhostream.stream.tar import TarSample, walk
 from rhostream.tables.il import IMAGE_EXTENSIONS
 from shards.progress import progress
+from shards.texts import MAX_TEXT
 
 SHOWN = 5  # of each kind of problem
 NUMBERED = re.compile(r"(.*?)(\d+)\.tar\Z", re.DOTALL)
@@ -114,7 +115,11 @@ def _check_sample(reader: Reader, sample: TarSample, labels: set[int]) -> Iterab
         yield "bad keys", "not UTF-8"
     members = {extension: (size, offset) for extension, offset, size in sample.members}
     images = [extension for extension in members if extension in IMAGE_EXTENSIONS]
-    if len(images) != 1:
+    if "txt" in members and not images:
+        size, offset = members["txt"]
+        if problem := _wrong_text(reader.pread(size, offset) if size <= MAX_TEXT else None):
+            yield "bad texts", problem
+    elif len(images) != 1:
         yield "bad images", f"{len(images)} images, expected one"
     for extension in images:
         size, offset = members[extension]
@@ -132,6 +137,15 @@ def _check_sample(reader: Reader, sample: TarSample, labels: set[int]) -> Iterab
         yield "bad json", f"{size:,} bytes, at most {MAX_JSON:,} are read"
     elif "json" in members and not _is_json_object(reader.pread(size, offset)):
         yield "bad json", "not a JSON object"
+
+
+def _wrong_text(data: bytes | None) -> str | None:
+    """What is wrong with the bytes of a .txt; None stands for more than MAX_TEXT of them."""
+    if data is None:
+        return f"more than {MAX_TEXT:,} bytes"
+    if not _is_text(data):
+        return "not UTF-8"
+    return None if data.strip() else "no text"
 
 
 def _is_text(key: bytes) -> bool:
@@ -171,7 +185,7 @@ def _printable(text: str) -> str:
     "--expect-samples", type=int, help="Also fail when the set doesn't hold exactly so many samples."
 )
 def main(urls: tuple[str, ...], expect_samples: int | None) -> None:
-    """Prove shards readable, complete and unique-keyed: tar rules, images, labels, keys, numbering.
+    """Prove shards readable, complete and unique-keyed: tar rules, images or texts, labels, keys, numbering.
 
     \b
     python -m shards.check data/web

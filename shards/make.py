@@ -5,6 +5,7 @@ options > recipe (what the samples are) > write (tars) > a summary on stdout
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -13,10 +14,14 @@ from typing import Any
 import click
 
 from rhostream.errors import RhostreamError, UnknownNameError, UsageError
-from shards.recipes import BASES, web
+from shards.recipes import BASES, Option, Recipe, web
 from shards.write import Summary, write
 
 Command = Callable[..., Any]
+WEB_OPTIONS = tuple(name for name in inspect.signature(web.samples).parameters if name not in ("base", "seed"))
+
+
+SHARED = ("source", "split", "limit", "skip", "seed")  # by every recipe
 
 
 def make(
@@ -35,14 +40,26 @@ def make(
     if recipe == "web":
         if base not in BASES:
             raise UnknownNameError.of("base recipe", str(base), BASES)
-        source = {name: options.pop(name) for name in ("source", "split", "limit", "skip") if name in options}
-        samples = BASES[base](**source, seed=options.get("seed", 0))
-        return write(web.samples(samples, **options), out, samples_per_shard=samples_per_shard)
+        own = [option.name for option in BASES[base].options]
+        _check_options(options, [*SHARED, *own, *WEB_OPTIONS], base)
+        given = {name: options.pop(name) for name in list(options) if name in (*SHARED, *own)}
+        samples = BASES[base].samples(**given)
+        return write(
+            web.samples(samples, seed=given.get("seed", 0), **options), out, samples_per_shard=samples_per_shard
+        )
     if recipe not in BASES:
         raise UnknownNameError.of("recipe", recipe, [*BASES, "web"])
     if base is not None:
         raise UsageError(f"only web has a base; {recipe} is one")
-    return write(BASES[recipe](**options), out, samples_per_shard=samples_per_shard)
+    _check_options(options, [*SHARED, *(option.name for option in BASES[recipe].options)], recipe)
+    return write(BASES[recipe].samples(**options), out, samples_per_shard=samples_per_shard)
+
+
+def _check_options(options: Iterable[str], known: Iterable[str], recipe: str) -> None:
+    names = list(known)
+    for name in options:
+        if name not in names:
+            raise UnknownNameError.of(f"option of {recipe}", name, names)
 
 
 # -- the command line -------------------------------------------------------------------------------
@@ -59,42 +76,73 @@ def _pairs(_: click.Context, __: click.Parameter, text: str | None) -> list[tupl
         raise click.BadParameter(f"got {text!r}, expected TRUE:WRONG pairs such as 3:5,9:7") from exc
 
 
-COMMON = (
-    click.option(
-        "--out", required=True, metavar="URL", help="Folder for the shards; local, or of an object store."
-    ),
-    click.option(
-        "--samples-per-shard", default=1000, show_default=True, help="How many samples make one tar."
-    ),
-    click.option(
-        "--split", default="train", show_default=True, help="Names the shards; fashion-mnist: train or test."
-    ),
-    click.option(
-        "--source", metavar="DIR", help="Where the original files are (fashion-mnist finds its own)."
-    ),
-    click.option("--limit", type=int, help="Take so many samples, chosen by seed. [default: all]"),
-    click.option(
-        "--skip", default=0, show_default=True, help="Leave out so many first: a set disjoint from --limit."
-    ),
-    click.option("--seed", default=0, show_default=True, help="Fixes every random choice."),
-)
+def _set(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+    """`noise-level=worse` as an item."""
+    pairs = [text.partition("=") for text in texts]
+    for text, (name, sign, value) in zip(texts, pairs, strict=True):
+        if not (name and sign and value):
+            raise click.BadParameter(f"got {text!r}, expected NAME=VALUE such as noise-level=worse")
+    return {name.replace("-", "_"): value for name, _, value in pairs}
+
+
+def _common(splits: str, source: str) -> tuple[Callable[[Command], Command], ...]:
+    """The options that every recipe has."""
+    return (
+        click.option(
+            "--out", required=True, metavar="URL", help="Folder for the shards; local, or of an object store."
+        ),
+        click.option("--source", metavar="DIR", help=f"Where the original files are: {source}."),
+        click.option("--split", default="train", show_default=True, help=f"Which samples: {splits}."),
+        click.option("--limit", type=int, help="Take so many samples, chosen by seed. [default: all]"),
+        click.option(
+            "--skip", default=0, show_default=True, help="Leave out so many first: a set disjoint from --limit."
+        ),
+        click.option("--seed", default=0, show_default=True, help="Fixes every random choice."),
+        click.option(
+            "--samples-per-shard", default=1000, show_default=True, help="How many samples make one tar."
+        ),
+    )
+
+
+def _own(option: Option) -> Callable[[Command], Command]:
+    """A recipe's own option as click's."""
+    flag = f"--{option.name.replace('_', '-')}"
+    if option.type is bool:
+        return click.option(flag, is_flag=True, default=option.default, help=option.help)
+    kind = click.Choice(option.choices) if option.choices else option.type
+    return click.option(
+        flag, type=kind, default=option.default, show_default=option.default is not None, help=option.help
+    )
+
+
 WEB = (
     click.option(
         "--base", required=True, type=click.Choice(list(BASES)), help="The recipe that gives the samples."
     ),
     click.option(
+        "--set",
+        "base_options",
+        multiple=True,
+        callback=_set,
+        metavar="NAME=VALUE",
+        help="An option of the base recipe, such as noise-level=worse.",
+    ),
+    click.option(
         "--noise",
-        type=click.Choice(["uniform", "structured", "none"]),
+        type=click.Choice(["uniform", "structured", "ambiguous", "none"]),
         default="uniform",
         show_default=True,
-        help="uniform: drawn over all classes (so 1/C of them stay right); structured: a confused class.",
+        help="uniform: drawn over all classes (so 1/C of them stay right); structured: a confused class; ambiguous: "
+        "blended with an image of a confused class, labelled as one of the two.",
     ),
-    click.option("--noise-rate", type=float, help="Share that is drawn. [default: 0.4; structured: 0.5]"),
+    click.option(
+        "--noise-rate", type=float, help="Share that is drawn. [default: 0.4; structured: 0.5; ambiguous: 1]"
+    ),
     click.option(
         "--confuse",
         callback=_pairs,
         metavar="TRUE:WRONG,...",
-        help="Pairs for structured noise. [default: for fashion-mnist 6:0,2:4,9:7,5:7]",
+        help="Pairs for structured and ambiguous noise. [default: the base's most confused classes]",
     ),
     click.option(
         "--copies", default=1, show_default=True, help="Jittered near-duplicates of an image, with own noise."
@@ -132,36 +180,55 @@ def _run(recipe: str, **options: Any) -> None:
         sys.exit(exc.exit_code)
 
 
-@click.group()
+class _InOrder(click.Group):
+    """Commands in the order of `BASES`: image sets, text sets, what people bring."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, not sorted."""
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder)
 def main() -> None:
     """Make WebDataset shards. The same command again finishes a stopped run; nothing is ever overwritten.
 
     \b
     python -m shards.make fashion-mnist --split test --out data/test
-    python -m shards.make imagefolder --source photos/ --out data/photos
+    python -m shards.make cifar10n --source cifar10/ --labels CIFAR-N.zip --noise-level worse --out data/worse
     python -m shards.make web --base fashion-mnist --limit 30000 --copies 1 --noise-rate 0.4 --out data/web
     """
 
 
-@main.command("fashion-mnist")
-@_with(COMMON)
-def _fashion_mnist(**options: Any) -> None:
-    """Fashion-MNIST as it is: 28x28 grey PNG, 10 classes."""
-    _run("fashion-mnist", **options)
+def _add(name: str, recipe: Recipe) -> None:
+    @main.command(name, help=recipe.help)
+    @_with((*_common(recipe.splits, recipe.source), *map(_own, recipe.options)))
+    def _(**options: Any) -> None:
+        _run(name, **options)
 
 
-@main.command("imagefolder")
-@_with(COMMON)
-def _imagefolder(**options: Any) -> None:
-    """A folder with one subfolder a class; the files' bytes are kept."""
-    _run("imagefolder", **options)
+for _name, _recipe in BASES.items():
+    _add(_name, _recipe)
 
 
 @main.command("web")
-@_with((*WEB, *COMMON))
-def _web(**options: Any) -> None:
-    """Another recipe made like the web: wrong labels, near-duplicates, rare classes."""
-    _run("web", **options)
+@_with((*WEB, *_common("as the base's", "the base's")))
+def _web(base: str, base_options: dict[str, str], **options: Any) -> None:
+    """Another recipe: wrong labels, copies, rare classes."""
+    _run("web", base=base, **_typed(base, base_options), **options)
+
+
+def _typed(base: str, values: dict[str, str]) -> dict[str, Any]:
+    """The base's own options with values of their types. Raises click.BadParameter for another name or type."""
+    known = {option.name: option for option in BASES[base].options}
+    typed: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            names = ", ".join(option.replace("_", "-") for option in known) or "none"
+            raise click.BadParameter(f"{base} has no option {name.replace('_', '-')!r} (it has: {names})")
+        option = known[name]
+        kind = click.Choice(option.choices) if option.choices else click.types.convert_type(option.type)
+        typed[name] = kind.convert(value, None, None)
+    return typed
 
 
 if __name__ == "__main__":

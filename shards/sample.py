@@ -1,4 +1,4 @@
-"""What a recipe gives and the writer takes: a set of samples whose images are made one at a time.
+"""What a recipe gives and the writer takes: a set of samples whose members are made one at a time.
 
 A recipe is a function that returns a `SampleSet`. It decides everything when it is called (which samples, in
 which order, with which labels) and encodes nothing until the writer asks, so mistakes stop before any work.
@@ -29,7 +29,8 @@ class Sample:
     key: str
     label: int
     extension: str
-    image: bytes
+    content: bytes
+    """An image file, or UTF-8 text where the extension is txt."""
     facts: dict[str, Any]
 
 
@@ -43,8 +44,10 @@ class SampleSet:
     """(N,) what the `.cls` members will say."""
     class_names: tuple[str, ...]
     load: Callable[[int], Sample]
-    pixels: Callable[[int], Pixels]
-    """The decoded image of a row, (H, W) grey or (H, W, 3) RGB."""
+    pixels: Callable[[int], Pixels] | None
+    """The decoded image of a row, (H, W) grey or (H, W, 3) RGB; None for text."""
+    truth: Ints | None = None
+    """(N,) the true labels, -1 where nobody knows; None: `labels` are true."""
     confused: tuple[tuple[int, int], ...] = ()
     """Classes that people take for each other, (true, mistaken): the default of structured noise."""
     notes: tuple[str, ...] = ()

@@ -118,7 +118,7 @@ def pack(samples: Iterator[Sample] | Sequence[Sample]) -> bytes:
             tar.write(
                 {
                     "__key__": sample.key,
-                    sample.extension: sample.image,
+                    sample.extension: sample.content,
                     "cls": str(sample.label).encode("ascii"),
                     "json": json.dumps(sample.facts).encode("ascii"),
                 }

@@ -83,7 +83,7 @@ def many(count: int) -> SampleSet:
     black = np.zeros((2, 2), np.uint8)
 
     def load(i: int) -> Sample:
-        return Sample(key=f"many-{i}", label=i % CLASSES, extension="png", image=b"", facts={})
+        return Sample(key=f"many-{i}", label=i % CLASSES, extension="png", content=b"", facts={})
 
     return SampleSet(
         split="train",
@@ -393,7 +393,7 @@ def test_imagefolder_keeps_the_bytes_sorts_the_classes_and_counts_what_it_leaves
         ("my-photos-val-0000002", 1, "webp", "dog/c.webp"),
         ("my-photos-val-0000003", 1, "jpeg", "dog/d.e.jpeg"),
     ]
-    assert all((photos / s.facts["path"]).read_bytes() == s.image for s in loaded(samples))
+    assert all((photos / s.facts["path"]).read_bytes() == s.content for s in loaded(samples))
     assert loaded(samples)[2].facts["class_name"] == "dog" and loaded(samples)[2].facts["true_label"] == 1
     summary = make("web", tmp_path / "out", base="imagefolder", source=photos, noise="none")
     assert (summary.samples, summary.duplicates, summary.wrong) == (8, 4, 0)
@@ -439,7 +439,7 @@ def test_a_file_name_that_is_not_utf8_becomes_readable_json(photos: Path) -> Non
 def good(key: str) -> Sample:
     out = io.BytesIO()
     Image.new("L", (8, 8), 100).save(out, "PNG")
-    return Sample(key=key, label=1, extension="png", image=out.getvalue(), facts={})
+    return Sample(key=key, label=1, extension="png", content=out.getvalue(), facts={})
 
 
 @pytest.fixture
@@ -471,12 +471,12 @@ def test_a_tar_cut_at_any_block_is_found_and_the_other_shards_are_checked_still(
     [
         (lambda: pack([good("k0a")]), "duplicate keys", "k0a in "),
         (lambda: pack([good("x"), good("x")]), "duplicate keys", "x in "),
-        (lambda: plain({"x.png": good("x").image[:50], "x.cls": b"1"}), "bad images", "decode:"),
+        (lambda: plain({"x.png": good("x").content[:50], "x.cls": b"1"}), "bad images", "decode:"),
         (lambda: plain({"x.cls": b"1"}), "bad images", "0 images, expected one"),
-        (lambda: plain({"x.png": good("x").image}), "bad labels", "no .cls member"),
-        (lambda: plain({"x.png": good("x").image, "x.cls": b"one"}), "bad labels", "expected a number"),
+        (lambda: plain({"x.png": good("x").content}), "bad labels", "no .cls member"),
+        (lambda: plain({"x.png": good("x").content, "x.cls": b"one"}), "bad labels", "expected a number"),
         (
-            lambda: plain({"x.png": good("x").image, "x.cls": b"1", "x.json": b"[1]"}),
+            lambda: plain({"x.png": good("x").content, "x.cls": b"1", "x.json": b"[1]"}),
             "bad json",
             "not a JSON object",
         ),

@@ -50,7 +50,7 @@ def samples(
         index, label = int(rows[i]), int(labels[rows[i]])
         facts = {"true_label": label, "class_name": CLASS_NAMES[label], "index": index}
         key = f"fashion-{split}-{index:07d}"
-        return Sample(key=key, label=label, extension="png", image=encode(images[index], "png"), facts=facts)
+        return Sample(key=key, label=label, extension="png", content=encode(images[index], "png"), facts=facts)
 
     def pixels(i: int) -> Pixels:
         image: Pixels = images[rows[i]]

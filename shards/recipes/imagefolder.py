@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -37,23 +39,48 @@ def samples(
     class_names = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
     if not class_names:
         raise UsageError(f"{root} has no subfolders; --source expects one subfolder a class")
-    files, classes, left_out = _scan(root, class_names)
+    files, classes, left_out = scan(root, class_names)
     rows = seeded_rows(len(files), limit=limit, skip=skip, seed=seed)
     prefix = re.sub(r"[^A-Za-z0-9_-]+", "-", root.resolve().name)[:40].strip("-") or "images"
+    return of_files(
+        root, files, classes, rows, name=prefix, split=split, class_names=class_names, left_out=left_out
+    )
+
+
+def of_files(
+    root: Path,
+    files: Sequence[Path],
+    classes: Ints,
+    rows: Ints,
+    *,
+    name: str,
+    split: str,
+    class_names: tuple[str, ...],
+    left_out: int = 0,
+    confused: Sequence[tuple[int, int]] = (),
+    facts: Callable[[int], dict[str, Any]] | None = None,
+    notes: tuple[str, ...] = (),
+) -> SampleSet:
+    """The `rows` of image files of one class each, bytes kept, keyed `<name>-<split>-<position>`.
+
+    `facts(position)` adds to `true_label, class_name, path`.
+    """
 
     def load(i: int) -> Sample:
         index = int(rows[i])
         path, label = files[index], int(classes[index])
-        facts = {
+        found = {
             "true_label": label,
             "class_name": _text(class_names[label]),
             "path": _text(path.relative_to(root).as_posix()),
         }
-        key = f"{prefix}-{split}-{index:07d}"
-        return Sample(key=key, label=label, extension=_extension(path), image=_read(path), facts=facts)
-
-    def pixels(i: int) -> Pixels:
-        return _decode(files[rows[i]])
+        return Sample(
+            key=f"{name}-{split}-{index:07d}",
+            label=label,
+            extension=extension(path),
+            content=read_image(path),
+            facts=found | (facts(index) if facts else {}),
+        )
 
     note = f"{left_out:,} files are not {', '.join(FORMAT_OF)} and were left out"
     return SampleSet(
@@ -61,19 +88,20 @@ def samples(
         labels=classes[rows],
         class_names=tuple(_text(name) for name in class_names),
         load=load,
-        pixels=pixels,
-        notes=(note,) if left_out else (),
+        pixels=lambda i: decode_image(files[rows[i]]),
+        confused=tuple(confused),
+        notes=(*notes, *((note,) if left_out else ())),
     )
 
 
-def _scan(root: Path, class_names: tuple[str, ...]) -> tuple[list[Path], Ints, int]:
+def scan(root: Path, class_names: tuple[str, ...]) -> tuple[list[Path], Ints, int]:
     """Every image file in order, the class of each, and how many other files there are."""
     files: list[Path] = []
     classes: list[int] = []
     left_out = sum(1 for entry in root.iterdir() if entry.is_file())
     for label, name in enumerate(class_names):
         inside = sorted(Path(at) / file for at, _, names in os.walk(root / name) for file in names)
-        images = [path for path in inside if _extension(path) in FORMAT_OF]
+        images = [path for path in inside if extension(path) in FORMAT_OF]
         if not images:
             raise UsageError(
                 f"class folder {root / name} holds no {', '.join(FORMAT_OF)}; remove it or fill it"
@@ -84,7 +112,8 @@ def _scan(root: Path, class_names: tuple[str, ...]) -> tuple[list[Path], Ints, i
     return files, np.array(classes, np.int64), left_out
 
 
-def _extension(path: Path) -> str:
+def extension(path: Path) -> str:
+    """The suffix of a file in lower case, without the dot."""
     return path.suffix[1:].lower()
 
 
@@ -93,17 +122,19 @@ def _text(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _read(path: Path) -> bytes:
+def read_image(path: Path) -> bytes:
+    """The bytes of an image file. Raises UsageError when they can't be had."""
     try:
         return path.read_bytes()
     except OSError as exc:
         raise UsageError(f"can't read {path}: {exc.strerror}") from exc
 
 
-def _decode(path: Path) -> Pixels:
+def decode_image(path: Path) -> Pixels:
+    """An image file as (H, W) grey or (H, W, 3) RGB. Raises UsageError for one that can't be decoded."""
     hint = "remove the file, or make no copies (--copies 0)"
     try:
-        image = Image.open(io.BytesIO(_read(path)), formats=FORMATS)
+        image = Image.open(io.BytesIO(read_image(path)), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise UsageError(
                 f"{path} has {image.width:,} x {image.height:,} pixels, at most {MAX_PIXELS:,}; {hint}"

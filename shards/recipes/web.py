@@ -1,6 +1,6 @@
 """Any other recipe made like the web: wrong labels, near-duplicates, rare classes, all drawn once, by seed.
 
-    base set > long tail > near-duplicates > labels redrawn > order
+    base set > long tail > near-duplicates > labels redrawn (`shards.noise`) > order
 
 A near-duplicate's label noise is drawn independently of its original's: on the web two copies of a picture
 are captioned by two people. What was drawn is written beside each sample, so that decisions can be judged.
@@ -13,15 +13,13 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from rhostream.errors import UsageError
 from shards.jitter import Jitters
-from shards.sample import Ints, Sample, SampleSet, encode, generator
+from shards.noise import DEFAULT_RATE, Mixtures, Noise, draw_labels, draw_mixtures, mix_label, mixed_with
+from shards.sample import Ints, Pixels, Sample, SampleSet, encode, generator
 
-Noise = Literal["uniform", "structured", "none"]
 Order = Literal["shuffled", "class-sorted"]
-DEFAULT_RATE = {"uniform": 0.4, "structured": 0.5, "none": 0.0}
 
 
 def samples(
@@ -40,32 +38,48 @@ def samples(
 
     - noise "uniform": a share `noise_rate` (default 0.4) of all rows gets a label drawn from ALL classes, as
       in the paper's reference code, so only (1 - 1/C) of those are wrong; "structured": a share `noise_rate`
-      (default 0.5) of class a becomes class b, for each (a, b) of `confuse` (default: the base's pairs).
+      (default 0.5) of class a becomes class b, for each (a, b) of `confuse` (default: the base's pairs);
+      "ambiguous": a share `noise_rate` (default 1) of the images of those classes, both a and b, is blended with one
+      of the other class and labelled as one of the two, by their weights: AmbiguousMNIST's kind of noise.
     - copies, duplicate_fraction: that share of the originals appears `copies` times more, jittered.
     - imbalance: class c keeps a share imbalance^(-c/(C-1)) of the largest class, class 0 being the largest.
     - order "class-sorted" sorts by the label as given, noise included: as a crawl by search term does.
 
     The facts gain `true_label, is_noisy, noise_drawn, duplicate_of` (None or the original's key) and `group`
-    (the original's key, for originals and copies alike: what folds have to keep together).
+    (the base's group, or the original's key, for originals and copies alike: what folds have to keep together).
+    Ambiguous noise adds `ambiguous, second_label, mix_weight` (of the image's own class, above a half) and
+    `mixed_with` (the key of the other image); `true_label` stays the image's own.
+    A base that is noisy itself keeps its labels where nothing is drawn; its true labels stay true.
     Raises UsageError for settings outside their range, before any image is read.
     """
     rate = DEFAULT_RATE.get(noise, 0.0) if noise_rate is None else noise_rate
     if noise == "none" and noise_rate:
         raise UsageError(
-            f"noise rate {noise_rate} without noise; choose uniform or structured, or drop --noise-rate"
+            f"noise rate {noise_rate} without noise; choose uniform, structured or ambiguous, or drop --noise-rate"
         )
-    if noise != "structured" and confuse is not None:
+    if noise not in ("structured", "ambiguous") and confuse is not None:
         raise UsageError(f"confused pairs belong to structured noise, got {noise!r}; drop --confuse")
     _check_range("noise rate", rate, 0.0, 1.0)
     _check_range("duplicate fraction", duplicate_fraction, 0.0, 1.0)
     _check_range("imbalance", imbalance, 1.0, 1e9)
     _check_range("copies", copies, 0, 1000)
+    if base.pixels is None and copies:
+        raise UsageError("near-duplicates are made of images, and this base is text; add --copies 0")
+    if base.pixels is None and noise == "ambiguous":
+        raise UsageError("ambiguous noise blends images, and this base is text; choose uniform or structured")
     originals = _long_tail(base, imbalance, seed)
     source, copy = _duplicate(
         originals, copies, duplicate_fraction, seed
     )  # (N,), (N,): base row, 0 or number of copy
-    truth = base.labels[source]
-    drawn, labels = _draw_labels(truth, base, noise, rate, confuse, seed)
+    truths = base.labels if base.truth is None else base.truth  # -1: nobody knows
+    pairs = base.confused if confuse is None else confuse
+    truth, classes = truths[source], len(base.class_names)
+    mixtures: Mixtures | None = None
+    if noise == "ambiguous":
+        mixtures = draw_mixtures(truths, originals, pairs, classes, rate, seed)
+        drawn, labels = mix_label(mixtures, source, base.labels[source], seed)
+    else:
+        drawn, labels = draw_labels(truth, base.labels[source], noise, pairs, classes, rate, seed)
     jitters = Jitters.draw(len(source), generator(seed, "jitter"))
     permutation = generator(seed, "order").permutation(len(source))
     if order == "class-sorted":
@@ -73,28 +87,43 @@ def samples(
     elif order != "shuffled":
         raise UsageError(f"unknown order {order!r}; expected shuffled or class-sorted")
 
-    def pixels(i: int) -> npt.NDArray[np.uint8]:
+    def pixels(i: int) -> Pixels:
+        assert base.pixels is not None  # asked for images alone
         row = permutation[i]
-        plain = base.pixels(int(source[row]))
+        own = int(source[row])
+        plain = base.pixels(own) if mixtures is None else mixtures.image(own, base.pixels)
         return jitters.apply(int(row), plain) if copy[row] else plain
 
     def load(i: int) -> Sample:
         row = permutation[i]
-        original = base.load(int(source[row]))
-        label, number = int(labels[row]), int(copy[row])
+        own = int(source[row])
+        original = base.load(own)
+        label, number, true = int(labels[row]), int(copy[row]), int(truth[row])
         facts = original.facts | {
-            "true_label": int(truth[row]),
-            "is_noisy": label != int(truth[row]),
+            "true_label": true if true >= 0 else None,
+            "is_noisy": label != true if true >= 0 else None,
             "noise_drawn": bool(drawn[row]),
             "duplicate_of": original.key if number else None,
-            "group": original.key,
+            "group": original.facts.get("group", original.key),
         }
-        if number == 0:
-            return replace(original, label=label, facts=facts)
-        image = encode(pixels(i), original.extension)
-        return replace(original, key=f"{original.key}-copy{number}", label=label, image=image, facts=facts)
+        if mixtures is not None:
+            facts |= mixed_with(mixtures, own, base)
+        changed = number or (mixtures is not None and mixtures.partner[own] >= 0)
+        return replace(
+            original,
+            key=f"{original.key}-copy{number}" if number else original.key,
+            label=label,
+            content=encode(pixels(i), original.extension) if changed else original.content,
+            facts=facts,
+        )
 
-    return replace(base, labels=labels[permutation], load=load, pixels=pixels)
+    return replace(
+        base,
+        labels=labels[permutation],
+        truth=truth[permutation],
+        load=load,
+        pixels=None if base.pixels is None else pixels,
+    )
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
@@ -129,42 +158,3 @@ def _duplicate(originals: Ints, copies: int, fraction: float, seed: int) -> tupl
         [np.zeros(len(originals), np.int64), np.repeat(np.arange(1, copies + 1), len(chosen))]
     )
     return source, number
-
-
-def _draw_labels(
-    truth: Ints,
-    base: SampleSet,
-    noise: str,
-    rate: float,
-    confuse: Sequence[tuple[int, int]] | None,
-    seed: int,
-) -> tuple[npt.NDArray[np.bool_], Ints]:
-    """(noise was drawn, label) of each row."""
-    rng = generator(seed, "noise")
-    classes = len(base.class_names)
-    drawn = rng.random(len(truth)) < rate
-    if noise == "uniform":
-        return drawn, np.where(drawn, rng.integers(0, classes, len(truth)), truth)
-    if noise == "structured":
-        mistaken = _mistaken(base.confused if confuse is None else confuse, classes)
-        drawn &= mistaken[truth] >= 0
-        return drawn, np.where(drawn, mistaken[truth], truth)
-    if noise == "none":
-        return np.zeros(len(truth), np.bool_), truth
-    raise UsageError(f"unknown noise {noise!r}; expected uniform, structured or none")
-
-
-def _mistaken(pairs: Sequence[tuple[int, int]], classes: int) -> Ints:
-    """For each class the one it is taken for, -1 for none."""
-    if not pairs:
-        raise UsageError("structured noise needs the classes that are confused, such as --confuse 3:5,9:7")
-    mistaken = np.full(classes, -1, np.int64)
-    for true, wrong in pairs:
-        if not (0 <= true < classes and 0 <= wrong < classes) or true == wrong:
-            raise UsageError(
-                f"confused pair {true}:{wrong}, expected two different classes from 0 to {classes - 1}"
-            )
-        if mistaken[true] >= 0:
-            raise UsageError(f"class {true} is confused twice; give each true class one pair")
-        mistaken[true] = wrong
-    return mistaken
