@@ -23,7 +23,7 @@ from PIL import Image
 
 from rhostream.errors import UnknownNameError, UsageError
 from shards.arrays import check_labels
-from shards.pickled import PickledArray, read_pickle
+from shards.pickled import PickledArray, plain_data
 from shards.sample import Ints, Pixels
 from shards.sources import compare_checksums, find, folder_of, read_file, read_text
 
@@ -105,7 +105,7 @@ def read_cifar(
 
 
 def _from_pickle(layout: Layout, path: Path) -> tuple[Pixels, Ints]:
-    record = read_pickle(read_file(path, layout.instructions), str(path))
+    record = plain_data(read_file(path, layout.instructions), str(path))
     pixels = field_of(record, "data", path)
     values = pixels.values if isinstance(pixels, PickledArray) else None
     if values is None or values.dtype != np.uint8 or values.ndim != 2 or values.shape[1] != BYTES:
@@ -182,7 +182,7 @@ def _pickled_names(layout: Layout, folder: Path) -> list[str] | None:
     path, name = folder / layout.meta[0][0], layout.meta[0][1]
     if not path.is_file():
         return None
-    values = field_of(read_pickle(read_file(path, layout.instructions), str(path)), name, path)
+    values = field_of(plain_data(read_file(path, layout.instructions), str(path)), name, path)
     if not isinstance(values, list):
         raise UsageError(f"{path}: {name} is not a list of class names")
     return [value.decode("latin-1") if isinstance(value, bytes) else str(value) for value in values]

@@ -66,7 +66,7 @@ class PickledArray:
     values: npt.NDArray[Any] | None = None
 
 
-def read_pickle(data: bytes, where: str) -> Any:
+def plain_data(data: bytes, where: str) -> Any:
     """What the pickle `data` holds; arrays of integers are `PickledArray`, strings of Python 2 are bytes.
 
     Raises UsageError, naming `where`, for bytes that end early or ask for anything but plain data.

@@ -19,6 +19,7 @@ from PIL import Image
 
 from rhostream.errors import UnknownNameError, UsageError
 from shards.check import check
+from shards.key_lists import read_key_list, read_label_file
 from shards.make import make
 from shards.recipes import (
     BASES,
@@ -470,6 +471,24 @@ def test_an_image_that_is_not_there_is_named_with_the_line_that_wants_it(clothes
     (clothes / samples.load(20).facts["path"]).unlink()
     with pytest.raises(UsageError, match=r"does not exist, and clean_val_key_list.txt names it in line 7; unpack all"):
         make("clothing1m", tmp_path / "out", source=clothes)
+
+
+def test_lists_of_windows_are_read_alike(clothes: Path) -> None:
+    before = [s.facts for s in loaded(clothing1m.samples(source=clothes))]
+    for path in clothes.glob("*.txt"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert [s.facts for s in loaded(clothing1m.samples(source=clothes))] == before
+
+
+def test_labels_are_joined_as_a_dict_joins_them(tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    names = [f"a/x{'b' * int(n)} c,{i}.jpg" for i, n in enumerate(rng.integers(0, 40, 3000))]
+    labels = {name: int(label) for name, label in zip(names[:2500], rng.integers(0, 14, 2500), strict=True)}
+    keys = [names[i] for i in rng.permutation(3000)[:2000]]
+    (tmp_path / "kv").write_text("\n".join(f"{name} {label}" for name, label in labels.items()))
+    (tmp_path / "keys").write_text("\n".join(keys))
+    found = read_label_file(tmp_path / "kv", 14, "").of(read_key_list(tmp_path / "keys", ""))
+    assert found.tolist() == [labels.get(key, -1) for key in keys] and -1 in found
 
 
 def test_a_label_that_is_said_twice_alike_is_taken_once(clothes: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rhostream.errors import UsageError
-from shards.pickled import PickledArray, read_pickle
+from shards.pickled import PickledArray, plain_data
 from tests import recipe_sources as sources
 
 ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
@@ -58,7 +58,7 @@ for protocol in range(5):
 def test_every_protocol_that_python_writes_is_read_as_python_reads_it(tmp_path: Path) -> None:
     python(WRITE, str(tmp_path))
     for protocol in range(5):
-        value = read_pickle((tmp_path / str(protocol)).read_bytes(), "x")
+        value = plain_data((tmp_path / str(protocol)).read_bytes(), "x")
         arrays = {name: value[name].values for name in ("bytes", "turned", "big", "short")}
         assert np.array_equal(arrays["bytes"], np.arange(12).reshape(3, 4)) and arrays["bytes"].dtype == np.uint8
         assert np.array_equal(arrays["turned"], np.ones((2, 3))) and arrays["big"].tolist() == [0, 1, 2]
@@ -74,7 +74,7 @@ def test_a_pickle_of_python_2_is_read_as_python_3_reads_it(tmp_path: Path) -> No
     (tmp_path / "batch").write_bytes(data)
     code = ("import json, pickle, sys; r = pickle.load(open(sys.argv[1], 'rb'), encoding='latin1'); "
             "r['data'] = [str(r['data'].dtype), r['data'].tolist()]; print(json.dumps(r))")  # fmt: skip
-    assert plain(read_pickle(data, "x")) == json.loads(python(code, str(tmp_path / "batch")))
+    assert plain(plain_data(data, "x")) == json.loads(python(code, str(tmp_path / "batch")))
 
 
 HOSTILE = {
@@ -95,7 +95,7 @@ def test_what_runs_code_for_python_is_refused_here_and_runs_nothing(what: str, t
     data = data.replace(b"\x8c\x0a", b"\x8c" + bytes([6 + len(str(marker))]))
     data = data.replace(b"U\x0a", b"U" + bytes([6 + len(str(marker))]))
     with pytest.raises(UsageError, match=r"batch is a pickle that asks for .*it may run code, so it isn't read"):
-        read_pickle(data, "batch")
+        plain_data(data, "batch")
     assert not marker.exists()
     (tmp_path / "hostile").write_bytes(data)
     python("import pickle, sys; pickle.load(open(sys.argv[1], 'rb'))", str(tmp_path / "hostile"))
@@ -128,7 +128,7 @@ def test_what_runs_code_for_python_is_refused_here_and_runs_nothing(what: str, t
 )  # fmt: skip
 def test_what_is_not_plain_data_is_refused_by_name(data: bytes, asked: str) -> None:
     with pytest.raises(UsageError, match=r"is a pickle that asks for ") as refused:
-        read_pickle(data, "x")
+        plain_data(data, "x")
     assert asked in str(refused.value)
 
 
@@ -139,15 +139,15 @@ def test_what_is_not_plain_data_is_refused_by_name(data: bytes, asked: str) -> N
 )  # fmt: skip
 def test_what_is_cut_or_out_of_order_is_one_sentence(data: bytes) -> None:
     with pytest.raises(UsageError, match=r"x can't be read as a pickle of plain data|x is a pickle that asks for"):
-        read_pickle(data, "x")
+        plain_data(data, "x")
 
 
 def test_an_array_has_as_many_bytes_as_its_shape_says() -> None:
     good = sources.old_pickle({"data": np.zeros((2, 3), np.uint8)})
     with pytest.raises(UsageError, match=r"6 bytes for an array of shape \(2, 4\)"):
-        read_pickle(good.replace(b"K\x02K\x03\x86", b"K\x02K\x04\x86"), "x")
+        plain_data(good.replace(b"K\x02K\x03\x86", b"K\x02K\x04\x86"), "x")
     with pytest.raises(UsageError, match=r"can't be read"):  # an array that nobody filled is found by who wants it
-        read_pickle(ARRAY + b"K\x01\x86R.", "x")
+        plain_data(ARRAY + b"K\x01\x86R.", "x")
 
 
 def test_what_grows_when_it_is_looked_at_costs_nothing() -> None:
@@ -156,7 +156,7 @@ def test_what_grows_when_it_is_looked_at_costs_nothing() -> None:
     begun = time.monotonic()
     for end in (b".", b"U\x01x\x93.", b"U\x01xR.", b"U\x01xb.", b"K\x01s.", b"}h\xc8K\x01s."):
         with contextlib.suppress(UsageError):
-            read_pickle(bomb + end, "x")
+            plain_data(bomb + end, "x")
     assert time.monotonic() - begun < 2
 
 
@@ -172,4 +172,4 @@ def test_broken_bytes_are_read_or_refused_and_nothing_else(data: st.DataObject) 
     cut = data.draw(st.integers(0, len(broken)))
     for bytes_ in (bytes(broken), bytes(broken[:cut])):
         with contextlib.suppress(UsageError):
-            read_pickle(bytes_, "x")
+            plain_data(bytes_, "x")

@@ -66,6 +66,13 @@ def test_cola_is_read_as_glue_wrote_it(tmp_path: Path) -> None:
     assert found[4].facts["group"] == found[1].key  # the same sentence but for case and spaces
 
 
+def test_rows_that_end_as_on_windows_and_begin_with_a_mark_are_the_same(tmp_path: Path) -> None:
+    before = [(s.label, s.content) for s in loaded(sst2.samples(source=write_glue(tmp_path)))]
+    path = tmp_path / "SST-2" / "train.tsv"
+    path.write_bytes(b"\xef\xbb\xbf" + SST2.encode().replace(b"\n", b"\r\n"))
+    assert [(s.label, s.content) for s in loaded(sst2.samples(source=tmp_path))] == before
+
+
 def test_sst2_has_a_header_and_its_phrases_end_in_a_space(tmp_path: Path) -> None:
     samples = sst2.samples(source=write_glue(tmp_path) / "SST-2")
     assert samples.labels.tolist() == [0, 0, 1]

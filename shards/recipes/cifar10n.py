@@ -18,7 +18,7 @@ import numpy as np
 from rhostream.errors import UnknownNameError, UsageError
 from shards.arrays import check_labels, of_arrays
 from shards.cifar_files import field_of, read_cifar
-from shards.pickled import PickledArray, read_pickle
+from shards.pickled import PickledArray, plain_data
 from shards.recipes.cifar10 import CLASS_NAMES, CONFUSED, LAYOUT
 from shards.sample import Ints, SampleSet, seeded_rows
 from shards.sources import compare_checksums, find, read_file
@@ -67,7 +67,7 @@ def samples(
         raise UnknownNameError.of("noise level", noise_level, LEVELS)
     cifar = read_cifar(LAYOUT, source, split, require_checksums=require_checksums)
     path = _label_file(Path(labels) if labels is not None else Path(source or "."))
-    record = read_pickle(_pickle_in(path), str(path))
+    record = plain_data(_pickle_in(path), str(path))
     clean = _labels(record, "clean_label", path, len(cifar.labels))
     if not np.array_equal(clean, cifar.labels):
         first = int(np.flatnonzero(clean != cifar.labels)[0])
