@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import rhostream
 from rhostream.cost import macs_per_sample
 from rhostream.errors import MismatchError, UnknownNameError, UsageError
 from rhostream.models import NAMES, build, load_weights
@@ -291,3 +292,17 @@ def test_the_page_has_every_model_with_its_sizes() -> None:
     rows = dict(re.findall(r"^\| `([\w-]+)` \| ([\d,]+ \| [\d,]+) \|", page, re.MULTILINE))
     assert {n: rows.get(n) for n in IMAGE_MODELS} == {n: f"{parameters(n):,} | {macs(n):,}" for n in IMAGE_MODELS}
     assert rows.keys() == set(IMAGE_MODELS)
+
+
+# -- through the product ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18-small-unpooled", *CIFAR])
+def test_a_run_with_it_trains_resumes_and_logs(name: str, trained: Callable[..., Path]) -> None:
+    settings = {"model": name, "buffer_size": 20, "batch_size": 8, "threads": 1}
+    trained("run", steps=2, **settings)
+    run = trained("run", steps=3, **settings)
+    with rhostream.open_ledger(str(run)) as ledger:
+        rows = ledger.sql("SELECT count(*) AS n, sum(kept::int) AS kept, count(loss) AS scored FROM selections")
+    assert rows.to_pylist() == [{"n": 60, "kept": 24, "scored": 60}]
