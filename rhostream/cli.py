@@ -156,12 +156,13 @@ def fit_il(shards: tuple[str, ...], out: str, holdout: tuple[str, ...], roots: t
     _bad_shards(info.read.get("bad_shards", {}))
 
 
-def _finish(summary: Any) -> None:
-    """Print the accounts of an offline job; bad shards are exit code 3."""
+def _finish(*summaries: Any) -> None:
+    """Print the accounts of an offline job, a list where it made several tables; bad shards are exit code 3."""
     from dataclasses import asdict
 
-    click.echo(json.dumps(asdict(summary), indent=1))
-    _bad_shards(summary.bad_shards)
+    found = [asdict(summary) for summary in summaries]
+    click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=1))
+    _bad_shards(summaries[0].bad_shards)
 
 
 def _bad_shards(found: dict[str, str]) -> None:
@@ -176,21 +177,26 @@ def _bad_shards(found: dict[str, str]) -> None:
 @_options(
     SHARDS, ROOT, KEEP, WORKERS, BUDGET, LENIENT, INDEX,
     click.option("--model", metavar="NAME", help="The IL model's package.module:function, where it is your own code."),
-    click.option("--il-model", required=True, metavar="DIR", help="What fit-il wrote."),
-    click.option("--out", required=True, metavar="URL", help="Where the IL table goes: one Parquet part a shard."),
+    click.option("--il-model", required=True, multiple=True, metavar="DIR...",
+                 help="What fit-il wrote; several are scored in one pass, each into its own --out."),
+    click.option("--out", required=True, multiple=True, metavar="URL...",
+                 help="Where the IL table goes: one Parquet part a shard; as many as IL models."),
+    click.option("--il-dtype", default="float32", show_default=True, type=_Choice(["float32", "float16"]),
+                 help="How il is stored; readers get float32."),
 )
-def compute_il(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, **options: Any) -> None:
+def compute_il(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, il_model: tuple[str, ...],
+               out: tuple[str, ...], **options: Any) -> None:
     """Write the irreducible loss of every sample, one part a shard; run again, it computes only what is missing.
 
     \b
-    Example:
+    Examples:
       rhostream compute-il --shards data/*.tar --il-model il-model --out il --keep is_noisy:bool,true_label:int
+      rhostream compute-il --shards data/*.tar --il-model il-a il-b il-c --out tables/a tables/b tables/c
     """
-    from rhostream.irreducible import compute_il as run
+    from rhostream.irreducible import compute_ils as run
     from rhostream.tables.il import parse_keep, parse_roots
 
-    _finish(run(shards, options.pop("il_model"), options.pop("out"), roots=parse_roots(roots), keep=parse_keep(keep),
-                **options))
+    _finish(*run(shards, il_model, out, roots=parse_roots(roots), keep=parse_keep(keep), **options))
 
 
 @cli.command("index")

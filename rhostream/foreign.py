@@ -61,6 +61,8 @@ def checked_table(info: T, kinds: Container[str]) -> T:
         raise ValueError(f"kind is {str(table.kind)[:40]!r}, expected il or index")
     for name in ("ingredients", "keep", "roots", "model"):
         _is(getattr(table, name), dict, name)
+    if table.ingredients.get("il_dtype", "float32") not in ("float32", "float16"):
+        raise ValueError(f"il_dtype is {str(table.ingredients['il_dtype'])[:40]!r}, expected float32 or float16")
     if strange := [k for k, v in table.keep.items() if not isinstance(v, str) or v not in kinds]:
         raise ValueError(f"keep has the field {strange[0][:40]!r} of an unknown type")
     if not all(isinstance(v, str) for v in table.roots.values()):

@@ -43,9 +43,10 @@ class ModelInfo:
         """How D was split."""
         return FoldRule(**self.split)
 
-    def ingredients(self) -> dict[str, Any]:
-        """What makes an il: the fingerprint of a table is taken of this."""
-        return {
+    def ingredients(self, il_dtype: str = "float32") -> dict[str, Any]:
+        """What makes an il: the fingerprint of a table is taken of this. Options that are off leave no trace."""
+        stored = {} if il_dtype == "float32" else {"il_dtype": il_dtype}
+        return stored | {
             "weights": [f["sha256"] for f in self.folds],
             "architecture": self.architecture,
             "preprocess": self.preprocess,
