@@ -120,6 +120,10 @@ LENIENT = _options(
 )
 
 
+MIN_ACCURACY = click.option("--min-accuracy", type=float, metavar="F",
+                            help="Refuse an IL model that is worse, or no better than naming the largest class.")
+
+
 @cli.command("fit-il")
 @_options(
     SHARDS, ROOT, WORKERS, BUDGET, LENIENT,
@@ -136,6 +140,12 @@ LENIENT = _options(
     click.option("--classes", type=int, help="Number of classes; else the largest label + 1."),
     click.option("--image-size", type=int, help="Pixels of the square input; else the first image's shorter side."),
     click.option("--seed", default=0, show_default=True),
+    click.option("--balance", default="none", show_default=True, type=_Choice(["none", "sample", "weight"]),
+                 help="Learn from every class alike: by drawing it as often, or by weighing its losses."),
+    click.option("--checkpoints", metavar="N|LOSS,...",
+                 help="Keep earlier states as IL models: OUT/checkpoint-0, ... : so many, or at these losses in nats."),
+    click.option("--temperature", is_flag=True, help="Divide logits by the temperature that suits unseen samples."),
+    MIN_ACCURACY,
 )
 def fit_il(shards: tuple[str, ...], out: str, holdout: tuple[str, ...], roots: tuple[str, ...], **options: Any) -> None:
     """Train the small model whose loss counts as irreducible.
@@ -143,16 +153,21 @@ def fit_il(shards: tuple[str, ...], out: str, holdout: tuple[str, ...], roots: t
     Without --holdout or --holdout-fraction two models are cross-fitted, each on one half of the data.
 
     \b
-    Example:
+    Examples:
       rhostream fit-il --shards data/*.tar --out il-model --model mlp-256 --group-by duplicate_of
+      rhostream fit-il --shards data/*.tar --out il-model --checkpoints 4 --min-accuracy 0.7
     """
     from rhostream.irreducible import fit_il as run
     from rhostream.storage import redact
     from rhostream.tables.il import parse_roots
 
     info = run(shards, out, holdout=holdout or None, roots=parse_roots(roots), **options)
-    click.echo(json.dumps({"accuracy": round(info.accuracy, 4), "val_loss": round(info.val_loss, 4),
-                           "out": redact(out), "read": info.read}))
+    shown = {"accuracy": round(info.accuracy, 4), "val_loss": round(info.val_loss, 4), "out": redact(out),
+             "read": info.read}
+    if quality := info.quality:
+        shown |= {"worst_class": quality["worst_class"], "ece": quality["reliability"]["ece"],
+                  "temperature": quality["temperature"], "doubts": quality["doubts"] + quality["empty_classes"]}
+    click.echo(json.dumps(shown | ({"checkpoints": info.checkpoints} if info.checkpoints else {})))
     _bad_shards(info.read.get("bad_shards", {}))
 
 
@@ -181,6 +196,7 @@ def _bad_shards(found: dict[str, str]) -> None:
                  help="What fit-il wrote; several are scored in one pass, each into its own --out."),
     click.option("--out", required=True, multiple=True, metavar="URL...",
                  help="Where the IL table goes: one Parquet part a shard; as many as IL models."),
+    MIN_ACCURACY,
     click.option("--il-dtype", default="float32", show_default=True, type=_Choice(["float32", "float16"]),
                  help="How il is stored; readers get float32."),
 )

@@ -54,6 +54,13 @@ def checked_classes(classes: Any) -> None:
     _count(classes, "classes", 1, MAX_CLASSES)
 
 
+def checked_temperature(values: Any, folds: int) -> None:
+    """Temperatures that logits can be divided by: none, or one for each fold. Raises ValueError."""
+    _is(values, list, "temperature")
+    if values and (len(values) != folds or not all(type(v) in (int, float) and 1e-3 <= v <= 1e3 for v in values)):
+        raise ValueError(f"temperature is {str(values)[:80]}, expected {folds} numbers from 0.001 to 1,000")
+
+
 def checked_table(info: T, kinds: Container[str]) -> T:
     """The same TableInfo, its fields what they claim to be. Raises ValueError."""
     table: Any = info

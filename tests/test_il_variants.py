@@ -1,9 +1,8 @@
-"""IL variants: several models in one pass, il in half the bytes, models of rising quality, balanced and tempered fits."""
+"""IL variants: several models in one pass, il in half the bytes, and what a table of either is good for."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +184,6 @@ def test_verify_finds_an_infinite_float16_il_and_repair_makes_the_part_again(
 
 def test_float16_takes_two_bytes_less_a_row() -> None:
     values = np.random.default_rng(0).exponential(1, 20_000).astype(np.float32)
-    sizes = [len(parquet.encode(pa.table({"il": pa.array(il.stored_il(values, d))}), {}, {"il": "BYTE_STREAM_SPLIT"}, []))
-             for d in ("float32", "float16")]  # fmt: skip
+    tables = [pa.table({"il": pa.array(il.stored_il(values, dtype))}) for dtype in ("float32", "float16")]
+    sizes = [len(parquet.encode(table, {}, {"il": "BYTE_STREAM_SPLIT"}, [])) for table in tables]
     assert 1.4 < (sizes[0] - sizes[1]) / 20_000 < 2.4

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from rhostream import storage
 from rhostream.errors import MismatchError, UnknownNameError, UsageError
+from rhostream.irreducible import gate
 from rhostream.irreducible.accounts import Budget, Summary
 from rhostream.irreducible.folds import Marks
 from rhostream.irreducible.job import Job, Target, parse_index
@@ -34,7 +36,7 @@ def compute_il(shards: Iterable[str], il_model: str, out: str, *, workers: int =
                index: str | None = None, max_bad_fraction: float = 0.01, max_bad_samples: int | None = None,
                max_bad_shards: float = 0.1, fail_fast: bool = False, device: str | None = None,
                model: str | None = None, allow_compressed: bool = False, accept_missing_eof: bool = False,
-               il_dtype: str = "float32") -> Summary:
+               il_dtype: str = "float32", min_accuracy: float | None = None) -> Summary:
     """Write the irreducible loss of every sample of `shards` into the table `out`, one part a shard.
 
     `keep`: {field of the json: bool | int | float | str} columns to keep. `index` "I/N": only every N-th shard by
@@ -43,14 +45,17 @@ def compute_il(shards: Iterable[str], il_model: str, out: str, *, workers: int =
     of both is in `Budget`. `model`: the name of the IL model's code, where that is your own
     (`package.module:function`). `allow_compressed`: gzip shards are inflated into the spool (a table of those can be
     asked, not streamed from); `accept_missing_eof`: a tar without its end marker counts as whole. `il_dtype`: float16
-    stores il in half the bytes, rounded to 11 significant bits. Raises UsageError (settings, unwritable place, code
-    that wasn't named), MismatchError (a table of another model), BudgetError (too much is bad), Interrupted after a
-    signal.
+    stores il in half the bytes, rounded to 11 significant bits. A doubtful model, and at the end a table whose il
+    leak, are said and stand in `Summary.doubts`; a model worse than `min_accuracy` or than guessing is refused.
+
+    Raises UsageError (settings, unwritable place, code that wasn't named), MismatchError (a table of another model),
+    QualityError, BudgetError (too much is bad), Interrupted after a signal.
     """
     return compute_ils(shards, [il_model], [out], workers=workers, keep=keep, roots=roots, index=index,
                        max_bad_fraction=max_bad_fraction, max_bad_samples=max_bad_samples,
                        max_bad_shards=max_bad_shards, fail_fast=fail_fast, device=device, model=model,
-                       allow_compressed=allow_compressed, accept_missing_eof=accept_missing_eof, il_dtype=il_dtype)[0]
+                       allow_compressed=allow_compressed, accept_missing_eof=accept_missing_eof, il_dtype=il_dtype,
+                       min_accuracy=min_accuracy)[0]
 
 
 def compute_ils(shards: Iterable[str], il_models: Sequence[str], outs: Sequence[str], *, workers: int = 0,
@@ -58,7 +63,7 @@ def compute_ils(shards: Iterable[str], il_models: Sequence[str], outs: Sequence[
                 index: str | None = None, max_bad_fraction: float = 0.01, max_bad_samples: int | None = None,
                 max_bad_shards: float = 0.1, fail_fast: bool = False, device: str | None = None,
                 model: str | None = None, allow_compressed: bool = False, accept_missing_eof: bool = False,
-                il_dtype: str = "float32") -> list[Summary]:
+                il_dtype: str = "float32", min_accuracy: float | None = None) -> list[Summary]:
     """`compute_il` for several IL models in one pass: each sample is read and decoded once, `outs[i]` is the table of
     `il_models[i]` and equals, byte for byte, what a job of that model alone writes.
 
@@ -72,9 +77,12 @@ def compute_ils(shards: Iterable[str], il_models: Sequence[str], outs: Sequence[
         raise UsageError(f"{len(il_models)} IL models and {len(outs)} tables: expected one --out for each --il-model")
     if len({storage.resolve(out) for out in outs}) < len(outs):
         raise UsageError("two IL models would fill the same table: give each its own --out")
+    gate.require_share(min_accuracy)
     sources = [shards] if isinstance(shards, str) else list(shards)
     loaded = [load_il_model(folder, model) for folder in il_models]
     _require_alike(loaded, il_models)
+    for one, folder in zip(loaded, il_models, strict=True):
+        gate.passed(one.info, min_accuracy, folder)
     marks, first = Marks.of([one.info.rule for one in loaded]), loaded[0]
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     scorers, targets = [], []
@@ -84,7 +92,7 @@ def compute_ils(shards: Iterable[str], il_models: Sequence[str], outs: Sequence[
         table = TableInfo(kind="il", ingredients=info.ingredients(il_dtype), classes=info.classes,
                           preprocess=info.preprocess, keep=dict(keep or {}), roots=dict(roots or {}),
                           model=info.figures(), places=il.places_of(sources, folder))
-        targets.append(Target(out, table, marks.own(number, scorers[-1])))
+        targets.append(Target(out, table, marks.own(number, scorers[-1]), partial(gate.examine, info=info)))
     settings = ScanSettings(preprocess=first.preprocess, decoder_name=first.info.decoder, classes=first.info.classes,
                             keep=dict(keep or {}), group_by=first.info.rule.group_by,
                             allow_compressed=allow_compressed, accept_missing_eof=accept_missing_eof, mark=marks.mark)

@@ -35,6 +35,7 @@ from rhostream.tables.il import OK, PartFacts, TableInfo
 
 LOG = logging.getLogger("rhostream")
 Score = Callable[[Chunk, str], Scored]
+Examine = Callable[[str, Sequence[str]], list[str]]  # a table and the names of some of its shards, to what is doubtful
 Shard = tuple[str, str]  # URL, name
 
 
@@ -88,8 +89,8 @@ class _Unmade:
 class Target:
     """One table that a job fills: what it lacks, its accounts, and what scores for it (None: an index)."""
 
-    def __init__(self, out: str, info: TableInfo, score: Score | None = None) -> None:
-        self.out, self.score = storage.resolve(out), score
+    def __init__(self, out: str, info: TableInfo, score: Score | None = None, examine: Examine | None = None) -> None:
+        self.out, self.score, self.examine = storage.resolve(out), score, examine
         self.summary = Summary()
         there = il.open_info(self.out) if storage.exists(storage.join(self.out, "_table.json")) else None
         self.exists = there is not None
@@ -197,6 +198,10 @@ class Job:
             for name, why in summary.bad_shards.items():
                 LOG.error("no part for %s: %s", redact(name), why)
             summary.require_laws()
+            if target.examine is not None:
+                summary.doubts = target.examine(target.out, [name for _, name in self._mine])
+                for says in summary.doubts:
+                    LOG.warning("%s: %s", redact(target.out), says)
             store(target.out, title, self.part_of, summary)
             LOG.info("%s: %s%s", title, f"{redact(target.out)}: " if len(self.targets) > 1 else "", summary.says())
         return [target.summary for target in self.targets]
