@@ -1,10 +1,12 @@
-"""Fits of the IL model: checkpoints on the way, balance, temperature, what is measured of it, and when it is doubted."""
+"""Fits of the IL model: checkpoints on the way, balance, temperature, what is measured, and when it is doubted."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,16 @@ from rhostream.irreducible.learn import class_weights, drawn
 from rhostream.irreducible.quality import Logits, fit_temperature, measured, reliability
 from tests.conftest import make_shards, sample, write_shard
 
-FIT: dict[str, Any] = {"model": "mlp-64", "epochs": 2, "classes": 4}
+FIT: dict[str, Any] = {"model": "mlp-64", "epochs": 3, "lr": 3e-3, "classes": 4}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """These networks are too small for more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -118,15 +129,15 @@ def test_rungs_of_all_folds_have_reached_the_same_loss() -> None:
 def test_the_temperature_is_that_of_lowest_loss_found_by_a_plain_search() -> None:
     for sharpness in (0.4, 1.0, 3.0):
         found = logits(4000, 5, sharpness)
-        grid = np.exp(np.linspace(np.log(0.2), np.log(5), 2001))
+        grid = np.exp(np.linspace(np.log(0.2), np.log(5), 301))
         loss = [F.cross_entropy(torch.from_numpy(found.logit / t), torch.from_numpy(found.label)).item() for t in grid]
-        assert abs(math.log(fit_temperature(found) / grid[int(np.argmin(loss))])) < 0.004
+        assert abs(math.log(fit_temperature(found) / grid[int(np.argmin(loss))])) < 0.02
         assert abs(fit_temperature(found) / sharpness - 1) < 0.06
 
 
 def test_a_temperature_stays_finite_where_every_answer_is_right_or_the_logits_are_equal() -> None:
     sure = Logits(np.eye(3) * 5, np.arange(3))
-    assert fit_temperature(sure) == 0.05
+    assert 0.05 <= fit_temperature(sure) < 0.2  # the loss is 0 to the last bit
     assert fit_temperature(Logits(np.eye(3) * 5, np.array([1, 2, 0]))) == 20.0
     assert math.isfinite(fit_temperature(Logits(np.zeros((4, 3)), np.array([0, 1, 2, 0]))))
 
@@ -318,7 +329,7 @@ def test_an_il_model_that_memorised_its_holdout_is_found_out_at_the_end_of_compu
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rhostream.irreducible import crossfit
 
-    shard = random_labels(tmp_path, 500)
+    shard = random_labels(tmp_path, 300)
     # The last state instead of the best one: what a fit without a choice of checkpoints would have ended with.
     real = crossfit.learn
 
@@ -329,7 +340,8 @@ def test_an_il_model_that_memorised_its_holdout_is_found_out_at_the_end_of_compu
         return replace(found, state={k: v.clone() for k, v in args[0].state_dict().items()})
 
     monkeypatch.setattr(crossfit, "learn", to_the_end)
-    info = fit_il([shard], str(tmp_path / "m"), model="mlp-256", epochs=25, lr=3e-3, holdout_fraction=0.3)
+    info = fit_il([shard], str(tmp_path / "m"), model="mlp-64", epochs=40, lr=1e-2, batch_size=32,
+                  holdout_fraction=0.3)
     assert any("has memorised" in says for says in info.quality["doubts"])
     summary = compute_il([shard], str(tmp_path / "m"), str(tmp_path / "t"))
     assert any("with --keep-holdout" in says for says in summary.doubts)
@@ -362,7 +374,7 @@ def test_a_split_that_leaves_a_class_empty_names_it(
     shard = str(write_shard(tmp_path / "a.tar", rows))
     with caplog.at_level(logging.WARNING, "rhostream"):
         info = fit_il([shard], str(tmp_path / "m"), model="mlp-64", epochs=1, **split)
-    assert caplog.records and any(__import__("re").search(says, r.getMessage()) for r in caplog.records)
+    assert caplog.records and any(re.search(says, r.getMessage()) for r in caplog.records)
     assert info.classes == 4 and len(info.quality["empty_classes"]) == 1
     assert compute_il([shard], str(tmp_path / "m"), str(tmp_path / "t")).ok == 401
 
@@ -370,7 +382,8 @@ def test_a_split_that_leaves_a_class_empty_names_it(
 def test_a_holdout_without_the_last_class_does_not_quarantine_that_class(tmp_path: Path,
                                                                          caplog: pytest.LogCaptureFixture) -> None:
     rng = np.random.default_rng(0)
-    holdout = str(write_shard(tmp_path / "h.tar", [sample(4 * i + i % 3, rng) | {"__key__": f"{i}"} for i in range(60)]))
+    rows = [sample(4 * i + i % 3, rng) | {"__key__": f"{i}"} for i in range(60)]
+    holdout = str(write_shard(tmp_path / "h.tar", rows))
     data = str(write_shard(tmp_path / "d.tar", [sample(i, rng) for i in range(80)]))
     info = fit_il([data], str(tmp_path / "m"), model="mlp-64", epochs=1, holdout=[holdout])
     assert "the holdout has no sample of class 3 (20 of 80 samples of D)" in caplog.text
