@@ -354,21 +354,41 @@ def sql(folder: str, query: str | None, style: str, roots: tuple[str, ...]) -> N
 
 
 @cli.command("report")
-@click.argument("folder", metavar="DIR")
+@click.argument("folder", metavar="DIR|TABLE")
 @click.option("--against", multiple=True, metavar="DIR...", help="Runs to compare with: uniform, train-on-everything.")
 @click.option("-o", "--out", default="report.html", show_default=True, help="The page: static, without script.")
+@click.option("--json", "as_json", is_flag=True, help="Of an IL table: print its figures instead of a page.")
 @ROOT
-def report(folder: str, against: tuple[str, ...], out: str, roots: tuple[str, ...]) -> None:
-    """Write a page that says what was kept and skipped, why, and whether selection paid.
+def report(folder: str, against: tuple[str, ...], out: str, as_json: bool, roots: tuple[str, ...]) -> None:
+    """Write a page that says what was kept and skipped, why, and whether selection paid; or what an IL table is worth.
 
     \b
-    Example:
+    Examples:
       rhostream report runs/rho --against runs/uniform runs/everything -o report.html
+      rhostream report il -o il.html
     """
-    from rhostream.audit.report import write_report
+    from rhostream import storage
+    from rhostream.audit.runs import is_table
     from rhostream.tables.il import parse_roots
 
-    click.echo(write_report([folder], out, against=list(against), roots=parse_roots(roots)))
+    table = storage.resolve(folder)
+    if not is_table(table):
+        from rhostream.audit.report import write_report
+
+        if as_json:
+            raise click.UsageError("--json is for IL tables; ask a run with `rhostream sql`")
+        click.echo(write_report([folder], out, against=list(against), roots=parse_roots(roots)))
+        return
+    if against:
+        raise click.UsageError("--against compares runs; the page of a table is of that table alone")
+    from rhostream.audit.il_quality import il_quality, write_il_report
+    from rhostream.audit.views import open_ledger
+
+    if as_json:
+        with open_ledger(table, roots=parse_roots(roots)) as ledger:
+            click.echo(json.dumps(il_quality(ledger), indent=1))
+    else:
+        click.echo(write_il_report(table, out, roots=parse_roots(roots)))
 
 
 JSON = click.option("--json", "as_json", is_flag=True, help="As JSON.")

@@ -367,16 +367,17 @@ def test_a_sound_fit_and_its_table_are_not_doubted(shards: list[str], tmp_path: 
     ({"folds": 2}, r"what model \d of the folds learns from has no sample of class 3 \(1 of 401"),
 ])
 def test_a_split_that_leaves_a_class_empty_names_it(
-        shards: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, split: dict[str, Any], says: str) -> None:
+        tmp_path: Path, caplog: pytest.LogCaptureFixture, split: dict[str, Any], says: str) -> None:
     rng = np.random.default_rng(0)
     rows = [sample(4 * i + i % 3, rng) | {"__key__": f"s{i:06d}"} for i in range(400)]
     rows.append(sample(3, rng) | {"__key__": "rare"})
     shard = str(write_shard(tmp_path / "a.tar", rows))
+    roots = {"d": str(tmp_path)}  # else the split would be another one in every folder
     with caplog.at_level(logging.WARNING, "rhostream"):
-        info = fit_il([shard], str(tmp_path / "m"), model="mlp-64", epochs=1, **split)
-    assert caplog.records and any(re.search(says, r.getMessage()) for r in caplog.records)
+        info = fit_il([shard], str(tmp_path / "m"), model="mlp-64", epochs=1, roots=roots, **split)
+    assert any(re.search(says, r.getMessage()) for r in caplog.records)
     assert info.classes == 4 and len(info.quality["empty_classes"]) == 1
-    assert compute_il([shard], str(tmp_path / "m"), str(tmp_path / "t")).ok == 401
+    assert compute_il([shard], str(tmp_path / "m"), str(tmp_path / "t"), roots=roots).ok == 401
 
 
 def test_a_holdout_without_the_last_class_does_not_quarantine_that_class(tmp_path: Path,

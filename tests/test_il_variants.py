@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import rhostream
+from rhostream.audit.il_quality import il_quality, write_il_report
 from rhostream.audit.verify import verify
 from rhostream.audit.views import open_ledger
 from rhostream.errors import MismatchError, TableError, UnknownNameError, UsageError
@@ -187,3 +188,141 @@ def test_float16_takes_two_bytes_less_a_row() -> None:
     tables = [pa.table({"il": pa.array(il.stored_il(values, dtype))}) for dtype in ("float32", "float16")]
     sizes = [len(parquet.encode(table, {}, {"il": "BYTE_STREAM_SPLIT"}, [])) for table in tables]
     assert 1.4 < (sizes[0] - sizes[1]) / 20_000 < 2.4
+
+
+# -- what a table is worth -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def known(shards: list[str], models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A table of the fraction's model that says which labels are wrong."""
+    folder = str(tmp_path_factory.mktemp("il-known") / "t")
+    compute_il(shards, models["fraction"], folder, keep={"is_noisy": "bool", "true_label": "int"})
+    return folder
+
+
+def test_the_figures_of_a_table_are_those_of_plain_numpy(known: str, models: dict[str, str]) -> None:
+    with open_ledger(known) as ledger:
+        found = il_quality(ledger)
+    loss, label, predicted, noisy, held = (np.array(column(known, name)) for name in (
+        "il", "label", "predicted", "is_noisy", "in_holdout"))
+    assert (found["rows"], found["il_dtype"]) == (180, "float32")
+    assert found["mean_il"] == pytest.approx(loss.mean()) and found["accuracy"] == (predicted == label).mean()
+    assert found["quantiles"]["50 %"] == pytest.approx(np.median(loss))
+    for c in found["classes"]:
+        own = label == c["class"]
+        assert (c["n"], c["accuracy"]) == (own.sum(), (predicted == label)[own].mean())
+        assert c["mean_il"] == pytest.approx(loss[own].mean())
+    assert found["worst_class"]["accuracy"] == min(c["accuracy"] for c in found["classes"])
+    for name, own in (("in_holdout", held), ("rest", ~held)):
+        assert found[name]["n"] == own.sum() and found[name]["mean_il"] == pytest.approx(loss[own].mean())
+    pairs = np.sign(loss[noisy][:, None] - loss[~noisy][None, :])
+    assert found["noise"]["auroc"] == pytest.approx((pairs.mean() + 1) / 2)
+    assert found["noise"]["wrong"]["mean_il"] == pytest.approx(loss[noisy].mean())
+    edges, counts = np.array(found["histogram"]["edges"]), found["histogram"]["counts"]
+    for name, own in (("wrong labels", noisy), ("right labels", ~noisy)):
+        expected, _ = np.histogram(np.clip(loss[own], 0, edges[-1] * (1 - 1e-9)), edges)
+        assert np.abs(np.array(counts[name]) - expected).sum() <= 2  # a value on an edge
+    assert found["model"]["quality"]["samples"] == 180 - held.sum()
+
+
+def test_wrong_labels_are_known_from_either_field_and_ties_count_half(
+        shards: list[str], models: dict[str, str], tmp_path: Path) -> None:
+    compute_il(shards, models["halves"], str(tmp_path / "t"), keep={"true_label": "int"})
+    compute_il(shards, models["halves"], str(tmp_path / "n"))
+    with open_ledger(str(tmp_path / "t")) as ledger, open_ledger(str(tmp_path / "n")) as unknown:
+        assert il_quality(ledger)["noise"]["by"] == "true_label"
+        assert il_quality(unknown)["noise"] is None and set(il_quality(unknown)["histogram"]["counts"]) == {"all"}
+    table = tmp_path / "one"
+    compute_il(shards[:1], models["halves"], str(table), keep={"is_noisy": "bool"})
+    forge_part(table, lambda rows, _: replaced(rows, "il", [1.0] * len(rows)))
+    with open_ledger(str(table)) as ledger:
+        assert il_quality(ledger)["noise"]["auroc"] == 0.5
+
+
+def test_the_page_of_a_table_is_static_and_shows_what_was_measured(known: str, shards: list[str],
+                                                                   tmp_path: Path) -> None:
+    page = Path(write_il_report(known, str(tmp_path / "il.html"))).read_text(encoding="utf-8")
+    assert page.count("data:image/svg+xml") == 2 and "<script" not in page and "AUROC" in page
+    for words in ("wrong labels", "expected calibration error", "learned from (in_holdout)", "By class"):
+        assert words in page
+    path = Path(known) / "_table.json"
+    record = json.loads(path.read_text())
+    rhostream.index(shards[:1], str(tmp_path / "index"))
+    with pytest.raises(UsageError, match="an index: it has no il"):
+        write_il_report(str(tmp_path / "index"), str(tmp_path / "x.html"))
+    forged = tmp_path / "forged"
+    forged.mkdir()
+    quality = record["model"]["quality"]
+    for change in ({"loss": "x"}, {"doubts": 5}, {"reliability": {"ece": 0.1, "count": [1], "confidence": [1]}}):
+        record["model"]["quality"] = quality | change
+        (forged / "_table.json").write_text(json.dumps(record))
+        with pytest.raises(TableError, match="can't be understood"):
+            write_il_report(str(forged), str(tmp_path / "x.html"))
+    record["model"]["quality"] = quality | {"doubts": ["<script>alert(1)</script>"]}
+    (forged / "_table.json").write_text(json.dumps(record))
+    page = Path(write_il_report(str(forged), str(tmp_path / "y.html"))).read_text(encoding="utf-8")
+    assert "<script" not in page and "&lt;script&gt;" in page
+
+
+def test_the_report_of_a_run_says_what_its_il_was_worth(known: str, shards: list[str], tmp_path: Path) -> None:
+    rhostream.train(shards, known, str(tmp_path / "run"), model="mlp-64", buffer_size=40, batch_size=8, steps=2)
+    page = Path(rhostream.write_report(str(tmp_path / "run"), str(tmp_path / "r.html"))).read_text(encoding="utf-8")
+    assert 'id="il"' in page and "AUROC" in page and "expected calibration error" in page
+
+
+# -- splits, from one end to the other -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep_holdout", [False, True])
+def test_a_fraction_of_d_is_left_out_of_the_candidates_or_kept_and_flagged(
+        known: str, shards: list[str], tmp_path: Path, keep_holdout: bool) -> None:
+    rhostream.train(shards, known, str(tmp_path / "run"), model="mlp-64", buffer_size=45, batch_size=9,
+                    keep_holdout=keep_holdout)
+    held = sum(map(bool, column(known, "in_holdout")))
+    with open_ledger(str(tmp_path / "run")) as ledger:
+        (row,) = ledger.sql("SELECT count(*) FILTER (reason = 'holdout') AS out, "
+                            "count(*) FILTER (in_holdout AND reason = 'kept') AS kept, "
+                            "count(*) FILTER (in_holdout AND reason <> 'holdout') AS inside "
+                            "FROM selections JOIN il USING (shard, ordinal)").to_pylist()
+    assert 40 < held < 110
+    assert (row["out"], row["inside"]) == ((0, held) if keep_holdout else (held, 0))
+    assert (row["kept"] > 0) == keep_holdout
+
+
+def test_without_a_holdout_every_sample_is_a_candidate_scored_by_a_model_that_never_saw_it(
+        shards: list[str], models: dict[str, str], tmp_path: Path) -> None:
+    compute_il(shards, models["halves"], str(tmp_path / "t"))
+    rhostream.train(shards, str(tmp_path / "t"), str(tmp_path / "run"), model="mlp-64", buffer_size=45, batch_size=9)
+    assert not any(column(tmp_path / "t", "in_holdout")) and set(column(tmp_path / "t", "fold")) == {0, 1}
+    with open_ledger(str(tmp_path / "run")) as ledger:
+        found = ledger.sql("SELECT reason, count(*) AS n FROM selections GROUP BY ALL").to_pylist()
+    assert {row["reason"]: row["n"] for row in found} == {"kept": 36, "below": 144}
+
+
+def test_one_table_serves_targets_of_other_models_sizes_and_settings_and_no_run_takes_another_for_it(
+        shards: list[str], models: dict[str, str], tmp_path: Path) -> None:
+    table = tmp_path / "t"
+    compute_il(shards, models["halves"], str(table))
+    made, fingerprint = parts(table), il.open_info(str(table)).fingerprint
+    targets: list[dict[str, object]] = [
+        {"model": "mlp-64"}, {"model": "small-cnn", "image_size": 32, "lr": 3e-3},
+        {"model": "mlp-256", "rule": "irreducible", "weight_decay": 0.1, "decoder": "pillow", "seed": 7}]
+    for n, target in enumerate(targets):
+        run = str(tmp_path / f"run{n}")
+        settings = {"buffer_size": 60, "batch_size": 6, "steps": 2, **target}
+        rhostream.train(shards, str(table), run, **settings)  # type: ignore[arg-type]
+        assert json.loads((tmp_path / f"run{n}" / "run.json").read_text())["fingerprints"]["il"] == fingerprint
+        with open_ledger(run) as ledger:
+            (found,) = ledger.sql("SELECT bool_and(selections.il = il.il) AS same, count(*) AS n FROM selections "
+                                  "JOIN il USING (shard, ordinal) WHERE selections.il IS NOT NULL").to_pylist()
+        assert found["same"] and found["n"] == 120
+    assert parts(table) == made
+    other = tmp_path / "t2"
+    compute_il(shards, models["thirds"], str(other))
+    table.rename(tmp_path / "away")
+    other.rename(table)
+    for n, target in enumerate(targets):
+        settings = {"buffer_size": 60, "batch_size": 6, "steps": 3, **target}
+        with pytest.raises(MismatchError, match=fingerprint):
+            rhostream.train(shards, str(table), str(tmp_path / f"run{n}"), **settings)  # type: ignore[arg-type]

@@ -144,7 +144,6 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
                       f.learned.curve) for f in found]  # fmt: skip
         info = replace(described(best, out), checkpoints=listed)
         info = replace(info, cost=info.cost | {"seconds": round(time.monotonic() - started, 3)})
-        info.quality["doubts"] = gate.doubts(info)
     crash_point("fit-il: before model.json")
     storage.create(storage.join(out, "model.json"), info.encode())
     crash_point("fit-il: model.json written")
@@ -159,9 +158,10 @@ def _described(info: ModelInfo, records: list[dict[str, Any]], quality: dict[str
     """The model.json of these networks: their means over all check samples."""
     weight = sum(r["val_samples"] for r in records)
     mean = {name: sum(r[name] * r["val_samples"] for r in records) / weight for name in ("val_loss", "val_accuracy")}
-    return replace(info, folds=records, quality=quality, accuracy=mean["val_accuracy"],
-                   val_loss=quality["loss_tempered"] if tempered else mean["val_loss"],
-                   temperature=quality["temperature"] if tempered else [])
+    found = replace(info, folds=records, quality=quality, accuracy=mean["val_accuracy"],
+                    val_loss=quality["loss_tempered"] if tempered else mean["val_loss"],
+                    temperature=quality["temperature"] if tempered else [])
+    return replace(found, quality={**quality, "doubts": gate.doubts(found)})
 
 
 def _checkpoints(found: list[Fold], spec: Spec, out: str,

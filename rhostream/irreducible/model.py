@@ -129,6 +129,8 @@ def _checked(info: ModelInfo) -> ModelInfo:
     for name in ("quality", "checkpoint"):
         if not isinstance(getattr(info, name), dict):
             raise ValueError(f"{name} is no object")
+    if info.quality:
+        foreign.checked_quality(info.quality)
     foreign.checked_temperature(info.temperature, len(info.folds))
     info.figures(), info.ingredients()
     return info

@@ -118,17 +118,22 @@ def measured(check: Sequence[Logits], train: Sequence[Logits], classes: int) -> 
     worst, largest = int(counted[accuracy_C[counted].argmin()]), int(n.argmax())
     seen = np.concatenate([one.loss() for one in train])
     return {
-        "samples": len(label), "accuracy": float(right.mean()), "loss": float(loss.mean()),
-        "train_loss": float(seen.mean()),
+        "samples": len(label), "accuracy": float(right.mean()), "loss": _mean(loss),
+        "train_loss": _mean(seen),
         "balanced_accuracy": float(np.nanmean(accuracy_C)),
         "largest_class": {"class": largest, "share": float(n[largest] / len(label))},
         "worst_class": {"class": worst, "accuracy": float(accuracy_C[worst]), "samples": int(n[worst])},
         "reliability": reliability(check), "temperature": temperatures,
-        "loss_tempered": float(np.concatenate([one.loss() for one in tempered]).mean()),
+        "loss_tempered": _mean(np.concatenate([one.loss() for one in tempered])),
         "reliability_tempered": reliability(tempered),
         "classes": {"samples": n.tolist(), "accuracy": _known(accuracy_C), "loss": _known(loss_C)}
                    if classes <= LISTED_CLASSES else {},
     }  # fmt: skip
+
+
+def _mean(values: Floats) -> float:
+    """Their mean; something that JSON has a number for where one of them is infinite."""
+    return float(np.nan_to_num(values, nan=1e30, posinf=1e30).mean())
 
 
 def _known(values: Floats) -> list[float | None]:
