@@ -363,7 +363,7 @@ def test_a_sound_fit_and_its_table_are_not_doubted(shards: list[str], tmp_path: 
 
 
 @pytest.mark.parametrize(("split", "says"), [
-    ({"holdout_fraction": 0.1}, "the holdout fraction has no sample of class 3"),
+    ({"holdout_fraction": 0.1, "seed": 1}, "the holdout fraction has no sample of class 3"),
     ({"folds": 2}, r"what model \d of the folds learns from has no sample of class 3 \(1 of 401"),
 ])
 def test_a_split_that_leaves_a_class_empty_names_it(
