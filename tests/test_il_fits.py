@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -318,9 +319,9 @@ def test_a_leak_is_found_on_one_side_of_each_threshold_and_not_on_the_other(
     assert len(found) == bool(says) and says in "".join(found)
 
 
-def random_labels(folder: Path, n: int) -> str:
+def random_labels(folder: Path, n: int, seed: int = 5) -> str:
     """A shard that nothing can be learnt from but by heart."""
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(seed)
     rows = [sample(i, rng) | {"__key__": f"s{i:06d}", "cls": str(rng.integers(4))} for i in range(n)]
     return str(write_shard(folder / "random.tar", rows))
 
@@ -340,6 +341,13 @@ def test_an_il_model_that_memorised_its_holdout_is_found_out_at_the_end_of_compu
         return replace(found, state={k: v.clone() for k, v in args[0].state_dict().items()})
 
     monkeypatch.setattr(crossfit, "learn", to_the_end)
+    other = random_labels(tmp_path / "other", 200, seed=6)
+    fit_il([other], str(tmp_path / "h"), model="mlp-64", epochs=40, lr=1e-2, batch_size=32, holdout=[shard])
+    (tmp_path / "copy").mkdir()
+    copy = shutil.copy(shard, tmp_path / "copy" / "renamed.tar")  # nothing says that these were learned from
+    assert any("should not have learned from" in says
+               for says in compute_il([copy], str(tmp_path / "h"), str(tmp_path / "ht")).doubts)
+    assert compute_il([other], str(tmp_path / "h"), str(tmp_path / "ot")).doubts == []
     info = fit_il([shard], str(tmp_path / "m"), model="mlp-64", epochs=40, lr=1e-2, batch_size=32,
                   holdout_fraction=0.3)
     assert any("has memorised" in says for says in info.quality["doubts"])

@@ -110,7 +110,7 @@ def _model(info: il_table.TableInfo) -> dict[str, Any]:
     known = {name: info.model.get(name) for name in ("architecture", "accuracy", "val_loss", "folds", "mode")}
     quality = info.model.get("quality") or {}
     try:
-        if quality:
+        if quality or not isinstance(quality, dict):
             foreign.checked_quality(quality)
     except ValueError as exc:
         raise TableError(f"what the table says of its IL model can't be understood: {exc}") from exc

@@ -126,9 +126,11 @@ def _checked(info: ModelInfo) -> ModelInfo:
             raise ValueError(f"{fold['weights']!r} is no file of this folder")
     if info.rule.models != len(info.folds):
         raise ValueError(f"{len(info.folds)} folds are listed, the split has {info.rule.models}")
-    for name in ("quality", "checkpoint"):
-        if not isinstance(getattr(info, name), dict):
-            raise ValueError(f"{name} is no object")
+    for name, kind in (("quality", dict), ("checkpoint", dict), ("checkpoints", list)):
+        if not isinstance(getattr(info, name), kind):
+            raise ValueError(f"{name} is a {type(getattr(info, name)).__name__}, expected {kind.__name__}")
+    for listed in info.checkpoints:
+        foreign.checked_path(listed["folder"])
     if info.quality:
         foreign.checked_quality(info.quality)
     foreign.checked_temperature(info.temperature, len(info.folds))
