@@ -122,28 +122,17 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
     empty = empty_classes(rule, learn_from, check)
     for says in empty:
         LOG.warning("%s", says)
+    read = {"samples": sum(learn_from.statuses.values()), **learn_from.statuses, "bad_shards": learn_from.bad_shards,
+            "retried": storage.retried_since(retried)}
+    info = ModelInfo(
+        architecture=model, classes=classes, preprocess=preprocess.to_json() | {"mean": list(mean), "std": list(std)},
+        decoder=asked["decoder"], split=rule.to_json(), folds=[], accuracy=0.0, val_loss=0.0, cost={}, asked=asked,
+        learned_from=sorted(learn_from.shards), read=read, quality={"empty_classes": empty},
+        versions={"torch": torch.__version__, "python": platform.python_version()},
+    )  # fmt: skip
     with StopRequest("fit-il"):
-        found = fit_folds(fit, rule, learn_from, check)
-        read = {"samples": sum(learn_from.statuses.values()), **learn_from.statuses,
-                "bad_shards": learn_from.bad_shards, "retried": storage.retried_since(retried)}
-        info = ModelInfo(
-            architecture=model, classes=classes,
-            preprocess=preprocess.to_json() | {"mean": list(mean), "std": list(std)}, decoder=asked["decoder"],
-            split=rule.to_json(), folds=[], accuracy=0.0, val_loss=0.0, asked=asked,
-            cost={"fit_samples": sum(f.learned.samples for f in found), "macs": found[-1].macs, "seconds": 0.0},
-            learned_from=sorted(learn_from.shards), read=read,
-            versions={"torch": torch.__version__, "python": platform.python_version()},
-        )  # fmt: skip
-
-        def described(states: list[State], folder: str) -> ModelInfo:
-            quality = quality_of(fit, found, states, learn_from, check) | {"empty_classes": empty}
-            return _described(info, write_weights(folder, found, states), quality, temperature)
-
-        listed = _checkpoints(found, spec, out, described) if spec else []
-        best = [State(f.learned.state, f.learned.val_loss, f.learned.val_accuracy, f.learned.best_epoch,
-                      f.learned.curve) for f in found]  # fmt: skip
-        info = replace(described(best, out), checkpoints=listed)
-        info = replace(info, cost=info.cost | {"seconds": round(time.monotonic() - started, 3)})
+        info = _fitted(fit, rule, (learn_from, check), out, info, temperature)
+    info = replace(info, cost=info.cost | {"seconds": round(time.monotonic() - started, 3)})
     crash_point("fit-il: before model.json")
     storage.create(storage.join(out, "model.json"), info.encode())
     crash_point("fit-il: model.json written")
@@ -152,6 +141,24 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
              "%s samples, %.0f s", redact(out), info.accuracy, worst["class"], worst["accuracy"], info.val_loss,
              f"{info.cost['fit_samples']:,}", info.cost["seconds"])
     return gate.passed(info, min_accuracy, out)
+
+
+def _fitted(fit: Fit, rule: FoldRule, pools: tuple[Pool, Pool], out: str, info: ModelInfo,
+            tempered: bool) -> ModelInfo:
+    """Train the networks, and write their weights and the checkpoints on the way. Returns what model.json will say."""
+    found = fit_folds(fit, rule, *pools)
+    info = replace(info, cost={"fit_samples": sum(f.learned.samples for f in found), "macs": found[-1].macs,
+                               "seconds": round(sum(f.learned.seconds for f in found), 3)})
+
+    def described(states: list[State], folder: str) -> ModelInfo:
+        quality = quality_of(fit, found, states, *pools) | info.quality
+        return _described(info, write_weights(folder, found, states), quality, tempered)
+
+    spec = fit.recipe.checkpoints
+    listed = _checkpoints(found, spec, out, described) if spec else []
+    best = [State(f.learned.state, f.learned.val_loss, f.learned.val_accuracy, f.learned.best_epoch, f.learned.curve)
+            for f in found]  # fmt: skip
+    return replace(described(best, out), checkpoints=listed)
 
 
 def _described(info: ModelInfo, records: list[dict[str, Any]], quality: dict[str, Any], tempered: bool) -> ModelInfo:
