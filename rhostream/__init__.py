@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rhostream.candidates import Candidates, Reason
     from rhostream.errors import RhostreamError
     from rhostream.integrations.webdataset import join_il
-    from rhostream.irreducible import compute_il, fit_il, index
+    from rhostream.irreducible import compute_il, compute_ils, fit_il, index
     from rhostream.selection.selector import Selection, Selector
     from rhostream.stream.open import open_stream
     from rhostream.training.start import train
@@ -28,6 +28,7 @@ _HOME = {
     "Selection": "rhostream.selection.selector",
     "Selector": "rhostream.selection.selector",
     "compute_il": "rhostream.irreducible",
+    "compute_ils": "rhostream.irreducible",
     "fit_il": "rhostream.irreducible",
     "index": "rhostream.irreducible",
     "join_il": "rhostream.integrations.webdataset",
@@ -43,6 +44,7 @@ __all__ = [
     "Selection",
     "Selector",
     "compute_il",
+    "compute_ils",
     "fit_il",
     "index",
     "join_il",

@@ -121,6 +121,10 @@ LENIENT = _options(
 )
 
 
+MIN_ACCURACY = click.option("--min-accuracy", type=float, metavar="F",
+                            help="Refuse an IL model that is worse, or no better than naming the largest class.")
+
+
 @cli.command("fit-il")
 @_options(
     SHARDS, ROOT, WORKERS, BUDGET, LENIENT,
@@ -138,6 +142,12 @@ LENIENT = _options(
     click.option("--classes", type=int, help="Number of classes; else the largest label + 1."),
     click.option("--image-size", type=int, help="Pixels of the square input; else the first image's shorter side."),
     click.option("--seed", default=0, show_default=True),
+    click.option("--balance", default="none", show_default=True, type=_Choice(["none", "sample", "weight"]),
+                 help="Learn from every class alike: by drawing it as often, or by weighing its losses."),
+    click.option("--checkpoints", metavar="N|LOSS,...",
+                 help="Keep earlier states as IL models: OUT/checkpoint-0, ... : so many, or at these losses in nats."),
+    click.option("--temperature", is_flag=True, help="Divide logits by the temperature that suits unseen samples."),
+    MIN_ACCURACY,
 )
 def fit_il(shards: tuple[str, ...], out: str, holdout: tuple[str, ...], roots: tuple[str, ...], **options: Any) -> None:
     """Train the small model whose loss counts as irreducible.
@@ -145,25 +155,31 @@ def fit_il(shards: tuple[str, ...], out: str, holdout: tuple[str, ...], roots: t
     Without --holdout or --holdout-fraction two models are cross-fitted, each on one half of the data.
 
     \b
-    Example:
+    Examples:
       rhostream fit-il --shards data/*.tar --out il-model --model mlp-256 --group-by duplicate_of
+      rhostream fit-il --shards data/*.tar --out il-model --checkpoints 4 --min-accuracy 0.7
     """
     from rhostream.irreducible import fit_il as run
     from rhostream.storage import redact
     from rhostream.tables.il import parse_roots
 
     info = run(shards, out, holdout=holdout or None, roots=parse_roots(roots), **options)
-    click.echo(json.dumps({"accuracy": round(info.accuracy, 4), "val_loss": round(info.val_loss, 4),
-                           "out": redact(out), "read": info.read}))
+    shown = {"accuracy": round(info.accuracy, 4), "val_loss": round(info.val_loss, 4), "out": redact(out),
+             "read": info.read}
+    if quality := info.quality:
+        shown |= {"worst_class": quality["worst_class"], "ece": quality["reliability"]["ece"],
+                  "temperature": quality["temperature"], "doubts": quality["doubts"] + quality["empty_classes"]}
+    click.echo(json.dumps(shown | ({"checkpoints": info.checkpoints} if info.checkpoints else {})))
     _bad_shards(info.read.get("bad_shards", {}))
 
 
-def _finish(summary: Any) -> None:
-    """Print the accounts of an offline job; bad shards are exit code 3."""
+def _finish(*summaries: Any) -> None:
+    """Print the accounts of an offline job, a list where it made several tables; bad shards are exit code 3."""
     from dataclasses import asdict
 
-    click.echo(json.dumps(asdict(summary), indent=1))
-    _bad_shards(summary.bad_shards)
+    found = [asdict(summary) for summary in summaries]
+    click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=1))
+    _bad_shards(summaries[0].bad_shards)
 
 
 def _bad_shards(found: dict[str, str]) -> None:
@@ -178,21 +194,27 @@ def _bad_shards(found: dict[str, str]) -> None:
 @_options(
     SHARDS, ROOT, KEEP, WORKERS, BUDGET, LENIENT, INDEX,
     click.option("--model", metavar="NAME", help="The IL model's package.module:function, where it is your own code."),
-    click.option("--il-model", required=True, metavar="DIR", help="What fit-il wrote."),
-    click.option("--out", required=True, metavar="URL", help="Where the IL table goes: one Parquet part a shard."),
+    click.option("--il-model", required=True, multiple=True, metavar="DIR...",
+                 help="What fit-il wrote; several are scored in one pass, each into its own --out."),
+    click.option("--out", required=True, multiple=True, metavar="URL...",
+                 help="Where the IL table goes: one Parquet part a shard; as many as IL models."),
+    MIN_ACCURACY,
+    click.option("--il-dtype", default="float32", show_default=True, type=_Choice(["float32", "float16"]),
+                 help="How il is stored; readers get float32."),
 )
-def compute_il(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, **options: Any) -> None:
+def compute_il(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, il_model: tuple[str, ...],
+               out: tuple[str, ...], **options: Any) -> None:
     """Write the irreducible loss of every sample, one part a shard; run again, it computes only what is missing.
 
     \b
-    Example:
+    Examples:
       rhostream compute-il --shards data/*.tar --il-model il-model --out il --keep is_noisy:bool,true_label:int
+      rhostream compute-il --shards data/*.tar --il-model il-a il-b il-c --out tables/a tables/b tables/c
     """
-    from rhostream.irreducible import compute_il as run
+    from rhostream.irreducible import compute_ils as run
     from rhostream.tables.il import parse_keep, parse_roots
 
-    _finish(run(shards, options.pop("il_model"), options.pop("out"), roots=parse_roots(roots), keep=parse_keep(keep),
-                **options))
+    _finish(*run(shards, il_model, out, roots=parse_roots(roots), keep=parse_keep(keep), **options))
 
 
 @cli.command("index")
@@ -334,21 +356,41 @@ def sql(folder: str, query: str | None, style: str, roots: tuple[str, ...]) -> N
 
 
 @cli.command("report")
-@click.argument("folder", metavar="DIR")
+@click.argument("folder", metavar="DIR|TABLE")
 @click.option("--against", multiple=True, metavar="DIR...", help="Runs to compare with: uniform, train-on-everything.")
 @click.option("-o", "--out", default="report.html", show_default=True, help="The page: static, without script.")
+@click.option("--json", "as_json", is_flag=True, help="Of an IL table: print its figures instead of a page.")
 @ROOT
-def report(folder: str, against: tuple[str, ...], out: str, roots: tuple[str, ...]) -> None:
-    """Write a page that says what was kept and skipped, why, and whether selection paid.
+def report(folder: str, against: tuple[str, ...], out: str, as_json: bool, roots: tuple[str, ...]) -> None:
+    """Write a page that says what was kept and skipped, why, and whether selection paid; or what an IL table is worth.
 
     \b
-    Example:
+    Examples:
       rhostream report runs/rho --against runs/uniform runs/everything -o report.html
+      rhostream report il -o il.html
     """
-    from rhostream.audit.report import write_report
+    from rhostream import storage
+    from rhostream.audit.runs import is_table
     from rhostream.tables.il import parse_roots
 
-    click.echo(write_report([folder], out, against=list(against), roots=parse_roots(roots)))
+    table = storage.resolve(folder)
+    if not is_table(table):
+        from rhostream.audit.report import write_report
+
+        if as_json:
+            raise click.UsageError("--json is for IL tables; ask a run with `rhostream sql`")
+        click.echo(write_report([folder], out, against=list(against), roots=parse_roots(roots)))
+        return
+    if against:
+        raise click.UsageError("--against compares runs; the page of a table is of that table alone")
+    from rhostream.audit.il_quality import il_quality, write_il_report
+    from rhostream.audit.views import open_ledger
+
+    if as_json:
+        with open_ledger(table, roots=parse_roots(roots)) as ledger:
+            click.echo(json.dumps(il_quality(ledger), indent=1))
+    else:
+        click.echo(write_il_report(table, out, roots=parse_roots(roots)))
 
 
 JSON = click.option("--json", "as_json", is_flag=True, help="As JSON.")

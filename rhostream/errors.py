@@ -16,6 +16,7 @@
     |   `-- ChangedError              3   it changed while it was read
     |-- TableError                    3   a part, segment or checkpoint can't be trusted
     |-- BudgetError                   3   more bad samples or shards than was allowed
+    |-- QualityError                  3   an IL model that is worse than was asked for
     |-- NonFiniteError                3   the loss of whole buffers is NaN or infinite
     |-- RankLostError                 3   another rank of the run is gone or stuck
     |-- SupersededError               3   a newer attempt of the same run took over
@@ -127,6 +128,12 @@ class TableError(RhostreamError):
 
 class BudgetError(RhostreamError):
     """More bad samples or shards than was allowed: something systematic."""
+
+    exit_code = 3
+
+
+class QualityError(RhostreamError):
+    """An IL model is worse than was asked for, or than guessing."""
 
     exit_code = 3
 

@@ -54,6 +54,48 @@ def checked_classes(classes: Any) -> None:
     _count(classes, "classes", 1, MAX_CLASSES)
 
 
+def checked_temperature(values: Any, folds: int) -> None:
+    """Temperatures that logits can be divided by: none, or one for each fold. Raises ValueError."""
+    _is(values, list, "temperature")
+    if values and (len(values) != folds or not all(type(v) in (int, float) and 1e-3 <= v <= 1e3 for v in values)):
+        raise ValueError(f"temperature is {str(values)[:80]}, expected {folds} numbers from 0.001 to 1,000")
+
+
+def checked_quality(record: Any) -> None:
+    """What an IL model says of its quality: numbers where there are to be numbers. Raises ValueError."""
+    _is(record, dict, "quality")
+    for name in ("samples", "accuracy", "loss", "train_loss", "balanced_accuracy", "loss_tempered"):
+        _number(record.get(name), name)
+    for name, numbers in (("largest_class", ("class", "share")), ("worst_class", ("class", "accuracy", "samples"))):
+        _is(record.get(name), dict, name)
+        for one in numbers:
+            _number(record[name].get(one), f"{one} of {name}")
+    for name in ("doubts", "empty_classes"):
+        _is(record.get(name), list, name)
+        for text in record[name]:
+            _is(text, str, f"one of {name}")
+    _is(record.get("temperature"), list, "temperature")
+    for value in record["temperature"]:
+        _number(value, "temperature")
+    for name in ("reliability", "reliability_tempered"):
+        _is(record.get(name), dict, name)
+        _number(record[name].get("ece"), "ece")
+        count = record[name].get("count")
+        for part in ("count", "confidence", "accuracy"):
+            values = record[name].get(part)
+            _is(values, list, f"{part} of {name}")
+            if len(values) != len(count) or len(values) > 1000 or not any(count):
+                raise ValueError(f"{name} has {len(values)} bins of {part}, expected as many as there are counts")
+            for value, n in zip(values, count, strict=True):
+                if value is not None or n:
+                    _number(value, f"{part} of {name}")
+
+
+def _number(value: Any, name: str) -> None:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{name} is {str(value)[:40]}, expected a number")
+
+
 def checked_table(info: T, kinds: Container[str]) -> T:
     """The same TableInfo, its fields what they claim to be. Raises ValueError."""
     table: Any = info
@@ -61,6 +103,8 @@ def checked_table(info: T, kinds: Container[str]) -> T:
         raise ValueError(f"kind is {str(table.kind)[:40]!r}, expected il or index")
     for name in ("ingredients", "keep", "roots", "model"):
         _is(getattr(table, name), dict, name)
+    if table.ingredients.get("il_dtype", "float32") not in ("float32", "float16"):
+        raise ValueError(f"il_dtype is {str(table.ingredients['il_dtype'])[:40]!r}, expected float32 or float16")
     if strange := [k for k, v in table.keep.items() if not isinstance(v, str) or v not in kinds]:
         raise ValueError(f"keep has the field {strange[0][:40]!r} of an unknown type")
     if not all(isinstance(v, str) for v in table.roots.values()):

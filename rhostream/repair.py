@@ -119,7 +119,7 @@ def _find_model(proof: TableProof, il_model: str | None, bad: int) -> str:
         was = f" (it lay at {storage.redact(place)})" if place else ""
         raise UsageError(f"{bad} parts are bad, and the IL model that can make them again isn't there{was}: pass "
                          f"--il-model DIR, that of fingerprint {proof.info.fingerprint}; nothing was changed")
-    il.require_same_making(proof.info, info.ingredients(), storage.redact(proof.table))
+    il.require_same_making(proof.info, info.ingredients(proof.info.il_dtype), storage.redact(proof.table))
     return place
 
 
@@ -132,4 +132,4 @@ def _compute(info: il.TableInfo, urls: Mapping[str, str], il_model: str, scratch
         if refused := {"model", "device"} & options.keys():
             raise UsageError(f"--{min(refused)}: this table is an index, which no model made; nothing was changed")
         return index(urls.values(), scratch, keep=info.keep, **options).bad_shards
-    return compute_il(urls.values(), il_model, scratch, keep=info.keep, **options).bad_shards
+    return compute_il(urls.values(), il_model, scratch, keep=info.keep, il_dtype=info.il_dtype, **options).bad_shards

@@ -80,6 +80,11 @@ def test_the_whole_journey_from_shards_to_a_report(world: Path, tmp_path: Path) 
     (("index", "--shards", "x.tar", "--out", "/proc/never"), "can't write"),
     (("index", "--shards", "x.tar", "--out", "y", "--keep", "a:complex"), "expected FIELD:TYPE"),
     (("train", "--shardz", "x"), "--shards"),
+    (("fit-il", "--shards", "x.tar", "--out", "y", "--balance", "wieght"), "did you mean 'weight'"),
+    (("fit-il", "--shards", "x.tar", "--out", "y", "--checkpoints", "few"), "losses in nats"),
+    (("fit-il", "--shards", "x.tar", "--out", "y", "--min-accuracy", "70"), "between 0 and 1"),
+    (("compute-il", "--shards", "x.tar", "--il-model", "a", "b", "--out", "y"), "2 IL models and 1 tables"),
+    (("compute-il", "--shards", "x.tar", "--il-model", "a", "--out", "y", "--il-dtype", "float8"), "float16"),
 ])
 def test_mistakes_are_one_sentence_and_exit_code_two(arguments: tuple[str, ...], says: str) -> None:
     _, err = run(*arguments, code=2)
@@ -94,3 +99,24 @@ def test_a_bad_shard_is_named_the_others_go_on_and_the_exit_code_is_three(world:
                    code=3)
     assert "cut.tar incomplete" in err and json.loads(out)["made"] == 1
     assert len(list((tmp_path / "il").rglob("*.parquet"))) == 1
+
+
+def test_variants_of_the_il_from_the_command_line(world: Path, tmp_path: Path) -> None:
+    shards, model = world / "shards", tmp_path / "m"
+    fit = ("fit-il", "--shards", shards, "--out", model, "--model", "mlp-64", "--epochs", 1, "--lr", 0.003)
+    out, _ = run(*fit, "--checkpoints", 2, "--temperature", "--balance", "sample")
+    said = json.loads(out)
+    assert len(said["checkpoints"]) == 2 and len(said["temperature"]) == 2 and "worst_class" in said
+    _, err = run(*fit, "--checkpoints", 2, "--temperature", "--balance", "sample", "--min-accuracy", 0.9999, code=3)
+    assert "at least 0.9999 was asked for" in err
+    assert json.loads(run("verify", model, "--json")[0])["files"] == 6
+    tables = [tmp_path / "a", tmp_path / "b"]
+    out, _ = run("compute-il", "--shards", shards, "--il-model", model, model / "checkpoint-0", "--out", *tables,
+                 "--il-dtype", "float16", "--keep", "is_noisy:bool")
+    assert [summary["made"] for summary in json.loads(out)] == [7, 7]
+    assert 0 <= json.loads(run("report", tables[0], "--json")[0])["noise"]["auroc"] <= 1
+    run("report", tables[1], "-o", tmp_path / "il.html")
+    assert "Irreducible loss" in (tmp_path / "il.html").read_text()
+    (model / "checkpoint-1" / "fold-0.safetensors").write_bytes(b"")
+    assert "checkpoint-1" in json.loads(run("verify", model, "--json", code=3)[0])["problems"][0]
+    assert "--against compares runs" in run("report", tables[0], "--against", tables[1], code=2)[1]

@@ -185,7 +185,7 @@ def test_the_page_is_static_and_loads_nothing(page: str) -> None:
     assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]*)"', page))
     assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', page))
     figures = [base64.b64decode(f).decode() for f in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)]
-    assert len(figures) == 5 and not any("<script" in f for f in figures)
+    assert len(figures) == 6 and not any("<script" in f for f in figures)
 
 
 def test_hostile_keys_are_inert_on_the_page(made: World, log: Rows, tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_a_missing_extra_is_one_clear_sentence(run: str, tmp_path: Path, package
 
 
 def test_a_report_is_about_runs_and_not_about_tables(made: World, run: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="not tables"):
+    with pytest.raises(UsageError, match="give run folders"):
         write_report(str(made.table), str(tmp_path / "x.html"))
     with pytest.raises(UsageError, match="named twice"):
         write_report(run, str(tmp_path / "x.html"), against=[run])

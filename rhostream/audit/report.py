@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
 from importlib.metadata import version
 from typing import Any
 
@@ -13,11 +12,13 @@ from rhostream.audit import plots, tabulate
 from rhostream.audit.compare import EVERYTHING, UNIFORM, Comparison, comparisons, grouped, il_account, verdict
 from rhostream.audit.facts import RunFacts, gather_all, over_time, scatter_points
 from rhostream.audit.gallery import galleries
+from rhostream.audit.il_quality import il_quality, section
+from rhostream.audit.pages import environment
 from rhostream.audit.plots import BLUE, GREEN, GREY, MINE, ORANGE, RED, Line
-from rhostream.audit.render import printable
 from rhostream.audit.runs import is_table, open_runs
 from rhostream.audit.views import open_ledger
-from rhostream.errors import MissingExtraError, UsageError
+from rhostream.errors import UsageError
+from rhostream.tables.il import open_info
 
 LOG = logging.getLogger("rhostream")
 Groups = dict[str, list[RunFacts]]
@@ -32,21 +33,13 @@ def write_report(run: str | Sequence[str], out_path: str, *, against: Sequence[s
     on everything). Pictures and details are of the first run. Returns the path. Raises UsageError, MissingExtraError
     without the extra `report`, TableError for damaged files.
     """
-    try:
-        import jinja2
-    except ImportError as exc:
-        raise MissingExtraError.of("jinja2", "report") from exc
+    templates = environment()
     plots.require()
     mine = [storage.resolve(r) for r in ([run] if isinstance(run, str) else run)]
     folders = [*mine, *(storage.resolve(r) for r in against)]
     if not mine or any(is_table(folder) for folder in folders):
-        raise UsageError("a report is about runs: give run folders, not tables")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-                                     lstrip_blocks=True)  # fmt: skip
-    # Names, keys and labels are hostile text: escaped for HTML by jinja2, and made visible and short by this.
-    environment.filters["t"] = lambda value: printable(value, 200)
-    template = (resources.files("rhostream.audit") / "report.html").read_text(encoding="utf-8")
-    html = environment.from_string(template).render(_page(mine, folders, roots))
+        raise UsageError("this report is about runs: give run folders; the page of a table is of that table alone")
+    html = templates.get_template("report.html").render(_page(mine, folders, roots))
     path = storage.resolve(out_path)
     storage.replace(path, html.encode("utf-8", "backslashreplace"))
     return path
@@ -113,6 +106,7 @@ def _detail(main: RunFacts, roots: Mapping[str, str] | None) -> dict[str, Any]:
     with open_ledger(main.folder.url, roots=roots) as ledger:
         points, slices = scatter_points(ledger), over_time(ledger)
         pictures, note = galleries(ledger)
+        il = section(il_quality(ledger)) if not main.no_table and open_info(ledger.table_url).kind == "il" else None
     if note:
         LOG.warning("%s", note)
     right = {"of what is kept": (slices["right_kept"], BLUE, "-"),
@@ -126,7 +120,7 @@ def _detail(main: RunFacts, roots: Mapping[str, str] | None) -> dict[str, Any]:
         "wrong": plots.shares(slices["step"], wrong) if known else None,
         "galleries": [{"title": g.title, "says": g.says, "pictures": [_figure(main, p) for p in g.pictures]}
                       for g in pictures],
-        "gallery_note": note,
+        "gallery_note": note, "il": il,
     }  # fmt: skip
 
 

@@ -145,7 +145,7 @@ class Ledger:
 
     def _part_schema(self) -> pa.Schema:
         try:
-            return il_table.open_info(self.table_url).schema
+            return il_table.open_info(self.table_url).read_schema
         except RhostreamError:
             return il_table.SCHEMA  # said when a question needs it
 
@@ -159,7 +159,7 @@ class Ledger:
             table = self.table_url
             info = il_table.open_info(table)
             self._parts = sources.part_files(table, [] if self._whole_table else self._shards_of(table, info))
-            self._con.register("_parts", sources.dataset(self._parts, "shard", info.schema))
+            self._con.register("_parts", sources.dataset(self._parts, "shard", info.read_schema))
             for name in _OF_PARTS:
                 self._con.execute(f"CREATE OR REPLACE VIEW {name} AS {_DEFINITIONS[name]}")
             self._parts_open, self._no_parts = True, None

@@ -1,7 +1,7 @@
 """The offline wing: fit an irreducible-loss model, score every shard with it once, or only index the shards."""
 
 from rhostream.irreducible.accounts import Budget, Summary
-from rhostream.irreducible.compute import compute_il, index
+from rhostream.irreducible.compute import compute_il, compute_ils, index
 from rhostream.irreducible.fit import fit_il
 from rhostream.irreducible.folds import FoldRule, fold_of
 from rhostream.irreducible.model import ILModel, ModelInfo, load_il_model
@@ -13,6 +13,7 @@ __all__ = [
     "ModelInfo",
     "Summary",
     "compute_il",
+    "compute_ils",
     "fit_il",
     "fold_of",
     "index",

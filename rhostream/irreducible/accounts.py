@@ -44,6 +44,7 @@ class Summary:
     empty_shards: int = 0  # parts without a row
     retried: dict[str, dict[str, int]] = field(default_factory=dict)  # store -> fault -> times it was tried again
     seconds: float = 0.0
+    doubts: list[str] = field(default_factory=list)  # of the IL model, and whether the table's il leak
 
     def add(self, facts: PartFacts) -> None:
         """Count a part."""

@@ -11,33 +11,42 @@ import logging
 import platform
 import time
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from rhostream import cost, models, storage
+from rhostream import models, storage
 from rhostream.crashpoints import crash_point
-from rhostream.errors import MismatchError, UsageError
+from rhostream.errors import MismatchError, UnknownNameError, UsageError
+from rhostream.irreducible import gate
 from rhostream.irreducible.accounts import Budget
+from rhostream.irreducible.crossfit import (
+    CHECK_SAMPLES,
+    Fit,
+    Fold,
+    State,
+    empty_classes,
+    fit_folds,
+    quality_of,
+    write_weights,
+)
 from rhostream.irreducible.folds import FoldRule, Only
-from rhostream.irreducible.learn import AUGMENT, Learned, Recipe, learn
+from rhostream.irreducible.ladder import Spec, chosen, parse_checkpoints
+from rhostream.irreducible.learn import AUGMENT, BALANCE, Recipe
 from rhostream.irreducible.model import ModelInfo, read_info
 from rhostream.irreducible.pool import Pool, fill
 from rhostream.signals import StopRequest
 from rhostream.storage import redact
 from rhostream.stream.decode import Preprocess, decoder, probe_size
 from rhostream.stream.inflate import plain
-from rhostream.stream.plan import generator
 from rhostream.stream.scan import ScanSettings
 from rhostream.stream.tar import walk
 from rhostream.tables import il
 
 LOG = logging.getLogger("rhostream")
-CHECK_SAMPLES = 10_000  # of D, for the choice of the checkpoint
 WEIGHT_DECAY = 0.01
 
 
@@ -49,20 +58,33 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
            augment: str = "none", init: str | None = None, workers: int = 0, roots: Mapping[str, str] | None = None,
            memory_bytes: int = 8 << 30, max_bad_fraction: float = 0.01, max_bad_samples: int | None = None,
            max_bad_shards: float = 0.1, fail_fast: bool = False, device: str | None = None,
-           allow_compressed: bool = False, accept_missing_eof: bool = False) -> ModelInfo:
+           allow_compressed: bool = False, accept_missing_eof: bool = False, balance: str = "none",
+           checkpoints: str | None = None, temperature: bool = False, min_accuracy: float | None = None) -> ModelInfo:
     """Train the IL model of `shards` and write it below `out`; a complete one of the same settings is returned as is.
 
     `fit_samples` bounds the samples that are held and learned from, over all folds. Labels may be noisy: the
     checkpoint is the one with the lowest mean loss on samples of D that the network doesn't learn from, labels as
     they are. `init`: safetensors weights that every network starts from (what may differ: `models.load_initial`).
     `allow_compressed`, `accept_missing_eof`: see `compute_il`. Deterministic by `seed` on a CPU. Samples and
-    shards that can't be used are counted in `ModelInfo.read`, and more of them than `Budget` says stop the job. Raises
-    UsageError, MismatchError naming the setting that changed, BudgetError, Interrupted after a signal.
+    shards that can't be used are counted in `ModelInfo.read`, and more of them than `Budget` says stop the job.
+
+    `balance`: "sample" draws every class equally often, "weight" weighs its losses; the checkpoint is then that of the
+    lowest mean over classes. `checkpoints`: "4", or losses "1.5,1.0", keeps as many states on the way as IL models of
+    their own in `out`/checkpoint-0, ...; the model itself is the same with and without. `temperature`: il is made of
+    logits divided by the temperature that suits the check samples best. What is doubtful about the model is said,
+    and stands in `ModelInfo.quality`; worse than `min_accuracy` or than guessing it is refused, though it is kept.
+
+    Raises UsageError, MismatchError naming the setting that changed, BudgetError, QualityError, Interrupted after a
+    signal.
     """
     budget = Budget(fraction=max_bad_fraction, samples=max_bad_samples, shards=max_bad_shards)
     rule = _rule(holdout, holdout_fraction, folds, seed, group_by)
+    spec = parse_checkpoints(checkpoints)
     if augment not in AUGMENT:
         raise UsageError(f"augment {augment!r}: expected one of {', '.join(AUGMENT)}")
+    if balance not in BALANCE:
+        raise UnknownNameError.of("balance", balance, BALANCE)
+    gate.require_share(min_accuracy)
     for name, value in (("epochs", epochs), ("fit-samples", fit_samples), ("batch-size", batch_size)):
         if value < 1:
             raise UsageError(f"--{name} {value}: expected 1 or more")
@@ -75,10 +97,12 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
         "classes": classes, "image_size": image_size, "channels": channels, "mean": list(mean), "std": list(std),
         "decoder": decoder(decoder_name)[0], "augment": augment,
     }
-    asked["init"] = init and hashlib.sha256(storage.read_bytes(storage.resolve(init))).hexdigest()
+    options_on = {"balance": balance != "none" and balance, "checkpoints": checkpoints, "temperature": temperature,
+                  "init": init and hashlib.sha256(storage.read_bytes(storage.resolve(init))).hexdigest()}
+    asked |= {name: value for name, value in options_on.items() if value}  # older folders know none of these
     there = read_info(out)
     if there is not None:
-        return _same(there, asked, out)
+        return gate.passed(_same(there, asked, out), min_accuracy, out)
     storage.probe_writable(out)
     started = time.monotonic()
     lenient: Any = {"allow_compressed": allow_compressed, "accept_missing_eof": accept_missing_eof}
@@ -94,30 +118,90 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
     retried = storage.retried()
     with StopRequest("fit-il"):
         learn_from, check = _pools(rule, data, own, settings, fit_samples, seed, options)
-    classes = classes or count_classes(learn_from.label)
-    recipe = Recipe(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=WEIGHT_DECAY, augment=augment, seed=seed)
-    fit = _Fit(model, classes, preprocess, recipe,
-               torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), init)
-    with StopRequest("fit-il"):
-        records, samples, macs = _fit_folds(fit, rule, learn_from, check, out)
-    weight = sum(r["val_samples"] for r in records)
+    # A holdout may lack a class of D, whose samples are samples all the same.
+    classes = classes or count_classes(torch.cat([learn_from.label, check.label]))
+    recipe = Recipe(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=WEIGHT_DECAY, augment=augment, seed=seed,
+                    balance=balance, checkpoints=spec)
+    fit = Fit(model, classes, preprocess, recipe,
+              torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), init)
+    empty = empty_classes(rule, learn_from, check)
+    for says in empty:
+        LOG.warning("%s", says)
+    read = {"samples": sum(learn_from.statuses.values()), **learn_from.statuses, "bad_shards": learn_from.bad_shards,
+            "retried": storage.retried_since(retried)}
     info = ModelInfo(
         architecture=model, classes=classes, preprocess=preprocess.to_json() | {"mean": list(mean), "std": list(std)},
-        decoder=asked["decoder"], split=rule.to_json(), folds=records,
-        accuracy=sum(r["val_accuracy"] * r["val_samples"] for r in records) / weight,
-        val_loss=sum(r["val_loss"] * r["val_samples"] for r in records) / weight,
-        cost={"fit_samples": samples, "macs": macs, "seconds": round(time.monotonic() - started, 3)},
-        asked=asked, learned_from=sorted(learn_from.shards),
+        decoder=asked["decoder"], split=rule.to_json(), folds=[], accuracy=0.0, val_loss=0.0, cost={}, asked=asked,
+        learned_from=sorted(learn_from.shards), read=read, quality={"empty_classes": empty},
         versions={"torch": torch.__version__, "python": platform.python_version()},
-        read={"samples": sum(learn_from.statuses.values()), **learn_from.statuses, "bad_shards": learn_from.bad_shards,
-              "retried": storage.retried_since(retried)},
-    )
+    )  # fmt: skip
+    with StopRequest("fit-il"):
+        info = _fitted(fit, rule, (learn_from, check), out, info, temperature)
+    info = replace(info, cost=info.cost | {"seconds": round(time.monotonic() - started, 3)})
     crash_point("fit-il: before model.json")
     storage.create(storage.join(out, "model.json"), info.encode())
     crash_point("fit-il: model.json written")
-    LOG.info("IL model %s: accuracy %.4f, loss %.4f nats on samples it didn't learn from; %s samples, %.0f s",
-             redact(out), info.accuracy, info.val_loss, f"{samples:,}", info.cost["seconds"])
-    return info
+    worst = info.quality["worst_class"]
+    LOG.info("IL model %s: accuracy %.4f (worst class %d: %.4f), loss %.4f nats on samples it didn't learn from; "
+             "%s samples, %.0f s", redact(out), info.accuracy, worst["class"], worst["accuracy"], info.val_loss,
+             f"{info.cost['fit_samples']:,}", info.cost["seconds"])
+    return gate.passed(info, min_accuracy, out)
+
+
+def _fitted(fit: Fit, rule: FoldRule, pools: tuple[Pool, Pool], out: str, info: ModelInfo,
+            tempered: bool) -> ModelInfo:
+    """Train the networks, and write their weights and the checkpoints on the way. Returns what model.json will say."""
+    found = fit_folds(fit, rule, *pools)
+    info = replace(info, cost={"fit_samples": sum(f.learned.samples for f in found), "macs": found[-1].macs,
+                               "seconds": round(sum(f.learned.seconds for f in found), 3)})
+
+    def described(states: list[State], folder: str) -> ModelInfo:
+        quality = quality_of(fit, found, states, *pools) | info.quality
+        return _described(info, write_weights(folder, found, states), quality, tempered)
+
+    spec = fit.recipe.checkpoints
+    listed = _checkpoints(found, spec, out, described) if spec else []
+    best = [State(f.learned.state, f.learned.val_loss, f.learned.val_accuracy, f.learned.best_epoch, f.learned.curve)
+            for f in found]  # fmt: skip
+    return replace(described(best, out), checkpoints=listed)
+
+
+def _described(info: ModelInfo, records: list[dict[str, Any]], quality: dict[str, Any], tempered: bool) -> ModelInfo:
+    """The model.json of these networks: their means over all check samples."""
+    weight = sum(r["val_samples"] for r in records)
+    mean = {name: sum(r[name] * r["val_samples"] for r in records) / weight for name in ("val_loss", "val_accuracy")}
+    found = replace(info, folds=records, quality=quality, accuracy=mean["val_accuracy"],
+                    val_loss=quality["loss_tempered"] if tempered else mean["val_loss"],
+                    temperature=quality["temperature"] if tempered else [])
+    return replace(found, quality={**quality, "doubts": gate.doubts(found)})
+
+
+def _checkpoints(found: list[Fold], spec: Spec, out: str,
+                 described: Callable[[list[State], str], ModelInfo]) -> list[dict[str, Any]]:
+    """Write the IL models on the way, each whole; what an unfinished fit left of them goes first."""
+    picked, missed = chosen([fold.learned.rungs for fold in found], spec)
+    if missed:
+        LOG.warning("%d of %d checkpoints have no state: a mean loss of %s nats was not reached (lowest: %.4f)",
+                    len(missed), spec.count, ", ".join(f"{loss:g}" for loss in missed),
+                    max(min((r.loss for r in f.learned.rungs), default=f.learned.val_loss) for f in found))
+    elif len(picked) < spec.count:
+        LOG.warning("%d of %d checkpoints differ: more --epochs or a lower --lr would tell more apart", len(picked),
+                    spec.count)
+    listed = []
+    for number, (target, rungs) in enumerate(picked):
+        name = f"checkpoint-{number}"
+        folder = storage.join(out, name)
+        url = storage.join(folder, "model.json")
+        if storage.exists(url):
+            storage.delete(url)
+        info = described([State(r.state, r.loss, r.accuracy, r.epoch) for r in rungs], folder)
+        info = replace(info, checkpoint={"number": number, "target": target},
+                       cost=info.cost | {"fit_samples": sum(r.samples for r in rungs)})
+        storage.create(url, info.encode())
+        crash_point("fit-il: checkpoint written")
+        listed.append({"folder": name, "target": round(target, 6), "val_loss": info.val_loss,
+                       "accuracy": info.accuracy, "epochs": [r.epoch for r in rungs]})
+    return listed
 
 
 def named(shards: Iterable[str], roots: Mapping[str, str] | None) -> list[tuple[str, str]]:
@@ -158,8 +242,10 @@ def _digest(shards: list[tuple[str, str]]) -> dict[str, Any]:
 
 
 def _same(there: ModelInfo, asked: dict[str, Any], out: str) -> ModelInfo:
-    for name, new in asked.items():
-        old = there.asked.get(name)
+    if there.checkpoint:
+        raise MismatchError(f"{redact(out)} is a checkpoint of another fit; use another --out")
+    for name in dict.fromkeys([*asked, *there.asked]):
+        old, new = there.asked.get(name), asked.get(name)
         if old != new:
             raise MismatchError(f"{redact(out)} holds an IL model with {name} {old!r}, this job has {new!r}; "
                                 "use the same settings or another --out")
@@ -212,67 +298,3 @@ def _pools(rule: FoldRule, data: list[tuple[str, str]], own: list[tuple[str, str
     settings = replace(settings, mark=Only(rule, 0), watch=None)
     return pool, fill(data, settings, samples=min(CHECK_SAMPLES, samples), seed=seed + 1,
                       title="fit-il: reading a sample of D", **options)
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """What all folds share."""
-
-    model: str
-    classes: int
-    preprocess: Preprocess
-    recipe: Recipe
-    device: torch.device
-    init: str | None
-
-    def fold(self, number: int, pool: Pool, train: Tensor, check: Pool, rows: Tensor) -> tuple[Learned, int]:
-        """Train the network of one fold; its initial weights and dropout are functions of (seed, fold)."""
-        with torch.random.fork_rng():
-            torch.manual_seed(int(generator(self.recipe.seed, "fit", number).integers(2**62)))
-            network = models.build(self.model, image_size=self.preprocess.image_size,
-                                   channels=self.preprocess.channels, classes=self.classes)
-            normalize = self.preprocess.normalize
-            macs = cost.macs_per_sample(network, normalize(pool.image[:1]))
-            if self.init:
-                models.load_initial(network, self.init)
-            learned = learn(network, pool.image, pool.label, train, rows, check_image=check.image,
-                            check_label=check.label, recipe=self.recipe, normalize=normalize,
-                            device=self.device)
-        return learned, macs
-
-
-def _fit_folds(fit: _Fit, rule: FoldRule, pool: Pool, check: Pool, out: str) -> tuple[list[dict[str, Any]], int, int]:
-    records, samples, macs = [], 0, 0
-    inside = check.label < fit.classes  # a holdout may lack a class of D
-    for number in range(rule.models):
-        if rule.mode == "folds":
-            train, rows = (pool.mark != number).nonzero()[:, 0], (pool.mark == number).nonzero()[:, 0]
-        else:
-            train, rows = torch.arange(len(pool)), inside.nonzero()[:, 0]
-        rows = _some(rows, fit.recipe.seed, number)
-        if not len(train) or not len(rows):
-            raise UsageError(f"fold {number} has {len(train):,} samples to learn from and {len(rows):,} to check on: "
-                             "too few samples for this split")
-        learned, macs = fit.fold(number, pool, train, check, rows)
-        samples += learned.samples
-        name = f"fold-{number}.safetensors" if rule.models > 1 else "weights.safetensors"
-        weights = save_safetensors(learned.state)
-        # Weights without a model.json are the rest of a fit that was stopped: nothing can refer to them.
-        storage.replace(storage.join(out, name), weights)
-        crash_point("fit-il: weights written")
-        records.append({
-            "weights": name, "sha256": hashlib.sha256(weights).hexdigest(), "val_loss": learned.val_loss,
-            "val_accuracy": learned.val_accuracy, "best_epoch": learned.best_epoch, "curve": learned.curve,
-            "train_samples": len(train), "val_samples": len(rows), "seconds": round(learned.seconds, 3),
-        })
-        LOG.info("fit-il: model %d of %d: loss %.4f, accuracy %.4f on D (epoch %.1f of %d)", number + 1,
-                 rule.models, learned.val_loss, learned.val_accuracy, learned.best_epoch, fit.recipe.epochs)
-    return records, samples, macs
-
-
-def _some(rows: Tensor, seed: int, number: int) -> Tensor:
-    """At most `CHECK_SAMPLES` of the rows, the same ones for every network of that fold."""
-    if len(rows) <= CHECK_SAMPLES:
-        return rows
-    chosen = generator(seed, "check", number).permutation(len(rows))[:CHECK_SAMPLES]
-    return rows[torch.from_numpy(chosen).sort().values]

@@ -16,11 +16,13 @@ from torch.nn import functional as F
 from rhostream.candidates import Normalize
 from rhostream.crashpoints import crash_point
 from rhostream.errors import NonFiniteError
+from rhostream.irreducible.ladder import Ladder, Rung, Spec
 from rhostream.signals import stop_if_asked
 
 CHECKS_PER_EPOCH = 2
 EVAL_CHUNK = 512
 AUGMENT = ("none", "shift", "shift-flip")
+BALANCE = ("none", "sample", "weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,8 @@ class Recipe:
     weight_decay: float
     augment: str
     seed: int
+    balance: str = "none"  # sample: every class is drawn equally often; weight: its losses weigh as much together
+    checkpoints: Spec | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Learned:
     steps: int
     samples: int  # through forward and backward
     seconds: float
+    rungs: list[Rung]  # states on the way, where checkpoints were asked for
 
 
 def augmented(image: Tensor, how: str, generator: torch.Generator) -> Tensor:
@@ -67,61 +72,107 @@ def augmented(image: Tensor, how: str, generator: torch.Generator) -> Tensor:
     return moved
 
 
-def learn(network: nn.Module, image: Tensor, label: Tensor, train: Tensor, check: Tensor, *, check_image: Tensor,
-          check_label: Tensor, recipe: Recipe, normalize: Normalize, device: torch.device) -> Learned:
-    """Train on rows `train` of image (N, H, W, C) uint8; keep the state of lowest mean loss on rows `check` of
-    `check_image`.
+def drawn(train: Tensor, label: Tensor, balance: str, generator: torch.Generator) -> Tensor:
+    """An epoch's rows in the order of their batches; balanced, each is of a class drawn evenly, with replacement."""
+    if balance != "sample":
+        return train[torch.randperm(len(train), generator=generator)]
+    by_class = train[torch.sort(label[train], stable=True).indices]
+    _, counts = torch.unique(label[train], return_counts=True)
+    which = torch.randint(len(counts), (len(train),), generator=generator)
+    place = (torch.rand(len(train), generator=generator, dtype=torch.float64) * counts[which]).long()
+    return by_class[(counts.cumsum(0) - counts)[which] + place]
 
-    Raises NonFiniteError when no check had a finite loss.
+
+def class_weights(label: Tensor, classes: int) -> Tensor:
+    """(classes,) float32: the mean weight of a sample is 1 and each class that occurs weighs as much; 0 for others."""
+    counts = torch.bincount(label, minlength=classes).float()
+    return torch.where(counts > 0, len(label) / ((counts > 0).sum() * counts.clamp(min=1)), 0.0)
+
+
+def learn(network: nn.Module, image: Tensor, label: Tensor, train: Tensor, check: Tensor, *, check_image: Tensor,
+          check_label: Tensor, recipe: Recipe, normalize: Normalize, device: torch.device, classes: int) -> Learned:
+    """Train on rows `train` of image (N, H, W, C) uint8; keep the state of lowest mean loss on rows `check` of
+    `check_image` (of the mean over classes of their mean losses, where the fit is balanced).
+
+    Checkpoints on the way change nothing of what is learned or kept. Raises NonFiniteError when no check had a finite
+    loss.
     """
     started = time.monotonic()
     network.to(device)
     generator = torch.Generator().manual_seed(recipe.seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    weight_C = class_weights(label[train], classes).to(device) if recipe.balance == "weight" else None
+    ladder = Ladder(recipe.checkpoints) if recipe.checkpoints else None
     batches = -(-len(train) // recipe.batch_size)
     check_at = {-(-batches * i // CHECKS_PER_EPOCH) for i in range(1, CHECKS_PER_EPOCH + 1)}
     curve: list[dict[str, float]] = []
-    best: dict[str, Any] = {"val_loss": float("inf")}
+    best: dict[str, Any] = {"val_loss": float("inf"), "choice": float("inf")}
     state: dict[str, Tensor] = {}
     steps = samples = 0
     for epoch in range(recipe.epochs):
-        order = train[torch.randperm(len(train), generator=generator)]
+        order = drawn(train, label, recipe.balance, generator)
         running = torch.zeros((), device=device)
+        climb_at = ladder.checks(epoch, batches) if ladder else set[int]()
         for number, rows in enumerate(torch.split(order, recipe.batch_size), 1):
             stop_if_asked()
             if len(rows) > 1 or batches == 1:  # batch norm can't learn from one sample
                 network.train()
                 x = augmented(normalize(image[rows].to(device)), recipe.augment, generator)
-                loss = F.cross_entropy(network(x), label[rows].to(device))
+                loss = F.cross_entropy(network(x), label[rows].to(device), weight_C)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
                 running += loss.detach()
                 steps, samples = steps + 1, samples + len(rows)
                 crash_point("fit-il: step taken")
+            if number not in check_at and number not in climb_at:
+                continue
+            found = evaluate(network, check_image, check_label, check, normalize, device)
+            at_epoch = round(epoch + number / batches, 3)
+            if ladder and number in climb_at:
+                ladder.offer(found.loss, lambda f=found, e=at_epoch, s=samples: Rung(  # type: ignore[misc]
+                    f.loss, f.accuracy, e, s, _state(network)))
             if number in check_at:
-                val_loss, accuracy = evaluate(network, check_image, check_label, check, normalize, device)
-                at = {"epoch": round(epoch + number / batches, 3), "train_loss": float(running) / number,
-                      "val_loss": val_loss, "val_accuracy": accuracy}
+                at = {"epoch": at_epoch, "train_loss": float(running) / number, "val_loss": found.loss,
+                      "val_accuracy": found.accuracy}
+                at |= {} if recipe.balance == "none" else {"val_balanced_loss": found.balanced_loss}
                 curve.append(at)
-                if val_loss < best["val_loss"]:
-                    best, state = at, {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
+                choice = found.loss if recipe.balance == "none" else found.balanced_loss
+                if choice < best["choice"]:
+                    best, state = {**at, "choice": choice}, _state(network)
     if not state:
         raise NonFiniteError(f"the IL model's loss was never finite in {recipe.epochs} epochs; lower --lr")
     return Learned(state, best["val_loss"], best["val_accuracy"], best["epoch"], curve, steps, samples,
-                   time.monotonic() - started)
+                   time.monotonic() - started, ladder.rungs if ladder else [])
+
+
+def _state(network: nn.Module) -> dict[str, Tensor]:
+    """A copy, on the CPU."""
+    return {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Means over some samples."""
+
+    loss: float  # nats
+    accuracy: float
+    balanced_loss: float  # the mean over the classes that occur of their mean losses, nats
 
 
 @torch.inference_mode()
 def evaluate(network: nn.Module, image: Tensor, label: Tensor, rows: Tensor, normalize: Normalize,
-             device: torch.device) -> tuple[float, float]:
-    """(mean loss in nats, accuracy) on rows of image (N, H, W, C) uint8, in eval mode."""
+             device: torch.device) -> Checked:
+    """Loss and accuracy on rows of image (N, H, W, C) uint8, in eval mode."""
     network.eval()
-    loss = correct = 0.0
+    correct, losses = 0.0, []
     for some in torch.split(rows, EVAL_CHUNK):
         stop_if_asked()
         logits = network(normalize(image[some].to(device))).float()
         target = label[some].to(device)
-        loss += float(F.cross_entropy(logits, target, reduction="sum"))
+        losses.append(F.cross_entropy(logits, target, reduction="none").cpu().double())
         correct += float((logits.argmax(1) == target).sum())
-    return loss / len(rows), correct / len(rows)
+    loss, target = torch.cat(losses), label[rows]
+    counts = torch.bincount(target)
+    by_class = torch.bincount(target, weights=loss) / counts
+    return Checked(float(loss.mean()), correct / len(rows), float(by_class[counts > 0].mean()))

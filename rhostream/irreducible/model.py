@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
-from torch import nn
+from torch import Tensor, nn
 
 from rhostream import foreign, models, storage
 from rhostream.errors import TableError, UntrustedCodeError, UsageError
@@ -36,6 +36,10 @@ class ModelInfo:
     learned_from: list[str]  # names of the shards that training samples came from
     versions: dict[str, str] = field(default_factory=dict)
     read: dict[str, Any] = field(default_factory=dict)  # samples looked at by status, shards that could not be read
+    quality: dict[str, Any] = field(default_factory=dict)  # of `quality.measured`, and what is doubtful
+    temperature: list[float] = field(default_factory=list)  # logits are divided by it, one for each fold; []: by 1
+    checkpoint: dict[str, Any] = field(default_factory=dict)  # of a fit's earlier state: its number, its target loss
+    checkpoints: list[dict[str, Any]] = field(default_factory=list)  # the earlier states beside it: folder, loss, ...
     version: int = VERSION
 
     @property
@@ -43,9 +47,10 @@ class ModelInfo:
         """How D was split."""
         return FoldRule(**self.split)
 
-    def ingredients(self) -> dict[str, Any]:
-        """What makes an il: the fingerprint of a table is taken of this."""
-        return {
+    def ingredients(self, il_dtype: str = "float32") -> dict[str, Any]:
+        """What makes an il: the fingerprint of a table is taken of this. Options that are off leave no trace."""
+        options = {"il_dtype": il_dtype if il_dtype != "float32" else None, "temperature": self.temperature}
+        return {name: value for name, value in options.items() if value} | {
             "weights": [f["sha256"] for f in self.folds],
             "architecture": self.architecture,
             "preprocess": self.preprocess,
@@ -65,15 +70,25 @@ class ModelInfo:
             "macs": self.cost["macs"],
             "folds": len(self.folds),
             "mode": self.split["mode"],
-        }
+        } | ({"quality": {k: v for k, v in self.quality.items() if k != "classes"}} if self.quality else {})
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
 
 
+class Divided:
+    """A forward hook that divides logits by a temperature; weights and their names stay as they are."""
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+
+    def __call__(self, module: nn.Module, inputs: Any, logits: Tensor) -> Tensor:
+        return logits / self.temperature
+
+
 @dataclass(frozen=True)
 class ILModel:
-    """A loaded IL model: one network a fold, in eval mode."""
+    """A loaded IL model: one network a fold, in eval mode; its logits are divided by the fold's temperature."""
 
     info: ModelInfo
     networks: list[nn.Module]
@@ -111,6 +126,14 @@ def _checked(info: ModelInfo) -> ModelInfo:
             raise ValueError(f"{fold['weights']!r} is no file of this folder")
     if info.rule.models != len(info.folds):
         raise ValueError(f"{len(info.folds)} folds are listed, the split has {info.rule.models}")
+    for name, kind in (("quality", dict), ("checkpoint", dict), ("checkpoints", list)):
+        if not isinstance(getattr(info, name), kind):
+            raise ValueError(f"{name} is a {type(getattr(info, name)).__name__}, expected {kind.__name__}")
+    for listed in info.checkpoints:
+        foreign.checked_path(listed["folder"])
+    if info.quality:
+        foreign.checked_quality(info.quality)
+    foreign.checked_temperature(info.temperature, len(info.folds))
     info.figures(), info.ingredients()
     return info
 
@@ -133,7 +156,7 @@ def load_il_model(folder: str, model: str | None = None) -> ILModel:
         raise UsageError(f"{storage.redact(folder)} is no IL model (no model.json); make one with `rhostream fit-il`")
     _require_trusted(info.architecture, model, folder)
     preprocess = Preprocess.from_json(info.preprocess)
-    networks = []
+    networks: list[nn.Module] = []
     for fold in info.folds:
         url = storage.join(folder, fold["weights"])
         data = storage.read_bytes(url)
@@ -149,5 +172,7 @@ def load_il_model(folder: str, model: str | None = None) -> ILModel:
         except RuntimeError as exc:
             raise TableError(f"{storage.redact(url)} doesn't fit {info.architecture}: "
                              f"{' '.join(str(exc).split())[:300]}") from exc
+        if info.temperature:
+            network.register_forward_hook(Divided(info.temperature[len(networks)]))
         networks.append(network.eval())
     return ILModel(info, networks)

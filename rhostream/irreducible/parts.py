@@ -57,7 +57,8 @@ class PartBuilder:
             finite = np.isfinite(scored.il)
             if (bad := chunk.ok & ~finite).any():
                 columns["status"], columns["error"] = _nonfinite(columns, bad)
-            columns["il"] = pa.array(scored.il, pa.float32(), mask=~finite)
+            stored = il.stored_il(scored.il, self._info.il_dtype)
+            columns["il"] = pa.array(stored, il.IL_TYPES[self._info.il_dtype], mask=~finite)
             columns["predicted"] = pa.array(scored.predicted.astype(np.int32), mask=~finite)
             columns["fold"] = pa.array(scored.fold.astype(np.int8), mask=~chunk.ok)
             columns["in_holdout"] = pa.array(scored.in_holdout)

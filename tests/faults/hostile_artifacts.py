@@ -118,6 +118,13 @@ def models(canary: str) -> Iterator[tuple[str, Callable[[Path], None]]]:
     yield "split-strange", record(split={"mode": "__import__", "folds": 2, "seed": 0})
     yield "decoder-strange", record(decoder="os:system")
     yield "version-2", record(version=2)
+    yield "temperature-zero", record(temperature=[0.0, 1.0])
+    yield "temperature-text", record(temperature="1,1")
+    yield "temperature-10^9", record(temperature=[1e9, 1e9])
+    yield "quality-empty-bins", record(quality={"reliability": {"count": [], "ece": 0}})
+    yield "quality-a-list", record(quality=["x"])
+    yield "checkpoint-outside", record(checkpoints=[{"folder": "../../../etc"}])
+    yield "checkpoints-number", record(checkpoints=7)
     yield "unknown-field", record(__class__="x")
     yield "deep-json", lambda folder: (folder / "model.json").write_bytes(b"[" * 100_000) and None
     yield "a-list", lambda folder: (folder / "model.json").write_bytes(b"[]") and None
@@ -151,6 +158,9 @@ def tables() -> Iterator[tuple[str, Callable[[Path], None]]]:
     yield "classes-10^12", info(classes=10**12)
     yield "preprocess-10^9", info(preprocess={"image_size": 10**9, "channels": 3, "mean": [0.5], "std": [0.5]})
     yield "preprocess-a-list", info(preprocess=[1])
+    yield "il-dtype-strange", info(ingredients={"il_dtype": "os:system"})
+    yield "il-dtype-a-list", info(ingredients={"il_dtype": ["float16"]})
+    yield "quality-text", info(model={"quality": "x"})
     yield "roots-numbers", info(roots={"r": 5})
     yield "roots-pipe", info(roots={"r": "pipe:touch x"})
     yield "version-99", info(version=99)

@@ -53,16 +53,19 @@ class Job:
     content: Callable[[Path], Any]
 
     def at(self, folder: Path) -> dict[str, Any]:
+        if self.result == "outs":
+            return {**self.options, "outs": [str(folder / name) for name in "ab"]}
         return {**self.options, self.result: str(folder)}
 
 
 def parts_and_table(table: Path) -> dict[str, str]:
-    files = [table / "_table.json", *(table / "parts").rglob("*.parquet")]
+    files = [*table.rglob("_table.json"), *table.rglob("*.parquet")]
     return {str(f.relative_to(table)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
 def weights_of_folds(model: Path) -> dict[str, str]:
-    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in model.glob("*.safetensors")}
+    files = [*model.rglob("*.safetensors")]
+    return {str(f.relative_to(model)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
 def log_and_weights(run: Path) -> tuple[list[Any], dict[str, bytes], set[str], list[int]]:
@@ -86,16 +89,19 @@ def jobs(tmp_path_factory: pytest.TempPathFactory, rig: Rig) -> dict[str, Job]:
     make_shards(root / "shards", [40, 30, 1, 37, 24])
     make_shards(root / "test", [20], seed=1)
     shards = [str(root / "shards")]
-    fit = {"shards": shards, "model": "mlp-64", "epochs": 2}
+    fit = {"shards": shards, "model": "mlp-64", "epochs": 2, "checkpoints": "2"}
     assert rig.job("fit-il", {**fit, "out": str(root / "il-model")})["code"] == 0
     compute = {"shards": shards, "il_model": str(root / "il-model"), "keep": {"is_noisy": "bool"}}
     assert rig.job("compute-il", {**compute, "out": str(root / "il")})["code"] == 0
+    several = {k: v for k, v in compute.items() if k != "il_model"}
+    several["il_models"] = [str(root / "il-model"), str(root / "il-model" / "checkpoint-0")]
     train = {"shards": shards, "il": str(root / "il"), "model": "mlp-64", "buffer_size": 24, "batch_size": 4,
              "steps": 6, "checkpoint_every": 2, "test_shards": [str(root / "test")], "eval_every": 3}  # fmt: skip
     return {
         "fit-il": Job("fit-il", fit, "out", weights_of_folds),
         "index": Job("index", {"shards": shards}, "out", parts_and_table),
         "compute-il": Job("compute-il", compute, "out", parts_and_table),
+        "compute-il of two models": Job("compute-ils", several, "outs", parts_and_table),
         "train": Job("train", train, "run", log_and_weights),
         "train of a network with batch norm": Job("train", {**train, "model": "small-cnn"}, "run", log_and_weights),
     }
@@ -174,7 +180,8 @@ def test_E15_a_killed_trainer_run_again_has_the_same_log_and_weights(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fit-il", "index", "compute-il", "train", "train of a network with batch norm"])
+@pytest.mark.parametrize("name", ["fit-il", "index", "compute-il", "compute-il of two models", "train",
+                                  "train of a network with batch norm"])
 def test_E1_the_whole_crash_matrix(rig: Rig, jobs: dict[str, Job], whole: Whole,
                                    tmp_path: Path, name: str) -> None:
     """The same holds at the third passing of every point, for fit-il and index, and for a network with batch norm."""

@@ -96,7 +96,7 @@ def _held(url: str, table: str, info: il.TableInfo, rows: pa.Table, facts: il.Pa
     if info.kind == "il":
         values = _flat(rows["il"])
         usable = facts.statuses.get(il.OK, 0)
-        finite = int(np.isfinite(values.fill_null(np.nan).to_numpy(zero_copy_only=False)).sum())
+        finite = int(np.isfinite(values.cast(pa.float32()).fill_null(np.nan).to_numpy(zero_copy_only=False)).sum())
         missing = usable - facts.il_rows, facts.il_rows - finite
     return Proof(url, facts, sealed, keys, missing)
 

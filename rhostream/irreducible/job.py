@@ -1,0 +1,296 @@
+"""An offline job: one pass over the shards that some table still lacks a part of, and a part for each such table.
+
+    list > missing shards, table by table > scan > score by each table's model > check the budget > commit a part
+
+A part depends on its shard and its own table alone, so it is the same whichever tables a job fills beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
+
+from rhostream import storage
+from rhostream.crashpoints import crash_point
+from rhostream.errors import BudgetError, MismatchError, NotFoundError, RhostreamError, StorageError, UsageError
+from rhostream.irreducible.accounts import SHOWN, Budget, Summary, store
+from rhostream.irreducible.fit import named
+from rhostream.irreducible.parts import Commits, PartBuilder, Scored
+from rhostream.selection.hardware import spare_cores, threads
+from rhostream.signals import StopRequest
+from rhostream.storage import redact
+from rhostream.stream.progress import Progress
+from rhostream.stream.scan import Chunk, End, ScanSettings, scan
+from rhostream.tables import il
+from rhostream.tables.il import OK, PartFacts, TableInfo
+
+LOG = logging.getLogger("rhostream")
+Score = Callable[[Chunk, str], Scored]
+Examine = Callable[[str, Sequence[str]], list[str]]  # a table and the names of some of its shards, to what is doubtful
+Shard = tuple[str, str]  # URL, name
+
+
+def parse_index(text: str | None) -> tuple[int, int]:
+    """"I/N" as (I, N). Raises UsageError."""
+    if text is None:
+        return 0, 1
+    first, slash, of = text.partition("/")
+    if not (slash and first.isdecimal() and of.isdecimal() and int(first) < int(of)):
+        raise UsageError(f"--index {text!r}: expected I/N with 0 <= I < N, for the I-th of N machines")
+    return int(first), int(of)
+
+
+def _ahead(messages: Iterator[Chunk | End]) -> Generator[Chunk | End]:
+    """The same messages, the next one read and decoded in a thread while the caller scores this one.
+
+    A daemon: a job that stops, and the process that ends with it, don't wait for a read that hangs.
+    """
+    wanted: SimpleQueue[bool] = SimpleQueue()
+    came: SimpleQueue[Chunk | End | BaseException | None] = SimpleQueue()
+
+    def read() -> None:
+        try:
+            while wanted.get():
+                came.put(next(messages, None))
+        except BaseException as exc:
+            came.put(exc)
+
+    threading.Thread(target=read, name="rhostream-read", daemon=True).start()
+    wanted.put(True)
+    try:
+        while (message := came.get()) is not None:
+            if isinstance(message, BaseException):
+                raise message
+            wanted.put(True)
+            yield message
+    finally:
+        wanted.put(False)
+
+
+@dataclass(frozen=True)
+class _Unmade:
+    """Whether a shard still lacks a part; asked right before it is read, as other jobs may fill the same tables."""
+
+    tables: tuple[str, ...]
+
+    def __call__(self, name: str) -> bool:
+        return not all(storage.exists(il.part_url(table, name)) for table in self.tables)
+
+
+class Target:
+    """One table that a job fills: what it lacks, its accounts, and what scores for it (None: an index)."""
+
+    def __init__(self, out: str, info: TableInfo, score: Score | None = None, examine: Examine | None = None) -> None:
+        self.out, self.score, self.examine = storage.resolve(out), score, examine
+        self.summary = Summary()
+        there = il.open_info(self.out) if storage.exists(storage.join(self.out, "_table.json")) else None
+        self.exists = there is not None
+        if there is not None and set(info.roots) <= set(there.roots):
+            # The table keeps the roots it was made with; data that moved is still the same shards.
+            self.roots, info = {**there.roots, **info.roots}, replace(info, roots=there.roots)
+        else:
+            self.roots = info.roots
+        self._asked = self.info = info
+        self.missing = frozenset[str]()  # names of shards
+        self._builders: dict[int, PartBuilder] = {}
+
+    def open(self) -> None:
+        """Make the table, or check that the one there is of the same making. Raises MismatchError."""
+        self.info = il.make_or_match(self.out, self._asked)
+
+    @property
+    def first(self) -> bool:
+        """Whether this job made the table."""
+        return self.info is self._asked
+
+    def add(self, message: Chunk, url: str, name: str) -> int:
+        """Score some rows of a shard. Returns how many are bad."""
+        if message.shard not in self._builders:
+            self._builders[message.shard] = PartBuilder(self.info, self.out, name, url)
+        self.summary.scored += int(message.ok.sum()) if self.score else 0
+        return self._builders[message.shard].add(message, self.score(message, name) if self.score else None)
+
+    def ended(self, number: int, url: str, name: str) -> PartBuilder:
+        """The rows of a shard that is over; what a shard that broke has given is dropped with them."""
+        return self._builders.pop(number, None) or PartBuilder(self.info, self.out, name, url)
+
+    def present(self, shard: Shard) -> PartFacts | StorageError | None:
+        """The facts of a part that is there, None without one, or why the shard isn't the one it is of."""
+        url, name = shard
+        part = il.part_url(self.out, name)
+        try:
+            facts = il.read_part_facts(part)
+        except NotFoundError:
+            return None
+        if facts.fingerprint != self.info.fingerprint:
+            raise MismatchError(f"{redact(part)} has fingerprint {facts.fingerprint}, its table has "
+                                f"{self.info.fingerprint}: `rhostream verify --repair` makes it again")
+        try:
+            il.require_unchanged(url, name, facts)
+        except StorageError as exc:
+            return exc
+        return facts
+
+
+@dataclass
+class Job:
+    """One run over a list of shards."""
+
+    shards: Sequence[str]  # URLs, patterns, folders
+    targets: Sequence[Target]
+    settings: ScanSettings
+    budget: Budget
+    fail_fast: bool = False
+    part_of: str | None = None
+    names: list[str] = field(default_factory=list)  # of all machines
+
+    def __post_init__(self) -> None:
+        self._started, self._retried = time.monotonic(), storage.retried()
+        own, machines = parse_index(self.part_of)
+        listed = self._listed()
+        self.names = [name for _, name in listed]
+        mine = set(sorted(self.names)[own::machines])
+        self._mine: list[Shard] = [shard for shard in listed if shard[1] in mine]
+        self._settings = replace(self.settings, wanted=_Unmade(tuple(target.out for target in self.targets)))
+        for target in self.targets:
+            storage.probe_writable(target.out)
+        for target in sorted(self.targets, key=lambda t: not t.exists):  # one that can't be matched makes none
+            target.open()
+            target.summary.shards = len(self._mine)
+
+    def _listed(self) -> list[Shard]:
+        first = self.targets[0]
+        listed = named(self.shards, first.roots)
+        for target in self.targets[1:]:
+            if target.roots != first.roots and named(self.shards, target.roots) != listed:
+                raise MismatchError(f"{redact(first.out)} and {redact(target.out)} name these shards differently (they "
+                                    "were made with another --root): fill them in two jobs")
+        return listed
+
+    def run(self, workers: int) -> list[Summary]:
+        """Make the missing parts, with the cores that the workers leave for the models. A summary for each target."""
+        with threads(spare_cores(workers)):
+            return self._run(workers)
+
+    def _run(self, workers: int) -> list[Summary]:
+        title = "index" if self.targets[0].score is None else "compute-il"
+        with StopRequest(title) as stop:
+            for target in self.targets:
+                self._look(target, stop)
+            crash_point("compute-il: shards listed")
+            missing = [shard for shard in self._mine if any(shard[1] in target.missing for target in self.targets)]
+            if missing:
+                self._make(missing, workers, stop, title)
+            crash_point("compute-il: all parts committed")
+        for target in self.targets:
+            summary = target.summary
+            summary.seconds, summary.retried = time.monotonic() - self._started, storage.retried_since(self._retried)
+            summary.bad_shards = dict(sorted(summary.bad_shards.items()))
+            for name, why in summary.bad_shards.items():
+                LOG.error("no part for %s: %s", redact(name), why)
+            summary.require_laws()
+            if target.examine is not None:
+                summary.doubts = target.examine(target.out, [name for _, name in self._mine])
+                for says in summary.doubts:
+                    LOG.warning("%s: %s", redact(target.out), says)
+            store(target.out, title, self.part_of, summary)
+            LOG.info("%s: %s%s", title, f"{redact(target.out)}: " if len(self.targets) > 1 else "", summary.says())
+        return [target.summary for target in self.targets]
+
+    def _make(self, missing: list[Shard], workers: int, stop: StopRequest, title: str) -> None:
+        if not all(target.first for target in self.targets):
+            # Whoever made the table goes through the list. Others may be at work on it: in any other order two jobs
+            # that begin together would stay together, each reading what the other one commits.
+            random.Random(time.time_ns()).shuffle(missing)
+        scores = self.targets[0].score is not None
+        messages = scan(missing, self._settings, workers=workers)
+        source = _ahead(messages) if scores and not workers else messages
+        with contextlib.ExitStack() as stack:
+            progress = stack.enter_context(Progress(title, len(missing)))
+            commits = [stack.enter_context(Commits()) for _ in self.targets]
+            stack.enter_context(contextlib.closing(source))
+            for message in stop.while_waiting(source):
+                shard = missing[message.shard]
+                own = [pair for pair in zip(self.targets, commits, strict=True) if shard[1] in pair[0].missing]
+                if isinstance(message, Chunk):
+                    progress.rows(len(message), max(target.add(message, *shard) for target, _ in own))
+                    continue
+                progress.shard()
+                for target, commit in own:
+                    self._end(target, commit, message, shard)
+        for target, commit in zip(self.targets, commits, strict=True):
+            summary = target.summary
+            summary.twice = commit.lost
+            summary.made, summary.present = summary.made - commit.lost, summary.present + commit.lost
+        there, wanted = (sum(counts) for counts in zip(
+            *((t.summary.made + t.summary.present, t.summary.shards) for t in self.targets), strict=True))
+        stop.raise_if_asked(f"{there:,} of {wanted:,} parts are there")
+
+    def _end(self, target: Target, commits: Commits, message: End, shard: Shard) -> None:
+        """A shard is over, for one of the tables that wanted it."""
+        summary, name = target.summary, shard[1]
+        builder = target.ended(message.shard, *shard)
+        if message.skipped:
+            self._count(target, name, target.present(shard))
+            return
+        if message.error is not None:
+            self._bad_shard(target, name, message.error)
+            return
+        self._check(builder, name, summary)
+        if not message.samples_seen and target is self.targets[0]:
+            warnings.warn(f"shard {redact(name)} holds no sample; its part has no row", stacklevel=5)
+        facts = builder.facts(message)
+        commits.begin(builder, facts)
+        summary.add(facts)
+        summary.made += 1
+
+    def _check(self, builder: PartBuilder, name: str, summary: Summary) -> None:
+        """The budgets, with one more shard. Raises BudgetError; the shard gets no part."""
+        try:
+            self.budget.check_shard(name, builder.statuses, builder.first_bad)
+            summary.first_bad += [f"{redact(name)}: {one}"
+                                  for one in builder.first_bad[: SHOWN - len(summary.first_bad)]]
+            so_far = Counter({**summary.quarantined, OK: summary.ok}) + builder.statuses
+            self.budget.check_total(f"all shards up to {redact(name)}", so_far, summary.first_bad)
+        except BudgetError as exc:
+            exc.add_note(f"before this shard: {summary.says()}")
+            raise
+
+    def _look(self, target: Target, stop: StopRequest) -> None:
+        """Which shards have no part in a table; parts that are there are checked against the table and their shard."""
+        with ThreadPoolExecutor(16) as pool:
+            found = list(stop.while_waiting(pool.map(target.present, self._mine)))
+            if stop.signal:
+                pool.shutdown(wait=False, cancel_futures=True)
+        stop.raise_if_asked()
+        target.missing = frozenset(name for (_, name), facts in zip(self._mine, found, strict=True) if facts is None)
+        for (_, name), facts in zip(self._mine, found, strict=True):
+            if facts is not None:
+                self._count(target, name, facts)
+        if target.summary.present:
+            LOG.info("%d of %d parts are there already", target.summary.present, target.summary.shards)
+
+    def _count(self, target: Target, name: str, found: PartFacts | StorageError | None) -> None:
+        """A part that is there, or why it can't be counted."""
+        if isinstance(found, PartFacts):
+            target.summary.add(found)
+            target.summary.present += 1
+        else:
+            self._bad_shard(target, name, found or NotFoundError(f"the part of {redact(name)} vanished; run again"))
+
+    def _bad_shard(self, target: Target, name: str, error: RhostreamError) -> None:
+        if self.fail_fast:
+            raise error
+        if target is self.targets[0]:
+            LOG.warning("%s", error)
+        target.summary.bad_shards[name] = str(error)
+        self.budget.check_shards(target.summary.bad_shards, len(self._mine))

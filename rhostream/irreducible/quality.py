@@ -1,0 +1,140 @@
+"""How good an IL model is, from its logits on samples that it didn't learn from: calibration, classes, temperature.
+
+An il is used as a number of nats, so a model that is right but too sure of itself is a bad one: the reliability diagram
+and its temperature (Guo et al. 2017) are made when the model is, because a table holds p(label) and no confidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from rhostream.candidates import Normalize
+from rhostream.irreducible.learn import EVAL_CHUNK
+from rhostream.signals import stop_if_asked
+
+BINS = 15  # of confidence, equally wide
+MAX_LOGITS = 1 << 24  # held at once, by network: with more than 1,677 classes fewer than 10,000 samples are looked at
+LISTED_CLASSES = 1000
+FEW = 10  # samples of a class below which its accuracy says little
+LOWEST, HIGHEST = 0.05, 20.0  # temperatures
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Logits:
+    """What one network says of N samples."""
+
+    logit: Floats  # (N, C)
+    label: npt.NDArray[np.int64]  # (N,)
+
+    def at(self, temperature: float) -> Logits:
+        """The same, divided by a temperature."""
+        return Logits(self.logit / temperature, self.label)
+
+    def log_probability(self) -> Floats:
+        """(N, C), nats."""
+        shifted: Floats = self.logit - self.logit.max(1, keepdims=True)
+        normal: Floats = np.log(np.exp(shifted).sum(1, keepdims=True))
+        return shifted - normal
+
+    def loss(self) -> Floats:
+        """(N,) cross-entropy, nats."""
+        given: Floats = self.log_probability()[np.arange(len(self.label)), self.label]
+        return -given
+
+
+@torch.inference_mode()
+def logits_of(network: nn.Module, image: Tensor, label: Tensor, rows: Tensor, normalize: Normalize,
+              device: torch.device, classes: int) -> Logits:
+    """Of the rows of image (N, H, W, C) uint8, in eval mode; evenly fewer of them where they wouldn't fit."""
+    network.eval()
+    rows = rows[:: -(-len(rows) // max(1, MAX_LOGITS // classes))]
+    found = []
+    for some in torch.split(rows, EVAL_CHUNK):
+        stop_if_asked()
+        found.append(network(normalize(image[some].to(device))).float().cpu())
+    return Logits(torch.cat(found).double().numpy(), label[rows].numpy())
+
+
+def fit_temperature(found: Logits) -> float:
+    """The temperature (4 digits) of lowest mean loss; logits are to be divided by it.
+
+    The loss is convex in 1/T: Newton's steps on its derivative, kept inside a bracket that shrinks.
+    """
+    low, high, inverse = 1 / HIGHEST, 1 / LOWEST, 1.0
+    given = found.logit[np.arange(len(found.label)), found.label]
+    for _ in range(60):
+        p = np.exp(Logits(found.logit * inverse, found.label).log_probability())
+        mean = (p * found.logit).sum(1)
+        slope = float((mean - given).mean())
+        curvature = float(((p * found.logit**2).sum(1) - mean**2).mean())
+        low, high = (inverse, high) if slope < 0 else (low, inverse)
+        step = inverse - slope / curvature if curvature > 1e-12 else np.inf
+        new = step if low < step < high else (low + high) / 2
+        if abs(new - inverse) < 1e-7 * inverse:
+            break
+        inverse = new
+    return round(float(np.clip(1 / inverse, LOWEST, HIGHEST)), 4)
+
+
+def reliability(folds: Sequence[Logits]) -> dict[str, Any]:
+    """{"ece", "count", "confidence", "accuracy"}: of all networks together, the last three (BINS,), null where empty.
+
+    Bin b holds confidences (largest probability) in (b/15, (b+1)/15]. The expected calibration error is the mean of
+    |accuracy - confidence| over the bins, each weighted with its samples.
+    """
+    p = [np.exp(found.log_probability()) for found in folds]
+    confidence = np.concatenate([one.max(1) for one in p])
+    right = np.concatenate([one.argmax(1) == found.label for one, found in zip(p, folds, strict=True)])
+    number = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    count = np.bincount(number, minlength=BINS)
+    sums = [np.bincount(number, weights=values, minlength=BINS) for values in (confidence, right.astype(float))]
+    ece = float(np.abs(sums[1] - sums[0]).sum() / max(1, len(right)))
+    means = [[round(float(s / n), 6) if n else None for s, n in zip(one, count, strict=True)] for one in sums]
+    return {"ece": round(ece, 6), "count": count.tolist(), "confidence": means[0], "accuracy": means[1]}
+
+
+def measured(check: Sequence[Logits], train: Sequence[Logits], classes: int) -> dict[str, Any]:
+    """What model.json says of the model's quality; `check`, `train`: of each network, on samples of D that it didn't
+    learn from (those that chose its checkpoint) and on some that it did.
+
+    Labels are those of the shards, wrong ones included. The temperatures are fitted on `check` itself.
+    """
+    loss, label = np.concatenate([one.loss() for one in check]), np.concatenate([one.label for one in check])
+    right = np.concatenate([one.logit.argmax(1) == one.label for one in check])
+    temperatures = [fit_temperature(one) for one in check]
+    tempered = [one.at(t) for one, t in zip(check, temperatures, strict=True)]
+    n = np.bincount(label, minlength=classes)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        accuracy_C, loss_C = (np.bincount(label, weights=v, minlength=classes) / n for v in (right.astype(float), loss))
+    counted = np.flatnonzero(n >= FEW) if (n >= FEW).any() else np.flatnonzero(n)
+    worst, largest = int(counted[accuracy_C[counted].argmin()]), int(n.argmax())
+    seen = np.concatenate([one.loss() for one in train])
+    return {
+        "samples": len(label), "accuracy": float(right.mean()), "loss": _mean(loss),
+        "train_loss": _mean(seen),
+        "balanced_accuracy": float(np.nanmean(accuracy_C)),
+        "largest_class": {"class": largest, "share": float(n[largest] / len(label))},
+        "worst_class": {"class": worst, "accuracy": float(accuracy_C[worst]), "samples": int(n[worst])},
+        "reliability": reliability(check), "temperature": temperatures,
+        "loss_tempered": _mean(np.concatenate([one.loss() for one in tempered])),
+        "reliability_tempered": reliability(tempered),
+        "classes": {"samples": n.tolist(), "accuracy": _known(accuracy_C), "loss": _known(loss_C)}
+                   if classes <= LISTED_CLASSES else {},
+    }  # fmt: skip
+
+
+def _mean(values: Floats) -> float:
+    """Their mean; something that JSON has a number for where one of them is infinite."""
+    return float(np.nan_to_num(values, nan=1e30, posinf=1e30).mean())
+
+
+def _known(values: Floats) -> list[float | None]:
+    return [round(float(v), 6) if np.isfinite(v) else None for v in values]
