@@ -270,10 +270,10 @@ def test_balanced_draws_take_every_class_as_often_and_weights_add_up_alike() -> 
 # -- doubts ----------------------------------------------------------------------------------------------------------
 
 
-def info_of(accuracy: float, **quality: Any) -> ModelInfo:
+def info_of(accuracy: float, mode: str = "folds", **quality: Any) -> ModelInfo:
     """A model.json with these figures."""
     largest = {"class": 2, "share": 0.4}
-    return ModelInfo(architecture="mlp-64", classes=4, preprocess={}, decoder="auto", split={"mode": "folds"}, folds=[],
+    return ModelInfo(architecture="mlp-64", classes=4, preprocess={}, decoder="auto", split={"mode": mode}, folds=[],
                      accuracy=accuracy, val_loss=1.0, cost={}, asked={}, learned_from=[],
                      quality={"largest_class": largest, "loss": 1.0, "train_loss": 0.9, **quality})
 
@@ -282,6 +282,7 @@ def info_of(accuracy: float, **quality: Any) -> ModelInfo:
     (info_of(0.41), ""), (info_of(0.40), "no better than always naming the largest class (2, 0.4000"),
     (info_of(0.8, train_loss=0.51), ""), (info_of(0.8, train_loss=0.49), "has memorised: its loss is 0.4900"),
     (info_of(0.99, train_loss=0.001, loss=0.04), ""),
+    (info_of(0.8, "holdout", train_loss=0.3), ""),  # a clean holdout, and D that isn't
 ])  # fmt: skip
 def test_a_model_is_doubted_on_one_side_of_each_threshold_and_not_on_the_other(info: ModelInfo, says: str) -> None:
     found = gate.doubts(info)
