@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from rhostream.audit.verify import verify
 from rhostream.errors import MismatchError, QualityError, TableError, UnknownNameError, UsageError
 from rhostream.irreducible import ModelInfo, compute_il, compute_ils, fit_il, gate, load_il_model
 from rhostream.irreducible.gate import Group, leaks
@@ -402,3 +403,29 @@ def test_a_holdout_without_the_last_class_does_not_quarantine_that_class(tmp_pat
     assert summary.quarantined == {} and summary.ok == 80
 
 
+
+
+def test_checkpoints_and_their_tables_lie_in_an_object_store_as_well(shards: list[str]) -> None:
+    info = fit_il(shards, "memory://il-fits/m", **FIT, checkpoints="2")
+    folders = ["memory://il-fits/m", *(f"memory://il-fits/m/{c['folder']}" for c in info.checkpoints)]
+    outs = [f"memory://il-fits/t{n}" for n in range(3)]
+    assert [s.made for s in compute_ils(shards, folders, outs, il_dtype="float16")] == [3, 3, 3]
+    assert [verify(url)["problems"] for url in (*outs, *folders)] == [[]] * 6
+    assert [s.present for s in compute_ils(shards, folders, outs, il_dtype="float16")] == [3, 3, 3]
+
+
+def test_a_stopped_fit_leaves_no_checkpoint_that_a_second_one_would_trip_over(
+        shards: list[str], plain: tuple[str, ModelInfo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rhostream.irreducible import fit
+
+    def stop(point: str) -> None:
+        if point == "fit-il: before model.json":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(fit, "crash_point", stop)
+        fit_il(shards, str(tmp_path / "m"), **FIT, checkpoints="2")
+    assert (tmp_path / "m" / "checkpoint-1" / "model.json").exists() and not (tmp_path / "m" / "model.json").exists()
+    info = fit_il(shards, str(tmp_path / "m"), **FIT, checkpoints="2")
+    assert [f["sha256"] for f in info.folds] == [f["sha256"] for f in plain[1].folds]
+    assert verify(str(tmp_path / "m"))["problems"] == [] and verify(str(tmp_path / "m"))["files"] == 6
