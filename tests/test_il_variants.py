@@ -14,7 +14,7 @@ import rhostream
 from rhostream.audit.il_quality import il_quality, write_il_report
 from rhostream.audit.verify import verify
 from rhostream.audit.views import open_ledger
-from rhostream.errors import MismatchError, TableError, UnknownNameError, UsageError
+from rhostream.errors import MismatchError, TableError, UnknownNameError, UntrustedCodeError, UsageError
 from rhostream.irreducible import FoldRule, compute_il, compute_ils, fit_il
 from rhostream.irreducible.folds import Marks
 from rhostream.repair import repair
@@ -101,6 +101,16 @@ def test_models_that_one_pass_cannot_serve_are_refused_by_name(
     with pytest.raises(UsageError, match="the same table"):
         compute_ils(shards, [models["halves"], models["thirds"]], outs[:1] * 2)
     assert not any(Path(out).exists() for out in outs)
+
+
+def test_code_of_ones_own_among_several_models_is_loaded_only_when_it_is_named(
+        shards: list[str], models: dict[str, str], tmp_path: Path) -> None:
+    fit_il(shards, str(tmp_path / "own"), model="tests.tiny:linear", epochs=1, classes=4)
+    both = [models["halves"], str(tmp_path / "own")], [str(tmp_path / "a"), str(tmp_path / "b")]
+    for named in (None, "tests.tiny:pooled"):
+        with pytest.raises(UntrustedCodeError, match=r"tests\.tiny:linear"):
+            compute_ils(shards, *both, model=named)
+    assert [s.made for s in compute_ils(shards, *both, model=["tests.tiny:linear"])] == [4, 4]
 
 
 def test_a_table_of_another_model_stops_the_pass_before_the_other_table_is_made(
