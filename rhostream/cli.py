@@ -193,7 +193,8 @@ def _bad_shards(found: dict[str, str]) -> None:
 @cli.command("compute-il")
 @_options(
     SHARDS, ROOT, KEEP, WORKERS, BUDGET, LENIENT, INDEX,
-    click.option("--model", metavar="NAME", help="The IL model's package.module:function, where it is your own code."),
+    click.option("--model", multiple=True, metavar="NAME...",
+                 help="The IL model's package.module:function, where it is your own code."),
     click.option("--il-model", required=True, multiple=True, metavar="DIR...",
                  help="What fit-il wrote; several are scored in one pass, each into its own --out."),
     click.option("--out", required=True, multiple=True, metavar="URL...",

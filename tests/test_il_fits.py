@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from rhostream.audit.verify import verify
 from rhostream.errors import MismatchError, QualityError, TableError, UnknownNameError, UsageError
 from rhostream.irreducible import ModelInfo, compute_il, compute_ils, fit_il, gate, load_il_model
 from rhostream.irreducible.gate import Group, leaks
@@ -270,10 +271,10 @@ def test_balanced_draws_take_every_class_as_often_and_weights_add_up_alike() -> 
 # -- doubts ----------------------------------------------------------------------------------------------------------
 
 
-def info_of(accuracy: float, **quality: Any) -> ModelInfo:
+def info_of(accuracy: float, mode: str = "folds", **quality: Any) -> ModelInfo:
     """A model.json with these figures."""
     largest = {"class": 2, "share": 0.4}
-    return ModelInfo(architecture="mlp-64", classes=4, preprocess={}, decoder="auto", split={"mode": "folds"}, folds=[],
+    return ModelInfo(architecture="mlp-64", classes=4, preprocess={}, decoder="auto", split={"mode": mode}, folds=[],
                      accuracy=accuracy, val_loss=1.0, cost={}, asked={}, learned_from=[],
                      quality={"largest_class": largest, "loss": 1.0, "train_loss": 0.9, **quality})
 
@@ -282,6 +283,7 @@ def info_of(accuracy: float, **quality: Any) -> ModelInfo:
     (info_of(0.41), ""), (info_of(0.40), "no better than always naming the largest class (2, 0.4000"),
     (info_of(0.8, train_loss=0.51), ""), (info_of(0.8, train_loss=0.49), "has memorised: its loss is 0.4900"),
     (info_of(0.99, train_loss=0.001, loss=0.04), ""),
+    (info_of(0.8, "holdout", train_loss=0.3), ""),  # a clean holdout, and D that isn't
 ])  # fmt: skip
 def test_a_model_is_doubted_on_one_side_of_each_threshold_and_not_on_the_other(info: ModelInfo, says: str) -> None:
     found = gate.doubts(info)
@@ -401,3 +403,29 @@ def test_a_holdout_without_the_last_class_does_not_quarantine_that_class(tmp_pat
     assert summary.quarantined == {} and summary.ok == 80
 
 
+
+
+def test_checkpoints_and_their_tables_lie_in_an_object_store_as_well(shards: list[str]) -> None:
+    info = fit_il(shards, "memory://il-fits/m", **FIT, checkpoints="2")
+    folders = ["memory://il-fits/m", *(f"memory://il-fits/m/{c['folder']}" for c in info.checkpoints)]
+    outs = [f"memory://il-fits/t{n}" for n in range(3)]
+    assert [s.made for s in compute_ils(shards, folders, outs, il_dtype="float16")] == [3, 3, 3]
+    assert [verify(url)["problems"] for url in (*outs, *folders)] == [[]] * 6
+    assert [s.present for s in compute_ils(shards, folders, outs, il_dtype="float16")] == [3, 3, 3]
+
+
+def test_a_stopped_fit_leaves_no_checkpoint_that_a_second_one_would_trip_over(
+        shards: list[str], plain: tuple[str, ModelInfo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rhostream.irreducible import fit
+
+    def stop(point: str) -> None:
+        if point == "fit-il: before model.json":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(fit, "crash_point", stop)
+        fit_il(shards, str(tmp_path / "m"), **FIT, checkpoints="2")
+    assert (tmp_path / "m" / "checkpoint-1" / "model.json").exists() and not (tmp_path / "m" / "model.json").exists()
+    info = fit_il(shards, str(tmp_path / "m"), **FIT, checkpoints="2")
+    assert [f["sha256"] for f in info.folds] == [f["sha256"] for f in plain[1].folds]
+    assert verify(str(tmp_path / "m"))["problems"] == [] and verify(str(tmp_path / "m"))["files"] == 6

@@ -12,10 +12,11 @@ import pytest
 
 import rhostream
 from rhostream.audit.il_quality import il_quality, write_il_report
+from rhostream.audit.status import status_of
 from rhostream.audit.verify import verify
 from rhostream.audit.views import open_ledger
-from rhostream.errors import MismatchError, TableError, UnknownNameError, UsageError
-from rhostream.irreducible import FoldRule, compute_il, compute_ils, fit_il
+from rhostream.errors import MismatchError, TableError, UnknownNameError, UntrustedCodeError, UsageError
+from rhostream.irreducible import FoldRule, compute_il, compute_ils, fit_il, load_il_model
 from rhostream.irreducible.folds import Marks
 from rhostream.repair import repair
 from rhostream.tables import il, parquet
@@ -103,6 +104,16 @@ def test_models_that_one_pass_cannot_serve_are_refused_by_name(
     assert not any(Path(out).exists() for out in outs)
 
 
+def test_code_of_ones_own_among_several_models_is_loaded_only_when_it_is_named(
+        shards: list[str], models: dict[str, str], tmp_path: Path) -> None:
+    fit_il(shards, str(tmp_path / "own"), model="tests.tiny:linear", epochs=1, classes=4)
+    both = [models["halves"], str(tmp_path / "own")], [str(tmp_path / "a"), str(tmp_path / "b")]
+    for named in (None, "tests.tiny:pooled"):
+        with pytest.raises(UntrustedCodeError, match=r"tests\.tiny:linear"):
+            compute_ils(shards, *both, model=named)
+    assert [s.made for s in compute_ils(shards, *both, model=["tests.tiny:linear"])] == [4, 4]
+
+
 def test_a_table_of_another_model_stops_the_pass_before_the_other_table_is_made(
         shards: list[str], models: dict[str, str], tmp_path: Path) -> None:
     compute_il(shards[:1], models["halves"], str(tmp_path / "a"))
@@ -156,6 +167,13 @@ def test_a_run_reads_a_float16_table_and_its_log_holds_those_values(
         pairs = ledger.sql("SELECT selections.il AS a, il.il AS b FROM selections JOIN il USING (shard, ordinal) "
                            "WHERE reason IN ('kept', 'below')")
     assert len(pairs) == 160 and pairs["a"] == pairs["b"]
+
+
+def test_status_names_the_command_that_fills_a_float16_table(
+        shards: list[str], models: dict[str, str], tmp_path: Path) -> None:
+    compute_il(shards[:1], models["halves"], str(tmp_path / "t"), il_dtype="float16")
+    assert " --il-dtype float16" in status_of(str(tmp_path / "t"), shards)["next"]
+    assert status_of(models["halves"])["doubts"] == load_il_model(models["halves"]).info.quality["doubts"]
 
 
 def test_a_loss_beyond_float16_is_stored_as_its_largest_number_and_never_as_infinity() -> None:

@@ -79,6 +79,7 @@ def _run(found: Mapping[str, Any]) -> Iterator[str]:
 def _il_model(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"IL model, {found['networks']} x {found['architecture']}, {found['classes']} classes"
     yield f"  accuracy     {found['accuracy']:.4f}, loss {found['val_loss']:.4f} nats"
+    yield from (f"  doubtful     {says}" for says in found["doubts"])
 
 
 def _bad(word: str, counts: Mapping[str, int], examples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:

@@ -105,7 +105,8 @@ def _table_next(table: str, info: il_table.TableInfo, missing: Sequence[str], da
     keep = " --keep " + shlex.quote(",".join(f"{k}:{v}" for k, v in info.keep.items())) if info.keep else ""
     roots = "".join(" --root " + shlex.quote(f"{name}={storage.redact(root)}") for name, root in info.roots.items())
     verb = "compute-il" if info.kind == "il" else "index"
-    return f"rhostream {verb} --shards {shortened(missing)}{model} --out {shown}{keep}{roots}"
+    stored = "" if info.il_dtype == "float32" else f" --il-dtype {info.il_dtype}"
+    return f"rhostream {verb} --shards {shortened(missing)}{model} --out {shown}{keep}{roots}{stored}"
 
 
 # -- a run -----------------------------------------------------------------------------------------------------------
@@ -172,8 +173,11 @@ def _train(run: str, record: Mapping[str, Any]) -> str:
 
 def _model_status(folder: str) -> dict[str, Any]:
     record = read_model(folder)
+    quality = record.get("quality")
+    says = quality.get("doubts") if isinstance(quality, dict) else None
     return {
-        "kind": "il-model", "architecture": record.get("architecture"), "classes": record.get("classes"),
+        "kind": "il-model", "doubts": [str(one) for one in says] if isinstance(says, list) else [],
+        "architecture": record.get("architecture"), "classes": record.get("classes"),
         "networks": len(record["folds"]), "accuracy": record.get("accuracy"), "val_loss": record.get("val_loss"),
         "next": f"rhostream compute-il --shards URL... --il-model {shlex.quote(storage.redact(folder))} --out URL",
     }  # fmt: skip

@@ -21,7 +21,7 @@ from rhostream.irreducible import gate
 from rhostream.irreducible.accounts import Budget, Summary
 from rhostream.irreducible.folds import Marks
 from rhostream.irreducible.job import Job, Target, parse_index
-from rhostream.irreducible.model import ILModel, load_il_model
+from rhostream.irreducible.model import ILModel, load_il_model, read_info
 from rhostream.irreducible.score import Scorer
 from rhostream.storage import redact
 from rhostream.stream.scan import ScanSettings
@@ -62,12 +62,14 @@ def compute_ils(shards: Iterable[str], il_models: Sequence[str], outs: Sequence[
                 keep: Mapping[str, str] | None = None, roots: Mapping[str, str] | None = None,
                 index: str | None = None, max_bad_fraction: float = 0.01, max_bad_samples: int | None = None,
                 max_bad_shards: float = 0.1, fail_fast: bool = False, device: str | None = None,
-                model: str | None = None, allow_compressed: bool = False, accept_missing_eof: bool = False,
-                il_dtype: str = "float32", min_accuracy: float | None = None) -> list[Summary]:
+                model: str | Sequence[str] | None = None, allow_compressed: bool = False,
+                accept_missing_eof: bool = False, il_dtype: str = "float32",
+                min_accuracy: float | None = None) -> list[Summary]:
     """`compute_il` for several IL models in one pass: each sample is read and decoded once, `outs[i]` is the table of
     `il_models[i]` and equals, byte for byte, what a job of that model alone writes.
 
     The models must take the same pixels and be grouped alike; splits, architectures and mean and std may differ.
+    `model`: the names of those models' code that is your own.
     Raises MismatchError naming what differs, and what `compute_il` raises.
     """
     budget = Budget(fraction=max_bad_fraction, samples=max_bad_samples, shards=max_bad_shards)
@@ -79,7 +81,7 @@ def compute_ils(shards: Iterable[str], il_models: Sequence[str], outs: Sequence[
         raise UsageError("two IL models would fill the same table: give each its own --out")
     gate.require_share(min_accuracy)
     sources = [shards] if isinstance(shards, str) else list(shards)
-    loaded = [load_il_model(folder, model) for folder in il_models]
+    loaded = [load_il_model(folder, _code_of(folder, model, len(il_models))) for folder in il_models]
     _require_alike(loaded, il_models)
     for one, folder in zip(loaded, il_models, strict=True):
         gate.passed(one.info, min_accuracy, folder)
@@ -103,6 +105,15 @@ def compute_ils(shards: Iterable[str], il_models: Sequence[str], outs: Sequence[
             warnings.warn("none of these shards was seen by fit-il, whose folds depend on the shards' names; if they "
                           "are the same data in another place, name it with --root as it was then", stacklevel=2)
     return job.run(workers)
+
+
+def _code_of(folder: str, model: str | Sequence[str] | None, of: int) -> str | None:
+    """The name that stands for a folder's code; of several models each takes its own, and built-in ones need none."""
+    names = [model] if isinstance(model, str) else list(model or ())
+    if of == 1 and len(names) < 2:
+        return names[0] if names else None
+    info = read_info(storage.resolve(folder))
+    return info.architecture if info is not None and info.architecture in names else None
 
 
 def _require_alike(loaded: Sequence[ILModel], folders: Sequence[str]) -> None:

@@ -2,7 +2,8 @@
 
     accuracy <= the share of the largest class            no better than guessing: a warning, or a refusal
     accuracy < --min-accuracy                             a refusal
-    loss on what it learned from < half of that on others, and 0.05 nats below       memorised
+    loss on what it learned from < half of that on others, and 0.05 nats below       memorised (not asked of a holdout
+                                                          of other shards, whose labels may be cleaner than those of D)
     mean il of `in_holdout` rows < half of the others', and more than 4 standard errors below       they leak
     mean il of the others < 0.7 of the loss that fit-il measured, and more than 4 standard errors below       they leak
 """
@@ -48,7 +49,7 @@ def doubts(info: ModelInfo) -> list[str]:
                     f"({largest['class']}, {largest['share']:.4f} of the samples): its il says next to nothing of a "
                     "sample; train it longer, on more samples, or with another --model or --lr")
     check, train = quality["loss"], quality["train_loss"]
-    if train < MEMORISED * check and check - train > MEMORISED_NATS:
+    if info.rule.mode != "holdout" and train < MEMORISED * check and check - train > MEMORISED_NATS:
         says.append(f"the IL model has memorised: its loss is {train:.4f} nats on what it learned from and {check:.4f} "
                     "on other samples. The il of samples that it didn't see is too high where they are hard, and that "
                     "of those it saw is worthless: keep these out of the candidates, and take fewer --epochs, more "
@@ -101,10 +102,11 @@ def leaks(holdout: Group, rest: Group, val_loss: float, mode: str) -> list[str]:
     if min(holdout.n, rest.n) >= FEW:
         apart = math.hypot(holdout.error, rest.error)
         if holdout.mean < LEAK * rest.mean and rest.mean - holdout.mean > ERRORS * apart:
+            cleaner = ", or their labels are much cleaner" if mode == "holdout" else ""
             says.append(f"the mean il of {holdout.n:,} rows that the IL model learned from (in_holdout) is "
-                        f"{holdout.mean:.4f} nats, of {rest.n:,} others {rest.mean:.4f}: it has memorised them. They "
-                        "are left out of the candidates; with --keep-holdout their low il would make them look worth "
-                        "learning again and again, so don't")
+                        f"{holdout.mean:.4f} nats, of {rest.n:,} others {rest.mean:.4f}: it has memorised them{cleaner}"
+                        ". They are left out of the candidates; with --keep-holdout their low il would make them look "
+                        "worth learning again and again, so don't")
     if rest.n >= FEW and rest.mean < SEEN * val_loss and val_loss - rest.mean > ERRORS * rest.error:
         names = ("; a fold is a hash of the shard's name: were these shards named otherwise when it was fitted "
                  "(--root)?" if mode == "folds" else "")
