@@ -13,6 +13,7 @@ from torch import nn
 from rhostream.cost import Cost, macs_per_sample
 from rhostream.errors import UnknownNameError, UsageError
 from rhostream.models import build
+from rhostream.selection.forward import scoring
 from rhostream.selection.proxy import Proxy
 from rhostream.stream.decode import Preprocess
 from rhostream.training.ranks import with_synchronized_norms
@@ -82,6 +83,16 @@ def set_macs(cost: Cost, model: str, network: nn.Module, proxy: Proxy | None, sh
             cost.scored_macs = cheap
         else:
             cost.shortlist_macs = cheap
+
+
+def require_classes(model: str, network: nn.Module, seen: Preprocess, classes: int) -> None:
+    """Raise UsageError for a model with fewer logits than there are labels: a GPU would die of the first such label."""
+    image = torch.zeros(1, *seen.shape, dtype=torch.uint8)
+    with scoring(network, batch_norm="eval"):
+        logits = network(seen.normalize(image).to(next(network.parameters()).device))
+    if logits.ndim == 2 and logits.shape[1] < classes:
+        raise UsageError(f"model {model!r} gives {logits.shape[1]} logits, and the labels go up to {classes - 1}: make "
+                         f"it for {classes} classes, or say --classes {logits.shape[1]} to leave the others out")
 
 
 def _macs(network: nn.Module, preprocess: Preprocess) -> int:
