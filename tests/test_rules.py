@@ -1,11 +1,11 @@
-"""Every rule against NumPy, in float64 and written from the paper's formulas; and importance sampling in expectation."""
+"""Every rule against NumPy, in float64 and written from the formulas; and importance sampling in expectation."""
 
 from __future__ import annotations
 
 import copy
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from rhostream.errors import UnknownNameError, UsageError
 from rhostream.models import build
 from rhostream.selection.choice import Tau, by_importance, tau_of
 from rhostream.selection.gradient import take_step
+from rhostream.selection.hardware import threads
 from rhostream.selection.losses import cross_entropy, find_loss, sequence_mean
 from rhostream.selection.rules import INPUTS, RULES, Evidence, find_rule
 from rhostream.selection.selector import Selector
@@ -28,6 +29,13 @@ from tests.test_selection import buffer
 
 Array = np.ndarray
 K, B, C = 7, 60, 9
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small gain nothing by more, and lose much where others compute too."""
+    with threads(1):
+        yield
 
 
 def softmax(z: Array) -> Array:
@@ -122,7 +130,7 @@ def test_a_users_loss_is_what_is_scored_and_trained(trained: Callable[..., Path]
     first, other = (rows_of(r)["loss"].to_numpy()[:40] for r in (run, plain))
     torch.manual_seed(0)
     assert not np.allclose(first, other) and np.allclose(first, other, atol=0.3)
-    with pytest.raises(rhostream.errors.MismatchError, match="loss: was 'tests.tiny:smooth_loss', now None"):
+    with pytest.raises(rhostream.errors.MismatchError, match=r"loss: was 'tests.tiny:smooth_loss', now None"):
         trained(rule="loss", steps=3, model="mlp-64")
     with pytest.warns(UserWarning, match="two different losses"):
         trained("rho", loss="tests.tiny:smooth_loss", steps=1)
@@ -139,7 +147,7 @@ def test_the_mean_of_a_sequence_leaves_padding_out() -> None:
         assert math.isnan(found[row]) if not own else abs(found[row] - np.mean(own)) < 1e-6
 
 
-def test_labels_beyond_the_models_classes_are_refused_before_a_device_dies_of_them(trained: Callable[..., Path]) -> None:
+def test_labels_beyond_the_models_classes_are_refused_before_a_device_dies(trained: Callable[..., Path]) -> None:
     selector = Selector(build("mlp-64", image_size=16, channels=1, classes=3), "loss", 8)
     with pytest.raises(UsageError, match="label 3, and the model gives 3 logits, which are labels 0 to 2"):
         selector(buffer())
@@ -159,22 +167,22 @@ def test_importance_sampling_is_unbiased_in_expectation() -> None:
     losses = cross_entropy(model(candidates.input), candidates.label)
     losses.mean().backward()
     whole = float(losses.detach().mean()), model[1].weight.grad.clone()
-    selector, found, gradients = Selector(model, "grad_norm_is", 8), [], torch.zeros_like(whole[1])
-    unweighted, rounds = [], 3000
+    selector, rounds = Selector(model, "grad_norm_is", 8), 1500
+    factor, plain = np.zeros((rounds, 40)), np.zeros((rounds, 40))  # of each sample's loss, in each round
     for step in range(rounds):
         selection = selector(candidates, step)
-        model.zero_grad()
-        loss_b = cross_entropy(model(selection.input), selection.label)
-        mean = selection.mean(loss_b)
-        mean.backward()
         assert selection.draws == 8
-        found.append(float(mean.detach()))
-        unweighted.append(float(loss_b.detach().mean()))
-        gradients += model[1].weight.grad / rounds
-    error = np.std(found) / math.sqrt(rounds)
-    assert abs(np.mean(found) - whole[0]) < 4 * error and error < 0.01
-    assert np.mean(unweighted) - whole[0] > 20 * error  # and so the test could fail
-    assert float((gradients - whole[1]).norm() / whole[1].norm()) < 0.1
+        factor[step, selection.rows] = selection.factors / selection.draws
+        plain[step, selection.rows] = 1 / len(selection)
+    error = factor.std(0) / math.sqrt(rounds)
+    assert (np.abs(factor.mean(0) - 1 / 40) < 4 * error).all()
+    mean, unweighted = ((f @ losses.detach().numpy()) for f in (factor, plain))
+    error = mean.std() / math.sqrt(rounds)
+    assert abs(mean.mean() - whole[0]) < 3 * error and error < 0.01
+    assert unweighted.mean() - whole[0] > 10 * error  # so weights that are wrong would show
+    model.zero_grad()
+    (cross_entropy(model(candidates.input), candidates.label) * torch.from_numpy(factor.mean(0))).sum().backward()
+    assert float((model[1].weight.grad - whole[1]).norm() / whole[1].norm()) < 0.1
 
 
 def test_logged_weights_give_the_draws_back(trained: Callable[..., Path]) -> None:
@@ -200,7 +208,8 @@ def test_the_step_is_that_of_the_weighted_mean_over_the_draws() -> None:
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, twin)]
     losses, mean = take_step(model, optimizers[0], selection.input, selection.label, cross_entropy, total=12,
                              weight=selection.factors, accumulate=3)
-    times = np.rint(selection.weight[selection.rows] * 40 * (p := selection.score / selection.score.sum())[selection.rows])
+    p = selection.score / selection.score.sum()
+    times = np.rint(selection.weight[selection.rows] * 40 * p[selection.rows])
     rows = np.repeat(np.arange(len(selection)), times.astype(int))
     weight = torch.from_numpy(1 / (40 * p[selection.rows]))[rows]
     expected = (cross_entropy(twin(selection.input[rows]), selection.label[rows]) * weight).mean()
@@ -231,17 +240,35 @@ def test_tau_is_katharopoulos_and_fleurets_and_switches_by_their_threshold() -> 
     assert tau.value == pytest.approx(math.sqrt(40)) and tau.pays(320, 32) and not tau.pays(3200, 32)
 
 
-def test_with_tau_a_run_begins_uniform_and_samples_once_it_pays(trained: Callable[..., Path]) -> None:
-    run = trained(rule="grad_norm_is", tau=True, steps=60, buffer_size=40, batch_size=20, lr=1e-2)
-    rows = rows_of(run)
-    scored = [int(np.isfinite(rows["loss"].to_numpy()[rows["step"].to_numpy() == s]).sum()) for s in range(60)]
-    assert scored[0] == 20 and set(scored) <= {20, 40}
-    latest = checkpoint.latest(str(run))
-    assert latest.selector["tau"] > 1 and (40 in scored)  # (40 + 60) / 60 = 1.67
-    assert latest.cost["scored"] == sum(scored)
-    pieces = [trained("pieces", rule="grad_norm_is", tau=True, steps=s, buffer_size=40, batch_size=20, lr=1e-2)
-              for s in (25, 60)]  # fmt: skip
-    assert rows_of(pieces[0]).equals(rows)
+def test_with_tau_the_choice_begins_uniform_and_is_sampled_once_that_pays(trained: Callable[..., Path]) -> None:
+    class Sure(nn.Module):
+        """Right about nine tenths of the samples, whose gradient is nothing, and wrong about the others."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            right = self.label.clone()
+            right[: len(right) // 10] = (right[: len(right) // 10] + 1) % 4
+            return 9.0 * nn.functional.one_hot(right, 4).float()[[int(v) for v in x[:, 0, 0, 0]]]
+
+    model = Sure()
+    model.label = buffer().label
+    numbers = torch.arange(40, dtype=torch.uint8)[:, None, None, None].expand(40, 2, 2, 1)
+    candidates = buffer(image=numbers, normalize=lambda image: image.permute(0, 3, 1, 2).float())
+    selector = Selector(model, "grad_norm_is", 30, tau=True)
+    scored, taus = [], []
+    for _ in range(12):
+        taus.append(selector.state_dict()["tau"])
+        selection = selector(candidates)
+        scored.append(selection.scored)
+        assert (selection.factors is None) == (selection.scored == 30) and selection.draws == 30
+    assert scored[0] == 30 and scored[-1] == 40
+    assert scored == [40 if tau > (40 + 90) / 90 else 30 for tau in taus]
+    options = {"rule": "grad_norm_is", "tau": True, "threads": 1}
+    run = trained(steps=9, **options)
+    for steps in (5, 9):  # what was smoothed so far is in the checkpoint
+        pieces = trained("pieces", steps=steps, **options)
+    assert rows_of(pieces).equals(rows_of(run)) and checkpoint.latest(str(run)).cost["scored"] == 9 * 8
+    states = [checkpoint.latest(str(r)).selector for r in (run, pieces)]
+    assert states[0] == states[1] and 0 < states[0]["tau"] < 2
 
 
 # -- MC dropout --------------------------------------------------------------------------------------------------------
@@ -249,8 +276,8 @@ def test_with_tau_a_run_begins_uniform_and_samples_once_it_pays(trained: Callabl
 
 def test_dropout_draws_are_the_models_own_seeded_and_leave_it_as_it_was() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3),
-                          nn.Linear(784, 4)).train()
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(256), nn.Linear(256, 32), nn.ReLU(), nn.Dropout(0.3),
+                          nn.Linear(32, 4)).train()
     model[4].eval()  # a user's own setting
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     modes = [m.training for m in model.modules()]
@@ -266,10 +293,10 @@ def test_dropout_draws_are_the_models_own_seeded_and_leave_it_as_it_was() -> Non
     hand[4].train()
     torch.manual_seed(123)
     with torch.no_grad():
-        p = torch.stack([hand(buffer().input).softmax(1) for _ in range(2000)]).double().numpy()
-    many = Selector(model, "bald", 8, mc_draws=2000)(buffer())
+        p = torch.stack([hand(buffer().input).softmax(1) for _ in range(800)]).double().numpy()
+    many = Selector(model, "bald", 8, mc_draws=800)(buffer())
     expected = entropy(p.mean(0)) - entropy(p).mean(0)
-    assert np.corrcoef(many.score, expected)[0, 1] > 0.98 and np.abs(many.score - expected).max() < 0.02
+    assert np.corrcoef(many.score, expected)[0, 1] > 0.95 and np.abs(many.score - expected).max() < 0.02
     np.testing.assert_allclose(many.loss, -np.log(p.mean(0)[np.arange(40), buffer().label.numpy()]), atol=0.05)
 
 
