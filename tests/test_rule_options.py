@@ -30,6 +30,12 @@ from tests.test_selection import buffer, oracle
 from tests.test_training import weights_of
 
 
+@pytest.fixture
+def trained(trained: Callable[..., Path]) -> Callable[..., Path]:
+    """The same, on one thread."""
+    return lambda name="run", **options: trained(name, **{"threads": 1, **options})
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     with threads(1):

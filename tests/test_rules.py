@@ -31,6 +31,12 @@ Array = np.ndarray
 K, B, C = 7, 60, 9
 
 
+@pytest.fixture
+def trained(trained: Callable[..., Path]) -> Callable[..., Path]:
+    """The same, on one thread."""
+    return lambda name="run", **options: trained(name, **{"threads": 1, **options})
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Models this small gain nothing by more, and lose much where others compute too."""
