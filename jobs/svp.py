@@ -1,6 +1,6 @@
 """Selection via proxy (Coleman et al. 2020): a small model trained on all of D ranks it once; the top share is kept.
 
-    python -m jobs.svp --shards data/*.tar --il il --out svp --model small-cnn --passes 5 --share 0.1
+    python -m jobs.svp --shards "data/*.tar" --il il --out svp --model small-cnn --passes 5 --share 0.1
     rhostream train    --shards data/*.tar --il il --rule uniform --keep-list svp/keep.parquet ...
 
 The score is the entropy of the proxy's softmax. The list holds (shard, ordinal, entropy) of the most uncertain samples,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -200,6 +201,9 @@ def test_logged_weights_give_the_draws_back(trained: Callable[..., Path]) -> Non
                            FROM selections WHERE step IS NOT NULL WINDOW s AS (PARTITION BY step))
             SELECT step, sum(round(draws)) AS n, max(abs(draws - round(draws))) AS off, min(draws) AS least
             FROM drawn WHERE kept GROUP BY step ORDER BY step""").to_pydict()
+        page = (Path(__file__).parent.parent / "docs" / "rules.md").read_text()
+        told = ledger.sql(re.findall(r"```sql\n(.*?)```", page, re.DOTALL)[0]).to_pydict()
+    assert sum(told["draws"]) == 80 and min(told["draws"]) == 1
     assert answer["n"] == [8] * 10 and max(answer["off"]) < 1e-3 and min(answer["least"]) > 0.99
     rows = rows_of(run)
     assert set(rows["weight"].to_numpy()[~rows["kept"].to_numpy()]) == {1.0}

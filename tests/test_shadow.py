@@ -134,6 +134,19 @@ def test_a_damaged_shadow_is_found_and_a_run_without_one_has_an_empty_view(shado
         assert run_question(ledger, "shadow_agreement").num_rows == 0
 
 
+def test_a_rules_name_is_text_and_never_sql(shadowed: Path, tmp_path: Path) -> None:
+    import shutil
+
+    run = tmp_path / "it's"
+    shutil.copytree(shadowed, run)
+    record = json.loads((run / "run.json").read_text())
+    record["settings"]["shadow"] = "a' AS rule FROM runs; --,loss"
+    (run / "run.json").write_text(json.dumps(record))
+    with rhostream.open_ledger(str(run)) as ledger:
+        assert ledger.sql("SELECT DISTINCT rule FROM shadow ORDER BY ALL")[0].to_pylist() == [
+            "a' AS rule FROM runs; --", "loss"]
+
+
 def test_killed_and_started_again_the_shadow_holds_each_step_once(world: Path, tmp_path: Path,
                                                                   shadowed: Path) -> None:
     options = {"shards": [str(world / "shards")], "il": str(world / "il"), "run": str(tmp_path / "run"), "threads": 1,

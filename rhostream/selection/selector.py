@@ -175,7 +175,7 @@ class Selector:
         """K logits, a function of (seed, step, rank); the first time they are proved to differ."""
         seed = int(generator(self.seed, "mc-dropout", step).integers(1 << 62)) + self.ranks.rank
         draws = forward.draws(x, self.options.mc_draws, seed)
-        if not self._drawn and len(draws) > 1:
+        if not self._drawn and len(draws) > 1 and len(x):
             self._drawn = True
             if bool((draws[0] == draws[1]).all()):
                 raise UsageError(f"the rule {self.rule.name} compares forwards with dropout on, and two forwards of "
