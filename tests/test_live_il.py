@@ -109,7 +109,7 @@ def test_a_run_in_pieces_resumes_the_live_model_bit_by_bit_and_verifies(world: P
                "uniform_every": 4}
     whole = trained("whole", steps=12, **options)
     for steps in (5, 12):
-        pieces = trained("pieces", steps=steps, workers=steps % 2, **options)
+        pieces = trained("pieces", steps=steps, **options)
     assert rows_of(whole).equals(rows_of(pieces))
     first, second = weights_of(whole), weights_of(pieces)
     assert all(torch.equal(first[k], second[k]) for k in first)

@@ -249,7 +249,8 @@ def test_options_at_their_defaults_are_not_pinned_so_that_older_runs_go_on(train
 
 @pytest.mark.parametrize("options", [
     {"gumbel": 0.5, "class_quota": 0.25, "ratio": "0:0.2,6:0.1", "uniform_every": 5, "shadow": "loss,grad_norm_is"},
-    {"rule": "grad_norm_is", "warm_up": 2}, {"clip": True, "deduplicate": 0.9, "class_quota": "reducr"},
+    pytest.param({"rule": "grad_norm_is", "warm_up": 2}, marks=pytest.mark.slow),
+    pytest.param({"clip": True, "deduplicate": 0.9, "class_quota": "reducr"}, marks=pytest.mark.slow),
 ])
 def test_workers_and_pieces_change_nothing(trained: Callable[..., Path], options: dict[str, Any]) -> None:
     run = trained("whole", steps=12, threads=1, **options)

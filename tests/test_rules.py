@@ -330,7 +330,7 @@ def test_a_run_with_dropout_draws_is_exact_over_pieces_and_workers_and_charged(t
                "shadow": "bald,rho"}
     whole = trained("whole", steps=8, **options)
     for steps in (3, 8):
-        pieces = trained("pieces", steps=steps, workers=steps % 2, **options)
+        pieces = trained("pieces", steps=steps, **options)
     assert rows_of(whole).equals(rows_of(pieces))
     cost = json.loads((whole / "cost.json").read_text())
     assert cost["scored"] == 3 * 8 * 40 and cost["forward_units"] == 3 * 320 + 3 * 64

@@ -147,6 +147,7 @@ def test_a_rules_name_is_text_and_never_sql(shadowed: Path, tmp_path: Path) -> N
             "a' AS rule FROM runs; --", "loss"]
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_the_shadow_holds_each_step_once(world: Path, tmp_path: Path,
                                                                   shadowed: Path) -> None:
     options = {"shards": [str(world / "shards")], "il": str(world / "il"), "run": str(tmp_path / "run"), "threads": 1,

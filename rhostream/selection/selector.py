@@ -18,23 +18,22 @@ from torch import Tensor, nn
 
 from rhostream.candidates import Candidates, Reason, to_device
 from rhostream.errors import NonFiniteError, UsageError
-from rhostream.selection.choice import Whole, choose, columns_of, generator, leading, whole_of
+from rhostream.selection.choice import Whole, choose, columns_of, leading, whole_of
 from rhostream.selection.chooser import Chooser
 from rhostream.selection.duplicates import grey_views
 from rhostream.selection.forward import Forward, require_dropout, scoring
 from rhostream.selection.live import LiveIL
-from rhostream.selection.losses import LossFunction, cross_entropy, is_correct, per_sample, require_known
+from rhostream.selection.losses import LossFunction, cross_entropy
 from rhostream.selection.options import Options
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.ranks import Ranks, in_lockstep
-from rhostream.selection.rules import Evidence, cap, find_rule, mean_prediction
-from rhostream.selection.shadow import shadow_scores
+from rhostream.selection.rules import find_rule
+from rhostream.selection.scores import Bounds, RuleScores
 from rhostream.selection.stages import Reached, Reading, Rows, Selection, ShadowScores, Stage, Taken, decided, take
 
 __all__ = ["NONFINITE_BUFFERS", "Selection", "Selector", "scoring"]
 
 NONFINITE_BUFFERS = 3
-Bounds = tuple[int, int]
 
 
 class Selector:
@@ -80,8 +79,9 @@ class Selector:
         if self.rule.needs_draws:
             for scorer in (model, *([] if proxy is None else [proxy.model])):
                 require_dropout(scorer, self.rule.name)
+        self._scores = RuleScores(self.rule, self.chooser.shadows, loss, loss_cap=loss_cap, seed=seed,
+                                  draws=self.options.mc_draws, rank=self.ranks.rank)
         self._calls = self._nonfinite = 0
-        self._drawn = False
 
     def __call__(self, candidates: Candidates, step: int | None = None) -> Selection:
         """Select from one buffer; the kept inputs come back normalised, on the candidates' device.
@@ -145,42 +145,7 @@ class Selector:
             shadow=self._shadow(whole, rows[reached.at], n, step, start),
         )  # fmt: skip
 
-    # -- scores ------------------------------------------------------------------------------------------------------
-
-    def _scores(self, forward: Forward, stage: Stage, bounds: Bounds,
-                step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Loss, score and whether the prediction was right of the rows of a stage, (m,), and the shadows' scores."""
-        if not len(stage.x) and not in_lockstep(forward.model):
-            nothing = stage.il.new_zeros(0)  # batch norm refuses a forward of nothing
-            return nothing, nothing, nothing.bool(), nothing.new_zeros(len(self.chooser.shadows), 0)
-        draws = None
-        if self.rule.needs_draws:
-            draws = self._dropout_draws(forward, stage.x, step)
-            logits = mean_prediction(draws)
-        else:
-            logits = forward(stage.x)
-        require_known(bounds, logits)
-        loss = per_sample(self.loss, logits, stage.label).float()
-        evidence = self._evidence(loss, stage.il, logits, stage.label, draws)
-        live = None if stage.live is None else self._evidence(loss, stage.live, logits, stage.label, draws)
-        score = self.rule(live if self.rule.live and live is not None else evidence)
-        shadows = shadow_scores(self.chooser.shadows, evidence, live)
-        return loss, score, is_correct(logits, stage.label), shadows
-
-    def _evidence(self, loss: Tensor, il: Tensor, logits: Tensor, label: Tensor, draws: Tensor | None) -> Evidence:
-        pair = cap(loss, il, logits.shape[-1]) if self.loss_cap else (loss, il)
-        return Evidence(*pair, logits, label, draws)
-
-    def _dropout_draws(self, forward: Forward, x: Tensor, step: int) -> Tensor:
-        """K logits, a function of (seed, step, rank); the first time they are proved to differ."""
-        seed = int(generator(self.seed, "mc-dropout", step).integers(1 << 62)) + self.ranks.rank
-        draws = forward.draws(x, self.options.mc_draws, seed)
-        if not self._drawn and len(draws) > 1 and len(x):
-            self._drawn = True
-            if bool((draws[0] == draws[1]).all()):
-                raise UsageError(f"the rule {self.rule.name} compares forwards with dropout on, and two forwards of "
-                                 f"{type(forward.model).__name__} were the same: its dropout has no effect")
-        return draws
+    # -- what else is looked at ----------------------------------------------------------------------------------------
 
     def _live_il(self, candidates: Candidates, rows: Rows) -> Tensor | None:
         if self.live is None:
