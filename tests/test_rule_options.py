@@ -264,3 +264,45 @@ def test_workers_and_pieces_change_nothing(trained: Callable[..., Path], options
         with rhostream.open_ledger(str(folder)) as ledger:
             shadows.append(ledger.sql("SELECT * EXCLUDE run FROM shadow ORDER BY ALL"))
     assert shadows[0].equals(shadows[1]) and (len(shadows[0]) > 0) == ("shadow" in options)
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_has_every_keyword_of_train_with_the_same_default() -> None:
+    import inspect
+
+    from rhostream.cli import train as command
+    from rhostream.training.start import train
+
+    offered = {p.name: p for p in command.params}
+    only_python = {"metrics", "make_model", "smoothing"}
+    for name, parameter in inspect.signature(train).parameters.items():
+        if name in only_python:
+            continue
+        assert name in offered, name
+        if parameter.default is not inspect.Parameter.empty and name not in ("test_shards", "roots"):
+            assert offered[name].to_info_dict()["default"] in (parameter.default, None), name
+    assert set(offered) <= set(inspect.signature(train).parameters) | {"tensorboard", "help"}
+
+
+def test_options_of_the_command_line_reach_the_run(world: Path, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from rhostream.cli import cli
+    from rhostream.selection.rules import RULES
+
+    arguments = ["train", "--shards", str(world / "shards"), "--il", str(world / "il"), "--run", str(tmp_path / "run"),
+                 "--model", "mlp-64", "--buffer-size", "40", "--batch-size", "8", "--steps", "4", "--threads", "1"]
+    options = ["--rule", "rho", "--clip", "--gumbel", "0.5", "--warm-up", "1", "--stop-after", "3", "--ratio", "2:0.1",
+               "--class-quota", "0.5", "--deduplicate", "0.99", "--shadow", "loss,uniform"]
+    done = CliRunner().invoke(cli, [*arguments, *options])
+    assert done.exit_code == 0, done.output
+    pinned = json.loads((tmp_path / "run" / "run.json").read_text())["fingerprints"]
+    expected = {"clip": True, "gumbel": 0.5, "warm_up": 1, "stop_after": 3, "ratio": "2:0.1", "class_quota": "0.5",
+                "deduplicate": 0.99, "shadow": "loss,uniform"}
+    assert {name: pinned[name] for name in expected} == expected
+    shown = CliRunner().invoke(cli, ["train", "--help"]).output
+    assert all(name in shown.replace("\n", " ") for name in RULES)
+    headings = ["Options on the rule:", "Cheaper selection:", "This machine:", "What is written:"]
+    assert [h for h in headings if h in shown] == headings

@@ -197,7 +197,7 @@ def _networks(settings: Settings, loader: Loader, classes: int, on: torch.device
     if settings.listed is None or settings.listed.kind != "proxy":
         return network, None
     proxy = make_proxy(settings.proxy_model, loader.stream.decoded, classes, lr=settings.lr, seed=settings.seed,
-                       device=on, synchronized=not ranks.alone)
+                       device=on, synchronized=not ranks.alone, loss=find_loss(settings.loss))
     ranks.copy_from_first(proxy.model)
     return network, proxy
 
