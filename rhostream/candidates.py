@@ -28,6 +28,7 @@ class Reason(IntEnum):
     nonfinite = 8  # its loss or score is NaN or infinite
     holdout = 9  # the il model was trained on it
     unlisted = 10  # there is a keep-list, and it isn't on it
+    duplicate = 11  # a near-duplicate of one that scored better in the same buffer
 
 
 CANDIDATE = 255  # not a reason yet: the row goes to the forward
@@ -88,6 +89,7 @@ class Candidates:
     normalize: Normalize = Normalize()
     shard_names: pa.StringArray | None = None
     full: ReadFull | None = None  # None: `image` is the full size already
+    fold: npt.NDArray[np.int8] | None = None  # (B,) which IL model scored it, on the host
     on_host: Candidates | None = field(default=None, repr=False)  # what it was before `to`, for decisions and the log
 
     def __len__(self) -> int:
@@ -134,6 +136,7 @@ class Candidates:
             reason=self.reason[rows],
             image=None if self.image is None else self.image.index_select(0, index.to(self.image.device)),
             full=None if self.full is None else _of_some(self.full, rows),
+            fold=None if self.fold is None else self.fold[rows],
             on_host=None if self.on_host is None else self.on_host.take(rows),
         )
 

@@ -4,10 +4,11 @@
     <run>/attempts/K.json                                 create-only: who claimed the run
     <run>/checkpoints/step=S/attempt=K/model.safetensors  + optimizer.pt (read with weights_only)
                                        proxy.safetensors  + proxy-optimizer.pt, where a proxy makes the shortlist
+                                       live-0.safetensors + live-0-optimizer.pt of an IL model that learns along
     <run>/checkpoints/step=S/attempt=K/checkpoint.json    written last: its existence is the commit
 
-checkpoint.json lists every valid segment of the log and of the steps, so after any crash the ledger holds exactly the
-steps that the weights saw.
+checkpoint.json lists every valid segment of the log, of the steps and of the shadow log, so after any crash the ledger
+holds exactly the steps that the weights saw.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class Checkpoint:
     steps: list[dict[str, Any]] = field(default_factory=list)
     cost: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    shadow: list[dict[str, Any]] = field(default_factory=list)
+    selector: dict[str, Any] = field(default_factory=dict)  # what choices hang on beside the weights
     files: dict[str, str] = field(default_factory=dict)  # path -> sha256
     version: int = VERSION
 
@@ -86,16 +89,16 @@ def save_tensors(state: Mapping[str, Tensor]) -> bytes:
 
 
 def save(run: str, checkpoint: Checkpoint, model: Mapping[str, Tensor], optimizer: Mapping[str, Any],
-         proxy: Mapping[str, Any] | None = None) -> Checkpoint:
+         others: Mapping[str, Mapping[str, Any]] | None = None) -> Checkpoint:
     """Write the tensors, then checkpoint.json. Segments must be on disk before. Returns it with hashes filled in.
 
-    `proxy`: {"model": its state, "optimizer": its optimizer's}.
+    `others`: name of a further model ("proxy", "live-0") -> {"model": its state, "optimizer": its optimizer's}.
     """
     folder = f"checkpoints/step={checkpoint.step:010d}/attempt={checkpoint.attempt}"
     payload = {f"{folder}/model.safetensors": save_tensors(model), f"{folder}/optimizer.pt": _torch_bytes(optimizer)}
-    if proxy is not None:
-        payload |= {f"{folder}/proxy.safetensors": save_tensors(proxy["model"]),
-                    f"{folder}/proxy-optimizer.pt": _torch_bytes(proxy["optimizer"])}
+    for name, state in (others or {}).items():
+        payload |= {f"{folder}/{name}.safetensors": save_tensors(state["model"]),
+                    f"{folder}/{name}-optimizer.pt": _torch_bytes(state["optimizer"])}
     require_newest(run, checkpoint.attempt)
     for path, data in payload.items():
         storage.create(storage.join(run, path), data)
@@ -156,10 +159,17 @@ def load_tensors(run: str, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], d
     return _load(run, checkpoint, "")
 
 
-def load_proxy(run: str, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The proxy's state, hashes checked, as `save` took it. Raises TableError."""
-    model, optimizer = _load(run, checkpoint, "proxy")
+def load_other(run: str, checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """The state of a further model, hashes checked, as `save` took it. Raises TableError."""
+    model, optimizer = _load(run, checkpoint, name)
     return {"model": model, "optimizer": optimizer}
+
+
+def others_of(checkpoint: Checkpoint) -> list[str]:
+    """The names of the further models that a checkpoint holds."""
+    names = [path.rsplit("/", 1)[1].removesuffix(".safetensors") for path in checkpoint.files
+             if path.endswith(".safetensors")]
+    return sorted(name for name in names if name != "model")
 
 
 def _load(run: str, checkpoint: Checkpoint, whose: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -20,6 +20,8 @@ from rhostream import console
 from rhostream.errors import Interrupted, RhostreamError, UsageError
 from rhostream.signals import own_process
 
+RULES, CASCADE = "Options on the rule", "Cheaper selection"  # headings of train --help
+MACHINE, RECORDS = "This machine", "What is written"
 EPILOG = ("Exit codes: 0 all well; 1 internal error; 2 usage or configuration, before any work; 3 bad shards, samples "
           "or tables; 130/143 interrupted, the same command resumes.")
 
@@ -41,6 +43,28 @@ class _Command(click.Command):
             else:
                 out.append(arg)
         return super().parse_args(ctx, out)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Options below their headings, those without one first."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if (record := parameter.get_help_record(ctx)) is not None:
+                found.setdefault(getattr(parameter, "group", "Options"), []).append(record)
+        helps = found["Options"]
+        last = next(at for at, one in enumerate(helps) if "--help" in one[0])
+        for group in found:
+            with formatter.section(group):
+                formatter.write_dl([one for at, one in enumerate(found[group]) if group != "Options" or at != last])
+        with formatter.section("More"):
+            formatter.write_dl([helps[last]])
+
+
+class _GroupedOption(click.Option):
+    """An option with a heading of its own in the help."""
+
+    def __init__(self, *args: Any, group: str, **how: Any) -> None:
+        super().__init__(*args, **how)
+        self.group = group
 
 
 class _Choice(click.Choice[str]):
@@ -236,14 +260,20 @@ def index(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, out
     _finish(run(shards, out, roots=parse_roots(roots), keep=parse_keep(keep), **options))
 
 
+def _option(group: str, *names: str, **how: Any) -> Callable[[Any], Any]:
+    """An option that the help shows below the heading `group`."""
+    return click.option(*names, cls=_GroupedOption, group=group, **how)
+
+
 @cli.command("train")
 @_options(
     SHARDS, ROOT, WORKERS,
     click.option("--il", required=True, metavar="URL", help="The table of compute-il, or of index."),
     click.option("--run", required=True, metavar="DIR", help="Run folder; the same command again resumes it."),
     click.option("--model", default="mlp", show_default=True, help=MODEL_HELP),
-    click.option("--rule", default="rho", show_default=True,
-                 help="rho, uniform, loss, irreducible or your module:function."),
+    click.option("--rule", default="rho", show_default=True, metavar="NAME",
+                 help="uniform, loss, small_loss, grad_norm, grad_norm_is, irreducible, rho, rho_updated, entropy, "
+                      "conditional_entropy, bald, loss_minus_conditional_entropy or your module:function."),
     click.option("--buffer-size", default=320, show_default=True, help="n_B: samples looked at each step."),
     click.option("--batch-size", default=32, show_default=True, help="n_b: samples kept for the gradient."),
     click.option("--test-shards", multiple=True, metavar="URL...", help="Evaluated for reporting only."),
@@ -255,42 +285,66 @@ def index(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, out
     click.option("--accumulate", default=1, show_default=True, help="Split the kept batch into this many forwards."),
     click.option("--lr", default=1e-3, show_default=True, help="AdamW learning rate."),
     click.option("--weight-decay", default=0.01, show_default=True),
-    click.option("--loss-cap", is_flag=True, help="Clip loss and il at ln C (ours; for noisy IL models)."),
-    click.option("--keep-holdout", is_flag=True, help="Candidates may be samples that the IL model learned from."),
+    click.option("--loss", default="cross_entropy", show_default=True, metavar="NAME",
+                 help="cross_entropy, sequence_mean or your module:function of (logits, label), one loss a sample."),
     click.option("--augment", default="none", show_default=True, help="none, flip, shift or flip-shift; kept samples."),
-    click.option("--band", metavar="LOW:HIGH",
-                 help="Drop samples whose il is outside, before they are read: 20%:90% of the table, or nats."),
-    click.option("--keep-list", metavar="FILE",
-                 help="Parquet or CSV of (shard, ordinal) or (shard, key): nothing else is a candidate."),
-    click.option("--shortlist", metavar="KIND:R",
-                 help="proxy:4 or view:4: a cheaper forward picks 4 n_b, and fresh scores pick n_b of these."),
-    click.option("--proxy-model", default="mlp-64", show_default=True,
-                 help="The small model of --shortlist proxy; it learns from what is kept."),
-    click.option("--view-size", type=int,
-                 help="Decode at this many pixels to score or shortlist; what goes on is decoded at full size."),
-    click.option("--precision", default="float32", show_default=True, help="Of scoring: float32 or bfloat16."),
-    click.option("--train-precision", default="float32", show_default=True,
-                 help="Of the gradient step: float32 or bfloat16."),
-    click.option("--chunk", type=int, help="Score at most this many samples at once (memory)."),
-    click.option("--batch-norm", default="buffer", show_default=True, type=_Choice(["buffer", "eval"]),
-                 help="Statistics while scoring."),
-    click.option("--lanes", type=int, help="Shards that are mixed at a time.  [default: up to 64]"),
-    click.option("--eval-every", default=100, show_default=True, help="Steps between evaluations."),
-    click.option("--checkpoint-every", default=500, show_default=True, help="Steps between checkpoints."),
-    click.option("--keep-checkpoints", default=2, show_default=True, help="How many checkpoints stay."),
+    click.option("--keep-holdout", is_flag=True, help="Candidates may be samples that the IL model learned from."),
     click.option("--classes", type=int, help="Number of classes; else the table's."),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1."),
-    click.option("--threads", type=int,
-                 help="Threads of the model.  [default: the cores that the workers leave, as the run began]"),
-    click.option("--compile", is_flag=True, help="Run the model through torch.compile."),
-    click.option("--image-size", type=int, help="Pixels of the square input; else the table's."),
-    click.option("--decoder", default="auto", show_default=True, help="auto, pillow or simplejpeg."),
-    click.option("--selection", default="global", show_default=True, type=click.Choice(["global", "rank"]),
-                 help="Under torchrun: the best n_b of the whole buffer, or n_b / ranks of each rank's share."),
-    click.option("--rank-timeout", default=600.0, show_default=True,
-                 help="Seconds that a rank waits for the others before it stops."),
-    click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events below the run."),
     click.option("--seed", default=0, show_default=True),
+    _option(RULES, "--loss-cap", is_flag=True, help="Clip loss and il at ln C (ours; for noisy IL models)."),
+    _option(RULES, "--clip", is_flag=True, help="Scores below 0 count as 0; equal ones are ranked by chance."),
+    _option(RULES, "--gumbel", type=float, metavar="T",
+            help="Draw without replacement from softmax(score / T): Gumbel top-k."),
+    _option(RULES, "--warm-up", default=0, show_default=True, metavar="N", help="Uniform for the first N steps."),
+    _option(RULES, "--stop-after", type=int, metavar="N", help="Uniform from step N on."),
+    _option(RULES, "--uniform-every", type=int, metavar="K", help="One step in K is uniform."),
+    _option(RULES, "--ratio", metavar="STEP:SHARE,...",
+            help="From step s on keep that share of the buffer: 0:0.5,1000:0.1."),
+    _option(RULES, "--class-quota", metavar="F|balanced|reducr[:ETA]",
+            help="No class has more than the share F of a batch; equal shares; or class weights that follow the "
+                 "classes' excess losses."),
+    _option(RULES, "--deduplicate", type=float, metavar="R",
+            help="Of pictures of one buffer whose small views correlate by R (0.95) only the best is kept."),
+    _option(RULES, "--tau", is_flag=True, help="grad_norm_is: uniform until importance sampling pays."),
+    _option(RULES, "--mc-draws", default=10, show_default=True, metavar="K",
+            help="Forwards with dropout on, for the rules that compare them."),
+    _option(RULES, "--shadow", metavar="RULE,...",
+            help="Also log what these rules would have kept of the same forward."),
+    _option(RULES, "--il-model", metavar="DIR",
+            help="rho_updated: the IL model that learns along.  [default: where the table's lay]"),
+    _option(RULES, "--il-lr-scale", default=0.01, show_default=True, metavar="S", help="Its rate, times --lr."),
+    _option(RULES, "--il-code", metavar="NAME", help="Its package.module:function, where it is your own code."),
+    _option(CASCADE, "--band", metavar="LOW:HIGH",
+            help="Drop samples whose il is outside, before they are read: 20%:90% of the table, or nats."),
+    _option(CASCADE, "--keep-list", metavar="FILE",
+            help="Parquet or CSV of (shard, ordinal) or (shard, key): nothing else is a candidate."),
+    _option(CASCADE, "--shortlist", metavar="KIND:R",
+            help="proxy:4 or view:4: a cheaper forward picks 4 n_b, and fresh scores pick n_b of these."),
+    _option(CASCADE, "--proxy-model", default="mlp-64", show_default=True,
+            help="The small model of --shortlist proxy; it learns from what is kept."),
+    _option(CASCADE, "--view-size", type=int,
+            help="Decode at this many pixels to score or shortlist; what goes on is decoded at full size."),
+    _option(MACHINE, "--precision", default="float32", show_default=True, help="Of scoring: float32 or bfloat16."),
+    _option(MACHINE, "--train-precision", default="float32", show_default=True,
+            help="Of the gradient step: float32 or bfloat16."),
+    _option(MACHINE, "--chunk", type=int, help="Score at most this many samples at once (memory)."),
+    _option(MACHINE, "--batch-norm", default="buffer", show_default=True, type=_Choice(["buffer", "eval"]),
+            help="Statistics while scoring."),
+    _option(MACHINE, "--lanes", type=int, help="Shards that are mixed at a time.  [default: up to 64]"),
+    _option(MACHINE, "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1."),
+    _option(MACHINE, "--threads", type=int,
+            help="Threads of the model.  [default: the cores that the workers leave, as the run began]"),
+    _option(MACHINE, "--compile", is_flag=True, help="Run the model through torch.compile."),
+    _option(MACHINE, "--image-size", type=int, help="Pixels of the square input; else the table's."),
+    _option(MACHINE, "--decoder", default="auto", show_default=True, help="auto, pillow or simplejpeg."),
+    _option(MACHINE, "--selection", default="global", show_default=True, type=click.Choice(["global", "rank"]),
+            help="Under torchrun: the best n_b of the whole buffer, or n_b / ranks of each rank's share."),
+    _option(MACHINE, "--rank-timeout", default=600.0, show_default=True,
+            help="Seconds that a rank waits for the others before it stops."),
+    _option(RECORDS, "--eval-every", default=100, show_default=True, help="Steps between evaluations."),
+    _option(RECORDS, "--checkpoint-every", default=500, show_default=True, help="Steps between checkpoints."),
+    _option(RECORDS, "--keep-checkpoints", default=2, show_default=True, help="How many checkpoints stay."),
+    _option(RECORDS, "--tensorboard", is_flag=True, help="Also write TensorBoard events below the run."),
 )
 def train(shards: tuple[str, ...], roots: tuple[str, ...], tensorboard: bool, **options: Any) -> None:
     """Train with selection: score n_B samples, keep n_b, step; every decision is logged.
@@ -300,6 +354,7 @@ def train(shards: tuple[str, ...], roots: tuple[str, ...], tensorboard: bool, **
     \b
     Examples:
       rhostream train --shards data/*.tar --il il --run runs/rho --model resnet18-small --test-shards test/*.tar
+      rhostream train --shards data/*.tar --il il --run runs/is --rule grad_norm_is --tau --shadow rho,loss
       torchrun --nproc-per-node 4 --no-python -- rhostream train --shards data/*.tar --il il --run runs/rho
     """
     from rhostream.storage import redact
@@ -332,7 +387,7 @@ def _tensorboard(run: str) -> Callable[[dict[str, Any]], None]:
 def sql(folder: str, query: str | None, style: str, roots: tuple[str, ...]) -> None:
     """Ask a run (or an IL table) a question in SQL, or a named one: @noisy_share. Without a question, list them.
 
-    Views: selections, steps, il, samples, quarantine, runs.
+    Views: selections, steps, il, samples, quarantine, runs, shadow.
 
     \b
     Examples:

@@ -40,25 +40,30 @@ def macs_per_sample(model: nn.Module, example: Tensor) -> int:
 class Cost:
     """Running totals of a run; `as_json` is what cost.json and checkpoints hold."""
 
-    scored: int = 0  # samples through the target's scoring forward
+    scored: int = 0  # samples through the target's scoring forward; one that is scored by K draws counts K times
     trained: int = 0  # samples through its forward and backward
     shortlisted: int = 0  # samples through the cheaper forward that makes a shortlist
     proxy_trained: int = 0  # samples through forward and backward of the proxy
+    live_scored: int = 0  # samples through the IL model that learns along
+    live_trained: int = 0  # samples through its forward and backward
     evaluated: int = 0  # test samples; reported, not charged
     decoded: int = 0  # by the loader, at the size of the view where there is one
     reread: int = 0  # decoded again at full size
     macs: int = 0  # of one forward of one sample, target at full size
     scored_macs: int = 0  # the same at the size that is scored; 0: full size
     shortlist_macs: int = 0  # the same of what makes the shortlist
+    live_macs: int = 0  # the same of the IL model that learns along
     seconds: dict[str, float] = field(default_factory=dict)  # wait, score, train, log, evaluate, checkpoint
     retried: dict[str, dict[str, int]] = field(default_factory=dict)  # store -> fault -> times it was tried again
     il: dict[str, Any] = field(default_factory=dict)  # fit_samples, scored_samples, macs: the IL model's own account
+    keep_list: dict[str, Any] = field(default_factory=dict)  # the same of what made the keep-list, where it says so
 
     @property
     def forward_units(self) -> float:
         """Selection and training, in samples forwarded by the target at full size."""
         cheap = (self.shortlisted + 3.0 * self.proxy_trained) * self._units(self.shortlist_macs)
-        return self.scored * self._units(self.scored_macs or self.macs) + 3.0 * self.trained + cheap
+        live = (self.live_scored + 3.0 * self.live_trained) * self._units(self.live_macs)
+        return self.scored * self._units(self.scored_macs or self.macs) + 3.0 * self.trained + cheap + live
 
     def _units(self, macs: int) -> float:
         return macs / self.macs if self.macs else 1.0
@@ -66,17 +71,26 @@ class Cost:
     @property
     def il_units(self) -> float:
         """The IL table's cost in units of the target's forward; 0 when nothing is known of it."""
-        if not self.il or not self.macs:
+        return self._spent_before(self.il)
+
+    @property
+    def keep_list_units(self) -> float:
+        """The cost of the proxy that made the keep-list, in the same units; 0 when nothing is known of it."""
+        return self._spent_before(self.keep_list)
+
+    def _spent_before(self, account: dict[str, Any]) -> float:
+        if not account or not self.macs:
             return 0.0
-        spent = 3 * int(self.il.get("fit_samples", 0)) + int(self.il.get("scored_samples", 0))
-        return spent * float(self.il.get("macs", 0)) / self.macs
+        spent = 3 * int(account.get("fit_samples", 0)) + int(account.get("scored_samples", 0))
+        return spent * float(account.get("macs", 0)) / self.macs
 
     def add_seconds(self, phase: str, seconds: float) -> None:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "forward_units": self.forward_units, "il_units": self.il_units}
+        return {**asdict(self), "forward_units": self.forward_units, "il_units": self.il_units,
+                "keep_list_units": self.keep_list_units}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Cost:
-        return cls(**{k: v for k, v in record.items() if k not in ("forward_units", "il_units")})
+        return cls(**{k: v for k, v in record.items() if not k.endswith("_units")})

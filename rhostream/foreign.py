@@ -149,13 +149,13 @@ def checked_checkpoint(point: T) -> T:
     saved: Any = point
     for name in ("step", "pass_index", "buffer", "attempt"):
         _count(getattr(saved, name), name, 0, 2**62)
-    for name in ("fingerprints", "cost", "files"):
+    for name in ("fingerprints", "cost", "files", "selector"):
         _is(getattr(saved, name), dict, name)
     _counts(saved.counts, "counts")
     for path, digest in saved.files.items():
         checked_path(path)
         _is(digest, str, "a sha256")
-    for name in ("log", "steps"):
+    for name in ("log", "steps", "shadow"):
         _segments(getattr(saved, name), name)
     return point
 

@@ -271,7 +271,7 @@ def test_ranks_keep_their_sum_and_the_order(values: list[int]) -> None:
 
 
 def test_the_top_is_the_selectors_top() -> None:
-    from rhostream.selection.rules import top
+    from rhostream.selection.choice import top
 
     scores = np.array([1.0, np.nan, 3.0, 3.0, np.inf, 2.0, -np.inf], np.float32)
     for n in range(8):

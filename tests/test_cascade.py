@@ -190,7 +190,8 @@ def test_a_run_with_a_proxy_continued_in_pieces_and_killed_equals_one_in_one_go(
     assert process.returncode == -signal.SIGKILL
     rhostream.train(**options, workers=1)
     assert same(whole, tmp_path / "killed")
-    proxies = [checkpoint.load_proxy(str(r), checkpoint.latest(str(r)))["model"] for r in (whole, tmp_path / "killed")]
+    proxies = [checkpoint.load_other(str(r), checkpoint.latest(str(r)), "proxy")["model"]
+               for r in (whole, tmp_path / "killed")]
     assert all(torch.equal(proxies[0][k], proxies[1][k]) for k in proxies[0])
     costs = [json.loads((r / "cost.json").read_text()) for r in (whole, tmp_path / "killed")]
     assert costs[0]["forward_units"] == costs[1]["forward_units"]

@@ -35,6 +35,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "own": {"rule": "tests.tiny:middle"},
     "view": {"model": "tests.tiny:pooled", "view_size": 8},
     "view-list": {"model": "tests.tiny:pooled", "view_size": 8, "shortlist": "view:2"},
+    "importance": {"rule": "grad_norm_is", "shadow": "loss,rho,uniform"},
+    "gumbel": {"gumbel": 0.5, "class_quota": 0.25, "uniform_every": 5, "shadow": "grad_norm_is"},
+    "reducr": {"clip": True, "deduplicate": 0.9, "class_quota": "reducr", "warm_up": 2, "ratio": "0:0.2,6:0.1"},
+    "live": {"rule": "rho_updated", "il_lr_scale": 0.5},
+    "quota": {"rule": "uniform", "class_quota": "balanced"},
     "by-chance": {"missing_il": "uniform", "il": "half"}, "keep-list": {"keep_list": "list.csv"},
 }
 
@@ -82,6 +87,25 @@ def test_two_ranks_keep_what_one_keeps(runs: Path, kind: str) -> None:
                                      "test_loss, test_samples FROM steps ORDER BY step"))
     for column in tables[0].column_names:
         np.testing.assert_allclose(*(np.array(t[column].to_pylist(), float) for t in tables), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["importance", "gumbel"])
+def test_two_ranks_shadow_what_one_shadows(runs: Path, kind: str) -> None:
+    found = []
+    for name in ("one", "two"):
+        with rhostream.open_ledger(str(runs / f"{name}-{kind}")) as ledger:
+            found.append(ledger.sql("SELECT step, shard, ordinal, rule, kept, score FROM shadow ORDER BY ALL"))
+    assert found[0].drop_columns("score").equals(found[1].drop_columns("score")) and len(found[0]) > 0
+    scores = [np.array(table["score"].fill_null(0).to_numpy()) for table in found]
+    np.testing.assert_allclose(*scores, atol=1e-4)
+
+
+def test_ranks_that_choose_alone_can_not_share_what_a_rule_learns(settings: dict[str, Any], tmp_path: Path) -> None:
+    options = {**settings, "run": str(tmp_path / "run"), "selection": "rank"}
+    for more, named in (({"class_quota": "reducr"}, "--class-quota reducr"), ({"rule": "rho_updated"}, "rho_updated"),
+                        ({"rule": "grad_norm_is", "tau": True}, "--tau")):
+        for one in ranks.start(tmp_path, ranks.train, 2, [{**options, **more}]).join():
+            assert one["exit"] == 2 and named in one["error"] and "--selection global" in one["error"]
 
 
 # -- the gradient ---

@@ -37,3 +37,39 @@ class Hungry(nn.Sequential):
 def hungry(*, image_size: int, channels: int, classes: int) -> nn.Module:
     """One linear layer of that kind."""
     return Hungry(nn.Flatten(), nn.Linear(channels * image_size**2, classes))
+
+
+def dropping(*, image_size: int, channels: int, classes: int) -> nn.Module:
+    """An MLP with dropout, for rules that compare forwards with it."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, 64), nn.ReLU(), nn.Dropout(0.5),
+                         nn.Linear(64, classes))
+
+
+def confident(label: Tensor, logits: Tensor) -> Tensor:
+    """A user's rule without il: the probability of the label."""
+    return logits.softmax(1).gather(1, label[:, None])[:, 0]
+
+
+def one_number(loss: Tensor) -> Tensor:
+    """A rule that forgot that it ranks samples."""
+    return loss.mean()
+
+
+def astray(losses: Tensor) -> Tensor:
+    """A rule that asks for what no forward gives."""
+    return losses
+
+
+def mean_loss(logits: Tensor, label: Tensor) -> Tensor:
+    """A loss that forgot reduction='none'."""
+    return nn.functional.cross_entropy(logits, label)
+
+
+def smooth_loss(logits: Tensor, label: Tensor) -> Tensor:
+    """A user's loss: cross-entropy with smoothed labels."""
+    return nn.functional.cross_entropy(logits, label, reduction="none", label_smoothing=0.1)
+
+
+def narrow(*, image_size: int, channels: int) -> nn.Module:
+    """A model for fewer classes than there are."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, 2))

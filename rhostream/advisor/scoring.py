@@ -65,6 +65,8 @@ def scoring_report(shards: Iterable[str] = (), il: str | None = None, *, model: 
         source = storage.redact(weights) if weights else ""
     if question.rule == "uniform":
         raise UsageError("the rule uniform scores nothing; give --rule rho")
+    if question.rule == "rho_updated":
+        raise UsageError("the rule rho_updated scores with an IL model that learns along in a run; give --rule rho")
     views = Views(question, device_of(device), seed, roots)
     network = views.network(question.model)
     if weights:

@@ -103,7 +103,9 @@ def baseline_of(run: RunFacts, others: Iterable[RunFacts], kind: str) -> RunFact
         is_kind = other.rule == "uniform" and other.everything == (kind == EVERYTHING)
         if is_kind and other.name != run.name and all(run.row[k] == other.row[k] for k in same):
             fits.append(other)
-    return min(fits, key=lambda o: ([o.row[k] != run.row[k] for k in ("batch_size", "seed")], o.name), default=None)
+    # A uniform run with a keep-list, a band or a quota is a selection too: it stands in only where there is no other.
+    return min(fits, key=lambda o: (bool(o.stages), [o.row[k] != run.row[k] for k in ("batch_size", "seed")], o.name),
+               default=None)
 
 
 def comparisons(mine: Sequence[RunFacts], others: Sequence[RunFacts], kind: str, window: int) -> list[Comparison]:
@@ -165,8 +167,10 @@ def _reached(found: Sequence[Comparison], gains: Sequence[float], goal: str, il_
 def il_account(run: RunFacts, found: Mapping[str, Sequence[Comparison]]) -> str:
     """What the irreducible loss cost, and after how many runs it is paid, in words."""
     units, accuracy = run.row["il_units"], run.row["il_accuracy"]
+    listed = run.row.get("keep_list_units") or 0.0
+    made = f" Making its keep-list cost {listed:,.0f} forward units, once." if listed else ""
     if not run.folder.il_model and not units:
-        return "This run used no irreducible loss, so there is none to pay."
+        return "This run used no irreducible loss, so there is none to pay." + made
     text = "How much the irreducible loss cost is not known."
     if units:
         text = (f"Fitting the IL model and scoring every sample once cost {units:,.0f} forward units (of the target), "
@@ -186,7 +190,7 @@ def il_account(run: RunFacts, found: Mapping[str, Sequence[Comparison]]) -> str:
         text += f" The IL model itself is right for {100 * accuracy:.1f} % of the labels as they are"
         text += " (of samples that it didn't learn from)"
         text += f"; the target ended at {100 * final:.1f} % of the test set." if final is not None else "."
-    return text
+    return text + made
 
 
 def _mean(values: Sequence[float]) -> float:

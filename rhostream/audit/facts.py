@@ -28,7 +28,10 @@ class Curve:
         return self.units[self.steps.index(steps)] if steps in self.steps else None
 
 
-_STAGES = {"keep_list": "keep-list", "band": "band", "view_size": "view of", "shortlist": "shortlist"}
+_STAGES = {"keep_list": "keep-list", "band": "band", "view_size": "view of", "shortlist": "shortlist",
+           "gumbel": "gumbel", "warm_up": "warm-up of", "stop_after": "stop after", "uniform_every": "uniform every",
+           "ratio": "ratio", "class_quota": "class quota", "deduplicate": "no duplicates above"}
+_SWITCHES = {"clip": "clipped at 0", "tau": "tau"}
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,10 @@ class RunFacts:
 
     @property
     def stages(self) -> list[str]:
-        """The stages of the cascade in front of the rule, as they were set."""
+        """The stages of the cascade in front of the rule and the options on it, as they were set."""
         settings = self.folder.settings
-        return [f"{words} {settings[name]}" for name, words in _STAGES.items() if settings.get(name)]
+        set_ = [f"{words} {settings[name]}" for name, words in _STAGES.items() if settings.get(name)]
+        return set_ + [words for name, words in _SWITCHES.items() if settings.get(name)]
 
     @property
     def everything(self) -> bool:

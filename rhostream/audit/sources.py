@@ -53,7 +53,7 @@ def _remote(url: str, value: str | None, column: str | None, schema: pa.Schema) 
 
 
 def segments(run: RunFolder, what: str, schema: pa.Schema) -> Any:
-    """The committed segments of `what` ("log" or "steps") of a run, each proved by its sha256.
+    """The committed segments of `what` ("log", "steps" or "shadow") of a run, each proved by its sha256.
 
     Raises TableError naming the first segment that is damaged, replaced or gone.
     """

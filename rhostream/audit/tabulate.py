@@ -160,6 +160,7 @@ _REASONS = {
     "nonfinite": "its loss was NaN or infinite",
     "holdout": "the IL model had learned from it",
     "unlisted": "there was a keep-list, and it wasn't on it",
+    "duplicate": "a near-duplicate of one that scored better in the same buffer",
 }
 
 

@@ -3,6 +3,7 @@
     selections   every column of the log + run          steps        one row a step + seconds + run
     il           every column of a part + shard         samples      shard, ordinal, key, label, kept fields
     quarantine   shard, ordinal, key, status, error     runs         one row a run
+    shadow       run, pass, step, shard, ordinal, rule, score, kept: what another rule would have kept
 
 The newest checkpoint's list decides which segments exist, each proved by its sha256 when the ledger is opened; parts
 are opened only when a question mentions them. DuckDB gets Arrow datasets, never a path.
@@ -26,11 +27,11 @@ from rhostream.audit.render import escape
 from rhostream.audit.runs import RunFolder, is_table, open_runs, read_record
 from rhostream.errors import MismatchError, RhostreamError, UnknownNameError, UsageError
 from rhostream.tables import il as il_table
-from rhostream.tables import selections, steps
+from rhostream.tables import selections, shadow, steps
 
 __all__ = ["VIEWS", "Ledger", "is_table", "open_ledger", "read_record"]
 
-VIEWS = ("selections", "steps", "runs", "il", "samples", "quarantine")
+VIEWS = ("selections", "steps", "runs", "il", "samples", "quarantine", "shadow")
 # Parts are opened before a question that holds these words; a column may have the same name, which costs time only.
 _FROM_PARTS = re.compile(r"\b(il|samples|quarantine)\b", re.IGNORECASE)
 _SEGMENTS = (("log", selections.SCHEMA), ("steps", steps.SCHEMA))
@@ -42,6 +43,7 @@ RUNS = pa.schema(
         ("batch_size", pa.int64()), ("seed", pa.int64()), ("loss_cap", pa.bool_()), ("steps", pa.int64()),
         ("last_step", pa.int64()), ("complete", pa.bool_()), ("forward_units", pa.float64()),
         ("il_units", pa.float64()), ("macs", pa.int64()), ("il_accuracy", pa.float64()),
+        ("keep_list_units", pa.float64()),
     ]
 )  # fmt: skip
 _DEFINITIONS = {
@@ -55,6 +57,7 @@ _DEFINITIONS = {
     "samples": "SELECT shard, ordinal, key, label, * EXCLUDE (shard, "
                + ", ".join(il_table.SCHEMA.names) + ") FROM _parts",
     "quarantine": "SELECT shard, ordinal, key, status, error FROM _parts WHERE status <> 'ok'",
+    "shadow": "SELECT * FROM _shadow",
 }  # fmt: skip
 
 
@@ -80,6 +83,7 @@ class Ledger:
         self._con.register("_runs", pa.Table.from_pylist([_run_row(run) for run in self.runs], RUNS))
         for what, schema in _SEGMENTS:
             self._register_segments(what, schema)
+        self._register_shadow()
         self._con.register("_parts", sources.dataset([], "shard", self._part_schema()))
         for name in VIEWS:
             self._con.execute(f"CREATE VIEW {name} AS {_DEFINITIONS[name]}")
@@ -139,9 +143,22 @@ class Ledger:
             return
         for number, run in enumerate(self.runs):
             self._con.register(f"_{what}_{number}", sources.segments(run, what, schema))
-        name = {number: run.name.replace("'", "''") for number, run in enumerate(self.runs)}
-        each = [f"SELECT *, '{name[number]}' AS run FROM _{what}_{number}" for number in name]
+        each = [f"SELECT *, {_quoted(run.name)} AS run FROM _{what}_{number}" for number, run in enumerate(self.runs)]
         self._con.execute(f"CREATE VIEW _{what} AS " + " UNION ALL ".join(each))
+
+    def _register_shadow(self) -> None:
+        """`_shadow`: one row for each shadow rule and sample, made of files that have a column for each rule."""
+        each = []
+        for number, run in enumerate(self.runs):
+            rules = shadow.rules_of(run.settings)
+            if rules:
+                self._con.register(f"_shadow_{number}", sources.segments(run, "shadow", shadow.schema_of(len(rules))))
+            name = _quoted(run.name)
+            each += [f"SELECT {name} AS run, pass, step, shard, ordinal, {_quoted(rule)} AS rule, score_{at} AS score, "
+                     f"kept_{at} AS kept FROM _shadow_{number}" for at, rule in enumerate(rules)]
+        none = ("SELECT ''::VARCHAR AS run, 0::INTEGER AS pass, 0::BIGINT AS step, ''::VARCHAR AS shard, 0::INTEGER AS "
+                "ordinal, ''::VARCHAR AS rule, 0::FLOAT AS score, false AS kept WHERE false")
+        self._con.execute("CREATE VIEW _shadow AS " + " UNION ALL ".join(each or [none]))
 
     def _part_schema(self) -> pa.Schema:
         try:
@@ -197,7 +214,8 @@ class Ledger:
         """What a scan that failed without naming a file ran into: files can go bad after they were opened."""
         try:
             for run in self.runs:
-                for what, schema in _SEGMENTS:
+                own = ("shadow", shadow.schema_of(len(shadow.rules_of(run.settings))))
+                for what, schema in (*_SEGMENTS, own):
                     sources.segments(run, what, schema)
         except RhostreamError as exc:
             return exc
@@ -218,11 +236,16 @@ def open_ledger(folders: str | Iterable[str], *, roots: Mapping[str, str] | None
     return Ledger([folders] if isinstance(folders, str) else list(folders), roots)
 
 
+def _quoted(text: str) -> str:
+    """A string of SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
 def _run_row(run: RunFolder) -> dict[str, Any]:
     settings, cost = run.settings, run.cost
     return {
         **{name: settings.get(name) for name in ("rule", "model", "buffer_size", "batch_size", "seed", "last_step")},
         "run": run.name, "loss_cap": bool(settings.get("loss_cap")), "steps": run.steps, "complete": run.complete,
         "forward_units": cost.get("forward_units"), "il_units": cost.get("il_units"), "macs": cost.get("macs"),
-        "il_accuracy": run.il_model.get("accuracy"),
+        "il_accuracy": run.il_model.get("accuracy"), "keep_list_units": cost.get("keep_list_units"),
     }  # fmt: skip

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,15 @@ from rhostream.errors import UsageError
 from rhostream.selection.ranks import in_lockstep, is_sharded
 
 BATCH_NORMS = ("buffer", "eval")
+# What draws in train mode, beside layers of nn.Dropout's kind; of others' own layers torch knows nothing.
+_DROPPING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.RNNBase)
 
 
 @contextlib.contextmanager
-def scoring(model: nn.Module, batch_norm: str = "buffer") -> Iterator[None]:
+def scoring(model: nn.Module, batch_norm: str = "buffer", dropout: bool = False) -> Iterator[None]:
     """How a forward scores: inference mode, eval mode, batch norm by `buffer` or by running (`eval`) statistics.
 
-    On exit modes, buffers and the random state are what they were.
+    `dropout`: that one stays on. On exit modes, buffers and the random state are what they were.
     """
     modes = [(module, module.training) for module in model.modules()]
     norms = [m for m, _ in modes if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -38,6 +41,9 @@ def scoring(model: nn.Module, batch_norm: str = "buffer") -> Iterator[None]:
         for norm in norms:
             # In train mode without tracked statistics torch normalises by the batch and updates nothing.
             norm.training, norm.track_running_stats = True, False
+    if dropout:
+        for module in droppings(model):
+            module.training = True
     # The weights that FSDP gathers for this forward may be those of the next one, which is to be differentiated.
     without_gradients = torch.no_grad() if is_sharded(model) else torch.inference_mode()
     try:
@@ -52,6 +58,24 @@ def scoring(model: nn.Module, batch_norm: str = "buffer") -> Iterator[None]:
         for module, mode in modes:
             if module.training != mode:
                 module.training = mode
+
+
+def droppings(model: nn.Module) -> list[nn.Module]:
+    """The layers of the model that drop units in train mode."""
+    return [m for m in model.modules() if (isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0)
+            or (isinstance(m, _DROPPING) and _rate(m) > 0)]  # fmt: skip
+
+
+def _rate(module: nn.Module) -> float:
+    dropout = getattr(module, "dropout", 0.0)
+    return float(dropout.p if isinstance(dropout, nn.Dropout) else dropout)
+
+
+def require_dropout(model: nn.Module, rule: str) -> None:
+    """Raise UsageError for a model of which every MC-dropout draw would be the same."""
+    if not droppings(model):
+        raise UsageError(f"the rule {rule} compares forwards with dropout on, and {type(model).__name__} has no "
+                         "dropout (nn.Dropout with p > 0): give the model some, or take another rule")
 
 
 class Forward:
@@ -73,9 +97,16 @@ class Forward:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Score `x`; raises what the model raises."""
+        return self._in_memory(x, lambda: self._logits(x))
+
+    def draws(self, x: Tensor, count: int, seed: int) -> Tensor:
+        """Logits of `count` forwards with dropout on, a function of the seed: (count, n, C) float32."""
+        return self._in_memory(x, lambda: self._drawn(x, count, seed))
+
+    def _in_memory(self, x: Tensor, make: Callable[[], Tensor]) -> Tensor:
         while True:
             try:
-                return self._logits(x)
+                return make()
             except torch.OutOfMemoryError:
                 size = min(self.chunk or len(x), len(x))
                 if size <= 1 or in_lockstep(self.model):  # other ranks would wait for the forwards that are fewer
@@ -92,8 +123,20 @@ class Forward:
                 "kept than with the whole buffer at once (--batch-norm eval scores alike in any chunk)")
 
     def _logits(self, x: Tensor) -> Tensor:
-        context = torch.autocast(x.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
-        with scoring(self.model, self.batch_norm), context:
-            if self.chunk is None or len(x) <= self.chunk:
-                return self._run(x).float()  # type: ignore[no-any-return]
-            return torch.cat([self._run(part).float() for part in x.split(self.chunk)])
+        with scoring(self.model, self.batch_norm), self._precision(x):
+            return self._run_in_chunks(x)
+
+    def _drawn(self, x: Tensor, count: int, seed: int) -> Tensor:
+        with scoring(self.model, self.batch_norm, dropout=True), self._precision(x):
+            torch.default_generator.manual_seed(seed)
+            if x.device.type == "cuda":
+                torch.cuda.manual_seed(seed)
+            return torch.stack([self._run_in_chunks(x) for _ in range(count)])
+
+    def _precision(self, x: Tensor) -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast(x.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
+
+    def _run_in_chunks(self, x: Tensor) -> Tensor:
+        if self.chunk is None or len(x) <= self.chunk:
+            return self._run(x).float()  # type: ignore[no-any-return]
+        return torch.cat([self._run(part).float() for part in x.split(self.chunk)])

@@ -12,49 +12,53 @@ import torch
 from torch import Tensor, nn
 
 from rhostream.crashpoints import crash_point
+from rhostream.selection.losses import LossFunction, per_sample
 from rhostream.selection.ranks import Ranks, in_lockstep
 
-Loss = Callable[[Tensor, Tensor], Tensor]  # (logits, label) -> (n,)
 
-
-def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, label: Tensor, loss: Loss, *,
+def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, label: Tensor, loss: LossFunction, *,
               forward: Callable[[Tensor], Tensor] | None = None, accumulate: int = 1,
-              autocast: torch.dtype | None = None, ranks: Ranks | None = None, total: int = 0) -> tuple[Tensor, Tensor]:
+              autocast: torch.dtype | None = None, ranks: Ranks | None = None, total: int = 0,
+              weight: Tensor | None = None, mode: bool = True) -> tuple[Tensor, Tensor]:
     """Step on the mean of `loss`; returns the own losses (n,) and the mean over all ranks, both on the device.
 
     `total` is the number of samples that all ranks kept, at least one; a rank may have none of them. Collective where
-    `ranks` are several. `accumulate`: forwards that the own samples are split into.
+    `ranks` are several. `accumulate`: forwards that the own samples are split into. `weight` (n,): factors of the own
+    losses, whose sum is then divided by `total`, the number of draws. `mode`: whether the model is in train mode.
+    Raises UsageError when `loss` gives anything but one number a sample.
     """
     ranks = ranks or Ranks()
-    count = len(x) if ranks.alone else total
-    if not model.training:
-        model.train()
+    count = len(x) if ranks.alone and weight is None else total
+    if model.training != mode:
+        model.train(mode)
     optimizer.zero_grad(set_to_none=True)
     losses = []
-    for part, labels in _parts(x, label, accumulate, in_lockstep(model)):
+    factor = label.new_ones(len(label), dtype=torch.float32) if weight is None else weight
+    for part, labels, factors in _parts((x, label, factor), accumulate, in_lockstep(model)):
         with torch.autocast(x.device.type, autocast, enabled=autocast is not None):
             logits = (forward or model)(part)
-        loss_b = loss(logits.float(), labels)
-        (loss_b.sum() / count).backward()
+        loss_b = per_sample(loss, logits.float(), labels)
+        ((loss_b if weight is None else loss_b * factors).sum() / count).backward()
         losses.append(loss_b.detach())
     crash_point("train: loss computed")
     loss_b = torch.cat(losses) if len(losses) > 1 else losses[0] if losses else x.new_zeros(0)
+    weighted = loss_b if weight is None else loss_b * weight
     if ranks.alone:
-        mean = loss_b.mean()
+        mean = weighted.sum() / count if weight is not None else loss_b.mean()
     else:
-        mean = ranks.add_gradients(model.parameters(), loss_b.sum() / count)
+        mean = ranks.add_gradients(model.parameters(), weighted.sum() / count)
         ranks.average_norms(model)
     step_if_finite(optimizer, mean)
     return loss_b, mean
 
 
-def _parts(x: Tensor, label: Tensor, accumulate: int, lockstep: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def _parts(rows: tuple[Tensor, ...], accumulate: int, lockstep: bool) -> Iterator[tuple[Tensor, ...]]:
     """The samples in `accumulate` forwards; in lockstep exactly so many, as other ranks make them, even of nothing."""
     if lockstep:
-        yield from zip(x.tensor_split(accumulate), label.tensor_split(accumulate), strict=True)
-    elif len(x):
-        size = -(-len(x) // accumulate)
-        yield from zip(x.split(size), label.split(size), strict=True)
+        yield from zip(*(tensor.tensor_split(accumulate) for tensor in rows), strict=True)
+    elif len(rows[0]):
+        size = -(-len(rows[0]) // accumulate)
+        yield from zip(*(tensor.split(size) for tensor in rows), strict=True)
 
 
 def step_if_finite(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rhostream.selection.forward import Forward
 from rhostream.selection.gradient import take_step
-from rhostream.selection.losses import cross_entropy
+from rhostream.selection.losses import LossFunction, cross_entropy
 from rhostream.selection.ranks import Ranks
 
 
@@ -21,8 +21,8 @@ class Proxy:
     """A small model beside the target; `learn` takes one AdamW step on what was kept."""
 
     def __init__(self, model: nn.Module, *, lr: float = 1e-3, weight_decay: float = 0.01,
-                 autocast: torch.dtype | None = None) -> None:
-        self.model = model
+                 autocast: torch.dtype | None = None, loss: LossFunction = cross_entropy) -> None:
+        self.model, self.loss = model, loss
         self.forward = Forward(model, autocast=autocast)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
 
@@ -31,7 +31,7 @@ class Proxy:
 
         Over several `ranks` the mean is that of the `total` inputs of all; each calls it, even with none of its own.
         """
-        take_step(self.model, self.optimizer, x, label, cross_entropy, ranks=ranks, total=total)
+        take_step(self.model, self.optimizer, x, label, self.loss, ranks=ranks, total=total)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and optimizer, for a checkpoint."""

@@ -1,78 +1,225 @@
 """The selection rules, as pure functions from what one forward gives to a score; the top n_b by score are kept.
 
-    uniform       a random n_b, no forward                       (the baseline)
-    loss          L                                              (Loshchilov & Hutter 2015; Kawaguchi & Lu 2020)
-    irreducible   -il                                            (the paper's negative IL)
-    rho           L - il                                         (Algorithm 1, line 7)
+    uniform                         a random n_b, no forward             (the baseline)
+    loss                            L                                    (Loshchilov & Hutter 2015; Kawaguchi & Lu 2020)
+    small_loss                      -L                                   (small-loss selection: Han et al. 2018)
+    grad_norm                       |p - y|, the gradient at the logits  (Katharopoulos & Fleuret 2018, an upper bound)
+    grad_norm_is                    the same, by importance sampling     (Katharopoulos & Fleuret 2018)
+    irreducible                     -il                                  (the paper's negative IL)
+    rho                             L - il                               (Algorithm 1, line 7)
+    rho_updated                     L - il of a model that learns along  (Eq. 3 as it stands; paper, App. D)
+    entropy                         H[mean p_k]                          (of K dropout draws p_k: Gal et al. 2017)
+    conditional_entropy             mean H[p_k]
+    bald                            H[mean p_k] - mean H[p_k]            (Houlsby et al. 2011)
+    loss_minus_conditional_entropy  L - mean H[p_k]
 
-A user's own rule is `package.module:function` with the same signature: (loss_B, il_B, logits_BC) -> score_B.
+A function asks for what it needs by the names of its parameters (`INPUTS`), so that what a rule costs follows from its
+signature. A user's own rule is `package.module:function`, by the same names.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rhostream.errors import UnknownNameError, UsageError
 
-Score = Callable[[Tensor, Tensor, Tensor], Tensor]
+Score = Callable[..., Tensor]
+INPUTS = {
+    "loss_B": "the training loss of each candidate, nats",
+    "il_B": "its irreducible loss, nats",
+    "logits_BC": "the model's logits",
+    "label_B": "the label as given",
+    "draws_KBC": "K logits with dropout on (MC dropout)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What one forward gives of B candidates, on its device."""
+
+    loss_B: Tensor  # float32, nats
+    il_B: Tensor  # float32, nats; NaN where there is none
+    logits_BC: Tensor  # float32; with dropout draws the logarithm of their mean probabilities
+    label_B: Tensor
+    draws_KBC: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A named score and what it needs."""
+    """A named score, what it needs, and how the n_b are taken by it."""
 
     name: str
     score: Score | None  # None: no forward, a random choice
-    needs_il: bool = False
+    takes: tuple[str, ...] = ()  # its parameters in their order, by the names of INPUTS
+    sampled: bool = False  # n_b draws with replacement in proportion to the score, weighted; else the largest n_b
+    live: bool = False  # its il is that of a model that learns along
+
+    @property
+    def needs_il(self) -> bool:
+        return "il_B" in self.takes
+
+    @property
+    def needs_draws(self) -> bool:
+        return "draws_KBC" in self.takes
+
+    def __call__(self, evidence: Evidence) -> Tensor:
+        """The score (B,) of each candidate. Raises UsageError when the rule's function returns anything else."""
+        assert self.score is not None
+        score: Any = self.score(*(getattr(evidence, name) for name in self.takes))
+        shape = evidence.loss_B.shape
+        if not isinstance(score, Tensor) or score.shape != shape:
+            raise UsageError(f"rule {self.name!r} returned {described(score)}, expected a tensor with one score for "
+                             f"each candidate, shape {tuple(shape)}")
+        found: Tensor = score.float()
+        return found
 
 
-def score_loss(loss_B: Tensor, il_B: Tensor, logits_BC: Tensor) -> Tensor:
+def described(value: Any) -> str:
+    """What a user's function returned, in words."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"a scalar (a tensor of shape {tuple(value.shape)})" if value.ndim == 0 else (
+        f"a tensor of shape {tuple(value.shape)}")
+
+
+# -- the scores ------------------------------------------------------------------------------------------------------
+
+
+def score_loss(loss_B: Tensor) -> Tensor:
     """The training loss: hard points first, noisy ones too."""
     return loss_B
 
 
-def score_irreducible(loss_B: Tensor, il_B: Tensor, logits_BC: Tensor) -> Tensor:
+def score_small_loss(loss_B: Tensor) -> Tensor:
+    """Minus the training loss: what is probably labelled right, and mostly learnt already."""
+    return -loss_B
+
+
+def score_grad_norm(logits_BC: Tensor, label_B: Tensor) -> Tensor:
+    """The norm of the loss's gradient at the logits, |softmax(z) - y|_2: (B,) in [0, sqrt(2)]."""
+    p_BC = logits_BC.softmax(1)
+    rows = torch.arange(len(p_BC), device=p_BC.device)
+    gradient_BC = p_BC.index_put((rows, label_B), p_BC[rows, label_B] - 1)
+    return gradient_BC.square().sum(1).sqrt()
+
+
+def score_irreducible(il_B: Tensor) -> Tensor:
     """Minus the irreducible loss: easy points first, learnt ones too."""
     return -il_B
 
 
-def score_rho(loss_B: Tensor, il_B: Tensor, logits_BC: Tensor) -> Tensor:
+def score_rho(loss_B: Tensor, il_B: Tensor) -> Tensor:
     """The reducible holdout loss: training loss minus irreducible loss (paper, Eq. 3 and Algorithm 1)."""
     return loss_B - il_B
+
+
+def score_entropy(draws_KBC: Tensor) -> Tensor:
+    """The entropy of the mean prediction, nats: (B,)."""
+    return entropy(mean_prediction(draws_KBC))
+
+
+def score_conditional_entropy(draws_KBC: Tensor) -> Tensor:
+    """The mean entropy of the predictions, nats: what no look at the label would resolve."""
+    return entropy(draws_KBC).mean(0)
+
+
+def score_bald(draws_KBC: Tensor) -> Tensor:
+    """The mutual information between label and weights, nats: entropy minus conditional entropy."""
+    return score_entropy(draws_KBC) - score_conditional_entropy(draws_KBC)
+
+
+def score_loss_minus_conditional_entropy(loss_B: Tensor, draws_KBC: Tensor) -> Tensor:
+    """The training loss minus what of it the model takes for noise, nats."""
+    return loss_B - score_conditional_entropy(draws_KBC)
+
+
+def mean_prediction(draws_KBC: Tensor) -> Tensor:
+    """Log of the mean of K softmaxes: (B, C), logits of the mean prediction."""
+    return draws_KBC.log_softmax(2).logsumexp(0) - math.log(len(draws_KBC))
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Of the softmax over the last dimension, nats."""
+    log_p = logits.log_softmax(-1)
+    return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)  # 0 log 0 is 0
+
+
+# -- the registry ----------------------------------------------------------------------------------------------------
+
+
+def make_rule(name: str, score: Score | None, *, sampled: bool = False, live: bool = False) -> Rule:
+    """A rule whose needs are read off its function's parameters. Raises UsageError for one that no forward gives.
+
+    The suffix of the shape may be left out (`loss` for `loss_B`); what has a default value and another name keeps it.
+    """
+    if score is None:
+        return Rule(name, None)
+    try:
+        parameters = inspect.signature(score).parameters.values()
+    except (TypeError, ValueError) as exc:
+        raise UsageError(f"rule {name!r}: {exc}; expected a function of {', '.join(INPUTS)}") from exc
+    known = {short: full for full in INPUTS for short in (full, full.partition("_")[0])}
+    takes = []
+    for parameter in parameters:
+        if parameter.name in known and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            takes.append(known[parameter.name])
+        elif parameter.default is parameter.empty:
+            near = difflib.get_close_matches(parameter.name, known, n=1)
+            hint = f"; did you mean {known[near[0]]}?" if near else ""
+            raise UsageError(f"rule {name!r} takes {parameter.name!r}, which no forward gives{hint} (a rule is a "
+                             f"function of any of {', '.join(INPUTS)}, by position)")
+        else:
+            break  # nothing after a default value can be given by position
+    return Rule(name, score, tuple(takes), sampled, live)
 
 
 RULES = {
     rule.name: rule
     for rule in (
-        Rule("uniform", None),
-        Rule("loss", score_loss),
-        Rule("irreducible", score_irreducible, needs_il=True),
-        Rule("rho", score_rho, needs_il=True),
+        make_rule("uniform", None),
+        make_rule("loss", score_loss),
+        make_rule("small_loss", score_small_loss),
+        make_rule("grad_norm", score_grad_norm),
+        make_rule("grad_norm_is", score_grad_norm, sampled=True),
+        make_rule("irreducible", score_irreducible),
+        make_rule("rho", score_rho),
+        make_rule("rho_updated", score_rho, live=True),
+        make_rule("entropy", score_entropy),
+        make_rule("conditional_entropy", score_conditional_entropy),
+        make_rule("bald", score_bald),
+        make_rule("loss_minus_conditional_entropy", score_loss_minus_conditional_entropy),
     )
 }
 
 
 def find_rule(name: str) -> Rule:
-    """A built-in rule, or the user's `package.module:function` (which is taken to need il).
-
-    Raises UnknownNameError, UsageError.
-    """
+    """A built-in rule, or the user's `package.module:function`. Raises UnknownNameError, UsageError."""
     if ":" not in name:
         if name not in RULES:
-            raise UnknownNameError.of("rule", name, RULES)
+            raise UnknownNameError.of("rule", name, [*RULES, "package.module:function"])
         return RULES[name]
+    return make_rule(name, own_function("rule", name))
+
+
+def own_function(what: str, name: str) -> Callable[..., Any]:
+    """The user's `package.module:function`. Raises UsageError when there is none."""
     module, _, function = name.partition(":")
     try:
-        score = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as exc:
-        raise UsageError(f"rule {name!r}: {exc}; expected package.module:function on the Python path") from exc
-    return Rule(name, score, needs_il=True)
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as exc:
+        raise UsageError(f"{what} {name!r}: {exc}; expected package.module:function on the Python path") from exc
+    if not callable(found):
+        raise UsageError(f"{what} {name!r} is a {type(found).__name__}, expected a function")
+    return found  # type: ignore[no-any-return]
 
 
 def cap(loss_B: Tensor, il_B: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -83,35 +230,3 @@ def cap(loss_B: Tensor, il_B: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """
     ceiling = math.log(classes)
     return loss_B.clamp(max=ceiling), il_B.clamp(max=ceiling)
-
-
-def top(score_B: Tensor, n: int) -> Tensor:
-    """Rows of the n largest finite scores, ties to the lower row, in ascending row order: (min(n, finite),) int64.
-
-    `topk` and descending `argsort` put NaN first and break ties in any order; this does neither.
-    """
-    return leading(score_B, min(n, int(torch.isfinite(score_B).sum())))
-
-
-def leading(score_B: Tensor, n: int) -> Tensor:
-    """Like `top`, but always n rows (all, where there are fewer), those that are not finite last: (n,) int64.
-
-    It asks the device for nothing, so a shortlist costs no wait; whoever comes after looks at finiteness again.
-    """
-    ranked = torch.where(torch.isfinite(score_B), score_B, -torch.inf).argsort(descending=True, stable=True)
-    return ranked[:n].sort().values
-
-
-def choose(score_B: Tensor, chance_B: Tensor, n: int, best: Callable[[Tensor, int], Tensor] = top) -> Tensor:
-    """Rows to keep, ascending, on the device of `score_B`: the `best`, and of the chance rows their fair share.
-
-    `chance_B` (bool, on the host) marks rows without an il, which compete by chance: evenly spread over their rows.
-    """
-    missing = torch.nonzero(chance_B).flatten()
-    if not len(missing):
-        return best(score_B, n)
-    share = min(len(missing), round(n * len(missing) / len(score_B)))
-    picked = missing[torch.linspace(0, len(missing) - 1, share).round().long()] if share else missing[:0]
-    others = torch.nonzero(~chance_B).flatten().to(score_B.device)
-    chosen = others[best(score_B[others], n - len(picked))]
-    return torch.cat([chosen, picked.to(score_B.device)]).sort().values

@@ -9,59 +9,31 @@ of the buffer, scores are gathered, and every rank makes the choice of the whole
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rhostream.candidates import CANDIDATE, Candidates, Reason, to_device
+from rhostream.candidates import Candidates, Reason, to_device
 from rhostream.errors import NonFiniteError, UsageError
-from rhostream.selection.forward import Forward, scoring
-from rhostream.selection.losses import cross_entropy, is_correct
+from rhostream.selection.choice import Whole, choose, columns_of, leading, whole_of
+from rhostream.selection.chooser import Chooser
+from rhostream.selection.duplicates import grey_views
+from rhostream.selection.forward import Forward, require_dropout, scoring
+from rhostream.selection.live import LiveIL
+from rhostream.selection.losses import LossFunction, cross_entropy
+from rhostream.selection.options import Options
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.ranks import Ranks, in_lockstep
-from rhostream.selection.rules import cap, choose, find_rule, leading
-from rhostream.selection.stages import Reading, Rows, Stage, decided, take
+from rhostream.selection.rules import find_rule
+from rhostream.selection.scores import Bounds, RuleScores
+from rhostream.selection.stages import Reached, Reading, Rows, Selection, ShadowScores, Stage, Taken, decided, take
 
 __all__ = ["NONFINITE_BUFFERS", "Selection", "Selector", "scoring"]
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
 NONFINITE_BUFFERS = 3
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What was decided about one buffer; all (B,) arrays stand in the buffer's canonical order."""
-
-    loss: npt.NDArray[np.float32]  # nats; NaN where there was no forward
-    score: npt.NDArray[np.float32]  # what the rule ranked by; NaN where there was none
-    correct: npt.NDArray[np.bool_]
-    kept: npt.NDArray[np.bool_]
-    reason: npt.NDArray[np.uint8]  # of `Reason`
-    rows: npt.NDArray[np.int64]  # (n_kept,) the kept rows, ascending
-    input: Tensor | None  # (n_kept, C, H, W) float32: the kept inputs at full size, None when no rank kept any
-    label: Tensor  # (n_kept,)
-    total: int = 0  # samples that all ranks together kept
-    scored: int = 0  # samples that went through the target's forward
-    shortlisted: int = 0  # samples that went through the cheaper forward before it
-    reread: int = 0  # samples that were decoded again at full size
-    weight: float = 1.0
-    lag: int = 0
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """The (B,) columns that the selection log takes."""
-        n = len(self.loss)
-        return {"loss": self.loss, "score": self.score, "correct": self.correct, "kept": self.kept,
-                "reason": self.reason, "weight": np.full(n, self.weight, np.float32),
-                "lag": np.full(n, self.lag, np.uint8)}
 
 
 class Selector:
@@ -69,17 +41,20 @@ class Selector:
 
     `loss` maps (logits, label) to (B,) float32. `chunk`, `batch_norm`, `autocast`, `compile`: see `Forward`.
     `shortlist`: so many times n_b of the candidates reach the target, the best by the rule's score of `proxy`, which
-    learns from what is kept, or, without one, of the target itself on the stream's cheap view.
+    learns from what is kept, or, without one, of the target itself on the stream's cheap view. `live`: the IL model of
+    the rule `rho_updated`. The other keywords are `Options`, such as `gumbel=0.5`, `warm_up=100`, `shadow="loss"`.
     `group`: the process group over which buffers are split (`open_stream(rank=, ranks=)`) and `batch_size` counts; each
     call is then collective. Without one the choice is made among the candidates at hand.
-    Raises NonFiniteError after three buffers in a row without one finite score, RankLostError.
+
+    Raises UsageError for what can't go together, for a loss or a rule of another shape and for labels that the model
+    doesn't know; NonFiniteError after three buffers in a row without one finite score; RankLostError.
     """
 
     def __init__(self, model: nn.Module, rule: str = "rho", batch_size: int = 32, *,
                  loss: LossFunction = cross_entropy, chunk: int | None = None, batch_norm: str = "buffer",
                  autocast: torch.dtype | None = None, compile: bool = False, loss_cap: bool = False, seed: int = 0,
-                 shortlist: float | None = None, proxy: Proxy | None = None,
-                 group: dist.ProcessGroup | Ranks | None = None) -> None:
+                 shortlist: float | None = None, proxy: Proxy | None = None, live: LiveIL | None = None,
+                 group: dist.ProcessGroup | Ranks | None = None, **options: Any) -> None:
         if batch_size < 1:
             raise UsageError(f"batch_size {batch_size}: expected at least 1")
         if shortlist is not None and not shortlist > 1:
@@ -91,114 +66,214 @@ class Selector:
             raise UsageError(f"chunk {chunk}: forwards of this model (SyncBatchNorm or FSDP) wait for those of other "
                              "ranks, which would make another number of them; leave the chunk out")
         self.model, self.rule, self.batch_size = model, find_rule(rule), batch_size
-        self.loss, self.loss_cap, self.seed = loss, loss_cap, seed
+        self.loss, self.loss_cap, self.seed, self.live, self.shortlist = loss, loss_cap, seed, live, shortlist
         self.forward = Forward(model, chunk=chunk, batch_norm=batch_norm, autocast=autocast, compile=compile)
         self.proxy = proxy
-        self.shortlist = None if shortlist is None else round(shortlist * batch_size)
         if proxy is not None and shortlist is None:
             raise UsageError("a proxy makes a shortlist: say how long, as a multiple of the batch size (shortlist=4)")
         if self.rule.score is None and self.shortlist is not None:
             raise UsageError(f"the rule {rule!r} makes no forward, so a shortlist has nothing to rank by")
-        self._nonfinite = 0
+        self.options = Options.of(options)
+        self.options.check(self.rule, shortlist=shortlist is not None, live=live is not None)
+        self.chooser = Chooser(self.rule, self.options, seed)
+        if self.rule.needs_draws:
+            for scorer in (model, *([] if proxy is None else [proxy.model])):
+                require_dropout(scorer, self.rule.name)
+        self._scores = RuleScores(self.rule, self.chooser.shadows, loss, loss_cap=loss_cap, seed=seed,
+                                  draws=self.options.mc_draws, rank=self.ranks.rank)
+        self._calls = self._nonfinite = 0
 
-    def __call__(self, candidates: Candidates) -> Selection:
-        """Select from one buffer; the kept inputs come back normalised, on the candidates' device."""
+    def __call__(self, candidates: Candidates, step: int | None = None) -> Selection:
+        """Select from one buffer; the kept inputs come back normalised, on the candidates' device.
+
+        `step` is what schedules and random draws go by; the number of the call, from 0 on, where it isn't given.
+        """
+        step = self._calls if step is None else step
+        self._calls = step + 1
+        n_B = len(candidates) * self.ranks.size
+        n = self.chooser.schedule.kept(step, self.batch_size, n_B)
         rows = candidates.candidate_rows
-        if self.rule.score is None:
-            return self._without_forward(candidates, rows)
-        stage = Stage(candidates.inputs(rows), *take(candidates, rows), self._by_chance(candidates, rows))
-        reading = Reading(candidates, rows)
+        if self.rule.score is None or self.chooser.schedule.is_uniform(step):
+            return self._uniform(candidates, rows, n)
+        if not self.chooser.pays(n_B, n):
+            return self._uniform(candidates, rows, n, measure=True)
+        return self._by_score(candidates, rows, n, step)
+
+    def _by_score(self, candidates: Candidates, rows: Rows, n: int, step: int) -> Selection:
+        chance = self._by_chance(candidates, rows)
+        stage = Stage(candidates.inputs(rows), *take(candidates, rows), chance, self._live_il(candidates, rows))
+        reading, bounds = Reading(candidates, rows), _bounds(candidates, rows)
         first, position = stage.x, None
         if self.shortlist is not None:
-            position = self._shortlist(stage, candidates)
+            position = self._shortlist(stage, candidates, bounds, n, step)
             stage = stage.take(position)
             if candidates.full is not None:
                 stage, position = reading(stage, position)
-        loss, score, correct = self._scores(self.forward, stage)
+        loss, score, correct, shadows = self._scores(self.forward, stage, bounds, step)
         # The one wait for the device: everything that the choice and the log need comes in one copy.
         at = torch.arange(len(score), device=score.device) if position is None else position
-        table = torch.stack([loss.float(), score.float(), correct.float(), at.float()]).cpu()
-        score_B, chance_B, start = self._of_all(table[1], stage.chance, len(candidates))
-        self._watch(score_B, chance_B)
-        of_all = choose(score_B, chance_B, self.batch_size)
-        total, chosen = len(of_all), _own(of_all, start, len(score))
-        kept, kept_at = stage.take(to_device(chosen, score.device)), table[3].long()[chosen]
+        parts = [loss.float()[None], score[None], correct.float()[None], at.float()[None],
+                 (stage.il if stage.live is None else stage.live)[None], shadows]
+        if self.options.deduplicate is not None:
+            parts.append(self._views(candidates, rows, at))
+        table = torch.cat(parts).cpu()
+        at, live = table[3].long(), None if stage.live is None else table[4].numpy()
+        reached = Reached(at.numpy(), table[0].numpy(), table[1].numpy(), table[2].numpy() > 0, live)
+        whole, start = self._whole(candidates, rows, table, stage.chance)
+        self._watch(whole)
+        choice = self.chooser(whole, n, step, n_B=len(candidates) * self.ranks.size)
+        own = _own(choice.kept, start, len(score))
+        kept_at = torch.from_numpy(choice.kept[own] - start)
+        kept, kept_at = stage.take(to_device(kept_at, score.device)), at[kept_at]
+        times, weight, total, draws = choice.times[own], choice.weight[own], len(choice.kept), choice.draws
         if candidates.full is not None and self.shortlist is None:
+            before = kept_at
             kept, kept_at = reading(kept, kept_at)
-            total = int(self.ranks.sum([len(kept_at)])[0])
-        if self.proxy is not None and total:
-            self.proxy.learn(first[to_device(kept_at, first.device)], kept.label, self.ranks, total)
-        columns = decided(candidates, rows, table.numpy(), kept_at.numpy(), reading.failed)
-        return Selection(*columns, kept.x if total else None, kept.label, total, scored=len(score),
-                         shortlisted=0 if self.shortlist is None else len(rows), reread=reading.count)
+            left = torch.isin(before, kept_at).numpy()
+            times, weight = times[left], weight[left]
+            total, draws = (int(v) for v in self.ranks.sum([len(kept_at), times.sum()]))
+        trained = self._learn(candidates, rows, kept_at, first, kept.label, total)
+        copies = choice.duplicates[_own(choice.duplicates, start, len(score))] - start
+        taken = Taken(kept_at.numpy(), weight, reading.failed, reached.at[copies])
+        columns = decided(candidates, rows, reached, taken, Reason.shortlist)
+        factors = to_device(torch.from_numpy(weight.astype(np.float32)), score.device) if self.rule.sampled else None
+        return Selection(
+            **columns, input=kept.x if total else None, label=kept.label, factors=factors, total=total, draws=draws,
+            scored=len(score) * (self.options.mc_draws if self.rule.needs_draws else 1),
+            shortlisted=0 if self.shortlist is None else len(rows), reread=reading.count,
+            live_scored=0 if self.live is None else len(rows), live_trained=trained,
+            shadow=self._shadow(whole, rows[reached.at], n, step, start),
+        )  # fmt: skip
 
-    def _shortlist(self, stage: Stage, candidates: Candidates) -> Tensor:
+    # -- what else is looked at ----------------------------------------------------------------------------------------
+
+    def _live_il(self, candidates: Candidates, rows: Rows) -> Tensor | None:
+        if self.live is None:
+            return None
+        index = to_device(torch.from_numpy(rows), candidates.label.device)
+        fold = None if candidates.fold is None else candidates.fold[rows]
+        return self.live(_image(candidates).index_select(0, index), candidates.label[index], fold)
+
+    def _views(self, candidates: Candidates, rows: Rows, at: Tensor) -> Tensor:
+        """(V, m) grey views of the rows that reached the target."""
+        index = to_device(torch.from_numpy(rows), at.device)[at]
+        return grey_views(_image(candidates).index_select(0, index)).T
+
+    # -- decisions ---------------------------------------------------------------------------------------------------
+
+    def _shortlist(self, stage: Stage, candidates: Candidates, bounds: Bounds, n: int, step: int) -> Tensor:
         """Positions (m,) of the stage that go on to the target, on the device; nothing waits for it on one rank."""
         if self.proxy is None and candidates.full is None:
             raise UsageError("a shortlist without a proxy is made on the stream's cheap view, and this stream has "
                              "none: open_stream(view_size=...), or Selector(proxy=Proxy(small_model))")
-        score = self._scores(self.proxy.forward if self.proxy else self.forward, stage)[1]
         assert self.shortlist is not None
+        score = self._scores(self.proxy.forward if self.proxy else self.forward, stage, bounds, step)[1]
+        length = round(self.shortlist * n)
         if self.ranks.alone:
-            return choose(score, stage.chance, self.shortlist, leading)
-        score_B, chance_B, start = self._of_all(score.cpu(), stage.chance, len(candidates))
-        return to_device(_own(choose(score_B, chance_B, self.shortlist, leading), start, len(score)), score.device)
+            return choose(score, stage.chance, length, leading)
+        whole, start = self.ranks.concat(torch.stack([score.float().cpu(), stage.chance.float()], 1), len(candidates))
+        chosen = choose(whole[:, 0], whole[:, 1] > 0, length, leading)
+        return to_device(chosen[_own(chosen.numpy(), start, len(score))] - start, score.device)
 
-    def _of_all(self, score: Tensor, chance: Tensor, capacity: int) -> tuple[Tensor, Tensor, int]:
-        """Scores and chance rows of the whole buffer, in canonical order, and the position where this rank's begin."""
-        if self.ranks.alone:
-            return score, chance, 0
-        whole, start = self.ranks.concat(torch.stack([score.float(), chance.float()], 1), capacity)
-        return whole[:, 0], whole[:, 1] > 0, start
+    def _whole(self, candidates: Candidates, rows: Rows, table: Tensor, chance: Tensor) -> tuple[Whole, int]:
+        """What is known of the whole buffer, in canonical order, and the position where this rank's rows begin."""
+        own = torch.from_numpy(rows)[table[3].long()]
+        label, place = candidates.host.label[own], own + self.ranks.rank * len(candidates)
+        columns = torch.cat([columns_of(table[0], table[1], table[4], chance, place, label), table[5:]])
+        found, start = self.ranks.concat(columns.T, len(candidates))
+        return whole_of(found.numpy(), len(self.chooser.shadows)), start
 
-    def _scores(self, forward: Forward, stage: Stage) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, score and whether the prediction was right of the rows of a stage; all (m,) on the device."""
-        assert self.rule.score is not None
-        if not len(stage.x) and not in_lockstep(forward.model):
-            nothing = stage.il.new_zeros(0)  # batch norm refuses a forward of nothing
-            return nothing, nothing, nothing.bool()
-        logits = forward(stage.x)
-        loss = self.loss(logits, stage.label)
-        pair = cap(loss, stage.il, logits.shape[1]) if self.loss_cap else (loss, stage.il)
-        return loss, self.rule.score(*pair, logits), is_correct(logits, stage.label)
+    def _shadow(self, whole: Whole, rows: Rows, n: int, step: int, start: int) -> ShadowScores | None:
+        if not self.chooser.shadows:
+            return None
+        kept = np.zeros(whole.shadows.shape, bool)
+        for number, choice in enumerate(self.chooser.shadow_choices(whole, n, step)):
+            kept[number, choice.kept] = True
+        mine = slice(start, start + len(rows))
+        return ShadowScores(rows, whole.shadows[:, mine].astype(np.float32), kept[:, mine])
 
     def _by_chance(self, candidates: Candidates, rows: Rows) -> Tensor:
         """Candidate rows (as a mask on the host) without an il, which the policy `uniform` lets compete by chance."""
-        if not self.rule.needs_il:
+        if not self.rule.needs_il or self.live is not None:
             return torch.zeros(len(rows), dtype=torch.bool)
         return ~torch.isfinite(candidates.host.il[torch.from_numpy(rows)])
 
-    def _watch(self, score: Tensor, chance: Tensor) -> None:
-        dead = len(score) > 0 and not bool(torch.isfinite(score[~chance]).any()) and not bool(chance.all())
+    def _watch(self, whole: Whole) -> None:
+        scored = whole.score[~whole.chance]
+        dead = len(scored) > 0 and not np.isfinite(scored).any()
         self._nonfinite = self._nonfinite + 1 if dead else 0
         if self._nonfinite >= NONFINITE_BUFFERS:
             raise NonFiniteError(f"every score of {self._nonfinite} buffers in a row is NaN or infinite: the model has "
                                  "diverged or overflows; lower the learning rate, or use float32 or bfloat16")
 
-    def _without_forward(self, candidates: Candidates, rows: Rows) -> Selection:
-        """The rule `uniform`: a random n_b of the candidates, unless the stream has chosen them before decoding."""
-        n = len(candidates)
-        counts = self.ranks.gather(torch.tensor([len(rows)])).flatten()
-        if int(counts.sum()) > self.batch_size:
-            seed = np.random.SeedSequence([self.seed, candidates.pass_index, candidates.index])
-            drawn = np.random.Generator(np.random.PCG64(seed)).choice(int(counts.sum()), self.batch_size, replace=False)
-            start = int(counts[: self.ranks.rank].sum())
-            rows = rows[_own(torch.from_numpy(np.sort(drawn)), start, len(rows)).numpy()]
+    def _uniform(self, candidates: Candidates, rows: Rows, n: int, *, measure: bool = False) -> Selection:
+        """A random n_b of the candidates, unless the stream has chosen them before decoding.
+
+        `measure`: their gradient norms are scored, for tau.
+        """
+        passed, quota, left = len(rows), self.chooser.quota, rows
+        label = candidates.host.label
+        told, start = self.ranks.concat(
+            (label[torch.from_numpy(rows)] if label.ndim == 1 else torch.zeros(len(rows))).float()[:, None],
+            len(candidates))
+        if len(told) > n or (quota is not None and quota.kind != "reducr"):
+            drawn = self.chooser.by_chance(told[:, 0].numpy(), n, candidates.pass_index, candidates.index)
+            rows = rows[drawn[_own(drawn, start, passed)] - start]
         stage = Stage(candidates.inputs(rows), *take(candidates, rows), torch.zeros(len(rows), dtype=torch.bool))
-        reading, at = Reading(candidates, rows), torch.arange(len(rows))
+        reading, at, first = Reading(candidates, rows), torch.arange(len(rows)), stage.x
         if candidates.full is not None:
             stage, at = reading(stage, at)
-        kept, reason = np.zeros(n, bool), candidates.reason.copy()
-        reason[reason == CANDIDATE] = Reason.below
-        reason[rows[reading.failed]] = Reason.unreadable
-        rows = rows[at.numpy()]
-        kept[rows], reason[rows] = True, Reason.kept
-        nothing = np.full(n, np.nan, np.float32)
-        total = int(self.ranks.sum([len(rows)])[0])
-        return Selection(nothing, nothing, np.zeros(n, bool), kept, reason, rows, stage.x if total else None,
-                         stage.label, total, reread=reading.count)
+        reached = Reached(np.zeros(0, np.int64), *(np.zeros(0, np.float32),) * 2, np.zeros(0, bool))
+        scored = 0
+        if measure:
+            loss, score, correct, _ = self._scores(self.forward, stage, _bounds(candidates, rows), 0)
+            table = torch.stack([loss.float(), score, correct.float()]).cpu()
+            self.chooser.see(self.ranks.concat(table[1][:, None], len(candidates))[0][:, 0].numpy())
+            reached = Reached(at.numpy(), table[0].numpy(), table[1].numpy(), table[2].numpy() > 0)
+            scored = len(at)
+        total = int(self.ranks.sum([len(at)])[0])
+        trained = self._learn(candidates, rows, at, first, stage.label, total)
+        columns = decided(candidates, rows, reached, Taken(at.numpy(), np.ones(len(at)), reading.failed), Reason.below)
+        skipped = np.setdiff1d(left, rows)
+        columns["reason"][skipped] = Reason.below
+        return Selection(**columns, input=stage.x if total else None, label=stage.label, total=total, draws=total,
+                         scored=scored, reread=reading.count, live_trained=trained)
+
+    def _learn(self, candidates: Candidates, rows: Rows, at: Tensor, first: Tensor, label: Tensor, total: int) -> int:
+        """A step of the proxy and of the live IL model on what is kept; samples that went through the latter."""
+        if self.proxy is not None and total:
+            self.proxy.learn(first[to_device(at, first.device)], label, self.ranks, total)
+        if self.live is None or not total:
+            return 0
+        kept = rows[at.numpy()]
+        image = _image(candidates).index_select(0, to_device(torch.from_numpy(kept), label.device))
+        learned = self.live.learn(image, label, None if candidates.fold is None else candidates.fold[kept], self.ranks)
+        return learned if self.ranks.first else 0
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What later choices hang on beside the weights, as plain values: calls so far, tau, class weights."""
+        return {"calls": self._calls, **self.chooser.state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`. Raises MismatchError for what is none."""
+        self._calls = int(state.get("calls", 0))
+        self.chooser.load(state)
 
 
-def _own(chosen: Tensor, start: int, count: int) -> Tensor:
-    """Of positions in the whole buffer those of the `count` rows from `start` on, as positions among these."""
-    return chosen[(chosen >= start) & (chosen < start + count)] - start
+def _image(candidates: Candidates) -> Tensor:
+    if candidates.image is None:
+        raise UsageError("these candidates carry no images, and this rule or option looks at them")
+    return candidates.image
+
+
+def _bounds(candidates: Candidates, rows: Rows) -> Bounds:
+    """The smallest and the largest label of the rows, on the host."""
+    label = candidates.host.label[torch.from_numpy(rows)]
+    return (int(label.min()), int(label.max())) if len(rows) and label.ndim == 1 else (0, -1)
+
+
+def _own(chosen: Rows, start: int, count: int) -> Rows:
+    """Which of some positions in the whole buffer are those of the `count` rows from `start` on."""
+    return np.flatnonzero((chosen >= start) & (chosen < start + count))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from torch import Tensor
 from rhostream.candidates import Candidates, Reason, to_device
 
 Rows = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,13 @@ class Stage:
     label: Tensor
     il: Tensor
     chance: Tensor  # bool, on the host: without an il, competes by chance
+    live: Tensor | None = None  # the il of a model that learns along
 
     def take(self, position: Tensor) -> Stage:
         # Only where some row has no il does the host have to know which rows these are.
         chance = self.chance[position.cpu()] if self.chance.any() else self.chance[: len(position)]
-        return Stage(self.x[position], self.label[position], self.il[position], chance)
+        live = None if self.live is None else self.live[position]
+        return Stage(self.x[position], self.label[position], self.il[position], chance, live)
 
 
 class Reading:
@@ -47,7 +51,7 @@ class Reading:
             image, position = image[good], position[to_device(good, position.device)]
             stage = stage.take(to_device(good, stage.x.device))
         x = self._candidates.normalize(image.to(stage.x.device, non_blocking=True))
-        return Stage(x, stage.label, stage.il, stage.chance), position
+        return replace(stage, x=x), position
 
 
 def take(candidates: Candidates, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -58,24 +62,102 @@ def take(candidates: Candidates, rows: Rows) -> tuple[Tensor, Tensor]:
     return candidates.label.index_select(0, index), candidates.il.index_select(0, index)
 
 
-def decided(candidates: Candidates, rows: Rows, table: npt.NDArray[np.float32], kept_at: Rows,
-             failed: Rows) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_],
-                                    npt.NDArray[np.bool_], npt.NDArray[np.uint8], Rows]:  # fmt: skip
-    """The (B,) columns of a selection, from the (4, m) table of what reached the target: loss, score, correct, at."""
+@dataclass(frozen=True)
+class ShadowScores:
+    """What each shadow rule made of the rows that reached the target: rules in the order of the selector's."""
+
+    rows: Rows  # (m,) of the buffer, ascending
+    score: Float32  # (rules, m); NaN where a rule had nothing to rank by
+    kept: npt.NDArray[np.bool_]  # (rules, m)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was decided about one buffer; all (B,) arrays stand in the buffer's canonical order."""
+
+    loss: Float32  # nats; NaN where there was no forward
+    score: Float32  # the rule's; NaN where there was none
+    correct: npt.NDArray[np.bool_]
+    kept: npt.NDArray[np.bool_]
+    reason: npt.NDArray[np.uint8]  # of `Reason`
+    weight: Float32  # the factor of a kept sample's loss; 1 but for importance sampling
+    rows: npt.NDArray[np.int64]  # (n_kept,) the kept rows, ascending
+    input: Tensor | None  # (n_kept, C, H, W) float32: the kept inputs at full size, None when no rank kept any
+    label: Tensor  # (n_kept,)
+    factors: Tensor | None = None  # (n_kept,) float32: the weights of the kept where they aren't all 1
+    total: int = 0  # samples that all ranks together kept
+    draws: int = 0  # what the sum of their losses is divided by: `total`, or the draws of importance sampling
+    scored: int = 0  # forwards of a sample through the target: K for one that was scored by K dropout draws
+    shortlisted: int = 0  # samples that went through the cheaper forward before it
+    reread: int = 0  # samples that were decoded again at full size
+    live_scored: int = 0  # samples that went through the live IL model
+    live_trained: int = 0  # samples through its forward and backward, counted on the first rank
+    il: Float32 | None = None  # (B,) of the live IL model, NaN where it made no forward
+    shadow: ShadowScores | None = None
+    lag: int = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def mean(self, loss: Tensor) -> Tensor:
+        """The loss to differentiate, of the kept samples' losses (n_kept,): their mean, weighed where they must be.
+
+        Over several ranks it is this rank's share of the mean, whose sum over the ranks is the whole.
+        """
+        weighed = loss if self.factors is None else loss * self.factors
+        return weighed.sum() / max(self.draws, 1)
+
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """The (B,) columns that the selection log takes."""
+        live = {} if self.il is None else {"il": self.il}
+        lag = np.full(len(self.loss), self.lag, np.uint8)
+        return {"loss": self.loss, "score": self.score, "correct": self.correct, "kept": self.kept,
+                "reason": self.reason, "weight": self.weight, "lag": lag, **live}
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What the host knows of the rows that reached the target, (m,) each, once their forward has come back."""
+
+    at: Rows  # positions among the candidates
+    loss: Float32
+    score: Float32
+    correct: npt.NDArray[np.bool_]
+    live: Float32 | None = None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The kept ones, as positions among the candidates, and what the log says of them and of those left out."""
+
+    at: Rows
+    weight: npt.NDArray[np.float64]
+    failed: Rows = field(default_factory=lambda: np.zeros(0, np.int64))  # could not be read at full size
+    duplicates: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
+
+
+def decided(candidates: Candidates, rows: Rows, reached: Reached, taken: Taken, left: Reason) -> dict[str, Any]:
+    """The (B,) columns of a selection; `left` is the reason of a candidate that didn't reach the target."""
     n = len(candidates)
     loss, score = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float32)
-    correct, kept = np.zeros(n, bool), np.zeros(n, bool)
+    correct, kept, weight = np.zeros(n, bool), np.zeros(n, bool), np.ones(n, np.float32)
     reason = candidates.reason.copy()
-    reason[rows] = Reason.shortlist  # unless it reached the target
-    reached = rows[table[3].astype(np.int64)]
-    finite_loss, finite_score = np.isfinite(table[0]), np.isfinite(table[1])
-    correct[reached] = table[2] > 0
-    finite = finite_loss & (finite_score | ~np.isfinite(candidates.host.il.numpy()[reached]))
-    reason[reached] = np.where(finite, Reason.below, Reason.nonfinite)
+    reason[rows] = left
+    at = rows[reached.at]
+    il = candidates.host.il.numpy()[at] if reached.live is None else reached.live
+    finite_loss, finite_score = np.isfinite(reached.loss), np.isfinite(reached.score)
+    correct[at] = reached.correct
+    reason[at] = np.where(finite_loss & (finite_score | ~np.isfinite(il)), Reason.below, Reason.nonfinite)
     # An infinite loss must not look like one that was never computed, nor reach the log as a number.
-    loss[reached] = np.where(finite_loss, table[0], np.nan)
-    score[reached] = np.where(finite_score, table[1], np.nan)
-    reason[rows[failed]] = Reason.unreadable
-    kept_rows = rows[kept_at]
-    kept[kept_rows], reason[kept_rows] = True, Reason.kept
-    return loss, score, correct, kept, reason, kept_rows
+    loss[at] = np.where(finite_loss, reached.loss, np.nan)
+    score[at] = np.where(finite_score, reached.score, np.nan)
+    reason[rows[taken.duplicates]] = Reason.duplicate
+    reason[rows[taken.failed]] = Reason.unreadable
+    kept_rows = rows[taken.at]
+    kept[kept_rows], reason[kept_rows], weight[kept_rows] = True, Reason.kept, taken.weight
+    columns: dict[str, Any] = {"loss": loss, "score": score, "correct": correct, "kept": kept, "reason": reason,
+                               "weight": weight, "rows": kept_rows}
+    if reached.live is not None:
+        columns["il"] = np.full(n, np.nan, np.float32)
+        columns["il"][at] = reached.live
+    return columns

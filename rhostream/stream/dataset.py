@@ -196,6 +196,7 @@ class CandidateStream(IterableDataset[Message]):
             image=None if slots is None else slots[message.slot],
             normalize=self.decoded.normalize,
             shard_names=self._names,
+            fold=joined.fold,
         )
 
 

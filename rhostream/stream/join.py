@@ -20,6 +20,9 @@ import pyarrow as pa
 from rhostream import storage
 from rhostream.candidates import CANDIDATE, Reason
 from rhostream.errors import MismatchError, MissingPartError, ShardError, UsageError
+from rhostream.selection.choice import limited
+from rhostream.selection.quota import ClassQuota
+from rhostream.selection.schedule import PLAIN, Schedule
 from rhostream.storage import Reader, redact
 from rhostream.stream.plan import Rows, generator
 from rhostream.tables import il
@@ -38,12 +41,14 @@ class Joined:
     offset: npt.NDArray[np.int64]
     size: npt.NDArray[np.int64]
     reason: npt.NDArray[np.uint8]  # CANDIDATE, or why it is dropped unread
+    fold: npt.NDArray[np.int8] | None = None  # which IL model scored it; where the join was asked for it
 
     def slice(self, start: int, stop: int) -> Joined:
         """The rows from `start` up to `stop`."""
         at = slice(start, stop)
         return Joined(Rows(self.rows.shard[at], self.rows.ordinal[at]), self.key[at], self.label[at], self.il[at],
-                      self.offset[at], self.size[at], self.reason[at])  # fmt: skip
+                      self.offset[at], self.size[at], self.reason[at],
+                      None if self.fold is None else self.fold[at])  # fmt: skip
 
 
 class Prefilter(Protocol):
@@ -60,23 +65,33 @@ class Prefilter(Protocol):
 class UniformChoice:
     """The rule `uniform`, decided before decode: a random n_b of the usable rows, the others are `below`.
 
-    Over several ranks n_b is that of the whole buffer; with a `rank` it is that rank's own, from its own rows.
+    Over several ranks n_b is that of the whole buffer; with a `rank` it is that rank's own, from its own rows. With a
+    `schedule` it decides the uniform steps of another rule, or the n_b of each step: `buffers_per_pass` tells the step.
     """
 
     batch_size: int
     seed: int
     rank: int | None = None
+    schedule: Schedule = PLAIN
+    quota: ClassQuota | None = None
+    always: bool = True  # every step is uniform, whatever the schedule
+    buffers_per_pass: int = 0
 
     @property
     def whole_buffer(self) -> bool:
         return self.rank is None
 
     def __call__(self, joined: Joined, pass_index: int, index: int) -> None:
+        step = pass_index * self.buffers_per_pass + index
+        if not (self.always or self.schedule.is_uniform(step)):
+            return
+        n = self.schedule.kept(step, self.batch_size, len(joined.reason))
         usable = np.flatnonzero(joined.reason == CANDIDATE)
         rng = generator(self.seed, "uniform", pass_index, index, *(() if self.rank is None else (self.rank,)))
         # Ranks of one random number per planned row, so the choice doesn't depend on which rows are usable.
         draw = rng.random(len(joined.reason))[usable]
-        joined.reason[usable[np.argsort(draw, kind="stable")[self.batch_size :]]] = Reason.below
+        order = usable[np.argsort(draw, kind="stable")]
+        joined.reason[np.setdiff1d(usable, limited(order, joined.label, n, self.quota))] = Reason.below
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +102,7 @@ class JoinSettings:
     missing_il: str = "error"
     keep_holdout: bool = False
     classes: int | None = None  # a label beyond it is quarantined, whatever the table says of it
+    with_fold: bool = False  # carry the fold of each sample along
 
     def __post_init__(self) -> None:
         if self.missing_il not in POLICIES:
@@ -113,6 +129,7 @@ class Join:
         label, il_B = np.full(n, -1, np.int64), np.full(n, np.nan, np.float32)
         offset, size = np.zeros(n, np.int64), np.zeros(n, np.int64)
         reason = np.full(n, CANDIDATE, np.uint8)
+        fold = np.full(n, -1, np.int8) if self._settings.with_fold else None
         keys: list[pa.StringArray] = []
         cuts = np.flatnonzero(np.diff(rows.shard)) + 1
         for start, stop in zip([0, *cuts], [*cuts, n], strict=True):
@@ -121,6 +138,8 @@ class Join:
             part, at = self._part(int(rows.shard[start])), rows.ordinal[start:stop]
             label[start:stop], il_B[start:stop] = part.label[at], part.il[at]
             offset[start:stop], size[start:stop] = part.offset[at], part.size[at]
+            if fold is not None and part.fold is not None:
+                fold[start:stop] = part.fold[at]
             keys.append(part.key.take(pa.array(at)))
             self._drop(part, at, reason[start:stop])
         # Every buffer reads every lane, so a part that this one didn't need belongs to a shard that a lane has left.
@@ -129,7 +148,7 @@ class Join:
             if (left := self._readers.pop(shard, None)) is not None:
                 left.close()  # a file of the spool that is held open can't make room for another
         key = pa.concat_arrays(keys) if keys else pa.array([], pa.string())
-        joined = Joined(rows, key, label, il_B, offset, size, reason)
+        joined = Joined(rows, key, label, il_B, offset, size, reason, fold)
         if self._settings.needs_il:
             self._missing_il(joined)
         return joined
@@ -158,7 +177,8 @@ class Join:
     def _part(self, shard: int) -> il.Part:
         part = self._parts.pop(shard, None)
         if part is None:
-            part = il.read_part(il.part_url(self._table.url, self._table.names[shard]))
+            url = il.part_url(self._table.url, self._table.names[shard])
+            part = il.read_part(url, with_fold=self._settings.with_fold)
             while len(self._parts) >= self._open_shards:
                 self._parts.popitem(last=False)
         self._parts[shard] = part

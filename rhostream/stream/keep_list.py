@@ -7,6 +7,7 @@ It is a Parquet or CSV file (whatever a question in SQL gave) with the columns `
 from __future__ import annotations
 
 import io
+import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from rhostream.storage import redact
 from rhostream.stream.join import Joined
 from rhostream.tables import il
 
+COST = b"rhostream_cost"  # in the metadata of a Parquet list: what making it cost
 MAX_HEADER = 64 << 10  # bytes; a hundred thousand columns would take most of a gigabyte before they were refused
 _CSV_TYPES = pa.csv.ConvertOptions(column_types={"shard": pa.string(), "key": pa.string(), "ordinal": pa.int64()})
 
@@ -64,6 +66,21 @@ def read_keep_list(url: str, table: il.Table) -> KeepList:
         warnings.warn(f"keep-list {redact(url)}: {strange:,} of its rows name no sample of these shards", stacklevel=2)
     bits = torch.from_numpy(np.packbits(keep, bitorder="little")).share_memory_()
     return KeepList(bits, starts[:-1])
+
+
+def keep_list_account(url: str) -> dict[str, int]:
+    """What making the list cost, as its maker wrote it into a Parquet file; {} where nothing is said.
+
+    fit_samples (forward and backward), scored_samples, macs of one forward: as of an IL model.
+    """
+    data = storage.read_bytes(storage.resolve(url))
+    if data[:4] != b"PAR1":
+        return {}
+    try:
+        record = json.loads((pq.read_schema(io.BytesIO(data)).metadata or {}).get(COST, b"{}"))
+        return {name: int(record[name]) for name in ("fit_samples", "scored_samples", "macs") if int(record[name]) >= 0}
+    except (pa.ArrowException, ValueError, KeyError, TypeError, RecursionError):
+        return {}
 
 
 def _mark(batch: pa.RecordBatch, table: il.Table, number: dict[str, int], starts: npt.NDArray[np.int64],

@@ -27,7 +27,7 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
                 roots: Mapping[str, str] | None = None, band: str | None = None,
                 keep_list: str | os.PathLike[str] | None = None, view_size: int | None = None,
                 prefilter: Prefilter | None = None, device: str | torch.device = "cpu",
-                rank: int = 0, ranks: int = 1, classes: int | None = None) -> Loader:
+                rank: int = 0, ranks: int = 1, classes: int | None = None, with_fold: bool = False) -> Loader:
     """Open shards joined with their IL table (or index) as buffers of `buffer_size` planned samples.
 
     `shards`: paths, URLs, brace ranges, folders. `passes=None` streams without end. Samples that the IL model was
@@ -40,6 +40,7 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     `prefilter` is a decision of your own. `view_size`: images are decoded at that many pixels, a cheap view to score
     on, and a `Selector` reads what it keeps (or shortlists) at full size. `device`: a GPU gets the next buffer while
     the current one is worked on. `classes`: samples whose label is beyond are quarantined; the table's unless given.
+    `with_fold`: candidates carry the fold of their IL model, for a `LiveIL`.
 
     Raises UsageError and its kin before any work: no table, missing parts, a shard list or buffer that can't be.
     """
@@ -60,7 +61,7 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
         table, preprocess, buffer_size=buffer_size, seed=seed, passes=passes, lanes=lanes, decoder_name=decoder,
         prefilters=prefilters, view=None if view_size is None else _view(table, preprocess, view_size), rank=rank,
         ranks=ranks, join=JoinSettings(needs_il=needs_il, missing_il=missing_il, keep_holdout=keep_holdout,
-                                       classes=classes or table.info.classes),
+                                       classes=classes or table.info.classes, with_fold=with_fold),
     )
     return stream.loader(workers, device=torch.device(device))
 

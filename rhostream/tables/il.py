@@ -374,11 +374,12 @@ class Part:
     offset: npt.NDArray[np.signedinteger[Any]]  # of the image member, bytes
     size: npt.NDArray[np.signedinteger[Any]]
     key: pa.StringArray
+    fold: npt.NDArray[np.int8] | None = None  # -1 where null; only where it was asked for
 
 
-def read_part(url: str) -> Part:
+def read_part(url: str, *, with_fold: bool = False) -> Part:
     """Load a part, checksums verified; rows stored in another order are put in theirs by ordinal."""
-    columns = ["key", "ordinal", "members", "label", "il", "in_holdout", "status"]
+    columns = ["key", "ordinal", "members", "label", "il", "in_holdout", "status", *(["fold"] if with_fold else [])]
     table, record = parquet.read(url, columns)
     facts = _part_facts(record, url)
     table = table.combine_chunks()
@@ -408,6 +409,7 @@ def read_part(url: str) -> Part:
         offset=_narrow(offset),
         size=_narrow(size),
         key=_apart(_flat(table["key"])),
+        fold=_flat(table["fold"]).fill_null(-1).to_numpy(zero_copy_only=False).copy() if with_fold else None,
     )
 
 

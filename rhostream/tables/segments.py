@@ -11,9 +11,9 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from rhostream import storage
 from rhostream.crashpoints import crash_point
@@ -22,6 +22,7 @@ from rhostream.errors import RhostreamError, StorageError
 SPILL_BYTES, SPILL_ROWS = 512 << 20, 4_000_000  # what may wait before the run does
 PATIENCE_SECONDS = 120.0  # how long the run waits for a disk that finishes nothing
 Commit = Callable[[str, bytes], None]
+T = TypeVar("T")
 
 
 def segment_record(path: str, data: bytes, rows: int) -> dict[str, Any]:
@@ -136,3 +137,49 @@ class SegmentQueue:
                 self._waiting.popleft()
                 self._done.append(record)
                 self._changed.notify_all()
+
+
+class RowsWriter(Generic[T]):
+    """Collects the rows of an attempt step by step and cuts them into segments of `folder`, below the run.
+
+    `encode` makes the bytes of a segment of its items, `size_of` says what an item holds in memory. What was not
+    flushed dies with the process. Every method raises the error of a disk or store that failed meanwhile.
+    """
+
+    def __init__(self, folder: str, encode: Callable[[Sequence[T]], bytes], size_of: Callable[[T], int],
+                 queue: SegmentQueue, max_rows: int) -> None:
+        self._folder, self._encode, self._size_of = folder, encode, size_of
+        self._queue, self._max_rows = queue, max_rows
+        self._items: list[T] = []
+        self._rows = 0
+        self._first: int | None = None
+        self._last = 0
+        self._cuts: list[str] = []  # names of the segments cut since the last flush
+
+    def add(self, item: T, rows: int, step: int) -> None:
+        """Add the rows of one step; costs microseconds, and the item must not change afterwards."""
+        self._queue.raise_if_failed()
+        if self._rows and self._rows + rows > self._max_rows:
+            self._cut()
+        if self._first is None:
+            self._first = step
+        self._last = step
+        self._items.append(item)
+        self._rows += rows
+
+    def flush(self) -> list[dict[str, Any]]:
+        """Write what is pending; returns the segments made since the last flush, for the checkpoint to list."""
+        if self._rows:
+            self._cut()
+        self._cuts = []
+        return self._queue.drain()
+
+    def _cut(self) -> None:
+        name = f"{self._folder}/{self._first:010d}-{self._last:010d}"
+        # A tail can follow a step that was cut off by size under the same numbers.
+        taken = self._cuts.count(name)
+        path, items, encode = name + (f"-{taken}" if taken else "") + ".parquet", self._items, self._encode
+        size = sum(self._size_of(item) for item in (items[0], items[-1])) * len(items) // 2  # steps are alike
+        self._queue.put(Segment(path, lambda: encode(items), self._rows, size))
+        self._cuts.append(name)
+        self._items, self._rows, self._first = [], 0, None

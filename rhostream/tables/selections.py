@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 from torch import Tensor
 
 from rhostream import storage
 from rhostream.candidates import Candidates, Reason
 from rhostream.errors import NotFoundError, RhostreamError, TableError
 from rhostream.tables import parquet
-from rhostream.tables.segments import Segment, SegmentQueue
+from rhostream.tables.segments import RowsWriter, SegmentQueue
 
 Array = npt.NDArray[Any]
 REMOTE_THREADS = 16
@@ -81,14 +82,18 @@ def rows_of(candidates: Candidates, step: int | None, scored: Mapping[str, Array
     """The log rows of one buffer.
 
     `scored` holds (B,) arrays: loss, score (float32, NaN where never computed), correct (bool), kept (bool), reason
-    (uint8 of `Reason`), weight (float32), and lag (int).
+    (uint8 of `Reason`), weight (float32), lag (int), and il (float32) where another than the candidates' was used.
     """
     return _rows([_step(candidates, step, scored)])
 
 
 def _step(candidates: Candidates, step: int | None, scored: Mapping[str, Array]) -> _Step:
     c = candidates  # and not its pixels: they stand in a slot that the loader will reuse
-    return _Step(c.pass_index, step, c.key, c.shard, c.shard_names, c.ordinal, c.label.cpu(), c.il.cpu(), scored)
+    il = c.il.cpu()
+    if "il" in scored:  # of a live IL model: what it didn't look at has the table's
+        il = torch.from_numpy(np.where(np.isnan(scored["il"]), il.numpy(), scored["il"]))
+        scored = {name: column for name, column in scored.items() if name != "il"}
+    return _Step(c.pass_index, step, c.key, c.shard, c.shard_names, c.ordinal, c.label.cpu(), il, scored)
 
 
 def _rows(steps: Sequence[_Step]) -> pa.RecordBatch:
@@ -133,52 +138,23 @@ class LogWriter:
 
     def __init__(self, run: str, attempt: int, rank: int = 0, *, max_rows: int = MAX_ROWS,
                  queue: SegmentQueue | None = None) -> None:
-        self._folder = f"log/attempt={attempt}/rank={rank}"
-        self._max_rows = max_rows
-        self._queue = queue or SegmentQueue(run)
-        self._items: list[_Step | pa.RecordBatch] = []
-        self._rows = 0
-        self._first: int | None = None
-        self._last = 0
-        self._cuts: list[str] = []  # names of the segments cut since the last flush
+        self._writer: RowsWriter[_Step | pa.RecordBatch] = RowsWriter(
+            f"log/attempt={attempt}/rank={rank}", _encoded, _bytes_of, queue or SegmentQueue(run), max_rows)
 
     def take(self, candidates: Candidates, step: int | None, columns: Mapping[str, Array], at_step: int) -> None:
         """Add one buffer's rows, `columns` as in `rows_of`; `step` is None for a tail, `at_step` names the file.
 
         Costs microseconds: the arrays are kept as they are and must not change afterwards. The pixels are not kept.
         """
-        self._add(_step(candidates, step, columns), len(candidates), at_step)
+        self._writer.add(_step(candidates, step, columns), len(candidates), at_step)
 
     def append(self, batch: pa.RecordBatch, step: int) -> None:
         """Add the rows of one step (`step` also for a tail: the number of the step that would come next)."""
-        self._add(batch, batch.num_rows, step)
-
-    def _add(self, item: _Step | pa.RecordBatch, rows: int, step: int) -> None:
-        self._queue.raise_if_failed()
-        if self._rows and self._rows + rows > self._max_rows:
-            self._cut()
-        if self._first is None:
-            self._first = step
-        self._last = step
-        self._items.append(item)
-        self._rows += rows
+        self._writer.add(batch, batch.num_rows, step)
 
     def flush(self) -> list[dict[str, Any]]:
         """Write what is pending; returns the segments made since the last flush, for the checkpoint to list."""
-        if self._rows:
-            self._cut()
-        self._cuts = []
-        return self._queue.drain()
-
-    def _cut(self) -> None:
-        name = f"{self._folder}/{self._first:010d}-{self._last:010d}"
-        # A tail can follow a step that was cut off by size under the same numbers.
-        taken = self._cuts.count(name)
-        path, items = name + (f"-{taken}" if taken else "") + ".parquet", self._items
-        size = sum(_bytes_of(item) for item in (items[0], items[-1])) * len(items) // 2  # steps are alike
-        self._queue.put(Segment(path, lambda: _encoded(items), self._rows, size))
-        self._cuts.append(name)
-        self._items, self._rows, self._first = [], 0, None
+        return self._writer.flush()
 
 
 def _bytes_of(item: _Step | pa.RecordBatch) -> int:

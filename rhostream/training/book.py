@@ -38,6 +38,8 @@ class Totals:
     scored: int
     shortlisted: int
     reread: int
+    live_scored: int
+    live_trained: int
     signal: int  # the largest signal that a rank was asked to stop by, 0 for none
 
 
@@ -62,11 +64,12 @@ def totals_of(candidates: Candidates, selection: Selection, signal: int, ranks: 
     told = ranks.gather(torch.tensor([
         np.count_nonzero(candidates.host.reason == CANDIDATE), len(selection), len(reached),
         reached.sum(dtype=np.float64), np.count_nonzero(selection.correct), selection.scored, selection.shortlisted,
-        selection.reread, signal,
+        selection.reread, selection.live_scored, selection.live_trained, signal,
     ], dtype=torch.float64))  # fmt: skip
     loss = float(told[:, 3].sum())
-    of_all, kept, count, _, correct, scored, short, reread, _ = (int(n) for n in told.sum(0).nan_to_num().tolist())
-    return Totals(of_all, kept, count, loss, correct, scored, short, reread, int(told[:, -1].max()))
+    of_all, kept, count, _, correct, scored, short, reread, live, learned, _ = (
+        int(n) for n in told.sum(0).nan_to_num().tolist())
+    return Totals(of_all, kept, count, loss, correct, scored, short, reread, live, learned, int(told[:, -1].max()))
 
 
 class Book:
@@ -84,6 +87,8 @@ class Book:
         cost.shortlisted += totals.shortlisted
         cost.trained += totals.kept
         cost.proxy_trained += totals.kept if proxy else 0
+        cost.live_scored += totals.live_scored
+        cost.live_trained += totals.live_trained
         cost.decoded += totals.candidates
         cost.reread += totals.reread
         return cost.forward_units
@@ -99,6 +104,10 @@ class Book:
         else:
             self._without_nonfinite(step, loss_b)
         run.log.take(step.candidates, step.number, selection.columns(), step.number)
+        if (seen := selection.shadow) is not None and len(seen.rows):
+            c = step.candidates
+            run.shadow.take(c.pass_index, step.number, c.shard[seen.rows], c.shard_names, c.ordinal[seen.rows],
+                            seen.score, seen.kept)
         _count(run.counts, selection.reason)
         crash_point("train: step logged")
         self._end_of_pass(step)
@@ -120,7 +129,7 @@ class Book:
     def _mean(self, step: Step, loss_b: np.ndarray[Any, Any] | None) -> float | None:
         if loss_b is None:
             return None
-        if self._run.ranks.alone:
+        if self._run.ranks.alone and step.selection.factors is None:
             with np.errstate(over="ignore"):  # an infinite mean is what is looked for
                 return float(loss_b.mean(dtype=np.float32)) if len(loss_b) else None
         # By the very number that the optimizer's step hung on, or ranks could part.

@@ -13,6 +13,8 @@ from torch import nn
 from rhostream.cost import Cost, macs_per_sample
 from rhostream.errors import UnknownNameError, UsageError
 from rhostream.models import build
+from rhostream.selection.forward import scoring
+from rhostream.selection.losses import LossFunction, cross_entropy
 from rhostream.selection.proxy import Proxy
 from rhostream.stream.decode import Preprocess
 from rhostream.training.ranks import with_synchronized_norms
@@ -52,7 +54,7 @@ def parse_shortlist(text: str | None, *, rule: str, buffer_size: int, batch_size
 
 
 def make_proxy(name: str, seen: Preprocess, classes: int, *, lr: float, seed: int, device: torch.device,
-               synchronized: bool = False) -> Proxy:
+               synchronized: bool = False, loss: LossFunction = cross_entropy) -> Proxy:
     """The proxy of that name for images as the workers decode them; its first weights are a function of the seed.
 
     `synchronized`: over several ranks, with batch norm over all of them where the device can.
@@ -62,7 +64,8 @@ def make_proxy(name: str, seen: Preprocess, classes: int, *, lr: float, seed: in
         network = build(name, image_size=seen.image_size, channels=seen.channels, classes=classes)
     if synchronized:
         network, _ = with_synchronized_norms(network, device)
-    return Proxy(network.to(device).to(memory_format=torch.channels_last), lr=lr)  # type: ignore[call-overload]
+    network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Proxy(network, lr=lr, loss=loss)
 
 
 def set_macs(cost: Cost, model: str, network: nn.Module, proxy: Proxy | None, shortlist: Shortlist | None,
@@ -82,6 +85,16 @@ def set_macs(cost: Cost, model: str, network: nn.Module, proxy: Proxy | None, sh
             cost.scored_macs = cheap
         else:
             cost.shortlist_macs = cheap
+
+
+def require_classes(model: str, network: nn.Module, seen: Preprocess, classes: int) -> None:
+    """Raise UsageError for a model with fewer logits than there are labels: a GPU would die of the first such label."""
+    image = torch.zeros(1, *seen.shape, dtype=torch.uint8)
+    with scoring(network, batch_norm="eval"):
+        logits = network(seen.normalize(image).to(next(network.parameters()).device))
+    if logits.ndim == 2 and logits.shape[1] < classes:
+        raise UsageError(f"model {model!r} gives {logits.shape[1]} logits, and the labels go up to {classes - 1}: make "
+                         f"it for {classes} classes, or say --classes {logits.shape[1]} to leave the others out")
 
 
 def _macs(network: nn.Module, preprocess: Preprocess) -> int:

@@ -18,6 +18,7 @@ from rhostream.stream.progress import StepProgress
 from rhostream.training.augment import augment as augmented
 from rhostream.training.book import Book, Metrics, Step, totals_of
 from rhostream.training.evaluate import Evaluation, TestSet
+from rhostream.training.live import states_of
 from rhostream.training.run import Run
 
 __all__ = ["Metrics", "Trainer"]
@@ -61,7 +62,7 @@ class Trainer:
             for candidates in stop.while_waiting(self.loader) if ranks.alone else self.loader:  # line 5: the next n_B
                 clock.lap("wait")
                 self._seed_step()  # for a proxy that learns
-                selection = self.selector(candidates.to(self.device))  # lines 6-8: score, keep the top n_b
+                selection = self.selector(candidates.to(self.device), run.step)  # lines 6-8: score, keep the top n_b
                 crash_point("train: buffer scored")
                 clock.lap("score")
                 self._finish_step(clock)  # the one before: its losses have come to the host with these scores
@@ -98,9 +99,9 @@ class Trainer:
         The own losses (n_kept,) and the mean stay on the device: nothing waits for them, and a batch whose loss isn't
         finite changes no weight.
         """
-        total = selection.total
+        total = selection.draws
         if self.selector.ranks.size != self._ranks.size:  # each rank keeps its own n_b / ranks
-            total = int(self._ranks.sum([len(selection)])[0])
+            total = int(self._ranks.sum([selection.draws])[0])
         if not total:
             return None, None
         x = selection.input
@@ -114,7 +115,8 @@ class Trainer:
             x = augmented(x, self.augment, _step_seed(self.seed, self.run.step),
                           rows=torch.from_numpy(selection.rows) + start, planned=planned)
         return take_step(self.model, self.optimizer, x, selection.label, self.selector.loss, forward=self._forward,
-                         accumulate=self.accumulate, autocast=self.precision, ranks=self._ranks, total=total)
+                         accumulate=self.accumulate, autocast=self.precision, ranks=self._ranks, total=total,
+                         weight=selection.factors)
 
     def _seed_step(self) -> None:
         """Dropout is a function of the step, and of the rank: other rows, other draws."""
@@ -143,8 +145,9 @@ class Trainer:
 
     def _commit(self, done: bool, clock: _Clock) -> None:
         state = self.loader.state_dict()
-        self.run.commit(self.model, self.optimizer, self.selector.proxy, pass_index=state["pass"],
-                        buffer=state["buffer"], complete=done, keep=self.keep_checkpoints)
+        self.run.commit(self.model, self.optimizer, states_of(self.selector.proxy, self.selector.live),
+                        pass_index=state["pass"], buffer=state["buffer"], complete=done, keep=self.keep_checkpoints,
+                        selector=self.selector.state_dict())
         clock.lap("checkpoint")
 
 

@@ -1,6 +1,6 @@
 """The run folder: made once, claimed by each attempt, and moved on only by a checkpoint.
 
-    run.json (settings, fingerprints, versions) | attempts/ | log/ | steps/ | checkpoints/ | cost.json
+    run.json (settings, fingerprints, versions) | attempts/ | log/ | steps/ | shadow/ | checkpoints/ | cost.json
 
 Over several ranks each writes its own segments of the log; rank 0 writes everything else.
 """
@@ -25,9 +25,9 @@ from rhostream.cost import Cost
 from rhostream.crashpoints import crash_point
 from rhostream.errors import AlreadyExistsError, Interrupted, MismatchError, RhostreamError, TableError, UsageError
 from rhostream.foreign import checked_run, read_object
-from rhostream.selection.proxy import Proxy
 from rhostream.selection.ranks import Ranks
 from rhostream.tables.selections import LogWriter
+from rhostream.tables.shadow import ShadowWriter
 from rhostream.tables.steps import StepsWriter
 
 VERSION = 1
@@ -61,6 +61,7 @@ class Run:
     _retried: dict[str, dict[str, int]] = field(default_factory=storage.retried)  # before this attempt
     _log: list[dict[str, Any]] = field(default_factory=list)
     _steps: list[dict[str, Any]] = field(default_factory=list)
+    _shadow: list[dict[str, Any]] = field(default_factory=list)
 
     def open(self, record: Mapping[str, Any]) -> Checkpoint | None:
         """Make run.json or check that it is of the same making; returns the checkpoint to resume from.
@@ -77,7 +78,7 @@ class Run:
             self.step, self.cost = found.step, Cost.from_json(found.cost)
             self._committed = found.step
             self.counts = dict(found.counts) if self.ranks.first else {}
-            self._log, self._steps = list(found.log), list(found.steps)
+            self._log, self._steps, self._shadow = list(found.log), list(found.steps), list(found.shadow)
         return found
 
     def _make(self, record: Mapping[str, Any]) -> None:
@@ -136,26 +137,31 @@ class Run:
         self.attempt = int(self.ranks.from_first(claimed))
         self.log = LogWriter(self.url, self.attempt, self.ranks.rank)
         self.steps = StepsWriter(self.url, self.attempt)
+        self.shadow = ShadowWriter(self.url, self.attempt, self.ranks.rank)
 
     @property
     def uncommitted(self) -> bool:
         """Whether steps were taken that no checkpoint knows of."""
         return self.step > self._committed
 
-    def commit(self, model: nn.Module, optimizer: torch.optim.Optimizer, proxy: Proxy | None = None, *,
-               pass_index: int, buffer: int, complete: bool, keep: int) -> None:
-        """Every rank's segments first, then rank 0's checkpoint that lists them; cost.json when the run is complete."""
-        told = self.ranks.gather_json({"log": self.log.flush(), "counts": self.counts,
+    def commit(self, model: nn.Module, optimizer: torch.optim.Optimizer, others: Mapping[str, Mapping[str, Any]], *,
+               pass_index: int, buffer: int, complete: bool, keep: int, selector: Mapping[str, Any]) -> None:
+        """Every rank's segments first, then rank 0's checkpoint that lists them; cost.json when the run is complete.
+
+        `others` are the states of further models, `selector` that of the selector.
+        """
+        told = self.ranks.gather_json({"log": self.log.flush(), "shadow": self.shadow.flush(), "counts": self.counts,
                                        "retried": storage.retried_since(self._retried)})
         self._retried = storage.retried()
         if self.ranks.first:
             self._log += [segment for one in told for segment in one["log"]]
+            self._shadow += [segment for one in told for segment in one["shadow"]]
             self._steps += self.steps.flush()
             self.counts = _added(one["counts"] for one in told)
             for one in told:
                 for place, kinds in one["retried"].items():
                     self.cost.retried[place] = _added([self.cost.retried.get(place, {}), kinds])
-            self._save(model, optimizer, proxy, pass_index, buffer, complete)
+            self._save(model, optimizer, others, dict(selector), pass_index, buffer, complete)
             crash_point("run: before retention")
             checkpoint.retain(self.url, keep)
         else:
@@ -163,14 +169,14 @@ class Run:
         self._committed = self.step
         self.ranks.wait()  # nobody goes on, or home, before the commit is there
 
-    def _save(self, model: nn.Module, optimizer: torch.optim.Optimizer, proxy: Proxy | None, pass_index: int,
-              buffer: int, complete: bool) -> None:
+    def _save(self, model: nn.Module, optimizer: torch.optim.Optimizer, others: Mapping[str, Mapping[str, Any]],
+              selector: dict[str, Any], pass_index: int, buffer: int, complete: bool) -> None:
         checkpoint.save(
             self.url,
             Checkpoint(step=self.step, pass_index=pass_index, buffer=buffer, attempt=self.attempt, complete=complete,
                        fingerprints=self.pinned, log=self._log, steps=self._steps, cost=self.cost.as_json(),
-                       counts=self.counts),
-            model.state_dict(), optimizer.state_dict(), None if proxy is None else proxy.state_dict(),
+                       counts=self.counts, shadow=self._shadow, selector=selector),
+            model.state_dict(), optimizer.state_dict(), others,
         )
         if complete:
             crash_point("run: before cost.json")

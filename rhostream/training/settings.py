@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import nn
 
 from rhostream import storage
 from rhostream.errors import UnknownNameError, UsageError
+from rhostream.selection.losses import find_loss
+from rhostream.selection.options import Options
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.rules import Rule, find_rule
 from rhostream.stream.dataset import CandidateStream
@@ -44,6 +47,21 @@ class Settings:
     weight_decay: float
     lanes: int | None
     loss_cap: bool
+    loss: str
+    clip: bool
+    gumbel: float | None
+    warm_up: int
+    stop_after: int | None
+    uniform_every: int | None
+    ratio: str | float | None
+    class_quota: str | float | None
+    deduplicate: float | None
+    tau: bool
+    mc_draws: int
+    shadow: str | Iterable[str] | None
+    il_model: str | None
+    il_lr_scale: float
+    il_code: str | None
     chunk: int | None
     precision: str
     train_precision: str
@@ -82,6 +100,22 @@ class Settings:
             raise UnknownNameError.of("augmentation", self.augment, KINDS)
         if self.selection not in SELECTIONS:
             raise UnknownNameError.of("selection", self.selection, SELECTIONS)
+        if not isinstance(self.shadow, str | None):
+            object.__setattr__(self, "shadow", ",".join(self.shadow))
+        find_loss(self.loss)
+        rule, options = self.found_rule, self.options
+        options.check(rule, shortlist=self.shortlist is not None, live=True)
+        if options.quota is not None:
+            options.quota.check(self.batch_size, self.classes)
+        if not rule.live and (self.il_model is not None or self.il_code is not None):
+            raise UsageError("--il-model and --il-code are the IL model that learns along, which the rule "
+                             f"{rule.name} has none of; they go with --rule rho_updated")
+        if not 0 < self.il_lr_scale < math.inf:
+            raise UsageError(f"--il-lr-scale {self.il_lr_scale:g}: expected a number above 0")
+
+    @property
+    def options(self) -> Options:
+        return Options(**{field.name: getattr(self, field.name) for field in fields(Options)})
 
     @property
     def found_rule(self) -> Rule:
@@ -103,6 +137,11 @@ class Settings:
         if not ranks.alone and self.listed is not None and self.listed.kind == "proxy":
             raise UsageError("--selection rank: a proxy learns from what all ranks keep; use --selection global, or "
                              "--shortlist view")
+        stateful = {"--rule rho_updated": self.found_rule.live, "--tau": self.tau,
+                    "--class-quota reducr": self.options.quota is not None and self.options.quota.kind == "reducr"}
+        if not ranks.alone and any(stateful.values()):
+            named = next(name for name, given in stateful.items() if given)
+            raise UsageError(f"--selection rank: {named} learns from what all ranks keep; use --selection global")
         if self.batch_size % ranks.size:
             near = max(round(self.batch_size / ranks.size), 1) * ranks.size
             raise UsageError(f"--selection rank: --batch-size {self.batch_size} can't be split over {ranks.size} "
@@ -116,8 +155,12 @@ class Settings:
                  "chunk", "precision", "train_precision", "batch_norm", "augment", "band", "shortlist", "view_size",
                  "compile", "keep_holdout", "accumulate")  # fmt: skip
         table = stream.table
+        more = {"loss": self.loss if self.loss != "cross_entropy" else None,
+                "il_lr_scale": self.il_lr_scale if self.found_rule.live else None}
         return {
             **{name: getattr(self, name) for name in plain},
+            # Only what was asked for, so that a run of before there were options is resumed as what it is.
+            **self.options.changed(), **{name: value for name, value in more.items() if value is not None},
             "init": self.init and storage.redact(self.init),
             "il": table.info.fingerprint if self.uses_il else None,
             "shards": fingerprint({"names": list(table.names), "counts": table.counts.tolist()}),

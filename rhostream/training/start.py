@@ -8,26 +8,31 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from rhostream import storage
-from rhostream.checkpoint import Checkpoint, load_proxy, load_tensors
+from rhostream.checkpoint import Checkpoint, load_other, load_tensors
 from rhostream.errors import TableError, UsageError
 from rhostream.models import build, load_initial
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
+from rhostream.selection.live import LiveIL
+from rhostream.selection.losses import find_loss
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import Selector
 from rhostream.stream.band import Band
 from rhostream.stream.dataset import Loader
 from rhostream.stream.join import UniformChoice
+from rhostream.stream.keep_list import keep_list_account
 from rhostream.stream.open import open_stream
 from rhostream.tables.il import Table, part_url, read_part
-from rhostream.training.cascade import make_proxy, set_macs
+from rhostream.training.cascade import make_proxy, require_classes, set_macs
 from rhostream.training.evaluate import TestSet
 from rhostream.training.hardware import autocast, threads_of
+from rhostream.training.live import load_live, set_live_macs
 from rhostream.training.loop import Metrics, Trainer
 from rhostream.training.ranks import TIMEOUT_SECONDS, joined, local_device, require_alike, with_synchronized_norms
 from rhostream.training.run import Run, recorded, versions
@@ -50,7 +55,12 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
           buffer_size: int = 320, batch_size: int = 32, test_shards: Iterable[str] = (), passes: int | None = None,
           steps: int | None = None, workers: int = 0, seed: int = 0, missing_il: str = "error",
           init: str | None = None, accumulate: int = 1, lr: float = 1e-3, weight_decay: float = 0.01,
-          lanes: int | None = None, loss_cap: bool = False, chunk: int | None = None, precision: str = "float32",
+          lanes: int | None = None, loss: str = "cross_entropy", loss_cap: bool = False, clip: bool = False,
+          gumbel: float | None = None, warm_up: int = 0, stop_after: int | None = None,
+          uniform_every: int | None = None, ratio: str | float | None = None,
+          class_quota: str | float | None = None, deduplicate: float | None = None, tau: bool = False,
+          mc_draws: int = 10, shadow: str | Iterable[str] | None = None, il_model: str | None = None,
+          il_lr_scale: float = 0.01, il_code: str | None = None, chunk: int | None = None, precision: str = "float32",
           train_precision: str = "float32", batch_norm: str = "buffer", band: str | None = None,
           keep_list: str | None = None, shortlist: str | None = None, proxy_model: str = "mlp-64",
           view_size: int | None = None, augment: str = "none", keep_holdout: bool = False, eval_every: int = 100,
@@ -71,6 +81,10 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
     scores choose; a view without a shortlist is what is scored, and only what is kept is decoded at full size.
     `precision` is that of scoring, `train_precision` that of the gradient step (losses are float32 always); `threads`
     are the model's, by default the cores that the workers leave, and stay those of the run's start when it is resumed.
+
+    The rules and their options (`clip` to `shadow`) are in docs/rules.md. `loss`: "cross_entropy", "sequence_mean" or
+    your `module:function` of (logits, label) to one loss a sample. `il_model`, `il_lr_scale`, `il_code`: the IL model
+    that the rule `rho_updated` trains along, at that multiple of `lr`; by default it is sought where it lay.
 
     Started by torchrun, every rank reads and scores its slice of each buffer, and `buffer_size` and `batch_size` count
     over all of them. `selection`: "global" keeps the best n_b of the whole buffer, as one rank would, "rank" the best
@@ -97,8 +111,12 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     # Ranks that weren't started alike would wait for each other at different places.
     require_alike(ranks, _plain({**pinned, "last_step": last_step, "tests": len(tests), "eval_every":
                                  settings.eval_every, "checkpoint_every": settings.checkpoint_every}))
+    _require_quota(settings, stream.table, classes)
     network, proxy = _networks(settings, loader, classes, on, ranks)
+    require_classes(settings.model, network, stream.preprocess, classes)
+    live = _live(settings, loader, on)
     selector = Selector(network, settings.rule, settings.own_batch(ranks), chunk=settings.chunk,
+                        loss=find_loss(settings.loss), live=live, **vars(settings.options),
                         batch_norm=settings.batch_norm, loss_cap=settings.loss_cap, seed=settings.seed,
                         autocast=scoring, compile=settings.compile, proxy=proxy,
                         shortlist=listed.factor if listed else None,
@@ -110,7 +128,10 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         storage.probe_writable(run)
     with threads_in_use(threads):
         set_macs(attempt.cost, settings.model, network, proxy, listed, stream.preprocess, stream.view)
+        if live is not None:
+            set_live_macs(attempt.cost, live, stream.decoded)
     attempt.cost.il = _il_account(loader) if settings.uses_il else {}
+    attempt.cost.keep_list = {} if settings.keep_list is None else keep_list_account(settings.keep_list)
     found = attempt.open(record)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, betas=(0.9, 0.999),
                                   weight_decay=settings.weight_decay, fused=True)
@@ -141,17 +162,20 @@ def _open(settings: Settings, on: torch.device, ranks: Ranks, before: Mapping[st
         possible = [n for n in range(1, lanes + 1) if lanes % n == 0]
         raise UsageError(f"{storage.redact(settings.run)} was started with {lanes} lanes, which {ranks.size} ranks "
                          f"can't share; go on with {', '.join(map(str, possible))} ranks")
-    prefilter = None
-    if settings.found_rule.score is None:
-        alone = settings.selection == "global"
-        prefilter = UniformChoice(settings.own_batch(ranks), settings.seed, None if alone else ranks.rank)
-    return open_stream(
+    loader = open_stream(
         settings.shards, settings.il, buffer_size=settings.buffer_size, seed=settings.seed, passes=None,
         workers=settings.workers, image_size=settings.image_size, lanes=lanes, decoder=settings.decoder,
         missing_il=settings.missing_il, keep_holdout=settings.keep_holdout, needs_il=settings.found_rule.needs_il,
         roots=settings.roots, band=settings.band, keep_list=settings.keep_list, view_size=settings.view_size,
-        device=on, classes=settings.classes, prefilter=prefilter, rank=ranks.rank, ranks=ranks.size,
+        device=on, classes=settings.classes, rank=ranks.rank, ranks=ranks.size, with_fold=settings.found_rule.live,
     )  # fmt: skip
+    schedule, always = settings.options.schedule, settings.found_rule.score is None
+    if always or schedule.has_uniform_steps:
+        alone = settings.selection == "global"
+        loader.stream.prefilters += (
+            UniformChoice(settings.own_batch(ranks), settings.seed, None if alone else ranks.rank, schedule,
+                          settings.options.quota, always, loader.stream.buffers_per_pass),)  # fmt: skip
+    return loader
 
 
 def _networks(settings: Settings, loader: Loader, classes: int, on: torch.device,
@@ -173,9 +197,39 @@ def _networks(settings: Settings, loader: Loader, classes: int, on: torch.device
     if settings.listed is None or settings.listed.kind != "proxy":
         return network, None
     proxy = make_proxy(settings.proxy_model, loader.stream.decoded, classes, lr=settings.lr, seed=settings.seed,
-                       device=on, synchronized=not ranks.alone)
+                       device=on, synchronized=not ranks.alone, loss=find_loss(settings.loss))
     ranks.copy_from_first(proxy.model)
     return network, proxy
+
+
+def _live(settings: Settings, loader: Loader, on: torch.device) -> LiveIL | None:
+    """The IL model that learns along, where the rule has one."""
+    stream, made = loader.stream, loader.stream.table.info.ingredients.get("loss", settings.loss)
+    if settings.found_rule.needs_il and made != settings.loss:
+        warnings.warn(f"the il of {storage.redact(stream.table.url)} is {made}, and --loss is {settings.loss}: the "
+                      f"rule {settings.rule} compares two different losses", stacklevel=4)
+    if not settings.found_rule.live:
+        return None
+    return load_live(stream.table, settings.il_model, stream.decoded, on, lr=settings.lr * settings.il_lr_scale,
+                     code=settings.il_code)
+
+
+def _require_quota(settings: Settings, table: Table, classes: int) -> None:
+    """Raise UsageError for a class quota that these shards can't meet."""
+    quota = settings.options.quota
+    if quota is None:
+        return
+    quota.check(settings.batch_size, classes)
+    if quota.kind == "balanced":
+        found = np.zeros(classes, np.int64)
+        for name in table.names:
+            part = read_part(part_url(table.url, name))
+            own = part.label[part.usable & (settings.keep_holdout | ~part.in_holdout)].astype(np.int64)
+            found += np.bincount(own[(own >= 0) & (own < classes)], minlength=classes)
+        if (empty := np.flatnonzero(found == 0)).size:
+            raise UsageError(f"--class-quota balanced: class {int(empty[0])} of {classes} has no usable sample in "
+                             "these shards, so no batch can be balanced; say how many there are with --classes, or "
+                             "give a share")
 
 
 def _record(settings: Settings, loader: Loader, pinned: dict[str, Any], last_step: int, threads: int,
@@ -215,8 +269,11 @@ def _restore(run: str, found: Checkpoint, trainer: Trainer) -> None:
     try:
         trainer.model.load_state_dict(weights)
         trainer.optimizer.load_state_dict(state)
+        trainer.selector.load_state_dict({"calls": found.step, **found.selector})
         if trainer.selector.proxy is not None:
-            trainer.selector.proxy.load_state_dict(load_proxy(run, found))
+            trainer.selector.proxy.load_state_dict(load_other(run, found, "proxy"))
+        if (live := trainer.selector.live) is not None:
+            live.load_state_dict([load_other(run, found, f"live-{n}") for n in range(len(live.networks))])
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
         raise TableError(f"the checkpoint of step {found.step} in {storage.redact(run)} doesn't fit the model "
                          f"{trainer.run.pinned['model']!r}: {' '.join(str(exc).split())[:300]}") from exc

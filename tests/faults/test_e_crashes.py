@@ -82,6 +82,17 @@ def log_and_weights(run: Path) -> tuple[list[Any], dict[str, bytes], set[str], l
     return [repr(row) for row in rows.to_pylist()], weights, stay, steps
 
 
+def all_that_a_rule_keeps(run: Path) -> tuple[Any, ...]:
+    """That, and what its rule and its options keep beside it: shadow rows, further models, the selector's state."""
+    found = checkpoint.latest(str(run))
+    assert found is not None and found.shadow
+    with rhostream.open_ledger(str(run)) as ledger:
+        shadow = ledger.sql("SELECT * EXCLUDE (run) FROM shadow").to_pylist()
+    others = {name: {k: v.numpy().tobytes() for k, v in checkpoint.load_other(str(run), found, name)["model"].items()}
+              for name in checkpoint.others_of(found)}
+    return (*log_and_weights(run), [repr(row) for row in shadow], others, found.selector)
+
+
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory, rig: Rig) -> dict[str, Job]:
     """Small and real: five shards of unequal size, two folds, four checkpoints of which two stay."""
@@ -104,6 +115,9 @@ def jobs(tmp_path_factory: pytest.TempPathFactory, rig: Rig) -> dict[str, Job]:
         "compute-il of two models": Job("compute-ils", several, "outs", parts_and_table),
         "train": Job("train", train, "run", log_and_weights),
         "train of a network with batch norm": Job("train", {**train, "model": "small-cnn"}, "run", log_and_weights),
+        "train by a rule that learns along": Job(
+            "train", {**train, "rule": "rho_updated", "class_quota": "reducr", "shadow": "loss,grad_norm_is",
+                      "uniform_every": 3, "shortlist": "proxy:2"}, "run", all_that_a_rule_keeps),
     }
 
 
@@ -181,10 +195,11 @@ def test_E15_a_killed_trainer_run_again_has_the_same_log_and_weights(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fit-il", "index", "compute-il", "compute-il of two models", "train",
-                                  "train of a network with batch norm"])
+                                  "train of a network with batch norm", "train by a rule that learns along"])
 def test_E1_the_whole_crash_matrix(rig: Rig, jobs: dict[str, Job], whole: Whole,
                                    tmp_path: Path, name: str) -> None:
-    """The same holds at the third passing of every point, for fit-il and index, and for a network with batch norm."""
+    """The same holds at the third passing of every point, for fit-il and index, for a network with batch norm, and for
+    a rule with a live IL model, a proxy, class weights and a shadow log, which are the same bits too."""
     matrix(rig, jobs[name], whole[name], tmp_path, (1, 3), name)
 
 

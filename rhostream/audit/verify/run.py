@@ -31,7 +31,7 @@ class RunProof:
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
         at = self.checkpoint
-        return {"kind": "run", "files": len(at.log) + len(at.steps) + len(at.files) if at else 0,
+        return {"kind": "run", "files": len(at.log) + len(at.steps) + len(at.shadow) + len(at.files) if at else 0,
                 "rows": sum(s["rows"] for s in at.log) if at else 0, "step": at.step if at else 0,
                 "problems": self.problems, "warnings": self.warnings,
                 "resumable_from": self.older.step if self.older else None, "next": self.next}
@@ -75,7 +75,7 @@ def prove_run(run: str) -> RunProof:
 def _file_problems(run: str, found: Checkpoint) -> Iterator[str]:
     """What is wrong with the files that a checkpoint names, one sentence each."""
     whole = True
-    yield from (str(p) for p in selections.damages(run, [*found.log, *found.steps]) if p is not None)
+    yield from (str(p) for p in selections.damages(run, [*found.log, *found.steps, *found.shadow]) if p is not None)
     for path, digest in found.files.items():
         url = storage.join(run, path)
         try:
@@ -93,8 +93,8 @@ def _unloadable(run: str, found: Checkpoint) -> Iterator[str]:
     """Why a run could not be resumed from files that are what their checkpoint says they are."""
     try:
         checkpoint.load_tensors(run, found)
-        if any(path.endswith("/proxy.safetensors") for path in found.files):
-            checkpoint.load_proxy(run, found)
+        for name in checkpoint.others_of(found):
+            checkpoint.load_other(run, found, name)
     except RhostreamError as exc:
         yield str(exc)
     except Exception as exc:  # whatever a file that somebody forged makes its reader raise; its text may be anything

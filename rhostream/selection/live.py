@@ -1,0 +1,89 @@
+"""A live IL model: it starts as the one that made the table, and learns along from what is kept, at 0.01 of the rate.
+
+This is the selection function before its last approximation (paper, Eq. 3, Table 4 and Fig. 7): L[y | x; D_ho + D_t].
+It costs n_B forwards more a step, and the paper found it faster early and worse late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from rhostream.candidates import Normalize, to_device
+from rhostream.errors import UsageError
+from rhostream.selection.forward import Forward
+from rhostream.selection.gradient import take_step
+from rhostream.selection.losses import LossFunction, cross_entropy
+from rhostream.selection.ranks import Ranks
+
+Folds = npt.NDArray[np.int8]
+
+
+class LiveIL:
+    """One network a fold: network i scores the samples of fold i and learns from the kept ones of all other folds.
+
+    With a single network (a holdout) it scores and learns from all. Networks stay in eval mode, so that before the
+    first step they give the table's il: running statistics of batch norm are those of the IL model's own training.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], normalize: Normalize, *, lr: float = 1e-5,
+                 weight_decay: float = 0.01, loss: LossFunction = cross_entropy) -> None:
+        self.networks = [network.eval() for network in networks]
+        self.normalize, self.loss = normalize, loss
+        self._forwards = [Forward(network, batch_norm="eval") for network in self.networks]
+        self.optimizers = [torch.optim.AdamW(n.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+                           for n in self.networks]
+
+    def __call__(self, image: Tensor, label: Tensor, fold: Folds | None) -> Tensor:
+        """The il (n,) float32, nats, of uint8 images (n, H, W, C); NaN for a fold that has no network.
+
+        `fold` (n,) is on the host. Raises UsageError without folds where there are several networks.
+        """
+        il = torch.full((len(label),), torch.nan, device=image.device)
+        for number, forward in enumerate(self._forwards):
+            rows = self._rows(fold, number, len(label), True)
+            if len(rows):
+                at = to_device(torch.from_numpy(rows), image.device)
+                own = label[at]
+                il[at] = self.loss(forward(self.normalize(image.index_select(0, at))), own).float()
+        return il
+
+    def learn(self, image: Tensor, label: Tensor, fold: Folds | None, ranks: Ranks | None = None) -> int:
+        """One step of each network on the kept samples that it may learn from; how many went through, over all ranks.
+
+        Collective over several `ranks`; a loss that isn't finite leaves the weights alone.
+        """
+        ranks, learned = ranks or Ranks(), 0
+        for number, (network, optimizer) in enumerate(zip(self.networks, self.optimizers, strict=True)):
+            rows = self._rows(fold, number, len(label), False)
+            total = int(ranks.sum([len(rows)])[0])
+            if total:
+                at = to_device(torch.from_numpy(rows), image.device)
+                take_step(network, optimizer, self.normalize(image.index_select(0, at)), label[at], self.loss,
+                          ranks=ranks, total=total, mode=False)
+            learned += total
+        return learned
+
+    def _rows(self, fold: Folds | None, number: int, n: int, own: bool) -> npt.NDArray[np.int64]:
+        if len(self.networks) == 1:
+            return np.arange(n)
+        if fold is None:
+            raise UsageError(f"an IL model of {len(self.networks)} folds scores each sample by its own, and these "
+                             "candidates carry no fold: stream them from the table of compute-il")
+        return np.flatnonzero((fold == number) == own)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Weights and optimizer of each network, for a checkpoint."""
+        return [{"model": n.state_dict(), "optimizer": o.state_dict()}
+                for n, o in zip(self.networks, self.optimizers, strict=True)]
+
+    def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
+        """The inverse of `state_dict`."""
+        for network, optimizer, state in zip(self.networks, self.optimizers, states, strict=True):
+            network.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])

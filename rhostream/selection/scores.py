@@ -1,0 +1,62 @@
+"""From a stage's rows to scores: one forward (or K with dropout on), the loss, and what each rule makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from rhostream.errors import UsageError
+from rhostream.selection.choice import generator
+from rhostream.selection.forward import Forward
+from rhostream.selection.losses import LossFunction, is_correct, per_sample, require_known
+from rhostream.selection.ranks import in_lockstep
+from rhostream.selection.rules import Evidence, Rule, cap, mean_prediction
+from rhostream.selection.shadow import shadow_scores
+from rhostream.selection.stages import Stage
+
+Bounds = tuple[int, int]  # the smallest and the largest label
+
+
+class RuleScores:
+    """Scores by a rule and its shadows; `draws` is K for a rule that compares forwards with dropout on.
+
+    Raises UsageError for a loss or a score of another shape, for labels that the model doesn't know and for a dropout
+    that changes nothing.
+    """
+
+    def __init__(self, rule: Rule, shadows: Sequence[Rule], loss: LossFunction, *, loss_cap: bool = False,
+                 seed: int = 0, draws: int = 10, rank: int = 0) -> None:
+        self.rule, self.shadows, self.loss, self.loss_cap = rule, shadows, loss, loss_cap
+        self._seed, self._draws, self._rank = seed, draws, rank
+        self._drawn = False
+
+    def __call__(self, forward: Forward, stage: Stage, bounds: Bounds,
+                 step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Loss, score and whether the prediction was right, (m,) each, and the shadows' scores (rules, m)."""
+        if not len(stage.x) and not in_lockstep(forward.model):
+            nothing = stage.il.new_zeros(0)  # batch norm refuses a forward of nothing
+            return nothing, nothing, nothing.bool(), nothing.new_zeros(len(self.shadows), 0)
+        draws = self._dropout_draws(forward, stage.x, step) if self.rule.needs_draws else None
+        logits = forward(stage.x) if draws is None else mean_prediction(draws)
+        require_known(bounds, logits)
+        loss = per_sample(self.loss, logits, stage.label).float()
+        evidence = self._evidence(loss, stage.il, logits, stage.label, draws)
+        live = None if stage.live is None else self._evidence(loss, stage.live, logits, stage.label, draws)
+        score = self.rule(live if self.rule.live and live is not None else evidence)
+        return loss, score, is_correct(logits, stage.label), shadow_scores(self.shadows, evidence, live)
+
+    def _evidence(self, loss: Tensor, il: Tensor, logits: Tensor, label: Tensor, draws: Tensor | None) -> Evidence:
+        pair = cap(loss, il, logits.shape[-1]) if self.loss_cap else (loss, il)
+        return Evidence(*pair, logits, label, draws)
+
+    def _dropout_draws(self, forward: Forward, x: Tensor, step: int) -> Tensor:
+        """K logits, a function of (seed, step, rank); the first time they are proved to differ."""
+        seed = int(generator(self._seed, "mc-dropout", step).integers(1 << 62)) + self._rank
+        draws = forward.draws(x, self._draws, seed)
+        if not self._drawn and len(draws) > 1 and len(x):
+            self._drawn = True
+            if bool((draws[0] == draws[1]).all()):
+                raise UsageError(f"the rule {self.rule.name} compares forwards with dropout on, and two forwards of "
+                                 f"{type(forward.model).__name__} were the same: its dropout has no effect")
+        return draws

@@ -1,0 +1,95 @@
+"""The live IL model of the rule `rho_updated`: the very weights that made the table, found in the IL model's folder.
+
+The table says itself what made its il (architecture, preprocessing, the sha256 of each fold's weights); the folder only
+has to hold files of these hashes. So what is loaded is the table's model and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import nn
+
+from rhostream import storage
+from rhostream.candidates import Normalize
+from rhostream.cost import Cost, macs_per_sample
+from rhostream.errors import MismatchError, TableError, UntrustedCodeError, UsageError
+from rhostream.foreign import checked_path, read_object
+from rhostream.models import build
+from rhostream.selection.live import LiveIL
+from rhostream.selection.losses import find_loss
+from rhostream.stream.decode import Preprocess
+from rhostream.tables.il import Table
+
+
+def load_live(table: Table, folder: str | None, decoded: Preprocess, device: torch.device, *, lr: float,
+              code: str | None = None) -> LiveIL:
+    """The IL model of the table, ready to learn along at the rate `lr`.
+
+    `folder` is where fit-il left it, by default where it lay when the table was made; `decoded` is what the stream
+    decodes. Raises UsageError, MismatchError when it isn't the table's or takes images of another size,
+    UntrustedCodeError for an architecture of somebody's own that `code` doesn't name.
+    """
+    made, place = table.info.ingredients, folder or table.info.places.get("il_model")
+    if place is None:
+        raise UsageError("the rule rho_updated needs the IL model itself: give --il-model DIR, what fit-il wrote")
+    place, shown = storage.resolve(place), storage.redact(storage.resolve(place))
+    architecture = str(made.get("architecture"))
+    UntrustedCodeError.unless_named(architecture, code, storage.redact(table.url), "--il-code")
+    own = Preprocess.from_json(made["preprocess"])
+    if (own.image_size, own.channels) != (decoded.image_size, decoded.channels):
+        raise UsageError(f"the IL model takes images of {own.image_size} pixels and {own.channels} channels, and this "
+                         f"run decodes {decoded.image_size} and {decoded.channels}: a model that learns along sees "
+                         f"what the target sees; give --image-size {own.image_size}")
+    networks = [_network(place, shown, path, digest, architecture, own, int(made["classes"]))
+                for path, digest in zip(_weights(place, shown), made["weights"], strict=False)]
+    if len(networks) != len(made["weights"]):
+        raise MismatchError(f"{shown} has {len(networks)} folds, the table was made with {len(made['weights'])}: it is "
+                            "another IL model")
+    for network in networks:
+        network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return LiveIL(networks, Normalize(own.normalize.mean, own.normalize.std), lr=lr,
+                  loss=find_loss(str(made.get("loss", "cross_entropy"))))
+
+
+def _weights(folder: str, shown: str) -> list[str]:
+    """The names of the folds' weights, by model.json."""
+    url = storage.join(folder, "model.json")
+    if not storage.exists(url):
+        raise UsageError(f"{shown} is no IL model (no model.json); give --il-model DIR, what fit-il wrote")
+    try:
+        return [checked_path(fold["weights"]) for fold in read_object(storage.read_bytes(url))["folds"]]
+    except (ValueError, KeyError, TypeError) as exc:
+        raise TableError(f"{shown}/model.json can't be understood: {exc}") from exc
+
+
+def _network(folder: str, shown: str, path: str, digest: str, architecture: str, seen: Preprocess,
+             classes: int) -> nn.Module:
+    data = storage.read_bytes(storage.join(folder, path))
+    found = hashlib.sha256(data).hexdigest()
+    if found != digest:
+        raise MismatchError(f"{shown}/{path} has the sha256 {found[:12]}, the table was made with {digest[:12]}: it is "
+                            "another IL model, or a damaged one; give the table's with --il-model")
+    network = build(architecture, image_size=seen.image_size, channels=seen.channels, classes=classes)
+    try:
+        network.load_state_dict(load_safetensors(data))
+    except (SafetensorError, RuntimeError) as exc:
+        raise TableError(f"{shown}/{path} doesn't fit {architecture}: {' '.join(str(exc).split())[:300]}") from exc
+    return network
+
+
+def set_live_macs(cost: Cost, live: LiveIL, seen: Preprocess) -> None:
+    """Enter what one sample costs the IL model that learns along."""
+    network = live.networks[0]
+    image = torch.zeros(1, *seen.shape, dtype=torch.uint8)
+    cost.live_macs = macs_per_sample(network, live.normalize(image).to(next(network.parameters()).device))
+
+
+def states_of(proxy: Any, live: LiveIL | None) -> dict[str, dict[str, Any]]:
+    """What a checkpoint holds of the models beside the target, by name."""
+    lives = {} if live is None else {f"live-{n}": state for n, state in enumerate(live.state_dict())}
+    return ({} if proxy is None else {"proxy": proxy.state_dict()}) | lives
