@@ -112,6 +112,12 @@ BUDGET = _options(
     click.option("--fail-fast", is_flag=True, help="Stop at the first bad shard instead of naming it at the end."),
 )
 
+TEXT = _options(
+    click.option("--tokenizer", metavar="NAME",
+                 help="Of text: bytes, words:N, hf:NAME; ids:N for .npy arrays of ids.  [default: the table's or the "
+                      "model's, else words:30000]"),
+    click.option("--text-length", type=int, metavar="T", help="Tokens of a text; longer ones are cut.  [default: 128]"),
+)
 LENIENT = _options(
     click.option("--allow-compressed", is_flag=True,
                  help="Inflate gzip shards into the spool; their table can be asked, not trained from."),
@@ -122,7 +128,7 @@ LENIENT = _options(
 
 @cli.command("fit-il")
 @_options(
-    SHARDS, ROOT, WORKERS, BUDGET, LENIENT,
+    SHARDS, ROOT, WORKERS, BUDGET, LENIENT, TEXT,
     click.option("--out", required=True, metavar="DIR", help="Folder of the IL model (weights and model.json)."),
     click.option("--model", default="small-cnn", show_default=True, help="Built-in name or package.module:function."),
     click.option("--holdout", multiple=True, metavar="URL...", help="Shards of their own to learn from."),
@@ -197,6 +203,8 @@ def compute_il(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None
 @_options(
     SHARDS, ROOT, KEEP, WORKERS, BUDGET, LENIENT, INDEX,
     click.option("--out", required=True, metavar="URL", help="The table."),
+    click.option("--content", metavar="KIND",
+                 help="What samples are: image, text (.txt) or tokens (.npy).  [default: as the first usable one]"),
 )
 def index(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, out: str, **options: Any) -> None:
     """Write the same table without il, for rules that need none (uniform, loss).
@@ -213,7 +221,7 @@ def index(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, out
 
 @cli.command("train")
 @_options(
-    SHARDS, ROOT, WORKERS,
+    SHARDS, ROOT, WORKERS, TEXT,
     click.option("--il", required=True, metavar="URL", help="The table of compute-il, or of index."),
     click.option("--run", required=True, metavar="DIR", help="Run folder; the same command again resumes it."),
     click.option("--model", default="mlp", show_default=True, help="Built-in name or package.module:function."),
@@ -420,7 +428,7 @@ def verify(folder: str, shards: tuple[str, ...], roots: tuple[str, ...], repair:
 
 @cli.command("estimate")
 @_options(
-    SHARDS, ROOT, WORKERS,
+    SHARDS, ROOT, WORKERS, TEXT,
     click.option("--il", metavar="URL", help="A table of compute-il or index: samples are counted, the loader timed."),
     click.option("--model", default="mlp", show_default=True, help="Built-in name or package.module:function."),
     click.option("--buffer-size", default=320, show_default=True, help="n_B: samples looked at each step."),

@@ -18,12 +18,21 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
+from typing import Any
 
 import torch
 
 from rhostream import storage
 from rhostream.crashpoints import crash_point
-from rhostream.errors import BudgetError, MismatchError, NotFoundError, RhostreamError, StorageError, UsageError
+from rhostream.errors import (
+    BudgetError,
+    MismatchError,
+    NotFoundError,
+    RhostreamError,
+    ShardError,
+    StorageError,
+    UsageError,
+)
 from rhostream.irreducible.accounts import SHOWN, Budget, Summary, store
 from rhostream.irreducible.fit import named
 from rhostream.irreducible.model import load_il_model
@@ -32,6 +41,7 @@ from rhostream.irreducible.score import Scorer
 from rhostream.selection.hardware import spare_cores, threads
 from rhostream.signals import StopRequest
 from rhostream.storage import redact
+from rhostream.stream.inputs import checked_content, probe_shards
 from rhostream.stream.progress import Progress
 from rhostream.stream.scan import Chunk, End, ScanSettings, scan
 from rhostream.tables import il
@@ -39,6 +49,7 @@ from rhostream.tables.il import OK, PartFacts, TableInfo
 
 LOG = logging.getLogger("rhostream")
 Score = Callable[[Chunk, str], Scored]
+PROBED = 16  # shards looked into for what the samples are
 
 
 def compute_il(shards: Iterable[str], il_model: str, out: str, *, workers: int = 0,
@@ -62,7 +73,8 @@ def compute_il(shards: Iterable[str], il_model: str, out: str, *, workers: int =
     info = loaded.info
     table_info = TableInfo(kind="il", ingredients=info.ingredients(), classes=info.classes,
                            preprocess=info.preprocess, keep=dict(keep or {}), roots=dict(roots or {}),
-                           model=info.figures(), places=il.places_of(shards, il_model))
+                           model=info.figures(), places=il.places_of(shards, il_model),
+                           content=loaded.preprocess.content)
     rule = info.rule
     settings = ScanSettings(preprocess=loaded.preprocess, decoder_name=info.decoder, classes=info.classes,
                             keep=table_info.keep, group_by=rule.group_by, allow_compressed=allow_compressed,
@@ -79,15 +91,35 @@ def compute_il(shards: Iterable[str], il_model: str, out: str, *, workers: int =
 def index(shards: Iterable[str], out: str, *, workers: int = 0, keep: Mapping[str, str] | None = None,
           roots: Mapping[str, str] | None = None, index: str | None = None, max_bad_fraction: float = 0.01,
           max_bad_samples: int | None = None, max_bad_shards: float = 0.1, fail_fast: bool = False,
-          allow_compressed: bool = False, accept_missing_eof: bool = False) -> Summary:
+          allow_compressed: bool = False, accept_missing_eof: bool = False, content: str | None = None) -> Summary:
     """The same table without il, predicted and fold, and without decoding an image; for runs that need no il.
 
-    A damaged image is found by the trainer only. Raises as `compute_il`.
+    `content`: image, text (.txt) or tokens (.npy); by default what the first usable sample is. A damaged image is found
+    by the trainer only. Raises as `compute_il`.
     """
     budget = Budget(fraction=max_bad_fraction, samples=max_bad_samples, shards=max_bad_shards)
-    info = TableInfo(kind="index", keep=dict(keep or {}), roots=dict(roots or {}), places=il.places_of(shards))
-    settings = ScanSettings(keep=info.keep, allow_compressed=allow_compressed, accept_missing_eof=accept_missing_eof)
+    shards = [shards] if isinstance(shards, str) else list(shards)
+    lenient: dict[str, Any] = {"allow_compressed": allow_compressed, "accept_missing_eof": accept_missing_eof}
+    content = checked_content(content) or _content_of(shards, out, lenient)
+    info = TableInfo(kind="index", keep=dict(keep or {}), roots=dict(roots or {}), places=il.places_of(shards),
+                     content=content)
+    settings = ScanSettings(keep=info.keep, content=content, **lenient)
     return _Job(shards, out, info, settings, budget, fail_fast, index).run(workers, None)
+
+
+def _content_of(shards: Iterable[str], out: str, lenient: dict[str, Any]) -> str:
+    """What the samples are: as the table that is there says, else as the first that can be used; image where none can.
+
+    A shard that can't be read is no reason to stop: the job itself says so.
+    """
+    if storage.exists(storage.join(out := storage.resolve(out), "_table.json")):
+        return il.open_info(out).content
+    for shard in named(shards, None)[:PROBED]:
+        with contextlib.suppress(ShardError, StorageError):
+            found = probe_shards([shard], decode=False, **lenient)
+            if found is not None:
+                return found.content
+    return "image"
 
 
 def parse_index(text: str | None) -> tuple[int, int]:

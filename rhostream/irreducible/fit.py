@@ -29,11 +29,11 @@ from rhostream.irreducible.model import ModelInfo, read_info
 from rhostream.irreducible.pool import Pool, fill
 from rhostream.signals import StopRequest
 from rhostream.storage import redact
-from rhostream.stream.decode import Preprocess, decoder, probe_size
-from rhostream.stream.inflate import plain
+from rhostream.stream.decode import Preprocess, decoder
+from rhostream.stream.inputs import AnyPreprocess, decoder_for, probe_shards, require_text
 from rhostream.stream.plan import generator
 from rhostream.stream.scan import ScanSettings
-from rhostream.stream.tar import walk
+from rhostream.stream.text import text_preprocess
 from rhostream.tables import il
 
 LOG = logging.getLogger("rhostream")
@@ -49,14 +49,18 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
            augment: str = "none", workers: int = 0, roots: Mapping[str, str] | None = None,
            memory_bytes: int = 8 << 30, max_bad_fraction: float = 0.01, max_bad_samples: int | None = None,
            max_bad_shards: float = 0.1, fail_fast: bool = False, device: str | None = None,
-           allow_compressed: bool = False, accept_missing_eof: bool = False) -> ModelInfo:
+           allow_compressed: bool = False, accept_missing_eof: bool = False, tokenizer: str | None = None,
+           text_length: int | None = None) -> ModelInfo:
     """Train the IL model of `shards` and write it below `out`; a complete one of the same settings is returned as is.
 
     `fit_samples` bounds the samples that are held and learned from, over all folds. Labels may be noisy: the
     checkpoint is the one with the lowest mean loss on samples of D that the network doesn't learn from, labels as
-    they are. `allow_compressed`, `accept_missing_eof`: see `compute_il`. Deterministic by `seed` on a CPU. Samples and
-    shards that can't be used are counted in `ModelInfo.read`, and more of them than `Budget` says stop the job. Raises
-    UsageError, MismatchError naming the setting that changed, BudgetError, Interrupted after a signal.
+    they are. `allow_compressed`, `accept_missing_eof`: see `compute_il`. Where the samples are text (`tokenizer` is
+    given, or the first that can be used has a .txt and no image): `text_length` tokens of `tokenizer`.
+
+    Deterministic by `seed` on a CPU. Samples and shards that can't be used are counted in `ModelInfo.read`, and more of
+    them than `Budget` says stop the job. Raises UsageError, MismatchError naming the setting that changed, BudgetError,
+    Interrupted after a signal.
     """
     budget = Budget(fraction=max_bad_fraction, samples=max_bad_samples, shards=max_bad_shards)
     rule = _rule(holdout, holdout_fraction, folds, seed, group_by)
@@ -72,7 +76,7 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
         "model": model, "shards": _digest(data), "holdout": _digest(own) if rule.mode == "holdout" else None,
         **rule.to_json(), "fit_samples": fit_samples, "epochs": epochs, "batch_size": batch_size, "lr": lr,
         "classes": classes, "image_size": image_size, "channels": channels, "mean": list(mean), "std": list(std),
-        "decoder": decoder(decoder_name)[0], "augment": augment,
+        "decoder": decoder(decoder_name)[0], "augment": augment, "tokenizer": tokenizer, "text_length": text_length,
     }
     there = read_info(out)
     if there is not None:
@@ -80,9 +84,12 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
     storage.probe_writable(out)
     started = time.monotonic()
     lenient: Any = {"allow_compressed": allow_compressed, "accept_missing_eof": accept_missing_eof}
-    preprocess = _preprocess(own, image_size, channels, mean, std, **lenient)
-    models.build(model, image_size=preprocess.image_size, channels=preprocess.channels, classes=classes or 2)
-    settings = ScanSettings(preprocess=preprocess, decoder_name=asked["decoder"], classes=classes, group_by=group_by,
+    preprocess = _preprocess(own, image_size, channels, mean, std, tokenizer, text_length, model, lenient)
+    if preprocess.kind == "text" and augment != "none":
+        raise UsageError(f"augment {augment!r} is for images, and these samples are text")
+    models.build(model, classes=classes or 2, **preprocess.model_arguments())
+    decoding = decoder_for(preprocess, asked["decoder"])[0]
+    settings = ScanSettings(preprocess=preprocess, decoder_name=decoding, classes=classes, group_by=group_by,
                             mark=rule, watch=None if group_by else "duplicate_of", **lenient)
     options: dict[str, Any] = {"memory_bytes": memory_bytes, "workers": workers, "budget": budget,
                                "fail_fast": fail_fast}
@@ -97,8 +104,8 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
         records, samples, macs = _fit_folds(fit, rule, learn_from, check, out)
     weight = sum(r["val_samples"] for r in records)
     info = ModelInfo(
-        architecture=model, classes=classes, preprocess=preprocess.to_json() | {"mean": list(mean), "std": list(std)},
-        decoder=asked["decoder"], split=rule.to_json(), folds=records,
+        architecture=model, classes=classes, preprocess=_plain(preprocess),
+        decoder=decoding, split=rule.to_json(), folds=records,
         accuracy=sum(r["val_accuracy"] * r["val_samples"] for r in records) / weight,
         val_loss=sum(r["val_loss"] * r["val_samples"] for r in records) / weight,
         cost={"fit_samples": samples, "macs": macs, "seconds": round(time.monotonic() - started, 3)},
@@ -163,33 +170,38 @@ def _same(there: ModelInfo, asked: dict[str, Any], out: str) -> ModelInfo:
 
 
 def _preprocess(shards: list[tuple[str, str]], image_size: int | None, channels: int | None, mean: tuple[float, ...],
-                std: tuple[float, ...], **lenient: bool) -> Preprocess:
+                std: tuple[float, ...], tokenizer: str | None, text_length: int | None, model: str,
+                lenient: dict[str, Any]) -> AnyPreprocess:
+    """What samples become: text where a tokenizer is given or the first usable sample has no image, else images."""
+    tokenizer = tokenizer or (model if model.startswith("hf:") else None)
+    if tokenizer is not None and (image_size or channels):
+        raise UsageError(f"--tokenizer {tokenizer} is for text and --image-size for images: give one of them")
+    if tokenizer is not None:
+        preprocess = text_preprocess(tokenizer, text_length, models.task_of(model))
+        if probe_shards(shards, content=preprocess.content, **lenient) is None:
+            raise UsageError(f"--tokenizer {tokenizer} reads .{il.CONTENTS[preprocess.content][0]} members, and the "
+                             f"first samples of {redact(shards[0][0])} hold none that can be used")
+        return preprocess
     if image_size is None or channels is None:
-        side, own_channels = probe_shards(shards, **lenient)
-        image_size, channels = image_size or side, channels or own_channels
+        found = probe_shards(shards, **lenient)
+        if found is None:
+            raise UsageError("no readable image and no text was found; give --image-size and --channels, or "
+                             "--tokenizer")
+        if found.content != "image":
+            require_text(found.content, tokenizer, redact(shards[0][0]))
+            return text_preprocess(tokenizer, text_length, models.task_of(model))
+        image_size, channels = image_size or found.side, channels or found.channels
+    if text_length is not None:
+        raise UsageError(f"--text-length {text_length} is for text, and these samples are images")
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
             raise UsageError(f"{name} has {len(values)} values, expected 1 or {channels} (one a channel)")
     return Preprocess(image_size=image_size, channels=channels, mean=tuple(mean), std=tuple(std))
 
 
-def probe_shards(shards: list[tuple[str, str]], tries: int = 100, *, allow_compressed: bool = False,
-                 accept_missing_eof: bool = False) -> tuple[int, int]:
-    """(shorter side in pixels, channels) of the first image that can be read. Raises UsageError, ShardError."""
-    for url, name in shards:
-        with storage.open_reader(url) as shard, plain(shard, name) if allow_compressed else shard as reader:
-            for sample in walk(reader, name, accept_missing_eof=accept_missing_eof):
-                for extension, offset, size in sample.members:
-                    if extension in il.IMAGE_EXTENSIONS:
-                        found = probe_size(reader.pread(min(size, 1 << 20), offset))
-                        if found is not None:
-                            return found
-                        tries -= 1
-                if tries <= 0:
-                    break
-        if tries <= 0:
-            break
-    raise UsageError("no readable image was found; give --image-size and --channels")
+def _plain(preprocess: AnyPreprocess) -> dict[str, Any]:
+    """As it is read again from JSON, tuples as lists."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in preprocess.to_json().items()}
 
 
 def _pools(rule: FoldRule, data: list[tuple[str, str]], own: list[tuple[str, str]], settings: ScanSettings,
@@ -215,7 +227,7 @@ class _Fit:
 
     model: str
     classes: int
-    preprocess: Preprocess
+    preprocess: AnyPreprocess
     recipe: Recipe
     device: torch.device
 
@@ -223,8 +235,7 @@ class _Fit:
         """Train the network of one fold; its initial weights and dropout are functions of (seed, fold)."""
         with torch.random.fork_rng():
             torch.manual_seed(int(generator(self.recipe.seed, "fit", number).integers(2**62)))
-            network = models.build(self.model, image_size=self.preprocess.image_size,
-                                   channels=self.preprocess.channels, classes=self.classes)
+            network = models.build(self.model, classes=self.classes, **self.preprocess.model_arguments())
             normalize = self.preprocess.normalize
             macs = cost.macs_per_sample(network, normalize(pool.image[:1]))
             learned = learn(network, pool.image, pool.label, train, rows, check_image=check.image,

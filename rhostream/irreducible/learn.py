@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rhostream.candidates import Normalize
+from rhostream.candidates import Prepare
 from rhostream.crashpoints import crash_point
 from rhostream.errors import NonFiniteError
 from rhostream.signals import stop_if_asked
@@ -68,9 +68,9 @@ def augmented(image: Tensor, how: str, generator: torch.Generator) -> Tensor:
 
 
 def learn(network: nn.Module, image: Tensor, label: Tensor, train: Tensor, check: Tensor, *, check_image: Tensor,
-          check_label: Tensor, recipe: Recipe, normalize: Normalize, device: torch.device) -> Learned:
-    """Train on rows `train` of image (N, H, W, C) uint8; keep the state of lowest mean loss on rows `check` of
-    `check_image`.
+          check_label: Tensor, recipe: Recipe, normalize: Prepare, device: torch.device) -> Learned:
+    """Train on rows `train` of image (N, H, W, C) uint8 (or (N, T) ids); keep the state of lowest mean loss on rows
+    `check` of `check_image`.
 
     Raises NonFiniteError when no check had a finite loss.
     """
@@ -113,7 +113,7 @@ def learn(network: nn.Module, image: Tensor, label: Tensor, train: Tensor, check
 
 
 @torch.inference_mode()
-def evaluate(network: nn.Module, image: Tensor, label: Tensor, rows: Tensor, normalize: Normalize,
+def evaluate(network: nn.Module, image: Tensor, label: Tensor, rows: Tensor, normalize: Prepare,
              device: torch.device) -> tuple[float, float]:
     """(mean loss in nats, accuracy) on rows of image (N, H, W, C) uint8, in eval mode."""
     network.eval()

@@ -50,6 +50,7 @@ class PartBuilder:
         n, rows = len(chunk), chunk.rows
         columns: dict[str, Any] = {name: rows.column(name) for name in rows.schema.names}
         columns["ordinal"] = pa.array(chunk.ordinal)
+        columns["il_tokens"] = pa.nulls(n, il.SCHEMA.field("il_tokens").type)
         if scored is None:
             columns |= {name: pa.nulls(n, il.SCHEMA.field(name).type) for name in ("il", "predicted", "fold")}
             columns["in_holdout"] = pa.array(np.zeros(n, bool))
@@ -90,7 +91,7 @@ class PartBuilder:
             statuses=dict(sorted(self.statuses.items())), members_seen=end.members_seen,
             members_used=end.members_used, members_ignored=end.members_ignored, bad_fields=end.bad_fields,
             shard_sha256=end.sha256, il_rows=self._il_rows, in_holdout=self._in_holdout,
-            compression=end.compression,
+            compression=end.compression, content=self._info.content, version=self._info.version,
         )
 
     def commit(self, facts: PartFacts) -> bool:

@@ -15,6 +15,7 @@ from torch import nn
 from rhostream import storage
 from rhostream.errors import MismatchError, UnknownNameError, UsageError
 from rhostream.models.networks import mlp, resnet18_small, small_cnn
+from rhostream.models.text import TEXT_MODELS, build_text, is_text
 
 _BUILT_IN: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
@@ -24,17 +25,24 @@ _BUILT_IN: dict[str, Callable[..., nn.Module]] = {
     "small-cnn": small_cnn,
     "resnet18-small": resnet18_small,
 }
-NAMES = tuple(_BUILT_IN)
+NAMES = (*_BUILT_IN, *TEXT_MODELS)
 
 
-def build(name: str, *, image_size: int, channels: int, classes: int) -> nn.Module:
+def build(name: str, *, classes: int, image_size: int = 0, channels: int = 0, **text: Any) -> nn.Module:
     """Make the model of that name for (B, channels, image_size, image_size) inputs and (B, classes) logits.
 
-    A user's function gets those of the three keywords that it accepts. Raises UnknownNameError, UsageError.
+    With `text` (vocabulary, length, padding, task) instead of an image's size it takes (B, length) int64 token ids. A
+    user's function gets those of the keywords that it accepts. Raises UnknownNameError, UsageError.
     """
+    if is_text(name) != bool(text) and (name in NAMES or is_text(name)):
+        takes, held = ("text", "images") if is_text(name) else ("images", "text")
+        raise UsageError(f"model {name!r} takes {takes}, and these samples are {held}; built in for {held}: "
+                         f"{', '.join(TEXT_MODELS if text else _BUILT_IN)}")
+    if is_text(name):
+        return build_text(name, classes=classes, **text)
     if ":" not in name:
         if name not in _BUILT_IN:
-            raise UnknownNameError.of("model", name, [*_BUILT_IN, "package.module:function"])
+            raise UnknownNameError.of("model", name, [*NAMES, "hf:NAME", "package.module:function"])
         if image_size < 16:
             raise UsageError(f"model {name!r} takes images of 16 pixels and more, got {image_size}")
         return _BUILT_IN[name](image_size=image_size, channels=channels, classes=classes)
@@ -43,7 +51,7 @@ def build(name: str, *, image_size: int, channels: int, classes: int) -> nn.Modu
         maker = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as exc:
         raise UsageError(f"model {name!r}: {exc}; expected package.module:function on the Python path") from exc
-    offered: dict[str, Any] = {"image_size": image_size, "channels": channels, "classes": classes}
+    offered: dict[str, Any] = {"classes": classes, **(text or {"image_size": image_size, "channels": channels})}
     try:
         parameters = inspect.signature(maker).parameters
     except (TypeError, ValueError):

@@ -38,7 +38,7 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, lab
         (loss_b.sum() / count).backward()
         losses.append(loss_b.detach())
     crash_point("train: loss computed")
-    loss_b = torch.cat(losses) if len(losses) > 1 else losses[0] if losses else x.new_zeros(0)
+    loss_b = torch.cat(losses) if len(losses) > 1 else losses[0] if losses else torch.zeros(0, device=x.device)
     if ranks.alone:
         mean = loss_b.mean()
     else:

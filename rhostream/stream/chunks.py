@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rhostream.errors import RhostreamError
 from rhostream.storage import Identity
-from rhostream.stream.decode import Preprocess
+from rhostream.stream.inputs import AnyPreprocess
 
 CHUNK = 512
 CHUNK_BYTES = 32 << 20
@@ -23,7 +23,8 @@ Mark = Callable[[str, str, str | None], int]
 class ScanSettings:
     """What to read of each sample; picklable, because it goes to the workers."""
 
-    preprocess: Preprocess | None = None  # None: images are not decoded
+    preprocess: AnyPreprocess | None = None  # None: images (texts) are not decoded
+    content: str = "image"  # what samples are, of CONTENTS, where there is no preprocess to say so
     decoder_name: str = "auto"
     classes: int | None = None  # labels beyond it are label:range; negative ones always are
     keep: dict[str, str] = field(default_factory=dict)  # field of the json -> bool | int | float | str
@@ -41,7 +42,7 @@ class ScanSettings:
         """Rows in a message: a function of the image size alone, so that results are too."""
         if self.preprocess is None:
             return CHUNK
-        return max(16, min(CHUNK, CHUNK_BYTES // int(np.prod(self.preprocess.shape))))
+        return max(16, min(CHUNK, CHUNK_BYTES // self.preprocess.row_bytes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,8 @@ class Chunk:
     mark: npt.NDArray[np.int64]  # (n,) 0 without `ScanSettings.mark`
     rows: pa.RecordBatch
     slot: int = -1
-    image: Tensor | None = None  # (n, H, W, C) uint8, valid until the next message; meaningless where not ok
+    # (n, H, W, C) uint8 or (n, T) int32 ids, valid until the next message; meaningless where not ok
+    image: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ordinal)

@@ -15,6 +15,7 @@ from rhostream.errors import UnknownNameError, UsageError
 from rhostream.models import build
 from rhostream.selection.proxy import Proxy
 from rhostream.stream.decode import Preprocess
+from rhostream.stream.inputs import AnyPreprocess
 from rhostream.training.ranks import with_synchronized_norms
 
 KINDS = ("proxy", "view")
@@ -51,7 +52,7 @@ def parse_shortlist(text: str | None, *, rule: str, buffer_size: int, batch_size
     return Shortlist(kind, factor)
 
 
-def make_proxy(name: str, seen: Preprocess, classes: int, *, lr: float, seed: int, device: torch.device,
+def make_proxy(name: str, seen: AnyPreprocess, classes: int, *, lr: float, seed: int, device: torch.device,
                synchronized: bool = False) -> Proxy:
     """The proxy of that name for images as the workers decode them; its first weights are a function of the seed.
 
@@ -59,14 +60,14 @@ def make_proxy(name: str, seen: Preprocess, classes: int, *, lr: float, seed: in
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = build(name, image_size=seen.image_size, channels=seen.channels, classes=classes)
+        network = build(name, classes=classes, **seen.model_arguments())
     if synchronized:
         network, _ = with_synchronized_norms(network, device)
     return Proxy(network.to(device).to(memory_format=torch.channels_last), lr=lr)  # type: ignore[call-overload]
 
 
 def set_macs(cost: Cost, model: str, network: nn.Module, proxy: Proxy | None, shortlist: Shortlist | None,
-             full: Preprocess, view: Preprocess | None) -> None:
+             full: AnyPreprocess, view: AnyPreprocess | None) -> None:
     """Enter what one sample costs at each stage. Raises UsageError for a model that can't take the view."""
     cost.macs = _macs(network, full)
     if shortlist is not None and proxy is not None:
@@ -75,6 +76,7 @@ def set_macs(cost: Cost, model: str, network: nn.Module, proxy: Proxy | None, sh
         try:
             cheap = _macs(network, view)
         except (RuntimeError, ValueError) as exc:
+            assert isinstance(full, Preprocess) and isinstance(view, Preprocess)
             raise UsageError(f"model {model!r} takes images of {full.image_size} pixels only, not a view of "
                              f"{view.image_size} ({str(exc).splitlines()[0]}); let a proxy look at the view: "
                              "--shortlist proxy:4") from exc
@@ -84,6 +86,5 @@ def set_macs(cost: Cost, model: str, network: nn.Module, proxy: Proxy | None, sh
             cost.shortlist_macs = cheap
 
 
-def _macs(network: nn.Module, preprocess: Preprocess) -> int:
-    image = torch.zeros(1, *preprocess.shape, dtype=torch.uint8)
-    return macs_per_sample(network, preprocess.normalize(image).to(next(network.parameters()).device))
+def _macs(network: nn.Module, preprocess: AnyPreprocess) -> int:
+    return macs_per_sample(network, preprocess.example().to(next(network.parameters()).device))

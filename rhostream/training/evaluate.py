@@ -14,7 +14,7 @@ from rhostream.errors import UsageError
 from rhostream.selection.losses import cross_entropy, is_correct
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import scoring
-from rhostream.stream.decode import Preprocess
+from rhostream.stream.inputs import AnyPreprocess
 from rhostream.stream.scan import Chunk, End, ScanSettings, scan
 
 CACHE_BYTES = 1 << 30
@@ -43,7 +43,7 @@ class TestSet:
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
-    def __init__(self, shards: Iterable[str], preprocess: Preprocess, classes: int, decoder: str, workers: int,
+    def __init__(self, shards: Iterable[str], preprocess: AnyPreprocess, classes: int, decoder: str, workers: int,
                  ranks: Ranks | None = None) -> None:
         self._ranks = ranks or Ranks()
         self._all = storage.expand(shards)
@@ -84,7 +84,7 @@ class TestSet:
                     raise message.error
                 continue
             image, label = _usable(message)
-            held += image.numel()
+            held += image.nbytes
             if kept is not None and held <= CACHE_BYTES:
                 kept.append((image, label))
             else:

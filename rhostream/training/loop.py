@@ -106,8 +106,7 @@ class Trainer:
         x = selection.input
         assert x is not None or not len(selection)
         if x is None:
-            height, width, channels = self.loader.stream.preprocess.shape
-            x = torch.zeros(0, channels, height, width, device=self.device)
+            x = self.loader.stream.preprocess.example(0).to(self.device)
         self._seed_step()  # again: a callback of the user's may have drawn numbers since
         if self.augment != "none" and len(x):
             start, planned = self._ranks.rank * len(selection.loss), self._ranks.size * len(selection.loss)

@@ -70,6 +70,8 @@ class Settings:
     roots: Mapping[str, str] | None
     metrics: Metrics | None
     make_model: Callable[[], nn.Module] | None
+    tokenizer: str | None
+    text_length: int | None
 
     def __post_init__(self) -> None:
         n_B, n_b = self.buffer_size, self.batch_size
@@ -95,6 +97,16 @@ class Settings:
     @property
     def uses_il(self) -> bool:
         return self.found_rule.needs_il or self.band is not None
+
+    @property
+    def asked_tokenizer(self) -> str | None:
+        """As given; a Hugging Face model's own where none is."""
+        return self.tokenizer or (self.model if self.model.startswith("hf:") else None)
+
+    def require_fitting(self, kind: str) -> None:
+        """Raise UsageError for an option that samples of this kind (image, text) don't have."""
+        if kind == "text" and self.augment != "none":
+            raise UsageError(f"--augment {self.augment} is for images, and these samples are text")
 
     def own_batch(self, ranks: Ranks) -> int:
         """How many one selector keeps: n_b where scores are gathered, a rank's share of it where each rank chooses."""

@@ -14,7 +14,7 @@ from torch import nn
 from rhostream import storage
 from rhostream.checkpoint import Checkpoint, load_proxy, load_tensors
 from rhostream.errors import TableError, UsageError
-from rhostream.models import build, load_weights
+from rhostream.models import build, load_weights, task_of
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
 from rhostream.selection.proxy import Proxy
@@ -58,13 +58,15 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
           threads: int | None = None, compile: bool = False, classes: int | None = None,
           image_size: int | None = None, decoder: str = "auto", selection: str = "global",
           rank_timeout: float = TIMEOUT_SECONDS, roots: Mapping[str, str] | None = None,
-          metrics: Metrics | None = None, make_model: Callable[[], nn.Module] | None = None) -> Summary:
+          metrics: Metrics | None = None, make_model: Callable[[], nn.Module] | None = None,
+          tokenizer: str | None = None, text_length: int | None = None) -> Summary:
     """Train `model` on the shards with selection, in the run folder `run`; the same call again resumes.
 
     `buffer_size` is n_B, `batch_size` n_b. Without `passes` and `steps`: one pass; with `steps` alone: as many passes
     as they need. AdamW with the paper's settings. `test_shards` are for reporting only and change nothing.
     `eval_every`, `checkpoint_every` in steps; `smoothing` evaluations are averaged by reports. `metrics` is called
-    with each step's row, one step late. `make_model` overrides `model`, which then only names it.
+    with each step's row, one step late. `make_model` overrides `model`, which then only names it. On a table of text
+    the model gets `text_length` token ids of `tokenizer`, each the table's unless given.
 
     The cascade: `band` ("20%:90%", or nats) and `keep_list` drop samples before they are read; `shortlist`
     ("proxy:4", "view:4") lets a `proxy_model` or a view of `view_size` pixels choose 4 n_b, of which the target's fresh
@@ -93,6 +95,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     loader = _open(settings, on, ranks, before)
     stream, info = loader.stream, loader.stream.table.info
     classes = settings.classes or info.classes or _count_classes(stream.table)
+    settings.require_fitting(stream.preprocess.kind)
     pinned, last_step = settings.pinned(stream, classes, ranks), _last_step(settings, stream.buffers_per_pass)
     # Ranks that weren't started alike would wait for each other at different places.
     require_alike(ranks, _plain({**pinned, "last_step": last_step, "tests": len(tests), "eval_every":
@@ -151,6 +154,7 @@ def _open(settings: Settings, on: torch.device, ranks: Ranks, before: Mapping[st
         missing_il=settings.missing_il, keep_holdout=settings.keep_holdout, needs_il=settings.found_rule.needs_il,
         roots=settings.roots, band=settings.band, keep_list=settings.keep_list, view_size=settings.view_size,
         device=on, classes=settings.classes, prefilter=prefilter, rank=ranks.rank, ranks=ranks.size,
+        tokenizer=settings.asked_tokenizer, text_length=settings.text_length, task=task_of(settings.model),
     )  # fmt: skip
 
 
@@ -160,7 +164,7 @@ def _networks(settings: Settings, loader: Loader, classes: int, on: torch.device
     preprocess = loader.stream.preprocess
     torch.manual_seed(settings.seed)
     network = settings.make_model() if settings.make_model else build(
-        settings.model, image_size=preprocess.image_size, channels=preprocess.channels, classes=classes)
+        settings.model, classes=classes, **preprocess.model_arguments())
     if settings.init:
         load_weights(network, settings.init)
     if not ranks.alone:
