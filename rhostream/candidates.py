@@ -103,6 +103,7 @@ class Candidates:
     normalize: Prepare = Normalize()
     shard_names: pa.StringArray | None = None
     full: ReadFull | None = None  # None: `image` is the full size already
+    il_tokens: Tensor | None = None  # (B, T) float16 nats, NaN where there is no token; where the stream was asked
     on_host: Candidates | None = field(default=None, repr=False)  # what it was before `to`, for decisions and the log
 
     def __len__(self) -> int:
@@ -149,6 +150,7 @@ class Candidates:
             reason=self.reason[rows],
             image=None if self.image is None else self.image.index_select(0, index.to(self.image.device)),
             full=None if self.full is None else _of_some(self.full, rows),
+            il_tokens=None if self.il_tokens is None else self.il_tokens.index_select(0, index),
             on_host=None if self.on_host is None else self.on_host.take(rows),
         )
 

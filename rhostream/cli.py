@@ -117,6 +117,8 @@ TEXT = _options(
                  help="Of text: bytes, words:N, hf:NAME; ids:N for .npy arrays of ids.  [default: the table's or the "
                       "model's, else words:30000]"),
     click.option("--text-length", type=int, metavar="T", help="Tokens of a text; longer ones are cut.  [default: 128]"),
+    click.option("--task", type=_Choice(["label", "language"]),
+                 help="What a model of text learns.  [default: language of text-lm, label of any other]"),
 )
 LENIENT = _options(
     click.option("--allow-compressed", is_flag=True,
@@ -238,6 +240,8 @@ def index(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, out
     click.option("--accumulate", default=1, show_default=True, help="Split the kept batch into this many forwards."),
     click.option("--lr", default=1e-3, show_default=True, help="AdamW learning rate."),
     click.option("--weight-decay", default=0.01, show_default=True),
+    click.option("--token-share", type=float, metavar="F",
+                 help="Of language: train on this share of a kept sequence's tokens, the largest loss - il (Rho-1)."),
     click.option("--loss-cap", is_flag=True, help="Clip loss and il at ln C (ours; for noisy IL models)."),
     click.option("--keep-holdout", is_flag=True, help="Candidates may be samples that the IL model learned from."),
     click.option("--augment", default="none", show_default=True, help="none, flip, shift or flip-shift; kept samples."),

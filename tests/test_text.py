@@ -239,7 +239,7 @@ def bad_texts() -> dict[str, tuple[dict[str, object], str]]:
 
 def bad_arrays() -> dict[str, tuple[dict[str, object], str]]:
     objects = io.BytesIO()
-    np.save(objects, np.array([{}], dtype=object), allow_pickle=True)  # what must never be opened
+    np.save(objects, np.array([{}], dtype=object))  # what must never be opened
     whole = npy(np.arange(5, dtype=np.int32))
     return {
         "good": ({"npy": whole}, "ok"),

@@ -32,7 +32,8 @@ from rhostream.stream.join import UniformChoice
 from rhostream.stream.open import open_stream
 from rhostream.tables import il as il_table
 
-PROXY, SMALL = {"image": "mlp-64", "text": "text-bag"}, {"image": "small-cnn", "text": "text-bag"}
+PROXY = {"image": "mlp-64", "label": "text-bag", "language": "text-lm"}  # by what is learned of an image or a text
+SMALL = {**PROXY, "image": "small-cnn"}
 SHARES = 18  # of the seconds granted: one a measurement, and what trials and building take
 HELD = 512  # samples at most that are kept in memory as bytes
 ASSUMED_HAND_OVER = 0.05  # of the decode, where no table is given: slots that are reused cost 3 to 8 %
@@ -73,7 +74,7 @@ def estimate(shards: str | Iterable[str], *, model: str = "mlp", il: str | None 
              device: str = "auto", il_model: str | None = None, steps: int | None = None,
              view_sizes: Iterable[int] = (), band: tuple[float, float] = (0.2, 0.9), shortlist: int = 4,
              decoder_name: str = "auto", seconds: float = 45.0, roots: Mapping[str, str] | None = None,
-             tokenizer: str | None = None, text_length: int | None = None) -> Estimate:
+             tokenizer: str | None = None, text_length: int | None = None, task: str | None = None) -> Estimate:
     """Measure for about `seconds` and predict what selection will cost with this model on these shards.
 
     `il`: a table of compute-il or index; with it samples are counted and the loader itself is measured. `steps`: of
@@ -90,8 +91,9 @@ def estimate(shards: str | Iterable[str], *, model: str = "mlp", il: str | None 
         if not table.names:
             raise UsageError(f"{storage.redact(il)} has no part for any of these shards; leave --il out")
     given = None if tokenizer is None else "tokens" if tokenizer.startswith("ids:") else "text"
-    samples = draw(shards, min(buffer_size, HELD), table, 0.1 * seconds, given)
-    preprocess = preprocess_for(samples, table, image_size, tokenizer, text_length, models.task_of(model))
+    task = task or models.task_of(model)
+    samples = draw(shards, min(buffer_size, HELD), table, 0.1 * seconds, given, task == "language")
+    preprocess = preprocess_for(samples, table, image_size, tokenizer, text_length, task)
     decoder_name = decoder_for(preprocess, decoder_name)[0]
     image = preprocess if isinstance(preprocess, Preprocess) else None
     if image is None and (image_size or (view_sizes := list(view_sizes))):
@@ -101,7 +103,7 @@ def estimate(shards: str | Iterable[str], *, model: str = "mlp", il: str | None 
     setting = Setting(buffer_size=buffer_size, batch_size=batch_size, samples=samples.total, workers=workers,
                       steps=steps, band=band, shortlist=shortlist)
     known = table.info.model if table else {}
-    il_name = il_model or known.get("architecture") or SMALL[preprocess.kind]
+    il_name = il_model or known.get("architecture") or SMALL[preprocess.task]
     UntrustedCodeError.unless_named(str(il_name), il_model, storage.redact(il or ""), "--il-model")
     bench = _Bench(preprocess, classes, samples, decoder_name, place, setting, seconds)
     measured = bench.measure(model, il_name, sizes)
@@ -109,7 +111,7 @@ def estimate(shards: str | Iterable[str], *, model: str = "mlp", il: str | None 
         measured = bench.with_loader(measured, table)
     cost = _il_cost(samples.total, known if il_model in (None, known.get("architecture")) else {}, table)
     return Estimate(
-        model=model, il_model=il_name, proxy=PROXY[preprocess.kind], device=str(place), decoder=decoder_name,
+        model=model, il_model=il_name, proxy=PROXY[preprocess.task], device=str(place), decoder=decoder_name,
         machine=torch.cuda.get_device_name(place) if place.type == "cuda" else cpu_name(),
         image_size=image.image_size if image else 0, channels=image.channels if image else 0, input=preprocess.says,
         classes=classes, batch_norm=bench.batch_norm,
@@ -194,7 +196,7 @@ class _Bench:
     def measure(self, name: str, il_name: str, sizes: list[int]) -> Measured:
         """Time every part but the loader, with as many threads of torch as serve the model."""
         share, threads = self.seconds / SHARES, torch.get_num_threads()
-        model, proxy, il_model = (self._build(one) for one in (name, PROXY[self.preprocess.kind], il_name))
+        model, proxy, il_model = (self._build(one) for one in (name, PROXY[self.preprocess.task], il_name))
         self.batch_norm = measure.has_batch_norm(model)
         slow_score = self._slowdown(model, share) if self.device.type == "cpu" and threads > 1 else 1.0
         with in_threads(threads if slow_score > 1 else 1):

@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from rhostream.candidates import CANDIDATE, Candidates
 from rhostream.selection.selector import Selector, scoring
+from rhostream.selection.tokens import loss_of
 from rhostream.stream.decode import OK
 from rhostream.stream.inputs import AnyPreprocess, decoder_for
 from rhostream.tables.selections import LogWriter, rows_of
@@ -157,7 +157,7 @@ def train_seconds(model: nn.Module, x: torch.Tensor, label: torch.Tensor, share:
     def work(n: int) -> None:
         model.train()
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(model(x[:n]), label[:n]).backward()
+        loss_of(model)(model(x[:n]), label[:n]).mean().backward()
         optimizer.step()
         _wait(x.device)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rhostream import storage
@@ -18,7 +18,7 @@ from rhostream.errors import RhostreamError, UsageError
 from rhostream.stream.decode import Preprocess, probe_size
 from rhostream.stream.inputs import AnyPreprocess, preprocess_from_json, probe_shards, require_text
 from rhostream.stream.scan import Chunk, ScanSettings, scan
-from rhostream.stream.text import text_preprocess
+from rhostream.stream.text import TextPreprocess, text_preprocess
 from rhostream.tables import il as il_table
 
 SHARDS = 4  # looked into
@@ -47,7 +47,7 @@ def some(items: list[Any], n: int) -> list[Any]:
 
 
 def draw(shards: Iterable[str], wanted: int, table: il_table.Table | None = None, seconds: float = 5.0,
-         content: str | None = None) -> Samples:
+         content: str | None = None, unlabelled: bool = False) -> Samples:
     """At most `wanted` usable samples of at most 4 shards. Raises UsageError when there is none.
 
     What they are is the table's word, or the caller's, else that of the first that can be used.
@@ -63,7 +63,8 @@ def draw(shards: Iterable[str], wanted: int, table: il_table.Table | None = None
         try:
             with storage.open_reader(url) as reader:
                 fetched = time.perf_counter() - started
-                found, seen, took, end = _walk(url, content, -(-wanted // len(chosen)), deadline)
+                settings = ScanSettings(content=content, unlabelled=unlabelled)
+                found, seen, took, end = _walk(url, settings, -(-wanted // len(chosen)), deadline)
                 if not seen:
                     continue
                 walked, walking, per_byte = walked + seen, walking + took, max(per_byte, seen / max(end, 1))
@@ -98,11 +99,12 @@ def _content_of(urls: list[str]) -> str:
     return "image"
 
 
-def _walk(url: str, content: str, wanted: int, deadline: float) -> tuple[list[tuple[int, int, int]], int, float, int]:
+def _walk(url: str, settings: ScanSettings, wanted: int,
+          deadline: float) -> tuple[list[tuple[int, int, int]], int, float, int]:  # fmt: skip
     """(offset, size, label) of usable images (texts); samples seen, seconds, and the byte that the walk came to."""
     found: list[tuple[int, int, int]] = []
     seen, end, started = 0, 0, time.perf_counter()
-    for message in scan([(url, url)], ScanSettings(content=content)):
+    for message in scan([(url, url)], settings):
         if not isinstance(message, Chunk):
             if message.error is not None:
                 raise message.error
@@ -112,7 +114,7 @@ def _walk(url: str, content: str, wanted: int, deadline: float) -> tuple[list[tu
         rows = message.rows.select(["members"]).to_pylist()
         for row, label, ok in zip(rows, message.label.tolist(), message.ok.tolist(), strict=True):
             end = max([end, *(m["offset"] + m["size"] for m in row["members"])])
-            images = [m for m in row["members"] if m["ext"] in il_table.CONTENTS[content]]
+            images = [m for m in row["members"] if m["ext"] in il_table.CONTENTS[settings.content]]
             if ok and images and images[0]["size"]:
                 found.append((images[0]["offset"], images[0]["size"], label))
         if len(found) >= wanted or time.monotonic() > deadline:
@@ -133,7 +135,9 @@ def preprocess_for(samples: Samples, table: il_table.Table | None, image_size: i
         there = preprocess_from_json(known) if known and tokenizer is None and text_length is None else None
         if there is None:
             require_text(samples.content, tokenizer, "the first shard")
-        return there or text_preprocess(tokenizer, text_length, task)
+        if isinstance(there, TextPreprocess):
+            return replace(there, task=task)
+        return text_preprocess(tokenizer, text_length, task)
     require_text(samples.content, tokenizer, "the first shard")
     made = Preprocess.from_json(known) if known else Preprocess(image_size=samples.side, channels=samples.channels)
     return Preprocess(image_size=image_size or made.image_size, channels=made.channels, mean=made.mean, std=made.std)

@@ -75,7 +75,7 @@ def scoring_report(shards: Iterable[str] = (), il: str | None = None, *, model: 
     sizes = views.checked(network, set(view_sizes))
     if not source:
         views.notes.append("the model is untrained: agreement of its scores says little; give --weights or --run")
-    proxy = proxy or PROXY[views.preprocess.kind]
+    proxy = proxy or PROXY[views.preprocess.task]
     small = views.taught(views.network(proxy), network, proxy_batches)
     ways = views.compare(network, sizes, (proxy, small), buffers)
     return ScoringReport(model=question.model, weights=source, rule=question.rule, image_size=views.size, ways=ways,

@@ -50,13 +50,14 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
            memory_bytes: int = 8 << 30, max_bad_fraction: float = 0.01, max_bad_samples: int | None = None,
            max_bad_shards: float = 0.1, fail_fast: bool = False, device: str | None = None,
            allow_compressed: bool = False, accept_missing_eof: bool = False, tokenizer: str | None = None,
-           text_length: int | None = None) -> ModelInfo:
+           text_length: int | None = None, task: str | None = None) -> ModelInfo:
     """Train the IL model of `shards` and write it below `out`; a complete one of the same settings is returned as is.
 
     `fit_samples` bounds the samples that are held and learned from, over all folds. Labels may be noisy: the
     checkpoint is the one with the lowest mean loss on samples of D that the network doesn't learn from, labels as
     they are. `allow_compressed`, `accept_missing_eof`: see `compute_il`. Where the samples are text (`tokenizer` is
-    given, or the first that can be used has a .txt and no image): `text_length` tokens of `tokenizer`.
+    given, or the first that can be used has a .txt and no image): `text_length` tokens of `tokenizer`, of
+    which the model learns the `task` "label" or "language" (the default of text-lm, which needs no labels).
 
     Deterministic by `seed` on a CPU. Samples and shards that can't be used are counted in `ModelInfo.read`, and more of
     them than `Budget` says stop the job. Raises UsageError, MismatchError naming the setting that changed, BudgetError,
@@ -77,6 +78,7 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
         **rule.to_json(), "fit_samples": fit_samples, "epochs": epochs, "batch_size": batch_size, "lr": lr,
         "classes": classes, "image_size": image_size, "channels": channels, "mean": list(mean), "std": list(std),
         "decoder": decoder(decoder_name)[0], "augment": augment, "tokenizer": tokenizer, "text_length": text_length,
+        "task": task,
     }
     there = read_info(out)
     if there is not None:
@@ -84,7 +86,7 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
     storage.probe_writable(out)
     started = time.monotonic()
     lenient: Any = {"allow_compressed": allow_compressed, "accept_missing_eof": accept_missing_eof}
-    preprocess = _preprocess(own, image_size, channels, mean, std, tokenizer, text_length, model, lenient)
+    preprocess = _preprocess(own, image_size, channels, mean, std, tokenizer, text_length, model, task, lenient)
     if preprocess.kind == "text" and augment != "none":
         raise UsageError(f"augment {augment!r} is for images, and these samples are text")
     models.build(model, classes=classes or 2, **preprocess.model_arguments())
@@ -171,13 +173,13 @@ def _same(there: ModelInfo, asked: dict[str, Any], out: str) -> ModelInfo:
 
 def _preprocess(shards: list[tuple[str, str]], image_size: int | None, channels: int | None, mean: tuple[float, ...],
                 std: tuple[float, ...], tokenizer: str | None, text_length: int | None, model: str,
-                lenient: dict[str, Any]) -> AnyPreprocess:
+                task: str | None, lenient: dict[str, Any]) -> AnyPreprocess:
     """What samples become: text where a tokenizer is given or the first usable sample has no image, else images."""
-    tokenizer = tokenizer or (model if model.startswith("hf:") else None)
+    tokenizer, task = tokenizer or (model if model.startswith("hf:") else None), task or models.task_of(model)
     if tokenizer is not None and (image_size or channels):
         raise UsageError(f"--tokenizer {tokenizer} is for text and --image-size for images: give one of them")
     if tokenizer is not None:
-        preprocess = text_preprocess(tokenizer, text_length, models.task_of(model))
+        preprocess = text_preprocess(tokenizer, text_length, task)
         if probe_shards(shards, content=preprocess.content, **lenient) is None:
             raise UsageError(f"--tokenizer {tokenizer} reads .{il.CONTENTS[preprocess.content][0]} members, and the "
                              f"first samples of {redact(shards[0][0])} hold none that can be used")
@@ -189,7 +191,7 @@ def _preprocess(shards: list[tuple[str, str]], image_size: int | None, channels:
                              "--tokenizer")
         if found.content != "image":
             require_text(found.content, tokenizer, redact(shards[0][0]))
-            return text_preprocess(tokenizer, text_length, models.task_of(model))
+            return text_preprocess(tokenizer, text_length, task)
         image_size, channels = image_size or found.side, channels or found.channels
     if text_length is not None:
         raise UsageError(f"--text-length {text_length} is for text, and these samples are images")

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from rhostream.candidates import Prepare
 from rhostream.crashpoints import crash_point
 from rhostream.errors import NonFiniteError
+from rhostream.selection.tokens import LanguageLoss, SequenceMean
 from rhostream.signals import stop_if_asked
 
 CHECKS_PER_EPOCH = 2
@@ -92,7 +93,7 @@ def learn(network: nn.Module, image: Tensor, label: Tensor, train: Tensor, check
             if len(rows) > 1 or batches == 1:  # batch norm can't learn from one sample
                 network.train()
                 x = augmented(normalize(image[rows].to(device)), recipe.augment, generator)
-                loss = F.cross_entropy(network(x), label[rows].to(device))
+                loss = _mean_loss(network, network(x), label[rows].to(device))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -112,16 +113,26 @@ def learn(network: nn.Module, image: Tensor, label: Tensor, train: Tensor, check
                    time.monotonic() - started)
 
 
+def _mean_loss(network: nn.Module, output: Tensor, label: Tensor) -> Tensor:
+    """Of what the network gives for a batch."""
+    return SequenceMean()(output, label).mean() if isinstance(network, LanguageLoss) else F.cross_entropy(output, label)
+
+
 @torch.inference_mode()
 def evaluate(network: nn.Module, image: Tensor, label: Tensor, rows: Tensor, normalize: Prepare,
              device: torch.device) -> tuple[float, float]:
-    """(mean loss in nats, accuracy) on rows of image (N, H, W, C) uint8, in eval mode."""
+    """(mean loss in nats, accuracy) on rows of image (N, H, W, C) uint8, in eval mode; of language that of tokens."""
     network.eval()
     loss = correct = 0.0
     for some in torch.split(rows, EVAL_CHUNK):
         stop_if_asked()
-        logits = network(normalize(image[some].to(device))).float()
-        target = label[some].to(device)
+        x, target = normalize(image[some].to(device)), label[some].to(device)
+        if isinstance(network, LanguageLoss):
+            of_tokens, right = network.judge(x)
+            loss += float(SequenceMean()(of_tokens, target).sum())
+            correct += float((right.sum(1) / (x != network.padding).sum(1)).sum())
+            continue
+        logits = network(x).float()
         loss += float(F.cross_entropy(logits, target, reduction="sum"))
         correct += float((logits.argmax(1) == target).sum())
     return loss / len(rows), correct / len(rows)

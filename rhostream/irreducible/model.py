@@ -53,7 +53,7 @@ class ModelInfo:
             "decoder": self.decoder,
             "classes": self.classes,
             "split": self.split,
-            "loss": "cross_entropy",
+            "loss": "next_token" if self.preprocess.get("task") == "language" else "cross_entropy",
         }
 
     def figures(self) -> dict[str, Any]:

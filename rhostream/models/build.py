@@ -16,6 +16,7 @@ from rhostream import storage
 from rhostream.errors import MismatchError, UnknownNameError, UsageError
 from rhostream.models.networks import mlp, resnet18_small, small_cnn
 from rhostream.models.text import TEXT_MODELS, build_text, is_text
+from rhostream.selection.tokens import LanguageLoss
 
 _BUILT_IN: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
@@ -31,9 +32,17 @@ NAMES = (*_BUILT_IN, *TEXT_MODELS)
 def build(name: str, *, classes: int, image_size: int = 0, channels: int = 0, **text: Any) -> nn.Module:
     """Make the model of that name for (B, channels, image_size, image_size) inputs and (B, classes) logits.
 
-    With `text` (vocabulary, length, padding, task) instead of an image's size it takes (B, length) int64 token ids. A
-    user's function gets those of the keywords that it accepts. Raises UnknownNameError, UsageError.
+    With `text` (vocabulary, length, padding, task) instead of an image's size it takes (B, length) int64 token ids; of
+    the task `language` it is wrapped in a `LanguageLoss`. A user's function gets those of the keywords that it accepts.
+    Raises UnknownNameError, UsageError.
     """
+    model = _built(name, classes, image_size, channels, text)
+    if text.get("task") == "language":
+        return LanguageLoss(model, text["vocabulary"], text["padding"])
+    return model
+
+
+def _built(name: str, classes: int, image_size: int, channels: int, text: dict[str, Any]) -> nn.Module:
     if is_text(name) != bool(text) and (name in NAMES or is_text(name)):
         takes, held = ("text", "images") if is_text(name) else ("images", "text")
         raise UsageError(f"model {name!r} takes {takes}, and these samples are {held}; built in for {held}: "

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from rhostream.selection.forward import Forward
 from rhostream.selection.gradient import take_step
-from rhostream.selection.losses import cross_entropy
 from rhostream.selection.ranks import Ranks
+from rhostream.selection.tokens import loss_of
 
 
 class Proxy:
@@ -31,7 +31,7 @@ class Proxy:
 
         Over several `ranks` the mean is that of the `total` inputs of all; each calls it, even with none of its own.
         """
-        take_step(self.model, self.optimizer, x, label, cross_entropy, ranks=ranks, total=total)
+        take_step(self.model, self.optimizer, x, label, loss_of(self.model), ranks=ranks, total=total)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and optimizer, for a checkpoint."""

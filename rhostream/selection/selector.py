@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from rhostream.candidates import CANDIDATE, Candidates, Reason, to_device
 from rhostream.errors import NonFiniteError, UsageError
 from rhostream.selection.forward import Forward, scoring
-from rhostream.selection.losses import cross_entropy, is_correct
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.ranks import Ranks, in_lockstep
 from rhostream.selection.rules import cap, choose, find_rule, leading
 from rhostream.selection.stages import Reading, Rows, Stage, decided, take
+from rhostream.selection.tokens import correct_of, is_language, loss_of
 
 __all__ = ["NONFINITE_BUFFERS", "Selection", "Selector", "scoring"]
 
@@ -67,7 +67,8 @@ class Selection:
 class Selector:
     """Keeps `batch_size` of each buffer by `rule`, with the model's weights as they are at the call.
 
-    `loss` maps (logits, label) to (B,) float32. `chunk`, `batch_norm`, `autocast`, `compile`: see `Forward`.
+    `loss` maps (logits, label) to (B,) float32; by default cross-entropy, or of language the mean over a sequence's
+    tokens. `chunk`, `batch_norm`, `autocast`, `compile`: see `Forward`.
     `shortlist`: so many times n_b of the candidates reach the target, the best by the rule's score of `proxy`, which
     learns from what is kept, or, without one, of the target itself on the stream's cheap view.
     `group`: the process group over which buffers are split (`open_stream(rank=, ranks=)`) and `batch_size` counts; each
@@ -76,7 +77,7 @@ class Selector:
     """
 
     def __init__(self, model: nn.Module, rule: str = "rho", batch_size: int = 32, *,
-                 loss: LossFunction = cross_entropy, chunk: int | None = None, batch_norm: str = "buffer",
+                 loss: LossFunction | None = None, chunk: int | None = None, batch_norm: str = "buffer",
                  autocast: torch.dtype | None = None, compile: bool = False, loss_cap: bool = False, seed: int = 0,
                  shortlist: float | None = None, proxy: Proxy | None = None,
                  group: dist.ProcessGroup | Ranks | None = None) -> None:
@@ -91,7 +92,9 @@ class Selector:
             raise UsageError(f"chunk {chunk}: forwards of this model (SyncBatchNorm or FSDP) wait for those of other "
                              "ranks, which would make another number of them; leave the chunk out")
         self.model, self.rule, self.batch_size = model, find_rule(rule), batch_size
-        self.loss, self.loss_cap, self.seed = loss, loss_cap, seed
+        self.loss, self.loss_cap, self.seed = loss or loss_of(model), loss_cap, seed
+        if loss_cap and is_language(model):
+            raise UsageError("loss_cap clips at the loss of a guess among classes, which language has not")
         self.forward = Forward(model, chunk=chunk, batch_norm=batch_norm, autocast=autocast, compile=compile)
         self.proxy = proxy
         self.shortlist = None if shortlist is None else round(shortlist * batch_size)
@@ -160,7 +163,7 @@ class Selector:
         logits = forward(stage.x)
         loss = self.loss(logits, stage.label)
         pair = cap(loss, stage.il, logits.shape[1]) if self.loss_cap else (loss, stage.il)
-        return loss, self.rule.score(*pair, logits), is_correct(logits, stage.label)
+        return loss, self.rule.score(*pair, logits), correct_of(self.loss)(logits, stage.label)
 
     def _by_chance(self, candidates: Candidates, rows: Rows) -> Tensor:
         """Candidate rows (as a mask on the host) without an il, which the policy `uniform` lets compete by chance."""

@@ -35,7 +35,13 @@ class ScanSettings:
     watch: str | None = None  # count the samples whose json has a value here (a cheap look, nothing more)
     allow_compressed: bool = False  # inflate gzip shards into the spool; see `inflate`
     wanted: Callable[[str], bool] | None = None  # asked of a shard's name right before it is opened
+    unlabelled: bool = False  # a sample without a label has the label 0; always so of language
     accept_missing_eof: bool = False  # take an archive without an end marker for whole; see `tar`
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether a sample without a label can't be used; language is its own."""
+        return not self.unlabelled and (self.preprocess is None or self.preprocess.task != "language")
 
     @property
     def chunk(self) -> int:

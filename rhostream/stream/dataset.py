@@ -194,6 +194,7 @@ class CandidateStream(IterableDataset[Message]):
             image=None if slots is None else slots[message.slot],
             normalize=self.decoded.normalize,
             shard_names=self._names,
+            il_tokens=None if joined.il_tokens is None else torch.from_numpy(joined.il_tokens),
         )
 
 

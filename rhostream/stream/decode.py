@@ -49,6 +49,7 @@ class Preprocess:
     std: tuple[float, ...] = (0.5,)
     kind: ClassVar[str] = "image"
     content: ClassVar[str] = "image"
+    task: ClassVar[str] = "image"
     dtype: ClassVar[torch.dtype] = torch.uint8
 
     @property

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rhostream import storage
 from rhostream.candidates import CANDIDATE, Reason
@@ -37,12 +38,14 @@ class Joined:
     offset: npt.NDArray[np.int64]
     size: npt.NDArray[np.int64]
     reason: npt.NDArray[np.uint8]  # CANDIDATE, or why it is dropped unread
+    il_tokens: npt.NDArray[np.float16] | None = None  # (B, T) nats, NaN where there is no token; where asked for
 
     def slice(self, start: int, stop: int) -> Joined:
         """The rows from `start` up to `stop`."""
         at = slice(start, stop)
         return Joined(Rows(self.rows.shard[at], self.rows.ordinal[at]), self.key[at], self.label[at], self.il[at],
-                      self.offset[at], self.size[at], self.reason[at])  # fmt: skip
+                      self.offset[at], self.size[at], self.reason[at],
+                      None if self.il_tokens is None else self.il_tokens[at])  # fmt: skip
 
 
 class Prefilter(Protocol):
@@ -86,10 +89,22 @@ class JoinSettings:
     missing_il: str = "error"
     keep_holdout: bool = False
     classes: int | None = None  # a label beyond it is quarantined, whatever the table says of it
+    tokens: int = 0  # T: the il of so many tokens of each sample is joined too
 
     def __post_init__(self) -> None:
         if self.missing_il not in POLICIES:
             raise UsageError(f"--missing-il {self.missing_il!r}: expected one of {', '.join(POLICIES)}")
+
+
+def _fill_tokens(part: il.Part, at: npt.NDArray[np.int32], out: npt.NDArray[np.float16]) -> None:
+    """The il of the tokens of some rows of a part into (n, T); what goes beyond T is cut."""
+    assert part.il_tokens is not None
+    chosen = part.il_tokens.take(pa.array(at))
+    length = np.minimum(pc.list_value_length(chosen).fill_null(0).to_numpy(zero_copy_only=False), out.shape[1])
+    ends = chosen.offsets.to_numpy()
+    values = chosen.values.to_numpy(zero_copy_only=False)
+    for row, n in enumerate(length.tolist()):
+        out[row, :n] = values[ends[row] : ends[row] + n]
 
 
 class Join:
@@ -113,6 +128,7 @@ class Join:
         offset, size = np.zeros(n, np.int64), np.zeros(n, np.int64)
         reason = np.full(n, CANDIDATE, np.uint8)
         keys: list[pa.StringArray] = []
+        tokens = np.full((n, self._settings.tokens), np.nan, np.float16) if self._settings.tokens else None
         cuts = np.flatnonzero(np.diff(rows.shard)) + 1
         for start, stop in zip([0, *cuts], [*cuts, n], strict=True):
             if start == stop:
@@ -122,13 +138,15 @@ class Join:
             offset[start:stop], size[start:stop] = part.offset[at], part.size[at]
             keys.append(part.key.take(pa.array(at)))
             self._drop(part, at, reason[start:stop])
+            if tokens is not None:
+                _fill_tokens(part, at, tokens[start:stop])
         # Every buffer reads every lane, so a part that this one didn't need belongs to a shard that a lane has left.
         for shard in self._parts.keys() - set(rows.shard.tolist()):
             del self._parts[shard]
             if (left := self._readers.pop(shard, None)) is not None:
                 left.close()  # a file of the spool that is held open can't make room for another
         key = pa.concat_arrays(keys) if keys else pa.array([], pa.string())
-        joined = Joined(rows, key, label, il_B, offset, size, reason)
+        joined = Joined(rows, key, label, il_B, offset, size, reason, tokens)
         if self._settings.needs_il:
             self._missing_il(joined)
         return joined
@@ -157,7 +175,8 @@ class Join:
     def _part(self, shard: int) -> il.Part:
         part = self._parts.pop(shard, None)
         if part is None:
-            part = il.read_part(il.part_url(self._table.url, self._table.names[shard]))
+            part = il.read_part(il.part_url(self._table.url, self._table.names[shard]),
+                                tokens=self._settings.tokens > 0)
             while len(self._parts) >= self._open_shards:
                 self._parts.popitem(last=False)
         self._parts[shard] = part

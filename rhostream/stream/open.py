@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from rhostream import storage
-from rhostream.errors import UsageError
+from rhostream.errors import MismatchError, UsageError
 from rhostream.stream.band import resolve_band
 from rhostream.stream.dataset import CandidateStream, Loader
 from rhostream.stream.decode import Preprocess, probe_size
@@ -30,7 +30,7 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
                 keep_list: str | os.PathLike[str] | None = None, view_size: int | None = None,
                 prefilter: Prefilter | None = None, device: str | torch.device = "cpu",
                 rank: int = 0, ranks: int = 1, classes: int | None = None, tokenizer: str | None = None,
-                text_length: int | None = None, task: str | None = None) -> Loader:
+                text_length: int | None = None, task: str | None = None, il_tokens: bool = False) -> Loader:
     """Open shards joined with their IL table (or index) as buffers of `buffer_size` planned samples.
 
     `shards`: paths, URLs, brace ranges, folders. `passes=None` streams without end. Samples that the IL model was
@@ -45,7 +45,8 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     the current one is worked on. `classes`: samples whose label is beyond are quarantined; the table's unless given.
 
     Of a table of text the candidates are `text_length` token ids of `tokenizer` (bytes, words:N, hf:NAME; ids:N for
-    .npy), each the table's unless given. `task`: "label", or "language" for samples that need no label.
+    .npy), each the table's unless given. `task`: "label", or "language" for samples that need no label. `il_tokens`:
+    the candidates bring the il of each token too, of a table that a language model made of the very same tokens.
 
     Raises UsageError and its kin before any work: no table, missing parts, a shard list or buffer that can't be.
     """
@@ -66,9 +67,23 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
         table, preprocess, buffer_size=buffer_size, seed=seed, passes=passes, lanes=lanes, decoder_name=decoder,
         prefilters=prefilters, view=None if view_size is None else _view(table, preprocess, view_size), rank=rank,
         ranks=ranks, join=JoinSettings(needs_il=needs_il, missing_il=missing_il, keep_holdout=keep_holdout,
-                                       classes=classes or table.info.classes),
+                                       classes=classes or table.info.classes,
+                                       tokens=_tokens_of(table, preprocess) if il_tokens else 0),
     )
     return stream.loader(workers, device=torch.device(device))
+
+
+def _tokens_of(table: il_table.Table, preprocess: AnyPreprocess) -> int:
+    """T. Raises UsageError where the table has no il of tokens, MismatchError where they are of other tokens."""
+    where, made = storage.redact(table.url), table.info.preprocess or {}
+    if table.info.kind != "il" or made.get("task") != "language":
+        raise UsageError(f"{where} has no il of tokens (il_tokens): make it with a language model, `rhostream fit-il "
+                         "--model text-lm` and `rhostream compute-il`")
+    for name, here in preprocess.to_json().items():
+        if here != made.get(name) and name != "task":
+            raise MismatchError(f"the il of tokens in {where} is of {name} {made.get(name)!r}, this run has {here!r}: "
+                                "token by token they must be the same")
+    return int(made["length"])
 
 
 def _view(table: il_table.Table, full: AnyPreprocess, size: int) -> Preprocess:

@@ -51,6 +51,8 @@ class ShardScan:
         if settings.preprocess is not None:
             self._decode = decoder_for(settings.preprocess, settings.decoder_name)[1]
         self._content = OF[settings.preprocess.content if settings.preprocess else settings.content]
+        if not settings.needs_labels:
+            columns.labels[None] = 0
         self._seen = Seen()
         self._bad_fields = dict.fromkeys(settings.keep, 0)
         self._watched = 0

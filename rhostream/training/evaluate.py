@@ -14,6 +14,7 @@ from rhostream.errors import UsageError
 from rhostream.selection.losses import cross_entropy, is_correct
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import scoring
+from rhostream.selection.tokens import LanguageLoss, SequenceMean
 from rhostream.stream.inputs import AnyPreprocess
 from rhostream.stream.scan import Chunk, End, ScanSettings, scan
 
@@ -25,7 +26,7 @@ class Evaluation:
     """One look at the test set: means over its usable samples."""
 
     loss: float  # nats
-    accuracy: float
+    accuracy: float  # of language: the share of a sequence's tokens that were the likeliest
     class_accuracy: list[float | None]  # None for a class without test samples
     samples: int
 
@@ -58,8 +59,15 @@ class TestSet:
         loss = 0.0
         with scoring(model, batch_norm="eval"):
             for image, label in self._chunks():
-                label = label.to(device)
-                logits = model(self._preprocess.normalize(image.to(device)))
+                label, x = label.to(device), self._preprocess.normalize(image.to(device))
+                if isinstance(model, LanguageLoss):
+                    of_tokens, hit = model.judge(x)
+                    loss += float(SequenceMean()(of_tokens, label).sum())
+                    share = (hit.sum(1) / (x != model.padding).sum(1)).cpu()
+                    seen += torch.bincount(label.cpu(), minlength=self._classes)
+                    right += torch.bincount(label.cpu(), share, self._classes)
+                    continue
+                logits = model(x)
                 loss += float(cross_entropy(logits, label).sum())
                 seen += torch.bincount(label.cpu(), minlength=self._classes)
                 right += torch.bincount(label[is_correct(logits, label)].cpu(), minlength=self._classes)

@@ -11,8 +11,11 @@ from torch import nn
 
 from rhostream import storage
 from rhostream.errors import UnknownNameError, UsageError
+from rhostream.models import task_of
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.rules import Rule, find_rule
+from rhostream.selection.tokens import RULES as LANGUAGE_RULES
+from rhostream.selection.tokens import TokenShare
 from rhostream.stream.dataset import CandidateStream
 from rhostream.tables.il import fingerprint
 from rhostream.training.augment import KINDS
@@ -72,6 +75,8 @@ class Settings:
     make_model: Callable[[], nn.Module] | None
     tokenizer: str | None
     text_length: int | None
+    task: str | None
+    token_share: float | None
 
     def __post_init__(self) -> None:
         n_B, n_b = self.buffer_size, self.batch_size
@@ -82,6 +87,7 @@ class Settings:
             raise UsageError("--steps, --passes, --accumulate, --eval-every and --checkpoint-every must be at least 1")
         if self.augment not in KINDS:
             raise UnknownNameError.of("augmentation", self.augment, KINDS)
+        _ = self.tokens  # a share that can't be
         if self.selection not in SELECTIONS:
             raise UnknownNameError.of("selection", self.selection, SELECTIONS)
 
@@ -96,17 +102,36 @@ class Settings:
 
     @property
     def uses_il(self) -> bool:
-        return self.found_rule.needs_il or self.band is not None
+        return self.found_rule.needs_il or self.band is not None or self.token_share is not None
 
     @property
     def asked_tokenizer(self) -> str | None:
         """As given; a Hugging Face model's own where none is."""
         return self.tokenizer or (self.model if self.model.startswith("hf:") else None)
 
+    @property
+    def found_task(self) -> str:
+        """What the model learns of a text."""
+        return self.task or task_of(self.model)
+
+    @property
+    def tokens(self) -> TokenShare | None:
+        """Which tokens the gradient goes through, None for all. Raises UsageError."""
+        return None if self.token_share is None else TokenShare(self.token_share)
+
     def require_fitting(self, kind: str) -> None:
         """Raise UsageError for an option that samples of this kind (image, text) don't have."""
         if kind == "text" and self.augment != "none":
             raise UsageError(f"--augment {self.augment} is for images, and these samples are text")
+        language = kind == "text" and self.found_task == "language"
+        if self.token_share is not None and not language:
+            raise UsageError(f"--token-share {self.token_share:g} is for models of language (text-lm), which have a "
+                             "loss for each token")
+        if language and ":" not in self.rule and self.rule not in LANGUAGE_RULES:
+            raise UsageError(f"--rule {self.rule} looks at the logits of classes, which language has not; expected one "
+                             f"of {', '.join(LANGUAGE_RULES)}")
+        if language and self.loss_cap:
+            raise UsageError("--loss-cap clips at the loss of a guess among classes, which language has not")
 
     def own_batch(self, ranks: Ranks) -> int:
         """How many one selector keeps: n_b where scores are gathered, a rank's share of it where each rank chooses."""
@@ -127,9 +152,10 @@ class Settings:
         plain = ("seed", "model", "rule", "buffer_size", "batch_size", "loss_cap", "lr", "weight_decay", "missing_il",
                  "chunk", "precision", "train_precision", "batch_norm", "augment", "band", "shortlist", "view_size",
                  "compile", "keep_holdout", "accumulate")  # fmt: skip
+        added = {"token_share": self.token_share} if self.token_share is not None else {}
         table = stream.table
         return {
-            **{name: getattr(self, name) for name in plain},
+            **{name: getattr(self, name) for name in plain}, **added,
             "init": self.init and storage.redact(self.init),
             "il": table.info.fingerprint if self.uses_il else None,
             "shards": fingerprint({"names": list(table.names), "counts": table.counts.tolist()}),

@@ -14,7 +14,7 @@ from torch import nn
 from rhostream import storage
 from rhostream.checkpoint import Checkpoint, load_proxy, load_tensors
 from rhostream.errors import TableError, UsageError
-from rhostream.models import build, load_weights, task_of
+from rhostream.models import build, load_weights
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
 from rhostream.selection.proxy import Proxy
@@ -59,14 +59,17 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
           image_size: int | None = None, decoder: str = "auto", selection: str = "global",
           rank_timeout: float = TIMEOUT_SECONDS, roots: Mapping[str, str] | None = None,
           metrics: Metrics | None = None, make_model: Callable[[], nn.Module] | None = None,
-          tokenizer: str | None = None, text_length: int | None = None) -> Summary:
+          tokenizer: str | None = None, text_length: int | None = None, task: str | None = None,
+          token_share: float | None = None) -> Summary:
     """Train `model` on the shards with selection, in the run folder `run`; the same call again resumes.
 
     `buffer_size` is n_B, `batch_size` n_b. Without `passes` and `steps`: one pass; with `steps` alone: as many passes
     as they need. AdamW with the paper's settings. `test_shards` are for reporting only and change nothing.
     `eval_every`, `checkpoint_every` in steps; `smoothing` evaluations are averaged by reports. `metrics` is called
     with each step's row, one step late. `make_model` overrides `model`, which then only names it. On a table of text
-    the model gets `text_length` token ids of `tokenizer`, each the table's unless given.
+    the model gets `text_length` token ids of `tokenizer`, each the table's unless given, and learns the `task` "label"
+    or "language" (the default of text-lm). Of language, `token_share`: the gradient goes through that share of each
+    kept sequence's tokens, those of the largest loss - il.
 
     The cascade: `band` ("20%:90%", or nats) and `keep_list` drop samples before they are read; `shortlist`
     ("proxy:4", "view:4") lets a `proxy_model` or a view of `view_size` pixels choose 4 n_b, of which the target's fresh
@@ -122,7 +125,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         settings.augment,
         TestSet(tests, stream.preprocess, classes, stream.decoder_name, settings.workers, ranks) if tests else None,
         settings.eval_every, settings.checkpoint_every, settings.keep_checkpoints, settings.metrics, training,
-        settings.compile)  # fmt: skip
+        settings.compile, settings.tokens)  # fmt: skip
     if found is not None:
         attempt.settle(found, settings.keep_checkpoints)
         _restore(run, found, trainer)
@@ -154,7 +157,8 @@ def _open(settings: Settings, on: torch.device, ranks: Ranks, before: Mapping[st
         missing_il=settings.missing_il, keep_holdout=settings.keep_holdout, needs_il=settings.found_rule.needs_il,
         roots=settings.roots, band=settings.band, keep_list=settings.keep_list, view_size=settings.view_size,
         device=on, classes=settings.classes, prefilter=prefilter, rank=ranks.rank, ranks=ranks.size,
-        tokenizer=settings.asked_tokenizer, text_length=settings.text_length, task=task_of(settings.model),
+        tokenizer=settings.asked_tokenizer, text_length=settings.text_length, task=settings.found_task,
+        il_tokens=settings.token_share is not None,
     )  # fmt: skip
 
 
