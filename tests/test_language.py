@@ -28,6 +28,7 @@ from rhostream.selection.gradient import take_step
 from rhostream.selection.tokens import LanguageLoss, SequenceMean, TokenShare, kept_tokens
 from rhostream.tables import il, parquet
 from tests.conftest import write_shard
+from tests.ranks import together, train
 from tests.text_world import WORDS
 
 V, T = 40, 12
@@ -301,3 +302,20 @@ def test_a_table_without_the_il_of_tokens_says_how_to_make_one(sayings: Path, tm
     il.make_or_match(str(other), made)
     with pytest.raises(UsageError, match=r"has no il of tokens \(il_tokens\): make it with a language model"):
         rhostream.open_stream(str(sayings / "shards"), str(other), buffer_size=30, il_tokens=True)
+
+
+@pytest.mark.slow
+def test_two_ranks_keep_the_sequences_that_one_keeps_and_train_on_the_same_tokens(sayings: Path,
+                                                                                  tmp_path: Path) -> None:
+    options = {"shards": [str(sayings / "shards")], "il": str(sayings / "il"), "steps": 8, "token_share": 0.5, **TRAIN}
+    logs = []
+    for ranks in (1, 2):
+        run = tmp_path / f"{ranks}"
+        together(tmp_path / "answers", train, ranks, [{**options, "run": str(run)}])
+        with rhostream.open_ledger(str(run)) as ledger:
+            logs.append(ledger.sql("select step, shard, ordinal, kept, loss from selections where step is not null "
+                                   "order by all").to_pylist())
+    alone, two = ([{**row, "loss": 0} for row in log] for log in logs)
+    assert alone == two
+    # Losses of a step are of the weights that the steps before made: of the same tokens, on either number of ranks.
+    np.testing.assert_allclose(*([row["loss"] for row in log] for log in logs), rtol=1e-4)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+import sys
 import tracemalloc
 from collections import Counter
 from dataclasses import asdict, replace
@@ -27,7 +28,7 @@ from rhostream.advisor.scoring import scoring_report
 from rhostream.audit.verify import verify
 from rhostream.candidates import Reason
 from rhostream.cli import cli
-from rhostream.errors import MismatchError, TableError, UnknownNameError, UsageError
+from rhostream.errors import MismatchError, MissingExtraError, TableError, UnknownNameError, UsageError
 from rhostream.stream.inputs import OF, probe_shards
 from rhostream.stream.npy import BadTokens, token_ids
 from rhostream.stream.scan import Chunk, ScanSettings, scan
@@ -508,6 +509,20 @@ def test_a_users_own_model_gets_what_it_asks_for(text_world: Path, tmp_path: Pat
     done = rhostream.train([str(text_world / "shards")], str(text_world / "il"), str(tmp_path / "run"),
                            **{**TRAIN, "model": name, "steps": 2})
     assert done.steps == 2 and done.reasons["kept"] == 16
+
+
+def test_without_its_extra_hugging_face_is_refused_with_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    for act in (lambda: find_tokenizer("hf:albert-base-v2"),
+                lambda: models.build("hf:albert-base-v2", classes=2, vocabulary=9, length=9, padding=0, task="label")):
+        with pytest.raises(MissingExtraError, match=r"pip install 'rhostream\[hf\]'"):
+            act()
+
+
+def test_a_proxy_of_text_makes_a_shortlist(text_world: Path, tmp_path: Path) -> None:
+    done = rhostream.train([str(text_world / "shards")], str(text_world / "il"), str(tmp_path / "run"), steps=3,
+                           shortlist="proxy:2", proxy_model="text-bag", band="5%:95%", **TRAIN)
+    assert done.reasons["kept"] == 24 and done.reasons["shortlist"] > 0 and done.cost["proxy_trained"] == 24
 
 
 def test_the_names_of_tokenizers_are_of_four_kinds() -> None:

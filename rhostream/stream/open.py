@@ -19,6 +19,7 @@ from rhostream.stream.inputs import AnyPreprocess, preprocess_from_json, require
 from rhostream.stream.join import JoinSettings, Prefilter
 from rhostream.stream.keep_list import read_keep_list
 from rhostream.stream.text import TextPreprocess, require_length, text_preprocess
+from rhostream.stream.tokenizers import find_tokenizer
 from rhostream.tables import il as il_table
 
 
@@ -121,6 +122,8 @@ def _text_of(table: il_table.Table, tokenizer: str | None, length: int | None, t
         require_text(table.info.content, tokenizer, storage.redact(table.url))
         return text_preprocess(tokenizer, length or (there.length if there else None), task or "label")
     require_length(length)
+    if tokenizer is not None:
+        find_tokenizer(tokenizer, fetch=True)  # it was named here, so its files may be fetched
     return replace(there, length=length or there.length, task=task or there.task)
 
 
