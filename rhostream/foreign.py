@@ -84,6 +84,10 @@ def checked_table(info: T, kinds: Container[str]) -> T:
         checked_classes(table.classes)
     if table.preprocess is not None:
         checked_preprocess(table.preprocess)
+        text = table.preprocess.get("kind") == "text"
+        of = ("tokens" if table.preprocess["tokenizer"].startswith("ids:") else "text") if text else "image"
+        if of != table.content:
+            raise ValueError(f"content is {table.content}, but preprocess is of {of}")
     return info
 
 

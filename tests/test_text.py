@@ -29,6 +29,7 @@ from rhostream.audit.verify import verify
 from rhostream.candidates import Reason
 from rhostream.cli import cli
 from rhostream.errors import MismatchError, MissingExtraError, TableError, UnknownNameError, UsageError
+from rhostream.repair import repair
 from rhostream.stream.inputs import OF, probe_shards
 from rhostream.stream.npy import BadTokens, token_ids
 from rhostream.stream.scan import Chunk, ScanSettings, scan
@@ -288,6 +289,8 @@ def test_what_is_no_text_is_a_row_of_its_own_status(bad: Any, tokenizer: str, tm
     candidates = next(iter(loader))
     usable = {candidates.key[r].as_py() for r in candidates.candidate_rows}
     assert usable == {key for key, status in found.items() if status == "ok"}
+    first = candidates.image[candidates.key.to_pylist().index("good")].tolist()
+    assert first == ([0, 1, 2, 3, 4, 64, 64, 64] if tokenizer == "ids:64" else oracle("a plum", 1000, 8))
     assert set(candidates.reason[candidates.reason != 255].tolist()) == {Reason.quarantined, Reason.unreadable}
 
 
@@ -420,9 +423,32 @@ def test_a_table_of_the_first_version_stays_readable_and_is_filled_as_it_was_mad
     assert first == [content(c) for c in rhostream.open_stream(shards, str(world / "il"), buffer_size=40)]
 
 
+def test_a_repair_makes_parts_as_the_table_has_them(world: Path, text_world: Path, tmp_path: Path) -> None:
+    old, text = tmp_path / "old", tmp_path / "text"
+    rhostream.compute_il([str(world / "shards")], str(world / "il-model"), str(old))
+    record = json.loads((old / "_table.json").read_text())
+    (old / "_table.json").write_text(json.dumps({**record, "version": 1}))
+    for part in old.rglob("*.parquet"):
+        rows, facts = parquet.read(str(part))
+        part.write_bytes(parquet.encode(rows.drop_columns("il_tokens"), {**facts, "version": 1}, il._ENCODINGS,
+                                        il._DICTIONARY))
+    picture = png(np.zeros((16, 16), np.uint8))
+    write_shard(tmp_path / "a.tar", [{"__key__": f"s{n}", "png": picture, "txt": b"a plum", "cls": "0"}
+                                     for n in range(5)])
+    rhostream.index([str(tmp_path / "a.tar")], str(text), content="text")
+    for table in (old, text):
+        part = max(table.rglob("*.parquet"))
+        rows, facts = parquet.read(str(part))
+        part.write_bytes(part.read_bytes()[:-50])
+        assert repair(str(table))["problems"] == []
+        again, made = parquet.read(str(part))
+        assert again.equals(rows) and made == facts
+
+
 @pytest.mark.parametrize("change", [
     {"length": 0}, {"length": 10**9}, {"vocabulary": 10**12}, {"vocabulary": 1}, {"padding": -1}, {"padding": 1000},
-    {"tokenizer": 5}, {"tokenizer": "x" * 10_000}, {"digest": None}, {"task": 7},
+    {"tokenizer": 5}, {"tokenizer": "x" * 10_000}, {"digest": None}, {"task": 7}, {"kind": "image"},
+    {"tokenizer": "ids:1000"},
 ])
 def test_a_forged_preprocess_is_refused(change: dict[str, Any], text_world: Path, tmp_path: Path) -> None:
     info = il.open_info(str(text_world / "il"))

@@ -121,7 +121,7 @@ class TextDecoder:
             raise MismatchError(f"tokenizer {preprocess.tokenizer!r} is not the one of the table or model: digest "
                                 f"{found.digest} of {found.vocabulary:,} ids, it was {preprocess.digest} of "
                                 f"{preprocess.vocabulary:,}; use the same files")
-        self._encode, self._vocabulary, self._padding = found.encode, found.vocabulary, found.padding
+        self._encode, self._padding = found.encode, found.padding
 
     def __call__(self, data: bytes, out: Row) -> str:
         """Into `out` (T,); returns "ok" or the status of a bad sample."""
@@ -146,7 +146,7 @@ class TextDecoder:
             ids = token_ids(data, len(out))
         except BadTokens as bad:
             return str(bad)
-        if ids.min() < 0 or ids.max() >= self._vocabulary:
+        if ids.min() < 0 or ids.max() >= self._padding:  # the id behind the last one
             return "tokens:range"
         out[: len(ids)], out[len(ids) :] = ids, self._padding
         return OK

@@ -3,7 +3,7 @@
     bytes          the bytes of UTF-8, 259 ids
     words:30000    lower-cased words and signs, each hashed to an id: the same on every machine, nothing to learn
     hf:NAME        a Hugging Face tokenizer, of a local folder or of the hub (extra [hf]), never with code of its own
-    ids:50257      none: the samples are .npy arrays of ids already, below that number
+    ids:50257      none: the samples are .npy arrays of ids already, below that number (which itself is the filling)
 
 What a name means is a `Tokenizer`; its digest is that of all that decides its ids, so it belongs to a fingerprint.
 """
@@ -57,7 +57,8 @@ def find_tokenizer(name: str, fetch: bool = False) -> Tokenizer:
         number = _number(name, rest)
         return Tokenizer(number, PAD, "", functools.partial(_words, number))
     if kind == "ids":
-        return Tokenizer(_number(name, rest), PAD, "", None)
+        number = _number(name, rest)
+        return Tokenizer(number + 1, number, "", None)
     if kind == "hf" and rest:
         return _hugging_face(rest, fetch)
     raise UnknownNameError.of("tokenizer", name, KINDS)
