@@ -20,6 +20,7 @@ from rhostream.stream.tokenizers import find_tokenizer
 from tests.text_world import COMMON, WORDS, make_text_shards
 
 transformers = pytest.importorskip("transformers", reason="pip install 'rhostream[hf]'")
+pytestmark = pytest.mark.slow  # the import alone takes seconds
 LENGTH = 20
 
 

@@ -141,6 +141,22 @@ def test_rho_on_text_learns_skips_noise_and_leaves_a_ledger_that_holds(text_run:
         assert verify(str(folder))["problems"] == [], folder
 
 
+def test_a_users_own_loop_learns_from_text(text_world: Path) -> None:
+    torch.manual_seed(0)
+    model = models.build("text-bag", classes=CLASSES, vocabulary=1000, length=24, padding=0, task="label")
+    optimizer, selector = torch.optim.AdamW(model.parameters(), lr=2e-2), rhostream.Selector(model, "rho", 8)
+    first: list[float] = []
+    for candidates in open_world(text_world, passes=3):
+        kept = selector(candidates)
+        assert kept.input.dtype == torch.int64 and kept.input.shape == (8, 24)
+        assert torch.equal(kept.input, candidates.input[kept.rows])
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(kept.input), kept.label).backward()
+        optimizer.step()
+        first.append(float(kept.loss.mean()))
+    assert len(first) == 36 and np.mean(first[-5:]) < 0.8 * np.mean(first[:5])
+
+
 def test_a_run_on_text_that_was_stopped_ends_with_the_same_log(text_run: Path, text_world: Path,
                                                                 tmp_path: Path) -> None:
     run = tmp_path / "again"
