@@ -35,6 +35,7 @@ FLOORS = {
     "setuptools": ("78.1.1", "packages could write outside their folder (CVE-2025-47273)"),
     "fonttools": ("4.60.2", "files could be written anywhere (CVE-2025-66034)"),
     "werkzeug": ("3.0.6", "forms took unbounded memory (CVE-2024-49767)"),
+    "transformers": ("4.53", "files of a model could run code (CVE-2024-11392 to -11394) or hang the reader"),
     "ray": ("2.56", "code could be run by others of the cluster (CVE-2026-57516)"),
 }
 

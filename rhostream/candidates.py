@@ -51,6 +51,20 @@ class Normalize:
         return rows.view(image.shape).permute(0, 3, 1, 2)
 
 
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """How token ids become the model's input: as they are, in the type that embeddings are looked up by."""
+
+    padding: int = 0
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """int32 (B, T) to int64 (B, T), short rows filled up with `padding`, on the device of `tokens`."""
+        return tokens.long()
+
+
+Prepare = Normalize | Tokens  # decoded rows, as they lie in a slot, to the model's input
+
+
 @functools.lru_cache(64)
 def _a_row(means: tuple[float, ...], stds: tuple[float, ...], channels: int, width: int,
            device: torch.device) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -74,7 +88,8 @@ class Candidates:
 
     `image` is a view into a slot that the loader will reuse: it is valid until the next buffer is asked for. Rows
     whose `reason` is not `CANDIDATE` never reach the forward and their pixels mean nothing. Where the stream decodes a
-    cheap view, `image` holds that view and `full` reads rows at full size.
+    cheap view, `image` holds that view and `full` reads rows at full size. Where the samples are text, `image` holds
+    their token ids, int32 (B, T).
     """
 
     pass_index: int
@@ -85,11 +100,12 @@ class Candidates:
     label: Tensor  # (B,) int64
     il: Tensor  # (B,) float32, nats; NaN where there is none
     reason: npt.NDArray[np.uint8]  # (B,) CANDIDATE or a Reason
-    image: Tensor | None  # (B, H, W, C) uint8
-    normalize: Normalize = Normalize()
+    image: Tensor | None  # (B, H, W, C) uint8, or (B, T) int32 token ids
+    normalize: Prepare = Normalize()
     shard_names: pa.StringArray | None = None
     full: ReadFull | None = None  # None: `image` is the full size already
     fold: npt.NDArray[np.int8] | None = None  # (B,) which IL model scored it, on the host
+    il_tokens: Tensor | None = None  # (B, T) float16 nats, NaN where there is no token; where the stream was asked
     on_host: Candidates | None = field(default=None, repr=False)  # what it was before `to`, for decisions and the log
 
     def __len__(self) -> int:
@@ -102,7 +118,7 @@ class Candidates:
 
     @property
     def input(self) -> Tensor:
-        """(B, C, H, W) float32: the normalised images, on the device of `image`."""
+        """(B, C, H, W) float32: the normalised images, or int64 (B, T) of text; on the device of `image`."""
         if self.image is None:
             raise ValueError("this buffer carries no images")
         return self.normalize(self.image)
@@ -113,7 +129,7 @@ class Candidates:
         return self.on_host or self
 
     def inputs(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        """(n, C, H, W) float32: the normalised images of the given rows, on the device of `image`.
+        """(n, C, H, W) float32: the normalised images of the given rows, or (n, T); on the device of `image`.
 
         Rows are gathered as they lie (NHWC), so the result is channels-last in memory; all of them cost no copy.
         """
@@ -137,6 +153,7 @@ class Candidates:
             image=None if self.image is None else self.image.index_select(0, index.to(self.image.device)),
             full=None if self.full is None else _of_some(self.full, rows),
             fold=None if self.fold is None else self.fold[rows],
+            il_tokens=None if self.il_tokens is None else self.il_tokens.index_select(0, index),
             on_host=None if self.on_host is None else self.on_host.take(rows),
         )
 

@@ -137,6 +137,14 @@ BUDGET = _options(
     click.option("--fail-fast", is_flag=True, help="Stop at the first bad shard instead of naming it at the end."),
 )
 
+TEXT = _options(
+    click.option("--tokenizer", metavar="NAME",
+                 help="Of text: bytes, words:N, hf:NAME; ids:N for .npy arrays of ids.  [default: the table's or the "
+                      "model's, else words:30000]"),
+    click.option("--text-length", type=int, metavar="T", help="Tokens of a text; longer ones are cut.  [default: 128]"),
+    click.option("--task", type=_Choice(["label", "language"]),
+                 help="What a model of text learns.  [default: language of text-lm, label of any other]"),
+)
 LENIENT = _options(
     click.option("--allow-compressed", is_flag=True,
                  help="Inflate gzip shards into the spool; their table can be asked, not trained from."),
@@ -151,7 +159,7 @@ MIN_ACCURACY = click.option("--min-accuracy", type=float, metavar="F",
 
 @cli.command("fit-il")
 @_options(
-    SHARDS, ROOT, WORKERS, BUDGET, LENIENT,
+    SHARDS, ROOT, WORKERS, BUDGET, LENIENT, TEXT,
     click.option("--out", required=True, metavar="DIR", help="Folder of the IL model (weights and model.json)."),
     click.option("--model", default="small-cnn", show_default=True, help=MODEL_HELP),
     click.option("--holdout", multiple=True, metavar="URL...", help="Shards of their own to learn from."),
@@ -246,6 +254,8 @@ def compute_il(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None
 @_options(
     SHARDS, ROOT, KEEP, WORKERS, BUDGET, LENIENT, INDEX,
     click.option("--out", required=True, metavar="URL", help="The table."),
+    click.option("--content", metavar="KIND",
+                 help="What samples are: image, text (.txt) or tokens (.npy).  [default: as the first usable one]"),
 )
 def index(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, out: str, **options: Any) -> None:
     """Write the same table without il, for rules that need none (uniform, loss).
@@ -267,7 +277,7 @@ def _option(group: str, *names: str, **how: Any) -> Callable[[Any], Any]:
 
 @cli.command("train")
 @_options(
-    SHARDS, ROOT, WORKERS,
+    SHARDS, ROOT, WORKERS, TEXT,
     click.option("--il", required=True, metavar="URL", help="The table of compute-il, or of index."),
     click.option("--run", required=True, metavar="DIR", help="Run folder; the same command again resumes it."),
     click.option("--model", default="mlp", show_default=True, help=MODEL_HELP),
@@ -287,6 +297,8 @@ def _option(group: str, *names: str, **how: Any) -> Callable[[Any], Any]:
     click.option("--weight-decay", default=0.01, show_default=True),
     click.option("--loss", default="cross_entropy", show_default=True, metavar="NAME",
                  help="cross_entropy, sequence_mean or your module:function of (logits, label), one loss a sample."),
+    click.option("--token-share", type=float, metavar="F",
+                 help="Of language: train on this share of a kept sequence's tokens, the largest loss - il (Rho-1)."),
     click.option("--augment", default="none", show_default=True, help="none, flip, shift or flip-shift; kept samples."),
     click.option("--keep-holdout", is_flag=True, help="Candidates may be samples that the IL model learned from."),
     click.option("--classes", type=int, help="Number of classes; else the table's."),
@@ -520,7 +532,7 @@ def verify(folder: str, shards: tuple[str, ...], roots: tuple[str, ...], repair:
 
 @cli.command("estimate")
 @_options(
-    SHARDS, ROOT, WORKERS,
+    SHARDS, ROOT, WORKERS, TEXT,
     click.option("--il", metavar="URL", help="A table of compute-il or index: samples are counted, the loader timed."),
     click.option("--model", default="mlp", show_default=True, help=MODEL_HELP),
     click.option("--buffer-size", default=320, show_default=True, help="n_B: samples looked at each step."),

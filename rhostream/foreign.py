@@ -13,9 +13,11 @@ from collections.abc import Container, Iterable, Mapping
 from typing import Any, TypeVar
 
 MAX_SIDE, MAX_CHANNELS, MAX_CLASSES = 8192, 4, 10_000_000
+MAX_LENGTH, MAX_VOCABULARY, MAX_NAME = 65_536, 10_000_000, 4096  # of text: tokens a sample, ids, characters of a name
 MAX_SAMPLES = 100_000_000  # of a shard, which takes 50 GB of headers alone; a plan is made of what a part claims
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]*\Z")
 _KINDS = {"il", "index"}
+_CONTENTS = {"image", "text", "tokens"}
 T = TypeVar("T")
 
 
@@ -37,8 +39,10 @@ def checked_path(path: Any) -> str:
 
 
 def checked_preprocess(record: Any) -> None:
-    """What turns images into inputs: sizes that can be. Raises ValueError."""
+    """What turns images (or text) into inputs: sizes that can be. Raises ValueError."""
     _is(record, dict, "preprocess")
+    if record.get("kind") == "text":
+        return _checked_text(record)
     _count(record.get("image_size"), "image_size", 1, MAX_SIDE)
     channels = _count(record.get("channels"), "channels", 1, MAX_CHANNELS)
     for name in ("mean", "std"):
@@ -47,6 +51,16 @@ def checked_preprocess(record: Any) -> None:
                 or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
                 or (name == "std" and not all(values))):
             raise ValueError(f"{name} is {str(values)[:80]}, expected 1 or {channels} numbers")
+
+
+def _checked_text(record: Mapping[str, Any]) -> None:
+    _count(record.get("length"), "length", 1, MAX_LENGTH)
+    vocabulary = _count(record.get("vocabulary"), "vocabulary", 2, MAX_VOCABULARY)
+    _count(record.get("padding"), "padding", 0, vocabulary - 1)
+    for name in ("tokenizer", "digest", "task"):
+        _is(record.get(name), str, name)
+        if len(record[name]) > MAX_NAME:
+            raise ValueError(f"{name} is {len(record[name]):,} characters long")
 
 
 def checked_classes(classes: Any) -> None:
@@ -101,6 +115,7 @@ def checked_table(info: T, kinds: Container[str]) -> T:
     table: Any = info
     if table.kind not in _KINDS:
         raise ValueError(f"kind is {str(table.kind)[:40]!r}, expected il or index")
+    _content(table.content)
     for name in ("ingredients", "keep", "roots", "model"):
         _is(getattr(table, name), dict, name)
     if table.ingredients.get("il_dtype", "float32") not in ("float32", "float16"):
@@ -113,6 +128,10 @@ def checked_table(info: T, kinds: Container[str]) -> T:
         checked_classes(table.classes)
     if table.preprocess is not None:
         checked_preprocess(table.preprocess)
+        text = table.preprocess.get("kind") == "text"
+        of = ("tokens" if table.preprocess["tokenizer"].startswith("ids:") else "text") if text else "image"
+        if of != table.content:
+            raise ValueError(f"content is {table.content}, but preprocess is of {of}")
     return info
 
 
@@ -126,6 +145,7 @@ def checked_facts(facts: T) -> T:
         _is(getattr(part, name), str, name)
     for name in ("statuses", "bad_fields"):
         _counts(getattr(part, name), name)
+    _content(part.content)
     return facts
 
 
@@ -168,6 +188,11 @@ def _segments(records: Any, name: str) -> None:
         _is(record.get("sha256"), str, "a sha256")
         for count in ("rows", "bytes"):
             _count(record.get(count), count, 0, 2**62)
+
+
+def _content(value: Any) -> None:
+    if not isinstance(value, str) or value not in _CONTENTS:
+        raise ValueError(f"content is {str(value)[:40]!r}, expected one of {', '.join(sorted(_CONTENTS))}")
 
 
 def _is(value: Any, kind: type, name: str) -> None:

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ def _repair_table(proof: TableProof, shards: list[str], roots: Mapping[str, str]
         scratch = tempfile.mkdtemp(prefix="rhostream-repair-")
         try:
             known = {**proof.info.roots, **roots}
+            # Of the same version and content, so that its parts have the columns of the table's.
+            il.make_or_match(scratch, replace(proof.info, roots=known))
             failed |= _compute(proof.info, urls, model, scratch, {"roots": known, **options})
             for name in urls:
                 if name in failed:

@@ -98,6 +98,7 @@ def _part_row(shard: int, i: int, rng: np.random.Generator) -> dict[str, Any]:
         "il": None if bad else float(np.float32(rng.uniform(1.5, 4) if noisy else rng.uniform(0, 0.5))),
         "predicted": None if bad else truth, "fold": 0, "in_holdout": False, "members": [],
         "status": "decode:broken" if bad else "ok", "error": "truncated" if bad else None,
+        "il_tokens": None,
         "is_noisy": None if i == 20 else noisy, "true_label": truth,
         "duplicate_of": f"k0{i - 1:03d}" if i % 9 == 1 else None,
     }

@@ -384,7 +384,7 @@ def test_the_doctor_knows_the_installation_and_the_machine() -> None:
     assert there.versions["torch"] == torch.__version__ and there.versions["python"]
     assert there.decoder in there.decoders and "pillow" in there.decoders
     assert there.cores >= 1 and there.threads == torch.get_num_threads() and there.spool_free > 0
-    assert set(there.extras) == {"s3", "gcs", "https", "jpeg", "png", "report", "tensorboard"}
+    assert set(there.extras) == {"s3", "gcs", "https", "jpeg", "png", "report", "tensorboard", "hf"}
     assert there.bfloat16["cpu"] == bf16_supported(torch.device("cpu")) and not bf16_supported(torch.device("meta"))
     for name, found in there.extras.items():
         assert found.startswith("pip install") == (f"'rhostream[{name}]'" in found)

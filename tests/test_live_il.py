@@ -134,7 +134,7 @@ def test_another_il_model_than_the_tables_is_refused(world: Path, tmp_path: Path
         trained(rule="rho_updated", il_model=str(other))
     with pytest.raises(UsageError, match="no IL model"):
         trained(rule="rho_updated", il_model=str(world / "shards"))
-    with pytest.raises(UsageError, match=r"takes images of 16 pixels.*--image-size 16"):
+    with pytest.raises(UsageError, match=r"takes 1 x 16 x 16, .*--image-size 16"):
         trained(rule="rho_updated", image_size=20)
     assert not (tmp_path / "run").exists()
 

@@ -28,7 +28,7 @@ LIMITS = {"open files": resource.RLIMIT_NOFILE, "address space": resource.RLIMIT
           "processes": resource.RLIMIT_NPROC}
 MIN_FILES = 512
 EXTRAS = {"s3": ("s3fs",), "gcs": ("gcsfs",), "https": ("aiohttp",), "jpeg": ("simplejpeg",), "png": ("imagecodecs",),
-          "report": ("jinja2", "matplotlib"), "tensorboard": ("tensorboard",)}
+          "report": ("jinja2", "matplotlib"), "tensorboard": ("tensorboard",), "hf": ("transformers",)}
 OWN, CREDENTIALS = "RHOSTREAM_", ("AWS_", "GOOGLE_")
 SECRET_WORDS = ("KEY", "SECRET", "TOKEN", "PASSWORD", "CREDENTIAL", "OPTIONS")
 

@@ -26,12 +26,14 @@ from rhostream.selection.hardware import bf16_supported, cores, device_of
 from rhostream.selection.hardware import threads as in_threads
 from rhostream.selection.selector import Selector
 from rhostream.stream.dataset import PREFETCH
-from rhostream.stream.decode import Preprocess, decoder
+from rhostream.stream.decode import Preprocess
+from rhostream.stream.inputs import AnyPreprocess, decoder_for
 from rhostream.stream.join import UniformChoice
 from rhostream.stream.open import open_stream
 from rhostream.tables import il as il_table
 
-PROXY = "mlp-64"
+PROXY = {"image": "mlp-64", "label": "text-bag", "language": "text-lm"}  # by what is learned of an image or a text
+SMALL = {**PROXY, "image": "small-cnn"}
 SHARES = 18  # of the seconds granted: one a measurement, and what trials and building take
 HELD = 512  # samples at most that are kept in memory as bytes
 ASSUMED_HAND_OVER = 0.05  # of the decode, where no table is given: slots that are reused cost 3 to 8 %
@@ -48,8 +50,9 @@ class Estimate:
     device: str
     machine: str  # the processor's or the GPU's name
     decoder: str
-    image_size: int
+    image_size: int  # 0 of text
     channels: int
+    input: str  # a sample in words
     classes: int
     batch_norm: bool  # scores depend on what else is in the forward
     il_there: bool  # the table that was given holds an il: that cost is paid
@@ -70,7 +73,8 @@ def estimate(shards: str | Iterable[str], *, model: str = "mlp", il: str | None 
              batch_size: int = 32, workers: int = 0, image_size: int | None = None, classes: int | None = None,
              device: str = "auto", il_model: str | None = None, steps: int | None = None,
              view_sizes: Iterable[int] = (), band: tuple[float, float] = (0.2, 0.9), shortlist: int = 4,
-             decoder_name: str = "auto", seconds: float = 45.0, roots: Mapping[str, str] | None = None) -> Estimate:
+             decoder_name: str = "auto", seconds: float = 45.0, roots: Mapping[str, str] | None = None,
+             tokenizer: str | None = None, text_length: int | None = None, task: str | None = None) -> Estimate:
     """Measure for about `seconds` and predict what selection will cost with this model on these shards.
 
     `il`: a table of compute-il or index; with it samples are counted and the loader itself is measured. `steps`: of
@@ -86,15 +90,20 @@ def estimate(shards: str | Iterable[str], *, model: str = "mlp", il: str | None 
         table = il_table.open_table(il, storage.expand(shards), roots, allow_missing=True)
         if not table.names:
             raise UsageError(f"{storage.redact(il)} has no part for any of these shards; leave --il out")
-    decoder_name = decoder(decoder_name)[0]
-    samples = draw(shards, min(buffer_size, HELD), table, 0.1 * seconds)
-    preprocess = preprocess_for(samples, table, image_size)
-    sizes = _views(view_sizes, preprocess.image_size)
+    given = None if tokenizer is None else "tokens" if tokenizer.startswith("ids:") else "text"
+    task = task or models.task_of(model)
+    samples = draw(shards, min(buffer_size, HELD), table, 0.1 * seconds, given, task == "language")
+    preprocess = preprocess_for(samples, table, image_size, tokenizer, text_length, task)
+    decoder_name = decoder_for(preprocess, decoder_name)[0]
+    image = preprocess if isinstance(preprocess, Preprocess) else None
+    if image is None and (image_size or (view_sizes := list(view_sizes))):
+        raise UsageError("--image-size and --view-size are for images, and these samples are text")
+    sizes = _views(view_sizes, image.image_size) if image else []
     classes = classes or (table.info.classes if table else None) or max(samples.label) + 1
     setting = Setting(buffer_size=buffer_size, batch_size=batch_size, samples=samples.total, workers=workers,
                       steps=steps, band=band, shortlist=shortlist)
     known = table.info.model if table else {}
-    il_name = il_model or known.get("architecture") or "small-cnn"
+    il_name = il_model or known.get("architecture") or SMALL[preprocess.task]
     UntrustedCodeError.unless_named(str(il_name), il_model, storage.redact(il or ""), "--il-model")
     bench = _Bench(preprocess, classes, samples, decoder_name, place, setting, seconds)
     measured = bench.measure(model, il_name, sizes)
@@ -102,9 +111,10 @@ def estimate(shards: str | Iterable[str], *, model: str = "mlp", il: str | None 
         measured = bench.with_loader(measured, table)
     cost = _il_cost(samples.total, known if il_model in (None, known.get("architecture")) else {}, table)
     return Estimate(
-        model=model, il_model=il_name, proxy=PROXY, device=str(place), decoder=decoder_name,
+        model=model, il_model=il_name, proxy=PROXY[preprocess.task], device=str(place), decoder=decoder_name,
         machine=torch.cuda.get_device_name(place) if place.type == "cuda" else cpu_name(),
-        image_size=preprocess.image_size, channels=preprocess.channels, classes=classes, batch_norm=bench.batch_norm,
+        image_size=image.image_size if image else 0, channels=image.channels if image else 0, input=preprocess.says,
+        classes=classes, batch_norm=bench.batch_norm,
         il_there=table is not None and table.info.kind == "il", counted=samples.counted, setting=setting,
         measured=measured, il=cost, advice=advise(measured, setting, cost), notes=tuple(bench.notes),
         seconds=time.perf_counter() - started,
@@ -154,14 +164,14 @@ def _il_cost(samples: int, known: Mapping[str, Any], table: il_table.Table | Non
 class _Bench:
     """Everything that is timed for one estimate; `notes` collects what the reader must know of the figures."""
 
-    def __init__(self, preprocess: Preprocess, classes: int, samples: Samples, decoder_name: str,
+    def __init__(self, preprocess: AnyPreprocess, classes: int, samples: Samples, decoder_name: str,
                  device: torch.device, setting: Setting, seconds: float) -> None:
         self.preprocess, self.classes, self.device, self.setting = preprocess, classes, device, setting
         self.decoder_name, self.seconds, self.samples = decoder_name, seconds, samples
         self.notes: list[str] = []
         pixels, good = measure.decode_all(samples.image, preprocess, decoder_name)
         if not good:
-            raise UsageError(f"none of {len(samples.image)} images could be decoded with {decoder_name}")
+            raise UsageError(f"none of {len(samples.image)} samples could be decoded with {decoder_name}")
         label = [samples.label[row] % classes for row in good]
         self.images = [samples.image[row] for row in good]
         self.buffer = measure.candidates_of(pixels, label, preprocess, setting.buffer_size)
@@ -186,7 +196,7 @@ class _Bench:
     def measure(self, name: str, il_name: str, sizes: list[int]) -> Measured:
         """Time every part but the loader, with as many threads of torch as serve the model."""
         share, threads = self.seconds / SHARES, torch.get_num_threads()
-        model, proxy, il_model = (self._build(one) for one in (name, PROXY, il_name))
+        model, proxy, il_model = (self._build(one) for one in (name, PROXY[self.preprocess.task], il_name))
         self.batch_norm = measure.has_batch_norm(model)
         slow_score = self._slowdown(model, share) if self.device.type == "cpu" and threads > 1 else 1.0
         with in_threads(threads if slow_score > 1 else 1):
@@ -230,6 +240,8 @@ class _Bench:
     def _views(self, model: torch.nn.Module, name: str, sizes: list[int], score: float,
                share: float) -> dict[str, Any]:
         """Decode and forward at cheap sizes; forwards only where the model takes them."""
+        if not isinstance(self.preprocess, Preprocess):
+            return {}
         full, channels = self.preprocess.image_size, self.preprocess.channels
         taken = [v for v in sizes if measure.takes(model, v, channels, self.device)]
         if len(taken) < len(sizes):
@@ -273,8 +285,11 @@ class _Bench:
 
     def _stream_seconds(self, urls: list[str], table: str, n: int, choice: UniformChoice | None) -> float:
         """Of one buffer."""
-        buffers = iter(open_stream(urls, table, buffer_size=n, passes=None, image_size=self.preprocess.image_size,
-                                   decoder=self.decoder_name, needs_il=False, keep_holdout=True, prefilter=choice))
+        p = self.preprocess
+        size: dict[str, Any] = ({"image_size": p.image_size} if isinstance(p, Preprocess)
+                                else {"tokenizer": p.tokenizer, "text_length": p.length, "task": p.task})
+        buffers = iter(open_stream(urls, table, buffer_size=n, passes=None, decoder=self.decoder_name, needs_il=False,
+                                   keep_holdout=True, prefilter=choice, **size))
         return measure.seconds_of(lambda: next(buffers), self.seconds / SHARES / 2)
 
     def _assumed(self, decode: float) -> float:
@@ -284,9 +299,8 @@ class _Bench:
 
     def _build(self, name: str) -> torch.nn.Module:
         torch.manual_seed(0)
-        return measure.on(self.device, models.build(name, image_size=self.preprocess.image_size,
-                                                    channels=self.preprocess.channels, classes=self.classes,
-                                                    initial=False))  # time doesn't depend on weights
+        return measure.on(self.device, models.build(name, classes=self.classes, initial=False,  # time needs no weights
+                                                    **self.preprocess.model_arguments()))
 
     def _score(self, model: torch.nn.Module, share: float, **how: Any) -> float:
         selector = Selector(model, "rho", self.setting.batch_size, **how)

@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from rhostream.candidates import CANDIDATE, Candidates
 from rhostream.selection.selector import Selector, scoring
-from rhostream.stream.decode import OK, Preprocess, decoder
+from rhostream.selection.tokens import loss_of
+from rhostream.stream.decode import OK
+from rhostream.stream.inputs import AnyPreprocess, decoder_for
 from rhostream.tables.selections import LogWriter, rows_of
 
 FIRST = 8  # samples of the trial that decides how many a measurement takes
@@ -70,23 +71,24 @@ def fitting(n: int, work: Callable[[int], Any], share: float, least: int = FIRST
 # -- data ------------------------------------------------------------------------------------------------------------
 
 
-def decode_all(images: list[bytes], preprocess: Preprocess, name: str) -> tuple[np.ndarray[Any, Any], list[int]]:
-    """(n, H, W, C) uint8 of the images that this decoder can read, and which ones those were."""
-    decode, out, good = decoder(name)[1], np.zeros((len(images), *preprocess.shape), np.uint8), list[int]()
+def decode_all(images: list[bytes], preprocess: AnyPreprocess, name: str) -> tuple[np.ndarray[Any, Any], list[int]]:
+    """(n, H, W, C) uint8 (or (n, T) ids) of what this decoder can read, and which ones those were."""
+    decode, good = decoder_for(preprocess, name)[1], list[int]()
+    out = torch.zeros((len(images), *preprocess.shape), dtype=preprocess.dtype).numpy()
     for row, data in enumerate(images):
         if decode(data, out[len(good)]) == OK:
             good.append(row)
     return out[: len(good)], good
 
 
-def decode_seconds(images: list[bytes], preprocess: Preprocess, name: str, share: float) -> float:
+def decode_seconds(images: list[bytes], preprocess: AnyPreprocess, name: str, share: float) -> float:
     """Seconds a sample and core, into a reused buffer."""
-    decode, out = decoder(name)[1], np.zeros(preprocess.shape, np.uint8)
+    decode, out = decoder_for(preprocess, name)[1], torch.zeros(preprocess.shape, dtype=preprocess.dtype).numpy()
     n = fitting(len(images), lambda k: [decode(data, out) for data in images[:k]], share, least=1)
     return seconds_of(lambda: [decode(data, out) for data in images[:n]], share) / n
 
 
-def candidates_of(pixels: np.ndarray[Any, Any], label: list[int], preprocess: Preprocess, n: int) -> Candidates:
+def candidates_of(pixels: np.ndarray[Any, Any], label: list[int], preprocess: AnyPreprocess, n: int) -> Candidates:
     """A buffer of n candidates with an il; the samples come again when there are fewer."""
     rows = np.resize(np.arange(len(pixels)), n)
     rng = np.random.default_rng(0)
@@ -155,7 +157,7 @@ def train_seconds(model: nn.Module, x: torch.Tensor, label: torch.Tensor, share:
     def work(n: int) -> None:
         model.train()
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(model(x[:n]), label[:n]).backward()
+        loss_of(model)(model(x[:n]), label[:n]).mean().backward()
         optimizer.step()
         _wait(x.device)
 

@@ -30,6 +30,8 @@ class Question:
     batch_norm: str = "buffer"
     keep_holdout: bool = False
     decoder: str = "auto"
+    tokenizer: str | None = None
+    text_length: int | None = None
 
 
 def of_run(run: str, **given: Any) -> tuple[Question, dict[str, torch.Tensor], str]:
@@ -46,7 +48,8 @@ def of_run(run: str, **given: Any) -> tuple[Question, dict[str, torch.Tensor], s
         record = checked_run(read_object(storage.read_bytes(url)))
         s = record["settings"]
         asked: dict[str, Any] = {
-            "shards": record["shard_urls"], "il": record["il"], "image_size": s["preprocess_image_size"],
+            "shards": record["shard_urls"], "il": record["il"], "image_size": s.get("preprocess_image_size"),
+            "tokenizer": s.get("preprocess_tokenizer"), "text_length": s.get("preprocess_length"),
             **{name: s[name] for name in ("model", "rule", "buffer_size", "batch_size", "classes", "loss_cap",
                                           "batch_norm", "keep_holdout", "decoder") if name in s},
         }  # fmt: skip

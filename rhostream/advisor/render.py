@@ -37,8 +37,8 @@ def _line(what: str, figure: str, remark: str = "") -> str:
 
 def _head(e: Estimate) -> list[str]:
     s, about = e.setting, "" if e.counted else "about "
-    return [f"{e.model} on {e.device} ({e.machine}, {e.measured.cores} cores), {e.channels} x {e.image_size} x "
-            f"{e.image_size}, {e.classes} classes; decoder {e.decoder}",
+    return [f"{e.model} on {e.device} ({e.machine}, {e.measured.cores} cores), {e.input}, "
+            f"{e.classes} classes; decoder {e.decoder}",
             f"n_b = {s.batch_size} of n_B = {s.buffer_size}, {about}{count(s.samples, 'sample')}, "
             f"{count(s.workers, 'worker')}; measured in {e.seconds:.0f} s, medians"]
 
@@ -48,7 +48,7 @@ def _measured(e: Estimate) -> list[str]:
     lines = ["Measured, a sample (loading: one core)"]
     lines += [_line("walk and index", duration(m.walk)), _line("read by offset", duration(m.read), "after the walk, so "
               "from the page cache: a cold disk is slower")]
-    lines.append(_line(f"decode to {e.image_size} px", duration(m.decode)))
+    lines.append(_line(f"decode to {e.image_size} px" if e.image_size else "decode to token ids", duration(m.decode)))
     lines += [_line(f"decode to {v} px (a view)", duration(t)) for v, t in m.view_decode.items()]
     lines += [_line("loader's hand-over", duration(m.hand_over)), _line("plan and join", duration(m.join)),
               _line("log row", duration(m.log))]

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rhostream import storage
 from rhostream.errors import RhostreamError, UsageError
 from rhostream.stream.decode import Preprocess, probe_size
+from rhostream.stream.inputs import AnyPreprocess, preprocess_from_json, probe_shards, require_text
 from rhostream.stream.scan import Chunk, ScanSettings, scan
+from rhostream.stream.text import TextPreprocess, text_preprocess
 from rhostream.tables import il as il_table
 
 SHARDS = 4  # looked into
@@ -25,7 +27,7 @@ ASKED = 64  # whose sizes are asked for, when the samples of all are guessed
 
 @dataclass(frozen=True)
 class Samples:
-    """Images as stored, and seconds a sample."""
+    """Images (or texts) as stored, and seconds a sample."""
 
     image: list[bytes]
     label: list[int]
@@ -33,8 +35,9 @@ class Samples:
     walk: float
     total: int  # samples in all shards
     counted: bool  # by a table; else guessed from sizes
-    side: int  # shorter side of the first image, pixels
+    side: int  # shorter side of the first image, pixels; 0 of text
     channels: int
+    content: str = "image"
     failed: dict[str, str] = field(default_factory=dict)  # shards that couldn't be walked
 
 
@@ -43,19 +46,25 @@ def some(items: list[Any], n: int) -> list[Any]:
     return items if len(items) <= n else [items[i * len(items) // n] for i in range(n)]
 
 
-def draw(shards: Iterable[str], wanted: int, table: il_table.Table | None = None, seconds: float = 5.0) -> Samples:
-    """At most `wanted` usable samples of at most 4 shards. Raises UsageError when there is none."""
+def draw(shards: Iterable[str], wanted: int, table: il_table.Table | None = None, seconds: float = 5.0,
+         content: str | None = None, unlabelled: bool = False) -> Samples:
+    """At most `wanted` usable samples of at most 4 shards. Raises UsageError when there is none.
+
+    What they are is the table's word, or the caller's, else that of the first that can be used.
+    """
     urls = storage.expand(shards)
     image, label, failed = list[bytes](), list[int](), dict[str, str]()
     walked, walking, reading, fetching, per_byte = 0, 0.0, 0.0, 0.0, 0.0
     chosen = some(urls, SHARDS)
+    content = table.info.content if table else content or _content_of(chosen)
     deadline = time.monotonic() + seconds
     for at, url in enumerate(chosen):
         started = time.perf_counter()
         try:
             with storage.open_reader(url) as reader:
                 fetched = time.perf_counter() - started
-                found, seen, took, end = _walk(url, -(-wanted // len(chosen)), deadline)
+                settings = ScanSettings(content=content, unlabelled=unlabelled)
+                found, seen, took, end = _walk(url, settings, -(-wanted // len(chosen)), deadline)
                 if not seen:
                     continue
                 walked, walking, per_byte = walked + seen, walking + took, max(per_byte, seen / max(end, 1))
@@ -70,20 +79,32 @@ def draw(shards: Iterable[str], wanted: int, table: il_table.Table | None = None
             failed[storage.redact(url)] = str(exc)
         if image and at and time.monotonic() > deadline:
             break
-    size = next(filter(None, map(probe_size, image[:10])), None)
-    if size is None:
+    size = next(filter(None, map(probe_size, image[:10])), None) if content == "image" else (0, 0)
+    if size is None or not image:
         why = f"; {next(iter(failed.values()))}" if failed else ""
-        raise UsageError(f"no usable image in {len(chosen)} of {len(urls)} shards{why}; see `rhostream index`")
+        raise UsageError(f"no usable {content} in {len(chosen)} of {len(urls)} shards{why}; see `rhostream index`")
     total, counted = (int(table.counts.sum()), True) if table else (_guess(urls, per_byte), False)
     return Samples(image[:wanted], label[:wanted], (reading + fetching) / len(image), walking / walked, total, counted,
-                   *size, failed)
+                   *size, content, failed)
 
 
-def _walk(url: str, wanted: int, deadline: float) -> tuple[list[tuple[int, int, int]], int, float, int]:
-    """(offset, size, label) of usable images; samples seen, seconds taken, and the byte that the walk came to."""
+def _content_of(urls: list[str]) -> str:
+    for url in urls:
+        try:
+            found = probe_shards([(url, url)], decode=False)
+        except RhostreamError:
+            continue  # it is told when it is walked
+        if found is not None:
+            return found.content
+    return "image"
+
+
+def _walk(url: str, settings: ScanSettings, wanted: int,
+          deadline: float) -> tuple[list[tuple[int, int, int]], int, float, int]:  # fmt: skip
+    """(offset, size, label) of usable images (texts); samples seen, seconds, and the byte that the walk came to."""
     found: list[tuple[int, int, int]] = []
     seen, end, started = 0, 0, time.perf_counter()
-    for message in scan([(url, url)], ScanSettings()):
+    for message in scan([(url, url)], settings):
         if not isinstance(message, Chunk):
             if message.error is not None:
                 raise message.error
@@ -93,7 +114,7 @@ def _walk(url: str, wanted: int, deadline: float) -> tuple[list[tuple[int, int, 
         rows = message.rows.select(["members"]).to_pylist()
         for row, label, ok in zip(rows, message.label.tolist(), message.ok.tolist(), strict=True):
             end = max([end, *(m["offset"] + m["size"] for m in row["members"])])
-            images = [m for m in row["members"] if m["ext"] in il_table.IMAGE_EXTENSIONS]
+            images = [m for m in row["members"] if m["ext"] in il_table.CONTENTS[settings.content]]
             if ok and images and images[0]["size"]:
                 found.append((images[0]["offset"], images[0]["size"], label))
         if len(found) >= wanted or time.monotonic() > deadline:
@@ -106,8 +127,17 @@ def _guess(urls: list[str], per_byte: float) -> int:
     return max(1, round(sum(sizes) / len(sizes) * len(urls) * per_byte))
 
 
-def preprocess_for(samples: Samples, table: il_table.Table | None, image_size: int | None) -> Preprocess:
-    """As given, else as the table says, else as the first image is."""
+def preprocess_for(samples: Samples, table: il_table.Table | None, image_size: int | None,
+                   tokenizer: str | None = None, text_length: int | None = None, task: str = "label") -> AnyPreprocess:
+    """As given, else as the table says, else as the first image is. Raises UsageError for options of another kind."""
     known = table.info.preprocess if table is not None else None
+    if samples.content != "image":
+        there = preprocess_from_json(known) if known and tokenizer is None and text_length is None else None
+        if there is None:
+            require_text(samples.content, tokenizer, "the first shard")
+        if isinstance(there, TextPreprocess):
+            return replace(there, task=task)
+        return text_preprocess(tokenizer, text_length, task)
+    require_text(samples.content, tokenizer, "the first shard")
     made = Preprocess.from_json(known) if known else Preprocess(image_size=samples.side, channels=samples.channels)
     return Preprocess(image_size=image_size or made.image_size, channels=made.channels, mean=made.mean, std=made.std)

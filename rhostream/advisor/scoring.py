@@ -11,6 +11,7 @@ from typing import Any
 
 from rhostream import models, storage
 from rhostream.advisor.agreement import ENOUGH, FACTORS, Agreement
+from rhostream.advisor.estimate import PROXY
 from rhostream.advisor.question import Question, load_state, of_run
 from rhostream.advisor.views import Views
 from rhostream.errors import UsageError
@@ -40,7 +41,7 @@ class ScoringReport:
 def scoring_report(shards: Iterable[str] = (), il: str | None = None, *, model: str | None = None,
                    weights: str | None = None, run: str | None = None, view_sizes: Iterable[int] = (),
                    rule: str | None = None, buffer_size: int | None = None, batch_size: int | None = None,
-                   buffers: int = 5, proxy: str = "mlp-64", proxy_batches: int = 50, device: str = "auto",
+                   buffers: int = 5, proxy: str | None = None, proxy_batches: int = 50, device: str = "auto",
                    image_size: int | None = None, seed: int = 0, roots: Mapping[str, str] | None = None,
                    ) -> ScoringReport:  # fmt: skip
     """Score `buffers` buffers in every cheap way and compare with the full view in float32.
@@ -76,6 +77,7 @@ def scoring_report(shards: Iterable[str] = (), il: str | None = None, *, model: 
     sizes = views.checked(network, set(view_sizes))
     if not source:
         views.notes.append("the model is untrained: agreement of its scores says little; give --weights or --run")
+    proxy = proxy or PROXY[views.preprocess.task]
     small = views.taught(views.network(proxy), network, proxy_batches)
     ways = views.compare(network, sizes, (proxy, small), buffers)
     return ScoringReport(model=question.model, weights=source, rule=question.rule, image_size=views.size, ways=ways,
@@ -83,10 +85,14 @@ def scoring_report(shards: Iterable[str] = (), il: str | None = None, *, model: 
                          proxy_batches=proxy_batches, notes=tuple(views.notes))
 
 
+def _of(r: ScoringReport) -> str:
+    return f"of the full view ({r.image_size} px)" if r.image_size else "of whole samples"
+
+
 def render_scoring(r: ScoringReport) -> str:
     """The report for people."""
     lines = [f"{r.model} ({r.weights or 'untrained'}), rule {r.rule}, {r.batch_size} of {r.buffer_size}, {r.buffers} "
-             "buffers", f"Against fresh float32 scores of the full view ({r.image_size} px):", "",
+             "buffers", f"Against fresh float32 scores {_of(r)}:", "",
              f"  {'scored by':22} {'spearman':>9} " + " ".join(f"{f'in top {k} n_b':>13}" for k in FACTORS) +
              f" {'shortlist R':>12} {'decode':>8} {'forward':>8} {'cost':>7} {'with list':>10}"]
     for way in r.ways:

@@ -27,7 +27,7 @@ from rhostream.errors import UsageError
 from rhostream.selection.hardware import bf16_supported
 from rhostream.selection.selector import Selector
 from rhostream.stream.dataset import Loader
-from rhostream.stream.decode import probe_size
+from rhostream.stream.decode import Preprocess, probe_size
 from rhostream.stream.open import open_stream
 from rhostream.tables import il as il_table
 
@@ -63,8 +63,9 @@ class Views:
         self.q, self.device, self.seed, self.roots = question, device, seed, roots
         self.notes: list[str] = []
         full = self._open(question.image_size)
-        self.full, self.size = full, full.stream.preprocess.image_size
-        self.channels, table = full.stream.preprocess.channels, full.stream.table
+        self.full, self.preprocess, table = full, full.stream.preprocess, full.stream.table
+        image = self.preprocess if isinstance(self.preprocess, Preprocess) else None
+        self.size, self.channels = (image.image_size, image.channels) if image else (0, 0)  # 0: text has no views
         classes = question.classes or table.info.classes
         if classes is None:
             raise UsageError(f"{storage.redact(table.url)} doesn't say how many classes there are")
@@ -72,19 +73,24 @@ class Views:
 
     def _open(self, size: int | None) -> Loader:
         q = self.q
-        return open_stream(q.shards, q.il, buffer_size=q.buffer_size, seed=self.seed, passes=None, image_size=size,
-                           decoder=q.decoder, missing_il="skip", keep_holdout=q.keep_holdout, roots=self.roots)
+        return open_stream(q.shards, q.il, buffer_size=q.buffer_size, seed=self.seed, passes=None,
+                           image_size=size or None, decoder=q.decoder, missing_il="skip", keep_holdout=q.keep_holdout,
+                           roots=self.roots, tokenizer=q.tokenizer, text_length=q.text_length)
 
     def network(self, name: str) -> nn.Module:
         """The model of that name for the full view, the same one each time."""
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            return measure.on(self.device, models.build(name, image_size=self.size, channels=self.channels,
-                                                        classes=self.classes))
+            return measure.on(self.device, models.build(name, classes=self.classes,
+                                                        **self.preprocess.model_arguments()))
 
     def checked(self, network: nn.Module, asked: set[int]) -> list[int]:
         """The sizes to look at, largest first; half and a quarter unless asked for. Raises UsageError for one that
         can't be."""
+        if not self.size:
+            if asked:
+                raise UsageError(f"--view-size {min(asked)}: these samples are text, which has no smaller view")
+            return []
         refused = {size: why for size in asked or {self.size // 2, self.size // 4}
                    if (why := self._refusal(network, size))}
         if asked and refused:

@@ -1,4 +1,7 @@
-"""Pictures of what was kept and skipped: decoded and encoded again by us, so no byte of a shard reaches a page."""
+"""Pictures of what was kept and skipped: decoded and encoded again by us, so no byte of a shard reaches a page.
+
+Of a text its beginning is shown, which the page escapes.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,14 @@ from rhostream.audit.views import Ledger
 from rhostream.errors import RhostreamError
 from rhostream.storage import Reader
 from rhostream.stream.decode import OK, decode_into, probe_size
+from rhostream.stream.npy import BadTokens, token_ids
 from rhostream.tables import il as il_table
 from rhostream.tables import parquet
 
 PICTURES = 12
 SIDE = 96  # pixels, at most
 MAX_BYTES = 32 << 20
+SHOWN = 200  # characters of a text
 FAILURES = 3  # unreadable shards after which the rest isn't tried: each try of a store that is down takes seconds
 _CHOSEN = """
 WITH looks AS (
@@ -54,6 +59,7 @@ class Picture:
 
     row: dict[str, Any]  # shard, ordinal, key, label, step, loss, il, score
     image: str | None = None
+    text: str | None = None  # the beginning of a sample that is text
     facts: dict[str, Any] = field(default_factory=dict)  # predicted, true_label, is_noisy
 
 
@@ -79,7 +85,7 @@ def galleries(ledger: Ledger) -> tuple[list[Gallery], str]:
             reader.fill(picture)
     finally:
         reader.close()
-    missing = sum(picture.image is None for picture in pictures)
+    missing = sum(picture.image is None and picture.text is None for picture in pictures)
     note = f"{missing} of {len(pictures)} pictures could not be read: {reader.reason}." if missing else ""
     return found, note
 
@@ -100,12 +106,18 @@ class _Pictures:
             return
         row = part[0].slice(ordinal, 1).to_pylist()[0]
         picture.facts = {k: row[k] for k in ("predicted", "true_label", "is_noisy") if k in row}
-        image = next((m for m in row["members"] or () if m["ext"] in il_table.IMAGE_EXTENSIONS), None)
+        content = str(part[1].get("content", "image"))
+        known = il_table.CONTENTS.get(content, ())
+        image = next((m for m in row["members"] or () if m["ext"] in known), None)
         reader = self._reader(shard, int(part[1]["shard_size"])) if image else None
         if image is None or reader is None:
             return
         try:
-            picture.image = thumbnail(reader.pread(min(image["size"], MAX_BYTES), image["offset"]))
+            if content == "image":
+                picture.image = thumbnail(reader.pread(min(image["size"], MAX_BYTES), image["offset"]))
+            else:
+                start = reader.pread(min(image["size"], 4 * SHOWN + 1024), image["offset"])
+                picture.text = beginning(start) if content == "text" else numbers(start)
         except (RhostreamError, OSError) as exc:
             self.reason = _said(exc)
 
@@ -148,6 +160,21 @@ class _Pictures:
 
 def _said(exc: Exception) -> str:
     return str(exc) if isinstance(exc, RhostreamError) else type(exc).__name__
+
+
+def beginning(data: bytes) -> str:
+    """The first characters of a text, in one line."""
+    words = " ".join(data.decode("utf-8-sig", "ignore").split())
+    return words if len(words) <= SHOWN else words[: SHOWN - 1] + "…"
+
+
+def numbers(data: bytes) -> str | None:
+    """The first ids of an array, None for bytes that hold none."""
+    try:
+        ids = token_ids(data, 40, whole=False)
+    except BadTokens:
+        return None
+    return " ".join(map(str, ids.tolist())) + " …"
 
 
 def thumbnail(data: bytes) -> str | None:

@@ -135,5 +135,5 @@ def _figure(main: RunFacts, picture: Any) -> dict[str, Any]:
     numbers = [f"{name} {row[name]:.2f}" for name in ("loss", "il") if row[name] is not None]
     when = f"step {row['step']:,}" + (f", score {row['score']:.2f}" if row["score"] is not None else "")
     wrong = facts.get("is_noisy") or (truth is not None and truth != row["label"])
-    return {"image": picture.image, "lines": lines, "numbers": ", ".join(numbers), "wrong": bool(wrong),
-            "when": when, "key": row["key"]}  # fmt: skip
+    return {"image": picture.image, "text": picture.text, "lines": lines, "numbers": ", ".join(numbers),
+            "wrong": bool(wrong), "when": when, "key": row["key"]}  # fmt: skip

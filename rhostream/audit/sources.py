@@ -30,6 +30,7 @@ _FORMAT = ds.ParquetFileFormat(
 
 def dataset(files: Sequence[tuple[str, str | None]], column: str | None, schema: pa.Schema) -> Any:
     """The rows of (url, value) files, with `value` as one more string `column` if it has a name; empty for no files."""
+    schema = pa.schema([field.with_type(_widened(field.type)) for field in schema])
     whole = pa.schema([*schema, (column, pa.string())]) if column else schema
     local = [(url, value) for url, value in files if storage.is_local(url)]
     disk = LocalFileSystem()
@@ -40,6 +41,13 @@ def dataset(files: Sequence[tuple[str, str | None]], column: str | None, schema:
     if remote:
         pieces.append(ds.dataset(pa.concat_tables(remote).unify_dictionaries()))
     return pieces[0] if len(pieces) == 1 else ds.dataset(pieces or whole.empty_table())
+
+
+def _widened(kind: pa.DataType) -> pa.DataType:
+    """The same with float32 for float16, which DuckDB doesn't take from Arrow."""
+    if pa.types.is_list(kind):
+        return pa.list_(_widened(kind.value_type)) if pa.types.is_float16(kind.value_type) else kind
+    return pa.float32() if pa.types.is_float16(kind) else kind
 
 
 def _remote(url: str, value: str | None, column: str | None, schema: pa.Schema) -> pa.Table:

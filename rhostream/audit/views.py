@@ -54,11 +54,16 @@ _DEFINITIONS = {
             "arg_max(test_accuracy, step)::DOUBLE AS final_test_accuracy FROM _steps WHERE isfinite(test_accuracy) "
             "GROUP BY run) AS tested USING (run)",
     "il": "SELECT * FROM _parts",
-    "samples": "SELECT shard, ordinal, key, label, * EXCLUDE (shard, "
-               + ", ".join(il_table.SCHEMA.names) + ") FROM _parts",
+    "samples": "",  # by the columns of the table at hand: `_definitions`
     "quarantine": "SELECT shard, ordinal, key, status, error FROM _parts WHERE status <> 'ok'",
     "shadow": "SELECT * FROM _shadow",
 }  # fmt: skip
+
+
+def _definitions(parts: pa.Schema) -> dict[str, str]:
+    """The views over parts of these columns; an old table lacks a column of today's."""
+    own = ", ".join(name for name in il_table.SCHEMA.names if name in parts.names)
+    return {**_DEFINITIONS, "samples": f"SELECT shard, ordinal, key, label, * EXCLUDE (shard, {own}) FROM _parts"}
 
 
 class Ledger:
@@ -85,8 +90,9 @@ class Ledger:
             self._register_segments(what, schema)
         self._register_shadow()
         self._con.register("_parts", sources.dataset([], "shard", self._part_schema()))
+        definitions = _definitions(self._part_schema())
         for name in VIEWS:
-            self._con.execute(f"CREATE VIEW {name} AS {_DEFINITIONS[name]}")
+            self._con.execute(f"CREATE VIEW {name} AS {definitions[name]}")
         self._con.execute("SET enable_progress_bar = false")  # it would stand among the answers on stdout
         self._con.execute("SET enable_external_access = false")
         self._con.execute("SET lock_configuration = true")
@@ -177,8 +183,9 @@ class Ledger:
             info = il_table.open_info(table)
             self._parts = sources.part_files(table, [] if self._whole_table else self._shards_of(table, info))
             self._con.register("_parts", sources.dataset(self._parts, "shard", info.read_schema))
+            definitions = _definitions(info.read_schema)
             for name in _OF_PARTS:
-                self._con.execute(f"CREATE OR REPLACE VIEW {name} AS {_DEFINITIONS[name]}")
+                self._con.execute(f"CREATE OR REPLACE VIEW {name} AS {definitions[name]}")
             self._parts_open, self._no_parts = True, None
         except RhostreamError as exc:
             self._no_parts = exc

@@ -8,6 +8,7 @@ whatever is missing.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -16,19 +17,22 @@ from typing import Any
 import torch
 
 from rhostream import storage
-from rhostream.errors import MismatchError, UnknownNameError, UsageError
+from rhostream.errors import MismatchError, ShardError, StorageError, UnknownNameError, UsageError
 from rhostream.irreducible import gate
 from rhostream.irreducible.accounts import Budget, Summary
+from rhostream.irreducible.fit import named
 from rhostream.irreducible.folds import Marks
 from rhostream.irreducible.job import Job, Target, parse_index
 from rhostream.irreducible.model import ILModel, load_il_model, read_info
 from rhostream.irreducible.score import Scorer
 from rhostream.storage import redact
+from rhostream.stream.inputs import checked_content, probe_shards
 from rhostream.stream.scan import ScanSettings
 from rhostream.tables import il
 from rhostream.tables.il import TableInfo
 
 __all__ = ["compute_il", "compute_ils", "index", "parse_index"]
+PROBED = 16  # shards looked into for what the samples are
 
 
 def compute_il(shards: Iterable[str], il_model: str, out: str, *, workers: int = 0,
@@ -93,7 +97,8 @@ def compute_ils(shards: Iterable[str], il_models: Sequence[str], outs: Sequence[
         scorers.append(Scorer(one, on))
         table = TableInfo(kind="il", ingredients=info.ingredients(il_dtype), classes=info.classes,
                           preprocess=info.preprocess, keep=dict(keep or {}), roots=dict(roots or {}),
-                          model=info.figures(), places=il.places_of(sources, folder))
+                          model=info.figures(), places=il.places_of(sources, folder),
+                          content=one.preprocess.content)
         targets.append(Target(out, table, marks.own(number, scorers[-1]), partial(gate.examine, info=info)))
     settings = ScanSettings(preprocess=first.preprocess, decoder_name=first.info.decoder, classes=first.info.classes,
                             keep=dict(keep or {}), group_by=first.info.rule.group_by,
@@ -135,13 +140,32 @@ def _require_alike(loaded: Sequence[ILModel], folders: Sequence[str]) -> None:
 def index(shards: Iterable[str], out: str, *, workers: int = 0, keep: Mapping[str, str] | None = None,
           roots: Mapping[str, str] | None = None, index: str | None = None, max_bad_fraction: float = 0.01,
           max_bad_samples: int | None = None, max_bad_shards: float = 0.1, fail_fast: bool = False,
-          allow_compressed: bool = False, accept_missing_eof: bool = False) -> Summary:
+          allow_compressed: bool = False, accept_missing_eof: bool = False, content: str | None = None) -> Summary:
     """The same table without il, predicted and fold, and without decoding an image; for runs that need no il.
 
-    A damaged image is found by the trainer only. Raises as `compute_il`.
+    `content`: image, text (.txt) or tokens (.npy); by default what the first usable sample is. A damaged image is found
+    by the trainer only. Raises as `compute_il`.
     """
     budget = Budget(fraction=max_bad_fraction, samples=max_bad_samples, shards=max_bad_shards)
     sources = [shards] if isinstance(shards, str) else list(shards)
-    info = TableInfo(kind="index", keep=dict(keep or {}), roots=dict(roots or {}), places=il.places_of(sources))
-    settings = ScanSettings(keep=info.keep, allow_compressed=allow_compressed, accept_missing_eof=accept_missing_eof)
+    lenient: dict[str, Any] = {"allow_compressed": allow_compressed, "accept_missing_eof": accept_missing_eof}
+    content = checked_content(content) or _content_of(sources, out, lenient)
+    info = TableInfo(kind="index", keep=dict(keep or {}), roots=dict(roots or {}), places=il.places_of(sources),
+                     content=content)
+    settings = ScanSettings(keep=info.keep, content=content, **lenient)
     return Job(sources, [Target(out, info)], settings, budget, fail_fast, index).run(workers)[0]
+
+
+def _content_of(shards: Iterable[str], out: str, lenient: dict[str, Any]) -> str:
+    """What the samples are: as the table that is there says, else as the first that can be used; image where none can.
+
+    A shard that can't be read is no reason to stop: the job itself says so.
+    """
+    if storage.exists(storage.join(out := storage.resolve(out), "_table.json")):
+        return il.open_info(out).content
+    for shard in named(shards, None)[:PROBED]:
+        with contextlib.suppress(ShardError, StorageError):
+            found = probe_shards([shard], decode=False, **lenient)
+            if found is not None:
+                return found.content
+    return "image"

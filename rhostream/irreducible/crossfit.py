@@ -22,7 +22,7 @@ from rhostream.irreducible.folds import FoldRule
 from rhostream.irreducible.learn import Learned, Recipe, learn
 from rhostream.irreducible.pool import Pool
 from rhostream.irreducible.quality import Logits, logits_of, measured
-from rhostream.stream.decode import Preprocess
+from rhostream.stream.inputs import AnyPreprocess
 from rhostream.stream.plan import generator
 
 LOG = logging.getLogger("rhostream")
@@ -36,15 +36,14 @@ class Fit:
 
     model: str
     classes: int
-    preprocess: Preprocess
+    preprocess: AnyPreprocess
     recipe: Recipe
     device: torch.device
     init: str | None = None  # weights to start from
 
     def network(self) -> nn.Module:
         """A fresh network of a fold, random by torch's generator."""
-        return models.build(self.model, image_size=self.preprocess.image_size, channels=self.preprocess.channels,
-                            classes=self.classes)
+        return models.build(self.model, classes=self.classes, **self.preprocess.model_arguments())
 
     def learned(self, number: int, pool: Pool, train: Tensor, check: Pool, rows: Tensor) -> tuple[Learned, int]:
         """Train the network of one fold; its initial weights and dropout are functions of (seed, fold). Also the MACs

@@ -40,10 +40,10 @@ from rhostream.irreducible.model import ModelInfo, read_info
 from rhostream.irreducible.pool import Pool, fill
 from rhostream.signals import StopRequest
 from rhostream.storage import redact
-from rhostream.stream.decode import Preprocess, decoder, probe_size
-from rhostream.stream.inflate import plain
+from rhostream.stream.decode import Preprocess, decoder
+from rhostream.stream.inputs import AnyPreprocess, decoder_for, probe_shards, require_text
 from rhostream.stream.scan import ScanSettings
-from rhostream.stream.tar import walk
+from rhostream.stream.text import text_preprocess
 from rhostream.tables import il
 
 LOG = logging.getLogger("rhostream")
@@ -59,7 +59,8 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
            memory_bytes: int = 8 << 30, max_bad_fraction: float = 0.01, max_bad_samples: int | None = None,
            max_bad_shards: float = 0.1, fail_fast: bool = False, device: str | None = None,
            allow_compressed: bool = False, accept_missing_eof: bool = False, balance: str = "none",
-           checkpoints: str | None = None, temperature: bool = False, min_accuracy: float | None = None) -> ModelInfo:
+           checkpoints: str | None = None, temperature: bool = False, min_accuracy: float | None = None,
+           tokenizer: str | None = None, text_length: int | None = None, task: str | None = None) -> ModelInfo:
     """Train the IL model of `shards` and write it below `out`; a complete one of the same settings is returned as is.
 
     `fit_samples` bounds the samples that are held and learned from, over all folds. Labels may be noisy: the
@@ -67,6 +68,10 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
     they are. `init`: safetensors weights that every network starts from (what may differ: `models.load_initial`).
     `allow_compressed`, `accept_missing_eof`: see `compute_il`. Deterministic by `seed` on a CPU. Samples and
     shards that can't be used are counted in `ModelInfo.read`, and more of them than `Budget` says stop the job.
+
+    Where the samples are text (`tokenizer` is given, or the first that can be used has a .txt and no image):
+    `text_length` tokens of `tokenizer`, of which the model learns the `task` "label" or "language" (the default of
+    text-lm, which needs no labels).
 
     `balance`: "sample" draws every class equally often, "weight" weighs its losses; the checkpoint is then that of the
     lowest mean over classes. `checkpoints`: "4", or losses "1.5,1.0", keeps as many states on the way as IL models of
@@ -95,7 +100,8 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
         "model": model, "shards": _digest(data), "holdout": _digest(own) if rule.mode == "holdout" else None,
         **rule.to_json(), "fit_samples": fit_samples, "epochs": epochs, "batch_size": batch_size, "lr": lr,
         "classes": classes, "image_size": image_size, "channels": channels, "mean": list(mean), "std": list(std),
-        "decoder": decoder(decoder_name)[0], "augment": augment,
+        "decoder": decoder(decoder_name)[0], "augment": augment, "tokenizer": tokenizer, "text_length": text_length,
+        "task": task,
     }
     options_on = {"balance": balance != "none" and balance, "checkpoints": checkpoints, "temperature": temperature,
                   "init": init and hashlib.sha256(storage.read_bytes(storage.resolve(init))).hexdigest()}
@@ -106,12 +112,14 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
     storage.probe_writable(out)
     started = time.monotonic()
     lenient: Any = {"allow_compressed": allow_compressed, "accept_missing_eof": accept_missing_eof}
-    preprocess = _preprocess(own, image_size, channels, mean, std, **lenient)
-    trial = models.build(model, image_size=preprocess.image_size, channels=preprocess.channels, classes=classes or 2)
+    preprocess = _preprocess(own, image_size, channels, mean, std, tokenizer, text_length, model, task, lenient)
+    _require_fitting(preprocess, augment, balance, temperature)
+    trial = models.build(model, classes=classes or 2, **preprocess.model_arguments())
     if init:
         models.load_initial(trial, init)  # refused now, not after the shards have been read
     del trial
-    settings = ScanSettings(preprocess=preprocess, decoder_name=asked["decoder"], classes=classes, group_by=group_by,
+    decoding = decoder_for(preprocess, asked["decoder"])[0]
+    settings = ScanSettings(preprocess=preprocess, decoder_name=decoding, classes=classes, group_by=group_by,
                             mark=rule, watch=None if group_by else "duplicate_of", **lenient)
     options: dict[str, Any] = {"memory_bytes": memory_bytes, "workers": workers, "budget": budget,
                                "fail_fast": fail_fast}
@@ -124,14 +132,14 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
                     balance=balance, checkpoints=spec)
     fit = Fit(model, classes, preprocess, recipe,
               torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), init)
-    empty = empty_classes(rule, learn_from, check)
+    empty = [] if preprocess.task == "language" else empty_classes(rule, learn_from, check)
     for says in empty:
         LOG.warning("%s", says)
     read = {"samples": sum(learn_from.statuses.values()), **learn_from.statuses, "bad_shards": learn_from.bad_shards,
             "retried": storage.retried_since(retried)}
     info = ModelInfo(
-        architecture=model, classes=classes, preprocess=preprocess.to_json() | {"mean": list(mean), "std": list(std)},
-        decoder=asked["decoder"], split=rule.to_json(), folds=[], accuracy=0.0, val_loss=0.0, cost={}, asked=asked,
+        architecture=model, classes=classes, preprocess=_plain(preprocess), decoder=decoding,
+        split=rule.to_json(), folds=[], accuracy=0.0, val_loss=0.0, cost={}, asked=asked,
         learned_from=sorted(learn_from.shards), read=read, quality={"empty_classes": empty},
         versions={"torch": torch.__version__, "python": platform.python_version()},
     )  # fmt: skip
@@ -141,10 +149,10 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
     crash_point("fit-il: before model.json")
     storage.create(storage.join(out, "model.json"), info.encode())
     crash_point("fit-il: model.json written")
-    worst = info.quality["worst_class"]
-    LOG.info("IL model %s: accuracy %.4f (worst class %d: %.4f), loss %.4f nats on samples it didn't learn from; "
-             "%s samples, %.0f s", redact(out), info.accuracy, worst["class"], worst["accuracy"], info.val_loss,
-             f"{info.cost['fit_samples']:,}", info.cost["seconds"])
+    worst = info.quality.get("worst_class")
+    LOG.info("IL model %s: accuracy %.4f%s, loss %.4f nats on samples it didn't learn from; %s samples, %.0f s",
+             redact(out), info.accuracy, f" (worst class {worst['class']}: {worst['accuracy']:.4f})" if worst else "",
+             info.val_loss, f"{info.cost['fit_samples']:,}", info.cost["seconds"])
     return gate.passed(info, min_accuracy, out)
 
 
@@ -156,6 +164,8 @@ def _fitted(fit: Fit, rule: FoldRule, pools: tuple[Pool, Pool], out: str, info: 
                                "seconds": round(sum(f.learned.seconds for f in found), 3)})
 
     def described(states: list[State], folder: str) -> ModelInfo:
+        if fit.preprocess.task == "language":  # there are no classes to be calibrated on
+            return _described(info, write_weights(folder, found, states), {}, tempered)
         quality = quality_of(fit, found, states, *pools) | info.quality
         return _described(info, write_weights(folder, found, states), quality, tempered)
 
@@ -173,7 +183,7 @@ def _described(info: ModelInfo, records: list[dict[str, Any]], quality: dict[str
     found = replace(info, folds=records, quality=quality, accuracy=mean["val_accuracy"],
                     val_loss=quality["loss_tempered"] if tempered else mean["val_loss"],
                     temperature=quality["temperature"] if tempered else [])
-    return replace(found, quality={**quality, "doubts": gate.doubts(found)})
+    return replace(found, quality={**quality, "doubts": gate.doubts(found)} if quality else {})
 
 
 def _checkpoints(found: list[Fold], spec: Spec, out: str,
@@ -254,33 +264,47 @@ def _same(there: ModelInfo, asked: dict[str, Any], out: str) -> ModelInfo:
 
 
 def _preprocess(shards: list[tuple[str, str]], image_size: int | None, channels: int | None, mean: tuple[float, ...],
-                std: tuple[float, ...], **lenient: bool) -> Preprocess:
+                std: tuple[float, ...], tokenizer: str | None, text_length: int | None, model: str,
+                task: str | None, lenient: dict[str, Any]) -> AnyPreprocess:
+    """What samples become: text where a tokenizer is given or the first usable sample has no image, else images."""
+    tokenizer, task = tokenizer or (model if model.startswith("hf:") else None), task or models.task_of(model)
+    if tokenizer is not None and (image_size or channels):
+        raise UsageError(f"--tokenizer {tokenizer} is for text and --image-size for images: give one of them")
+    if tokenizer is not None:
+        preprocess = text_preprocess(tokenizer, text_length, task)
+        if probe_shards(shards, content=preprocess.content, **lenient) is None:
+            raise UsageError(f"--tokenizer {tokenizer} reads .{il.CONTENTS[preprocess.content][0]} members, and the "
+                             f"first samples of {redact(shards[0][0])} hold none that can be used")
+        return preprocess
     if image_size is None or channels is None:
-        side, own_channels = probe_shards(shards, **lenient)
-        image_size, channels = image_size or side, channels or own_channels
+        found = probe_shards(shards, **lenient)
+        if found is None:
+            raise UsageError("no readable image and no text was found; give --image-size and --channels, or "
+                             "--tokenizer")
+        if found.content != "image":
+            require_text(found.content, tokenizer, redact(shards[0][0]))
+            return text_preprocess(tokenizer, text_length, task)
+        image_size, channels = image_size or found.side, channels or found.channels
+    if text_length is not None:
+        raise UsageError(f"--text-length {text_length} is for text, and these samples are images")
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
             raise UsageError(f"{name} has {len(values)} values, expected 1 or {channels} (one a channel)")
     return Preprocess(image_size=image_size, channels=channels, mean=tuple(mean), std=tuple(std))
 
 
-def probe_shards(shards: list[tuple[str, str]], tries: int = 100, *, allow_compressed: bool = False,
-                 accept_missing_eof: bool = False) -> tuple[int, int]:
-    """(shorter side in pixels, channels) of the first image that can be read. Raises UsageError, ShardError."""
-    for url, name in shards:
-        with storage.open_reader(url) as shard, plain(shard, name) if allow_compressed else shard as reader:
-            for sample in walk(reader, name, accept_missing_eof=accept_missing_eof):
-                for extension, offset, size in sample.members:
-                    if extension in il.IMAGE_EXTENSIONS:
-                        found = probe_size(reader.pread(min(size, 1 << 20), offset))
-                        if found is not None:
-                            return found
-                        tries -= 1
-                if tries <= 0:
-                    break
-        if tries <= 0:
-            break
-    raise UsageError("no readable image was found; give --image-size and --channels")
+def _require_fitting(preprocess: AnyPreprocess, augment: str, balance: str, temperature: bool) -> None:
+    """Raise UsageError for an option that such samples don't have."""
+    if preprocess.kind == "text" and augment != "none":
+        raise UsageError(f"augment {augment!r} is for images, and these samples are text")
+    for name, given in (("balance", balance != "none"), ("temperature", temperature)):
+        if preprocess.task == "language" and given:
+            raise UsageError(f"--{name} is for models of labels, and language has none")
+
+
+def _plain(preprocess: AnyPreprocess) -> dict[str, Any]:
+    """As it is read again from JSON, tuples as lists."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in preprocess.to_json().items()}
 
 
 def _pools(rule: FoldRule, data: list[tuple[str, str]], own: list[tuple[str, str]], settings: ScanSettings,

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rhostream.candidates import Normalize
+from rhostream.candidates import Prepare
 from rhostream.crashpoints import crash_point
 from rhostream.errors import NonFiniteError
 from rhostream.irreducible.ladder import Ladder, Rung, Spec
+from rhostream.selection.tokens import LanguageLoss, SequenceMean
 from rhostream.signals import stop_if_asked
 
 CHECKS_PER_EPOCH = 2
@@ -90,9 +91,9 @@ def class_weights(label: Tensor, classes: int) -> Tensor:
 
 
 def learn(network: nn.Module, image: Tensor, label: Tensor, train: Tensor, check: Tensor, *, check_image: Tensor,
-          check_label: Tensor, recipe: Recipe, normalize: Normalize, device: torch.device, classes: int) -> Learned:
-    """Train on rows `train` of image (N, H, W, C) uint8; keep the state of lowest mean loss on rows `check` of
-    `check_image` (of the mean over classes of their mean losses, where the fit is balanced).
+          check_label: Tensor, recipe: Recipe, normalize: Prepare, device: torch.device, classes: int) -> Learned:
+    """Train on rows `train` of image (N, H, W, C) uint8 or (N, T) ids; keep the state of lowest mean loss on rows
+    `check` of `check_image` (of the mean over classes of their mean losses, where the fit is balanced).
 
     Checkpoints on the way change nothing of what is learned or kept. Raises NonFiniteError when no check had a finite
     loss.
@@ -118,7 +119,7 @@ def learn(network: nn.Module, image: Tensor, label: Tensor, train: Tensor, check
             if len(rows) > 1 or batches == 1:  # batch norm can't learn from one sample
                 network.train()
                 x = augmented(normalize(image[rows].to(device)), recipe.augment, generator)
-                loss = F.cross_entropy(network(x), label[rows].to(device), weight_C)
+                loss = _mean_loss(network, network(x), label[rows].to(device), weight_C)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -160,19 +161,35 @@ class Checked:
     balanced_loss: float  # the mean over the classes that occur of their mean losses, nats
 
 
+def _mean_loss(network: nn.Module, output: Tensor, label: Tensor, weight_C: Tensor | None) -> Tensor:
+    """Of what the network gives for a batch."""
+    if isinstance(network, LanguageLoss):
+        return SequenceMean()(output, label).mean()
+    return F.cross_entropy(output, label, weight_C)
+
+
 @torch.inference_mode()
-def evaluate(network: nn.Module, image: Tensor, label: Tensor, rows: Tensor, normalize: Normalize,
+def evaluate(network: nn.Module, image: Tensor, label: Tensor, rows: Tensor, normalize: Prepare,
              device: torch.device) -> Checked:
-    """Loss and accuracy on rows of image (N, H, W, C) uint8, in eval mode."""
+    """Loss and accuracy on rows of image (N, H, W, C) uint8 or (N, T) ids, in eval mode; of language those of tokens,
+    and the balanced loss is the mean.
+    """
     network.eval()
     correct, losses = 0.0, []
     for some in torch.split(rows, EVAL_CHUNK):
         stop_if_asked()
-        logits = network(normalize(image[some].to(device))).float()
-        target = label[some].to(device)
+        x, target = normalize(image[some].to(device)), label[some].to(device)
+        if isinstance(network, LanguageLoss):
+            of_tokens, right = network.judge(x)
+            losses.append(SequenceMean()(of_tokens, target).cpu().double())
+            correct += float((right.sum(1) / (x != network.padding).sum(1)).sum())
+            continue
+        logits = network(x).float()
         losses.append(F.cross_entropy(logits, target, reduction="none").cpu().double())
         correct += float((logits.argmax(1) == target).sum())
     loss, target = torch.cat(losses), label[rows]
+    if isinstance(network, LanguageLoss):
+        return Checked(float(loss.mean()), correct / len(rows), float(loss.mean()))
     counts = torch.bincount(target)
     by_class = torch.bincount(target, weights=loss) / counts
     return Checked(float(loss.mean()), correct / len(rows), float(by_class[counts > 0].mean()))

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from rhostream import foreign, models, storage
 from rhostream.errors import TableError, UntrustedCodeError, UsageError
 from rhostream.irreducible.folds import FoldRule
-from rhostream.stream.decode import DECODERS, Preprocess
+from rhostream.stream.decode import DECODERS
+from rhostream.stream.inputs import TEXT_DECODER, AnyPreprocess, preprocess_from_json
 
 VERSION = 1
 
@@ -57,7 +58,7 @@ class ModelInfo:
             "decoder": self.decoder,
             "classes": self.classes,
             "split": self.split,
-            "loss": "cross_entropy",
+            "loss": "next_token" if self.preprocess.get("task") == "language" else "cross_entropy",
         }
 
     def figures(self) -> dict[str, Any]:
@@ -94,8 +95,8 @@ class ILModel:
     networks: list[nn.Module]
 
     @property
-    def preprocess(self) -> Preprocess:
-        return Preprocess.from_json(self.info.preprocess)
+    def preprocess(self) -> AnyPreprocess:
+        return preprocess_from_json(self.info.preprocess)
 
 
 def read_info(folder: str) -> ModelInfo | None:
@@ -117,8 +118,8 @@ def _checked(info: ModelInfo) -> ModelInfo:
     """The same record, of which nothing can lead out of the folder or ask for more than a machine has."""
     if not isinstance(info.architecture, str) or not isinstance(info.folds, list) or not info.folds:
         raise ValueError("architecture is no name, or there is no fold")
-    if info.decoder not in DECODERS:
-        raise ValueError(f"decoder is {str(info.decoder)[:40]!r}, expected one of {', '.join(DECODERS)}")
+    if info.decoder not in (known := (*DECODERS, TEXT_DECODER)):
+        raise ValueError(f"decoder is {str(info.decoder)[:40]!r}, expected one of {', '.join(known)}")
     foreign.checked_classes(info.classes)
     foreign.checked_preprocess(info.preprocess)
     for fold in info.folds:
@@ -155,7 +156,7 @@ def load_il_model(folder: str, model: str | None = None) -> ILModel:
     if info is None:
         raise UsageError(f"{storage.redact(folder)} is no IL model (no model.json); make one with `rhostream fit-il`")
     _require_trusted(info.architecture, model, folder)
-    preprocess = Preprocess.from_json(info.preprocess)
+    preprocess = preprocess_from_json(info.preprocess)
     networks: list[nn.Module] = []
     for fold in info.folds:
         url = storage.join(folder, fold["weights"])
@@ -163,8 +164,7 @@ def load_il_model(folder: str, model: str | None = None) -> ILModel:
         if hashlib.sha256(data).hexdigest() != fold["sha256"]:
             raise TableError(f"{storage.redact(url)} isn't the file that model.json names (sha256 differs): it was "
                              "damaged or replaced; run `rhostream fit-il` again in another folder")
-        network = models.build(info.architecture, image_size=preprocess.image_size, channels=preprocess.channels,
-                               classes=info.classes, initial=False)
+        network = models.build(info.architecture, classes=info.classes, initial=False, **preprocess.model_arguments())
         try:
             network.load_state_dict(load_safetensors(data))
         except SafetensorError as exc:

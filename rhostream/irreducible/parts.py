@@ -25,7 +25,7 @@ from rhostream.tables.il import OK, PartFacts, TableInfo
 COMMITS = 4  # parts that may wait for their commit in memory
 
 
-@dataclass(frozen=True)
+@dataclass
 class Scored:
     """What a model says of the rows of a chunk; all (n,), NaN and -1 where a row was not scored."""
 
@@ -33,6 +33,7 @@ class Scored:
     predicted: npt.NDArray[np.int64]
     fold: npt.NDArray[np.int64]
     in_holdout: npt.NDArray[np.bool_]
+    il_tokens: npt.NDArray[np.float32] | None = None  # (n, T) of language, NaN where there is no token
 
 
 class PartBuilder:
@@ -50,6 +51,7 @@ class PartBuilder:
         n, rows = len(chunk), chunk.rows
         columns: dict[str, Any] = {name: rows.column(name) for name in rows.schema.names}
         columns["ordinal"] = pa.array(chunk.ordinal)
+        columns["il_tokens"] = pa.nulls(n, il.SCHEMA.field("il_tokens").type)
         if scored is None:
             columns |= {name: pa.nulls(n, il.SCHEMA.field(name).type) for name in ("il", "predicted", "fold")}
             columns["in_holdout"] = pa.array(np.zeros(n, bool))
@@ -59,7 +61,9 @@ class PartBuilder:
                 columns["status"], columns["error"] = _nonfinite(columns, bad)
             stored = il.stored_il(scored.il, self._info.il_dtype)
             columns["il"] = pa.array(stored, il.IL_TYPES[self._info.il_dtype], mask=~finite)
-            columns["predicted"] = pa.array(scored.predicted.astype(np.int32), mask=~finite)
+            columns["predicted"] = pa.array(scored.predicted.astype(np.int32), mask=~finite | (scored.predicted < 0))
+            if scored.il_tokens is not None:
+                columns["il_tokens"] = _token_lists(scored.il_tokens, finite)
             columns["fold"] = pa.array(scored.fold.astype(np.int8), mask=~chunk.ok)
             columns["in_holdout"] = pa.array(scored.in_holdout)
             self._il_rows += int(finite.sum())
@@ -91,7 +95,7 @@ class PartBuilder:
             statuses=dict(sorted(self.statuses.items())), members_seen=end.members_seen,
             members_used=end.members_used, members_ignored=end.members_ignored, bad_fields=end.bad_fields,
             shard_sha256=end.sha256, il_rows=self._il_rows, in_holdout=self._in_holdout,
-            compression=end.compression,
+            compression=end.compression, content=self._info.content, version=self._info.version,
         )
 
     def commit(self, facts: PartFacts) -> bool:
@@ -139,6 +143,15 @@ class Commits:
     def _wait(self, left: int) -> None:
         while self._begun and (len(self._begun) > left or self._begun[0].done()):
             self.lost += not self._begun.popleft().result()
+
+
+def _token_lists(il_BT: npt.NDArray[np.float32], finite: npt.NDArray[np.bool_]) -> pa.Array:
+    """The losses of each row's tokens as a column, null where the row has no il."""
+    there = ~np.isnan(il_BT) & finite[:, None]
+    # A float16 ends at 65,504 nats.
+    values = pa.array(np.minimum(il_BT[there], np.finfo(np.float16).max).astype(np.float16))
+    ends = np.cumsum([0, *there.sum(1)], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), values, mask=pa.array(~finite))
 
 
 def _nonfinite(columns: dict[str, Any], bad: npt.NDArray[np.bool_]) -> tuple[pa.Array, pa.Array]:

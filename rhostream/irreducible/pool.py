@@ -30,7 +30,7 @@ SPREAD = 64  # the pool comes from at least that many shards, where there are as
 class Pool:
     """(N,) samples in memory."""
 
-    image: Tensor  # (N, H, W, C) uint8
+    image: Tensor  # (N, H, W, C) uint8, or (N, T) int32 token ids
     label: Tensor  # (N,) int64
     mark: Tensor  # (N,) int64: the fold
     shards: tuple[str, ...]  # names, in the order of visits
@@ -51,7 +51,7 @@ def fill(shards: Sequence[tuple[str, str]], settings: ScanSettings, *, samples: 
     """
     assert settings.preprocess is not None
     shape = settings.preprocess.shape
-    fits = memory_bytes // (shape[0] * shape[1] * shape[2])
+    fits = memory_bytes // settings.preprocess.row_bytes
     if fits < samples:
         LOG.warning("%s: %s samples of %s don't fit into %s MiB; taking %s", title, f"{samples:,}", shape,
                     f"{memory_bytes >> 20:,}", f"{fits:,}")
@@ -111,7 +111,7 @@ def _collect(visits: Sequence[tuple[str, str]], settings: ScanSettings, samples:
     assert settings.preprocess is not None
     # Other workers may be ahead of the shard that fills the pool; pages that are never touched cost nothing.
     room = samples + quota * (1 + min(workers, len(visits)))
-    image = torch.empty((room, *settings.preprocess.shape), dtype=torch.uint8)
+    image = torch.empty((room, *settings.preprocess.shape), dtype=settings.preprocess.dtype)
     label, mark = torch.empty(room, dtype=torch.int64), torch.empty(room, dtype=torch.int64)
     pieces: list[list[tuple[int, int]]] = [[] for _ in visits]  # where the rows of each visit lie
     ended, filled, whole, watched, in_order = set[int](), 0, 0, 0, 0

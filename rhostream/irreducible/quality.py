@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from rhostream.candidates import Normalize
+from rhostream.candidates import Prepare
 from rhostream.irreducible.learn import EVAL_CHUNK
 from rhostream.signals import stop_if_asked
 
@@ -51,9 +51,9 @@ class Logits:
 
 
 @torch.inference_mode()
-def logits_of(network: nn.Module, image: Tensor, label: Tensor, rows: Tensor, normalize: Normalize,
+def logits_of(network: nn.Module, image: Tensor, label: Tensor, rows: Tensor, normalize: Prepare,
               device: torch.device, classes: int) -> Logits:
-    """Of the rows of image (N, H, W, C) uint8, in eval mode; evenly fewer of them where they wouldn't fit."""
+    """Of the rows of image (N, H, W, C) uint8 or (N, T) ids, in eval mode; evenly fewer where they wouldn't fit."""
     network.eval()
     rows = rows[:: -(-len(rows) // max(1, MAX_LOGITS // classes))]
     found = []

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from rhostream.crashpoints import crash_point
 from rhostream.irreducible.model import ILModel
 from rhostream.irreducible.parts import Scored
+from rhostream.selection.tokens import LanguageLoss, SequenceMean
 from rhostream.stream.scan import Chunk
 
 LOG = logging.getLogger("rhostream")
@@ -41,11 +42,16 @@ class Scorer:
         scored = Scored(np.full(n, np.nan, np.float32), np.full(n, -1, np.int64),
                         chunk.mark if by_fold else np.zeros(n, np.int64), self._holdout(chunk, name))
         assert chunk.image is not None
+        if isinstance(self._networks[0], LanguageLoss):
+            scored.il_tokens = np.full(chunk.image.shape, np.nan, np.float32)
         for number, network in enumerate(self._networks):
             rows = np.flatnonzero(chunk.ok & (scored.fold == number))
             if not len(rows):
                 continue
             image = chunk.image if len(rows) == n else chunk.image[torch.from_numpy(rows)]
+            if isinstance(network, LanguageLoss):
+                self._language(network, image, rows, scored)
+                continue
             loss, predicted = self._forward(network, image, torch.from_numpy(chunk.label[rows]))
             scored.il[rows], scored.predicted[rows] = loss.cpu().numpy(), predicted.cpu().numpy()
         return scored
@@ -54,6 +60,15 @@ class Scorer:
         if self._rule.mode == "fraction":
             return np.equal(chunk.mark, 1)
         return np.full(len(chunk), self._rule.mode == "holdout" and name in self._learned_from)
+
+    @torch.inference_mode()
+    def _language(self, network: LanguageLoss, image: Tensor, rows: npt.NDArray[np.int64], scored: Scored) -> None:
+        """The losses of the tokens, and their mean; logits are made for few sequences at a time as it is."""
+        loss = network(self._normalize(image.to(self._device)))
+        crash_point("compute-il: forward made")
+        assert scored.il_tokens is not None
+        scored.il_tokens[rows] = loss.cpu().numpy()
+        scored.il[rows] = SequenceMean()(loss, loss).cpu().numpy()
 
     @torch.inference_mode()
     def _forward(self, network: nn.Module, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

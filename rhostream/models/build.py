@@ -17,8 +17,10 @@ from rhostream.models.inception import inception_v3_cifar
 from rhostream.models.mobilenet import mobilenet_v2_cifar
 from rhostream.models.networks import lenet_cnn, mlp, small_cnn
 from rhostream.models.resnet import resnet18_small, resnet34_cifar, resnet50_cifar
+from rhostream.models.text import TEXT_MODELS, build_text, is_text
 from rhostream.models.vgg import vgg11_bn_cifar
 from rhostream.models.zoo import build_from_zoo, is_from_zoo
+from rhostream.selection.tokens import LanguageLoss
 
 _BUILT_IN: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
@@ -40,20 +42,36 @@ _BUILT_IN: dict[str, Callable[..., nn.Module]] = {
     "inception-v3-cifar": inception_v3_cifar,
 }
 _LEAST_SIZE = {"small-cnn-lenet": 18, "small-cnn-dropout": 18}  # pixels, where 16 are too few
-NAMES = tuple(_BUILT_IN)
-OTHERS = ("torchvision:NAME", "timm:NAME", "package.module:function")
+NAMES = (*_BUILT_IN, *TEXT_MODELS)
+OTHERS = ("torchvision:NAME", "timm:NAME", "hf:NAME", "package.module:function")
 
 
-def build(name: str, *, image_size: int, channels: int, classes: int, initial: bool = True) -> nn.Module:
+def build(name: str, *, classes: int, image_size: int = 0, channels: int = 0, initial: bool = True,
+          **text: Any) -> nn.Module:
     """Make the model of that name for (B, channels, image_size, image_size) inputs and (B, classes) logits.
 
-    `torchvision:NAME` and `timm:NAME`, with @WEIGHTS for their pretrained ones; `initial=False` leaves those out, for
-    who loads others. A user's function gets those of the three first keywords that it accepts. Raises
-    UnknownNameError, UsageError, StorageError when weights can't be had.
+    With `text` (vocabulary, length, padding, task) instead of an image's size it takes (B, length) int64 token ids; of
+    the task `language` it is wrapped in a `LanguageLoss`. `torchvision:NAME` and `timm:NAME`, with @WEIGHTS for their
+    pretrained ones; `initial=False` leaves those out, for who loads others. A user's function gets those of the
+    keywords that it accepts. Raises UnknownNameError, UsageError, StorageError when weights can't be had.
     """
+    model = _built(name, classes, image_size, channels, initial, text)
+    if text.get("task") == "language":
+        return LanguageLoss(model, text["vocabulary"], text["padding"])
+    return model
+
+
+def _built(name: str, classes: int, image_size: int, channels: int, initial: bool,
+           text: dict[str, Any]) -> nn.Module:
+    if is_text(name) != bool(text) and (name in NAMES or is_text(name) or is_from_zoo(name)):
+        takes, held = ("text", "images") if is_text(name) else ("images", "text")
+        raise UsageError(f"model {name!r} takes {takes}, and these samples are {held}; built in for {held}: "
+                         f"{', '.join(TEXT_MODELS if text else _BUILT_IN)}")
+    if is_text(name):
+        return build_text(name, classes=classes, **text)
     if ":" not in name:
         if name not in _BUILT_IN:
-            raise UnknownNameError.of("model", name, [*_BUILT_IN, *OTHERS])
+            raise UnknownNameError.of("model", name, [*NAMES, *OTHERS])
         if image_size < (least := _LEAST_SIZE.get(name, 16)):
             raise UsageError(f"model {name!r} takes images of {least} pixels and more, got {image_size}")
         return _BUILT_IN[name](image_size=image_size, channels=channels, classes=classes)
@@ -64,7 +82,7 @@ def build(name: str, *, image_size: int, channels: int, classes: int, initial: b
         maker = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as exc:
         raise UsageError(f"model {name!r}: {exc}; expected package.module:function on the Python path") from exc
-    offered: dict[str, Any] = {"image_size": image_size, "channels": channels, "classes": classes}
+    offered: dict[str, Any] = {"classes": classes, **(text or {"image_size": image_size, "channels": channels})}
     try:
         parameters = inspect.signature(maker).parameters
     except (TypeError, ValueError):

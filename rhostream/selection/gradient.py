@@ -41,7 +41,7 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, lab
         ((loss_b if weight is None else loss_b * factors).sum() / count).backward()
         losses.append(loss_b.detach())
     crash_point("train: loss computed")
-    loss_b = torch.cat(losses) if len(losses) > 1 else losses[0] if losses else x.new_zeros(0)
+    loss_b = torch.cat(losses) if len(losses) > 1 else losses[0] if losses else torch.zeros(0, device=x.device)
     weighted = loss_b if weight is None else loss_b * weight
     if ranks.alone:
         mean = weighted.sum() / count if weight is not None else loss_b.mean()

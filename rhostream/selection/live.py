@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from rhostream.candidates import Normalize, to_device
+from rhostream.candidates import Prepare, to_device
 from rhostream.errors import UsageError
 from rhostream.selection.forward import Forward
 from rhostream.selection.gradient import take_step
@@ -31,7 +31,7 @@ class LiveIL:
     first step they give the table's il: running statistics of batch norm are those of the IL model's own training.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], normalize: Normalize, *, lr: float = 1e-5,
+    def __init__(self, networks: Sequence[nn.Module], normalize: Prepare, *, lr: float = 1e-5,
                  weight_decay: float = 0.01, loss: LossFunction = cross_entropy) -> None:
         self.networks = [network.eval() for network in networks]
         self.normalize, self.loss = normalize, loss

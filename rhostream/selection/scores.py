@@ -9,11 +9,12 @@ from torch import Tensor
 from rhostream.errors import UsageError
 from rhostream.selection.choice import generator
 from rhostream.selection.forward import Forward
-from rhostream.selection.losses import LossFunction, is_correct, per_sample, require_known
+from rhostream.selection.losses import LossFunction, per_sample, require_known
 from rhostream.selection.ranks import in_lockstep
 from rhostream.selection.rules import Evidence, Rule, cap, mean_prediction
 from rhostream.selection.shadow import shadow_scores
 from rhostream.selection.stages import Stage
+from rhostream.selection.tokens import SequenceMean, correct_of
 
 Bounds = tuple[int, int]  # the smallest and the largest label
 
@@ -39,12 +40,13 @@ class RuleScores:
             return nothing, nothing, nothing.bool(), nothing.new_zeros(len(self.shadows), 0)
         draws = self._dropout_draws(forward, stage.x, step) if self.rule.needs_draws else None
         logits = forward(stage.x) if draws is None else mean_prediction(draws)
-        require_known(bounds, logits)
+        if not isinstance(self.loss, SequenceMean):  # of language no label is looked at
+            require_known(bounds, logits)
         loss = per_sample(self.loss, logits, stage.label).float()
         evidence = self._evidence(loss, stage.il, logits, stage.label, draws)
         live = None if stage.live is None else self._evidence(loss, stage.live, logits, stage.label, draws)
         score = self.rule(live if self.rule.live and live is not None else evidence)
-        return loss, score, is_correct(logits, stage.label), shadow_scores(self.shadows, evidence, live)
+        return loss, score, correct_of(self.loss)(logits, stage.label), shadow_scores(self.shadows, evidence, live)
 
     def _evidence(self, loss: Tensor, il: Tensor, logits: Tensor, label: Tensor, draws: Tensor | None) -> Evidence:
         pair = cap(loss, il, logits.shape[-1]) if self.loss_cap else (loss, il)

@@ -23,13 +23,14 @@ from rhostream.selection.chooser import Chooser
 from rhostream.selection.duplicates import grey_views
 from rhostream.selection.forward import Forward, require_dropout, scoring
 from rhostream.selection.live import LiveIL
-from rhostream.selection.losses import LossFunction, cross_entropy
+from rhostream.selection.losses import LossFunction
 from rhostream.selection.options import Options
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.ranks import Ranks, in_lockstep
 from rhostream.selection.rules import find_rule
 from rhostream.selection.scores import Bounds, RuleScores
 from rhostream.selection.stages import Reached, Reading, Rows, Selection, ShadowScores, Stage, Taken, decided, take
+from rhostream.selection.tokens import is_language, loss_of
 
 __all__ = ["NONFINITE_BUFFERS", "Selection", "Selector", "scoring"]
 
@@ -39,7 +40,8 @@ NONFINITE_BUFFERS = 3
 class Selector:
     """Keeps `batch_size` of each buffer by `rule`, with the model's weights as they are at the call.
 
-    `loss` maps (logits, label) to (B,) float32. `chunk`, `batch_norm`, `autocast`, `compile`: see `Forward`.
+    `loss` maps (logits, label) to (B,) float32; by default cross-entropy, or of language the mean over a sequence's
+    tokens. `chunk`, `batch_norm`, `autocast`, `compile`: see `Forward`.
     `shortlist`: so many times n_b of the candidates reach the target, the best by the rule's score of `proxy`, which
     learns from what is kept, or, without one, of the target itself on the stream's cheap view. `live`: the IL model of
     the rule `rho_updated`. The other keywords are `Options`, such as `gumbel=0.5`, `warm_up=100`, `shadow="loss"`.
@@ -51,7 +53,7 @@ class Selector:
     """
 
     def __init__(self, model: nn.Module, rule: str = "rho", batch_size: int = 32, *,
-                 loss: LossFunction = cross_entropy, chunk: int | None = None, batch_norm: str = "buffer",
+                 loss: LossFunction | None = None, chunk: int | None = None, batch_norm: str = "buffer",
                  autocast: torch.dtype | None = None, compile: bool = False, loss_cap: bool = False, seed: int = 0,
                  shortlist: float | None = None, proxy: Proxy | None = None, live: LiveIL | None = None,
                  group: dist.ProcessGroup | Ranks | None = None, **options: Any) -> None:
@@ -66,7 +68,10 @@ class Selector:
             raise UsageError(f"chunk {chunk}: forwards of this model (SyncBatchNorm or FSDP) wait for those of other "
                              "ranks, which would make another number of them; leave the chunk out")
         self.model, self.rule, self.batch_size = model, find_rule(rule), batch_size
-        self.loss, self.loss_cap, self.seed, self.live, self.shortlist = loss, loss_cap, seed, live, shortlist
+        self.loss, self.loss_cap, self.seed, self.live, self.shortlist = (
+            loss or loss_of(model), loss_cap, seed, live, shortlist)  # fmt: skip
+        if loss_cap and is_language(model):
+            raise UsageError("loss_cap clips at the loss of a guess among classes, which language has not")
         self.forward = Forward(model, chunk=chunk, batch_norm=batch_norm, autocast=autocast, compile=compile)
         self.proxy = proxy
         if proxy is not None and shortlist is None:
@@ -79,7 +84,7 @@ class Selector:
         if self.rule.needs_draws:
             for scorer in (model, *([] if proxy is None else [proxy.model])):
                 require_dropout(scorer, self.rule.name)
-        self._scores = RuleScores(self.rule, self.chooser.shadows, loss, loss_cap=loss_cap, seed=seed,
+        self._scores = RuleScores(self.rule, self.chooser.shadows, self.loss, loss_cap=loss_cap, seed=seed,
                                   draws=self.options.mc_draws, rank=self.ranks.rank)
         self._calls = self._nonfinite = 0
 

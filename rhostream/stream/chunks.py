@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rhostream.errors import RhostreamError
 from rhostream.storage import Identity
-from rhostream.stream.decode import Preprocess
+from rhostream.stream.inputs import AnyPreprocess
 
 CHUNK = 512
 CHUNK_BYTES = 32 << 20
@@ -23,7 +23,8 @@ Mark = Callable[[str, str, str | None], int]
 class ScanSettings:
     """What to read of each sample; picklable, because it goes to the workers."""
 
-    preprocess: Preprocess | None = None  # None: images are not decoded
+    preprocess: AnyPreprocess | None = None  # None: images (texts) are not decoded
+    content: str = "image"  # what samples are, of CONTENTS, where there is no preprocess to say so
     decoder_name: str = "auto"
     classes: int | None = None  # labels beyond it are label:range; negative ones always are
     keep: dict[str, str] = field(default_factory=dict)  # field of the json -> bool | int | float | str
@@ -34,14 +35,20 @@ class ScanSettings:
     watch: str | None = None  # count the samples whose json has a value here (a cheap look, nothing more)
     allow_compressed: bool = False  # inflate gzip shards into the spool; see `inflate`
     wanted: Callable[[str], bool] | None = None  # asked of a shard's name right before it is opened
+    unlabelled: bool = False  # a sample without a label has the label 0; always so of language
     accept_missing_eof: bool = False  # take an archive without an end marker for whole; see `tar`
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether a sample without a label can't be used; language is its own."""
+        return not self.unlabelled and (self.preprocess is None or self.preprocess.task != "language")
 
     @property
     def chunk(self) -> int:
         """Rows in a message: a function of the image size alone, so that results are too."""
         if self.preprocess is None:
             return CHUNK
-        return max(16, min(CHUNK, CHUNK_BYTES // int(np.prod(self.preprocess.shape))))
+        return max(16, min(CHUNK, CHUNK_BYTES // self.preprocess.row_bytes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +65,8 @@ class Chunk:
     mark: npt.NDArray[np.int64]  # (n,) 0 without `ScanSettings.mark`
     rows: pa.RecordBatch
     slot: int = -1
-    image: Tensor | None = None  # (n, H, W, C) uint8, valid until the next message; meaningless where not ok
+    # (n, H, W, C) uint8 or (n, T) int32 ids, valid until the next message; meaningless where not ok
+    image: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ordinal)

@@ -2,10 +2,10 @@
 
     table.open_table > CandidateStream (an IterableDataset of messages) > DataLoader > Candidates, one per buffer
 
-A worker decodes straight into rows of a slot (uint8 NHWC, shared memory, allocated once) and sends only the slot's
-number and a few small arrays. A DataLoader has at most `prefetch_factor` messages of a worker in flight while the
-consumer holds one buffer and, on a GPU, the next one that is being copied: so `prefetch_factor + 3` slots a worker are
-never overwritten too early.
+A worker decodes straight into rows of a slot (uint8 NHWC, or int32 token ids; shared memory, allocated once) and sends
+only the slot's number and a few small arrays. A DataLoader has at most `prefetch_factor` messages of a worker in flight
+while the consumer holds one buffer and, on a GPU, the next one that is being copied: so `prefetch_factor + 3` slots a
+worker are never overwritten too early.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from rhostream.candidates import CANDIDATE, Candidates, Reason
 from rhostream.crashpoints import crash_point
 from rhostream.errors import RhostreamError, UsageError
 from rhostream.signals import settle_worker, working
-from rhostream.stream.decode import OK, Preprocess, decoder
+from rhostream.stream.decode import OK
 from rhostream.stream.full import FullSize
+from rhostream.stream.inputs import AnyPreprocess, decoder_for
 from rhostream.stream.join import Join, Joined, JoinSettings, Prefilter
 from rhostream.stream.plan import Plan, choose_lanes
 from rhostream.tables import il
@@ -68,15 +69,15 @@ class CandidateStream(IterableDataset[Message]):
     Iterate through `loader()`.
     """
 
-    def __init__(self, table: il.Table, preprocess: Preprocess, *, buffer_size: int, seed: int = 0,
+    def __init__(self, table: il.Table, preprocess: AnyPreprocess, *, buffer_size: int, seed: int = 0,
                  passes: int | None = 1, lanes: int | None = None, decoder_name: str = "auto",
                  join: JoinSettings | None = None, prefilters: Sequence[Prefilter] = (),
-                 view: Preprocess | None = None, rank: int = 0, ranks: int = 1) -> None:
+                 view: AnyPreprocess | None = None, rank: int = 0, ranks: int = 1) -> None:
         self.table, self.preprocess, self.view, self.passes = table, preprocess, view, passes
         self.buffer_size, self.seed, self.rank, self.ranks = buffer_size, seed, rank, ranks
         self.lanes = choose_lanes(buffer_size, ranks, lanes)
         self.cursor = Cursor()
-        self.decoder_name, _ = decoder(decoder_name)
+        self.decoder_name, _ = decoder_for(preprocess, decoder_name)
         self._join_settings = join or JoinSettings()
         self.prefilters = tuple(prefilters)
         self._slots: Tensor | None = None
@@ -110,7 +111,7 @@ class CandidateStream(IterableDataset[Message]):
         return self._candidates(Message(pass_index, self.plan(pass_index).buffers, -1, joined), None)
 
     @property
-    def decoded(self) -> Preprocess:
+    def decoded(self) -> AnyPreprocess:
         """What the workers decode: the view where there is one."""
         return self.view or self.preprocess
 
@@ -123,7 +124,8 @@ class CandidateStream(IterableDataset[Message]):
     def allocate(self, workers: int) -> None:
         """Make the shared slots; called by the loader before workers start."""
         share = self.buffer_size // self.ranks
-        self._slots = slots(max(workers, 1) * SLOTS, share, self.decoded.shape, shared=workers > 0)
+        self._slots = slots(max(workers, 1) * SLOTS, share, self.decoded.shape, shared=workers > 0,
+                            dtype=self.decoded.dtype)
 
     def __iter__(self) -> Iterator[Message]:
         assert self._slots is not None, "iterate through .loader()"
@@ -154,10 +156,10 @@ class CandidateStream(IterableDataset[Message]):
                 yield pass_index, index
             pass_index, start = pass_index + 1, 0
 
-    def _fill(self, join: Join, pixels: npt.NDArray[np.uint8], pass_index: int, index: int) -> Joined:
+    def _fill(self, join: Join, pixels: npt.NDArray[Any], pass_index: int, index: int) -> Joined:
         joined = self._joined(join, pass_index, index)
         rows = joined.rows
-        decode = decoder(self.decoder_name)[1]
+        decode = decoder_for(self.decoded, self.decoder_name)[1]
         candidates = np.flatnonzero(joined.reason == CANDIDATE)
         # Rows stand lane by lane: neighbours share a shard, and its reader is looked up once per run.
         reader, opened = None, -1
@@ -197,6 +199,7 @@ class CandidateStream(IterableDataset[Message]):
             normalize=self.decoded.normalize,
             shard_names=self._names,
             fold=joined.fold,
+            il_tokens=None if joined.il_tokens is None else torch.from_numpy(joined.il_tokens),
         )
 
 
@@ -275,14 +278,14 @@ class Loader:
         self.stream.cursor = Cursor(int(state["pass"]), int(state["buffer"]))
 
 
-def slots(count: int, rows: int, shape: tuple[int, ...], *, shared: bool) -> Tensor:
-    """uint8 (count, rows, *shape), in shared memory where workers fill it. Raises UsageError when that is too small."""
-    made = torch.empty((count, rows, *shape), dtype=torch.uint8)
+def slots(count: int, rows: int, shape: tuple[int, ...], *, shared: bool, dtype: torch.dtype = torch.uint8) -> Tensor:
+    """(count, rows, *shape), in shared memory where workers fill it. Raises UsageError when that is too small."""
+    made = torch.empty((count, rows, *shape), dtype=dtype)
     if shared:
         try:
             made.share_memory_()
         except RuntimeError as exc:
-            raise UsageError(f"no room for {made.numel() >> 20:,} MiB of images in shared memory (/dev/shm), which the "
+            raise UsageError(f"no room for {made.nbytes >> 20:,} MiB of samples in shared memory (/dev/shm), which the "
                              "workers need: make it larger (docker: --shm-size), or use --workers 0") from exc
     return made
 
@@ -313,7 +316,7 @@ class _Copier:
     def __init__(self, device: torch.device, slots: Tensor) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)
         # Shared memory can't be asked for pinned; it is pinned where it lies, or copies would wait.
-        if int(torch.cuda.cudart().cudaHostRegister(slots.data_ptr(), slots.numel(), 0)):
+        if int(torch.cuda.cudart().cudaHostRegister(slots.data_ptr(), slots.nbytes, 0)):
             LOG.warning("the loader's slots can't be pinned: copies to %s are slower", device)
 
     def start(self, candidates: Candidates) -> Candidates:

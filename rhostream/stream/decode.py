@@ -13,11 +13,13 @@ import logging
 import struct
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from rhostream.candidates import Normalize
 from rhostream.errors import MissingExtraError, UnknownNameError
@@ -45,6 +47,28 @@ class Preprocess:
     channels: int = 3
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
+    kind: ClassVar[str] = "image"
+    content: ClassVar[str] = "image"
+    task: ClassVar[str] = "image"
+    dtype: ClassVar[torch.dtype] = torch.uint8
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a decoded row."""
+        return self.image_size * self.image_size * self.channels
+
+    @property
+    def says(self) -> str:
+        """A row in words."""
+        return f"{self.channels} x {self.image_size} x {self.image_size}"
+
+    def example(self, n: int = 1) -> Tensor:
+        """A model's input of n samples that mean nothing, float32 (n, C, H, W)."""
+        return self.normalize(torch.zeros(n, *self.shape, dtype=torch.uint8))
+
+    def model_arguments(self) -> dict[str, Any]:
+        """What a model is made for."""
+        return {"image_size": self.image_size, "channels": self.channels}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -228,7 +252,7 @@ def _decode_simplejpeg(data: bytes, out: Row) -> str:
     return OK
 
 
-Decoder = Callable[[bytes, Row], str]
+Decoder = Callable[[bytes, npt.NDArray[Any]], str]
 DECODERS: dict[str, Decoder] = {"pillow": decode_into, "simplejpeg": _decode_simplejpeg}
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from rhostream.errors import UsageError
 from rhostream.selection.hardware import cores
-from rhostream.stream.decode import OK, Preprocess, decoder
+from rhostream.stream.decode import OK
+from rhostream.stream.inputs import AnyPreprocess, decoder_for
 from rhostream.stream.join import Join, Joined, JoinSettings
 from rhostream.tables import il
 
@@ -25,9 +26,9 @@ THREADS = 4
 class FullSize:
     """Reads rows of joined buffers at `preprocess`'s size."""
 
-    def __init__(self, table: il.Table, preprocess: Preprocess, decoder_name: str, lanes: int) -> None:
+    def __init__(self, table: il.Table, preprocess: AnyPreprocess, decoder_name: str, lanes: int) -> None:
         self._join = Join(table, JoinSettings(needs_il=False, keep_holdout=True), open_shards=2 * lanes + 2)
-        self._shape, self._decode = preprocess.shape, decoder(decoder_name)[1]
+        self._shape, self._decode = preprocess.shape, decoder_for(preprocess, decoder_name)[1]
         self._pool = ThreadPoolExecutor(min(THREADS, cores()), "full-size")
 
     def __call__(self, joined: Joined, rows: npt.NDArray[np.int64]) -> tuple[Tensor, npt.NDArray[np.bool_]]:

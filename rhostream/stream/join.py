@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rhostream import storage
 from rhostream.candidates import CANDIDATE, Reason
@@ -42,13 +43,15 @@ class Joined:
     size: npt.NDArray[np.int64]
     reason: npt.NDArray[np.uint8]  # CANDIDATE, or why it is dropped unread
     fold: npt.NDArray[np.int8] | None = None  # which IL model scored it; where the join was asked for it
+    il_tokens: npt.NDArray[np.float16] | None = None  # (B, T) nats, NaN where there is no token; where asked for
 
     def slice(self, start: int, stop: int) -> Joined:
         """The rows from `start` up to `stop`."""
         at = slice(start, stop)
         return Joined(Rows(self.rows.shard[at], self.rows.ordinal[at]), self.key[at], self.label[at], self.il[at],
                       self.offset[at], self.size[at], self.reason[at],
-                      None if self.fold is None else self.fold[at])  # fmt: skip
+                      None if self.fold is None else self.fold[at],
+                      None if self.il_tokens is None else self.il_tokens[at])  # fmt: skip
 
 
 class Prefilter(Protocol):
@@ -103,10 +106,22 @@ class JoinSettings:
     keep_holdout: bool = False
     classes: int | None = None  # a label beyond it is quarantined, whatever the table says of it
     with_fold: bool = False  # carry the fold of each sample along
+    tokens: int = 0  # T: the il of so many tokens of each sample is joined too
 
     def __post_init__(self) -> None:
         if self.missing_il not in POLICIES:
             raise UsageError(f"--missing-il {self.missing_il!r}: expected one of {', '.join(POLICIES)}")
+
+
+def _fill_tokens(part: il.Part, at: npt.NDArray[np.int32], out: npt.NDArray[np.float16]) -> None:
+    """The il of the tokens of some rows of a part into (n, T); what goes beyond T is cut."""
+    assert part.il_tokens is not None
+    chosen = part.il_tokens.take(pa.array(at))
+    length = np.minimum(pc.list_value_length(chosen).fill_null(0).to_numpy(zero_copy_only=False), out.shape[1])
+    ends = chosen.offsets.to_numpy()
+    values = chosen.values.to_numpy(zero_copy_only=False)
+    for row, n in enumerate(length.tolist()):
+        out[row, :n] = values[ends[row] : ends[row] + n]
 
 
 class Join:
@@ -131,6 +146,7 @@ class Join:
         reason = np.full(n, CANDIDATE, np.uint8)
         fold = np.full(n, -1, np.int8) if self._settings.with_fold else None
         keys: list[pa.StringArray] = []
+        tokens = np.full((n, self._settings.tokens), np.nan, np.float16) if self._settings.tokens else None
         cuts = np.flatnonzero(np.diff(rows.shard)) + 1
         for start, stop in zip([0, *cuts], [*cuts, n], strict=True):
             if start == stop:
@@ -142,13 +158,15 @@ class Join:
                 fold[start:stop] = part.fold[at]
             keys.append(part.key.take(pa.array(at)))
             self._drop(part, at, reason[start:stop])
+            if tokens is not None:
+                _fill_tokens(part, at, tokens[start:stop])
         # Every buffer reads every lane, so a part that this one didn't need belongs to a shard that a lane has left.
         for shard in self._parts.keys() - set(rows.shard.tolist()):
             del self._parts[shard]
             if (left := self._readers.pop(shard, None)) is not None:
                 left.close()  # a file of the spool that is held open can't make room for another
         key = pa.concat_arrays(keys) if keys else pa.array([], pa.string())
-        joined = Joined(rows, key, label, il_B, offset, size, reason, fold)
+        joined = Joined(rows, key, label, il_B, offset, size, reason, fold, tokens)
         if self._settings.needs_il:
             self._missing_il(joined)
         return joined
@@ -177,8 +195,8 @@ class Join:
     def _part(self, shard: int) -> il.Part:
         part = self._parts.pop(shard, None)
         if part is None:
-            url = il.part_url(self._table.url, self._table.names[shard])
-            part = il.read_part(url, with_fold=self._settings.with_fold)
+            part = il.read_part(il.part_url(self._table.url, self._table.names[shard]),
+                                with_fold=self._settings.with_fold, tokens=self._settings.tokens > 0)
             while len(self._parts) >= self._open_shards:
                 self._parts.popitem(last=False)
         self._parts[shard] = part

@@ -10,13 +10,16 @@ from dataclasses import replace
 import torch
 
 from rhostream import storage
-from rhostream.errors import UsageError
+from rhostream.errors import MismatchError, UsageError
 from rhostream.stream.band import resolve_band
 from rhostream.stream.dataset import CandidateStream, Loader
 from rhostream.stream.decode import Preprocess, probe_size
 from rhostream.stream.full import require_smaller
+from rhostream.stream.inputs import AnyPreprocess, preprocess_from_json, require_text
 from rhostream.stream.join import JoinSettings, Prefilter
 from rhostream.stream.keep_list import read_keep_list
+from rhostream.stream.text import TextPreprocess, require_length, text_preprocess
+from rhostream.stream.tokenizers import find_tokenizer
 from rhostream.tables import il as il_table
 
 
@@ -27,7 +30,9 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
                 roots: Mapping[str, str] | None = None, band: str | None = None,
                 keep_list: str | os.PathLike[str] | None = None, view_size: int | None = None,
                 prefilter: Prefilter | None = None, device: str | torch.device = "cpu",
-                rank: int = 0, ranks: int = 1, classes: int | None = None, with_fold: bool = False) -> Loader:
+                rank: int = 0, ranks: int = 1, classes: int | None = None, with_fold: bool = False,
+                tokenizer: str | None = None, text_length: int | None = None, task: str | None = None,
+                il_tokens: bool = False) -> Loader:
     """Open shards joined with their IL table (or index) as buffers of `buffer_size` planned samples.
 
     `shards`: paths, URLs, brace ranges, folders. `passes=None` streams without end. Samples that the IL model was
@@ -42,6 +47,10 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     the current one is worked on. `classes`: samples whose label is beyond are quarantined; the table's unless given.
     `with_fold`: candidates carry the fold of their IL model, for a `LiveIL`.
 
+    Of a table of text the candidates are `text_length` token ids of `tokenizer` (bytes, words:N, hf:NAME; ids:N for
+    .npy), each the table's unless given. `task`: "label", or "language" for samples that need no label. `il_tokens`:
+    the candidates bring the il of each token too, of a table that a language model made of the very same tokens.
+
     Raises UsageError and its kin before any work: no table, missing parts, a shard list or buffer that can't be.
     """
     urls = storage.expand([shards] if isinstance(shards, (str, os.PathLike)) else shards)
@@ -51,7 +60,7 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
                       f"first {table.missing[0]}", stacklevel=2)
     if needs_il and table.info.kind != "il":
         raise UsageError(f"{storage.redact(table.url)} is an index without il; this rule needs `rhostream compute-il`")
-    preprocess = preprocess_of(table, image_size, channels)
+    preprocess = preprocess_of(table, image_size, channels, tokenizer=tokenizer, text_length=text_length, task=task)
     prefilters: list[Prefilter] = [
         *([read_keep_list(os.fspath(keep_list), table)] if keep_list is not None else []),
         *([resolve_band(band, table, seed)] if band is not None else []),
@@ -61,19 +70,66 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
         table, preprocess, buffer_size=buffer_size, seed=seed, passes=passes, lanes=lanes, decoder_name=decoder,
         prefilters=prefilters, view=None if view_size is None else _view(table, preprocess, view_size), rank=rank,
         ranks=ranks, join=JoinSettings(needs_il=needs_il, missing_il=missing_il, keep_holdout=keep_holdout,
-                                       classes=classes or table.info.classes, with_fold=with_fold),
+                                       classes=classes or table.info.classes, with_fold=with_fold,
+                                       tokens=_tokens_of(table, preprocess) if il_tokens else 0),
     )
     return stream.loader(workers, device=torch.device(device))
 
 
-def _view(table: il_table.Table, full: Preprocess, size: int) -> Preprocess:
+def _tokens_of(table: il_table.Table, preprocess: AnyPreprocess) -> int:
+    """T. Raises UsageError where the table has no il of tokens, MismatchError where they are of other tokens."""
+    where, made = storage.redact(table.url), table.info.preprocess or {}
+    if table.info.kind != "il" or made.get("task") != "language":
+        raise UsageError(f"{where} has no il of tokens (il_tokens): make it with a language model, `rhostream fit-il "
+                         "--model text-lm` and `rhostream compute-il`")
+    for name, here in preprocess.to_json().items():
+        if here != made.get(name) and name != "task":
+            raise MismatchError(f"the il of tokens in {where} is of {name} {made.get(name)!r}, this run has {here!r}: "
+                                "token by token they must be the same")
+    return int(made["length"])
+
+
+def _view(table: il_table.Table, full: AnyPreprocess, size: int) -> Preprocess:
     """The cheap view. Raises UsageError when it isn't smaller than the full size and the source."""
+    if not isinstance(full, Preprocess):
+        raise UsageError(f"--view-size {size}: {storage.redact(table.url)} holds text, which has no smaller view")
     require_smaller(size, full.image_size, _probe(table)[0])
     return replace(full, image_size=size)
 
 
-def preprocess_of(table: il_table.Table, image_size: int | None = None, channels: int | None = None) -> Preprocess:
-    """What images become: as given, else as the table says, else as the first readable image is."""
+def preprocess_of(table: il_table.Table, image_size: int | None = None, channels: int | None = None, *,
+                  tokenizer: str | None = None, text_length: int | None = None, task: str | None = None,
+                  ) -> AnyPreprocess:  # fmt: skip
+    """What images (texts) become: as given, else as the table says, else as the first readable image is.
+
+    Raises UsageError for options of the other kind.
+    """
+    where = storage.redact(table.url)
+    if table.info.content != "image":
+        if image_size or channels:
+            raise UsageError(f"--image-size is for images, and {where} holds text")
+        return _text_of(table, tokenizer, text_length, task)
+    if text_length is not None:
+        raise UsageError(f"--text-length {text_length} is for text, and {where} holds images")
+    require_text(table.info.content, tokenizer, where)
+    return _images_of(table, image_size, channels)
+
+
+def _text_of(table: il_table.Table, tokenizer: str | None, length: int | None, task: str | None) -> TextPreprocess:
+    """The tokenizer, length and task that are given, else the table's, else the defaults."""
+    known = table.info.preprocess
+    there = preprocess_from_json(known) if known is not None else None
+    assert there is None or isinstance(there, TextPreprocess)
+    if there is None or (tokenizer or there.tokenizer) != there.tokenizer:
+        require_text(table.info.content, tokenizer, storage.redact(table.url))
+        return text_preprocess(tokenizer, length or (there.length if there else None), task or "label")
+    require_length(length)
+    if tokenizer is not None:
+        find_tokenizer(tokenizer, fetch=True)  # it was named here, so its files may be fetched
+    return replace(there, length=length or there.length, task=task or there.task)
+
+
+def _images_of(table: il_table.Table, image_size: int | None, channels: int | None) -> Preprocess:
     if table.info.preprocess is not None:
         known = Preprocess.from_json(table.info.preprocess)
     else:

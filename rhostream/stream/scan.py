@@ -81,7 +81,7 @@ class _Scan(IterableDataset[Chunk | End]):
         self.slots: Tensor | None = None
         if settings.preprocess is not None:
             self.slots = slots(max(workers, 1) * (PREFETCH + 2), settings.chunk, settings.preprocess.shape,
-                               shared=workers > 0)
+                               shared=workers > 0, dtype=settings.preprocess.dtype)
 
     def url(self, shard: int) -> str:
         """Of the shard of this number."""

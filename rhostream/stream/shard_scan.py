@@ -20,13 +20,14 @@ from rhostream.stream import examine
 from rhostream.stream.batch import Batch
 from rhostream.stream.chunks import CHUNK, Chunk, End, ScanSettings
 from rhostream.stream.columns import Columns
-from rhostream.stream.decode import MAX_BYTES, OK, Decoder, decoder
+from rhostream.stream.decode import OK, Decoder
 from rhostream.stream.examine import BadSample
 from rhostream.stream.inflate import Inflated, plain
+from rhostream.stream.inputs import OF, decoder_for
 from rhostream.stream.seen import Seen
 from rhostream.stream.tar import TarWalk, walk
 from rhostream.stream.windows import Windows
-from rhostream.tables.il import IMAGE_EXTENSIONS, KEEP_TYPES
+from rhostream.tables.il import KEEP_TYPES
 
 
 @dataclass(slots=True)
@@ -46,7 +47,12 @@ class ShardScan:
 
     def __init__(self, number: int, url: str, name: str, settings: ScanSettings, columns: Columns) -> None:
         self._number, self._url, self._name, self._settings, self._columns = number, url, name, settings, columns
-        self._decode: Decoder = decoder(settings.decoder_name)[1] if settings.preprocess else _no_decode
+        self._decode: Decoder = _no_decode
+        if settings.preprocess is not None:
+            self._decode = decoder_for(settings.preprocess, settings.decoder_name)[1]
+        self._content = OF[settings.preprocess.content if settings.preprocess else settings.content]
+        if not settings.needs_labels:
+            columns.labels[None] = 0
         self._seen = Seen()
         self._bad_fields = dict.fromkeys(settings.keep, 0)
         self._watched = 0
@@ -215,24 +221,25 @@ class ShardScan:
             self._watched += fields.get(self._settings.watch) is not None
         return fields
 
-    def finish(self, rows: _Rows, slot: int, pixels: npt.NDArray[np.uint8] | None) -> Chunk:
-        """Decode the images of usable rows into the slot and hand the chunk over."""
+    def finish(self, rows: _Rows, slot: int, pixels: npt.NDArray[Any] | None) -> Chunk:
+        """Decode the images (or texts) of usable rows into the slot and hand the chunk over."""
         batch, bad = rows.batch, rows.bad
         decode, pread, sizes, offsets = self._decode, self._source.pread, batch.size, batch.offset
-        for row, member in enumerate(batch.image):
+        content, most = self._content, self._content.max_bytes
+        for row, member in enumerate(content.rows(batch)):
             if member < 0:
                 if row not in bad:
-                    bad[row] = "image:missing", f"no member is one of {', '.join(IMAGE_EXTENSIONS)}"
+                    bad[row] = content.missing, f"no member is one of {', '.join(content.extensions)}"
                 continue
             size = sizes[member]
-            if pixels is None and size:
+            if pixels is None and 0 < size <= most:
                 continue
             if row in bad:
                 continue
             if size == 0:
-                verdict = "decode:empty"
-            elif size > MAX_BYTES:
-                verdict = "image:too_large"
+                verdict = content.empty
+            elif size > most:
+                verdict = content.too_large
             else:
                 assert pixels is not None
                 verdict = decode(pread(size, offsets[member]), pixels[row])
@@ -255,5 +262,5 @@ class ShardScan:
                      rows=pa.RecordBatch.from_pydict(columns), slot=slot)
 
 
-def _no_decode(data: bytes, out: npt.NDArray[np.uint8]) -> str:
+def _no_decode(data: bytes, out: npt.NDArray[Any]) -> str:
     raise AssertionError("no slot to decode into")

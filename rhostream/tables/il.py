@@ -1,11 +1,12 @@
 """The IL table: `_table.json` and one Parquet part per shard, keyed by (shard, ordinal); also each shard's index.
 
     key string | ordinal int32 | members list<(ext, offset, size)> | label int32 | il float32 (nats) | predicted int32
-    fold int8 | in_holdout bool | status string | error string | + the kept fields of the samples' json
+    fold int8 | in_holdout bool | status string | error string | il_tokens list<float16> | + the kept fields of the json
 
 One row per sample seen, in the order of the shard. A sample that can't be used is a row whose `status` says why and
 whose `il` is null: never a missing row, never il = 0. `rhostream index` writes the same table with every il null.
 On request il is stored as float16, which is one of the table's ingredients; whoever reads gets float32.
+`il_tokens` is null but where the IL model is a language model: then `il` is the mean of these (decision 013).
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ from rhostream.storage import Identity
 from rhostream.tables import parquet
 from rhostream.tables.strings import Strings, StringsBuilder
 
-VERSION = 1
+VERSION = 2
 OK = "ok"
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+CONTENTS = {"image": IMAGE_EXTENSIONS, "text": ("txt",), "tokens": ("npy",)}  # what samples are -> member that holds it
 MEMBER = pa.struct([("ext", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 SCHEMA = pa.schema(
     [
@@ -57,8 +59,10 @@ SCHEMA = pa.schema(
         ("in_holdout", pa.bool_()),
         ("status", pa.string()),
         ("error", pa.string()),
+        ("il_tokens", pa.list_(pa.float16())),  # nats, one a predicted token; since version 2
     ]
 )
+_SINCE_2 = ("il_tokens",)
 SLICE, LOCAL_THREADS, REMOTE_THREADS = 128, 4, 16  # footers read at a time when a table is opened
 RESCORE = "re-score what changed: `rhostream verify TABLE --repair --shards URL...`"
 IL_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
@@ -95,6 +99,7 @@ class TableInfo:
     roots: dict[str, str] = field(default_factory=dict)  # name -> URL
     model: dict[str, Any] = field(default_factory=dict)  # the IL model's own figures and cost, for the reports
     places: dict[str, str] = field(default_factory=dict)  # "il_model": where it lay, "scheme": of shards; for repairs
+    content: str = "image"  # what the samples are, of CONTENTS
     version: int = VERSION
 
     @property
@@ -110,13 +115,14 @@ class TableInfo:
     @property
     def schema(self) -> pa.Schema:
         """The columns of a part as stored, kept fields included."""
-        at = SCHEMA.get_field_index("il")
-        return self.read_schema.set(at, pa.field("il", IL_TYPES[self.il_dtype]))
+        stored = self.read_schema
+        return stored.set(stored.get_field_index("il"), pa.field("il", IL_TYPES[self.il_dtype]))
 
     @property
     def read_schema(self) -> pa.Schema:
         """The same as it is read: il is float32."""
-        return pa.schema([*SCHEMA, *((name, KEEP_TYPES[kind]) for name, kind in self.keep.items())])
+        own = [column for column in SCHEMA if self.version > 1 or column.name not in _SINCE_2]
+        return pa.schema([*own, *((name, KEEP_TYPES[kind]) for name, kind in self.keep.items())])
 
 
 def stored_il(il: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.floating[Any]]:
@@ -184,7 +190,7 @@ def make_or_match(table: str, info: TableInfo) -> TableInfo:
         return info
     except AlreadyExistsError:
         there = open_info(table)
-    for name in ("kind", "classes", "keep", "roots"):
+    for name in ("kind", "content", "classes", "keep", "roots"):
         old, new = getattr(there, name), getattr(info, name)
         if old != new and not (name == "roots" and not new):
             raise MismatchError(f"{storage.redact(table)} has {name} {old!r}, this job has {new!r}; "
@@ -285,6 +291,7 @@ class PartFacts:
     il_rows: int = 0
     in_holdout: int = 0
     compression: str = ""  # "gzip": offsets are those of the inflated shard, which can't be read by offset
+    content: str = "image"  # what the samples are, of CONTENTS
     version: int = VERSION
 
     @property
@@ -319,9 +326,26 @@ def broken_laws(table: pa.Table, facts: PartFacts) -> list[str]:
         "each ordinal once": np.array_equal(np.sort(table["ordinal"]), np.arange(table.num_rows)),
         "il counted": (pc.sum(has_il).as_py() or 0) == facts.il_rows,
         "float16 il is finite": table["il"].type != pa.float16() or not np.isinf(_il(table["il"])).any(),
+        "il is the mean of il_tokens": _is_mean(table),
         "il only where ok": not pc.any(pc.and_(has_il, pc.not_equal(table["status"], OK))).as_py(),
     }
     return [law for law, holds in laws.items() if not holds]
+
+
+def _is_mean(table: pa.Table) -> bool:
+    """Whether the il of rows with losses of tokens is the mean of these, as far as float16 can tell."""
+    if "il_tokens" not in table.schema.names or table["il_tokens"].null_count == len(table):
+        return True
+    tokens = _flat(table["il_tokens"])
+    lengths = pc.list_value_length(tokens).fill_null(0).to_numpy(zero_copy_only=False)
+    values = tokens.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    il = _flat(table["il"]).fill_null(np.nan).to_numpy(zero_copy_only=False)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.bincount(row, values, len(lengths)) / lengths
+    # Of a token beyond 65,504 nats a float16 knows no more than that.
+    told = (lengths > 0) & (np.bincount(row, values >= np.finfo(np.float16).max, len(lengths)) == 0)
+    return bool(np.isclose(il[told], mean[told], rtol=2e-3, atol=1e-4).all() and np.isfinite(il[lengths > 0]).all())
 
 
 def read_part_facts(url: str) -> PartFacts:
@@ -367,19 +391,24 @@ class Part:
     """
 
     facts: PartFacts
-    usable: npt.NDArray[np.bool_]  # status ok and an image to read
+    usable: npt.NDArray[np.bool_]  # status ok and an image (a text) to read
     label: npt.NDArray[np.signedinteger[Any]]  # -1 where null
     il: npt.NDArray[np.float32]  # nats; NaN where null
     in_holdout: npt.NDArray[np.bool_]
-    offset: npt.NDArray[np.signedinteger[Any]]  # of the image member, bytes
+    offset: npt.NDArray[np.signedinteger[Any]]  # of the image (text) member, bytes
     size: npt.NDArray[np.signedinteger[Any]]
     key: pa.StringArray
     fold: npt.NDArray[np.int8] | None = None  # -1 where null; only where it was asked for
+    il_tokens: pa.ListArray | None = None  # of float16 nats; None unless asked for
 
 
-def read_part(url: str, *, with_fold: bool = False) -> Part:
-    """Load a part, checksums verified; rows stored in another order are put in theirs by ordinal."""
-    columns = ["key", "ordinal", "members", "label", "il", "in_holdout", "status", *(["fold"] if with_fold else [])]
+def read_part(url: str, *, with_fold: bool = False, tokens: bool = False) -> Part:
+    """Load a part, checksums verified; rows stored in another order are put in theirs by ordinal.
+
+    With `tokens` also the il of each token.
+    """
+    asked = [*(["fold"] if with_fold else []), *(["il_tokens"] if tokens else [])]
+    columns = ["key", "ordinal", "members", "label", "il", "in_holdout", "status", *asked]
     table, record = parquet.read(url, columns)
     facts = _part_facts(record, url)
     table = table.combine_chunks()
@@ -394,7 +423,7 @@ def read_part(url: str, *, with_fold: bool = False) -> Part:
         if not np.array_equal(np.sort(ordinal), np.arange(len(ordinal))):
             raise TableError(f"{storage.redact(url)}: ordinals are not 0..{len(ordinal) - 1}, each once")
         table = table.take(np.argsort(ordinal)).combine_chunks()
-    offset, size = _image_members(_flat(table["members"]))
+    offset, size = _content_members(_flat(table["members"]), CONTENTS[facts.content])
     outside = (offset < 0) | (size < 0) | (size > facts.shard_size - offset)
     if outside.any() and not facts.compression:
         raise TableError(f"{storage.redact(url)} names bytes outside its shard of {facts.shard_size:,} bytes: it is "
@@ -410,6 +439,7 @@ def read_part(url: str, *, with_fold: bool = False) -> Part:
         size=_narrow(size),
         key=_apart(_flat(table["key"])),
         fold=_flat(table["fold"]).fill_null(-1).to_numpy(zero_copy_only=False).copy() if with_fold else None,
+        il_tokens=_flat(table["il_tokens"]) if tokens else None,
     )
 
 
@@ -443,13 +473,13 @@ def _flags(values: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     return np.broadcast_to(values[0].copy(), values.shape) if equal else values.copy()
 
 
-def _image_members(members: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Offset and size of each row's first image member; size 0 where there is none."""
+def _content_members(members: Any, extensions: tuple[str, ...]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Offset and size of each row's first member of these extensions; size 0 where there is none."""
     rows = len(members)
     offset, size = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
     lengths = pc.list_value_length(members).fill_null(0).to_numpy(zero_copy_only=False)
     flat = members.flatten()
-    is_image = pc.is_in(flat.field("ext"), pa.array(IMAGE_EXTENSIONS)).to_numpy(zero_copy_only=False)
+    is_image = pc.is_in(flat.field("ext"), pa.array(extensions)).to_numpy(zero_copy_only=False)
     image = np.flatnonzero(is_image)[::-1]  # the first one wins: it is written last
     row = np.repeat(np.arange(rows), lengths)[image]
     offset[row] = flat.field("offset").to_numpy(zero_copy_only=False)[image]

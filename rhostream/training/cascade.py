@@ -14,9 +14,11 @@ from rhostream.cost import Cost, macs_per_sample
 from rhostream.errors import UnknownNameError, UsageError
 from rhostream.models import build
 from rhostream.selection.forward import scoring
-from rhostream.selection.losses import LossFunction, cross_entropy
+from rhostream.selection.losses import LossFunction
 from rhostream.selection.proxy import Proxy
+from rhostream.selection.tokens import is_language
 from rhostream.stream.decode import Preprocess
+from rhostream.stream.inputs import AnyPreprocess
 from rhostream.training.ranks import with_synchronized_norms
 
 KINDS = ("proxy", "view")
@@ -53,15 +55,15 @@ def parse_shortlist(text: str | None, *, rule: str, buffer_size: int, batch_size
     return Shortlist(kind, factor)
 
 
-def make_proxy(name: str, seen: Preprocess, classes: int, *, lr: float, seed: int, device: torch.device,
-               synchronized: bool = False, loss: LossFunction = cross_entropy) -> Proxy:
+def make_proxy(name: str, seen: AnyPreprocess, classes: int, *, lr: float, seed: int, device: torch.device,
+               synchronized: bool = False, loss: LossFunction | None = None) -> Proxy:
     """The proxy of that name for images as the workers decode them; its first weights are a function of the seed.
 
     `synchronized`: over several ranks, with batch norm over all of them where the device can.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = build(name, image_size=seen.image_size, channels=seen.channels, classes=classes)
+        network = build(name, classes=classes, **seen.model_arguments())
     if synchronized:
         network, _ = with_synchronized_norms(network, device)
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -69,7 +71,7 @@ def make_proxy(name: str, seen: Preprocess, classes: int, *, lr: float, seed: in
 
 
 def set_macs(cost: Cost, model: str, network: nn.Module, proxy: Proxy | None, shortlist: Shortlist | None,
-             full: Preprocess, view: Preprocess | None) -> None:
+             full: AnyPreprocess, view: AnyPreprocess | None) -> None:
     """Enter what one sample costs at each stage. Raises UsageError for a model that can't take the view."""
     cost.macs = _macs(network, full)
     if shortlist is not None and proxy is not None:
@@ -78,6 +80,7 @@ def set_macs(cost: Cost, model: str, network: nn.Module, proxy: Proxy | None, sh
         try:
             cheap = _macs(network, view)
         except (RuntimeError, ValueError) as exc:
+            assert isinstance(full, Preprocess) and isinstance(view, Preprocess)
             raise UsageError(f"model {model!r} takes images of {full.image_size} pixels only, not a view of "
                              f"{view.image_size} ({str(exc).splitlines()[0]}); let a proxy look at the view: "
                              "--shortlist proxy:4") from exc
@@ -87,16 +90,16 @@ def set_macs(cost: Cost, model: str, network: nn.Module, proxy: Proxy | None, sh
             cost.shortlist_macs = cheap
 
 
-def require_classes(model: str, network: nn.Module, seen: Preprocess, classes: int) -> None:
+def require_classes(model: str, network: nn.Module, seen: AnyPreprocess, classes: int) -> None:
     """Raise UsageError for a model with fewer logits than there are labels: a GPU would die of the first such label."""
-    image = torch.zeros(1, *seen.shape, dtype=torch.uint8)
+    if is_language(network):
+        return
     with scoring(network, batch_norm="eval"):
-        logits = network(seen.normalize(image).to(next(network.parameters()).device))
+        logits = network(seen.example().to(next(network.parameters()).device))
     if logits.ndim == 2 and logits.shape[1] < classes:
         raise UsageError(f"model {model!r} gives {logits.shape[1]} logits, and the labels go up to {classes - 1}: make "
                          f"it for {classes} classes, or say --classes {logits.shape[1]} to leave the others out")
 
 
-def _macs(network: nn.Module, preprocess: Preprocess) -> int:
-    image = torch.zeros(1, *preprocess.shape, dtype=torch.uint8)
-    return macs_per_sample(network, preprocess.normalize(image).to(next(network.parameters()).device))
+def _macs(network: nn.Module, preprocess: AnyPreprocess) -> int:
+    return macs_per_sample(network, preprocess.example().to(next(network.parameters()).device))

@@ -14,7 +14,8 @@ from rhostream.errors import UsageError
 from rhostream.selection.losses import cross_entropy, is_correct
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import scoring
-from rhostream.stream.decode import Preprocess
+from rhostream.selection.tokens import LanguageLoss, SequenceMean
+from rhostream.stream.inputs import AnyPreprocess
 from rhostream.stream.scan import Chunk, End, ScanSettings, scan
 
 CACHE_BYTES = 1 << 30
@@ -25,7 +26,7 @@ class Evaluation:
     """One look at the test set: means over its usable samples."""
 
     loss: float  # nats
-    accuracy: float
+    accuracy: float  # of language: the share of a sequence's tokens that were the likeliest
     class_accuracy: list[float | None]  # None for a class without test samples
     samples: int
 
@@ -43,7 +44,7 @@ class TestSet:
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
-    def __init__(self, shards: Iterable[str], preprocess: Preprocess, classes: int, decoder: str, workers: int,
+    def __init__(self, shards: Iterable[str], preprocess: AnyPreprocess, classes: int, decoder: str, workers: int,
                  ranks: Ranks | None = None) -> None:
         self._ranks = ranks or Ranks()
         self._all = storage.expand(shards)
@@ -58,8 +59,15 @@ class TestSet:
         loss = 0.0
         with scoring(model, batch_norm="eval"):
             for image, label in self._chunks():
-                label = label.to(device)
-                logits = model(self._preprocess.normalize(image.to(device)))
+                label, x = label.to(device), self._preprocess.normalize(image.to(device))
+                if isinstance(model, LanguageLoss):
+                    of_tokens, hit = model.judge(x)
+                    loss += float(SequenceMean()(of_tokens, label).sum())
+                    share = (hit.sum(1) / (x != model.padding).sum(1)).cpu()
+                    seen += torch.bincount(label.cpu(), minlength=self._classes)
+                    right += torch.bincount(label.cpu(), share, self._classes)
+                    continue
+                logits = model(x)
                 loss += float(cross_entropy(logits, label).sum())
                 seen += torch.bincount(label.cpu(), minlength=self._classes)
                 right += torch.bincount(label[is_correct(logits, label)].cpu(), minlength=self._classes)
@@ -84,7 +92,7 @@ class TestSet:
                     raise message.error
                 continue
             image, label = _usable(message)
-            held += image.numel()
+            held += image.nbytes
             if kept is not None and held <= CACHE_BYTES:
                 kept.append((image, label))
             else:

@@ -15,18 +15,18 @@ from safetensors.torch import load as load_safetensors
 from torch import nn
 
 from rhostream import storage
-from rhostream.candidates import Normalize
 from rhostream.cost import Cost, macs_per_sample
 from rhostream.errors import MismatchError, TableError, UntrustedCodeError, UsageError
 from rhostream.foreign import checked_path, read_object
 from rhostream.models import build
 from rhostream.selection.live import LiveIL
 from rhostream.selection.losses import find_loss
-from rhostream.stream.decode import Preprocess
+from rhostream.stream.inputs import AnyPreprocess, preprocess_from_json
+from rhostream.stream.text import TextPreprocess
 from rhostream.tables.il import Table
 
 
-def load_live(table: Table, folder: str | None, decoded: Preprocess, device: torch.device, *, lr: float,
+def load_live(table: Table, folder: str | None, decoded: AnyPreprocess, device: torch.device, *, lr: float,
               code: str | None = None) -> LiveIL:
     """The IL model of the table, ready to learn along at the rate `lr`.
 
@@ -40,11 +40,14 @@ def load_live(table: Table, folder: str | None, decoded: Preprocess, device: tor
     place, shown = storage.resolve(place), storage.redact(storage.resolve(place))
     architecture = str(made.get("architecture"))
     UntrustedCodeError.unless_named(architecture, code, storage.redact(table.url), "--il-code")
-    own = Preprocess.from_json(made["preprocess"])
-    if (own.image_size, own.channels) != (decoded.image_size, decoded.channels):
-        raise UsageError(f"the IL model takes images of {own.image_size} pixels and {own.channels} channels, and this "
-                         f"run decodes {decoded.image_size} and {decoded.channels}: a model that learns along sees "
-                         f"what the target sees; give --image-size {own.image_size}")
+    own = preprocess_from_json(made["preprocess"])
+    if isinstance(own, TextPreprocess):
+        given = f"--tokenizer {own.tokenizer} --text-length {own.length}"
+    else:
+        given = f"--image-size {own.image_size}"
+    if _sees(own) != _sees(decoded):
+        raise UsageError(f"the IL model takes {own.says}, and this run decodes {decoded.says}: a model that learns "
+                         f"along sees what the target sees; give {given}")
     networks = [_network(place, shown, path, digest, architecture, own, int(made["classes"]))
                 for path, digest in zip(_weights(place, shown), made["weights"], strict=False)]
     if len(networks) != len(made["weights"]):
@@ -52,8 +55,13 @@ def load_live(table: Table, folder: str | None, decoded: Preprocess, device: tor
                             "another IL model")
     for network in networks:
         network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return LiveIL(networks, Normalize(own.normalize.mean, own.normalize.std), lr=lr,
+    return LiveIL(networks, own.normalize, lr=lr,
                   loss=find_loss(str(made.get("loss", "cross_entropy"))))
+
+
+def _sees(preprocess: AnyPreprocess) -> tuple[Any, ...]:
+    """What of a preprocessing a model can't do without; pixels are normalised by each model itself."""
+    return preprocess.says, preprocess.model_arguments(), getattr(preprocess, "digest", "")
 
 
 def _weights(folder: str, shown: str) -> list[str]:
@@ -67,14 +75,14 @@ def _weights(folder: str, shown: str) -> list[str]:
         raise TableError(f"{shown}/model.json can't be understood: {exc}") from exc
 
 
-def _network(folder: str, shown: str, path: str, digest: str, architecture: str, seen: Preprocess,
+def _network(folder: str, shown: str, path: str, digest: str, architecture: str, seen: AnyPreprocess,
              classes: int) -> nn.Module:
     data = storage.read_bytes(storage.join(folder, path))
     found = hashlib.sha256(data).hexdigest()
     if found != digest:
         raise MismatchError(f"{shown}/{path} has the sha256 {found[:12]}, the table was made with {digest[:12]}: it is "
                             "another IL model, or a damaged one; give the table's with --il-model")
-    network = build(architecture, image_size=seen.image_size, channels=seen.channels, classes=classes)
+    network = build(architecture, classes=classes, initial=False, **seen.model_arguments())
     try:
         network.load_state_dict(load_safetensors(data))
     except (SafetensorError, RuntimeError) as exc:
@@ -82,11 +90,10 @@ def _network(folder: str, shown: str, path: str, digest: str, architecture: str,
     return network
 
 
-def set_live_macs(cost: Cost, live: LiveIL, seen: Preprocess) -> None:
+def set_live_macs(cost: Cost, live: LiveIL, seen: AnyPreprocess) -> None:
     """Enter what one sample costs the IL model that learns along."""
     network = live.networks[0]
-    image = torch.zeros(1, *seen.shape, dtype=torch.uint8)
-    cost.live_macs = macs_per_sample(network, live.normalize(image).to(next(network.parameters()).device))
+    cost.live_macs = macs_per_sample(network, seen.example().to(next(network.parameters()).device))
 
 
 def states_of(proxy: Any, live: LiveIL | None) -> dict[str, dict[str, Any]]:

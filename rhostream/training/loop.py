@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from rhostream.candidates import Candidates, to_device
 from rhostream.crashpoints import crash_point
 from rhostream.selection.gradient import take_step
 from rhostream.selection.selector import Selection, Selector
+from rhostream.selection.tokens import TokenShare
 from rhostream.signals import StopRequest
 from rhostream.stream.dataset import Loader
 from rhostream.stream.progress import StepProgress
@@ -45,6 +47,7 @@ class Trainer:
     metrics: Metrics | None = None
     precision: torch.dtype | None = None  # of the gradient step, None for float32
     compile: bool = False
+    tokens: TokenShare | None = None  # of language: which of a kept sequence's tokens the gradient goes through
     evaluation: Evaluation | None = None
     _open: Step | None = field(default=None, init=False)  # taken, and not yet in the log
 
@@ -66,7 +69,7 @@ class Trainer:
                 crash_point("train: buffer scored")
                 clock.lap("score")
                 self._finish_step(clock)  # the one before: its losses have come to the host with these scores
-                loss_b, mean = self._gradient_step(selection)  # lines 9-10
+                loss_b, mean = self._gradient_step(selection, candidates)  # lines 9-10
                 crash_point("train: optimizer stepped")
                 clock.lap("train")
                 done = run.step + 1 >= self.last_step
@@ -93,7 +96,8 @@ class Trainer:
                     self._commit(False, clock)
                 raise stop.error(run.step)
 
-    def _gradient_step(self, selection: Selection) -> tuple[Tensor | None, Tensor | None]:
+    def _gradient_step(self, selection: Selection,
+                       candidates: Candidates) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
         """One fresh forward and backward on the kept samples of all ranks; with none, the optimizer isn't called.
 
         The own losses (n_kept,) and the mean stay on the device: nothing waits for them, and a batch whose loss isn't
@@ -107,14 +111,17 @@ class Trainer:
         x = selection.input
         assert x is not None or not len(selection)
         if x is None:
-            height, width, channels = self.loader.stream.preprocess.shape
-            x = torch.zeros(0, channels, height, width, device=self.device)
+            x = self.loader.stream.preprocess.example(0).to(self.device)
         self._seed_step()  # again: a callback of the user's may have drawn numbers since
         if self.augment != "none" and len(x):
             start, planned = self._ranks.rank * len(selection.loss), self._ranks.size * len(selection.loss)
             x = augmented(x, self.augment, _step_seed(self.seed, self.run.step),
                           rows=torch.from_numpy(selection.rows) + start, planned=planned)
-        return take_step(self.model, self.optimizer, x, selection.label, self.selector.loss, forward=self._forward,
+        label, loss = selection.label, self.selector.loss
+        if self.tokens is not None and candidates.host.il_tokens is not None:
+            label = to_device(candidates.host.il_tokens[torch.from_numpy(selection.rows)], self.device)
+            loss = self.tokens
+        return take_step(self.model, self.optimizer, x, label, loss, forward=self._forward,
                          accumulate=self.accumulate, autocast=self.precision, ranks=self._ranks, total=total,
                          weight=selection.factors)
 

@@ -12,10 +12,13 @@ from torch import nn
 
 from rhostream import storage
 from rhostream.errors import UnknownNameError, UsageError
-from rhostream.selection.losses import find_loss
+from rhostream.models import task_of
+from rhostream.selection.losses import LossFunction, find_loss
 from rhostream.selection.options import Options
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.rules import Rule, find_rule
+from rhostream.selection.tokens import RULES as LANGUAGE_RULES
+from rhostream.selection.tokens import TokenShare
 from rhostream.stream.dataset import CandidateStream
 from rhostream.tables.il import fingerprint
 from rhostream.training.augment import KINDS
@@ -88,6 +91,10 @@ class Settings:
     roots: Mapping[str, str] | None
     metrics: Metrics | None
     make_model: Callable[[], nn.Module] | None
+    tokenizer: str | None
+    text_length: int | None
+    task: str | None
+    token_share: float | None
 
     def __post_init__(self) -> None:
         n_B, n_b = self.buffer_size, self.batch_size
@@ -98,6 +105,7 @@ class Settings:
             raise UsageError("--steps, --passes, --accumulate, --eval-every and --checkpoint-every must be at least 1")
         if self.augment not in KINDS:
             raise UnknownNameError.of("augmentation", self.augment, KINDS)
+        _ = self.tokens  # a share that can't be
         if self.selection not in SELECTIONS:
             raise UnknownNameError.of("selection", self.selection, SELECTIONS)
         if not isinstance(self.shadow, str | None):
@@ -118,6 +126,11 @@ class Settings:
         return Options(**{field.name: getattr(self, field.name) for field in fields(Options)})
 
     @property
+    def own_loss(self) -> LossFunction | None:
+        """The loss asked for; None for what the model has by default."""
+        return None if self.loss == "cross_entropy" else find_loss(self.loss)
+
+    @property
     def found_rule(self) -> Rule:
         return find_rule(self.rule)
 
@@ -128,7 +141,46 @@ class Settings:
 
     @property
     def uses_il(self) -> bool:
-        return self.found_rule.needs_il or self.band is not None
+        return self.found_rule.needs_il or self.band is not None or self.token_share is not None
+
+    @property
+    def asked_tokenizer(self) -> str | None:
+        """As given; a Hugging Face model's own where none is."""
+        return self.tokenizer or (self.model if self.model.startswith("hf:") else None)
+
+    @property
+    def found_task(self) -> str:
+        """What the model learns of a text."""
+        return self.task or task_of(self.model)
+
+    @property
+    def tokens(self) -> TokenShare | None:
+        """Which tokens the gradient goes through, None for all. Raises UsageError."""
+        return None if self.token_share is None else TokenShare(self.token_share)
+
+    def require_fitting(self, kind: str) -> None:
+        """Raise UsageError for an option that samples of this kind (image, text) don't have."""
+        if kind == "text" and self.augment != "none":
+            raise UsageError(f"--augment {self.augment} is for images, and these samples are text")
+        language = kind == "text" and self.found_task == "language"
+        if self.token_share is not None and not language:
+            raise UsageError(f"--token-share {self.token_share:g} is for models of language (text-lm), which have a "
+                             "loss for each token")
+        if language and ":" not in self.rule and self.rule not in LANGUAGE_RULES:
+            raise UsageError(f"--rule {self.rule} looks at the logits of classes, which language has not; expected one "
+                             f"of {', '.join(LANGUAGE_RULES)}")
+        if language and self.loss != "cross_entropy":
+            raise UsageError(f"--loss {self.loss}: the loss of language is the mean over a sequence's tokens")
+        if language and self.options.quota is not None:
+            raise UsageError(f"--class-quota {self.class_quota} is for samples with labels, which language has not")
+        if kind == "text" and self.deduplicate is not None:
+            raise UsageError(f"--deduplicate {self.deduplicate:g} compares pictures, and these samples are text")
+        shadows = [rule.name for rule in self.options.shadows if language and rule.name not in LANGUAGE_RULES]
+        if shadows:
+            raise UsageError(f"--shadow {shadows[0]} looks at the logits of classes, which language has not; expected "
+                             f"some of {', '.join(LANGUAGE_RULES)}")
+        if language and self.loss_cap:
+            raise UsageError("--loss-cap clips at the loss of a guess among classes, which language has not")
 
     def own_batch(self, ranks: Ranks) -> int:
         """How many one selector keeps: n_b where scores are gathered, a rank's share of it where each rank chooses."""
@@ -154,11 +206,12 @@ class Settings:
         plain = ("seed", "model", "rule", "buffer_size", "batch_size", "loss_cap", "lr", "weight_decay", "missing_il",
                  "chunk", "precision", "train_precision", "batch_norm", "augment", "band", "shortlist", "view_size",
                  "compile", "keep_holdout", "accumulate")  # fmt: skip
+        added = {"token_share": self.token_share} if self.token_share is not None else {}
         table = stream.table
         more = {"loss": self.loss if self.loss != "cross_entropy" else None,
                 "il_lr_scale": self.il_lr_scale if self.found_rule.live else None}
         return {
-            **{name: getattr(self, name) for name in plain},
+            **{name: getattr(self, name) for name in plain}, **added,
             # Only what was asked for, so that a run of before there were options is resumed as what it is.
             **self.options.changed(), **{name: value for name, value in more.items() if value is not None},
             "init": self.init and storage.redact(self.init),

@@ -19,7 +19,6 @@ from rhostream.models import build, load_initial
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
 from rhostream.selection.live import LiveIL
-from rhostream.selection.losses import find_loss
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import Selector
@@ -68,13 +67,18 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
           threads: int | None = None, compile: bool = False, classes: int | None = None,
           image_size: int | None = None, decoder: str = "auto", selection: str = "global",
           rank_timeout: float = TIMEOUT_SECONDS, roots: Mapping[str, str] | None = None,
-          metrics: Metrics | None = None, make_model: Callable[[], nn.Module] | None = None) -> Summary:
+          metrics: Metrics | None = None, make_model: Callable[[], nn.Module] | None = None,
+          tokenizer: str | None = None, text_length: int | None = None, task: str | None = None,
+          token_share: float | None = None) -> Summary:
     """Train `model` on the shards with selection, in the run folder `run`; the same call again resumes.
 
     `buffer_size` is n_B, `batch_size` n_b. Without `passes` and `steps`: one pass; with `steps` alone: as many passes
     as they need. AdamW with the paper's settings. `test_shards` are for reporting only and change nothing.
     `eval_every`, `checkpoint_every` in steps; `smoothing` evaluations are averaged by reports. `metrics` is called
-    with each step's row, one step late. `make_model` overrides `model`, which then only names it.
+    with each step's row, one step late. `make_model` overrides `model`, which then only names it. On a table of text
+    the model gets `text_length` token ids of `tokenizer`, each the table's unless given, and learns the `task` "label"
+    or "language" (the default of text-lm). Of language, `token_share`: the gradient goes through that share of each
+    kept sequence's tokens, those of the largest loss - il.
 
     The cascade: `band` ("20%:90%", or nats) and `keep_list` drop samples before they are read; `shortlist`
     ("proxy:4", "view:4") lets a `proxy_model` or a view of `view_size` pixels choose 4 n_b, of which the target's fresh
@@ -107,6 +111,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     loader = _open(settings, on, ranks, before)
     stream, info = loader.stream, loader.stream.table.info
     classes = settings.classes or info.classes or _count_classes(stream.table)
+    settings.require_fitting(stream.preprocess.kind)
     pinned, last_step = settings.pinned(stream, classes, ranks), _last_step(settings, stream.buffers_per_pass)
     # Ranks that weren't started alike would wait for each other at different places.
     require_alike(ranks, _plain({**pinned, "last_step": last_step, "tests": len(tests), "eval_every":
@@ -116,7 +121,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     require_classes(settings.model, network, stream.preprocess, classes)
     live = _live(settings, loader, on)
     selector = Selector(network, settings.rule, settings.own_batch(ranks), chunk=settings.chunk,
-                        loss=find_loss(settings.loss), live=live, **vars(settings.options),
+                        loss=settings.own_loss, live=live, **vars(settings.options),
                         batch_norm=settings.batch_norm, loss_cap=settings.loss_cap, seed=settings.seed,
                         autocast=scoring, compile=settings.compile, proxy=proxy,
                         shortlist=listed.factor if listed else None,
@@ -140,7 +145,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         settings.augment,
         TestSet(tests, stream.preprocess, classes, stream.decoder_name, settings.workers, ranks) if tests else None,
         settings.eval_every, settings.checkpoint_every, settings.keep_checkpoints, settings.metrics, training,
-        settings.compile)  # fmt: skip
+        settings.compile, settings.tokens)  # fmt: skip
     if found is not None:
         attempt.settle(found, settings.keep_checkpoints)
         _restore(run, found, trainer)
@@ -168,6 +173,8 @@ def _open(settings: Settings, on: torch.device, ranks: Ranks, before: Mapping[st
         missing_il=settings.missing_il, keep_holdout=settings.keep_holdout, needs_il=settings.found_rule.needs_il,
         roots=settings.roots, band=settings.band, keep_list=settings.keep_list, view_size=settings.view_size,
         device=on, classes=settings.classes, rank=ranks.rank, ranks=ranks.size, with_fold=settings.found_rule.live,
+        tokenizer=settings.asked_tokenizer, text_length=settings.text_length, task=settings.found_task,
+        il_tokens=settings.token_share is not None,
     )  # fmt: skip
     schedule, always = settings.options.schedule, settings.found_rule.score is None
     if always or schedule.has_uniform_steps:
@@ -184,7 +191,7 @@ def _networks(settings: Settings, loader: Loader, classes: int, on: torch.device
     preprocess = loader.stream.preprocess
     torch.manual_seed(settings.seed)
     network = settings.make_model() if settings.make_model else build(
-        settings.model, image_size=preprocess.image_size, channels=preprocess.channels, classes=classes)
+        settings.model, classes=classes, **preprocess.model_arguments())
     if settings.init:
         load_initial(network, settings.init)
     if not ranks.alone:
@@ -197,7 +204,7 @@ def _networks(settings: Settings, loader: Loader, classes: int, on: torch.device
     if settings.listed is None or settings.listed.kind != "proxy":
         return network, None
     proxy = make_proxy(settings.proxy_model, loader.stream.decoded, classes, lr=settings.lr, seed=settings.seed,
-                       device=on, synchronized=not ranks.alone, loss=find_loss(settings.loss))
+                       device=on, synchronized=not ranks.alone, loss=settings.own_loss)
     ranks.copy_from_first(proxy.model)
     return network, proxy
 
