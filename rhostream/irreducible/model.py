@@ -141,7 +141,7 @@ def load_il_model(folder: str, model: str | None = None) -> ILModel:
         if hashlib.sha256(data).hexdigest() != fold["sha256"]:
             raise TableError(f"{storage.redact(url)} isn't the file that model.json names (sha256 differs): it was "
                              "damaged or replaced; run `rhostream fit-il` again in another folder")
-        network = models.build(info.architecture, classes=info.classes, **preprocess.model_arguments())
+        network = models.build(info.architecture, classes=info.classes, initial=False, **preprocess.model_arguments())
         try:
             network.load_state_dict(load_safetensors(data))
         except SafetensorError as exc:

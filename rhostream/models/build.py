@@ -29,26 +29,27 @@ _BUILT_IN: dict[str, Callable[..., nn.Module]] = {
 NAMES = (*_BUILT_IN, *TEXT_MODELS)
 
 
-def build(name: str, *, classes: int, image_size: int = 0, channels: int = 0, **text: Any) -> nn.Module:
+def build(name: str, *, classes: int, image_size: int = 0, channels: int = 0, initial: bool = True,
+          **text: Any) -> nn.Module:  # fmt: skip
     """Make the model of that name for (B, channels, image_size, image_size) inputs and (B, classes) logits.
 
     With `text` (vocabulary, length, padding, task) instead of an image's size it takes (B, length) int64 token ids; of
-    the task `language` it is wrapped in a `LanguageLoss`. A user's function gets those of the keywords that it accepts.
-    Raises UnknownNameError, UsageError.
+    the task `language` it is wrapped in a `LanguageLoss`. `initial=False` leaves pretrained weights out, for who loads
+    others. A user's function gets those of the keywords that it accepts. Raises UnknownNameError, UsageError.
     """
-    model = _built(name, classes, image_size, channels, text)
+    model = _built(name, classes, image_size, channels, initial, text)
     if text.get("task") == "language":
         return LanguageLoss(model, text["vocabulary"], text["padding"])
     return model
 
 
-def _built(name: str, classes: int, image_size: int, channels: int, text: dict[str, Any]) -> nn.Module:
+def _built(name: str, classes: int, image_size: int, channels: int, initial: bool, text: dict[str, Any]) -> nn.Module:
     if is_text(name) != bool(text) and (name in NAMES or is_text(name)):
         takes, held = ("text", "images") if is_text(name) else ("images", "text")
         raise UsageError(f"model {name!r} takes {takes}, and these samples are {held}; built in for {held}: "
                          f"{', '.join(TEXT_MODELS if text else _BUILT_IN)}")
     if is_text(name):
-        return build_text(name, classes=classes, **text)
+        return build_text(name, classes=classes, initial=initial, **text)
     if ":" not in name:
         if name not in _BUILT_IN:
             raise UnknownNameError.of("model", name, [*NAMES, "hf:NAME", "package.module:function"])
