@@ -91,7 +91,9 @@ def test_the_whole_way_with_a_hugging_face_model(albert: Path, tmp_path: Path) -
     assert info.preprocess["tokenizer"] == name and info.preprocess["digest"] and info.architecture == name
     with pytest.raises(UntrustedCodeError, match=f"--model {name}"):
         rhostream.compute_il(shards, str(tmp_path / "m"), str(tmp_path / "il"))
+    (albert / "model.safetensors").rename(albert / "aside")  # the IL model has weights of its own
     rhostream.compute_il(shards, str(tmp_path / "m"), str(tmp_path / "il"), model=name, device="cpu")
+    (albert / "aside").rename(albert / "model.safetensors")
     done = rhostream.train(shards, str(tmp_path / "il"), str(tmp_path / "run"), model=name, buffer_size=20,
                            batch_size=5, lr=1e-3, threads=1, device="cpu")
     assert done.reasons == {"kept": 25, "below": 75}

@@ -276,12 +276,13 @@ def test_estimate_measures_language(sayings: Path) -> None:
 
 
 @pytest.mark.parametrize(("options", "says"), [
-    ({"model": "text-bag", "token_share": 0.5}, r"--token-share 0.5 is for models of language"),
+    ({"model": "text-bag", "rule": "loss", "token_share": 0.5}, r"--token-share 0.5 is for models of language"),
     ({"token_share": 0.0}, r"--token-share 0: expected a share"),
     ({"token_share": 0.5, "text_length": 5}, r"is of length 12, this run has 5: token by token"),
     ({"token_share": 0.5, "tokenizer": "words:499"}, r"is of tokenizer 'words:500', this run has 'words:499'"),
+    ({"model": "text-bag"}, r"is of the task language, and this model learns label"),
     ({"loss_cap": True}, r"--loss-cap clips at the loss of a guess among classes"),
-    ({"task": "label"}, r"'text-lm' learns language"),
+    ({"task": "label", "rule": "loss"}, r"'text-lm' learns language"),
 ])
 def test_what_language_cannot_have_is_refused_before_any_work(options: dict[str, Any], says: str, sayings: Path,
                                                               tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def _built(name: str, classes: int, image_size: int, channels: int, initial: boo
         raise UsageError(f"model {name!r} takes {takes}, and these samples are {held}; built in for {held}: "
                          f"{', '.join(TEXT_MODELS if text else _BUILT_IN)}")
     if is_text(name):
-        return build_text(name, classes=classes, **text)
+        return build_text(name, classes=classes, initial=initial, **text)
     if ":" not in name:
         if name not in _BUILT_IN:
             raise UnknownNameError.of("model", name, [*NAMES, *OTHERS])

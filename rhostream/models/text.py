@@ -30,13 +30,14 @@ def task_of(name: str) -> str:
     return "language" if name == "text-lm" else "label"
 
 
-def build_text(name: str, *, classes: int, vocabulary: int, length: int, padding: int, task: str) -> nn.Module:
-    """The model of that name, its weights random but for `hf:`. Raises UsageError, MissingExtraError."""
+def build_text(name: str, *, classes: int, vocabulary: int, length: int, padding: int, task: str,
+               initial: bool = True) -> nn.Module:  # fmt: skip
+    """The model of that name, its weights random but for `hf:` with `initial`. Raises UsageError, MissingExtraError."""
     if task != task_of(name):
         raise UsageError(f"model {name!r} learns {task_of(name)}, and these samples are made for {task}")
     if name.startswith(HUGGING_FACE):
         return hugging_face(name.removeprefix(HUGGING_FACE), classes=classes, vocabulary=vocabulary, length=length,
-                            padding=padding)
+                            padding=padding, initial=initial)
     return TEXT_MODELS[name](classes=classes, vocabulary=vocabulary, length=length, padding=padding)
 
 
@@ -130,10 +131,12 @@ class HuggingFace(nn.Module):
         return self.model(input_ids=x, attention_mask=(x != self.padding).long()).logits  # type: ignore[no-any-return]
 
 
-def hugging_face(name: str, *, classes: int, vocabulary: int, length: int, padding: int) -> nn.Module:
+def hugging_face(name: str, *, classes: int, vocabulary: int, length: int, padding: int,
+                 initial: bool = True) -> nn.Module:  # fmt: skip
     """AutoModelForSequenceClassification from a local folder or the hub: its weights only as safetensors, no code.
 
-    The head is made anew where the folder has none for so many classes. Raises MissingExtraError, UsageError.
+    The head is made anew where the folder has none for so many classes; without `initial` the config alone is read.
+    Raises MissingExtraError, UsageError.
     """
     try:
         from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -141,8 +144,10 @@ def hugging_face(name: str, *, classes: int, vocabulary: int, length: int, paddi
         raise MissingExtraError.of("transformers", "hf") from exc
     try:
         config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False, num_labels=classes)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            name, config=config, trust_remote_code=False, use_safetensors=True, ignore_mismatched_sizes=True)
+        how: dict[str, Any] = {"config": config, "trust_remote_code": False}
+        model = (AutoModelForSequenceClassification.from_pretrained(name, use_safetensors=True,
+                                                                    ignore_mismatched_sizes=True, **how)
+                 if initial else AutoModelForSequenceClassification.from_config(**how))
     except Exception as exc:  # a dozen kinds, of the hub's client too
         why = " ".join(str(exc).split())[:300]
         raise UsageError(f"model 'hf:{name}' can't be loaded: {why}; expected a folder with config.json and "

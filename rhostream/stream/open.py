@@ -61,6 +61,8 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     if needs_il and table.info.kind != "il":
         raise UsageError(f"{storage.redact(table.url)} is an index without il; this rule needs `rhostream compute-il`")
     preprocess = preprocess_of(table, image_size, channels, tokenizer=tokenizer, text_length=text_length, task=task)
+    if needs_il:
+        _require_same_task(table, preprocess)
     prefilters: list[Prefilter] = [
         *([read_keep_list(os.fspath(keep_list), table)] if keep_list is not None else []),
         *([resolve_band(band, table, seed)] if band is not None else []),
@@ -74,6 +76,15 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
                                        tokens=_tokens_of(table, preprocess) if il_tokens else 0),
     )
     return stream.loader(workers, device=torch.device(device))
+
+
+def _require_same_task(table: il_table.Table, preprocess: AnyPreprocess) -> None:
+    """Raise MismatchError for an il of labels where language is learned, or the other way round."""
+    made = (table.info.preprocess or {}).get("task", preprocess.task)
+    if made != preprocess.task:
+        raise MismatchError(f"the il in {storage.redact(table.url)} is of the task {made}, and this model learns "
+                            f"{preprocess.task}: losses that can't be compared; make a table for it, or take a rule "
+                            "that needs no il")
 
 
 def _tokens_of(table: il_table.Table, preprocess: AnyPreprocess) -> int:

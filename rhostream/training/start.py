@@ -211,9 +211,10 @@ def _networks(settings: Settings, loader: Loader, classes: int, on: torch.device
 
 def _live(settings: Settings, loader: Loader, on: torch.device) -> LiveIL | None:
     """The IL model that learns along, where the rule has one."""
-    stream, made = loader.stream, loader.stream.table.info.ingredients.get("loss", settings.loss)
-    if settings.found_rule.needs_il and made != settings.loss:
-        warnings.warn(f"the il of {storage.redact(stream.table.url)} is {made}, and --loss is {settings.loss}: the "
+    stream, made = loader.stream, loader.stream.table.info.ingredients.get("loss", "cross_entropy")
+    own = "next_token" if stream.preprocess.task == "language" else settings.loss
+    if settings.found_rule.needs_il and made != own:
+        warnings.warn(f"the il of {storage.redact(stream.table.url)} is {made}, and the run's loss is {own}: the "
                       f"rule {settings.rule} compares two different losses", stacklevel=4)
     if not settings.found_rule.live:
         return None

@@ -69,7 +69,7 @@ def run_s3(folder: Path) -> Iterator[Server]:
         f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", f"-filer.port={filer}",
         f"-filer.port.grpc={filer_grpc}", f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", "-volume.max=50",
         "-master.volumeSizeLimitMB=64", "-master.electionTimeout=1s", "-master.heartbeatInterval=100ms",
-        "-s3.port.iceberg=0",
+        "-s3.port.iceberg=0", "-s3.port.lance=0",
     ]
     with _running(command, folder / "weed.log", lambda: _make_bucket(s3)):
         yield Server("127.0.0.1", s3, s3_options(s3))
