@@ -14,6 +14,11 @@ import webdataset as wds
 from PIL import Image
 
 import rhostream
+from tests.faults.tally import (  # noqa: F401  # hooks
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
 from tests.stores.servers import gcs_server, s3_server  # noqa: F401  # fixtures
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -54,6 +54,21 @@ def test_every_sample_comes_exactly_once_a_pass(world: Path) -> None:
         assert sorted(seen) == [(s, o) for s, n in enumerate(counts.tolist()) for o in range(n)]
 
 
+def test_a_shard_that_gave_the_tail_alone_must_be_unchanged_too(tmp_path: Path) -> None:
+    shards = make_shards(tmp_path / "shards", [30, 30, 1])
+    rhostream.index([str(tmp_path / "shards")], str(tmp_path / "il"))
+
+    def tail_of(seed: int) -> Candidates:
+        return rhostream.open_stream(str(tmp_path / "shards"), str(tmp_path / "il"), buffer_size=40, lanes=4,
+                                     needs_il=False, seed=seed).stream.tail(0)
+
+    seed = next(seed for seed in range(100) if 2 in tail_of(seed).shard)
+    (other,) = make_shards(tmp_path / "other", [9], seed=1)
+    other.replace(shards[2])
+    with pytest.raises(MismatchError, match=f"{shards[2].name} has .* bytes, it had"):
+        tail_of(seed)
+
+
 def test_workers_change_nothing_and_resume_with_another_number_goes_on_exactly(world: Path) -> None:
     expected = [content(c) for c in open_world(world, passes=1, seed=5)]
     assert len(expected) == 25

@@ -18,7 +18,9 @@ import torch
 import rhostream
 from rhostream import checkpoint
 from rhostream.errors import Interrupted, MismatchError, NonFiniteError, UsageError
+from rhostream.repair import repair
 from rhostream.tables import selections
+from tests.conftest import make_shards
 
 
 def log_of(run: Path) -> list[dict[str, object]]:
@@ -133,6 +135,27 @@ def test_a_stranger_is_refused_naming_field_old_and_new(trained: Callable[..., P
                          ({"rule": "loss"}, "rule: was 'rho', now 'loss'")):
         with pytest.raises(MismatchError, match=says):
             trained(**change)
+
+
+def test_a_start_that_was_refused_leaves_nothing_that_the_mended_one_must_agree_with(tmp_path: Path) -> None:
+    shards = make_shards(tmp_path / "shards", [50, 30, 60])
+    table, run = tmp_path / "il", tmp_path / "run"
+    rhostream.index([str(tmp_path / "shards")], str(table))
+    (other,) = make_shards(tmp_path / "other", [40], seed=1)
+    other.replace(shards[1])  # and its part is of what was there
+
+    def train(**options: object) -> None:
+        rhostream.train([str(tmp_path / "shards")], str(table), str(run), model="mlp-64", rule="loss",
+                        buffer_size=40, batch_size=8, **options)
+
+    for _ in range(2):
+        with pytest.raises(MismatchError, match="verify TABLE --repair --shards"):
+            train()
+    repair(str(table), shards=[str(tmp_path / "shards")])
+    train()  # the same command
+    assert len(log_of(run)) == 150
+    with pytest.raises(MismatchError, match="seed"):
+        train(seed=1)  # what was committed is settled
 
 
 def test_rho_keeps_fewer_wrong_labels_than_loss(trained: Callable[..., Path]) -> None:

@@ -102,6 +102,10 @@ class CandidateStream(IterableDataset[Message]):
         """What of a pass fills no buffer, with reason `tail` (quarantined rows keep theirs) and no images."""
         join = Join(self.table, JoinSettings(needs_il=False, keep_holdout=True))
         joined = join(self.plan(pass_index).tail())
+        try:
+            join.require_unchanged(set(joined.rows.shard.tolist()))  # a shard may have no other samples
+        finally:
+            join.close()
         joined.reason[joined.reason == CANDIDATE] = Reason.tail
         return self._candidates(Message(pass_index, self.plan(pass_index).buffers, -1, joined), None)
 

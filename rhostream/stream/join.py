@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -194,6 +195,18 @@ class Join:
             raise ShardError(f"shard {self._table.names[shard]} changed its size while it was read")
         self._readers[shard] = reader
         return reader
+
+    def require_unchanged(self, shards: Iterable[int]) -> None:
+        """That these shards, which nobody reads, are those that were indexed, by size and time or ETag.
+
+        A new time or ETag is followed by a look at the bytes. Raises MismatchError, NotFoundError.
+        """
+        known = {shard: self._part(shard).facts for shard in shards}
+        with ThreadPoolExecutor(il.REMOTE_THREADS) as pool:
+            today = pool.map(storage.identity, [self._table.shards[shard] for shard in known])
+            for (shard, facts), found in zip(known.items(), today, strict=True):
+                if (found.size, found.tag) != (facts.shard_size, facts.shard_tag):
+                    self.reader(shard)
 
     def _open(self, shard: int) -> Reader:
         url, name, facts = self._table.shards[shard], self._table.names[shard], self._part(shard).facts

@@ -7,10 +7,11 @@ Over several ranks each writes its own segments of the log; rank 0 writes everyt
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
@@ -22,7 +23,7 @@ from rhostream import checkpoint, storage
 from rhostream.checkpoint import Checkpoint
 from rhostream.cost import Cost
 from rhostream.crashpoints import crash_point
-from rhostream.errors import AlreadyExistsError, MismatchError, TableError, UsageError
+from rhostream.errors import AlreadyExistsError, Interrupted, MismatchError, RhostreamError, TableError, UsageError
 from rhostream.foreign import checked_run, read_object
 from rhostream.selection.ranks import Ranks
 from rhostream.tables.selections import LogWriter
@@ -56,6 +57,7 @@ class Run:
     cost: Cost = field(default_factory=Cost)
     counts: dict[str, int] = field(default_factory=dict)  # rows of the log by reason
     _committed: int = 0  # the step of the newest checkpoint
+    _made: bool = False  # run.json is of this process
     _retried: dict[str, dict[str, int]] = field(default_factory=storage.retried)  # before this attempt
     _log: list[dict[str, Any]] = field(default_factory=list)
     _steps: list[dict[str, Any]] = field(default_factory=list)
@@ -85,6 +87,7 @@ class Run:
         try:
             storage.create(storage.join(self.url, "run.json"),
                            json.dumps(body, indent=1, sort_keys=True, default=str).encode())
+            self._made = True
         except AlreadyExistsError:
             # A run that was started before ranks could differ chose among the whole buffer.
             old = {"selection": "global", **recorded(self.url).get("fingerprints", {})}
@@ -93,7 +96,23 @@ class Run:
                 checkpoint.require_same(old, same, f"run {storage.redact(self.url)}")
             except MismatchError as exc:
                 _note_shards(exc, recorded(self.url).get("shards", []), record["shards"])
+                if not checkpoint.committed(self.url):
+                    exc.add_note("nothing of that run was committed: unless it is running, its folder can be deleted")
                 raise
+
+    @contextlib.contextmanager
+    def beginning(self) -> Iterator[None]:
+        """A run that is refused before its first commit leaves no settings behind, which a mended table, say, would
+        then have to agree with."""
+        try:
+            yield
+        except Interrupted:
+            raise
+        except RhostreamError:
+            alone = checkpoint.newest_attempt(self.url) == self.attempt
+            if self._made and alone and not checkpoint.committed(self.url):
+                storage.delete(storage.join(self.url, "run.json"))
+            raise
 
     def _require_shared(self) -> None:
         if self.ranks.alone:

@@ -146,7 +146,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         _restore(run, found, trainer)
     if attempt.step < last_step:
         attempt.claim()
-        with threads_in_use(threads):
+        with threads_in_use(threads), attempt.beginning():
             trainer.loop()
     counts = dict(ranks.from_first(attempt.counts))
     accuracy = trainer.evaluation.accuracy if trainer.evaluation else None

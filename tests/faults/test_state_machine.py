@@ -85,7 +85,7 @@ class Folder(RuleBasedStateMachine):
         self.place.mkdir()
         self.content: dict[str, int] = {}
         self.parts: dict[str, int] = {}  # name -> content that was scored
-        self.damaged: set[str] = set()  # parts whose rows are no longer those that were written
+        self.damaged: dict[str, bytes] = {}  # parts that no longer read as they were written, and how they were
         self.clock, self.trained = 1_700_000_000, 0
 
     def teardown(self) -> None:
@@ -105,7 +105,8 @@ class Folder(RuleBasedStateMachine):
     @property
     def sound(self) -> bool:
         """Whether every shard has a part, of its bytes and undamaged."""
-        return not self.damaged & set(self.content) and all(self.parts.get(n) == c for n, c in self.content.items())
+        fresh = all(self.parts.get(name) == content for name, content in self.content.items())
+        return fresh and self.damaged.keys().isdisjoint(self.content)
 
     def options(self, verb: str) -> dict[str, Any]:
         roots = {"r": str(self.place)}
@@ -120,7 +121,7 @@ class Folder(RuleBasedStateMachine):
         """Which parts are there now; a new one must be of the shard's bytes, so says the invariant."""
         there = {name for name in NAMES if self.part(name).exists()}
         self.parts = {name: self.parts.get(name, self.content.get(name, -1)) for name in there}
-        self.damaged &= there
+        self.damaged = {name: whole for name, whole in self.damaged.items() if name in there}
 
     # What happens to shards.
 
@@ -167,8 +168,9 @@ class Folder(RuleBasedStateMachine):
             self.look()
             return
         part.write_bytes(whole[:at] if how == "cut" else whole[:at] + bytes([whole[at] ^ 64]) + whole[at + 1 :])
-        if name not in self.damaged and not self.reads_as_before(part, whole):
-            self.damaged.add(name)
+        whole = self.damaged.pop(name, whole)  # the same bit twice is no damage
+        if not self.reads_as_before(part, whole):
+            self.damaged[name] = whole
 
     def reads_as_before(self, part: Path, whole: bytes) -> bool:
         """A bit of a file may mean nothing."""
@@ -224,7 +226,7 @@ class Folder(RuleBasedStateMachine):
     def all_is_mended_and_trained(self) -> None:
         """Whatever happened: who follows the messages comes to a log of everything, in a few commands."""
         for _ in range(8):
-            if not self.damaged.isdisjoint(self.content):
+            if not self.damaged.keys().isdisjoint(self.content):
                 self.repair()
             self.compute_il()
             if (error := self.train()) is None:
@@ -275,15 +277,25 @@ class Folder(RuleBasedStateMachine):
     @precondition(lambda self: (self.root / "t" / "_table.json").exists())
     @rule()
     def repair(self) -> None:
-        before = set(self.damaged)
-        found = CliRunner().invoke(cli, ["verify", self.table, "--repair"])
+        before, command = set(self.damaged), ["verify", self.table, "--repair"]
+        found = CliRunner().invoke(cli, command)
+        if isinstance(found.exception, UsageError):
+            # Parts are bad of shards that are gone: as it says, the shards that are there are named.
+            assert before - set(self.content) and not self.rereads(before), found.exception
+            if not self.content:
+                return
+            found = CliRunner().invoke(cli, [*command, "--shards", *self.shards, "--root", f"r={self.place}"])
         assert found.exit_code in (0, 3) and (found.exit_code == 3 or not before or not verify(self.table)["problems"])
-        for name in before:
-            if self.part(name).exists() and not any(f"{name}.parquet" in p for p in verify(self.table)["problems"]):
-                self.damaged.discard(name)
+        for name in self.rereads(before):
+            if self.part(name).exists():
+                self.damaged.pop(name)
                 self.parts[name] = self.content[name]  # made again, of the bytes that are there
         self.look()
         self.done["repair"] += 1
+
+    def rereads(self, names: set[str]) -> set[str]:
+        """Which of these parts are sound now."""
+        return {n for n in names if not any(f"{n}.parquet" in p for p in verify(self.table)["problems"])}
 
     @invariant()
     def parts_are_the_truth_of_their_content(self) -> None:
@@ -307,7 +319,7 @@ def explore(rig: Rig, folder: Path, examples: int, steps: int) -> None:
         os.sched_setaffinity(0, cores)
     tally.say(f"state machine: {examples} histories of up to {steps} steps: "
               + ", ".join(f"{n} {what}" for what, n in sorted(Folder.done.items())))
-    assert Folder.done["train"] and Folder.done["killed"] and Folder.done["train refused"] and Folder.done["verify"]
+    assert all(Folder.done[what] for what in ("train", "killed", "verify", "repair"))
 
 
 def test_whatever_happens_nothing_is_lost_doubled_or_used_in_silence(rig: Rig, tmp_path: Path) -> None:
@@ -317,3 +329,4 @@ def test_whatever_happens_nothing_is_lost_doubled_or_used_in_silence(rig: Rig, t
 @pytest.mark.slow
 def test_whatever_happens_in_many_long_histories(rig: Rig, tmp_path: Path) -> None:
     explore(rig, tmp_path, 30, 24)
+    assert Folder.done["train refused"]
