@@ -6,6 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+
+import rhostream
+from rhostream.models import build
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -23,6 +27,18 @@ def test_the_users_own_loop_runs_and_has_at_most_twelve_lines(world: Path, monke
     names: dict[str, object] = {}
     exec(text.replace("784", "256").replace("buffer_size=320", "buffer_size=100"), names)
     assert len(names["kept"]) == 32 and names["loss"].item() < 2.4
+
+
+def test_the_loop_of_the_page_on_rules_runs(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "rules.md").read_text()
+    (text,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "load_live" in block]
+    monkeypatch.chdir(world)
+    names: dict[str, object] = {"rhostream": rhostream, "torch": torch,
+                                "model": build("mlp-64", image_size=16, channels=1, classes=4)}
+    exec(text, names)
+    for candidates in names["loader"]:
+        kept = names["selector"](candidates)
+        assert len(kept) == 32 and kept.live_scored == 320 and kept.live_trained == 32
 
 
 def test_every_command_in_the_readme_exists() -> None:

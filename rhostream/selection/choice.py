@@ -156,14 +156,14 @@ def without_duplicates(order: Ints, view: npt.NDArray[np.float32], threshold: fl
 
     Once `enough` are found, what remains is only held against these.
     """
-    left, found = np.zeros(len(order), bool), 0
+    left, found, seen = np.zeros(len(order), bool), 0, view[order]
     for at in range(len(order)):  # the better ones come first: who is left out leaves nobody out
         if left[at]:
             continue
         if found == enough:
             break
         found += 1
-        left[at + 1 :] |= view[order[at + 1 :]] @ view[order[at]] >= threshold - 1e-5
+        left[at + 1 :] |= seen[at + 1 :] @ seen[at] >= threshold - 1e-5
     return order[~left], order[left]
 
 

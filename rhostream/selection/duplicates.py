@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-SIDE = 16  # pixels; what re-encoding, a resize or a small shift leave alike
+SIDE = 8  # pixels: of 32x32 photographs twice as many find three times as few copies that are shifted by one pixel
 
 
 def grey_views(image: Tensor) -> Tensor:

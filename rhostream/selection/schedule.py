@@ -38,6 +38,11 @@ class Schedule:
         share = next((share for start, share in reversed(self.ratios) if start <= step), None)
         return batch_size if share is None else max(1, round(share * buffer_size))
 
+    def sizes(self, batch_size: int, buffer_size: int) -> list[int]:
+        """Every n_b that occurs, in the order of the steps."""
+        starts = {0, *(start for start, _ in self.ratios)}
+        return list(dict.fromkeys(self.kept(step, batch_size, buffer_size) for step in sorted(starts)))
+
     @property
     def has_uniform_steps(self) -> bool:
         return self.warm_up > 0 or self.stop_after is not None or self.uniform_every is not None

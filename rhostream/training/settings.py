@@ -113,13 +113,18 @@ class Settings:
         find_loss(self.loss)
         rule, options = self.found_rule, self.options
         options.check(rule, shortlist=self.shortlist is not None, live=True)
-        if options.quota is not None:
-            options.quota.check(self.batch_size, self.classes)
+        self.check_quota(self.classes)
         if not rule.live and (self.il_model is not None or self.il_code is not None):
             raise UsageError("--il-model and --il-code are the IL model that learns along, which the rule "
                              f"{rule.name} has none of; they go with --rule rho_updated")
         if not 0 < self.il_lr_scale < math.inf:
             raise UsageError(f"--il-lr-scale {self.il_lr_scale:g}: expected a number above 0")
+
+    def check_quota(self, classes: int | None) -> None:
+        """Raise UsageError for a class quota that a batch of some step can't have, as far as `classes` are known."""
+        if (quota := self.options.quota) is not None:
+            for n in self.options.schedule.sizes(self.batch_size, self.buffer_size):
+                quota.check(n, classes)
 
     @property
     def options(self) -> Options:

@@ -227,7 +227,7 @@ def _require_quota(settings: Settings, table: Table, classes: int) -> None:
     quota = settings.options.quota
     if quota is None:
         return
-    quota.check(settings.batch_size, classes)
+    settings.check_quota(classes)
     if quota.kind == "balanced":
         found = np.zeros(classes, np.int64)
         for name in table.names:
