@@ -80,6 +80,9 @@ def test_the_whole_journey_from_shards_to_a_report(world: Path, tmp_path: Path) 
     (("index", "--shards", "x.tar", "--out", "/proc/never"), "can't write"),
     (("index", "--shards", "x.tar", "--out", "y", "--keep", "a:complex"), "expected FIELD:TYPE"),
     (("train", "--shardz", "x"), "--shards"),
+    (("train", "--shards", "x", "--il", "x", "--run", "y", "--rule", "grad_nrm"), "did you mean 'grad_norm'"),
+    (("train", "--shards", "x", "--il", "x", "--run", "y", "--ratio", "1.5"), "at most 1"),
+    (("train", "--shards", "x", "--il", "x", "--run", "y", "--gumbell", "1"), "--gumbel"),
 ])
 def test_mistakes_are_one_sentence_and_exit_code_two(arguments: tuple[str, ...], says: str) -> None:
     _, err = run(*arguments, code=2)
