@@ -85,6 +85,9 @@ def test_the_whole_journey_from_shards_to_a_report(world: Path, tmp_path: Path) 
     (("fit-il", "--shards", "x.tar", "--out", "y", "--min-accuracy", "70"), "between 0 and 1"),
     (("compute-il", "--shards", "x.tar", "--il-model", "a", "b", "--out", "y"), "2 IL models and 1 tables"),
     (("compute-il", "--shards", "x.tar", "--il-model", "a", "--out", "y", "--il-dtype", "float8"), "float16"),
+    (("train", "--shards", "x", "--il", "x", "--run", "y", "--rule", "grad_nrm"), "did you mean 'grad_norm'"),
+    (("train", "--shards", "x", "--il", "x", "--run", "y", "--ratio", "1.5"), "at most 1"),
+    (("train", "--shards", "x", "--il", "x", "--run", "y", "--gumbell", "1"), "--gumbel"),
 ])
 def test_mistakes_are_one_sentence_and_exit_code_two(arguments: tuple[str, ...], says: str) -> None:
     _, err = run(*arguments, code=2)

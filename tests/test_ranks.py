@@ -66,7 +66,10 @@ def runs(settings: dict[str, Any]) -> Path:
                 for name in ("one", "two"))
     each = {**settings, "selection": "rank", "steps": 5}
     ranks.together(folder, ranks.train, 1, one)
+    drawn = {**settings, "rule": "bald", "model": "tests.tiny:dropping", "mc_draws": 2, "steps": 3}
     ranks.together(folder, ranks.train, 2, [*two, {**each, "run": str(folder / "each")},
+                                            {**drawn, "run": str(folder / "drawn")},
+                                            {**each, "run": str(folder / "each-importance"), "rule": "grad_norm_is"},
                                             {**each, "run": str(folder / "each-uniform"), "rule": "uniform"}])
     return folder
 
@@ -98,6 +101,26 @@ def test_two_ranks_shadow_what_one_shadows(runs: Path, kind: str) -> None:
     assert found[0].drop_columns("score").equals(found[1].drop_columns("score")) and len(found[0]) > 0
     scores = [np.array(table["score"].fill_null(0).to_numpy()) for table in found]
     np.testing.assert_allclose(*scores, atol=1e-4)
+
+
+def test_ranks_draw_dropout_of_their_own_and_make_one_choice(runs: Path) -> None:
+    latest = checkpoint.latest(str(runs / "drawn"))
+    assert latest.counts == {"kept": 3 * 8, "below": 3 * 32} and latest.cost["scored"] == 2 * 3 * 40
+    for rows in ranks.decisions(runs / "drawn").values():
+        scores = sorted(score for _, score, _ in rows.values())
+        assert len(set(scores)) == 40 and {s for kept, s, _ in rows.values() if kept} == set(scores[-8:])
+
+
+def test_ranks_that_sample_alone_weigh_by_their_own_candidates(runs: Path) -> None:
+    latest = checkpoint.latest(str(runs / "each-importance"))
+    for rank in range(2):
+        mine = [s for s in latest.log if f"/rank={rank}/" in s["path"]]
+        rows = rhostream.tables.selections.read(str(runs / "each-importance"), mine).to_pylist()
+        for step in range(5):
+            own = [r for r in rows if r["step"] == step]
+            total = sum(r["score"] for r in own)
+            draws = [r["weight"] * len(own) * r["score"] / total for r in own if r["kept"]]
+            assert len(own) == 20 and sum(draws) == pytest.approx(4, abs=1e-3)
 
 
 def test_ranks_that_choose_alone_can_not_share_what_a_rule_learns(settings: dict[str, Any], tmp_path: Path) -> None:
