@@ -1,0 +1,116 @@
+"""The runs of an experiment, several at a time, each in an rhostream run folder: what is finished is not done again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import rhostream
+from jobs.reproduce.prepare import make_shards, model_of, quiet, shards_of, table_of, to_make
+from jobs.reproduce.settings import Arm
+from rhostream.errors import NonFiniteError, UsageError
+
+Say = Callable[[str], None]
+DONE = "complete"
+
+
+@dataclass(frozen=True)
+class Training:
+    """One arm with one seed; a value, so that another process can do it."""
+
+    arm: Arm
+    seed: int
+    out: str
+    workers: int = 0
+
+    @property
+    def folder(self) -> str:
+        """The run's folder."""
+        return str(Path(self.out, "runs", self.arm.folder(self.seed)))
+
+    def __call__(self) -> tuple[str, float]:
+        """Train it (again: resume it); returns (DONE or why it ended, seconds)."""
+        quiet()
+        start, arm = time.monotonic(), self.arm
+        files: dict[str, Any] = {}
+        if "il_model" in arm.needs:
+            files["il_model"] = model_of(self.out, arm.world, arm.il)
+        if "svp" in arm.needs:
+            files["keep_list"] = keep_list(self.out, arm)
+        try:
+            rhostream.train(
+                [shards_of(self.out, arm.world.train)], table_of(self.out, arm.world, arm.il), self.folder,
+                test_shards=[shards_of(self.out, arm.world.test)], seed=self.seed, steps=arm.steps,
+                eval_every=arm.eval_every, workers=self.workers, threads=_threads(),
+                **files, **arm.settings)  # fmt: skip
+        except NonFiniteError as exc:  # a result: this setting diverges
+            return f"diverged: {exc}", time.monotonic() - start
+        return DONE, time.monotonic() - start
+
+
+def _threads() -> int | None:
+    import torch
+
+    return None if torch.cuda.is_available() else 1
+
+
+def keep_list(out: str, arm: Arm) -> str:
+    """Where the keep-list of an arm's selection via proxy lies."""
+    return str(Path(out, "svp", f"{arm.world.il_folder(arm.il)}.parquet"))
+
+
+def make_keep_list(out: str, arm: Arm) -> None:
+    """Run `jobs.svp` for the arm's world, unless its list is there."""
+    target = Path(keep_list(out, arm))
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made = subprocess.run(
+        [sys.executable, "-m", "jobs.svp", "--shards", shards_of(out, arm.world.train), "--il",
+         table_of(out, arm.world, arm.il), "--out", str(target), "--model", arm.settings["model"]],
+        capture_output=True, text=True)  # fmt: skip
+    if made.returncode:
+        said = (made.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UsageError(f"python -m jobs.svp failed: {said}")
+
+
+def run_all(arms: Sequence[Arm], seeds: int, out: str, *, jobs: int, workers: int, sources: Mapping[str, str],
+            say: Say) -> dict[tuple[str, int], str]:
+    """Make what the arms need and train each with every seed; returns (arm's label, seed) -> DONE or why it ended.
+
+    Raises what shards.make, fit_il, compute_il and train raise, but for a run that diverges.
+    """
+    shards, tables = to_make(out, list(arms))
+    for one in shards:
+        if make_shards(out, one, sources):
+            say(f"shards {' '.join(one.arguments)}")
+    states: dict[tuple[str, int], str] = {}
+    # Not forked: a child of a process whose threads have computed waits for them for ever.
+    with ProcessPoolExecutor(jobs, get_context("forkserver")) as pool:
+        for made in _each(pool, tables):
+            say(made.result())
+        for arm in arms:
+            if "svp" in arm.needs:
+                make_keep_list(out, arm)
+        trainings = [Training(arm, seed, out, workers) for seed in range(seeds) for arm in arms]
+        futures = {pool.submit(training): training for training in trainings}
+        try:
+            for number, future in enumerate(as_completed(futures), 1):
+                training, (state, seconds) = futures[future], future.result()
+                states[training.arm.label, training.seed] = state
+                say(f"{number}/{len(futures)} {training.arm.label}, seed {training.seed}: {state} ({seconds:.0f} s)")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # what runs commits its checkpoint and ends
+            raise
+    return states
+
+
+def _each(pool: ProcessPoolExecutor, work: Sequence[Callable[[], Any]]) -> list[Future[Any]]:
+    return [pool.submit(one) for one in work]
