@@ -33,8 +33,8 @@ class Curve:
 
 
 _CURVE = """
-SELECT step + 1 AS step, test_accuracy, test_loss, list_min(list_filter(class_accuracy, lambda a: isfinite(a))) AS worst,
-       forward_units
+SELECT step + 1 AS step, test_accuracy, test_loss, forward_units,
+       list_min(list_filter(class_accuracy, lambda a: isfinite(a))) AS worst
 FROM steps WHERE test_accuracy IS NOT NULL AND step < $budget AND (step + 1) % $every = 0 ORDER BY step
 """
 _SECONDS = "SELECT sum(seconds) AS seconds FROM steps WHERE step < $budget"
