@@ -198,6 +198,20 @@ def test_speed_ups_and_targets_are_seed_by_seed_and_say_nr() -> None:
     assert equal.difference is not None and equal.difference.values[0] == pytest.approx(0.4 - 0.9)
 
 
+def test_the_share_of_rhos_gain_is_a_ratio_of_means_and_its_cost_one_of_units() -> None:
+    arms = [_arm("uniform", baselines=()), _arm("rho"), _arm("cheap", baselines=("rho", "uniform"))]
+    curves = {"w: uniform": {0: _curve([0.5] * 9), 1: _curve([0.6] * 9)},
+              "w: rho": {0: _curve([0.7] * 9, 416.0), 1: _curve([0.7] * 9, 416.0)},
+              "w: cheap": {0: _curve([0.7] * 9, 208.0), 1: _curve([0.65] * 9, 208.0)}}  # fmt: skip
+    found = {one.metric: one for one in compare(Scale(says="", arms=arms, seeds=2), curves) if one.arm == "cheap"}
+    gain, cost = found["share of rho's gain over uniform"], found["share of rho's cost a step"]
+    assert gain.values == pytest.approx((1.0, 0.5)) and gain.middle == pytest.approx(0.25 / 0.3)
+    assert cost.middle == pytest.approx(0.5)
+    claims = [Claim(says="", paper="", world="w", arm="cheap", metric="share of rho's gain", beyond=0.95),
+              Claim(says="", paper="", world="w", arm="cheap", metric="share of rho's cost", beyond=0.55, less=True)]
+    assert [verdict(one, list(found.values()))[1] for one in claims] == ["other direction", "same direction"]
+
+
 def test_a_verdict_needs_the_interval_and_a_target_that_is_missed_is_the_other_direction() -> None:
     arms = [_arm("uniform", baselines=()), _arm("rho")]
     scale = Scale(says="", arms=arms, seeds=3)

@@ -49,6 +49,8 @@ def compare(scale: Scale, curves: Curves, shares: Sequence[str] = ()) -> list[Co
             found += [_difference(arm, other, SAYS[name], {s: c.shares[name] for s, c in mine.items()},
                                   {s: c.shares.get(name, math.nan) for s, c in theirs.items()}, judged=False)
                       for name in shares]  # fmt: skip
+        if [other.name for other, _ in others if other] == ["rho", "uniform"]:
+            found += _of_rho(arm, mine, others[0][1], others[1][1])
     return [one for one in found if one.values]  # nothing is known of a share that no run logged
 
 
@@ -84,6 +86,25 @@ def _difference(arm: Arm, other: Arm | None, metric: str, mine: Mapping[int, flo
     values = [mine[seed] for seed in seeds]
     return Comparison(arm.world.name, arm.name, other.name if other else None, metric, tuple(seeds), tuple(values),
                       interval(values)[0], pair, claim(pair) if pair and judged else "", arm.steps)  # fmt: skip
+
+
+def _of_rho(arm: Arm, mine: Mapping[int, Curve], rho: Mapping[int, Curve],
+            uniform: Mapping[int, Curve]) -> list[Comparison]:
+    """How much of rho's gain over uniform an arm keeps, at which share of rho's cost a step.
+
+    The middle is a ratio of means: seeds where rho gains next to nothing would rule a mean of ratios.
+    """
+    seeds = sorted(mine.keys() & rho.keys() & uniform.keys())
+    ours = [mine[s].final - uniform[s].final for s in seeds]
+    gain = [rho[s].final - uniform[s].final for s in seeds]
+    costs = [mine[s].units[-1] / mine[s].steps[-1] / (rho[s].units[-1] / rho[s].steps[-1]) for s in seeds]
+    told: Mapping[str, tuple[list[float | None], float | None]] = {
+        "share of rho's gain over uniform": (ratios(ours, gain) if all(gain) else [],
+                                             sum(ours) / sum(gain) if sum(gain) > 0 else None),
+        "share of rho's cost a step": (list(costs), interval(costs)[0]),
+    }  # fmt: skip
+    return [Comparison(arm.world.name, arm.name, None, metric, tuple(seeds), tuple(values), middle, budget=arm.steps)
+            for metric, (values, middle) in told.items()]
 
 
 def _targets(arm: Arm, mine: Mapping[int, Curve], scale: Scale) -> list[Comparison]:
@@ -135,9 +156,9 @@ def verdict(claim: Claim, found: Sequence[Comparison]) -> tuple[Comparison | Non
     if not mine:
         return None, "not measured"
     one = mine[0]
-    if one.metric.startswith(("steps", "times", "forward")):
+    if one.metric.startswith(("steps", "times", "forward", "share of rho")):
         if one.middle is None:
-            return one, "other direction: not reached" if not claim.less else "same direction: never reached"
+            return one, "other direction: none" if not claim.less else "same direction: none"
         ours: float = one.middle - claim.beyond
     elif one.difference is None:
         return one, "not measured"
