@@ -19,7 +19,7 @@ from jobs.reproduce.available import missing
 from jobs.reproduce.compare import Comparison, compare, line, verdict
 from jobs.reproduce.execute import DONE, Training, run_all
 from jobs.reproduce.figures import draw
-from jobs.reproduce.measure import Curve, measure
+from jobs.reproduce.measure import EARLY, Curve, measure
 from jobs.reproduce.results import claim_rows, comparison_rows, evaluation_rows, setting_rows, stated, write
 from jobs.reproduce.settings import Claim, Experiment, Scale
 from rhostream.errors import RhostreamError, UsageError
@@ -70,21 +70,21 @@ def measured(experiment: Experiment, scale: Scale, states: Mapping[tuple[str, in
              out: str) -> dict[str, dict[int, Curve]]:
     """The curves of all runs that completed, by arm and seed.
 
-    Of what was classified correctly already only the steps count in which a run was below the weakest arm's final
-    accuracy (the paper's Fig. 3, right): else the better arm would look the more redundant.
+    Of `EARLY` only the steps count in which a run was below the weakest arm's final accuracy (the paper's Fig. 3,
+    right): over whole runs the better arm looks the more redundant.
     """
     trainings = {(arm.label, seed): Training(arm, seed, out) for arm in scale.arms for label, seed in states
                  if label == arm.label and states[label, seed] == DONE}  # fmt: skip
     curves: dict[str, dict[int, Curve]] = {arm.label: {} for arm in scale.arms}
     for (label, seed), training in trainings.items():
         curves[label][seed] = measure(training, experiment.shares)
-    if "correct" in experiment.shares:
+    if EARLY in experiment.shares:
         for world in scale.worlds:
             mine = {key: t for key, t in trainings.items() if t.arm.world.name == world.name}
             weakest = min((curves[label][seed].final for label, seed in mine), default=math.nan)
             for (label, seed), training in mine.items():
                 until = _until(curves[label][seed], weakest)
-                curves[label][seed].shares["correct"] = measure(training, ["correct"], until).shares["correct"]
+                curves[label][seed].shares[EARLY] = measure(training, [EARLY], until).shares[EARLY]
     return curves
 
 

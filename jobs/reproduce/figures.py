@@ -94,7 +94,7 @@ def _worlds(scale: Scale, curves: Curves) -> list[str]:
 
 
 def curves(experiment: Experiment, scale: Scale, found: Curves, _: Sequence[Comparison], over: str = "steps") -> Any:
-    """Test accuracy over gradient steps, a panel a world."""
+    """Test accuracy over gradient steps, a panel a world; the legend says where each arm ends."""
     worlds = _worlds(scale, found)
     canvas, grid = panels(len(worlds))
     looks = look(list(dict.fromkeys(arm.name for arm in scale.arms)))
@@ -112,13 +112,14 @@ def curves(experiment: Experiment, scale: Scale, found: Curves, _: Sequence[Comp
             for each in means:
                 axes.plot(x, each, color=colour, alpha=0.3, linewidth=0.7)
             mean = np.mean(means, axis=0)
-            axes.plot(x, mean, color=colour, linestyle=dash, linewidth=2, label=arm.name)
+            axes.plot(x, mean, color=colour, linestyle=dash, linewidth=2, label=f"{arm.name}, {100 * mean[-1]:.1f} %")
             low, high = min(low, float(np.nanquantile(mean, 0.1))), max(high, float(np.nanmax(mean)))
         if high > low:
             axes.set_ylim(max(low, high - 0.35) - 0.01, high + 0.02)
         axes.set(title=world, xlabel="gradient steps" if over == "steps" else "forward units spent", xlim=(0, None))
         percent(axes.yaxis)
-        axes.legend(loc="lower right", fontsize=7)
+        # Below the panel, and with where each ends: the axis is cut to where most of the arms are.
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncol=2, fontsize=7)
     grid[0].set_ylabel(f"test accuracy (means of {WINDOW} evaluations)")
     return canvas
 
@@ -136,7 +137,7 @@ def shares(experiment: Experiment, scale: Scale, found: Curves, _: Sequence[Comp
             each = {arm.name: [c.shares[name] for c in found[arm.label].values() if np.isfinite(c.shares[name])]
                     for arm in _measured(scale, found, world)}  # fmt: skip
             each = {arm: values for arm, values in each.items() if values}
-            if len(each) > 1:
+            if len(each) > 1 and any(map(any, each.values())):  # without noise there is nothing to see
                 wanted.append((world, name, each))
     if not wanted:
         return None
@@ -175,7 +176,7 @@ def dots(experiment: Experiment, scale: Scale, found: Curves, compared: Sequence
         if missed:
             axes.text(edge, row, f"NR {missed}x" if missed > 1 else "NR", color=plots.RED, va="center", fontsize=8)
     axes.set_yticks(range(len(rows)), [f"{one.world}: {one.arm}" if many else one.arm for one in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.axvline(1, color=plots.GREY, linewidth=1, linestyle="--")
     axes.set(xscale="log", xlabel="times fewer steps to the baseline's best (a line: the median; NR: never reached it)",
              xlim=(edge / 1.15, max([*reached, 1.0]) * 1.3))  # fmt: skip
@@ -188,7 +189,7 @@ def dots(experiment: Experiment, scale: Scale, found: Curves, compared: Sequence
 def by_pass(experiment: Experiment, scale: Scale, found: Curves, _: Sequence[Comparison]) -> Any:
     """Shares of what was kept, pass by pass, a panel for each share and world (Fig. 7)."""
     wanted = [(world, name) for world in _worlds(scale, found) for name in experiment.shares
-              if any(np.isfinite(c.by_pass[name]).any() for arm in _measured(scale, found, world)
+              if any(np.nan_to_num(c.by_pass[name]).any() for arm in _measured(scale, found, world)
                      for c in found[arm.label].values())]  # fmt: skip
     if not wanted:
         return None
@@ -205,6 +206,7 @@ def by_pass(experiment: Experiment, scale: Scale, found: Curves, _: Sequence[Com
                     axes.plot(range(1, len(run) + 1), run, color=colour, alpha=0.3, linewidth=0.7)
                 axes.plot(range(1, n + 1), mean, color=colour, linestyle=dash, linewidth=2, label=arm.name)
         axes.set(title=world, xlabel="pass", ylabel=SAYS[name], ylim=(0, None))
+        axes.xaxis.get_major_locator().set_params(integer=True)
         if name != "il of clean":
             percent(axes.yaxis)
         axes.legend(fontsize=8)

@@ -9,6 +9,7 @@ import rhostream
 from jobs.reproduce.execute import Training
 from rhostream.audit.metrics import smooth
 
+EARLY = "correct early"
 WINDOW = 5  # evaluations that are averaged for bests, finals and targets
 
 
@@ -50,8 +51,10 @@ SHARES = {
                    "FROM selections JOIN samples USING (shard, ordinal) WHERE step < $budget AND score IS NOT NULL "
                    "GROUP BY pass ORDER BY pass",
 }  # fmt: skip
+SHARES[EARLY] = SHARES["correct"]
 SAYS = {
-    "noisy": "kept with a wrong label", "correct": "kept though classified correctly already",
+    "noisy": "kept with a wrong label", "correct": "kept though classified correctly",
+    EARLY: "kept though classified correctly, while below the weakest arm's end",
     "rare": "kept of the rarer half of the classes", "less relevant": "kept of less relevant classes",
     "il of clean": "mean il of candidates that are labelled right (nats)",
 }  # fmt: skip
