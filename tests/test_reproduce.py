@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import gzip
+import json
 import math
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.reproduce import paper, statistics, table1
+from jobs.reproduce import lag, paper, statistics, table1
+from jobs.reproduce.__main__ import main as suite_main
 from jobs.reproduce.available import missing
 from jobs.reproduce.command import Asked, reproduce, require_scales
-from jobs.reproduce.compare import compare, line, verdict
+from jobs.reproduce.compare import Comparison, compare, line, verdict
 from jobs.reproduce.figures import FIGURES
 from jobs.reproduce.measure import SHARES, Curve
 from jobs.reproduce.settings import IL, Arm, Claim, Experiment, Scale, Shards, World
@@ -324,21 +328,27 @@ def _tiny() -> Experiment:
             Arm(name="rho", train={"rule": "rho", **size}, **common),  # type: ignore[arg-type]
             Arm(name="missing", train={"rule": "no_such_rule", **size}, **common)]  # type: ignore[arg-type]
     scale = Scale(says="tiny", arms=arms, seeds=2, targets={"tiny": (0.2, 0.999)}, after={"tiny": (10, 20)})
-    return Experiment(name="tiny", title="A tiny experiment", where="nowhere", shares=("noisy", "correct", "correct early"),
+    return Experiment(name="tiny", title="A tiny experiment", where="nowhere",
+                      shares=("noisy", "correct", "correct early"),
                       scales={"quick": scale, "small": scale, "full": scale},
                       claims=[Claim(says="rho keeps fewer wrong labels", paper="-", world="tiny", arm="rho", less=True,
                                     metric="kept with a wrong label")])  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Asked, list[Comparison]]:
+    """The tiny experiment, run once."""
+    folder = tmp_path_factory.mktemp("reproduce")
+    _idx(folder / "files", "train", 1000, 0)
+    _idx(folder / "files", "t10k", 100, 1)
+    asked = Asked(jobs=1, out=str(folder / "out"), sources={"tiny": str(folder / "files")})
+    return asked, reproduce(_tiny(), asked)
+
+
 def test_an_experiment_runs_whole_says_what_is_missing_and_does_nothing_twice(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    done: tuple[Asked, list[Comparison]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _idx(tmp_path / "files", "train", 1000, 0)
-    _idx(tmp_path / "files", "t10k", 100, 1)
-    asked = Asked(jobs=1, out=str(tmp_path / "out"), sources={"tiny": str(tmp_path / "files")})
-    found = reproduce(_tiny(), asked)
-    said = capsys.readouterr()
-    assert "left out: tiny: missing: rule 'no_such_rule' is not available" in said.out
+    (asked, found), tmp_path = done, Path(done[0].out).parent
     noisy = {one.arm: one for one in found if one.metric == "kept with a wrong label"}
     assert 0.05 < (noisy["uniform"].middle or 0) < 0.35 and len(noisy["rho"].values) == 2
     path = tmp_path / "out" / "results" / "tiny-small.parquet"
@@ -358,9 +368,47 @@ def test_an_experiment_runs_whole_says_what_is_missing_and_does_nothing_twice(
     checkpoints = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p.is_file()
                    and "results" not in p.parts and "figures" not in p.parts}  # fmt: skip
     again = reproduce(_tiny(), asked)
+    assert "left out: tiny: missing: rule 'no_such_rule' is not available" in capsys.readouterr().out
     assert str(again) == str(found)  # as text: a NaN is not equal to itself
     assert {p: p.stat().st_mtime_ns for p in checkpoints} == checkpoints
     assert str(pq.read_table(path).to_pylist()) == str(rows)
+
+
+def test_a_longer_run_leaves_what_a_shorter_one_says_as_it_was(done: tuple[Asked, list[Comparison]]) -> None:
+    asked, found = done
+    longer = _tiny()
+    more = [replace(arm, steps=40) for arm in longer.scales["small"].arms]
+    longer = replace(longer, scales={"small": replace(longer.scales["small"], arms=more)})
+    assert {one.budget for one in reproduce(longer, asked)} == {40}
+    assert str(reproduce(_tiny(), asked)) == str(found)
+
+
+def test_stale_scores_begin_as_fresh_ones_and_part_with_the_second_step(
+    done: tuple[Asked, list[Comparison]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = done[0].out
+    of = {arm.name: arm for arm in _tiny().scales["small"].arms}["rho"]
+    runs = {}
+    for name in ("fresh", "1 step old", "1 step old picks 2 n_b, then fresh"):
+        loop = lag.Loop(replace(of, name=name, steps=4, eval_every=1), 0, out)
+        assert loop() == (name, 0)
+        runs[name] = json.loads(loop.path.read_text())
+    first = {name: run["loss"][0] for name, run in runs.items()}
+    assert len(set(first.values())) == 1  # before the first step all weights are as old as each other
+    assert runs["fresh"]["loss"][1:] != runs["1 step old"]["loss"][1:]
+    assert [run["units"][-1] for run in runs.values()] == [4 * (60 + 18.0), 4 * 18.0, 4 * (12 + 18.0)]
+    monkeypatch.setattr(lag, "_train", None)  # what is there is not done again
+    lag.Loop(replace(of, name="fresh", steps=4, eval_every=1), 0, out)()
+
+
+def test_the_suite_names_the_nearest_experiment_and_lists_without_work(tmp_path: Path) -> None:
+    failed = CliRunner().invoke(suite_main, ["--only", "tabel2"])
+    assert failed.exit_code == 2 and "did you mean 'table2'" in failed.output
+    told = CliRunner().invoke(suite_main, ["--only", "figure8", "--list", "--out", str(tmp_path / "out")])
+    assert told.exit_code == 0 and "rho, 20 %: 1,000 steps (5 passes), buffer_size=160" in told.output
+    assert not (tmp_path / "out").exists()
+    odd = CliRunner().invoke(suite_main, ["--source", "cifar10"])
+    assert odd.exit_code == 2 and "expected NAME=PATH" in odd.output
 
 
 def test_a_shards_recipe_that_fails_is_one_sentence(tmp_path: Path) -> None:
