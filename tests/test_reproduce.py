@@ -75,6 +75,9 @@ def test_a_target_that_was_not_reached_never_becomes_a_number() -> None:
     assert censored_median([3, 1, None, 2]) == 2.5
     assert censored_median([3, 1, None, None]) is None  # the middle two are 3 and NR
     assert censored_median([]) is None
+    assert censored_median([3, None, 4], more_is_better=True) == 3
+    assert censored_median([3, 2, 4, None], more_is_better=True) == 2.5
+    assert censored_median([3, None], more_is_better=True) is None
     assert ratios([10, 10, None], [5, None, 5]) == [2.0, None, None]
     assert statistics.shown(None) == "NR"
 

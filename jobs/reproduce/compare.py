@@ -126,13 +126,7 @@ def _speedup(arm: Arm, other: Arm, mine: Mapping[int, Curve], theirs: Mapping[in
     ups = ratios(own, ours)
     return Comparison(arm.world.name, arm.name, other.name,
                       f"times fewer steps to the best of the baseline's {other.steps}", tuple(seeds), tuple(ups),
-                      censored_median(ups) if None not in ups else _censored(ups), budget=arm.steps)  # fmt: skip
-
-
-def _censored(ups: Sequence[float | None]) -> float | None:
-    """The median of speed-ups: one that was not reached is a speed-up below all others, so steps are what is sorted."""
-    inverse = censored_median([None if up is None else 1 / up for up in ups])
-    return None if inverse is None else 1 / inverse
+                      censored_median(ups, more_is_better=True), budget=arm.steps)  # fmt: skip
 
 
 def _at_equal_cost(arm: Arm, other: Arm, mine: Mapping[int, Curve], theirs: Mapping[int, Curve]) -> Comparison:

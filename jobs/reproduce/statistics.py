@@ -78,16 +78,18 @@ def paired(ours: Floats, theirs: Floats, confidence: float = 0.95) -> Paired:
     return Paired(each, *interval(each, confidence))
 
 
-def censored_median(values: Sequence[float | None]) -> float | None:
-    """The median where None is larger than every number: None when the median itself was not reached, or of nothing.
+def censored_median(values: Sequence[float | None], *, more_is_better: bool = False) -> float | None:
+    """The median where None is worse than every number: None when the median itself was not reached, or of nothing.
 
-    Of an even number it is the mean of the middle two, and None when either of them is.
+    Worse is more, as for steps to a target, unless `more_is_better`, as for speed-ups. Of an even number it is the mean
+    of the middle two, and None when either of them is.
     """
-    ordered = sorted(math.inf if value is None else float(value) for value in values)
+    never = -math.inf if more_is_better else math.inf
+    ordered = sorted(never if value is None else float(value) for value in values)
     if not ordered:
         return None
     middle = ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]
-    return None if math.inf in middle else sum(middle) / len(middle)
+    return None if never in middle else sum(middle) / len(middle)
 
 
 def ratios(theirs: Sequence[float | None], ours: Sequence[float | None]) -> list[float | None]:
