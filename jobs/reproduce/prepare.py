@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import subprocess
@@ -41,6 +42,8 @@ def make_shards(out: str, shards: Shards, sources: Mapping[str, str]) -> bool:
     done = folder.with_suffix(".json")
     if done.exists():
         return False
+    if shards.source is None:
+        fetch_fashion_mnist()
     # The recipes are programs of the repository; a job stands on the library alone, so it calls them as one does.
     asked = [sys.executable, "-m", "shards.make", *shards.arguments, "--out", str(folder)]
     asked += [word for option, name in shards.files.items() for word in (option, sources[name])]
@@ -50,6 +53,15 @@ def make_shards(out: str, shards: Shards, sources: Mapping[str, str]) -> bool:
         raise UsageError(f"python -m shards.make {' '.join(shards.arguments)} failed: {said}")
     done.write_text(json.dumps({"arguments": shards.arguments, "summary": made.stdout.splitlines()}, indent=1))
     return True
+
+
+@functools.cache
+def fetch_fashion_mnist() -> None:
+    """Find or fetch the one set that needs no files of the user's. Raises UsageError."""
+    got = subprocess.run([sys.executable, "-m", "shards.fetch_fashion_mnist"], capture_output=True, text=True)
+    if got.returncode:
+        said = (got.stderr.strip().splitlines() or ["Fashion-MNIST can't be had"])[-1]
+        raise UsageError(said.removeprefix("error: "))
 
 
 @dataclass(frozen=True)
