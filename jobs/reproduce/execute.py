@@ -14,7 +14,7 @@ from typing import Any
 
 import rhostream
 from jobs.reproduce.prepare import make_shards, model_of, quiet, shards_of, table_of, to_make
-from jobs.reproduce.settings import Arm
+from jobs.reproduce.settings import Arm, digest
 from rhostream.errors import NonFiniteError, UsageError
 
 Say = Callable[[str], None]
@@ -63,22 +63,22 @@ def _threads() -> int | None:
 
 def keep_list(out: str, arm: Arm) -> str:
     """Where the keep-list of an arm's selection via proxy lies."""
-    return str(Path(out, "svp", f"{arm.world.il_folder(arm.il)}.parquet"))
+    return str(Path(out, "svp", f"{arm.world.il_folder(arm.il)}-{digest(arm.settings['model'])}", "keep.parquet"))
 
 
-def make_keep_list(out: str, arm: Arm) -> None:
-    """Run `jobs.svp` for the arm's world, unless its list is there."""
+def make_keep_list(out: str, arm: Arm) -> bool:
+    """Run `jobs.svp` with the target's network as proxy, unless the list is there. Raises UsageError."""
     target = Path(keep_list(out, arm))
     if target.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
+        return False
     made = subprocess.run(
         [sys.executable, "-m", "jobs.svp", "--shards", shards_of(out, arm.world.train), "--il",
-         table_of(out, arm.world, arm.il), "--out", str(target), "--model", arm.settings["model"]],
+         table_of(out, arm.world, arm.il), "--out", str(target.parent), "--model", arm.settings["model"]],
         capture_output=True, text=True)  # fmt: skip
     if made.returncode:
         said = (made.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise UsageError(f"python -m jobs.svp failed: {said}")
+    return True
 
 
 def run_all(arms: Sequence[Arm], seeds: int, out: str, *, jobs: int, workers: int, sources: Mapping[str, str],
@@ -97,8 +97,8 @@ def run_all(arms: Sequence[Arm], seeds: int, out: str, *, jobs: int, workers: in
         for made in _each(pool, tables):
             say(made.result())
         for arm in arms:
-            if "svp" in arm.needs:
-                make_keep_list(out, arm)
+            if "svp" in arm.needs and make_keep_list(out, arm):
+                say(f"keep-list of {arm.label}")
         trainings = [Training(arm, seed, out, workers) for seed in range(seeds) for arm in arms]
         futures = {pool.submit(training): training for training in trainings}
         try:
