@@ -166,6 +166,14 @@ def test_runs_are_known_by_their_content_and_more_steps_are_the_same_run() -> No
     assert len(set(folders)) == len(folders)
 
 
+def test_worlds_of_other_names_share_the_il_of_the_same_data() -> None:
+    other = replace(WORLD, name="elsewhere", test=Shards(("fashion-mnist", "--split", "test")))
+    assert other.il_folder("il") == WORLD.il_folder("il")
+    assert replace(_arm("rho"), world=other).folder(0) != _arm("rho").folder(0)
+    changed = replace(WORLD, ils={"il": IL(fit={"model": "mlp-64", "epochs": 9})})
+    assert changed.il_folder("il") != WORLD.il_folder("il")
+
+
 def test_a_cell_of_table_2_reads_as_it_is_printed() -> None:
     assert paper.printed("cifar10-noisy", "rho") == "27 / 49 epochs to 75 / 85 %"
     assert paper.printed("cifar10", "uniform") == "79 / NR epochs to 80 / 87.5 %"

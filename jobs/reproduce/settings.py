@@ -77,12 +77,13 @@ class World:
     keep: Options = field(default_factory=lambda: dict(FACTS))
 
     def il_folder(self, name: str) -> str:
-        """Below `<out>/il`. Raises UnknownNameError for an IL that the world doesn't have."""
+        """Below `<out>/il`, whatever the world is called. Raises UnknownNameError for an IL that it doesn't have."""
         if name not in self.ils:
             raise UnknownNameError.of(f"IL of {self.name}", name, self.ils)
         il = self.ils[name]
         asked = [self.train.arguments, dict(il.fit), il.holdout.arguments if il.holdout else None, dict(self.keep)]
-        return f"{self.name}-{name}-{digest(asked)}"
+        model = "".join(c if c.isalnum() or c in "-." else "_" for c in str(il.fit["model"]))
+        return f"{self.train.recipes[-1]}-{model}-{digest(asked)}"
 
 
 @dataclass(frozen=True, kw_only=True)
