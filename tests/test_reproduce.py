@@ -400,14 +400,15 @@ def test_stale_scores_begin_as_fresh_ones_and_part_with_the_second_step(
     out = done[0].out
     of = {arm.name: arm for arm in _tiny().scales["small"].arms}["rho"]
     runs = {}
-    for name in ("fresh", "1 step old", "1 step old picks 2 n_b, then fresh"):
+    for name in ("fresh", "1 step old", "1 step old picks 2 n_b, then fresh", "uniform"):
         loop = lag.Loop(replace(of, name=name, steps=4, eval_every=1), 0, out)
         assert loop() == (name, 0)
         runs[name] = json.loads(loop.path.read_text())
     first = {name: run["loss"][0] for name, run in runs.items()}
+    assert first.pop("uniform") not in first.values()
     assert len(set(first.values())) == 1  # before the first step all weights are as old as each other
     assert runs["fresh"]["loss"][1:] != runs["1 step old"]["loss"][1:]
-    assert [run["units"][-1] for run in runs.values()] == [4 * (60 + 18.0), 4 * 18.0, 4 * (12 + 18.0)]
+    assert [run["units"][-1] for run in runs.values()] == [4 * 78.0, 4 * 18.0, 4 * 30.0, 4 * 18.0]
     monkeypatch.setattr(lag, "_train", None)  # what is there is not done again
     lag.Loop(replace(of, name="fresh", steps=4, eval_every=1), 0, out)()
 

@@ -113,7 +113,7 @@ def finish(experiment: Experiment, asked: Asked, rows: list[dict[str, Any]], fou
 def claim_line(claim: Claim, found: Sequence[Comparison]) -> str:
     """Claim, the paper's number, ours, and whether they point the same way."""
     one, words = verdict(claim, found)
-    ours = "" if one is None else f"; ours ({claim.world}): {line(one).strip()}"
+    ours = "" if one is None else f"; ours ({claim.world}): {' '.join(line(one).split())}"
     return f"{claim.says}; paper: {claim.paper}{ours} -> {words}"
 
 

@@ -33,7 +33,8 @@ from jobs.reproduce.prepare import quiet, shards_of, table_of
 from jobs.reproduce.results import evaluation_rows, setting_rows, stated
 from jobs.reproduce.settings import Arm, Claim, Experiment, Scale, World
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, int]] = {
+    "uniform": {"lag": 0, "shortlist": 1},
     "fresh": {"lag": 0, "shortlist": 1},
     "1 step old": {"lag": 1, "shortlist": 1},
     "4 steps old": {"lag": 4, "shortlist": 1},
@@ -43,9 +44,14 @@ VARIANTS = {
 EVERY = 20
 
 
+def _rule(name: str) -> str:
+    return "uniform" if name == "uniform" else "rho"
+
+
 def _scale(steps: int, seeds: int, world: World = worlds.NOISE10) -> Scale:
     return Scale(says=f"Fashion-MNIST, {steps} steps", seeds=seeds, after={world.name: (100, 200, 500)}, arms=[
-        Arm(name=name, world=world, steps=steps, eval_every=EVERY, baselines=() if name == "fresh" else ("fresh",))
+        Arm(name=name, world=world, steps=steps, eval_every=EVERY, train={"rule": _rule(name)},
+            baselines={"uniform": (), "fresh": ("uniform",)}.get(name, ("fresh", "uniform")))
         for name in VARIANTS])  # fmt: skip
 
 
@@ -105,7 +111,7 @@ def _train(arm: Arm, seed: int, out: str) -> dict[str, Any]:
     model = build(arm.settings["model"], image_size=shape.image_size, channels=shape.channels, classes=10)
     stale = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
-    first = rhostream.Selector(stale, rule="rho", batch_size=n_b * how["shortlist"])
+    first = rhostream.Selector(stale, rule=_rule(arm.name), batch_size=n_b * how["shortlist"], seed=seed)
     behind: deque[dict[str, torch.Tensor]] = deque(maxlen=how["lag"] + 1)
     curve: dict[str, Any] = {"steps": [], "accuracy": [], "loss": [], "worst": [], "units": []}
     for step, candidates in enumerate(stream, 1):
@@ -124,7 +130,9 @@ def _train(arm: Arm, seed: int, out: str) -> dict[str, Any]:
         functional.cross_entropy(model(x), y).backward()
         optimizer.step()
         if step % arm.eval_every == 0:
-            fresh = n_B if how["lag"] == 0 else n_b * how["shortlist"] * (how["shortlist"] > 1)
+            fresh = n_b * how["shortlist"] if how["shortlist"] > 1 else 0
+            if arm.name == "fresh":
+                fresh = n_B
             _evaluate(model, *test, curve)
             curve["steps"].append(step)
             curve["units"].append(float(step * (fresh + 3 * n_b)))
