@@ -107,6 +107,9 @@ def finish(experiment: Experiment, asked: Asked, rows: list[dict[str, Any]], fou
         click.echo("\nThe paper's claims")
     for claim in experiment.claims:
         click.echo(f"  {claim_line(claim, found)}")
+    if experiment.claims:
+        same = sum(verdict(claim, found)[1].startswith("same") for claim in experiment.claims)
+        click.echo(f"  {same} of {len(experiment.claims)} point the same way")
     click.echo(f"\nresults  {path}")
 
 

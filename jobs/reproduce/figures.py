@@ -119,7 +119,7 @@ def curves(experiment: Experiment, scale: Scale, found: Curves, _: Sequence[Comp
         axes.set(title=world, xlabel="gradient steps" if over == "steps" else "forward units spent", xlim=(0, None))
         percent(axes.yaxis)
         # Below the panel, and with where each ends: the axis is cut to where most of the arms are.
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncol=2, fontsize=7)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncol=2, fontsize=7)
     grid[0].set_ylabel(f"test accuracy (means of {WINDOW} evaluations)")
     return canvas
 
