@@ -385,6 +385,7 @@ def test_an_experiment_runs_whole_says_what_is_missing_and_does_nothing_twice(
     assert str(pq.read_table(path).to_pylist()) == str(rows)
 
 
+@pytest.mark.slow
 def test_a_longer_run_leaves_what_a_shorter_one_says_as_it_was(done: tuple[Asked, list[Comparison]]) -> None:
     asked, found = done
     longer = _tiny()
