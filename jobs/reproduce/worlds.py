@@ -54,7 +54,7 @@ TAIL = ("--imbalance", "17")
 LONG_TAIL = _fashion_world(
     "long-tail", "classes from 17 to 1 in size, holdout and test alike (a stand-in for CIFAR100-Relevance)",
     fashion("none", None, *TAIL), test=fashion("none", None, *TAIL, limit=None, split="test"),
-    ils={"il": IL(fit=FIT, holdout=fashion("none", None, *TAIL, limit=HELD, skip=D))}, samples=11_500)  # fmt: skip
+    ils={"il": IL(fit=FIT, holdout=fashion("none", None, *TAIL, limit=HELD, skip=D))}, samples=11_300)  # fmt: skip
 
 
 def on_2000(world: World, **ils: IL) -> World:
