@@ -340,7 +340,7 @@ def _tiny() -> Experiment:
             Arm(name="missing", train={"rule": "no_such_rule", **size}, **common)]  # type: ignore[arg-type]
     scale = Scale(says="tiny", arms=arms, seeds=2, targets={"tiny": (0.2, 0.999)}, after={"tiny": (10, 20)})
     return Experiment(name="tiny", title="A tiny experiment", where="nowhere",
-                      shares=("noisy", "correct", "correct early"),
+                      shares=("noisy", "correct", "correct early", "less relevant"),
                       scales={"quick": scale, "small": scale, "full": scale},
                       claims=[Claim(says="rho keeps fewer wrong labels", paper="-", world="tiny", arm="rho", less=True,
                                     metric="kept with a wrong label")])  # fmt: skip

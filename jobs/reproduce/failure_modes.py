@@ -62,7 +62,7 @@ def _all(steps: int) -> list[Arm]:
         *_beside(replace(NOISE10, name="augmented"), steps, {}, augment="flip-shift"),
         *_beside(replace(NOISE10, name="high-ratio"), steps, {"rho, 80 %": {"buffer_size": 40}}, buffer_size=64),
         *_beside(STRONG_IL, steps, {}, model="mlp-64"),
-        *_beside(MEMORISED, steps, CAP),
+        *_beside(MEMORISED, steps, CAP, keep_holdout=True),  # all of D is the holdout
         *_beside(NOISE40_CROSS, steps, HOT),
     ]  # fmt: skip
 

@@ -205,9 +205,10 @@ def by_pass(experiment: Experiment, scale: Scale, found: Curves, _: Sequence[Com
                 for run in runs:
                     axes.plot(range(1, len(run) + 1), run, color=colour, alpha=0.3, linewidth=0.7)
                 axes.plot(range(1, n + 1), mean, color=colour, linestyle=dash, linewidth=2, label=arm.name)
-        axes.set(title=world, xlabel="pass", ylabel=SAYS[name], ylim=(0, None))
+        axes.set(title=world, xlabel="pass", ylabel=SAYS[name])
         axes.xaxis.get_major_locator().set_params(integer=True)
         if name != "il of clean":
+            axes.set_ylim(bottom=0)
             percent(axes.yaxis)
         axes.legend(fontsize=8)
     return canvas

@@ -52,6 +52,8 @@ SHARES = {
                    "GROUP BY pass ORDER BY pass",
 }  # fmt: skip
 SHARES[EARLY] = SHARES["correct"]
+# The field of the samples' json that a share needs; where the table doesn't keep it, nothing is known.
+NEEDS = {"noisy": "is_noisy", "rare": "true_label", "less relevant": "relevant", "il of clean": "is_noisy"}
 SAYS = {
     "noisy": "kept with a wrong label", "correct": "kept though classified correctly",
     EARLY: "kept though classified correctly, while below the weakest arm's end",
@@ -68,7 +70,8 @@ def measure(training: Training, shares: Sequence[str] = (), until: int | None = 
         rows = ledger.sql(_CURVE, {"budget": arm.steps, "every": arm.eval_every}).to_pydict()
         (seconds,) = ledger.sql(_SECONDS, {"budget": arm.steps}).to_pydict()["seconds"]
         (il_units,) = ledger.sql("SELECT il_units FROM runs").to_pydict()["il_units"]
-        kept = {name: ledger.sql(SHARES[name], budget).to_pylist() for name in shares}
+        kept = {name: ledger.sql(SHARES[name], budget).to_pylist() if NEEDS.get(name) in (None, *arm.world.keep) else []
+                for name in shares}  # fmt: skip
     return Curve(
         steps=rows["step"], accuracy=_floats(rows["test_accuracy"]), loss=_floats(rows["test_loss"]),
         worst=_floats(rows["worst"]), units=_floats(rows["forward_units"]), il_units=float(il_units or 0.0),
