@@ -302,11 +302,12 @@ def test_approximations_begin_alike_and_part_as_they_learn(monkeypatch: pytest.M
     for name, value in (("N_b", 6), ("MEMBERS", 2), ("TARGET", "mlp-64"), ("SMALL_IL", "tests.tiny:linear")):
         monkeypatch.setattr(table1, name, value)
     d, held = _points(240, 1), _points(60, 2)
-    found = {name: table1.scores(name, 0, d, held, 3) for name in ("0", "1a", "1b", "2", "3")}
+    found = {name: table1.scores(name, 0, d, held, 3) for name in table1.APPROXIMATIONS}
     assert all(s.shape == (3, 60) and np.isfinite(s).all() for s in found.values())
-    for name in ("1b", "2"):  # one target and one IL model to start from
+    for name in ("1b", "1b alone", "2"):  # one target and one IL model to start from
         np.testing.assert_array_equal(found[name][0], found["1a"][0])
     assert not np.array_equal(found["1b"][1], found["2"][1])  # 1b's IL has learned
+    assert not np.array_equal(found["1b"][1], found["1b alone"][1])
     assert not np.array_equal(found["3"][0], found["2"][0])  # a smaller IL model
     np.testing.assert_array_equal(table1.scores("2", 0, d, held, 3), found["2"])
 
