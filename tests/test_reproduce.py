@@ -386,6 +386,31 @@ def test_an_experiment_runs_whole_says_what_is_missing_and_does_nothing_twice(
     assert str(pq.read_table(path).to_pylist()) == str(rows)
 
 
+def test_table_1_is_made_of_the_scores_that_are_there(
+    done: tuple[Asked, list[Comparison]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, world = done[0], _tiny().scales["small"].worlds[0]
+    holdout = world.ils["il"].holdout
+    assert holdout is not None
+    setting = table1.Setting(world.train, holdout, 3, 2, "tiny")
+    monkeypatch.setattr(table1, "SETTINGS", {"small": setting})
+    rng = np.random.default_rng(0)
+    for seed in range(2):
+        exact = rng.normal(size=(3, 50)).astype(np.float32)
+        for worse, name in enumerate(table1.APPROXIMATIONS):
+            job = table1.Approximate(setting, name, seed, asked.out)
+            job.path.parent.mkdir(exist_ok=True)
+            np.save(job.path, exact + worse * rng.normal(size=exact.shape).astype(np.float32))
+    table1.reproduce(asked)
+    said = capsys.readouterr().out
+    assert "1a ranks more like 0 than 2 does; paper: 0.75 against 0.63; ours (table1): 1a Spearman" in said
+    rows = pq.read_table(Path(asked.out) / "results" / "table1-small.parquet").to_pylist()
+    means = {r["arm"]: r["middle"] for r in rows if r["kind"] == "comparison"}
+    assert means["1a"] > means["1b"] > means["2"] > 0.05 and means["1a"] == pytest.approx(0.7, abs=0.1)
+    assert len([r for r in rows if r["kind"] == "evaluation"]) == 5 * 2 * 3
+    assert (Path(asked.out) / "figures" / "table1-small.png").stat().st_size > 10_000
+
+
 @pytest.mark.slow
 def test_a_longer_run_leaves_what_a_shorter_one_says_as_it_was(done: tuple[Asked, list[Comparison]]) -> None:
     asked, found = done

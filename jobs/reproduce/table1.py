@@ -238,7 +238,7 @@ def _draw(each: dict[str, list[list[float]]]) -> Any:
             left.plot([at - 0.36, at + 0.36], [paper.TABLE1[name]] * 2, color=plots.ORANGE, linewidth=2,
                       label=None if at else "paper (QMNIST)")  # fmt: skip
         right.plot(range(1, len(runs[0]) + 1), np.mean(runs, axis=0), label=name, color=figures.SPARE[at],
-                   linestyle=figures.DASHES[at], linewidth=2)  # fmt: skip
+                   linestyle=figures.DASHES[at % len(figures.DASHES)], linewidth=2)  # fmt: skip
     left.set_xticks(range(len(each)), list(each))
     left.set(title="mean over the first epoch", ylabel="Spearman with approximation 0", ylim=(0, 1))
     left.legend(loc="upper right")
