@@ -14,7 +14,7 @@ from jobs.reproduce.settings import IL, Arm, Claim, Experiment, Scale, Shards, W
 from jobs.reproduce.worlds import CNN_FIT, RESNET
 
 PASS = 156  # steps of 320 in 50,000
-SMALL_FIT = {"model": "small-cnn", "epochs": 5, "augment": "shift-flip"}
+SMALL_FIT = {"model": "small-cnn", "epochs": 3, "augment": "shift-flip"}
 SMALL: dict[str, Any] = {"model": "small-cnn", "augment": "flip-shift"}
 
 
