@@ -5,7 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
+import signal
 import struct
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -448,6 +453,31 @@ def test_the_suite_names_the_nearest_experiment_and_lists_without_work(tmp_path:
     assert not (tmp_path / "out").exists()
     odd = CliRunner().invoke(suite_main, ["--source", "cifar10"])
     assert odd.exit_code == 2 and "expected NAME=PATH" in odd.output
+
+
+@pytest.mark.slow
+def test_processes_of_a_command_that_was_killed_end_too(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("import os, time\nfrom jobs.reproduce.execute import pool\nif __name__ == '__main__':\n"
+                       "    with pool(1) as processes:\n"
+                       "        print(processes.submit(os.getpid).result(), flush=True)\n"
+                       "        processes.submit(time.sleep, 1000).result()\n")  # fmt: skip
+    parent = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True,
+                              env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})  # fmt: skip
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    time.sleep(0.5)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    for _ in range(300):
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    raise AssertionError("the process of the pool outlived its command by 30 s")
 
 
 def test_a_shards_recipe_that_fails_is_one_sentence(tmp_path: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -55,6 +59,26 @@ class Training:
         return DONE, time.monotonic() - start
 
 
+def pool(jobs: int) -> ProcessPoolExecutor:
+    """So many processes for runs. When this one is killed they stop as for a signal: with a checkpoint, soon."""
+    # Not forked: a child of a process whose threads have computed waits for them for ever.
+    return ProcessPoolExecutor(jobs, get_context("forkserver"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    # A worker of the pool holds both ends of its queue, so it would wait for ever for work of a parent that is gone.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        while True:  # the first asks a run to stop, the next one finds the process waiting for more work
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(20)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _threads() -> int | None:
     import torch
 
@@ -92,25 +116,24 @@ def run_all(arms: Sequence[Arm], seeds: int, out: str, *, jobs: int, workers: in
         if make_shards(out, one, sources):
             say(f"shards {' '.join(one.arguments)}")
     states: dict[tuple[str, int], str] = {}
-    # Not forked: a child of a process whose threads have computed waits for them for ever.
-    with ProcessPoolExecutor(jobs, get_context("forkserver")) as pool:
-        for made in _each(pool, tables):
+    with pool(jobs) as processes:
+        for made in _each(processes, tables):
             say(made.result())
         for arm in arms:
             if "svp" in arm.needs and make_keep_list(out, arm):
                 say(f"keep-list of {arm.label}")
         trainings = [Training(arm, seed, out, workers) for seed in range(seeds) for arm in arms]
-        futures = {pool.submit(training): training for training in trainings}
+        futures = {processes.submit(training): training for training in trainings}
         try:
             for number, future in enumerate(as_completed(futures), 1):
                 training, (state, seconds) = futures[future], future.result()
                 states[training.arm.label, training.seed] = state
                 say(f"{number}/{len(futures)} {training.arm.label}, seed {training.seed}: {state} ({seconds:.0f} s)")
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # what runs commits its checkpoint and ends
+            processes.shutdown(wait=False, cancel_futures=True)  # what runs commits its checkpoint and ends
             raise
     return states
 
 
-def _each(pool: ProcessPoolExecutor, work: Sequence[Callable[[], Any]]) -> list[Future[Any]]:
-    return [pool.submit(one) for one in work]
+def _each(processes: ProcessPoolExecutor, work: Sequence[Callable[[], Any]]) -> list[Future[Any]]:
+    return [processes.submit(one) for one in work]

@@ -12,9 +12,7 @@ import json
 import os
 import time
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from jobs.reproduce import worlds
 from jobs.reproduce.available import missing
 from jobs.reproduce.command import Asked, finish, guarded, options
 from jobs.reproduce.compare import compare
-from jobs.reproduce.execute import run_all
+from jobs.reproduce.execute import pool, run_all
 from jobs.reproduce.figures import draw
 from jobs.reproduce.images import load_images
 from jobs.reproduce.measure import Curve
@@ -166,8 +164,8 @@ def reproduce(asked: Asked) -> None:
     run_all(scale.arms, 0, asked.out, jobs=asked.jobs, workers=0, sources=asked.sources,
             say=lambda text: click.echo(text, err=True))  # fmt: skip
     loops = [Loop(arm, seed, asked.out) for seed in range(seeds) for arm in scale.arms]
-    with ProcessPoolExecutor(asked.jobs, get_context("forkserver")) as pool:
-        for future in [pool.submit(loop) for loop in loops]:
+    with pool(asked.jobs) as processes:
+        for future in [processes.submit(loop) for loop in loops]:
             click.echo("{}, seed {}: complete".format(*future.result()), err=True)
     curves: dict[str, dict[int, Curve]] = {arm.label: {} for arm in scale.arms}
     for loop in loops:

@@ -23,9 +23,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +38,7 @@ from jobs.reproduce import figures, paper, worlds
 from jobs.reproduce.available import missing_files
 from jobs.reproduce.command import Asked, finish, guarded, options
 from jobs.reproduce.compare import Comparison
+from jobs.reproduce.execute import pool
 from jobs.reproduce.images import load_images
 from jobs.reproduce.prepare import make_shards, quiet, shards_of
 from jobs.reproduce.settings import Claim, Experiment, Shards
@@ -260,8 +259,8 @@ def reproduce(asked: Asked) -> None:
     for one in (setting.train, setting.holdout):
         make_shards(asked.out, one, asked.sources)
     jobs = [Approximate(setting, name, seed, asked.out) for seed in range(seeds) for name in APPROXIMATIONS]
-    with ProcessPoolExecutor(asked.jobs, get_context("forkserver")) as pool:
-        for future in [pool.submit(job) for job in jobs]:
+    with pool(asked.jobs) as processes:
+        for future in [processes.submit(job) for job in jobs]:
             click.echo(future.result(), err=True)
     found = {(job.approximation, job.seed): np.load(job.path) for job in jobs}
     each = {name: [correlations(found[name, s], found["0", s]) for s in range(seeds)] for name in APPROXIMATIONS[1:]}
