@@ -1,0 +1,26 @@
+"""All experiments, in the order in which a suite runs them: those that share runs stand together."""
+
+from __future__ import annotations
+
+from jobs.reproduce import (
+    cifar10n,
+    failure_modes,
+    figure2,
+    figure3,
+    figure6,
+    figure8,
+    figure9,
+    section6,
+    single_pass,
+    table2,
+    table3,
+    table4,
+    text,
+)
+from jobs.reproduce.settings import Experiment
+
+EXPERIMENTS: dict[str, Experiment] = {
+    module.EXPERIMENT.name: module.EXPERIMENT
+    for module in (table2, figure3, figure6, table3, table4, single_pass, figure8, section6, figure9, figure2,
+                   failure_modes, cifar10n, text)
+}  # fmt: skip
