@@ -105,8 +105,7 @@ def _train(arm: Arm, seed: int, out: str) -> dict[str, Any]:
                                    buffer_size=n_B, seed=seed, passes=None)  # fmt: skip
     test = load_images(out, shards_of(out, arm.world.test))
     torch.manual_seed(seed)
-    shape = stream.stream.preprocess
-    model = build(arm.settings["model"], image_size=shape.image_size, channels=shape.channels, classes=10)
+    model = build(arm.settings["model"], classes=10, **stream.stream.preprocess.model_arguments())
     stale = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
     first = rhostream.Selector(stale, rule=_rule(arm.name), batch_size=n_b * how["shortlist"], seed=seed)
