@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import rhostream
-from jobs.reproduce.prepare import make_shards, model_of, quiet, shards_of, table_of, to_make
+from jobs.reproduce.prepare import make_shards, model_of, own_threads, quiet, shards_of, table_of, to_make
 from jobs.reproduce.settings import Arm, digest
 from rhostream.errors import NonFiniteError, UsageError
 
@@ -52,7 +53,7 @@ class Training:
             rhostream.train(
                 [shards_of(self.out, arm.world.train)], table_of(self.out, arm.world, arm.il), self.folder,
                 test_shards=[shards_of(self.out, arm.world.test)], seed=self.seed, steps=arm.steps,
-                eval_every=arm.eval_every, workers=self.workers, threads=_threads(),
+                eval_every=arm.eval_every, workers=self.workers, threads=own_threads(),
                 **files, **arm.settings)  # fmt: skip
         except NonFiniteError as exc:  # a result: this setting diverges
             return f"diverged: {exc}", time.monotonic() - start
@@ -79,12 +80,6 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _threads() -> int | None:
-    import torch
-
-    return None if torch.cuda.is_available() else 1
-
-
 def keep_list(out: str, arm: Arm) -> str:
     """Where the keep-list of an arm's selection via proxy lies."""
     return str(Path(out, "svp", f"{arm.world.il_folder(arm.il)}-{digest(arm.settings['model'])}", "keep.parquet"))
@@ -98,7 +93,7 @@ def make_keep_list(out: str, arm: Arm) -> bool:
     made = subprocess.run(
         [sys.executable, "-m", "jobs.svp", "--shards", shards_of(out, arm.world.train), "--il",
          table_of(out, arm.world, arm.il), "--out", str(target.parent), "--model", arm.settings["model"]],
-        capture_output=True, text=True)  # fmt: skip
+        capture_output=True, text=True, env={"OMP_NUM_THREADS": "1", **os.environ})  # fmt: skip
     if made.returncode:
         said = (made.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise UsageError(f"python -m jobs.svp failed: {said}")
@@ -119,9 +114,9 @@ def run_all(arms: Sequence[Arm], seeds: int, out: str, *, jobs: int, workers: in
     with pool(jobs) as processes:
         for made in _each(processes, tables):
             say(made.result())
-        for arm in arms:
-            if "svp" in arm.needs and make_keep_list(out, arm):
-                say(f"keep-list of {arm.label}")
+        lists = {keep_list(out, arm): arm for arm in arms if "svp" in arm.needs}
+        for made in _each(processes, [partial(make_keep_list, out, arm) for arm in lists.values()]):
+            made.result()
         trainings = [Training(arm, seed, out, workers) for seed in range(seeds) for arm in arms]
         futures = {processes.submit(training): training for training in trainings}
         try:

@@ -75,6 +75,7 @@ class MakeIL:
     def __call__(self) -> str:
         """Returns what the model is worth, in one line."""
         quiet()
+        own_threads()
         asked, train = self.world.ils[self.il], [shards_of(self.out, self.world.train)]
         # Shards are known by name: with a named root order and folds are the same wherever the folder lies.
         roots = {"reproduce": str(Path(self.out).resolve())}
@@ -95,6 +96,16 @@ def to_make(out: str, arms: list[Arm]) -> tuple[list[Shards], list[MakeIL]]:
             shards[one.folder] = one
         tables[arm.world.il_folder(arm.il)] = MakeIL(out, arm.world, arm.il)
     return list(shards.values()), list(tables.values())
+
+
+def own_threads() -> int | None:
+    """The threads of a process that is one of several: one on a CPU, which is set; None (torch's own) with a GPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    torch.set_num_threads(1)
+    return 1
 
 
 def quiet() -> None:
