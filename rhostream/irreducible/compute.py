@@ -32,7 +32,7 @@ from rhostream.tables import il
 from rhostream.tables.il import TableInfo
 
 __all__ = ["compute_il", "compute_ils", "index", "parse_index"]
-PROBED = 16  # shards looked into for what the samples are
+PROBED = 4  # shards looked into for what the samples are
 
 
 def compute_il(shards: Iterable[str], il_model: str, out: str, *, workers: int = 0,
@@ -163,9 +163,10 @@ def _content_of(shards: Iterable[str], out: str, lenient: dict[str, Any]) -> str
     """
     if storage.exists(storage.join(out := storage.resolve(out), "_table.json")):
         return il.open_info(out).content
+    storage.probe_writable(out)  # before anything is read
     for shard in named(shards, None)[:PROBED]:
         with contextlib.suppress(ShardError, StorageError):
-            found = probe_shards([shard], decode=False, **lenient)
+            found = probe_shards([shard], decode=False, once=True, **lenient)
             if found is not None:
                 return found.content
     return "image"

@@ -51,9 +51,10 @@ class Scorer:
             image = chunk.image if len(rows) == n else chunk.image[torch.from_numpy(rows)]
             if isinstance(network, LanguageLoss):
                 self._language(network, image, rows, scored)
-                continue
-            loss, predicted = self._forward(network, image, torch.from_numpy(chunk.label[rows]))
-            scored.il[rows], scored.predicted[rows] = loss.cpu().numpy(), predicted.cpu().numpy()
+            else:
+                loss, predicted = self._forward(network, image, torch.from_numpy(chunk.label[rows]))
+                scored.il[rows], scored.predicted[rows] = loss.cpu().numpy(), predicted.cpu().numpy()
+            crash_point("compute-il: forward made")
         return scored
 
     def _holdout(self, chunk: Chunk, name: str) -> npt.NDArray[np.bool_]:
@@ -65,7 +66,6 @@ class Scorer:
     def _language(self, network: LanguageLoss, image: Tensor, rows: npt.NDArray[np.int64], scored: Scored) -> None:
         """The losses of the tokens, and their mean; logits are made for few sequences at a time as it is."""
         loss = network(self._normalize(image.to(self._device)))
-        crash_point("compute-il: forward made")
         assert scored.il_tokens is not None
         scored.il_tokens[rows] = loss.cpu().numpy()
         scored.il[rows] = SequenceMean()(loss, loss).cpu().numpy()
@@ -74,7 +74,6 @@ class Scorer:
     def _forward(self, network: nn.Module, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         try:
             logits = network(self._normalize(image.to(self._device))).float()
-            crash_point("compute-il: forward made")
             return F.cross_entropy(logits, label.to(self._device), reduction="none"), logits.argmax(1)
         except torch.OutOfMemoryError:
             if len(image) == 1:

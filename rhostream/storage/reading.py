@@ -180,6 +180,11 @@ def open_reader(url: str, spool_bytes: int | None = None) -> Reader:
         return opened(url, spool_bytes)  # replaced between two requests: once more, as it is now
 
 
+def open_once(url: str) -> Reader:
+    """The same without patience: for a look that can be done without."""
+    return opened(url, tries=1)
+
+
 def opened(url: str, spool_bytes: int | None = None, tries: int | None = None) -> Reader:
     """The same, with at most so many tries."""
     if is_local(url):

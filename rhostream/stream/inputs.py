@@ -86,14 +86,17 @@ def checked_content(content: str | None) -> str | None:
 
 
 def probe_shards(shards: Iterable[tuple[str, str]], *, content: str | None = None, tries: int = 100,
-                 decode: bool = True, allow_compressed: bool = False, accept_missing_eof: bool = False) -> Probe | None:
+                 decode: bool = True, once: bool = False, allow_compressed: bool = False,
+                 accept_missing_eof: bool = False) -> Probe | None:
     """What the samples of the shards ((URL, name) pairs) are, by the first that can be used; None where none can.
 
     With `content` only that is looked for. A sample with an image is an image, whatever its caption; of one without,
-    the text counts, then the array. Without `decode` an image isn't looked into. Raises ShardError, StorageError.
+    the text counts, then the array. Without `decode` an image isn't looked into; `once`: a store is asked once.
+    Raises ShardError, StorageError.
     """
     for url, name in shards:
-        with storage.open_reader(url) as shard, plain(shard, name) if allow_compressed else shard as reader:
+        opened = storage.open_once(url) if once else storage.open_reader(url)
+        with opened as shard, plain(shard, name) if allow_compressed else shard as reader:
             for sample in walk(reader, name, accept_missing_eof=accept_missing_eof):
                 found = _main_member(sample.members, content)
                 if found is None:

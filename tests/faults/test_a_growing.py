@@ -47,6 +47,6 @@ def test_A18_a_shard_that_is_replaced_in_a_store_while_it_is_opened_is_read_once
     storage.configure_spool(faulty.disk / "none", 0)  # by ranges, then
     faulty.proxy.inject("hook", method="GET", path="/shards/train-000.tar",
                         hook=lambda: storage.replace(url, longer.read_bytes() + bytes(512)))
-    found = rhostream.index([url], f"{faulty.url}/ranged", roots={"data": faulty.shards})
+    found = rhostream.index([url], f"{faulty.url}/ranged", roots={"data": faulty.shards}, content="image")
     (why,) = found.bad_shards.values()
     assert "changed while it was read" in why and found.made == 0

@@ -81,6 +81,10 @@ def test_D3_a_body_that_is_always_cut_ends_in_bounded_tries_without_a_part(fault
     assert "the body was cut" in summary.bad_shards["data/train-000.tar"]
     assert list(faulty.parts()) == ["/data/train-001.tar.parquet"]
     assert faulty.proxy.count("GET", "/shards/train-000") <= PATIENT.tries + 1  # and one of the read-ahead
+    before = faulty.proxy.count("GET", "/shards/train-000")
+    looked = rhostream.index([faulty.shards], f"{faulty.url}/looked")  # first looks at what the samples are: once
+    assert len(looked.bad_shards) == looked.made == 1
+    assert faulty.proxy.count("GET", "/shards/train-000") - before <= PATIENT.tries + 2
     faulty.proxy.calm()
     assert faulty.index().made == 1
 
