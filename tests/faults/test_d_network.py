@@ -82,7 +82,8 @@ def test_D3_a_body_that_is_always_cut_ends_in_bounded_tries_without_a_part(fault
     assert list(faulty.parts()) == ["/data/train-001.tar.parquet"]
     assert faulty.proxy.count("GET", "/shards/train-000") <= PATIENT.tries + 1  # and one of the read-ahead
     before = faulty.proxy.count("GET", "/shards/train-000")
-    looked = rhostream.index([faulty.shards], f"{faulty.url}/looked")  # first looks at what the samples are: once
+    # Where nobody says what the samples are, it first looks: once.
+    looked = rhostream.index([faulty.shards], f"{faulty.url}/looked", roots={"data": faulty.shards})
     assert len(looked.bad_shards) == looked.made == 1
     assert faulty.proxy.count("GET", "/shards/train-000") - before <= PATIENT.tries + 2
     faulty.proxy.calm()
