@@ -7,9 +7,10 @@ demo: venv
 	@$(BIN)/python -m shards.fetch_fashion_mnist
 	@$(BIN)/python -m jobs.demo --out demo
 
-# More arguments for pytest: make test ARGS="-k plan"
+# In two processes; make test JOBS=0 in one. More arguments for pytest: make test ARGS="-k plan"
+JOBS ?= 2
 test: venv
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: venv
 	$(BIN)/python -m pytest -m 'slow and not gpu' $(ARGS)
