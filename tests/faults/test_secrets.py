@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections import Counter
@@ -177,7 +178,8 @@ def run_and_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "cwd" / "leaky.py").write_text(f"import os\ndef make(**_):\n    {leaky}\n")
     cases = list(commands(tmp_path))
     told = in_child(run_all, tmp_path, cases, limit=120)
-    (tmp_path / "cwd" / "leaky.py").unlink()  # the user's own file
+    (tmp_path / "cwd" / "leaky.py").unlink()  # the user's own file, and its bytecode
+    shutil.rmtree(tmp_path / "cwd" / "__pycache__", ignore_errors=True)
     said = {name: (tmp_path / "said" / f"{n:02d}.err").read_text() for n, (name, *_) in enumerate(cases)}
     # What a store that nobody answers for is called differs by verb and client: no such table, or no bytes.
     wrong = {name: (code, expected, said[name][-300:]) for name, code, expected in told.result
