@@ -77,6 +77,11 @@ def _at(curve: Curve, step: int) -> float:
     return curve.accuracy[curve.steps.index(step)] if step in curve.steps else math.nan
 
 
+def _called(arm: Arm, other: Arm | None) -> str | None:
+    """A baseline's name; of another world, with that world's."""
+    return None if other is None else other.name if other.world.name == arm.world.name else other.label
+
+
 def _difference(arm: Arm, other: Arm | None, metric: str, mine: Mapping[int, float], theirs: Mapping[int, float],
                 judged: bool = True) -> Comparison:
     """A mean over all seeds, and the paired difference over those that both have."""
@@ -84,7 +89,7 @@ def _difference(arm: Arm, other: Arm | None, metric: str, mine: Mapping[int, flo
     both = [seed for seed in seeds if math.isfinite(theirs.get(seed, math.nan))]
     pair = paired([mine[s] for s in both], [theirs[s] for s in both]) if both else None
     values = [mine[seed] for seed in seeds]
-    return Comparison(arm.world.name, arm.name, other.name if other else None, metric, tuple(seeds), tuple(values),
+    return Comparison(arm.world.name, arm.name, _called(arm, other), metric, tuple(seeds), tuple(values),
                       interval(values)[0], pair, claim(pair) if pair and judged else "", arm.steps)  # fmt: skip
 
 
@@ -124,7 +129,7 @@ def _speedup(arm: Arm, other: Arm, mine: Mapping[int, Curve], theirs: Mapping[in
     own = [steps_to_reach(theirs[s].steps, theirs[s].accuracy, g, WINDOW) for s, g in zip(seeds, goals, strict=True)]
     ours = [steps_to_reach(mine[s].steps, mine[s].accuracy, g, WINDOW) for s, g in zip(seeds, goals, strict=True)]
     ups = ratios(own, ours)
-    return Comparison(arm.world.name, arm.name, other.name,
+    return Comparison(arm.world.name, arm.name, _called(arm, other),
                       f"times fewer steps to the best of the baseline's {other.steps}", tuple(seeds), tuple(ups),
                       censored_median(ups, more_is_better=True), budget=arm.steps)  # fmt: skip
 
