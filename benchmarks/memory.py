@@ -82,7 +82,8 @@ def write_table(table: Path, rows: int, n: int) -> None:
         {"key": [f"{row:09d}" for row in range(n)], "ordinal": np.arange(n), "members": member,
          "label": rng.integers(0, 10, n), "il": rng.exponential(1, n).astype(np.float32),
          "predicted": rng.integers(0, 10, n), "fold": np.arange(n) % 2, "in_holdout": [False] * n,
-         "status": [il.OK] * n, "error": pa.nulls(n, pa.string())},
+         "status": [il.OK] * n, "error": pa.nulls(n, pa.string()),
+         "il_tokens": pa.nulls(n, info.schema.field("il_tokens").type)},
         schema=info.schema,
     )  # fmt: skip
     table.mkdir(parents=True)

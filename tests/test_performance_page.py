@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 
 from benchmarks import page, results
 from benchmarks.measure import Figure
+from benchmarks.memory import write_table
+from rhostream.audit.verify import verify
 
 LOADER = [
     Figure("loader", "pillow, 2 workers", "samples/s over bare decode", (0.80, 0.95, 0.85), 0.9),
@@ -90,3 +92,9 @@ def test_the_page_of_the_repository_is_made_from_its_newest_results() -> None:
     for device, name in page.sections(rows):
         if f"figures/{(plot := page.plot_name(device, name, rows))}" in page.render(rows):
             assert (page.DOCS / "figures" / plot).exists()
+
+
+def test_the_table_that_is_measured_is_valid_to_the_last_law(tmp_path: Path) -> None:
+    write_table(tmp_path / "table", 2000, 1000)
+    found = verify(str(tmp_path / "table"))
+    assert not found["problems"] and len(list((tmp_path / "table").rglob("*.parquet"))) == 2
