@@ -32,6 +32,7 @@ from tests.conftest import make_shards
 from tests.faults.children import cpu, in_child, in_memory, peak, reset_peak
 from tests.faults.corpus import Corpus, Hostile, make
 from tests.faults.hostile_artifacts import EVIL_MODULE
+from tests.faults.tally import say
 
 MEMORY, SECONDS = 1 << 30, 20  # over the baseline, and of CPU: what one hostile file may take
 Told = dict[str, Any]
@@ -139,7 +140,7 @@ def examine_together(shards: list[str], model: str, out: str) -> list[Told]:
 
 
 def test_the_hostile_corpus_is_counted_in_bounded_memory_and_nothing_in_it_runs(
-        corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
+        corpus: Corpus) -> None:
     before = set(corpus.folder.rglob("*"))
     shards = [str(path) for _, path in corpus.shards]
     with in_memory() as out:
@@ -152,17 +153,15 @@ def test_the_hostile_corpus_is_counted_in_bounded_memory_and_nothing_in_it_runs(
     assert {"unreadable shards", "bad images", "bad labels", "bad json", "duplicate keys"} <= set(told[2]["gave"])
     assert max(one["peak"] for one in told) < MEMORY
     assert not corpus.canary.exists() and set(corpus.folder.rglob("*")) == before
-    with capsys.disabled():
-        made = told[1]["gave"]
-        print(f"\nhostile corpus: {len(shards)} shards: {len(made.bad_shards)} bad ones named; {made.samples} samples "
-              f"= {made.ok} ok + {sum(made.quarantined.values())} quarantined ({made.quarantined}); "
-              f"{made.members_seen} members = {made.members_used} used + {made.members_ignored} ignored; at most "
-              f"{max(one['peak'] for one in told) >> 20} MiB")
+    made = told[1]["gave"]
+    say(f"hostile corpus: {len(shards)} shards: {len(made.bad_shards)} bad ones named; {made.samples} samples "
+        f"= {made.ok} ok + {sum(made.quarantined.values())} quarantined ({made.quarantined}); "
+        f"{made.members_seen} members = {made.members_used} used + {made.members_ignored} ignored; at most "
+        f"{max(one['peak'] for one in told) >> 20} MiB")
 
 
 @pytest.mark.slow
-def test_every_hostile_shard_alone_takes_bounded_memory_and_seconds(corpus: Corpus,
-                                                                    capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_hostile_shard_alone_takes_bounded_memory_and_seconds(corpus: Corpus) -> None:
     shards = [str(path) for _, path in corpus.shards]
     tally = Tally(Counter())
     with in_memory() as out:
@@ -177,8 +176,7 @@ def test_every_hostile_shard_alone_takes_bounded_memory_and_seconds(corpus: Corp
                 lawful(ways[way]["gave"])
             judge(corpus, hostile, path, ways["compute_il"]["gave"].bad_shards.get(str(path), ""), out / str(number))
     assert not corpus.canary.exists()
-    with capsys.disabled():
-        print("\n" + tally.says(f"hostile shards: {len(shards)} files"))
+    say(tally.says(f"hostile shards: {len(shards)} files"))
 
 
 # -- artifacts ---------------------------------------------------------------------------------------------------------
@@ -244,17 +242,16 @@ def examine_artifacts(artifacts: list[tuple[str, str, str]], real: str,
 
 
 def test_every_foreign_artifact_is_read_or_refused_in_words_and_nothing_in_it_runs(
-        corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
-    judge_artifacts(corpus, capsys, [])
+        corpus: Corpus) -> None:
+    judge_artifacts(corpus, [])
 
 
 @pytest.mark.slow
-def test_every_foreign_run_is_reported_on_or_refused_in_words(corpus: Corpus,
-                                                              capsys: pytest.CaptureFixture[str]) -> None:
-    judge_artifacts(corpus, capsys, [report_run])
+def test_every_foreign_run_is_reported_on_or_refused_in_words(corpus: Corpus) -> None:
+    judge_artifacts(corpus, [report_run])
 
 
-def judge_artifacts(corpus: Corpus, capsys: pytest.CaptureFixture[str], more: list[Callable[[str, str], Any]]) -> None:
+def judge_artifacts(corpus: Corpus, more: list[Callable[[str, str], Any]]) -> None:
     artifacts = [(kind, name, str(path)) for kind, name, path in corpus.artifacts if not more or kind == "run"]
     told = in_child(examine_artifacts, artifacts, str(corpus.real), more, limit=len(artifacts) * SECONDS)
     tally = Tally(Counter())
@@ -277,8 +274,7 @@ def judge_artifacts(corpus: Corpus, capsys: pytest.CaptureFixture[str], more: li
             assert any("refused" in one for one in uses.values()), name
         assert Path(path).exists()
     assert not corpus.canary.exists()
-    with capsys.disabled():
-        print("\n" + tally.says(f"foreign artifacts: {len(artifacts)}"))
+    say(tally.says(f"foreign artifacts: {len(artifacts)}"))
 
 
 def test_your_own_model_is_loaded_when_you_name_it_and_from_a_run_too(tmp_path: Path) -> None:

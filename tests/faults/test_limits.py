@@ -23,6 +23,7 @@ from tests.conftest import make_shards
 from tests.faults.children import in_child
 from tests.faults.hostile_samples import images, saved
 from tests.faults.hostile_tars import END, GOOD_PNG, member, pair, pax, record, tar_of
+from tests.faults.tally import say
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -112,12 +113,11 @@ def test_an_image_changed_at_random_has_a_status() -> None:
 
 @pytest.mark.slow
 def test_a_hundred_thousand_changed_tars_and_five_thousand_images_raise_nothing_else(
-        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        tmp_path: Path) -> None:
     tars = in_child(fuzz_tars, 100_000, tmp_path, limit=140)
     pictures = in_child(fuzz_images, 5_000, limit=140)
-    with capsys.disabled():
-        print(f"\nmutated tars: {dict(tars.result)}, {tars.seconds:.0f} s; images: {dict(pictures.result)}, "
-              f"{pictures.seconds:.0f} s, {pictures.peak_bytes >> 20} MiB")
+    say(f"mutated tars: {dict(tars.result)}, {tars.seconds:.0f} s; images: {dict(pictures.result)}, "
+        f"{pictures.seconds:.0f} s, {pictures.peak_bytes >> 20} MiB")
 
 
 # -- full disks --------------------------------------------------------------------------------------------------------

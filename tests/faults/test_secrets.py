@@ -20,6 +20,7 @@ import pytest
 from rhostream import cli, console, storage
 from tests.conftest import make_shards
 from tests.faults.children import in_child, in_memory
+from tests.faults.tally import say
 
 ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "GOOGLE_API_KEY", "HF_TOKEN",
                "RHOSTREAM_API_TOKEN", "RHOSTREAM_PROXY_PASSWORD", "HTTPS_PROXY_PASSWORD")  # fmt: skip
@@ -162,14 +163,14 @@ def hits(folder: Path) -> tuple[Counter[tuple[str, str]], int, int]:
     return found, files, size
 
 
-def test_F10_no_secret_is_in_any_artifact_or_message_of_any_verb(capsys: pytest.CaptureFixture[str]) -> None:
+def test_F10_no_secret_is_in_any_artifact_or_message_of_any_verb() -> None:
     """Secrets of the environment, of presigned URLs, of user:password@ and of storage options are in no artifact, page,
     log or message of any verb, failing ones included; a run whose URLs were signed anew goes on."""
     with in_memory() as folder:
-        run_and_search(folder, capsys)
+        run_and_search(folder)
 
 
-def run_and_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def run_and_search(tmp_path: Path) -> None:
     for name in ("cwd", "spool", "said", "shards", "store"):
         (tmp_path / name).mkdir()
     paths = make_shards(tmp_path / "shards", [40, 30])
@@ -186,10 +187,9 @@ def run_and_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
              if code != expected and not (name.startswith("nobody listens") and code in (2, 3))}
     assert not wrong, "\n".join(map(str, wrong.items()))
     found, files, size = hits(tmp_path)
-    with capsys.disabled():
-        codes = Counter(code for _, code, _ in told.result)
-        print(f"\nsecrets: {len(CANARY)} canaries, {len(cases)} commands (exit codes {dict(codes)}), {files} files, "
-              f"{size:,} bytes searched: {found.total()} hits")
+    codes = Counter(code for _, code, _ in told.result)
+    say(f"secrets: {len(CANARY)} canaries, {len(cases)} commands (exit codes {dict(codes)}), {files} files, "
+        f"{size:,} bytes searched: {found.total()} hits")
     assert not found
     assert "internal error: ValueError" in said["code that raises"] and console.TRACEBACK in said["code that raises"]
     assert "Traceback" not in "".join(said.values())

@@ -22,6 +22,7 @@ from rhostream.stream.tar import walk
 from tests.faults.children import in_child
 from tests.faults.corpus import GOOD_PNG, block, tar_of
 from tests.faults.hostile_tars import member
+from tests.faults.tally import say
 
 Members = list[tuple[str, bytes]]
 
@@ -287,13 +288,11 @@ def test_A15_a_shard_of_many_samples_is_read_in_chunks_and_progress_moves_inside
 
 
 @pytest.mark.slow
-def test_A15_a_shard_of_a_million_samples_takes_bounded_memory(tmp_path: Path,
-                                                               capsys: pytest.CaptureFixture[str]) -> None:
+def test_A15_a_shard_of_a_million_samples_takes_bounded_memory(tmp_path: Path) -> None:
     """A million samples of one shard (2 GB) are indexed in less than 500 MB over the baseline."""
     told = in_child(_index_aloud, str(big_shard(tmp_path / "a.tar", 1_000_000)), str(tmp_path / "table"), limit=150)
-    with capsys.disabled():
-        print(f"\n1,000,000 samples: {told.peak_bytes >> 20} MiB over {told.base_bytes >> 20} MiB, "
-              f"{told.seconds:.1f} s of CPU, {len(told.result[1]):,} lines of progress inside the shard")
+    say(f"1,000,000 samples: {told.peak_bytes >> 20} MiB over {told.base_bytes >> 20} MiB, "
+        f"{told.seconds:.1f} s of CPU, {len(told.result[1]):,} lines of progress inside the shard")
     assert told.result[0] == 1_000_000 and told.peak_bytes < 500 << 20
 
 
