@@ -5,16 +5,18 @@ GLUE's files have no quoting: a tab parts columns, a line feed ends a row, and a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from rhostream.errors import UsageError
+from rhostream.errors import UnknownNameError, UsageError
 from shards.sample import Ints, Sample, SampleSet
-from shards.sources import read_text
+from shards.sources import find, folder_of, read_text
 
 MAX_TEXT = 1 << 20  # bytes of one text
+GLUE_SPLITS = ("train", "dev")
 
 
 def of_texts(
@@ -67,6 +69,21 @@ def of_texts(
         confused=tuple(confused),
         notes=notes,
     )
+
+
+def glue_file(
+    source: str | os.PathLike[str] | None, split: str, *, name: str, title: str, instructions: str
+) -> Path:
+    """The TSV file of a split (train or dev) of GLUE's set `title`, in `source` or the folder that its zip makes.
+
+    Raises UsageError for another split, above all test, whose labels GLUE keeps, and for a missing file.
+    """
+    if split == "test":
+        raise UsageError(f"GLUE keeps the labels of {title}'s test set; take --split dev to measure with")
+    if split not in GLUE_SPLITS:
+        raise UnknownNameError.of(f"split of {name}", split, GLUE_SPLITS)
+    file = f"{split}.tsv"
+    return find(folder_of(source, name, instructions), [file], (title,), instructions) / file
 
 
 def read_tsv(

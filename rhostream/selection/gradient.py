@@ -33,12 +33,12 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, lab
         model.train(mode)
     optimizer.zero_grad(set_to_none=True)
     losses = []
-    factor = label.new_ones(len(label), dtype=torch.float32) if weight is None else weight
-    for part, labels, factors in _parts((x, label, factor), accumulate, in_lockstep(model)):
+    rows = (x, label) if weight is None else (x, label, weight)
+    for part, labels, *factors in _parts(rows, accumulate, in_lockstep(model)):
         with torch.autocast(x.device.type, autocast, enabled=autocast is not None):
             logits = (forward or model)(part)
         loss_b = per_sample(loss, logits.float(), labels)
-        ((loss_b if weight is None else loss_b * factors).sum() / count).backward()
+        ((loss_b * factors[0] if factors else loss_b).sum() / count).backward()
         losses.append(loss_b.detach())
     crash_point("train: loss computed")
     loss_b = torch.cat(losses) if len(losses) > 1 else losses[0] if losses else torch.zeros(0, device=x.device)

@@ -68,8 +68,8 @@ class Selector:
             raise UsageError(f"chunk {chunk}: forwards of this model (SyncBatchNorm or FSDP) wait for those of other "
                              "ranks, which would make another number of them; leave the chunk out")
         self.model, self.rule, self.batch_size = model, find_rule(rule), batch_size
-        self.loss, self.loss_cap, self.seed, self.live, self.shortlist = (
-            loss or loss_of(model), loss_cap, seed, live, shortlist)  # fmt: skip
+        self.loss = loss or loss_of(model)
+        self.loss_cap, self.seed, self.live, self.shortlist = loss_cap, seed, live, shortlist
         if loss_cap and is_language(model):
             raise UsageError("loss_cap clips at the loss of a guess among classes, which language has not")
         self.forward = Forward(model, chunk=chunk, batch_norm=batch_norm, autocast=autocast, compile=compile)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 
-from rhostream.errors import UnknownNameError, UsageError
 from shards.sample import SampleSet, seeded_rows
-from shards.sources import find, folder_of
-from shards.texts import checked, of_texts, read_tsv
+from shards.texts import checked, glue_file, of_texts, read_tsv
 
 CLASS_NAMES = ("unacceptable", "acceptable")
 CONFUSED = ((0, 1),)
 """Two classes leave the direction alone: what isn't acceptable is taken for the larger class."""
-SPLITS = ("train", "dev")
 INSTRUCTIONS = "unpack CoLA.zip of the GLUE benchmark and give the folder of train.tsv and dev.tsv as --source"
 
 
@@ -29,12 +26,7 @@ def samples(
     Four columns without a header: publication, label, the author's mark, sentence. GLUE keeps the labels of its test
     set, so there is no such split. Raises UsageError for missing or broken files.
     """
-    if split == "test":
-        raise UsageError("GLUE keeps the labels of CoLA's test set; take --split dev to measure with")
-    if split not in SPLITS:
-        raise UnknownNameError.of("split of cola", split, SPLITS)
-    folder = find(folder_of(source, "cola", INSTRUCTIONS), [f"{split}.tsv"], ("CoLA",), INSTRUCTIONS)
-    path = folder / f"{split}.tsv"
+    path = glue_file(source, split, name="cola", title="CoLA", instructions=INSTRUCTIONS)
     rows = read_tsv(path, 4, INSTRUCTIONS)
     texts, labels = checked([row[3] for row in rows], [row[1] for row in rows], len(CLASS_NAMES), path, 1)
     return of_texts(

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 
-from rhostream.errors import UnknownNameError, UsageError
 from shards.sample import SampleSet, seeded_rows
-from shards.sources import find, folder_of
-from shards.texts import checked, of_texts, read_tsv
+from shards.texts import checked, glue_file, of_texts, read_tsv
 
 CLASS_NAMES = ("negative", "positive")
 CONFUSED = ((0, 1),)
 """Two classes leave the direction alone: what is negative is said to be positive."""
-SPLITS = ("train", "dev")
 INSTRUCTIONS = "unpack SST-2.zip of the GLUE benchmark and give the folder of train.tsv and dev.tsv as --source"
 
 
@@ -30,12 +27,7 @@ def samples(
     training set holds phrases of the same sentences, which nothing in the file tells; equal ones share a group.
     Raises UsageError for missing or broken files.
     """
-    if split == "test":
-        raise UsageError("GLUE keeps the labels of SST-2's test set; take --split dev to measure with")
-    if split not in SPLITS:
-        raise UnknownNameError.of("split of sst2", split, SPLITS)
-    folder = find(folder_of(source, "sst2", INSTRUCTIONS), [f"{split}.tsv"], ("SST-2",), INSTRUCTIONS)
-    path = folder / f"{split}.tsv"
+    path = glue_file(source, split, name="sst2", title="SST-2", instructions=INSTRUCTIONS)
     rows = read_tsv(path, 2, INSTRUCTIONS, header=("sentence", "label"))
     texts, labels = checked([row[0] for row in rows], [row[1] for row in rows], len(CLASS_NAMES), path, 1)
     return of_texts(

@@ -295,7 +295,8 @@ class Folder(RuleBasedStateMachine):
 
     def rereads(self, names: set[str]) -> set[str]:
         """Which of these parts are sound now."""
-        return {n for n in names if not any(f"{n}.parquet" in p for p in verify(self.table)["problems"])}
+        problems = verify(self.table)["problems"]
+        return {name for name in names if not any(f"{name}.parquet" in problem for problem in problems)}
 
     @invariant()
     def parts_are_the_truth_of_their_content(self) -> None:
