@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import rhostream
-from jobs.reproduce.prepare import make_shards, model_of, own_threads, quiet, shards_of, table_of, to_make
+from jobs.reproduce.prepare import (
+    keep_freed_memory,
+    make_shards,
+    model_of,
+    own_threads,
+    quiet,
+    shards_of,
+    table_of,
+    to_make,
+)
 from jobs.reproduce.settings import Arm, digest
 from rhostream.errors import NonFiniteError, UsageError
 
@@ -63,7 +72,12 @@ class Training:
 def pool(jobs: int) -> ProcessPoolExecutor:
     """So many processes for runs. When this one is killed they stop as for a signal: with a checkpoint, soon."""
     # Not forked: a child of a process whose threads have computed waits for them for ever.
-    return ProcessPoolExecutor(jobs, get_context("forkserver"), initializer=_end_with_parent)
+    return ProcessPoolExecutor(jobs, get_context("forkserver"), initializer=_begin)
+
+
+def _begin() -> None:
+    keep_freed_memory()
+    _end_with_parent()
 
 
 def _end_with_parent() -> None:

@@ -55,12 +55,12 @@ def _rows(steps: int, rho: int, *names: str) -> list[Arm]:
 
 
 def _small() -> Scale:
-    cnn = _both(CNN_WORLD, "target small-cnn", 1000, 400, 50, model="small-cnn")
+    cnn = _both(CNN_WORLD, "target small-cnn", 600, 300, 50, model="small-cnn")
     return Scale(
-        says="Fashion-MNIST; uniform has 1,000 steps (10 passes), rho half of that", seeds=2,
-        arms=[*_rows(1000, 500, *ILS), *_both(WORLD, "target mlp-256", 1000, 500, 20, model="mlp-256"),
-              *_both(WORLD, "target mlp-64", 1000, 500, 20, model="mlp-64"), *cnn,
-              *_grid(WORLD, 1000, 500, 20, (160, 320, 960), (1e-4, 1e-3, 1e-2))])  # fmt: skip
+        says="Fashion-MNIST; uniform has 600 steps of 320 (6 passes), rho half of that", seeds=3,
+        arms=[*_rows(600, 300, *ILS), *_both(WORLD, "target mlp-256", 600, 300, 20, model="mlp-256"),
+              *_both(WORLD, "target mlp-64", 600, 300, 20, model="mlp-64"), *cnn,
+              *_grid(WORLD, 600, 300, 20, (160, 320, 960), (1e-4, 1e-3, 1e-2))])  # fmt: skip
 
 
 def _quick() -> Scale:

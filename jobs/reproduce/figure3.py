@@ -43,7 +43,7 @@ def _full() -> Scale:
 
 EXPERIMENT = Experiment(
     name="figure3", title="What each rule keeps", where="Fig. 3",
-    scales={"quick": _fashion(500, 3, worlds.NOISE10), "small": _fashion(1000, 3, worlds.NOISE10, worlds.LONG_TAIL),
+    scales={"quick": _fashion(500, 3, worlds.NOISE10), "small": _fashion(600, 3, worlds.NOISE10, worlds.LONG_TAIL),
             "full": _full()},
     shares=("noisy", "rare", "less relevant", "correct", EARLY), figure="shares",
     claims=[

@@ -32,7 +32,7 @@ FULL = (_qmnist("none", "--noise", "none"), _qmnist("uniform", "--noise", "unifo
 EXPERIMENT = Experiment(
     name="figure6", title="Patterns of label noise", where="Fig. 6, App. C",
     scales={"quick": _of((worlds.STRUCTURED,), 500, 20, 3, "Fashion-MNIST, 5 passes"),
-            "small": _of(SMALL, 1000, 20, 3, "Fashion-MNIST, 10 passes"),
+            "small": _of(SMALL, 600, 20, 3, "Fashion-MNIST, 6 passes"),
             "full": _of(FULL, 10 * 187, 187, 3, "10 epochs")},
     shares=("noisy",),
     claims=[

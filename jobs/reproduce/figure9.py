@@ -27,7 +27,7 @@ CNN: dict[str, Any] = {"model": "small-cnn-dropout", **worlds.AUGMENTED}
 EXPERIMENT = Experiment(
     name="figure9", title="Active-learning rules", where="Fig. 9, App. G",
     scales={"quick": Scale(says="Fashion-MNIST, 300 steps", seeds=2, arms=_all(worlds.CLEAN, 300, 20, **MLP)),
-            "small": Scale(says="Fashion-MNIST, 600 steps", seeds=3, arms=_all(worlds.CLEAN, 600, 20, **MLP)),
+            "small": Scale(says="Fashion-MNIST, 400 steps", seeds=3, arms=_all(worlds.CLEAN, 400, 20, **MLP)),
             "full": Scale(says="QMNIST and CIFAR-10", seeds=3,
                           arms=[*_all(worlds.qmnist(), 1870, 187, **MLP),
                                 *_all(worlds.CIFAR10, 150 * 78, 78, **CNN)])},

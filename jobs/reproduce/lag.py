@@ -55,7 +55,7 @@ def _scale(steps: int, seeds: int, world: World = worlds.NOISE10) -> Scale:
 
 EXPERIMENT = Experiment(
     name="lag", title="Stale scores", where="ours",
-    scales={"quick": _scale(200, 2), "small": _scale(500, 3), "full": _scale(500, 5, worlds.CIFAR10_NOISY)},
+    scales={"quick": _scale(200, 2), "small": _scale(500, 5), "full": _scale(500, 5, worlds.CIFAR10_NOISY)},
     claims=[
         Claim(says="scores one step old are harmful", world="noise10", arm="1 step old", baseline="fresh", less=True,
               metric="final accuracy", paper="not in the paper"),

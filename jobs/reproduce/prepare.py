@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
 import logging
@@ -19,6 +20,8 @@ from pathlib import Path
 import rhostream
 from jobs.reproduce.settings import Arm, Shards, World
 from rhostream.errors import UsageError
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 
 def shards_of(out: str, shards: Shards) -> str:
@@ -106,6 +109,20 @@ def own_threads() -> int | None:
         return None
     torch.set_num_threads(1)
     return 1
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees; nothing happens where the C library isn't glibc.
+
+    glibc hands blocks above 32 MiB back and takes them again page by page: activations of 320 images of 32 pixels cost
+    a small CNN's forward a third of its time on a CPU.
+    """
+    try:
+        adjust = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 1 << 28)):
+        adjust(parameter, value)
 
 
 def quiet() -> None:

@@ -82,7 +82,7 @@ EXPERIMENT = Experiment(
     name="table2", title="Every selection rule, clean and noisy", where="Table 2, Figs. 4 and 5",
     scales={
         "quick": _fashion(500, 3, False, "Fashion-MNIST, 5 passes over half of it"),
-        "small": _fashion(1000, 3, True, "Fashion-MNIST, 10 passes over half of it"),
+        "small": _fashion(600, 3, True, "Fashion-MNIST, 6 passes over half of it"),
         "full": _full(),
     },
     claims=_claims(),

@@ -38,7 +38,7 @@ def _full() -> Scale:
 
 EXPERIMENT = Experiment(
     name="table4", title="The IL model frozen or trained along", where="Table 4, Fig. 7",
-    scales={"quick": _fashion(600, 3, worlds.NOISE20), "small": _fashion(1000, 3, worlds.CLEAN, worlds.NOISE20),
+    scales={"quick": _fashion(400, 3, worlds.NOISE20), "small": _fashion(600, 3, worlds.CLEAN, worlds.NOISE20),
             "full": _full()},
     shares=("noisy", "il of clean"), figure="by pass",
     claims=[

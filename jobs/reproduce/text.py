@@ -57,7 +57,7 @@ def _glue() -> Scale:
 
 EXPERIMENT = Experiment(
     name="text", title="Sentences", where="Table 2 (SST-2, CoLA), Fig. 5",
-    scales={"quick": _tomatoes(240, 2), "small": _tomatoes(720, 5), "full": _glue()},
+    scales={"quick": _tomatoes(240, 2), "small": _tomatoes(480, 5), "full": _glue()},
     claims=[Claim(says="rho reaches uniform's best in at most half the steps", world="rotten-tomatoes", arm="rho",
                   metric="times fewer steps", beyond=2,
                   paper=f"{paper.printed('cola', 'rho')}, uniform {paper.printed('cola', 'uniform')} (CoLA)")],
