@@ -50,11 +50,12 @@ class Ranked:
 
 def svp(shards: str | Iterable[str], il: str, out: str, *, model: str = "small-cnn", passes: int = 5,
         batch_size: int = 32, share: float = 0.1, seed: int = 0, workers: int = 0, lr: float = 1e-3,
-        device: str = "auto", roots: Mapping[str, str] | None = None) -> dict[str, Any]:
+        device: str = "auto", threads: int | None = None,
+        roots: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Train the proxy in `out`/proxy (again: resume it), score all of D, write `out`/keep.parquet.
 
-    `il` is any table of these shards, also one of `index`; its il isn't used. Returns what was done. Raises UsageError
-    for a share that isn't above 0 and at most 1, and what `train` raises.
+    `il` is any table of these shards, also one of `index`; its il isn't used. `threads`: see `train`. Returns what was
+    done. Raises UsageError for a share that isn't above 0 and at most 1, and what `train` raises.
     """
     if not 0 < share <= 1:
         raise UsageError(f"--share {share:g}: expected a share of the samples, above 0 and at most 1")
@@ -62,8 +63,8 @@ def svp(shards: str | Iterable[str], il: str, out: str, *, model: str = "small-c
     run = storage.join(storage.resolve(out), "proxy")
     # n_B = n_b: every sample is trained on, which is what "trained on D" means.
     rhostream.train(shards, il, run, model=model, rule="uniform", buffer_size=batch_size, batch_size=batch_size,
-                    passes=passes, seed=seed, workers=workers, lr=lr, device=device, roots=roots, missing_il="skip",
-                    keep_holdout=True)
+                    passes=passes, seed=seed, workers=workers, lr=lr, device=device, threads=threads, roots=roots,
+                    missing_il="skip", keep_holdout=True)
     network, cost = _trained(run, model, device_of(device))
     found = score(network, shards, il, seed=seed, workers=workers, device=device, roots=roots)
     count = max(1, round(share * len(found.entropy)))
@@ -144,6 +145,7 @@ def _all_of(shards: list[str], il: str, seed: int, **how: Any) -> Iterator[tuple
 @click.option("--seed", default=0, show_default=True)
 @click.option("--workers", default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="Of the model; by default the cores that the workers leave.")
 @click.option("--root", "roots", multiple=True, metavar="NAME=URL")
 def main(shards: tuple[str, ...], il: str, out: str, roots: tuple[str, ...], **options: Any) -> None:
     """Write the keep-list of the paper's baseline SVP: the samples that a proxy trained on D is least sure of."""

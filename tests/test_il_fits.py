@@ -314,6 +314,9 @@ def test_a_model_below_the_stated_accuracy_is_refused_and_kept(
     ((0, math.nan, math.nan), (900, 0.3, 0.02), 0.6, "should not have learned from is 0.3000"),
     ((0, math.nan, math.nan), (900, 0.5, 0.02), 0.6, ""),
     ((0, math.nan, math.nan), (50, 0.3, 0.1), 0.6, ""),
+    ((30, 0.1, 0.02), (0, math.nan, math.nan), 0.6, "learned from all of the 30 rows"),
+    ((30, 0.9, 0.02), (1, 0.6, math.nan), 0.6, ""),
+    ((29, 0.1, 0.02), (0, math.nan, math.nan), 0.6, ""),
 ])  # fmt: skip
 def test_a_leak_is_found_on_one_side_of_each_threshold_and_not_on_the_other(
         holdout: Any, rest: Any, val: float, says: str) -> None:

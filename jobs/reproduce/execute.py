@@ -104,10 +104,12 @@ def make_keep_list(out: str, arm: Arm) -> bool:
     target = Path(keep_list(out, arm))
     if target.exists():
         return False
+    threads = own_threads()
     made = subprocess.run(
         [sys.executable, "-m", "jobs.svp", "--shards", shards_of(out, arm.world.train), "--il",
-         table_of(out, arm.world, arm.il), "--out", str(target.parent), "--model", arm.settings["model"]],
-        capture_output=True, text=True, env={"OMP_NUM_THREADS": "1", **os.environ})  # fmt: skip
+         table_of(out, arm.world, arm.il), "--out", str(target.parent), "--model", arm.settings["model"],
+         *(() if threads is None else ("--threads", str(threads)))],
+        capture_output=True, text=True)  # fmt: skip
     if made.returncode:
         said = (made.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise UsageError(f"python -m jobs.svp failed: {said}")

@@ -23,52 +23,51 @@ ARCHITECTURES = ("vgg11-bn-cifar", "googlenet-cifar", "resnet34-cifar", "resnet5
                  "mobilenet-v2-cifar", "inception-v3-cifar")
 
 
-def _both(world: World, name: str, uniform: int, rho: int, every: int, il: str = "il", **train: Any) -> list[Arm]:
+def _both(world: World, name: str, steps: int, every: int, il: str = "il", **train: Any) -> list[Arm]:
     """rho of some setting beside uniform of the same."""
     base = f"uniform, {name}"
-    return [Arm(name=base, world=world, steps=uniform, eval_every=every, train={"rule": "uniform", **train},
-                baselines=()),
-            Arm(name=name, world=world, steps=rho, eval_every=every, train={"rule": "rho", **train}, il=il,
-                baselines=(base,))]  # fmt: skip
+    common: dict[str, Any] = {"world": world, "steps": steps, "eval_every": every}
+    return [Arm(name=base, train={"rule": "uniform", **train}, baselines=(), **common),
+            Arm(name=name, train={"rule": "rho", **train}, il=il, baselines=(base,), **common)]  # fmt: skip
 
 
-def _grid(world: World, uniform: int, rho: int, every: int, buffers: tuple[int, ...], lrs: tuple[float, ...],
+def _grid(world: World, steps: int, every: int, buffers: tuple[int, ...], lrs: tuple[float, ...],
           decays: tuple[float, ...] = (0.01,), **train: Any) -> list[Arm]:
-    """Budgets are those of n_B = 320; other buffers see D as often."""
+    """`steps` and `every` are those of n_B = 320; other buffers see D as often, and are evaluated as often."""
     found = []
     for n_B in buffers:
-        scale = 320 / n_B
-        budget = [max(every, round(steps * scale / every) * every) for steps in (uniform, rho)]
+        mine = max(1, round(every * 320 / n_B))
         for lr in lrs:
             for decay in decays:
                 name = f"n_B {n_B}, lr {lr:g}" + (f", wd {decay:g}" if len(decays) > 1 else "")
-                found += _both(world, name, budget[0], budget[1], every, buffer_size=n_B, batch_size=n_B // 10, lr=lr,
+                found += _both(world, name, steps // every * mine, mine, buffer_size=n_B, batch_size=n_B // 10, lr=lr,
                                weight_decay=decay, **train)  # fmt: skip
     return found
 
 
-def _rows(steps: int, rho: int, *names: str) -> list[Arm]:
+def _rows(steps: int, *names: str) -> list[Arm]:
     """Rows 1 to 3: one target, IL models of all kinds."""
-    uniform = Arm(name="uniform", world=WORLD, steps=steps, eval_every=20, train={"rule": "uniform"}, baselines=())
-    return [uniform, *(Arm(name=f"IL {name if name != 'il' else 'mlp-256'}", world=WORLD, steps=rho, eval_every=20,
-                           train={"rule": "rho"}, il=name) for name in names)]  # fmt: skip
+    common: dict[str, Any] = {"world": WORLD, "steps": steps, "eval_every": 20}
+    return [Arm(name="uniform", train={"rule": "uniform"}, baselines=(), **common),
+            *(Arm(name=f"IL {name if name != 'il' else 'mlp-256'}", train={"rule": "rho"}, il=name, **common)
+              for name in names)]  # fmt: skip
 
 
 def _small() -> Scale:
-    cnn = _both(CNN_WORLD, "target small-cnn", 600, 300, 50, model="small-cnn")
     return Scale(
-        says="Fashion-MNIST; uniform has 600 steps of 320 (6 passes), rho half of that", seeds=3,
-        arms=[*_rows(600, 300, *ILS), *_both(WORLD, "target mlp-256", 600, 300, 20, model="mlp-256"),
-              *_both(WORLD, "target mlp-64", 600, 300, 20, model="mlp-64"), *cnn,
-              *_grid(WORLD, 600, 300, 20, (160, 320, 960), (1e-4, 1e-3, 1e-2))])  # fmt: skip
+        says="Fashion-MNIST, 600 steps of 320 (6 passes)", seeds=3,
+        arms=[*_rows(600, *ILS), *_both(WORLD, "target mlp-256", 600, 20, model="mlp-256"),
+              *_both(WORLD, "target mlp-64", 600, 20, model="mlp-64"),
+              *_both(CNN_WORLD, "target small-cnn", 400, 20, model="small-cnn"),
+              *_grid(WORLD, 600, 20, (160, 320, 960), (1e-4, 1e-3, 1e-2))])  # fmt: skip
 
 
 def _quick() -> Scale:
     return Scale(
-        says="Fashion-MNIST; uniform has 800 steps (8 passes), rho 400", seeds=2,
-        arms=[*_rows(800, 400, "mlp-512", "mlp-64", "cross-fit"),
-              *_both(WORLD, "target mlp-256", 800, 400, 20, model="mlp-256"),
-              *_grid(WORLD, 800, 400, 20, (160, 320), (1e-3, 1e-2))])  # fmt: skip
+        says="Fashion-MNIST, 400 steps of 320 (4 passes)", seeds=2,
+        arms=[*_rows(400, "mlp-512", "mlp-64", "cross-fit"),
+              *_both(WORLD, "target mlp-256", 400, 20, model="mlp-256"),
+              *_grid(WORLD, 400, 20, (160, 320), (1e-3, 1e-2))])  # fmt: skip
 
 
 def _full() -> Scale:
@@ -78,12 +77,12 @@ def _full() -> Scale:
         ils = {**base.ils, "resnet18": replace(large, holdout=base.ils["il"].holdout), "cross-fit": cross}
         world, budget = replace(base, ils=ils), 100 * epoch
         train = dict(worlds.RESNET)
-        found += _both(world, "target resnet18", budget, budget, epoch, **train)
+        found += _both(world, "target resnet18", budget, epoch, **train)
         found += [Arm(name=f"IL {il}", world=world, steps=budget, eval_every=epoch, train={"rule": "rho", **train},
                       il=il, baselines=("uniform, target resnet18",)) for il in ("resnet18", "cross-fit")]  # fmt: skip
         for model in ARCHITECTURES:
-            found += _both(world, f"target {model}", budget, budget, epoch, **{**train, "model": model})
-        found += _grid(world, budget, budget, epoch, (160, 320, 960), (1e-4, 1e-3, 1e-2), (1e-3, 1e-2, 1e-1), **train)
+            found += _both(world, f"target {model}", budget, epoch, **{**train, "model": model})
+        found += _grid(world, budget, epoch, (160, 320, 960), (1e-4, 1e-3, 1e-2), (1e-3, 1e-2, 1e-1), **train)
     return Scale(says="100 epochs of |D|/n_B steps for both", arms=found, seeds=2)
 
 

@@ -269,7 +269,7 @@ def reproduce(asked: Asked) -> None:
              "middle": value} for name, runs in each.items() for seed, run in enumerate(runs)
             for t, value in enumerate(run)]  # fmt: skip
     rows += [{"kind": "setting", "world": "table1", "arm": job.approximation, "seed": job.seed, "state": "complete",
-              "run": str(job.path), "settings": setting.says} for job in jobs]  # fmt: skip
+              "run": job.path.name, "settings": setting.says} for job in jobs]  # fmt: skip
     finish(EXPERIMENT, asked, rows, compared)
     click.echo(f"figure   {figures.paint(lambda: _draw(each), f'{asked.out}/figures/table1-{asked.scale}.png')}")
 

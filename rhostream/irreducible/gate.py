@@ -5,6 +5,7 @@
     loss on what it learned from < half of that on others, and 0.05 nats below       memorised (not asked of a holdout
                                                           of other shards, whose labels may be cleaner than those of D)
     mean il of `in_holdout` rows < half of the others', and more than 4 standard errors below       they leak
+    no others at all                                                                they are all there is
     mean il of the others < 0.7 of the loss that fit-il measured, and more than 4 standard errors below       they leak
 """
 
@@ -98,6 +99,10 @@ def leaks(holdout: Group, rest: Group, val_loss: float, mode: str) -> list[str]:
 
     `val_loss`: what fit-il measured on samples that the model didn't learn from, nats.
     """
+    if holdout.n >= FEW and not rest.n:
+        return [f"the IL model learned from all of the {holdout.n:,} rows that were looked at (in_holdout): none is a "
+                "candidate, and with --keep-holdout selection goes by what the model remembers and prefers wrong "
+                "labels; give --holdout other shards, or none to cross-fit"]
     says = []
     if min(holdout.n, rest.n) >= FEW:
         apart = math.hypot(holdout.error, rest.error)
