@@ -93,3 +93,14 @@ def test_arms_stand_with_every_seed_and_with_why_one_has_none(tmp_path: Path) ->
 def test_what_is_not_there_is_one_sentence(asked: list[str], says: str, tmp_path: Path) -> None:
     failed = CliRunner().invoke(main, [*asked, "--out", str(tmp_path)])
     assert failed.exit_code == 2 and says in failed.output and "Traceback" not in failed.output
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 cut", b"other"])
+def test_a_file_that_holds_no_results_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    path = tmp_path / "results" / "table2-small.parquet"
+    path.write_bytes(content)
+    if content == b"other":
+        pq.write_table(pa.table({"kind": ["claim"]}), path)
+    failed = CliRunner().invoke(main, ["--out", str(tmp_path)])
+    assert failed.exit_code == 2 and f"{path}: no results file" in failed.output and "Traceback" not in failed.output

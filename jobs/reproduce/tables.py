@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.reproduce.command import SCALES, guarded
+from jobs.reproduce.results import SCHEMA
 from jobs.reproduce.statistics import NR
 from jobs.reproduce.suite import EXPERIMENTS
 from rhostream.errors import UnknownNameError, UsageError
@@ -36,12 +38,12 @@ def main(out: str, scale: str, only: str | None, claims: bool) -> None:
 
 
 def told(out: str, scale: str, only: Sequence[str] | None = None, claims: bool = False) -> str:
-    """The tables as one text. Raises UnknownNameError for an experiment, UsageError where there are no results."""
+    """The tables as one text. Raises UnknownNameError for an experiment, UsageError for no or bad results."""
     for name in only or ():
         if name not in NAMES:
             raise UnknownNameError.of("experiment", name, NAMES)
-    found = {name: pq.read_table(path).to_pylist() for name in only or NAMES
-             if (path := Path(out, "results", f"{name}-{scale}.parquet")).exists()}
+    paths = {name: Path(out, "results", f"{name}-{scale}.parquet") for name in only or NAMES}
+    found = {name: _read(path) for name, path in paths.items() if path.exists()}
     if not found:
         raise UsageError(f"no results of scale {scale} in {out}/results: run python -m jobs.reproduce --{scale} --out "
                          f"{out} first")  # fmt: skip
@@ -50,6 +52,17 @@ def told(out: str, scale: str, only: Sequence[str] | None = None, claims: bool =
         for name, rows in found.items():
             parts += [f"## {name}", *arm_tables(rows)]
     return "\n\n".join(parts)
+
+
+def _read(path: Path) -> list[Row]:
+    try:
+        found = pq.read_table(path)
+    except (pa.ArrowException, OSError) as exc:
+        raise UsageError(f"{path}: no results file ({str(exc).splitlines()[0]})") from exc
+    if lacking := [name for name in SCHEMA.names if name not in found.column_names]:
+        raise UsageError(f"{path}: no results file, it lacks the column {lacking[0]!r}")
+    rows: list[Row] = found.to_pylist()
+    return rows
 
 
 def claim_tables(rows: Iterable[Row]) -> list[str]:
