@@ -27,13 +27,13 @@ CASCADE: dict[str, dict[str, Any]] = {
 }
 
 
-def cascade(world: World, steps: int, every: int, *names: str, **train: Any) -> list[Arm]:
+def cascade(world: World, steps: int, every: int, **train: Any) -> list[Arm]:
     """uniform, and rho with each of the variants; all but rho are paired with both."""
     common: dict[str, Any] = {"world": world, "steps": steps, "eval_every": every}
     return [Arm(name="uniform", train={"rule": "uniform", **train}, baselines=(), **common),
-            *(Arm(name=name, train={"rule": "rho", **CASCADE[name], **train},
+            *(Arm(name=name, train={"rule": "rho", **stages, **train},
                   baselines=("uniform",) if name == "rho" else ("rho", "uniform"), **common)
-              for name in names or CASCADE)]  # fmt: skip
+              for name, stages in CASCADE.items())]  # fmt: skip
 
 
 def capped(world: World, steps: int, every: int, **train: Any) -> list[Arm]:
@@ -45,7 +45,6 @@ def capped(world: World, steps: int, every: int, **train: Any) -> list[Arm]:
                 **common)]  # fmt: skip
 
 
-CNN_ARMS = ("rho", "cascade: band 20-90 %, proxy 4 n_b", "cascade: band 20-90 %, proxy 3 n_b")
 EXPERIMENT = Experiment(
     name="section6", title="Cheaper and more robust selection", where="ours",
     scales={
@@ -54,7 +53,7 @@ EXPERIMENT = Experiment(
                        after={"noise10": (100, 200, 500)}),
         "small": Scale(says="Fashion-MNIST, an MLP and a CNN", seeds=5,
                        arms=[*cascade(worlds.NOISE10, 500, 20), *capped(worlds.NOISE40_CROSS, 500, 20),
-                             *cascade(NOISE10_CNN, 280, 20, *CNN_ARMS, **CNN), *capped(NOISE40_CNN, 280, 20, **CNN)],
+                             *cascade(NOISE10_CNN, 280, 20, **CNN), *capped(NOISE40_CNN, 280, 20, **CNN)],
                        after={"noise10": (100, 200, 500), "noise10-cnn": (100, 200, 280)}),
         "full": Scale(says="CIFAR-10 with 10 % noise, CIFAR-10N worse", seeds=5,
                       arms=[*cascade(worlds.CIFAR10_NOISY, 100 * 78, 78, **worlds.RESNET),
