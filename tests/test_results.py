@@ -50,6 +50,7 @@ def _row(**cells: Any) -> dict[str, Any]:
 ROWS = [
     _row(kind="setting", arm="rho", seed=0, state="complete"),
     _row(kind="setting", arm="loss", seed=0, state="diverged: loss is not finite"),
+    _row(kind="setting", arm="loss", seed=1, state="complete"),
     _row(kind="comparison", arm="rho", baseline="uniform", metric="final accuracy (mean of the last 5 evaluations)",
          seeds=[0, 1], values=[0.9, 0.8], middle=0.85, differences=[0.1, 0.0], difference=0.05, low=-0.01, high=0.11),
     _row(kind="comparison", arm="rho", baseline="uniform", metric="times fewer steps to the best of the baseline's 9",

@@ -11,6 +11,7 @@ from jobs.reproduce.settings import Arm, Claim, Scale
 from jobs.reproduce.statistics import Paired, censored_median, claim, interval, paired, ratios, shown
 from rhostream.audit.metrics import best, steps_to_reach
 
+POINTS = ("accuracy", "final", "worst", "kept")  # how metrics begin that are told in points, of a hundred
 Curves = Mapping[str, Mapping[int, Curve]]  # arm's label -> seed -> curve
 
 
@@ -174,7 +175,7 @@ def line(one: Comparison) -> str:
     words = f"{one.arm:24} {one.metric}: {shown(one.middle, _form(one, one.middle))} [{each}]"
     if one.difference is not None:
         d = one.difference
-        scale = 100 if one.metric.startswith(("accuracy", "final", "worst", "kept")) else 1  # points
+        scale = 100 if one.metric.startswith(POINTS) else 1
         words += f"; against {one.baseline} {scale * d.mean:+.2f}"
         words += f" ({scale * d.low:+.2f} to {scale * d.high:+.2f})" if math.isfinite(d.low) else ""
     return words + (f"; {one.claim}" if one.claim else "")

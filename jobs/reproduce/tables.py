@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.reproduce.command import SCALES, guarded
+from jobs.reproduce.compare import POINTS
 from jobs.reproduce.results import SCHEMA
 from jobs.reproduce.statistics import NR
 from jobs.reproduce.suite import EXPERIMENTS
@@ -24,7 +25,6 @@ from rhostream.errors import UnknownNameError, UsageError
 Row = dict[str, Any]
 NAMES = (*EXPERIMENTS, "table1", "lag")
 OURS = "not in the paper"  # how a claim says that it is this library's
-POINTS = ("accuracy", "final", "worst", "kept")  # metrics told in points, of a hundred
 
 
 @click.command()
@@ -68,8 +68,7 @@ def _read(path: Path) -> list[Row]:
 def claim_tables(rows: Iterable[Row]) -> list[str]:
     """The paper's claims that were measured, then this library's own; with how many point the same way."""
     rows = list(rows)
-    compared = {(r["experiment"], r["world"], r["arm"], r["baseline"], r["metric"]): r for r in rows
-                if r["kind"] == "comparison"}  # fmt: skip
+    compared = [row for row in rows if row["kind"] == "comparison"]
     parts = []
     for title, ours in (("The paper's claims", False), ("Claims of our own", True)):
         mine = [r for r in rows if r["kind"] == "claim" and (r["paper"] == OURS) is ours
@@ -84,10 +83,10 @@ def claim_tables(rows: Iterable[Row]) -> list[str]:
     return parts
 
 
-def _ours(claim: Row, compared: dict[tuple[Any, ...], Row]) -> str:
+def _ours(claim: Row, compared: Sequence[Row]) -> str:
     """The figure that a claim is judged by, with its interval or its seeds."""
-    one = next((row for key, row in compared.items() if key[:3] == (claim["experiment"], claim["world"], claim["arm"])
-                and key[4].startswith(claim["metric"]) and key[3] in (None, claim["baseline"])), None)  # fmt: skip
+    one = next((row for row in compared if all(row[name] == claim[name] for name in ("experiment", "world", "arm"))
+                and row["metric"].startswith(claim["metric"]) and row["baseline"] in (None, claim["baseline"])), None)
     if one is None:
         return ""
     if one["metric"].startswith(("times", "steps", "share of rho")):
@@ -103,7 +102,7 @@ def arm_tables(rows: Sequence[Row]) -> list[str]:
     compared = [row for row in rows if row["kind"] == "comparison"]
     compared.sort(key=lambda row: FIRST.index(_column(row)) if _column(row) in FIRST else len(FIRST))  # stable
     order = {arm: n for n, arm in enumerate(dict.fromkeys(row["arm"] for row in rows))}
-    settings = {(r["world"], r["arm"]): r for r in rows if r["kind"] == "setting"}
+    states = {(r["world"], r["arm"], r["state"]) for r in rows if r["kind"] == "setting" and r["state"] != "complete"}
     parts = []
     for world in dict.fromkeys(row["world"] for row in compared):
         mine = [row for row in compared if row["world"] == world]
@@ -113,8 +112,8 @@ def arm_tables(rows: Sequence[Row]) -> list[str]:
             of_arm = [row for row in mine if row["arm"] == arm]
             first = next((row["baseline"] for row in of_arm if row["baseline"]), None)
             cells = {_column(row): _cell(row) for row in of_arm if row["baseline"] in (None, first)}
-            state = {r["state"] for (w, a), r in settings.items() if (w, a) == (world, arm)} - {"complete"}
-            lines.append([arm + "".join(f" ({why})" for why in sorted(state)), *(cells.get(m, "") for m in metrics)])
+            why = sorted(state for *place, state in states if place == [world, arm])  # of any seed
+            lines.append([arm + "".join(f" ({one})" for one in why), *(cells.get(m, "") for m in metrics)])
         parts += [f"### {world}", table(["arm", *metrics], lines)]
     return parts
 
