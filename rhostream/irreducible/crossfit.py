@@ -22,8 +22,8 @@ from rhostream.irreducible.folds import FoldRule
 from rhostream.irreducible.learn import Learned, Recipe, learn
 from rhostream.irreducible.pool import Pool
 from rhostream.irreducible.quality import Logits, logits_of, measured
+from rhostream.randomness import generator
 from rhostream.stream.inputs import AnyPreprocess
-from rhostream.stream.plan import generator
 
 LOG = logging.getLogger("rhostream")
 CHECK_SAMPLES = 10_000  # of D, for the choice of the checkpoint

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from rhostream.errors import RhostreamError, UsageError
 from rhostream.irreducible.accounts import SHOWN, Budget
+from rhostream.randomness import generator
 from rhostream.signals import while_waiting
 from rhostream.storage import redact
-from rhostream.stream.plan import generator
 from rhostream.stream.progress import Progress
 from rhostream.stream.scan import Chunk, End, ScanSettings, scan
 

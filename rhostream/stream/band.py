@@ -13,9 +13,9 @@ import numpy as np
 
 from rhostream.candidates import CANDIDATE, Reason
 from rhostream.errors import UsageError
+from rhostream.randomness import generator
 from rhostream.storage import redact
 from rhostream.stream.join import Joined
-from rhostream.stream.plan import generator
 from rhostream.tables import il
 
 SAMPLED_PARTS = 64

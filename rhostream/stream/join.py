@@ -21,11 +21,12 @@ import pyarrow.compute as pc
 from rhostream import storage
 from rhostream.candidates import CANDIDATE, Reason
 from rhostream.errors import MismatchError, MissingPartError, ShardError, UsageError
+from rhostream.randomness import generator
 from rhostream.selection.choice import limited
 from rhostream.selection.quota import ClassQuota
 from rhostream.selection.schedule import PLAIN, Schedule
 from rhostream.storage import Reader, redact
-from rhostream.stream.plan import Rows, generator
+from rhostream.stream.plan import Rows
 from rhostream.tables import il
 
 POLICIES = ("error", "skip", "uniform")

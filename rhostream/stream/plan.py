@@ -8,7 +8,6 @@ memory and nothing is drawn at run time, so any buffer can be computed alone: th
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,17 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from rhostream.errors import UsageError
+from rhostream.randomness import generator
 
 MAX_LANES = 64
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Ordinals = npt.NDArray[np.integer[Any]]  # in the narrowest type
-
-
-def generator(*words: object) -> np.random.Generator:
-    """A numpy generator that is a function of the words alone (seed, purpose, position, ...)."""
-    digest = hashlib.blake2b("\0".join(str(w) for w in words).encode("utf-8", "surrogateescape"), digest_size=16)
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest.digest(), "big")))
 
 
 def choose_lanes(buffer_size: int, ranks: int = 1, lanes: int | None = None) -> int:
