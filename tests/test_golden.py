@@ -1,0 +1,101 @@
+"""What older versions left behind is still read, proved, scored with and gone on from: see golden/make.py."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rhostream
+from rhostream.audit.verify import verify
+from tests.golden.make import RUNS, STEPS, TABLES, TRAIN, decisions, table_values
+from tests.ranks import together, train
+
+# A folder that was unpacked has other times than it had, and the same bytes.
+pytestmark = pytest.mark.filterwarnings("ignore:shard golden/.* has a new time:UserWarning")
+
+HERE = Path(__file__).parent / "golden"
+VERSIONS = sorted(path.name.removesuffix(".tar.gz") for path in HERE.glob("*.tar.gz"))
+EXPECTED: dict[str, dict[str, Any]] = {}
+for _version in VERSIONS:
+    with tarfile.open(HERE / f"{_version}.tar.gz") as _tar:
+        _member = _tar.extractfile("golden/expected.json")
+        assert _member is not None
+        EXPECTED[_version] = json.load(_member)
+
+
+def cases(kind: str) -> list[tuple[str, str]]:
+    return [(version, name) for version in VERSIONS for name in EXPECTED[version][kind]]
+
+
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of every version, moved to another place."""
+    roots = {}
+    for version in VERSIONS:
+        folder = tmp_path_factory.mktemp(version)
+        with tarfile.open(HERE / f"{version}.tar.gz") as tar:
+            tar.extractall(folder, filter="data")
+        roots[version] = folder / "golden"
+    return roots
+
+
+def test_the_newest_golden_folder_lacks_nothing() -> None:
+    assert EXPECTED[VERSIONS[-1]]["left_out"] == {}
+    assert {*EXPECTED[VERSIONS[-1]]["runs"]} == {*RUNS}
+
+
+@pytest.mark.parametrize(("version", "name"), cases("tables"))
+def test_a_table_of_an_older_version_is_read_and_proved(golden: dict[str, Path], version: str, name: str) -> None:
+    root, expected = golden[version], EXPECTED[version]["tables"][name]
+    assert table_values(root / "tables" / name) == expected
+    with rhostream.open_ledger(str(root / "tables" / name)) as ledger:
+        (row,) = ledger.sql("select count(*) as n, count(il) as scored from il").to_pylist()
+    il = [value for part in expected.values() for value in part.get("il", [])]
+    rows = sum(len(part["status"]) for part in expected.values())
+    assert row == {"n": rows, "scored": sum(value is not None for value in il)}
+    shards = str(root / ("texts" if name == "language" else "shards"))
+    assert verify(str(root / "tables" / name), shards=[shards], roots={"golden": str(root)})["problems"] == []
+
+
+@pytest.mark.parametrize(("version", "name"), [case for case in cases("tables") if case[1] != "index"])
+def test_an_il_model_of_an_older_version_gives_the_il_that_it_gave(
+        golden: dict[str, Path], tmp_path: Path, version: str, name: str) -> None:
+    root = golden[version]
+    shards = [str(root / TABLES[name].get("shards", "shards"))]
+    options = {"il_dtype": "float16"} if name == "float16" else {}
+    rhostream.compute_il(shards, str(root / "models" / name), str(tmp_path / "il"), roots={"golden": str(root)},
+                         **options)
+    made, expected = table_values(tmp_path / "il"), EXPECTED[version]["tables"][name]
+    assert made.keys() == expected.keys()
+    for part, columns in made.items():
+        assert columns["fold"] == expected[part]["fold"] and columns["status"] == expected[part]["status"]
+        np.testing.assert_allclose(np.array(columns["il"], float), np.array(expected[part]["il"], float), atol=1e-5)
+
+
+@pytest.mark.parametrize(("version", "name"), cases("runs"))
+def test_a_run_that_an_older_version_began_is_gone_on_with_as_it_would_have(
+        golden: dict[str, Path], tmp_path: Path, version: str, name: str) -> None:
+    root, run = golden[version], tmp_path / "run"
+    shutil.copytree(root / "runs" / name, run)
+    before = decisions(run)
+    expected = EXPECTED[version]["runs"][name]
+    assert before == {step: rows for step, rows in expected.items() if step in before} and 0 < len(before) < STEPS
+    asked = {**TRAIN, **RUNS[name]}
+    ranks, table = asked.pop("ranks", 1), asked.pop("il")
+    if asked.get("rule") == "rho_updated":
+        asked["il_model"] = str(root / "models" / table)
+    shards = [str(root / ("texts" if name == "language" else "shards"))]
+    options = {**asked, "shards": shards, "il": str(root / "tables" / table), "run": str(run), "steps": STEPS,
+               "roots": {"golden": str(root)}}
+    if ranks > 1:
+        together(tmp_path / "ranks", train, ranks, [options])
+    else:
+        rhostream.train(**options)
+    assert decisions(run) == expected
+    assert verify(str(run))["problems"] == []
