@@ -17,7 +17,7 @@ from rhostream import checkpoint
 from rhostream.candidates import Reason
 from rhostream.errors import MismatchError, UnknownNameError, UsageError
 from rhostream.models import build
-from rhostream.selection.choice import Whole, largest
+from rhostream.selection.choice import Draws, Whole, largest
 from rhostream.selection.duplicates import grey_views
 from rhostream.selection.hardware import threads
 from rhostream.selection.options import Options
@@ -118,7 +118,8 @@ def test_gumbel_top_k_draws_without_replacement_from_the_softmax(model: torch.nn
     rounds = 6000
     found: dict[tuple[int, ...], int] = {}
     for step in range(rounds):
-        kept = tuple(chooser(whole(score), 2, step, n_B=4).kept.tolist())
+        draws = Draws(seed=0, step=step, pass_index=0, index=step, planned=4)
+        kept = tuple(chooser(whole(score), 2, draws).kept.tolist())
         found[kept] = found.get(kept, 0) + 1
     p = np.exp(score / temperature) / np.exp(score / temperature).sum()
     for a in range(4):
@@ -145,7 +146,7 @@ def test_quotas_equal_a_greedy_choice(seed: int) -> None:
             if taken[label[row]] < most and len(expected) < n:
                 taken[label[row]] += 1
                 expected.append(int(row))
-        assert largest(whole(score, label), score, n, quota=quota).kept.tolist() == sorted(expected)
+        assert largest(whole(score, label), score, n, rng, quota=quota).kept.tolist() == sorted(expected)
 
 
 def test_no_class_has_more_than_its_share_of_any_batch(trained: Callable[..., Path]) -> None:

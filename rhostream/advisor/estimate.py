@@ -22,6 +22,7 @@ from rhostream.advisor.predict import ILCost, Measured, Setting
 from rhostream.advisor.samples import Samples, draw, preprocess_for, some
 from rhostream.cost import macs_per_sample
 from rhostream.errors import UntrustedCodeError, UsageError
+from rhostream.randomness import torch_seed
 from rhostream.selection.hardware import bf16_supported, cores, device_of
 from rhostream.selection.hardware import threads as in_threads
 from rhostream.selection.selector import Selector
@@ -298,7 +299,7 @@ class _Bench:
         return ASSUMED_HAND_OVER * decode
 
     def _build(self, name: str) -> torch.nn.Module:
-        torch.manual_seed(0)
+        torch.manual_seed(torch_seed("estimate"))
         return measure.on(self.device, models.build(name, classes=self.classes, initial=False,  # time needs no weights
                                                     **self.preprocess.model_arguments()))
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from rhostream.candidates import CANDIDATE, Candidates
+from rhostream.randomness import generator
 from rhostream.selection.selector import Selector, scoring
 from rhostream.selection.tokens import loss_of
 from rhostream.stream.decode import OK
@@ -91,7 +92,7 @@ def decode_seconds(images: list[bytes], preprocess: AnyPreprocess, name: str, sh
 def candidates_of(pixels: np.ndarray[Any, Any], label: list[int], preprocess: AnyPreprocess, n: int) -> Candidates:
     """A buffer of n candidates with an il; the samples come again when there are fewer."""
     rows = np.resize(np.arange(len(pixels)), n)
-    rng = np.random.default_rng(0)
+    rng = generator("measured candidates")
     return Candidates(
         pass_index=0, index=0, shard=np.zeros(n, np.int32), ordinal=np.arange(n, dtype=np.int32),
         key=pa.array([f"{row:09d}" for row in rng.integers(0, 10**9, n)]),

@@ -24,6 +24,7 @@ from rhostream.advisor.agreement import FACTORS, Agreement, Scores
 from rhostream.advisor.question import Question
 from rhostream.candidates import Candidates
 from rhostream.errors import UsageError
+from rhostream.randomness import torch_seed
 from rhostream.selection.hardware import bf16_supported
 from rhostream.selection.selector import Selector
 from rhostream.stream.dataset import Loader
@@ -80,7 +81,7 @@ class Views:
     def network(self, name: str) -> nn.Module:
         """The model of that name for the full view, the same one each time."""
         with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
+            torch.manual_seed(torch_seed(self.seed, "views"))
             return measure.on(self.device, models.build(name, classes=self.classes,
                                                         **self.preprocess.model_arguments()))
 

@@ -80,7 +80,7 @@ def gather(ledger: Ledger, name: str) -> RunFacts:
                        "WHERE isfinite(test_accuracy) ORDER BY step").to_pydict()  # fmt: skip
     reasons = ledger.sql("SELECT reason, count(*) AS n FROM selections GROUP BY reason ORDER BY n DESC, reason")
     classes = ledger.sql("SELECT label, count(*) AS planned, count(*) FILTER (kept) AS kept FROM selections "
-                         "WHERE label IS NOT NULL AND reason <> 'tail' GROUP BY label ORDER BY label")  # fmt: skip
+                         "WHERE label IS NOT NULL AND step IS NOT NULL GROUP BY label ORDER BY label")  # fmt: skip
     last = ledger.sql("SELECT class_accuracy FROM steps WHERE isfinite(test_accuracy) AND class_accuracy IS NOT NULL "
                       "ORDER BY step DESC LIMIT 1").to_pylist()  # fmt: skip
     curve["units"] = [math.nan if u is None else u for u in curve["units"]]

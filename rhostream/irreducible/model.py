@@ -9,11 +9,12 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
-from torch import Tensor, nn
+from torch import nn
 
 from rhostream import foreign, models, storage
 from rhostream.errors import TableError, UntrustedCodeError, UsageError
 from rhostream.irreducible.folds import FoldRule
+from rhostream.models.temperature import Divided
 from rhostream.stream.decode import DECODERS
 from rhostream.stream.inputs import TEXT_DECODER, AnyPreprocess, preprocess_from_json
 
@@ -75,16 +76,6 @@ class ModelInfo:
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
-
-
-class Divided:
-    """A forward hook that divides logits by a temperature; weights and their names stay as they are."""
-
-    def __init__(self, temperature: float) -> None:
-        self.temperature = temperature
-
-    def __call__(self, module: nn.Module, inputs: Any, logits: Tensor) -> Tensor:
-        return logits / self.temperature
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,11 @@
     scores > clip > class weights > Gumbel noise > order > no duplicates > class quota > the first n_b
     scores > n_b draws with replacement, each weighed by 1 / (n_B prob)          (importance sampling)
 
-Every random number is a function of (seed, step, place in the buffer).
+Every random number is a function of the seed and the step or the buffer, and of the row's place in the buffer.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,16 +16,31 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rhostream.selection.quota import ClassQuota
+from rhostream.randomness import generator
+from rhostream.selection.quota import ClassQuota, limited
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
-def generator(seed: int, purpose: str, step: int) -> np.random.Generator:
-    """Random numbers that are a function of the three alone."""
-    words = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), step])
-    return np.random.Generator(np.random.PCG64(words))
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """What the random numbers of one buffer's choice are a function of."""
+
+    seed: int
+    step: int
+    pass_index: int
+    index: int  # of the buffer in its pass
+    planned: int  # rows of the buffer over all ranks: n_B
+    rank: int | None = None  # where each rank chooses among its own slice, whose rows `planned` are then
+
+    def by_step(self, purpose: str) -> np.random.Generator:
+        """For a purpose that comes once a step."""
+        return generator(self.seed, purpose, self.step)
+
+    def among_missing(self, stage: str) -> np.random.Generator:
+        """For the rows without an il, in one of the stages of a choice."""
+        return generator(self.seed, "missing il", stage, self.pass_index, self.index)
 
 
 # -- the largest -----------------------------------------------------------------------------------------------------
@@ -49,24 +63,30 @@ def leading(score_B: Tensor, n: int) -> Tensor:
     return ranked[:n].sort().values
 
 
-def choose(score_B: Tensor, chance_B: Tensor, n: int, best: Callable[[Tensor, int], Tensor] = top) -> Tensor:
+def choose(score_B: Tensor, chance_B: Tensor, n: int, rng: np.random.Generator,
+           best: Callable[[Tensor, int], Tensor] = top) -> Tensor:
     """Rows to keep, ascending, on the device of `score_B`: the `best`, and of the chance rows their fair share.
 
-    `chance_B` (bool, on the host) marks rows without an il, which compete by chance: evenly spread over their rows.
+    `chance_B` (bool, on the host) marks rows without an il, which compete by chance.
     """
     missing = torch.nonzero(chance_B).flatten()
     if not len(missing):
         return best(score_B, n)
-    picked = torch.from_numpy(by_chance(missing.numpy(), len(score_B), n))
+    picked = torch.from_numpy(by_chance(missing.numpy(), len(score_B), n, rng))
     others = torch.nonzero(~chance_B).flatten().to(score_B.device)
     chosen = others[best(score_B[others], n - len(picked))]
     return torch.cat([chosen, picked.to(score_B.device)]).sort().values
 
 
-def by_chance(missing: Ints, total: int, n: int) -> Ints:
-    """The fair share of `n` out of `total` rows for those without an il, evenly spread over them."""
-    share = min(len(missing), round(n * len(missing) / total)) if total else 0
-    return missing[np.linspace(0, len(missing) - 1, share).round().astype(np.int64)] if share else missing[:0]
+def by_chance(missing: Ints, total: int, n: int, rng: np.random.Generator) -> Ints:
+    """A random n / total of the rows without an il, ascending, so that each is kept as often as a row by chance is.
+
+    A share that isn't whole is rounded up as often as its fraction says: rows that are rare would else never be kept.
+    """
+    if not len(missing):
+        return missing
+    share = min(len(missing), int(n * len(missing) / total + rng.random()))
+    return np.sort(rng.permutation(missing)[:share])
 
 
 # -- with options ----------------------------------------------------------------------------------------------------
@@ -123,11 +143,14 @@ def the_best(kept: Ints, duplicates: Ints | None = None) -> Choice:
                   else duplicates)
 
 
-def largest(whole: Whole, score: Floats, n: int, *, quota: ClassQuota | None = None, duplicate: float | None = None,
-            ties: Floats | None = None) -> Choice:
-    """The n best by `score`, equal ones by `ties` or to the lower row, within the quota, without near-duplicates."""
+def largest(whole: Whole, score: Floats, n: int, rng: np.random.Generator, *, quota: ClassQuota | None = None,
+            duplicate: float | None = None, ties: Floats | None = None) -> Choice:
+    """The n best by `score`, equal ones by `ties` or to the lower row, within the quota, without near-duplicates.
+
+    `rng` draws among the rows that compete by chance, and nothing where there are none.
+    """
     missing = np.flatnonzero(whole.chance)
-    picked = by_chance(missing, len(score), n)
+    picked = by_chance(missing, len(score), n, rng)
     usable = np.flatnonzero(np.isfinite(score) & ~whole.chance)
     keys = (usable, -score[usable]) if ties is None else (ties[usable], -score[usable])
     order, copies = usable[np.lexsort(keys)], np.zeros(0, np.int64)
@@ -135,19 +158,6 @@ def largest(whole: Whole, score: Floats, n: int, *, quota: ClassQuota | None = N
         order, copies = without_duplicates(order, whole.view, duplicate, None if quota else n - len(picked))
     order = np.concatenate([picked, order])
     return the_best(limited(order, whole.label, n, quota), copies)
-
-
-def limited(order: Ints, label: Ints, n: int, quota: ClassQuota | None) -> Ints:
-    """The first n of `order` (positions, the best first) of which no class has more than its quota."""
-    most = None if quota is None else quota.caps(label[order], n)
-    if most is None:
-        return order[:n]
-    own = label[order]
-    by_class = np.argsort(own, kind="stable")
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(own[by_class]) != 0])) if len(own) else by_class
-    rank = np.empty(len(own), np.int64)  # place among those of the same class
-    rank[by_class] = np.arange(len(own)) - np.repeat(starts, np.diff(np.append(starts, len(own))))
-    return order[rank < most][:n]
 
 
 def without_duplicates(order: Ints, view: npt.NDArray[np.float32], threshold: float,

@@ -8,51 +8,50 @@ import numpy as np
 import numpy.typing as npt
 
 from rhostream.errors import MismatchError
-from rhostream.selection.choice import Choice, Ints, Tau, Whole, generator, largest, limited
+from rhostream.selection.choice import Choice, Draws, Ints, Tau, Whole, largest
 from rhostream.selection.options import Options
 from rhostream.selection.quota import ClassWeights
 from rhostream.selection.rules import Rule
 from rhostream.selection.shadow import plain_choice, sampled
+from rhostream.selection.uniform import uniform_rows
 
 
 class Chooser:
     """Chooses n_b of what is known of a whole buffer; every rank that knows the same chooses the same."""
 
-    def __init__(self, rule: Rule, options: Options, seed: int) -> None:
-        self.rule, self.options, self.seed = rule, options, seed
+    def __init__(self, rule: Rule, options: Options) -> None:
+        self.rule, self.options = rule, options
         self.schedule, self.quota, self.shadows = options.schedule, options.quota, options.shadows
         self._tau = Tau() if options.tau else None
         reducr = self.quota is not None and self.quota.kind == "reducr"
         self._classes = ClassWeights(self.quota.value) if reducr and self.quota is not None else None
 
-    def __call__(self, whole: Whole, n: int, step: int, *, n_B: int) -> Choice:
-        """The choice of step `step` among the candidates of a buffer of n_B planned samples."""
+    def __call__(self, whole: Whole, n: int, draws: Draws) -> Choice:
+        """The choice of n among the candidates of a buffer; what is random in it is a function of `draws`."""
         if self._tau is not None:
             self._tau.see(whole.score)
         if self.rule.sampled:
-            return sampled(whole.score, n, seed=self.seed, step=step)
+            return sampled(whole.score, n, draws)
         score = np.maximum(whole.score, 0.0) if self.options.clip else whole.score  # NaN stays NaN
         if self._classes is not None:
             score = self._classes.apply(score, whole.label)
             self._classes.update(whole.label, whole.excess)
         if self.options.gumbel is not None:
-            noise = generator(self.seed, "gumbel", step).gumbel(size=n_B)
+            noise = draws.by_step("gumbel").gumbel(size=draws.planned)
             score = score + self.options.gumbel * noise[whole.place]
-        ties = generator(self.seed, "ties", step).random(n_B)[whole.place] if self.options.clip else None
-        return largest(whole, score, n, quota=self.quota, duplicate=self.options.deduplicate, ties=ties)
+        ties = draws.by_step("ties").random(draws.planned)[whole.place] if self.options.clip else None
+        return largest(whole, score, n, draws.among_missing("batch"), quota=self.quota,
+                       duplicate=self.options.deduplicate, ties=ties)
 
-    def shadow_choices(self, whole: Whole, n: int, step: int) -> list[Choice]:
+    def shadow_choices(self, whole: Whole, n: int, draws: Draws) -> list[Choice]:
         """What each shadow rule would have kept of the same candidates, without options."""
-        return [plain_choice(rule, whole, score, n, seed=self.seed, step=step)
+        return [plain_choice(rule, whole, score, n, draws)
                 for rule, score in zip(self.shadows, whole.shadows, strict=True)]
 
-    def by_chance(self, label: npt.NDArray[Any], n: int, pass_index: int, index: int) -> Ints:
-        """A random n of candidates of these labels (of the whole buffer), within the class quota; ascending."""
-        words = np.random.SeedSequence([self.seed, pass_index, index])
-        rng = np.random.Generator(np.random.PCG64(words))
-        if self.quota is None or self.quota.kind == "reducr":
-            return np.sort(rng.choice(len(label), min(n, len(label)), replace=False))
-        return np.sort(limited(rng.permutation(len(label)), label.astype(np.int64), n, self.quota))
+    def by_chance(self, place: Ints, label: Ints, n: int, draws: Draws) -> Ints:
+        """A random n of the candidates at these places of the whole buffer, within the class quota; ascending."""
+        return uniform_rows(place, label, n, planned=draws.planned, seed=draws.seed, pass_index=draws.pass_index,
+                            index=draws.index, quota=self.quota, rank=draws.rank)
 
     def pays(self, buffer_size: int, batch_size: int) -> bool:
         """Whether to score at all at this step; always, but with `tau`."""

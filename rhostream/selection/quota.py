@@ -77,6 +77,19 @@ def parse_quota(text: str | float | None) -> ClassQuota | None:
     return ClassQuota("share", share)
 
 
+def limited(order: Ints, label: Ints, n: int, quota: ClassQuota | None) -> Ints:
+    """The first n of `order` (positions, the best first) of which no class has more than its quota."""
+    most = None if quota is None else quota.caps(label[order], n)
+    if most is None:
+        return order[:n]
+    own = label[order]
+    by_class = np.argsort(own, kind="stable")
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(own[by_class]) != 0])) if len(own) else by_class
+    rank = np.empty(len(own), np.int64)  # place among those of the same class
+    rank[by_class] = np.arange(len(own)) - np.repeat(starts, np.diff(np.append(starts, len(own))))
+    return order[rank < most][:n]
+
+
 class ClassWeights:
     """A weight for each class, multiplied by exp(eta x excess) each step and brought back to a mean logarithm of 0.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from rhostream.errors import UsageError
-from rhostream.selection.choice import generator
+from rhostream.randomness import torch_seed
 from rhostream.selection.forward import Forward
 from rhostream.selection.losses import LossFunction, per_sample, require_known
 from rhostream.selection.ranks import in_lockstep
@@ -43,19 +44,21 @@ class RuleScores:
         if not isinstance(self.loss, SequenceMean):  # of language no label is looked at
             require_known(bounds, logits)
         loss = per_sample(self.loss, logits, stage.label).float()
-        evidence = self._evidence(loss, stage.il, logits, stage.label, draws)
-        live = None if stage.live is None else self._evidence(loss, stage.live, logits, stage.label, draws)
-        score = self.rule(live if self.rule.live and live is not None else evidence)
+        evidence = Evidence(loss, stage.il, logits, stage.label, draws)
+        live = None if stage.live is None else replace(evidence, il_B=stage.live)
+        score = self.rule(self._capped(live if self.rule.live and live is not None else evidence))
         return loss, score, correct_of(self.loss)(logits, stage.label), shadow_scores(self.shadows, evidence, live)
 
-    def _evidence(self, loss: Tensor, il: Tensor, logits: Tensor, label: Tensor, draws: Tensor | None) -> Evidence:
-        pair = cap(loss, il, logits.shape[-1]) if self.loss_cap else (loss, il)
-        return Evidence(*pair, logits, label, draws)
+    def _capped(self, evidence: Evidence) -> Evidence:
+        """What the run's own rule sees; its shadows see the losses as they are, whatever the run's options."""
+        if not self.loss_cap:
+            return evidence
+        loss, il = cap(evidence.loss_B, evidence.il_B, evidence.logits_BC.shape[-1])
+        return replace(evidence, loss_B=loss, il_B=il)
 
     def _dropout_draws(self, forward: Forward, x: Tensor, step: int) -> Tensor:
         """K logits, a function of (seed, step, rank); the first time they are proved to differ."""
-        seed = int(generator(self._seed, "mc-dropout", step).integers(1 << 62)) + self._rank
-        draws = forward.draws(x, self._draws, seed)
+        draws = forward.draws(x, self._draws, torch_seed(self._seed, "mc-dropout", step, self._rank))
         if not self._drawn and len(draws) > 1 and len(x):
             self._drawn = True
             if bool((draws[0] == draws[1]).all()):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rhostream.candidates import Candidates, Reason, to_device
 from rhostream.errors import NonFiniteError, UsageError
-from rhostream.selection.choice import Whole, choose, columns_of, leading, whole_of
+from rhostream.selection.choice import Draws, Whole, choose, columns_of, leading, whole_of
 from rhostream.selection.chooser import Chooser
 from rhostream.selection.duplicates import grey_views
 from rhostream.selection.forward import Forward, require_dropout, scoring
@@ -46,7 +46,8 @@ class Selector:
     learns from what is kept, or, without one, of the target itself on the stream's cheap view. `live`: the IL model of
     the rule `rho_updated`. The other keywords are `Options`, such as `gumbel=0.5`, `warm_up=100`, `shadow="loss"`.
     `group`: the process group over which buffers are split (`open_stream(rank=, ranks=)`) and `batch_size` counts; each
-    call is then collective. Without one the choice is made among the candidates at hand.
+    call is then collective. Without one the choice is made among the candidates at hand; `rank` says whose slice of
+    the buffer these are where every rank chooses alone, so that each has draws of its own.
 
     Raises UsageError for what can't go together, for a loss or a rule of another shape and for labels that the model
     doesn't know; NonFiniteError after three buffers in a row without one finite score; RankLostError.
@@ -56,7 +57,8 @@ class Selector:
                  loss: LossFunction | None = None, chunk: int | None = None, batch_norm: str = "buffer",
                  autocast: torch.dtype | None = None, compile: bool = False, loss_cap: bool = False, seed: int = 0,
                  shortlist: float | None = None, proxy: Proxy | None = None, live: LiveIL | None = None,
-                 group: dist.ProcessGroup | Ranks | None = None, **options: Any) -> None:
+                 group: dist.ProcessGroup | Ranks | None = None, rank: int | None = None,
+                 **options: Any) -> None:
         if batch_size < 1:
             raise UsageError(f"batch_size {batch_size}: expected at least 1")
         if shortlist is not None and not shortlist > 1:
@@ -80,12 +82,13 @@ class Selector:
             raise UsageError(f"the rule {rule!r} makes no forward, so a shortlist has nothing to rank by")
         self.options = Options.of(options)
         self.options.check(self.rule, shortlist=shortlist is not None, live=live is not None)
-        self.chooser = Chooser(self.rule, self.options, seed)
+        self.rank = rank
+        self.chooser = Chooser(self.rule, self.options)
         if self.rule.needs_draws:
             for scorer in (model, *([] if proxy is None else [proxy.model])):
                 require_dropout(scorer, self.rule.name)
         self._scores = RuleScores(self.rule, self.chooser.shadows, self.loss, loss_cap=loss_cap, seed=seed,
-                                  draws=self.options.mc_draws, rank=self.ranks.rank)
+                                  draws=self.options.mc_draws, rank=self.ranks.rank if rank is None else rank)
         self._calls = self._nonfinite = 0
 
     def __call__(self, candidates: Candidates, step: int | None = None) -> Selection:
@@ -99,18 +102,18 @@ class Selector:
         n = self.chooser.schedule.kept(step, self.batch_size, n_B)
         rows = candidates.candidate_rows
         if self.rule.score is None or self.chooser.schedule.is_uniform(step):
-            return self._uniform(candidates, rows, n)
+            return self._uniform(candidates, rows, n, step)
         if not self.chooser.pays(n_B, n):
-            return self._uniform(candidates, rows, n, measure=True)
+            return self._uniform(candidates, rows, n, step, measure=True)
         return self._by_score(candidates, rows, n, step)
 
     def _by_score(self, candidates: Candidates, rows: Rows, n: int, step: int) -> Selection:
-        chance = self._by_chance(candidates, rows)
+        chance, draws = self._by_chance(candidates, rows), self._draws(candidates, step)
         stage = Stage(candidates.inputs(rows), *take(candidates, rows), chance, self._live_il(candidates, rows))
         reading, bounds = Reading(candidates, rows), _bounds(candidates, rows)
         first, position = stage.x, None
         if self.shortlist is not None:
-            position = self._shortlist(stage, candidates, bounds, n, step)
+            position = self._shortlist(stage, candidates, bounds, n, draws)
             stage = stage.take(position)
             if candidates.full is not None:
                 stage, position = reading(stage, position)
@@ -126,28 +129,28 @@ class Selector:
         reached = Reached(at.numpy(), table[0].numpy(), table[1].numpy(), table[2].numpy() > 0, live)
         whole, start = self._whole(candidates, rows, table, stage.chance)
         self._watch(whole)
-        choice = self.chooser(whole, n, step, n_B=len(candidates) * self.ranks.size)
+        choice = self.chooser(whole, n, draws)
         own = _own(choice.kept, start, len(score))
         kept_at = torch.from_numpy(choice.kept[own] - start)
         kept, kept_at = stage.take(to_device(kept_at, score.device)), at[kept_at]
-        times, weight, total, draws = choice.times[own], choice.weight[own], len(choice.kept), choice.draws
+        times, weight, total, drawn = choice.times[own], choice.weight[own], len(choice.kept), choice.draws
         if candidates.full is not None and self.shortlist is None:
             before = kept_at
             kept, kept_at = reading(kept, kept_at)
             left = torch.isin(before, kept_at).numpy()
             times, weight = times[left], weight[left]
-            total, draws = (int(v) for v in self.ranks.sum([len(kept_at), times.sum()]))
+            total, drawn = (int(v) for v in self.ranks.sum([len(kept_at), times.sum()]))
         trained = self._learn(candidates, rows, kept_at, first, kept.label, total)
         copies = choice.duplicates[_own(choice.duplicates, start, len(score))] - start
         taken = Taken(kept_at.numpy(), weight, reading.failed, reached.at[copies])
         columns = decided(candidates, rows, reached, taken, Reason.shortlist)
         factors = to_device(torch.from_numpy(weight.astype(np.float32)), score.device) if self.rule.sampled else None
         return Selection(
-            **columns, input=kept.x if total else None, label=kept.label, factors=factors, total=total, draws=draws,
+            **columns, input=kept.x if total else None, label=kept.label, factors=factors, total=total, draws=drawn,
             scored=len(score) * (self.options.mc_draws if self.rule.needs_draws else 1),
             shortlisted=0 if self.shortlist is None else len(rows), reread=reading.count,
             live_scored=0 if self.live is None else len(rows), live_trained=trained,
-            shadow=self._shadow(whole, rows[reached.at], n, step, start),
+            shadow=self._shadow(whole, rows[reached.at], n, draws, start),
         )  # fmt: skip
 
     # -- what else is looked at ----------------------------------------------------------------------------------------
@@ -166,18 +169,19 @@ class Selector:
 
     # -- decisions ---------------------------------------------------------------------------------------------------
 
-    def _shortlist(self, stage: Stage, candidates: Candidates, bounds: Bounds, n: int, step: int) -> Tensor:
+    def _shortlist(self, stage: Stage, candidates: Candidates, bounds: Bounds, n: int,
+                   draws: Draws) -> Tensor:
         """Positions (m,) of the stage that go on to the target, on the device; nothing waits for it on one rank."""
         if self.proxy is None and candidates.full is None:
             raise UsageError("a shortlist without a proxy is made on the stream's cheap view, and this stream has "
                              "none: open_stream(view_size=...), or Selector(proxy=Proxy(small_model))")
         assert self.shortlist is not None
-        score = self._scores(self.proxy.forward if self.proxy else self.forward, stage, bounds, step)[1]
+        score = self._scores(self.proxy.forward if self.proxy else self.forward, stage, bounds, draws.step)[1]
         length = round(self.shortlist * n)
         if self.ranks.alone:
-            return choose(score, stage.chance, length, leading)
+            return choose(score, stage.chance, length, draws.among_missing("shortlist"), leading)
         whole, start = self.ranks.concat(torch.stack([score.float().cpu(), stage.chance.float()], 1), len(candidates))
-        chosen = choose(whole[:, 0], whole[:, 1] > 0, length, leading)
+        chosen = choose(whole[:, 0], whole[:, 1] > 0, length, draws.among_missing("shortlist"), leading)
         return to_device(chosen[_own(chosen.numpy(), start, len(score))] - start, score.device)
 
     def _whole(self, candidates: Candidates, rows: Rows, table: Tensor, chance: Tensor) -> tuple[Whole, int]:
@@ -188,14 +192,18 @@ class Selector:
         found, start = self.ranks.concat(columns.T, len(candidates))
         return whole_of(found.numpy(), len(self.chooser.shadows)), start
 
-    def _shadow(self, whole: Whole, rows: Rows, n: int, step: int, start: int) -> ShadowScores | None:
+    def _shadow(self, whole: Whole, rows: Rows, n: int, draws: Draws, start: int) -> ShadowScores | None:
         if not self.chooser.shadows:
             return None
         kept = np.zeros(whole.shadows.shape, bool)
-        for number, choice in enumerate(self.chooser.shadow_choices(whole, n, step)):
+        for number, choice in enumerate(self.chooser.shadow_choices(whole, n, draws)):
             kept[number, choice.kept] = True
         mine = slice(start, start + len(rows))
         return ShadowScores(rows, whole.shadows[:, mine].astype(np.float32), kept[:, mine])
+
+    def _draws(self, candidates: Candidates, step: int) -> Draws:
+        return Draws(seed=self.seed, step=step, pass_index=candidates.pass_index, index=candidates.index,
+                     planned=len(candidates) * self.ranks.size, rank=self.rank)
 
     def _by_chance(self, candidates: Candidates, rows: Rows) -> Tensor:
         """Candidate rows (as a mask on the host) without an il, which the policy `uniform` lets compete by chance."""
@@ -211,18 +219,19 @@ class Selector:
             raise NonFiniteError(f"every score of {self._nonfinite} buffers in a row is NaN or infinite: the model has "
                                  "diverged or overflows; lower the learning rate, or use float32 or bfloat16")
 
-    def _uniform(self, candidates: Candidates, rows: Rows, n: int, *, measure: bool = False) -> Selection:
+    def _uniform(self, candidates: Candidates, rows: Rows, n: int, step: int, *, measure: bool = False) -> Selection:
         """A random n_b of the candidates, unless the stream has chosen them before decoding.
 
         `measure`: their gradient norms are scored, for tau.
         """
         passed, quota, left = len(rows), self.chooser.quota, rows
         label = candidates.host.label
-        told, start = self.ranks.concat(
-            (label[torch.from_numpy(rows)] if label.ndim == 1 else torch.zeros(len(rows))).float()[:, None],
-            len(candidates))
+        classes = label[torch.from_numpy(rows)] if label.ndim == 1 else torch.zeros(len(rows))
+        place = torch.from_numpy(rows) + self.ranks.rank * len(candidates)
+        told, start = self.ranks.concat(torch.stack([place.float(), classes.float()], 1), len(candidates))
         if len(told) > n or (quota is not None and quota.kind != "reducr"):
-            drawn = self.chooser.by_chance(told[:, 0].numpy(), n, candidates.pass_index, candidates.index)
+            places, labels = told.numpy().astype(np.int64).T
+            drawn = self.chooser.by_chance(places, labels, n, self._draws(candidates, step))
             rows = rows[drawn[_own(drawn, start, passed)] - start]
         stage = Stage(candidates.inputs(rows), *take(candidates, rows), torch.zeros(len(rows), dtype=torch.bool))
         reading, at, first = Reading(candidates, rows), torch.arange(len(rows)), stage.x

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rhostream.selection.choice import Choice, Floats, Whole, by_importance, generator, largest, the_best
+from rhostream.selection.choice import Choice, Draws, Floats, Whole, by_importance, largest, the_best
 from rhostream.selection.rules import Evidence, Rule
+from rhostream.selection.uniform import uniform_rows
 
 
 def shadow_scores(rules: Sequence[Rule], evidence: Evidence, live: Evidence | None) -> Tensor:
@@ -20,19 +21,18 @@ def shadow_scores(rules: Sequence[Rule], evidence: Evidence, live: Evidence | No
     return torch.stack(scores) if scores else evidence.loss_B.new_zeros(0, len(evidence.loss_B))
 
 
-def plain_choice(rule: Rule, whole: Whole, score: Floats, n: int, *, seed: int, step: int) -> Choice:
+def plain_choice(rule: Rule, whole: Whole, score: Floats, n: int, draws: Draws) -> Choice:
     """What the rule keeps without any option: a random n, the n largest, or n draws."""
-    if len(score) <= n and rule.score is None:
-        return the_best(np.arange(len(score)))
     if rule.score is None:
-        return the_best(generator(seed, "uniform", step).choice(len(score), n, replace=False))
+        return the_best(uniform_rows(whole.place, whole.label, n, planned=draws.planned, seed=draws.seed,
+                                     pass_index=draws.pass_index, index=draws.index, rank=draws.rank))
     if rule.sampled:
-        return sampled(score, n, seed=seed, step=step)
+        return sampled(score, n, draws)
     chance = whole.chance if rule.needs_il and not rule.live else np.zeros(len(score), bool)
-    return largest(replace(whole, chance=chance), score, n)
+    return largest(replace(whole, chance=chance), score, n, draws.among_missing("batch"))
 
 
-def sampled(score: Floats, n: int, *, seed: int, step: int) -> Choice:
+def sampled(score: Floats, n: int, draws: Draws) -> Choice:
     """Importance sampling; of n candidates and fewer each is taken once, which is their mean without any variance."""
     finite = np.flatnonzero(np.isfinite(score))
-    return the_best(finite) if len(finite) <= n else by_importance(score, n, generator(seed, "importance", step))
+    return the_best(finite) if len(finite) <= n else by_importance(score, n, draws.by_step("importance"))

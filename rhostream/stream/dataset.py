@@ -100,15 +100,21 @@ class CandidateStream(IterableDataset[Message]):
         return self._plans[pass_index]
 
     def tail(self, pass_index: int) -> Candidates:
-        """What of a pass fills no buffer, with reason `tail` (quarantined rows keep theirs) and no images."""
-        join = Join(self.table, JoinSettings(needs_il=False, keep_holdout=True))
-        joined = join(self.plan(pass_index).tail())
+        """What of a pass fills no buffer, without images: `tail`, where nothing else would have kept a row out."""
+        settings = self._join_settings
+        # A row that is never asked for its il stops no run, whatever the policy.
+        needs_il = settings.needs_il and settings.missing_il == "skip"
+        join = Join(self.table, replace(settings, needs_il=needs_il, with_fold=False, tokens=0))
+        joined, index = join(self.plan(pass_index).tail()), self.plan(pass_index).buffers
+        for prefilter in self.prefilters:
+            if not getattr(prefilter, "draws_batch", False):  # of a tail no batch is drawn
+                prefilter(joined, pass_index, index)
         try:
             join.require_unchanged(set(joined.rows.shard.tolist()))  # a shard may have no other samples
         finally:
             join.close()
         joined.reason[joined.reason == CANDIDATE] = Reason.tail
-        return self._candidates(Message(pass_index, self.plan(pass_index).buffers, -1, joined), None)
+        return self._candidates(Message(pass_index, index, -1, joined), None)
 
     @property
     def decoded(self) -> AnyPreprocess:

@@ -21,10 +21,9 @@ import pyarrow.compute as pc
 from rhostream import storage
 from rhostream.candidates import CANDIDATE, Reason
 from rhostream.errors import MismatchError, MissingPartError, ShardError, UsageError
-from rhostream.randomness import generator
-from rhostream.selection.choice import limited
 from rhostream.selection.quota import ClassQuota
 from rhostream.selection.schedule import PLAIN, Schedule
+from rhostream.selection.uniform import uniform_rows
 from rhostream.storage import Reader, redact
 from rhostream.stream.plan import Rows
 from rhostream.tables import il
@@ -81,6 +80,8 @@ class UniformChoice:
     always: bool = True  # every step is uniform, whatever the schedule
     buffers_per_pass: int = 0
 
+    draws_batch = True  # no decision about a row alone
+
     @property
     def whole_buffer(self) -> bool:
         return self.rank is None
@@ -91,11 +92,9 @@ class UniformChoice:
             return
         n = self.schedule.kept(step, self.batch_size, len(joined.reason))
         usable = np.flatnonzero(joined.reason == CANDIDATE)
-        rng = generator(self.seed, "uniform", pass_index, index, *(() if self.rank is None else (self.rank,)))
-        # Ranks of one random number per planned row, so the choice doesn't depend on which rows are usable.
-        draw = rng.random(len(joined.reason))[usable]
-        order = usable[np.argsort(draw, kind="stable")]
-        joined.reason[np.setdiff1d(usable, limited(order, joined.label, n, self.quota))] = Reason.below
+        kept = uniform_rows(usable, joined.label[usable], n, planned=len(joined.reason), seed=self.seed,
+                            pass_index=pass_index, index=index, quota=self.quota, rank=self.rank)
+        joined.reason[np.setdiff1d(usable, usable[kept])] = Reason.below
 
 
 @dataclass(frozen=True, kw_only=True)

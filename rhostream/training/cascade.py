@@ -13,6 +13,7 @@ from torch import nn
 from rhostream.cost import Cost, macs_per_sample
 from rhostream.errors import UnknownNameError, UsageError
 from rhostream.models import build
+from rhostream.randomness import torch_seed
 from rhostream.selection.forward import scoring
 from rhostream.selection.losses import LossFunction
 from rhostream.selection.proxy import Proxy
@@ -62,7 +63,7 @@ def make_proxy(name: str, seen: AnyPreprocess, classes: int, *, lr: float, seed:
     `synchronized`: over several ranks, with batch norm over all of them where the device can.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(torch_seed(seed, "proxy weights"))
         network = build(name, classes=classes, **seen.model_arguments())
     if synchronized:
         network, _ = with_synchronized_norms(network, device)

@@ -19,6 +19,7 @@ from rhostream.cost import Cost, macs_per_sample
 from rhostream.errors import MismatchError, TableError, UntrustedCodeError, UsageError
 from rhostream.foreign import checked_path, read_object
 from rhostream.models import build
+from rhostream.models.temperature import Divided
 from rhostream.selection.live import LiveIL
 from rhostream.selection.losses import find_loss
 from rhostream.stream.inputs import AnyPreprocess, preprocess_from_json
@@ -50,6 +51,9 @@ def load_live(table: Table, folder: str | None, decoded: AnyPreprocess, device: 
                          f"along sees what the target sees; give {given}")
     networks = [_network(place, shown, path, digest, architecture, own, int(made["classes"]))
                 for path, digest in zip(_weights(place, shown), made["weights"], strict=False)]
+    # The table's il is that of divided logits, and the first live il is the table's.
+    for network, temperature in zip(networks, made.get("temperature") or [], strict=False):
+        network.register_forward_hook(Divided(float(temperature)))
     if len(networks) != len(made["weights"]):
         raise MismatchError(f"{shown} has {len(networks)} folds, the table was made with {len(made['weights'])}: it is "
                             "another IL model")

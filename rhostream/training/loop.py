@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rhostream.candidates import Candidates, to_device
 from rhostream.crashpoints import crash_point
+from rhostream.randomness import torch_seed
 from rhostream.selection.gradient import take_step
 from rhostream.selection.selector import Selection, Selector
 from rhostream.selection.tokens import TokenShare
@@ -115,7 +116,7 @@ class Trainer:
         self._seed_step()  # again: a callback of the user's may have drawn numbers since
         if self.augment != "none" and len(x):
             start, planned = self._ranks.rank * len(selection.loss), self._ranks.size * len(selection.loss)
-            x = augmented(x, self.augment, _step_seed(self.seed, self.run.step),
+            x = augmented(x, self.augment, torch_seed(self.seed, "augment", self.run.step),
                           rows=torch.from_numpy(selection.rows) + start, planned=planned)
         label, loss = selection.label, self.selector.loss
         if self.tokens is not None and candidates.host.il_tokens is not None:
@@ -127,7 +128,7 @@ class Trainer:
 
     def _seed_step(self) -> None:
         """Dropout is a function of the step, and of the rank: other rows, other draws."""
-        seed = _step_seed(self.seed, self.run.step, self._ranks.rank)
+        seed = torch_seed(self.seed, "step", self.run.step, self._ranks.rank)
         # Only the generators in use: torch.manual_seed also writes down a stack trace for each kind that isn't.
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
@@ -170,7 +171,3 @@ class _Clock:
         self.last[phase] = now - self._mark
         self.totals[phase] = self.totals.get(phase, 0.0) + self.last[phase]
         self._mark = now
-
-
-def _step_seed(seed: int, step: int, rank: int = 0) -> int:
-    return (seed * 1_000_003 + step + (rank << 40)) % (1 << 63)

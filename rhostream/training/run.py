@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
@@ -53,6 +53,7 @@ class Run:
     pinned: dict[str, Any]  # what a resume must agree with
     ranks: Ranks = field(default_factory=Ranks)
     attempt: int = -1
+    changed_draws: Callable[[], list[str]] = list  # asked when the run was begun before draws had an edition
     step: int = 0
     cost: Cost = field(default_factory=Cost)
     counts: dict[str, int] = field(default_factory=dict)  # rows of the log by reason
@@ -91,6 +92,9 @@ class Run:
         except AlreadyExistsError:
             # A run that was started before ranks could differ chose among the whole buffer.
             old = {"selection": "global", **recorded(self.url).get("fingerprints", {})}
+            if "draws" not in old and "draws" in self.pinned:
+                self._require_same_draws()
+                old["draws"] = self.pinned["draws"]
             same = json.loads(json.dumps(self.pinned, default=str))
             try:
                 checkpoint.require_same(old, same, f"run {storage.redact(self.url)}")
@@ -99,6 +103,12 @@ class Run:
                 if not checkpoint.committed(self.url):
                     exc.add_note("nothing of that run was committed: unless it is running, its folder can be deleted")
                 raise
+
+    def _require_same_draws(self) -> None:
+        if changed := self.changed_draws():
+            raise MismatchError(f"run {storage.redact(self.url)} was begun by a version that drew other random numbers "
+                                f"for {', '.join(changed)}: it can't go on as it would have; begin it again in another "
+                                "--run")
 
     @contextlib.contextmanager
     def beginning(self) -> Iterator[None]:

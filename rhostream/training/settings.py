@@ -26,6 +26,8 @@ from rhostream.training.book import Metrics
 from rhostream.training.cascade import Shortlist, parse_shortlist
 from rhostream.training.ranks import SELECTIONS
 
+DRAWS = 2  # the edition of the random draws: see training/draws.py
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -222,7 +224,7 @@ class Settings:
             "init": self.init and storage.redact(self.init),
             "il": table.info.fingerprint if self.uses_il else None,
             "shards": fingerprint({"names": list(table.names), "counts": table.counts.tolist()}),
-            "lanes": stream.lanes, "classes": classes, "decoder": stream.decoder_name,
+            "lanes": stream.lanes, "classes": classes, "draws": DRAWS, "decoder": stream.decoder_name,
             "keep_list": None if self.keep_list is None else _sha256(self.keep_list),
             "proxy_model": self.proxy_model if proxied else None,
             # With one choice for the whole buffer the number of ranks changes nothing but float noise.

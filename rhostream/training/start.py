@@ -16,6 +16,7 @@ from rhostream import storage
 from rhostream.checkpoint import Checkpoint, load_other, load_tensors
 from rhostream.errors import TableError, UsageError
 from rhostream.models import build, load_initial
+from rhostream.randomness import torch_seed
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
 from rhostream.selection.live import LiveIL
@@ -29,6 +30,7 @@ from rhostream.stream.keep_list import keep_list_account
 from rhostream.stream.open import open_stream
 from rhostream.tables.il import Table, part_url, read_part
 from rhostream.training.cascade import make_proxy, require_classes, set_macs
+from rhostream.training.draws import changed_draws
 from rhostream.training.evaluate import TestSet
 from rhostream.training.hardware import autocast, threads_of
 from rhostream.training.live import load_live, set_live_macs
@@ -125,10 +127,12 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
                         batch_norm=settings.batch_norm, loss_cap=settings.loss_cap, seed=settings.seed,
                         autocast=scoring, compile=settings.compile, proxy=proxy,
                         shortlist=listed.factor if listed else None,
-                        group=ranks if settings.selection == "global" else None)
+                        group=ranks if settings.selection == "global" else None,
+                        rank=None if settings.selection == "global" else ranks.rank)
     threads = threads_of(settings.threads, settings.workers, before.get("threads"))
     record = _record(settings, loader, pinned, last_step, threads, on, ranks)
-    attempt = Run(run, pinned, ranks)
+    networks = [network, *([proxy.model] if proxy else []), *(live.networks if live else [])]
+    attempt = Run(run, pinned, ranks, changed_draws=lambda: changed_draws(settings, networks, stream.decoded))
     if ranks.first:
         storage.probe_writable(run)
     with threads_in_use(threads):
@@ -189,7 +193,7 @@ def _networks(settings: Settings, loader: Loader, classes: int, on: torch.device
               ranks: Ranks) -> tuple[nn.Module, Proxy | None]:
     """The target and, where there is one, the proxy; on every rank with rank 0's weights."""
     preprocess = loader.stream.preprocess
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(torch_seed(settings.seed, "weights"))
     network = settings.make_model() if settings.make_model else build(
         settings.model, classes=classes, **preprocess.model_arguments())
     if settings.init:

@@ -2,4 +2,4 @@
 SELECT run, label, count(*) AS planned, count(*) FILTER (kept) AS kept,
        round(count(*) FILTER (kept) / count(*), 4) AS kept_rate,
        round(avg(loss) FILTER (isfinite(loss)), 3) AS mean_loss, round(avg(il) FILTER (isfinite(il)), 3) AS mean_il
-FROM selections WHERE (reason = 'tail') IS NOT TRUE GROUP BY run, label ORDER BY run, label
+FROM selections WHERE step IS NOT NULL GROUP BY run, label ORDER BY run, label

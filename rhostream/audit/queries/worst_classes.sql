@@ -4,7 +4,7 @@ WITH latest AS (
     FROM steps WHERE isfinite(test_accuracy) QUALIFY row_number() OVER (PARTITION BY run ORDER BY step DESC) = 1
 ), rates AS (
     SELECT run, label, count(*) AS planned, round(count(*) FILTER (kept) / count(*), 4) AS kept_rate
-    FROM selections WHERE reason <> 'tail' AND label IS NOT NULL GROUP BY run, label
+    FROM selections WHERE step IS NOT NULL AND label IS NOT NULL GROUP BY run, label
 )
 SELECT run, label, round(accuracy, 4) AS accuracy, planned, kept_rate
 FROM latest FULL JOIN rates USING (run, label) ORDER BY run, accuracy NULLS LAST, kept_rate, label

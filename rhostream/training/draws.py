@@ -1,0 +1,45 @@
+"""The random draws of a run: which edition of them it was begun with, and which of its settings draw at all.
+
+In the second edition every draw but the order of a pass and the rule `uniform` has other bits than in the first, which
+wrote no edition down.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from rhostream.stream.inputs import AnyPreprocess
+from rhostream.training.settings import Settings
+
+
+def changed_draws(settings: Settings, networks: Iterable[nn.Module], seen: AnyPreprocess) -> list[str]:
+    """What of a run of the first edition would be drawn otherwise today, in words; nothing for a run that goes on
+    exactly.
+    """
+    options, rule = settings.options, settings.found_rule
+    drawn = {
+        "gumbel": options.gumbel is not None,
+        "the ties of clip": options.clip,
+        f"the draws of {settings.rule}": rule.sampled or rule.needs_draws,
+        f"{settings.rule}, a rule of your own that may draw": ":" in settings.rule,
+        f"augment {settings.augment}": settings.augment != "none",
+        "missing_il uniform": settings.missing_il == "uniform" and rule.needs_il,
+        **{f"the shadow of {shadow.name}": shadow.score is None or shadow.sampled for shadow in options.shadows},
+        "what the model draws in training (dropout)": any(draws_in_training(n, seen) for n in networks),
+    }
+    return [name for name, yes in drawn.items() if yes]
+
+
+def draws_in_training(network: nn.Module, seen: AnyPreprocess) -> bool:
+    """Whether a training forward asks torch for random numbers; the network stays as it is."""
+    own = copy.deepcopy(network).train()
+    example = seen.example(2).to(next(own.parameters()).device)
+    with torch.no_grad(), torch.random.fork_rng():
+        before = torch.random.get_rng_state(), torch.cuda.get_rng_state() if example.is_cuda else None
+        own(example)
+        after = torch.random.get_rng_state(), torch.cuda.get_rng_state() if example.is_cuda else None
+    return any(a is not None and b is not None and not torch.equal(a, b) for a, b in zip(before, after, strict=True))
