@@ -113,7 +113,8 @@ def checked_judges(judged: Any, on_d: Any) -> None:
     if judged:
         _is(judged.get("on"), str, "on of judged")
         _number(judged.get("samples"), "samples of judged")
-    for name in ("samples", "loss", "loss_error", "accuracy") if on_d else ():
+    there = ("samples", "left_out", *(("loss", "loss_error", "accuracy") if on_d.get("samples") else ()))
+    for name in there if on_d else ():
         _number(on_d.get(name), f"{name} of on_d")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,20 +137,20 @@ def _some(rows: Tensor, seed: int, number: int) -> Tensor:
     return rows[torch.from_numpy(chosen).sort().values]
 
 
-def empty_classes(rule: FoldRule, pool: Pool, label: Tensor) -> list[str]:
-    """The classes of D, whose labels are `label`, that a network would learn nothing of, in a sentence for each such
-    network.
+def empty_classes(rule: FoldRule, pool: Pool, labels: Mapping[int, int]) -> list[str]:
+    """The classes of D, by the number of its samples with each label, that a network would learn nothing of: a sentence
+    for each such network.
     """
-    says = []
-    seen, counts = torch.unique(label, return_counts=True)
+    says, total = [], sum(labels.values())
     for number in range(rule.models):
         learns = pool.label[_learned(rule, number, pool)]
-        lacking = [(int(c), int(n)) for c, n in zip(seen, counts, strict=True) if not (learns == c).any()]
+        known = set(torch.unique(learns).tolist())
+        lacking = [(c, n) for c, n in sorted(labels.items()) if c not in known]
         if not lacking:
             continue
         what = f"what model {number} of the folds learns from" if rule.mode == "folds" else \
             "the holdout" if rule.mode == "holdout" else "the holdout fraction"
-        named = ", ".join(f"class {c} ({n:,} of {len(label):,} samples of D)" for c, n in lacking[:FIRST])
+        named = ", ".join(f"class {c} ({n:,} of {total:,} samples of D)" for c, n in lacking[:FIRST])
         more = f" and {len(lacking) - FIRST:,} more" if len(lacking) > FIRST else ""
         says.append(f"{what} has no sample of {named}{more}: their il will be far too high, and rho will hardly ever "
                     "keep them; take a larger holdout (--holdout-fraction, --fit-samples) or another split")

@@ -36,7 +36,7 @@ from rhostream.irreducible.crossfit import (
     quality_of,
     write_weights,
 )
-from rhostream.irreducible.folds import FoldRule, Only, Places
+from rhostream.irreducible.folds import FoldRule, Only, Outside, Places
 from rhostream.irreducible.ladder import Spec, chosen, parse_checkpoints
 from rhostream.irreducible.learn import AUGMENT, BALANCE, Recipe
 from rhostream.irreducible.model import ModelInfo, read_info
@@ -132,14 +132,14 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
     retried = storage.retried()
     with StopRequest("fit-il"):
         pool, of_d = _pools(rule, data, own, settings, fit_samples, seed, options)
+    labels = pool.labels if of_d is None else of_d.labels  # of all of D, drawn or not
     # A holdout may lack a class of D, whose samples are samples all the same.
-    label = pool.label if of_d is None else torch.cat([pool.label, of_d.label])
-    classes = classes or count_classes(label)
+    classes = classes or count_classes(torch.tensor(sorted({*pool.labels, *labels}) or [0]))
     recipe = Recipe(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=WEIGHT_DECAY, augment=augment, seed=seed,
                     balance=balance, checkpoints=spec)
     fit = Fit(model, classes, preprocess, recipe,
               torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), init)
-    empty = [] if preprocess.task == "language" else empty_classes(rule, pool, label if of_d is None else of_d.label)
+    empty = [] if preprocess.task == "language" else empty_classes(rule, pool, labels)
     for says in empty:
         LOG.warning("%s", says)
     read = {"samples": sum(pool.statuses.values()), **pool.statuses, "bad_shards": pool.bad_shards,
@@ -148,6 +148,8 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
         architecture=model, classes=classes, preprocess=_plain(preprocess), decoder=decoding,
         split=rule.to_json(), folds=[], accuracy=0.0, val_loss=0.0, cost={}, asked=asked,
         learned_from=sorted(pool.shards), read=read, quality={"empty_classes": empty},
+        sample={"taken": len(pool), "seen": sum(pool.seen.values())},
+        on_d={"samples": 0, "left_out": _seen_in(of_d, own)} if rule.mode == "holdout" and of_d is not None else {},
         versions={"torch": torch.__version__, "python": platform.python_version()},
     )  # fmt: skip
     with StopRequest("fit-il"):
@@ -161,8 +163,8 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
              "%.0f s", redact(out), info.accuracy,
              f" (worst class {worst['class']}: {worst['accuracy']:.4f})" if worst else "", info.val_loss,
              f"{info.judged['samples']:,}", info.judged["on"],
-             f", accuracy {info.on_d['accuracy']:.4f}, loss {info.on_d['loss']:.4f} on D" if info.on_d
-             else "", f"{info.cost['fit_samples']:,}", info.cost["seconds"])
+             f", accuracy {info.on_d['accuracy']:.4f}, loss {info.on_d['loss']:.4f} on D"
+             if info.on_d.get("samples") else "", f"{info.cost['fit_samples']:,}", info.cost["seconds"])
     return gate.passed(info, min_accuracy, out)
 
 
@@ -184,12 +186,12 @@ def _fitted(fit: Fit, rule: FoldRule, pools: tuple[Pool, Pool | None], out: str,
             quality, looked_at = quality_of(fit, found, states, pool, check)
             quality |= info.quality
         about = _described(info, write_weights(folder, found, states), quality, tempered)
-        if rule.mode == "holdout" and of_d is not None:
+        if rule.mode == "holdout" and of_d is not None and len(of_d):
             on = on_d(fit, states[0], of_d, about.temperature)
             looked_at += len(of_d)
             figures = {"loss": on.loss, "loss_error": on.loss_error, "accuracy": on.accuracy}
             # JSON has no number for an infinite loss.
-            about = replace(about, on_d={"samples": len(of_d)} | {
+            about = replace(about, on_d=info.on_d | {"samples": len(of_d)} | {
                 name: value if math.isfinite(value) else 1e30 for name, value in figures.items()})
         measured += looked_at
         return replace(about, cost=info.cost | {"fit_samples": sum(s.samples for s in states),
@@ -252,6 +254,11 @@ def named(shards: Iterable[str], roots: Mapping[str, str] | None) -> list[tuple[
                              "name their folders with --root NAME=URL")
         found[name] = url
     return [(url, name) for name, url in found.items()]
+
+
+def _seen_in(pool: Pool, shards: Iterable[tuple[str, str]]) -> int:
+    """How many samples some of the shards that a pool was drawn from have."""
+    return sum(pool.seen.get(name, 0) for _, name in shards)
 
 
 def count_classes(label: Tensor) -> int:
@@ -349,11 +356,7 @@ def _pools(rule: FoldRule, data: list[tuple[str, str]], own: list[tuple[str, str
                       stacklevel=3)
     if rule.mode == "folds":
         return pool, None
-    settings = replace(settings, mark=Only(rule, 0), watch=None)
-    if rule.mode == "holdout":
-        own_names = {name for _, name in own}
-        data = [shard for shard in data if shard[1] not in own_names]
-    if not data:
-        return pool, None
-    return pool, fill(data, settings, samples=min(CHECK_SAMPLES, samples), seed=seed + 1,
-                      title="fit-il: reading a sample of D", **options)
+    outside = Outside(frozenset(name for _, name in own)) if rule.mode == "holdout" else Only(rule, 0)
+    of_d = fill(data, replace(settings, mark=outside, watch=None), samples=min(CHECK_SAMPLES, samples), seed=seed + 1,
+                title="fit-il: reading a sample of D", may_be_empty=rule.mode == "holdout", **options)
+    return pool, of_d

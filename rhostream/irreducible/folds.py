@@ -83,6 +83,16 @@ class Only:
 
 
 @dataclass(frozen=True)
+class Outside:
+    """A mark that is negative, so that nothing is read, in some shards (those of a holdout), and 0 in all others."""
+
+    shards: frozenset[str]
+
+    def __call__(self, shard: str, key: str, group: str | None) -> int:
+        return -1 if shard in self.shards else 0
+
+
+@dataclass(frozen=True)
 class Places:
     """A mark by which a slice of the holdout is kept back: a sample's place on a line of 2^53.
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,11 +127,22 @@ def leaks(holdout: Group, rest: Group, val_loss: float, mode: str, val_error: fl
     return says
 
 
-def examine(table: str, names: Sequence[str], info: ModelInfo) -> list[str]:
-    """`leaks` of up to `PARTS` parts of a (resolved) table, chosen by a hash of their names.
+def unknown_labels(quarantined: Mapping[str, int], info: ModelInfo) -> list[str]:
+    """A sentence where rows of a table have labels that the IL model's classes don't hold."""
+    if not (n := quarantined.get("label:range", 0)):
+        return []
+    return [f"{n:,} samples have a label outside 0 to {info.classes - 1}: the IL model knows {info.classes:,} classes. "
+            "They have no il (status label:range) and are never candidates; if these labels are right, fit it again "
+            "with --classes and another --out"]
+
+
+def examine(table: str, names: Sequence[str], quarantined: Mapping[str, int], info: ModelInfo) -> list[str]:
+    """What is doubtful about a (resolved) table: labels that the model doesn't know, of `quarantined` (status -> rows),
+    and `leaks` of up to `PARTS` parts, chosen by a hash of their names.
 
     Where the model has a holdout of shards, up to half of them are those of that holdout.
     """
+    says = unknown_labels(quarantined, info)
     order = sorted(names, key=lambda name: hashlib.blake2b(name.encode("utf-8", "surrogateescape")).digest())
     if info.rule.mode == "holdout":
         learned = set(info.learned_from)
@@ -146,14 +157,14 @@ def examine(table: str, names: Sequence[str], info: ModelInfo) -> list[str]:
         try:
             part = il.read_part(url)
         except TableError as exc:
-            return [f"the il could not be checked: {exc}"]
+            return [*says, f"the il could not be checked: {exc}"]
         finite = np.isfinite(part.il)
         held.append(part.il[finite & part.in_holdout])
         rest.append(part.il[finite & ~part.in_holdout])
     if not rest:
-        return []
+        return says
     measured = [(info.val_loss, info.quality.get("loss_error", 0.0))]
-    if info.on_d:
+    if info.on_d.get("samples"):
         measured.append((info.on_d["loss"], info.on_d["loss_error"]))
     loss, error = max(measured, key=lambda pair: pair[0] - ERRORS * pair[1])
-    return leaks(Group.of(np.concatenate(held)), Group.of(np.concatenate(rest)), loss, info.rule.mode, error)
+    return says + leaks(Group.of(np.concatenate(held)), Group.of(np.concatenate(rest)), loss, info.rule.mode, error)

@@ -46,7 +46,9 @@ class ModelInfo:
     # {"on", "samples"}: what chose the checkpoint and gave accuracy, val_loss, quality and temperature; {} of a model
     # of before this was told: a cross-fit was judged by its other fold, others by samples of D
     judged: dict[str, Any] = field(default_factory=dict)
-    on_d: dict[str, Any] = field(default_factory=dict)  # {"samples", "loss", "loss_error", "accuracy"} beside a holdout
+    # beside a holdout {"samples", "loss", "loss_error", "accuracy"} on D, and "left_out": its samples that are in D
+    on_d: dict[str, Any] = field(default_factory=dict)
+    sample: dict[str, Any] = field(default_factory=dict)  # {"taken", "seen"}: samples drawn, of all that were there
     version: int = VERSION
 
     @property
