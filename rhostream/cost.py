@@ -55,7 +55,8 @@ class Cost:
     live_macs: int = 0  # the same of the IL model that learns along
     seconds: dict[str, float] = field(default_factory=dict)  # wait, score, train, log, evaluate, checkpoint
     retried: dict[str, dict[str, int]] = field(default_factory=dict)  # store -> fault -> times it was tried again
-    il: dict[str, Any] = field(default_factory=dict)  # fit_samples, scored_samples, macs: the IL model's own account
+    # the IL model's own account: fit_samples, scored_samples, macs, and checked_samples, which those of before lack
+    il: dict[str, Any] = field(default_factory=dict)
     keep_list: dict[str, Any] = field(default_factory=dict)  # the same of what made the keep-list, where it says so
 
     @property
@@ -81,7 +82,8 @@ class Cost:
     def _spent_before(self, account: dict[str, Any]) -> float:
         if not account or not self.macs:
             return 0.0
-        spent = 3 * int(account.get("fit_samples", 0)) + int(account.get("scored_samples", 0))
+        forwards = int(account.get("checked_samples", 0)) + int(account.get("scored_samples", 0))
+        spent = 3 * int(account.get("fit_samples", 0)) + forwards
         return spent * float(account.get("macs", 0)) / self.macs
 
     def add_seconds(self, phase: str, seconds: float) -> None:

@@ -80,6 +80,7 @@ def checked_quality(record: Any) -> None:
     _is(record, dict, "quality")
     for name in ("samples", "accuracy", "loss", "train_loss", "balanced_accuracy", "loss_tempered"):
         _number(record.get(name), name)
+    _number(record.get("loss_error", 0.0), "loss_error")
     for name, numbers in (("largest_class", ("class", "share")), ("worst_class", ("class", "accuracy", "samples"))):
         _is(record.get(name), dict, name)
         for one in numbers:
@@ -103,6 +104,18 @@ def checked_quality(record: Any) -> None:
             for value, n in zip(values, count, strict=True):
                 if value is not None or n:
                     _number(value, f"{part} of {name}")
+
+
+def checked_judges(judged: Any, on_d: Any) -> None:
+    """What an IL model was judged on, and its figures on D; {} of models of before. Raises ValueError."""
+    _is(judged, dict, "judged")
+    _is(on_d, dict, "on_d")
+    if judged:
+        _is(judged.get("on"), str, "on of judged")
+        _number(judged.get("samples"), "samples of judged")
+    there = ("samples", "left_out", *(("loss", "loss_error", "accuracy") if on_d.get("samples") else ()))
+    for name in there if on_d else ():
+        _number(on_d.get(name), f"{name} of on_d")
 
 
 def _number(value: Any, name: str) -> None:

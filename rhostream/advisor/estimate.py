@@ -158,7 +158,8 @@ def _il_cost(samples: int, known: Mapping[str, Any], table: il_table.Table | Non
     pooled = min(samples, FIT_SAMPLES)
     folds = int(known.get("folds", FIT_FOLDS))
     trained = int(known["fit_samples"]) if "fit_samples" in known else pooled * FIT_EPOCHS
-    return ILCost(trained=trained, checked=2 * FIT_EPOCHS * min(folds * FIT_CHECK, pooled), pooled=pooled,
+    looks = (2 * FIT_EPOCHS + 2) * min(folds * FIT_CHECK, pooled)  # twice an epoch, then at what is measured
+    return ILCost(trained=trained, checked=int(known.get("checked_samples", looks)), pooled=pooled,
                   scored=scored or samples)
 
 

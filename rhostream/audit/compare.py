@@ -175,6 +175,10 @@ def il_account(run: RunFacts, found: Mapping[str, Sequence[Comparison]]) -> str:
     if units:
         text = (f"Fitting the IL model and scoring every sample once cost {units:,.0f} forward units (of the target), "
                 "for this and every later run.")  # fmt: skip
+        account = (run.folder.cost or {}).get("il") or {}
+        if "fit_samples" in account and "checked_samples" not in account:
+            text += (" Not counted: the forwards that chose its checkpoint and measured it, as the model was fitted by "
+                     "an older version.")  # fmt: skip
         saved = [c.saved for c in found.get(UNIFORM, ()) if math.isfinite(c.saved)]
         runs = paid_after(units, saved)
         if runs is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,15 +19,19 @@ from rhostream import cost, models, storage
 from rhostream.crashpoints import crash_point
 from rhostream.errors import UsageError
 from rhostream.irreducible.folds import FoldRule
-from rhostream.irreducible.learn import Learned, Recipe, learn
+from rhostream.irreducible.learn import Checked, Learned, Recipe, evaluate, learn
+from rhostream.irreducible.model import Divided
 from rhostream.irreducible.pool import Pool
 from rhostream.irreducible.quality import Logits, logits_of, measured
 from rhostream.randomness import generator
 from rhostream.stream.inputs import AnyPreprocess
 
 LOG = logging.getLogger("rhostream")
-CHECK_SAMPLES = 10_000  # of D, for the choice of the checkpoint
+CHECK_SAMPLES = 10_000  # at most, for the choice of the checkpoint; as many of D are looked at
+KEPT_BACK = 10  # one in so many samples of a holdout is not learned from
 FIRST = 5  # classes named of many
+JUDGES = {"folds": "the fold it doesn't learn from", "fraction": "samples of D outside the fraction",
+          "holdout": "a slice of the holdout, kept back"}  # what chooses a checkpoint, by the mode of the split
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class State:
     val_loss: float
     val_accuracy: float
     epoch: float
+    samples: int  # through forward and backward until then
+    checked: int  # through a forward alone until then
     curve: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -86,22 +92,37 @@ class Fold:
 
 def fit_folds(fit: Fit, rule: FoldRule, pool: Pool, check: Pool) -> list[Fold]:
     """Train the network of every fold. Raises UsageError when one has nothing to learn from or to be checked on."""
-    splits = [_split(rule, number, pool, check, fit) for number in range(rule.models)]
+    splits = [_split(rule, number, pool, check, fit.recipe.seed) for number in range(rule.models)]
     found = []
     for number, (train, rows) in enumerate(splits):
         learned, macs = fit.learned(number, pool, train, check, rows)
         found.append(Fold(number, learned, train, rows, macs))
-        LOG.info("fit-il: model %d of %d: loss %.4f, accuracy %.4f on D (epoch %.1f of %d)", number + 1, rule.models,
-                 learned.val_loss, learned.val_accuracy, learned.best_epoch, fit.recipe.epochs)
+        LOG.info("fit-il: model %d of %d: loss %.4f, accuracy %.4f on %s (epoch %.1f of %d)", number + 1, rule.models,
+                 learned.val_loss, learned.val_accuracy, JUDGES[rule.mode], learned.best_epoch, fit.recipe.epochs)
     return found
 
 
-def _split(rule: FoldRule, number: int, pool: Pool, check: Pool, fit: Fit) -> tuple[Tensor, Tensor]:
-    if rule.mode == "folds":
-        train, rows = (pool.mark != number).nonzero()[:, 0], (pool.mark == number).nonzero()[:, 0]
-    else:
-        train, rows = torch.arange(len(pool)), (check.label < fit.classes).nonzero()[:, 0]
-    rows = _some(rows, fit.recipe.seed, number)
+def kept_back(place: Tensor) -> Tensor:
+    """Which of the samples of a holdout, by their places (N,) of `folds.Places`, aren't learned from: (N,) bool.
+
+    A tenth, at most `CHECK_SAMPLES`, those with the lowest places; a group, which has one place, goes whole.
+    """
+    n = min(CHECK_SAMPLES, -(-len(place) // KEPT_BACK))
+    return place <= place.kthvalue(n).values
+
+
+def _learned(rule: FoldRule, number: int, pool: Pool) -> Tensor:
+    """(N,) bool: what a network learns from. The rest of the pool judges it, if there is any."""
+    if rule.mode == "fraction":
+        return torch.ones(len(pool), dtype=torch.bool)
+    return pool.mark != number if rule.mode == "folds" else ~kept_back(pool.mark)
+
+
+def _split(rule: FoldRule, number: int, pool: Pool, check: Pool, seed: int) -> tuple[Tensor, Tensor]:
+    """The rows of the pool that a network learns from, and those of the check pool that choose its checkpoint."""
+    learned = _learned(rule, number, pool)
+    train, rows = learned.nonzero()[:, 0], (~learned).nonzero()[:, 0]
+    rows = _some(torch.arange(len(check)) if rule.mode == "fraction" else rows, seed, number)
     if not len(train) or not len(rows):
         raise UsageError(f"fold {number} has {len(train):,} samples to learn from and {len(rows):,} to check on: "
                          "too few samples for this split")
@@ -116,38 +137,56 @@ def _some(rows: Tensor, seed: int, number: int) -> Tensor:
     return rows[torch.from_numpy(chosen).sort().values]
 
 
-def empty_classes(rule: FoldRule, pool: Pool, check: Pool) -> list[str]:
-    """The classes of D that a network would learn nothing of, in a sentence for each such network."""
-    says = []
+def empty_classes(rule: FoldRule, pool: Pool, labels: Mapping[int, int]) -> list[str]:
+    """The classes of D, by the number of its samples with each label, that a network would learn nothing of: a sentence
+    for each such network.
+    """
+    says, total = [], sum(labels.values())
     for number in range(rule.models):
-        learns = pool.label[pool.mark != number] if rule.mode == "folds" else pool.label
-        seen, counts = torch.unique(check.label, return_counts=True)
-        lacking = [(int(c), int(n)) for c, n in zip(seen, counts, strict=True) if not (learns == c).any()]
+        learns = pool.label[_learned(rule, number, pool)]
+        known = set(torch.unique(learns).tolist())
+        lacking = [(c, n) for c, n in sorted(labels.items()) if c not in known]
         if not lacking:
             continue
         what = f"what model {number} of the folds learns from" if rule.mode == "folds" else \
             "the holdout" if rule.mode == "holdout" else "the holdout fraction"
-        named = ", ".join(f"class {c} ({n:,} of {len(check):,} samples of D)" for c, n in lacking[:FIRST])
+        named = ", ".join(f"class {c} ({n:,} of {total:,} samples of D)" for c, n in lacking[:FIRST])
         more = f" and {len(lacking) - FIRST:,} more" if len(lacking) > FIRST else ""
         says.append(f"{what} has no sample of {named}{more}: their il will be far too high, and rho will hardly ever "
                     "keep them; take a larger holdout (--holdout-fraction, --fit-samples) or another split")
     return says
 
 
-def quality_of(fit: Fit, folds: Sequence[Fold], states: Sequence[State], pool: Pool, check: Pool) -> dict[str, Any]:
-    """`measured` of some states of the networks."""
+def _loaded(fit: Fit, state: State) -> nn.Module:
+    with torch.random.fork_rng():
+        network = fit.network()
+    network.load_state_dict(state.tensors)
+    return network.to(fit.device)
+
+
+def quality_of(fit: Fit, folds: Sequence[Fold], states: Sequence[State], pool: Pool,
+               check: Pool) -> tuple[dict[str, Any], int]:
+    """`measured` of some states of the networks, and how many samples that took through a forward."""
     on_check: list[Logits] = []
     on_train: list[Logits] = []
     for fold, state in zip(folds, states, strict=True):
-        with torch.random.fork_rng():
-            network = fit.network()
-        network.load_state_dict(state.tensors)
-        network.to(fit.device)
+        network = _loaded(fit, state)
         for found, own, rows in ((on_check, check, fold.check),
                                  (on_train, pool, _some(fold.train, fit.recipe.seed, fold.number))):
             found.append(logits_of(network, own.image, own.label, rows, fit.preprocess.normalize, fit.device,
                                    fit.classes))
-    return measured(on_check, on_train, fit.classes)
+    return measured(on_check, on_train, fit.classes), sum(len(one.label) for one in (*on_check, *on_train))
+
+
+def on_d(fit: Fit, state: State, pool: Pool, temperature: Sequence[float]) -> Checked:
+    """Loss and accuracy of the network of a holdout on samples of D that are not the holdout's.
+
+    It chooses nothing: where D is noisier than the holdout, the state of the lowest loss on D is an under-trained one.
+    """
+    network = _loaded(fit, state)
+    if temperature:
+        network.register_forward_hook(Divided(temperature[0]))
+    return evaluate(network, pool.image, pool.label, torch.arange(len(pool)), fit.preprocess.normalize, fit.device)
 
 
 def write_weights(out: str, folds: Sequence[Fold], states: Sequence[State]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import platform
 import time
 import warnings
@@ -25,15 +26,17 @@ from rhostream.irreducible import gate
 from rhostream.irreducible.accounts import Budget
 from rhostream.irreducible.crossfit import (
     CHECK_SAMPLES,
+    JUDGES,
     Fit,
     Fold,
     State,
     empty_classes,
     fit_folds,
+    on_d,
     quality_of,
     write_weights,
 )
-from rhostream.irreducible.folds import FoldRule, Only
+from rhostream.irreducible.folds import FoldRule, Only, Outside, Places
 from rhostream.irreducible.ladder import Spec, chosen, parse_checkpoints
 from rhostream.irreducible.learn import AUGMENT, BALANCE, Recipe
 from rhostream.irreducible.model import ModelInfo, read_info
@@ -63,11 +66,14 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
            tokenizer: str | None = None, text_length: int | None = None, task: str | None = None) -> ModelInfo:
     """Train the IL model of `shards` and write it below `out`; a complete one of the same settings is returned as is.
 
-    `fit_samples` bounds the samples that are held and learned from, over all folds. Labels may be noisy: the
-    checkpoint is the one with the lowest mean loss on samples of D that the network doesn't learn from, labels as
-    they are. `init`: safetensors weights that every network starts from (what may differ: `models.load_initial`).
-    `allow_compressed`, `accept_missing_eof`: see `compute_il`. Deterministic by `seed` on a CPU. Samples and
-    shards that can't be used are counted in `ModelInfo.read`, and more of them than `Budget` says stop the job.
+    `fit_samples` bounds the samples that are held and learned from, over all folds. The checkpoint is the one with the
+    lowest mean loss on samples that the network doesn't learn from and that are distributed like those it learns from,
+    labels as they are: the fold left out, D outside a fraction, or the tenth of a holdout that is kept back, each at
+    most 10,000. Beside a holdout D never chooses: noisier, it would choose an under-trained state. The same samples
+    give accuracy, loss, quality and temperature. `init`: safetensors weights that every network starts from (what may
+    differ: `models.load_initial`). `allow_compressed`, `accept_missing_eof`: see `compute_il`. Deterministic by `seed`
+    on a CPU. Samples and shards that can't be used are counted in `ModelInfo.read`, and more of them than `Budget` says
+    stop the job.
 
     Where the samples are text (`tokenizer` is given, or the first that can be used has a .txt and no image):
     `text_length` tokens of `tokenizer`, of which the model learns the `task` "label" or "language" (the default of
@@ -125,55 +131,80 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
                                "fail_fast": fail_fast}
     retried = storage.retried()
     with StopRequest("fit-il"):
-        learn_from, check = _pools(rule, data, own, settings, fit_samples, seed, options)
+        pool, of_d = _pools(rule, data, own, settings, fit_samples, seed, options)
+    labels = pool.labels if of_d is None else of_d.labels  # of all of D, drawn or not
     # A holdout may lack a class of D, whose samples are samples all the same.
-    classes = classes or count_classes(torch.cat([learn_from.label, check.label]))
+    classes = classes or count_classes(torch.tensor(sorted({*pool.labels, *labels}) or [0]))
     recipe = Recipe(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=WEIGHT_DECAY, augment=augment, seed=seed,
                     balance=balance, checkpoints=spec)
     fit = Fit(model, classes, preprocess, recipe,
               torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), init)
-    empty = [] if preprocess.task == "language" else empty_classes(rule, learn_from, check)
+    empty = [] if preprocess.task == "language" else empty_classes(rule, pool, labels)
     for says in empty:
         LOG.warning("%s", says)
-    read = {"samples": sum(learn_from.statuses.values()), **learn_from.statuses, "bad_shards": learn_from.bad_shards,
+    read = {"samples": sum(pool.statuses.values()), **pool.statuses, "bad_shards": pool.bad_shards,
             "retried": storage.retried_since(retried)}
     info = ModelInfo(
         architecture=model, classes=classes, preprocess=_plain(preprocess), decoder=decoding,
         split=rule.to_json(), folds=[], accuracy=0.0, val_loss=0.0, cost={}, asked=asked,
-        learned_from=sorted(learn_from.shards), read=read, quality={"empty_classes": empty},
+        learned_from=sorted(pool.shards), read=read, quality={"empty_classes": empty},
+        sample={"taken": len(pool), "seen": sum(pool.seen.values())},
+        on_d={"samples": 0, "left_out": _seen_in(of_d, own)} if rule.mode == "holdout" and of_d is not None else {},
         versions={"torch": torch.__version__, "python": platform.python_version()},
     )  # fmt: skip
     with StopRequest("fit-il"):
-        info = _fitted(fit, rule, (learn_from, check), out, info, temperature)
+        info = _fitted(fit, rule, (pool, of_d), out, info, temperature)
     info = replace(info, cost=info.cost | {"seconds": round(time.monotonic() - started, 3)})
     crash_point("fit-il: before model.json")
     storage.create(storage.join(out, "model.json"), info.encode())
     crash_point("fit-il: model.json written")
     worst = info.quality.get("worst_class")
-    LOG.info("IL model %s: accuracy %.4f%s, loss %.4f nats on samples it didn't learn from; %s samples, %.0f s",
-             redact(out), info.accuracy, f" (worst class {worst['class']}: {worst['accuracy']:.4f})" if worst else "",
-             info.val_loss, f"{info.cost['fit_samples']:,}", info.cost["seconds"])
+    LOG.info("IL model %s: accuracy %.4f%s, loss %.4f nats on samples it didn't learn from (%s of %s)%s; %s samples, "
+             "%.0f s", redact(out), info.accuracy,
+             f" (worst class {worst['class']}: {worst['accuracy']:.4f})" if worst else "", info.val_loss,
+             f"{info.judged['samples']:,}", info.judged["on"],
+             f", accuracy {info.on_d['accuracy']:.4f}, loss {info.on_d['loss']:.4f} on D"
+             if info.on_d.get("samples") else "", f"{info.cost['fit_samples']:,}", info.cost["seconds"])
     return gate.passed(info, min_accuracy, out)
 
 
-def _fitted(fit: Fit, rule: FoldRule, pools: tuple[Pool, Pool], out: str, info: ModelInfo,
+def _fitted(fit: Fit, rule: FoldRule, pools: tuple[Pool, Pool | None], out: str, info: ModelInfo,
             tempered: bool) -> ModelInfo:
     """Train the networks, and write their weights and the checkpoints on the way. Returns what model.json will say."""
-    found = fit_folds(fit, rule, *pools)
-    info = replace(info, cost={"fit_samples": sum(f.learned.samples for f in found), "macs": found[-1].macs,
-                               "seconds": round(sum(f.learned.seconds for f in found), 3)})
+    pool, of_d = pools
+    check = of_d if rule.mode == "fraction" and of_d is not None else pool
+    found = fit_folds(fit, rule, pool, check)
+    info = replace(info, judged={"on": JUDGES[rule.mode], "samples": sum(len(f.check) for f in found)},
+                   cost={"macs": found[-1].macs, "seconds": round(sum(f.learned.seconds for f in found), 3)})
+    measured = 0  # samples through the networks of this fit after their training
 
     def described(states: list[State], folder: str) -> ModelInfo:
-        if fit.preprocess.task == "language":  # there are no classes to be calibrated on
-            return _described(info, write_weights(folder, found, states), {}, tempered)
-        quality = quality_of(fit, found, states, *pools) | info.quality
-        return _described(info, write_weights(folder, found, states), quality, tempered)
+        nonlocal measured
+        quality: dict[str, Any] = {}
+        looked_at = 0
+        if fit.preprocess.task != "language":  # else there are no classes to be calibrated on
+            quality, looked_at = quality_of(fit, found, states, pool, check)
+            quality |= info.quality
+        about = _described(info, write_weights(folder, found, states), quality, tempered)
+        if rule.mode == "holdout" and of_d is not None and len(of_d):
+            on = on_d(fit, states[0], of_d, about.temperature)
+            looked_at += len(of_d)
+            figures = {"loss": on.loss, "loss_error": on.loss_error, "accuracy": on.accuracy}
+            # JSON has no number for an infinite loss.
+            about = replace(about, on_d=info.on_d | {"samples": len(of_d)} | {
+                name: value if math.isfinite(value) else 1e30 for name, value in figures.items()})
+        measured += looked_at
+        return replace(about, cost=info.cost | {"fit_samples": sum(s.samples for s in states),
+                                                "checked_samples": sum(s.checked for s in states) + looked_at})
 
     spec = fit.recipe.checkpoints
     listed = _checkpoints(found, spec, out, described) if spec else []
-    best = [State(f.learned.state, f.learned.val_loss, f.learned.val_accuracy, f.learned.best_epoch, f.learned.curve)
-            for f in found]  # fmt: skip
-    return replace(described(best, out), checkpoints=listed)
+    best = [State(f.learned.state, f.learned.val_loss, f.learned.val_accuracy, f.learned.best_epoch, f.learned.samples,
+                  f.learned.checked, f.learned.curve) for f in found]
+    about = described(best, out)
+    # The fit as a whole also measured the earlier states.
+    cost = about.cost | {"checked_samples": sum(f.learned.checked for f in found) + measured}
+    return replace(about, checkpoints=listed, cost=cost)
 
 
 def _described(info: ModelInfo, records: list[dict[str, Any]], quality: dict[str, Any], tempered: bool) -> ModelInfo:
@@ -204,9 +235,8 @@ def _checkpoints(found: list[Fold], spec: Spec, out: str,
         url = storage.join(folder, "model.json")
         if storage.exists(url):
             storage.delete(url)
-        info = described([State(r.state, r.loss, r.accuracy, r.epoch) for r in rungs], folder)
-        info = replace(info, checkpoint={"number": number, "target": target},
-                       cost=info.cost | {"fit_samples": sum(r.samples for r in rungs)})
+        info = described([State(r.state, r.loss, r.accuracy, r.epoch, r.samples, r.checked) for r in rungs], folder)
+        info = replace(info, checkpoint={"number": number, "target": target})
         storage.create(url, info.encode())
         crash_point("fit-il: checkpoint written")
         listed.append({"folder": name, "target": round(target, 6), "val_loss": info.val_loss,
@@ -224,6 +254,11 @@ def named(shards: Iterable[str], roots: Mapping[str, str] | None) -> list[tuple[
                              "name their folders with --root NAME=URL")
         found[name] = url
     return [(url, name) for name, url in found.items()]
+
+
+def _seen_in(pool: Pool, shards: Iterable[tuple[str, str]]) -> int:
+    """How many samples some of the shards that a pool was drawn from have."""
+    return sum(pool.seen.get(name, 0) for _, name in shards)
 
 
 def count_classes(label: Tensor) -> int:
@@ -308,17 +343,20 @@ def _plain(preprocess: AnyPreprocess) -> dict[str, Any]:
 
 
 def _pools(rule: FoldRule, data: list[tuple[str, str]], own: list[tuple[str, str]], settings: ScanSettings,
-           samples: int, seed: int, options: dict[str, Any]) -> tuple[Pool, Pool]:
-    """What is learned from, and the samples of D that choose the checkpoint; the same pool when cross-fitting."""
+           samples: int, seed: int, options: dict[str, Any]) -> tuple[Pool, Pool | None]:
+    """What is learned from, the fold or slice that judges included; and samples of D that are in no holdout."""
     if rule.mode == "fraction":
         settings = replace(settings, mark=Only(rule, 1))
+    elif rule.mode == "holdout":
+        settings = replace(settings, mark=Places(seed))
     pool = fill(own, settings, samples=samples, seed=seed, title="fit-il: reading", **options)
     if pool.watched:
         warnings.warn(f"{pool.watched:,} samples are marked as duplicates (duplicate_of), and copies of one image can "
                       "fall into different folds, which leaks; keep them together with --group-by duplicate_of",
                       stacklevel=3)
     if rule.mode == "folds":
-        return pool, pool
-    settings = replace(settings, mark=Only(rule, 0), watch=None)
-    return pool, fill(data, settings, samples=min(CHECK_SAMPLES, samples), seed=seed + 1,
-                      title="fit-il: reading a sample of D", **options)
+        return pool, None
+    outside = Outside(frozenset(name for _, name in own)) if rule.mode == "holdout" else Only(rule, 0)
+    of_d = fill(data, replace(settings, mark=outside, watch=None), samples=min(CHECK_SAMPLES, samples), seed=seed + 1,
+                title="fit-il: reading a sample of D", may_be_empty=rule.mode == "holdout", **options)
+    return pool, of_d

@@ -2,8 +2,8 @@
 
     accuracy <= the share of the largest class            no better than guessing: a warning, or a refusal
     accuracy < --min-accuracy                             a refusal
-    loss on what it learned from < half of that on others, and 0.05 nats below       memorised (not asked of a holdout
-                                                          of other shards, whose labels may be cleaner than those of D)
+    loss on what it learned from < half of that on others, and 0.05 nats below       memorised (not asked of a holdout's
+                                                          model that an older version judged on D)
     mean il of `in_holdout` rows < half of the others', and more than 4 standard errors below       they leak
     no others at all                                                                they are all there is
     mean il of the others < 0.7 of the loss that fit-il measured, and more than 4 standard errors below       they leak
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,8 @@ def doubts(info: ModelInfo) -> list[str]:
                     f"({largest['class']}, {largest['share']:.4f} of the samples): its il says next to nothing of a "
                     "sample; train it longer, on more samples, or with another --model or --lr")
     check, train = quality["loss"], quality["train_loss"]
-    if info.rule.mode != "holdout" and train < MEMORISED * check and check - train > MEMORISED_NATS:
+    alike = info.rule.mode != "holdout" or bool(info.judged)  # a clean holdout and noisy D look memorised
+    if alike and train < MEMORISED * check and check - train > MEMORISED_NATS:
         says.append(f"the IL model has memorised: its loss is {train:.4f} nats on what it learned from and {check:.4f} "
                     "on other samples. The il of samples that it didn't see is too high where they are hard, and that "
                     "of those it saw is worthless: keep these out of the candidates, and take fewer --epochs, more "
@@ -66,6 +67,10 @@ def passed(info: ModelInfo, min_accuracy: float | None, folder: str) -> ModelInf
     """The same model; its doubts are said. Raises QualityError when it is worse than asked for, or than guessing."""
     for says in doubts(info):
         LOG.warning("%s", says)
+    if info.rule.mode == "holdout" and not info.judged:
+        LOG.warning("%s: an older version chose this IL model's checkpoint by its loss on D and not on the holdout; "
+                    "where D is noisier, that is an under-trained state: fit it again with another --out",
+                    redact(folder))
     if min_accuracy is None:
         return info
     where = f"{redact(folder)}: the IL model's accuracy on samples it didn't learn from is {info.accuracy:.4f}"
@@ -94,10 +99,10 @@ class Group:
         return cls(n, float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64)) / math.sqrt(n))
 
 
-def leaks(holdout: Group, rest: Group, val_loss: float, mode: str) -> list[str]:
+def leaks(holdout: Group, rest: Group, val_loss: float, mode: str, val_error: float = 0.0) -> list[str]:
     """What the il of a table gives away, in sentences: of rows that the model learned from, and of all others.
 
-    `val_loss`: what fit-il measured on samples that the model didn't learn from, nats.
+    `val_loss`: what fit-il measured on samples that the model didn't learn from, nats; `val_error`: its standard error.
     """
     if holdout.n >= FEW and not rest.n:
         return [f"the IL model learned from all of the {holdout.n:,} rows that were looked at (in_holdout): none is a "
@@ -112,7 +117,8 @@ def leaks(holdout: Group, rest: Group, val_loss: float, mode: str) -> list[str]:
                         f"{holdout.mean:.4f} nats, of {rest.n:,} others {rest.mean:.4f}: it has memorised them{cleaner}"
                         ". They are left out of the candidates; with --keep-holdout their low il would make them look "
                         "worth learning again and again, so don't")
-    if rest.n >= FEW and rest.mean < SEEN * val_loss and val_loss - rest.mean > ERRORS * rest.error:
+    if rest.n >= FEW and rest.mean < SEEN * val_loss and val_loss - rest.mean > ERRORS * math.hypot(
+            rest.error, val_error):
         names = ("; a fold is a hash of the shard's name: were these shards named otherwise when it was fitted "
                  "(--root)?" if mode == "folds" else "")
         says.append(f"the mean il of {rest.n:,} rows that the IL model should not have learned from is {rest.mean:.4f} "
@@ -121,11 +127,22 @@ def leaks(holdout: Group, rest: Group, val_loss: float, mode: str) -> list[str]:
     return says
 
 
-def examine(table: str, names: Sequence[str], info: ModelInfo) -> list[str]:
-    """`leaks` of up to `PARTS` parts of a (resolved) table, chosen by a hash of their names.
+def unknown_labels(quarantined: Mapping[str, int], info: ModelInfo) -> list[str]:
+    """A sentence where rows of a table have labels that the IL model's classes don't hold."""
+    if not (n := quarantined.get("label:range", 0)):
+        return []
+    return [f"{n:,} samples have a label outside 0 to {info.classes - 1}: the IL model knows {info.classes:,} classes. "
+            "They have no il (status label:range) and are never candidates; if these labels are right, fit it again "
+            "with --classes and another --out"]
+
+
+def examine(table: str, names: Sequence[str], quarantined: Mapping[str, int], info: ModelInfo) -> list[str]:
+    """What is doubtful about a (resolved) table: labels that the model doesn't know, of `quarantined` (status -> rows),
+    and `leaks` of up to `PARTS` parts, chosen by a hash of their names.
 
     Where the model has a holdout of shards, up to half of them are those of that holdout.
     """
+    says = unknown_labels(quarantined, info)
     order = sorted(names, key=lambda name: hashlib.blake2b(name.encode("utf-8", "surrogateescape")).digest())
     if info.rule.mode == "holdout":
         learned = set(info.learned_from)
@@ -140,10 +157,14 @@ def examine(table: str, names: Sequence[str], info: ModelInfo) -> list[str]:
         try:
             part = il.read_part(url)
         except TableError as exc:
-            return [f"the il could not be checked: {exc}"]
+            return [*says, f"the il could not be checked: {exc}"]
         finite = np.isfinite(part.il)
         held.append(part.il[finite & part.in_holdout])
         rest.append(part.il[finite & ~part.in_holdout])
     if not rest:
-        return []
-    return leaks(Group.of(np.concatenate(held)), Group.of(np.concatenate(rest)), info.val_loss, info.rule.mode)
+        return says
+    measured = [(info.val_loss, info.quality.get("loss_error", 0.0))]
+    if info.on_d.get("samples"):
+        measured.append((info.on_d["loss"], info.on_d["loss_error"]))
+    loss, error = max(measured, key=lambda pair: pair[0] - ERRORS * pair[1])
+    return says + leaks(Group.of(np.concatenate(held)), Group.of(np.concatenate(rest)), loss, info.rule.mode, error)

@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
@@ -35,7 +35,8 @@ from rhostream.tables.il import OK, PartFacts, TableInfo
 
 LOG = logging.getLogger("rhostream")
 Score = Callable[[Chunk, str], Scored]
-Examine = Callable[[str, Sequence[str]], list[str]]  # a table and the names of some of its shards, to what is doubtful
+# a table, the names of some of its shards and its rows that can't be used by status, to what is doubtful
+Examine = Callable[[str, Sequence[str], Mapping[str, int]], list[str]]
 Shard = tuple[str, str]  # URL, name
 
 
@@ -199,7 +200,7 @@ class Job:
                 LOG.error("no part for %s: %s", redact(name), why)
             summary.require_laws()
             if target.examine is not None:
-                summary.doubts = target.examine(target.out, [name for _, name in self._mine])
+                summary.doubts = target.examine(target.out, [name for _, name in self._mine], summary.quarantined)
                 for says in summary.doubts:
                     LOG.warning("%s: %s", redact(target.out), says)
             store(target.out, title, self.part_of, summary)

@@ -1,7 +1,7 @@
 """States of a network at several losses while it learns: IL models of rising quality from one fit.
 
     "4"            four, at losses evenly between the first that is checked and the lowest
-    "1.5,1.0,0.7"  the first state whose mean loss on samples of D is that low, in nats, for each
+    "1.5,1.0,0.7"  the first state whose mean loss on samples it doesn't learn from is that low, in nats, for each
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Rung:
     epoch: float
     samples: int  # through forward and backward until then
     state: dict[str, Tensor]
+    checked: int = 0  # through a forward alone until then, to look at the network
 
 
 def parse_checkpoints(text: str | None) -> Spec | None:

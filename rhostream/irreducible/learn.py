@@ -1,4 +1,5 @@
-"""Training one IL network on samples in memory; the checkpoint is the one with the lowest loss on D, never on test.
+"""Training one IL network on samples in memory; the checkpoint is the one with the lowest loss on samples of the same
+kind that it doesn't learn from, never on test.
 
 Not the one with the highest accuracy: the irreducible loss is used as a number of nats, so calibration counts.
 """
@@ -17,6 +18,7 @@ from rhostream.candidates import Prepare
 from rhostream.crashpoints import crash_point
 from rhostream.errors import NonFiniteError
 from rhostream.irreducible.ladder import Ladder, Rung, Spec
+from rhostream.randomness import torch_seed
 from rhostream.selection.tokens import LanguageLoss, SequenceMean
 from rhostream.signals import stop_if_asked
 
@@ -51,6 +53,7 @@ class Learned:
     curve: list[dict[str, float]]
     steps: int
     samples: int  # through forward and backward
+    checked: int  # through a forward alone, to look at the network
     seconds: float
     rungs: list[Rung]  # states on the way, where checkpoints were asked for
 
@@ -100,7 +103,7 @@ def learn(network: nn.Module, image: Tensor, label: Tensor, train: Tensor, check
     """
     started = time.monotonic()
     network.to(device)
-    generator = torch.Generator().manual_seed(recipe.seed)
+    generator = torch.Generator().manual_seed(torch_seed("fit batches", recipe.seed))
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     weight_C = class_weights(label[train], classes).to(device) if recipe.balance == "weight" else None
     ladder = Ladder(recipe.checkpoints) if recipe.checkpoints else None
@@ -109,7 +112,7 @@ def learn(network: nn.Module, image: Tensor, label: Tensor, train: Tensor, check
     curve: list[dict[str, float]] = []
     best: dict[str, Any] = {"val_loss": float("inf"), "choice": float("inf")}
     state: dict[str, Tensor] = {}
-    steps = samples = 0
+    steps = samples = checked = 0
     for epoch in range(recipe.epochs):
         order = drawn(train, label, recipe.balance, generator)
         running = torch.zeros((), device=device)
@@ -129,10 +132,11 @@ def learn(network: nn.Module, image: Tensor, label: Tensor, train: Tensor, check
             if number not in check_at and number not in climb_at:
                 continue
             found = evaluate(network, check_image, check_label, check, normalize, device)
+            checked += len(check)
             at_epoch = round(epoch + number / batches, 3)
             if ladder and number in climb_at:
-                ladder.offer(found.loss, lambda f=found, e=at_epoch, s=samples: Rung(  # type: ignore[misc]
-                    f.loss, f.accuracy, e, s, _state(network)))
+                ladder.offer(found.loss, lambda f=found, e=at_epoch, s=samples, c=checked: Rung(  # type: ignore[misc]
+                    f.loss, f.accuracy, e, s, _state(network), c))
             if number in check_at:
                 at = {"epoch": at_epoch, "train_loss": float(running) / number, "val_loss": found.loss,
                       "val_accuracy": found.accuracy}
@@ -144,7 +148,7 @@ def learn(network: nn.Module, image: Tensor, label: Tensor, train: Tensor, check
     if not state:
         raise NonFiniteError(f"the IL model's loss was never finite in {recipe.epochs} epochs; lower --lr")
     return Learned(state, best["val_loss"], best["val_accuracy"], best["epoch"], curve, steps, samples,
-                   time.monotonic() - started, ladder.rungs if ladder else [])
+                   checked, time.monotonic() - started, ladder.rungs if ladder else [])
 
 
 def _state(network: nn.Module) -> dict[str, Tensor]:
@@ -159,6 +163,7 @@ class Checked:
     loss: float  # nats
     accuracy: float
     balanced_loss: float  # the mean over the classes that occur of their mean losses, nats
+    loss_error: float = 0.0  # the standard error of the loss
 
 
 def _mean_loss(network: nn.Module, output: Tensor, label: Tensor, weight_C: Tensor | None) -> Tensor:
@@ -188,8 +193,9 @@ def evaluate(network: nn.Module, image: Tensor, label: Tensor, rows: Tensor, nor
         losses.append(F.cross_entropy(logits, target, reduction="none").cpu().double())
         correct += float((logits.argmax(1) == target).sum())
     loss, target = torch.cat(losses), label[rows]
+    error = float(loss.std(correction=0)) / len(loss) ** 0.5
     if isinstance(network, LanguageLoss):
-        return Checked(float(loss.mean()), correct / len(rows), float(loss.mean()))
+        return Checked(float(loss.mean()), correct / len(rows), float(loss.mean()), error)
     counts = torch.bincount(target)
     by_class = torch.bincount(target, weights=loss) / counts
-    return Checked(float(loss.mean()), correct / len(rows), float(by_class[counts > 0].mean()))
+    return Checked(float(loss.mean()), correct / len(rows), float(by_class[counts > 0].mean()), error)

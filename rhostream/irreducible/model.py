@@ -31,9 +31,11 @@ class ModelInfo:
     decoder: str
     split: dict[str, Any]  # of FoldRule
     folds: list[dict[str, Any]]  # weights, sha256, val_loss, val_accuracy, best_epoch, curve, ... of each model
-    accuracy: float  # means over the validation samples of all folds, labels as they are in the shards
+    accuracy: float  # means over the samples of `judged`, of all folds, labels as they are in the shards
     val_loss: float  # nats
-    cost: dict[str, Any]  # fit_samples (forward and backward, all folds and epochs), macs of one forward, seconds
+    # fit_samples (forward and backward, all folds and epochs), checked_samples (forward alone, to choose checkpoints
+    # and to measure), macs of one forward, seconds
+    cost: dict[str, Any]
     asked: dict[str, Any]  # the settings of the command
     learned_from: list[str]  # names of the shards that training samples came from
     versions: dict[str, str] = field(default_factory=dict)
@@ -42,6 +44,12 @@ class ModelInfo:
     temperature: list[float] = field(default_factory=list)  # logits are divided by it, one for each fold; []: by 1
     checkpoint: dict[str, Any] = field(default_factory=dict)  # of a fit's earlier state: its number, its target loss
     checkpoints: list[dict[str, Any]] = field(default_factory=list)  # the earlier states beside it: folder, loss, ...
+    # {"on", "samples"}: what chose the checkpoint and gave accuracy, val_loss, quality and temperature; {} of a model
+    # of before this was told: a cross-fit was judged by its other fold, others by samples of D
+    judged: dict[str, Any] = field(default_factory=dict)
+    # beside a holdout {"samples", "loss", "loss_error", "accuracy"} on D, and "left_out": its samples that are in D
+    on_d: dict[str, Any] = field(default_factory=dict)
+    sample: dict[str, Any] = field(default_factory=dict)  # {"taken", "seen"}: samples drawn, of all that were there
     version: int = VERSION
 
     @property
@@ -64,6 +72,10 @@ class ModelInfo:
 
     def figures(self) -> dict[str, Any]:
         """What reports say of the model."""
+        known = {
+            "checked_samples": self.cost.get("checked_samples"), "judged": self.judged, "on_d": self.on_d,
+            "quality": {k: v for k, v in self.quality.items() if k != "classes"},
+        }  # fmt: skip
         return {
             "architecture": self.architecture,
             "accuracy": self.accuracy,
@@ -72,7 +84,7 @@ class ModelInfo:
             "macs": self.cost["macs"],
             "folds": len(self.folds),
             "mode": self.split["mode"],
-        } | ({"quality": {k: v for k, v in self.quality.items() if k != "classes"}} if self.quality else {})
+        } | {name: value for name, value in known.items() if value}
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
@@ -125,6 +137,7 @@ def _checked(info: ModelInfo) -> ModelInfo:
         foreign.checked_path(listed["folder"])
     if info.quality:
         foreign.checked_quality(info.quality)
+    foreign.checked_judges(info.judged, info.on_d)
     foreign.checked_temperature(info.temperature, len(info.folds))
     info.figures(), info.ingredients()
     return info

@@ -1,7 +1,8 @@
-"""A bounded random sample of shards in memory, as uint8: what the IL model learns from.
+"""A bounded uniform sample of shards in memory, as uint8: what the IL model learns from.
 
-Shards are visited in a seeded order and each gives a seeded random quota, so that a set of any size costs no more than
-the shards it takes to fill the pool, and the result doesn't depend on the workers.
+All shards are walked, for the number of their samples isn't known before; only what may be of the sample is decoded
+(see `stream.lowest`). The sample is a function of the seed and of what the shards hold, not of their sizes, their order
+or the workers.
 """
 
 from __future__ import annotations
@@ -11,43 +12,47 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from rhostream.errors import RhostreamError, UsageError
 from rhostream.irreducible.accounts import SHOWN, Budget
-from rhostream.randomness import generator
 from rhostream.signals import while_waiting
 from rhostream.storage import redact
 from rhostream.stream.progress import Progress
 from rhostream.stream.scan import Chunk, End, ScanSettings, scan
 
 LOG = logging.getLogger("rhostream")
-SPREAD = 64  # the pool comes from at least that many shards, where there are as many
 
 
 @dataclass(frozen=True)
 class Pool:
-    """(N,) samples in memory."""
+    """(N,) samples in memory, in the order of their random numbers."""
 
     image: Tensor  # (N, H, W, C) uint8, or (N, T) int32 token ids
     label: Tensor  # (N,) int64
     mark: Tensor  # (N,) int64: the fold
-    shards: tuple[str, ...]  # names, in the order of visits
-    statuses: dict[str, int]  # samples looked at, by status
+    shards: tuple[str, ...]  # names of those that gave samples
+    statuses: dict[str, int]  # samples drawn, by status
     bad_shards: dict[str, str]  # name -> why it gave nothing
     watched: int
+    seen: dict[str, int]  # name of each shard that was read -> its samples
+    labels: dict[int, int]  # valid label -> samples of these shards, drawn or not; {} where labels aren't needed
 
     def __len__(self) -> int:
         return len(self.label)
 
 
 def fill(shards: Sequence[tuple[str, str]], settings: ScanSettings, *, samples: int, memory_bytes: int, seed: int,
-         workers: int, title: str, budget: Budget | None = None, fail_fast: bool = False) -> Pool:
-    """Up to `samples` usable samples of the shards ((URL, name) pairs), fewer when `memory_bytes` can't hold them.
+         workers: int, title: str, budget: Budget | None = None, fail_fast: bool = False,
+         may_be_empty: bool = False) -> Pool:
+    """`samples` usable samples of the shards ((URL, name) pairs), drawn uniformly; all where there are fewer, and
+    fewer when `memory_bytes` can't hold them. While a shard is read, what it gives is held beside.
 
-    Raises UsageError when there is none, the first shard's error when no shard can be read (or any, with `fail_fast`),
-    BudgetError when more of what was looked at is bad than `budget` bears.
+    Raises UsageError when there is none (unless `may_be_empty`), the first shard's error when no shard can be read (or
+    any, with `fail_fast`), BudgetError when more of what was drawn is bad than `budget` bears.
     """
     assert settings.preprocess is not None
     shape = settings.preprocess.shape
@@ -58,103 +63,203 @@ def fill(shards: Sequence[tuple[str, str]], settings: ScanSettings, *, samples: 
         samples = fits
     if samples < 1:
         raise UsageError(f"{title}: no sample would be read; raise --fit-samples or take a smaller image size")
-    order = generator(seed, "visits").permutation(len(shards)).tolist()
-    visits = [shards[i] for i in order]
-    quota = -(-samples // min(len(shards), SPREAD))
-    settings = replace(settings, quota=quota, seed=seed)
-    return _collect(visits, settings, samples, quota, workers, title, _Accounts(visits, budget or Budget(), fail_fast))
+    visits = sorted(shards, key=lambda shard: shard[1])
+    settings = replace(settings, quota=samples, seed=seed)
+    accounts = _Accounts(visits, samples, budget or Budget(), fail_fast)
+    sample = _Sample(samples, settings)
+    _collect(visits, settings, sample, workers, title, accounts)
+    accounts.finish(sample)
+    if not sample.filled and not may_be_empty:
+        if accounts.first_error is not None:
+            raise accounts.first_error
+        raise UsageError(f"{title}: {len(visits)} shards hold no usable sample ({accounts.statuses.total():,} were "
+                         "quarantined); look at the reasons with `rhostream index`")
+    sample.sort()
+    n, names = sample.filled, [visits[shard][1] for shard in np.unique(sample.place[: sample.filled, 0]).tolist()]
+    return Pool(sample.image[:n], sample.label[:n], sample.mark[:n], tuple(names), dict(accounts.statuses),
+                accounts.bad_shards, accounts.watched, accounts.seen, dict(accounts.labels))
+
+
+@dataclass
+class _Piece:
+    """Usable rows of a chunk: number, ordinal, label, mark, image, (n,) each."""
+
+    number: npt.NDArray[np.float64]
+    ordinal: npt.NDArray[np.int64]
+    label: Tensor
+    mark: Tensor
+    image: Tensor
+
+    def rows(self, keep: npt.NDArray[np.int64]) -> _Piece:
+        """Some of them."""
+        at = torch.from_numpy(keep)
+        return _Piece(self.number[keep], self.ordinal[keep], self.label[at], self.mark[at], self.image[at])
+
+
+class _Sample:
+    """The rows of the lowest numbers of all shards that were read to their end."""
+
+    def __init__(self, samples: int, settings: ScanSettings) -> None:
+        assert settings.preprocess is not None
+        # Pages that are never touched cost nothing.
+        self.image = torch.empty((samples, *settings.preprocess.shape), dtype=settings.preprocess.dtype)
+        self.label, self.mark = torch.empty(samples, dtype=torch.int64), torch.empty(samples, dtype=torch.int64)
+        self.number = np.empty(samples)
+        self.place = np.empty((samples, 2), np.int64)  # shard, ordinal
+        self.samples, self.filled = samples, 0
+
+    @property
+    def limit(self) -> float:
+        """No row of a number above it is of the sample."""
+        return float(self.number.max()) if self.filled == self.samples else np.inf
+
+    def take(self, shard: int, piece: _Piece) -> None:
+        """Put rows in that are of the sample, in the place of those that no longer are."""
+        limit = self.limit
+        piece = piece.rows(np.flatnonzero(piece.number <= limit))
+        n, filled = len(piece.number), self.filled
+        if not n:
+            return
+        number = np.concatenate([self.number[:filled], piece.number])
+        place = np.concatenate([self.place[:filled], np.stack([np.full(n, shard), piece.ordinal], 1)])
+        best = np.lexsort((place[:, 1], place[:, 0], number))[: self.samples]
+        stays = np.zeros(filled + n, bool)
+        stays[best] = True
+        self.filled = len(best)
+        new = np.flatnonzero(stays[filled:])
+        free = np.flatnonzero(~stays[:filled])
+        slots = np.concatenate([free, np.arange(filled, self.filled)])[: len(new)]
+        piece, at = piece.rows(new), torch.from_numpy(slots)
+        self.number[slots], self.place[slots] = piece.number, place[filled + new]
+        self.image[at], self.label[at], self.mark[at] = piece.image, piece.label, piece.mark
+
+    def sort(self) -> None:
+        """By number, in place: a second copy might not fit."""
+        order = np.lexsort((self.place[: self.filled, 1], self.place[: self.filled, 0], self.number[: self.filled]))
+        self.number[: self.filled], self.place[: self.filled] = self.number[order], self.place[order]
+        at = torch.from_numpy(order)
+        self.label[: self.filled], self.mark[: self.filled] = self.label[at], self.mark[at]
+        done = np.zeros(self.filled, bool)
+        for start in range(self.filled):
+            if done[start] or order[start] == start:
+                continue
+            first, to = self.image[start].clone(), start
+            while order[to] != start:
+                self.image[to] = self.image[order[to]]
+                done[to], to = True, int(order[to])
+            self.image[to], done[to] = first, True
 
 
 class _Accounts:
-    """What was looked at, visit by visit in their order, so that it doesn't depend on the workers."""
+    """What was drawn, shard by shard in the order of their names, so that it doesn't depend on the workers.
 
-    def __init__(self, visits: Sequence[tuple[str, str]], budget: Budget, fail_fast: bool) -> None:
+    More is decoded than is of the sample, how much more depends on the workers, and that is not counted. As long as all
+    that was read is less than the sample, all of it is looked at, and the budget is asked after each shard.
+    """
+
+    def __init__(self, visits: Sequence[tuple[str, str]], samples: int, budget: Budget, fail_fast: bool) -> None:
         self._names, self._budget, self._fail_fast = [name for _, name in visits], budget, fail_fast
-        self._rows = [Counter[str]() for _ in visits]
-        self._first: list[list[str]] = [[] for _ in visits]
-        self._errors: dict[int, RhostreamError] = {}
+        self._samples, self._usable, self._settled = samples, 0, 0
+        self._ok = [0] * len(visits)
+        self._bad: list[list[tuple[float, str]]] = [[] for _ in visits]  # number and status of each
+        self._first: list[list[tuple[float, str]]] = [[] for _ in visits]
+        self._ended: dict[int, End] = {}
         self.statuses: Counter[str] = Counter()
         self.bad_shards: dict[str, str] = {}
         self.first_error: RhostreamError | None = None
         self.first_bad: list[str] = []
+        self.watched = 0
+        self.seen: dict[str, int] = {}
+        self.labels: Counter[int] = Counter()
 
     def chunk(self, chunk: Chunk) -> None:
         """Rows of a shard."""
-        status, first = chunk.rows.column("status").to_pylist(), self._first[chunk.shard]
-        self._rows[chunk.shard].update(status)
-        for row in (~chunk.ok).nonzero()[0][: SHOWN - len(first)].tolist():
-            first.append(f"{chunk.rows.column('key')[row].as_py()!r} ({chunk.rows.column('error')[row].as_py()})")
+        assert chunk.number is not None
+        self._ok[chunk.shard] += int(chunk.ok.sum())
+        bad = (~chunk.ok).nonzero()[0].tolist()
+        if not bad:
+            return
+        status, keys, errors = (chunk.rows.column(name) for name in ("status", "key", "error"))
+        first = self._first[chunk.shard]
+        for row in bad:
+            number = float(chunk.number[row])
+            self._bad[chunk.shard].append((number, status[row].as_py()))
+            if len(first) < SHOWN:
+                first.append((number, f"{keys[row].as_py()!r} ({errors[row].as_py()})"))
 
-    def failed(self, shard: int, error: RhostreamError) -> None:
-        """A shard that breaks gives nothing, however far it was read."""
-        self._errors[shard] = error
-        self._rows[shard].clear()
+    def end(self, end: End) -> None:
+        """A shard is over; what can be settled is."""
+        self._ended[end.shard] = end
+        while self._settled in self._ended:
+            self._settle(self._settled, self._ended.pop(self._settled))
+            self._settled += 1
 
-    def settle(self, shard: int) -> None:
-        """Count a shard, once all before it are counted. Raises BudgetError, or its error with `fail_fast`."""
+    def _settle(self, shard: int, end: End) -> None:
+        """Count a shard. Raises BudgetError, or its error with `fail_fast`."""
         name = self._names[shard]
-        if (error := self._errors.get(shard)) is not None:
+        if end.error is not None:  # it gives nothing, however far it was read
             if self._fail_fast:
-                raise error
-            self.first_error = self.first_error or error
-            self.bad_shards[name] = str(error)
+                raise end.error
+            self._ok[shard], self._bad[shard], self._first[shard] = 0, [], []
+            self.first_error = self.first_error or end.error
+            self.bad_shards[name] = str(end.error)
             self._budget.check_shards(self.bad_shards, len(self._names))
             return
-        self.first_bad += [f"{redact(name)}: {one}" for one in self._first[shard][: SHOWN - len(self.first_bad)]]
-        self.statuses += self._rows[shard]
-        self._budget.check_shard(name, self._rows[shard], self._first[shard])
+        self.watched += end.watched
+        self.seen[name] = end.samples_seen
+        self.labels.update(end.labels)
+        self._usable += self._ok[shard]
+        if self._usable < self._samples:
+            self._check(shard, np.inf, self._ok[shard])
+
+    def _check(self, shard: int, limit: float, ok: int) -> None:
+        """Count the drawn rows of a shard, those up to the limit, and ask the budget."""
+        drawn = Counter(status for number, status in self._bad[shard] if number <= limit) + Counter(ok=ok)
+        first = [text for number, text in self._first[shard] if number <= limit]
+        self.first_bad += [f"{redact(self._names[shard])}: {text}" for text in first[: SHOWN - len(self.first_bad)]]
+        self.statuses += drawn
+        self._budget.check_shard(self._names[shard], drawn, first)
         self._budget.check_total("what was read to learn from", self.statuses, self.first_bad)
 
+    def finish(self, sample: _Sample) -> None:
+        """Count what is of the sample, where that is not everything."""
+        if self._usable < self._samples:
+            return
+        self.statuses, self.first_bad = Counter(), []
+        ok = np.bincount(sample.place[: sample.filled, 0], minlength=len(self._names)).tolist()
+        for shard in range(len(self._names)):
+            self._check(shard, sample.limit, ok[shard])
 
-def _collect(visits: Sequence[tuple[str, str]], settings: ScanSettings, samples: int, quota: int, workers: int,
-             title: str, accounts: _Accounts) -> Pool:
-    assert settings.preprocess is not None
-    # Other workers may be ahead of the shard that fills the pool; pages that are never touched cost nothing.
-    room = samples + quota * (1 + min(workers, len(visits)))
-    image = torch.empty((room, *settings.preprocess.shape), dtype=settings.preprocess.dtype)
-    label, mark = torch.empty(room, dtype=torch.int64), torch.empty(room, dtype=torch.int64)
-    pieces: list[list[tuple[int, int]]] = [[] for _ in visits]  # where the rows of each visit lie
-    ended, filled, whole, watched, in_order = set[int](), 0, 0, 0, 0
+
+def _collect(visits: Sequence[tuple[str, str]], settings: ScanSettings, sample: _Sample, workers: int, title: str,
+             accounts: _Accounts) -> None:
+    pieces: dict[int, list[_Piece]] = {}  # of the shards that are being read
     with Progress(title, len(visits)) as progress:
         for message in while_waiting(scan(visits, settings, workers=workers)):
             if isinstance(message, Chunk):
-                rows = torch.from_numpy(message.ok.nonzero()[0])
-                n = min(len(rows), room - filled)
-                rows = rows[:n]
-                assert message.image is not None
-                torch.index_select(message.image, 0, rows, out=image[filled : filled + n])
-                label[filled : filled + n] = torch.from_numpy(message.label)[rows]
-                mark[filled : filled + n] = torch.from_numpy(message.mark)[rows]
-                pieces[message.shard].append((filled, filled + n))
-                filled += n
+                rows = message.ok.nonzero()[0]
+                at = torch.from_numpy(rows)
+                assert message.image is not None and message.number is not None
+                pieces.setdefault(message.shard, []).append(_Piece(
+                    message.number[rows], message.ordinal[rows].astype(np.int64), torch.from_numpy(message.label)[at],
+                    torch.from_numpy(message.mark)[at], message.image[at]))  # fmt: skip
+                _bound(pieces[message.shard], sample.samples)
                 accounts.chunk(message)
-                progress.rows(len(message), len(message) - n)
+                progress.rows(len(message), len(message) - len(rows))
                 continue
             assert isinstance(message, End)
             progress.shard()
-            ended.add(message.shard)
-            watched += message.watched
+            for piece in pieces.pop(message.shard, []) if message.error is None else []:
+                sample.take(message.shard, piece)
+            pieces.pop(message.shard, None)
             if message.error is not None:
-                pieces[message.shard] = []
-                accounts.failed(message.shard, message.error)
                 LOG.warning("%s: %s", title, message.error)
-            while in_order in ended:
-                whole += sum(stop - start for start, stop in pieces[in_order])
-                accounts.settle(in_order)
-                in_order += 1
-            if whole >= samples:
-                break
-    used = [torch.arange(start, stop) for visit in pieces[:in_order] for start, stop in visit]
-    rows = torch.cat(used)[:samples] if used else torch.empty(0, dtype=torch.int64)
-    if not len(rows):
-        if accounts.first_error is not None:
-            raise accounts.first_error
-        raise UsageError(f"{title}: {len(visits)} shards hold no usable sample ({accounts.statuses.total():,} were "
-                         "quarantined); "
-                         "look at the reasons with `rhostream index`")
-    if torch.equal(rows, torch.arange(len(rows))):
-        image, label, mark = image[: len(rows)], label[: len(rows)], mark[: len(rows)]
-    else:
-        image, label, mark = image[rows], label[rows], mark[rows]
-    names = tuple(name for (_, name), piece in zip(visits[:in_order], pieces, strict=False) if piece)
-    return Pool(image, label, mark, names, dict(accounts.statuses), accounts.bad_shards, watched)
+            accounts.end(message)
+
+
+def _bound(pieces: list[_Piece], samples: int) -> None:
+    """Leave out what a shard's own lower numbers rule out, before it is much more than the sample."""
+    if sum(len(piece.number) for piece in pieces) <= 2 * samples + 512:
+        return
+    limit = np.partition(np.concatenate([piece.number for piece in pieces]), samples - 1)[samples - 1]
+    pieces[:] = [piece.rows(np.flatnonzero(piece.number <= limit)) for piece in pieces]

@@ -102,8 +102,8 @@ def reliability(folds: Sequence[Logits]) -> dict[str, Any]:
 
 
 def measured(check: Sequence[Logits], train: Sequence[Logits], classes: int) -> dict[str, Any]:
-    """What model.json says of the model's quality; `check`, `train`: of each network, on samples of D that it didn't
-    learn from (those that chose its checkpoint) and on some that it did.
+    """What model.json says of the model's quality; `check`, `train`: of each network, on samples that it didn't learn
+    from (those that chose its checkpoint) and on some that it did.
 
     Labels are those of the shards, wrong ones included. The temperatures are fitted on `check` itself.
     """
@@ -119,7 +119,7 @@ def measured(check: Sequence[Logits], train: Sequence[Logits], classes: int) -> 
     seen = np.concatenate([one.loss() for one in train])
     return {
         "samples": len(label), "accuracy": float(right.mean()), "loss": _mean(loss),
-        "train_loss": _mean(seen),
+        "loss_error": _mean(loss - _mean(loss), 2) ** 0.5 / len(label) ** 0.5, "train_loss": _mean(seen),
         "balanced_accuracy": float(np.nanmean(accuracy_C)),
         "largest_class": {"class": largest, "share": float(n[largest] / len(label))},
         "worst_class": {"class": worst, "accuracy": float(accuracy_C[worst]), "samples": int(n[worst])},
@@ -131,9 +131,9 @@ def measured(check: Sequence[Logits], train: Sequence[Logits], classes: int) -> 
     }  # fmt: skip
 
 
-def _mean(values: Floats) -> float:
-    """Their mean; something that JSON has a number for where one of them is infinite."""
-    return float(np.nan_to_num(values, nan=1e30, posinf=1e30).mean())
+def _mean(values: Floats, power: int = 1) -> float:
+    """The mean of their powers; something that JSON has a number for where one of them is infinite."""
+    return float((np.nan_to_num(values, nan=1e30, posinf=1e30) ** power).mean())
 
 
 def _known(values: Floats) -> list[float | None]:

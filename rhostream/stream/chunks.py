@@ -30,8 +30,9 @@ class ScanSettings:
     keep: dict[str, str] = field(default_factory=dict)  # field of the json -> bool | int | float | str
     group_by: str | None = None
     mark: Mark | None = None  # (shard name, key, group or None) to a small integer that comes with the row
-    quota: int | None = None  # only that many random rows a shard, of those whose mark is not negative
-    seed: int = 0  # of the quota
+    # only rows that may be of a uniform sample of so many usable ones, of those whose mark isn't negative; see `lowest`
+    quota: int | None = None
+    seed: int = 0  # of that sample
     watch: str | None = None  # count the samples whose json has a value here (a cheap look, nothing more)
     allow_compressed: bool = False  # inflate gzip shards into the spool; see `inflate`
     wanted: Callable[[str], bool] | None = None  # asked of a shard's name right before it is opened
@@ -64,6 +65,7 @@ class Chunk:
     ok: npt.NDArray[np.bool_]  # (n,) status is "ok"
     mark: npt.NDArray[np.int64]  # (n,) 0 without `ScanSettings.mark`
     rows: pa.RecordBatch
+    number: npt.NDArray[np.float64] | None = None  # (n,) with `ScanSettings.quota`: the sample is the lowest ones
     slot: int = -1
     # (n, H, W, C) uint8 or (n, T) int32 ids, valid until the next message; meaningless where not ok
     image: Tensor | None = None
@@ -85,6 +87,7 @@ class End:
     members_ignored: int = 0
     bad_fields: dict[str, int] = field(default_factory=dict)
     watched: int = 0
+    labels: dict[int, int] = field(default_factory=dict)  # with `ScanSettings.quota`: of all samples, drawn or not
     compression: str = ""  # "gzip": offsets are those of the inflated bytes
     notes: dict[str, str] = field(default_factory=dict)  # kind -> what is odd about the shard, in a sentence
     retried: dict[str, dict[str, int]] = field(default_factory=dict)  # as `storage.retried`, of a worker's share

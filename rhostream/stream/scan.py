@@ -22,6 +22,7 @@ from rhostream.signals import settle_worker, working
 from rhostream.stream.chunks import CHUNK, Chunk, End, Mark, ScanSettings
 from rhostream.stream.columns import Columns
 from rhostream.stream.dataset import PREFETCH, slots
+from rhostream.stream.lowest import Lowest
 from rhostream.stream.shard_scan import ShardScan
 
 LOG = logging.getLogger("rhostream")
@@ -98,22 +99,26 @@ class _Scan(IterableDataset[Chunk | End]):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         own, turn, columns = PREFETCH + 2, 0, Columns()
+        lowest = None if self._settings.quota is None else Lowest(self._settings.quota)
         for number in range(worker, len(self._shards), workers):
             url, name = self._shards[number]
             ahead.want([self._shards[n][0] for n in range(number + workers, len(self._shards), workers)[:AHEAD]])
             if self._settings.wanted is not None and not self._settings.wanted(name):
                 yield End(shard=number, skipped=True)
                 continue
-            shard = ShardScan(number, url, name, self._settings, columns)
+            shard, whole = ShardScan(number, url, name, self._settings, columns, lowest), False
             try:
                 for rows in shard.chunks():
                     slot = worker * own + turn % own
                     turn += 1
                     yield shard.finish(rows, slot, None if self.slots is None else self.slots[slot].numpy())
-                yield shard.end()
+                end, whole = shard.end(), True
+                yield end
             except RhostreamError as exc:
                 yield End(shard=number, error=shard.changed() or exc)
             except OSError as exc:
                 yield End(shard=number, error=StorageError(f"shard {storage.redact(name)}: {exc.strerror}"))
             finally:
+                if lowest is not None:
+                    lowest.end(whole=whole)
                 shard.close()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import heapq
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,12 +17,13 @@ from rhostream.errors import ChangedError
 from rhostream.storage import RangeReader, Reader
 from rhostream.stream import examine
 from rhostream.stream.batch import Batch
-from rhostream.stream.chunks import CHUNK, Chunk, End, ScanSettings
+from rhostream.stream.chunks import Chunk, End, ScanSettings
 from rhostream.stream.columns import Columns
 from rhostream.stream.decode import OK, Decoder
 from rhostream.stream.examine import BadSample
 from rhostream.stream.inflate import Inflated, plain
 from rhostream.stream.inputs import OF, decoder_for
+from rhostream.stream.lowest import Lowest, numbers
 from rhostream.stream.seen import Seen
 from rhostream.stream.tar import TarWalk, walk
 from rhostream.stream.windows import Windows
@@ -38,6 +38,7 @@ class _Rows:
     ordinal: npt.NDArray[np.int32]
     label: list[int | None]  # -1 unless valid; None only until it is examined
     mark: list[int] | None  # None: all 0
+    number: npt.NDArray[np.float64] | None = None  # of the rows of a sample
     bad: dict[int, tuple[str, str]] = field(default_factory=dict)  # row -> (status, why)
     kept: dict[str, list[Any]] = field(default_factory=dict)
 
@@ -45,7 +46,9 @@ class _Rows:
 class ShardScan:
     """One shard, from its first byte to its accounts."""
 
-    def __init__(self, number: int, url: str, name: str, settings: ScanSettings, columns: Columns) -> None:
+    def __init__(self, number: int, url: str, name: str, settings: ScanSettings, columns: Columns,
+                 lowest: Lowest | None = None) -> None:
+        self._lowest, self._labels = lowest, Counter[int]()
         self._number, self._url, self._name, self._settings, self._columns = number, url, name, settings, columns
         self._decode: Decoder = _no_decode
         if settings.preprocess is not None:
@@ -72,9 +75,8 @@ class ShardScan:
         self._source = Windows(self._reader, whole=inflated is None)
         self._walk: TarWalk = walk(self._source, self._name, accept_missing_eof=self._settings.accept_missing_eof)
         chunk = self._settings.chunk
-        if self._settings.quota is not None:
-            for ordinals, batch in self._drawn(chunk):
-                yield self._examined(batch, np.array(ordinals, np.int32))
+        if self._lowest is not None:
+            yield from self._drawn(chunk, self._lowest)
         else:
             start = 0
             for batch in self._walk.batches(chunk):
@@ -109,36 +111,48 @@ class ShardScan:
                    samples_seen=self._walk.samples_seen,
                    members_seen=seen, members_used=seen - ignored, members_ignored=ignored,
                    bad_fields={k: v for k, v in self._bad_fields.items() if v}, watched=self._watched,
+                   labels=dict(self._labels),
                    compression=self._compression, notes=notes)
 
     def close(self) -> None:
         if self._reader is not None:
             self._reader.close()
 
-    def _drawn(self, chunk: int) -> Iterator[tuple[list[int], Batch]]:
-        """The quota: the rows with the lowest hash of (seed, shard, key), in the order of the shard."""
-        quota, heap = self._settings.quota or 0, list[tuple[int, int, Batch]]()
-        words = f"quota\0{self._settings.seed}\0{self._name}\0".encode("utf-8", "surrogateescape")
-        seen, ordinal = set[bytes](), -1
-        for batch in self._walk.batches(CHUNK):
-            for row, raw in enumerate(batch.key):
-                ordinal += 1
-                if raw in seen:
-                    continue
-                seen.add(raw)
-                if self._settings.mark is not None:
+    def _drawn(self, chunk: int, lowest: Lowest) -> Iterator[_Rows]:
+        """The rows that may be of the sample; the labels of all others are counted too."""
+        draw, start = numbers(self._settings.seed, self._name), 0
+        for batch in self._walk.batches(chunk):
+            n, again = len(batch), self._seen.repeated(batch.key)
+            number, may = draw.random(n), np.ones(n, bool)
+            if (mark := self._settings.mark) is not None:
+                for row, raw in enumerate(batch.key):
                     key = raw.decode("utf-8", "backslashreplace")
-                    if self._settings.mark(self._name, key, self._group(batch, row, key)) < 0:
-                        continue
-                entry = (-int.from_bytes(hashlib.blake2b(words + raw, digest_size=8).digest(), "big"), ordinal)
-                if len(heap) < quota:
-                    heapq.heappush(heap, (*entry, batch.row(row)))
-                elif entry[0] > heap[0][0]:
-                    heapq.heapreplace(heap, (*entry, batch.row(row)))
-        chosen = sorted(((ordinal, own) for _, ordinal, own in heap), key=lambda pair: pair[0])
-        for start in range(0, len(chosen), chunk):
-            some = chosen[start : start + chunk]
-            yield [ordinal for ordinal, _ in some], Batch.of((own, 0) for _, own in some)
+                    may[row] = mark(self._name, key, self._group(batch, row, key)) >= 0
+            if self._settings.needs_labels:
+                self._count_labels(batch, again)
+            for rows in lowest.drawn(number, may):
+                some = batch if len(rows) == n else Batch.of((batch, int(row)) for row in rows)
+                repeats = frozenset(at for at, row in enumerate(rows.tolist()) if row in again)
+                examined = self._examined(some, (start + rows).astype(np.int32), repeats)
+                examined.number = number[rows]
+                yield examined
+            start += n
+
+    def _count_labels(self, batch: Batch, again: frozenset[int]) -> None:
+        """Count the valid labels of a batch, but for repeated keys."""
+        labels = list(map(self._columns.labels.get, batch.cls))
+        for row, label in enumerate(labels):
+            if label is None:
+                try:
+                    text = batch.cls[row]
+                    known = examine.parse_cls(text) if text is not None else examine.label_of_json(
+                        examine.parse_json(self._read_json(batch, row)))
+                    labels[row] = examine.check_range(known, self._settings.classes)
+                    if text is not None:
+                        self._columns.remember(text, known)
+                except BadSample:
+                    continue
+        self._labels.update(label for row, label in enumerate(labels) if label is not None and row not in again)
 
     def _group(self, batch: Batch, row: int, key: str) -> str | None:
         if self._settings.group_by is None:
@@ -153,9 +167,9 @@ class ShardScan:
         member = batch.json[row]
         return b"" if member < 0 else examine.read_json(batch.size[member], batch.offset[member], self._source)
 
-    def _examined(self, batch: Batch, ordinal: npt.NDArray[np.int32]) -> _Rows:
+    def _examined(self, batch: Batch, ordinal: npt.NDArray[np.int32], again: frozenset[int] | None = None) -> _Rows:
         """What the small members of a batch say. Labels are looked up: there are few texts that a .cls can hold."""
-        n, again = len(batch), self._seen.repeated(batch.key)
+        n, again = len(batch), self._seen.repeated(batch.key) if again is None else again
         label = list(map(self._columns.labels.get, batch.cls))
         rows = _Rows(batch, ordinal, label, None)
         fields: list[dict[str, Any]] = []
@@ -258,8 +272,10 @@ class ShardScan:
             name: pa.array(column, KEEP_TYPES[self._settings.keep[name]]) for name, column in rows.kept.items()
         }
         mark = np.zeros(n, np.int64) if rows.mark is None else np.array(rows.mark, np.int64)
+        if self._lowest is not None and rows.number is not None:
+            self._lowest.add(rows.number[ok])
         return Chunk(shard=self._number, ordinal=rows.ordinal, label=label, ok=ok, mark=mark,
-                     rows=pa.RecordBatch.from_pydict(columns), slot=slot)
+                     rows=pa.RecordBatch.from_pydict(columns), number=rows.number, slot=slot)
 
 
 def _no_decode(data: bytes, out: npt.NDArray[Any]) -> str:
