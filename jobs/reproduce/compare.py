@@ -205,8 +205,8 @@ def in_words(told: Sequence[tuple[Hashable, str]]) -> str:
     `told`: (claim, verdict) of every setting. A claim points the same way when all of its settings do.
     """
     of: dict[Hashable, list[bool]] = {}
-    for claim, words in told:
-        of.setdefault(claim, []).append(words.startswith("same"))
+    for says, words in told:
+        of.setdefault(says, []).append(words.startswith("same"))
     said = f"{sum(all(each) for each in of.values())} of {len(of)} in the same direction"
     if len(told) == len(of):
         return said

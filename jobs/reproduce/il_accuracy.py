@@ -1,6 +1,6 @@
 """How good IL models are on the clean test set: what a target's accuracy is to be seen beside.
 
-rho can't teach a target what its IL model doesn't know, so a target that ends where its IL model is has learned from it.
+rho can't teach a target what its IL model doesn't know: a target that ends where its IL model is has learned that.
 """
 
 from __future__ import annotations

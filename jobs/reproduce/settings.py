@@ -91,8 +91,8 @@ class Arm:
     """A way to train in a world; `baselines` are the arms it is paired with: names in its world, or labels.
 
     `equal`: arms that it is read against where both have spent the same forward units, at the end of its own budget:
-    the IL model charged to it, and not. `train`: keyword arguments of `rhostream.train`. `needs`: options of train that name files of this program:
-    "il_model" (the folder of its IL model) and "svp" (a keep-list by `jobs.svp`).
+    the IL model charged to it, and not. `train`: keyword arguments of `rhostream.train`. `needs`: options of train that
+    name files of this program: "il_model" (the folder of its IL model) and "svp" (a keep-list by `jobs.svp`).
     """
 
     name: str

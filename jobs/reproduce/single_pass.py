@@ -3,10 +3,10 @@
 The budget is what rho at 10 % spends on one pass over D: n_B + 3 n_b forwards a step. Training on everything spends it
 on less than half as many samples; rho at 20 and 50 % lies between. No arm sees a sample twice.
 
-Two bills. IL not charged: the model is made once, for many runs. IL charged to the first run: "everything, longer" goes
-on until it has spent the run and its IL model (forward and backward of the fit, its checks, the scoring of D): first the
-rest of D, then further passes, because there is no more of it. The dear IL model is the one of the other experiments (two
-MLP-256, five epochs over halves of D); the cheap ones are small and learn from less.
+Two bills. IL not charged: the model is made once, for many runs. IL charged to the first run: "everything, longer"
+goes on until it has spent the run and its IL model (forward and backward of the fit, its checks, the scoring of D):
+first the rest of D, then further passes, because there is no more of it. The dear IL model is the one of the other
+experiments (two MLP-256, five epochs over halves of D); the cheap ones are small or learn from less.
 Full: Clothing-1M. Small: all 60,000 of Fashion-MNIST, 10 and 40 % noise, cross-fitted on the noisy labels.
 """
 
@@ -66,7 +66,8 @@ WORLDS = ("all-noise10", "all-noise40")
 EXPERIMENT = Experiment(
     name="single_pass", title="One pass at equal cost", where="section 1 and section 5; ours",
     scales={"quick": _fashion(3, ALL_NOISE10), "small": _fashion(5, ALL_NOISE10, ALL_NOISE40),
-            "full": Scale(says="one pass over Clothing-1M", seeds=3, arms=_arms(worlds.CLOTHING1M, 100, **worlds.CLOTHING))},
+            "full": Scale(says="one pass over Clothing-1M", seeds=3,
+                          arms=_arms(worlds.CLOTHING1M, 100, **worlds.CLOTHING))},
     figure="cost curves", shares=("noisy",),
     claims=[
         *(Claim(says="rho ends higher than training on everything, at equal forwards, IL not charged", world=world,

@@ -14,12 +14,12 @@ App. E has 0 and 1a "trained to convergence on each batch of points acquired", a
 taken the equivalent number of gradient steps": before buffer t every network but a frozen one has taken 5 t steps on
 acquired points. (Until November 2026 we trained 0 and 1a on all of D_t after each batch: ten times the steps of 1b.)
 
-Decided here, where App. E says nothing: networks go on from their weights and AdamW state (no fresh start); always all 5
-epochs, so that steps are equal; the IL model's fit on D_ho ends when an epoch lowers the mean loss by less than 1 %, or
-after 20; batches of 100; one initialisation
-(member 0 of the ensembles) for all approximations, and one IL model after D_ho for 1a, 1b and 2; an ensemble's loss is
-that of its mean probability; 1b to 3 see five copies of D as one shuffled set, and are scored after 5 t of their steps
-on buffer t of approximation 0; every approximation trains on its own picks.
+Decided here, where App. E says nothing: networks go on from their weights and AdamW state (no fresh start); always all
+5 epochs, so that steps are equal; the IL model's fit on D_ho ends when an epoch lowers the mean loss by less than 1 %,
+or after 20; batches of 100; one initialisation (member 0 of the ensembles) for all approximations, and one IL model
+after D_ho for 1a, 1b and 2; an ensemble's loss is that of its mean probability; 1b to 3 see five copies of D as one
+shuffled set, and are scored after 5 t of their steps on buffer t of approximation 0; every approximation trains on its
+own picks.
 """
 
 from __future__ import annotations

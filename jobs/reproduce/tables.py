@@ -128,14 +128,14 @@ def told_moved(out: str, scale: str, older: str, only: Sequence[str] | None = No
     lines, same = [], 0
     for name in NAMES:
         found, known = ({_key(r): r for r in of.get(name, []) if r["kind"] == "claim"} for of in (now, before))
-        for key in dict.fromkeys((*found, *known)):
+        for key in {**found, **known}:
             if all(key not in of or of[key]["state"] == "not measured" for of in (found, known)):
                 continue
             cells = [_figure(of.get(key), rows.get(name, [])) for of, rows in ((known, before), (found, now))]
             same += cells[0] == cells[1]
             if cells[0] != cells[1]:
-                row = found.get(key) or known[key]
-                lines.append([row["claim"], *cells, f"{name}, {row['world']}: {row['arm']}"])
+                about = found.get(key) or known[key]
+                lines.append([about["claim"], *cells, f"{name}, {about['world']}: {about['arm']}"])
     kept = [name for name in now if str(now[name]) == str(before.get(name))]
     parts = [table(["claim", "before", "now", "from"], lines)] if lines else []
     parts += [f"{same} settings of claims did not move."]
@@ -174,9 +174,9 @@ def equal_tables(rows: Sequence[Row]) -> list[str]:
         last = spent[world, arm]  # rows are in the order of steps
         cells = []
         for metric in EQUAL.values():
-            row = mine.get(metric)
-            cells += (["ends before", ""] if row is None or row["difference"] is None else
-                      [_value(row, row["middle"] - row["difference"]), _difference(row)])  # fmt: skip
+            one = mine.get(metric)
+            cells += (["ends before", ""] if one is None or one["difference"] is None else
+                      [_value(one, one["middle"] - one["difference"]), _difference(one)])  # fmt: skip
         own = next(iter(mine.values()))
         il = last["il_units"] or 0.0
         lines.append([world, arm, _value(own, own["middle"]), f"{last['forward_units']:,.0f}",
@@ -220,7 +220,8 @@ def _block(asked: str, out: str, scale: str) -> str:
     return "\n\n".join(f"**{part[4:]}**" if part.startswith("### ") else part for part in arm_tables(rows, columns))
 
 
-FIRST = ("final accuracy", "IL model's accuracy on the test set", "times fewer steps", "accuracy at equal forward units", "kept with a wrong label")
+FIRST = ("final accuracy", "IL model's accuracy on the test set", "times fewer steps",
+         "accuracy at equal forward units", "kept with a wrong label")  # fmt: skip
 
 
 def arm_tables(rows: Sequence[Row], only: Sequence[str] = ()) -> list[str]:

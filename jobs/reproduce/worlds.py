@@ -71,7 +71,7 @@ def longer(world: World, steps: int, name: str = "uniform, longer", n_b: int = 3
                train={"rule": "uniform", "buffer_size": n_b, "batch_size": n_b, **train})  # fmt: skip
 
 
-# rho's 600 steps of 416 units and its IL model, of fit, checks and the scoring of D: at most 500,000 units of 96 a step.
+# rho's 600 steps of 416 units and its IL model (fit, checks, the scoring of D): at most 500,000 units, of 96 a step.
 LONGER = 5_200
 
 
