@@ -157,7 +157,7 @@ WEB = (
         "--relevant-classes", type=int, help="So many classes, drawn by --seed, are kept whole. [default: all]"
     ),
     click.option(
-        "--others-share", default=0.06, show_default=True, help="Share that is kept of each other class."
+        "--rare-share", default=0.06, show_default=True, help="Share that is kept of each other class."
     ),
     click.option(
         "--order",

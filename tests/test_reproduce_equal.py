@@ -213,7 +213,7 @@ def test_relevant_classes_hang_on_the_seed_alone_and_are_four_fifths_of_the_samp
         counts = np.bincount(found.labels, minlength=10)
         assert len(drawn[seed]) == 2 and all(counts[c] == (1000 if c in drawn[seed] else 60) for c in range(10))
     assert len({tuple(sorted(d)) for d in drawn.values()}) > 1
-    for settings in ({"relevant_classes": 10}, {"relevant_classes": 2, "others_share": 0.0},
+    for settings in ({"relevant_classes": 10}, {"relevant_classes": 2, "rare_share": 0.0},
                      {"relevant_classes": 2, "imbalance": 4.0}):  # fmt: skip
         with pytest.raises(UsageError):
             web.samples(many(100), noise="none", copies=0, **settings)  # type: ignore[arg-type]
@@ -287,3 +287,9 @@ def test_an_il_model_that_learns_along_is_measured_on_the_test_set_pass_by_pass(
     assert accurate["rho_updated"].values == (live[-1],)
     claim = Claim(says="", paper="", world="w", arm="rho_updated", metric="IL model's accuracy", less=True)
     assert verdict(claim, list(accurate.values()))[1] == "not measured"  # there is nothing to hold it against
+
+
+def test_the_tables_of_the_results_page_are_those_of_the_published_files() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    page = (docs / "results.md").read_text()
+    assert filled(page, str(docs), "small") == page and page.count("<!-- made: ") >= 20

@@ -32,7 +32,7 @@ def samples(
     duplicate_fraction: float = 1.0,
     imbalance: float = 1.0,
     relevant_classes: int | None = None,
-    others_share: float = 0.06,
+    rare_share: float = 0.06,
     order: Order = "shuffled",
     seed: int = 0,
 ) -> SampleSet:
@@ -45,7 +45,7 @@ def samples(
       of the other class and labelled as one of the two, by their weights: AmbiguousMNIST's kind of noise.
     - copies, duplicate_fraction: that share of the originals appears `copies` times more, jittered.
     - imbalance: class c keeps a share imbalance^(-c/(C-1)) of the largest class, class 0 being the largest.
-    - relevant_classes: so many classes, drawn by the seed alone, are kept whole, and a share `others_share` of each
+    - relevant_classes: so many classes, drawn by the seed alone, are kept whole, and a share `rare_share` of each
       other (at least one sample): the form of CIFAR100-Relevance, holdout and test alike. The facts gain `relevant`.
     - order "class-sorted" sorts by the label as given, noise included: as a crawl by search term does.
 
@@ -67,14 +67,14 @@ def samples(
     _check_range("duplicate fraction", duplicate_fraction, 0.0, 1.0)
     _check_range("imbalance", imbalance, 1.0, 1e9)
     _check_range("copies", copies, 0, 1000)
-    chosen = _relevant(len(base.class_names), relevant_classes, others_share, seed)
+    chosen = _relevant(len(base.class_names), relevant_classes, rare_share, seed)
     if chosen is not None and imbalance != 1.0:
         raise UsageError("a long tail and a few relevant classes at once: drop --imbalance or --relevant-classes")
     if base.pixels is None and copies:
         raise UsageError("near-duplicates are made of images, and this base is text; add --copies 0")
     if base.pixels is None and noise == "ambiguous":
         raise UsageError("ambiguous noise blends images, and this base is text; choose uniform or structured")
-    originals = _long_tail(base, imbalance, seed) if chosen is None else _thinned(base, chosen, others_share, seed)
+    originals = _long_tail(base, imbalance, seed) if chosen is None else _thinned(base, chosen, rare_share, seed)
     source, copy = _duplicate(
         originals, copies, duplicate_fraction, seed
     )  # (N,), (N,): base row, 0 or number of copy
@@ -166,7 +166,7 @@ def _relevant(classes: int, count: int | None, share: float, seed: int) -> froze
     if not 1 <= count < classes:
         raise UsageError(f"{count} relevant classes, expected 1 to {classes - 1}")
     if not 0 < share <= 1:  # NaN fails as well
-        raise UsageError(f"others' share is {share}, expected more than 0 and at most 1")
+        raise UsageError(f"rare share is {share}, expected more than 0 and at most 1")
     return frozenset(generator(seed, "relevant classes").permutation(classes)[:count].tolist())
 
 
