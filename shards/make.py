@@ -154,6 +154,12 @@ WEB = (
         "--imbalance", default=1.0, show_default=True, help="Long tail: largest class / smallest class."
     ),
     click.option(
+        "--relevant-classes", type=int, help="So many classes, drawn by --seed, are kept whole. [default: all]"
+    ),
+    click.option(
+        "--rare-share", default=0.06, show_default=True, help="Share that is kept of each other class."
+    ),
+    click.option(
         "--order",
         type=click.Choice(["shuffled", "class-sorted"]),
         default="shuffled",

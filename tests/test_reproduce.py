@@ -28,7 +28,7 @@ from jobs.reproduce.available import missing
 from jobs.reproduce.command import Asked, reproduce, require_scales
 from jobs.reproduce.compare import Comparison, compare, line, verdict
 from jobs.reproduce.figures import FIGURES
-from jobs.reproduce.measure import SHARES, Curve
+from jobs.reproduce.measure import SAYS, Curve
 from jobs.reproduce.settings import IL, Arm, Claim, Experiment, Scale, Shards, World
 from jobs.reproduce.single_pass import steps_within
 from jobs.reproduce.statistics import Paired, censored_median, claim, interval, paired, ranks, ratios, spearman
@@ -144,7 +144,7 @@ def test_a_budget_of_forwards_pays_so_many_steps_and_not_one_more() -> None:
 def test_every_experiment_states_all_scales_with_uniform_in_each_world(name: str) -> None:
     experiment = EXPERIMENTS[name]
     require_scales(experiment)
-    assert experiment.name == name and experiment.figure in FIGURES and set(experiment.shares) <= set(SHARES)
+    assert experiment.name == name and experiment.figure in FIGURES and set(experiment.shares) <= set(SAYS)
     for scale in experiment.scales.values():
         for world in scale.worlds:
             mine = [arm for arm in scale.arms if arm.world.name == world.name]
@@ -156,7 +156,7 @@ def test_every_experiment_states_all_scales_with_uniform_in_each_world(name: str
 def test_every_claim_is_about_an_arm_that_some_scale_has(name: str) -> None:
     experiment = EXPERIMENTS[name]
     labels = {(arm.world.name, arm.name, base) for scale in experiment.scales.values() for arm in scale.arms
-              for base in arm.baselines}  # fmt: skip
+              for base in (*arm.baselines, *arm.equal)}  # fmt: skip
     for one in experiment.claims:
         assert (one.world, one.arm, one.baseline) in labels, one
 

@@ -16,10 +16,10 @@ from typing import Any
 import click
 
 from jobs.reproduce.available import missing
-from jobs.reproduce.compare import Comparison, compare, line, verdict
+from jobs.reproduce.compare import Comparison, compare, in_words, line, verdict
 from jobs.reproduce.execute import DONE, Training, run_all
 from jobs.reproduce.figures import draw
-from jobs.reproduce.measure import EARLY, Curve, measure
+from jobs.reproduce.measure import EARLY, IL_ACCURACY, Curve, measure
 from jobs.reproduce.results import claim_rows, comparison_rows, evaluation_rows, setting_rows, stated, write
 from jobs.reproduce.settings import Claim, Experiment, Scale
 from rhostream.errors import RhostreamError, UsageError
@@ -55,7 +55,7 @@ def reproduce(experiment: Experiment, asked: Asked) -> list[Comparison]:
     arms = [arm for arm in scale.arms if arm.label not in left_out]
     states = run_all(arms, seeds, asked.out, jobs=asked.jobs, workers=asked.workers, sources=asked.sources, say=say)
     curves = measured(experiment, scale, states, asked.out)
-    found = compare(scale, curves, experiment.shares)
+    found = compare(scale, curves, tuple(dict.fromkeys((*experiment.shares, IL_ACCURACY))))
     rows = setting_rows(scale.arms, states, seeds, left_out)
     rows += [row for arm in arms for seed, curve in curves[arm.label].items()
              for row in evaluation_rows(arm, seed, curve)]  # fmt: skip
@@ -77,7 +77,7 @@ def measured(experiment: Experiment, scale: Scale, states: Mapping[tuple[str, in
                  if label == arm.label and states[label, seed] == DONE}  # fmt: skip
     curves: dict[str, dict[int, Curve]] = {arm.label: {} for arm in scale.arms}
     for (label, seed), training in trainings.items():
-        curves[label][seed] = measure(training, experiment.shares)
+        curves[label][seed] = measure(training, (*experiment.shares, IL_ACCURACY))
     if EARLY in experiment.shares:
         for world in scale.worlds:
             mine = {key: t for key, t in trainings.items() if t.arm.world.name == world.name}
@@ -108,8 +108,8 @@ def finish(experiment: Experiment, asked: Asked, rows: list[dict[str, Any]], fou
     for claim in experiment.claims:
         click.echo(f"  {claim_line(claim, found)}")
     if experiment.claims:
-        same = sum(verdict(claim, found)[1].startswith("same") for claim in experiment.claims)
-        click.echo(f"  {same} of {len(experiment.claims)} point the same way")
+        same = in_words([(claim.says, verdict(claim, found)[1]) for claim in experiment.claims])
+        click.echo(f"  {same}")
     click.echo(f"\nresults  {path}")
 
 
@@ -179,7 +179,7 @@ def require_scales(experiment: Experiment) -> None:
         if len(set(labels)) != len(labels):
             raise UsageError(f"{experiment.name} {name}: two arms have the same label")
         for arm in scale.arms:
-            scale.baselines(arm)
+            scale.baselines(arm), scale.equals(arm)
             arm.world.il_folder(arm.il)
             if arm.steps % arm.eval_every:
                 raise UsageError(f"{arm.label}: {arm.steps} steps are no multiple of eval_every {arm.eval_every}")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.reproduce.measure import SAYS, WINDOW, Curve
 from jobs.reproduce.settings import Arm, Claim, Scale
 from jobs.reproduce.statistics import Paired, censored_median, claim, interval, paired, ratios, shown
-from rhostream.audit.metrics import best, steps_to_reach
+from rhostream.audit.metrics import best, smooth, steps_to_reach
 
-POINTS = ("accuracy", "final", "worst", "kept")  # how metrics begin that are told in points, of a hundred
+POINTS = ("accuracy", "final", "worst", "kept", "IL model's")  # how metrics begin that are told in points, of a hundred
 Curves = Mapping[str, Mapping[int, Curve]]  # arm's label -> seed -> curve
 
 
@@ -50,6 +50,9 @@ def compare(scale: Scale, curves: Curves, shares: Sequence[str] = ()) -> list[Co
             found += [_difference(arm, other, SAYS[name], {s: c.shares[name] for s, c in mine.items()},
                                   {s: c.shares.get(name, math.nan) for s, c in theirs.items()}, judged=False)
                       for name in shares]  # fmt: skip
+        for other in scale.equals(arm):
+            found += [_at_equal_units(arm, other, mine, curves.get(other.label, {}), charged)
+                      for charged in (False, True)]  # fmt: skip
         if [other.name for other, _ in others if other] == ["rho", "uniform"]:
             found += _of_rho(arm, mine, others[0][1], others[1][1])
     return [one for one in found if one.values]  # nothing is known of a share that no run logged
@@ -144,6 +147,33 @@ def _at_equal_cost(arm: Arm, other: Arm, mine: Mapping[int, Curve], theirs: Mapp
     return _difference(arm, other, "accuracy at equal forward units (IL not charged)", ours, baseline)
 
 
+EQUAL = {False: "accuracy at equal units, IL not charged", True: "accuracy at equal units, IL charged"}
+
+
+def _at_equal_units(arm: Arm, other: Arm, mine: Mapping[int, Curve], theirs: Mapping[int, Curve],
+                    charged: bool) -> Comparison:
+    """The arm at its end, against a baseline that has spent as much: as the arm alone, or as the arm and its IL model.
+
+    Means of `WINDOW` evaluations. A seed whose baseline ends before that is left out: it would not have spent as much.
+    """
+    ours, baseline = {}, {}
+    for seed in sorted(mine.keys() & theirs.keys()):
+        bill = mine[seed].units[-1] + (mine[seed].il_units - theirs[seed].il_units if charged else 0.0)
+        ours[seed], baseline[seed] = mine[seed].final, _after(theirs[seed], bill)
+        if not math.isfinite(baseline[seed]):
+            del ours[seed]
+    return _difference(arm, other, EQUAL[charged], ours, baseline)
+
+
+def _after(curve: Curve, units: float) -> float:
+    """The mean of the last evaluations for that many units; NaN where the run has not spent so much."""
+    per_step = curve.units[-1] / curve.steps[-1]
+    if curve.units[-1] + per_step <= units:
+        return math.nan
+    inside = sum(spent <= units + 1e-6 for spent in curve.units)
+    return float(smooth(curve.accuracy, WINDOW)[inside - 1]) if inside else math.nan
+
+
 def _spent(curve: Curve, units: float) -> float:
     inside = [accuracy for accuracy, spent in zip(curve.accuracy, curve.units, strict=True) if spent <= units + 1e-6]
     return inside[-1] if inside else math.nan
@@ -167,6 +197,20 @@ def verdict(claim: Claim, found: Sequence[Comparison]) -> tuple[Comparison | Non
         if one.claim.startswith(("no claim", "undecided")):
             return one, one.claim
     return one, "same direction" if (ours < 0 if claim.less else ours > 0) else "other direction"
+
+
+def in_words(told: Sequence[tuple[Hashable, str]]) -> str:
+    """How many claims point the same way: each once, whatever the number of settings that it was tried in.
+
+    `told`: (claim, verdict) of every setting. A claim points the same way when all of its settings do.
+    """
+    of: dict[Hashable, list[bool]] = {}
+    for says, words in told:
+        of.setdefault(says, []).append(words.startswith("same"))
+    said = f"{sum(all(each) for each in of.values())} of {len(of)} in the same direction"
+    if len(told) == len(of):
+        return said
+    return f"{said} in every setting ({sum(map(sum, of.values()))} of {len(told)} settings)"
 
 
 def line(one: Comparison) -> str:

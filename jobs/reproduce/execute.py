@@ -55,7 +55,10 @@ class Training:
         start, arm = time.monotonic(), self.arm
         files: dict[str, Any] = {}
         if "il_model" in arm.needs:
-            files["il_model"] = model_of(self.out, arm.world, arm.il)
+            # The states on the way stay, for the accuracy of the IL model that learns along.
+            every = max(1, arm.world.samples // arm.settings["buffer_size"], arm.steps // 20)
+            files = {"il_model": model_of(self.out, arm.world, arm.il), "checkpoint_every": every,
+                     "keep_checkpoints": 1000}
         if "svp" in arm.needs:
             files["keep_list"] = keep_list(self.out, arm)
         try:

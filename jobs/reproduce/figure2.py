@@ -32,16 +32,25 @@ def _both(world: World, name: str, steps: int, every: int, il: str = "il", **tra
 
 
 def _grid(world: World, steps: int, every: int, buffers: tuple[int, ...], lrs: tuple[float, ...],
-          decays: tuple[float, ...] = (0.01,), **train: Any) -> list[Arm]:
-    """`steps` and `every` are those of n_B = 320; other buffers see D as often, and are evaluated as often."""
+          decays: tuple[float, ...] = (0.01,), *, longer: bool = False, **train: Any) -> list[Arm]:
+    """`steps` and `every` are those of n_B = 320; other buffers see D as often, and are evaluated as often.
+
+    `longer`: a uniform run each that spends rho's units, its IL model not charged.
+    """
     found = []
     for n_B in buffers:
         mine = max(1, round(every * 320 / n_B))
         for lr in lrs:
             for decay in decays:
                 name = f"n_B {n_B}, lr {lr:g}" + (f", wd {decay:g}" if len(decays) > 1 else "")
-                found += _both(world, name, steps // every * mine, mine, buffer_size=n_B, batch_size=n_B // 10, lr=lr,
-                               weight_decay=decay, **train)  # fmt: skip
+                both = _both(world, name, steps // every * mine, mine, buffer_size=n_B, batch_size=n_B // 10, lr=lr,
+                             weight_decay=decay, **train)  # fmt: skip
+                if longer:
+                    units = steps // every * mine * (n_B + 3 * (n_B // 10))
+                    more = worlds.longer(world, -(-units // (3 * (n_B // 10)) // 50) * 50 + 50,
+                                         f"uniform, longer, {name}", n_B // 10, lr=lr, weight_decay=decay, **train)
+                    both = [both[0], replace(both[1], equal=(more.name,)), more]
+                found += both
     return found
 
 
@@ -59,7 +68,7 @@ def _small() -> Scale:
         arms=[*_rows(600, *ILS), *_both(WORLD, "target mlp-256", 600, 20, model="mlp-256"),
               *_both(WORLD, "target mlp-64", 600, 20, model="mlp-64"),
               *_both(CNN_WORLD, "target small-cnn", 400, 20, model="small-cnn"),
-              *_grid(WORLD, 600, 20, (160, 320, 960), (1e-4, 1e-3, 1e-2))])  # fmt: skip
+              *_grid(WORLD, 600, 20, (160, 320, 960), (1e-4, 1e-3, 1e-2), longer=True)])  # fmt: skip
 
 
 def _quick() -> Scale:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jobs.reproduce.compare import Comparison, Curves
-from jobs.reproduce.measure import SAYS, WINDOW
+from jobs.reproduce.measure import IL_ACCURACY, SAYS, WINDOW
 from jobs.reproduce.settings import Arm, Experiment, Scale
 from rhostream.audit import plots
 from rhostream.audit.metrics import smooth
@@ -200,15 +200,18 @@ def by_pass(experiment: Experiment, scale: Scale, found: Curves, _: Sequence[Com
             runs = [c.by_pass[name] for c in found[arm.label].values()]
             n = min(map(len, runs))
             mean = np.mean([run[:n] for run in runs], axis=0)
-            if np.isfinite(mean).any():
-                colour, dash = looks[arm.name]
+            colour, dash = looks[arm.name]
+            if n == 1:  # it does not change
+                axes.axhline(mean[0], color=colour, linestyle=dash, linewidth=2, label=arm.name)
+            elif np.isfinite(mean).any():
                 for run in runs:
                     axes.plot(range(1, len(run) + 1), run, color=colour, alpha=0.3, linewidth=0.7)
                 axes.plot(range(1, n + 1), mean, color=colour, linestyle=dash, linewidth=2, label=arm.name)
         axes.set(title=world, xlabel="pass", ylabel=SAYS[name])
         axes.xaxis.get_major_locator().set_params(integer=True)
         if name != "il of clean":
-            axes.set_ylim(bottom=0)
+            if name != IL_ACCURACY:
+                axes.set_ylim(bottom=0)
             percent(axes.yaxis)
         axes.legend(fontsize=8)
     return canvas

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import rhostream
+from jobs.reproduce import il_accuracy
 from jobs.reproduce.execute import Training
 from rhostream.audit.metrics import smooth
 
 EARLY = "correct early"
+IL_ACCURACY = "il accuracy"  # of the frozen IL model, or of the one that learns along, pass by pass
 WINDOW = 5  # evaluations that are averaged for bests, finals and targets
 
 
@@ -44,7 +46,6 @@ _KEPT = "FROM selections JOIN samples USING (shard, ordinal) WHERE kept AND step
 SHARES = {
     "noisy": "SELECT pass, sum(is_noisy::INT::DOUBLE) AS part, count(is_noisy) AS whole " + _KEPT,
     "correct": "SELECT pass, sum(correct::INT::DOUBLE) AS part, count(loss) AS whole " + _KEPT,
-    "rare": "SELECT pass, sum((true_label >= 5)::INT::DOUBLE) AS part, count(true_label) AS whole " + _KEPT,
     "less relevant": "SELECT pass, sum((NOT relevant)::INT::DOUBLE) AS part, count(relevant) AS whole " + _KEPT,
     "il of clean": "SELECT pass, sum(il) FILTER (NOT is_noisy AND isfinite(il)) AS part, "
                    "count(*) FILTER (NOT is_noisy AND isfinite(il)) AS whole "
@@ -53,12 +54,13 @@ SHARES = {
 }  # fmt: skip
 SHARES[EARLY] = SHARES["correct"]
 # The field of the samples' json that a share needs; where the table doesn't keep it, nothing is known.
-NEEDS = {"noisy": "is_noisy", "rare": "true_label", "less relevant": "relevant", "il of clean": "is_noisy"}
+NEEDS = {"noisy": "is_noisy", "less relevant": "relevant", "il of clean": "is_noisy"}
 SAYS = {
     "noisy": "kept with a wrong label", "correct": "kept though classified correctly",
     EARLY: "kept though classified correctly, while below the weakest arm's end",
-    "rare": "kept of the rarer half of the classes", "less relevant": "kept of less relevant classes",
+    "less relevant": "kept of less relevant classes",
     "il of clean": "mean il of candidates that are labelled right (nats)",
+    IL_ACCURACY: "IL model's accuracy on the test set",
 }  # fmt: skip
 
 
@@ -71,14 +73,16 @@ def measure(training: Training, shares: Sequence[str] = (), until: int | None = 
         (seconds,) = ledger.sql(_SECONDS, {"budget": arm.steps}).to_pydict()["seconds"]
         (il_units,) = ledger.sql("SELECT il_units FROM runs").to_pydict()["il_units"]
         kept = {name: ledger.sql(SHARES[name], budget).to_pylist() if NEEDS.get(name) in (None, *arm.world.keep) else []
-                for name in shares}  # fmt: skip
+                for name in shares if name != IL_ACCURACY}  # fmt: skip
+    known = il_accuracy.by_pass(training) if IL_ACCURACY in shares and il_units else []
     return Curve(
         steps=rows["step"], accuracy=_floats(rows["test_accuracy"]), loss=_floats(rows["test_loss"]),
         worst=_floats(rows["worst"]), units=_floats(rows["forward_units"]), il_units=float(il_units or 0.0),
         seconds=float(seconds or 0.0),
         shares={name: _share(sum(r["part"] or 0 for r in by), sum(r["whole"] for r in by))
-                for name, by in kept.items()},
-        by_pass={name: [_share(r["part"] or 0, r["whole"]) for r in by] for name, by in kept.items()},
+                for name, by in kept.items()} | {IL_ACCURACY: known[-1] if known else float("nan")},
+        by_pass={name: [_share(r["part"] or 0, r["whole"]) for r in by] for name, by in kept.items()}
+        | {IL_ACCURACY: known},
     )  # fmt: skip
 
 

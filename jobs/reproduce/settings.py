@@ -90,8 +90,9 @@ class World:
 class Arm:
     """A way to train in a world; `baselines` are the arms it is paired with: names in its world, or labels.
 
-    `train`: keyword arguments of `rhostream.train`. `needs`: options of train that name files of this program:
-    "il_model" (the folder of its IL model) and "svp" (a keep-list by `jobs.svp`).
+    `equal`: arms that it is read against where both have spent the same forward units, at the end of its own budget:
+    the IL model charged to it, and not. `train`: keyword arguments of `rhostream.train`. `needs`: options of train that
+    name files of this program: "il_model" (the folder of its IL model) and "svp" (a keep-list by `jobs.svp`).
     """
 
     name: str
@@ -102,6 +103,7 @@ class Arm:
     il: str = "il"
     baselines: tuple[str, ...] = ("uniform",)
     needs: tuple[str, ...] = ()
+    equal: tuple[str, ...] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -142,12 +144,19 @@ class Scale:
 
     def baselines(self, arm: Arm) -> list[Arm]:
         """The arms that it is paired with. Raises UnknownNameError."""
+        return self._named(arm, arm.baselines)
+
+    def equals(self, arm: Arm) -> list[Arm]:
+        """The arms that it is read against at equal units. Raises UnknownNameError."""
+        return self._named(arm, arm.equal)
+
+    def _named(self, arm: Arm, names: tuple[str, ...]) -> list[Arm]:
         named = {other.label: other for other in self.arms}
         mine = {other.name: other for other in self.arms if other.world.name == arm.world.name}
-        for name in arm.baselines:
+        for name in names:
             if name not in mine and name not in named:
                 raise UnknownNameError.of(f"baseline of {arm.label}", name, [*mine, *named])
-        return [mine.get(name) or named[name] for name in arm.baselines]
+        return [mine.get(name) or named[name] for name in names]
 
 
 @dataclass(frozen=True, kw_only=True)

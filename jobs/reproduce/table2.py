@@ -17,11 +17,17 @@ from jobs.reproduce.text import ALBERT, COLA, SST2
 RULES = ("uniform", "loss", "grad_norm", "grad_norm_is", "irreducible", "rho")
 
 
-def arms(world: World, steps: int, every: int, *, more: bool = False, **train: Any) -> list[Arm]:
-    """All rules of the table in a world; `more`: baselines that people ask for, which the paper does not have."""
+def arms(world: World, steps: int, every: int, *, more: bool = False, longer: int = 0, **train: Any) -> list[Arm]:
+    """All rules of the table in a world; `more`: baselines that people ask for, which the paper does not have.
+
+    `longer`: steps of a uniform run that spends what rho and its IL model have spent.
+    """
     common: dict[str, Any] = {"world": world, "steps": steps, "eval_every": every}
-    found = [Arm(name=rule, train={"rule": rule, **train}, baselines=("uniform",) if rule != RULES[0] else (), **common)
-             for rule in RULES]
+    equal = ("uniform, longer",) if longer else ()
+    found = [Arm(name=rule, train={"rule": rule, **train}, baselines=("uniform",) if rule != RULES[0] else (),
+                 equal=equal if rule in ("rho", "grad_norm_is") else (), **common)
+             for rule in RULES]  # fmt: skip
+    found += [worlds.longer(world, longer, **train)] if longer else []
     found.append(Arm(name="svp", train={"rule": "uniform", **train}, needs=("svp",), **common))
     if more:
         found += [Arm(name="small_loss", train={"rule": "small_loss", **train}, **common),
@@ -33,7 +39,8 @@ def arms(world: World, steps: int, every: int, *, more: bool = False, **train: A
 def _fashion(steps: int, seeds: int, more: bool, says: str) -> Scale:
     both = (worlds.CLEAN, worlds.NOISE10)
     return Scale(
-        says=says, seeds=seeds, arms=[arm for world in both for arm in arms(world, steps, 20, more=more)],
+        says=says, seeds=seeds,
+        arms=[arm for world in both for arm in arms(world, steps, 20, more=more, longer=worlds.LONGER if more else 0)],
         targets={"clean": (0.83, 0.87), "noise10": (0.80, 0.85)},
         after={world.name: (worlds.PASS, 2 * worlds.PASS, 5 * worlds.PASS) for world in both})  # fmt: skip
 
@@ -45,8 +52,7 @@ def _full() -> Scale:
         found += arms(world, 150 * 78, 78, **worlds.RESNET)
     for world in (worlds.CINIC10, worlds.CINIC10_NOISY):
         found += arms(world, 100 * 140, 140, buffer_size=640, batch_size=64, **worlds.RESNET)
-    found += arms(worlds.CLOTHING1M, 30 * 3318, 3318, model="torchvision:resnet50@IMAGENET1K_V2", image_size=224,
-                  **worlds.AUGMENTED)  # fmt: skip
+    found += arms(worlds.CLOTHING1M, 30 * 3318, 3318, **worlds.CLOTHING)
     found += arms(SST2, 10 * 105, 35, **ALBERT)
     found += arms(COLA, 40 * 13, 13, **ALBERT)
     names = [world.name for world in (*cifar, worlds.CINIC10, worlds.CINIC10_NOISY, worlds.CLOTHING1M, SST2, COLA)]
@@ -67,10 +73,10 @@ def _claims() -> list[Claim]:
               paper="91 against 85 % (CIFAR-10)"),
         Claim(says="grad_norm_is ends higher than uniform, clean", world="clean", arm="grad_norm_is", metric=final,
               paper="89 against 87 % (CIFAR-10)"),
-        Claim(says="loss ends lower than uniform, 10 % noise", world="noise10", arm="loss", metric=final, less=True,
-              paper="28 against 85 % (CIFAR-10)"),
-        Claim(says="grad_norm ends lower than uniform, 10 % noise", world="noise10", arm="grad_norm", metric=final,
-              less=True, paper="23 against 85 % (CIFAR-10)"),
+        Claim(says="loss and grad_norm end lower than uniform, 10 % noise", world="noise10", arm="loss", metric=final,
+              less=True, paper="28 against 85 % (CIFAR-10)"),
+        Claim(says="loss and grad_norm end lower than uniform, 10 % noise", world="noise10", arm="grad_norm",
+              metric=final, less=True, paper="23 against 85 % (CIFAR-10)"),
         Claim(says="svp ends lower than uniform, clean", world="clean", arm="svp", metric=final, less=True,
               paper="55 against 87 % (CIFAR-10)"),
         Claim(says="negative il ends lower than uniform, clean", world="clean", arm="irreducible", metric=final,

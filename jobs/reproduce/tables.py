@@ -2,11 +2,23 @@
 
 It reads what experiments have written and computes nothing: the same figures with all their seeds are in
 `<out>/results/<experiment>-<scale>.parquet`.
+
+    --claims            only the claims
+    --moved DIR         every claim's figure in older results (the Parquet files of DIR) beside today's
+    --page FILE         fill the blocks of a Markdown page in place, each between two comments:
+
+    <!-- made: claims -->                                        what stands here is replaced
+    <!-- end -->
+    <!-- made: our claims -->                                    this library's own
+    <!-- made: moved 2026-11-26 -->                              a folder below <out>/results
+    <!-- made: equal table2 -->                                  at equal units, IL charged and not
+    <!-- made: arms table3; final accuracy; times fewer steps -->  worlds and arms, these columns
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.reproduce.command import SCALES, guarded
-from jobs.reproduce.compare import POINTS
+from jobs.reproduce.compare import EQUAL, POINTS, in_words
 from jobs.reproduce.results import SCHEMA
 from jobs.reproduce.statistics import NR
 from jobs.reproduce.suite import EXPERIMENTS
@@ -24,6 +36,7 @@ from rhostream.errors import UnknownNameError, UsageError
 
 Row = dict[str, Any]
 NAMES = (*EXPERIMENTS, "table1", "lag")
+TITLES = ("The paper's claims", "Claims of our own")
 OURS = "not in the paper"  # how a claim says that it is this library's
 
 
@@ -32,26 +45,39 @@ OURS = "not in the paper"  # how a claim says that it is this library's
 @click.option("--scale", default="small", show_default=True, type=click.Choice(SCALES), help="Which of their results.")
 @click.option("--only", help="Names of experiments, separated by commas; by default all that have results.")
 @click.option("--claims", is_flag=True, help="Only the table of claims.")
-def main(out: str, scale: str, only: str | None, claims: bool) -> None:
+@click.option("--moved", metavar="DIR", help="Only what moved since the results files of DIR.")
+@click.option("--page", metavar="FILE", help="Fill the blocks of a Markdown page in place instead.")
+def main(out: str, scale: str, only: str | None, claims: bool, moved: str | None, page: str | None) -> None:
     """What the experiments found, as Markdown: the paper's claims beside our figures, then every arm."""
-    guarded(lambda: click.echo(told(out, scale, only.split(",") if only else None, claims)))
+    names = only.split(",") if only else None
+    if page is not None:
+        guarded(lambda: fill(page, out, scale))
+    elif moved is not None:
+        guarded(lambda: click.echo(told_moved(out, scale, moved, names)))
+    else:
+        guarded(lambda: click.echo(told(out, scale, names, claims)))
 
 
 def told(out: str, scale: str, only: Sequence[str] | None = None, claims: bool = False) -> str:
     """The tables as one text. Raises UnknownNameError for an experiment, UsageError for no or bad results."""
-    for name in only or ():
-        if name not in NAMES:
-            raise UnknownNameError.of("experiment", name, NAMES)
-    paths = {name: Path(out, "results", f"{name}-{scale}.parquet") for name in only or NAMES}
-    found = {name: _read(path) for name, path in paths.items() if path.exists()}
+    found = _results(Path(out, "results"), scale, only)
     if not found:
         raise UsageError(f"no results of scale {scale} in {out}/results: run python -m jobs.reproduce --{scale} --out "
                          f"{out} first")  # fmt: skip
     parts = claim_tables(row for rows in found.values() for row in rows)
     if not claims:
         for name, rows in found.items():
-            parts += [f"## {name}", *arm_tables(rows)]
+            parts += [f"## {name}", *arm_tables(rows), *equal_tables(rows)]
     return "\n\n".join(parts)
+
+
+def _results(folder: Path, scale: str, only: Sequence[str] | None = None) -> dict[str, list[Row]]:
+    """Experiment -> its rows, of those that have results there. Raises UnknownNameError, UsageError for a bad file."""
+    for name in only or ():
+        if name not in NAMES:
+            raise UnknownNameError.of("experiment", name, NAMES)
+    paths = {name: folder / f"{name}-{scale}.parquet" for name in only or NAMES}
+    return {name: _read(path) for name, path in paths.items() if path.exists()}
 
 
 def _read(path: Path) -> list[Row]:
@@ -70,16 +96,16 @@ def claim_tables(rows: Iterable[Row]) -> list[str]:
     rows = list(rows)
     compared = [row for row in rows if row["kind"] == "comparison"]
     parts = []
-    for title, ours in (("The paper's claims", False), ("Claims of our own", True)):
-        mine = [r for r in rows if r["kind"] == "claim" and (r["paper"] == OURS) is ours
+    for ours, title in enumerate(TITLES):
+        mine = [r for r in rows if r["kind"] == "claim" and (r["paper"] == OURS) == bool(ours)
                 and r["state"] != "not measured"]  # fmt: skip
         if not mine:
             continue
-        same = sum(r["state"].startswith("same") for r in mine)
+        same = in_words([((r["experiment"], r["claim"]), r["state"]) for r in mine])
         told = [[r["claim"], *([] if ours else [r["paper"]]), _ours(r, compared), r["state"],
                  f"{r['experiment']}, {r['world']}: {r['arm']}"] for r in mine]  # fmt: skip
         head = ["claim", *([] if ours else ["paper"]), "ours", "direction", "from"]
-        parts += [f"## {title}: {same} of {len(mine)} in the same direction", table(head, told)]
+        parts += [f"## {title}: {same}", table(head, told)]
     return parts
 
 
@@ -94,12 +120,117 @@ def _ours(claim: Row, compared: Sequence[Row]) -> str:
     return f"{_value(one, one['middle'])}, {_difference(one)} against {one['baseline']}"
 
 
-FIRST = ("final accuracy", "times fewer steps", "accuracy at equal forward units", "kept with a wrong label")
+def told_moved(out: str, scale: str, older: str, only: Sequence[str] | None = None) -> str:
+    """Claim, its older figure, today's: where either moved. Raises as `told`."""
+    now, before = _results(Path(out, "results"), scale, only), _results(Path(older), scale, only)
+    if not now or not before:
+        raise UsageError(f"no results of scale {scale} in {older if now else f'{out}/results'}")
+    lines, same = [], 0
+    for name in NAMES:
+        found, known = ({_key(r): r for r in of.get(name, []) if r["kind"] == "claim"} for of in (now, before))
+        for key in {**found, **known}:
+            if all(key not in of or of[key]["state"] == "not measured" for of in (found, known)):
+                continue
+            cells = [_figure(of.get(key), rows.get(name, [])) for of, rows in ((known, before), (found, now))]
+            same += cells[0] == cells[1]
+            if cells[0] != cells[1]:
+                about = found.get(key) or known[key]
+                lines.append([about["claim"], *cells, f"{name}, {about['world']}: {about['arm']}"])
+    kept = [name for name in now if str(now[name]) == str(before.get(name))]
+    parts = [table(["claim", "before", "now", "from"], lines)] if lines else []
+    parts += [f"{same} settings of claims did not move."]
+    return "\n\n".join(parts + ([f"Not run again: {', '.join(kept)}."] if kept else []))
 
 
-def arm_tables(rows: Sequence[Row]) -> list[str]:
-    """One table a world: every arm with what was measured of it, paired with its first baseline."""
-    compared = [row for row in rows if row["kind"] == "comparison"]
+def _key(claim: Row) -> tuple[Any, ...]:
+    """What a claim is about, whatever its words."""
+    return tuple(claim[name] for name in ("world", "arm", "baseline", "metric"))
+
+
+def _figure(claim: Row | None, rows: Sequence[Row]) -> str:
+    """A claim's figure and its direction; a dash where there is none."""
+    if claim is None or claim["state"] == "not measured":
+        return "-"
+    return f"{_ours(claim, [row for row in rows if row['kind'] == 'comparison'])}: {claim['state']}"
+
+
+EQUAL_UNITS = "accuracy at equal units"
+
+
+def equal_tables(rows: Sequence[Row]) -> list[str]:
+    """Each arm against a baseline that has spent as much, with and without the arm's IL model; nothing where none is.
+
+    "ends before": the baseline was not trained for so long.
+    """
+    found: dict[tuple[str, str, str], dict[str, Row]] = {}
+    for row in rows:
+        if row["kind"] == "comparison" and row["metric"].startswith(EQUAL_UNITS):
+            found.setdefault((row["world"], row["arm"], row["baseline"]), {})[row["metric"]] = row
+    if not found:
+        return []
+    spent = {(r["world"], r["arm"]): r for r in rows if r["kind"] == "evaluation" and r["forward_units"] is not None}
+    lines = []
+    for (world, arm, baseline), mine in found.items():
+        last = spent[world, arm]  # rows are in the order of steps
+        cells = []
+        for metric in EQUAL.values():
+            one = mine.get(metric)
+            cells += (["ends before", ""] if one is None or one["difference"] is None else
+                      [_value(one, one["middle"] - one["difference"]), _difference(one)])  # fmt: skip
+        own = next(iter(mine.values()))
+        il = last["il_units"] or 0.0
+        lines.append([world, arm, _value(own, own["middle"]), f"{last['forward_units']:,.0f}",
+                      f"{il:,.0f} ({il / last['forward_units']:.2f}x)", baseline, *cells])  # fmt: skip
+    return ["### at equal units", table(["world", "arm", "final accuracy", "units of the run", "units of its IL",
+                                         "against", "IL not charged", "difference", "IL charged", "difference"], lines)]
+
+
+_BLOCK = re.compile(r"(<!-- made: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def filled(page: str, out: str, scale: str) -> str:
+    """A page with its blocks made anew. Raises UsageError for a block that can't be made, and as `told`."""
+    return _BLOCK.sub(lambda block: f"{block[1]}{_block(block[2], out, scale)}\n{block[3]}", page)
+
+
+def fill(page: str, out: str, scale: str) -> None:
+    """Write the page with its blocks made anew. Raises as `filled`."""
+    path = Path(page)
+    path.write_text(filled(path.read_text(), out, scale))
+    click.echo(f"filled   {page}")
+
+
+def _block(asked: str, out: str, scale: str) -> str:
+    what, *columns = (part.strip() for part in asked.split(";"))
+    kind, _, rest = what.partition(" ")
+    if what in ("claims", "our claims"):
+        title = TITLES[what == "our claims"]
+        parts = claim_tables(row for rows in _results(Path(out, "results"), scale).values() for row in rows)
+        at = next((n for n, part in enumerate(parts) if part.startswith(f"## {title}")), None)
+        if at is None:
+            raise UsageError(f"made: {asked}: no such claim was measured")
+        return f"**{parts[at].removeprefix('## ')}.**\n\n{parts[at + 1]}"
+    if kind == "moved":
+        return told_moved(out, scale, str(Path(out, "results", rest)))
+    if kind not in ("equal", "arms"):
+        raise UsageError(f"made: {asked}: expected claims, our claims, moved, equal or arms")
+    rows = _results(Path(out, "results"), scale, [rest]).get(rest, [])
+    if kind == "equal":
+        return "\n\n".join(equal_tables(rows)[1:]) or "Not measured yet."
+    return "\n\n".join(f"**{part[4:]}**" if part.startswith("### ") else part for part in arm_tables(rows, columns))
+
+
+FIRST = ("final accuracy", "IL model's accuracy on the test set", "times fewer steps",
+         "accuracy at equal forward units", "kept with a wrong label")  # fmt: skip
+
+
+def arm_tables(rows: Sequence[Row], only: Sequence[str] = ()) -> list[str]:
+    """One table a world: every arm with what was measured of it, paired with its first baseline.
+
+    What was read at equal units has another baseline and a table of its own. `only`: these columns.
+    """
+    compared = [row for row in rows if row["kind"] == "comparison" and not row["metric"].startswith(EQUAL_UNITS)
+                and (not only or _column(row) in only)]  # fmt: skip
     compared.sort(key=lambda row: FIRST.index(_column(row)) if _column(row) in FIRST else len(FIRST))  # stable
     order = {arm: n for n, arm in enumerate(dict.fromkeys(row["arm"] for row in rows))}
     states = {(r["world"], r["arm"], r["state"]) for r in rows if r["kind"] == "setting" and r["state"] != "complete"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from jobs.reproduce.settings import IL, Shards, World
+from jobs.reproduce.settings import FACTS, IL, Arm, Shards, World
 
 D, HELD = 32_000, 28_000  # of Fashion-MNIST's 60,000: a pass over D is 100 steps of 320
 PASS = D // 320
@@ -50,11 +50,29 @@ ALL_CLEAN = _fashion_world("all-clean", "all 60,000 images; no holdout: two MLP-
 ALL_NOISE10 = _fashion_world("all-noise10", "all 60,000 images, 10 % of the labels redrawn; no holdout: two MLP-256 "
                              "cross-fitted on the noisy labels", fashion("uniform", 0.1, limit=None),
                              ils={"il": CROSS_FIT}, samples=60_000)  # fmt: skip
-TAIL = ("--imbalance", "17")
-LONG_TAIL = _fashion_world(
-    "long-tail", "classes from 17 to 1 in size, holdout and test alike (a stand-in for CIFAR100-Relevance)",
-    fashion("none", None, *TAIL), test=fashion("none", None, *TAIL, limit=None, split="test"),
-    ils={"il": IL(fit=FIT, holdout=fashion("none", None, *TAIL, limit=HELD, skip=D))}, samples=11_300)  # fmt: skip
+
+
+def relevance(seed: int) -> World:
+    """CIFAR100-Relevance's form with ten classes: two of them, drawn by `seed`, are 80 % of D, holdout and test."""
+    more = ("--relevant-classes", "2", "--seed", str(seed))
+    return _fashion_world(
+        f"relevance-{seed}", f"2 classes (draw {seed}) whole, 6 % of the other 8; holdout and test alike",
+        fashion("none", None, *more), test=fashion("none", None, *more, limit=None, split="test"),
+        keep={"relevant": "bool", **FACTS}, samples=7_936,
+        ils={"il": IL(fit=FIT, holdout=fashion("none", None, *more, limit=HELD, skip=D))})  # fmt: skip
+
+
+def longer(world: World, steps: int, name: str = "uniform, longer", n_b: int = 32, **train: Any) -> Arm:
+    """What others are read against at equal units: every buffer is a batch, so it sees as many samples as it pays for.
+
+    `steps` are generous: it must last until it has spent what the dearest of the others has, its IL model included.
+    """
+    return Arm(name=name, world=world, steps=steps, eval_every=50, baselines=(),
+               train={"rule": "uniform", "buffer_size": n_b, "batch_size": n_b, **train})  # fmt: skip
+
+
+# rho's 600 steps of 416 units and its IL model (fit, checks, the scoring of D): at most 500,000 units, of 96 a step.
+LONGER = 5_200
 
 
 def on_2000(world: World, **ils: IL) -> World:
@@ -118,5 +136,8 @@ CLOTHING1M = World(
     name="clothing1m", says="clean_train + clean_val + noisy, labels from the web; IL: ResNet-18 on a reused 10 %",
     train=Shards(("clothing1m", "--split", "train"), "clothing1m"), samples=1_061_883,
     test=Shards(("clothing1m", "--split", "test"), "clothing1m"), keep={},
-    ils={"il": IL(fit={"model": "torchvision:resnet18", "holdout_fraction": 0.1, "epochs": 2, "fit_samples": 106_000,
-                       "image_size": 224, "augment": "shift-flip"})})  # fmt: skip
+    ils={"il": IL(fit={"model": "torchvision:resnet18", "holdout_fraction": 0.1, "epochs": 3, "fit_samples": 110_000,
+                       "image_size": 224, "augment": "shift-flip", "memory_bytes": 24 << 30})})  # fmt: skip
+# D is all of it: what the IL model learned from is a candidate like the rest.
+CLOTHING: dict[str, Any] = {"model": "torchvision:resnet50@IMAGENET1K_V2", "image_size": 224, "keep_holdout": True,
+                            **AUGMENTED}

@@ -31,6 +31,8 @@ def samples(
     copies: int = 1,
     duplicate_fraction: float = 1.0,
     imbalance: float = 1.0,
+    relevant_classes: int | None = None,
+    rare_share: float = 0.06,
     order: Order = "shuffled",
     seed: int = 0,
 ) -> SampleSet:
@@ -43,6 +45,8 @@ def samples(
       of the other class and labelled as one of the two, by their weights: AmbiguousMNIST's kind of noise.
     - copies, duplicate_fraction: that share of the originals appears `copies` times more, jittered.
     - imbalance: class c keeps a share imbalance^(-c/(C-1)) of the largest class, class 0 being the largest.
+    - relevant_classes: so many classes, drawn by the seed alone, are kept whole, and a share `rare_share` of each
+      other (at least one sample): the form of CIFAR100-Relevance, holdout and test alike. The facts gain `relevant`.
     - order "class-sorted" sorts by the label as given, noise included: as a crawl by search term does.
 
     The facts gain `true_label, is_noisy, noise_drawn, duplicate_of` (None or the original's key) and `group`
@@ -63,11 +67,14 @@ def samples(
     _check_range("duplicate fraction", duplicate_fraction, 0.0, 1.0)
     _check_range("imbalance", imbalance, 1.0, 1e9)
     _check_range("copies", copies, 0, 1000)
+    chosen = _relevant(len(base.class_names), relevant_classes, rare_share, seed)
+    if chosen is not None and imbalance != 1.0:
+        raise UsageError("a long tail and a few relevant classes at once: drop --imbalance or --relevant-classes")
     if base.pixels is None and copies:
         raise UsageError("near-duplicates are made of images, and this base is text; add --copies 0")
     if base.pixels is None and noise == "ambiguous":
         raise UsageError("ambiguous noise blends images, and this base is text; choose uniform or structured")
-    originals = _long_tail(base, imbalance, seed)
+    originals = _long_tail(base, imbalance, seed) if chosen is None else _thinned(base, chosen, rare_share, seed)
     source, copy = _duplicate(
         originals, copies, duplicate_fraction, seed
     )  # (N,), (N,): base row, 0 or number of copy
@@ -108,6 +115,8 @@ def samples(
         }
         if mixtures is not None:
             facts |= mixed_with(mixtures, own, base)
+        if chosen is not None:
+            facts["relevant"] = int(base.labels[own]) in chosen
         changed = number or (mixtures is not None and mixtures.partner[own] >= 0)
         return replace(
             original,
@@ -147,6 +156,25 @@ def _long_tail(base: SampleSet, ratio: float, seed: int) -> Ints:
         )
     shuffled = generator(seed, "imbalance").permutation(len(base))
     kept = [shuffled[base.labels[shuffled] == c][: target[c]] for c in range(classes)]
+    return np.sort(np.concatenate(kept))
+
+
+def _relevant(classes: int, count: int | None, share: float, seed: int) -> frozenset[int] | None:
+    """The classes that are kept whole, None for all of them."""
+    if count is None:
+        return None
+    if not 1 <= count < classes:
+        raise UsageError(f"{count} relevant classes, expected 1 to {classes - 1}")
+    if not 0 < share <= 1:  # NaN fails as well
+        raise UsageError(f"rare share is {share}, expected more than 0 and at most 1")
+    return frozenset(generator(seed, "relevant classes").permutation(classes)[:count].tolist())
+
+
+def _thinned(base: SampleSet, whole: frozenset[int], share: float, seed: int) -> Ints:
+    """The base rows that are kept, ascending: all of the classes in `whole`, a share of each other."""
+    shuffled = generator(seed, "relevance").permutation(len(base))
+    of_class = [shuffled[base.labels[shuffled] == c] for c in range(len(base.class_names))]
+    kept = [own if c in whole else own[: max(round(share * len(own)), 1)] for c, own in enumerate(of_class)]
     return np.sort(np.concatenate(kept))
 
 
