@@ -329,7 +329,7 @@ def _option(group: str, *names: str, **how: Any) -> Callable[[Any], Any]:
     _option(CASCADE, "--band", metavar="LOW:HIGH",
             help="Drop samples whose il is outside, before they are read: 20%:90% of the table, or nats."),
     _option(CASCADE, "--keep-list", metavar="FILE",
-            help="Parquet or CSV of (shard, ordinal) or (shard, key): nothing else is a candidate."),
+            help="Parquet, CSV or JSON of (shard, ordinal) or (shard, key): nothing else is a candidate."),
     _option(CASCADE, "--shortlist", metavar="KIND:R",
             help="proxy:4 or view:4: a cheaper forward picks 4 n_b, and fresh scores pick n_b of these."),
     _option(CASCADE, "--proxy-model", default="mlp-64", show_default=True,

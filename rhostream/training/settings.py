@@ -20,6 +20,7 @@ from rhostream.selection.rules import Rule, find_rule
 from rhostream.selection.tokens import RULES as LANGUAGE_RULES
 from rhostream.selection.tokens import TokenShare
 from rhostream.stream.dataset import CandidateStream
+from rhostream.stream.keep_list import keep_list_url
 from rhostream.tables.il import fingerprint
 from rhostream.training.augment import KINDS
 from rhostream.training.book import Metrics
@@ -232,4 +233,4 @@ class Settings:
 
 
 def _sha256(url: str) -> str:
-    return hashlib.sha256(storage.read_bytes(storage.resolve(url))).hexdigest()
+    return hashlib.sha256(storage.read_bytes(keep_list_url(url))).hexdigest()
