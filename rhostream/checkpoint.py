@@ -54,6 +54,7 @@ class Checkpoint:
     shadow: list[dict[str, Any]] = field(default_factory=list)
     selector: dict[str, Any] = field(default_factory=dict)  # what choices hang on beside the weights
     files: dict[str, str] = field(default_factory=dict)  # path -> sha256
+    changes: list[dict[str, Any]] = field(default_factory=list)  # on purpose: field, old, new, step, attempt
     version: int = VERSION
 
 

@@ -356,6 +356,9 @@ def _option(group: str, *names: str, **how: Any) -> Callable[[Any], Any]:
     _option(RECORDS, "--eval-every", default=100, show_default=True, help="Steps between evaluations."),
     _option(RECORDS, "--checkpoint-every", default=500, show_default=True, help="Steps between checkpoints."),
     _option(RECORDS, "--keep-checkpoints", default=2, show_default=True, help="How many checkpoints stay."),
+    _option(RECORDS, "--change", multiple=True, metavar="NAME=VALUE...",
+            help="Of a run that goes on: another lr, weight_decay, accumulate, augment, chunk, precision, ... from its "
+                 "newest checkpoint on; recorded, and said by status and report."),
     _option(RECORDS, "--tensorboard", is_flag=True, help="Also write TensorBoard events below the run."),
 )
 def train(shards: tuple[str, ...], roots: tuple[str, ...], tensorboard: bool, **options: Any) -> None:

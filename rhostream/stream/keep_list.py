@@ -65,7 +65,7 @@ def read_keep_list(url: str | os.PathLike[str], table: il.Table) -> KeepList:
         for batch in reading.batches():
             reading.mark(batch)
     except pa.ArrowException as exc:
-        raise UsageError(f"keep-list {redact(url)} is no Parquet, CSV or JSON file that can be read: "
+        raise UsageError(f"keep-list {redact(url)} is no Parquet or CSV file, and no JSON, that can be read: "
                          f"{str(exc).splitlines()[0][:300]}") from exc
     if not reading.keep.any():
         raise UsageError(f"keep-list {redact(url)}: none of its {reading.rows:,} rows names a sample of these "
