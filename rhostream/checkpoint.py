@@ -133,7 +133,7 @@ def latest(run: str) -> Checkpoint | None:
     """The newest checkpoint, None before the first. Raises TableError when it can't be understood."""
     while urls := committed(run):
         try:
-            return _read(urls[-1])
+            return read(urls[-1])
         except NotFoundError:
             if urls == committed(run):  # else a trainer that runs on made newer ones and removed this one meanwhile
                 raise
@@ -142,10 +142,6 @@ def latest(run: str) -> Checkpoint | None:
 
 def read(url: str) -> Checkpoint:
     """One of `committed`. Raises NotFoundError, TableError when it can't be understood."""
-    return _read(url)
-
-
-def _read(url: str) -> Checkpoint:
     try:
         record = json.loads(storage.read_bytes(url))
         if int(record["version"]) > VERSION:

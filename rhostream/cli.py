@@ -223,7 +223,7 @@ def _bad_shards(found: dict[str, str]) -> None:
 
 
 FROM = click.option("--from", "table", metavar="TABLE",
-                    help="Add the fields of --keep to this table, in a new one with its rows and il: nothing is scored.")
+                    help="Add the fields of --keep to this table, in a new one with its rows and il; none is scored.")
 
 
 def _keep_fields(shards: tuple[str, ...], table: str, out: tuple[str, ...], keep: str | None, roots: tuple[str, ...],

@@ -200,3 +200,21 @@ def test_no_secret_of_a_url_is_in_the_command(world: Path, tmp_path: Path) -> No
     path = tmp_path / "run" / "run.json"
     arguments = json.loads(path.read_text())["arguments"]
     assert arguments["shards"] == [str(world / "shards")] and "metrics" not in arguments and "lr" not in arguments
+
+
+def test_the_command_that_fills_a_table_names_every_shard_whatever_is_missing(world: Path, tmp_path: Path) -> None:
+    from tests.conftest import make_shards
+
+    shards = [str(p) for p in make_shards(tmp_path / "shards", [3] * 22)]
+    rhostream.index(shards[1::2], str(tmp_path / "ix"))
+    following = status_of(str(tmp_path / "ix"), [str(tmp_path / "shards")])["next"]
+    assert "more)" not in following
+    command(*shlex.split(following)[1:])
+    assert status_of(str(tmp_path / "ix"), shards)["next"] == "nothing"
+
+
+def test_a_number_of_proxy_batches_that_can_not_be_is_called_by_its_name() -> None:
+    from rhostream.advisor.scoring import scoring_report
+
+    with pytest.raises(UsageError, match="--proxy-batches -1"):
+        scoring_report(proxy_batches=-1)

@@ -75,7 +75,7 @@ def _table_status(table: str, shards: list[str], roots: Mapping[str, str] | None
         "quarantined": {k: v for k, v in sorted(statuses.items()) if k != il_table.OK},
         "examples": _examples(table, first), "damaged": damaged, "missing": len(missing),
         "first_missing": missing[:5], "missing_shards": missing, "stale": len(stale), "first_stale": stale[:5],
-        "next": _table_next(table, info, [wanted[name] for name in missing], len(damaged)),
+        "next": _table_next(table, info, [wanted[name] for name in missing], shards, len(damaged)),
     }  # fmt: skip
 
 
@@ -104,7 +104,8 @@ def _examples(table: str, first: Mapping[str, list[str]]) -> dict[str, list[dict
     return found
 
 
-def _table_next(table: str, info: il_table.TableInfo, missing: Sequence[str], damaged: int) -> str:
+def _table_next(table: str, info: il_table.TableInfo, missing: Sequence[str], asked: Sequence[str],
+                damaged: int) -> str:
     shown = shlex.quote(storage.redact(table))
     if damaged:
         return f"rhostream verify {shown} --repair"
@@ -115,7 +116,10 @@ def _table_next(table: str, info: il_table.TableInfo, missing: Sequence[str], da
     roots = "".join(" --root " + shlex.quote(f"{name}={storage.redact(root)}") for name, root in info.roots.items())
     verb = "compute-il" if info.kind == "il" else "index"
     stored = "" if info.il_dtype == "float32" else f" --il-dtype {info.il_dtype}"
-    return f"rhostream {verb} --shards {shortened(missing)}{model} --out {shown}{keep}{roots}{stored}"
+    named = shortened(missing)
+    if named.endswith(" more)"):  # the whole list as it was asked about: what is there is left out
+        named = shortened(asked, len(asked))
+    return f"rhostream {verb} --shards {named}{model} --out {shown}{keep}{roots}{stored}"
 
 
 # -- a run -----------------------------------------------------------------------------------------------------------

@@ -130,6 +130,7 @@ def _with_fields(rows: pa.Table, facts: PartFacts, url: str, name: str, info: Ta
         values, misfits = examine.fit_column([one.get(field) for one in found], kind)
         columns[field], bad[field] = pa.array(values, il.KEEP_TYPES[kind]), misfits + broken
     schema = info.schema
+    bad = {field: count for field, count in bad.items() if count}
     return pa.table({f.name: columns[f.name] for f in schema}, schema=schema), replace(facts, bad_fields=bad)
 
 
