@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rhostream.candidates import Candidates, Reason
     from rhostream.errors import RhostreamError
     from rhostream.integrations.webdataset import join_il
-    from rhostream.irreducible import compute_il, compute_ils, fit_il, index
+    from rhostream.irreducible import compute_il, compute_ils, fit_il, index, keep_fields
     from rhostream.selection.selector import Selection, Selector
     from rhostream.stream.open import open_stream
     from rhostream.training.start import train
@@ -32,6 +32,7 @@ _HOME = {
     "fit_il": "rhostream.irreducible",
     "index": "rhostream.irreducible",
     "join_il": "rhostream.integrations.webdataset",
+    "keep_fields": "rhostream.irreducible",
     "open_ledger": "rhostream.audit.views",
     "open_stream": "rhostream.stream.open",
     "train": "rhostream.training.start",
@@ -48,6 +49,7 @@ __all__ = [
     "fit_il",
     "index",
     "join_il",
+    "keep_fields",
     "open_ledger",
     "open_stream",
     "train",

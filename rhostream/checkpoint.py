@@ -54,6 +54,7 @@ class Checkpoint:
     shadow: list[dict[str, Any]] = field(default_factory=list)
     selector: dict[str, Any] = field(default_factory=dict)  # what choices hang on beside the weights
     files: dict[str, str] = field(default_factory=dict)  # path -> sha256
+    changes: list[dict[str, Any]] = field(default_factory=list)  # on purpose: field, old, new, step, attempt
     version: int = VERSION
 
 
@@ -132,7 +133,7 @@ def latest(run: str) -> Checkpoint | None:
     """The newest checkpoint, None before the first. Raises TableError when it can't be understood."""
     while urls := committed(run):
         try:
-            return _read(urls[-1])
+            return read(urls[-1])
         except NotFoundError:
             if urls == committed(run):  # else a trainer that runs on made newer ones and removed this one meanwhile
                 raise
@@ -141,10 +142,6 @@ def latest(run: str) -> Checkpoint | None:
 
 def read(url: str) -> Checkpoint:
     """One of `committed`. Raises NotFoundError, TableError when it can't be understood."""
-    return _read(url)
-
-
-def _read(url: str) -> Checkpoint:
     try:
         record = json.loads(storage.read_bytes(url))
         if int(record["version"]) > VERSION:

@@ -222,13 +222,34 @@ def _bad_shards(found: dict[str, str]) -> None:
         raise SystemExit(3)
 
 
+FROM = click.option("--from", "table", metavar="TABLE",
+                    help="Add the fields of --keep to this table, in a new one with its rows and il; none is scored.")
+
+
+def _keep_fields(shards: tuple[str, ...], table: str, out: tuple[str, ...], keep: str | None, roots: tuple[str, ...],
+                 options: dict[str, Any]) -> None:
+    """`--from`: options of a job that scores (or examines) samples are refused, not ignored."""
+    from rhostream.irreducible import keep_fields as run
+    from rhostream.tables.il import parse_keep, parse_roots
+
+    how = {name: options.pop(name) for name in ("index", "max_bad_shards", "fail_fast")}
+    context = click.get_current_context()
+    defaults = {p.name: p.get_default(context) for p in context.command.params}
+    if given := [name for name, value in options.items() if value and value != defaults.get(name)]:
+        raise click.UsageError(f"--{given[0].replace('_', '-')} goes with scoring; --from TABLE copies rows")
+    if len(out) != 1:
+        raise click.UsageError(f"--from makes one table: {len(out)} --out were given")
+    _finish(run(shards, table, out[0], parse_keep(keep), roots=parse_roots(roots), **how))
+
+
 @cli.command("compute-il")
 @_options(
     SHARDS, ROOT, KEEP, WORKERS, BUDGET, LENIENT, INDEX,
     click.option("--model", multiple=True, metavar="NAME...",
                  help="The IL model's package.module:function, where it is your own code."),
-    click.option("--il-model", required=True, multiple=True, metavar="DIR...",
+    click.option("--il-model", multiple=True, metavar="DIR...",
                  help="What fit-il wrote; several are scored in one pass, each into its own --out."),
+    FROM,
     click.option("--out", required=True, multiple=True, metavar="URL...",
                  help="Where the IL table goes: one Parquet part a shard; as many as IL models."),
     MIN_ACCURACY,
@@ -236,14 +257,20 @@ def _bad_shards(found: dict[str, str]) -> None:
                  help="How il is stored; readers get float32."),
 )
 def compute_il(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, il_model: tuple[str, ...],
-               out: tuple[str, ...], **options: Any) -> None:
+               out: tuple[str, ...], table: str | None, **options: Any) -> None:
     """Write the irreducible loss of every sample, one part a shard; run again, it computes only what is missing.
 
     \b
     Examples:
       rhostream compute-il --shards data/*.tar --il-model il-model --out il --keep is_noisy:bool,true_label:int
       rhostream compute-il --shards data/*.tar --il-model il-a il-b il-c --out tables/a tables/b tables/c
+      rhostream compute-il --shards data/*.tar --from il --keep source:str --out il-with-source
     """
+    if table is not None:
+        _keep_fields(shards, table, out, keep, roots, {"il_model": il_model, **options})
+        return
+    if not il_model:
+        raise click.UsageError("--il-model is required: the folder that fit-il wrote (or --from TABLE)")
     from rhostream.irreducible import compute_ils as run
     from rhostream.tables.il import parse_keep, parse_roots
 
@@ -254,16 +281,21 @@ def compute_il(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None
 @_options(
     SHARDS, ROOT, KEEP, WORKERS, BUDGET, LENIENT, INDEX,
     click.option("--out", required=True, metavar="URL", help="The table."),
+    FROM,
     click.option("--content", metavar="KIND",
                  help="What samples are: image, text (.txt) or tokens (.npy).  [default: as the first usable one]"),
 )
-def index(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, out: str, **options: Any) -> None:
+def index(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, out: str, table: str | None,
+          **options: Any) -> None:
     """Write the same table without il, for rules that need none (uniform, loss).
 
     \b
     Example:
       rhostream index --shards data/*.tar --out index
     """
+    if table is not None:
+        _keep_fields(shards, table, (out,), keep, roots, options)
+        return
     from rhostream.irreducible import index as run
     from rhostream.tables.il import parse_keep, parse_roots
 
@@ -329,7 +361,7 @@ def _option(group: str, *names: str, **how: Any) -> Callable[[Any], Any]:
     _option(CASCADE, "--band", metavar="LOW:HIGH",
             help="Drop samples whose il is outside, before they are read: 20%:90% of the table, or nats."),
     _option(CASCADE, "--keep-list", metavar="FILE",
-            help="Parquet or CSV of (shard, ordinal) or (shard, key): nothing else is a candidate."),
+            help="Parquet, CSV or JSON of (shard, ordinal) or (shard, key): nothing else is a candidate."),
     _option(CASCADE, "--shortlist", metavar="KIND:R",
             help="proxy:4 or view:4: a cheaper forward picks 4 n_b, and fresh scores pick n_b of these."),
     _option(CASCADE, "--proxy-model", default="mlp-64", show_default=True,
@@ -356,6 +388,9 @@ def _option(group: str, *names: str, **how: Any) -> Callable[[Any], Any]:
     _option(RECORDS, "--eval-every", default=100, show_default=True, help="Steps between evaluations."),
     _option(RECORDS, "--checkpoint-every", default=500, show_default=True, help="Steps between checkpoints."),
     _option(RECORDS, "--keep-checkpoints", default=2, show_default=True, help="How many checkpoints stay."),
+    _option(RECORDS, "--change", multiple=True, metavar="NAME=VALUE...",
+            help="Of a run that goes on: another lr, weight_decay, accumulate, augment, chunk, precision, ... from its "
+                 "newest checkpoint on; recorded, and said by status and report."),
     _option(RECORDS, "--tensorboard", is_flag=True, help="Also write TensorBoard events below the run."),
 )
 def train(shards: tuple[str, ...], roots: tuple[str, ...], tensorboard: bool, **options: Any) -> None:

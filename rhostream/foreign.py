@@ -164,7 +164,7 @@ def checked_facts(facts: T) -> T:
 
 def checked_run(record: dict[str, Any]) -> dict[str, Any]:
     """The same run.json, its fields, where there are any, what they claim to be. Raises ValueError."""
-    kinds = {"settings": dict, "fingerprints": dict, "il_model": dict, "roots": dict, "shards": list,
+    kinds = {"settings": dict, "fingerprints": dict, "il_model": dict, "roots": dict, "arguments": dict, "shards": list,
              "shard_urls": list, "il": str}  # fmt: skip
     for name, kind in kinds.items():
         if record.get(name) is not None:
@@ -190,6 +190,14 @@ def checked_checkpoint(point: T) -> T:
         _is(digest, str, "a sha256")
     for name in ("log", "steps", "shadow"):
         _segments(getattr(saved, name), name)
+    _is(saved.changes, list, "changes")
+    for change in saved.changes:
+        _is(change, dict, "a change")
+        _is(change.get("field"), str, "field of a change")
+        _count(change.get("step"), "step of a change", 0, 2**62)
+        for name in ("old", "new"):
+            if type(change.get(name)) not in (str, int, float, bool, type(None)):
+                raise ValueError(f"{name} of a change is a {type(change[name]).__name__}, expected a plain value")
     return point
 
 

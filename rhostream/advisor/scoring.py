@@ -54,8 +54,10 @@ def scoring_report(shards: Iterable[str] = (), il: str | None = None, *, model: 
              "batch_size": batch_size, "image_size": image_size}
     if run is not None and weights is not None:
         raise UsageError("--weights and --run both name weights; give one")
-    if buffers < 1 or proxy_batches < 0:
+    if buffers < 1:
         raise UsageError(f"--buffers {buffers}: expected 1 or more")
+    if proxy_batches < 0:
+        raise UsageError(f"--proxy-batches {proxy_batches}: expected 0 or more")
     state, source = None, ""
     if run is not None:
         question, state, source = of_run(run, **given)

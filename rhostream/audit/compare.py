@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from rhostream.audit.alike import SHOWN, differing, says_difference, shown, unfair
 from rhostream.audit.facts import RunFacts
 from rhostream.audit.metrics import best, steps_to_reach
 from rhostream.cost import break_even
 
 UNIFORM, EVERYTHING = "uniform", "everything"
 NOT_REACHED = "not reached"
-_KEY = ("rule", "loss_cap", "buffer_size", "batch_size", "model")
 
 
 @dataclass(frozen=True)
@@ -54,18 +53,65 @@ class Verdict:
 
 def grouped(facts: Iterable[RunFacts]) -> dict[str, list[RunFacts]]:
     """Runs that differ in their seed alone, together, under a name that tells the groups apart."""
-    groups: dict[tuple[Any, ...], list[RunFacts]] = {}
+    groups: list[list[RunFacts]] = []
     for run in facts:
-        groups.setdefault((*(run.row[k] for k in _KEY), *run.stages), []).append(run)
-    several = {k: len({key[at] for key in groups}) > 1 for at, k in enumerate(_KEY)}
+        alike = (g for g in groups if "rule" in run.setting and not differing(g[0].setting, run.setting))
+        if (group := next(alike, None)) is None:
+            groups.append([run])
+        else:
+            group.append(run)
     named: dict[str, list[RunFacts]] = {}
-    for runs in groups.values():
-        row, name = runs[0].row, runs[0].kind
-        sizes = {r[0].row["buffer_size"] for r in groups.values() if r[0].kind == name}
-        name += f", {row['model']}" if several["model"] else ""
-        name += f", {row['batch_size']} of {row['buffer_size']}" if len(sizes) > 1 else ""
+    for runs in groups:
+        twins = [g[0].setting for g in _called_alike(runs, groups) if g is not runs]
+        names = sorted({name for other in twins for name in differing(runs[0].setting, other)})
+        tells = [f", {n.replace('_', ' ')} {shown(runs[0].setting.get(n, 'not stated'))}" for n in names[:SHOWN]]
+        name = _called(runs, groups) + "".join(tells)
         named[name if name not in named else f"{name} ({runs[0].name})"] = runs
     return named
+
+
+def _called(runs: Sequence[RunFacts], groups: Sequence[Sequence[RunFacts]]) -> str:
+    """What a group does, in words: the rule with its options; model and sizes where groups differ in them."""
+    row, name = runs[0].row, runs[0].kind
+    sizes = {g[0].row["buffer_size"] for g in groups if g[0].kind == name}
+    name += f", {row['model']}" if len({g[0].row["model"] for g in groups}) > 1 else ""
+    return name + (f", {row['batch_size']} of {row['buffer_size']}" if len(sizes) > 1 else "")
+
+
+def _called_alike(runs: Sequence[RunFacts], groups: Sequence[list[RunFacts]]) -> list[list[RunFacts]]:
+    return [g for g in groups if _called(g, groups) == _called(runs, groups)]
+
+
+def not_compared(groups: Mapping[str, Sequence[RunFacts]], selected: Iterable[str]) -> list[str]:
+    """In words: groups that look like seeds of one setting and are not, and baselines that a run isn't measured by.
+
+    One sentence each, with the settings that differ and both values.
+    """
+    says, listed = [], list(groups.values())
+    for at, (name, runs) in enumerate(groups.items()):
+        for other in list(groups)[:at]:
+            theirs = groups[other]
+            if _called(runs, listed) == _called(theirs, listed):
+                says.append(_apart("Not one setting", other, theirs, name, runs, differing(
+                    theirs[0].setting, runs[0].setting)))
+    for name in selected:
+        says += [_apart("Not compared", name, groups[name], other, groups[other], names)
+                 for other, names in refused(groups, name).items()]
+    return says
+
+
+def refused(groups: Mapping[str, Sequence[RunFacts]], name: str) -> dict[str, list[str]]:
+    """The groups that a group that selects isn't measured by, and the settings in which they differ unfairly."""
+    run = groups[name][0]
+    found = {other: unfair(run.setting, theirs[0].setting, theirs[0].everything)
+             for other, theirs in groups.items() if theirs[0].is_baseline and not run.is_baseline}
+    return {other: names for other, names in found.items() if names}
+
+
+def _apart(what: str, one: str, runs: Sequence[RunFacts], other: str, theirs: Sequence[RunFacts],
+           names: Sequence[str]) -> str:
+    why = says_difference(runs[0].setting, theirs[0].setting, names) or "what they did is not stated"
+    return f"{what}: {one} and {other} ({why})."
 
 
 def compare(run: RunFacts, baseline: RunFacts, kind: str, window: int) -> Comparison | None:
@@ -93,16 +139,13 @@ def even_of(run: RunFacts) -> float:
 
 
 def baseline_of(run: RunFacts, others: Iterable[RunFacts], kind: str) -> RunFacts | None:
-    """The fairest baseline there is: the same model and sizes, the same seed if possible; None without one.
+    """A baseline that differs from the run in the rule alone, of the same seed if possible; None without one.
 
     One that trains on everything has a buffer of its own, and may have another batch size: units compare all the same.
     """
-    fits = []
-    for other in others:
-        same = ("model",) if kind == EVERYTHING else ("model", "batch_size", "buffer_size")
-        is_kind = other.rule == "uniform" and other.everything == (kind == EVERYTHING)
-        if is_kind and other.name != run.name and all(run.row[k] == other.row[k] for k in same):
-            fits.append(other)
+    fits = [other for other in others
+            if other.rule == "uniform" and other.everything == (kind == EVERYTHING) and other.name != run.name
+            and "rule" in run.setting and not unfair(run.setting, other.setting, other.everything)]
     # A uniform run with a keep-list, a band or a quota is a selection too: it stands in only where there is no other.
     return min(fits, key=lambda o: (bool(o.stages), [o.row[k] != run.row[k] for k in ("batch_size", "seed")], o.name),
                default=None)
@@ -121,16 +164,20 @@ def paid_after(il_units: float, saved: Sequence[float]) -> int | None:
     return max(1, math.ceil(il_units / mean)) if mean > 0 else None
 
 
-def verdict(runs: Sequence[RunFacts], found: Sequence[Comparison], window: int) -> Verdict:
-    """What the comparisons with uniform say, in words: it paid, it saved steps alone, or it did not pay."""
+def verdict(runs: Sequence[RunFacts], found: Sequence[Comparison], window: int, apart: bool = False) -> Verdict:
+    """What the comparisons with uniform say, in words: it paid, it saved steps alone, or it did not pay.
+
+    `apart`: there are baselines that differ in more than the rule, which the page names.
+    """
     first = runs[0]
     if first.rule == "uniform":
         return Verdict("none", "No selection in this run",
                        "It chooses at random; give it as --against of a run that selects.")  # fmt: skip
     if not found:
         missing = "none of its evaluations can be compared" if first.curve.steps else "it was never evaluated"
-        return Verdict("none", "Nothing to compare with", f"For a verdict give a uniform run of the same model and "
-                       f"sizes with --against; there is none here, or {missing}.")  # fmt: skip
+        other = " that differs in the rule alone (what the ones here differ in is said below)" if apart else ""
+        return Verdict("none", "Nothing to compare with", f"For a verdict give a uniform run of the same model, sizes "
+                       f"and settings with --against; there is none here{other}, or {missing}.")  # fmt: skip
     missed = [c for c in found if c.speedup is None]
     target = _percent([c.target for c in found])
     goal = (f"Uniform choice at its best reaches {target} test accuracy (mean of {window} evaluations, within "

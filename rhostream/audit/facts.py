@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rhostream.audit.alike import setting_of
 from rhostream.audit.runs import RunFolder
 from rhostream.audit.views import Ledger, open_ledger
 from rhostream.errors import RhostreamError
@@ -49,6 +50,11 @@ class RunFacts:
     no_table: str = ""  # why the run's IL table can't be asked, "" where it can
 
     @property
+    def setting(self) -> dict[str, Any]:
+        """Everything that was pinned but the seed, and what was changed on purpose."""
+        return setting_of(self.folder)
+
+    @property
     def rule(self) -> str:
         """The rule's name, "?" where run.json doesn't say."""
         return str(self.row["rule"] or "?")
@@ -64,6 +70,11 @@ class RunFacts:
     def everything(self) -> bool:
         """Whether it trains on all that it reads."""
         return self.row["buffer_size"] is not None and self.row["buffer_size"] == self.row["batch_size"]
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether others may be measured by it: it chooses by chance, or nothing."""
+        return self.rule == "uniform"
 
     @property
     def kind(self) -> str:

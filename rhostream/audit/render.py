@@ -17,11 +17,12 @@ from typing import Any
 import pyarrow as pa
 
 from rhostream.errors import UnknownNameError
+from rhostream.inert import csv_text, escape
+
+__all__ = ["STYLES", "escape", "printable", "render"]
 
 STYLES = ("table", "json", "csv")
 MAX_WIDTH = 80
-# The full-width forms too: spreadsheets of some locales take them for the plain ones.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 
 
 def render(table: pa.Table, style: str = "table") -> str:
@@ -29,13 +30,6 @@ def render(table: pa.Table, style: str = "table") -> str:
     if style not in STYLES:
         raise UnknownNameError.of("format", style, STYLES)
     return {"table": _text, "json": _json, "csv": _csv}[style](table)
-
-
-def escape(text: str) -> str:
-    """The text on one line, with an escape for every character that isn't printable."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def printable(value: Any, width: int = MAX_WIDTH) -> str:
@@ -97,8 +91,7 @@ def _csv(table: pa.Table) -> str:
 def _inert(value: Any) -> Any:
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
         return value
-    text = _plain(value)
-    return escape("'" + text if text.startswith(_FORMULA) else text)
+    return csv_text(_plain(value))
 
 
 def _json(table: pa.Table) -> str:

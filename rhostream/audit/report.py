@@ -9,7 +9,18 @@ from typing import Any
 
 from rhostream import storage
 from rhostream.audit import plots, tabulate
-from rhostream.audit.compare import EVERYTHING, UNIFORM, Comparison, comparisons, grouped, il_account, verdict
+from rhostream.audit.alike import says_change
+from rhostream.audit.compare import (
+    EVERYTHING,
+    UNIFORM,
+    Comparison,
+    comparisons,
+    grouped,
+    il_account,
+    not_compared,
+    refused,
+    verdict,
+)
 from rhostream.audit.facts import RunFacts, gather_all, over_time, scatter_points
 from rhostream.audit.gallery import galleries
 from rhostream.audit.il_quality import il_quality, section
@@ -30,7 +41,8 @@ def write_report(run: str | Sequence[str], out_path: str, *, against: Sequence[s
     """Write the page for `run` (one folder, or several: seeds of one setting, or settings to compare) to `out_path`.
 
     `against` are the baselines: runs of rule `uniform`, with the same sizes and with buffer_size = batch_size (train
-    on everything). Pictures and details are of the first run. Returns the path. Raises UsageError, MissingExtraError
+    on everything). A run is measured by those that differ from it in the rule alone; what the others differ in is said.
+    Pictures and details are of the first run. Returns the path. Raises UsageError, MissingExtraError
     without the extra `report`, TableError for damaged files.
     """
     templates = environment()
@@ -59,9 +71,10 @@ def _page(mine: Sequence[str], folders: Sequence[str], roots: Mapping[str, str] 
     return {
         "title": main.name, "more": len(own) - 1, "main": main, "window": window, "version": version("rhostream"),
         "samples": main.folder.record.get("samples"), "shards": len(main.folder.record.get("shards") or ()),
-        "verdicts": [_verdict(name, runs, found[name], window, len(selected) > 1)
+        "verdicts": [_verdict(name, runs, found[name], window, len(selected) > 1, bool(refused(groups, name)))
                      for name, runs in selected.items()],
-        "tiles": tabulate.tiles(groups, selected, found), "warnings": _warnings(facts.values()),
+        "tiles": tabulate.tiles(groups, selected, found),
+        "warnings": _warnings(facts.values()) + not_compared(groups, selected),
         **_curves(groups, selected, found, window),
         "compared": tabulate.compared(found), "costs": tabulate.costs(groups),
         "seconds": tabulate.seconds(groups),
@@ -72,8 +85,9 @@ def _page(mine: Sequence[str], folders: Sequence[str], roots: Mapping[str, str] 
     }  # fmt: skip
 
 
-def _verdict(name: str, runs: Sequence[RunFacts], found: Found, window: int, several: bool) -> dict[str, Any]:
-    one = verdict(runs, found[UNIFORM], window)
+def _verdict(name: str, runs: Sequence[RunFacts], found: Found, window: int, several: bool,
+             apart: bool) -> dict[str, Any]:
+    one = verdict(runs, found[UNIFORM], window, apart)
     return {"of": name if several else "", "tone": one.tone, "title": one.title, "text": one.text,
             "everything": tabulate.against_everything(found[EVERYTHING])}  # fmt: skip
 
@@ -83,6 +97,8 @@ def _warnings(facts: Iterable[RunFacts]) -> list[str]:
     unfinished = [f"{one.name} ({one.row['steps']:,} of {one.row['last_step'] or '?'} steps)"
                   for one in facts if not one.row["complete"]]  # fmt: skip
     says = [f"Not complete: {', '.join(unfinished)}. The page shows what was committed."] if unfinished else []
+    says += [f"Changed on purpose: {one.name}, {says_change(change)}."
+             for one in facts if one.folder.checkpoint for change in one.folder.checkpoint.changes]
     closed = list(dict.fromkeys(one.no_table for one in facts if one.no_table))
     return says + [f"Left out what only the IL table knows (pictures, wrong labels): {why}" for why in closed]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rhostream.audit.alike import says_change
 from rhostream.audit.render import escape
 
 LISTED = 20  # problems shown; all are in --json
@@ -66,6 +67,8 @@ def _run(found: Mapping[str, Any]) -> Iterator[str]:
     complete = ", complete" if found["complete"] else ""
     yield f"  steps        {step:,}" + (f" of {of:,}{share}" if of else "") + complete
     yield f"  attempts     {found['attempts']}"
+    for change in found["changes"]:
+        yield f"  changed      {says_change(change)} (attempt {change.get('attempt')})"
     rows = found["rows_by_reason"]
     if not rows:
         yield "  log          empty: no step is committed yet"

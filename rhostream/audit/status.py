@@ -21,7 +21,16 @@ from rhostream.tables import parquet
 
 FIRST = 3  # examples of each status, or reason
 _UNUSED = ("quarantined", "unreadable", "nonfinite", "missing_il")  # reasons that are nobody's choice
-_OPTIONS = ("rule", "model", "buffer_size", "batch_size", "seed", "steps", "passes", "band", "shortlist", "view_size")
+_NAME = re.compile(r"[a-z][a-z_]*\Z")
+# Of runs whose run.json has no `arguments`: the options among their settings.
+_OPTIONS = (
+    "rule", "model", "buffer_size", "batch_size", "seed", "steps", "passes", "workers", "lr",
+    "weight_decay", "missing_il", "init", "accumulate", "augment", "keep_holdout", "classes", "loss",
+    "loss_cap", "clip", "gumbel", "warm_up", "stop_after", "uniform_every", "ratio", "class_quota",
+    "deduplicate", "tau", "mc_draws", "shadow", "il_lr_scale", "token_share", "band", "keep_list",
+    "shortlist", "proxy_model", "view_size", "precision", "train_precision", "chunk", "batch_norm",
+    "lanes", "compile", "decoder", "selection", "eval_every", "checkpoint_every",
+)  # fmt: skip
 
 
 def status_of(folder: str, shards: Iterable[str] = (), roots: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -66,7 +75,7 @@ def _table_status(table: str, shards: list[str], roots: Mapping[str, str] | None
         "quarantined": {k: v for k, v in sorted(statuses.items()) if k != il_table.OK},
         "examples": _examples(table, first), "damaged": damaged, "missing": len(missing),
         "first_missing": missing[:5], "missing_shards": missing, "stale": len(stale), "first_stale": stale[:5],
-        "next": _table_next(table, info, [wanted[name] for name in missing], len(damaged)),
+        "next": _table_next(table, info, [wanted[name] for name in missing], shards, len(damaged)),
     }  # fmt: skip
 
 
@@ -95,7 +104,8 @@ def _examples(table: str, first: Mapping[str, list[str]]) -> dict[str, list[dict
     return found
 
 
-def _table_next(table: str, info: il_table.TableInfo, missing: Sequence[str], damaged: int) -> str:
+def _table_next(table: str, info: il_table.TableInfo, missing: Sequence[str], asked: Sequence[str],
+                damaged: int) -> str:
     shown = shlex.quote(storage.redact(table))
     if damaged:
         return f"rhostream verify {shown} --repair"
@@ -106,7 +116,10 @@ def _table_next(table: str, info: il_table.TableInfo, missing: Sequence[str], da
     roots = "".join(" --root " + shlex.quote(f"{name}={storage.redact(root)}") for name, root in info.roots.items())
     verb = "compute-il" if info.kind == "il" else "index"
     stored = "" if info.il_dtype == "float32" else f" --il-dtype {info.il_dtype}"
-    return f"rhostream {verb} --shards {shortened(missing)}{model} --out {shown}{keep}{roots}{stored}"
+    named = shortened(missing)
+    if named.endswith(" more)"):  # the whole list as it was asked about: what is there is left out
+        named = shortened(asked, len(asked))
+    return f"rhostream {verb} --shards {named}{model} --out {shown}{keep}{roots}{stored}"
 
 
 # -- a run -----------------------------------------------------------------------------------------------------------
@@ -123,7 +136,7 @@ def _run_status(run: str) -> dict[str, Any]:
         "pass": latest.pass_index if latest else 0, "complete": complete,
         "rows_by_reason": counts, "unused": {k: counts[k] for k in _UNUSED if counts.get(k)},
         "examples": _run_examples(run, record, latest), "attempts": checkpoint.newest_attempt(run) + 1,
-        "left_out_shards": record.get("left_out_shards") or 0,
+        "left_out_shards": record.get("left_out_shards") or 0, "changes": list(latest.changes) if latest else [],
         "next": "nothing: the run is complete" if complete else _train(run, record),
     }  # fmt: skip
 
@@ -157,15 +170,44 @@ def _error_of(record: Mapping[str, Any], shard: str, ordinal: int) -> str | None
 
 
 def _train(run: str, record: Mapping[str, Any]) -> str:
-    """The command that goes on, as far as run.json knows it: the same as before."""
-    settings = record.get("settings") or {}
-    known = {name: settings[name] for name in _OPTIONS if settings.get(name) is not None}
-    given = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in known.items()]
-    shards = [storage.redact(str(url)) for url in record.get("shard_urls") or ()]
-    parts = ["rhostream train", f"--shards {shortened(shards)}" if shards else "--shards URL...",
+    """The command that goes on: the one that began the run, made of run.json; what it leaves out is said."""
+    given, rest = record.get("arguments"), ""
+    if not isinstance(given, dict):  # an older version's run.json: what it pinned, and not how it was called
+        settings = record.get("settings") or {}
+        given = {name: settings[name] for name in _OPTIONS if settings.get(name) is not None}
+        given |= {"shards": record.get("shard_urls") or ["URL..."], "roots": record.get("roots") or {}}
+        rest = " (and --test-shards, --device and what else run.json of that version doesn't say)"
+    elif given.get("make_model"):
+        rest = " (in Python, with the same make_model: rhostream.train(...))"
+    shards = [str(url) for url in _listed(given.get("shards"))]
+    ranks = record.get("ranks")
+    launcher = f"torchrun --nproc-per-node {ranks} --no-python -- " if isinstance(ranks, int) and ranks > 1 else ""
+    parts = [f"{launcher}rhostream train --shards", shortened(shards, len(shards)),
              f"--il {shlex.quote(storage.redact(str(record.get('il'))))}",
-             f"--run {shlex.quote(storage.redact(run))}", *given]  # fmt: skip
-    return f"{' '.join(parts)} (and what else the first command said: see `settings` in run.json)"
+             f"--run {shlex.quote(storage.redact(run))}"]  # fmt: skip
+    for name, value in given.items():
+        if name not in ("shards", "make_model") and _NAME.match(str(name)):
+            parts += _option(f"--{'root' if name == 'roots' else str(name).replace('_', '-')}", value)
+    return " ".join(parts) + rest
+
+
+def _option(name: str, value: Any) -> list[str]:
+    """An option as one types it: a switch, `NAME=URL` of a dict, several values of a list."""
+    if value is None or value is False:
+        return []
+    if value is True:
+        return [name]
+    if isinstance(value, dict):
+        return [f"{name} {shlex.quote(f'{key}={one}')}" for key, one in value.items()]
+    texts = [str(one) for one in _listed(value)]
+    # A value that begins with a dash would be taken for an option.
+    if len(texts) == 1 and texts[0].startswith("-"):
+        return [f"{name}={shlex.quote(texts[0])}"]
+    return [f"{name} {shortened(texts, len(texts)) if len(texts) > 1 else shlex.quote(texts[0])}"] if texts else []
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
 # -- an IL model -----------------------------------------------------------------------------------------------------
@@ -188,8 +230,8 @@ def _model_status(folder: str) -> dict[str, Any]:
 _NUMBERED = re.compile(r"(.*?)(\d+)(\D*)\Z", re.DOTALL)
 
 
-def shortened(urls: Sequence[str]) -> str:
-    """URLs as one would type them: a brace range where their last number counts up, else one by one, at most eight."""
+def shortened(urls: Sequence[str], most: int = 8) -> str:
+    """URLs as one would type them: a brace range where their last number counts up, else one by one, at most `most`."""
     urls = [storage.redact(url) for url in urls]
     split = [match.groups() for url in urls if (match := _NUMBERED.match(url))]
     if len(urls) > 2 and len(split) == len(urls) and len({(a, len(n), z) for a, n, z in split}) == 1:
@@ -197,4 +239,4 @@ def shortened(urls: Sequence[str]) -> str:
         if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
             before, first, after = split[0]
             return shlex.quote(f"{before}{{{first}..{split[-1][1]}}}{after}")  # rhostream expands it, not the shell
-    return " ".join(map(shlex.quote, urls[:8])) + (f" ... ({len(urls) - 8:,} more)" if len(urls) > 8 else "")
+    return " ".join(map(shlex.quote, urls[:most])) + (f" ... ({len(urls) - most:,} more)" if len(urls) > most else "")

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from rhostream import storage
 from rhostream.audit import sources
+from rhostream.audit.alike import digest_of, setting_of
 from rhostream.audit.render import escape
 from rhostream.audit.runs import RunFolder, is_table, open_runs, read_record
 from rhostream.errors import MismatchError, RhostreamError, UnknownNameError, UsageError
@@ -43,7 +44,7 @@ RUNS = pa.schema(
         ("batch_size", pa.int64()), ("seed", pa.int64()), ("loss_cap", pa.bool_()), ("steps", pa.int64()),
         ("last_step", pa.int64()), ("complete", pa.bool_()), ("forward_units", pa.float64()),
         ("il_units", pa.float64()), ("macs", pa.int64()), ("il_accuracy", pa.float64()),
-        ("keep_list_units", pa.float64()),
+        ("keep_list_units", pa.float64()), ("setting", pa.string()),
     ]
 )  # fmt: skip
 _DEFINITIONS = {
@@ -255,4 +256,5 @@ def _run_row(run: RunFolder) -> dict[str, Any]:
         "run": run.name, "loss_cap": bool(settings.get("loss_cap")), "steps": run.steps, "complete": run.complete,
         "forward_units": cost.get("forward_units"), "il_units": cost.get("il_units"), "macs": cost.get("macs"),
         "il_accuracy": run.il_model.get("accuracy"), "keep_list_units": cost.get("keep_list_units"),
+        "setting": digest_of(setting_of(run)),
     }  # fmt: skip

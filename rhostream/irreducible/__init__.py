@@ -4,6 +4,7 @@ from rhostream.irreducible.accounts import Budget, Summary
 from rhostream.irreducible.compute import compute_il, compute_ils, index
 from rhostream.irreducible.fit import fit_il
 from rhostream.irreducible.folds import FoldRule, fold_of
+from rhostream.irreducible.kept import keep_fields
 from rhostream.irreducible.model import ILModel, ModelInfo, load_il_model
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "fit_il",
     "fold_of",
     "index",
+    "keep_fields",
     "load_il_model",
 ]

@@ -1,16 +1,22 @@
 """A keep-list: only the samples that it names are candidates; the others cost neither a read nor a decode.
 
-It is a Parquet or CSV file (whatever a question in SQL gave) with the columns `shard` and `ordinal`, or `shard` and
-`key`. In memory it is one bit a planned sample, shared by the workers: 12.5 MB for a hundred million.
+It is a Parquet, CSV or JSON file (whatever a question in SQL gave) with the columns `shard` and `ordinal`, or `shard`
+and `key`. In memory it is one bit a planned sample, shared by the workers: 12.5 MB for a hundred million.
+
+`rhostream sql --format csv` shows what a terminal or a spreadsheet would obey in a harmless form. Such a cell names the
+sample whose key is shown so; where a shard has two keys that it can stand for, the list is refused. Parquet and JSON
+are exact.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +30,14 @@ from torch import Tensor
 from rhostream import storage
 from rhostream.candidates import CANDIDATE, Reason
 from rhostream.errors import UsageError
+from rhostream.inert import csv_text
 from rhostream.storage import redact
 from rhostream.stream.join import Joined
 from rhostream.tables import il
 
 COST = b"rhostream_cost"  # in the metadata of a Parquet list: what making it cost
 MAX_HEADER = 64 << 10  # bytes; a hundred thousand columns would take most of a gigabyte before they were refused
-_CSV_TYPES = pa.csv.ConvertOptions(column_types={"shard": pa.string(), "key": pa.string(), "ordinal": pa.int64()})
+_CSV_TYPES = {"shard": pa.string(), "key": pa.string(), "ordinal": pa.int64()}
 
 
 @dataclass(frozen=True)
@@ -46,26 +53,37 @@ class KeepList:
         joined.reason[(on_it == 0) & (joined.reason == CANDIDATE)] = Reason.unlisted
 
 
-def read_keep_list(url: str, table: il.Table) -> KeepList:
-    """Read the list at `url` against the shards of `table`.
+def read_keep_list(url: str | os.PathLike[str], table: il.Table) -> KeepList:
+    """Read the list at `url` (path, or URL of a store) against the shards of `table`.
 
-    Raises UsageError when it is neither Parquet nor CSV, lacks the columns, or names no sample of these shards.
+    Rows that name no sample are counted in a warning. Raises UsageError when it is neither Parquet nor CSV nor JSON,
+    lacks the columns, names no sample of these shards, or has a cell of CSV that may be two keys.
     """
-    url = storage.resolve(url)
-    starts = np.concatenate([[0], np.cumsum(table.counts)])
-    keep = np.zeros(int(starts[-1]), bool)
-    number = {name: at for at, name in enumerate(table.names)}
-    rows = strange = 0
-    for batch in _batches(url):
-        rows += batch.num_rows
-        strange += _mark(batch, table, number, starts, keep)
-    if not keep.any():
-        raise UsageError(f"keep-list {redact(url)}: none of its {rows:,} rows names a sample of these "
-                         f"{len(table.names)} shards, whose names look like {table.names[0]!r}")
-    if strange:
-        warnings.warn(f"keep-list {redact(url)}: {strange:,} of its rows name no sample of these shards", stacklevel=2)
-    bits = torch.from_numpy(np.packbits(keep, bitorder="little")).share_memory_()
-    return KeepList(bits, starts[:-1])
+    url = keep_list_url(url)
+    reading = _Reading(url, table)
+    try:
+        for batch in reading.batches():
+            reading.mark(batch)
+    except pa.ArrowException as exc:
+        raise UsageError(f"keep-list {redact(url)} is no Parquet or CSV file, and no JSON, that can be read: "
+                         f"{str(exc).splitlines()[0][:300]}") from exc
+    if not reading.keep.any():
+        raise UsageError(f"keep-list {redact(url)}: none of its {reading.rows:,} rows names a sample of these "
+                         f"{len(table.names)} shards, whose names look like {table.names[0]!r}{reading.first}")
+    if reading.strange:
+        warnings.warn(f"keep-list {redact(url)}: {reading.strange:,} of its rows name no sample of these shards"
+                      f"{reading.first}", stacklevel=2)
+    bits = torch.from_numpy(np.packbits(reading.keep, bitorder="little")).share_memory_()
+    return KeepList(bits, reading.starts[:-1])
+
+
+def keep_list_url(given: str | os.PathLike[str]) -> str:
+    """The resolved URL of a list's file. Raises UsageError for what is no path: a set of keys, a data frame."""
+    if not isinstance(given, str | os.PathLike):
+        raise UsageError(f"keep_list is a {type(given).__name__}, expected the path of a Parquet, CSV or JSON file "
+                         "with the columns shard and ordinal, or shard and key: write it to one first (a data frame: "
+                         "to_parquet), so that the run can say which list it was")
+    return storage.resolve(given)
 
 
 def keep_list_account(url: str) -> dict[str, int]:
@@ -73,7 +91,7 @@ def keep_list_account(url: str) -> dict[str, int]:
 
     fit_samples (forward and backward), scored_samples, macs of one forward: as of an IL model.
     """
-    data = storage.read_bytes(storage.resolve(url))
+    data = storage.read_bytes(keep_list_url(url))
     if data[:4] != b"PAR1":
         return {}
     try:
@@ -83,57 +101,125 @@ def keep_list_account(url: str) -> dict[str, int]:
         return {}
 
 
-def _mark(batch: pa.RecordBatch, table: il.Table, number: dict[str, int], starts: npt.NDArray[np.int64],
-          keep: npt.NDArray[np.bool_]) -> int:
-    """Mark what a batch names; returns how many of its rows name nothing."""
-    names = batch.column("shard").cast(pa.string()).dictionary_encode()
-    shards, index = names.dictionary.to_pylist(), names.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    strange = 0
-    for at, name in enumerate(shards):
-        mine = np.flatnonzero(index == at)
-        shard = number.get(name)
-        if shard is None:
-            strange += len(mine)
-            continue
-        count = int(table.counts[shard])
-        if "ordinal" in batch.schema.names:
-            given = batch.column("ordinal").take(pa.array(mine)).cast(pa.int64()).fill_null(-1)
-            ordinal = given.to_numpy(zero_copy_only=False)
-            ordinal = ordinal[(ordinal >= 0) & (ordinal < count)]
-            strange += len(mine) - len(ordinal)
-        else:
-            keys = batch.column("key").take(pa.array(mine)).cast(pa.string())
-            part = il.read_part(il.part_url(table.url, name))
-            ordinal = np.flatnonzero(pc.is_in(part.key, value_set=keys).to_numpy(zero_copy_only=False))
-            known = pc.is_in(keys, value_set=part.key).to_numpy(zero_copy_only=False)
-            strange += int((~known).sum())
-        keep[starts[shard] + ordinal] = True
-    return strange + int((index < 0).sum())
+@dataclass
+class _Reading:
+    """A list on its way to bits."""
 
+    url: str
+    table: il.Table
+    rows: int = 0
+    strange: int = 0  # rows that name nothing
+    first: str = ""  # the first row that names nothing, in words
+    shown: bool = False  # CSV: a cell may be what our CSV shows instead of the text itself
+    starts: npt.NDArray[np.int64] = field(init=False)
+    keep: npt.NDArray[np.bool_] = field(init=False)  # (samples,)
 
-def _batches(url: str) -> Iterator[pa.RecordBatch]:
-    """The columns shard and ordinal, or shard and key, batch by batch; the file is never whole in memory as Arrow."""
-    data = storage.read_bytes(url)
-    try:
+    def __post_init__(self) -> None:
+        self.starts = np.concatenate([[0], np.cumsum(self.table.counts)])
+        self.keep = np.zeros(int(self.starts[-1]), bool)
+        self._number = {name: at for at, name in enumerate(self.table.names)}
+        self._shown_number = {csv_text(name): at for name, at in self._number.items() if csv_text(name) != name}
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The columns shard and ordinal, or shard and key; Parquet and CSV are never whole in memory as Arrow."""
+        data = storage.read_bytes(self.url)
+        begins = data[:256].removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
         if data[:4] == b"PAR1":
             file = pq.ParquetFile(io.BytesIO(data))
-            columns = _columns(file.schema_arrow.names, url)
+            columns = self._columns(file.schema_arrow.names)
             yield from file.iter_batches(columns=columns, batch_size=1 << 18)
+        elif begins in (b"[", b"{"):
+            yield self._json(data)
         else:
             if len(data.partition(b"\n")[0]) > MAX_HEADER:
-                raise UsageError(f"keep-list {redact(url)}: its first line has more than {MAX_HEADER:,} bytes; "
+                raise UsageError(f"keep-list {redact(self.url)}: its first line has more than {MAX_HEADER:,} bytes; "
                                  "expected the names of its columns")
-            reader = pa.csv.open_csv(io.BytesIO(data), convert_options=_CSV_TYPES)
-            columns = _columns(reader.schema.names, url)
-            yield from (batch.select(columns) for batch in reader)
-    except pa.ArrowException as exc:
-        raise UsageError(f"keep-list {redact(url)} is no Parquet or CSV file that can be read: "
-                         f"{str(exc).splitlines()[0]}") from exc
+            self.shown = True
+            parse = pa.csv.ParseOptions(newlines_in_values=True)
+            columns = self._columns(pa.csv.open_csv(io.BytesIO(data), parse_options=parse).schema.names)
+            # Only these: a column that is none of ours may change its type half-way.
+            types = pa.csv.ConvertOptions(column_types=_CSV_TYPES, include_columns=columns)
+            yield from pa.csv.open_csv(io.BytesIO(data), parse_options=parse, convert_options=types)
 
+    def _json(self, data: bytes) -> pa.RecordBatch:
+        """An array of objects, as `rhostream sql --format json` writes it, or one object a line."""
+        try:
+            text = data.decode("utf-8-sig")
+            rows = json.loads(text) if text.lstrip()[:1] == "[" else [
+                json.loads(line) for line in text.split("\n") if line.strip()]
+            for row in rows:
+                if not isinstance(row, dict):
+                    raise TypeError(f"{str(row)[:40]!r} is no object")
+            columns = self._columns(list(dict.fromkeys(name for row in rows for name in row)))
+            return pa.record_batch({name: pa.array([row.get(name) for row in rows], _CSV_TYPES[name])
+                                    for name in columns})
+        except (ValueError, TypeError, RecursionError) as exc:
+            raise UsageError(f"keep-list {redact(self.url)} is no JSON of objects that can be read: "
+                             f"{str(exc).splitlines()[0][:200]}") from exc
 
-def _columns(names: list[str], url: str) -> list[str]:
-    for second in ("ordinal", "key"):
-        if {"shard", second} <= set(names):
-            return ["shard", second]
-    raise UsageError(f"keep-list {redact(url)} has the columns {', '.join(names) or 'none'}; expected shard and "
-                     "ordinal, or shard and key")
+    def _columns(self, names: list[str]) -> list[str]:
+        for second in ("ordinal", "key"):
+            if names.count("shard") == 1 == names.count(second):
+                return ["shard", second]
+        shown = csv_text(", ".join(names)[:300]) or "none"
+        raise UsageError(f"keep-list {redact(self.url)} has the columns {shown}; expected shard and ordinal, or shard "
+                         "and key, each once")
+
+    def mark(self, batch: pa.RecordBatch) -> None:
+        """Mark what a batch names."""
+        names = batch.column("shard").cast(pa.string()).dictionary_encode()
+        index = names.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        self.rows += len(batch)
+        self._is_strange(batch, index < 0)
+        for at, name in enumerate(names.dictionary.to_pylist()):
+            mine = np.flatnonzero(index == at)
+            if (shard := self._shard_of(name)) is None:
+                self._is_strange(batch, index == at)
+                continue
+            given = batch.column(1).take(pa.array(mine))
+            count = int(self.table.counts[shard])
+            if batch.schema.names[1] == "ordinal":
+                ordinal = given.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
+                known = (ordinal >= 0) & (ordinal < count)
+                ordinal = ordinal[known]
+            else:
+                part = il.read_part(il.part_url(self.table.url, self.table.names[shard]))
+                ordinal, known = self._named_by(given.cast(pa.string()), part.key)
+            self.keep[self.starts[shard] + ordinal] = True
+            self._is_strange(batch, np.isin(np.arange(len(batch)), mine[~known]))
+
+    def _shard_of(self, name: str) -> int | None:
+        exact, shown = self._number.get(name), self._shown_number.get(name) if self.shown else None
+        if exact is not None and shown is not None:
+            raise self._two_meanings(name, "shard", name, self.table.names[shown])
+        return shown if exact is None else exact
+
+    def _named_by(self, keys: pa.StringArray,
+                  own: pa.StringArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Ordinals of the samples whose key (of `own`, by ordinal) is named, and which of `keys` (n,) name one."""
+        hit = pc.is_in(own, value_set=keys).to_numpy(zero_copy_only=False)
+        known = pc.is_in(keys, value_set=own).to_numpy(zero_copy_only=False)
+        if self.shown and pc.any(changed := pc.match_substring_regex(keys, r"^'|\\")).as_py():
+            meant = dict[str, str]()  # a cell -> the key that is shown so
+            asked, exact = set(keys.filter(changed).to_pylist()), set(keys.filter(pa.array(known)).to_pylist())
+            hit = hit.copy()
+            for ordinal, key in enumerate(own.to_pylist()):
+                cell = csv_text(key)
+                if cell != key and cell in asked:
+                    other = cell if cell in exact else meant.setdefault(cell, key)
+                    if other != key:
+                        raise self._two_meanings(cell, "key", other, key)
+                    hit[ordinal] = True
+            known = known | np.array([cell in meant for cell in keys.to_pylist()], bool)
+        return np.flatnonzero(hit), known
+
+    def _two_meanings(self, cell: str, what: str, one: str, other: str) -> UsageError:
+        return UsageError(f"keep-list {redact(self.url)}: {cell!r} may be the {what} {one!r} or {other!r}, which CSV "
+                          "shows alike; write the list with --format json, or name samples by ordinal")
+
+    def _is_strange(self, batch: pa.RecordBatch, strange: npt.NDArray[np.bool_]) -> None:
+        """Count rows (of a mask over the batch) that name nothing, and remember the first one."""
+        self.strange += int(strange.sum())
+        if strange.any() and not self.first:
+            row: dict[str, Any] = batch.slice(int(strange.argmax()), 1).to_pylist()[0]
+            self.first = f", first {', '.join(f'{name} {csv_text(str(value))[:200]!r}' for name, value in row.items())}"

@@ -41,11 +41,11 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     the first image's. Iterate the result for `Candidates`; `state_dict()` and `load_state_dict()` resume exactly.
 
     What costs neither a read nor a decode: `band`, "LOW:HIGH" in nats or per cent of the table's il ("20%:90%"), drops
-    the il outside; `keep_list`, a Parquet or CSV file of (shard, ordinal) or (shard, key), drops what it doesn't name;
-    `prefilter` is a decision of your own. `view_size`: images are decoded at that many pixels, a cheap view to score
-    on, and a `Selector` reads what it keeps (or shortlists) at full size. `device`: a GPU gets the next buffer while
-    the current one is worked on. `classes`: samples whose label is beyond are quarantined; the table's unless given.
-    `with_fold`: candidates carry the fold of their IL model, for a `LiveIL`.
+    the il outside; `keep_list`, a Parquet, CSV or JSON file of (shard, ordinal) or (shard, key), drops what it doesn't
+    name; `prefilter` is a decision of your own. `view_size`: images are decoded at that many pixels, a cheap view to
+    score on, and a `Selector` reads what it keeps (or shortlists) at full size. `device`: a GPU gets the next buffer
+    while the current one is worked on. `classes`: samples whose label is beyond are quarantined; the table's unless
+    given. `with_fold`: candidates carry the fold of their IL model, for a `LiveIL`.
 
     Of a table of text the candidates are `text_length` token ids of `tokenizer` (bytes, words:N, hf:NAME; ids:N for
     .npy), each the table's unless given. `task`: "label", or "language" for samples that need no label. `il_tokens`:
@@ -64,7 +64,7 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     if needs_il:
         _require_same_task(table, preprocess)
     prefilters: list[Prefilter] = [
-        *([read_keep_list(os.fspath(keep_list), table)] if keep_list is not None else []),
+        *([read_keep_list(keep_list, table)] if keep_list is not None else []),
         *([resolve_band(band, table, seed)] if band is not None else []),
         *([prefilter] if prefilter is not None else []),
     ]

@@ -67,6 +67,7 @@ SLICE, LOCAL_THREADS, REMOTE_THREADS = 128, 4, 16  # footers read at a time when
 RESCORE = "re-score what changed: `rhostream verify TABLE --repair --shards URL...`"
 IL_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 FLOAT16_MAX = 65504.0  # nats; what is beyond is stored as this, never as infinity
+_MORE_FIELDS = "; for more kept fields without scoring again: --from TABLE --keep FIELD:TYPE,... and a new --out"
 KEEP_TYPES = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "str": pa.string()}
 _ENCODINGS = {
     "key": "DELTA_BYTE_ARRAY",
@@ -194,7 +195,7 @@ def make_or_match(table: str, info: TableInfo) -> TableInfo:
         old, new = getattr(there, name), getattr(info, name)
         if old != new and not (name == "roots" and not new):
             raise MismatchError(f"{storage.redact(table)} has {name} {old!r}, this job has {new!r}; "
-                                "use the same settings or another --out")
+                                "use the same settings or another --out" + (_MORE_FIELDS if name == "keep" else ""))
     require_same_making(there, info.ingredients, storage.redact(table))
     return there
 

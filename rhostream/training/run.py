@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
@@ -57,6 +57,8 @@ class Run:
     step: int = 0
     cost: Cost = field(default_factory=Cost)
     counts: dict[str, int] = field(default_factory=dict)  # rows of the log by reason
+    changes: list[dict[str, Any]] = field(default_factory=list)  # of settings, in force at the newest checkpoint
+    changing: list[dict[str, Any]] = field(default_factory=list)  # what this attempt changes, once it is claimed
     _committed: int = 0  # the step of the newest checkpoint
     _made: bool = False  # run.json is of this process
     _retried: dict[str, dict[str, int]] = field(default_factory=storage.retried)  # before this attempt
@@ -64,25 +66,28 @@ class Run:
     _steps: list[dict[str, Any]] = field(default_factory=list)
     _shadow: list[dict[str, Any]] = field(default_factory=list)
 
-    def open(self, record: Mapping[str, Any]) -> Checkpoint | None:
+    def open(self, record: Mapping[str, Any], changeable: Iterable[str] = ()) -> Checkpoint | None:
         """Make run.json or check that it is of the same making; returns the checkpoint to resume from.
 
         Raises MismatchError naming the fields that differ, NotWritableError, UsageError where a rank can't see the
         folder.
         """
         if self.ranks.first:
-            self._make(record)
+            self._make(record, changeable)
         told = self.ranks.from_first(_as_json(checkpoint.latest(self.url)) if self.ranks.first else None)
         self._require_shared()
         found = None if told is None else Checkpoint(**told)
         if found is not None:
+            if found.changes != self.changes:
+                raise MismatchError(f"another attempt at {storage.redact(self.url)} changed its settings meanwhile; "
+                                    "start again")
             self.step, self.cost = found.step, Cost.from_json(found.cost)
             self._committed = found.step
             self.counts = dict(found.counts) if self.ranks.first else {}
             self._log, self._steps, self._shadow = list(found.log), list(found.steps), list(found.shadow)
         return found
 
-    def _make(self, record: Mapping[str, Any]) -> None:
+    def _make(self, record: Mapping[str, Any], changeable: Iterable[str]) -> None:
         body = {"version": VERSION, "fingerprints": self.pinned, **record}
         crash_point("run: before run.json")
         try:
@@ -91,7 +96,8 @@ class Run:
             self._made = True
         except AlreadyExistsError:
             # A run that was started before ranks could differ chose among the whole buffer.
-            old = {"selection": "global", **recorded(self.url).get("fingerprints", {})}
+            old = {"selection": "global", **recorded(self.url).get("fingerprints", {}),
+                   **{change["field"]: change["new"] for change in [*self.changes, *self.changing]}}
             if "draws" not in old and "draws" in self.pinned:
                 self._require_same_draws()
                 old["draws"] = self.pinned["draws"]
@@ -100,6 +106,9 @@ class Run:
                 checkpoint.require_same(old, same, f"run {storage.redact(self.url)}")
             except MismatchError as exc:
                 _note_shards(exc, recorded(self.url).get("shards", []), record["shards"])
+                if free := [name for name in changeable if old.get(name) != same.get(name)]:
+                    exc.add_note(f"on purpose, from the newest checkpoint on: the old settings and --change "
+                                 f"{' '.join(f'{name}={same.get(name)}' for name in free)}")
                 if not checkpoint.committed(self.url):
                     exc.add_note("nothing of that run was committed: unless it is running, its folder can be deleted")
                 raise
@@ -140,11 +149,17 @@ class Run:
             self._write_cost()
         checkpoint.retain(self.url, keep)
 
-    def claim(self) -> None:
-        """Become the newest attempt and open the writers."""
-        note = {"host": platform.node(), "pid": os.getpid(), "from_step": self.step, "ranks": self.ranks.size}
+    def claim(self, settings: Mapping[str, Any] | None = None) -> None:
+        """Become the newest attempt and open the writers.
+
+        The attempt's note says what it changes, and what it does by `settings` that nothing pins.
+        """
+        note = {"host": platform.node(), "pid": os.getpid(), "from_step": self.step, "ranks": self.ranks.size,
+                "changes": self.changing, "settings": dict(settings or {})}
         claimed = checkpoint.claim_attempt(self.url, note) if self.ranks.first else None
         self.attempt = int(self.ranks.from_first(claimed))
+        self.changes = [*self.changes, *({**change, "attempt": self.attempt} for change in self.changing)]
+        self.changing = []
         self.log = LogWriter(self.url, self.attempt, self.ranks.rank)
         self.steps = StepsWriter(self.url, self.attempt)
         self.shadow = ShadowWriter(self.url, self.attempt, self.ranks.rank)
@@ -185,7 +200,7 @@ class Run:
             self.url,
             Checkpoint(step=self.step, pass_index=pass_index, buffer=buffer, attempt=self.attempt, complete=complete,
                        fingerprints=self.pinned, log=self._log, steps=self._steps, cost=self.cost.as_json(),
-                       counts=self.counts, shadow=self._shadow, selector=selector),
+                       counts=self.counts, shadow=self._shadow, selector=selector, changes=self.changes),
             model.state_dict(), optimizer.state_dict(), others,
         )
         if complete:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -20,6 +21,7 @@ from rhostream.selection.rules import Rule, find_rule
 from rhostream.selection.tokens import RULES as LANGUAGE_RULES
 from rhostream.selection.tokens import TokenShare
 from rhostream.stream.dataset import CandidateStream
+from rhostream.stream.keep_list import keep_list_url
 from rhostream.tables.il import fingerprint
 from rhostream.training.augment import KINDS
 from rhostream.training.book import Metrics
@@ -97,8 +99,15 @@ class Settings:
     text_length: int | None
     task: str | None
     token_share: float | None
+    change: Mapping[str, Any] | str | Iterable[str] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("shards", "test_shards"):  # an iterable is asked twice: for the data, and for run.json
+            given = getattr(self, name)
+            listed = (given,) if isinstance(given, str | os.PathLike) else tuple(given)
+            object.__setattr__(self, name, tuple(map(os.fspath, listed)))
+        if self.keep_list is not None:
+            keep_list_url(self.keep_list)
         n_B, n_b = self.buffer_size, self.batch_size
         if not 1 <= n_b <= n_B:
             raise UsageError(f"--batch-size {n_b} of --buffer-size {n_B}: expected 1 <= n_b <= n_B")
@@ -234,4 +243,4 @@ class Settings:
 
 
 def _sha256(url: str) -> str:
-    return hashlib.sha256(storage.read_bytes(storage.resolve(url))).hexdigest()
+    return hashlib.sha256(storage.read_bytes(keep_list_url(url))).hexdigest()

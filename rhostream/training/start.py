@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -30,6 +31,7 @@ from rhostream.stream.keep_list import keep_list_account
 from rhostream.stream.open import open_stream
 from rhostream.tables.il import Table, part_url, read_part
 from rhostream.training.cascade import make_proxy, require_classes, set_macs
+from rhostream.training.changes import CHANGEABLE, in_force
 from rhostream.training.draws import changed_draws
 from rhostream.training.evaluate import TestSet
 from rhostream.training.hardware import autocast, threads_of
@@ -38,6 +40,8 @@ from rhostream.training.loop import Metrics, Trainer
 from rhostream.training.ranks import TIMEOUT_SECONDS, joined, local_device, require_alike, with_synchronized_norms
 from rhostream.training.run import Run, recorded, versions
 from rhostream.training.settings import Settings
+
+_ASKED = ("passes", "steps", "workers", "eval_every", "smoothing", "checkpoint_every")  # recorded, and not pinned
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
           rank_timeout: float = TIMEOUT_SECONDS, roots: Mapping[str, str] | None = None,
           metrics: Metrics | None = None, make_model: Callable[[], nn.Module] | None = None,
           tokenizer: str | None = None, text_length: int | None = None, task: str | None = None,
-          token_share: float | None = None) -> Summary:
+          token_share: float | None = None,
+          change: Mapping[str, Any] | str | Iterable[str] | None = None) -> Summary:
     """Train `model` on the shards with selection, in the run folder `run`; the same call again resumes.
 
     `buffer_size` is n_B, `batch_size` n_b. Without `passes` and `steps`: one pass; with `steps` alone: as many passes
@@ -96,6 +101,11 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
     over all of them. `selection`: "global" keeps the best n_b of the whole buffer, as one rank would, "rank" the best
     n_b / ranks of each slice. `rank_timeout`: seconds that a rank waits for the others before it stops.
 
+    `change`, {"lr": 5e-4} or "lr=5e-4": what a run that goes on does otherwise from its newest checkpoint on; the other
+    arguments stay as they were. It is recorded (run.json stays as it is), reports say it, and the same call again
+    changes nothing more. lr, weight_decay, il_lr_scale, accumulate, augment, chunk, precision, train_precision and
+    compile can change.
+
     Raises UsageError and its kin before any work, Interrupted after a signal, NonFiniteError when training diverges,
     RankLostError when another rank is gone.
     """
@@ -107,6 +117,7 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
 
 def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     run, tests = storage.resolve(settings.run), list(settings.test_shards)
+    settings, changes, changing = in_force(settings, run, ranks)
     scoring, training = (autocast(*option, on) for option in (("--precision", settings.precision),
                                                               ("--train-precision", settings.train_precision)))
     before, listed = recorded(run), settings.listed
@@ -117,7 +128,8 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     pinned, last_step = settings.pinned(stream, classes, ranks), _last_step(settings, stream.buffers_per_pass)
     # Ranks that weren't started alike would wait for each other at different places.
     require_alike(ranks, _plain({**pinned, "last_step": last_step, "tests": len(tests), "eval_every":
-                                 settings.eval_every, "checkpoint_every": settings.checkpoint_every}))
+                                 settings.eval_every, "checkpoint_every": settings.checkpoint_every,
+                                 "changing": changing}))
     _require_quota(settings, stream.table, classes)
     network, proxy = _networks(settings, loader, classes, on, ranks)
     require_classes(settings.model, network, stream.preprocess, classes)
@@ -132,7 +144,8 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     threads = threads_of(settings.threads, settings.workers, before.get("threads"))
     record = _record(settings, loader, pinned, last_step, threads, on, ranks)
     networks = [network, *([proxy.model] if proxy else []), *(live.networks if live else [])]
-    attempt = Run(run, pinned, ranks, changed_draws=lambda: changed_draws(settings, networks, stream.decoded))
+    attempt = Run(run, pinned, ranks, changes=changes, changing=changing,
+                  changed_draws=lambda: changed_draws(settings, networks, stream.decoded))
     if ranks.first:
         storage.probe_writable(run)
     with threads_in_use(threads):
@@ -141,7 +154,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
             set_live_macs(attempt.cost, live, stream.decoded)
     attempt.cost.il = _il_account(loader) if settings.uses_il else {}
     attempt.cost.keep_list = {} if settings.keep_list is None else keep_list_account(settings.keep_list)
-    found = attempt.open(record)
+    found = attempt.open(record, CHANGEABLE)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, betas=(0.9, 0.999),
                                   weight_decay=settings.weight_decay, fused=True)
     trainer = Trainer(
@@ -153,10 +166,15 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     if found is not None:
         attempt.settle(found, settings.keep_checkpoints)
         _restore(run, found, trainer)
+        if changes or changing:  # the optimizers' states know the rates of before
+            _set_rates(settings, trainer)
     if attempt.step < last_step:
-        attempt.claim()
+        attempt.claim({name: record["settings"][name] for name in _ASKED})
         with threads_in_use(threads), attempt.beginning():
             trainer.loop()
+    elif changing:
+        raise UsageError(f"--change {changing[0]['field']}: {storage.redact(run)} is complete at step "
+                         f"{attempt.step:,}, so no step is left to take with it; give more --steps or --passes")
     counts = dict(ranks.from_first(attempt.counts))
     accuracy = trainer.evaluation.accuracy if trainer.evaluation else None
     return Summary(run, attempt.step, sum(counts.values()), counts, accuracy, attempt.cost.as_json())
@@ -248,11 +266,12 @@ def _record(settings: Settings, loader: Loader, pinned: dict[str, Any], last_ste
             on: torch.device, ranks: Ranks) -> dict[str, Any]:
     """What run.json says beside the fingerprints."""
     stream, table = loader.stream, loader.stream.table
-    asked = ("passes", "steps", "workers", "eval_every", "smoothing", "checkpoint_every", "selection")
     return {
-        "settings": {**pinned, **{name: getattr(settings, name) for name in asked}, "last_step": last_step,
+        "settings": {**pinned, **{name: getattr(settings, name) for name in (*_ASKED, "selection")},
+                     "last_step": last_step,
                      "keep_list": settings.keep_list and storage.redact(storage.resolve(settings.keep_list)),
                      "prefilters": [repr(p) for p in stream.prefilters if isinstance(p, Band)]},
+        "arguments": arguments_of(settings),
         "il": storage.redact(storage.resolve(settings.il)), "shards": list(table.names),
         "roots": {k: storage.redact(root) for k, root in {**table.info.roots, **(settings.roots or {})}.items()},
         # Without user and query: a presigned URL is a secret, and one of yesterday opens nothing.
@@ -290,6 +309,35 @@ def _restore(run: str, found: Checkpoint, trainer: Trainer) -> None:
         raise TableError(f"the checkpoint of step {found.step} in {storage.redact(run)} doesn't fit the model "
                          f"{trainer.run.pinned['model']!r}: {' '.join(str(exc).split())[:300]}") from exc
     trainer.loader.load_state_dict({"pass": found.pass_index, "buffer": found.buffer})
+
+
+def _set_rates(settings: Settings, trainer: Trainer) -> None:
+    """The rates in force, for all that learns in the run."""
+    rates = [(trainer.optimizer, {"lr": settings.lr, "weight_decay": settings.weight_decay})]
+    if trainer.selector.proxy is not None:
+        rates.append((trainer.selector.proxy.optimizer, {"lr": settings.lr}))
+    if trainer.selector.live is not None:
+        rates += [(one, {"lr": settings.lr * settings.il_lr_scale}) for one in trainer.selector.live.optimizers]
+    for optimizer, values in rates:
+        for group in optimizer.param_groups:
+            group.update(values)
+
+
+def arguments_of(settings: Settings) -> dict[str, Any]:
+    """What the run was called with beyond the defaults, without secrets: the command that goes on is made of it."""
+    defaults = {name: p.default for name, p in inspect.signature(train).parameters.items()}
+    given = {name: getattr(settings, name) for name in defaults if getattr(settings, name) != defaults[name]}
+    for name in ("run", "il", "metrics", "change"):  # the folder and the table are known, the others are no settings
+        given.pop(name, None)
+    for name in ("shards", "test_shards"):
+        given[name] = [storage.redact(storage.resolve(url)) for url in getattr(settings, name)]
+    for name in ("init", "keep_list", "il_model"):
+        if name in given:
+            given[name] = storage.redact(storage.resolve(given[name]))
+    if given.get("roots"):
+        given["roots"] = {name: storage.redact(storage.resolve(root)) for name, root in given["roots"].items()}
+    return {name: value for name, value in given.items() if value not in (None, [], {})} | (
+        {"make_model": True} if "make_model" in given else {})
 
 
 def _il_account(loader: Loader) -> dict[str, Any]:

@@ -124,6 +124,7 @@ def _job(request: dict[str, Any], out: int) -> int:
     crashpoints.arm(request["crash_point"])
     os.environ["RHOSTREAM_CRASH_POINT"] = request["crash_point"]  # its loader workers are armed by this
     verbs = {"fit-il": rhostream.fit_il, "compute-il": rhostream.compute_il, "index": rhostream.index,
+             "keep": rhostream.keep_fields,
              "compute-ils": rhostream.compute_ils, "train": rhostream.train, "verify": verify}
     error = ""
     try:

@@ -111,6 +111,8 @@ def jobs(tmp_path_factory: pytest.TempPathFactory, rig: Rig) -> dict[str, Job]:
     return {
         "fit-il": Job("fit-il", fit, "out", weights_of_folds),
         "index": Job("index", {"shards": shards}, "out", parts_and_table),
+        "keep": Job("keep", {"shards": shards, "table": str(root / "il"), "keep": {"true_label": "int"}}, "out",
+                    parts_and_table),
         "compute-il": Job("compute-il", compute, "out", parts_and_table),
         "compute-il of two models": Job("compute-ils", several, "outs", parts_and_table),
         "train": Job("train", train, "run", log_and_weights),
@@ -171,7 +173,7 @@ def matrix(rig: Rig, job: Job, whole: tuple[Any, dict[str, int]], folder: Path, 
 
 def test_E1_every_crash_point_of_the_source_is_passed_by_some_job(whole: Whole) -> None:
     """The places where a crash is tried are found in the source; a place that no job reaches fails the tests."""
-    passed = {point for verb in ("fit-il", "index", "compute-il", "train") for point in whole[verb][1]}
+    passed = {point for verb in ("fit-il", "index", "keep", "compute-il", "train") for point in whole[verb][1]}
     there = points()
     assert {point: where for point, where in there.items() if point not in passed} == {}
     assert passed <= set(there)
@@ -194,7 +196,7 @@ def test_E15_a_killed_trainer_run_again_has_the_same_log_and_weights(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fit-il", "index", "compute-il", "compute-il of two models", "train",
+@pytest.mark.parametrize("name", ["fit-il", "index", "keep", "compute-il", "compute-il of two models", "train",
                                   "train of a network with batch norm", "train by a rule that learns along"])
 def test_E1_the_whole_crash_matrix(rig: Rig, jobs: dict[str, Job], whole: Whole,
                                    tmp_path: Path, name: str) -> None:

@@ -1,0 +1,82 @@
+"""Which runs are of one setting: everything that a run pins, but its seed, and what it changed on purpose.
+
+What a run doesn't state (one of an older version lacks a setting of today) is unknown and equal to nothing but unknown:
+two such runs are of one setting where all that they state is equal. An option that stands in no run.json unless it was
+asked for is at its default there, so its absence differs from any value, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rhostream.audit.render import escape
+from rhostream.audit.runs import RunFolder
+
+# What run.json has among the settings that decides neither which samples are kept nor what the weights become.
+_FREE = {"seed", "passes", "steps", "workers", "eval_every", "smoothing", "checkpoint_every", "last_step", "prefilters"}
+# What makes the choice and nothing else: a baseline differs in these on purpose. Stages that cost a forward are in it,
+# and how scores are computed, because uniform choice makes none.
+OF_THE_RULE = {
+    "rule", "loss_cap", "chunk", "precision", "batch_norm", "band", "shortlist", "view_size", "proxy_model",
+    "keep_list", "clip", "gumbel", "warm_up", "stop_after", "uniform_every", "ratio", "class_quota", "deduplicate",
+    "tau", "mc_draws", "shadow", "il_lr_scale", "selection",
+}  # fmt: skip
+# One that trains on everything has a buffer of its own, and may split its batch.
+OF_THE_SIZES = {"buffer_size", "batch_size", "lanes", "accumulate"}
+SHOWN = 3  # differing settings that are named one by one
+_UNSTATED = "not stated"
+
+
+def setting_of(run: RunFolder) -> dict[str, Any]:
+    """What is pinned but the seed, name -> value; "change 1" and so on is what was changed on purpose, in order."""
+    pinned = {**run.settings, **(run.record.get("fingerprints") or {})}
+    stated = {name: value for name, value in pinned.items() if name not in _FREE}
+    stated.setdefault("selection", "global")  # a run of before ranks could differ chose among the whole buffer
+    changes = run.checkpoint.changes if run.checkpoint else []
+    return stated | {f"change {n + 1}": says_change(change) for n, change in enumerate(changes)}
+
+
+def says_change(change: Mapping[str, Any]) -> str:
+    """A recorded change in words."""
+    return f"{change['field']} {shown(change['old'])} to {shown(change['new'])} from step {change['step']:,}"
+
+
+def digest_of(setting: Mapping[str, Any]) -> str | None:
+    """12 hex digits, equal for runs of one setting; None for a run that doesn't say what it was."""
+    if "rule" not in setting:
+        return None
+    return hashlib.sha256(json.dumps(setting, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any], but: Iterable[str] = ()) -> list[str]:
+    """Names of the settings that differ, or that only one of them states, sorted; without those of `but`."""
+    names = ({*one} | {*other}) - set(but)
+    return sorted(n for n in names if (n in one) != (n in other) or one[n] != other[n])
+
+
+def says_difference(one: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[str]) -> str:
+    """`lr 0.001 against 0.01, ...`: the first few of the names with both values."""
+    names = list(names)
+    each = [f"{name.replace('_', ' ')} {shown(one.get(name, _UNSTATED))} against {shown(other.get(name, _UNSTATED))}"
+            for name in names[:SHOWN]]
+    return ", ".join(each) + (f" and {len(names) - SHOWN} more settings" if len(names) > SHOWN else "")
+
+
+def unfair(run: Mapping[str, Any], baseline: Mapping[str, Any], everything: bool) -> list[str]:
+    """The settings in which a baseline differs though its choice (or its sizes) isn't why.
+
+    A baseline that looks at no il states none, which is no difference; two different tables are one.
+    """
+    but = OF_THE_RULE | (OF_THE_SIZES if everything else set())
+    if run.get("il") is None or baseline.get("il") is None:
+        but = but | {"il"}
+    return differing(run, baseline, but)
+
+
+def shown(value: Any) -> str:
+    """A value in a sentence: short, on one line."""
+    text = escape(f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value))
+    return text if len(text) <= 40 else text[:39] + "…"

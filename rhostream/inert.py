@@ -1,0 +1,24 @@
+"""Text of a stranger, made harmless: one line, no control character, and in CSV nothing that a spreadsheet would run.
+
+Pure functions of the text, below all wings: who shows a key and who reads a list that names it use the same ones.
+"""
+
+from __future__ import annotations
+
+# The full-width forms too: spreadsheets of some locales take them for the plain ones.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
+
+
+def escape(text: str) -> str:
+    """The text on one line, with an escape for every character that isn't printable."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def csv_text(text: str) -> str:
+    """The text as our CSV shows it: escaped, and behind a `'` where a spreadsheet would take it for a formula.
+
+    Two texts may be shown alike (`-1` and `'-1`), so the way back is a search among the texts that can be meant.
+    """
+    return escape("'" + text if text.startswith(FORMULA) else text)

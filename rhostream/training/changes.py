@@ -1,0 +1,109 @@
+"""What a run may change on purpose while it goes on: which settings, what is in force, and how it is recorded.
+
+run.json says how the run began and is never written again. A change is (field, old, new, step, attempt): the attempt
+that makes it notes it when it is claimed, and every checkpoint from then on lists it, so that it counts exactly where
+its steps do. The same command again finds its change in force and makes no second one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from rhostream import checkpoint, storage
+from rhostream.errors import MismatchError, UnknownNameError, UsageError
+from rhostream.selection.ranks import Ranks
+from rhostream.training.run import recorded
+from rhostream.training.settings import Settings
+
+# How a step is made and computed. What is read, in which order, and what is chosen by which rule stays the run's.
+CHANGEABLE: dict[str, type] = {"lr": float, "weight_decay": float, "il_lr_scale": float, "accumulate": int,
+                               "augment": str, "chunk": int, "precision": str, "train_precision": str, "compile": bool}
+_PLAN = "it decides the order of the samples, of which each comes once a pass"
+_CANDIDATES = "it decides which samples can be chosen and what they look like, which holds for the whole log"
+_CHOICE = ("it decides what is kept, and a run is described by one choice; --warm-up, --stop-after and --ratio make "
+           "one that changes in time")
+_WEIGHTS = "it decides which weights there are"
+_FREE = "nothing pins it: give the option itself, the run goes on with it"
+WHY_NOT = {
+    **dict.fromkeys(("seed", "shards", "roots", "buffer_size", "lanes"), _PLAN),
+    **dict.fromkeys(("il", "keep_list", "band", "missing_il", "keep_holdout", "classes", "image_size", "decoder",
+                     "view_size", "tokenizer", "text_length", "task"), _CANDIDATES),
+    **dict.fromkeys(("rule", "batch_size", "loss", "loss_cap", "clip", "gumbel", "warm_up", "stop_after", "ratio",
+                     "uniform_every", "class_quota", "deduplicate", "tau", "mc_draws", "shadow", "shortlist",
+                     "proxy_model", "batch_norm", "selection", "token_share", "il_model", "il_code"), _CHOICE),
+    **dict.fromkeys(("model", "init", "make_model"), _WEIGHTS),
+    **dict.fromkeys(("passes", "steps", "workers", "test_shards", "eval_every", "smoothing", "checkpoint_every",
+                     "keep_checkpoints", "device", "threads", "rank_timeout", "metrics"), _FREE),
+}  # fmt: skip
+Change = dict[str, Any]
+
+
+def parse_changes(given: Mapping[str, Any] | str | Iterable[str] | None) -> dict[str, Any]:
+    """{field: value} of `{"lr": 5e-4}` or `["lr=5e-4"]`. Raises UsageError for what can't change, and says why."""
+    if not isinstance(given, Mapping):
+        texts = [given] if isinstance(given, str) else list(given or ())
+        pairs = [text.partition("=") for text in texts]
+        if bad := [text for text, (name, equals, value) in zip(texts, pairs, strict=True)
+                   if not (name and equals and value)]:
+            raise UsageError(f"--change {bad[0]!r}: expected NAME=VALUE, as lr=0.0005")
+        given = {name: value for name, _, value in pairs}
+    found = {}
+    for written, value in given.items():
+        name = written.strip().lstrip("-").replace("-", "_")
+        if name in WHY_NOT:
+            raise UsageError(f"--change {written}: {WHY_NOT[name]}"
+                             f"{'' if WHY_NOT[name] is _FREE else '; train with it in another --run'}. Can be changed: "
+                             f"{', '.join(CHANGEABLE)}")
+        if name not in CHANGEABLE:
+            raise UnknownNameError.of("setting that can change", name, [*CHANGEABLE, *WHY_NOT])
+        found[name] = _value(name, value)
+    return found
+
+
+def _value(name: str, value: Any) -> Any:
+    kind = CHANGEABLE[name]
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[str(value).lower()]
+        if name == "chunk" and str(value).lower() == "none":
+            return None
+        if isinstance(value, bool) or (kind is int and int(value) != float(value)):
+            raise ValueError
+        return kind(value)
+    except (KeyError, ValueError, TypeError, OverflowError):
+        expected = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "text")
+        raise UsageError(f"--change {name}={str(value)[:80]}: expected {expected}") from None
+
+
+def in_force(settings: Settings, run: str, ranks: Ranks) -> tuple[Settings, list[Change], list[Change]]:
+    """The settings with all that was changed: (settings, changes that are committed, changes to be made now).
+
+    Collective. A setting may be given as the run began with it or as it is in force. Raises UsageError, MismatchError.
+    """
+    wanted = parse_changes(settings.change)
+    told: dict[str, Any] | None = None
+    if ranks.first and (record := recorded(run)):
+        point = checkpoint.latest(run)
+        told = {"began": {k: v for k, v in (record.get("fingerprints") or {}).items() if k in CHANGEABLE},
+                "changes": point.changes if point else [], "step": point.step if point else 0}
+    told = ranks.from_first(told)
+    if told is None:
+        if wanted:
+            raise UsageError(f"--change {next(iter(wanted))}: there is no run in {storage.redact(run)} yet, so there "
+                             "is nothing to change: give the option itself")
+        return settings, [], []
+    before, began = list[Change](told["changes"]), told["began"]
+    now = {**began, **{change["field"]: change["new"] for change in before}}
+    for name in {change["field"] for change in before} | {*wanted}:
+        if name not in now:
+            raise UsageError(f"--change {name}: this run has no such setting (rule {settings.rule})")
+        given = getattr(settings, name)
+        if given not in (began[name], now[name], wanted.get(name, now[name])):
+            raise MismatchError(f"run {storage.redact(run)} began with {name} {began[name]!r} and has {now[name]!r} "
+                                f"now, not {given!r}; --change {name}={given} changes it from here on, and records it")
+    new = [{"field": name, "old": now[name], "new": value, "step": told["step"]}
+           for name, value in wanted.items() if value != now[name]]
+    changed = {name: {**now, **wanted}[name] for name in {c["field"] for c in [*before, *new]}}
+    return (replace(settings, **changed) if changed else settings), before, new
