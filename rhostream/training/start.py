@@ -159,22 +159,19 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
 
 
 def _open(settings: Settings, on: torch.device, ranks: Ranks, before: Mapping[str, Any]) -> Loader:
-    """This rank's slice of the buffers. A run that goes on keeps its lanes, whatever the number of ranks now."""
-    lanes, then = settings.lanes, before.get("settings", {})
-    if lanes is None and then.get("buffer_size") == settings.buffer_size:
-        lanes = then.get("lanes")
-    if settings.lanes is None and lanes and lanes % ranks.size and settings.buffer_size % ranks.size == 0:
-        possible = [n for n in range(1, lanes + 1) if lanes % n == 0]
-        raise UsageError(f"{storage.redact(settings.run)} was started with {lanes} lanes, which {ranks.size} ranks "
-                         f"can't share; go on with {', '.join(map(str, possible))} ranks")
+    """This rank's slice of the buffers. A run that goes on keeps its lanes, whatever the number of ranks now, and the
+    order of its shards, whatever that of the list."""
+    then = before.get("settings", {})
+    own = settings.lanes is None and then.get("buffer_size") == settings.buffer_size
+    carried = then["lanes"] if own and isinstance(then.get("lanes"), int) else None
     loader = open_stream(
         settings.shards, settings.il, buffer_size=settings.buffer_size, seed=settings.seed, passes=None,
-        workers=settings.workers, image_size=settings.image_size, lanes=lanes, decoder=settings.decoder,
+        workers=settings.workers, image_size=settings.image_size, lanes=settings.lanes, decoder=settings.decoder,
         missing_il=settings.missing_il, keep_holdout=settings.keep_holdout, needs_il=settings.found_rule.needs_il,
         roots=settings.roots, band=settings.band, keep_list=settings.keep_list, view_size=settings.view_size,
         device=on, classes=settings.classes, rank=ranks.rank, ranks=ranks.size, with_fold=settings.found_rule.live,
         tokenizer=settings.asked_tokenizer, text_length=settings.text_length, task=settings.found_task,
-        il_tokens=settings.token_share is not None,
+        il_tokens=settings.token_share is not None, carried_lanes=carried, order=before.get("shards"),
     )  # fmt: skip
     schedule, always = settings.options.schedule, settings.found_rule.score is None
     if always or schedule.has_uniform_steps:
@@ -285,6 +282,7 @@ def _restore(run: str, found: Checkpoint, trainer: Trainer) -> None:
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
         raise TableError(f"the checkpoint of step {found.step} in {storage.redact(run)} doesn't fit the model "
                          f"{trainer.run.pinned['model']!r}: {' '.join(str(exc).split())[:300]}") from exc
+    # Without the identity of its plan: the run's own fingerprints say more.
     trainer.loader.load_state_dict({"pass": found.pass_index, "buffer": found.buffer})
 
 
