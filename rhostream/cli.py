@@ -287,6 +287,10 @@ def _option(group: str, *names: str, **how: Any) -> Callable[[Any], Any]:
     click.option("--buffer-size", default=320, show_default=True, help="n_B: samples looked at each step."),
     click.option("--batch-size", default=32, show_default=True, help="n_b: samples kept for the gradient."),
     click.option("--test-shards", multiple=True, metavar="URL...", help="Evaluated for reporting only."),
+    click.option("--max-bad-fraction", default=0.01, show_default=True,
+                 help="Of the test shards: more bad samples than this in one, or in all, stop the run."),
+    click.option("--max-bad-samples", type=int, metavar="N",
+                 help="More bad samples in all test shards stop the run.  [default: by --max-bad-fraction]"),
     click.option("--passes", type=int, help="Passes over the shards.  [default: 1, or as many as --steps needs]"),
     click.option("--steps", type=int, help="Stop after this many steps."),
     click.option("--missing-il", default="error", show_default=True, type=_Choice(["error", "skip", "uniform"]),
@@ -382,7 +386,8 @@ def train(shards: tuple[str, ...], roots: tuple[str, ...], tensorboard: bool, **
         click.echo(json.dumps({"run": redact(summary.run), "steps": summary.steps, "planned": summary.planned,
                                "kept": kept, "skipped": summary.planned - kept - tail, "tail": tail,
                                "reasons": summary.reasons, "retried": summary.cost["retried"],
-                               "test_accuracy": summary.test_accuracy}, indent=1))
+                               "test_accuracy": summary.test_accuracy, "test_samples": summary.test_samples,
+                               "test_left_out": summary.test_left_out}, indent=1))
 
 
 def _tensorboard(run: str) -> Callable[[dict[str, Any]], None]:

@@ -123,7 +123,7 @@ def _run_status(run: str) -> dict[str, Any]:
         "pass": latest.pass_index if latest else 0, "complete": complete,
         "rows_by_reason": counts, "unused": {k: counts[k] for k in _UNUSED if counts.get(k)},
         "examples": _run_examples(run, record, latest), "attempts": checkpoint.newest_attempt(run) + 1,
-        "left_out_shards": record.get("left_out_shards") or 0,
+        "left_out_shards": record.get("left_out_shards") or 0, "test_set": record.get("test_set") or {},
         "next": "nothing: the run is complete" if complete else _train(run, record),
     }  # fmt: skip
 

@@ -19,6 +19,7 @@ from rhostream.selection.ranks import Ranks
 from rhostream.selection.rules import Rule, find_rule
 from rhostream.selection.tokens import RULES as LANGUAGE_RULES
 from rhostream.selection.tokens import TokenShare
+from rhostream.stream.budget import Budget
 from rhostream.stream.dataset import CandidateStream
 from rhostream.tables.il import fingerprint
 from rhostream.training.augment import KINDS
@@ -95,6 +96,8 @@ class Settings:
     text_length: int | None
     task: str | None
     token_share: float | None
+    max_bad_fraction: float = 0.01
+    max_bad_samples: int | None = None
 
     def __post_init__(self) -> None:
         n_B, n_b = self.buffer_size, self.batch_size
@@ -105,7 +108,7 @@ class Settings:
             raise UsageError("--steps, --passes, --accumulate, --eval-every and --checkpoint-every must be at least 1")
         if self.augment not in KINDS:
             raise UnknownNameError.of("augmentation", self.augment, KINDS)
-        _ = self.tokens  # a share that can't be
+        _ = self.tokens, self.budget  # a share that can't be
         if self.selection not in SELECTIONS:
             raise UnknownNameError.of("selection", self.selection, SELECTIONS)
         if not isinstance(self.shadow, str | None):
@@ -143,6 +146,11 @@ class Settings:
     def listed(self) -> Shortlist | None:
         return parse_shortlist(self.shortlist, rule=self.rule, buffer_size=self.buffer_size, batch_size=self.batch_size,
                                view_size=self.view_size)
+
+    @property
+    def budget(self) -> Budget:
+        """What the test set may hold that can't be used. Raises UsageError."""
+        return Budget(fraction=self.max_bad_fraction, samples=self.max_bad_samples)
 
     @property
     def uses_il(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from rhostream.stream.dataset import Loader
 from rhostream.stream.join import UniformChoice
 from rhostream.stream.keep_list import keep_list_account
 from rhostream.stream.open import open_stream
-from rhostream.tables.il import Table, part_url, read_part
+from rhostream.tables.il import OK, Table, part_url, read_part
 from rhostream.training.cascade import make_proxy, require_classes, set_macs
 from rhostream.training.evaluate import TestSet
 from rhostream.training.hardware import autocast, threads_of
@@ -48,6 +48,8 @@ class Summary:
     reasons: dict[str, int]
     test_accuracy: float | None
     cost: dict[str, Any]
+    test_samples: int = 0  # of which the accuracy is
+    test_left_out: dict[str, int] = field(default_factory=dict)  # test samples that can't be used, by status
 
 
 def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp", rule: str = "rho",
@@ -69,11 +71,14 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
           rank_timeout: float = TIMEOUT_SECONDS, roots: Mapping[str, str] | None = None,
           metrics: Metrics | None = None, make_model: Callable[[], nn.Module] | None = None,
           tokenizer: str | None = None, text_length: int | None = None, task: str | None = None,
-          token_share: float | None = None) -> Summary:
+          token_share: float | None = None, max_bad_fraction: float = 0.01,
+          max_bad_samples: int | None = None) -> Summary:
     """Train `model` on the shards with selection, in the run folder `run`; the same call again resumes.
 
     `buffer_size` is n_B, `batch_size` n_b. Without `passes` and `steps`: one pass; with `steps` alone: as many passes
-    as they need. AdamW with the paper's settings. `test_shards` are for reporting only and change nothing.
+    as they need. AdamW with the paper's settings. `test_shards` are for reporting only and change nothing; those of
+    their samples that can't be used are counted, and more than `max_bad_fraction` of a shard, or of all, or than
+    `max_bad_samples`, stop the run before it begins.
     `eval_every`, `checkpoint_every` in steps; `smoothing` evaluations are averaged by reports. `metrics` is called
     with each step's row, one step late. `make_model` overrides `model`, which then only names it. On a table of text
     the model gets `text_length` token ids of `tokenizer`, each the table's unless given, and learns the `task` "label"
@@ -131,6 +136,11 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     attempt = Run(run, pinned, ranks)
     if ranks.first:
         storage.probe_writable(run)
+    test_set = None
+    if tests:
+        test_set = TestSet(tests, stream.preprocess, classes, stream.decoder_name, settings.workers, ranks)
+    if test_set is not None and not before:
+        record["test_set"] = test_set.examine(settings.budget)
     with threads_in_use(threads):
         set_macs(attempt.cost, settings.model, network, proxy, listed, stream.preprocess, stream.view)
         if live is not None:
@@ -143,19 +153,24 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     trainer = Trainer(
         loader, selector, network, optimizer, attempt, on, settings.seed, last_step, settings.accumulate,
         settings.augment,
-        TestSet(tests, stream.preprocess, classes, stream.decoder_name, settings.workers, ranks) if tests else None,
+        test_set,
         settings.eval_every, settings.checkpoint_every, settings.keep_checkpoints, settings.metrics, training,
         settings.compile, settings.tokens)  # fmt: skip
     if found is not None:
         attempt.settle(found, settings.keep_checkpoints)
         _restore(run, found, trainer)
+    tested = record.get("test_set") or before.get("test_set") or {}
     if attempt.step < last_step:
+        if test_set is not None and "test_set" not in record:
+            tested = test_set.examine(settings.budget)
         attempt.claim()
         with threads_in_use(threads), attempt.beginning():
             trainer.loop()
     counts = dict(ranks.from_first(attempt.counts))
     accuracy = trainer.evaluation.accuracy if trainer.evaluation else None
-    return Summary(run, attempt.step, sum(counts.values()), counts, accuracy, attempt.cost.as_json())
+    left_out = {status: n for status, n in sorted(tested.items()) if status != OK}
+    return Summary(run, attempt.step, sum(counts.values()), counts, accuracy, attempt.cost.as_json(),
+                   tested.get(OK, 0), left_out)
 
 
 def _open(settings: Settings, on: torch.device, ranks: Ranks, before: Mapping[str, Any]) -> Loader:
