@@ -659,7 +659,7 @@ def _run() -> None:
         console.say(str(exc))
         raise SystemExit(exc.exit_code) from None
     except RhostreamError as exc:
-        console.say(f"{'usage' if isinstance(exc, UsageError) else 'error'}: {exc}")
+        console.say(f"{'usage' if exc.exit_code == UsageError.exit_code else 'error'}: {exc}")
         for note in getattr(exc, "__notes__", []):
             console.say(f"  {note}")
         raise SystemExit(exc.exit_code) from None

@@ -21,7 +21,15 @@ from queue import SimpleQueue
 
 from rhostream import storage
 from rhostream.crashpoints import crash_point
-from rhostream.errors import BudgetError, MismatchError, NotFoundError, RhostreamError, StorageError, UsageError
+from rhostream.errors import (
+    BudgetError,
+    MismatchError,
+    NotFoundError,
+    RhostreamError,
+    StaleShardError,
+    StorageError,
+    UsageError,
+)
 from rhostream.irreducible.accounts import SHOWN, Budget, Summary, store
 from rhostream.irreducible.fit import named
 from rhostream.irreducible.parts import Commits, PartBuilder, Scored
@@ -101,6 +109,7 @@ class Target:
             self.roots = info.roots
         self._asked = self.info = info
         self.missing = frozenset[str]()  # names of shards
+        self.copies: list[str] = []  # names of shards with a new time or ETag and nothing that speaks against them
         self._builders: dict[int, PartBuilder] = {}
 
     def open(self) -> None:
@@ -123,7 +132,7 @@ class Target:
         """The rows of a shard that is over; what a shard that broke has given is dropped with them."""
         return self._builders.pop(number, None) or PartBuilder(self.info, self.out, name, url)
 
-    def present(self, shard: Shard) -> PartFacts | StorageError | None:
+    def present(self, shard: Shard) -> PartFacts | StorageError | StaleShardError | None:
         """The facts of a part that is there, None without one, or why the shard isn't the one it is of."""
         url, name = shard
         part = il.part_url(self.out, name)
@@ -135,8 +144,9 @@ class Target:
             raise MismatchError(f"{redact(part)} has fingerprint {facts.fingerprint}, its table has "
                                 f"{self.info.fingerprint}: `rhostream verify --repair` makes it again")
         try:
-            il.require_unchanged(url, name, facts)
-        except StorageError as exc:
+            if il.require_same_shard(url, name, facts) is not False:
+                self.copies.append(name)
+        except (StorageError, StaleShardError) as exc:
             return exc
         return facts
 
@@ -272,6 +282,14 @@ class Job:
             if stop.signal:
                 pool.shutdown(wait=False, cancel_futures=True)
         stop.raise_if_asked()
+        stale = [one for one in found if isinstance(one, StaleShardError)]
+        if len(stale) > 1:
+            stale[0].add_note(f"{len(stale):,} of the {len(self._mine):,} shards changed after they were indexed")
+        if stale:
+            raise stale[0]
+        if target.copies:
+            LOG.warning("%s shards have a new time or ETag since %s was made and the same bytes (or size, where no more "
+                        "is known): they are taken for copies, first %s", f"{len(target.copies):,}", redact(target.out), min(target.copies))
         target.missing = frozenset(name for (_, name), facts in zip(self._mine, found, strict=True) if facts is None)
         for (_, name), facts in zip(self._mine, found, strict=True):
             if facts is not None:
@@ -279,7 +297,7 @@ class Job:
         if target.summary.present:
             LOG.info("%d of %d parts are there already", target.summary.present, target.summary.shards)
 
-    def _count(self, target: Target, name: str, found: PartFacts | StorageError | None) -> None:
+    def _count(self, target: Target, name: str, found: PartFacts | StorageError | StaleShardError | None) -> None:
         """A part that is there, or why it can't be counted."""
         if isinstance(found, PartFacts):
             target.summary.add(found)

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from rhostream import storage
 from rhostream.candidates import CANDIDATE, Reason
-from rhostream.errors import MismatchError, MissingPartError, ShardError, UsageError
+from rhostream.errors import MissingPartError, ShardError, StaleShardError, UsageError
 from rhostream.randomness import generator
 from rhostream.selection.choice import limited
 from rhostream.selection.quota import ClassQuota
@@ -204,7 +204,7 @@ class Join:
         return part
 
     def reader(self, shard: int) -> Reader:
-        """The shard of that index, open. Raises MismatchError when it isn't the one that was indexed."""
+        """The shard of that index, open. Raises StaleShardError when it isn't the one that was indexed."""
         reader = self._readers.pop(shard, None)
         if reader is None:
             while len(self._readers) >= self._open_shards:
@@ -218,7 +218,7 @@ class Join:
     def require_unchanged(self, shards: Iterable[int]) -> None:
         """That these shards, which nobody reads, are those that were indexed, by size and time or ETag.
 
-        A new time or ETag is followed by a look at the bytes. Raises MismatchError, NotFoundError.
+        A new time or ETag is followed by a look at the bytes. Raises StaleShardError, NotFoundError.
         """
         known = {shard: self._part(shard).facts for shard in shards}
         with ThreadPoolExecutor(il.REMOTE_THREADS) as pool:
@@ -245,8 +245,8 @@ class Join:
         name, known = self._table.names[shard], self._part(shard).facts.shard_sha256
         found = storage.sha256_of(reader)
         if known and found and known != found:
-            raise MismatchError(f"shard {name} changed after it was indexed (sha256 {known[:12]} != {found[:12]}): "
-                                f"{il.RESCORE}")
+            raise StaleShardError(f"shard {name} changed after it was indexed (sha256 {known[:12]} != {found[:12]}): "
+                                  f"{il.RESCORE}")
 
     def ahead(self, shards: Iterable[int]) -> None:
         """Bring these shards into the spool meanwhile, the most urgent first, but those that are open."""

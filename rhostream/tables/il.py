@@ -34,6 +34,7 @@ from rhostream.errors import (
     MismatchError,
     MissingPartError,
     NotFoundError,
+    StaleShardError,
     TableError,
     UnknownNameError,
     UsageError,
@@ -584,8 +585,31 @@ def _facts_or_none(url: str) -> PartFacts | None:
 
 
 def require_unchanged(shard: str, name: str, facts: PartFacts) -> None:
-    """Raise MismatchError when the shard's size or version isn't the one that was indexed."""
+    """Raise StaleShardError when the shard's size isn't the one that was indexed."""
+    _require_size(storage.identity(shard), name, facts)
+
+
+def require_same_shard(shard: str, name: str, facts: PartFacts) -> bool | None:
+    """Whether a shard is a copy of the one that was indexed: a new time or ETag, and the same bytes.
+
+    Time, ETag and size tell that a look is due; only then it is read, and its sha256 decides. None where none was
+    recorded, or the shard is too large for the spool: nobody can tell. Raises StaleShardError for another shard.
+    """
     today = storage.identity(shard)
+    _require_size(today, name, facts)
+    if today == facts.shard_identity:
+        return False
+    with storage.open_reader(shard) as reader:
+        digest = storage.sha256_of(reader) if facts.shard_sha256 else ""
+    if not digest:
+        return None
+    if digest != facts.shard_sha256:
+        raise StaleShardError(f"shard {name} changed after it was indexed (sha256 {facts.shard_sha256[:12]} != "
+                              f"{digest[:12]}): {RESCORE}")
+    return True
+
+
+def _require_size(today: Identity, name: str, facts: PartFacts) -> None:
     if today.size != facts.shard_size:
-        raise MismatchError(f"shard {name} has {today.size:,} bytes, it had {facts.shard_size:,} when it was indexed; "
-                            f"its offsets are worthless: {RESCORE}")
+        raise StaleShardError(f"shard {name} has {today.size:,} bytes, it had {facts.shard_size:,} when it was "
+                              f"indexed; its offsets are worthless: {RESCORE}")
