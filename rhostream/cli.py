@@ -7,6 +7,7 @@ resumes.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -663,6 +664,13 @@ def _run() -> None:
         for note in getattr(exc, "__notes__", []):
             console.say(f"  {note}")
         raise SystemExit(exc.exit_code) from None
+    except OSError as exc:
+        if exc.errno not in (errno.EMFILE, errno.ENFILE):
+            console.say_internal(exc)
+            raise SystemExit(1) from None
+        console.say("error: too many open files: raise the limit (`ulimit -n 4096`), or take fewer --workers and, in a "
+                    "stream, fewer --lanes")
+        raise SystemExit(3) from None
     except Exception as exc:
         console.say_internal(exc)
         raise SystemExit(1) from None

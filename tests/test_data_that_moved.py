@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -92,3 +93,81 @@ def test_a_stale_shard_in_a_store_is_named_too() -> None:
     storage.replace(url, bytes_of("2"))
     with pytest.raises(StaleShardError, match=r"stale/a.tar changed after"):
         rhostream.index([url], "memory://stale/table")
+
+
+# -- moved ---
+
+
+@pytest.fixture
+def moved(tmp_path: Path) -> Path:
+    """A table made without a root in `il`, its IL model in `m`; the shards lay in `data` and lie `elsewhere` today."""
+    make_shards(tmp_path / "data", [60, 60, 60])
+    rhostream.fit_il([str(tmp_path / "data")], str(tmp_path / "m"), model="mlp-64", epochs=1)
+    rhostream.compute_il([str(tmp_path / "data")], str(tmp_path / "m"), str(tmp_path / "il"))
+    shutil.move(tmp_path / "data", tmp_path / "elsewhere")
+    return tmp_path
+
+
+def keys(folder: Path, **options: Any) -> list[list[str]]:
+    stream = rhostream.open_stream(str(folder / "elsewhere"), str(folder / "il"), buffer_size=40, **options)
+    return [candidates.key.to_pylist() for candidates in stream]
+
+
+def test_who_meets_data_that_moved_says_which_root_it_needs(moved: Path) -> None:
+    root = f"--root data={moved}/elsewhere"
+    with pytest.raises(rhostream.errors.MissingPartError, match=f"same data in another place.*{root}; else run"):
+        keys(moved)
+    with pytest.warns(UserWarning, match=f"learned from; if they are the same data.*{root}"):
+        rhostream.compute_il([str(moved / "elsewhere")], str(moved / "m"), str(moved / "other"))
+
+
+def test_a_table_made_without_a_root_is_given_one_later(moved: Path) -> None:
+    roots = {"data": str(moved / "elsewhere")}
+    found = keys(moved, roots=roots)
+    shutil.move(moved / "elsewhere", moved / "data")
+    stream = rhostream.open_stream(str(moved / "data"), str(moved / "il"), buffer_size=40)
+    assert found == [candidates.key.to_pylist() for candidates in stream]
+
+
+def test_moved_data_are_scored_by_the_networks_that_did_not_learn_from_them(moved: Path) -> None:
+    roots, shards = {"data": str(moved / "elsewhere")}, [str(moved / "elsewhere")]
+    assert rhostream.compute_il(shards, str(moved / "m"), str(moved / "il"), roots=roots).present == 3
+    rhostream.compute_il(shards, str(moved / "m"), str(moved / "again"), roots=roots)
+    parts = {table: {p.name: p.read_bytes() for p in (moved / table).rglob("*.parquet")} for table in ("il", "again")}
+    assert parts["il"] == parts["again"] and len(parts["il"]) == 3
+    # The new table knows where the data went.
+    assert rhostream.compute_il(shards, str(moved / "m"), str(moved / "again")).present == 3
+    assert len(list(rhostream.open_stream(shards, str(moved / "again"), buffer_size=40))) == 4
+
+
+def test_every_reader_of_a_table_takes_that_root(moved: Path, capsys: Any) -> None:
+    root, shards = f"data={moved}/elsewhere", moved / "elsewhere"
+    command(capsys, "verify", moved / "il", "--shards", shards, "--root", root)
+    out, _ = command(capsys, "status", moved / "il", "--shards", shards, "--root", root)
+    assert "3 of 3 shards" in out
+    run = ["train", "--shards", shards, "--root", root, "--il", moved / "il", "--run", moved / "run", "--model",
+           "mlp-64", "--buffer-size", 40, "--batch-size", 4]
+    command(capsys, *run)
+    shutil.move(shards, moved / "third")
+    third = f"data={moved}/third"
+    command(capsys, "report", moved / "run", "--out", moved / "page.html", "--root", third)
+    assert "data:image/png" in (moved / "page.html").read_text()
+    part = next((moved / "il").rglob("*.parquet"))
+    part.unlink()
+    command(capsys, "verify", moved / "il", "--shards", moved / "third", "--root", third, "--repair")
+    assert part.exists()
+
+
+def test_a_root_that_means_nothing_in_a_table_is_still_refused(moved: Path) -> None:
+    with pytest.raises(rhostream.errors.MismatchError, match="roots"):
+        rhostream.compute_il([str(moved / "elsewhere")], str(moved / "m"), str(moved / "il"),
+                             roots={"strange": str(moved / "elsewhere")})
+
+
+def test_of_two_folders_of_a_name_the_one_below_which_the_shards_are_is_meant(tmp_path: Path) -> None:
+    make_shards(tmp_path / "data" / "x" / "data", [20])
+    rhostream.index([str(tmp_path / "data")], str(tmp_path / "t"))
+    shutil.move(tmp_path / "data" / "x" / "data", tmp_path / "new")
+    stream = rhostream.open_stream(str(tmp_path / "new"), str(tmp_path / "t"), buffer_size=10, needs_il=False,
+                                   roots={"data": str(tmp_path / "new")})
+    assert len(list(stream)) == 2

@@ -54,7 +54,7 @@ def _table_status(table: str, shards: list[str], roots: Mapping[str, str] | None
                 if status != il_table.OK and len(first.setdefault(status, [])) < FIRST:
                     first[status].append(url)
     damaged = [facts for facts in footers if isinstance(facts, str)]
-    known = {**info.roots, **(roots or {})}
+    known = il_table.roots_today(table, info, roots)
     wanted = {il_table.shard_name(s, known): s for s in (storage.expand(shards) if shards else [])}
     there = set(urls)
     missing = [name for name in wanted if il_table.part_url(table, name) not in there]
@@ -103,7 +103,8 @@ def _table_next(table: str, info: il_table.TableInfo, missing: Sequence[str], da
         return "nothing"
     model = f" --il-model {shlex.quote(info.places.get('il_model', 'DIR'))}" if info.kind == "il" else ""
     keep = " --keep " + shlex.quote(",".join(f"{k}:{v}" for k, v in info.keep.items())) if info.keep else ""
-    roots = "".join(" --root " + shlex.quote(f"{name}={storage.redact(root)}") for name, root in info.roots.items())
+    roots = "".join(" --root " + shlex.quote(f"{name}={storage.redact(root)}") for name, root in info.roots.items()
+                    if "/" not in name)  # else a folder's whole path: the table knows where it went
     verb = "compute-il" if info.kind == "il" else "index"
     stored = "" if info.il_dtype == "float32" else f" --il-dtype {info.il_dtype}"
     return f"rhostream {verb} --shards {shortened(missing)}{model} --out {shown}{keep}{roots}{stored}"

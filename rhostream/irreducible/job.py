@@ -102,11 +102,13 @@ class Target:
         self.summary = Summary()
         there = il.open_info(self.out) if storage.exists(storage.join(self.out, "_table.json")) else None
         self.exists = there is not None
-        if there is not None and set(info.roots) <= set(there.roots):
+        self.roots = info.roots
+        if there is not None:
             # The table keeps the roots it was made with; data that moved is still the same shards.
-            self.roots, info = {**there.roots, **info.roots}, replace(info, roots=there.roots)
-        else:
-            self.roots = info.roots
+            today = il.roots_today(self.out, there, info.roots)
+            strange = [name for name in info.roots if name in today and name not in there.roots and "/" not in name]
+            if not strange:  # else a root that means nothing in this table
+                self.roots, info = today, replace(info, roots=there.roots)
         self._asked = self.info = info
         self.missing = frozenset[str]()  # names of shards
         self.copies: list[str] = []  # names of shards with a new time or ETag and nothing that speaks against them
@@ -162,12 +164,13 @@ class Job:
     fail_fast: bool = False
     part_of: str | None = None
     names: list[str] = field(default_factory=list)  # of all machines
+    urls: list[str] = field(default_factory=list)  # the same shards
 
     def __post_init__(self) -> None:
         self._started, self._retried = time.monotonic(), storage.retried()
         own, machines = parse_index(self.part_of)
         listed = self._listed()
-        self.names = [name for _, name in listed]
+        self.urls, self.names = [url for url, _ in listed], [name for _, name in listed]
         mine = set(sorted(self.names)[own::machines])
         self._mine: list[Shard] = [shard for shard in listed if shard[1] in mine]
         self._settings = replace(self.settings, wanted=_Unmade(tuple(target.out for target in self.targets)))
@@ -288,8 +291,9 @@ class Job:
         if stale:
             raise stale[0]
         if target.copies:
-            LOG.warning("%s shards have a new time or ETag since %s was made and the same bytes (or size, where no more "
-                        "is known): they are taken for copies, first %s", f"{len(target.copies):,}", redact(target.out), min(target.copies))
+            LOG.warning("%s shards have a new time or ETag since %s was made and the same bytes (or size, where no "
+                        "more is known): they are taken for copies, first %s", f"{len(target.copies):,}",
+                        redact(target.out), min(target.copies))
         target.missing = frozenset(name for (_, name), facts in zip(self._mine, found, strict=True) if facts is None)
         for (_, name), facts in zip(self._mine, found, strict=True):
             if facts is not None:

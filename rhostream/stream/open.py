@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,9 +19,12 @@ from rhostream.stream.full import require_smaller
 from rhostream.stream.inputs import AnyPreprocess, preprocess_from_json, require_text
 from rhostream.stream.join import JoinSettings, Prefilter
 from rhostream.stream.keep_list import read_keep_list
+from rhostream.stream.plan import few_lanes
 from rhostream.stream.text import TextPreprocess, require_length, text_preprocess
 from rhostream.stream.tokenizers import find_tokenizer
 from rhostream.tables import il as il_table
+
+LOG = logging.getLogger("rhostream")
 
 
 def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], il: str | os.PathLike[str], *,
@@ -60,7 +64,8 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     """
     urls = storage.expand([shards] if isinstance(shards, (str, os.PathLike)) else shards)
     if order is not None:
-        urls = _ordered(urls, order, {**il_table.open_info(storage.resolve(os.fspath(il))).roots, **(roots or {})})
+        url = storage.resolve(os.fspath(il))
+        urls = _ordered(urls, order, il_table.roots_today(url, il_table.open_info(url), roots))
     table = il_table.open_table(os.fspath(il), urls, roots, allow_missing=not needs_il or missing_il != "error")
     if table.missing:
         warnings.warn(f"{len(table.missing)} shards have no part in {storage.redact(table.url)} and are left out, "
@@ -83,6 +88,9 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
                           classes=classes or table.info.classes, with_fold=with_fold,
                           tokens=_tokens_of(table, preprocess) if il_tokens else 0),
     )
+    if lanes is None and carried_lanes is None and rank == 0 and (
+            says := few_lanes(buffer_size, stream.lanes, len(table.names))):
+        LOG.warning("warning: %s", says)
     return stream.loader(workers, device=torch.device(device))
 
 

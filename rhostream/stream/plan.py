@@ -20,6 +20,7 @@ from rhostream.errors import UsageError
 from rhostream.randomness import generator
 
 MAX_LANES = 64
+FEW_LANES = 3  # at most so many are few, where a buffer could have many
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Ordinals = npt.NDArray[np.integer[Any]]  # in the narrowest type
@@ -47,6 +48,16 @@ def choose_lanes(buffer_size: int, ranks: int = 1, lanes: int | None = None, *, 
         nearest = min(possible, key=lambda k: abs(k - lanes))
         raise UsageError(f"{lanes} lanes don't divide a buffer of {buffer_size} over {ranks} ranks; nearest: {nearest}")
     return lanes
+
+
+def few_lanes(buffer_size: int, lanes: int, shards: int) -> str:
+    """What to say of a buffer that comes from few shards because few numbers divide it; "" where there is nothing."""
+    if lanes > FEW_LANES or min(buffer_size, shards) <= 2 * lanes:
+        return ""
+    below = max(buffer_size // 8, 1) * 8
+    from_shards = "one or two shards" if lanes == 1 else f"about {lanes} shards"
+    return (f"{lanes} lane{'s'[: lanes != 1]}: buffers of {buffer_size:,} come from {from_shards} each, as few numbers "
+            f"divide it; nearest sizes with more: {below:,}, {below + 8:,}")
 
 
 @dataclass(frozen=True)

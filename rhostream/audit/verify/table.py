@@ -112,7 +112,7 @@ def prove_table(table: str, shards: Iterable[str] = (), roots: Mapping[str, str]
                               "checksums, Parquet's own metadata is not")
     listed = list(shards)
     if listed:
-        _against_shards(proof, storage.expand(listed), {**info.roots, **(roots or {})}, sound)
+        _against_shards(proof, storage.expand(listed), il.roots_today(table, info, roots), sound)
     return proof
 
 
