@@ -35,6 +35,7 @@ from rhostream.stream.full import FullSize
 from rhostream.stream.join import Join, JoinSettings
 from rhostream.stream.keep_list import COST
 from rhostream.tables.il import parse_roots
+from rhostream.training.run import recorded
 
 BUFFER = 512  # scored at once
 
@@ -79,7 +80,9 @@ def svp(shards: str | Iterable[str], il: str, out: str, *, model: str = "small-c
                    compression="zstd")
     path = storage.join(storage.resolve(out), "keep.parquet")
     storage.replace(path, sink.getvalue())
-    return {"keep_list": storage.redact(path), "samples": len(found.entropy), "kept": count, **account}
+    left_out = int(recorded(run)["samples"]) - len(found.entropy)
+    return {"keep_list": storage.redact(path), "samples": len(found.entropy), "left_out": left_out, "kept": count,
+            **account}
 
 
 def _trained(run: str, model: str, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:

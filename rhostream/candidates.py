@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +83,14 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+class Slice(NamedTuple):
+    """A rank's rows of a buffer, where ranks may have slices that differ by a lane."""
+
+    first: int  # of its rows, in the buffer
+    planned: int  # n_B, of all ranks
+    most: int  # rows of the largest slice of any rank
+
+
 @dataclass(frozen=True)
 class Candidates:
     """One buffer: n_B planned samples (or a slice of them), all arrays of the same length B.
@@ -106,10 +115,17 @@ class Candidates:
     full: ReadFull | None = None  # None: `image` is the full size already
     fold: npt.NDArray[np.int8] | None = None  # (B,) which IL model scored it, on the host
     il_tokens: Tensor | None = None  # (B, T) float16 nats, NaN where there is no token; where the stream was asked
+    slice: Slice | None = None  # which part of the buffer of all ranks it is; None: one of equal parts
     on_host: Candidates | None = field(default=None, repr=False)  # what it was before `to`, for decisions and the log
 
     def __len__(self) -> int:
         return len(self.ordinal)
+
+    def slice_of(self, rank: int, ranks: int) -> Slice:
+        """Which part of the buffer it is where `ranks` select together; alone, a slice is the whole buffer."""
+        if ranks == 1 or self.slice is None:
+            return Slice(rank * len(self), ranks * len(self), len(self))
+        return self.slice
 
     @property
     def candidate_rows(self) -> npt.NDArray[np.int64]:
@@ -154,6 +170,7 @@ class Candidates:
             full=None if self.full is None else _of_some(self.full, rows),
             fold=None if self.fold is None else self.fold[rows],
             il_tokens=None if self.il_tokens is None else self.il_tokens.index_select(0, index),
+            slice=None,
             on_host=None if self.on_host is None else self.on_host.take(rows),
         )
 

@@ -7,6 +7,7 @@ resumes.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -319,6 +320,10 @@ def _option(group: str, *names: str, **how: Any) -> Callable[[Any], Any]:
     click.option("--buffer-size", default=320, show_default=True, help="n_B: samples looked at each step."),
     click.option("--batch-size", default=32, show_default=True, help="n_b: samples kept for the gradient."),
     click.option("--test-shards", multiple=True, metavar="URL...", help="Evaluated for reporting only."),
+    click.option("--max-bad-fraction", default=0.01, show_default=True,
+                 help="Of the test shards: more bad samples than this in one, or in all, stop the run."),
+    click.option("--max-bad-samples", type=int, metavar="N",
+                 help="More bad samples in all test shards stop the run.  [default: by --max-bad-fraction]"),
     click.option("--passes", type=int, help="Passes over the shards.  [default: 1, or as many as --steps needs]"),
     click.option("--steps", type=int, help="Stop after this many steps."),
     click.option("--missing-il", default="error", show_default=True, type=_Choice(["error", "skip", "uniform"]),
@@ -417,7 +422,8 @@ def train(shards: tuple[str, ...], roots: tuple[str, ...], tensorboard: bool, **
         click.echo(json.dumps({"run": redact(summary.run), "steps": summary.steps, "planned": summary.planned,
                                "kept": kept, "skipped": summary.planned - kept - tail, "tail": tail,
                                "reasons": summary.reasons, "retried": summary.cost["retried"],
-                               "test_accuracy": summary.test_accuracy}, indent=1))
+                               "test_accuracy": summary.test_accuracy, "test_samples": summary.test_samples,
+                               "test_left_out": summary.test_left_out}, indent=1))
 
 
 def _tensorboard(run: str) -> Callable[[dict[str, Any]], None]:
@@ -689,10 +695,17 @@ def _run() -> None:
         console.say(str(exc))
         raise SystemExit(exc.exit_code) from None
     except RhostreamError as exc:
-        console.say(f"{'usage' if isinstance(exc, UsageError) else 'error'}: {exc}")
+        console.say(f"{'usage' if exc.exit_code == UsageError.exit_code else 'error'}: {exc}")
         for note in getattr(exc, "__notes__", []):
             console.say(f"  {note}")
         raise SystemExit(exc.exit_code) from None
+    except OSError as exc:
+        if exc.errno not in (errno.EMFILE, errno.ENFILE):
+            console.say_internal(exc)
+            raise SystemExit(1) from None
+        console.say("error: too many open files: raise the limit (`ulimit -n 4096`), or take fewer --workers and, in a "
+                    "stream, fewer --lanes")
+        raise SystemExit(3) from None
     except Exception as exc:
         console.say_internal(exc)
         raise SystemExit(1) from None

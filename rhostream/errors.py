@@ -6,6 +6,7 @@
     |   |-- UntrustedCodeError        2   a file names code that the command line doesn't
     |   |-- MissingExtraError         2   an optional dependency is not installed
     |   |-- MismatchError             2   two artifacts that do not belong together
+    |   |   `-- StaleShardError       3   a shard isn't the one that was indexed
     |   |-- NotWritableError          2   the place for the result can't be written
     |   `-- MissingPartError          2   shards without a part in the table
     |-- StorageError                  3   bytes could not be had
@@ -82,6 +83,12 @@ class MissingExtraError(UsageError):
 
 class MismatchError(UsageError):
     """Two artifacts that do not belong together; the message names field, old and new."""
+
+
+class StaleShardError(MismatchError):
+    """A shard has other bytes than when its part was made; `rhostream verify TABLE --repair` makes the part again."""
+
+    exit_code = 3
 
 
 class NotWritableError(UsageError):

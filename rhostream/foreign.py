@@ -174,6 +174,8 @@ def checked_run(record: dict[str, Any]) -> dict[str, Any]:
             _is(one, str, name)
     for root in (record.get("roots") or {}).values():
         _is(root, str, "a root")
+    if record.get("test_set") is not None:
+        _counts(record["test_set"], "test_set")
     return record
 
 

@@ -61,7 +61,7 @@ def _repair_table(proof: TableProof, shards: list[str], roots: Mapping[str, str]
         model = _find_model(proof, il_model, len(bad)) if proof.info.kind == "il" else ""
         scratch = tempfile.mkdtemp(prefix="rhostream-repair-")
         try:
-            known = {**proof.info.roots, **roots}
+            known = il.roots_today(proof.table, proof.info, roots)
             # Of the same version and content, so that its parts have the columns of the table's.
             il.make_or_match(scratch, replace(proof.info, roots=known))
             failed |= _compute(proof.info, urls, model, scratch, {"roots": known, **options})
@@ -89,7 +89,7 @@ def _find_shards(proof: TableProof, bad: Mapping[str, Finding], shards: list[str
 
     With a list of shards a part of none of these may be of a shard that is gone for good: it is left as it is.
     """
-    known = {**proof.info.roots, **roots}
+    known = il.roots_today(proof.table, proof.info, roots)
     given = {il.shard_name(url, known): url for url in (storage.expand(shards) if shards else [])}
     urls = {name: given.get(name) or il.shard_url(name, proof.info, roots) for name in bad}
     with ThreadPoolExecutor(il.REMOTE_THREADS) as pool:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import random
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import webdataset as wds
 
-from rhostream.errors import MissingPartError
+import rhostream
+from rhostream.errors import MissingPartError, UsageError
 from rhostream.integrations.webdataset import join_il
 from rhostream.tables import il
-from tests.conftest import make_shards
+from tests.conftest import make_shards, sample, write_shard
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -37,3 +41,79 @@ def test_a_sample_without_il_is_an_error_dropped_or_nan_as_asked(world: Path, tm
         samples(other, table=world / "il")
     assert samples(other, table=world / "il", missing="skip") == []
     assert all(math.isnan(s["il"]) for s in samples(other, table=world / "il", missing="nan"))
+
+
+@pytest.fixture(scope="module")
+def halved(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of which the IL model learned from a third of the samples."""
+    out = tmp_path_factory.mktemp("halved")
+    rhostream.fit_il([str(world / "shards")], str(out / "m"), model="mlp-64", epochs=1, holdout_fraction=0.3)
+    rhostream.compute_il([str(world / "shards")], str(out / "m"), str(out / "il"))
+    return out / "il"
+
+
+def test_samples_that_the_il_model_learned_from_are_left_out_as_the_stream_leaves_them(
+        world: Path, halved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shards = sorted((world / "shards").iterdir())
+    streamed = set()
+    for candidates in rhostream.open_stream(str(world / "shards"), str(halved), buffer_size=1003, lanes=1):
+        names = candidates.shard_names.to_pylist()
+        streamed = {(names[candidates.shard[row]], candidates.key[row].as_py()) for row in candidates.candidate_rows}
+    with caplog.at_level("WARNING", "rhostream"):
+        found = samples(shards, table=halved)
+    assert {(s["__url__"], s["__key__"]) for s in found} == streamed and 600 < len(streamed) < 800
+    assert f"holdout {1003 - len(streamed)} (left out)" in caplog.text
+    kept = samples(shards, table=halved, keep_holdout=True)
+    marked = Counter(s["il_status"] for s in kept)
+    assert marked == {"ok": len(streamed), "holdout": 1003 - len(streamed)}
+    assert {(s["__url__"], s["__key__"]) for s in kept if s["il_status"] == "ok"} == streamed
+
+
+def test_a_holdout_of_shards_of_its_own_is_left_out(world: Path, tmp_path: Path) -> None:
+    shards = sorted((world / "shards").iterdir())
+    rhostream.fit_il([str(s) for s in shards[1:]], str(tmp_path / "m"), model="mlp-64", epochs=1,
+                     holdout=[str(shards[0])])
+    rhostream.compute_il([str(world / "shards")], str(tmp_path / "m"), str(tmp_path / "il"))
+    found = samples(shards, table=tmp_path / "il")
+    assert len(found) == 803 and str(shards[0]) not in {s["__url__"] for s in found}
+
+
+@pytest.fixture(scope="module")
+def repeats(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A shard in which two samples repeat the key of an earlier one, with other pixels; and its table."""
+    out, rng = tmp_path_factory.mktemp("repeats"), np.random.default_rng(5)
+    rows = [sample(number, rng) for number in range(20)]
+    rows[7]["__key__"], rows[15]["__key__"] = rows[3]["__key__"], rows[0]["__key__"]
+    shard = write_shard(out / "a.tar", rows)
+    with pytest.warns(UserWarning, match="seen by fit-il"):
+        rhostream.compute_il([str(shard)], str(world / "il-model"), str(out / "il"))
+    return shard, out / "il"
+
+
+def test_a_repeated_key_never_gets_the_il_of_another_sample(repeats: tuple[Path, Path]) -> None:
+    shard, table = repeats
+    part = il.read_part(il.part_url(str(table), str(shard)))
+    stage = join_il(str(table), missing="nan")
+    found = list(wds.DataPipeline(wds.SimpleShardList([str(shard)] * 2), wds.tarfile_to_samples(), stage))
+    assert [s["il_status"] == "dup" for s in found] == [at in (7, 15) for at in range(20)] * 2
+    assert all(s["il"] == part.il[at % 20] for at, s in enumerate(found) if at % 20 not in (7, 15))
+    assert all(math.isnan(s["il"]) for s in found if s["il_status"] == "dup")
+    assert stage.counts == {"ok": 36, "dup": 4}
+    assert len(samples([shard], table=table, missing="skip")) == 18
+    with pytest.raises(MissingPartError, match="repeats a key"):
+        samples([shard], table=table)
+
+
+def test_out_of_the_shards_order_no_sample_of_a_repeated_key_gets_an_il(repeats: tuple[Path, Path]) -> None:
+    shard, table = repeats
+    for seed in range(5):
+        shuffled = wds.shuffle(30, rng=random.Random(seed))
+        found = list(wds.DataPipeline(wds.SimpleShardList([str(shard)]), wds.tarfile_to_samples(), shuffled,
+                                      join_il(str(table), missing="nan"), wds.decode("l8", partial=True)))
+        assert Counter(s["il_status"] for s in found) == {"ok": 16, "dup": 4}
+
+
+def test_an_index_is_refused_before_the_pipeline_runs(world: Path, tmp_path: Path) -> None:
+    rhostream.index([str(world / "shards")], str(tmp_path / "index"))
+    with pytest.raises(UsageError, match="index without il"):
+        join_il(str(tmp_path / "index"))

@@ -29,7 +29,7 @@ from rhostream.audit.plots import BLUE, GREEN, GREY, MINE, ORANGE, RED, Line
 from rhostream.audit.runs import is_table, open_runs
 from rhostream.audit.views import open_ledger
 from rhostream.errors import UsageError
-from rhostream.tables.il import open_info
+from rhostream.tables.il import OK, open_info
 
 LOG = logging.getLogger("rhostream")
 Groups = dict[str, list[RunFacts]]
@@ -99,6 +99,11 @@ def _warnings(facts: Iterable[RunFacts]) -> list[str]:
     says = [f"Not complete: {', '.join(unfinished)}. The page shows what was committed."] if unfinished else []
     says += [f"Changed on purpose: {one.name}, {says_change(change)}."
              for one in facts if one.folder.checkpoint for change in one.folder.checkpoint.changes]
+    for one in facts:
+        tested = one.folder.record.get("test_set") or {}
+        if bad := {status: n for status, n in sorted(tested.items()) if status != OK}:
+            says.append(f"{one.name}: {sum(bad.values()):,} of {sum(tested.values()):,} test samples can't be used ("
+                        f"{', '.join(f'{status} {n:,}' for status, n in bad.items())}); its accuracy is of the others.")
     closed = list(dict.fromkeys(one.no_table for one in facts if one.no_table))
     return says + [f"Left out what only the IL table knows (pictures, wrong labels): {why}" for why in closed]
 

@@ -16,6 +16,7 @@ from rhostream.checkpoint import Checkpoint
 from rhostream.cost import Cost
 from rhostream.errors import TableError, UsageError
 from rhostream.foreign import checked_run, read_object
+from rhostream.tables.places import url_below
 
 NEAR = 3  # names that a mistyped one is answered with
 _MARKS = ("run.json", "_table.json")  # what makes a folder a run, or a table
@@ -66,16 +67,11 @@ class RunFolder:
 
     def shard_url(self, shard: str, roots: Mapping[str, str] | None = None) -> str:
         """Where a shard of that name lies today: as `roots` say, else where the run read it, else as its name says."""
-        moved = _below(shard, roots or {})
+        moved = url_below(shard, roots or {}, folders=True)
         if moved:
             return moved
         known = dict(zip(self.record.get("shards") or (), self.record.get("shard_urls") or (), strict=False))
-        return known.get(shard) or _below(shard, self.record.get("roots") or {}) or shard
-
-
-def _below(shard: str, roots: Mapping[str, str]) -> str | None:
-    name, _, path = shard.partition("/")
-    return storage.join(roots[name], path) if name in roots and path else None
+        return known.get(shard) or url_below(shard, self.record.get("roots") or {}, folders=True) or shard
 
 
 def is_table(folder: str) -> bool:

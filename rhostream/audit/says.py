@@ -76,6 +76,9 @@ def _run(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {reason:12} {count:,} rows"
     if found["left_out_shards"]:
         yield f"  left out     {found['left_out_shards']:,} shards without a part"
+    if tested := found["test_set"]:
+        yield f"  test set     {tested.get('ok', 0):,} of {sum(tested.values()):,} samples can be used"
+        yield from (f"  test set     {n:,} {status}" for status, n in sorted(tested.items()) if status != "ok")
     yield from _bad("unused", found["unused"], found["examples"])
 
 

@@ -63,7 +63,7 @@ def _table_status(table: str, shards: list[str], roots: Mapping[str, str] | None
                 if status != il_table.OK and len(first.setdefault(status, [])) < FIRST:
                     first[status].append(url)
     damaged = [facts for facts in footers if isinstance(facts, str)]
-    known = {**info.roots, **(roots or {})}
+    known = il_table.roots_today(table, info, roots)
     wanted = {il_table.shard_name(s, known): s for s in (storage.expand(shards) if shards else [])}
     there = set(urls)
     missing = [name for name in wanted if il_table.part_url(table, name) not in there]
@@ -113,7 +113,8 @@ def _table_next(table: str, info: il_table.TableInfo, missing: Sequence[str], as
         return "nothing"
     model = f" --il-model {shlex.quote(info.places.get('il_model', 'DIR'))}" if info.kind == "il" else ""
     keep = " --keep " + shlex.quote(",".join(f"{k}:{v}" for k, v in info.keep.items())) if info.keep else ""
-    roots = "".join(" --root " + shlex.quote(f"{name}={storage.redact(root)}") for name, root in info.roots.items())
+    roots = "".join(" --root " + shlex.quote(f"{name}={storage.redact(root)}") for name, root in info.roots.items()
+                    if "/" not in name)  # else a folder's whole path: the table knows where it went
     verb = "compute-il" if info.kind == "il" else "index"
     stored = "" if info.il_dtype == "float32" else f" --il-dtype {info.il_dtype}"
     named = shortened(missing)
@@ -137,6 +138,7 @@ def _run_status(run: str) -> dict[str, Any]:
         "rows_by_reason": counts, "unused": {k: counts[k] for k in _UNUSED if counts.get(k)},
         "examples": _run_examples(run, record, latest), "attempts": checkpoint.newest_attempt(run) + 1,
         "left_out_shards": record.get("left_out_shards") or 0, "changes": list(latest.changes) if latest else [],
+        "test_set": record.get("test_set") or {},
         "next": "nothing: the run is complete" if complete else _train(run, record),
     }  # fmt: skip
 

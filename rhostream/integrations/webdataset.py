@@ -1,59 +1,129 @@
 """The IL join as a stage of anybody's webdataset pipeline: samples come in, samples with an `il` go out.
 
-    wds.DataPipeline(wds.SimpleShardList(urls), wds.tarfile_to_samples(), join_il("il"), wds.decode("rgb8"), ...)
+    wds.DataPipeline(wds.SimpleShardList(urls), wds.tarfile_to_samples(), join_il("il"),
+                     wds.decode("rgb8", partial=True), ...)
+
+`partial`, because webdataset's decoder otherwise takes every field for bytes, the il too.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+import pyarrow.compute as pc
 
 from rhostream import storage
 from rhostream.errors import MissingPartError, NotFoundError, UsageError
 from rhostream.tables import il as il_table
 
+LOG = logging.getLogger("rhostream")
 Sample = dict[str, Any]
+OK, HOLDOUT, REPEATED, QUARANTINED, MISSING = "ok", "holdout", "dup", "quarantined", "missing"
+_SAYS = {
+    REPEATED: "repeats a key of its shard, and the table holds the il of the first one",
+    QUARANTINED: "can't be used, says {table}",
+    MISSING: "has no il in {table}; run `rhostream compute-il` on it",
+}
 
 
 def join_il(table: str, *, roots: Mapping[str, str] | None = None, missing: str = "error",
-            field: str = "il") -> Callable[[Iterable[Sample]], Iterator[Sample]]:
+            keep_holdout: bool = False, field: str = "il") -> JoinStage:
     """A stage that sets `sample[field]` to the irreducible loss (nats), joined by (shard, `__key__`).
 
-    One part is in memory at a time. `missing`: what happens to a sample without an il (no part, a key the part
-    doesn't hold, a quarantined one): "error" raises MissingPartError, "skip" drops it, "nan" sets NaN.
+    Samples that the IL model was trained on are left out unless `keep_holdout`, as `open_stream` does.
+    `sample[field + "_status"]` says what the number is: "ok", "holdout" (the IL model learned from it), or NaN's why:
+    "missing" (no part, a key that the part doesn't hold, no il), "quarantined" (the table says that it can't be used)
+    or "dup" (its key came before in its shard: the first one counts). `missing` is what happens to the last three:
+    "error" raises MissingPartError, "skip" drops the sample, "nan" lets it through with il = NaN. Every sample is
+    counted in the stage's `counts` (of its process), and the counts are logged when the pipeline ends.
+
+    A repeated key names no sample, so its first one is told by its place in the shard: put the stage right behind
+    `tarfile_to_samples`. Behind a shuffle or a filter all samples of such a key are "dup". One part is in memory at a
+    time. Raises UsageError for a table without il.
     """
     if missing not in ("error", "skip", "nan"):
         raise UsageError(f"missing {missing!r}: expected error, skip or nan")
     url = storage.resolve(table)
-    return _Stage(url, {**il_table.open_info(url).roots, **(roots or {})}, missing, field)
+    info = il_table.open_info(url)
+    if info.kind != "il":
+        raise UsageError(f"{storage.redact(url)} is an index without il; make a table with `rhostream compute-il`")
+    return JoinStage(url, il_table.roots_today(url, info, roots), missing, keep_holdout, field)
 
 
-class _Stage:
-    """Picklable, because webdataset's loader sends its stages to worker processes."""
+class JoinStage:
+    """What `join_il` returns. Picklable, because webdataset's loader sends its stages to worker processes."""
 
-    def __init__(self, table: str, roots: dict[str, str], missing: str, field: str) -> None:
+    def __init__(self, table: str, roots: dict[str, str], missing: str, keep_holdout: bool, field: str) -> None:
         self._table, self._roots, self._missing, self._field = table, roots, missing, field
+        self._keep_holdout = keep_holdout
+        self.counts = Counter[str]()  # samples by status
 
     def __call__(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        shard, known = "", dict[str, float]()
-        for sample in samples:
-            if sample["__url__"] != shard:
-                shard = sample["__url__"]
-                known = self._part(il_table.shard_name(storage.resolve(shard), self._roots))
-            value = known.get(sample["__key__"], math.nan)
-            if math.isnan(value) and self._missing != "nan":
-                if self._missing == "skip":
-                    continue
-                raise MissingPartError(f"sample {sample['__key__']!r} of shard {storage.redact(shard)} has no il in "
-                                       f"{storage.redact(self._table)}; run `rhostream compute-il` on it")
-            yield {**sample, self._field: value}
-
-    def _part(self, name: str) -> dict[str, float]:
+        url, rows, before = "", _Rows(None), self.counts.copy()
         try:
-            part = il_table.read_part(il_table.part_url(self._table, name))
+            for sample in samples:
+                if sample["__url__"] != url:
+                    url = sample["__url__"]
+                    rows = self._rows(il_table.shard_name(storage.resolve(url), self._roots))
+                status, value = rows.next(sample["__key__"])
+                self.counts[status] += 1
+                if status in _SAYS and self._missing == "error":
+                    raise MissingPartError(self._refusal(sample["__key__"], url, status))
+                if (status == HOLDOUT and not self._keep_holdout) or (status in _SAYS and self._missing == "skip"):
+                    continue
+                yield {**sample, self._field: value, f"{self._field}_status": status}
+        finally:
+            self._say(self.counts - before)
+
+    def _refusal(self, key: str, url: str, status: str) -> str:
+        why = _SAYS[status].format(table=storage.redact(self._table))
+        return f"sample {key!r} of shard {storage.redact(url)} {why}; or say missing='skip' or 'nan'"
+
+    def _say(self, counts: Counter[str]) -> None:
+        if sum(counts.values()) > counts[OK]:
+            kept = {*([HOLDOUT] if self._keep_holdout else []), *(_SAYS if self._missing == "nan" else [])}
+            listed = ", ".join(f"{status} {n:,} ({'marked' if status in kept else 'left out'})"
+                               for status, n in counts.most_common() if status != OK)
+            LOG.warning("join_il: %s of %s samples have an il of %s; the others: %s", f"{counts[OK]:,}",
+                        f"{sum(counts.values()):,}", storage.redact(self._table), listed)
+
+    def _rows(self, name: str) -> _Rows:
+        try:
+            return _Rows(il_table.read_part(il_table.part_url(self._table, name)))
         except NotFoundError:
-            return {}
-        # Of a key that comes twice the first is the one that was scored.
-        pairs = zip(reversed(part.key.to_pylist()), reversed(part.il.tolist()), strict=True)
-        return {key: value for key, value in pairs if not math.isnan(value)}
+            return _Rows(None)
+
+
+class _Rows:
+    """The rows of one part, asked for in the order of its shard."""
+
+    def __init__(self, part: il_table.Part | None) -> None:
+        self._part = part
+        self._keys: list[str] = [] if part is None else part.key.to_pylist()
+        self._first = {key: row for row, key in reversed(list(enumerate(self._keys)))}
+        self._repeated = frozenset[str]()
+        if len(self._first) < len(self._keys):
+            counts = pc.value_counts(part.key).flatten()  # type: ignore[union-attr]
+            self._repeated = frozenset(counts[0].filter(pc.greater(counts[1], 1)).to_pylist())
+        self._place, self._in_order = 0, True
+
+    def next(self, key: str) -> tuple[str, float]:
+        """Status and il (nats) of the next sample of the shard; NaN unless it is "ok" or "holdout"."""
+        place = self._place % max(len(self._keys), 1)  # the same shard once more
+        self._in_order = self._in_order and self._keys[place : place + 1] == [key]
+        self._place += 1
+        row, part = self._first.get(key), self._part
+        if row is None or part is None:
+            return MISSING, math.nan
+        value = float(part.il[row])
+        if key in self._repeated and not (self._in_order and place == row):
+            return (HOLDOUT if part.in_holdout[row] else REPEATED), math.nan
+        if part.in_holdout[row]:
+            return HOLDOUT, value
+        if not part.usable[row]:
+            return QUARANTINED, math.nan
+        return (MISSING if math.isnan(value) else OK), value

@@ -30,6 +30,7 @@ from rhostream.stream.inputs import checked_content, probe_shards
 from rhostream.stream.scan import ScanSettings
 from rhostream.tables import il
 from rhostream.tables.il import TableInfo
+from rhostream.tables.places import moved_hint, todays_roots
 
 __all__ = ["compute_il", "compute_ils", "index", "parse_index"]
 PROBED = 4  # shards looked into for what the samples are
@@ -96,7 +97,8 @@ def compute_ils(shards: Iterable[str], il_models: Sequence[str], outs: Sequence[
         info = one.info
         scorers.append(Scorer(one, on))
         table = TableInfo(kind="il", ingredients=info.ingredients(il_dtype), classes=info.classes,
-                          preprocess=info.preprocess, keep=dict(keep or {}), roots=dict(roots or {}),
+                          preprocess=info.preprocess, keep=dict(keep or {}),
+                          roots=_roots_of(out, roots or {}, info.learned_from),
                           model=info.figures(), places=il.places_of(sources, folder),
                           content=one.preprocess.content)
         targets.append(Target(out, table, marks.own(number, scorers[-1]), partial(gate.examine, info=info)))
@@ -106,10 +108,19 @@ def compute_ils(shards: Iterable[str], il_models: Sequence[str], outs: Sequence[
     job = Job(sources, targets, settings, budget, fail_fast, index)
     for one, scorer in zip(loaded, scorers, strict=True):
         rule = one.info.rule
-        if rule.mode == "folds" and not rule.group_by and not scorer.knows(job.names):
-            warnings.warn("none of these shards was seen by fit-il, whose folds depend on the shards' names; if they "
-                          "are the same data in another place, name it with --root as it was then", stacklevel=2)
+        if rule.mode in ("folds", "fraction") and not rule.group_by and not scorer.knows(job.names):
+            moved = moved_hint(job.urls, one.info.learned_from).removesuffix("; else ")
+            how = moved or "if they are the same data in another place, name it with --root as it was then"
+            warnings.warn("none of these shards was seen by fit-il, whose folds depend on the shards' names: a network "
+                          f"may score what it learned from; {how}", stacklevel=2)
     return job.run(workers)
+
+
+def _roots_of(out: str, roots: Mapping[str, str], learned_from: Sequence[str]) -> dict[str, str]:
+    """The roots by which shards have the names that fit-il knew them by, unless the table there knows them itself."""
+    out = storage.resolve(out)
+    there = il.open_info(out).roots if storage.exists(storage.join(out, "_table.json")) else {}
+    return dict(roots) if set(roots) <= set(there) else todays_roots({}, roots, lambda: learned_from)
 
 
 def _code_of(folder: str, model: str | Sequence[str] | None, of: int) -> str | None:

@@ -21,7 +21,15 @@ from queue import SimpleQueue
 
 from rhostream import storage
 from rhostream.crashpoints import crash_point
-from rhostream.errors import BudgetError, MismatchError, NotFoundError, RhostreamError, StorageError, UsageError
+from rhostream.errors import (
+    BudgetError,
+    MismatchError,
+    NotFoundError,
+    RhostreamError,
+    StaleShardError,
+    StorageError,
+    UsageError,
+)
 from rhostream.irreducible.accounts import SHOWN, Budget, Summary, store
 from rhostream.irreducible.fit import named
 from rhostream.irreducible.parts import Commits, PartBuilder, Scored
@@ -95,13 +103,16 @@ class Target:
         self.summary = Summary()
         there = il.open_info(self.out) if storage.exists(storage.join(self.out, "_table.json")) else None
         self.exists = there is not None
-        if there is not None and set(info.roots) <= set(there.roots):
+        self.roots = info.roots
+        if there is not None:
             # The table keeps the roots it was made with; data that moved is still the same shards.
-            self.roots, info = {**there.roots, **info.roots}, replace(info, roots=there.roots)
-        else:
-            self.roots = info.roots
+            today = il.roots_today(self.out, there, info.roots)
+            strange = [name for name in info.roots if name in today and name not in there.roots and "/" not in name]
+            if not strange:  # else a root that means nothing in this table
+                self.roots, info = today, replace(info, roots=there.roots)
         self._asked = self.info = info
         self.missing = frozenset[str]()  # names of shards
+        self.copies: list[str] = []  # names of shards with a new time or ETag and nothing that speaks against them
         self._builders: dict[int, PartBuilder] = {}
 
     def open(self) -> None:
@@ -124,7 +135,7 @@ class Target:
         """The rows of a shard that is over; what a shard that broke has given is dropped with them."""
         return self._builders.pop(number, None) or PartBuilder(self.info, self.out, name, url)
 
-    def present(self, shard: Shard) -> PartFacts | StorageError | None:
+    def present(self, shard: Shard) -> PartFacts | StorageError | StaleShardError | None:
         """The facts of a part that is there, None without one, or why the shard isn't the one it is of."""
         url, name = shard
         part = il.part_url(self.out, name)
@@ -136,8 +147,9 @@ class Target:
             raise MismatchError(f"{redact(part)} has fingerprint {facts.fingerprint}, its table has "
                                 f"{self.info.fingerprint}: `rhostream verify --repair` makes it again")
         try:
-            il.require_unchanged(url, name, facts)
-        except StorageError as exc:
+            if il.require_same_shard(url, name, facts) is not False:
+                self.copies.append(name)
+        except (StorageError, StaleShardError) as exc:
             return exc
         return facts
 
@@ -153,12 +165,13 @@ class Job:
     fail_fast: bool = False
     part_of: str | None = None
     names: list[str] = field(default_factory=list)  # of all machines
+    urls: list[str] = field(default_factory=list)  # the same shards
 
     def __post_init__(self) -> None:
         self._started, self._retried = time.monotonic(), storage.retried()
         own, machines = parse_index(self.part_of)
         listed = self._listed()
-        self.names = [name for _, name in listed]
+        self.urls, self.names = [url for url, _ in listed], [name for _, name in listed]
         mine = set(sorted(self.names)[own::machines])
         self._mine: list[Shard] = [shard for shard in listed if shard[1] in mine]
         self._settings = replace(self.settings, wanted=_Unmade(tuple(target.out for target in self.targets)))
@@ -273,6 +286,15 @@ class Job:
             if stop.signal:
                 pool.shutdown(wait=False, cancel_futures=True)
         stop.raise_if_asked()
+        stale = [one for one in found if isinstance(one, StaleShardError)]
+        if len(stale) > 1:
+            stale[0].add_note(f"{len(stale):,} of the {len(self._mine):,} shards changed after they were indexed")
+        if stale:
+            raise stale[0]
+        if target.copies:
+            LOG.warning("%s shards have a new time or ETag since %s was made and the same bytes (or size, where no "
+                        "more is known): they are taken for copies, first %s", f"{len(target.copies):,}",
+                        redact(target.out), min(target.copies))
         target.missing = frozenset(name for (_, name), facts in zip(self._mine, found, strict=True) if facts is None)
         for (_, name), facts in zip(self._mine, found, strict=True):
             if facts is not None:
@@ -280,7 +302,7 @@ class Job:
         if target.summary.present:
             LOG.info("%d of %d parts are there already", target.summary.present, target.summary.shards)
 
-    def _count(self, target: Target, name: str, found: PartFacts | StorageError | None) -> None:
+    def _count(self, target: Target, name: str, found: PartFacts | StorageError | StaleShardError | None) -> None:
         """A part that is there, or why it can't be counted."""
         if isinstance(found, PartFacts):
             target.summary.add(found)

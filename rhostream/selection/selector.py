@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rhostream.candidates import Candidates, Reason, to_device
+from rhostream.candidates import Candidates, Reason, Slice, to_device
 from rhostream.errors import NonFiniteError, UsageError
 from rhostream.selection.choice import Draws, Whole, choose, columns_of, leading, whole_of
 from rhostream.selection.chooser import Chooser
@@ -98,7 +98,7 @@ class Selector:
         """
         step = self._calls if step is None else step
         self._calls = step + 1
-        n_B = len(candidates) * self.ranks.size
+        n_B = self._slice(candidates).planned
         n = self.chooser.schedule.kept(step, self.batch_size, n_B)
         rows = candidates.candidate_rows
         if self.rule.score is None or self.chooser.schedule.is_uniform(step):
@@ -153,6 +153,9 @@ class Selector:
             shadow=self._shadow(whole, rows[reached.at], n, draws, start),
         )  # fmt: skip
 
+    def _slice(self, candidates: Candidates) -> Slice:
+        return candidates.slice_of(self.ranks.rank, self.ranks.size)
+
     # -- what else is looked at ----------------------------------------------------------------------------------------
 
     def _live_il(self, candidates: Candidates, rows: Rows) -> Tensor | None:
@@ -180,16 +183,17 @@ class Selector:
         length = round(self.shortlist * n)
         if self.ranks.alone:
             return choose(score, stage.chance, length, draws.among_missing("shortlist"), leading)
-        whole, start = self.ranks.concat(torch.stack([score.float().cpu(), stage.chance.float()], 1), len(candidates))
+        whole, start = self.ranks.concat(torch.stack([score.float().cpu(), stage.chance.float()], 1),
+                                         self._slice(candidates).most)
         chosen = choose(whole[:, 0], whole[:, 1] > 0, length, draws.among_missing("shortlist"), leading)
         return to_device(chosen[_own(chosen.numpy(), start, len(score))] - start, score.device)
 
     def _whole(self, candidates: Candidates, rows: Rows, table: Tensor, chance: Tensor) -> tuple[Whole, int]:
         """What is known of the whole buffer, in canonical order, and the position where this rank's rows begin."""
         own = torch.from_numpy(rows)[table[3].long()]
-        label, place = candidates.host.label[own], own + self.ranks.rank * len(candidates)
+        label, place = candidates.host.label[own], own + self._slice(candidates).first
         columns = torch.cat([columns_of(table[0], table[1], table[4], chance, place, label), table[5:]])
-        found, start = self.ranks.concat(columns.T, len(candidates))
+        found, start = self.ranks.concat(columns.T, self._slice(candidates).most)
         return whole_of(found.numpy(), len(self.chooser.shadows)), start
 
     def _shadow(self, whole: Whole, rows: Rows, n: int, draws: Draws, start: int) -> ShadowScores | None:
@@ -203,7 +207,7 @@ class Selector:
 
     def _draws(self, candidates: Candidates, step: int) -> Draws:
         return Draws(seed=self.seed, step=step, pass_index=candidates.pass_index, index=candidates.index,
-                     planned=len(candidates) * self.ranks.size, rank=self.rank)
+                     planned=self._slice(candidates).planned, rank=self.rank)
 
     def _by_chance(self, candidates: Candidates, rows: Rows) -> Tensor:
         """Candidate rows (as a mask on the host) without an il, which the policy `uniform` lets compete by chance."""
@@ -227,8 +231,8 @@ class Selector:
         passed, quota, left = len(rows), self.chooser.quota, rows
         label = candidates.host.label
         classes = label[torch.from_numpy(rows)] if label.ndim == 1 else torch.zeros(len(rows))
-        place = torch.from_numpy(rows) + self.ranks.rank * len(candidates)
-        told, start = self.ranks.concat(torch.stack([place.float(), classes.float()], 1), len(candidates))
+        place = torch.from_numpy(rows) + self._slice(candidates).first
+        told, start = self.ranks.concat(torch.stack([place.float(), classes.float()], 1), self._slice(candidates).most)
         if len(told) > n or (quota is not None and quota.kind != "reducr"):
             places, labels = told.numpy().astype(np.int64).T
             drawn = self.chooser.by_chance(places, labels, n, self._draws(candidates, step))
@@ -242,7 +246,8 @@ class Selector:
         if measure:
             loss, score, correct, _ = self._scores(self.forward, stage, _bounds(candidates, rows), 0)
             table = torch.stack([loss.float(), score, correct.float()]).cpu()
-            self.chooser.see(self.ranks.concat(table[1][:, None], len(candidates))[0][:, 0].numpy())
+            whole, _ = self.ranks.concat(table[1][:, None], self._slice(candidates).most)
+            self.chooser.see(whole[:, 0].numpy())
             reached = Reached(at.numpy(), table[0].numpy(), table[1].numpy(), table[2].numpy() > 0)
             scored = len(at)
         total = int(self.ranks.sum([len(at)])[0])

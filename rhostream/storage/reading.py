@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from rhostream.errors import AccessError, ChangedError, NotFoundError, UsageError
+from rhostream.errors import AccessError, ChangedError, NotFoundError, StorageError, UsageError
 from rhostream.storage import spool
 from rhostream.storage.names import is_local, redact, scheme_of
 from rhostream.storage.retry import asked, run, transfer
@@ -16,6 +17,7 @@ from rhostream.storage.settings import Retry, settings
 from rhostream.storage.store import Found, Identity, store_of
 
 _PIECE = 1 << 20
+
 
 
 @contextlib.contextmanager
@@ -29,6 +31,10 @@ def _translated(url: str) -> Iterator[None]:
         raise AccessError(f"{redact(url)}: permission denied; check the credentials") from exc
     except IsADirectoryError as exc:
         raise UsageError(f"{redact(url)} is a folder, expected a file") from exc
+    except OSError as exc:
+        if exc.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        raise StorageError(f"{redact(url)} can't be opened: {spool.TOO_MANY}") from exc
 
 
 def identity(url: str) -> Identity:
@@ -77,10 +83,18 @@ def read_bytes(url: str) -> bytes:
 def list_files(url: str, suffix: str) -> list[str]:
     """Every object below a folder that ends in `suffix`, sorted; names that start with a dot are not results."""
     if is_local(url):
-        found = [os.path.join(folder, name) for folder, _, names in os.walk(url) for name in names]
+        with _translated(url):
+            found = [os.path.join(folder, name) for folder, _, names in os.walk(url, onerror=_unlisted)
+                     for name in names]
     else:
         found = [f"{scheme_of(url)}://{path}" for path in _listed(url)]
     return sorted(f for f in found if f.endswith(suffix) and not os.path.basename(f).startswith("."))
+
+
+def _unlisted(error: OSError) -> None:
+    """A folder that can't be read is an error, or its shards would be missing without a word; none at all is empty."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _listed(url: str) -> Iterator[str]:

@@ -29,6 +29,8 @@ from rhostream.storage.store import Identity
 LOG = logging.getLogger("rhostream")
 PART = ".part"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+TOO_MANY = ("too many open files: raise the limit (`ulimit -n 4096`), or take fewer --workers and, in a stream, fewer "
+            "--lanes")
 _POLL = 0.02  # seconds; while another process brings the same shard
 _said: set[str] = set()
 
@@ -53,6 +55,8 @@ def fetch(url: str, version: Identity, bring: Callable[[int], None], spool_bytes
     try:
         return _fetch(folder() / name, version.size, bring, spool_bytes)
     except OSError as exc:
+        if exc.errno in (errno.EMFILE, errno.ENFILE):
+            raise StorageError(f"the spool can't open a file: {TOO_MANY}") from exc
         if exc.errno not in _FULL:
             raise StorageError(f"the spool {exc.filename or ''}: {os.strerror(exc.errno or 0)}; name another folder "
                                "with RHOSTREAM_SPOOL") from exc

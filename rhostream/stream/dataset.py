@@ -10,8 +10,10 @@ worker are never overwritten too early.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
@@ -24,9 +26,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from rhostream import storage
-from rhostream.candidates import CANDIDATE, Candidates, Reason
+from rhostream.candidates import CANDIDATE, Candidates, Reason, Slice
 from rhostream.crashpoints import crash_point
-from rhostream.errors import RhostreamError, UsageError
+from rhostream.errors import MismatchError, RhostreamError, UsageError
 from rhostream.signals import settle_worker, working
 from rhostream.stream.decode import OK
 from rhostream.stream.full import FullSize
@@ -38,6 +40,8 @@ from rhostream.tables import il
 LOG = logging.getLogger("rhostream")
 PREFETCH = 2
 SLOTS = PREFETCH + 3  # of each worker
+_SAYS = {"table": "the table's fingerprint", "seed": "seed", "buffer_size": "buffer_size",
+         "shards": "the shards and their samples"}  # of what a plan is a function of
 AHEAD, AHEAD_SHARDS = 32, 16  # buffers that are looked ahead for shards to fetch, and how many are held meanwhile
 
 
@@ -64,7 +68,8 @@ class Cursor:
 class CandidateStream(IterableDataset[Message]):
     """Buffers of n_B planned samples, exactly once per pass, in an order that no worker count changes.
 
-    `buffer_size` counts over all ranks. `view`, when given, is what is decoded instead of `preprocess`: a cheap look,
+    `buffer_size` counts over all ranks. `carried_lanes` are those of a plan that began with other ranks, which goes on
+    with them. `view`, when given, is what is decoded instead of `preprocess`: a cheap look,
     from which the candidates' `full` goes on to full size. `prefilters` decide before a byte is read, in that order.
     Iterate through `loader()`.
     """
@@ -72,10 +77,11 @@ class CandidateStream(IterableDataset[Message]):
     def __init__(self, table: il.Table, preprocess: AnyPreprocess, *, buffer_size: int, seed: int = 0,
                  passes: int | None = 1, lanes: int | None = None, decoder_name: str = "auto",
                  join: JoinSettings | None = None, prefilters: Sequence[Prefilter] = (),
-                 view: AnyPreprocess | None = None, rank: int = 0, ranks: int = 1) -> None:
+                 view: AnyPreprocess | None = None, rank: int = 0, ranks: int = 1,
+                 carried_lanes: int | None = None) -> None:
         self.table, self.preprocess, self.view, self.passes = table, preprocess, view, passes
         self.buffer_size, self.seed, self.rank, self.ranks = buffer_size, seed, rank, ranks
-        self.lanes = choose_lanes(buffer_size, ranks, lanes)
+        self.lanes, self._asked_lanes = choose_lanes(buffer_size, ranks, lanes, carried=carried_lanes), lanes
         self.cursor = Cursor()
         self.decoder_name, _ = decoder_for(preprocess, decoder_name)
         self._join_settings = join or JoinSettings()
@@ -91,6 +97,46 @@ class CandidateStream(IterableDataset[Message]):
     def buffers_per_pass(self) -> int:
         """Steps in one pass."""
         return self.plan(0).buffers
+
+    @functools.cached_property
+    def _shards_identity(self) -> dict[str, str]:
+        """The shards and their counts, whatever their order, and the order."""
+        total, order = 0, hashlib.sha256()
+        for name, count in zip(self.table.names, self.table.counts.tolist(), strict=True):
+            raw = name.encode("utf-8", "surrogateescape") + b"\0"
+            order.update(raw)
+            total += int.from_bytes(hashlib.blake2b(raw + str(count).encode(), digest_size=16).digest(), "big")
+        return {"shards": f"{total % (1 << 128):032x}", "order": order.hexdigest()[:32]}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the plan is a function of, as plain values: a cursor means nothing in another plan."""
+        return {"version": 1, "table": self.table.info.fingerprint, "seed": self.seed, "buffer_size": self.buffer_size,
+                "lanes": self.lanes, **self._shards_identity, "first_shard": self.table.names[0]}
+
+    def require_own(self, identity: Mapping[str, Any]) -> None:
+        """Raise MismatchError, naming what differs, for the identity of another plan; its lanes are taken over where
+        none were asked for."""
+        if int(identity.get("version", 0)) > 1:
+            raise MismatchError(f"this cursor was written by a newer rhostream (version {identity['version']}); "
+                                "upgrade rhostream")
+        own = self.identity
+        differ = [name for name in ("table", "seed", "buffer_size", "shards") if identity.get(name) != own[name]]
+        if differ:
+            detail = "; ".join(f"{_SAYS[name]}: was {identity.get(name)!r}, now {own[name]!r}" for name in differ)
+            raise MismatchError(f"this cursor is of another plan ({detail}): open the stream as it was then, or begin "
+                                "without a cursor")
+        if identity.get("order") != own["order"]:
+            raise MismatchError("this cursor is of the same shards in another order, and the order of a pass is a "
+                                f"function of the list: give them as they were then, first {identity['first_shard']}, "
+                                "or name that order with open_stream(order=[names])")
+        lanes = int(identity["lanes"])
+        if lanes != self.lanes and self._asked_lanes is not None:
+            raise MismatchError(f"this cursor is of a plan of {lanes} lanes, and this stream was asked for "
+                                f"{self._asked_lanes}: leave lanes out, and it goes on with {lanes}")
+        if lanes != self.lanes:
+            self.lanes = choose_lanes(self.buffer_size, self.ranks, carried=lanes)
+            self._plans = {}
 
     def plan(self, pass_index: int) -> Plan:
         """The plan of a pass."""
@@ -129,8 +175,7 @@ class CandidateStream(IterableDataset[Message]):
 
     def allocate(self, workers: int) -> None:
         """Make the shared slots; called by the loader before workers start."""
-        share = self.buffer_size // self.ranks
-        self._slots = slots(max(workers, 1) * SLOTS, share, self.decoded.shape, shared=workers > 0,
+        self._slots = slots(max(workers, 1) * SLOTS, len(self.plan(0).own_rows), self.decoded.shape, shared=workers > 0,
                             dtype=self.decoded.dtype)
 
     def __iter__(self) -> Iterator[Message]:
@@ -155,9 +200,14 @@ class CandidateStream(IterableDataset[Message]):
         finally:
             join.close()
 
+    @property
+    def end_of_passes(self) -> int | None:
+        """The pass before which a loop from the cursor on ends: of `passes`, or the next multiple; None for never."""
+        return None if self.passes is None else (self.cursor.pass_index // self.passes + 1) * self.passes
+
     def _remaining(self) -> Iterator[tuple[int, int]]:
-        pass_index, start = self.cursor.pass_index, self.cursor.buffer
-        while self.passes is None or pass_index < self.passes:
+        pass_index, start, end = self.cursor.pass_index, self.cursor.buffer, self.end_of_passes
+        while end is None or pass_index < end:
             for index in range(start, self.plan(pass_index).buffers):
                 yield pass_index, index
             pass_index, start = pass_index + 1, 0
@@ -186,11 +236,11 @@ class CandidateStream(IterableDataset[Message]):
         crash_point("stream: buffer joined")
         for prefilter in self.prefilters:
             prefilter(joined, pass_index, index)
-        share = self.buffer_size // self.ranks
-        return joined.slice(self.rank * share, (self.rank + 1) * share) if whole else joined
+        own = self.plan(pass_index).own_rows
+        return joined.slice(own.start, own.stop) if whole else joined
 
     def _candidates(self, message: Message, slots: Tensor | None) -> Candidates:
-        joined = message.joined
+        joined, plan = message.joined, self.plan(message.pass_index)
         assert joined is not None
         return Candidates(
             pass_index=message.pass_index,
@@ -202,6 +252,7 @@ class CandidateStream(IterableDataset[Message]):
             il=torch.from_numpy(joined.il),
             reason=joined.reason,
             image=None if slots is None else slots[message.slot],
+            slice=None if slots is None else Slice(plan.own_rows.start, self.buffer_size, plan.most_rows),
             normalize=self.decoded.normalize,
             shard_names=self._names,
             fold=joined.fold,
@@ -211,6 +262,9 @@ class CandidateStream(IterableDataset[Message]):
 
 class Loader:
     """Iterates a stream with worker processes, keeping the cursor: after k buffers, `state_dict()` resumes at k.
+
+    A loop ends after the stream's `passes`; the next one over the same object is the next pass (of as many), in its own
+    order. One that was left by `break` goes on with the buffer that was at hand, or with the next after `consumed()`.
 
     With a `device` that is a GPU the next buffer is copied to it while the current one is worked on, from pinned slots;
     on another device it must be copied with `Candidates.to`. The cursor moves when the *next* buffer is asked for, so a
@@ -225,15 +279,23 @@ class Loader:
         self._context = context or ("forkserver" if workers else None)
         self._pending: Cursor | None = None
         self._full: FullSize | None = None
+        self._loops = 0
 
     def __len__(self) -> int:
         """Buffers from the cursor to the end of the passes."""
-        if self.stream.passes is None:
+        end, cursor = self.stream.end_of_passes, self.stream.cursor
+        if end is None:
             raise TypeError("an endless stream has no length")
-        cursor = self.stream.cursor
-        return (self.stream.passes - cursor.pass_index) * self.stream.buffers_per_pass - cursor.buffer
+        return (end - cursor.pass_index) * self.stream.buffers_per_pass - cursor.buffer
 
     def __iter__(self) -> Iterator[Candidates]:
+        end, self._pending, self._loops = self.stream.end_of_passes, None, self._loops + 1
+        number = self._loops
+        yield from self._loop(number)
+        if end is not None and number == self._loops:
+            self.stream.cursor = Cursor(end, 0)  # the passes are over: the next loop is the next pass
+
+    def _loop(self, number: int) -> Iterator[Candidates]:
         self.stream.allocate(self.workers)
         options: dict[str, Any] = {"batch_size": None, "collate_fn": _as_is, "num_workers": self.workers}
         if self.workers:
@@ -241,21 +303,25 @@ class Loader:
                         "worker_init_fn": settle_worker}
         loader = DataLoader(self.stream, **options)
         if not self.workers:
-            yield from self._moved(loader)
+            yield from self._moved(loader, number)
             return
         with working(loader) as messages:
-            yield from self._moved(messages)
+            yield from self._moved(messages, number)
 
-    def _moved(self, messages: Iterable[Message]) -> Iterator[Candidates]:
+    def _moved(self, messages: Iterable[Message], number: int) -> Iterator[Candidates]:
         """Buffers on the device, the cursor behind them."""
         buffers = self._buffers(messages)
         if self.device.type == "cuda":
             assert self.stream._slots is not None
             buffers = ahead(buffers, _Copier(self.device, self.stream._slots))
         for candidates in buffers:
+            if number != self._loops:  # the newer one fills other slots and moves the same cursor
+                raise UsageError("a newer loop over the same stream was begun, so this one is over: a stream has one "
+                                 "cursor; open a second stream to go through the samples side by side")
             self._pending = Cursor(candidates.pass_index, candidates.index + 1)
             yield candidates
-            self.consumed()
+            if number == self._loops:
+                self.consumed()
 
     def _buffers(self, messages: Iterable[Message]) -> Iterator[Candidates]:
         stream = self.stream
@@ -275,13 +341,28 @@ class Loader:
         if self._pending is not None:
             self.stream.cursor, self._pending = self._pending, None
 
-    def state_dict(self) -> dict[str, int]:
-        """The cursor: {"pass": p, "buffer": b}."""
-        return {"pass": self.stream.cursor.pass_index, "buffer": self.stream.cursor.buffer}
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor and the plan that it is of, as plain values: {"pass": p, "buffer": b, "plan": {...}}."""
+        return {"pass": self.stream.cursor.pass_index, "buffer": self.stream.cursor.buffer,
+                "plan": self.stream.identity}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from a cursor, with any number of workers."""
-        self.stream.cursor = Cursor(int(state["pass"]), int(state["buffer"]))
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a cursor, with any number of workers, and of ranks up to its lanes, which the stream keeps.
+
+        A cursor that names no plan, as older ones don't, is taken as it is. Raises MismatchError for one of another
+        table, list of shards, seed, buffer size or lanes, naming what differs, and for what is no cursor.
+        """
+        try:
+            cursor, plan = Cursor(int(state["pass"]), int(state["buffer"])), state.get("plan")
+            if plan is not None:
+                self.stream.require_own(plan)
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise MismatchError("this is no cursor of a stream: expected what state_dict() gave, {'pass': p, "
+                                f"'buffer': b, 'plan': ...}} ({type(exc).__name__}: {exc})") from exc
+        if cursor.pass_index < 0 or not 0 <= cursor.buffer <= self.stream.buffers_per_pass:
+            raise MismatchError(f"this cursor is at buffer {cursor.buffer} of pass {cursor.pass_index}, and a pass of "
+                                f"this stream has {self.stream.buffers_per_pass}: it is of another plan")
+        self.stream.cursor, self._pending, self._full = cursor, None, None
 
 
 def slots(count: int, rows: int, shape: tuple[int, ...], *, shared: bool, dtype: torch.dtype = torch.uint8) -> Tensor:

@@ -6,6 +6,7 @@ large the table is.
 
 from __future__ import annotations
 
+import resource
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 
 from rhostream import storage
 from rhostream.candidates import CANDIDATE, Reason
-from rhostream.errors import MismatchError, MissingPartError, ShardError, UsageError
+from rhostream.errors import MissingPartError, ShardError, StaleShardError, UsageError
 from rhostream.selection.quota import ClassQuota
 from rhostream.selection.schedule import PLAIN, Schedule
 from rhostream.selection.uniform import uniform_rows
@@ -124,18 +125,27 @@ def _fill_tokens(part: il.Part, at: npt.NDArray[np.int32], out: npt.NDArray[np.f
         out[row, :n] = values[ends[row] : ends[row] + n]
 
 
+def _handles() -> int:
+    """How many files this process may have open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 20 if soft == resource.RLIM_INFINITY else soft
+
+
 class Join:
     """Parts and shards of a table, opened when first needed and kept while their lanes need them.
 
-    `open_shards` bounds both; it must be at least twice the lanes, or shards would be opened again every buffer.
+    `open_shards` bounds both; it must be at least twice the lanes, or shards would be opened again every buffer. Of a
+    process that may open few files (macOS: 256) shards take a quarter at most, and are opened again when they must.
     """
 
     def __init__(self, table: il.Table, settings: JoinSettings, open_shards: int = 2 * 64) -> None:
         self._table = table
         self._settings = settings
         self._open_shards = open_shards
+        self._most_readers = min(open_shards, max(8, _handles() // 4))
         self._parts: OrderedDict[int, il.Part] = OrderedDict()
         self._readers: OrderedDict[int, Reader] = OrderedDict()
+        self._copies: dict[int, storage.Identity] = {}  # shards with a new time or ETag that are proved to be the same
         self._ahead = storage.ReadAhead()
 
     def __call__(self, rows: Rows) -> Joined:
@@ -203,10 +213,10 @@ class Join:
         return part
 
     def reader(self, shard: int) -> Reader:
-        """The shard of that index, open. Raises MismatchError when it isn't the one that was indexed."""
+        """The shard of that index, open. Raises StaleShardError when it isn't the one that was indexed."""
         reader = self._readers.pop(shard, None)
         if reader is None:
-            while len(self._readers) >= self._open_shards:
+            while len(self._readers) >= self._most_readers:
                 self._readers.popitem(last=False)[1].close()
             reader = self._open(shard)
         elif not reader.unchanged():
@@ -217,7 +227,7 @@ class Join:
     def require_unchanged(self, shards: Iterable[int]) -> None:
         """That these shards, which nobody reads, are those that were indexed, by size and time or ETag.
 
-        A new time or ETag is followed by a look at the bytes. Raises MismatchError, NotFoundError.
+        A new time or ETag is followed by a look at the bytes. Raises StaleShardError, NotFoundError.
         """
         known = {shard: self._part(shard).facts for shard in shards}
         with ThreadPoolExecutor(il.REMOTE_THREADS) as pool:
@@ -233,8 +243,9 @@ class Join:
             reader.close()
             il.require_unchanged(url, name, facts)
             return self._open(shard)  # it was being replaced just now
-        if reader.version.tag != facts.shard_tag:
+        if reader.version.tag != facts.shard_tag and self._copies.get(shard) != reader.version:
             self._require_same_bytes(reader, shard)
+            self._copies[shard] = reader.version
             warnings.warn(f"shard {name} has a new time or ETag since it was indexed and the same bytes: it is taken "
                           "for a copy", stacklevel=2)
         return reader
@@ -244,8 +255,8 @@ class Join:
         name, known = self._table.names[shard], self._part(shard).facts.shard_sha256
         found = storage.sha256_of(reader)
         if known and found and known != found:
-            raise MismatchError(f"shard {name} changed after it was indexed (sha256 {known[:12]} != {found[:12]}): "
-                                f"{il.RESCORE}")
+            raise StaleShardError(f"shard {name} changed after it was indexed (sha256 {known[:12]} != {found[:12]}): "
+                                  f"{il.RESCORE}")
 
     def ahead(self, shards: Iterable[int]) -> None:
         """Bring these shards into the spool meanwhile, the most urgent first, but those that are open."""

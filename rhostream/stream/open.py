@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,9 +19,12 @@ from rhostream.stream.full import require_smaller
 from rhostream.stream.inputs import AnyPreprocess, preprocess_from_json, require_text
 from rhostream.stream.join import JoinSettings, Prefilter
 from rhostream.stream.keep_list import read_keep_list
+from rhostream.stream.plan import few_lanes
 from rhostream.stream.text import TextPreprocess, require_length, text_preprocess
 from rhostream.stream.tokenizers import find_tokenizer
 from rhostream.tables import il as il_table
+
+LOG = logging.getLogger("rhostream")
 
 
 def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], il: str | os.PathLike[str], *,
@@ -32,7 +36,8 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
                 prefilter: Prefilter | None = None, device: str | torch.device = "cpu",
                 rank: int = 0, ranks: int = 1, classes: int | None = None, with_fold: bool = False,
                 tokenizer: str | None = None, text_length: int | None = None, task: str | None = None,
-                il_tokens: bool = False) -> Loader:
+                il_tokens: bool = False, order: Sequence[str] | None = None,
+                carried_lanes: int | None = None) -> Loader:
     """Open shards joined with their IL table (or index) as buffers of `buffer_size` planned samples.
 
     `shards`: paths, URLs, brace ranges, folders. `passes=None` streams without end. Samples that the IL model was
@@ -51,9 +56,16 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     .npy), each the table's unless given. `task`: "label", or "language" for samples that need no label. `il_tokens`:
     the candidates bring the il of each token too, of a table that a language model made of the very same tokens.
 
+    A loop over the result goes through `passes`, a second one through the next. Its order is a function of the list's
+    order: `order`, the names of shards as they stood when a plan began, puts those that are given into that order.
+    `carried_lanes`: those of a plan that began with another number of ranks; a cursor that is loaded brings its own.
+
     Raises UsageError and its kin before any work: no table, missing parts, a shard list or buffer that can't be.
     """
     urls = storage.expand([shards] if isinstance(shards, (str, os.PathLike)) else shards)
+    if order is not None:
+        url = storage.resolve(os.fspath(il))
+        urls = _ordered(urls, order, il_table.roots_today(url, il_table.open_info(url), roots))
     table = il_table.open_table(os.fspath(il), urls, roots, allow_missing=not needs_il or missing_il != "error")
     if table.missing:
         warnings.warn(f"{len(table.missing)} shards have no part in {storage.redact(table.url)} and are left out, "
@@ -71,11 +83,21 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     stream = CandidateStream(
         table, preprocess, buffer_size=buffer_size, seed=seed, passes=passes, lanes=lanes, decoder_name=decoder,
         prefilters=prefilters, view=None if view_size is None else _view(table, preprocess, view_size), rank=rank,
-        ranks=ranks, join=JoinSettings(needs_il=needs_il, missing_il=missing_il, keep_holdout=keep_holdout,
-                                       classes=classes or table.info.classes, with_fold=with_fold,
-                                       tokens=_tokens_of(table, preprocess) if il_tokens else 0),
+        ranks=ranks, carried_lanes=carried_lanes,
+        join=JoinSettings(needs_il=needs_il, missing_il=missing_il, keep_holdout=keep_holdout,
+                          classes=classes or table.info.classes, with_fold=with_fold,
+                          tokens=_tokens_of(table, preprocess) if il_tokens else 0),
     )
+    if lanes is None and carried_lanes is None and rank == 0 and (
+            says := few_lanes(buffer_size, stream.lanes, len(table.names))):
+        LOG.warning("warning: %s", says)
     return stream.loader(workers, device=torch.device(device))
+
+
+def _ordered(urls: list[str], order: Sequence[str], roots: Mapping[str, str]) -> list[str]:
+    """The shards in the order of these names, those that it doesn't name behind them."""
+    place = {name: number for number, name in enumerate(order)}
+    return sorted(urls, key=lambda url: place.get(il_table.shard_name(url, roots), len(place)))
 
 
 def _require_same_task(table: il_table.Table, preprocess: AnyPreprocess) -> None:

@@ -20,16 +20,22 @@ from rhostream.errors import UsageError
 from rhostream.randomness import generator
 
 MAX_LANES = 64
+FEW_LANES = 3  # at most so many are few, where a buffer could have many
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Ordinals = npt.NDArray[np.integer[Any]]  # in the narrowest type
 
 
-def choose_lanes(buffer_size: int, ranks: int = 1, lanes: int | None = None) -> int:
+def choose_lanes(buffer_size: int, ranks: int = 1, lanes: int | None = None, *, carried: int | None = None) -> int:
     """K: the largest divisor of n_B up to 64 that is a multiple of the ranks, or the one asked for.
 
-    Raises UsageError, naming the nearest possible K, when the one asked for doesn't fit.
+    `carried` are the lanes of a plan that began with other ranks: it keeps them, and any number of ranks up to K goes
+    on. Raises UsageError, naming the nearest possible K, when the one asked for doesn't fit.
     """
+    if lanes is None and carried is not None:
+        if carried < 1 or buffer_size % carried:
+            raise UsageError(f"{carried} lanes don't divide a buffer of {buffer_size}")
+        return carried
     possible = [k for k in range(ranks, min(buffer_size, max(MAX_LANES, ranks)) + 1)
                 if buffer_size % k == 0 and k % ranks == 0]
     if not possible:
@@ -42,6 +48,16 @@ def choose_lanes(buffer_size: int, ranks: int = 1, lanes: int | None = None) -> 
         nearest = min(possible, key=lambda k: abs(k - lanes))
         raise UsageError(f"{lanes} lanes don't divide a buffer of {buffer_size} over {ranks} ranks; nearest: {nearest}")
     return lanes
+
+
+def few_lanes(buffer_size: int, lanes: int, shards: int) -> str:
+    """What to say of a buffer that comes from few shards because few numbers divide it; "" where there is nothing."""
+    if lanes > FEW_LANES or min(buffer_size, shards) <= 2 * lanes:
+        return ""
+    below = max(buffer_size // 8, 1) * 8
+    from_shards = "one or two shards" if lanes == 1 else f"about {lanes} shards"
+    return (f"{lanes} lane{'s'[: lanes != 1]}: buffers of {buffer_size:,} come from {from_shards} each, as few numbers "
+            f"divide it; nearest sizes with more: {below:,}, {below + 8:,}")
 
 
 @dataclass(frozen=True)
@@ -60,7 +76,8 @@ class Plan:
     """One pass over shards of known sample counts.
 
     `counts` are samples seen, so a sample that can't be used keeps its place. `rank` of `ranks` gets its slice of
-    every buffer: whole lanes, so that all ranks have the same number of steps.
+    every buffer: the whole lanes from floor(rank K / ranks) on, so that all ranks have the same number of steps. Where
+    the ranks don't divide K, which only a plan that began with other ranks has, slices differ by a lane.
     """
 
     names: Sequence[str]
@@ -75,6 +92,10 @@ class Plan:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "total", int(self.counts.sum()))
+        if self.ranks > self.lanes:
+            possible = f"at most {self.lanes}" if self.lanes > 1 else "one"
+            raise UsageError(f"{self.ranks} ranks can't share {self.lanes} lanes, which ranks read whole: go on with "
+                             f"{possible}")
         if self.total // self.lanes < self.buffer_size // self.lanes:
             raise UsageError(
                 f"a buffer of {self.buffer_size:,} can't be filled from {self.total:,} samples; lower --buffer-size"
@@ -105,23 +126,38 @@ class Plan:
         """Whole buffers in the pass: the number of steps, the same on every rank."""
         return self.lane_length // (self.buffer_size // self.lanes)
 
+    @property
+    def own_lanes(self) -> range:
+        """The lanes that this rank reads."""
+        return range(self.rank * self.lanes // self.ranks, (self.rank + 1) * self.lanes // self.ranks)
+
+    @property
+    def own_rows(self) -> range:
+        """Which rows of a buffer are this rank's."""
+        share = self.buffer_size // self.lanes
+        return range(self.own_lanes.start * share, self.own_lanes.stop * share)
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of the largest slice of any rank."""
+        return -(-self.lanes // self.ranks) * (self.buffer_size // self.lanes)
+
     def buffer(self, index: int, whole: bool = False) -> Rows:
-        """This rank's rows of buffer `index`, in canonical order: lane by lane, n_B / ranks rows; all n_B if `whole`.
+        """This rank's rows of buffer `index`, in canonical order: lane by lane; all n_B if `whole`.
 
         Raises IndexError outside [0, buffers).
         """
         if not 0 <= index < self.buffers:
             raise IndexError(f"buffer {index} of {self.buffers}")
-        share, mine = self.buffer_size // self.lanes, self.lanes // self.ranks
-        lane = (np.arange(self.lanes) if whole else np.arange(self.rank * mine, (self.rank + 1) * mine))[:, None]
+        share = self.buffer_size // self.lanes
+        lane = np.arange(self.lanes)[:, None] if whole else np.array(self.own_lanes)[:, None]
         step = index * share + np.arange(share, dtype=np.int64)[None, :]
         within = (step + self._phases[lane]) % self.lane_length
         return self._rows((self._starts[lane] + within).ravel())
 
     def coming(self, index: int, within: int) -> list[int]:
         """The shards that this rank's lanes read at buffer `index` or enter within the next `within`, in that order."""
-        share, mine = self.buffer_size // self.lanes, self.lanes // self.ranks
-        lane = np.arange(self.rank * mine, (self.rank + 1) * mine)[None, :]
+        share, lane = self.buffer_size // self.lanes, np.array(self.own_lanes)[None, :]
         # One row of each lane and buffer tells the shard: far fewer than there are samples, and no permutation.
         step = np.minimum((index + np.arange(within + 1)) * share + share - 1, self.lane_length - 1)[:, None]
         step = np.concatenate([np.full((1, 1), index * share), step])

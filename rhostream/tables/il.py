@@ -34,12 +34,14 @@ from rhostream.errors import (
     MismatchError,
     MissingPartError,
     NotFoundError,
+    StaleShardError,
     TableError,
     UnknownNameError,
     UsageError,
 )
 from rhostream.storage import Identity
 from rhostream.tables import parquet
+from rhostream.tables.places import moved_hint, todays_roots, url_below
 from rhostream.tables.strings import Strings, StringsBuilder
 
 VERSION = 2
@@ -238,6 +240,15 @@ def shard_name(url: str, roots: Mapping[str, str]) -> str:
     return plain if storage.is_local(plain) else plain.split("://", 1)[1]
 
 
+def roots_today(table: str, info: TableInfo, roots: Mapping[str, str] | None) -> dict[str, str]:
+    """The roots by which shards of today get the names that they have in the table; see `todays_roots`."""
+    return todays_roots(info.roots, roots or {}, lambda: _names_in(table))
+
+
+def _names_in(table: str) -> Iterator[str]:
+    return (shard_of_part(table, part) for part in part_urls(table))
+
+
 def part_url(table: str, shard: str) -> str:
     """Where the part of a shard lies; the path mirrors the shard's name."""
     return storage.join(table, "parts", quote("_" + shard if shard.startswith("/") else shard, safe="/") + ".parquet")
@@ -262,10 +273,8 @@ def shard_of_part(table: str, part: str) -> str:
 
 def shard_url(name: str, info: TableInfo, roots: Mapping[str, str] | None = None) -> str:
     """Where a shard of that name lies: below its root as of today, else as `roots` of the table say, else as named."""
-    root, _, path = name.partition("/")
-    for known in (roots or {}, info.roots):
-        if root in known and path:
-            return storage.join(known[root], path)
+    if below := url_below(name, roots or {}, folders=True) or url_below(name, info.roots):
+        return below
     scheme = info.places.get("scheme")
     return name if name.startswith("/") or not scheme else f"{scheme}://{name}"
 
@@ -522,7 +531,7 @@ def open_table(url: str, shards: Iterable[str], roots: Mapping[str, str] | None 
     url = storage.resolve(url)
     info = open_info(url)
     opened = _Opened(url, info)
-    todays, remaining = {**info.roots, **(roots or {})}, iter(shards)
+    todays, remaining = roots_today(url, info, roots), iter(shards)
     # Slice by slice: a future, a footer and two strings for each of a million shards would never be given back.
     with ThreadPoolExecutor(LOCAL_THREADS if storage.is_local(url) else REMOTE_THREADS) as pool:
         while wanted := list(islice(remaining, SLICE)):
@@ -539,6 +548,7 @@ class _Opened:
         self._url, self._info, self._il_rows = url, info, 0
         self._shards, self._names, self._missing = StringsBuilder(), StringsBuilder(), StringsBuilder()
         self._counts = array("q")
+        self._lost = ""  # the URL of the first shard without a part
         self._compressed: str | None = None  # the first shard that can't be read by offset
         self._stranger: tuple[str, str] | None = None  # the first part of another making, and its fingerprint
 
@@ -547,6 +557,7 @@ class _Opened:
         for shard, name, facts in zip(shards, names, found, strict=True):
             if facts is None:
                 self._missing.extend([name])
+                self._lost = self._lost or shard
                 continue
             if self._stranger is None and facts.fingerprint != self._info.fingerprint:
                 self._stranger = name, facts.fingerprint
@@ -562,7 +573,8 @@ class _Opened:
         if missing and not allow_missing:
             listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             raise MissingPartError(f"{storage.redact(self._url)} has no part for {len(missing)} of "
-                                   f"{len(counts) + len(missing)} shards: {listed}; run `rhostream compute-il` (or "
+                                   f"{len(counts) + len(missing)} shards: {listed}; "
+                                   f"{moved_hint([self._lost], _names_in(self._url))}run `rhostream compute-il` (or "
                                    "`index`) on them, or pass --missing-il skip")
         if self._stranger is not None:
             raise MismatchError(f"the part of {self._stranger[0]} has fingerprint {self._stranger[1]}, its table has "
@@ -585,8 +597,31 @@ def _facts_or_none(url: str) -> PartFacts | None:
 
 
 def require_unchanged(shard: str, name: str, facts: PartFacts) -> None:
-    """Raise MismatchError when the shard's size or version isn't the one that was indexed."""
+    """Raise StaleShardError when the shard's size isn't the one that was indexed."""
+    _require_size(storage.identity(shard), name, facts)
+
+
+def require_same_shard(shard: str, name: str, facts: PartFacts) -> bool | None:
+    """Whether a shard is a copy of the one that was indexed: a new time or ETag, and the same bytes.
+
+    Time, ETag and size tell that a look is due; only then it is read, and its sha256 decides. None where none was
+    recorded, or the shard is too large for the spool: nobody can tell. Raises StaleShardError for another shard.
+    """
     today = storage.identity(shard)
+    _require_size(today, name, facts)
+    if today == facts.shard_identity:
+        return False
+    with storage.open_reader(shard) as reader:
+        digest = storage.sha256_of(reader) if facts.shard_sha256 else ""
+    if not digest:
+        return None
+    if digest != facts.shard_sha256:
+        raise StaleShardError(f"shard {name} changed after it was indexed (sha256 {facts.shard_sha256[:12]} != "
+                              f"{digest[:12]}): {RESCORE}")
+    return True
+
+
+def _require_size(today: Identity, name: str, facts: PartFacts) -> None:
     if today.size != facts.shard_size:
-        raise MismatchError(f"shard {name} has {today.size:,} bytes, it had {facts.shard_size:,} when it was indexed; "
-                            f"its offsets are worthless: {RESCORE}")
+        raise StaleShardError(f"shard {name} has {today.size:,} bytes, it had {facts.shard_size:,} when it was "
+                              f"indexed; its offsets are worthless: {RESCORE}")

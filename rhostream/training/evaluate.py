@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,9 +17,12 @@ from rhostream.selection.losses import cross_entropy, is_correct
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import scoring
 from rhostream.selection.tokens import LanguageLoss, SequenceMean
+from rhostream.stream.budget import SHOWN, Budget, listed
 from rhostream.stream.inputs import AnyPreprocess
 from rhostream.stream.scan import Chunk, End, ScanSettings, scan
+from rhostream.tables.il import OK
 
+LOG = logging.getLogger("rhostream")
 CACHE_BYTES = 1 << 30
 
 
@@ -36,6 +41,21 @@ class Evaluation:
                 "test_samples": self.samples}
 
 
+@dataclass
+class _Seen:
+    """What one test shard holds."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    first_bad: list[str] = field(default_factory=list)
+
+    def take(self, chunk: Chunk) -> None:
+        """Rows of the shard."""
+        self.statuses.update(chunk.rows.column("status").to_pylist())
+        for row in (~chunk.ok).nonzero()[0][: SHOWN - len(self.first_bad)].tolist():
+            key, error = (chunk.rows.column(name)[row].as_py() for name in ("key", "error"))
+            self.first_bad.append(f"{key!r} ({error})")
+
+
 class TestSet:
     """Test shards, decoded once and kept as uint8 when they fit into 1 GiB, else read again each time.
 
@@ -51,6 +71,33 @@ class TestSet:
         self._shards = self._all[self._ranks.rank :: self._ranks.size]
         self._preprocess, self._classes, self._decoder, self._workers = preprocess, classes, decoder, workers
         self._cached: list[tuple[Tensor, Tensor]] | None = None
+        self._seen: dict[int, _Seen] | None = None  # by the number of the shard, while they are counted
+
+    def examine(self, budget: Budget) -> dict[str, int]:
+        """Samples of the whole test set by status, "ok" among them; what can't be used is warned of. Collective.
+
+        It reads the shards, before a run begins. Raises BudgetError for more bad samples than `budget` bears,
+        UsageError where none can be used, and what a shard that can't be read raises.
+        """
+        self._seen = {}
+        for _ in self._chunks():
+            pass
+        own = [[self._shards[at], dict(one.statuses), one.first_bad] for at, one in sorted(self._seen.items())]
+        self._seen = None
+        total, first = Counter[str](), list[str]()
+        for shard, statuses, bad in (one for told in self._ranks.gather_json(own) for one in told):
+            total += Counter(statuses)
+            first += [f"{storage.redact(shard)}: {says}" for says in bad[: SHOWN - len(first)]]
+            budget.check_shard(f"{shard} (test)", statuses, bad)
+            budget.check_total(f"all test shards up to {storage.redact(shard)}", total, first)
+        if not total[OK]:
+            raise UsageError(f"no usable sample in the test shards ({storage.redact(self._all[0])}, ...)"
+                             + (f": {listed(total)}; first: {first[0]}" if first else ""))
+        if total.total() > total[OK] and self._ranks.first:
+            LOG.warning("warning: %s of %s test samples can't be used, and test_accuracy is of the other %s: %s; first "
+                        "%s", f"{total.total() - total[OK]:,}", f"{total.total():,}", f"{total[OK]:,}", listed(total),
+                        first[0])
+        return dict(total)
 
     def evaluate(self, model: nn.Module) -> Evaluation:
         """Loss and accuracy with running batch norm statistics and dropout off."""
@@ -91,6 +138,8 @@ class TestSet:
                 if message.error is not None:
                     raise message.error
                 continue
+            if self._seen is not None:
+                self._seen.setdefault(message.shard, _Seen()).take(message)
             image, label = _usable(message)
             held += image.nbytes
             if kept is not None and held <= CACHE_BYTES:

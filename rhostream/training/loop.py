@@ -115,9 +115,9 @@ class Trainer:
             x = self.loader.stream.preprocess.example(0).to(self.device)
         self._seed_step()  # again: a callback of the user's may have drawn numbers since
         if self.augment != "none" and len(x):
-            start, planned = self._ranks.rank * len(selection.loss), self._ranks.size * len(selection.loss)
+            part = candidates.slice_of(self._ranks.rank, self._ranks.size)
             x = augmented(x, self.augment, torch_seed(self.seed, "augment", self.run.step),
-                          rows=torch.from_numpy(selection.rows) + start, planned=planned)
+                          rows=torch.from_numpy(selection.rows) + part.first, planned=part.planned)
         label, loss = selection.label, self.selector.loss
         if self.tokens is not None and candidates.host.il_tokens is not None:
             label = to_device(candidates.host.il_tokens[torch.from_numpy(selection.rows)], self.device)

@@ -20,6 +20,7 @@ from rhostream.selection.ranks import Ranks
 from rhostream.selection.rules import Rule, find_rule
 from rhostream.selection.tokens import RULES as LANGUAGE_RULES
 from rhostream.selection.tokens import TokenShare
+from rhostream.stream.budget import Budget
 from rhostream.stream.dataset import CandidateStream
 from rhostream.stream.keep_list import keep_list_url
 from rhostream.tables.il import fingerprint
@@ -100,6 +101,8 @@ class Settings:
     task: str | None
     token_share: float | None
     change: Mapping[str, Any] | str | Iterable[str] | None = None
+    max_bad_fraction: float = 0.01
+    max_bad_samples: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("shards", "test_shards"):  # an iterable is asked twice: for the data, and for run.json
@@ -116,7 +119,7 @@ class Settings:
             raise UsageError("--steps, --passes, --accumulate, --eval-every and --checkpoint-every must be at least 1")
         if self.augment not in KINDS:
             raise UnknownNameError.of("augmentation", self.augment, KINDS)
-        _ = self.tokens  # a share that can't be
+        _ = self.tokens, self.budget  # a share that can't be
         if self.selection not in SELECTIONS:
             raise UnknownNameError.of("selection", self.selection, SELECTIONS)
         if not isinstance(self.shadow, str | None):
@@ -154,6 +157,11 @@ class Settings:
     def listed(self) -> Shortlist | None:
         return parse_shortlist(self.shortlist, rule=self.rule, buffer_size=self.buffer_size, batch_size=self.batch_size,
                                view_size=self.view_size)
+
+    @property
+    def budget(self) -> Budget:
+        """What the test set may hold that can't be used. Raises UsageError."""
+        return Budget(fraction=self.max_bad_fraction, samples=self.max_bad_samples)
 
     @property
     def uses_il(self) -> bool:

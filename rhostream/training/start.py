@@ -6,7 +6,7 @@ import inspect
 import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from rhostream.stream.dataset import Loader
 from rhostream.stream.join import UniformChoice
 from rhostream.stream.keep_list import keep_list_account
 from rhostream.stream.open import open_stream
-from rhostream.tables.il import Table, part_url, read_part
+from rhostream.tables.il import OK, Table, part_url, read_part
 from rhostream.training.cascade import make_proxy, require_classes, set_macs
 from rhostream.training.changes import CHANGEABLE, in_force
 from rhostream.training.draws import changed_draws
@@ -54,6 +54,8 @@ class Summary:
     reasons: dict[str, int]
     test_accuracy: float | None
     cost: dict[str, Any]
+    test_samples: int = 0  # of which the accuracy is
+    test_left_out: dict[str, int] = field(default_factory=dict)  # test samples that can't be used, by status
 
 
 def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp", rule: str = "rho",
@@ -75,12 +77,14 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
           rank_timeout: float = TIMEOUT_SECONDS, roots: Mapping[str, str] | None = None,
           metrics: Metrics | None = None, make_model: Callable[[], nn.Module] | None = None,
           tokenizer: str | None = None, text_length: int | None = None, task: str | None = None,
-          token_share: float | None = None,
+          token_share: float | None = None, max_bad_fraction: float = 0.01, max_bad_samples: int | None = None,
           change: Mapping[str, Any] | str | Iterable[str] | None = None) -> Summary:
     """Train `model` on the shards with selection, in the run folder `run`; the same call again resumes.
 
     `buffer_size` is n_B, `batch_size` n_b. Without `passes` and `steps`: one pass; with `steps` alone: as many passes
-    as they need. AdamW with the paper's settings. `test_shards` are for reporting only and change nothing.
+    as they need. AdamW with the paper's settings. `test_shards` are for reporting only and change nothing; those of
+    their samples that can't be used are counted, and more than `max_bad_fraction` of a shard, or of all, or than
+    `max_bad_samples`, stop the run before it begins.
     `eval_every`, `checkpoint_every` in steps; `smoothing` evaluations are averaged by reports. `metrics` is called
     with each step's row, one step late. `make_model` overrides `model`, which then only names it. On a table of text
     the model gets `text_length` token ids of `tokenizer`, each the table's unless given, and learns the `task` "label"
@@ -148,6 +152,11 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
                   changed_draws=lambda: changed_draws(settings, networks, stream.decoded))
     if ranks.first:
         storage.probe_writable(run)
+    test_set = None
+    if tests:
+        test_set = TestSet(tests, stream.preprocess, classes, stream.decoder_name, settings.workers, ranks)
+    if test_set is not None and not before:
+        record["test_set"] = test_set.examine(settings.budget)
     with threads_in_use(threads):
         set_macs(attempt.cost, settings.model, network, proxy, listed, stream.preprocess, stream.view)
         if live is not None:
@@ -160,7 +169,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     trainer = Trainer(
         loader, selector, network, optimizer, attempt, on, settings.seed, last_step, settings.accumulate,
         settings.augment,
-        TestSet(tests, stream.preprocess, classes, stream.decoder_name, settings.workers, ranks) if tests else None,
+        test_set,
         settings.eval_every, settings.checkpoint_every, settings.keep_checkpoints, settings.metrics, training,
         settings.compile, settings.tokens)  # fmt: skip
     if found is not None:
@@ -168,7 +177,10 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         _restore(run, found, trainer)
         if changes or changing:  # the optimizers' states know the rates of before
             _set_rates(settings, trainer)
+    tested = record.get("test_set") or before.get("test_set") or {}
     if attempt.step < last_step:
+        if test_set is not None and "test_set" not in record:
+            tested = test_set.examine(settings.budget)
         attempt.claim({name: record["settings"][name] for name in _ASKED})
         with threads_in_use(threads), attempt.beginning():
             trainer.loop()
@@ -177,26 +189,25 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
                          f"{attempt.step:,}, so no step is left to take with it; give more --steps or --passes")
     counts = dict(ranks.from_first(attempt.counts))
     accuracy = trainer.evaluation.accuracy if trainer.evaluation else None
-    return Summary(run, attempt.step, sum(counts.values()), counts, accuracy, attempt.cost.as_json())
+    left_out = {status: n for status, n in sorted(tested.items()) if status != OK}
+    return Summary(run, attempt.step, sum(counts.values()), counts, accuracy, attempt.cost.as_json(),
+                   tested.get(OK, 0), left_out)
 
 
 def _open(settings: Settings, on: torch.device, ranks: Ranks, before: Mapping[str, Any]) -> Loader:
-    """This rank's slice of the buffers. A run that goes on keeps its lanes, whatever the number of ranks now."""
-    lanes, then = settings.lanes, before.get("settings", {})
-    if lanes is None and then.get("buffer_size") == settings.buffer_size:
-        lanes = then.get("lanes")
-    if settings.lanes is None and lanes and lanes % ranks.size and settings.buffer_size % ranks.size == 0:
-        possible = [n for n in range(1, lanes + 1) if lanes % n == 0]
-        raise UsageError(f"{storage.redact(settings.run)} was started with {lanes} lanes, which {ranks.size} ranks "
-                         f"can't share; go on with {', '.join(map(str, possible))} ranks")
+    """This rank's slice of the buffers. A run that goes on keeps its lanes, whatever the number of ranks now, and the
+    order of its shards, whatever that of the list."""
+    then = before.get("settings", {})
+    own = settings.lanes is None and then.get("buffer_size") == settings.buffer_size
+    carried = then["lanes"] if own and isinstance(then.get("lanes"), int) else None
     loader = open_stream(
         settings.shards, settings.il, buffer_size=settings.buffer_size, seed=settings.seed, passes=None,
-        workers=settings.workers, image_size=settings.image_size, lanes=lanes, decoder=settings.decoder,
+        workers=settings.workers, image_size=settings.image_size, lanes=settings.lanes, decoder=settings.decoder,
         missing_il=settings.missing_il, keep_holdout=settings.keep_holdout, needs_il=settings.found_rule.needs_il,
         roots=settings.roots, band=settings.band, keep_list=settings.keep_list, view_size=settings.view_size,
         device=on, classes=settings.classes, rank=ranks.rank, ranks=ranks.size, with_fold=settings.found_rule.live,
         tokenizer=settings.asked_tokenizer, text_length=settings.text_length, task=settings.found_task,
-        il_tokens=settings.token_share is not None,
+        il_tokens=settings.token_share is not None, carried_lanes=carried, order=before.get("shards"),
     )  # fmt: skip
     schedule, always = settings.options.schedule, settings.found_rule.score is None
     if always or schedule.has_uniform_steps:
@@ -308,6 +319,7 @@ def _restore(run: str, found: Checkpoint, trainer: Trainer) -> None:
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
         raise TableError(f"the checkpoint of step {found.step} in {storage.redact(run)} doesn't fit the model "
                          f"{trainer.run.pinned['model']!r}: {' '.join(str(exc).split())[:300]}") from exc
+    # Without the identity of its plan: the run's own fingerprints say more.
     trainer.loader.load_state_dict({"pass": found.pass_index, "buffer": found.buffer})
 
 

@@ -24,7 +24,7 @@ from rhostream.audit.verify.parts import (
     Proof,
     prove_all,
 )
-from rhostream.errors import MismatchError, RhostreamError
+from rhostream.errors import RhostreamError, StaleShardError
 from rhostream.tables import il, parquet
 
 FIRST = 5  # things listed of many
@@ -112,7 +112,7 @@ def prove_table(table: str, shards: Iterable[str] = (), roots: Mapping[str, str]
                               "checksums, Parquet's own metadata is not")
     listed = list(shards)
     if listed:
-        _against_shards(proof, storage.expand(listed), {**info.roots, **(roots or {})}, sound)
+        _against_shards(proof, storage.expand(listed), il.roots_today(table, info, roots), sound)
     return proof
 
 
@@ -207,22 +207,12 @@ def _against_shards(proof: TableProof, shards: list[str], roots: Mapping[str, st
 def _compare(url: str, name: str, facts: il.PartFacts) -> Finding | str | None:
     """None for the shard that was indexed, "" for a copy of it, "?" where that can't be told."""
     try:
-        today = storage.identity(url)
-        if today == facts.shard_identity:
-            return None
-        il.require_unchanged(url, name, facts)
-        with storage.open_reader(url) as reader:
-            digest = storage.sha256_of(reader) if facts.shard_sha256 else ""
-    except MismatchError as exc:
+        copy = il.require_same_shard(url, name, facts)
+    except StaleShardError as exc:
         return Finding(CHANGED, name, "", str(exc))
     except RhostreamError as exc:
         return Finding(UNREACHABLE, name, "", f"shard {name} can't be compared with its part: {exc}")
-    if not digest:
-        return "?"
-    if digest == facts.shard_sha256:
-        return ""
-    return Finding(CHANGED, name, "", f"shard {name} changed after it was indexed (sha256 {facts.shard_sha256[:12]} != "
-                                      f"{digest[:12]})")
+    return "?" if copy is None else "" if copy else None
 
 
 def _first(names: list[str]) -> str:
