@@ -23,6 +23,8 @@ from rhostream.irreducible.learn import Learned, Recipe, learn
 from rhostream.irreducible.pool import Pool
 from rhostream.irreducible.quality import Logits, logits_of, measured
 from rhostream.randomness import generator
+from rhostream.selection.outputs import require_logits
+from rhostream.selection.tokens import is_language
 from rhostream.stream.inputs import AnyPreprocess
 
 LOG = logging.getLogger("rhostream")
@@ -53,6 +55,8 @@ class Fit:
             torch.manual_seed(int(generator(self.recipe.seed, "fit", number).integers(2**62)))
             network = self.network()
             normalize = self.preprocess.normalize
+            if not is_language(network):
+                require_logits(self.model, network.eval(), normalize(pool.image[:1]), self.classes)
             macs = cost.macs_per_sample(network, normalize(pool.image[:1]))
             if self.init:
                 models.load_initial(network, self.init)
