@@ -88,8 +88,8 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
     `precision` is that of scoring, `train_precision` that of the gradient step (losses are float32 always); `threads`
     are the model's, by default the cores that the workers leave, and stay those of the run's start when it is resumed.
 
-    The rules and their options (`clip` to `shadow`) are in docs/rules.md. `loss`: "cross_entropy", "sequence_mean" or
-    your `module:function` of (logits, label) to one loss a sample. `il_model`, `il_lr_scale`, `il_code`: the IL model
+    The rules and their options (`clip` to `shadow`) are in docs/rules.md. `loss`: "cross_entropy" or your
+    `module:function` of (logits, label) to one loss a sample. `il_model`, `il_lr_scale`, `il_code`: the IL model
     that the rule `rho_updated` trains along, at that multiple of `lr`; by default it is sought where it lay.
 
     Started by torchrun, every rank reads and scores its slice of each buffer, and `buffer_size` and `batch_size` count
