@@ -333,7 +333,7 @@ def _option(group: str, *names: str, **how: Any) -> Callable[[Any], Any]:
     click.option("--lr", default=1e-3, show_default=True, help="AdamW learning rate."),
     click.option("--weight-decay", default=0.01, show_default=True),
     click.option("--loss", default="cross_entropy", show_default=True, metavar="NAME",
-                 help="cross_entropy, sequence_mean or your module:function of (logits, label), one loss a sample."),
+                 help="cross_entropy or your module:function of (logits, label), one loss a sample."),
     click.option("--token-share", type=float, metavar="F",
                  help="Of language: train on this share of a kept sequence's tokens, the largest loss - il (Rho-1)."),
     click.option("--augment", default="none", show_default=True, help="none, flip, shift or flip-shift; kept samples."),

@@ -30,8 +30,11 @@ expected, and what to do. All errors carry their message as their only argument,
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import os
+import traceback
+from collections.abc import Iterable, Iterator
 
 
 class RhostreamError(Exception):
@@ -171,3 +174,28 @@ class Interrupted(RhostreamError):
     """Asked to stop by a signal, at a point from which the same command resumes."""
 
     exit_code = 130
+
+
+_NOT_THEIRS = (os.path.dirname(os.path.abspath(__file__)) + os.sep, f"{os.sep}site-packages{os.sep}", "<frozen ")
+
+
+@contextlib.contextmanager
+def users_code(what: str) -> Iterator[None]:
+    """What code that the user named raises becomes a UsageError: `what`, the error's own text and where it was raised.
+
+    Our own errors, a full memory (who scores in chunks takes smaller ones) and what other ranks do pass as they are.
+    """
+    try:
+        yield
+    except RhostreamError:
+        raise
+    except Exception as exc:
+        kind = type(exc)
+        if isinstance(exc, MemoryError) or kind.__name__ in ("OutOfMemoryError", "DistBackendError"):
+            raise
+        frames = traceback.extract_tb(exc.__traceback__)
+        theirs = [f for f in frames if not any(name in f.filename for name in _NOT_THEIRS)]
+        at = (theirs or frames)[-1]
+        text = " ".join(str(exc).split())[:300]
+        raise UsageError(f"{what} raised {kind.__name__}{': ' if text else ''}{text} ({os.path.basename(at.filename)}, "
+                         f"line {at.lineno}, in {at.name})") from exc

@@ -31,7 +31,7 @@ GLUED = "of a query that is glued together"
 OWN_SQL = {"rhostream/audit/facts.py": 3, "rhostream/audit/gallery.py": 1, "rhostream/audit/views.py": 6}
 MADE_HERE = {"benchmarks/memory.py": "import pickle", "tests/test_scale.py": "import pickle",
              "tests/stores/test_spool.py": "import pickle",
-             "tests/test_readme.py": "exec runs text"}  # fmt: skip
+             "tests/test_readme.py": "exec runs text", "tests/test_dealing.py": "exec runs text"}  # fmt: skip
 SHELLS = {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "eval", "exec"}
 
 

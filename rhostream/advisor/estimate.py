@@ -21,7 +21,7 @@ from rhostream.advisor.environment import cpu_name
 from rhostream.advisor.predict import ILCost, Measured, Setting
 from rhostream.advisor.samples import Samples, draw, preprocess_for, some
 from rhostream.cost import macs_per_sample
-from rhostream.errors import UntrustedCodeError, UsageError
+from rhostream.errors import UntrustedCodeError, UsageError, users_code
 from rhostream.randomness import torch_seed
 from rhostream.selection.hardware import bf16_supported, cores, device_of
 from rhostream.selection.hardware import threads as in_threads
@@ -320,4 +320,5 @@ class _Bench:
         return torch.rand(shape, device=self.device).contiguous(memory_format=torch.channels_last)
 
     def _macs(self, model: torch.nn.Module) -> int:
-        return max(1, macs_per_sample(model, self.x[:1]))
+        with users_code(f"the forward of {type(model).__name__} on a batch of shape {tuple(self.x[:1].shape)}"):
+            return max(1, macs_per_sample(model, self.x[:1]))

@@ -19,6 +19,7 @@ from torch import nn
 
 from rhostream.candidates import CANDIDATE, Candidates
 from rhostream.randomness import generator
+from rhostream.selection.outputs import called
 from rhostream.selection.selector import Selector, scoring
 from rhostream.selection.tokens import loss_of
 from rhostream.stream.decode import OK
@@ -158,7 +159,7 @@ def train_seconds(model: nn.Module, x: torch.Tensor, label: torch.Tensor, share:
     def work(n: int) -> None:
         model.train()
         optimizer.zero_grad(set_to_none=True)
-        loss_of(model)(model(x[:n]), label[:n]).mean().backward()
+        loss_of(model)(called(model, x[:n]), label[:n]).mean().backward()
         optimizer.step()
         _wait(x.device)
 

@@ -25,7 +25,9 @@ from rhostream.advisor.question import Question
 from rhostream.candidates import Candidates
 from rhostream.errors import UsageError
 from rhostream.randomness import torch_seed
+from rhostream.selection.gradient import finite_or_nan, step_if_finite
 from rhostream.selection.hardware import bf16_supported
+from rhostream.selection.outputs import called
 from rhostream.selection.selector import Selector
 from rhostream.stream.dataset import Loader
 from rhostream.stream.decode import Preprocess, probe_size
@@ -130,8 +132,9 @@ class Views:
                 continue
             proxy.train()
             optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(proxy(kept.input), kept.label).backward()
-            optimizer.step()
+            loss = F.cross_entropy(called(proxy, kept.input), kept.label)
+            loss.backward()
+            step_if_finite(optimizer, finite_or_nan(proxy.parameters(), loss.detach()))
             learned += 1
         self.full.consumed()
         self.notes.append(f"the proxy has learned from {learned} batches here; in a run it learns from the first on")

@@ -20,10 +20,12 @@ from rhostream.crashpoints import crash_point
 from rhostream.errors import UsageError
 from rhostream.irreducible.folds import FoldRule
 from rhostream.irreducible.learn import Checked, Learned, Recipe, evaluate, learn
-from rhostream.irreducible.model import Divided
 from rhostream.irreducible.pool import Pool
 from rhostream.irreducible.quality import Logits, logits_of, measured
+from rhostream.models.temperature import Divided
 from rhostream.randomness import generator
+from rhostream.selection.outputs import require_logits
+from rhostream.selection.tokens import is_language
 from rhostream.stream.inputs import AnyPreprocess
 
 LOG = logging.getLogger("rhostream")
@@ -57,6 +59,8 @@ class Fit:
             torch.manual_seed(int(generator(self.recipe.seed, "fit", number).integers(2**62)))
             network = self.network()
             normalize = self.preprocess.normalize
+            if not is_language(network):
+                require_logits(self.model, network.eval(), normalize(pool.image[:1]), self.classes)
             macs = cost.macs_per_sample(network, normalize(pool.image[:1]))
             if self.init:
                 models.load_initial(network, self.init)

@@ -41,6 +41,8 @@ from rhostream.irreducible.ladder import Spec, chosen, parse_checkpoints
 from rhostream.irreducible.learn import AUGMENT, BALANCE, Recipe
 from rhostream.irreducible.model import ModelInfo, read_info
 from rhostream.irreducible.pool import Pool, fill
+from rhostream.selection.outputs import called, require_more_than_one, require_width
+from rhostream.selection.tokens import is_language
 from rhostream.signals import StopRequest
 from rhostream.storage import redact
 from rhostream.stream.decode import Preprocess, decoder
@@ -123,7 +125,13 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
     trial = models.build(model, classes=classes or 2, **preprocess.model_arguments())
     if init:
         models.load_initial(trial, init)  # refused now, not after the shards have been read
-    del trial
+    if batch_size == 1:
+        require_more_than_one(trial, preprocess.example(), "--batch-size 1")
+    with torch.no_grad():
+        logits = called(trial.eval(), preprocess.example())
+    if classes is not None and not is_language(trial):
+        require_width(model, logits, classes)
+    del trial, logits
     decoding = decoder_for(preprocess, asked["decoder"])[0]
     settings = ScanSettings(preprocess=preprocess, decoder_name=decoding, classes=classes, group_by=group_by,
                             mark=rule, watch=None if group_by else "duplicate_of", **lenient)

@@ -19,10 +19,13 @@ from rhostream.crashpoints import crash_point
 from rhostream.errors import NonFiniteError
 from rhostream.irreducible.ladder import Ladder, Rung, Spec
 from rhostream.randomness import torch_seed
+from rhostream.selection.gradient import finite_or_nan, step_if_finite
+from rhostream.selection.outputs import called
 from rhostream.selection.tokens import LanguageLoss, SequenceMean
 from rhostream.signals import stop_if_asked
 
 CHECKS_PER_EPOCH = 2
+NONFINITE_STEPS = 3  # in a row, none of which changes a weight
 EVAL_CHUNK = 512
 AUGMENT = ("none", "shift", "shift-flip")
 BALANCE = ("none", "sample", "weight")
@@ -98,8 +101,8 @@ def learn(network: nn.Module, image: Tensor, label: Tensor, train: Tensor, check
     """Train on rows `train` of image (N, H, W, C) uint8 or (N, T) ids; keep the state of lowest mean loss on rows
     `check` of `check_image` (of the mean over classes of their mean losses, where the fit is balanced).
 
-    Checkpoints on the way change nothing of what is learned or kept. Raises NonFiniteError when no check had a finite
-    loss.
+    The learning rate falls linearly to 0 over the epochs. Checkpoints on the way change nothing of what is learned or
+    kept. Raises NonFiniteError when no check had a finite loss.
     """
     started = time.monotonic()
     network.to(device)
@@ -112,21 +115,29 @@ def learn(network: nn.Module, image: Tensor, label: Tensor, train: Tensor, check
     curve: list[dict[str, float]] = []
     best: dict[str, Any] = {"val_loss": float("inf"), "choice": float("inf")}
     state: dict[str, Tensor] = {}
-    steps = samples = checked = 0
+    steps = samples = checked = dead = 0
     for epoch in range(recipe.epochs):
         order = drawn(train, label, recipe.balance, generator)
         running = torch.zeros((), device=device)
         climb_at = ladder.checks(epoch, batches) if ladder else set[int]()
         for number, rows in enumerate(torch.split(order, recipe.batch_size), 1):
             stop_if_asked()
-            if len(rows) > 1 or batches == 1:  # batch norm can't learn from one sample
+            # Batch norm can't learn from one sample.
+            if len(rows) > 1 or batches == 1 or recipe.batch_size == 1:
                 network.train()
                 x = augmented(normalize(image[rows].to(device)), recipe.augment, generator)
-                loss = _mean_loss(network, network(x), label[rows].to(device), weight_C)
+                loss = _mean_loss(network, called(network, x), label[rows].to(device), weight_C)
+                for group in optimizer.param_groups:  # at a constant rate the last states differ by points
+                    group["lr"] = recipe.lr * (1 - steps / (batches * recipe.epochs))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                optimizer.step()
-                running += loss.detach()
+                applied = finite_or_nan(network.parameters(), loss.detach())
+                step_if_finite(optimizer, applied)
+                dead = 0 if bool(torch.isfinite(applied)) else dead + 1
+                if dead >= NONFINITE_STEPS:
+                    raise NonFiniteError(f"the IL model's loss or its gradient is NaN or infinite in {dead} batches in "
+                                         f"a row (epoch {epoch + 1} of {recipe.epochs}); lower --lr")
+                running += 0.0 if dead else loss.detach()
                 steps, samples = steps + 1, samples + len(rows)
                 crash_point("fit-il: step taken")
             if number not in check_at and number not in climb_at:
@@ -173,7 +184,7 @@ def _mean_loss(network: nn.Module, output: Tensor, label: Tensor, weight_C: Tens
     return F.cross_entropy(output, label, weight_C)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: what a forward keeps must serve the next step too
 def evaluate(network: nn.Module, image: Tensor, label: Tensor, rows: Tensor, normalize: Prepare,
              device: torch.device) -> Checked:
     """Loss and accuracy on rows of image (N, H, W, C) uint8 or (N, T) ids, in eval mode; of language those of tokens,
@@ -189,7 +200,7 @@ def evaluate(network: nn.Module, image: Tensor, label: Tensor, rows: Tensor, nor
             losses.append(SequenceMean()(of_tokens, target).cpu().double())
             correct += float((right.sum(1) / (x != network.padding).sum(1)).sum())
             continue
-        logits = network(x).float()
+        logits = called(network, x).float()
         losses.append(F.cross_entropy(logits, target, reduction="none").cpu().double())
         correct += float((logits.argmax(1) == target).sum())
     loss, target = torch.cat(losses), label[rows]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rhostream.candidates import Prepare
 from rhostream.irreducible.learn import EVAL_CHUNK
+from rhostream.selection.outputs import called
 from rhostream.signals import stop_if_asked
 
 BINS = 15  # of confidence, equally wide
@@ -50,7 +51,7 @@ class Logits:
         return -given
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def logits_of(network: nn.Module, image: Tensor, label: Tensor, rows: Tensor, normalize: Prepare,
               device: torch.device, classes: int) -> Logits:
     """Of the rows of image (N, H, W, C) uint8 or (N, T) ids, in eval mode; evenly fewer where they wouldn't fit."""
@@ -59,7 +60,7 @@ def logits_of(network: nn.Module, image: Tensor, label: Tensor, rows: Tensor, no
     found = []
     for some in torch.split(rows, EVAL_CHUNK):
         stop_if_asked()
-        found.append(network(normalize(image[some].to(device))).float().cpu())
+        found.append(called(network, normalize(image[some].to(device))).float().cpu())
     return Logits(torch.cat(found).double().numpy(), label[rows].numpy())
 
 

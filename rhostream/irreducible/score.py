@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from rhostream.crashpoints import crash_point
 from rhostream.irreducible.model import ILModel
 from rhostream.irreducible.parts import Scored
+from rhostream.selection.outputs import called
 from rhostream.selection.tokens import LanguageLoss, SequenceMean
 from rhostream.stream.scan import Chunk
 
@@ -62,7 +63,7 @@ class Scorer:
             return np.equal(chunk.mark, 1)
         return np.full(len(chunk), self._rule.mode == "holdout" and name in self._learned_from)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _language(self, network: LanguageLoss, image: Tensor, rows: npt.NDArray[np.int64], scored: Scored) -> None:
         """The losses of the tokens, and their mean; logits are made for few sequences at a time as it is."""
         loss = network(self._normalize(image.to(self._device)))
@@ -70,10 +71,10 @@ class Scorer:
         scored.il_tokens[rows] = loss.cpu().numpy()
         scored.il[rows] = SequenceMean()(loss, loss).cpu().numpy()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _forward(self, network: nn.Module, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         try:
-            logits = network(self._normalize(image.to(self._device))).float()
+            logits = called(network, self._normalize(image.to(self._device))).float()
             return F.cross_entropy(logits, label.to(self._device), reduction="none"), logits.argmax(1)
         except torch.OutOfMemoryError:
             if len(image) == 1:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from rhostream.errors import UnknownNameError, UsageError
+from rhostream.errors import UnknownNameError, UsageError, users_code
 from rhostream.models.densenet import densenet121_cifar
 from rhostream.models.googlenet import googlenet_cifar
 from rhostream.models.inception import inception_v3_cifar
@@ -78,10 +78,13 @@ def _built(name: str, classes: int, image_size: int, channels: int, initial: boo
     if is_from_zoo(name):
         return build_from_zoo(name, image_size=image_size, channels=channels, classes=classes, initial=initial)
     module, _, function = name.partition(":")
-    try:
-        maker = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as exc:
-        raise UsageError(f"model {name!r}: {exc}; expected package.module:function on the Python path") from exc
+    with users_code(f"model {name!r}: importing {module}"):
+        try:
+            maker = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError, ValueError) as exc:
+            raise UsageError(f"model {name!r}: {exc}; expected package.module:function on the Python path") from exc
+    if not callable(maker):
+        raise UsageError(f"model {name!r} is a {type(maker).__name__}, expected a function that makes a model")
     offered: dict[str, Any] = {"classes": classes, **(text or {"image_size": image_size, "channels": channels})}
     try:
         parameters = inspect.signature(maker).parameters
@@ -89,7 +92,8 @@ def _built(name: str, classes: int, image_size: int, channels: int, initial: boo
         parameters = {}  # type: ignore[assignment]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         offered = {k: v for k, v in offered.items() if k in parameters}
-    model = maker(**offered)
+    with users_code(f"model {name!r}"):
+        model = maker(**offered)
     if not isinstance(model, nn.Module):
         raise UsageError(f"model {name!r} returned {type(model).__name__}, expected a torch.nn.Module")
     return model

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from rhostream.errors import UsageError
-from rhostream.selection.ranks import in_lockstep, is_sharded
+from rhostream.selection.outputs import called
+from rhostream.selection.ranks import in_lockstep
 
 BATCH_NORMS = ("buffer", "eval")
 # What draws in train mode, beside layers of nn.Dropout's kind; of others' own layers torch knows nothing.
@@ -24,7 +25,7 @@ _DROPPING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDe
 
 @contextlib.contextmanager
 def scoring(model: nn.Module, batch_norm: str = "buffer", dropout: bool = False) -> Iterator[None]:
-    """How a forward scores: inference mode, eval mode, batch norm by `buffer` or by running (`eval`) statistics.
+    """How a forward scores: no gradients, eval mode, batch norm by `buffer` or by running (`eval`) statistics.
 
     `dropout`: that one stays on. On exit modes, buffers and the random state are what they were.
     """
@@ -44,10 +45,10 @@ def scoring(model: nn.Module, batch_norm: str = "buffer", dropout: bool = False)
     if dropout:
         for module in droppings(model):
             module.training = True
-    # The weights that FSDP gathers for this forward may be those of the next one, which is to be differentiated.
-    without_gradients = torch.no_grad() if is_sharded(model) else torch.inference_mode()
     try:
-        with without_gradients, torch.random.fork_rng(devices=devices):
+        # Not inference mode: what a forward makes and keeps (rotary tables, masks, the weights that FSDP gathers) would
+        # be inference tensors, which the next forward can't be differentiated through.
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
             yield
     finally:
         # Inside a caller's own autocast the low-precision copies of the weights made here know no gradient; left in
@@ -96,7 +97,8 @@ class Forward:
         self._run: nn.Module = torch.compile(model) if compile else model  # type: ignore[assignment]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Score `x`; raises what the model raises."""
+        """Score `x`. Raises UsageError for an output that holds no logits, and in the model's own words what it raises.
+        """
         return self._in_memory(x, lambda: self._logits(x))
 
     def draws(self, x: Tensor, count: int, seed: int) -> Tensor:
@@ -138,5 +140,5 @@ class Forward:
 
     def _run_in_chunks(self, x: Tensor) -> Tensor:
         if self.chunk is None or len(x) <= self.chunk:
-            return self._run(x).float()  # type: ignore[no-any-return]
-        return torch.cat([self._run(part).float() for part in x.split(self.chunk)])
+            return called(self.model, x, self._run).float()
+        return torch.cat([called(self.model, part, self._run).float() for part in x.split(self.chunk)])

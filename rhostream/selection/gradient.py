@@ -1,18 +1,22 @@
 """One gradient step on what was kept, over any number of ranks: forward, backward, mean gradient, optimizer or nothing.
 
 The gradient is that of the mean loss over the kept samples of all ranks, however they are spread: each rank's losses
-are divided by the number that all kept, and gradients are summed. A mean that isn't finite changes no weight anywhere.
+are divided by the number that all kept, and gradients are summed. A mean or a gradient that isn't finite changes
+nothing anywhere: no weight, no running statistic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from rhostream.crashpoints import crash_point
+from rhostream.errors import NonFiniteError
 from rhostream.selection.losses import LossFunction, per_sample
+from rhostream.selection.outputs import called
 from rhostream.selection.ranks import Ranks, in_lockstep
 
 
@@ -21,6 +25,8 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, lab
               autocast: torch.dtype | None = None, ranks: Ranks | None = None, total: int = 0,
               weight: Tensor | None = None, mode: bool = True) -> tuple[Tensor, Tensor]:
     """Step on the mean of `loss`; returns the own losses (n,) and the mean over all ranks, both on the device.
+
+    The mean is NaN where no step was made: it isn't finite, or the gradient isn't.
 
     `total` is the number of samples that all ranks kept, at least one; a rank may have none of them. Collective where
     `ranks` are several. `accumulate`: forwards that the own samples are split into. `weight` (n,): factors of the own
@@ -32,11 +38,13 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, lab
     if model.training != mode:
         model.train(mode)
     optimizer.zero_grad(set_to_none=True)
+    statistics = running_statistics(model)
+    before = [t.clone() for t in statistics]
     losses = []
     rows = (x, label) if weight is None else (x, label, weight)
     for part, labels, *factors in _parts(rows, accumulate, in_lockstep(model)):
         with torch.autocast(x.device.type, autocast, enabled=autocast is not None):
-            logits = (forward or model)(part)
+            logits = called(model, part, forward)
         loss_b = per_sample(loss, logits.float(), labels)
         ((loss_b * factors[0] if factors else loss_b).sum() / count).backward()
         losses.append(loss_b.detach())
@@ -48,7 +56,11 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, lab
     else:
         mean = ranks.add_gradients(model.parameters(), weighted.sum() / count)
         ranks.average_norms(model)
+    mean = finite_or_nan(model.parameters(), mean)
     step_if_finite(optimizer, mean)
+    with torch.no_grad():
+        for now, was in zip(statistics, before, strict=True):
+            now.copy_(torch.where(torch.isfinite(mean), now, was))
     return loss_b, mean
 
 
@@ -59,6 +71,21 @@ def _parts(rows: tuple[Tensor, ...], accumulate: int, lockstep: bool) -> Iterato
     elif len(rows[0]):
         size = -(-len(rows[0]) // accumulate)
         yield from zip(*(tensor.split(size) for tensor in rows), strict=True)
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """Those that a forward in train mode changes: means and variances of batch norm."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return [t for norm in norms if norm.training for t in (norm.running_mean, norm.running_var) if t is not None]
+
+
+def finite_or_nan(parameters: Iterable[nn.Parameter], loss: Tensor) -> Tensor:
+    """The scalar `loss`, but NaN where a gradient isn't finite; on its device, and nobody waits for it."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return loss
+    largest = nn.utils.get_total_norm(gradients, math.inf)
+    return torch.where(torch.isfinite(largest).to(loss.device), loss, torch.nan)
 
 
 def step_if_finite(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -73,3 +100,18 @@ def step_if_finite(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
     elif bool(torch.isfinite(loss)):
         optimizer.step()
+
+
+def require_finite(models: Mapping[str, nn.Module | None], step: int) -> None:
+    """Raise NonFiniteError for a model whose weights, or statistics of batch norm, aren't finite. One wait for each."""
+    for name, model in models.items():
+        if model is None:
+            continue
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        kept = [t for norm in norms for t in (norm.running_mean, norm.running_var) if t is not None]
+        tensors = [p.detach() for p in model.parameters() if p.numel()] + kept
+        if not tensors or bool(torch.isfinite(nn.utils.get_total_norm(tensors, math.inf))):
+            continue
+        where = [n for n, t in model.state_dict().items() if t.is_floating_point() and not bool(t.isfinite().all())]
+        raise NonFiniteError(f"{name} holds weights that are NaN or infinite before step {step} (first {where[0]}), so "
+                             "nothing since the last checkpoint is committed; lower --lr, or use float32 or bfloat16")

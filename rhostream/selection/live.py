@@ -18,7 +18,7 @@ from rhostream.candidates import Prepare, to_device
 from rhostream.errors import UsageError
 from rhostream.selection.forward import Forward
 from rhostream.selection.gradient import take_step
-from rhostream.selection.losses import LossFunction, cross_entropy
+from rhostream.selection.losses import LossFunction, cross_entropy, per_sample
 from rhostream.selection.ranks import Ranks
 
 Folds = npt.NDArray[np.int8]
@@ -39,6 +39,7 @@ class LiveIL:
         self.optimizers = [torch.optim.AdamW(n.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
                            for n in self.networks]
 
+    @torch.no_grad()
     def __call__(self, image: Tensor, label: Tensor, fold: Folds | None) -> Tensor:
         """The il (n,) float32, nats, of uint8 images (n, H, W, C); NaN for a fold that has no network.
 
@@ -50,7 +51,7 @@ class LiveIL:
             if len(rows):
                 at = to_device(torch.from_numpy(rows), image.device)
                 own = label[at]
-                il[at] = self.loss(forward(self.normalize(image.index_select(0, at))), own).float()
+                il[at] = per_sample(self.loss, forward(self.normalize(image.index_select(0, at))), own).float()
         return il
 
     def learn(self, image: Tensor, label: Tensor, fold: Folds | None, ranks: Ranks | None = None) -> int:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rhostream.errors import UnknownNameError, UsageError
-from rhostream.selection.rules import described, own_function
+from rhostream.errors import UnknownNameError, UsageError, users_code
+from rhostream.selection.outputs import described
+from rhostream.selection.rules import own_function
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -50,11 +51,12 @@ def find_loss(name: str) -> LossFunction:
 
 def per_sample(loss: LossFunction, logits: Tensor, label: Tensor) -> Tensor:
     """`loss` of a batch, (B,). Raises UsageError when the function gives anything but one number a sample."""
-    found = loss(logits, label)
-    if not isinstance(found, Tensor) or found.shape != (len(label),):
-        name = getattr(loss, "__name__", type(loss).__name__)
+    name = getattr(loss, "__name__", type(loss).__name__)
+    with users_code(f"the loss function {name}, of outputs {tuple(logits.shape)} and labels {tuple(label.shape)},"):
+        found = loss(logits, label)
+    if not isinstance(found, Tensor) or found.shape != (len(label),) or not found.is_floating_point():
         raise UsageError(f"the loss function {name} returned {described(found)}, expected one loss for each sample, a "
-                         f"tensor of shape ({len(label)},): in torch's own losses, reduction='none'")
+                         f"floating-point tensor of shape ({len(label)},): in torch's own losses, reduction='none'")
     return found
 
 

@@ -95,6 +95,17 @@ class Ranks:
 
     # What the device holds.
 
+    def exchange(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        """Rows (m, k) uint8 in the order of the ranks that they go to, `sent` to each; (sum(received), k) come back."""
+        if self.alone:
+            return rows
+        # A group of NCCL and gloo carries what lies on the device; one of gloo alone, what lies in the host's memory.
+        there = rows.device if "cuda:nccl" in str(dist.get_backend_config(self._group)) else self._device
+        found = torch.empty(sum(received), rows.shape[1], dtype=torch.uint8, device=there)
+        with self._waiting():
+            dist.all_to_all_single(found, rows.contiguous().to(there), list(received), list(sent), self._group)
+        return found.to(rows.device)
+
     def add_up(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its sum over the ranks, in flat buckets of one type; all ranks hold the same bits."""
         if self.alone:
@@ -135,9 +146,7 @@ class Ranks:
         """Give every rank the mean of the running statistics of batch norm: then all models are the same."""
         if self.alone:
             return
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
-                 and not isinstance(m, nn.SyncBatchNorm)]  # fmt: skip
-        found = [t for m in norms for t in (m.running_mean, m.running_var) if t is not None]
+        found = [t for m in own_norms(model) for t in (m.running_mean, m.running_var) if t is not None]
         if found:
             with torch.no_grad():
                 self.add_up(found)
@@ -165,6 +174,12 @@ class Ranks:
             why = self._explain() if self._explain else ""
             raise RankLostError(f"rank {self.rank} of {self.size} waited for a rank that is gone or stuck"
                                 f"{why} [torch: {str(exc).splitlines()[0][:200]}]") from exc
+
+
+def own_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The layers of batch norm whose statistics are those of this process's rows."""
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+            and not isinstance(m, nn.SyncBatchNorm)]  # fmt: skip
 
 
 def in_lockstep(model: nn.Module) -> bool:

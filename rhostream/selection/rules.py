@@ -30,7 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rhostream.errors import UnknownNameError, UsageError
+from rhostream.errors import UnknownNameError, UsageError, users_code
+from rhostream.selection.outputs import described
 
 Score = Callable[..., Tensor]
 INPUTS = {
@@ -74,21 +75,14 @@ class Rule:
     def __call__(self, evidence: Evidence) -> Tensor:
         """The score (B,) of each candidate. Raises UsageError when the rule's function returns anything else."""
         assert self.score is not None
-        score: Any = self.score(*(getattr(evidence, name) for name in self.takes))
+        with users_code(f"rule {self.name!r}"):
+            score: Any = self.score(*(getattr(evidence, name) for name in self.takes))
         shape = evidence.loss_B.shape
         if not isinstance(score, Tensor) or score.shape != shape:
             raise UsageError(f"rule {self.name!r} returned {described(score)}, expected a tensor with one score for "
                              f"each candidate, shape {tuple(shape)}")
         found: Tensor = score.float()
         return found
-
-
-def described(value: Any) -> str:
-    """What a user's function returned, in words."""
-    if not isinstance(value, Tensor):
-        return f"a {type(value).__name__}"
-    return f"a scalar (a tensor of shape {tuple(value.shape)})" if value.ndim == 0 else (
-        f"a tensor of shape {tuple(value.shape)}")
 
 
 # -- the scores ------------------------------------------------------------------------------------------------------
@@ -213,10 +207,11 @@ def find_rule(name: str) -> Rule:
 def own_function(what: str, name: str) -> Callable[..., Any]:
     """The user's `package.module:function`. Raises UsageError when there is none."""
     module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as exc:
-        raise UsageError(f"{what} {name!r}: {exc}; expected package.module:function on the Python path") from exc
+    with users_code(f"{what} {name!r}: importing {module}"):
+        try:
+            found = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError, ValueError) as exc:
+            raise UsageError(f"{what} {name!r}: {exc}; expected package.module:function on the Python path") from exc
     if not callable(found):
         raise UsageError(f"{what} {name!r} is a {type(found).__name__}, expected a function")
     return found  # type: ignore[no-any-return]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from rhostream.errors import UsageError
@@ -33,6 +34,7 @@ class RuleScores:
         self._seed, self._draws, self._rank = seed, draws, rank
         self._drawn = False
 
+    @torch.no_grad()  # a loss may have parameters
     def __call__(self, forward: Forward, stage: Stage, bounds: Bounds,
                  step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Loss, score and whether the prediction was right, (m,) each, and the shadows' scores (rules, m)."""

@@ -12,21 +12,24 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from rhostream.candidates import Candidates, Reason, Slice, to_device
-from rhostream.errors import NonFiniteError, UsageError
+from rhostream.errors import NonFiniteError, UnknownNameError, UsageError
 from rhostream.selection.choice import Draws, Whole, choose, columns_of, leading, whole_of
 from rhostream.selection.chooser import Chooser
+from rhostream.selection.deal import Batch, batch_of
 from rhostream.selection.duplicates import grey_views
 from rhostream.selection.forward import Forward, require_dropout, scoring
 from rhostream.selection.live import LiveIL
 from rhostream.selection.losses import LossFunction
 from rhostream.selection.options import Options
+from rhostream.selection.outputs import require_more_than_one
 from rhostream.selection.proxy import Proxy
-from rhostream.selection.ranks import Ranks, in_lockstep
+from rhostream.selection.ranks import Ranks, in_lockstep, is_sharded, own_norms
 from rhostream.selection.rules import find_rule
 from rhostream.selection.scores import Bounds, RuleScores
 from rhostream.selection.stages import Reached, Reading, Rows, Selection, ShadowScores, Stage, Taken, decided, take
@@ -35,6 +38,7 @@ from rhostream.selection.tokens import is_language, loss_of
 __all__ = ["NONFINITE_BUFFERS", "Selection", "Selector", "scoring"]
 
 NONFINITE_BUFFERS = 3
+GRADIENTS = ("mean", "sum")
 
 
 class Selector:
@@ -46,8 +50,10 @@ class Selector:
     learns from what is kept, or, without one, of the target itself on the stream's cheap view. `live`: the IL model of
     the rule `rho_updated`. The other keywords are `Options`, such as `gumbel=0.5`, `warm_up=100`, `shadow="loss"`.
     `group`: the process group over which buffers are split (`open_stream(rank=, ranks=)`) and `batch_size` counts; each
-    call is then collective. Without one the choice is made among the candidates at hand; `rank` says whose slice of
-    the buffer these are where every rank chooses alone, so that each has draws of its own.
+    call is then collective, and the kept rows are dealt out: each rank gets n_b / ranks of them, whoever read them.
+    Without one the choice is made among the candidates at hand; `rank` says whose slice of the buffer these are where
+    every rank chooses alone, so that each has draws of its own. `gradients`: what reduces them over the ranks, "mean"
+    (DDP and FSDP, which are recognised) or "sum"; `Selection.mean` goes by it.
 
     Raises UsageError for what can't go together, for a loss or a rule of another shape and for labels that the model
     doesn't know; NonFiniteError after three buffers in a row without one finite score; RankLostError.
@@ -57,12 +63,16 @@ class Selector:
                  loss: LossFunction | None = None, chunk: int | None = None, batch_norm: str = "buffer",
                  autocast: torch.dtype | None = None, compile: bool = False, loss_cap: bool = False, seed: int = 0,
                  shortlist: float | None = None, proxy: Proxy | None = None, live: LiveIL | None = None,
-                 group: dist.ProcessGroup | Ranks | None = None, rank: int | None = None,
+                 group: dist.ProcessGroup | Ranks | None = None, rank: int | None = None, gradients: str | None = None,
                  **options: Any) -> None:
         if batch_size < 1:
             raise UsageError(f"batch_size {batch_size}: expected at least 1")
         if shortlist is not None and not shortlist > 1:
             raise UsageError(f"shortlist {shortlist}: expected more than 1 (times the {batch_size} kept)")
+        wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
+        if gradients not in (None, *GRADIENTS):
+            raise UnknownNameError.of("gradients", str(gradients), GRADIENTS)
+        self.reduced = gradients or ("mean" if wrapped or is_sharded(model) else None)
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module  # its forward talks to other ranks, and a rank without candidates makes none
         self.ranks = group if isinstance(group, Ranks) else Ranks(group)
@@ -89,6 +99,12 @@ class Selector:
                 require_dropout(scorer, self.rule.name)
         self._scores = RuleScores(self.rule, self.chooser.shadows, self.loss, loss_cap=loss_cap, seed=seed,
                                   draws=self.options.mc_draws, rank=self.ranks.rank if rank is None else rank)
+        # Batch norm of each rank's own rows can't learn from one: no rank is left with one where two are to be had, and
+        # where there never are two it is proved that the model can.
+        few = batch_size < 2 * self.ranks.size
+        learners = [model, *([] if proxy is None else [proxy.model])]
+        self._least = 2 if not few and any(map(own_norms, learners)) else 1
+        self._unproved = few and bool(own_norms(model)) and not in_lockstep(model)
         self._calls = self._nonfinite = 0
 
     def __call__(self, candidates: Candidates, step: int | None = None) -> Selection:
@@ -110,8 +126,7 @@ class Selector:
     def _by_score(self, candidates: Candidates, rows: Rows, n: int, step: int) -> Selection:
         chance, draws = self._by_chance(candidates, rows), self._draws(candidates, step)
         stage = Stage(candidates.inputs(rows), *take(candidates, rows), chance, self._live_il(candidates, rows))
-        reading, bounds = Reading(candidates, rows), _bounds(candidates, rows)
-        first, position = stage.x, None
+        reading, bounds, position = Reading(candidates, rows), _bounds(candidates, rows), None
         if self.shortlist is not None:
             position = self._shortlist(stage, candidates, bounds, n, draws)
             stage = stage.take(position)
@@ -140,13 +155,13 @@ class Selector:
             left = torch.isin(before, kept_at).numpy()
             times, weight = times[left], weight[left]
             total, drawn = (int(v) for v in self.ranks.sum([len(kept_at), times.sum()]))
-        trained = self._learn(candidates, rows, kept_at, first, kept.label, total)
+        batch = self._batch(candidates, rows[kept_at.numpy()], kept.x, kept.label, weight)
+        trained = self._learn(candidates, rows, kept_at, batch, total)
         copies = choice.duplicates[_own(choice.duplicates, start, len(score))] - start
         taken = Taken(kept_at.numpy(), weight, reading.failed, reached.at[copies])
         columns = decided(candidates, rows, reached, taken, Reason.shortlist)
-        factors = to_device(torch.from_numpy(weight.astype(np.float32)), score.device) if self.rule.sampled else None
         return Selection(
-            **columns, input=kept.x if total else None, label=kept.label, factors=factors, total=total, draws=drawn,
+            **columns, **self._trained_on(batch, total, weighed=self.rule.sampled), total=total, draws=drawn,
             scored=len(score) * (self.options.mc_draws if self.rule.needs_draws else 1),
             shortlisted=0 if self.shortlist is None else len(rows), reread=reading.count,
             live_scored=0 if self.live is None else len(rows), live_trained=trained,
@@ -238,7 +253,7 @@ class Selector:
             drawn = self.chooser.by_chance(places, labels, n, self._draws(candidates, step))
             rows = rows[drawn[_own(drawn, start, passed)] - start]
         stage = Stage(candidates.inputs(rows), *take(candidates, rows), torch.zeros(len(rows), dtype=torch.bool))
-        reading, at, first = Reading(candidates, rows), torch.arange(len(rows)), stage.x
+        reading, at = Reading(candidates, rows), torch.arange(len(rows))
         if candidates.full is not None:
             stage, at = reading(stage, at)
         reached = Reached(np.zeros(0, np.int64), *(np.zeros(0, np.float32),) * 2, np.zeros(0, bool))
@@ -251,21 +266,40 @@ class Selector:
             reached = Reached(at.numpy(), table[0].numpy(), table[1].numpy(), table[2].numpy() > 0)
             scored = len(at)
         total = int(self.ranks.sum([len(at)])[0])
-        trained = self._learn(candidates, rows, at, first, stage.label, total)
+        batch = self._batch(candidates, rows[at.numpy()], stage.x, stage.label, np.ones(len(at)))
+        trained = self._learn(candidates, rows, at, batch, total)
         columns = decided(candidates, rows, reached, Taken(at.numpy(), np.ones(len(at)), reading.failed), Reason.below)
         skipped = np.setdiff1d(left, rows)
         columns["reason"][skipped] = Reason.below
-        return Selection(**columns, input=stage.x if total else None, label=stage.label, total=total, draws=total,
-                         scored=scored, reread=reading.count, live_trained=trained)
+        return Selection(**columns, **self._trained_on(batch, total), total=total, draws=total, scored=scored,
+                         reread=reading.count, live_trained=trained)
 
-    def _learn(self, candidates: Candidates, rows: Rows, at: Tensor, first: Tensor, label: Tensor, total: int) -> int:
+    def _batch(self, candidates: Candidates, kept: Rows, x: Tensor, label: Tensor,
+               weight: npt.NDArray[np.float64]) -> Batch:
+        """What this rank trains on, of the rows that were kept of its slice and those of the others."""
+        batch = batch_of(candidates, kept, x, label, weight, self.ranks, proxy=self.proxy is not None,
+                         least=self._least)
+        if self._unproved and len(batch.x):
+            self._unproved = False
+            require_more_than_one(self.model, batch.x[:1], f"batch_size {self.batch_size} on {self.ranks.size} "
+                                  f"rank{'s' if self.ranks.size > 1 else ''}")
+        return batch
+
+    def _trained_on(self, batch: Batch, total: int, weighed: bool = False) -> dict[str, Any]:
+        """The columns of a selection that say what this rank trains on."""
+        factors = to_device(torch.from_numpy(batch.weight.astype(np.float32)), batch.label.device) if weighed else None
+        return {"input": batch.x if total else None, "label": batch.label, "factors": factors, "place": batch.place,
+                "il_tokens": batch.il_tokens, "reduced": self.reduced, "ranks": self.ranks.size}
+
+    def _learn(self, candidates: Candidates, rows: Rows, at: Tensor, batch: Batch, total: int) -> int:
         """A step of the proxy and of the live IL model on what is kept; samples that went through the latter."""
         if self.proxy is not None and total:
-            self.proxy.learn(first[to_device(at, first.device)], label, self.ranks, total)
+            self.proxy.learn(batch.seen, batch.label, self.ranks, total)
         if self.live is None or not total:
             return 0
         kept = rows[at.numpy()]
-        image = _image(candidates).index_select(0, to_device(torch.from_numpy(kept), label.device))
+        own = to_device(torch.from_numpy(kept), batch.label.device)
+        image, label = _image(candidates).index_select(0, own), candidates.label.index_select(0, own)
         learned = self.live.learn(image, label, None if candidates.fold is None else candidates.fold[kept], self.ranks)
         return learned if self.ranks.first else 0
 

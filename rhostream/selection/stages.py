@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rhostream.candidates import Candidates, Reason, to_device
+from rhostream.errors import UsageError
 
 Rows = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
@@ -81,10 +82,12 @@ class Selection:
     kept: npt.NDArray[np.bool_]
     reason: npt.NDArray[np.uint8]  # of `Reason`
     weight: Float32  # the factor of a kept sample's loss; 1 but for importance sampling
-    rows: npt.NDArray[np.int64]  # (n_kept,) the kept rows, ascending
-    input: Tensor | None  # (n_kept, C, H, W) float32: the kept inputs at full size, None when no rank kept any
-    label: Tensor  # (n_kept,)
-    factors: Tensor | None = None  # (n_kept,) float32: the weights of the kept where they aren't all 1
+    rows: npt.NDArray[np.int64]  # the kept rows of this buffer, ascending; of several ranks not those of `input`
+    input: Tensor | None  # (n, C, H, W) float32: what this rank trains on, at full size; None when no rank kept any
+    label: Tensor  # (n,)
+    factors: Tensor | None = None  # (n,) float32: the weights of the losses where they aren't all 1
+    place: Rows | None = None  # (n,) rows of the inputs in the buffer of all ranks
+    il_tokens: Tensor | None = None  # (n, T) float16 nats, of language where the stream was asked for them
     total: int = 0  # samples that all ranks together kept
     draws: int = 0  # what the sum of their losses is divided by: `total`, or the draws of importance sampling
     scored: int = 0  # forwards of a sample through the target: K for one that was scored by K dropout draws
@@ -95,17 +98,30 @@ class Selection:
     il: Float32 | None = None  # (B,) of the live IL model, NaN where it made no forward
     shadow: ShadowScores | None = None
     lag: int = 0
+    ranks: int = 1  # that the choice was made over
+    reduced: str | None = None  # what reduces the gradients over them: "mean" or "sum"
 
     def __len__(self) -> int:
-        return len(self.rows)
+        """Samples that this rank trains on."""
+        return len(self.label)
 
-    def mean(self, loss: Tensor) -> Tensor:
-        """The loss to differentiate, of the kept samples' losses (n_kept,): their mean, weighed where they must be.
+    def mean(self, loss_b: Tensor) -> Tensor:
+        """The scalar to call backward of: the mean of the losses (n,) that the model has of `input`.
 
-        Over several ranks it is this rank's share of the mean, whose sum over the ranks is the whole.
+        Importance weights are in it, and over several ranks what makes the reduced gradient that of the mean over all
+        that was kept, however it is spread: the rank's share of it, times the ranks where gradients are averaged. A
+        rank with no input gets a zero that hangs on its (empty) losses. Raises UsageError for losses of another shape,
+        and where nobody knows what reduces the gradients.
         """
-        weighed = loss if self.factors is None else loss * self.factors
-        return weighed.sum() / max(self.draws, 1)
+        if loss_b.shape != (len(self),):
+            raise UsageError(f"mean got losses of shape {tuple(loss_b.shape)}, expected ({len(self)},), one for each "
+                             "kept sample: in torch's own losses, reduction='none'")
+        if self.ranks > 1 and self.reduced is None:
+            raise UsageError(f"{self.ranks} ranks kept these samples, and nothing says how their gradients are "
+                             "reduced: give the selector the model wrapped in DistributedDataParallel, or say "
+                             'gradients="mean" or gradients="sum"')
+        weighed = loss_b if self.factors is None else loss_b * self.factors
+        return weighed.sum() * (self.ranks if self.reduced == "mean" else 1) / max(self.draws, 1)
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """The (B,) columns that the selection log takes."""

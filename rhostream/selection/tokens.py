@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from rhostream.errors import UsageError
 from rhostream.selection.losses import cross_entropy, is_correct
+from rhostream.selection.outputs import logits_of_output
 
 LOGIT_BYTES = 256 << 20  # of the logits that are in memory at once while no gradient is wanted
 RULES = ("uniform", "loss", "small_loss", "irreducible", "rho")  # those that look at loss and il alone
@@ -47,7 +48,7 @@ class LanguageLoss(nn.Module):
         return torch.cat([loss for loss, _ in parts]), torch.cat([right for _, right in parts])
 
     def _judged(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.model(x)
+        logits = logits_of_output(self.model(x), len(x), self.model)
         if logits.shape[:2] != x.shape:
             raise UsageError(f"a model of language gives logits (B, T, V) for ids (B, T): expected {tuple(x.shape)} "
                              f"and V, got {tuple(logits.shape)}")

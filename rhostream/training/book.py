@@ -127,8 +127,11 @@ class Book:
             self._metrics(row)
 
     def _mean(self, step: Step, loss_b: np.ndarray[Any, Any] | None) -> float | None:
+        """The mean loss of what was kept; NaN where no step was made of it."""
         if loss_b is None:
             return None
+        if step.mean is not None and not math.isfinite(mean := float(step.mean)):
+            return mean
         if self._run.ranks.alone and step.selection.factors is None:
             with np.errstate(over="ignore"):  # an infinite mean is what is looked for
                 return float(loss_b.mean(dtype=np.float32)) if len(loss_b) else None
@@ -138,16 +141,25 @@ class Book:
     def _without_nonfinite(self, step: Step, loss_b: np.ndarray[Any, Any] | None) -> None:
         """A NaN in the batch would have poisoned the weights: no step was taken, and the log says which samples it was.
 
-        Raises NonFiniteError when it happens again and again.
+        Where each loss is finite and the gradient isn't, it was the batch. Collective; raises NonFiniteError when it
+        happens again and again.
         """
         self._dead += 1
         if self._dead >= NONFINITE_BUFFERS:
-            raise NonFiniteError(f"the training loss of {self._dead} batches in a row is NaN or infinite (step "
-                                 f"{step.number}); lower --lr, or use float32 or bfloat16")
+            raise NonFiniteError(f"the training loss of {self._dead} batches in a row, or its gradient, is NaN or "
+                                 f"infinite (step {step.number}); lower --lr, or use float32 or bfloat16")
         assert loss_b is not None
-        selection = step.selection
+        selection, ranks, start = step.selection, self._run.ranks, 0
+        assert selection.place is not None
+        if selection.ranks == ranks.size:  # what this rank read may have been another's to train on
+            start = ranks.rank * len(selection.loss)
+        bad = selection.place[~np.isfinite(loss_b)].tolist()
+        told = ranks.gather_json(bad)
+        everywhere = {place for one in told for place in one} if selection.ranks == ranks.size else set(bad)
+        whole = not any(told)
         selection.kept[selection.rows] = False
-        selection.reason[selection.rows] = np.where(np.isfinite(loss_b), Reason.below, Reason.nonfinite)
+        selection.reason[selection.rows] = [Reason.nonfinite if whole or row + start in everywhere else Reason.below
+                                            for row in selection.rows.tolist()]
 
     def _end_of_pass(self, step: Step) -> None:
         """The tail of a pass is logged with its last step."""

@@ -16,6 +16,7 @@ from rhostream.models import build
 from rhostream.randomness import torch_seed
 from rhostream.selection.forward import scoring
 from rhostream.selection.losses import LossFunction
+from rhostream.selection.outputs import called, require_width
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.tokens import is_language
 from rhostream.stream.decode import Preprocess
@@ -92,14 +93,11 @@ def set_macs(cost: Cost, model: str, network: nn.Module, proxy: Proxy | None, sh
 
 
 def require_classes(model: str, network: nn.Module, seen: AnyPreprocess, classes: int) -> None:
-    """Raise UsageError for a model with fewer logits than there are labels: a GPU would die of the first such label."""
-    if is_language(network):
-        return
+    """Raise UsageError for a model that gives no logits, or fewer than there are labels."""
     with scoring(network, batch_norm="eval"):
-        logits = network(seen.example().to(next(network.parameters()).device))
-    if logits.ndim == 2 and logits.shape[1] < classes:
-        raise UsageError(f"model {model!r} gives {logits.shape[1]} logits, and the labels go up to {classes - 1}: make "
-                         f"it for {classes} classes, or say --classes {logits.shape[1]} to leave the others out")
+        logits = called(network, seen.example().to(next(network.parameters()).device))
+    if not is_language(network):
+        require_width(model, logits, classes)
 
 
 def _macs(network: nn.Module, preprocess: AnyPreprocess) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rhostream import storage
 from rhostream.errors import UsageError
 from rhostream.selection.losses import cross_entropy, is_correct
+from rhostream.selection.outputs import called
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import scoring
 from rhostream.selection.tokens import LanguageLoss, SequenceMean
@@ -114,7 +115,7 @@ class TestSet:
                     seen += torch.bincount(label.cpu(), minlength=self._classes)
                     right += torch.bincount(label.cpu(), share, self._classes)
                     continue
-                logits = model(x)
+                logits = called(model, x)
                 loss += float(cross_entropy(logits, label).sum())
                 seen += torch.bincount(label.cpu(), minlength=self._classes)
                 right += torch.bincount(label[is_correct(logits, label)].cpu(), minlength=self._classes)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rhostream.candidates import Candidates, to_device
 from rhostream.crashpoints import crash_point
 from rhostream.randomness import torch_seed
-from rhostream.selection.gradient import take_step
+from rhostream.selection.gradient import require_finite, take_step
 from rhostream.selection.selector import Selection, Selector
 from rhostream.selection.tokens import TokenShare
 from rhostream.signals import StopRequest
@@ -101,8 +101,8 @@ class Trainer:
                        candidates: Candidates) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
         """One fresh forward and backward on the kept samples of all ranks; with none, the optimizer isn't called.
 
-        The own losses (n_kept,) and the mean stay on the device: nothing waits for them, and a batch whose loss isn't
-        finite changes no weight.
+        The losses of what this rank trains on, (n,), and the mean stay on the device: nothing waits for them, and a
+        batch whose loss or gradient isn't finite changes no weight.
         """
         total = selection.draws
         if self.selector.ranks.size != self._ranks.size:  # each rank keeps its own n_b / ranks
@@ -110,17 +110,17 @@ class Trainer:
         if not total:
             return None, None
         x = selection.input
-        assert x is not None or not len(selection)
         if x is None:
             x = self.loader.stream.preprocess.example(0).to(self.device)
         self._seed_step()  # again: a callback of the user's may have drawn numbers since
         if self.augment != "none" and len(x):
             part = candidates.slice_of(self._ranks.rank, self._ranks.size)
+            start = 0 if self.selector.ranks.size == self._ranks.size else part.first
             x = augmented(x, self.augment, torch_seed(self.seed, "augment", self.run.step),
-                          rows=torch.from_numpy(selection.rows) + part.first, planned=part.planned)
+                          rows=torch.from_numpy(selection.place) + start, planned=part.planned)
         label, loss = selection.label, self.selector.loss
-        if self.tokens is not None and candidates.host.il_tokens is not None:
-            label = to_device(candidates.host.il_tokens[torch.from_numpy(selection.rows)], self.device)
+        if self.tokens is not None and selection.il_tokens is not None:
+            label = to_device(selection.il_tokens, self.device)
             loss = self.tokens
         return take_step(self.model, self.optimizer, x, label, loss, forward=self._forward,
                          accumulate=self.accumulate, autocast=self.precision, ranks=self._ranks, total=total,
@@ -152,6 +152,10 @@ class Trainer:
         clock.lap("log")
 
     def _commit(self, done: bool, clock: _Clock) -> None:
+        proxy, live = self.selector.proxy, self.selector.live
+        require_finite({"the model": self.model, "the proxy": None if proxy is None else proxy.model,
+                        "the IL model that learns along": None if live is None else nn.ModuleList(live.networks)},
+                       self.run.step)
         state = self.loader.state_dict()
         self.run.commit(self.model, self.optimizer, states_of(self.selector.proxy, self.selector.live),
                         pass_index=state["pass"], buffer=state["buffer"], complete=done, keep=self.keep_checkpoints,

@@ -14,7 +14,7 @@ from torch import nn
 from rhostream import storage
 from rhostream.errors import UnknownNameError, UsageError
 from rhostream.models import task_of
-from rhostream.selection.losses import LossFunction, find_loss
+from rhostream.selection.losses import LossFunction, find_loss, sequence_mean
 from rhostream.selection.options import Options
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.rules import Rule, find_rule
@@ -124,7 +124,10 @@ class Settings:
             raise UnknownNameError.of("selection", self.selection, SELECTIONS)
         if not isinstance(self.shadow, str | None):
             object.__setattr__(self, "shadow", ",".join(self.shadow))
-        find_loss(self.loss)
+        if find_loss(self.loss) is sequence_mean:
+            raise UsageError("--loss sequence_mean takes a label for each token (B, T), and a sample of a shard has "
+                             "one label: a model of language (text-lm, --task language) has the mean over a sequence's "
+                             "tokens by itself; in a loop of your own it goes with Selector(loss=)")
         rule, options = self.found_rule, self.options
         options.check(rule, shortlist=self.shortlist is not None, live=True)
         self.check_quota(self.classes)

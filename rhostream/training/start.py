@@ -15,17 +15,19 @@ from torch import nn
 
 from rhostream import storage
 from rhostream.checkpoint import Checkpoint, load_other, load_tensors
-from rhostream.errors import TableError, UsageError
+from rhostream.errors import TableError, UsageError, users_code
 from rhostream.models import build, load_initial
 from rhostream.randomness import torch_seed
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
 from rhostream.selection.live import LiveIL
+from rhostream.selection.outputs import require_more_than_one
 from rhostream.selection.proxy import Proxy
-from rhostream.selection.ranks import Ranks
+from rhostream.selection.ranks import Ranks, own_norms
 from rhostream.selection.selector import Selector
 from rhostream.stream.band import Band
 from rhostream.stream.dataset import Loader
+from rhostream.stream.inputs import AnyPreprocess
 from rhostream.stream.join import UniformChoice
 from rhostream.stream.keep_list import keep_list_account
 from rhostream.stream.open import open_stream
@@ -97,8 +99,8 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
     `precision` is that of scoring, `train_precision` that of the gradient step (losses are float32 always); `threads`
     are the model's, by default the cores that the workers leave, and stay those of the run's start when it is resumed.
 
-    The rules and their options (`clip` to `shadow`) are in docs/rules.md. `loss`: "cross_entropy", "sequence_mean" or
-    your `module:function` of (logits, label) to one loss a sample. `il_model`, `il_lr_scale`, `il_code`: the IL model
+    The rules and their options (`clip` to `shadow`) are in docs/rules.md. `loss`: "cross_entropy" or your
+    `module:function` of (logits, label) to one loss a sample. `il_model`, `il_lr_scale`, `il_code`: the IL model
     that the rule `rho_updated` trains along, at that multiple of `lr`; by default it is sought where it lay.
 
     Started by torchrun, every rank reads and scores its slice of each buffer, and `buffer_size` and `batch_size` count
@@ -137,6 +139,9 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     _require_quota(settings, stream.table, classes)
     network, proxy = _networks(settings, loader, classes, on, ranks)
     require_classes(settings.model, network, stream.preprocess, classes)
+    if proxy is not None:
+        require_classes(settings.proxy_model, proxy.model, stream.decoded, classes)
+    _require_statistics(settings, network, stream.preprocess, ranks)
     live = _live(settings, loader, on)
     selector = Selector(network, settings.rule, settings.own_batch(ranks), chunk=settings.chunk,
                         loss=settings.own_loss, live=live, **vars(settings.options),
@@ -223,8 +228,11 @@ def _networks(settings: Settings, loader: Loader, classes: int, on: torch.device
     """The target and, where there is one, the proxy; on every rank with rank 0's weights."""
     preprocess = loader.stream.preprocess
     torch.manual_seed(torch_seed(settings.seed, "weights"))
-    network = settings.make_model() if settings.make_model else build(
-        settings.model, classes=classes, **preprocess.model_arguments())
+    if settings.make_model:
+        with users_code("make_model"):
+            network = settings.make_model()
+    else:
+        network = build(settings.model, classes=classes, **preprocess.model_arguments())
     if settings.init:
         load_initial(network, settings.init)
     if not ranks.alone:
@@ -240,6 +248,18 @@ def _networks(settings: Settings, loader: Loader, classes: int, on: torch.device
                        device=on, synchronized=not ranks.alone, loss=settings.own_loss)
     ranks.copy_from_first(proxy.model)
     return network, proxy
+
+
+def _require_statistics(settings: Settings, network: nn.Module, seen: AnyPreprocess, ranks: Ranks) -> None:
+    """Raise UsageError for batch norm that would have to learn from one sample in a forward."""
+    if not own_norms(network):
+        return
+    sizes = settings.options.schedule.sizes(settings.batch_size, settings.buffer_size)
+    least = -(-(min(sizes) // ranks.size) // settings.accumulate)  # in a forward of the rank that has the fewest
+    if least <= 1:
+        asked = f"--batch-size {settings.batch_size}" + (f" over {ranks.size} ranks" if ranks.size > 1 else "") + (
+            f" in --accumulate {settings.accumulate} pieces" if settings.accumulate > 1 else "")
+        require_more_than_one(network, seen.example().to(next(network.parameters()).device), asked)
 
 
 def _live(settings: Settings, loader: Loader, on: torch.device) -> LiveIL | None:
