@@ -150,7 +150,7 @@ def test_the_first_live_il_of_a_tempered_model_is_its_tables(world: Path, tmp_pa
         table = {(r["shard"], r["ordinal"]): r["il"] for r in ledger.sql(
             "SELECT shard, ordinal, il FROM il").to_pylist()}
     assert len(live) == 40
-    np.testing.assert_allclose([live[k] for k in live], [table[k] for k in live], atol=1e-4)
+    np.testing.assert_allclose([live[k] for k in live], [table[k] for k in live], atol=1e-5)
 
 
 # -- the tail ----------------------------------------------------------------------------------------------------------
@@ -205,6 +205,6 @@ def test_every_generator_is_made_of_words() -> None:
 
 
 def _is_worded(node: ast.expr) -> bool:
-    """Made by the room, or the variable `seed`, which a function takes from who made it so."""
-    made = {getattr(call.func, "id", "") for call in ast.walk(node) if isinstance(call, ast.Call)}
+    """Made by a function of the room, or the variable `seed`, which a function takes from one."""
+    made = {getattr(part.func, "id", "") for part in ast.walk(node) if isinstance(part, ast.Call)}
     return bool(made & {"torch_seed", "generator"}) or (isinstance(node, ast.Name) and node.id == "seed")

@@ -36,11 +36,16 @@ class Draws:
 
     def by_step(self, purpose: str) -> np.random.Generator:
         """For a purpose that comes once a step."""
-        return generator(self.seed, purpose, self.step)
+        return generator(self.seed, purpose, self.step, *self._alone)
 
     def among_missing(self, stage: str) -> np.random.Generator:
         """For the rows without an il, in one of the stages of a choice."""
-        return generator(self.seed, "missing il", stage, self.pass_index, self.index)
+        return generator(self.seed, "missing il", stage, self.pass_index, self.index, *self._alone)
+
+    @property
+    def _alone(self) -> tuple[int, ...]:
+        """Ranks that choose alone draw apart: with the same noise their errors would add up instead of cancelling."""
+        return () if self.rank is None else (self.rank,)
 
 
 # -- the largest -----------------------------------------------------------------------------------------------------

@@ -12,13 +12,14 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from rhostream.models.temperature import Divided
 from rhostream.stream.inputs import AnyPreprocess
 from rhostream.training.settings import Settings
 
 
 def changed_draws(settings: Settings, networks: Iterable[nn.Module], seen: AnyPreprocess) -> list[str]:
-    """What of a run of the first edition would be drawn otherwise today, in words; nothing for a run that goes on
-    exactly.
+    """What of a run of the first edition would be drawn or computed otherwise today, in words; nothing for a run that
+    goes on exactly.
     """
     options, rule = settings.options, settings.found_rule
     drawn = {
@@ -30,8 +31,16 @@ def changed_draws(settings: Settings, networks: Iterable[nn.Module], seen: AnyPr
         "missing_il uniform": settings.missing_il == "uniform" and rule.needs_il,
         **{f"the shadow of {shadow.name}": shadow.score is None or shadow.sampled for shadow in options.shadows},
         "what the model draws in training (dropout)": any(draws_in_training(n, seen) for n in networks),
+        # No draws, but a run that went on would mean two things by one name, from one step to the next.
+        "loss_cap in the shadow log": settings.loss_cap and bool(options.shadows),
+        "the temperature of the il that learns along": rule.live and any(map(tempered, networks)),
     }
     return [name for name, yes in drawn.items() if yes]
+
+
+def tempered(network: nn.Module) -> bool:
+    """Whether the network's logits are divided by a temperature that changes them."""
+    return any(isinstance(hook, Divided) and hook.temperature != 1 for hook in network._forward_hooks.values())
 
 
 def draws_in_training(network: nn.Module, seen: AnyPreprocess) -> bool:

@@ -115,9 +115,9 @@ class Run:
 
     def _require_same_draws(self) -> None:
         if changed := self.changed_draws():
-            raise MismatchError(f"run {storage.redact(self.url)} was begun by a version that drew other random numbers "
-                                f"for {', '.join(changed)}: it can't go on as it would have; begin it again in another "
-                                "--run")
+            raise MismatchError(f"run {storage.redact(self.url)} was begun by an older version, which went otherwise "
+                                f"about {', '.join(changed)}: it can't go on as it would have; begin it again in "
+                                "another --run")
 
     @contextlib.contextmanager
     def beginning(self) -> Iterator[None]:
