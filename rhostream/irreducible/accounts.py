@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from rhostream import storage
@@ -39,6 +39,7 @@ class Summary:
     members_used: int = 0
     members_ignored: int = 0
     first_bad: list[str] = field(default_factory=list)  # of the samples that this job read, with shard and why
+    several_images: int = 0  # of the samples that this job read, those with more than one
     bad_fields: dict[str, int] = field(default_factory=dict)
     bad_shards: dict[str, str] = field(default_factory=dict)  # name -> why it has no part
     empty_shards: int = 0  # parts without a row
@@ -68,6 +69,16 @@ class Summary:
         }
         if broken := [law for law, holds in laws.items() if not holds]:
             raise TableError(f"the accounts don't add up: {'; '.join(broken)} ({self.says()}); run `rhostream verify`")
+
+    @property
+    def useless(self) -> bool:
+        """Whether there are shards and not one sample that can be used."""
+        return self.shards > 0 and not self.ok
+
+    def says_useless(self) -> str:
+        """What a job without a usable sample ends with."""
+        first = f"; first: {'; '.join(self.first_bad)}" if self.first_bad else ""
+        return f"no sample of {self.samples:,} can be used ({_listed(self.quarantined) or 'the shards hold none'}{first})"
 
     def says(self) -> str:
         """The accounts in one line."""
@@ -126,6 +137,15 @@ class Budget:
         why = "; ".join(list(bad.values())[:SHOWN])
         raise BudgetError(f"{len(bad):,} of {of:,} shards can't be read, at most {allowed:,.0f} are allowed (first: "
                           f"{why}); something systematic: mend it, or allow more with --max-bad-shards")
+
+
+def first_of_each(reasons: Sequence[tuple[str, str]], more: Iterable[tuple[str, str]] = ()) -> list[tuple[str, str]]:
+    """The first bad samples to show, at most 3 of (status, words): the first of each status, then the earliest."""
+    found = [*reasons, *more]
+    statuses = [status for status, _ in found]
+    leading = [i for i, status in enumerate(statuses) if status not in statuses[:i]][:SHOWN]
+    rest = [i for i in range(len(found)) if i not in leading]
+    return [found[i] for i in sorted([*leading, *rest[: SHOWN - len(leading)]])]
 
 
 def _bad(statuses: Mapping[str, int]) -> int:

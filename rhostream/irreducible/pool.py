@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rhostream.errors import RhostreamError, UsageError
+from rhostream.errors import BudgetError, RhostreamError, UsageError
 from rhostream.irreducible.accounts import SHOWN, Budget
 from rhostream.randomness import generator
 from rhostream.signals import while_waiting
@@ -149,9 +149,9 @@ def _collect(visits: Sequence[tuple[str, str]], settings: ScanSettings, samples:
     if not len(rows):
         if accounts.first_error is not None:
             raise accounts.first_error
-        raise UsageError(f"{title}: {len(visits)} shards hold no usable sample ({accounts.statuses.total():,} were "
-                         "quarantined); "
-                         "look at the reasons with `rhostream index`")
+        raise BudgetError(f"{title}: no sample of {accounts.statuses.total():,} in {len(visits)} shards can be used "
+                          f"({', '.join(f'{status} {n:,}' for status, n in accounts.statuses.most_common())}; first: "
+                          f"{'; '.join(accounts.first_bad) or 'none'}); look at the reasons with `rhostream index`")
     if torch.equal(rows, torch.arange(len(rows))):
         image, label, mark = image[: len(rows)], label[: len(rows)], mark[: len(rows)]
     else:

@@ -145,7 +145,8 @@ class SpooledReader(Reader):
 class RangeReader(Reader):
     """An object too large for the spool, read by ranges of the version that was opened."""
 
-    def __init__(self, url: str, found: Found) -> None:
+    def __init__(self, url: str, found: Found, tries: int | None = None) -> None:
+        self._tries = tries
         self.url, self.version, self.size, self._fd = url, found.identity, found.identity.size, -1
         self._known = found
 
@@ -160,7 +161,7 @@ class RangeReader(Reader):
             pieces.clear()
             await transfer(self.url, store, path, pieces.append, patience, (offset, end), self._known)
 
-        run(self.url, attempt)
+        run(self.url, attempt, self._tries)
         return b"".join(pieces)
 
     def unchanged(self) -> bool:
@@ -180,9 +181,9 @@ def open_reader(url: str, spool_bytes: int | None = None) -> Reader:
         return opened(url, spool_bytes)  # replaced between two requests: once more, as it is now
 
 
-def open_once(url: str) -> Reader:
-    """The same without patience: for a look that can be done without."""
-    return opened(url, tries=1)
+def open_once(url: str, spool_bytes: int | None = None) -> Reader:
+    """Open a shard as `open_reader`, without patience: for a look that can be done without."""
+    return opened(url, spool_bytes, tries=1)
 
 
 def opened(url: str, spool_bytes: int | None = None, tries: int | None = None) -> Reader:
@@ -195,7 +196,7 @@ def opened(url: str, spool_bytes: int | None = None, tries: int | None = None) -
         fd = spool.fetch(url, version, lambda fd: _bring(url, found, fd, tries), budget)
         if fd is not None:
             return SpooledReader(fd, url, version)
-    return RangeReader(url, found)
+    return RangeReader(url, found, tries)
 
 
 def _bring(url: str, found: Found, fd: int, tries: int | None) -> None:

@@ -43,16 +43,28 @@ Row = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocess:
-    """What turns an image member into a model's input; part of every fingerprint."""
+    """What turns an image member into a model's input; part of every fingerprint.
+
+    `member`: extensions, "jpg,png": of several images in a sample the first of these that is there is meant, and a
+    sample without any has no image; "" for the one that lies first in the tar.
+    """
 
     image_size: int
     channels: int = 3
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
+    member: str = ""
     kind: ClassVar[str] = "image"
     content: ClassVar[str] = "image"
     task: ClassVar[str] = "image"
     dtype: ClassVar[torch.dtype] = torch.uint8
+
+    def resized(self, image_size: int | None, channels: int | None) -> Preprocess:
+        """With another size or number of channels, where one is given; other channels have a mean of 0.5 again."""
+        channels = channels or self.channels
+        same = channels == self.channels
+        return Preprocess(image_size=image_size or self.image_size, channels=channels, member=self.member,
+                          mean=self.mean if same else (0.5,), std=self.std if same else (0.5,))
 
     @property
     def row_bytes(self) -> int:
@@ -84,7 +96,8 @@ class Preprocess:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for model.json and _table.json."""
-        return asdict(self)
+        record = asdict(self)
+        return record if self.member else {name: value for name, value in record.items() if name != "member"}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Preprocess:
@@ -94,6 +107,7 @@ class Preprocess:
             channels=int(record["channels"]),
             mean=tuple(record["mean"]),
             std=tuple(record["std"]),
+            member=str(record.get("member", "")),
         )
 
 

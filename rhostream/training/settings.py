@@ -95,6 +95,7 @@ class Settings:
     text_length: int | None
     task: str | None
     token_share: float | None
+    channels: int | None
 
     def __post_init__(self) -> None:
         n_B, n_b = self.buffer_size, self.batch_size

@@ -69,7 +69,7 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
           rank_timeout: float = TIMEOUT_SECONDS, roots: Mapping[str, str] | None = None,
           metrics: Metrics | None = None, make_model: Callable[[], nn.Module] | None = None,
           tokenizer: str | None = None, text_length: int | None = None, task: str | None = None,
-          token_share: float | None = None) -> Summary:
+          token_share: float | None = None, channels: int | None = None) -> Summary:
     """Train `model` on the shards with selection, in the run folder `run`; the same call again resumes.
 
     `buffer_size` is n_B, `batch_size` n_b. Without `passes` and `steps`: one pass; with `steps` alone: as many passes
@@ -159,7 +159,8 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
 
 
 def _open(settings: Settings, on: torch.device, ranks: Ranks, before: Mapping[str, Any]) -> Loader:
-    """This rank's slice of the buffers. A run that goes on keeps its lanes, whatever the number of ranks now."""
+    """This rank's slice of the buffers. A run that goes on keeps its lanes, whatever the number of ranks now, and the
+    size and channels of its images, however they would be chosen today."""
     lanes, then = settings.lanes, before.get("settings", {})
     if lanes is None and then.get("buffer_size") == settings.buffer_size:
         lanes = then.get("lanes")
@@ -167,9 +168,11 @@ def _open(settings: Settings, on: torch.device, ranks: Ranks, before: Mapping[st
         possible = [n for n in range(1, lanes + 1) if lanes % n == 0]
         raise UsageError(f"{storage.redact(settings.run)} was started with {lanes} lanes, which {ranks.size} ranks "
                          f"can't share; go on with {', '.join(map(str, possible))} ranks")
+    size = settings.image_size or then.get("preprocess_image_size")
     loader = open_stream(
         settings.shards, settings.il, buffer_size=settings.buffer_size, seed=settings.seed, passes=None,
-        workers=settings.workers, image_size=settings.image_size, lanes=lanes, decoder=settings.decoder,
+        workers=settings.workers, image_size=size, channels=settings.channels or then.get("preprocess_channels"),
+        lanes=lanes, decoder=settings.decoder,
         missing_il=settings.missing_il, keep_holdout=settings.keep_holdout, needs_il=settings.found_rule.needs_il,
         roots=settings.roots, band=settings.band, keep_list=settings.keep_list, view_size=settings.view_size,
         device=on, classes=settings.classes, rank=ranks.rank, ranks=ranks.size, with_fold=settings.found_rule.live,
