@@ -157,7 +157,7 @@ CHANNELS = click.option("--channels", type=int, metavar="1|3",
                         help="1 for grey, 3 for RGB.  [default: the table's, else RGB where any of some images has "
                              "colour]")
 IMAGE_MEMBER = click.option("--image-member", metavar="EXT,...",
-                            help="Of several images in a sample the first of these extensions is meant: jpg, or jpg,png.")
+                            help="Of several images in a sample the first of these is meant: jpg, or jpg,png.")
 MIN_ACCURACY = click.option("--min-accuracy", type=float, metavar="F",
                             help="Refuse an IL model that is worse, or no better than naming the largest class.")
 

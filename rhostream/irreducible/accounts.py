@@ -72,13 +72,14 @@ class Summary:
 
     @property
     def useless(self) -> bool:
-        """Whether there are shards and not one sample that can be used."""
-        return self.shards > 0 and not self.ok
+        """Whether there are shards that could be read and not one sample that can be used."""
+        return self.shards > len(self.bad_shards) and not self.ok
 
     def says_useless(self) -> str:
         """What a job without a usable sample ends with."""
         first = f"; first: {'; '.join(self.first_bad)}" if self.first_bad else ""
-        return f"no sample of {self.samples:,} can be used ({_listed(self.quarantined) or 'the shards hold none'}{first})"
+        why = _listed(self.quarantined) or "the shards hold none"
+        return f"no sample of {self.samples:,} can be used ({why}{first})"
 
     def says(self) -> str:
         """The accounts in one line."""
@@ -140,12 +141,12 @@ class Budget:
 
 
 def first_of_each(reasons: Sequence[tuple[str, str]], more: Iterable[tuple[str, str]] = ()) -> list[tuple[str, str]]:
-    """The first bad samples to show, at most 3 of (status, words): the first of each status, then the earliest."""
+    """The bad samples to show, at most 3 of (status, words): the first of each status, then the earliest others."""
     found = [*reasons, *more]
     statuses = [status for status, _ in found]
     leading = [i for i, status in enumerate(statuses) if status not in statuses[:i]][:SHOWN]
     rest = [i for i in range(len(found)) if i not in leading]
-    return [found[i] for i in sorted([*leading, *rest[: SHOWN - len(leading)]])]
+    return [found[i] for i in [*leading, *rest][:SHOWN]]
 
 
 def _bad(statuses: Mapping[str, int]) -> int:

@@ -110,7 +110,8 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
         "task": task,
     }
     image_member = checked_member(image_member)
-    options_on = {"image_member": image_member, "balance": balance != "none" and balance, "checkpoints": checkpoints, "temperature": temperature,
+    options_on = {"image_member": image_member, "balance": balance != "none" and balance, "checkpoints": checkpoints,
+                  "temperature": temperature,
                   "init": init and hashlib.sha256(storage.read_bytes(storage.resolve(init))).hexdigest()}
     asked |= {name: value for name, value in options_on.items() if value}  # older folders know none of these
     there = read_info(out)
@@ -285,7 +286,7 @@ def _preprocess(shards: list[tuple[str, str]], image_size: int | None, channels:
         preprocess = text_preprocess(tokenizer, text_length, task)
         if not look(shards, content=preprocess.content, **lenient).kinds:
             raise UsageError(f"--tokenizer {tokenizer} reads .{il.CONTENTS[preprocess.content][0]} members, and the "
-                             f"samples of {redact(shards[0][0])}, ... that were looked at hold none that can be used")
+                             f"first samples of {redact(shards[0][0])}, ... hold none that can be used")
         return preprocess
     found = look(shards, **lenient)
     content = found.require_usable() if not (image_size and channels) else found.content or "image"

@@ -36,7 +36,7 @@ class Batch:
     extension: list[str] = field(default_factory=list)
     offset: list[int] = field(default_factory=list)
     size: list[int] = field(default_factory=list)
-    ignored: dict[int, list[str]] = field(default_factory=dict)  # row -> its first members that are not used, for errors
+    ignored: dict[int, list[str]] = field(default_factory=dict)  # row -> some members that are not used, for errors
 
     def __len__(self) -> int:
         return len(self.key)
@@ -57,7 +57,7 @@ class Batch:
         used, ignored = [extension for extension, _, _ in self.members(row)], self.ignored.get(row, [])
         shown = ", ".join((used + ignored)[:MAX_IGNORED]) + (", ..." if len(used + ignored) > MAX_IGNORED else "")
         dots = any("." in extension for extension in ignored)
-        return f"its members: {shown}" + ("; the key ends at the first dot" if dots else "")
+        return f"members: {shown}" + ("; a key ends at its first dot" if dots else "")
 
     def prefer(self, row: int, extensions: tuple[str, ...]) -> None:
         """Make the row's image the first of these extensions that it has, or none; it is listed before its others."""
@@ -65,8 +65,9 @@ class Batch:
         first, own = self.image[row], self.extension[start:end]
         self.image[row] = next((start + own.index(e) for e in extensions if e in own), -1)
         if (chosen := self.image[row]) > first:
-            for members in (self.extension, self.offset, self.size):
-                members.insert(first, members.pop(chosen))  # type: ignore[attr-defined]
+            self.extension.insert(first, self.extension.pop(chosen))
+            for numbers in (self.offset, self.size):
+                numbers.insert(first, numbers.pop(chosen))
             self.image[row] = first
             if first <= self.json[row] < chosen:
                 self.json[row] += 1

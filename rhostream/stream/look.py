@@ -47,8 +47,8 @@ class Look:
 
     @property
     def content(self) -> str | None:
-        """What most samples are; of two as frequent ones the one that comes first in CONTENTS. None: none is usable."""
-        return max(CONTENTS, key=lambda kind: self.kinds[kind]) if self.kinds else None
+        """What most samples are; of two as frequent ones the one that was seen first. None: none is usable."""
+        return self.kinds.most_common(1)[0][0] if self.kinds else None
 
     @property
     def member(self) -> str:
@@ -89,7 +89,8 @@ def look(shards: Iterable[tuple[str, str]], *, content: str | None = None, decod
     rng = generator("look", len(named))
     order = [named[i] for i in rng.permutation(len(named)).tolist()[: 4 * SHARDS]]
     each = -(-SAMPLES // max(1, min(len(named), SHARDS)))
-    state, opened, error = _State(content, decode), 0, None
+    state, opened = _State(content, decode), 0
+    error: RhostreamError | None = None
     lenient = {"allow_compressed": allow_compressed, "accept_missing_eof": accept_missing_eof}
     for url, name in order:
         if opened == SHARDS:
@@ -120,7 +121,8 @@ def choose(sizes: Sequence[tuple[int, int]], image_size: int | None = None, chan
     size, planes = image_size or min(median, MOST_PIXELS), channels or (3 if coloured else 1)
     far = sum(not size / FAR <= side <= size * FAR for side in sides)
     bounded = f", at most {MOST_PIXELS} unless --image-size says more" if image_size is None and median > size else ""
-    why = "as given" if image_size else f"median of the shorter sides of {len(sides)} looked at: {_span(sides)}{bounded}"
+    median_of = f"median of the shorter sides of {len(sides)} looked at: {_span(sides)}{bounded}"
+    why = "as given" if image_size else median_of
     colour = "as given" if channels else f"{coloured} of {len(sizes)} have colour"
     doubt = f"; {far} of {len(sides)} differ from it by more than a factor of {FAR:g}" if far else ""
     level = logging.WARNING if bounded or (image_size is None and far * 8 > len(sides)) else logging.INFO

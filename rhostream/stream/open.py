@@ -43,7 +43,8 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     `shards`: paths, URLs, brace ranges, folders. `passes=None` streams without end. Samples that the IL model was
     trained on are left out (reason `holdout`) unless `keep_holdout`. `missing_il`: "error", "skip" (reason
     `missing_il`) or "uniform" (they compete by chance). Image size and channels are the table's unless given; those of
-    an index are chosen from a few of its images (`look.choose`), and logged. Iterate the result for `Candidates`; `state_dict()` and `load_state_dict()` resume exactly.
+    an index are chosen from a few of its images (`look.choose`), and logged. Iterate the result for `Candidates`;
+    `state_dict()` and `load_state_dict()` resume exactly.
 
     What costs neither a read nor a decode: `band`, "LOW:HIGH" in nats or per cent of the table's il ("20%:90%"), drops
     the il outside; `keep_list`, a Parquet or CSV file of (shard, ordinal) or (shard, key), drops what it doesn't name;

@@ -112,9 +112,9 @@ class ShardScan:
                               "followed: write it with `tar --dereference --hard-dereference`")
         several = self._walk.several if self._content.name == "image" else 0
         if several:
-            meant = f"it is the first of {', '.join(self._member)} that is there" if self._member else (
-                "it is the one that lies first in the tar; say which is meant with --image-member")
-            notes["several"] = f"{where}: {several:,} of its samples have several images; the image of a sample: {meant}"
+            taken = f"the first of {', '.join(self._member)} that is there" if self._member else (
+                "the one that lies first in the tar: say which is meant with --image-member")
+            notes["several"] = f"{where}: {several:,} of its samples have several images; taken is {taken}"
         return End(shard=self._number, several_images=several, identity=self._identity, sha256=self._sha256,
                    samples_seen=self._walk.samples_seen,
                    members_seen=seen, members_used=seen - ignored, members_ignored=ignored,
@@ -199,8 +199,8 @@ class ShardScan:
         try:
             if again:
                 before = batch.key[row - 1] if row else self._last_key
-                raise BadSample("dup", "the key came before in this shard; the first one counts" + (
-                    "" if before == batch.key[row] else ". Sort the tar by name: members of a sample lie together"))
+                sort = "" if before == batch.key[row] else ": sort the tar by name, so that a sample's members adjoin"
+                raise BadSample("dup", f"the key came before in this shard{sort}; the first one counts")
             text = batch.cls[row]
             if number is None and text is None:
                 size_offset = next(((n, o) for e, o, n in batch.members(row) if e == "cls"), None)
@@ -217,7 +217,7 @@ class ShardScan:
                     self._columns.remember(text, label)
         except BadSample as bad:
             rows.label[row] = -1
-            rows.bad[row] = bad.status, (f"{bad.why} ({batch.members_say(row)})" if bad.status == "label:missing"
+            rows.bad[row] = bad.status, (f"{bad.why}; {batch.members_say(row)}" if bad.status == "label:missing"
                                          else bad.why)
         return fields
 
@@ -248,7 +248,7 @@ class ShardScan:
             if member < 0:
                 if row not in bad:
                     wanted = self._member if self._member and content.name == "image" else content.extensions
-                    bad[row] = content.missing, f"no member is one of {', '.join(wanted)} ({batch.members_say(row)})"
+                    bad[row] = content.missing, f"no member is one of {', '.join(wanted)}; {batch.members_say(row)}"
                 continue
             size = sizes[member]
             if pixels is None and 0 < size <= most:

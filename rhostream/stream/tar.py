@@ -237,7 +237,8 @@ class TarWalk:
         """Count the samples that lie in a row of another one."""
         self._swallowed += (samples := swallowed(extensions))
         if samples and self._first_swallowed is None:
-            self._first_swallowed = key, min(e for e in extensions if "." in e)
+            dotted = [e for e in extensions if "." in e]
+            self._first_swallowed = key, min([e for e in dotted if not e.endswith((".cls", ".json"))] or dotted)
 
     def _extended(self, offset: int, size: int) -> bytes:
         if size > MAX_EXTENDED:

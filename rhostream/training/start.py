@@ -14,7 +14,7 @@ from torch import nn
 
 from rhostream import storage
 from rhostream.checkpoint import Checkpoint, load_other, load_tensors
-from rhostream.errors import TableError, UsageError
+from rhostream.errors import BudgetError, TableError, UsageError
 from rhostream.models import build, load_initial
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
@@ -48,6 +48,8 @@ class Summary:
     reasons: dict[str, int]
     test_accuracy: float | None
     cost: dict[str, Any]
+
+_UNUSABLE = {"quarantined", "unreadable"}  # reasons of samples that nothing can be made of
 
 
 def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp", rule: str = "rho",
@@ -154,6 +156,11 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         with threads_in_use(threads), attempt.beginning():
             trainer.loop()
     counts = dict(ranks.from_first(attempt.counts))
+    if attempt.step >= last_step and counts.keys() & _UNUSABLE and counts.keys() <= {*_UNUSABLE, "tail"}:
+        raise BudgetError(f"{storage.redact(run)}: no sample of {sum(counts.values()):,} could be used ("
+                          + ", ".join(f"{reason} {n:,}" for reason, n in sorted(counts.items()))
+                          + f"), so nothing was learned; `rhostream sql {storage.redact(settings.il)} "
+                          '"select status, error, count(*) from quarantine group by all"` says why')
     accuracy = trainer.evaluation.accuracy if trainer.evaluation else None
     return Summary(run, attempt.step, sum(counts.values()), counts, accuracy, attempt.cost.as_json())
 
