@@ -57,12 +57,12 @@ def swallowed(extensions: set[str]) -> int:
     `{"0001.png", "0001.cls", "0002.png", "0002.cls"}` would be two, and one of them has no row. What lies beside a
     sample under names of its own (`seg.png`, `depth.png`) is none, unless it has a label of its own.
     """
-    ends: dict[str, set[str]] = {}
+    ends: dict[str | None, set[str]] = {}  # by what lies before the last dot; None: there is none
     for extension in extensions:
         stem, dot, end = extension.rpartition(".")
         if end in USED_EXTENSIONS:
-            ends.setdefault(stem if dot else "", set()).add(end)
-    plain = ends.pop("", set[str]())
+            ends.setdefault(stem if dot else None, set()).add(end)
+    plain = ends.pop(None, set[str]())
     labels = {"cls", "json"}
     bodies = [own for own in ends.values() if own - labels]
     samples = sum("cls" in own for own in bodies) if plain else len(bodies)

@@ -26,10 +26,13 @@ from rhostream.tables.il import CONTENTS, IMAGE_EXTENSIONS
 
 LOG = logging.getLogger("rhostream")
 SAMPLES, SHARDS = 64, 8  # looked at, at most
-ROWS, BYTES = 256, 4 << 20  # the beginning of a shard of which its samples are drawn
+ROWS, BYTES = 256, 2 << 20  # the beginning of a shard of which its samples are drawn
+LEAST = SAMPLES // SHARDS  # of a shard, however large they are
 MOST_PIXELS = 256  # of an image's side, unless more are asked for: memory and time grow with the square
 FAR = 2.0  # sizes that differ by this factor from the one that was chosen are far from it
-HEADER, WHOLE_HEADER = 16 << 10, 1 << 20  # bytes of an image that are read for its size; again where that is too little
+# Bytes of an image that are read for its size; again where that is too little. More than a quarter of a window, so that
+# it is read alone where the window isn't at hand.
+HEADER, WHOLE_HEADER = (64 << 10) + 1, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,7 @@ class _State:
             start = shard.pread(2, 0)
         with shard, plain(shard, name) if allow_compressed and start == GZIP else shard as reader:
             near = Windows(_Part(reader) if isinstance(reader, RangeReader) else reader)
-            rows = list(_beginning(near, name, wanted, accept_missing_eof))
+            rows = list(_beginning(near, name, wanted, accept_missing_eof))  # offsets, no images
             drawn = generator("look", name).permutation(len(rows))[:wanted].tolist()
             for row in sorted(drawn):
                 self.add(rows[row], near)
@@ -210,11 +213,14 @@ class _Part(Reader):
 
 
 def _beginning(reader: Reader, name: str, wanted: int, accept_missing_eof: bool) -> Iterator[TarSample]:
-    """The first samples of a shard: 256, or those of its first 4 MiB where these are enough."""
+    """The first samples of a shard: 256, or those of its first 2 MiB where these are `wanted`; of large samples fewer,
+    so that a look at 8 shards or at one has walked 16 MiB at most where 8 samples of each are within.
+    """
     for row, sample in enumerate(walk(reader, name, accept_missing_eof=accept_missing_eof)):
         yield sample
         end = max((offset + size for _, offset, size in sample.members), default=0)
-        if row + 1 >= ROWS or (row + 1 >= wanted and end >= BYTES):
+        seen = row + 1
+        if seen >= ROWS or (end >= BYTES and seen >= wanted) or (end >= BYTES * wanted // LEAST and seen >= LEAST):
             return
 
 
