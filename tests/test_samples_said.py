@@ -1,4 +1,4 @@
-"""No sample goes without a row unsaid, and what is wrong with one is said of that one: dots, links, order, cut images."""
+"""No sample goes without a row unsaid, and what is wrong with one is said of it: dots, links, order, cut images."""
 
 from __future__ import annotations
 
@@ -98,7 +98,8 @@ def test_members_that_do_not_adjoin_are_told_to_be_sorted_and_stand_first_in_the
     assert [row["status"] for row in rows] == ["ok", "dup", "ok"] and "sort" not in str(rows[1]["error"])
 
 
-def test_links_are_counted_and_named_where_a_sample_lacks_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_links_are_counted_and_named_where_a_sample_lacks_them(tmp_path: Path,
+                                                               caplog: pytest.LogCaptureFixture) -> None:
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
         for number in range(6):
             for extension, data in (("cls", b"1"), ("png", GOOD_PNG)):

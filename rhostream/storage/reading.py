@@ -181,9 +181,9 @@ def open_reader(url: str, spool_bytes: int | None = None) -> Reader:
         return opened(url, spool_bytes)  # replaced between two requests: once more, as it is now
 
 
-def open_once(url: str, spool_bytes: int | None = None) -> Reader:
-    """Open a shard as `open_reader`, without patience: for a look that can be done without."""
-    return opened(url, spool_bytes, tries=1)
+def open_once(url: str) -> Reader:
+    """The same without patience: for a look that can be done without."""
+    return opened(url, tries=1)
 
 
 def opened(url: str, spool_bytes: int | None = None, tries: int | None = None) -> Reader:

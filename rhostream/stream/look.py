@@ -3,7 +3,8 @@
     some shards by chance > some of their first samples > headers of images > a kind, a size, channels, and why
 
 The choice is a function of the shards' names and their bytes: the same D, the same choice, in whatever order it is
-listed and wherever it lies. Stores are asked for a few ranges, never for whole shards.
+listed and wherever it lies. Stores are asked for a few ranges, and for whole shards only by a job that reads all of
+them anyway.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def look(shards: Iterable[tuple[str, str]], *, content: str | None = None, decod
     """Look at up to 64 samples of up to 8 of the shards ((URL, name) pairs), drawn by their names.
 
     With `content` only that is looked for. A sample with an image is an image, whatever its caption; of one without,
-    the text counts, then the array. Without `decode` an image isn't looked into; `once`: a store is asked once.
+    the text counts, then the array. Without `decode` an image isn't looked into; `once`: a store is asked once, for
+    whole shards that are about to be read.
     A shard that can't be read is passed over, another one is looked at instead. Raises AccessError of a store.
     """
     named = sorted(shards, key=lambda shard: shard[1])
@@ -154,14 +156,14 @@ class _State:
     def add_shard(self, url: str, name: str, wanted: int, once: bool, *, allow_compressed: bool,
                   accept_missing_eof: bool) -> bool:
         """Up to `wanted` samples of the shard's beginning, by chance. Returns whether there was one."""
-        opened = storage.open_once if once else storage.open_reader
         try:
-            shard = opened(url, 0)  # by ranges, where it lies in a store
+            # By ranges, where it lies in a store; a job that reads every shard anyway finds it in the spool again.
+            shard = storage.open_once(url) if once else storage.open_reader(url, 0)
             start = shard.pread(2, 0)
         except UsageError:
-            if storage.is_local(url):
+            if once or storage.is_local(url):
                 raise
-            shard = opened(url)  # a server that doesn't know ranges
+            shard = storage.open_reader(url)  # a server that doesn't know ranges
             start = shard.pread(2, 0)
         with shard, plain(shard, name) if allow_compressed and start == GZIP else shard as reader:
             near = Windows(_Part(reader) if isinstance(reader, RangeReader) else reader)
