@@ -170,7 +170,9 @@ def _content_of(shards: Iterable[str], out: str, content: str | None, member: st
     storage.probe_writable(out)  # before anything is read
     if member and content not in (None, "image"):
         raise UsageError(f"--image-member {member} is for images, and these samples are to be {content}")
-    found = look(named(shards, None), content=content, decode=False, once=True, **lenient)
-    content = content or ("image" if member else found.content) or "image"
+    if content is not None:
+        return content, member or ""  # as asked, without a look; several images are counted and warned of
+    found = look(named(shards, None), decode=False, once=True, **lenient)
+    content = ("image" if member else found.content) or "image"
     found.say_mixed(content, member)
     return content, member or (found.member if content == "image" else "")
