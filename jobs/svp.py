@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import rhostream
 from rhostream import checkpoint, storage
 from rhostream.candidates import CANDIDATE
-from rhostream.errors import RhostreamError, UsageError
+from rhostream.errors import BudgetError, RhostreamError, UsageError
 from rhostream.models import build
 from rhostream.selection.forward import Forward
 from rhostream.selection.hardware import device_of
@@ -106,7 +106,7 @@ def score(network: nn.Module, shards: list[str], il: str, *, seed: int = 0, **ho
             place.append(np.stack([shard, ordinal], 1))
             values.append(entropy(forward(x)).cpu().numpy())
     if not place:
-        raise UsageError("no usable sample in these shards")
+        raise BudgetError("no sample of these shards can be used: ask the table for its view quarantine")
     at = np.concatenate(place)
     order = np.lexsort((at[:, 1], at[:, 0]))
     return Ranked([names[i] for i in at[order, 0].tolist()], at[order, 1].astype(np.int32),

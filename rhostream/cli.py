@@ -154,6 +154,11 @@ LENIENT = _options(
 )
 
 
+CHANNELS = click.option("--channels", type=int, metavar="1|3",
+                        help="1 for grey, 3 for RGB.  [default: the table's, else RGB where any of some images has "
+                             "colour]")
+IMAGE_MEMBER = click.option("--image-member", metavar="EXT,...",
+                            help="Of several images in a sample the first of these is meant: jpg, or jpg,png.")
 MIN_ACCURACY = click.option("--min-accuracy", type=float, metavar="F",
                             help="Refuse an IL model that is worse, or no better than naming the largest class.")
 
@@ -173,7 +178,10 @@ MIN_ACCURACY = click.option("--min-accuracy", type=float, metavar="F",
     click.option("--lr", default=1e-3, show_default=True, help="AdamW learning rate."),
     click.option("--init", metavar="WEIGHTS", help="Start from these safetensors weights; the classifier may differ."),
     click.option("--classes", type=int, help="Number of classes; else the largest label + 1."),
-    click.option("--image-size", type=int, help="Pixels of the square input; else the first image's shorter side."),
+    click.option("--image-size", type=int,
+                 help="Pixels of the square input.  [default: the median of some images' shorter sides, at most 256]"),
+    CHANNELS,
+    IMAGE_MEMBER,
     click.option("--seed", default=0, show_default=True),
     click.option("--balance", default="none", show_default=True, type=_Choice(["none", "sample", "weight"]),
                  help="Learn from every class alike: by drawing it as often, or by weighing its losses."),
@@ -207,12 +215,15 @@ def fit_il(shards: tuple[str, ...], out: str, holdout: tuple[str, ...], roots: t
 
 
 def _finish(*summaries: Any) -> None:
-    """Print the accounts of an offline job, a list where it made several tables; bad shards are exit code 3."""
+    """Print the accounts of an offline job, a list where it made several tables; bad shards are exit code 3, and so is
+    a job that has no usable sample, however few there are."""
     from dataclasses import asdict
 
     found = [asdict(summary) for summary in summaries]
     click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=1))
     _bad_shards(summaries[0].bad_shards)
+    if any(summary.useless for summary in summaries):
+        raise SystemExit(3)
 
 
 def _bad_shards(found: dict[str, str]) -> None:
@@ -284,7 +295,8 @@ def compute_il(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None
     click.option("--out", required=True, metavar="URL", help="The table."),
     FROM,
     click.option("--content", metavar="KIND",
-                 help="What samples are: image, text (.txt) or tokens (.npy).  [default: as the first usable one]"),
+                 help="What samples are: image, text (.txt) or tokens (.npy).  [default: as most of those looked at]"),
+    IMAGE_MEMBER,
 )
 def index(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, out: str, table: str | None,
           **options: Any) -> None:
@@ -385,6 +397,8 @@ def _option(group: str, *names: str, **how: Any) -> Callable[[Any], Any]:
             help="Threads of the model.  [default: the cores that the workers leave, as the run began]"),
     _option(MACHINE, "--compile", is_flag=True, help="Run the model through torch.compile."),
     _option(MACHINE, "--image-size", type=int, help="Pixels of the square input; else the table's."),
+    _option(MACHINE, "--channels", type=int, metavar="1|3",
+            help="1 for grey, 3 for RGB; else the table's."),
     _option(MACHINE, "--decoder", default="auto", show_default=True, help="auto, pillow or simplejpeg."),
     _option(MACHINE, "--selection", default="global", show_default=True, type=click.Choice(["global", "rank"]),
             help="Under torchrun: the best n_b of the whole buffer, or n_b / ranks of each rank's share."),
@@ -578,7 +592,8 @@ def verify(folder: str, shards: tuple[str, ...], roots: tuple[str, ...], repair:
     click.option("--model", default="mlp", show_default=True, help=MODEL_HELP),
     click.option("--buffer-size", default=320, show_default=True, help="n_B: samples looked at each step."),
     click.option("--batch-size", default=32, show_default=True, help="n_b: samples kept for the gradient."),
-    click.option("--image-size", type=int, help="Pixels of the square input; else the table's or the first image's."),
+    click.option("--image-size", type=int, help="Pixels of the square input; else the table's or the images'."),
+    CHANNELS,
     click.option("--view-size", "view_sizes", type=int, multiple=True, metavar="V...",
                  help="Cheap views to price, in pixels.  [default: a half and a quarter]"),
     click.option("--classes", type=int, help="Number of classes; else the table's or the largest label seen + 1."),

@@ -51,6 +51,9 @@ def checked_preprocess(record: Any) -> None:
                 or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
                 or (name == "std" and not all(values))):
             raise ValueError(f"{name} is {str(values)[:80]}, expected 1 or {channels} numbers")
+    member = record.get("member", "")
+    if not isinstance(member, str) or not set(member.split(",")) <= {"", "jpg", "jpeg", "png", "webp"}:
+        raise ValueError(f"member is {str(member)[:80]!r}, expected extensions of images")
 
 
 def _checked_text(record: Mapping[str, Any]) -> None:

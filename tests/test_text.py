@@ -30,7 +30,8 @@ from rhostream.candidates import Reason
 from rhostream.cli import cli
 from rhostream.errors import MismatchError, MissingExtraError, TableError, UnknownNameError, UsageError
 from rhostream.repair import repair
-from rhostream.stream.inputs import OF, probe_shards
+from rhostream.stream.inputs import OF
+from rhostream.stream.look import look
 from rhostream.stream.npy import BadTokens, token_ids
 from rhostream.stream.scan import Chunk, ScanSettings, scan
 from rhostream.stream.statuses import STATUSES
@@ -342,8 +343,7 @@ def test_the_first_usable_sample_says_what_a_shard_holds_and_the_odd_ones_are_qu
     samples = [{"__key__": "s0", "json": {}, "cls": "0"}, {"__key__": "s1", first: b"", "cls": "0"}]
     samples += [{"__key__": f"s{n + 2}", kind: members[kind], "cls": "0"} for n, kind in enumerate(order)]
     path = write_shard(tmp_path / "a.tar", samples)
-    found = probe_shards([(str(path), "a")])
-    assert found is not None and found.content == content
+    assert look([(str(path), "a")]).content == content
     for _ in range(2):  # and again, from the table
         rhostream.index([str(path)], str(tmp_path / "index"))
     assert il.open_info(str(tmp_path / "index")).content == content

@@ -75,7 +75,8 @@ def estimate(shards: str | Iterable[str], *, model: str = "mlp", il: str | None 
              device: str = "auto", il_model: str | None = None, steps: int | None = None,
              view_sizes: Iterable[int] = (), band: tuple[float, float] = (0.2, 0.9), shortlist: int = 4,
              decoder_name: str = "auto", seconds: float = 45.0, roots: Mapping[str, str] | None = None,
-             tokenizer: str | None = None, text_length: int | None = None, task: str | None = None) -> Estimate:
+             tokenizer: str | None = None, text_length: int | None = None, task: str | None = None,
+             channels: int | None = None) -> Estimate:
     """Measure for about `seconds` and predict what selection will cost with this model on these shards.
 
     `il`: a table of compute-il or index; with it samples are counted and the loader itself is measured. `steps`: of
@@ -94,10 +95,10 @@ def estimate(shards: str | Iterable[str], *, model: str = "mlp", il: str | None 
     given = None if tokenizer is None else "tokens" if tokenizer.startswith("ids:") else "text"
     task = task or models.task_of(model)
     samples = draw(shards, min(buffer_size, HELD), table, 0.1 * seconds, given, task == "language")
-    preprocess = preprocess_for(samples, table, image_size, tokenizer, text_length, task)
+    preprocess = preprocess_for(samples, table, image_size, tokenizer, text_length, task, channels)
     decoder_name = decoder_for(preprocess, decoder_name)[0]
     image = preprocess if isinstance(preprocess, Preprocess) else None
-    if image is None and (image_size or (view_sizes := list(view_sizes))):
+    if image is None and (image_size or channels or (view_sizes := list(view_sizes))):
         raise UsageError("--image-size and --view-size are for images, and these samples are text")
     sizes = _views(view_sizes, image.image_size) if image else []
     classes = classes or (table.info.classes if table else None) or max(samples.label) + 1

@@ -25,6 +25,7 @@ class Question:
     buffer_size: int = 320
     batch_size: int = 32
     image_size: int | None = None
+    channels: int | None = None
     classes: int | None = None
     loss_cap: bool = False
     batch_norm: str = "buffer"
@@ -49,7 +50,8 @@ def of_run(run: str, **given: Any) -> tuple[Question, dict[str, torch.Tensor], s
         s = record["settings"]
         asked: dict[str, Any] = {
             "shards": record["shard_urls"], "il": record["il"], "image_size": s.get("preprocess_image_size"),
-            "tokenizer": s.get("preprocess_tokenizer"), "text_length": s.get("preprocess_length"),
+            "channels": s.get("preprocess_channels"), "tokenizer": s.get("preprocess_tokenizer"),
+            "text_length": s.get("preprocess_length"),
             **{name: s[name] for name in ("model", "rule", "buffer_size", "batch_size", "classes", "loss_cap",
                                           "batch_norm", "keep_holdout", "decoder") if name in s},
         }  # fmt: skip

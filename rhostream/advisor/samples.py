@@ -16,7 +16,8 @@ from typing import Any
 from rhostream import storage
 from rhostream.errors import RhostreamError, UsageError
 from rhostream.stream.decode import Preprocess, probe_size
-from rhostream.stream.inputs import AnyPreprocess, preprocess_from_json, probe_shards, require_text
+from rhostream.stream.inputs import AnyPreprocess, preprocess_from_json, require_text
+from rhostream.stream.look import choose, look
 from rhostream.stream.scan import Chunk, ScanSettings, scan
 from rhostream.stream.text import TextPreprocess, text_preprocess
 from rhostream.tables import il as il_table
@@ -35,8 +36,7 @@ class Samples:
     walk: float
     total: int  # samples in all shards
     counted: bool  # by a table; else guessed from sizes
-    side: int  # shorter side of the first image, pixels; 0 of text
-    channels: int
+    sizes: list[tuple[int, int]]  # (shorter side in pixels, channels) of images that can be read
     content: str = "image"
     failed: dict[str, str] = field(default_factory=dict)  # shards that couldn't be walked
 
@@ -50,7 +50,7 @@ def draw(shards: Iterable[str], wanted: int, table: il_table.Table | None = None
          content: str | None = None, unlabelled: bool = False) -> Samples:
     """At most `wanted` usable samples of at most 4 shards. Raises UsageError when there is none.
 
-    What they are is the table's word, or the caller's, else that of the first that can be used.
+    What they are is the table's word, or the caller's, else what most of those looked at are.
     """
     urls = storage.expand(shards)
     image, label, failed = list[bytes](), list[int](), dict[str, str]()
@@ -63,7 +63,8 @@ def draw(shards: Iterable[str], wanted: int, table: il_table.Table | None = None
         try:
             with storage.open_reader(url) as reader:
                 fetched = time.perf_counter() - started
-                settings = ScanSettings(content=content, unlabelled=unlabelled)
+                settings = ScanSettings(content=content, unlabelled=unlabelled,
+                                        member=table.info.image_member if table else "")
                 found, seen, took, end = _walk(url, settings, -(-wanted // len(chosen)), deadline)
                 if not seen:
                     continue
@@ -79,24 +80,20 @@ def draw(shards: Iterable[str], wanted: int, table: il_table.Table | None = None
             failed[storage.redact(url)] = str(exc)
         if image and at and time.monotonic() > deadline:
             break
-    size = next(filter(None, map(probe_size, image[:10])), None) if content == "image" else (0, 0)
-    if size is None or not image:
+    sizes = list(filter(None, map(probe_size, image[:wanted]))) if content == "image" else []
+    if not image or (content == "image" and not sizes):
         why = f"; {next(iter(failed.values()))}" if failed else ""
         raise UsageError(f"no usable {content} in {len(chosen)} of {len(urls)} shards{why}; see `rhostream index`")
     total, counted = (int(table.counts.sum()), True) if table else (_guess(urls, per_byte), False)
     return Samples(image[:wanted], label[:wanted], (reading + fetching) / len(image), walking / walked, total, counted,
-                   *size, content, failed)
+                   sizes, content, failed)
 
 
 def _content_of(urls: list[str]) -> str:
-    for url in urls:
-        try:
-            found = probe_shards([(url, url)], decode=False)
-        except RhostreamError:
-            continue  # it is told when it is walked
-        if found is not None:
-            return found.content
-    return "image"
+    found = look([(url, url) for url in urls], decode=False)  # a shard that can't be read is told when it is walked
+    content = found.content or "image"
+    found.say_mixed(content)
+    return content
 
 
 def _walk(url: str, settings: ScanSettings, wanted: int,
@@ -128,8 +125,9 @@ def _guess(urls: list[str], per_byte: float) -> int:
 
 
 def preprocess_for(samples: Samples, table: il_table.Table | None, image_size: int | None,
-                   tokenizer: str | None = None, text_length: int | None = None, task: str = "label") -> AnyPreprocess:
-    """As given, else as the table says, else as the first image is. Raises UsageError for options of another kind."""
+                   tokenizer: str | None = None, text_length: int | None = None, task: str = "label",
+                   channels: int | None = None) -> AnyPreprocess:
+    """As given, else as the table says, else as most images are. Raises UsageError for options of another kind."""
     known = table.info.preprocess if table is not None else None
     if samples.content != "image":
         there = preprocess_from_json(known) if known and tokenizer is None and text_length is None else None
@@ -139,5 +137,8 @@ def preprocess_for(samples: Samples, table: il_table.Table | None, image_size: i
             return replace(there, task=task)
         return text_preprocess(tokenizer, text_length, task)
     require_text(samples.content, tokenizer, "the first shard")
-    made = Preprocess.from_json(known) if known else Preprocess(image_size=samples.side, channels=samples.channels)
-    return Preprocess(image_size=image_size or made.image_size, channels=made.channels, mean=made.mean, std=made.std)
+    if known:
+        made = Preprocess.from_json(known)
+        return made.resized(image_size, channels)
+    side, planes = choose(samples.sizes, image_size, channels)
+    return Preprocess(image_size=side, channels=planes)

@@ -77,8 +77,9 @@ class Views:
     def _open(self, size: int | None) -> Loader:
         q = self.q
         return open_stream(q.shards, q.il, buffer_size=q.buffer_size, seed=self.seed, passes=None,
-                           image_size=size or None, decoder=q.decoder, missing_il="skip", keep_holdout=q.keep_holdout,
-                           roots=self.roots, tokenizer=q.tokenizer, text_length=q.text_length)
+                           image_size=size or None, channels=q.channels, decoder=q.decoder, missing_il="skip",
+                           keep_holdout=q.keep_holdout, roots=self.roots, tokenizer=q.tokenizer,
+                           text_length=q.text_length)
 
     def network(self, name: str) -> nn.Module:
         """The model of that name for the full view, the same one each time."""

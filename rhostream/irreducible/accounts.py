@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from rhostream import storage
@@ -36,6 +36,7 @@ class Summary:
     members_used: int = 0
     members_ignored: int = 0
     first_bad: list[str] = field(default_factory=list)  # of the samples that this job read, with shard and why
+    several_images: int = 0  # of the samples that this job read, those with more than one
     bad_fields: dict[str, int] = field(default_factory=dict)
     bad_shards: dict[str, str] = field(default_factory=dict)  # name -> why it has no part
     empty_shards: int = 0  # parts without a row
@@ -66,6 +67,17 @@ class Summary:
         if broken := [law for law, holds in laws.items() if not holds]:
             raise TableError(f"the accounts don't add up: {'; '.join(broken)} ({self.says()}); run `rhostream verify`")
 
+    @property
+    def useless(self) -> bool:
+        """Whether there are shards that could be read and not one sample that can be used."""
+        return self.shards > len(self.bad_shards) and not self.ok
+
+    def says_useless(self) -> str:
+        """What a job without a usable sample ends with."""
+        first = f"; first: {'; '.join(self.first_bad)}" if self.first_bad else ""
+        why = listed(self.quarantined) or "the shards hold none"
+        return f"no sample of {self.samples:,} can be used ({why}{first})"
+
     def says(self) -> str:
         """The accounts in one line."""
         by_status = f" ({listed(self.quarantined)})" if self.quarantined else ""
@@ -79,6 +91,15 @@ class Summary:
 def says_retried(retried: Mapping[str, Mapping[str, int]]) -> str:
     """`storage.retried` in words, "" for nothing."""
     return "; ".join(f"tried again at {place}: {listed(kinds)}" for place, kinds in retried.items())
+
+
+def first_of_each(reasons: Sequence[tuple[str, str]], more: Iterable[tuple[str, str]] = ()) -> list[tuple[str, str]]:
+    """The bad samples to show, at most 3 of (status, words): the first of each status, then the earliest others."""
+    found = [*reasons, *more]
+    statuses = [status for status, _ in found]
+    leading = [i for i, status in enumerate(statuses) if status not in statuses[:i]][:SHOWN]
+    rest = [i for i in range(len(found)) if i not in leading]
+    return [found[i] for i in [*leading, *rest][:SHOWN]]
 
 
 def store(table: str, verb: str, part_of: str | None, summary: Summary) -> str:

@@ -8,7 +8,6 @@ whatever is missing.
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 from rhostream import storage
-from rhostream.errors import MismatchError, ShardError, StorageError, UnknownNameError, UsageError
+from rhostream.errors import MismatchError, UnknownNameError, UsageError
 from rhostream.irreducible import gate
 from rhostream.irreducible.accounts import Budget, Summary
 from rhostream.irreducible.fit import named
@@ -26,14 +25,14 @@ from rhostream.irreducible.job import Job, Target, parse_index
 from rhostream.irreducible.model import ILModel, load_il_model, read_info
 from rhostream.irreducible.score import Scorer
 from rhostream.storage import redact
-from rhostream.stream.inputs import checked_content, probe_shards
+from rhostream.stream.inputs import checked_content, checked_member
+from rhostream.stream.look import look
 from rhostream.stream.scan import ScanSettings
 from rhostream.tables import il
 from rhostream.tables.il import TableInfo
 from rhostream.tables.places import moved_hint, todays_roots
 
 __all__ = ["compute_il", "compute_ils", "index", "parse_index"]
-PROBED = 4  # shards looked into for what the samples are
 
 
 def compute_il(shards: Iterable[str], il_model: str, out: str, *, workers: int = 0,
@@ -151,33 +150,40 @@ def _require_alike(loaded: Sequence[ILModel], folders: Sequence[str]) -> None:
 def index(shards: Iterable[str], out: str, *, workers: int = 0, keep: Mapping[str, str] | None = None,
           roots: Mapping[str, str] | None = None, index: str | None = None, max_bad_fraction: float = 0.01,
           max_bad_samples: int | None = None, max_bad_shards: float = 0.1, fail_fast: bool = False,
-          allow_compressed: bool = False, accept_missing_eof: bool = False, content: str | None = None) -> Summary:
-    """The same table without il, predicted and fold, and without decoding an image; for runs that need no il.
+          allow_compressed: bool = False, accept_missing_eof: bool = False, content: str | None = None,
+          image_member: str | None = None) -> Summary:
+    """Write the table of `compute_il` without il, predicted and fold, and without decoding an image.
 
-    `content`: image, text (.txt) or tokens (.npy); by default what the first usable sample is. A damaged image is found
-    by the trainer only. Raises as `compute_il`.
+    `content`: image, text (.txt) or tokens (.npy); by default what most of a few samples are. `image_member`: "jpg", or
+    "jpg,png": of several images in a sample the first of these extensions is meant, and a sample without any has no
+    image. A damaged image is found by the trainer only. Raises as `compute_il`.
     """
     budget = Budget(fraction=max_bad_fraction, samples=max_bad_samples, shards=max_bad_shards)
     sources = [shards] if isinstance(shards, str) else list(shards)
     lenient: dict[str, Any] = {"allow_compressed": allow_compressed, "accept_missing_eof": accept_missing_eof}
-    content = checked_content(content) or _content_of(sources, out, lenient)
-    info = TableInfo(kind="index", keep=dict(keep or {}), roots=dict(roots or {}), places=il.places_of(sources),
-                     content=content)
-    settings = ScanSettings(keep=info.keep, content=content, **lenient)
+    content, member = _content_of(sources, out, checked_content(content), checked_member(image_member), lenient)
+    info = TableInfo(kind="index", ingredients={"image_member": member} if member else {}, keep=dict(keep or {}),
+                     roots=dict(roots or {}), places=il.places_of(sources), content=content)
+    settings = ScanSettings(keep=info.keep, content=content, member=member, **lenient)
     return Job(sources, [Target(out, info)], settings, budget, fail_fast, index).run(workers)[0]
 
 
-def _content_of(shards: Iterable[str], out: str, lenient: dict[str, Any]) -> str:
-    """What the samples are: as the table that is there says, else as the first that can be used; image where none can.
+def _content_of(shards: Iterable[str], out: str, content: str | None, member: str | None,
+                lenient: dict[str, Any]) -> tuple[str, str]:
+    """What the samples are, and which image of one is meant ("": the first): as asked, else as the table that is there
+    says, else by a look at D; images where nothing can be used.
 
     A shard that can't be read is no reason to stop: the job itself says so.
     """
     if storage.exists(storage.join(out := storage.resolve(out), "_table.json")):
-        return il.open_info(out).content
+        there = il.open_info(out)
+        return content or there.content, member or there.image_member
     storage.probe_writable(out)  # before anything is read
-    for shard in named(shards, None)[:PROBED]:
-        with contextlib.suppress(ShardError, StorageError):
-            found = probe_shards([shard], decode=False, once=True, **lenient)
-            if found is not None:
-                return found.content
-    return "image"
+    if member and content not in (None, "image"):
+        raise UsageError(f"--image-member {member} is for images, and these samples are to be {content}")
+    if content is not None:
+        return content, member or ""  # as asked, without a look; several images are counted and warned of
+    found = look(named(shards, None), decode=False, once=True, **lenient)
+    content = ("image" if member else found.content) or "image"
+    found.say_mixed(content, member)
+    return content, member or (found.member if content == "image" else "")

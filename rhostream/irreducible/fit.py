@@ -46,7 +46,8 @@ from rhostream.selection.tokens import is_language
 from rhostream.signals import StopRequest
 from rhostream.storage import redact
 from rhostream.stream.decode import Preprocess, decoder
-from rhostream.stream.inputs import AnyPreprocess, decoder_for, probe_shards, require_text
+from rhostream.stream.inputs import AnyPreprocess, checked_member, decoder_for, require_text
+from rhostream.stream.look import choose, look
 from rhostream.stream.scan import ScanSettings
 from rhostream.stream.text import text_preprocess
 from rhostream.tables import il
@@ -65,7 +66,8 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
            max_bad_shards: float = 0.1, fail_fast: bool = False, device: str | None = None,
            allow_compressed: bool = False, accept_missing_eof: bool = False, balance: str = "none",
            checkpoints: str | None = None, temperature: bool = False, min_accuracy: float | None = None,
-           tokenizer: str | None = None, text_length: int | None = None, task: str | None = None) -> ModelInfo:
+           tokenizer: str | None = None, text_length: int | None = None, task: str | None = None,
+           image_member: str | None = None) -> ModelInfo:
     """Train the IL model of `shards` and write it below `out`; a complete one of the same settings is returned as is.
 
     `fit_samples` bounds the samples that are held and learned from, over all folds. The checkpoint is the one with the
@@ -77,7 +79,11 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
     on a CPU. Samples and shards that can't be used are counted in `ModelInfo.read`, and more of them than `Budget` says
     stop the job.
 
-    Where the samples are text (`tokenizer` is given, or the first that can be used has a .txt and no image):
+    What the samples are, `image_size` and `channels` are chosen from a look at a few samples of D (`look`) unless they
+    are given, and logged. `image_member`: "jpg", or "jpg,png": of several images in a sample the first of these
+    extensions is meant, and a sample without any has no image.
+
+    Where the samples are text (`tokenizer` is given, or most of those looked at have a .txt and no image):
     `text_length` tokens of `tokenizer`, of which the model learns the `task` "label" or "language" (the default of
     text-lm, which needs no labels).
 
@@ -111,7 +117,9 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
         "decoder": decoder(decoder_name)[0], "augment": augment, "tokenizer": tokenizer, "text_length": text_length,
         "task": task,
     }
-    options_on = {"balance": balance != "none" and balance, "checkpoints": checkpoints, "temperature": temperature,
+    image_member = checked_member(image_member)
+    options_on = {"image_member": image_member, "balance": balance != "none" and balance, "checkpoints": checkpoints,
+                  "temperature": temperature,
                   "init": init and hashlib.sha256(storage.read_bytes(storage.resolve(init))).hexdigest()}
     asked |= {name: value for name, value in options_on.items() if value}  # older folders know none of these
     there = read_info(out)
@@ -120,7 +128,8 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
     storage.probe_writable(out)
     started = time.monotonic()
     lenient: Any = {"allow_compressed": allow_compressed, "accept_missing_eof": accept_missing_eof}
-    preprocess = _preprocess(own, image_size, channels, mean, std, tokenizer, text_length, model, task, lenient)
+    preprocess = _preprocess(data, image_size, channels, mean, std, tokenizer, text_length, model, task, image_member,
+                             lenient)
     _require_fitting(preprocess, augment, balance, temperature)
     trial = models.build(model, classes=classes or 2, **preprocess.model_arguments())
     if init:
@@ -308,32 +317,39 @@ def _same(there: ModelInfo, asked: dict[str, Any], out: str) -> ModelInfo:
 
 def _preprocess(shards: list[tuple[str, str]], image_size: int | None, channels: int | None, mean: tuple[float, ...],
                 std: tuple[float, ...], tokenizer: str | None, text_length: int | None, model: str,
-                task: str | None, lenient: dict[str, Any]) -> AnyPreprocess:
-    """What samples become: text where a tokenizer is given or the first usable sample has no image, else images."""
+                task: str | None, member: str | None, lenient: dict[str, Any]) -> AnyPreprocess:
+    """What samples of D become: text where a tokenizer is given or most of those looked at are, else images."""
     tokenizer, task = tokenizer or (model if model.startswith("hf:") else None), task or models.task_of(model)
-    if tokenizer is not None and (image_size or channels):
-        raise UsageError(f"--tokenizer {tokenizer} is for text and --image-size for images: give one of them")
+    if tokenizer is not None and (image_size or channels or member):
+        raise UsageError(f"--tokenizer {tokenizer} is for text; --image-size, --channels and --image-member are for "
+                         "images: give one of them")
+    if channels not in (None, 1, 3):
+        raise UsageError(f"--channels {channels}: expected 1 (grey) or 3 (RGB)")
     if tokenizer is not None:
         preprocess = text_preprocess(tokenizer, text_length, task)
-        if probe_shards(shards, content=preprocess.content, **lenient) is None:
+        if not look(shards, content=preprocess.content, **lenient).kinds:
             raise UsageError(f"--tokenizer {tokenizer} reads .{il.CONTENTS[preprocess.content][0]} members, and the "
-                             f"first samples of {redact(shards[0][0])} hold none that can be used")
+                             f"first samples of {redact(shards[0][0])}, ... hold none that can be used")
         return preprocess
-    if image_size is None or channels is None:
-        found = probe_shards(shards, **lenient)
-        if found is None:
-            raise UsageError("no readable image and no text was found; give --image-size and --channels, or "
-                             "--tokenizer")
-        if found.content != "image":
-            require_text(found.content, tokenizer, redact(shards[0][0]))
-            return text_preprocess(tokenizer, text_length, task)
-        image_size, channels = image_size or found.side, channels or found.channels
+    found = look(shards, **lenient)
+    content = found.require_usable() if not (image_size and channels) else found.content or "image"
+    if image_size or channels or member:
+        if content != "image" and not found.kinds["image"]:
+            raise UsageError(f"--image-size, --channels and --image-member are for images, and {redact(shards[0][0])}, "
+                             f"... hold {content}")
+        content = "image"
+    found.say_mixed(content, member)
+    if content != "image":
+        require_text(content, tokenizer, redact(shards[0][0]))
+        return text_preprocess(tokenizer, text_length, task)
+    image_size, channels = choose(found.sizes, image_size, channels)
     if text_length is not None:
         raise UsageError(f"--text-length {text_length} is for text, and these samples are images")
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
             raise UsageError(f"{name} has {len(values)} values, expected 1 or {channels} (one a channel)")
-    return Preprocess(image_size=image_size, channels=channels, mean=tuple(mean), std=tuple(std))
+    return Preprocess(image_size=image_size, channels=channels, mean=tuple(mean), std=tuple(std),
+                      member=member or found.member)
 
 
 def _require_fitting(preprocess: AnyPreprocess, augment: str, balance: str, temperature: bool) -> None:

@@ -218,6 +218,8 @@ class Job:
                     LOG.warning("%s: %s", redact(target.out), says)
             store(target.out, title, self.part_of, summary)
             LOG.info("%s: %s%s", title, f"{redact(target.out)}: " if len(self.targets) > 1 else "", summary.says())
+            if summary.useless:
+                LOG.error("%s: %s", redact(target.out), summary.says_useless())
         return [target.summary for target in self.targets]
 
     def _make(self, missing: list[Shard], workers: int, stop: StopRequest, title: str) -> None:
@@ -265,6 +267,7 @@ class Job:
         facts = builder.facts(message)
         commits.begin(builder, facts)
         summary.add(facts)
+        summary.several_images += message.several_images
         summary.made += 1
 
     def _check(self, builder: PartBuilder, name: str, summary: Summary) -> None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from rhostream import storage
 from rhostream.crashpoints import crash_point
 from rhostream.errors import AlreadyExistsError, MismatchError
-from rhostream.irreducible.accounts import SHOWN
+from rhostream.irreducible.accounts import SHOWN, first_of_each
 from rhostream.stream.scan import Chunk, End
 from rhostream.tables import il
 from rhostream.tables.il import OK, PartFacts, TableInfo
@@ -43,7 +43,7 @@ class PartBuilder:
         self._info, self._table, self._name, self._url = info, table, name, url
         self._batches: list[pa.RecordBatch] = []
         self.statuses: Counter[str] = Counter()
-        self.first_bad: list[str] = []
+        self._first_bad: list[tuple[str, str]] = []
         self._il_rows = self._in_holdout = 0
 
     def add(self, chunk: Chunk, scored: Scored | None) -> int:
@@ -76,11 +76,21 @@ class PartBuilder:
         else:
             counts = Counter(columns["status"].to_pylist())
         self.statuses += counts
-        if counts[OK] < n and len(self.first_bad) < SHOWN:
-            bad_rows = [row for row, status in enumerate(columns["status"].to_pylist()) if status != OK]
-            self.first_bad += [f"{columns['key'][row].as_py()!r} ({columns['error'][row].as_py()})"
-                               for row in bad_rows[: SHOWN - len(self.first_bad)]]
+        if counts[OK] < n and (len(self._first_bad) < SHOWN or counts.keys() - {OK, *(s for s, _ in self._first_bad)}):
+            # A few of each status are enough to choose the ones to show from.
+            shown, bad_rows = Counter[str](), list[tuple[str, str]]()
+            for row, status in enumerate(columns["status"].to_pylist()):
+                if status != OK and shown[status] < SHOWN:
+                    shown[status] += 1
+                    words = f"{columns['key'][row].as_py()!r} ({columns['error'][row].as_py()})"
+                    bad_rows.append((status, words))
+            self._first_bad = first_of_each(self._first_bad, bad_rows)
         return n - counts[OK]
+
+    @property
+    def first_bad(self) -> list[str]:
+        """Some bad samples in words, of each status the first."""
+        return [words for _, words in self._first_bad]
 
     @property
     def bad(self) -> int:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rhostream.errors import RhostreamError, UsageError
+from rhostream.errors import BudgetError, RhostreamError, UsageError
 from rhostream.irreducible.accounts import SHOWN, Budget
 from rhostream.signals import while_waiting
 from rhostream.storage import redact
@@ -72,8 +72,9 @@ def fill(shards: Sequence[tuple[str, str]], settings: ScanSettings, *, samples: 
     if not sample.filled and not may_be_empty:
         if accounts.first_error is not None:
             raise accounts.first_error
-        raise UsageError(f"{title}: {len(visits)} shards hold no usable sample ({accounts.statuses.total():,} were "
-                         "quarantined); look at the reasons with `rhostream index`")
+        raise BudgetError(f"{title}: no sample of {accounts.statuses.total():,} in {len(visits)} shards can be used "
+                          f"({', '.join(f'{status} {n:,}' for status, n in accounts.statuses.most_common())}; first: "
+                          f"{'; '.join(accounts.first_bad) or 'none'}); look at the reasons with `rhostream index`")
     sample.sort()
     n, names = sample.filled, [visits[shard][1] for shard in np.unique(sample.place[: sample.filled, 0]).tolist()]
     return Pool(sample.image[:n], sample.label[:n], sample.mark[:n], tuple(names), dict(accounts.statuses),

@@ -159,7 +159,8 @@ class SpooledReader(Reader):
 class RangeReader(Reader):
     """An object too large for the spool, read by ranges of the version that was opened."""
 
-    def __init__(self, url: str, found: Found) -> None:
+    def __init__(self, url: str, found: Found, tries: int | None = None) -> None:
+        self._tries = tries
         self.url, self.version, self.size, self._fd = url, found.identity, found.identity.size, -1
         self._known = found
 
@@ -174,7 +175,7 @@ class RangeReader(Reader):
             pieces.clear()
             await transfer(self.url, store, path, pieces.append, patience, (offset, end), self._known)
 
-        run(self.url, attempt)
+        run(self.url, attempt, self._tries)
         return b"".join(pieces)
 
     def unchanged(self) -> bool:
@@ -209,7 +210,7 @@ def opened(url: str, spool_bytes: int | None = None, tries: int | None = None) -
         fd = spool.fetch(url, version, lambda fd: _bring(url, found, fd, tries), budget)
         if fd is not None:
             return SpooledReader(fd, url, version)
-    return RangeReader(url, found)
+    return RangeReader(url, found, tries)
 
 
 def _bring(url: str, found: Found, fd: int, tries: int | None) -> None:

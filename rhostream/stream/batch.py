@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 MAX_CLS = 64  # bytes of a .cls that are read
+MAX_IGNORED = 6  # names of members that are not used, of each row
 
 
 @dataclass(slots=True)
@@ -35,6 +36,7 @@ class Batch:
     extension: list[str] = field(default_factory=list)
     offset: list[int] = field(default_factory=list)
     size: list[int] = field(default_factory=list)
+    ignored: dict[int, list[str]] = field(default_factory=dict)  # row -> some members that are not used, for errors
 
     def __len__(self) -> int:
         return len(self.key)
@@ -43,6 +45,32 @@ class Batch:
         """(extension, offset, size) of each used member of a row."""
         own = slice(self.first[row], self.first[row + 1] if row + 1 < len(self.first) else None)
         return list(zip(self.extension[own], self.offset[own], self.size[own], strict=True))
+
+    def ignore(self, row: int, extension: str) -> None:
+        """Remember a member of a row that is not used."""
+        names = self.ignored.setdefault(row, [])
+        if len(names) < MAX_IGNORED:
+            names.append(extension[:40])
+
+    def members_say(self, row: int) -> str:
+        """The extensions of a row's members in words, those that are not used among them."""
+        used, ignored = [extension for extension, _, _ in self.members(row)], self.ignored.get(row, [])
+        shown = ", ".join((used + ignored)[:MAX_IGNORED]) + (", ..." if len(used + ignored) > MAX_IGNORED else "")
+        dots = any("." in extension for extension in ignored)
+        return f"members: {shown}" + ("; a key ends at its first dot" if dots else "")
+
+    def prefer(self, row: int, extensions: tuple[str, ...]) -> None:
+        """Make the row's image the first of these extensions that it has, or none; it is listed before its others."""
+        start, end = self.first[row], self.first[row + 1] if row + 1 < len(self.first) else len(self.size)
+        first, own = self.image[row], self.extension[start:end]
+        self.image[row] = next((start + own.index(e) for e in extensions if e in own), -1)
+        if (chosen := self.image[row]) > first:
+            self.extension.insert(first, self.extension.pop(chosen))
+            for numbers in (self.offset, self.size):
+                numbers.insert(first, numbers.pop(chosen))
+            self.image[row] = first
+            if first <= self.json[row] < chosen:
+                self.json[row] += 1
 
     def row(self, row: int) -> Batch:
         """One row as a batch of its own."""
@@ -54,6 +82,8 @@ class Batch:
         new = cls()
         for batch, row in rows:
             first, moved = batch.first[row], len(new.size)
+            if row in batch.ignored:
+                new.ignored[len(new.key)] = batch.ignored[row]
             members = batch.members(row)
             new.key.append(batch.key[row])
             new.first.append(moved)
@@ -74,6 +104,7 @@ class Batch:
                 rows.pop()
             for members in (self.extension, self.offset, self.size):
                 del members[start:]
+            self.ignored.pop(len(self.key), None)
 
 
 def samples_of(batch: Batch) -> Iterator[TarSample]:

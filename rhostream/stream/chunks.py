@@ -25,6 +25,7 @@ class ScanSettings:
 
     preprocess: AnyPreprocess | None = None  # None: images (texts) are not decoded
     content: str = "image"  # what samples are, of CONTENTS, where there is no preprocess to say so
+    member: str = ""  # which image of a sample is meant, where there is no preprocess to say so: see `Preprocess`
     decoder_name: str = "auto"
     classes: int | None = None  # labels beyond it are label:range; negative ones always are
     keep: dict[str, str] = field(default_factory=dict)  # field of the json -> bool | int | float | str
@@ -88,6 +89,7 @@ class End:
     bad_fields: dict[str, int] = field(default_factory=dict)
     watched: int = 0
     labels: dict[int, int] = field(default_factory=dict)  # with `ScanSettings.quota`: of all samples, drawn or not
+    several_images: int = 0  # samples that have more than one
     compression: str = ""  # "gzip": offsets are those of the inflated bytes
     notes: dict[str, str] = field(default_factory=dict)  # kind -> what is odd about the shard, in a sentence
     retried: dict[str, dict[str, int]] = field(default_factory=dict)  # as `storage.retried`, of a worker's share

@@ -31,6 +31,8 @@ MAX_BYTES = 256 << 20
 MAX_SCANS = 100  # of a progressive JPEG: each passes over all pixels, and a few MB can hold a hundred thousand
 # Pillow looks at each segment of a JPEG and chunk of a PNG in Python: millions of empty ones would take minutes.
 MAX_SEGMENTS, MAX_CHUNKS = 10_000, 100_000
+# In place of an end marker: eight bytes of ones, which is no code, and what libjpeg reads ahead of the last block.
+_UNENDED = b"\xff\x00" * 8
 OK = "ok"
 # What Pillow's plugins are known to raise on hostile bytes, beside OSError.
 _BROKEN = (SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error, ArithmeticError,
@@ -41,16 +43,28 @@ Row = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocess:
-    """What turns an image member into a model's input; part of every fingerprint."""
+    """What turns an image member into a model's input; part of every fingerprint.
+
+    `member`: extensions, "jpg,png": of several images in a sample the first of these that is there is meant, and a
+    sample without any has no image; "" for the one that lies first in the tar.
+    """
 
     image_size: int
     channels: int = 3
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
+    member: str = ""
     kind: ClassVar[str] = "image"
     content: ClassVar[str] = "image"
     task: ClassVar[str] = "image"
     dtype: ClassVar[torch.dtype] = torch.uint8
+
+    def resized(self, image_size: int | None, channels: int | None) -> Preprocess:
+        """With another size or number of channels, where one is given; other channels have a mean of 0.5 again."""
+        channels = channels or self.channels
+        same = channels == self.channels
+        return Preprocess(image_size=image_size or self.image_size, channels=channels, member=self.member,
+                          mean=self.mean if same else (0.5,), std=self.std if same else (0.5,))
 
     @property
     def row_bytes(self) -> int:
@@ -82,7 +96,8 @@ class Preprocess:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for model.json and _table.json."""
-        return asdict(self)
+        record = asdict(self)
+        return record if self.member else {name: value for name, value in record.items() if name != "member"}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Preprocess:
@@ -92,6 +107,7 @@ class Preprocess:
             channels=int(record["channels"]),
             mean=tuple(record["mean"]),
             std=tuple(record["std"]),
+            member=str(record.get("member", "")),
         )
 
 
@@ -131,7 +147,7 @@ def _decode_pillow(data: bytes, out: Row) -> str:
             return OK
     if data[:2] == b"\xff\xd8" and _jpeg_header(data)[1]:
         return "image:too_large"
-    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    image: Image.Image = Image.open(io.BytesIO(_unended(data)), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         return "image:too_large"
     size, channels = out.shape[0], out.shape[2]
@@ -224,6 +240,27 @@ def _jpeg_header(data: bytes) -> tuple[bool, bool]:
     return True, data.count(b"\xff\xda") > MAX_SCANS
 
 
+def _unended(data: bytes) -> bytes:
+    """A JPEG of one Huffman-coded scan without its end marker; any other bytes as they are.
+
+    Behind an end marker libjpeg makes up what is missing, and Pillow passes over its warning: the lower half of a
+    picture would be grey. Without one it asks for more, so data that stop early are told from whole ones. A JPEG of
+    several scans (a progressive one) needs the marker to be decoded at all.
+    """
+    at, components = 2, 0
+    for _ in range(MAX_SEGMENTS if data[:2] == b"\xff\xd8" else 0):
+        if at + 10 > len(data) or data[at] != 0xFF:
+            break
+        marker = data[at + 1]
+        if marker == 0xDA:
+            end = data.find(b"\xff\xd9", at) if components and data[at + 4] == components else -1
+            return data if end < 0 else data[:end] + _UNENDED
+        if marker in (0xC0, 0xC1):
+            components = data[at + 9]
+        at += 1 if marker == 0xFF else 2 + (data[at + 2] << 8 | data[at + 3])
+    return data
+
+
 def _decode_simplejpeg(data: bytes, out: Row) -> str:
     """Like `decode_into`, with libjpeg-turbo and a finer scaled decode for plain JPEGs."""
     if data[:2] != b"\xff\xd8":
@@ -243,8 +280,9 @@ def _decode_simplejpeg(data: bytes, out: Row) -> str:
         pixels = simplejpeg.decode_jpeg(
             data, "RGB" if channels == 3 else "GRAY", min_height=size, min_width=size, min_factor=1
         )
-    except ValueError:
-        return decode_into(data, out)  # Pillow's words for what is wrong
+    except ValueError as exc:
+        # Pillow has words for the rest, and reads some of it: odd bytes between two segments, a colour space.
+        return "decode:truncated" if "premature end" in str(exc).lower() else decode_into(data, out)
     if pixels.shape == out.shape:
         out[:] = pixels
     else:

@@ -22,6 +22,7 @@ _REMEMBERED = 4096  # extensions and checksums: a hostile shard could hold a new
 
 
 class Role(IntEnum):
+    dotted = -2  # ignored, and of an extension that is used behind its last dot: photo.0001.png
     pickle = -1
     ignored = 0
     image = 1
@@ -42,10 +43,39 @@ def remember_kind(raw: bytes) -> tuple[str, Role]:
     role = Role.pickle if extension.rpartition(".")[2] in PICKLES else Role.ignored
     if extension in USED_EXTENSIONS:
         role = Role.image if extension in IMAGE_EXTENSIONS else _ROLES.get(extension, Role.other)
+    elif extension.rpartition(".")[2] in USED_EXTENSIONS:
+        role = Role.dotted
     if len(KINDS) >= _REMEMBERED:
         KINDS.clear()
     KINDS[raw] = extension, role
     return extension, role
+
+
+def swallowed(extensions: set[str]) -> int:
+    """How many samples the members of one key would be beyond the one that they are, if keys ended at the last dot.
+
+    `{"0001.png", "0001.cls", "0002.png", "0002.cls"}` would be two, and one of them has no row. What lies beside a
+    sample under names of its own (`seg.png`, `depth.png`) is none, unless it has a label of its own.
+    """
+    ends: dict[str | None, set[str]] = {}  # by what lies before the last dot; None: there is none
+    for extension in extensions:
+        stem, dot, end = extension.rpartition(".")
+        if end in USED_EXTENSIONS:
+            ends.setdefault(stem if dot else None, set()).add(end)
+    plain = ends.pop(None, set[str]())
+    labels = {"cls", "json"}
+    bodies = [own for own in ends.values() if own - labels]
+    samples = sum("cls" in own for own in bodies) if plain else len(bodies)
+    return max(samples + bool(plain - labels) - 1, 0)
+
+
+def dots_error(shard: str, samples: int, key: bytes, extension: str) -> ShardError:
+    """What a shard is whose samples would share a row with others."""
+    first = key.decode("utf-8", "backslashreplace")[-60:]
+    return ShardError(f"shard {redact(shard)}: {samples:,} samples would have no row of their own, as their names have "
+                      f"dots: a key ends at its first dot, so {first + '.' + extension[:40]!r} belongs to the sample "
+                      f"{first!r}; write the shard with other names ({first.rpartition('/')[2]}_"
+                      f"{extension[:40].rpartition('.')[0].replace('.', '_')}.{extension.rpartition('.')[2]})")
 
 
 def remember_checksum(header: bytes) -> None:

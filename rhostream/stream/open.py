@@ -11,14 +11,16 @@ from dataclasses import replace
 import torch
 
 from rhostream import storage
-from rhostream.errors import MismatchError, UsageError
+from rhostream.errors import BudgetError, MismatchError, UsageError
+from rhostream.randomness import generator
 from rhostream.stream.band import resolve_band
 from rhostream.stream.dataset import CandidateStream, Loader
-from rhostream.stream.decode import Preprocess, probe_size
+from rhostream.stream.decode import Preprocess
 from rhostream.stream.full import require_smaller
 from rhostream.stream.inputs import AnyPreprocess, preprocess_from_json, require_text
 from rhostream.stream.join import JoinSettings, Prefilter
 from rhostream.stream.keep_list import read_keep_list
+from rhostream.stream.look import SAMPLES, SHARDS, choose, size_of_image
 from rhostream.stream.plan import few_lanes
 from rhostream.stream.text import TextPreprocess, require_length, text_preprocess
 from rhostream.stream.tokenizers import find_tokenizer
@@ -42,8 +44,9 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
 
     `shards`: paths, URLs, brace ranges, folders. `passes=None` streams without end. Samples that the IL model was
     trained on are left out (reason `holdout`) unless `keep_holdout`. `missing_il`: "error", "skip" (reason
-    `missing_il`) or "uniform" (they compete by chance). Image size and channels are the table's unless given, else
-    the first image's. Iterate the result for `Candidates`; `state_dict()` and `load_state_dict()` resume exactly.
+    `missing_il`) or "uniform" (they compete by chance). Image size and channels are the table's unless given; those of
+    an index are chosen from a few of its images (`look.choose`), and logged. Iterate the result for `Candidates`;
+    `state_dict()` and `load_state_dict()` resume exactly.
 
     What costs neither a read nor a decode: `band`, "LOW:HIGH" in nats or per cent of the table's il ("20%:90%"), drops
     the il outside; `keep_list`, a Parquet, CSV or JSON file of (shard, ordinal) or (shard, key), drops what it doesn't
@@ -126,14 +129,14 @@ def _view(table: il_table.Table, full: AnyPreprocess, size: int) -> Preprocess:
     """The cheap view. Raises UsageError when it isn't smaller than the full size and the source."""
     if not isinstance(full, Preprocess):
         raise UsageError(f"--view-size {size}: {storage.redact(table.url)} holds text, which has no smaller view")
-    require_smaller(size, full.image_size, _probe(table)[0])
+    require_smaller(size, full.image_size, max(side for side, _ in _sizes(table)))
     return replace(full, image_size=size)
 
 
 def preprocess_of(table: il_table.Table, image_size: int | None = None, channels: int | None = None, *,
                   tokenizer: str | None = None, text_length: int | None = None, task: str | None = None,
                   ) -> AnyPreprocess:  # fmt: skip
-    """What images (texts) become: as given, else as the table says, else as the first readable image is.
+    """What images (texts) become: as given, else as the table says, else as a few of its images are.
 
     Raises UsageError for options of the other kind.
     """
@@ -163,23 +166,42 @@ def _text_of(table: il_table.Table, tokenizer: str | None, length: int | None, t
 
 
 def _images_of(table: il_table.Table, image_size: int | None, channels: int | None) -> Preprocess:
+    if channels not in (None, 1, 3):
+        raise UsageError(f"--channels {channels}: expected 1 (grey) or 3 (RGB)")
     if table.info.preprocess is not None:
         known = Preprocess.from_json(table.info.preprocess)
+        if image_size is None:
+            LOG.info("images: %d px, %s (as those of %s)", known.image_size,
+                     "RGB" if (channels or known.channels) == 3 else "grey", storage.redact(table.url))
     else:
-        side, found = _probe(table)
-        known = Preprocess(image_size=side, channels=found)
-    channels = channels or known.channels
-    same = channels == known.channels
-    return Preprocess(image_size=image_size or known.image_size, channels=channels,
-                      mean=known.mean if same else (0.5,), std=known.std if same else (0.5,))
+        given = image_size is not None and channels is not None
+        side, planes = choose([] if given else _sizes(table), image_size, channels,
+                              of=f" of {storage.redact(table.url)}")
+        known = Preprocess(image_size=side, channels=planes, member=table.info.image_member)
+    return known.resized(image_size, channels)
 
 
-def _probe(table: il_table.Table) -> tuple[int, int]:
-    for shard, name in zip(table.shards, table.names, strict=True):
+def _sizes(table: il_table.Table) -> list[tuple[int, int]]:
+    """(shorter side in pixels, channels) of up to 64 images of up to 8 shards, drawn by the shards' names.
+
+    Raises BudgetError where none can be used.
+    """
+    named = sorted(zip(table.names, table.shards, strict=True))
+    found, looked, each = list[tuple[int, int]](), 0, -(-SAMPLES // max(1, min(len(named), SHARDS)))
+    for shard in generator("look", len(named)).permutation(len(named)).tolist():
+        name, url = named[shard]
         part = il_table.read_part(il_table.part_url(table.url, name))
-        with storage.open_reader(shard) as reader:
-            for row in part.usable.nonzero()[0][:10].tolist():
-                size = probe_size(reader.pread(min(int(part.size[row]), 1 << 20), int(part.offset[row])))
-                if size is not None:
-                    return size
-    raise UsageError(f"{storage.redact(table.url)}: no readable image in {len(table.names)} shards")
+        usable = part.usable.nonzero()[0]
+        if not len(usable):
+            continue
+        with storage.open_reader(url) as reader:
+            for row in sorted(generator("look", name).permutation(usable)[:each].tolist()):
+                size = size_of_image(reader, int(part.offset[row]), int(part.size[row]))
+                found += [size] if size is not None else []
+        looked += 1
+        if looked >= SHARDS and found:
+            return found
+    if not found:
+        raise BudgetError(f"{storage.redact(table.url)}: no sample can be used: no readable image in "
+                          f"{len(table.names)} shards; ask `rhostream sql` for its view quarantine")
+    return found

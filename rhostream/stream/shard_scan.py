@@ -22,7 +22,7 @@ from rhostream.stream.columns import Columns
 from rhostream.stream.decode import OK, Decoder
 from rhostream.stream.examine import BadSample
 from rhostream.stream.inflate import Inflated, plain
-from rhostream.stream.inputs import OF, decoder_for
+from rhostream.stream.inputs import OF, decoder_for, member_order
 from rhostream.stream.lowest import Lowest, numbers
 from rhostream.stream.seen import Seen
 from rhostream.stream.tar import TarWalk, walk
@@ -54,6 +54,8 @@ class ShardScan:
         if settings.preprocess is not None:
             self._decode = decoder_for(settings.preprocess, settings.decoder_name)[1]
         self._content = OF[settings.preprocess.content if settings.preprocess else settings.content]
+        self._member = member_order(settings.preprocess, settings.member)
+        self._last_key = b""
         if not settings.needs_labels:
             columns.labels[None] = 0
         self._seen = Seen()
@@ -107,7 +109,15 @@ class ShardScan:
         if self._walk.missing_eof:
             notes["missing_eof"] = (f"{where} has no end marker and was accepted as whole (--accept-missing-eof): a "
                                     "tar cut between two members looks the same")
-        return End(shard=self._number, identity=self._identity, sha256=self._sha256,
+        if self._walk.links:
+            notes["links"] = (f"{where}: {self._walk.links:,} of its {seen:,} members are links, which are never "
+                              "followed: write it with `tar --dereference --hard-dereference`")
+        several = self._walk.several if self._content.name == "image" else 0
+        if several:
+            taken = f"the first of {', '.join(self._member)} that is there" if self._member else (
+                "the one that lies first in the tar: say which is meant with --image-member")
+            notes["several"] = f"{where}: {several:,} of its samples have several images; taken is {taken}"
+        return End(shard=self._number, several_images=several, identity=self._identity, sha256=self._sha256,
                    samples_seen=self._walk.samples_seen,
                    members_seen=seen, members_used=seen - ignored, members_ignored=ignored,
                    bad_fields={k: v for k, v in self._bad_fields.items() if v}, watched=self._watched,
@@ -170,6 +180,10 @@ class ShardScan:
     def _examined(self, batch: Batch, ordinal: npt.NDArray[np.int32], again: frozenset[int] | None = None) -> _Rows:
         """What the small members of a batch say. Labels are looked up: there are few texts that a .cls can hold."""
         n, again = len(batch), self._seen.repeated(batch.key) if again is None else again
+        if self._member and self._content.name == "image":
+            for row, image in enumerate(batch.image):
+                if image >= 0:
+                    batch.prefer(row, self._member)
         label = list(map(self._columns.labels.get, batch.cls))
         rows = _Rows(batch, ordinal, label, None)
         fields: list[dict[str, Any]] = []
@@ -179,6 +193,7 @@ class ShardScan:
             for row, known in enumerate(label):
                 if known is None:
                     self._examine(rows, row, False)
+        self._last_key = batch.key[-1] if n else self._last_key
         for name, kind in self._settings.keep.items():
             rows.kept[name], misfits = examine.fit_column([f.get(name) for f in fields], kind)
             self._bad_fields[name] += misfits
@@ -197,7 +212,9 @@ class ShardScan:
         number = rows.label[row]
         try:
             if again:
-                raise BadSample("dup", "the key came before in this shard; the first one counts")
+                before = batch.key[row - 1] if row else self._last_key
+                sort = "" if before == batch.key[row] else ": sort the tar by name, so that a sample's members adjoin"
+                raise BadSample("dup", f"the key came before in this shard{sort}; the first one counts")
             text = batch.cls[row]
             if number is None and text is None:
                 size_offset = next(((n, o) for e, o, n in batch.members(row) if e == "cls"), None)
@@ -214,7 +231,8 @@ class ShardScan:
                     self._columns.remember(text, label)
         except BadSample as bad:
             rows.label[row] = -1
-            rows.bad[row] = bad.status, bad.why
+            rows.bad[row] = bad.status, (f"{bad.why}; {batch.members_say(row)}" if bad.status == "label:missing"
+                                         else bad.why)
         return fields
 
     def _fields(self, batch: Batch, row: int, label_wanted: bool) -> dict[str, Any]:
@@ -243,7 +261,8 @@ class ShardScan:
         for row, member in enumerate(content.rows(batch)):
             if member < 0:
                 if row not in bad:
-                    bad[row] = content.missing, f"no member is one of {', '.join(content.extensions)}"
+                    wanted = self._member if self._member and content.name == "image" else content.extensions
+                    bad[row] = content.missing, f"no member is one of {', '.join(wanted)}; {batch.members_say(row)}"
                 continue
             size = sizes[member]
             if pixels is None and 0 < size <= most:

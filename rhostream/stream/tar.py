@@ -22,12 +22,14 @@ from rhostream.stream.headers import (
     bad_header,
     checksum_matches,
     compressed_error,
+    dots_error,
     pax_records,
     pax_size,
     plain_name,
     remember_checksum,
     remember_kind,
     size_of,
+    swallowed,
     too_long,
 )
 from rhostream.stream.windows import Windows
@@ -36,7 +38,7 @@ __all__ = ["USED_EXTENSIONS", "Batch", "TarSample", "TarWalk", "walk"]
 BLOCK = 512
 _ZERO = bytes(BLOCK)
 _REGULAR = frozenset(b"0\x007")
-_LINKS_AND_DEVICES = frozenset(b"123456")
+_LINKS, _LINKS_AND_DEVICES = frozenset(b"12"), frozenset(b"123456")
 
 
 class TarWalk:
@@ -44,7 +46,11 @@ class TarWalk:
 
     `members_seen = members_used + members_ignored` (directories, links, devices, names without a key or an
     extension, extensions that are not used). A key that comes again, adjacent or not, is a sample of its own: the
-    caller decides what a duplicate is. Of those ignored, `pickles` have an extension that other readers unpickle.
+    caller decides what a duplicate is. Of those ignored, `pickles` have an extension that other readers unpickle, and
+    `links` are names of other members' (or files') data. `several` samples have more than one image.
+
+    A shard in which samples would be members of another one, for the dots in their names, is an error (see
+    `headers.swallowed`): none of them goes without a row unsaid.
 
     With `accept_missing_eof` an archive may end without its end marker, right behind a whole member, and
     `missing_eof` says so: nothing tells it from one that was cut there.
@@ -53,6 +59,9 @@ class TarWalk:
     def __init__(self, source: Windows, shard: str, *, accept_missing_eof: bool = False) -> None:
         self._source, self._shard, self._accept = source, shard, accept_missing_eof
         self.members_seen = self.members_ignored = self.samples_seen = self.pickles = 0
+        self.links = self.several = 0
+        self._swallowed = 0
+        self._first_swallowed: tuple[bytes, str] | None = None
         self.missing_eof = False
         self._torn = Batch()
 
@@ -75,6 +84,9 @@ class TarWalk:
         long_size: int | None = None
         current: bytes | None = None  # the key of the open row
         own = set[str]()  # its extensions
+        dotted = False  # whether one of them would end at another dot
+        several = -1  # the row that was last found to have several images
+        linked: list[tuple[bytes, str]] = []  # key and extension of links before the first member of their row
         self._torn = batch = Batch()
         add_extension, add_offset, add_size = batch.extension.append, batch.offset.append, batch.size.append
         while True:
@@ -120,6 +132,13 @@ class TarWalk:
                         long_name = records.get(b"path", long_name)
                         long_size = pax_size(records, long_size, self._shard, data)
                 elif kind in _LINKS_AND_DEVICES:
+                    if kind in _LINKS:
+                        self.links += 1
+                        link = self._link(long_name or plain_name(header))
+                        if link[0] == current:
+                            batch.ignore(len(batch.key) - 1, link[1])
+                        else:
+                            linked = [*linked[-3:], link]
                     long_name = long_size = None
                     self.members_seen += 1
                     self.members_ignored += 1
@@ -157,6 +176,9 @@ class TarWalk:
             if key != current or extension in own:
                 if current is not None:
                     self.samples_seen += 1
+                    if dotted:
+                        self._swallow(current, own)
+                        dotted = False
                     if len(batch.key) == rows:
                         yield batch
                         self._torn = batch = Batch()
@@ -168,15 +190,25 @@ class TarWalk:
                 batch.json.append(-1)
                 batch.cls.append(None)
                 current, own = key, {extension}
+                if linked:
+                    for link in linked:
+                        if link[0] == key:
+                            batch.ignore(len(batch.key) - 1, link[1])
+                    linked = []
             else:
                 own.add(extension)
             if role <= 0:
                 self.members_ignored += 1
-                self.pickles -= role
+                self.pickles += role == -1
+                dotted = dotted or role == -2
+                batch.ignore(len(batch.key) - 1, extension)
                 continue
             if role == 1:
                 if batch.image[-1] < 0:
                     batch.image[-1] = len(batch.size)
+                elif several != self.samples_seen:
+                    several = self.samples_seen
+                    self.several += 1
             elif role == 2:
                 if size <= MAX_CLS:
                     batch.cls[-1] = (window[data - start : data - start + size] if data + size <= end
@@ -189,7 +221,24 @@ class TarWalk:
         self._require_end(position)
         if current is not None:
             self.samples_seen += 1
+            if dotted:
+                self._swallow(current, own)
+            if self._first_swallowed is not None:
+                raise dots_error(self._shard, self._swallowed, *self._first_swallowed)
             yield batch
+
+    @staticmethod
+    def _link(name: bytes) -> tuple[bytes, str]:
+        """The key that a link's name has, and its extension, for errors."""
+        dot = name.find(46, name.rfind(47) + 1)
+        return (name[:dot], name[dot + 1 :].decode("utf-8", "replace") + " (a link)") if dot > 0 else (b"", "")
+
+    def _swallow(self, key: bytes, extensions: set[str]) -> None:
+        """Count the samples that lie in a row of another one."""
+        self._swallowed += (samples := swallowed(extensions))
+        if samples and self._first_swallowed is None:
+            dotted = [e for e in extensions if "." in e]
+            self._first_swallowed = key, min([e for e in dotted if not e.endswith((".cls", ".json"))] or dotted)
 
     def _extended(self, offset: int, size: int) -> bytes:
         if size > MAX_EXTENDED:

@@ -111,6 +111,11 @@ class TableInfo:
         return fingerprint(self.ingredients)
 
     @property
+    def image_member(self) -> str:
+        """Which image of a sample is meant: extensions, the first that is there; "" for the one that lies first."""
+        return str((self.preprocess or {}).get("member") or self.ingredients.get("image_member") or "")
+
+    @property
     def il_dtype(self) -> str:
         """What il is stored as: float32 or float16."""
         return str(self.ingredients.get("il_dtype", "float32"))

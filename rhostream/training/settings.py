@@ -103,6 +103,7 @@ class Settings:
     change: Mapping[str, Any] | str | Iterable[str] | None = None
     max_bad_fraction: float = 0.01
     max_bad_samples: int | None = None
+    channels: int | None
 
     def __post_init__(self) -> None:
         for name in ("shards", "test_shards"):  # an iterable is asked twice: for the data, and for run.json

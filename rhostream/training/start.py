@@ -15,7 +15,7 @@ from torch import nn
 
 from rhostream import storage
 from rhostream.checkpoint import Checkpoint, load_other, load_tensors
-from rhostream.errors import TableError, UsageError, users_code
+from rhostream.errors import BudgetError, TableError, UsageError, users_code
 from rhostream.models import build, load_initial
 from rhostream.randomness import torch_seed
 from rhostream.selection.hardware import device_of
@@ -59,6 +59,8 @@ class Summary:
     test_samples: int = 0  # of which the accuracy is
     test_left_out: dict[str, int] = field(default_factory=dict)  # test samples that can't be used, by status
 
+_UNUSABLE = {"quarantined", "unreadable"}  # reasons of samples that nothing can be made of
+
 
 def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp", rule: str = "rho",
           buffer_size: int = 320, batch_size: int = 32, test_shards: Iterable[str] = (), passes: int | None = None,
@@ -79,7 +81,8 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
           rank_timeout: float = TIMEOUT_SECONDS, roots: Mapping[str, str] | None = None,
           metrics: Metrics | None = None, make_model: Callable[[], nn.Module] | None = None,
           tokenizer: str | None = None, text_length: int | None = None, task: str | None = None,
-          token_share: float | None = None, max_bad_fraction: float = 0.01, max_bad_samples: int | None = None,
+          token_share: float | None = None, channels: int | None = None, max_bad_fraction: float = 0.01,
+          max_bad_samples: int | None = None,
           change: Mapping[str, Any] | str | Iterable[str] | None = None) -> Summary:
     """Train `model` on the shards with selection, in the run folder `run`; the same call again resumes.
 
@@ -193,6 +196,11 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         raise UsageError(f"--change {changing[0]['field']}: {storage.redact(run)} is complete at step "
                          f"{attempt.step:,}, so no step is left to take with it; give more --steps or --passes")
     counts = dict(ranks.from_first(attempt.counts))
+    if attempt.step >= last_step and counts.keys() & _UNUSABLE and counts.keys() <= {*_UNUSABLE, "tail"}:
+        raise BudgetError(f"{storage.redact(run)}: no sample of {sum(counts.values()):,} could be used ("
+                          + ", ".join(f"{reason} {n:,}" for reason, n in sorted(counts.items()))
+                          + f"), so nothing was learned; `rhostream sql {storage.redact(settings.il)} "
+                          '"select status, error, count(*) from quarantine group by all"` says why')
     accuracy = trainer.evaluation.accuracy if trainer.evaluation else None
     left_out = {status: n for status, n in sorted(tested.items()) if status != OK}
     return Summary(run, attempt.step, sum(counts.values()), counts, accuracy, attempt.cost.as_json(),
@@ -201,13 +209,14 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
 
 def _open(settings: Settings, on: torch.device, ranks: Ranks, before: Mapping[str, Any]) -> Loader:
     """This rank's slice of the buffers. A run that goes on keeps its lanes, whatever the number of ranks now, and the
-    order of its shards, whatever that of the list."""
+    order of its shards, whatever that of the list, and the size and channels of its images."""
     then = before.get("settings", {})
     own = settings.lanes is None and then.get("buffer_size") == settings.buffer_size
     carried = then["lanes"] if own and isinstance(then.get("lanes"), int) else None
     loader = open_stream(
         settings.shards, settings.il, buffer_size=settings.buffer_size, seed=settings.seed, passes=None,
-        workers=settings.workers, image_size=settings.image_size, lanes=settings.lanes, decoder=settings.decoder,
+        workers=settings.workers, image_size=settings.image_size or then.get("preprocess_image_size"),
+        channels=settings.channels or then.get("preprocess_channels"), lanes=settings.lanes, decoder=settings.decoder,
         missing_il=settings.missing_il, keep_holdout=settings.keep_holdout, needs_il=settings.found_rule.needs_il,
         roots=settings.roots, band=settings.band, keep_list=settings.keep_list, view_size=settings.view_size,
         device=on, classes=settings.classes, rank=ranks.rank, ranks=ranks.size, with_fold=settings.found_rule.live,

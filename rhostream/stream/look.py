@@ -1,0 +1,232 @@
+"""A look at a few samples of D before any work: what they are, how large, whether in colour; never one sample alone.
+
+    some shards by chance > some of their first samples > headers of images > a kind, a size, channels, and why
+
+The choice is a function of the shards' names and their bytes: the same D, the same choice, in whatever order it is
+listed and wherever it lies. Stores are asked for a few ranges, and for whole shards only by a job that reads all of
+them anyway.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from rhostream import storage
+from rhostream.errors import AccessError, BudgetError, RhostreamError, UsageError
+from rhostream.randomness import generator
+from rhostream.storage import RangeReader, Reader
+from rhostream.stream.decode import probe_size
+from rhostream.stream.inflate import GZIP, plain
+from rhostream.stream.inputs import OF
+from rhostream.stream.tar import TarSample, walk
+from rhostream.stream.windows import Windows
+from rhostream.tables.il import CONTENTS, IMAGE_EXTENSIONS
+
+LOG = logging.getLogger("rhostream")
+SAMPLES, SHARDS = 64, 8  # looked at, at most
+ROWS, BYTES = 256, 2 << 20  # the beginning of a shard of which its samples are drawn
+LEAST = SAMPLES // SHARDS  # of a shard, however large they are
+MOST_PIXELS = 256  # of an image's side, unless more are asked for: memory and time grow with the square
+FAR = 2.0  # sizes that differ by this factor from the one that was chosen are far from it
+# Bytes of an image that are read for its size; again where that is too little. More than a quarter of a window, so that
+# it is read alone where the window isn't at hand.
+HEADER, WHOLE_HEADER = (64 << 10) + 1, 1 << 20
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen."""
+
+    looked: int = 0  # samples
+    shards: int = 0  # that they are of
+    kinds: Counter[str] = field(default_factory=Counter)  # samples by what they are, of CONTENTS
+    sizes: tuple[tuple[int, int], ...] = ()  # (shorter side in pixels, channels) of each image that can be read
+    several: int = 0  # samples with more than one image
+    images: tuple[str, ...] = ()  # the extensions of these
+    unusable: tuple[str, ...] = ()  # the first members of samples that are of no kind
+    error: RhostreamError | None = None  # of the first shard that could not be read
+
+    @property
+    def content(self) -> str | None:
+        """What most samples are; of two as frequent ones the one that was seen first. None: none is usable."""
+        return self.kinds.most_common(1)[0][0] if self.kinds else None
+
+    @property
+    def member(self) -> str:
+        """Which image of a sample is meant where there are several: the fixed order; "" where there are none."""
+        return ",".join(IMAGE_EXTENSIONS) if self.several else ""
+
+    def say_mixed(self, content: str, member: str | None = None) -> None:
+        """Warn where samples taken as `content` differ in kind, or have several images and no `member` was named."""
+        if len(self.kinds) > 1:
+            counts = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
+            LOG.warning("samples differ in kind (%d looked at: %s); taken as %s, the others can't be used (index: "
+                        "--content says otherwise)", self.looked, counts, content)
+        if content == "image" and self.several and not member:
+            LOG.warning("%d of %d samples looked at have several images (%s): the first of %s that is there is taken; "
+                        "say which is meant with --image-member", self.several, self.looked,
+                        ", ".join(f".{extension}" for extension in self.images), ", ".join(IMAGE_EXTENSIONS))
+
+    def require_usable(self) -> str:
+        """What the samples are. Raises the error of a shard, or BudgetError where nothing can be used."""
+        if (content := self.content) is None:
+            if self.error is not None and not self.looked:
+                raise self.error
+            why = f", whose members are {'; '.join(self.unusable)}" if self.unusable else ""
+            raise BudgetError(f"no sample can be used: no readable image, no text and no array of ids among "
+                              f"{self.looked} samples of {self.shards} shards{why}; `rhostream index` says why of each")
+        return content
+
+
+def look(shards: Iterable[tuple[str, str]], *, content: str | None = None, decode: bool = True, once: bool = False,
+         allow_compressed: bool = False, accept_missing_eof: bool = False) -> Look:
+    """Look at up to 64 samples of up to 8 of the shards ((URL, name) pairs), drawn by their names.
+
+    With `content` only that is looked for. A sample with an image is an image, whatever its caption; of one without,
+    the text counts, then the array. Without `decode` an image isn't looked into; `once`: a store is asked once, for
+    whole shards that are about to be read.
+    A shard that can't be read is passed over, another one is looked at instead. Raises AccessError of a store.
+    """
+    named = sorted(shards, key=lambda shard: shard[1])
+    rng = generator("look", len(named))
+    order = [named[i] for i in rng.permutation(len(named)).tolist()[: 4 * SHARDS]]
+    each = -(-SAMPLES // max(1, min(len(named), SHARDS)))
+    state, opened = _State(content, decode), 0
+    error: RhostreamError | None = None
+    lenient = {"allow_compressed": allow_compressed, "accept_missing_eof": accept_missing_eof}
+    for url, name in order:
+        if opened == SHARDS:
+            break
+        try:
+            opened += state.add_shard(url, name, each, once, **lenient)
+        except AccessError as exc:
+            if not storage.is_local(url):
+                raise
+            error = error or exc
+        except (RhostreamError, OSError) as exc:
+            error = error or (exc if isinstance(exc, RhostreamError) else None)
+    return Look(state.looked, opened, state.kinds, tuple(state.sizes), state.several,
+                tuple(e for e in IMAGE_EXTENSIONS if e in state.images), tuple(state.unusable), error)
+
+
+def choose(sizes: Sequence[tuple[int, int]], image_size: int | None = None, channels: int | None = None, *,
+           of: str = "") -> tuple[int, int]:
+    """(pixels of the square input, channels), as given or else of (shorter side, channels) of some images.
+
+    The size is the median of the shorter sides, at most 256; RGB where any image has colour. Logs what was chosen and
+    why, as a warning where sizes differ much. `sizes` must not be empty unless both are given.
+    """
+    if image_size is not None and channels is not None:
+        return image_size, channels
+    sides, coloured = sorted(side for side, _ in sizes), sum(own == 3 for _, own in sizes)
+    median = sides[(len(sides) - 1) // 2]
+    size, planes = image_size or min(median, MOST_PIXELS), channels or (3 if coloured else 1)
+    far = sum(not size / FAR <= side <= size * FAR for side in sides)
+    bounded = f", at most {MOST_PIXELS} unless --image-size says more" if image_size is None and median > size else ""
+    median_of = f"median of the shorter sides of {len(sides)} looked at: {_span(sides)}{bounded}"
+    why = "as given" if image_size else median_of
+    colour = "as given" if channels else f"{coloured} of {len(sizes)} have colour"
+    doubt = f"; {far} of {len(sides)} differ from it by more than a factor of {FAR:g}" if far else ""
+    level = logging.WARNING if bounded or (image_size is None and far * 8 > len(sides)) else logging.INFO
+    LOG.log(level, "images%s: %d px (%s), %s (%s)%s; --image-size and --channels say otherwise", of, size, why,
+            "RGB" if planes == 3 else "grey", colour, doubt)
+    return size, planes
+
+
+def size_of_image(reader: Reader, offset: int, size: int) -> tuple[int, int] | None:
+    """(shorter side in pixels, channels) of an image that lies there, by its header; None where it has none."""
+    found = probe_size(reader.pread(min(size, HEADER), offset))
+    if found is None and size > HEADER:  # a header may hold a preview and a colour profile
+        found = probe_size(reader.pread(min(size, WHOLE_HEADER), offset))
+    return found
+
+
+class _State:
+    """What was seen so far."""
+
+    def __init__(self, content: str | None, decode: bool) -> None:
+        self._wanted, self._decode = list(CONTENTS) if content is None else [content], decode
+        self.looked = self.several = 0
+        self.kinds, self.sizes = Counter[str](), list[tuple[int, int]]()
+        self.images, self.unusable = set[str](), list[str]()
+
+    def add_shard(self, url: str, name: str, wanted: int, once: bool, *, allow_compressed: bool,
+                  accept_missing_eof: bool) -> bool:
+        """Up to `wanted` samples of the shard's beginning, by chance. Returns whether there was one."""
+        try:
+            # By ranges, where it lies in a store; a job that reads every shard anyway finds it in the spool again.
+            shard = storage.open_once(url) if once else storage.open_reader(url, 0)
+            start = shard.pread(2, 0)
+        except UsageError:
+            if once or storage.is_local(url):
+                raise
+            shard = storage.open_reader(url)  # a server that doesn't know ranges
+            start = shard.pread(2, 0)
+        with shard, plain(shard, name) if allow_compressed and start == GZIP else shard as reader:
+            near = Windows(_Part(reader) if isinstance(reader, RangeReader) else reader)
+            rows = list(_beginning(near, name, wanted, accept_missing_eof))  # offsets, no images
+            drawn = generator("look", name).permutation(len(rows))[:wanted].tolist()
+            for row in sorted(drawn):
+                self.add(rows[row], near)
+        return bool(rows)
+
+    def add(self, sample: TarSample, reader: Reader) -> None:
+        """One more sample."""
+        self.looked += 1
+        images = {extension for extension, _, _ in sample.members if extension in IMAGE_EXTENSIONS}
+        if len(images) > 1:
+            self.several += 1
+            self.images |= images
+        for kind in self._wanted:
+            member = next((m for m in sample.members if m[0] in CONTENTS[kind]), None)
+            if member is None:
+                continue
+            _, offset, size = member
+            # A sample with an image is an image, and one that can't be used says nothing of the others.
+            usable = 0 < size <= OF[kind].max_bytes
+            if usable and kind == "image" and self._decode:
+                own = size_of_image(reader, offset, size)
+                usable = own is not None
+                self.sizes += [own] if own else []
+            if usable:
+                self.kinds[kind] += 1
+                return
+            break
+        if len(self.unusable) < 3:
+            self.unusable.append(", ".join(e for e, _, _ in sample.members[:4]) or "none that is used")
+
+
+class _Part(Reader):
+    """A range reader that is asked for little at a time: a walk's windows of it are small ones."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader, self.url, self.size, self.version, self._fd = reader, reader.url, reader.size, reader.version, -1
+
+    def pread(self, n: int, offset: int) -> bytes:
+        """Up to `n` bytes from `offset`."""
+        return self._reader.pread(n, offset)
+
+    def unchanged(self) -> bool:
+        """As the reader below."""
+        return self._reader.unchanged()
+
+
+def _beginning(reader: Reader, name: str, wanted: int, accept_missing_eof: bool) -> Iterator[TarSample]:
+    """The first samples of a shard: 256, or those of its first 2 MiB where these are `wanted`; of large samples fewer,
+    so that a look at 8 shards or at one has walked 16 MiB at most where 8 samples of each are within.
+    """
+    for row, sample in enumerate(walk(reader, name, accept_missing_eof=accept_missing_eof)):
+        yield sample
+        end = max((offset + size for _, offset, size in sample.members), default=0)
+        seen = row + 1
+        if seen >= ROWS or (end >= BYTES and seen >= wanted) or (end >= BYTES * wanted // LEAST and seen >= LEAST):
+            return
+
+
+def _span(sides: Sequence[int]) -> str:
+    return f"{sides[0]} to {sides[-1]}" if sides[0] < sides[-1] else f"all {sides[0]}"
+
+
