@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from rhostream.errors import UnknownNameError, UsageError
+from rhostream.errors import RhostreamError, UnknownNameError, UsageError
 from rhostream.models.densenet import densenet121_cifar
 from rhostream.models.googlenet import googlenet_cifar
 from rhostream.models.inception import inception_v3_cifar
@@ -20,6 +19,7 @@ from rhostream.models.resnet import resnet18_small, resnet34_cifar, resnet50_cif
 from rhostream.models.text import TEXT_MODELS, build_text, is_text
 from rhostream.models.vgg import vgg11_bn_cifar
 from rhostream.models.zoo import build_from_zoo, is_from_zoo
+from rhostream.own_code import own_function
 from rhostream.selection.tokens import LanguageLoss
 
 _BUILT_IN: dict[str, Callable[..., nn.Module]] = {
@@ -77,11 +77,7 @@ def _built(name: str, classes: int, image_size: int, channels: int, initial: boo
         return _BUILT_IN[name](image_size=image_size, channels=channels, classes=classes)
     if is_from_zoo(name):
         return build_from_zoo(name, image_size=image_size, channels=channels, classes=classes, initial=initial)
-    module, _, function = name.partition(":")
-    try:
-        maker = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as exc:
-        raise UsageError(f"model {name!r}: {exc}; expected package.module:function on the Python path") from exc
+    maker = own_function("model", name)
     offered: dict[str, Any] = {"classes": classes, **(text or {"image_size": image_size, "channels": channels})}
     try:
         parameters = inspect.signature(maker).parameters
@@ -89,7 +85,13 @@ def _built(name: str, classes: int, image_size: int, channels: int, initial: boo
         parameters = {}  # type: ignore[assignment]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         offered = {k: v for k, v in offered.items() if k in parameters}
-    model = maker(**offered)
+    try:
+        model = maker(**offered)
+    except RhostreamError:
+        raise
+    except Exception as exc:  # a function of the user's may raise anything
+        raise UsageError(f"model {name!r}, called with {', '.join(f'{k}={v}' for k, v in offered.items())}, raised "
+                         f"{type(exc).__name__}: {' '.join(str(exc).split())[:300]}") from exc
     if not isinstance(model, nn.Module):
         raise UsageError(f"model {name!r} returned {type(model).__name__}, expected a torch.nn.Module")
     return model

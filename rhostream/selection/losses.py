@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from rhostream.errors import UnknownNameError, UsageError
-from rhostream.selection.rules import described, own_function
+from rhostream.own_code import own_function
+from rhostream.selection.rules import described
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 

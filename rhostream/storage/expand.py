@@ -1,58 +1,201 @@
-"""From what a user names (paths, brace ranges, patterns, folders) to the list of shards that are meant."""
+"""From what a user names (paths, brace ranges, patterns, folders) to the list of shards that are meant.
+
+A name that is there by those very letters is that file or object; only else do `{`, `*`, `?` and `[` mean more.
+"""
 
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from itertools import islice
+from typing import Any
 
 import braceexpand
 from fsspec.utils import glob_translate
 
 from rhostream.errors import UsageError
-from rhostream.storage.names import is_local, redact, resolve, scheme_of
-from rhostream.storage.reading import list_files
+from rhostream.storage.names import is_local, listed, redact, resolve, scheme_of
+from rhostream.storage.reading import below, exists
+
+LOG = logging.getLogger("rhostream")
+MOST = 10_000_000  # shards of one brace range: more is a slip of the finger that would fill the memory
+_PATTERN = re.compile(r"[*?\[]")
+_TAR = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2?|txz)\Z", re.IGNORECASE)
+_said: set[str] = set()
 
 
-def expand(urls: Iterable[str | os.PathLike[str]], suffix: str = ".tar") -> list[str]:
-    """The shards that the arguments mean, resolved, in order, each once.
+def expand(urls: str | bytes | os.PathLike[str] | Iterable[str | bytes | os.PathLike[str]],
+           suffix: str = ".tar") -> list[str]:
+    """The shards that one argument or several mean, resolved, in order, each once.
 
     An argument is a shard, a brace range (`train-{000..059}.tar`), a pattern (`*.tar`) or a folder (every `*.tar`
-    below it, sorted). Raises UsageError when an argument matches nothing or a shard is named twice.
+    below it, linked folders included, sorted). What lies beside them and could be meant is counted in a warning. Raises
+    UsageError when an argument can't be understood or matches nothing, or a shard is named twice.
     """
     found: list[str] = []
-    for argument in urls:
-        text = os.fspath(argument)
-        for one in braceexpand.braceexpand(text) if "{" in text else [text]:
-            found += _expand_one(resolve(one), suffix)
+    for argument in listed(urls):
+        for text in _braces(argument):
+            found += _expand_one(text, suffix)
     if not found:
         raise UsageError("no shards were given")
-    seen: set[str] = set()
-    for shard in found:
-        if shard in seen:
-            raise UsageError(f"shard {redact(shard)} is named twice: every sample must be planned once")
-        seen.add(shard)
+    _require_once(found)
     return found
 
 
-def _expand_one(url: str, suffix: str) -> list[str]:
-    if "*" in url.rsplit("?", 1)[0]:
-        matches = sorted(glob.glob(url, recursive=True)) if is_local(url) else _matching(url)
-    elif is_local(url) and os.path.isdir(url):
-        matches = list_files(url, suffix)
-    elif not is_local(url) and scheme_of(url) != "https" and "." not in os.path.basename(url.split("://", 1)[1]):
-        # A name without an extension is a folder, unless nothing lies below it.
-        return list_files(url, suffix) or [url]
-    else:
+def _braces(text: str) -> Iterable[str]:
+    if "{" not in text or ("://" not in text and os.path.lexists(os.path.expanduser(text))):
+        return [text]
+    try:
+        texts = list(islice(braceexpand.braceexpand(text), MOST + 1))
+    except (ValueError, OverflowError) as exc:
+        raise UsageError(f"{_named(text)} can't be understood ({exc}): expected a range as in train-{{000..059}}.tar"
+                         ) from exc
+    if len(texts) > MOST:
+        raise UsageError(f"{_named(text)} stands for more than {MOST:,} shards: check its range")
+    return texts
+
+
+def _named(text: str) -> str:
+    """An argument in a message, as it was given where that tells no secret."""
+    return repr(text) if "://" not in text else text.partition("://")[0] + "://..."
+
+
+def _expand_one(text: str, suffix: str) -> list[str]:
+    url = resolve(text)
+    if is_local(url):
+        return _on_disk(url, text, suffix)
+    if scheme_of(url) == "https":
+        return _require(_matching(url), url) if "*" in url.partition("?")[0] else [url]
+    key = url.split("://", 1)[1].partition("/")[2]
+    if _PATTERN.search(url.split("://", 1)[1]) and not text.endswith("/"):
+        return [url] if key and exists(url) else _require(_matching(url), url)
+    if _TAR.search(key) and not text.endswith("/"):
+        return [url]  # without a request: a list may have a million of them
+    shards, why = _in_folder(url, suffix)
+    if not shards and not text.endswith("/") and key and exists(url):
         return [url]
-    if not matches:
-        raise UsageError(f"no file matches {redact(url)}")
-    return matches
+    return _require(shards, url, why)
+
+
+def _on_disk(url: str, text: str, suffix: str) -> list[str]:
+    if os.path.isdir(url):
+        shards, why = _in_folder(url, suffix)
+        return _require(shards, url, why)
+    if _PATTERN.search(url) and not os.path.lexists(url):
+        return _require(_on_disk_matching(url, suffix), url)
+    if text.startswith("@") and not os.path.lexists(url):
+        raise UsageError(f"{text!r} is no file: shards are named one by one, so for a list in a file write $(cat "
+                         f"{text[1:]})")
+    if "," in text and not os.path.lexists(url):
+        raise UsageError(f"{text!r} is no file: several shards are several arguments, without commas")
+    return [url]
+
+
+def _require(found: list[str], url: str, why: str = "") -> list[str]:
+    if not found:
+        raise UsageError(f"no file matches {redact(url)}{why}")
+    return found
+
+
+def _in_folder(url: str, suffix: str) -> tuple[list[str], str]:
+    """The shards below a folder, and what a message says of the others where there is none."""
+    found = below(url)
+    shards = sorted(f for f in found.files if f.endswith(suffix) and not _hidden(f))
+    others = sorted(f for f in found.files if not f.endswith(suffix) or _hidden(f))
+    if not shards:
+        made = any(f.endswith("/_table.json") for f in others)
+        tell = (" (it is a table; shards are the tars that it was made of)" if made else
+                f" ({len(others):,} other files lie there, such as {os.path.basename(others[0])})" if others else "")
+        return [], f": no file below it ends in {suffix}{tell}"
+    meant = [f for f in others if _TAR.search(f)]
+    if meant:
+        _warn(f"{len(meant):,} files below {redact(url)} were left out, such as {os.path.basename(meant[0])}: of a "
+              f"folder only what ends in {suffix} is taken; name the others to have them read")
+    if found.again:
+        _warn(f"{len(found.again):,} linked folders below {redact(url)} were left out, such as {found.again[0]}: they "
+              "lead to folders that are listed already")
+    return shards, ""
+
+
+def _hidden(path: str) -> bool:
+    return os.path.basename(path).startswith(".")
+
+
+def _warn(text: str) -> None:
+    """Once a process: a verb may expand the same list several times."""
+    if text not in _said:
+        _said.add(text)
+        LOG.warning("%s", text)
+
+
+def _on_disk_matching(url: str, suffix: str) -> list[str]:
+    """The files that a pattern means, and the shards below the folders that it means."""
+    there, rest = "/", url.strip("/").split("/")
+    while rest and os.path.lexists(os.path.join(there, rest[0])):  # a folder may be named run[1]
+        there = os.path.join(there, rest.pop(0))
+    matches = glob.glob(os.path.join(glob.escape(there), *rest), recursive=True)
+    deep = "**" in rest
+    if deep:
+        matches = _each_once(matches, url)
+    found: list[str] = []
+    for match in sorted(matches):
+        if not os.path.isdir(match):
+            found.append(match)
+        elif not deep:
+            found += _in_folder(match, suffix)[0]
+    return found
+
+
+def _each_once(paths: Sequence[str], url: str) -> list[str]:
+    """Of paths that links make of the same file the shortest."""
+    same, once = _canonical(), dict[str, str]()
+    for path in sorted(paths, key=lambda p: (p.count("/"), p)):
+        once.setdefault(same(path.rstrip("/")), path)
+    if left := len(paths) - len(once):
+        _warn(f"{left:,} paths that match {url} were left out: links lead to the same files again")
+    return list(once.values())
 
 
 def _matching(url: str) -> list[str]:
     """The objects of a store that a pattern means; only the folder before the first wildcard is listed."""
-    pattern = re.compile(glob_translate(url))
-    folder = url[: url.index("*")].rsplit("/", 1)[0]
-    return [found for found in list_files(folder, "") if pattern.match(found)]
+    if _PATTERN.search(url.split("://", 1)[1].partition("/")[0]):
+        raise UsageError(f"{redact(url)}: the name of a bucket can't be a pattern")
+    # `?` and `[` may be letters of a folder's name beside a `*` that is none.
+    letters = re.sub(r"[\[?]", lambda c: f"[{c[0]}]", url)
+    for marks, text in (("*", letters), ("*?[", url)):
+        if not any(mark in url for mark in marks):
+            continue
+        folder = url[: min(url.index(mark) for mark in marks if mark in url)].rsplit("/", 1)[0]
+        pattern = re.compile(glob_translate(text))
+        found = sorted(f for f in below(folder).files if pattern.match(f) and not _hidden(f))
+        if found:
+            return found
+    return []
+
+
+def _canonical() -> Callable[[str], str]:
+    """A function from a path to one spelling of it; the links of its folder are followed, each folder once."""
+    real: Any = cache(os.path.realpath)
+
+    def canonical(path: str) -> str:
+        folder = os.path.dirname(path)
+        there = real(folder)
+        return path if there == folder else os.path.join(there, os.path.basename(path))
+
+    return canonical
+
+
+def _require_once(shards: Sequence[str]) -> None:
+    """Raise UsageError where a shard is named twice, whatever the spelling."""
+    canonical, seen = _canonical(), set[str]()
+    for shard in shards:
+        one = canonical(shard) if is_local(shard) else shard
+        if one in seen:
+            first = next(s for s in shards if (canonical(s) if is_local(s) else s) == one)
+            shown = "" if first == shard else f" (first as {redact(first)})"
+            raise UsageError(f"shard {redact(shard)} is named twice{shown}: every sample must be planned once")
+        seen.add(one)
