@@ -26,7 +26,7 @@ def join_il(table: str, *, roots: Mapping[str, str] | None = None, missing: str 
     if missing not in ("error", "skip", "nan"):
         raise UsageError(f"missing {missing!r}: expected error, skip or nan")
     url = storage.resolve(table)
-    return _Stage(url, {**il_table.open_info(url).roots, **(roots or {})}, missing, field)
+    return _Stage(url, {**il_table.open_info(url).roots, **il_table.checked_roots(roots)}, missing, field)
 
 
 class _Stage:

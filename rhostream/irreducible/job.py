@@ -134,6 +134,7 @@ class Target:
         if facts.fingerprint != self.info.fingerprint:
             raise MismatchError(f"{redact(part)} has fingerprint {facts.fingerprint}, its table has "
                                 f"{self.info.fingerprint}: `rhostream verify --repair` makes it again")
+        il.require_part_of(name, facts)
         try:
             il.require_unchanged(url, name, facts)
         except StorageError as exc:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from rhostream.errors import UnknownNameError, UsageError
+from rhostream.own_code import own_function
 
 Score = Callable[..., Tensor]
 INPUTS = {

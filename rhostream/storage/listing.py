@@ -34,8 +34,8 @@ def walk(top: str) -> Below:
         except (FileNotFoundError, NotADirectoryError):
             continue  # nothing there, or gone since it was listed
         except OSError as exc:
-            raise AccessError(f"{folder} can't be listed: {os.strerror(exc.errno or 0)}; let its files be read, or name "
-                              "the shards that can be") from exc
+            raise AccessError(f"{folder} can't be listed: {os.strerror(exc.errno or 0)}; make it readable, or name the "
+                              "shards that are") from exc
         seen.add((stat.st_dev, stat.st_ino))
         for entry in inside:
             if entry.is_dir(follow_symlinks=False):

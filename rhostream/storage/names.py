@@ -12,18 +12,21 @@ from rhostream.errors import UsageError
 
 SCHEMES = ("file", "s3", "gs", "https", "memory")
 KEYED = ("s3", "gs", "memory")  # what follows the bucket is a key: bytes of the object's name, whatever they are
+_SIGNED = re.compile(r"\?([^/]*&)?(X-(Amz|Goog)-|AWSAccessKeyId=|GoogleAccessId=).*", re.IGNORECASE | re.DOTALL)
 _ONE_SLASH = re.compile(r"(s3|gs|https?|memory):/(?!/)", re.IGNORECASE)
 
 
 def redact(url: str) -> str:
-    """The URL without user, password and query: presigned URLs are secrets. A key of a store has neither query nor
-    fragment, so it stays whole."""
+    """The URL without user, password and query: presigned URLs are secrets.
+
+    A key of a store has neither query nor fragment, so it stays whole, but for a signature that somebody left on it.
+    """
     if "://" not in url:
         return url
     scheme, rest = url.split("://", 1)
     if scheme.lower() in KEYED:
         bucket, slash, key = rest.partition("/")
-        return f"{scheme}://{bucket.rpartition('@')[2]}{slash}{key}"
+        return f"{scheme}://{bucket.rpartition('@')[2]}{slash}{_SIGNED.sub('', key)}"
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 

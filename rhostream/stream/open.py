@@ -53,8 +53,8 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
 
     Raises UsageError and its kin before any work: no table, missing parts, a shard list or buffer that can't be.
     """
-    urls = storage.expand([shards] if isinstance(shards, (str, os.PathLike)) else shards)
-    table = il_table.open_table(os.fspath(il), urls, roots, allow_missing=not needs_il or missing_il != "error")
+    urls, roots = storage.expand(shards), il_table.checked_roots(roots)
+    table = il_table.open_table(storage.text_of(il), urls, roots, allow_missing=not needs_il or missing_il != "error")
     if table.missing:
         warnings.warn(f"{len(table.missing)} shards have no part in {storage.redact(table.url)} and are left out, "
                       f"first {table.missing[0]}", stacklevel=2)
@@ -64,7 +64,7 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     if needs_il:
         _require_same_task(table, preprocess)
     prefilters: list[Prefilter] = [
-        *([read_keep_list(os.fspath(keep_list), table)] if keep_list is not None else []),
+        *([read_keep_list(storage.text_of(keep_list), table)] if keep_list is not None else []),
         *([resolve_band(band, table, seed)] if band is not None else []),
         *([prefilter] if prefilter is not None else []),
     ]
