@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from itertools import islice
+from math import prod
 from typing import Any
 
 import braceexpand
@@ -23,6 +23,7 @@ from rhostream.storage.reading import below, exists
 
 LOG = logging.getLogger("rhostream")
 MOST = 10_000_000  # shards of one brace range: more is a slip of the finger that would fill the memory
+_RANGE = re.compile(r"\{(-?[0-9]{1,99})\.\.(-?[0-9]{1,99})")
 _PATTERN = re.compile(r"[*?\[]")
 _TAR = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2?|txz)\Z", re.IGNORECASE)
 _said: set[str] = set()
@@ -49,14 +50,13 @@ def expand(urls: str | bytes | os.PathLike[str] | Iterable[str | bytes | os.Path
 def _braces(text: str) -> Iterable[str]:
     if "{" not in text or ("://" not in text and os.path.lexists(os.path.expanduser(text))):
         return [text]
-    try:
-        texts = list(islice(braceexpand.braceexpand(text), MOST + 1))
-    except (ValueError, OverflowError) as exc:
-        raise UsageError(f"{_named(text)} can't be understood ({exc}): expected a range as in train-{{000..059}}.tar"
-                         ) from exc
-    if len(texts) > MOST:
+    if prod(abs(int(last) - int(first)) + 1 for first, last in _RANGE.findall(text)) > MOST:
         raise UsageError(f"{_named(text)} stands for more than {MOST:,} shards: check its range")
-    return texts
+    try:
+        return list(braceexpand.braceexpand(text))
+    except ValueError as exc:
+        raise UsageError(f"{_named(text)} can't be understood (unbalanced braces): expected a range as in "
+                         "train-{000..059}.tar") from exc
 
 
 def _named(text: str) -> str:
@@ -115,9 +115,7 @@ def _in_folder(url: str, suffix: str) -> tuple[list[str], str]:
     if meant:
         _warn(f"{len(meant):,} files below {redact(url)} were left out, such as {os.path.basename(meant[0])}: of a "
               f"folder only what ends in {suffix} is taken; name the others to have them read")
-    if found.again:
-        _warn(f"{len(found.again):,} linked folders below {redact(url)} were left out, such as {found.again[0]}: they "
-              "lead to folders that are listed already")
+    _tell_again(found.again, url)
     return shards, ""
 
 
@@ -137,27 +135,27 @@ def _on_disk_matching(url: str, suffix: str) -> list[str]:
     there, rest = "/", url.strip("/").split("/")
     while rest and os.path.lexists(os.path.join(there, rest[0])):  # a folder may be named run[1]
         there = os.path.join(there, rest.pop(0))
-    matches = glob.glob(os.path.join(glob.escape(there), *rest), recursive=True)
-    deep = "**" in rest
-    if deep:
-        matches = _each_once(matches, url)
+    if "**" in rest:
+        return _deep(there, rest)
     found: list[str] = []
-    for match in sorted(matches):
-        if not os.path.isdir(match):
-            found.append(match)
-        elif not deep:
-            found += _in_folder(match, suffix)[0]
+    for match in sorted(glob.glob(os.path.join(glob.escape(there), *rest))):
+        found += _in_folder(match, suffix)[0] if os.path.isdir(match) else [match]
     return found
 
 
-def _each_once(paths: Sequence[str], url: str) -> list[str]:
-    """Of paths that links make of the same file the shortest."""
-    same, once = _canonical(), dict[str, str]()
-    for path in sorted(paths, key=lambda p: (p.count("/"), p)):
-        once.setdefault(same(path.rstrip("/")), path)
-    if left := len(paths) - len(once):
-        _warn(f"{left:,} paths that match {url} were left out: links lead to the same files again")
-    return list(once.values())
+def _deep(folder: str, rest: Sequence[str]) -> list[str]:
+    """The files that `**` means; links are followed as in a folder, where `glob` would go round and round."""
+    files = below(folder)
+    pattern = re.compile(glob_translate("/".join(rest)))
+    _tell_again(files.again, folder)
+    start = len(folder.rstrip("/")) + 1
+    return sorted(f for f in files.files if pattern.match(f[start:]) and "/." not in f"/{f[start:]}")
+
+
+def _tell_again(linked: Sequence[str], folder: str) -> None:
+    if linked:
+        _warn(f"{len(linked):,} linked folders below {redact(folder)} were left out, such as {min(linked)}: they lead "
+              "to folders that are listed already")
 
 
 def _matching(url: str) -> list[str]:
