@@ -26,10 +26,11 @@ def own_function(what: str, name: str) -> Callable[..., Any]:
             found = getattr(found, part)
     except RhostreamError:
         raise
-    except Exception as exc:  # a module of the user's may raise anything
-        kind = "" if isinstance(exc, (ImportError, AttributeError)) else f"{type(exc).__name__}: "
-        raise UsageError(f"{what} {name!r}: {kind}{' '.join(str(exc).split())[:300]}; expected package.module:function "
-                         "on the Python path or in the current folder") from exc
+    except Exception as exc:  # a module of the user's may raise anything, and its text may hold anything
+        missing = isinstance(exc, (ImportError, AttributeError))
+        said = str(exc) if missing else f"its import raised {type(exc).__name__}"
+        raise UsageError(f"{what} {name!r}: {said}; expected package.module:function on the Python path or in the "
+                         "current folder") from exc
     if not callable(found):
         raise UsageError(f"{what} {name!r} is a {type(found).__name__}, expected a function")
     return found  # type: ignore[no-any-return]

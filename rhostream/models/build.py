@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from rhostream.errors import RhostreamError, UnknownNameError, UsageError
+from rhostream.errors import UnknownNameError, UsageError
 from rhostream.models.densenet import densenet121_cifar
 from rhostream.models.googlenet import googlenet_cifar
 from rhostream.models.inception import inception_v3_cifar
@@ -85,13 +85,7 @@ def _built(name: str, classes: int, image_size: int, channels: int, initial: boo
         parameters = {}  # type: ignore[assignment]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         offered = {k: v for k, v in offered.items() if k in parameters}
-    try:
-        model = maker(**offered)
-    except RhostreamError:
-        raise
-    except Exception as exc:  # a function of the user's may raise anything
-        raise UsageError(f"model {name!r}, called with {', '.join(f'{k}={v}' for k, v in offered.items())}, raised "
-                         f"{type(exc).__name__}: {' '.join(str(exc).split())[:300]}") from exc
+    model = maker(**offered)
     if not isinstance(model, nn.Module):
         raise UsageError(f"model {name!r} returned {type(model).__name__}, expected a torch.nn.Module")
     return model

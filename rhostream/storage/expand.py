@@ -70,8 +70,9 @@ def _expand_one(text: str, suffix: str) -> list[str]:
         return _on_disk(url, text, suffix)
     if scheme_of(url) == "https":
         return _require(_matching(url), url) if "*" in url.partition("?")[0] else [url]
-    key = url.split("://", 1)[1].partition("/")[2]
-    if _PATTERN.search(url.split("://", 1)[1]) and not text.endswith("/"):
+    plain = redact(url).split("://", 1)[1]  # a signature that was left on a key is no pattern
+    key = plain.partition("/")[2]
+    if _PATTERN.search(plain) and not text.endswith("/"):
         return [url] if key and exists(url) else _require(_matching(url), url)
     if _TAR.search(key) and not text.endswith("/"):
         return [url]  # without a request: a list may have a million of them
