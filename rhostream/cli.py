@@ -11,7 +11,6 @@ import errno
 import io
 import json
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ import click
 
 from rhostream import console
 from rhostream.errors import Interrupted, RhostreamError, UsageError
+from rhostream.own_code import keep_out_current_folder
 from rhostream.signals import own_process
 
 RULES, CASCADE = "Options on the rule", "Cheaper selection"  # headings of train --help
@@ -685,8 +685,8 @@ def doctor(url: str | None, as_json: bool, scoring: bool, roots: tuple[str, ...]
 
 def main() -> None:
     """The console script: errors become one line on stderr and a documented exit code."""
+    keep_out_current_folder()
     console.open_console()
-    sys.path.insert(0, "")  # package.module:function of the folder one stands in, as `python -m` finds it
     with own_process():
         _run()
 

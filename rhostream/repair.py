@@ -36,10 +36,10 @@ def repair(folder: str, *, shards: Iterable[str] = (), roots: Mapping[str, str] 
     and "not_repaired" ({name: why}). Raises UsageError, and its kin MismatchError for another IL model, before anything
     is changed.
     """
-    folder, listed = storage.resolve(folder), list(shards)
+    folder, listed, roots = storage.resolve(folder), storage.listed(shards), il.checked_roots(roots)
     if is_table(folder):
         proof = prove_table(folder, listed, roots)
-        done, failed = _repair_table(proof, listed, roots or {}, il_model, options)
+        done, failed = _repair_table(proof, listed, roots, il_model, options)
         found = prove_table(folder, listed, roots).as_json() if done else proof.as_json()
         return {**found, "repaired": done, "not_repaired": failed}
     if is_il_model(folder):
@@ -90,7 +90,7 @@ def _find_shards(proof: TableProof, bad: Mapping[str, Finding], shards: list[str
     With a list of shards a part of none of these may be of a shard that is gone for good: it is left as it is.
     """
     known = il.roots_today(proof.table, proof.info, roots)
-    given = {il.shard_name(url, known): url for url in (storage.expand(shards) if shards else [])}
+    given = il.named_shards(storage.expand(shards) if shards else [], known)
     urls = {name: given.get(name) or il.shard_url(name, proof.info, roots) for name in bad}
     with ThreadPoolExecutor(il.REMOTE_THREADS) as pool:
         there = dict(zip(urls, pool.map(_there, urls.values()), strict=True))

@@ -86,7 +86,7 @@ def estimate(shards: str | Iterable[str], *, model: str = "mlp", il: str | None 
     started = time.perf_counter()
     _check(buffer_size, batch_size, workers, seconds, steps, band, shortlist)
     place = device_of(device)
-    shards = [shards] if isinstance(shards, (str, os.PathLike)) else list(shards)
+    shards, roots = storage.listed(shards), il_table.checked_roots(roots)
     table = None
     if il is not None:
         table = il_table.open_table(il, storage.expand(shards), roots, allow_missing=True)

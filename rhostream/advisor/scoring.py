@@ -50,8 +50,8 @@ def scoring_report(shards: Iterable[str] = (), il: str | None = None, *, model: 
     untrained and the answer means little. The proxy first learns from what the target keeps of `proxy_batches`
     buffers. Raises UsageError before any scoring, also for a view that model or images can't give.
     """
-    given: dict[str, Any] = {"shards": list(shards), "il": il, "model": model, "rule": rule, "buffer_size": buffer_size,
-             "batch_size": batch_size, "image_size": image_size}
+    given: dict[str, Any] = {"shards": storage.listed(shards), "il": il, "model": model, "rule": rule,
+                             "buffer_size": buffer_size, "batch_size": batch_size, "image_size": image_size}
     if run is not None and weights is not None:
         raise UsageError("--weights and --run both name weights; give one")
     if buffers < 1:

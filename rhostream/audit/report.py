@@ -29,7 +29,7 @@ from rhostream.audit.plots import BLUE, GREEN, GREY, MINE, ORANGE, RED, Line
 from rhostream.audit.runs import is_table, open_runs
 from rhostream.audit.views import open_ledger
 from rhostream.errors import UsageError
-from rhostream.tables.il import OK, open_info
+from rhostream.tables.il import OK, checked_roots, open_info
 
 LOG = logging.getLogger("rhostream")
 Groups = dict[str, list[RunFacts]]
@@ -47,8 +47,8 @@ def write_report(run: str | Sequence[str], out_path: str, *, against: Sequence[s
     """
     templates = environment()
     plots.require()
-    mine = [storage.resolve(r) for r in ([run] if isinstance(run, str) else run)]
-    folders = [*mine, *(storage.resolve(r) for r in against)]
+    mine, roots = [storage.resolve(r) for r in storage.listed(run, "run folders")], checked_roots(roots)
+    folders = [*mine, *(storage.resolve(r) for r in storage.listed(against, "against"))]
     if not mine or any(is_table(folder) for folder in folders):
         raise UsageError("this report is about runs: give run folders; the page of a table is of that table alone")
     html = templates.get_template("report.html").render(_page(mine, folders, roots))

@@ -7,6 +7,7 @@ given one. Remote files are read whole through storage.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,8 +22,10 @@ from rhostream.audit.runs import RunFolder
 from rhostream.errors import MismatchError, MissingPartError, NotFoundError, TableError
 from rhostream.tables import il as il_table
 from rhostream.tables import parquet, selections
+from rhostream.tables.names import unshortened
 
 THREADS = 16
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _FORMAT = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 )
@@ -32,15 +35,20 @@ def dataset(files: Sequence[tuple[str, str | None]], column: str | None, schema:
     """The rows of (url, value) files, with `value` as one more string `column` if it has a name; empty for no files."""
     schema = pa.schema([field.with_type(_widened(field.type)) for field in schema])
     whole = pa.schema([*schema, (column, pa.string())]) if column else schema
-    local = [(url, value) for url, value in files if storage.is_local(url)]
+    local = [(url, value) for url, value in files if _on_disk(url)]
     disk = LocalFileSystem()
     fragments = [_FORMAT.make_fragment(url, disk, partition_expression=ds.field(column) == value if column else None)
                  for url, value in local]  # fmt: skip
     pieces = [ds.FileSystemDataset(fragments, whole, _FORMAT, disk)] if fragments else []
-    remote = [_remote(url, value, column, whole) for url, value in files if not storage.is_local(url)]
+    remote = [_remote(url, value, column, whole) for url, value in files if not _on_disk(url)]
     if remote:
         pieces.append(ds.dataset(pa.concat_tables(remote).unify_dictionaries()))
     return pieces[0] if len(pieces) == 1 else ds.dataset(pieces or whole.empty_table())
+
+
+def _on_disk(url: str) -> bool:
+    """Whether Arrow can open the file by itself: a path that is no UTF-8 it can't."""
+    return storage.is_local(url) and not _SURROGATE.search(url)
 
 
 def _widened(kind: pa.DataType) -> pa.DataType:
@@ -89,7 +97,7 @@ def part_files(table: str, shards: Sequence[str]) -> list[tuple[str, str]]:
         if one.fingerprint != info.fingerprint:
             raise MismatchError(f"{storage.redact(url)} has fingerprint {one.fingerprint}, its table has "
                                 f"{info.fingerprint}: `rhostream verify --repair` makes it again")  # fmt: skip
-        if not url.endswith(il_table.part_url("", one.shard)):
+        if not url.endswith((il_table.part_url("", one.shard), "/parts/" + unshortened(one.shard))):
             raise TableError(f"{storage.redact(url)} is the part of another shard ({one.shard}); `rhostream "
                              "verify` says which")
         parts.append((url, one.shard))

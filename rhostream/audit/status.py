@@ -40,7 +40,7 @@ def status_of(folder: str, shards: Iterable[str] = (), roots: Mapping[str, str] 
     """
     folder = storage.resolve(folder)
     if is_table(folder):
-        return _table_status(folder, list(shards), roots)
+        return _table_status(folder, storage.listed(shards), il_table.checked_roots(roots))
     if is_il_model(folder):
         return _model_status(folder)
     return _run_status(folder)
@@ -64,7 +64,7 @@ def _table_status(table: str, shards: list[str], roots: Mapping[str, str] | None
                     first[status].append(url)
     damaged = [facts for facts in footers if isinstance(facts, str)]
     known = il_table.roots_today(table, info, roots)
-    wanted = {il_table.shard_name(s, known): s for s in (storage.expand(shards) if shards else [])}
+    wanted = il_table.named_shards(storage.expand(shards) if shards else [], known)
     there = set(urls)
     missing = [name for name in wanted if il_table.part_url(table, name) not in there]
     parts = {il_table.part_url(table, name) for name in wanted}

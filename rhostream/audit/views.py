@@ -241,7 +241,10 @@ def open_ledger(folders: str | Iterable[str], *, roots: Mapping[str, str] | None
     `roots` (name: URL) says where shards lie today, for those who read pictures. Raises UsageError for a folder that
     is neither, TableError naming a segment that is damaged or gone.
     """
-    return Ledger([folders] if isinstance(folders, str) else list(folders), roots)
+    named = storage.listed(folders, "run folders")
+    if not named:
+        raise UsageError("no run folder and no table was given")
+    return Ledger(named, il_table.checked_roots(roots))
 
 
 def _quoted(text: str) -> str:

@@ -51,7 +51,7 @@ def join_il(table: str, *, roots: Mapping[str, str] | None = None, missing: str 
     info = il_table.open_info(url)
     if info.kind != "il":
         raise UsageError(f"{storage.redact(url)} is an index without il; make a table with `rhostream compute-il`")
-    return JoinStage(url, il_table.roots_today(url, info, roots), missing, keep_holdout, field)
+    return JoinStage(url, il_table.roots_today(url, info, il_table.checked_roots(roots)), missing, keep_holdout, field)
 
 
 class JoinStage:

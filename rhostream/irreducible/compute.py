@@ -79,12 +79,13 @@ def compute_ils(shards: Iterable[str], il_models: Sequence[str], outs: Sequence[
     budget = Budget(fraction=max_bad_fraction, samples=max_bad_samples, shards=max_bad_shards)
     if il_dtype not in il.IL_TYPES:
         raise UnknownNameError.of("il dtype", il_dtype, il.IL_TYPES)
+    il_models, outs = storage.listed(il_models, "il_models"), storage.listed(outs, "outs")
     if not il_models or len(il_models) != len(outs):
         raise UsageError(f"{len(il_models)} IL models and {len(outs)} tables: expected one --out for each --il-model")
     if len({storage.resolve(out) for out in outs}) < len(outs):
         raise UsageError("two IL models would fill the same table: give each its own --out")
     gate.require_share(min_accuracy)
-    sources = [shards] if isinstance(shards, str) else list(shards)
+    sources, roots, keep = storage.listed(shards), il.checked_roots(roots), il.checked_keep(keep)
     loaded = [load_il_model(folder, _code_of(folder, model, len(il_models))) for folder in il_models]
     _require_alike(loaded, il_models)
     for one, folder in zip(loaded, il_models, strict=True):
@@ -96,13 +97,12 @@ def compute_ils(shards: Iterable[str], il_models: Sequence[str], outs: Sequence[
         info = one.info
         scorers.append(Scorer(one, on))
         table = TableInfo(kind="il", ingredients=info.ingredients(il_dtype), classes=info.classes,
-                          preprocess=info.preprocess, keep=dict(keep or {}),
-                          roots=_roots_of(out, roots or {}, info.learned_from),
+                          preprocess=info.preprocess, keep=keep, roots=_roots_of(out, roots, info.learned_from),
                           model=info.figures(), places=il.places_of(sources, folder),
                           content=one.preprocess.content)
         targets.append(Target(out, table, marks.own(number, scorers[-1]), partial(gate.examine, info=info)))
     settings = ScanSettings(preprocess=first.preprocess, decoder_name=first.info.decoder, classes=first.info.classes,
-                            keep=dict(keep or {}), group_by=first.info.rule.group_by,
+                            keep=keep, group_by=first.info.rule.group_by,
                             allow_compressed=allow_compressed, accept_missing_eof=accept_missing_eof, mark=marks.mark)
     job = Job(sources, targets, settings, budget, fail_fast, index)
     for one, scorer in zip(loaded, scorers, strict=True):
@@ -159,11 +159,11 @@ def index(shards: Iterable[str], out: str, *, workers: int = 0, keep: Mapping[st
     image. A damaged image is found by the trainer only. Raises as `compute_il`.
     """
     budget = Budget(fraction=max_bad_fraction, samples=max_bad_samples, shards=max_bad_shards)
-    sources = [shards] if isinstance(shards, str) else list(shards)
+    sources, roots, keep = storage.listed(shards), il.checked_roots(roots), il.checked_keep(keep)
     lenient: dict[str, Any] = {"allow_compressed": allow_compressed, "accept_missing_eof": accept_missing_eof}
     content, member = _content_of(sources, out, checked_content(content), checked_member(image_member), lenient)
-    info = TableInfo(kind="index", ingredients={"image_member": member} if member else {}, keep=dict(keep or {}),
-                     roots=dict(roots or {}), places=il.places_of(sources), content=content)
+    info = TableInfo(kind="index", ingredients={"image_member": member} if member else {}, keep=keep, roots=roots,
+                     places=il.places_of(sources), content=content)
     settings = ScanSettings(keep=info.keep, content=content, member=member, **lenient)
     return Job(sources, [Target(out, info)], settings, budget, fail_fast, index).run(workers)[0]
 

@@ -107,9 +107,10 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
     for name, value in (("epochs", epochs), ("fit-samples", fit_samples), ("batch-size", batch_size)):
         if value < 1:
             raise UsageError(f"--{name} {value}: expected 1 or more")
-    out = storage.resolve(out)
+    out, model = storage.resolve(out), storage.text_of(model, "the name of a model")
+    roots = il.checked_roots(roots)
     data = named(shards, roots)
-    own = named(holdout, roots) if holdout is not None else data
+    own = named(storage.listed(holdout, "--holdout"), roots) if holdout is not None else data
     asked = {
         "model": model, "shards": _digest(data), "holdout": _digest(own) if rule.mode == "holdout" else None,
         **rule.to_json(), "fit_samples": fit_samples, "epochs": epochs, "batch_size": batch_size, "lr": lr,
@@ -263,14 +264,7 @@ def _checkpoints(found: list[Fold], spec: Spec, out: str,
 
 def named(shards: Iterable[str], roots: Mapping[str, str] | None) -> list[tuple[str, str]]:
     """(URL, name) of the shards that the arguments mean. Raises UsageError when two have the same name."""
-    found: dict[str, str] = {}
-    for url in storage.expand([shards] if isinstance(shards, str) else shards):
-        name = il.shard_name(url, roots or {})
-        if name in found:
-            raise UsageError(f"shards {redact(found[name])} and {redact(url)} have the same name {name}; "
-                             "name their folders with --root NAME=URL")
-        found[name] = url
-    return [(url, name) for name, url in found.items()]
+    return [(url, name) for name, url in il.named_shards(storage.expand(shards), roots or {}).items()]
 
 
 def _seen_in(pool: Pool, shards: Iterable[tuple[str, str]]) -> int:

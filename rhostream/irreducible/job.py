@@ -146,6 +146,7 @@ class Target:
         if facts.fingerprint != self.info.fingerprint:
             raise MismatchError(f"{redact(part)} has fingerprint {facts.fingerprint}, its table has "
                                 f"{self.info.fingerprint}: `rhostream verify --repair` makes it again")
+        il.require_part_of(name, facts)
         try:
             if il.require_same_shard(url, name, facts) is not False:
                 self.copies.append(name)

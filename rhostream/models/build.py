@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +19,7 @@ from rhostream.models.resnet import resnet18_small, resnet34_cifar, resnet50_cif
 from rhostream.models.text import TEXT_MODELS, build_text, is_text
 from rhostream.models.vgg import vgg11_bn_cifar
 from rhostream.models.zoo import build_from_zoo, is_from_zoo
+from rhostream.own_code import own_function
 from rhostream.selection.tokens import LanguageLoss
 
 _BUILT_IN: dict[str, Callable[..., nn.Module]] = {
@@ -77,14 +77,7 @@ def _built(name: str, classes: int, image_size: int, channels: int, initial: boo
         return _BUILT_IN[name](image_size=image_size, channels=channels, classes=classes)
     if is_from_zoo(name):
         return build_from_zoo(name, image_size=image_size, channels=channels, classes=classes, initial=initial)
-    module, _, function = name.partition(":")
-    with users_code(f"model {name!r}: importing {module}"):
-        try:
-            maker = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError, ValueError) as exc:
-            raise UsageError(f"model {name!r}: {exc}; expected package.module:function on the Python path") from exc
-    if not callable(maker):
-        raise UsageError(f"model {name!r} is a {type(maker).__name__}, expected a function that makes a model")
+    maker = own_function("model", name)
     offered: dict[str, Any] = {"classes": classes, **(text or {"image_size": image_size, "channels": channels})}
     try:
         parameters = inspect.signature(maker).parameters

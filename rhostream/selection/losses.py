@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from rhostream.errors import UnknownNameError, UsageError, users_code
+from rhostream.own_code import own_function
 from rhostream.selection.outputs import described
-from rhostream.selection.rules import own_function
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 

@@ -20,7 +20,6 @@ signature. A user's own rule is `package.module:function`, by the same names.
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import math
 from collections.abc import Callable
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor
 
 from rhostream.errors import UnknownNameError, UsageError, users_code
+from rhostream.own_code import own_function
 from rhostream.selection.outputs import described
 
 Score = Callable[..., Tensor]
@@ -202,19 +202,6 @@ def find_rule(name: str) -> Rule:
             raise UnknownNameError.of("rule", name, [*RULES, "package.module:function"])
         return RULES[name]
     return make_rule(name, own_function("rule", name))
-
-
-def own_function(what: str, name: str) -> Callable[..., Any]:
-    """The user's `package.module:function`. Raises UsageError when there is none."""
-    module, _, function = name.partition(":")
-    with users_code(f"{what} {name!r}: importing {module}"):
-        try:
-            found = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError, ValueError) as exc:
-            raise UsageError(f"{what} {name!r}: {exc}; expected package.module:function on the Python path") from exc
-    if not callable(found):
-        raise UsageError(f"{what} {name!r} is a {type(found).__name__}, expected a function")
-    return found  # type: ignore[no-any-return]
 
 
 def cap(loss_B: Tensor, il_B: Tensor, classes: int) -> tuple[Tensor, Tensor]:

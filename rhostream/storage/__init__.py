@@ -11,7 +11,7 @@ from rhostream.storage.ahead import ReadAhead
 from rhostream.storage.commits import create, delete, probe_writable, replace
 from rhostream.storage.expand import expand
 from rhostream.storage.faults import add_retried, retried, retried_since, take_retried
-from rhostream.storage.names import SCHEMES, is_local, join, redact, resolve
+from rhostream.storage.names import SCHEMES, is_local, join, listed, redact, resolve, text_of
 from rhostream.storage.reading import (
     RangeReader,
     Reader,
@@ -52,6 +52,7 @@ __all__ = [
     "is_local",
     "join",
     "list_files",
+    "listed",
     "open_once",
     "open_reader",
     "probe_writable",
@@ -63,4 +64,5 @@ __all__ = [
     "retried_since",
     "sha256_of",
     "take_retried",
+    "text_of",
 ]

@@ -1,16 +1,22 @@
 """Writes that appear whole or not at all, under names that are taken once; and the proof of it before any work.
 
-Disk: a temporary file, fsync, `link`. Store: one conditional PUT (or the conditional completion of a multipart upload).
+Disk: a temporary file, fsync, `link`; where a file system has no hard links, a rename that refuses a taken name, and
+where it has none of those either, a look and a rename (decision 024). Store: one conditional PUT (or the conditional
+completion of a multipart upload).
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
+import sys
 import uuid
 import warnings
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 from rhostream.crashpoints import crash_point
 from rhostream.errors import AlreadyExistsError, NotFoundError, NotWritableError, StorageError
@@ -21,16 +27,26 @@ from rhostream.storage.settings import Retry
 from rhostream.storage.store import store_of
 
 _said: set[str] = set()
+_LACKING = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # what a file system can't do
+_HINTS = {
+    errno.ENOSPC: "; free some space",
+    errno.EDQUOT: "; free some space, or have your quota raised",
+    errno.EROFS: "; write to another disk",
+    errno.ENAMETOOLONG: "; shorten the folder's path, or the shards' names with --root NAME=URL",
+    errno.EPERM: "; the file system lets no finished file be named: write to another disk or a store",
+}
+_AT_CWD, _NO_REPLACE, _EXCLUSIVE = -100, 1, 4  # AT_FDCWD, RENAME_NOREPLACE of Linux, RENAME_EXCL of macOS
 
 
 def create(url: str, data: bytes) -> None:
     """Make `data` visible under a new name in one act, durable on return.
 
-    Disk: a temporary file in the same folder, fsync, `link` (which fails when the name exists), unlink, fsync of the
-    folder. Store: one conditional PUT of finished bytes. Raises AlreadyExistsError, NotWritableError, StorageError.
+    Disk: a temporary file in the same folder, fsync, `link` (or what does its work: it fails when the name exists),
+    unlink, fsync of the folder. Store: one conditional PUT of finished bytes. Raises AlreadyExistsError,
+    NotWritableError, StorageError.
     """
     if is_local(url):
-        return _commit_local(url, data, os.link)
+        return _commit_local(url, data, _publish_once)
     begun, once = 0, uuid.uuid4().hex
 
     async def attempt(patience: Retry) -> None:
@@ -68,7 +84,7 @@ def _commit_local(path: str, data: bytes, publish: Callable[[str, str], None]) -
     folder = os.path.dirname(path)
     temporary = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
     try:
-        os.makedirs(folder, exist_ok=True)
+        _make_folder(folder)
         with open(temporary, "xb") as file:
             crash_point("commit: temporary file opened")
             file.write(data)
@@ -77,19 +93,76 @@ def _commit_local(path: str, data: bytes, publish: Callable[[str, str], None]) -
         crash_point("commit: temporary file written")
         publish(temporary, path)
         crash_point("commit: published")
-        folder_fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(folder_fd)
-        finally:
-            os.close(folder_fd)
+        _sync_folder(folder)
     except FileExistsError as exc:
         raise AlreadyExistsError(f"{path} exists already") from exc
     except OSError as exc:
-        hint = "; free some space" if exc.errno == errno.ENOSPC else ""
+        hint = _HINTS.get(exc.errno or 0, "")
         raise NotWritableError(f"can't write {path}: {os.strerror(exc.errno or 0)}{hint}") from exc
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+
+
+def _make_folder(folder: str) -> None:
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as exc:  # as an answer of a commit it would mean that it is done
+        raise NotWritableError(f"can't write below {folder}: it is a file, or a part of its path is, expected a folder"
+                               ) from exc
+
+
+def _publish_once(temporary: str, path: str) -> None:
+    """Give a finished file its name unless that is taken (FileExistsError), by the best that the file system has."""
+    try:
+        return os.link(temporary, path)
+    except OSError as exc:
+        if exc.errno not in _LACKING:
+            raise
+    if _rename_once(temporary, path):
+        return
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+    _warn_of("the file system of " + os.path.dirname(path), "has no hard links and no rename that refuses a taken name")
+    os.rename(temporary, path)
+
+
+def _rename_once(temporary: str, path: str) -> bool:
+    """Rename unless the name is taken (FileExistsError), in one act; False where that can't be had."""
+    call = _system_rename()
+    if call is None:
+        return False
+    if call(os.fsencode(temporary), os.fsencode(path)) == 0:
+        return True
+    failed = ctypes.get_errno()
+    if failed in _LACKING:
+        return False
+    raise OSError(failed, os.strerror(failed), path)
+
+
+@cache
+def _system_rename() -> Callable[[bytes, bytes], int] | None:
+    """renameat2 of Linux, renamex_np of macOS, which Python doesn't offer."""
+    try:
+        library: Any = ctypes.CDLL(None, use_errno=True)
+        if sys.platform == "darwin":
+            return lambda old, new: int(library.renamex_np(old, new, _EXCLUSIVE))
+        rename = library.renameat2
+    except (OSError, AttributeError):
+        return None
+    return lambda old, new: int(rename(_AT_CWD, old, _AT_CWD, new, _NO_REPLACE))
+
+
+def _sync_folder(folder: str) -> None:
+    """Make the new name last; a file system that can't (SMB, some of FUSE) has nothing better to offer."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as exc:
+        if exc.errno not in _LACKING:
+            raise
+    finally:
+        os.close(number)
 
 
 def delete(url: str) -> None:
@@ -125,9 +198,12 @@ def probe_writable(url: str) -> bool:
         if written:
             with contextlib.suppress(StorageError):  # may write, may not delete: results need no more
                 delete(probe)
-    place = place_of(url)
+    _warn_of(place_of(url), "ignores create-only writes")
+    return False
+
+
+def _warn_of(place: str, lack: str) -> None:
     if place not in _said:
         _said.add(place)
-        warnings.warn(f"{place} ignores create-only writes: two jobs that write the same table or run at a time could "
-                      "overwrite each other; run one at a time there", stacklevel=3)
-    return False
+        warnings.warn(f"{place} {lack}: two jobs that write the same table or run at a time could overwrite each "
+                      "other; run one at a time there", stacklevel=3)

@@ -6,11 +6,13 @@ import contextlib
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from rhostream.errors import AccessError, ChangedError, NotFoundError, StorageError, UsageError
 from rhostream.storage import spool
+from rhostream.storage.listing import Below, walk
 from rhostream.storage.names import is_local, redact, scheme_of
 from rhostream.storage.retry import asked, run, transfer
 from rhostream.storage.settings import Retry, settings
@@ -32,9 +34,11 @@ def _translated(url: str) -> Iterator[None]:
     except IsADirectoryError as exc:
         raise UsageError(f"{redact(url)} is a folder, expected a file") from exc
     except OSError as exc:
-        if exc.errno not in (errno.EMFILE, errno.ENFILE):
-            raise
-        raise StorageError(f"{redact(url)} can't be opened: {spool.TOO_MANY}") from exc
+        if exc.errno in (errno.ENAMETOOLONG, errno.ELOOP):  # no disk has such a file
+            raise NotFoundError(f"{redact(url)} does not exist: {os.strerror(exc.errno)}") from exc
+        if exc.errno in (errno.EMFILE, errno.ENFILE):
+            raise StorageError(f"{redact(url)} can't be opened: {spool.TOO_MANY}") from exc
+        raise StorageError(f"{redact(url)} can't be read: {os.strerror(exc.errno or 0)}") from exc
 
 
 def identity(url: str) -> Identity:
@@ -45,8 +49,8 @@ def identity(url: str) -> Identity:
     return look(url).identity
 
 
-def _of_stat(stat: os.stat_result) -> Identity:
-    return Identity(stat.st_size, str(stat.st_mtime_ns))
+def _of_stat(there: os.stat_result) -> Identity:
+    return Identity(there.st_size, str(there.st_mtime_ns))
 
 
 def look(url: str, tries: int | None = None) -> Found:
@@ -82,19 +86,15 @@ def read_bytes(url: str) -> bytes:
 
 def list_files(url: str, suffix: str) -> list[str]:
     """Every object below a folder that ends in `suffix`, sorted; names that start with a dot are not results."""
+    return sorted(f for f in below(url).files if f.endswith(suffix) and not os.path.basename(f).startswith("."))
+
+
+def below(url: str) -> Below:
+    """Every object below a folder, in no order; what some tools leave for a folder in a store is no object."""
     if is_local(url):
         with _translated(url):
-            found = [os.path.join(folder, name) for folder, _, names in os.walk(url, onerror=_unlisted)
-                     for name in names]
-    else:
-        found = [f"{scheme_of(url)}://{path}" for path in _listed(url)]
-    return sorted(f for f in found if f.endswith(suffix) and not os.path.basename(f).startswith("."))
-
-
-def _unlisted(error: OSError) -> None:
-    """A folder that can't be read is an error, or its shards would be missing without a word; none at all is empty."""
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise error
+            return walk(url)
+    return Below([f"{scheme_of(url)}://{path}" for path in _listed(url) if not path.endswith("/")])
 
 
 def _listed(url: str) -> Iterator[str]:
@@ -119,8 +119,13 @@ class Reader:
     def __init__(self, path: str, url: str) -> None:
         self.url, self._fd = url, -1
         with _translated(url):
-            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-            self.version = _of_stat(os.fstat(self._fd))
+            # A named pipe would keep us waiting for its other end.
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            there = os.fstat(self._fd)
+            if not stat.S_ISREG(there.st_mode):
+                raise UsageError(f"{redact(url)} is {'a folder' if stat.S_ISDIR(there.st_mode) else 'no plain file'}, "
+                                 "expected a file")
+            self.version = _of_stat(there)
             self.size = self.version.size
 
     def pread(self, n: int, offset: int) -> bytes:

@@ -65,11 +65,10 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
 
     Raises UsageError and its kin before any work: no table, missing parts, a shard list or buffer that can't be.
     """
-    urls = storage.expand([shards] if isinstance(shards, (str, os.PathLike)) else shards)
+    urls, roots, url = storage.expand(shards), il_table.checked_roots(roots), storage.resolve(il)
     if order is not None:
-        url = storage.resolve(os.fspath(il))
         urls = _ordered(urls, order, il_table.roots_today(url, il_table.open_info(url), roots))
-    table = il_table.open_table(os.fspath(il), urls, roots, allow_missing=not needs_il or missing_il != "error")
+    table = il_table.open_table(storage.text_of(il), urls, roots, allow_missing=not needs_il or missing_il != "error")
     if table.missing:
         warnings.warn(f"{len(table.missing)} shards have no part in {storage.redact(table.url)} and are left out, "
                       f"first {table.missing[0]}", stacklevel=2)

@@ -18,9 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
+from functools import lru_cache
 from itertools import islice
 from typing import Any
-from urllib.parse import quote, unquote
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,9 @@ from rhostream.errors import (
 )
 from rhostream.storage import Identity
 from rhostream.tables import parquet
+from rhostream.tables.names import SUFFIX, by_name, file_of, name_of, plain, raw, unshortened
+from rhostream.tables.names import checked_roots as checked_roots
+from rhostream.tables.names import parse_roots as parse_roots
 from rhostream.tables.places import moved_hint, todays_roots, url_below
 from rhostream.tables.strings import Strings, StringsBuilder
 
@@ -152,18 +155,34 @@ def places_of(shards: Any, il_model: str = "") -> dict[str, str]:
 
 def parse_keep(text: str | None) -> dict[str, str]:
     """`is_noisy:bool,true_label:int` as a dict. Raises UsageError for a type or a name that can't be kept."""
-    keep = {}
+    keep: dict[str, str] = {}
     for entry in filter(None, (text or "").split(",")):
         name, _, kind = entry.strip().partition(":")
-        if kind and name and kind not in KEEP_TYPES and (near := get_close_matches(kind, KEEP_TYPES, n=1)):
-            raise UnknownNameError(f"--keep {entry!r}: unknown type {kind!r}; did you mean {near[0]!r}? (known: "
-                                   f"{', '.join(KEEP_TYPES)})")
-        if kind not in KEEP_TYPES or not name:
-            raise UsageError(f"--keep {entry!r}: expected FIELD:TYPE with a type of {', '.join(KEEP_TYPES)}")
-        if name in SCHEMA.names or name == "shard":
-            raise UsageError(f"--keep {name}: the table has a column of that name already")
-        keep[name] = kind
+        field, kind = _keep_entry(name, kind, entry)
+        if keep.setdefault(field, kind) != kind:
+            raise UsageError(f"--keep {field} is given as {keep[field]} and as {kind}")
     return keep
+
+
+def _keep_entry(name: str, kind: object, entry: str) -> tuple[str, str]:
+    if kind and name and kind not in KEEP_TYPES and (near := get_close_matches(str(kind), KEEP_TYPES, n=1)):
+        raise UnknownNameError(f"--keep {entry!r}: unknown type {kind!r}; did you mean {near[0]!r}? (known: "
+                               f"{', '.join(KEEP_TYPES)})")
+    if not isinstance(kind, str) or kind not in KEEP_TYPES or not name:
+        raise UsageError(f"--keep {entry!r}: expected FIELD:TYPE with a type of {', '.join(KEEP_TYPES)}")
+    if name in SCHEMA.names or name == "shard":
+        raise UsageError(f"--keep {name}: the table has a column of that name already")
+    return name, kind
+
+
+def checked_keep(keep: object) -> dict[str, str]:
+    """{field: type} of columns to keep, as a dict or as the command line's text. Raises UsageError for any other."""
+    if keep is None or isinstance(keep, str):
+        return parse_keep(keep)
+    if not isinstance(keep, Mapping) or not all(isinstance(name, str) for name in keep):
+        raise UsageError(f"keep: expected a dict of fields and types ({', '.join(KEEP_TYPES)}), got "
+                         f"{type(keep).__name__}")
+    return {field: kind for name, kind in keep.items() for field, kind in [_keep_entry(name, kind, f"{name}:{kind}")]}
 
 
 def open_info(table: str) -> TableInfo:
@@ -221,28 +240,23 @@ def require_same_making(there: TableInfo, ingredients: Mapping[str, Any], name: 
 # -- names -----------------------------------------------------------------------------------------------------------
 
 
-def parse_roots(entries: Iterable[str]) -> dict[str, str]:
-    """`NAME=URL` arguments as a dict of resolved URLs."""
-    roots = {}
-    for entry in entries:
-        name, equals, url = entry.partition("=")
-        if not (name and equals and url) or "/" in name:
-            raise UsageError(f"--root {entry!r}: expected NAME=URL, the name without a slash")
-        roots[name] = storage.resolve(url)
-    return roots
-
-
 def shard_name(url: str, roots: Mapping[str, str]) -> str:
     """`<root>/<path below it>`: what identifies a shard in tables and logs, wherever the data lies today.
 
     Without a matching root: the bucket and path of a remote shard, the absolute path of a local one.
     """
-    plain = storage.redact(url)  # a name goes into tables and logs, so no user and no query may be in it
-    for name, root in sorted(roots.items(), key=lambda item: -len(item[1])):
-        folder = storage.redact(root).rstrip("/")
-        if plain.startswith(folder + "/"):
-            return name + plain[len(folder) :]
-    return plain if storage.is_local(plain) else plain.split("://", 1)[1]
+    name = plain(url)  # a name goes into tables and logs, so no user and no query may be in it
+    for root, place in sorted(roots.items(), key=lambda item: -len(item[1])):
+        folder = plain(storage.resolve(place)).rstrip("/")
+        if name.startswith(folder + "/"):
+            return root + name[len(folder) :]
+    return name if storage.is_local(name) else name.split("://", 1)[1]
+
+
+def named_shards(urls: Iterable[str], roots: Mapping[str, str]) -> dict[str, str]:
+    """{name: URL} of resolved shards, in their order. Raises UsageError when two have the same name."""
+    shards = list(urls)
+    return by_name(shards, (shard_name(url, roots) for url in shards))
 
 
 def roots_today(table: str, info: TableInfo, roots: Mapping[str, str] | None) -> dict[str, str]:
@@ -256,7 +270,15 @@ def _names_in(table: str) -> Iterator[str]:
 
 def part_url(table: str, shard: str) -> str:
     """Where the part of a shard lies; the path mirrors the shard's name."""
-    return storage.join(table, "parts", quote("_" + shard if shard.startswith("/") else shard, safe="/") + ".parquet")
+    file, whole = file_of(shard), unshortened(shard)
+    if file != whole and not storage.is_local(table) and _is_there(storage.join(table, "parts", whole)):
+        return storage.join(table, "parts", whole)  # stores took longer names before they were shortened
+    return storage.join(table, "parts", file)
+
+
+@lru_cache(maxsize=100_000)
+def _is_there(url: str) -> bool:
+    return storage.exists(url)
 
 
 def part_urls(table: str) -> list[str]:
@@ -271,17 +293,25 @@ def part_urls(table: str) -> list[str]:
 
 
 def shard_of_part(table: str, part: str) -> str:
-    """The name of the shard whose part would lie at `part`: the way back of `part_url`."""
-    name = unquote(part[len(storage.join(table, "parts")) + 1 :].removesuffix(".parquet"))
-    return name[1:] if name.startswith("_/") else name
+    """The name of the shard whose part would lie at `part`: the way back of `part_url`.
+
+    Where the file's name was shortened the part itself says it; one that can't be read goes by its file's name.
+    """
+    file = part[len(storage.join(table, "parts")) + 1 :]
+    if (name := name_of(file)) is not None:
+        return name
+    try:
+        return read_part_facts(part).shard
+    except (TableError, NotFoundError):
+        return file.removesuffix(SUFFIX)
 
 
 def shard_url(name: str, info: TableInfo, roots: Mapping[str, str] | None = None) -> str:
     """Where a shard of that name lies: below its root as of today, else as `roots` of the table say, else as named."""
     if below := url_below(name, roots or {}, folders=True) or url_below(name, info.roots):
-        return below
+        return raw(below)
     scheme = info.places.get("scheme")
-    return name if name.startswith("/") or not scheme else f"{scheme}://{name}"
+    return raw(name) if name.startswith("/") or not scheme else f"{scheme}://{name}"
 
 
 # -- parts -----------------------------------------------------------------------------------------------------------
@@ -564,6 +594,7 @@ class _Opened:
                 self._missing.extend([name])
                 self._lost = self._lost or shard
                 continue
+            require_part_of(name, facts)
             if self._stranger is None and facts.fingerprint != self._info.fingerprint:
                 self._stranger = name, facts.fingerprint
             self._compressed = self._compressed or (name if facts.compression else None)
@@ -589,6 +620,8 @@ class _Opened:
                                 "reads by offset and needs plain tars: decompress the shards (gunzip) and make a "
                                 "table of those")
         shards, names = self._shards.build(), self._names.build()
+        if int(pc.count_distinct(pa.array(names)).as_py()) < len(names):
+            by_name(shards, names)  # which says so
         # Without roots a local shard's name is its path: kept once.
         return Table(self._url, self._info, names if shards == names else shards, names, counts,
                      missing, self._il_rows)
@@ -599,6 +632,14 @@ def _facts_or_none(url: str) -> PartFacts | None:
         return read_part_facts(url)
     except NotFoundError:
         return None
+
+
+def require_part_of(name: str, facts: PartFacts) -> None:
+    """Raise MismatchError when a part is that of another shard, whose name its file system takes for the same."""
+    if facts.shard != name:
+        raise MismatchError(f"the part of shard {name} is that of {facts.shard}: a file system that doesn't tell case "
+                            "apart takes the two for one; name their folders with --root NAME=URL, or keep the table "
+                            "elsewhere")
 
 
 def require_unchanged(shard: str, name: str, facts: PartFacts) -> None:

@@ -12,11 +12,14 @@ _CHUNK = 1024
 
 
 class Strings(Sequence[str]):
-    """A sequence of str that is stored as an Arrow array, and that Arrow takes for one without a copy."""
+    """A sequence of str that is stored as an Arrow array, and that Arrow takes for one without a copy.
+
+    Paths whose bytes are no UTF-8 are stored as those bytes, and are lone surrogates in a str, as Python has them.
+    """
 
     __slots__ = ("_array",)
 
-    def __init__(self, array: pa.StringArray | None = None) -> None:
+    def __init__(self, array: pa.StringArray | pa.BinaryArray | None = None) -> None:
         self._array = pa.array([], pa.string()) if array is None else array
 
     def __len__(self) -> int:
@@ -28,11 +31,11 @@ class Strings(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
         found: Any = self._array[index if isinstance(index, slice) else int(index)]
-        return found.to_pylist() if isinstance(index, slice) else found.as_py()  # type: ignore[no-any-return]
+        return _texts(found) if isinstance(index, slice) else _text(found.as_py())
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), _CHUNK):
-            yield from self._array[start : start + _CHUNK].to_pylist()
+            yield from _texts(self._array[start : start + _CHUNK])
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Strings):
@@ -46,6 +49,15 @@ class Strings(Sequence[str]):
 
     def __arrow_array__(self, type: pa.DataType | None = None) -> pa.Array:
         return self._array if type is None or type == self._array.type else self._array.cast(type)
+
+
+def _texts(array: Any) -> list[str]:
+    values: list[str | bytes] = array.to_pylist()
+    return [_text(value) for value in values] if pa.types.is_binary(array.type) else values  # type: ignore[return-value]
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode("utf-8", "surrogateescape")
 
 
 class StringsBuilder:
@@ -64,8 +76,11 @@ class StringsBuilder:
         return len(self._ends) - 1
 
     def build(self) -> Strings:
-        """What was collected. Raises pyarrow's ArrowInvalid when a string isn't Unicode."""
+        """What was collected."""
         ends, data = pa.py_buffer(self._ends.tobytes()), pa.py_buffer(bytes(self._data))
         strings = pa.StringArray.from_buffers(len(self), ends, data)
-        strings.validate(full=True)
+        try:
+            strings.validate(full=True)
+        except pa.ArrowInvalid:  # not UTF-8
+            return Strings(pa.BinaryArray.from_buffers(pa.binary(), len(self), [None, ends, data]))
         return Strings(strings)

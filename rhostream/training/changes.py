@@ -28,14 +28,15 @@ _WEIGHTS = "it decides which weights there are"
 _FREE = "nothing pins it: give the option itself, the run goes on with it"
 WHY_NOT = {
     **dict.fromkeys(("seed", "shards", "roots", "buffer_size", "lanes"), _PLAN),
-    **dict.fromkeys(("il", "keep_list", "band", "missing_il", "keep_holdout", "classes", "image_size", "decoder",
-                     "view_size", "tokenizer", "text_length", "task"), _CANDIDATES),
+    **dict.fromkeys(("il", "keep_list", "band", "missing_il", "keep_holdout", "classes", "image_size", "channels",
+                     "decoder", "view_size", "tokenizer", "text_length", "task"), _CANDIDATES),
     **dict.fromkeys(("rule", "batch_size", "loss", "loss_cap", "clip", "gumbel", "warm_up", "stop_after", "ratio",
                      "uniform_every", "class_quota", "deduplicate", "tau", "mc_draws", "shadow", "shortlist",
                      "proxy_model", "batch_norm", "selection", "token_share", "il_model", "il_code"), _CHOICE),
     **dict.fromkeys(("model", "init", "make_model"), _WEIGHTS),
     **dict.fromkeys(("passes", "steps", "workers", "test_shards", "eval_every", "smoothing", "checkpoint_every",
-                     "keep_checkpoints", "device", "threads", "rank_timeout", "metrics"), _FREE),
+                     "keep_checkpoints", "device", "threads", "rank_timeout", "metrics", "max_bad_fraction",
+                     "max_bad_samples"), _FREE),
 }  # fmt: skip
 Change = dict[str, Any]
 

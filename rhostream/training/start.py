@@ -31,7 +31,7 @@ from rhostream.stream.inputs import AnyPreprocess
 from rhostream.stream.join import UniformChoice
 from rhostream.stream.keep_list import keep_list_account
 from rhostream.stream.open import open_stream
-from rhostream.tables.il import OK, Table, part_url, read_part
+from rhostream.tables.il import OK, Table, checked_roots, part_url, read_part
 from rhostream.training.cascade import make_proxy, require_classes, set_macs
 from rhostream.training.changes import CHANGEABLE, in_force
 from rhostream.training.draws import changed_draws
@@ -118,6 +118,10 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
     Raises UsageError and its kin before any work, Interrupted after a signal, NonFiniteError when training diverges,
     RankLostError when another rank is gone.
     """
+    shards, test_shards = storage.listed(shards), storage.listed(() if test_shards is None else test_shards)
+    model, rule, loss = (storage.text_of(name, f"the name of a {what}")
+                         for name, what in ((model, "model"), (rule, "rule"), (loss, "loss")))
+    il, run, roots = storage.text_of(il), storage.text_of(run), checked_roots(roots)
     settings = Settings(**locals())
     on = device_of(local_device(device))
     with joined(on, rank_timeout) as ranks:

@@ -110,9 +110,9 @@ def prove_table(table: str, shards: Iterable[str] = (), roots: Mapping[str, str]
     if unsealed:
         proof.warnings.append(f"{unsealed:,} parts were written before parts were sealed: their pages are proved by "
                               "checksums, Parquet's own metadata is not")
-    listed = list(shards)
+    listed = storage.listed(shards)
     if listed:
-        _against_shards(proof, storage.expand(listed), il.roots_today(table, info, roots), sound)
+        _against_shards(proof, storage.expand(listed), il.roots_today(table, info, il.checked_roots(roots)), sound)
     return proof
 
 
@@ -179,7 +179,7 @@ def _misplaced(proof: TableProof, sound: Mapping[str, il.PartFacts]) -> None:
 
 def _against_shards(proof: TableProof, shards: list[str], roots: Mapping[str, str],
                     sound: Mapping[str, il.PartFacts]) -> None:
-    names = {il.shard_name(shard, roots): shard for shard in shards}
+    names = il.named_shards(shards, roots)
     proof.shards = list(names)
     stale = [name for name in sound if name not in names]
     if stale:
