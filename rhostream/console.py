@@ -1,7 +1,8 @@
 """What reaches the terminal: no secret of a URL, no control character, and an error nobody foresaw as one line.
 
 Our own messages are redacted where they are made; this is the last look, which also covers what the libraries below
-us log and warn of. A traceback may hold anything, so it is shown only when it is asked for.
+us log and warn of, and what a user's own code raises: values of the environment and of storage options that are called
+a key, a token or a password are blotted out. A traceback may hold anything, so it is shown only when it is asked for.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,18 @@ import click
 
 TRACEBACK = "RHOSTREAM_TRACEBACK"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+_SECRET = re.compile("key|secret|token|passw|credential|authorization|signature", re.IGNORECASE)
+LEAST = 8  # letters of a secret: a shorter one is a word of any message
 _HERE = Path(__file__).parent
 
 
 def clean(text: str) -> str:
-    """The text with its URLs redacted and everything but line ends that a terminal would obey as escapes."""
+    """The text with its URLs redacted, known secrets blotted out and everything but line ends that a terminal would
+    obey as escapes.
+    """
     text = _URL.sub(_redacted, text)
+    for secret in _secrets():
+        text = text.replace(secret, "***")
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
@@ -37,6 +45,20 @@ def _redacted(match: re.Match[str]) -> str:
         return redact(match[0])
     except ValueError:  # no URL after all, such as an IPv6 address that is never closed
         return match[0].partition("://")[0] + "://..."
+
+
+def _secrets() -> Iterator[str]:
+    """What the environment and the storage options hold by names of secrets."""
+    storage = sys.modules.get("rhostream.storage.settings")  # who never opened a store has no options
+    places: list[Mapping[str, Any]] = [os.environ]
+    if storage is not None and storage._current is not None:
+        places += storage._current.options.values()
+    while places:
+        for name, value in places.pop().items():
+            if isinstance(value, Mapping):
+                places.append(value)
+            elif isinstance(value, str) and len(value) >= LEAST and _SECRET.search(name):
+                yield value
 
 
 class _Formatter(logging.Formatter):

@@ -13,24 +13,21 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rhostream.errors import RhostreamError, UsageError
+from rhostream.errors import UsageError, users_code
 
 
 def own_function(what: str, name: str) -> Callable[..., Any]:
     """The user's `package.module:function`. Raises UsageError when there is none, or its import fails."""
     module, _, path = name.partition(":")
-    try:
-        with _current_folder_last():
-            found: Any = importlib.import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
-    except RhostreamError:
-        raise
-    except Exception as exc:  # a module of the user's may raise anything, and its text may hold anything
-        missing = isinstance(exc, (ImportError, AttributeError))
-        said = str(exc) if missing else f"its import raised {type(exc).__name__}"
-        raise UsageError(f"{what} {name!r}: {said}; expected package.module:function on the Python path or in the "
-                         "current folder") from exc
+    with users_code(f"{what} {name!r}: importing {module}"):
+        try:
+            with _current_folder_last():
+                found: Any = importlib.import_module(module)
+            for part in path.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError, ValueError) as exc:
+            raise UsageError(f"{what} {name!r}: {exc}; expected package.module:function on the Python path or in the "
+                             "current folder") from exc
     if not callable(found):
         raise UsageError(f"{what} {name!r} is a {type(found).__name__}, expected a function")
     return found  # type: ignore[no-any-return]

@@ -123,3 +123,12 @@ def test_variants_of_the_il_from_the_command_line(world: Path, tmp_path: Path) -
     (model / "checkpoint-1" / "fold-0.safetensors").write_bytes(b"")
     assert "checkpoint-1" in json.loads(run("verify", model, "--json", code=3)[0])["problems"][0]
     assert "--against compares runs" in run("report", tables[0], "--against", tables[1], code=2)[1]
+
+
+def test_an_error_nobody_foresaw_is_exit_code_1_and_one_line_without_its_text() -> None:
+    broken = ("import rhostream.audit.status as s, rhostream.cli as cli, sys\n"
+              "def fails(*a, **k): raise RuntimeError('text that may hold a secret')\n"
+              "s.status_of = fails; sys.argv = ['rhostream', 'status', 'x']; cli.main()")
+    done = subprocess.run([sys.executable, "-c", broken], capture_output=True, text=True)
+    assert done.returncode == 1 and "internal error: RuntimeError" in done.stderr
+    assert "secret, t" not in done.stderr and "text that may" not in done.stderr and "Traceback" not in done.stderr

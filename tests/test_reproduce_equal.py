@@ -240,7 +240,7 @@ def test_clothing_1m_keeps_the_tenth_that_its_il_model_learned_from() -> None:
 def along(tmp_path_factory: pytest.TempPathFactory) -> Training:
     """A run whose IL model learns along at a rate that moves it, on images whose bright row tells the class."""
     out = tmp_path_factory.mktemp("along")
-    world = replace(WORLD, samples=120, ils={"il": IL(fit={"model": "mlp-64", "epochs": 1}, holdout=Shards(("h",)))})
+    world = replace(WORLD, samples=120, ils={"il": IL(fit={"model": "mlp-64", "epochs": 6}, holdout=Shards(("h",)))})
     for shards, count in ((world.train, 120), (Shards(("h",)), 60)):
         folder = out / "shards" / shards.folder
         folder.mkdir(parents=True)

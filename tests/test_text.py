@@ -52,7 +52,7 @@ def text_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_text_shards(root / "shards", [160, 150, 97, 1, 95])
     make_text_shards(root / "test", [80], seed=1, noise=0)
     shards = [str(root / "shards")]
-    rhostream.fit_il(shards, str(root / "il-model"), model="text-bag", epochs=8, lr=2e-2, tokenizer=WORDS,
+    rhostream.fit_il(shards, str(root / "il-model"), model="text-bag", epochs=16, lr=2e-2, tokenizer=WORDS,
                      text_length=24, holdout=[str(root / "test")])
     rhostream.compute_il(shards, str(root / "il-model"), str(root / "il"), keep={"is_noisy": "bool"})
     rhostream.index(shards, str(root / "index"))

@@ -119,13 +119,12 @@ class Reader:
     def __init__(self, path: str, url: str) -> None:
         self.url, self._fd = url, -1
         with _translated(url):
-            # A named pipe would keep us waiting for its other end.
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            there = os.fstat(self._fd)
-            if not stat.S_ISREG(there.st_mode):
+            there = os.stat(path)
+            if not stat.S_ISREG(there.st_mode):  # a named pipe would keep us waiting for its other end
                 raise UsageError(f"{redact(url)} is {'a folder' if stat.S_ISDIR(there.st_mode) else 'no plain file'}, "
                                  "expected a file")
-            self.version = _of_stat(there)
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.version = _of_stat(os.fstat(self._fd))
             self.size = self.version.size
 
     def pread(self, n: int, offset: int) -> bytes:

@@ -74,8 +74,8 @@ def checked_roots(roots: object) -> dict[str, str]:
         raise UsageError(f"roots: expected a dict of names and URLs, got {type(roots).__name__}")
     resolved: dict[str, str] = {}
     for name, url in roots.items():
-        if not isinstance(name, str) or name in ("", ".", "..", "_") or "/" in name or not name.isprintable():
-            raise UsageError(f"--root {name!r}=...: expected a name without a slash that isn't _ or dots")
+        if not isinstance(name, str) or name in ("", ".", "..", "_") or name.endswith("/") or not name.isprintable():
+            raise UsageError(f"--root {name!r}=...: expected a name that isn't _ or dots, or a folder's whole path")
         place = resolve(text_of(url, f"a path or URL as root {name!r}"))
         for other, there in resolved.items():
             if there == place:

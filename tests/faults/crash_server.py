@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +26,7 @@ from queue import SimpleQueue
 from typing import Any, TextIO, TypeVar
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+HANGS = "RHOSTREAM_TEST_HANGS"
 Server = tuple[TextIO, TextIO]  # where requests go, where answers come from
 T, R = TypeVar("T"), TypeVar("R")
 
@@ -79,9 +81,13 @@ class Rig:
         """Run a job to its end, or until it dies at `NAME@N`."""
         return self._begin({"verb": verb, "options": options, "crash_point": crash_point}).wait()
 
-    def cli(self, log: Path, *argv: object, errors: Path | None = None) -> Started:
-        """Start `rhostream ARGV`, its output in `log`, what goes to stderr in `errors` where that is given."""
-        return self._begin({"argv": [str(a) for a in argv], "log": str(log), "errors": str(errors or log)}, log)
+    def cli(self, log: Path, *argv: object, errors: Path | None = None, hangs: Path | None = None) -> Started:
+        """Start `rhostream ARGV`, its output in `log`, what goes to stderr in `errors` where that is given.
+
+        `hangs`: a file that its disk doesn't give out as long as there is one of that name with `.hold` behind.
+        """
+        return self._begin({"argv": [str(a) for a in argv], "log": str(log), "errors": str(errors or log),
+                            "hangs": hangs and str(hangs)}, log)
 
     def end_all(self) -> None:
         """Kill what a failed test left running."""
@@ -159,10 +165,25 @@ def _command(argv: Sequence[str], *logs: str) -> None:
     os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
+def _hang(path: str) -> None:
+    """From now on opening that file takes as long as it is held."""
+    real = os.open
+
+    def slow(name: Any, *args: Any, **options: Any) -> int:
+        while os.fspath(name) == path and os.path.exists(path + ".hold"):
+            time.sleep(0.01)
+        return real(name, *args, **options)
+
+    os.open = slow
+
+
 def _child(request: dict[str, Any], out: int) -> None:
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if "argv" in request:
+        if request["hangs"]:
+            os.environ[HANGS] = request["hangs"]
+            _hang(request["hangs"])
         _command(request["argv"], request["log"], request["errors"])
     code = 70
     try:
@@ -202,6 +223,9 @@ def _answer(request: dict[str, Any], out: TextIO) -> None:
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     print(json.dumps({"code": code, "passings": {}, "error": "", **json.loads(said or b"{}")}), file=out, flush=True)
 
+
+if HANGS in os.environ:  # in a worker process, which imports this file by another name
+    _hang(os.environ[HANGS])
 
 if __name__ == "__main__":
     _preload("numpy.ma", "torch._dynamo", "torch.utils.flop_counter", "duckdb", "rhostream.cli",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import resource
 import shutil
@@ -97,17 +96,17 @@ def test_E6_two_scorers_at_once_make_each_part_once(rig: Rig, model: str, tmp_pa
 def test_E6_a_part_that_came_meanwhile_is_not_made_again(
         rig: Rig, shards: list[str], model: str, tmp_path: Path) -> None:
     """A scorer that was held up finds the parts that another one has made since, and reads none of their shards."""
-    slow = tmp_path / "slow.tar"
-    os.mkfifo(slow)
+    slow, hold = tmp_path / "slow.tar", tmp_path / "slow.tar.hold"
+    slow.touch()
+    hold.touch()
     held_up = rig.cli(tmp_path / "log", "compute-il", "--shards", slow, *shards[:3], "--il-model", model, "--out",
-                      tmp_path / "t")  # fmt: skip
+                      tmp_path / "t", hangs=slow)  # fmt: skip
     deadline = time.monotonic() + 60
     while not (tmp_path / "t" / "_table.json").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert rhostream.compute_il(shards[:3], model, str(tmp_path / "t")).made == 3
-    with open(slow, "wb"):  # the read ends, without a byte
-        pass
+    hold.unlink()  # the read ends, without a byte
     assert held_up.wait()["code"] == 3
     last = accounts(tmp_path / "t")[-1]
     assert (last["made"], last["present"], last["scored"], list(last["bad_shards"])) == (0, 3, 0, [str(slow)])
@@ -308,8 +307,8 @@ def test_every_error_has_the_exit_code_that_its_tree_shows() -> None:
     (0, "index --shards {shards} --out {new}", '"made": 8'),
     (0, "status {table} --json", '"parts": 8'),
     (0, "verify {table} --json", '"problems": []'),
-    (1, "train --shards {shards} --il {table} --run {new} --model tests.faults.test_e_jobs:broken "
-        "--buffer-size 20 --batch-size 4", "internal error: RuntimeError"),
+    (2, "train --shards {shards} --il {table} --run {new} --model tests.faults.test_e_jobs:broken "
+        "--buffer-size 20 --batch-size 4", "raised RuntimeError: unforeseen (test_e_jobs.py"),
     (2, "index --shards {shards}", "Missing option '--out'"),
     (2, "index --shards {shards} --out {new} --index 4/4", "expected I/N"),
     (2, "index --shards /nowhere/x-*.tar --out {new}", "no file matches"),

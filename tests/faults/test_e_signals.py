@@ -87,14 +87,15 @@ def alive(pids: set[int]) -> set[int]:
 
 
 def hung(data: Path, folder: Path) -> list[Path]:
-    """The shards, with the last one a pipe that nobody writes to: opening it takes forever."""
+    """The shards, the last one on a disk that doesn't answer: opening it takes as long as it is held."""
     folder.mkdir()
     shards = []
     for shard in sorted((data / "shards").iterdir()):
         os.link(shard, folder / shard.name)
         shards.append(folder / shard.name)
     shards[-1].unlink()
-    os.mkfifo(shards[-1])
+    shards[-1].touch()
+    shards[-1].with_name(shards[-1].name + ".hold").touch()
     return shards
 
 
@@ -115,8 +116,8 @@ def test_E2_sigterm_during_a_read_that_hangs_ends_the_job(
     what was finished is there, and the same command goes on."""
     shards = hung(data, tmp_path / "shards")
     job = (verb, "--shards", *shards, "--out", tmp_path / "t", "--root", f"r={tmp_path}/shards")
-    job += ("--il-model", data / "il-model") if verb == "compute-il" else ()
-    running = rig.cli(tmp_path / "log", *job)
+    job += ("--il-model", data / "il-model") if verb == "compute-il" else ("--content", "image")
+    running = rig.cli(tmp_path / "log", *job, hangs=shards[-1])
     eventually(lambda: len(parts(tmp_path / "t")) == 2)
     assert end(running, signal.SIGTERM, title=f"{verb} in a read that hangs") == 143
     assert "same command resumes" in running.log.read_text()
@@ -160,7 +161,7 @@ def test_E3_ctrl_c_is_130_and_leaves_a_job_that_goes_on(rig: Rig, data: Path, tm
     """Ctrl-C ends a job cleanly; the exit code is 130, never 0, and the same command goes on."""
     shards = hung(data, tmp_path / "shards")
     job = ("compute-il", "--shards", *shards, "--out", tmp_path / "t", "--il-model", data / "il-model")
-    running = rig.cli(tmp_path / "log", *job)
+    running = rig.cli(tmp_path / "log", *job, hangs=shards[-1])
     eventually(lambda: len(parts(tmp_path / "t")) == 2)
     assert end(running, signal.SIGINT, title="compute-il, Ctrl-C") == 130
     finish(rig, job, data, shards, tmp_path / "t", tmp_path)
@@ -208,7 +209,8 @@ def begin_with_workers(rig: Rig, data: Path, tmp_path: Path, verb: str) -> tuple
     shards = hung(data, tmp_path / "shards") if verb == "compute-il" else [data / "shards"]
     options = [str(data / o) if o in ("il", "il-model") else str(tmp_path / o) if o in ("t", "run") else o
                for o in WORKERS[verb]]  # fmt: skip
-    running = rig.cli(tmp_path / "log", verb, "--shards", *shards, "--workers", 2, *options)
+    running = rig.cli(tmp_path / "log", verb, "--shards", *shards, "--workers", 2, *options,
+                      hangs=shards[-1] if verb == "compute-il" else None)
     eventually(lambda: any((tmp_path / "run" / "checkpoints").rglob("checkpoint.json"))
                or len(parts(tmp_path / "t")) == 2)  # fmt: skip
     workers = workers_of(running.pid)
