@@ -14,6 +14,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from rhostream.errors import UsageError
+
 
 class Reason(IntEnum):
     """Why a planned sample was kept or skipped. Stored by name; the numbers live inside one process only."""
@@ -89,6 +91,7 @@ class Slice(NamedTuple):
     first: int  # of its rows, in the buffer
     planned: int  # n_B, of all ranks
     most: int  # rows of the largest slice of any rank
+    ranks: int  # that the stream was opened for
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,15 @@ class Candidates:
         return len(self.ordinal)
 
     def slice_of(self, rank: int, ranks: int) -> Slice:
-        """Which part of the buffer it is where `ranks` select together; alone, a slice is the whole buffer."""
+        """Which part of the buffer it is where `ranks` select together; alone, a slice is the whole buffer.
+
+        Raises UsageError for a stream that was opened for another number of ranks.
+        """
         if ranks == 1 or self.slice is None:
-            return Slice(rank * len(self), ranks * len(self), len(self))
+            return Slice(rank * len(self), ranks * len(self), len(self), ranks)
+        if self.slice.ranks != ranks:
+            raise UsageError(f"the stream was opened for {self.slice.ranks} of the {ranks} ranks that select together: "
+                             "each rank opens its slice, with open_stream(rank=, ranks=)")
         return self.slice
 
     @property

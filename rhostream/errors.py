@@ -177,6 +177,8 @@ class Interrupted(RhostreamError):
 
 
 _NOT_THEIRS = (os.path.dirname(os.path.abspath(__file__)) + os.sep, f"{os.sep}site-packages{os.sep}", "<frozen ")
+# Of a machine or of other ranks, whatever code was running; told by name, for torch is not to be imported here.
+_NOT_THE_USERS = {"MemoryError", "OutOfMemoryError", "AcceleratorError", "DistError"}
 
 
 @contextlib.contextmanager
@@ -191,7 +193,7 @@ def users_code(what: str) -> Iterator[None]:
         raise
     except Exception as exc:
         kind = type(exc)
-        if isinstance(exc, MemoryError) or kind.__name__ in ("OutOfMemoryError", "DistBackendError"):
+        if _NOT_THE_USERS & {base.__name__ for base in kind.__mro__}:
             raise
         frames = traceback.extract_tb(exc.__traceback__)
         theirs = [f for f in frames if not any(name in f.filename for name in _NOT_THEIRS)]

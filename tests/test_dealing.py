@@ -258,3 +258,31 @@ def test_the_rank_that_read_a_row_logs_that_another_got_no_finite_loss_of_it(set
 def test_four_ranks_with_batch_norm_train_two_hundred_steps(world: Path, tmp_path: Path) -> None:
     told = ranks.together(tmp_path, loop_of_the_page, 4, str(world), 17)
     assert all(steps == [2] * 204 for steps, _ in told) and all(weights == told[0][1] for _, weights in told)
+
+
+def odd(rank: int, size: int) -> dict[str, Any]:
+    """One row a rank, of pictures whose bytes fill no whole number of words."""
+    group = join_group()
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (8, 15, 15, 3), dtype=np.uint8))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(675, 4))
+    own = np.arange(rank * 8 // size, (rank + 1) * 8 // size)
+    reason = np.full(8, Reason.quarantined, np.uint8)
+    reason[:size] = CANDIDATE  # the first rank reads them all
+    candidates = buffer(n=8, image=pixels, reason=reason).take(own)
+    kept = Selector(model, "loss", size, group=group, gradients="mean")(candidates)
+    leave_group()
+    assert kept.input is not None and kept.place is not None
+    same = torch.equal(kept.input, candidates.normalize(pixels[torch.from_numpy(kept.place)]))
+    return {"rows": len(kept), "same": same}
+
+
+def test_a_lone_row_of_an_odd_number_of_bytes_arrives_whole(tmp_path: Path) -> None:
+    assert ranks.together(tmp_path, odd, 2, 2) == [{"rows": 1, "same": True}] * 2
+
+
+def test_a_stream_and_a_selector_of_different_ranks_are_refused(world: Path) -> None:
+    stream = rhostream.open_stream([str(world / "shards")], str(world / "il"), buffer_size=40)
+    candidates = next(iter(stream))
+    with pytest.raises(UsageError, match="1 of the 2 ranks"):
+        candidates.slice_of(1, 2)
+    assert candidates.slice_of(0, 1).planned == 40

@@ -117,3 +117,18 @@ def test_an_index_is_refused_before_the_pipeline_runs(world: Path, tmp_path: Pat
     rhostream.index([str(world / "shards")], str(tmp_path / "index"))
     with pytest.raises(UsageError, match="index without il"):
         join_il(str(tmp_path / "index"))
+
+
+def test_no_sample_of_the_holdout_is_handed_out_with_a_nan(tmp_path: Path) -> None:
+    """Repeated keys and samples that can't be used are what they are, in the holdout too."""
+    rng = np.random.default_rng(0)
+    rows = [sample(number % 40, rng) for number in range(80)]  # each key twice
+    rows[5] = {**rows[5], "png": b"no picture"}
+    write_shard(tmp_path / "d" / "a.tar", rows)
+    rhostream.fit_il([str(tmp_path / "d")], str(tmp_path / "m"), model="mlp-64", epochs=1, holdout_fraction=0.6,
+                     max_bad_fraction=0.9)
+    rhostream.compute_il([str(tmp_path / "d")], str(tmp_path / "m"), str(tmp_path / "il"), max_bad_fraction=0.9)
+    shards = [tmp_path / "d" / "a.tar"]
+    got = [(s["il_status"], s["il"]) for s in samples(shards, table=tmp_path / "il", keep_holdout=True, missing="nan")]
+    assert len(got) == 80 and {status for status, _ in got} == {"ok", "holdout", "dup", "quarantined"}
+    assert all(math.isnan(il) == (status in ("dup", "quarantined")) for status, il in got)

@@ -16,10 +16,11 @@ from torch.nn import functional
 
 import rhostream
 from rhostream import checkpoint
-from rhostream.errors import NonFiniteError, UsageError
+from rhostream.errors import BudgetError, NonFiniteError, UsageError
+from rhostream.models.temperature import Divided
 from rhostream.selection.gradient import require_finite, take_step
 from rhostream.selection.losses import cross_entropy, per_sample
-from rhostream.selection.outputs import logits_of_output
+from rhostream.selection.outputs import called, logits_of_output
 from rhostream.selection.selector import Selector
 from tests.own_models import REFUSED, TAKEN, Own, Poisoned, SometimesPoisoned, whole_loss
 from tests.test_rules import rows_of
@@ -255,3 +256,31 @@ def test_fit_il_with_batches_of_one_learns_or_says_why_not(world: Path, tmp_path
 def test_a_loss_of_whole_numbers_has_no_gradient_and_is_refused() -> None:
     with pytest.raises(UsageError, match="int64"):
         per_sample(whole_loss, torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
+
+
+def test_a_forward_that_batch_norm_refuses_leaves_the_norms_before_it_as_they_were() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(256, 4), nn.BatchNorm1d(4)).train()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    called(model, torch.randn(1, 1, 16, 16))
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items()) and model[3].training
+
+
+def test_logits_of_every_form_are_divided_by_a_temperature() -> None:
+    class Named(nn.Linear):
+        def forward(self, x: torch.Tensor) -> Any:
+            return {"logits": super().forward(x)}
+
+    network, x = Named(3, 2), torch.randn(5, 3)
+    logits = network(x)["logits"]
+    network.register_forward_hook(Divided(2.0))
+    torch.testing.assert_close(called(network, x), logits / 2)
+
+
+def test_a_run_that_kept_nothing_is_exit_code_3(world: Path, tmp_path: Path) -> None:
+    shards = [str(world / "shards")]
+    rhostream.fit_il(shards, str(tmp_path / "m"), model="mlp-64", epochs=1, holdout=shards)
+    rhostream.compute_il(shards, str(tmp_path / "m"), str(tmp_path / "il"))
+    with pytest.raises(BudgetError, match=r"holdout 1,003") as error:
+        rhostream.train(shards, str(tmp_path / "il"), str(tmp_path / "run"), model="mlp-64", buffer_size=40,
+                        batch_size=8)
+    assert error.value.exit_code == 3

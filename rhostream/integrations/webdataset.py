@@ -93,7 +93,7 @@ class JoinStage:
 
     def _rows(self, name: str) -> _Rows:
         try:
-            return _Rows(il_table.read_part(il_table.part_url(self._table, name)))
+            return _Rows(il_table.read_part(il_table.part_url(self._table, name)), self._keep_holdout)
         except NotFoundError:
             return _Rows(None)
 
@@ -101,8 +101,8 @@ class JoinStage:
 class _Rows:
     """The rows of one part, asked for in the order of its shard."""
 
-    def __init__(self, part: il_table.Part | None) -> None:
-        self._part = part
+    def __init__(self, part: il_table.Part | None, keep_holdout: bool = False) -> None:
+        self._part, self._keep_holdout = part, keep_holdout
         self._keys: list[str] = [] if part is None else part.key.to_pylist()
         self._first = {key: row for row, key in reversed(list(enumerate(self._keys)))}
         self._repeated = frozenset[str]()
@@ -119,11 +119,13 @@ class _Rows:
         row, part = self._first.get(key), self._part
         if row is None or part is None:
             return MISSING, math.nan
-        value = float(part.il[row])
+        value, in_holdout = float(part.il[row]), bool(part.in_holdout[row])
+        if in_holdout and not self._keep_holdout:
+            return HOLDOUT, math.nan
         if key in self._repeated and not (self._in_order and place == row):
-            return (HOLDOUT if part.in_holdout[row] else REPEATED), math.nan
-        if part.in_holdout[row]:
-            return HOLDOUT, value
+            return REPEATED, math.nan
         if not part.usable[row]:
             return QUARANTINED, math.nan
-        return (MISSING if math.isnan(value) else OK), value
+        if math.isnan(value):
+            return MISSING, math.nan
+        return (HOLDOUT if in_holdout else OK), value

@@ -94,7 +94,9 @@ def _dealt(columns: Mapping[str, Tensor], ranks: Ranks, sent: list[int], receive
     found = ranks.exchange(torch.cat(parts, 1), sent, received)
     dealt = {}
     for (name, column), part in zip(columns.items(), found.split([p.shape[1] for p in parts], 1), strict=True):
-        dealt[name] = part.contiguous().view(column.dtype).reshape(len(found), *column.shape[1:])
+        # A copy: of one row a slice counts as contiguous, with the stride of the row that it was cut from.
+        own = part.clone(memory_format=torch.contiguous_format).view(column.dtype)
+        dealt[name] = own.reshape(len(found), *column.shape[1:])
     return dealt
 
 

@@ -39,7 +39,7 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, lab
         model.train(mode)
     optimizer.zero_grad(set_to_none=True)
     statistics = running_statistics(model)
-    before = [t.clone() for t in statistics]
+    before = torch._foreach_clone(statistics) if statistics else []
     losses = []
     rows = (x, label) if weight is None else (x, label, weight)
     for part, labels, *factors in _parts(rows, accumulate, in_lockstep(model)):
@@ -58,9 +58,11 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, lab
         ranks.average_norms(model)
     mean = finite_or_nan(model.parameters(), mean)
     step_if_finite(optimizer, mean)
-    with torch.no_grad():
-        for now, was in zip(statistics, before, strict=True):
-            now.copy_(torch.where(torch.isfinite(mean), now, was))
+    if statistics:
+        with torch.no_grad():
+            fine = torch.isfinite(mean)
+            torch._foreach_copy_(statistics, [torch.where(fine, now, was)
+                                              for now, was in zip(statistics, before, strict=True)])
     return loss_b, mean
 
 
@@ -74,9 +76,10 @@ def _parts(rows: tuple[Tensor, ...], accumulate: int, lockstep: bool) -> Iterato
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
-    """Those that a forward in train mode changes: means and variances of batch norm."""
+    """Those that a forward in train mode changes: means, variances and counts of batch norm."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    return [t for norm in norms if norm.training for t in (norm.running_mean, norm.running_var) if t is not None]
+    return [t for norm in norms if norm.training
+            for t in (norm.running_mean, norm.running_var, norm.num_batches_tracked) if t is not None]
 
 
 def finite_or_nan(parameters: Iterable[nn.Parameter], loss: Tensor) -> Tensor:

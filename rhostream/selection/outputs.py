@@ -6,6 +6,7 @@ else is refused in a sentence that says what was expected and what came.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -41,12 +42,17 @@ def called(model: nn.Module, x: Tensor, run: Callable[[Tensor], Any] | None = No
     A batch of one of which batch norm gets a single value a channel has no statistics: it is normalised by the running
     ones. Raises UsageError for what a model can't return, and in the model's own words where its forward raised.
     """
+    norms = [norm for norm in own_norms(model) if norm.training] if len(x) == 1 and not in_lockstep(model) else []
+    statistics = [t for norm in norms for t in norm.buffers()]
+    before = [t.clone() for t in statistics]
     try:
         return _called(model, x, run or model)
     except UsageError as exc:
-        norms = [norm for norm in own_norms(model) if norm.training]
-        if not refuses_one(exc.__cause__) or not norms or in_lockstep(model):
+        if not refuses_one(exc.__cause__) or not norms:
             raise
+    with torch.no_grad():  # norms before the one that refused have counted the sample
+        for now, was in zip(statistics, before, strict=True):
+            now.copy_(was)
     for norm in norms:
         norm.training = False
     try:
@@ -57,7 +63,10 @@ def called(model: nn.Module, x: Tensor, run: Callable[[Tensor], Any] | None = No
 
 
 def _called(model: nn.Module, x: Tensor, run: Callable[[Tensor], Any]) -> Tensor:
-    with users_code(f"the forward of {type(model).__name__} on a batch of shape {tuple(x.shape)}"):
+    # Where a forward waits for other ranks, what it raises may be theirs.
+    theirs = contextlib.nullcontext() if in_lockstep(model) else users_code(
+        f"the forward of {type(model).__name__} on a batch of shape {tuple(x.shape)}")
+    with theirs:
         output = run(x)
     return logits_of_output(output, len(x), model)
 
@@ -74,7 +83,7 @@ def require_more_than_one(model: nn.Module, example: Tensor, asked: str) -> None
     try:
         for norm in norms:
             norm.training, norm.track_running_stats = True, False
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[example.device] if example.is_cuda else []):
             _called(model, example, model)
     except UsageError as exc:
         if not refuses_one(exc.__cause__):

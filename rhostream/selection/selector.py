@@ -279,11 +279,22 @@ class Selector:
         """What this rank trains on, of the rows that were kept of its slice and those of the others."""
         batch = batch_of(candidates, kept, x, label, weight, self.ranks, proxy=self.proxy is not None,
                          least=self._least)
-        if self._unproved and len(batch.x):
-            self._unproved = False
-            require_more_than_one(self.model, batch.x[:1], f"batch_size {self.batch_size} on {self.ranks.size} "
-                                  f"rank{'s' if self.ranks.size > 1 else ''}")
+        if self._unproved:
+            self._require_statistics(batch.x)
         return batch
+
+    def _require_statistics(self, x: Tensor) -> None:
+        """Prove once that the model can learn from one sample; a rank that has none learns of it from the others."""
+        refusal = ""
+        if len(x):
+            self._unproved = False
+            try:
+                require_more_than_one(self.model, x[:1], f"batch_size {self.batch_size} on {self.ranks.size} "
+                                      f"rank{'s' if self.ranks.size > 1 else ''}")
+            except UsageError as exc:
+                refusal = str(exc)
+        if first := next(filter(None, self.ranks.gather_json(refusal)), None):
+            raise UsageError(first)
 
     def _trained_on(self, batch: Batch, total: int, weighed: bool = False) -> dict[str, Any]:
         """The columns of a selection that say what this rank trains on."""

@@ -252,7 +252,8 @@ class CandidateStream(IterableDataset[Message]):
             il=torch.from_numpy(joined.il),
             reason=joined.reason,
             image=None if slots is None else slots[message.slot],
-            slice=None if slots is None else Slice(plan.own_rows.start, self.buffer_size, plan.most_rows),
+            slice=None if slots is None else Slice(plan.own_rows.start, self.buffer_size, plan.most_rows,
+                                                      self.ranks),
             normalize=self.decoded.normalize,
             shard_names=self._names,
             fold=joined.fold,
@@ -352,6 +353,7 @@ class Loader:
         A cursor that names no plan, as older ones don't, is taken as it is. Raises MismatchError for one of another
         table, list of shards, seed, buffer size or lanes, naming what differs, and for what is no cursor.
         """
+        stream, lanes = self.stream, self.stream.lanes
         try:
             cursor, plan = Cursor(int(state["pass"]), int(state["buffer"])), state.get("plan")
             if plan is not None:
@@ -359,9 +361,12 @@ class Loader:
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise MismatchError("this is no cursor of a stream: expected what state_dict() gave, {'pass': p, "
                                 f"'buffer': b, 'plan': ...}} ({type(exc).__name__}: {exc})") from exc
-        if cursor.pass_index < 0 or not 0 <= cursor.buffer <= self.stream.buffers_per_pass:
+        buffers = stream.buffers_per_pass
+        if cursor.pass_index < 0 or not 0 <= cursor.buffer <= buffers:
+            if lanes != stream.lanes:  # a cursor that is refused changes nothing
+                stream.lanes, stream._plans = lanes, {}
             raise MismatchError(f"this cursor is at buffer {cursor.buffer} of pass {cursor.pass_index}, and a pass of "
-                                f"this stream has {self.stream.buffers_per_pass}: it is of another plan")
+                                f"this stream has {buffers}: it is of another plan")
         self.stream.cursor, self._pending, self._full = cursor, None, None
 
 

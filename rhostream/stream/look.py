@@ -158,13 +158,11 @@ class _State:
         """Up to `wanted` samples of the shard's beginning, by chance. Returns whether there was one."""
         try:
             # By ranges, where it lies in a store; a job that reads every shard anyway finds it in the spool again.
-            shard = storage.open_once(url) if once else storage.open_reader(url, 0)
-            start = shard.pread(2, 0)
+            shard, start = _begun(storage.open_once(url) if once else storage.open_reader(url, 0))
         except UsageError:
             if once or storage.is_local(url):
                 raise
-            shard = storage.open_reader(url)  # a server that doesn't know ranges
-            start = shard.pread(2, 0)
+            shard, start = _begun(storage.open_reader(url))  # a server that doesn't know ranges
         with shard, plain(shard, name) if allow_compressed and start == GZIP else shard as reader:
             near = Windows(_Part(reader) if isinstance(reader, RangeReader) else reader)
             rows = list(_beginning(near, name, wanted, accept_missing_eof))  # offsets, no images
@@ -230,3 +228,10 @@ def _span(sides: Sequence[int]) -> str:
     return f"{sides[0]} to {sides[-1]}" if sides[0] < sides[-1] else f"all {sides[0]}"
 
 
+def _begun(shard: Reader) -> tuple[Reader, bytes]:
+    """The shard and its first two bytes; closed where they can't be had."""
+    try:
+        return shard, shard.pread(2, 0)
+    except BaseException:
+        shard.close()
+        raise

@@ -152,7 +152,7 @@ class Book:
         selection, ranks, start = step.selection, self._run.ranks, 0
         assert selection.place is not None
         if selection.ranks == ranks.size:  # what this rank read may have been another's to train on
-            start = ranks.rank * len(selection.loss)
+            start = step.candidates.slice_of(ranks.rank, ranks.size).first
         bad = selection.place[~np.isfinite(loss_b)].tolist()
         told = ranks.gather_json(bad)
         everywhere = {place for one in told for place in one} if selection.ranks == ranks.size else set(bad)

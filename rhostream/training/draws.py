@@ -13,15 +13,16 @@ import torch
 from torch import nn
 
 from rhostream.models.temperature import Divided
+from rhostream.selection.outputs import called
 from rhostream.stream.inputs import AnyPreprocess
 from rhostream.training.settings import Settings
 
 
-def changed_draws(settings: Settings, networks: Iterable[nn.Module], seen: AnyPreprocess) -> list[str]:
+def changed_draws(settings: Settings, learners: Iterable[tuple[nn.Module, AnyPreprocess]]) -> list[str]:
     """What of a run of the first edition would be drawn or computed otherwise today, in words; nothing for a run that
-    goes on exactly.
+    goes on exactly. `learners`: each network that is trained, and what it sees.
     """
-    options, rule = settings.options, settings.found_rule
+    options, rule, pairs = settings.options, settings.found_rule, list(learners)
     drawn = {
         "gumbel": options.gumbel is not None,
         "the ties of clip": options.clip,
@@ -30,10 +31,10 @@ def changed_draws(settings: Settings, networks: Iterable[nn.Module], seen: AnyPr
         f"augment {settings.augment}": settings.augment != "none",
         "missing_il uniform": settings.missing_il == "uniform" and rule.needs_il,
         **{f"the shadow of {shadow.name}": shadow.score is None or shadow.sampled for shadow in options.shadows},
-        "what the model draws in training (dropout)": any(draws_in_training(n, seen) for n in networks),
+        "what the model draws in training (dropout)": any(draws_in_training(*pair) for pair in pairs),
         # No draws, but a run that went on would mean two things by one name, from one step to the next.
         "loss_cap in the shadow log": settings.loss_cap and bool(options.shadows),
-        "the temperature of the il that learns along": rule.live and any(map(tempered, networks)),
+        "the temperature of the il that learns along": rule.live and any(tempered(network) for network, _ in pairs),
     }
     return [name for name, yes in drawn.items() if yes]
 
@@ -49,6 +50,6 @@ def draws_in_training(network: nn.Module, seen: AnyPreprocess) -> bool:
     example = seen.example(2).to(next(own.parameters()).device)
     with torch.no_grad(), torch.random.fork_rng():
         before = torch.random.get_rng_state(), torch.cuda.get_rng_state() if example.is_cuda else None
-        own(example)
+        called(own, example)
         after = torch.random.get_rng_state(), torch.cuda.get_rng_state() if example.is_cuda else None
     return any(a is not None and b is not None and not torch.equal(a, b) for a, b in zip(before, after, strict=True))

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from rhostream import storage
+from rhostream.candidates import Reason
 from rhostream.checkpoint import Checkpoint, load_other, load_tensors
 from rhostream.errors import BudgetError, TableError, UsageError, users_code
 from rhostream.models import build, load_initial
@@ -58,8 +59,6 @@ class Summary:
     cost: dict[str, Any]
     test_samples: int = 0  # of which the accuracy is
     test_left_out: dict[str, int] = field(default_factory=dict)  # test samples that can't be used, by status
-
-_UNUSABLE = {"quarantined", "unreadable"}  # reasons of samples that nothing can be made of
 
 
 def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp", rule: str = "rho",
@@ -133,7 +132,8 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     settings, changes, changing = in_force(settings, run, ranks)
     scoring, training = (autocast(*option, on) for option in (("--precision", settings.precision),
                                                               ("--train-precision", settings.train_precision)))
-    before, listed = recorded(run), settings.listed
+    # One rank's look decides for all what is opened, and what is done together.
+    before, listed = ranks.from_first(recorded(run) if ranks.first else None), settings.listed
     loader = _open(settings, on, ranks, before)
     stream, info = loader.stream, loader.stream.table.info
     classes = settings.classes or info.classes or _count_classes(stream.table)
@@ -159,9 +159,10 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
                         rank=None if settings.selection == "global" else ranks.rank)
     threads = threads_of(settings.threads, settings.workers, before.get("threads"))
     record = _record(settings, loader, pinned, last_step, threads, on, ranks)
-    networks = [network, *([proxy.model] if proxy else []), *(live.networks if live else [])]
+    learners = [(network, stream.preprocess), *([(proxy.model, stream.decoded)] if proxy else []),
+                *((one, stream.decoded) for one in (live.networks if live else []))]
     attempt = Run(run, pinned, ranks, changes=changes, changing=changing,
-                  changed_draws=lambda: changed_draws(settings, networks, stream.decoded))
+                  changed_draws=lambda: changed_draws(settings, learners))
     if ranks.first:
         storage.probe_writable(run)
     test_set = None
@@ -200,8 +201,8 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         raise UsageError(f"--change {changing[0]['field']}: {storage.redact(run)} is complete at step "
                          f"{attempt.step:,}, so no step is left to take with it; give more --steps or --passes")
     counts = dict(ranks.from_first(attempt.counts))
-    if attempt.step >= last_step and counts.keys() & _UNUSABLE and counts.keys() <= {*_UNUSABLE, "tail"}:
-        raise BudgetError(f"{storage.redact(run)}: no sample of {sum(counts.values()):,} could be used ("
+    if attempt.step >= last_step and not counts.get(Reason.kept.name):
+        raise BudgetError(f"{storage.redact(run)}: no sample of {sum(counts.values()):,} was kept ("
                           + ", ".join(f"{reason} {n:,}" for reason, n in sorted(counts.items()))
                           + f"), so nothing was learned; `rhostream sql {storage.redact(settings.il)} "
                           '"select status, error, count(*) from quarantine group by all"` says why')
@@ -229,9 +230,9 @@ def _open(settings: Settings, on: torch.device, ranks: Ranks, before: Mapping[st
     )  # fmt: skip
     schedule, always = settings.options.schedule, settings.found_rule.score is None
     if always or schedule.has_uniform_steps:
-        alone = settings.selection == "global"
+        together = settings.selection == "global"
         loader.stream.prefilters += (
-            UniformChoice(settings.own_batch(ranks), settings.seed, None if alone else ranks.rank, schedule,
+            UniformChoice(settings.own_batch(ranks), settings.seed, None if together else ranks.rank, schedule,
                           settings.options.quota, always, loader.stream.buffers_per_pass),)  # fmt: skip
     return loader
 
