@@ -12,7 +12,7 @@ D_ho 30,000.
 
 App. E has 0 and 1a "trained to convergence on each batch of points acquired", at most 5 epochs, so that 0 and 1b "have
 taken the equivalent number of gradient steps": before buffer t every network but a frozen one has taken 5 t steps on
-acquired points. (Until November 2026 we trained 0 and 1a on all of D_t after each batch: ten times the steps of 1b.)
+acquired points.
 
 Decided here, where App. E says nothing: networks go on from their weights and AdamW state (no fresh start); always all
 5 epochs, so that steps are equal; the IL model's fit on D_ho ends when an epoch lowers the mean loss by less than 1 %,

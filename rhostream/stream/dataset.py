@@ -69,9 +69,9 @@ class CandidateStream(IterableDataset[Message]):
     """Buffers of n_B planned samples, exactly once per pass, in an order that no worker count changes.
 
     `buffer_size` counts over all ranks. `carried_lanes` are those of a plan that began with other ranks, which goes on
-    with them. `view`, when given, is what is decoded instead of `preprocess`: a cheap look,
-    from which the candidates' `full` goes on to full size. `prefilters` decide before a byte is read, in that order.
-    Iterate through `loader()`.
+    with them. `view`, when given, is what is decoded instead of `preprocess`: a cheap look, from which the candidates'
+    `full` goes on to full size. `prefilters` decide before a byte is read, in that order, and of the tail of a pass too,
+    but for one with a true attribute `draws_batch`. Iterate through `loader()`.
     """
 
     def __init__(self, table: il.Table, preprocess: AnyPreprocess, *, buffer_size: int, seed: int = 0,
