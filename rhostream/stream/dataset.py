@@ -70,7 +70,7 @@ class CandidateStream(IterableDataset[Message]):
 
     `buffer_size` counts over all ranks. `carried_lanes` are those of a plan that began with other ranks, which goes on
     with them. `view`, when given, is what is decoded instead of `preprocess`: a cheap look, from which the candidates'
-    `full` goes on to full size. `prefilters` decide before a byte is read, in that order, and of the tail of a pass too,
+    `full` goes on to full size. `prefilters` decide before a byte is read, in that order; of the tail of a pass too,
     but for one with a true attribute `draws_batch`. Iterate through `loader()`.
     """
 
