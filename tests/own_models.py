@@ -112,7 +112,8 @@ class Poisoned(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, 16, 16) to (B, 4)."""
-        bad = (x.flatten(1)[:, 5] * 1e4).round().remainder(self.every) == 0
+        byte = ((x.flatten(1)[:, 5] + 1) * 127.5).round()  # exact: no rounding may move who is poisoned
+        bad = byte.remainder(self.every) == 0
         return Poison.apply(self.layer(self.norm(x).flatten(1)), bad)  # type: ignore[no-any-return]
 
 

@@ -57,7 +57,7 @@ def sayings(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for shard in range(2):
             write_shard(root / folder / f"{shard}.tar", rows[shard::2])
     rhostream.fit_il([str(root / "shards")], str(root / "il-model"), model="text-lm", holdout=[str(root / "holdout")],
-                     tokenizer="words:500", text_length=T, epochs=4, lr=5e-3, batch_size=32)
+                     tokenizer="words:500", text_length=T, epochs=7, lr=5e-3, batch_size=32)
     rhostream.compute_il([str(root / "shards")], str(root / "il-model"), str(root / "il"))
     return root
 

@@ -71,7 +71,7 @@ def test_too_many_of_them_stop_the_run_before_it_begins(world: Path, tmp_path: P
 
 def test_a_test_set_of_nothing_usable_says_why(world: Path, tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "t.tar", [{"__key__": "a", "png": b"x", "cls": "9"}])
-    with pytest.raises(UsageError, match=r"no usable sample in the test shards .*label:range 1; first: .*'a'"):
+    with pytest.raises(BudgetError, match=r"no usable sample in the test shards .*label:range 1; first: .*'a'"):
         rhostream.train(**options(world, tmp_path / "run", test_shards=[str(shard)]))
 
 

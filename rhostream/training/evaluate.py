@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rhostream import storage
-from rhostream.errors import UsageError
+from rhostream.errors import BudgetError
 from rhostream.selection.losses import cross_entropy, is_correct
 from rhostream.selection.outputs import called
 from rhostream.selection.ranks import Ranks
@@ -77,8 +77,8 @@ class TestSet:
     def examine(self, budget: Budget) -> dict[str, int]:
         """Samples of the whole test set by status, "ok" among them; what can't be used is warned of. Collective.
 
-        It reads the shards, before a run begins. Raises BudgetError for more bad samples than `budget` bears,
-        UsageError where none can be used, and what a shard that can't be read raises.
+        It reads the shards, before a run begins. Raises BudgetError for more bad samples than `budget` bears
+        and where none can be used, and what a shard that can't be read raises.
         """
         self._seen = {}
         for _ in self._chunks():
@@ -92,8 +92,8 @@ class TestSet:
             budget.check_shard(f"{shard} (test)", statuses, bad)
             budget.check_total(f"all test shards up to {storage.redact(shard)}", total, first)
         if not total[OK]:
-            raise UsageError(f"no usable sample in the test shards ({storage.redact(self._all[0])}, ...)"
-                             + (f": {listed(total)}; first: {first[0]}" if first else ""))
+            raise BudgetError(f"no usable sample in the test shards ({storage.redact(self._all[0])}, ...)"
+                              + (f": {listed(total)}; first: {first[0]}" if first else ""))
         if total.total() > total[OK] and self._ranks.first:
             LOG.warning("warning: %s of %s test samples can't be used, and test_accuracy is of the other %s: %s; first "
                         "%s", f"{total.total() - total[OK]:,}", f"{total.total():,}", f"{total[OK]:,}", listed(total),
@@ -123,7 +123,7 @@ class TestSet:
         right_C, seen_C = counts[: self._classes], counts[self._classes :]
         total = int(sum(seen_C))
         if total == 0:
-            raise UsageError(f"no usable sample in the test shards ({storage.redact(self._all[0])}, ...)")
+            raise BudgetError(f"no usable sample in the test shards ({storage.redact(self._all[0])}, ...)")
         by_class = [r / s if s else None for r, s in zip(right_C, seen_C, strict=True)]
         return Evaluation(loss / total, sum(right_C) / total, by_class, total)
 

@@ -201,7 +201,8 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         raise UsageError(f"--change {changing[0]['field']}: {storage.redact(run)} is complete at step "
                          f"{attempt.step:,}, so no step is left to take with it; give more --steps or --passes")
     counts = dict(ranks.from_first(attempt.counts))
-    if attempt.step >= last_step and not counts.get(Reason.kept.name):
+    # Rows without an il were left out because it was asked for; whatever else left nothing over wasn't.
+    if attempt.step >= last_step and not {Reason.kept.name, Reason.missing_il.name} & {*counts}:
         raise BudgetError(f"{storage.redact(run)}: no sample of {sum(counts.values()):,} was kept ("
                           + ", ".join(f"{reason} {n:,}" for reason, n in sorted(counts.items()))
                           + f"), so nothing was learned; `rhostream sql {storage.redact(settings.il)} "

@@ -55,13 +55,20 @@ TRAIN = ("train", "--shards", "data", "--il", "ix", "--buffer-size", 16, "--batc
 
 
 def test_code_that_lies_beside_a_table_is_not_run_by_any_verb(download: Path) -> None:
-    verb(download, "index", "--shards", "data", "--out", "ix2", "--workers", 1)
     verb(download, *TRAIN, "--rule", "loss", "--model", "mlp-64", "--run", "run", "--workers", 1)
     verb(download, "verify", "ix")
     verb(download, "sql", "run", "select count(*) from selections")
+    verb(download, "status", "run")
+
+
+@pytest.mark.slow
+def test_code_that_lies_beside_shards_is_not_run_by_a_job(download: Path) -> None:
+    verb(download, "index", "--shards", "data", "--out", "ix2", "--workers", 1)
+    verb(download, "fit-il", "--shards", "data", "--out", "m", "--model", "mlp-64", "--epochs", 1, "--workers", 1)
+    verb(download, "compute-il", "--shards", "data", "--il-model", "m", "--out", "il", "--workers", 1)
 
 
 def test_ones_own_code_in_the_current_folder_is_found_by_its_name(download: Path) -> None:
     verb(download, *TRAIN, "--rule", "nets:rule", "--model", "nets:net", "--run", "own")
     said = verb(download, *TRAIN, "--rule", "loss", "--model", "wrong:net", "--run", "bad", code=2)
-    assert "its import raised SyntaxError" in said
+    assert "importing wrong raised SyntaxError" in said

@@ -80,7 +80,8 @@ def test_a_name_is_taken_once_and_seen_whole_where_there_are_no_hard_links(how: 
     child(LAWS, how, rename, "", tmp_path)
 
 
-@pytest.mark.parametrize(("rename", "point"), [("new", "commit: temporary file written"), ("old", "commit: published")])
+@pytest.mark.parametrize(("rename", "point"), [("new", "commit: temporary file written"), pytest.param(
+    "old", "commit: published", marks=pytest.mark.slow)])
 def test_a_job_that_was_killed_there_goes_on_to_the_same_bytes(rename: str, point: str, tmp_path: Path) -> None:
     shards = make_shards(tmp_path / "data", [5, 4])
     rhostream.index(shards, str(tmp_path / "whole"))
