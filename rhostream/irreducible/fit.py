@@ -132,16 +132,7 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
     preprocess = _preprocess(data, image_size, channels, mean, std, tokenizer, text_length, model, task, image_member,
                              lenient)
     _require_fitting(preprocess, augment, balance, temperature)
-    trial = models.build(model, classes=classes or 2, **preprocess.model_arguments())
-    if init:
-        models.load_initial(trial, init)  # refused now, not after the shards have been read
-    if batch_size == 1:
-        require_more_than_one(trial, preprocess.example(), "--batch-size 1")
-    with torch.no_grad():
-        logits = called(trial.eval(), preprocess.example())
-    if classes is not None and not is_language(trial):
-        require_width(model, logits, classes)
-    del trial, logits
+    _try(model, preprocess, classes, init, batch_size)
     decoding = decoder_for(preprocess, asked["decoder"])[0]
     settings = ScanSettings(preprocess=preprocess, decoder_name=decoding, classes=classes, group_by=group_by,
                             mark=rule, watch=None if group_by else "duplicate_of", **lenient)
@@ -184,6 +175,19 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
              f", accuracy {info.on_d['accuracy']:.4f}, loss {info.on_d['loss']:.4f} on D"
              if info.on_d.get("samples") else "", f"{info.cost['fit_samples']:,}", info.cost["seconds"])
     return gate.passed(info, min_accuracy, out)
+
+
+def _try(model: str, preprocess: AnyPreprocess, classes: int | None, init: str | None, batch_size: int) -> None:
+    """Refuse a model that can't be fitted before a shard is read. Raises UsageError."""
+    trial = models.build(model, classes=classes or 2, **preprocess.model_arguments())
+    if init:
+        models.load_initial(trial, init)
+    if batch_size == 1:
+        require_more_than_one(trial, preprocess.example(), "--batch-size 1")
+    with torch.no_grad():
+        logits = called(trial.eval(), preprocess.example())
+    if classes is not None and not is_language(trial):
+        require_width(model, logits, classes)
 
 
 def _fitted(fit: Fit, rule: FoldRule, pools: tuple[Pool, Pool | None], out: str, info: ModelInfo,

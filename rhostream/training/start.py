@@ -201,16 +201,22 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         raise UsageError(f"--change {changing[0]['field']}: {storage.redact(run)} is complete at step "
                          f"{attempt.step:,}, so no step is left to take with it; give more --steps or --passes")
     counts = dict(ranks.from_first(attempt.counts))
-    # Rows without an il were left out because it was asked for; whatever else left nothing over wasn't.
-    if attempt.step >= last_step and not {Reason.kept.name, Reason.missing_il.name} & {*counts}:
-        raise BudgetError(f"{storage.redact(run)}: no sample of {sum(counts.values()):,} was kept ("
-                          + ", ".join(f"{reason} {n:,}" for reason, n in sorted(counts.items()))
-                          + f"), so nothing was learned; `rhostream sql {storage.redact(settings.il)} "
-                          '"select status, error, count(*) from quarantine group by all"` says why')
+    if attempt.step >= last_step:
+        _require_kept(run, settings.il, counts)
     accuracy = trainer.evaluation.accuracy if trainer.evaluation else None
     left_out = {status: n for status, n in sorted(tested.items()) if status != OK}
     return Summary(run, attempt.step, sum(counts.values()), counts, accuracy, attempt.cost.as_json(),
                    tested.get(OK, 0), left_out)
+
+
+def _require_kept(run: str, il: str, counts: Mapping[str, int]) -> None:
+    """Raise BudgetError for a run that ended without one sample to learn from; `counts`: rows of its log by reason."""
+    # Rows without an il were left out because it was asked for; whatever else left nothing over wasn't.
+    if not {Reason.kept.name, Reason.missing_il.name} & {*counts}:
+        raise BudgetError(f"{storage.redact(run)}: no sample of {sum(counts.values()):,} was kept ("
+                          + ", ".join(f"{reason} {n:,}" for reason, n in sorted(counts.items()))
+                          + f"), so nothing was learned; `rhostream sql {storage.redact(il)} "
+                          '"select status, error, count(*) from quarantine group by all"` says why')
 
 
 def _open(settings: Settings, on: torch.device, ranks: Ranks, before: Mapping[str, Any]) -> Loader:
