@@ -7,8 +7,8 @@ demo: venv
 	@$(BIN)/python -m shards.fetch_fashion_mnist
 	@$(BIN)/python -m jobs.demo --out demo
 
-# In two processes; make test JOBS=0 in one. More arguments for pytest: make test ARGS="-k plan"
-JOBS ?= 2
+# In three processes, as tests wait for others of their own; make test JOBS=0 in one. More arguments for pytest: make test ARGS="-k plan"
+JOBS ?= 3
 test: venv
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 

@@ -145,7 +145,7 @@ def test_a_cursor_is_plain_values(data: Path) -> None:
 # -- other ranks ---
 
 
-@pytest.mark.parametrize("number", [2, 5, 64])
+@pytest.mark.parametrize("number", [2, 5, pytest.param(64, marks=pytest.mark.slow)])
 def test_a_cursor_of_one_rank_goes_on_over_any_ranks_up_to_its_lanes(data: Path, number: int) -> None:
     state, rest = cursor_of(data), [planned(c) for c in opened(data)][1:]
     assert state["plan"]["lanes"] == 64 and len(rest) == 1

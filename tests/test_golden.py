@@ -84,7 +84,9 @@ REDRAWN = {"augment": "augment flip-shift", "gumbel": "gumbel", "importance": "g
            "shadow": "the shadow of uniform"}
 
 
-@pytest.mark.parametrize(("version", "name"), cases("runs"))
+@pytest.mark.parametrize(("version", "name"), [
+    pytest.param(*case, marks=[pytest.mark.slow] if case[1] == "two-ranks" and case[0] != VERSIONS[-1] else [])
+    for case in cases("runs")])
 def test_a_run_that_an_older_version_began_is_gone_on_with_as_it_would_have(
         golden: dict[str, Path], tmp_path: Path, version: str, name: str) -> None:
     root, run = golden[version], tmp_path / "run"

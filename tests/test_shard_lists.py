@@ -264,7 +264,8 @@ STRANGE: dict[str, Any] = {
 MAY_BE = ("long", "file", "colon", "twice")  # a path, though an odd one: a shard that isn't there is named as bad
 
 
-@pytest.mark.parametrize("form", STRANGE)
+@pytest.mark.parametrize("form", [pytest.param(form, marks=[pytest.mark.slow] if form in MAY_BE else [])
+                                  for form in STRANGE])
 def test_no_verb_answers_a_strange_argument_with_an_internal_error(
         small: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

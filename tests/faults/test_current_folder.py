@@ -68,6 +68,7 @@ def test_code_that_lies_beside_shards_is_not_run_by_a_job(download: Path) -> Non
     verb(download, "compute-il", "--shards", "data", "--il-model", "m", "--out", "il", "--workers", 1)
 
 
+@pytest.mark.slow
 def test_ones_own_code_in_the_current_folder_is_found_by_its_name(download: Path) -> None:
     verb(download, *TRAIN, "--rule", "nets:rule", "--model", "nets:net", "--run", "own")
     said = verb(download, *TRAIN, "--rule", "loss", "--model", "wrong:net", "--run", "bad", code=2)
