@@ -7,10 +7,10 @@ demo: venv
 	@$(BIN)/python -m shards.fetch_fashion_mnist
 	@$(BIN)/python -m jobs.demo --out demo
 
-# In three processes, as tests wait for others of their own; make test JOBS=0 in one. More arguments for pytest: make test ARGS="-k plan"
-JOBS ?= 3
+# In two processes of one thread each; make test JOBS=0 in one. More arguments for pytest: make test ARGS="-k plan"
+JOBS ?= 2
 test: venv
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: venv
 	$(BIN)/python -m pytest -m 'slow and not gpu' $(ARGS)
