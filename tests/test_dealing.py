@@ -230,13 +230,14 @@ class Spoiled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(256, 4))
+        self.layers, self.steps = nn.Sequential(nn.Flatten(), nn.Linear(256, 4)), 0
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, 16, 16) to (B, 4)."""
         byte = ((x.flatten(1)[:, 5] + 1) * 127.5).round()
-        bad = byte.remainder(37) == 0
-        return self.layers(x) + torch.where(bad[:, None] & self.training, torch.nan, 0.0)  # type: ignore[no-any-return]
+        self.steps += self.training
+        bad = (byte.remainder(3) == 0) & (self.training and self.steps % 4 == 3)
+        return self.layers(x) + torch.where(bad[:, None], torch.nan, 0.0)  # type: ignore[no-any-return]
 
 
 def train_spoiled(rank: int, options: dict[str, Any]) -> None:
