@@ -19,9 +19,10 @@ from typing import Any
 
 import click
 
+from rhostream.inert import names_a_secret
+
 TRACEBACK = "RHOSTREAM_TRACEBACK"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
-_SECRET = re.compile("key|secret|token|passw|credential|authorization|signature", re.IGNORECASE)
 LEAST = 8  # letters of a secret: a shorter one is a word of any message
 _HERE = Path(__file__).parent
 
@@ -57,7 +58,7 @@ def _secrets() -> Iterator[str]:
         for name, value in places.pop().items():
             if isinstance(value, Mapping):
                 places.append(value)
-            elif isinstance(value, str) and len(value) >= LEAST and _SECRET.search(name):
+            elif isinstance(value, str) and len(value) >= LEAST and names_a_secret(name):
                 yield value
 
 

@@ -9,6 +9,14 @@ from __future__ import annotations
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 
 
+SECRET_WORDS = ("KEY", "SECRET", "TOKEN", "PASSW", "CREDENTIAL", "AUTHORIZATION", "SIGNATURE")
+
+
+def names_a_secret(name: str) -> bool:
+    """Whether a variable or an option of that name holds what nobody else may read."""
+    return any(word in name.upper() for word in SECRET_WORDS)
+
+
 def escape(text: str) -> str:
     """The text on one line, with an escape for every character that isn't printable."""
     if text.isprintable():

@@ -16,6 +16,7 @@ import webdataset as wds
 from PIL import Image
 
 import rhostream
+from rhostream.selection.hardware import threads
 from tests.faults.tally import (  # noqa: F401  # hooks
     pytest_sessionfinish,
     pytest_terminal_summary,
@@ -80,6 +81,13 @@ def the_search_path_as_it_was() -> Iterator[None]:
     sys.path[:] = path
     if safe is None:
         os.environ.pop("PYTHONSAFEPATH", None)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks that are too small for more."""
+    with threads(1):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ from rhostream import models
 from rhostream.cost import Cost
 from rhostream.errors import BudgetError, QualityError, TableError, UsageError
 from rhostream.irreducible import ModelInfo, compute_il, fit_il, gate, load_il_model
-from rhostream.irreducible.accounts import Budget
 from rhostream.irreducible.crossfit import kept_back
 from rhostream.irreducible.folds import Places
 from rhostream.irreducible.pool import Pool, fill
+from rhostream.stream.budget import Budget
 from rhostream.stream.decode import Preprocess
 from rhostream.stream.scan import ScanSettings
 from rhostream.stream.shard_scan import ShardScan
@@ -28,13 +27,7 @@ from tests.conftest import make_shards, sample, write_shard
 FIT: dict[str, Any] = {"model": "mlp-64", "lr": 3e-3}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """These networks are too small for more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def shard(path: Path, n: int, wrong: float = 0.0, seed: int = 0) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from rhostream import checkpoint
 from rhostream.candidates import Normalize
 from rhostream.errors import MismatchError, UntrustedCodeError, UsageError
 from rhostream.models import build
-from rhostream.selection.hardware import threads
 from rhostream.selection.live import LiveIL
 from rhostream.selection.selector import Selector
 from tests.test_rules import rows_of
@@ -32,10 +31,7 @@ def trained(trained: Callable[..., Path]) -> Callable[..., Path]:
     return lambda name="run", **options: trained(name, **{"threads": 1, **options})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    with threads(1):
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def network(seed: int) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from rhostream.errors import MismatchError, UnknownNameError, UsageError
 from rhostream.models import build
 from rhostream.selection.choice import Draws, Whole, largest
 from rhostream.selection.duplicates import grey_views
-from rhostream.selection.hardware import threads
 from rhostream.selection.options import Options
 from rhostream.selection.quota import ClassQuota, ClassWeights, parse_quota
 from rhostream.selection.rules import find_rule
@@ -36,10 +35,7 @@ def trained(trained: Callable[..., Path]) -> Callable[..., Path]:
     return lambda name="run", **options: trained(name, **{"threads": 1, **options})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    with threads(1):
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import torch
 
 from rhostream import storage
 from rhostream.errors import UsageError
+from rhostream.inert import names_a_secret
 from rhostream.selection.hardware import bf16_supported, cores
 from rhostream.stream.decode import DECODERS, decoder
 
@@ -30,7 +31,6 @@ MIN_FILES = 512
 EXTRAS = {"s3": ("s3fs",), "gcs": ("gcsfs",), "https": ("aiohttp",), "jpeg": ("simplejpeg",), "png": ("imagecodecs",),
           "report": ("jinja2", "matplotlib"), "tensorboard": ("tensorboard",), "hf": ("transformers",)}
 OWN, CREDENTIALS = "RHOSTREAM_", ("AWS_", "GOOGLE_")
-SECRET_WORDS = ("KEY", "SECRET", "TOKEN", "PASSWORD", "CREDENTIAL", "OPTIONS")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,4 +169,4 @@ def _proxies() -> dict[str, str]:
 
 
 def _shown(name: str, value: str) -> str:
-    return "(set)" if any(word in name.upper() for word in SECRET_WORDS) else storage.redact(value)
+    return "(set)" if names_a_secret(name) or "OPTIONS" in name.upper() else storage.redact(value)

@@ -13,11 +13,10 @@ from dataclasses import asdict, dataclass, field
 
 from rhostream import storage
 from rhostream.errors import AlreadyExistsError, TableError
-from rhostream.stream.budget import FREE_BAD, FREE_BAD_SHARDS, FREE_BAD_TOTAL, SHOWN, Budget, listed
+from rhostream.stream.budget import SHOWN, listed
 from rhostream.tables.il import OK, PartFacts
 
 LOG = logging.getLogger("rhostream")
-__all__ = ["FREE_BAD", "FREE_BAD_SHARDS", "FREE_BAD_TOTAL", "SHOWN", "Budget", "Summary", "says_retried", "store"]
 
 
 @dataclass(kw_only=True)

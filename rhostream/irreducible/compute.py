@@ -18,13 +18,14 @@ import torch
 from rhostream import storage
 from rhostream.errors import MismatchError, UnknownNameError, UsageError
 from rhostream.irreducible import gate
-from rhostream.irreducible.accounts import Budget, Summary
+from rhostream.irreducible.accounts import Summary
 from rhostream.irreducible.fit import named
 from rhostream.irreducible.folds import Marks
 from rhostream.irreducible.job import Job, Target, parse_index
 from rhostream.irreducible.model import ILModel, load_il_model, read_info
 from rhostream.irreducible.score import Scorer
 from rhostream.storage import redact
+from rhostream.stream.budget import Budget
 from rhostream.stream.inputs import checked_content, checked_member
 from rhostream.stream.look import look
 from rhostream.stream.scan import ScanSettings

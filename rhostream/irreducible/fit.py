@@ -23,7 +23,6 @@ from rhostream import models, storage
 from rhostream.crashpoints import crash_point
 from rhostream.errors import MismatchError, UnknownNameError, UsageError
 from rhostream.irreducible import gate
-from rhostream.irreducible.accounts import Budget
 from rhostream.irreducible.crossfit import (
     CHECK_SAMPLES,
     JUDGES,
@@ -45,6 +44,7 @@ from rhostream.selection.outputs import called, require_more_than_one, require_w
 from rhostream.selection.tokens import is_language
 from rhostream.signals import StopRequest
 from rhostream.storage import redact
+from rhostream.stream.budget import Budget
 from rhostream.stream.decode import Preprocess, decoder
 from rhostream.stream.inputs import AnyPreprocess, checked_member, decoder_for, require_text
 from rhostream.stream.look import choose, look

@@ -30,12 +30,13 @@ from rhostream.errors import (
     StorageError,
     UsageError,
 )
-from rhostream.irreducible.accounts import SHOWN, Budget, Summary, store
+from rhostream.irreducible.accounts import Summary, store
 from rhostream.irreducible.fit import named
 from rhostream.irreducible.parts import Commits, PartBuilder, Scored
 from rhostream.selection.hardware import spare_cores, threads
 from rhostream.signals import StopRequest
 from rhostream.storage import redact
+from rhostream.stream.budget import SHOWN, Budget
 from rhostream.stream.progress import Progress
 from rhostream.stream.scan import Chunk, End, ScanSettings, scan
 from rhostream.tables import il

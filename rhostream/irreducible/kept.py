@@ -21,12 +21,13 @@ import pyarrow as pa
 from rhostream import storage
 from rhostream.crashpoints import crash_point
 from rhostream.errors import AlreadyExistsError, MismatchError, RhostreamError, UsageError
-from rhostream.irreducible.accounts import Budget, Summary, store
+from rhostream.irreducible.accounts import Summary, store
 from rhostream.irreducible.fit import named
 from rhostream.irreducible.job import parse_index
 from rhostream.signals import StopRequest
 from rhostream.storage import Reader, redact
 from rhostream.stream import examine
+from rhostream.stream.budget import Budget
 from rhostream.stream.examine import BadSample
 from rhostream.tables import il, parquet
 from rhostream.tables.il import PartFacts, TableInfo
@@ -52,8 +53,8 @@ def keep_fields(shards: Iterable[str], table: str, out: str, keep: Mapping[str, 
     if not keep or table == out:
         raise UsageError("name the fields to keep with --keep FIELD:TYPE" if not keep else
                          f"{redact(table)} stays as it is: write the table with more fields to another --out")
-    info = replace(there, keep={**there.keep, **il.parse_keep(",".join(f"{k}:{v}" for k, v in keep.items()))})
-    listed = named(shards, {**there.roots, **(roots or {})})
+    info = replace(there, keep={**there.keep, **il.checked_keep(keep)})
+    listed = named(shards, il.roots_today(table, there, il.checked_roots(roots)))
     mine = {name for _, name in sorted(listed, key=lambda shard: shard[1])[own::machines]}
     listed = [shard for shard in listed if shard[1] in mine]
     storage.probe_writable(out)
@@ -139,9 +140,9 @@ def _require_same(reader: Reader, url: str, name: str, facts: PartFacts) -> None
     if storage.identity(url) == facts.shard_identity:
         return
     il.require_unchanged(url, name, facts)
-    if not facts.shard_sha256 or storage.sha256_of(reader) != facts.shard_sha256:
-        raise MismatchError(f"shard {name} isn't known to be the one that was indexed (its sha256 differs, or none was "
-                            f"recorded or can be taken): {il.RESCORE}")
+    if not il.same_bytes(reader, name, facts):
+        raise MismatchError(f"shard {name} isn't known to be the one that was indexed (no sha256 was recorded or can "
+                            f"be taken): {il.RESCORE}")
 
 
 def _json_of(rows: pa.Table, reader: Reader) -> tuple[list[dict[str, Any]], int]:

@@ -17,7 +17,8 @@ import pyarrow as pa
 from rhostream import storage
 from rhostream.crashpoints import crash_point
 from rhostream.errors import AlreadyExistsError, MismatchError
-from rhostream.irreducible.accounts import SHOWN, first_of_each
+from rhostream.irreducible.accounts import first_of_each
+from rhostream.stream.budget import SHOWN
 from rhostream.stream.scan import Chunk, End
 from rhostream.tables import il
 from rhostream.tables.il import OK, PartFacts, TableInfo

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from rhostream.errors import BudgetError, RhostreamError, UsageError
-from rhostream.irreducible.accounts import SHOWN, Budget
 from rhostream.signals import while_waiting
 from rhostream.storage import redact
+from rhostream.stream.budget import SHOWN, Budget
 from rhostream.stream.progress import Progress
 from rhostream.stream.scan import Chunk, End, ScanSettings, scan
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rhostream.randomness import generator
 from rhostream.selection.quota import ClassQuota, limited
+from rhostream.selection.uniform import uniform_rows
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -41,6 +42,11 @@ class Draws:
     def among_missing(self, stage: str) -> np.random.Generator:
         """For the rows without an il, in one of the stages of a choice."""
         return generator(self.seed, "missing il", stage, self.pass_index, self.index, *self._alone)
+
+    def uniform(self, place: Ints, label: Ints, n: int, quota: ClassQuota | None = None) -> Ints:
+        """Which of the rows at these places are kept by chance; see `uniform_rows`."""
+        return uniform_rows(place, label, n, planned=self.planned, seed=self.seed, pass_index=self.pass_index,
+                            index=self.index, quota=quota, rank=self.rank)
 
     @property
     def _alone(self) -> tuple[int, ...]:

@@ -13,7 +13,6 @@ from rhostream.selection.options import Options
 from rhostream.selection.quota import ClassWeights
 from rhostream.selection.rules import Rule
 from rhostream.selection.shadow import plain_choice, sampled
-from rhostream.selection.uniform import uniform_rows
 
 
 class Chooser:
@@ -50,8 +49,7 @@ class Chooser:
 
     def by_chance(self, place: Ints, label: Ints, n: int, draws: Draws) -> Ints:
         """A random n of the candidates at these places of the whole buffer, within the class quota; ascending."""
-        return uniform_rows(place, label, n, planned=draws.planned, seed=draws.seed, pass_index=draws.pass_index,
-                            index=draws.index, quota=self.quota, rank=draws.rank)
+        return draws.uniform(place, label, n, self.quota)
 
     def pays(self, buffer_size: int, batch_size: int) -> bool:
         """Whether to score at all at this step; always, but with `tau`."""

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from rhostream.selection.choice import Choice, Draws, Floats, Whole, by_importance, largest, the_best
 from rhostream.selection.rules import Evidence, Rule
-from rhostream.selection.uniform import uniform_rows
 
 
 def shadow_scores(rules: Sequence[Rule], evidence: Evidence, live: Evidence | None) -> Tensor:
@@ -24,8 +23,7 @@ def shadow_scores(rules: Sequence[Rule], evidence: Evidence, live: Evidence | No
 def plain_choice(rule: Rule, whole: Whole, score: Floats, n: int, draws: Draws) -> Choice:
     """What the rule keeps without any option: a random n, the n largest, or n draws."""
     if rule.score is None:
-        return the_best(uniform_rows(whole.place, whole.label, n, planned=draws.planned, seed=draws.seed,
-                                     pass_index=draws.pass_index, index=draws.index, rank=draws.rank))
+        return the_best(draws.uniform(whole.place, whole.label, n))
     if rule.sampled:
         return sampled(score, n, draws)
     chance = whole.chance if rule.needs_il and not rule.live else np.zeros(len(score), bool)

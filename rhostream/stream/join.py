@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from rhostream import storage
 from rhostream.candidates import CANDIDATE, Reason
-from rhostream.errors import MissingPartError, ShardError, StaleShardError, UsageError
+from rhostream.errors import MissingPartError, ShardError, UsageError
 from rhostream.selection.quota import ClassQuota
 from rhostream.selection.schedule import PLAIN, Schedule
 from rhostream.selection.uniform import uniform_rows
@@ -244,19 +244,11 @@ class Join:
             il.require_unchanged(url, name, facts)
             return self._open(shard)  # it was being replaced just now
         if reader.version.tag != facts.shard_tag and self._copies.get(shard) != reader.version:
-            self._require_same_bytes(reader, shard)
+            il.same_bytes(reader, name, facts)  # a copy has a new time; another shard may have even the size
             self._copies[shard] = reader.version
             warnings.warn(f"shard {name} has a new time or ETag since it was indexed and the same bytes: it is taken "
                           "for a copy", stacklevel=2)
         return reader
-
-    def _require_same_bytes(self, reader: Reader, shard: int) -> None:
-        """A copy has a new mtime or ETag and the bytes that were indexed; another shard may have even the size."""
-        name, known = self._table.names[shard], self._part(shard).facts.shard_sha256
-        found = storage.sha256_of(reader)
-        if known and found and known != found:
-            raise StaleShardError(f"shard {name} changed after it was indexed (sha256 {known[:12]} != {found[:12]}): "
-                                  f"{il.RESCORE}")
 
     def ahead(self, shards: Iterable[int]) -> None:
         """Bring these shards into the spool meanwhile, the most urgent first, but those that are open."""

@@ -658,7 +658,12 @@ def require_same_shard(shard: str, name: str, facts: PartFacts) -> bool | None:
     if today == facts.shard_identity:
         return False
     with storage.open_reader(shard) as reader:
-        digest = storage.sha256_of(reader) if facts.shard_sha256 else ""
+        return same_bytes(reader, name, facts)
+
+
+def same_bytes(reader: storage.Reader, name: str, facts: PartFacts) -> bool | None:
+    """True for the bytes that were indexed, None where nobody can tell. Raises StaleShardError for other ones."""
+    digest = storage.sha256_of(reader) if facts.shard_sha256 else ""
     if not digest:
         return None
     if digest != facts.shard_sha256:
