@@ -20,12 +20,12 @@ import torch
 from benchmarks.data import FOLDER
 from benchmarks.measure import Figure
 from benchmarks.memory import table
-from rhostream import checkpoint
 from rhostream.audit.questions import run_question
 from rhostream.audit.verify import verify
 from rhostream.audit.views import open_ledger
 from rhostream.candidates import Reason
-from rhostream.checkpoint import Checkpoint
+from rhostream.runs import checkpoint
+from rhostream.runs.checkpoint import Checkpoint
 from rhostream.tables import selections
 
 SEGMENTS, ROWS, BUFFER, CLASSES, SHARDS, LANES = 100, 1_000_000, 320, 14, 1_000, 32

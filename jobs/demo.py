@@ -23,7 +23,7 @@ import rhostream
 from rhostream.audit.metrics import best, smooth, speedup, steps_to_reach
 from rhostream.audit.questions import run_question
 from rhostream.audit.render import render
-from rhostream.cost import break_even
+from rhostream.runs.cost import break_even
 
 N_B, N_b, WINDOW = 320, 32, 5
 EVERY = 25

@@ -24,10 +24,12 @@ import torch
 from torch import Tensor, nn
 
 import rhostream
-from rhostream import checkpoint, storage
+from rhostream import storage
 from rhostream.candidates import CANDIDATE
 from rhostream.errors import BudgetError, RhostreamError, UsageError
 from rhostream.models import build
+from rhostream.runs import checkpoint
+from rhostream.runs.record import recorded
 from rhostream.selection.forward import Forward
 from rhostream.selection.hardware import device_of
 from rhostream.selection.rules import entropy
@@ -35,7 +37,6 @@ from rhostream.stream.full import FullSize
 from rhostream.stream.join import Join, JoinSettings
 from rhostream.stream.keep_list import COST
 from rhostream.tables.il import parse_roots
-from rhostream.training.run import recorded
 
 BUFFER = 512  # scored at once
 

@@ -15,9 +15,10 @@ import torch
 import webdataset as wds
 from PIL import Image
 
-from rhostream import checkpoint, storage
-from rhostream.checkpoint import Checkpoint
-from rhostream.cost import Cost
+from rhostream import storage
+from rhostream.runs import checkpoint
+from rhostream.runs.checkpoint import Checkpoint
+from rhostream.runs.cost import Cost
 from rhostream.stream.tar import walk
 from rhostream.tables import il, selections, steps
 from rhostream.tables.selections import LogWriter

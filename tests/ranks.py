@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rhostream import checkpoint
+from rhostream.runs import checkpoint
 from rhostream.tables import selections
 
 CONTEXT = multiprocessing.get_context("forkserver")

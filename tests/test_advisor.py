@@ -24,10 +24,10 @@ from rhostream.advisor.predict import ILCost, Measured, Setting
 from rhostream.advisor.render import duration, render, render_environment
 from rhostream.advisor.scoring import ScoringReport, recommend, render_scoring, scoring_report
 from rhostream.advisor.store import probe_store
-from rhostream.checkpoint import save_tensors
 from rhostream.cli import cli
 from rhostream.errors import MismatchError, UsageError
 from rhostream.models import build
+from rhostream.runs.checkpoint import save_tensors
 from rhostream.selection.hardware import bf16_supported
 from tests.test_cli import process as command
 

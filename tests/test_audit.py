@@ -11,13 +11,13 @@ import pyarrow as pa
 import pytest
 
 import rhostream
-from rhostream import checkpoint
 from rhostream.audit.metrics import best, smooth, speedup, steps_to_reach
 from rhostream.audit.questions import QUESTIONS, run_question
 from rhostream.audit.render import render
 from rhostream.audit.verify import status_of, verify
 from rhostream.errors import TableError, UnknownNameError, UsageError
 from rhostream.repair import repair
+from rhostream.runs import checkpoint
 from rhostream.tables import selections
 from tests.conftest import png, sample, write_shard
 

@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 import rhostream
-from rhostream import checkpoint
 from rhostream.candidates import CANDIDATE, Candidates, Reason
 from rhostream.errors import MismatchError, NonFiniteError, UnknownNameError, UsageError
 from rhostream.models import build
+from rhostream.runs import checkpoint
 from rhostream.selection.gradient import step_if_finite
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.selector import Selector

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import rhostream
-from rhostream import checkpoint
 from rhostream.audit.alike import differing, setting_of
 from rhostream.audit.compare import grouped
 from rhostream.audit.facts import gather_all
@@ -23,6 +22,7 @@ from rhostream.audit.runs import open_runs
 from rhostream.audit.says import render_status
 from rhostream.audit.status import status_of
 from rhostream.errors import Interrupted, MismatchError, UsageError
+from rhostream.runs import checkpoint
 from rhostream.training.changes import CHANGEABLE, WHY_NOT, parse_changes
 from rhostream.training.start import train
 from tests.test_cli import run as command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rhostream.cost import Cost, break_even
+from rhostream.runs.cost import Cost, break_even
 
 RESNET50, RESNET18 = 4_100_000_000, 1_800_000_000  # multiply-adds of one forward at 224 pixels
 

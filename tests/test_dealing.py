@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import rhostream
-from rhostream import checkpoint
 from rhostream.candidates import CANDIDATE, Reason
 from rhostream.errors import UsageError
+from rhostream.runs import checkpoint
 from rhostream.selection.deal import overlaps, shares
 from rhostream.selection.selector import Selector
 from tests import ranks

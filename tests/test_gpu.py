@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from rhostream import checkpoint
 from rhostream.models import build
+from rhostream.runs import checkpoint
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.selector import Selector
 from rhostream.tables import selections

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from rhostream import models
-from rhostream.cost import Cost
 from rhostream.errors import BudgetError, QualityError, TableError, UsageError
 from rhostream.irreducible import ModelInfo, compute_il, fit_il, gate, load_il_model
 from rhostream.irreducible.crossfit import kept_back
 from rhostream.irreducible.folds import Places
 from rhostream.irreducible.pool import Pool, fill
+from rhostream.runs.cost import Cost
 from rhostream.stream.budget import Budget
 from rhostream.stream.decode import Preprocess
 from rhostream.stream.scan import ScanSettings

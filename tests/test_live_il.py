@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 import rhostream
-from rhostream import checkpoint
 from rhostream.candidates import Normalize
 from rhostream.errors import MismatchError, UntrustedCodeError, UsageError
 from rhostream.models import build
+from rhostream.runs import checkpoint
 from rhostream.selection.live import LiveIL
 from rhostream.selection.selector import Selector
 from tests.test_rules import rows_of

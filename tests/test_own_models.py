@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import rhostream
-from rhostream import checkpoint
 from rhostream.errors import BudgetError, NonFiniteError, UsageError
 from rhostream.models.temperature import Divided
+from rhostream.runs import checkpoint
 from rhostream.selection.gradient import require_finite, take_step
 from rhostream.selection.losses import cross_entropy, per_sample
 from rhostream.selection.outputs import called, logits_of_output

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import rhostream
-from rhostream import checkpoint, storage
+from rhostream import storage
 from rhostream.errors import UsageError
 from rhostream.models import build
+from rhostream.runs import checkpoint
 from rhostream.selection.gradient import take_step
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import Selector

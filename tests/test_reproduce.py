@@ -33,8 +33,8 @@ from jobs.reproduce.settings import IL, Arm, Claim, Experiment, Scale, Shards, W
 from jobs.reproduce.single_pass import steps_within
 from jobs.reproduce.statistics import Paired, censored_median, claim, interval, paired, ranks, ratios, spearman
 from jobs.reproduce.suite import EXPERIMENTS
-from rhostream.cost import Cost, break_even
 from rhostream.errors import UnknownNameError, UsageError
+from rhostream.runs.cost import Cost, break_even
 
 # -- statistics ------------------------------------------------------------------------------------------------------
 

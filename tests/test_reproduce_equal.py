@@ -26,9 +26,9 @@ from jobs.reproduce.results import SCHEMA
 from jobs.reproduce.settings import IL, Arm, Claim, Scale, Shards, World
 from jobs.reproduce.suite import EXPERIMENTS
 from jobs.reproduce.tables import equal_tables, filled, main, told_moved
-from rhostream import checkpoint
 from rhostream.errors import UsageError
 from rhostream.models import build
+from rhostream.runs import checkpoint
 from shards.recipes import web
 from tests.conftest import write_shard
 from tests.test_shards import many

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import rhostream
-from rhostream import checkpoint
 from rhostream.candidates import Reason
 from rhostream.errors import MismatchError, UnknownNameError, UsageError
 from rhostream.models import build
+from rhostream.runs import checkpoint
 from rhostream.selection.choice import Draws, Whole, largest
 from rhostream.selection.duplicates import grey_views
 from rhostream.selection.options import Options

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 import rhostream
-from rhostream import checkpoint
 from rhostream.errors import UnknownNameError, UsageError
 from rhostream.models import build
+from rhostream.runs import checkpoint
 from rhostream.selection.choice import Tau, by_importance, tau_of
 from rhostream.selection.gradient import take_step
 from rhostream.selection.hardware import threads

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import rhostream
-from rhostream import checkpoint
 from rhostream.audit.questions import run_question
 from rhostream.audit.verify import verify
+from rhostream.runs import checkpoint
 from rhostream.tables import parquet
 from tests.test_training import SCRIPT, same
 

@@ -14,9 +14,9 @@ from click.testing import CliRunner
 
 import rhostream
 from jobs.svp import main, svp
-from rhostream import checkpoint
 from rhostream.errors import UsageError
 from rhostream.models import build
+from rhostream.runs import checkpoint
 from rhostream.selection.hardware import threads
 from tests.test_rules import entropy, rows_of, softmax
 

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 import rhostream
-from rhostream import checkpoint
 from rhostream.errors import Interrupted, MismatchError, NonFiniteError, UsageError
 from rhostream.repair import repair
+from rhostream.runs import checkpoint
 from rhostream.tables import selections
 from tests.conftest import make_shards
 

@@ -20,11 +20,12 @@ import pyarrow.compute as pc
 import pytest
 
 import rhostream
-from rhostream import checkpoint, storage
+from rhostream import storage
 from rhostream.audit.status import shortened, status_of
 from rhostream.audit.verify import verify
 from rhostream.errors import MismatchError, TableError, UsageError
 from rhostream.repair import repair
+from rhostream.runs import checkpoint
 from rhostream.tables import il, parquet, selections
 from tests.conftest import make_shards
 from tests.faults.command import command

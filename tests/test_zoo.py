@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import rhostream
-from rhostream.cost import macs_per_sample
 from rhostream.errors import (
     MismatchError,
     MissingExtraError,
@@ -31,6 +30,7 @@ from rhostream.errors import (
 )
 from rhostream.models import build, load_initial
 from rhostream.models.zoo import LIBRARIES
+from rhostream.runs.cost import macs_per_sample
 
 SHAPE = {"image_size": 32, "channels": 3, "classes": 14}
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.reproduce.prepare import model_of, shards_of
-from rhostream import checkpoint
 from rhostream.irreducible.model import ILModel, load_il_model
+from rhostream.runs import checkpoint
 from rhostream.training.evaluate import TestSet
 
 if TYPE_CHECKING:

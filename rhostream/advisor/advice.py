@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rhostream.advisor import predict
 from rhostream.advisor.predict import RUNS, ILCost, Measured, Setting, Split, StepCost
-from rhostream.cost import break_even
+from rhostream.runs.cost import break_even
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from rhostream import checkpoint, storage
+from rhostream import storage
 from rhostream.errors import MismatchError, TableError, UntrustedCodeError, UsageError
 from rhostream.foreign import checked_run, read_object
+from rhostream.runs import checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)

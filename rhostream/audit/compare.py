@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rhostream.audit.alike import SHOWN, differing, says_difference, shown, unfair
 from rhostream.audit.facts import RunFacts
 from rhostream.audit.metrics import best, steps_to_reach
-from rhostream.cost import break_even
+from rhostream.runs.cost import break_even
 
 UNIFORM, EVERYTHING = "uniform", "everything"
 NOT_REACHED = "not reached"

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rhostream import checkpoint, storage
-from rhostream.checkpoint import Checkpoint
-from rhostream.cost import Cost
+from rhostream import storage
 from rhostream.errors import TableError, UsageError
 from rhostream.foreign import checked_run, read_object
+from rhostream.runs import checkpoint
+from rhostream.runs.checkpoint import Checkpoint
+from rhostream.runs.cost import Cost
 from rhostream.tables.places import url_below
 
 NEAR = 3  # names that a mistyped one is answered with

@@ -11,11 +11,12 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from rhostream import checkpoint, storage
+from rhostream import storage
 from rhostream.audit.il_model import is_il_model, read_model
 from rhostream.audit.runs import is_table, read_record
-from rhostream.checkpoint import Checkpoint
 from rhostream.errors import RhostreamError, StorageError, TableError, UsageError
+from rhostream.runs import checkpoint
+from rhostream.runs.checkpoint import Checkpoint
 from rhostream.tables import il as il_table
 from rhostream.tables import parquet
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from rhostream import cost, models, storage
+from rhostream import models, storage
 from rhostream.crashpoints import crash_point
 from rhostream.errors import UsageError
 from rhostream.irreducible.folds import FoldRule
@@ -24,6 +24,7 @@ from rhostream.irreducible.pool import Pool
 from rhostream.irreducible.quality import Logits, logits_of, measured
 from rhostream.models.temperature import Divided
 from rhostream.randomness import generator
+from rhostream.runs import cost
 from rhostream.selection.outputs import require_logits
 from rhostream.selection.tokens import is_language
 from rhostream.stream.inputs import AnyPreprocess

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from rhostream import checkpoint, storage
+from rhostream import storage
 from rhostream.errors import MismatchError, UnknownNameError, UsageError
+from rhostream.runs import checkpoint
+from rhostream.runs.record import recorded
 from rhostream.selection.ranks import Ranks
-from rhostream.training.run import recorded
 from rhostream.training.settings import Settings
 
 # How a step is made and computed. What is read, in which order, and what is chosen by which rule stays the run's.

@@ -6,13 +6,13 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rhostream import storage
 from rhostream.errors import BudgetError
+from rhostream.runs.book import Evaluation
 from rhostream.selection.losses import cross_entropy, is_correct
 from rhostream.selection.outputs import called
 from rhostream.selection.ranks import Ranks
@@ -25,21 +25,6 @@ from rhostream.tables.il import OK
 
 LOG = logging.getLogger("rhostream")
 CACHE_BYTES = 1 << 30
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One look at the test set: means over its usable samples."""
-
-    loss: float  # nats
-    accuracy: float  # of language: the share of a sequence's tokens that were the likeliest
-    class_accuracy: list[float | None]  # None for a class without test samples
-    samples: int
-
-    def columns(self) -> dict[str, Any]:
-        """As the steps table names them."""
-        return {"test_loss": self.loss, "test_accuracy": self.accuracy, "class_accuracy": self.class_accuracy,
-                "test_samples": self.samples}
 
 
 @dataclass

@@ -15,11 +15,11 @@ from safetensors.torch import load as load_safetensors
 from torch import nn
 
 from rhostream import storage
-from rhostream.cost import Cost, macs_per_sample
 from rhostream.errors import MismatchError, TableError, UntrustedCodeError, UsageError
 from rhostream.foreign import checked_path, read_object
 from rhostream.models import build
 from rhostream.models.temperature import Divided
+from rhostream.runs.cost import Cost, macs_per_sample
 from rhostream.selection.live import LiveIL
 from rhostream.selection.losses import find_loss
 from rhostream.stream.inputs import AnyPreprocess, preprocess_from_json

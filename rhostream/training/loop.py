@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from rhostream.candidates import Candidates, to_device
 from rhostream.crashpoints import crash_point
 from rhostream.randomness import torch_seed
+from rhostream.runs.attempt import Attempt
+from rhostream.runs.book import Book, Evaluation, Metrics, Step, totals_of
 from rhostream.selection.gradient import require_finite, take_step
 from rhostream.selection.selector import Selection, Selector
 from rhostream.selection.tokens import TokenShare
@@ -19,10 +21,8 @@ from rhostream.signals import StopRequest
 from rhostream.stream.dataset import Loader
 from rhostream.stream.progress import StepProgress
 from rhostream.training.augment import augment as augmented
-from rhostream.training.book import Book, Metrics, Step, totals_of
-from rhostream.training.evaluate import Evaluation, TestSet
+from rhostream.training.evaluate import TestSet
 from rhostream.training.live import states_of
-from rhostream.training.run import Run
 
 __all__ = ["Metrics", "Trainer"]
 
@@ -35,7 +35,7 @@ class Trainer:
     selector: Selector
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    run: Run
+    run: Attempt
     device: torch.device
     seed: int
     last_step: int

@@ -14,6 +14,7 @@ from torch import nn
 from rhostream import storage
 from rhostream.errors import UnknownNameError, UsageError
 from rhostream.models import task_of
+from rhostream.runs.book import Metrics
 from rhostream.selection.losses import LossFunction, find_loss, sequence_mean
 from rhostream.selection.options import Options
 from rhostream.selection.ranks import Ranks
@@ -25,7 +26,6 @@ from rhostream.stream.dataset import CandidateStream
 from rhostream.stream.keep_list import keep_list_url
 from rhostream.tables.il import fingerprint
 from rhostream.training.augment import KINDS
-from rhostream.training.book import Metrics
 from rhostream.training.cascade import Shortlist, parse_shortlist
 from rhostream.training.ranks import SELECTIONS
 

@@ -15,10 +15,12 @@ from torch import nn
 
 from rhostream import storage
 from rhostream.candidates import Reason
-from rhostream.checkpoint import Checkpoint, load_other, load_tensors
 from rhostream.errors import BudgetError, TableError, UsageError, users_code
 from rhostream.models import build, load_initial
 from rhostream.randomness import torch_seed
+from rhostream.runs.attempt import Attempt
+from rhostream.runs.checkpoint import Checkpoint, load_other, load_tensors
+from rhostream.runs.record import recorded, versions
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
 from rhostream.selection.live import LiveIL
@@ -41,7 +43,6 @@ from rhostream.training.hardware import autocast, threads_of
 from rhostream.training.live import load_live, set_live_macs
 from rhostream.training.loop import Metrics, Trainer
 from rhostream.training.ranks import TIMEOUT_SECONDS, joined, local_device, require_alike, with_synchronized_norms
-from rhostream.training.run import Run, recorded, versions
 from rhostream.training.settings import Settings
 
 _ASKED = ("passes", "steps", "workers", "eval_every", "smoothing", "checkpoint_every")  # recorded, and not pinned
@@ -161,7 +162,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     record = _record(settings, loader, pinned, last_step, threads, on, ranks)
     learners = [(network, stream.preprocess), *([(proxy.model, stream.decoded)] if proxy else []),
                 *((one, stream.decoded) for one in (live.networks if live else []))]
-    attempt = Run(run, pinned, ranks, changes=changes, changing=changing,
+    attempt = Attempt(run, pinned, ranks, changes=changes, changing=changing,
                   changed_draws=lambda: changed_draws(settings, learners))
     if ranks.first:
         storage.probe_writable(run)

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 import rhostream
-from rhostream import checkpoint
 from rhostream.audit.verify import verify
+from rhostream.runs import checkpoint
 from tests.conftest import make_shards
 from tests.faults import tally
 from tests.faults.crash_server import REPOSITORY, Rig

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import rhostream
-from rhostream import checkpoint
+from rhostream.runs import checkpoint
 from tests import ranks
 from tests.conftest import make_shards
 from tests.tables import without_il

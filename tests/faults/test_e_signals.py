@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rhostream import checkpoint
+from rhostream.runs import checkpoint
 from tests.conftest import make_shards
 from tests.faults import tally
 from tests.faults.crash_server import Rig, Started

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import rhostream
-from rhostream import checkpoint
 from rhostream.errors import MismatchError, NonFiniteError
 from rhostream.models import build
+from rhostream.runs import checkpoint
 from rhostream.selection.selector import Selector
 from rhostream.tables import parquet
 from tests import ranks, tiny

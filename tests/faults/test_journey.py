@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import rhostream
-from rhostream import checkpoint, storage
+from rhostream import storage
+from rhostream.runs import checkpoint
 from rhostream.tables import selections
 from tests.faults import tally
 from tests.faults.rig.s3 import FaultyStore

@@ -29,10 +29,10 @@ from hypothesis.stateful import (
 )
 
 import rhostream
-from rhostream import checkpoint
 from rhostream.audit.verify import verify
 from rhostream.cli import cli
 from rhostream.errors import MismatchError, RhostreamError, TableError, UsageError
+from rhostream.runs import checkpoint
 from rhostream.tables import il, parquet
 from tests.conftest import sample, write_shard
 from tests.faults import tally

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 import rhostream
-from rhostream import checkpoint, storage
+from rhostream import storage
 from rhostream.advisor.store import probe_store
 from rhostream.audit.views import open_ledger
 from rhostream.errors import AccessError, AlreadyExistsError, MismatchError, NotFoundError, UsageError
+from rhostream.runs import checkpoint
 from rhostream.tables import il, selections
 from tests.conftest import make_shards
 from tests.faults.rig.proxy import GenerationProxy

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from rhostream import storage
-from rhostream.checkpoint import Checkpoint
 from rhostream.errors import NotFoundError, RhostreamError
+from rhostream.runs.checkpoint import Checkpoint
 from rhostream.tables import il, parquet
 
 COLUMNS = ["pass", "step", "shard", "ordinal", "kept", "reason"]

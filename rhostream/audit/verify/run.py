@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rhostream import checkpoint, storage
+from rhostream import storage
 from rhostream.audit.runs import read_record
 from rhostream.audit.verify.ledger import ledger_problems
-from rhostream.checkpoint import Checkpoint
 from rhostream.errors import AlreadyExistsError, NotFoundError, RhostreamError, TableError
+from rhostream.runs import checkpoint
+from rhostream.runs.checkpoint import Checkpoint
 from rhostream.tables import selections
 
 _RACES = 20  # a trainer that runs on may remove the checkpoint at hand: look for its newest again

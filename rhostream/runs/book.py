@@ -17,13 +17,27 @@ from torch import Tensor
 from rhostream.candidates import CANDIDATE, Candidates, Reason
 from rhostream.crashpoints import crash_point
 from rhostream.errors import NonFiniteError
+from rhostream.runs.attempt import Attempt
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import NONFINITE_BUFFERS, Selection
 from rhostream.stream.dataset import CandidateStream
-from rhostream.training.evaluate import Evaluation
-from rhostream.training.run import Run
 
 Metrics = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One look at the test set: means over its usable samples."""
+
+    loss: float  # nats
+    accuracy: float  # of language: the share of a sequence's tokens that were the likeliest
+    class_accuracy: list[float | None]  # None for a class without test samples
+    samples: int
+
+    def columns(self) -> dict[str, Any]:
+        """As the steps table names them."""
+        return {"test_loss": self.loss, "test_accuracy": self.accuracy, "class_accuracy": self.class_accuracy,
+                "test_samples": self.samples}
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,7 @@ def totals_of(candidates: Candidates, selection: Selection, signal: int, ranks: 
 class Book:
     """Enters steps into the run, one behind the loop."""
 
-    def __init__(self, run: Run, stream: CandidateStream, metrics: Metrics | None) -> None:
+    def __init__(self, run: Attempt, stream: CandidateStream, metrics: Metrics | None) -> None:
         self._run, self._stream, self._metrics = run, stream, metrics
         self._dead = 0
         self.loss: float | None = None  # mean of the kept samples of the last step entered

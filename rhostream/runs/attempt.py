@@ -13,37 +13,26 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from typing import Any
 
 import torch
 from torch import nn
 
-from rhostream import checkpoint, storage
-from rhostream.checkpoint import Checkpoint
-from rhostream.cost import Cost
+from rhostream import storage
 from rhostream.crashpoints import crash_point
-from rhostream.errors import AlreadyExistsError, Interrupted, MismatchError, RhostreamError, TableError, UsageError
-from rhostream.foreign import checked_run, read_object
+from rhostream.errors import AlreadyExistsError, Interrupted, MismatchError, RhostreamError, UsageError
+from rhostream.runs import checkpoint
+from rhostream.runs.checkpoint import Checkpoint
+from rhostream.runs.cost import Cost
+from rhostream.runs.record import VERSION, recorded
 from rhostream.selection.ranks import Ranks
 from rhostream.tables.selections import LogWriter
 from rhostream.tables.shadow import ShadowWriter
 from rhostream.tables.steps import StepsWriter
 
-VERSION = 1
-
-
-def recorded(run: str) -> dict[str, Any]:
-    """What run.json says, {} before the run's start."""
-    url = storage.join(run, "run.json")
-    try:
-        return checked_run(read_object(storage.read_bytes(url))) if storage.exists(url) else {}
-    except ValueError as exc:
-        raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
-
 
 @dataclass
-class Run:
+class Attempt:
     """An attempt at a run: its writers, the segments committed so far, and where it stands.
 
     `counts` are this rank's until a commit adds up those of all.
@@ -210,11 +199,6 @@ class Run:
     def _write_cost(self) -> None:
         account = {**self.cost.as_json(), "reasons": self.counts}
         storage.replace(storage.join(self.url, "cost.json"), json.dumps(account, indent=1).encode())
-
-
-def versions() -> dict[str, str]:
-    """Of what decides the numbers."""
-    return {name: metadata.version(name) for name in ("rhostream", "torch", "numpy", "pyarrow", "pillow")}
 
 
 def _note_shards(error: MismatchError, old: Sequence[str], new: Sequence[str]) -> None:

@@ -1,0 +1,26 @@
+"""run.json: how a run began. Made once, create-only, and never written again."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+from rhostream import storage
+from rhostream.errors import TableError
+from rhostream.foreign import checked_run, read_object
+
+VERSION = 1
+
+
+def recorded(run: str) -> dict[str, Any]:
+    """What run.json says, {} before the run's start."""
+    url = storage.join(run, "run.json")
+    try:
+        return checked_run(read_object(storage.read_bytes(url))) if storage.exists(url) else {}
+    except ValueError as exc:
+        raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    return {name: metadata.version(name) for name in ("rhostream", "torch", "numpy", "pyarrow", "pillow")}
