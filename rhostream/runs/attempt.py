@@ -15,9 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-from torch import nn
-
 from rhostream import storage
 from rhostream.crashpoints import crash_point
 from rhostream.errors import AlreadyExistsError, Interrupted, MismatchError, RhostreamError, UsageError
@@ -55,15 +52,18 @@ class Attempt:
     _steps: list[dict[str, Any]] = field(default_factory=list)
     _shadow: list[dict[str, Any]] = field(default_factory=list)
 
-    def open(self, record: Mapping[str, Any], changeable: Iterable[str] = ()) -> Checkpoint | None:
+    def open(self, record: Mapping[str, Any], changeable: Iterable[str] = (),
+             start: Mapping[str, Any] | str | None = "newest") -> Checkpoint | None:
         """Make run.json or check that it is of the same making; returns the checkpoint to resume from.
+
+        `start`: "newest", None to begin at step 0, or what names the commit of a state that somebody else kept.
 
         Raises MismatchError naming the fields that differ, NotWritableError, UsageError where a rank can't see the
         folder.
         """
         if self.ranks.first:
             self._make(record, changeable)
-        told = self.ranks.from_first(_as_json(checkpoint.latest(self.url)) if self.ranks.first else None)
+        told = self.ranks.from_first(_as_json(checkpoint.latest(self.url)) if self.ranks.first and start else None)
         self._require_shared()
         found = None if told is None else Checkpoint(**told)
         if found is not None:
@@ -158,11 +158,17 @@ class Attempt:
         """Whether steps were taken that no checkpoint knows of."""
         return self.step > self._committed
 
-    def commit(self, model: nn.Module, optimizer: torch.optim.Optimizer, others: Mapping[str, Mapping[str, Any]], *,
-               pass_index: int, buffer: int, complete: bool, keep: int, selector: Mapping[str, Any]) -> None:
-        """Every rank's segments first, then rank 0's checkpoint that lists them; cost.json when the run is complete.
+    @property
+    def committed_step(self) -> int:
+        """The step of the newest commit."""
+        return self._committed
 
-        `others` are the states of further models, `selector` that of the selector.
+    def commit(self, payload: Mapping[str, bytes], *, pass_index: int, buffer: int, complete: bool, keep: int,
+               selector: Mapping[str, Any], handed_out: bool = False) -> dict[str, Any]:
+        """Every rank's segments first, then rank 0's commit that names them; cost.json when the run is complete.
+
+        `payload`: file name -> bytes of what a resume restores, on rank 0. `handed_out`: the tensors are kept by
+        somebody else's checkpoint, and what is returned is what names this commit in it.
         """
         told = self.ranks.gather_json({"log": self.log.flush(), "shadow": self.shadow.flush(), "counts": self.counts,
                                        "retried": storage.retried_since(self._retried)})
@@ -175,26 +181,34 @@ class Attempt:
             for one in told:
                 for place, kinds in one["retried"].items():
                     self.cost.retried[place] = _added([self.cost.retried.get(place, {}), kinds])
-            self._save(model, optimizer, others, dict(selector), pass_index, buffer, complete)
+            self._save(payload, dict(selector), pass_index, buffer, complete)
             crash_point("run: before retention")
             checkpoint.retain(self.url, keep)
         else:
             self.counts = {}
         self._committed = self.step
         self.ranks.wait()  # nobody goes on, or home, before the commit is there
+        return {}
 
-    def _save(self, model: nn.Module, optimizer: torch.optim.Optimizer, others: Mapping[str, Mapping[str, Any]],
-              selector: dict[str, Any], pass_index: int, buffer: int, complete: bool) -> None:
-        checkpoint.save(
+    def _save(self, payload: Mapping[str, bytes], selector: dict[str, Any], pass_index: int, buffer: int,
+              complete: bool) -> None:
+        checkpoint.save_files(
             self.url,
             Checkpoint(step=self.step, pass_index=pass_index, buffer=buffer, attempt=self.attempt, complete=complete,
                        fingerprints=self.pinned, log=self._log, steps=self._steps, cost=self.cost.as_json(),
                        counts=self.counts, shadow=self._shadow, selector=selector, changes=self.changes),
-            model.state_dict(), optimizer.state_dict(), others,
+            payload,
         )
         if complete:
             crash_point("run: before cost.json")
             self._write_cost()
+
+    def confirm(self) -> None:
+        """Mark the newest handed-out commit as kept."""
+
+    def files(self, point: Checkpoint) -> dict[str, bytes]:
+        """The bytes of a commit's files by their names, hashes checked. Raises TableError."""
+        return checkpoint.read_files(self.url, point)
 
     def _write_cost(self) -> None:
         account = {**self.cost.as_json(), "reasons": self.counts}

@@ -91,25 +91,39 @@ def save_tensors(state: Mapping[str, Tensor]) -> bytes:
 
 def save(run: str, checkpoint: Checkpoint, model: Mapping[str, Tensor], optimizer: Mapping[str, Any],
          others: Mapping[str, Mapping[str, Any]] | None = None) -> Checkpoint:
-    """Write the tensors, then checkpoint.json. Segments must be on disk before. Returns it with hashes filled in.
-
-    `others`: name of a further model ("proxy", "live-0") -> {"model": its state, "optimizer": its optimizer's}.
-    """
-    folder = f"checkpoints/step={checkpoint.step:010d}/attempt={checkpoint.attempt}"
-    payload = {f"{folder}/model.safetensors": save_tensors(model), f"{folder}/optimizer.pt": _torch_bytes(optimizer)}
+    """`save_files` of a model's and an optimizer's state, and of further models: name -> {"model", "optimizer"}."""
+    payload = {"model.safetensors": save_tensors(model), "optimizer.pt": _torch_bytes(optimizer)}
     for name, state in (others or {}).items():
-        payload |= {f"{folder}/{name}.safetensors": save_tensors(state["model"]),
-                    f"{folder}/{name}-optimizer.pt": _torch_bytes(state["optimizer"])}
+        payload |= {f"{name}.safetensors": save_tensors(state["model"]),
+                    f"{name}-optimizer.pt": _torch_bytes(state["optimizer"])}
+    return save_files(run, checkpoint, payload)
+
+
+def save_files(run: str, checkpoint: Checkpoint, payload: Mapping[str, bytes]) -> Checkpoint:
+    """Write the files, then checkpoint.json. Segments must be on disk before. Returns it with hashes filled in."""
+    folder = f"checkpoints/step={checkpoint.step:010d}/attempt={checkpoint.attempt}"
+    files = {f"{folder}/{name}": data for name, data in payload.items()}
     require_newest(run, checkpoint.attempt)
-    for path, data in payload.items():
+    for path, data in files.items():
         storage.create(storage.join(run, path), data)
         crash_point("checkpoint: one of its files written")
     crash_point("checkpoint: tensors written")
-    hashes = {path: hashlib.sha256(data).hexdigest() for path, data in payload.items()}
+    hashes = {path: hashlib.sha256(data).hexdigest() for path, data in files.items()}
     done = Checkpoint(**{**asdict(checkpoint), "files": hashes})
     storage.create(storage.join(run, folder, "checkpoint.json"), json.dumps(asdict(done), sort_keys=True).encode())
     crash_point("checkpoint: committed")
     return done
+
+
+def read_files(run: str, checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The bytes of a commit's files by their names, hashes checked. Raises TableError."""
+    files = {}
+    for path, digest in checkpoint.files.items():
+        data = storage.read_bytes(storage.join(run, path))
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise TableError(f"{storage.redact(storage.join(run, path))} isn't the file that was committed (sha256)")
+        files[path.rsplit("/", 1)[1]] = data
+    return files
 
 
 def _torch_bytes(state: Mapping[str, Any]) -> bytes:
