@@ -178,9 +178,8 @@ def load_other(run: str, checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 
 def others_of(checkpoint: Checkpoint) -> list[str]:
     """The names of the further models that a checkpoint holds."""
-    names = [path.rsplit("/", 1)[1].removesuffix(".safetensors") for path in checkpoint.files
-             if path.endswith(".safetensors")]
-    return sorted(name for name in names if name != "model")
+    names = {path.rsplit("/", 1)[1] for path in checkpoint.files}
+    return sorted(name.removesuffix("-optimizer.pt") for name in names if name.endswith("-optimizer.pt"))
 
 
 def _load(run: str, checkpoint: Checkpoint, whose: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -49,7 +49,7 @@ def pins_of(loader: Loader, selector: Selector, model: nn.Module, config: Mappin
     join, table = stream.join_settings, stream.table
     more = {"config": UNKNOWN} if config is None else {f"config.{name}": value for name, value in config.items()}
     return {
-        "loop": "own", "seed": stream.seed, "selector_seed": selector.seed, "rule": rule.name,
+        "loop": "own", "selection": "global", "seed": stream.seed, "selector_seed": selector.seed, "rule": rule.name,
         "buffer_size": stream.buffer_size, "batch_size": selector.batch_size, "loss": name_of(selector.loss),
         "loss_cap": selector.loss_cap, "missing_il": join.missing_il, "keep_holdout": join.keep_holdout,
         "il": table.info.fingerprint if join.needs_il or rule.needs_il else None,
@@ -71,7 +71,7 @@ def record_of(loader: Loader, pins: Mapping[str, Any], last_step: int | None, ra
     stream, table = loader.stream, loader.stream.table
     return {
         "settings": {**pins, "workers": loader.workers, "passes": stream.passes, "steps": last_step,
-                     "last_step": last_step, "selection": "global"},
+                     "last_step": last_step},
         "il": storage.redact(table.url), "shards": list(table.names),
         "roots": {name: storage.redact(root) for name, root in table.info.roots.items()},
         "shard_urls": [storage.redact(url) for url in table.shards], "il_model": il_account(loader),

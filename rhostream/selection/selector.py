@@ -51,8 +51,9 @@ class Selector:
     the rule `rho_updated`. The other keywords are `Options`, such as `gumbel=0.5`, `warm_up=100`, `shadow="loss"`.
     `group`: the process group over which buffers are split, as `open_stream` does it, and `batch_size` counts; torch's
     default group where it is initialised, None for none. Each call is then collective, and the kept rows are dealt out:
-    each rank gets n_b / ranks of them, whoever read them. Without one the choice is made among the candidates at hand; `rank` says whose slice of the buffer these are where
-    every rank chooses alone, so that each has draws of its own. `gradients`: what reduces them over the ranks, "mean"
+    each rank gets n_b / ranks of them, whoever read them. Without one the choice is made among the candidates at hand;
+    `rank` says whose slice of the buffer these are where every rank chooses alone, so that each has draws of its own.
+    `gradients`: what reduces them over the ranks, "mean"
     (DDP and FSDP, which are recognised) or "sum"; `Selection.mean` goes by it.
 
     Raises UsageError for what can't go together, for a loss or a rule of another shape and for labels that the model
@@ -63,8 +64,8 @@ class Selector:
                  loss: LossFunction | None = None, chunk: int | None = None, batch_norm: str = "buffer",
                  autocast: torch.dtype | None = None, compile: bool = False, loss_cap: bool = False, seed: int = 0,
                  shortlist: float | None = None, proxy: Proxy | None = None, live: LiveIL | None = None,
-                 group: dist.ProcessGroup | Ranks | str | None = "default", rank: int | None = None, gradients: str | None = None,
-                 **options: Any) -> None:
+                 group: dist.ProcessGroup | Ranks | str | None = "default", rank: int | None = None,
+                 gradients: str | None = None, **options: Any) -> None:
         if batch_size < 1:
             raise UsageError(f"batch_size {batch_size}: expected at least 1")
         if shortlist is not None and not shortlist > 1:
