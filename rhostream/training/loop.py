@@ -14,6 +14,7 @@ from rhostream.crashpoints import crash_point
 from rhostream.randomness import torch_seed
 from rhostream.runs.attempt import Attempt
 from rhostream.runs.book import Book, Evaluation, Metrics, Step, totals_of
+from rhostream.runs.tensors import payload
 from rhostream.selection.gradient import require_finite, take_step
 from rhostream.selection.selector import Selection, Selector
 from rhostream.selection.tokens import TokenShare
@@ -157,9 +158,10 @@ class Trainer:
                         "the IL model that learns along": None if live is None else nn.ModuleList(live.networks)},
                        self.run.step)
         state = self.loader.state_dict()
-        self.run.commit(self.model, self.optimizer, states_of(self.selector.proxy, self.selector.live),
-                        pass_index=state["pass"], buffer=state["buffer"], complete=done, keep=self.keep_checkpoints,
-                        selector=self.selector.state_dict())
+        files = payload(self.model.state_dict(), self.optimizer.state_dict(),
+                        states_of(self.selector.proxy, self.selector.live)) if self._ranks.first else {}
+        self.run.commit(files, pass_index=state["pass"], buffer=state["buffer"], complete=done,
+                        keep=self.keep_checkpoints, selector=self.selector.state_dict())
         clock.lap("checkpoint")
 
 

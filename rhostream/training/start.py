@@ -19,8 +19,9 @@ from rhostream.errors import BudgetError, TableError, UsageError, users_code
 from rhostream.models import build, load_initial
 from rhostream.randomness import torch_seed
 from rhostream.runs.attempt import Attempt
-from rhostream.runs.checkpoint import Checkpoint, load_other, load_tensors
+from rhostream.runs.link import Link
 from rhostream.runs.record import recorded, versions
+from rhostream.runs.tensors import load_other, load_tensors
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
 from rhostream.selection.live import LiveIL
@@ -347,7 +348,7 @@ def _last_step(settings: Settings, buffers_per_pass: int) -> int:
     return min(ends)
 
 
-def _restore(run: str, found: Checkpoint, trainer: Trainer) -> None:
+def _restore(run: str, found: Link, trainer: Trainer) -> None:
     """Weights, optimizer, proxy and cursor, as the checkpoint has them."""
     weights, state = load_tensors(run, found)
     try:
