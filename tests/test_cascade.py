@@ -22,7 +22,7 @@ import rhostream
 from rhostream.candidates import CANDIDATE, Candidates, Reason
 from rhostream.errors import MismatchError, NonFiniteError, UnknownNameError, UsageError
 from rhostream.models import build
-from rhostream.runs import checkpoint
+from rhostream.runs import checkpoint, tensors
 from rhostream.selection.gradient import step_if_finite
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.selector import Selector
@@ -190,7 +190,7 @@ def test_a_run_with_a_proxy_continued_in_pieces_and_killed_equals_one_in_one_go(
     assert process.returncode == -signal.SIGKILL
     rhostream.train(**options, workers=1)
     assert same(whole, tmp_path / "killed")
-    proxies = [checkpoint.load_other(str(r), checkpoint.latest(str(r)), "proxy")["model"]
+    proxies = [tensors.load_other(str(r), checkpoint.latest(str(r)), "proxy")["model"]
                for r in (whole, tmp_path / "killed")]
     assert all(torch.equal(proxies[0][k], proxies[1][k]) for k in proxies[0])
     costs = [json.loads((r / "cost.json").read_text()) for r in (whole, tmp_path / "killed")]

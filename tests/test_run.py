@@ -23,6 +23,8 @@ from rhostream.audit.verify import verify
 from rhostream.cli import cli
 from rhostream.errors import Interrupted, MismatchError, NonFiniteError, SupersededError, UsageError
 from rhostream.runs import checkpoint
+from rhostream.runs.state import read_states
+from rhostream.runs.tensors import read_files
 from tests.own_loop import README, network, readme_loop, run_readme, small
 from tests.tables import without_il
 
@@ -305,15 +307,16 @@ def test_a_commit_holds_the_whole_body_of_the_loop(make: Make, tmp_path: Path) -
         scheduler.step()
     latest = checkpoint.latest(str(tmp_path / "run"))
     assert latest is not None
-    files = checkpoint.read_files(str(tmp_path / "run"), latest)
-    state = rhostream.runs.state.read_states(files)["scheduler"]
+    files = read_files(str(tmp_path / "run"), latest)
+    state = read_states(files)["scheduler"]
     assert state["last_epoch"] == 2
 
 
 def test_a_commit_by_the_clock(make: Make, tmp_path: Path) -> None:
     run, model, optimizer = make(commit_seconds=1e-9, keep_checkpoints=100)
     learn(run, model, optimizer, until=4)
-    assert [checkpoint.read(url).step for url in checkpoint.committed(str(tmp_path / "run"))] == [1, 2, 3]
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
+        f"step={step:010d}" for step in (1, 2, 3)]
 
 
 def test_a_signal_commits_and_ends_the_loop(make: Make, tmp_path: Path) -> None:

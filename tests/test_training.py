@@ -18,7 +18,7 @@ import torch
 import rhostream
 from rhostream.errors import Interrupted, MismatchError, NonFiniteError, UsageError
 from rhostream.repair import repair
-from rhostream.runs import checkpoint
+from rhostream.runs import checkpoint, tensors
 from rhostream.tables import selections
 from tests.conftest import make_shards
 
@@ -33,7 +33,7 @@ def log_of(run: Path) -> list[dict[str, object]]:
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
     latest = checkpoint.latest(str(run))
     assert latest is not None
-    return checkpoint.load_tensors(str(run), latest)[0]
+    return tensors.load_tensors(str(run), latest)[0]
 
 
 def same(one: Path, other: Path) -> bool:

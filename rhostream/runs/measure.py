@@ -7,7 +7,8 @@ import logging
 import torch
 from torch import nn
 
-from rhostream.runs.cost import Cost, macs_per_sample
+from rhostream.runs.cost import Cost
+from rhostream.runs.macs import macs_per_sample
 from rhostream.selection.selector import Selector
 from rhostream.stream.dataset import CandidateStream
 from rhostream.stream.inputs import AnyPreprocess

@@ -17,6 +17,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,10 @@ from rhostream.randomness import torch_seed
 from rhostream.runs import state as states
 from rhostream.runs.attempt import Attempt
 from rhostream.runs.book import Book, Clock, Evaluation, Metrics, Step, totals_of
-from rhostream.runs.checkpoint import Checkpoint
+from rhostream.runs.link import Link, place_of
 from rhostream.runs.measure import measure
 from rhostream.runs.pins import il_account, pins_of, plain_config, record_of
+from rhostream.runs.tensors import read_files
 from rhostream.selection.gradient import require_finite
 from rhostream.selection.ranks import Ranks, default_ranks
 from rhostream.selection.selector import GRADIENTS, Selection, Selector
@@ -271,8 +273,8 @@ class Run:
         self._log()
         self._require_sound()
         link = self.attempt.commit({}, **self._position(self.complete), handed_out=True)
-        return {"version": STATE_VERSION, "link": link, "step": self.steps, "cursor": self.stream.state_dict(),
-                "selector": {"calls": self.steps, **self.selector.state_dict()},
+        return {"version": STATE_VERSION, "link": asdict(link.place), "step": self.steps,
+                "cursor": self.stream.state_dict(), "selector": {"calls": self.steps, **self.selector.state_dict()},
                 "models": dict(states.own_models(self.selector))}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -284,7 +286,7 @@ class Run:
         if self._opened:
             raise UsageError("load_state_dict comes before the first batch of a run")
         try:
-            version, link, cursor = int(state["version"]), dict(state["link"]), state["cursor"]
+            version, place, cursor = int(state["version"]), place_of(state["link"]), state["cursor"]
             selector, models = dict(state["selector"]), dict(state["models"])
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise MismatchError("this is no state of a run: expected what run.state_dict() gave "
@@ -292,8 +294,7 @@ class Run:
         if version > STATE_VERSION:
             raise MismatchError(f"this state of a run was written by a newer rhostream (version {version}); upgrade "
                                 "rhostream")
-        start = self.attempt.open(self._record, self._changeable, start=link)
-        assert start is not None
+        self.attempt.open(self._record, self._changeable, start=place)
         self.stream.load_state_dict(cursor)
         try:
             self.selector.load_state_dict(selector)
@@ -310,7 +311,7 @@ class Run:
 
     # -- what the loop is made of --------------------------------------------------------------------------------------
 
-    def open(self) -> Checkpoint | None:
+    def open(self) -> Link | None:
         """Make run.json, or check it and restore everything from the newest commit; returns that. Nothing is claimed.
 
         Raises MismatchError naming what differs, TableError for a commit that can't be read.
@@ -325,20 +326,19 @@ class Run:
         """Open and claim, once: at the first draw, never by constructing."""
         if self._opened:
             return
-        storage_owner = self.ranks.first
-        if storage_owner:
+        if self.ranks.first:
             storage.probe_writable(self.attempt.url)
         if self.objects:
             self.open()
         else:
-            self.attempt.open(self._record, self._changeable, start=None)
+            self.attempt.open(self._record, self._changeable, fresh=True)
         if not self.complete:
             self.attempt.claim(self._note)
         self._opened = True
 
-    def _restore(self, point: Checkpoint) -> None:
+    def _restore(self, point: Link) -> None:
         """State, selector, its models and cursor, as the commit has them."""
-        files = self.attempt.files(point)
+        files = read_files(self.attempt.url, point)
         where = f"the checkpoint of step {point.step} in {storage.redact(self.attempt.url)}"
         for name in self.objects:
             if not {f"{name}.safetensors", f"{name}.pt"} & {*files}:

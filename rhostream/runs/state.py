@@ -16,11 +16,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rhostream.errors import UsageError
+from rhostream.runs.tensors import save_plain, save_tensors
 from rhostream.selection.ranks import Ranks, is_sharded
 from rhostream.selection.selector import Selector
 
@@ -78,12 +78,12 @@ def payload_of(objects: Mapping[str, Any], selector: Selector, ranks: Ranks) -> 
     files: dict[str, bytes] = {}
     for name, state in states.items():
         if isinstance(objects[name], nn.Module) and all(isinstance(v, Tensor) for v in state.values()):
-            files[f"{name}.safetensors"] = tensor_bytes(state)
+            files[f"{name}.safetensors"] = save_tensors(state)
         else:
-            files[f"{name}.pt"] = _torch_bytes(state)
+            files[f"{name}.pt"] = save_plain(state)
     for name, model in own_models(selector):
-        files |= {f"{name}.safetensors": tensor_bytes(model["model"]),
-                  f"{name}-optimizer.pt": _torch_bytes(model["optimizer"])}
+        files |= {f"{name}.safetensors": save_tensors(model["model"]),
+                  f"{name}-optimizer.pt": save_plain(model["optimizer"])}
     return files
 
 
@@ -147,17 +147,6 @@ def require_readable(files: Mapping[str, bytes]) -> None:
             raise UsageError(f"state[{path.removesuffix('.pt')!r}]: its state_dict() holds more than tensors and plain "
                              "values, which no checkpoint could give back (torch.load with weights_only=True refuses "
                              f"it: {str(exc).splitlines()[0][:160]})") from exc
-
-
-def tensor_bytes(state: Mapping[str, Tensor]) -> bytes:
-    """A state dict as safetensors; tensors that share memory are stored each for itself."""
-    return save_safetensors({k: v.detach().cpu().contiguous().clone() for k, v in state.items()})
-
-
-def _torch_bytes(state: Mapping[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    return buffer.getvalue()
 
 
 def _state_of(name: str, objects: Mapping[str, Any]) -> dict[str, Any]:

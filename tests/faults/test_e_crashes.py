@@ -17,7 +17,7 @@ import pytest
 
 import rhostream
 from rhostream.audit.verify import verify
-from rhostream.runs import checkpoint
+from rhostream.runs import checkpoint, tensors
 from tests.conftest import make_shards
 from tests.faults import tally
 from tests.faults.crash_server import REPOSITORY, Rig
@@ -76,7 +76,7 @@ def log_and_weights(run: Path) -> tuple[list[Any], dict[str, bytes], set[str], l
     with rhostream.open_ledger(str(run)) as ledger:
         rows = ledger.sql("SELECT * EXCLUDE (run) FROM selections")
         steps = ledger.sql("SELECT step FROM steps")["step"].to_pylist()
-    weights = {k: v.numpy().tobytes() for k, v in checkpoint.load_tensors(str(run), latest)[0].items()}
+    weights = {k: v.numpy().tobytes() for k, v in tensors.load_tensors(str(run), latest)[0].items()}
     stay = {f.parent.parent.name + "/" + f.name for f in (run / "checkpoints").rglob("*")
             if f.is_file() and not f.name.startswith(".")}  # fmt: skip
     return [repr(row) for row in rows.to_pylist()], weights, stay, steps
@@ -88,8 +88,8 @@ def all_that_a_rule_keeps(run: Path) -> tuple[Any, ...]:
     assert found is not None and found.shadow
     with rhostream.open_ledger(str(run)) as ledger:
         shadow = ledger.sql("SELECT * EXCLUDE (run) FROM shadow").to_pylist()
-    others = {name: {k: v.numpy().tobytes() for k, v in checkpoint.load_other(str(run), found, name)["model"].items()}
-              for name in checkpoint.others_of(found)}
+    others = {name: {k: v.numpy().tobytes() for k, v in tensors.load_other(str(run), found, name)["model"].items()}
+              for name in tensors.others_of(found)}
     return (*log_and_weights(run), [repr(row) for row in shadow], others, found.selector)
 
 
