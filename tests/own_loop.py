@@ -41,10 +41,11 @@ def network(seed: int = 0, classes: int = 4) -> Any:
     return nn.Sequential(nn.Flatten(), nn.Linear(256, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, classes))
 
 
-def demanding(world: str, run: str, il: str = "", checkpoint: str = "", save_every: int = 4, buffer_size: int = 40,
-              rule: str = "grad_norm_is", **options: Any) -> None:
+def demanding(world: str, run: str, il: str = "", keeps_its_own: bool = False, save_every: int = 2,
+              buffer_size: int = 40, **options: Any) -> None:
     """Dropout, weight decay, an average of the weights, updates of two batches, importance sampling, buffers without
-    candidates and a batch that no update takes. With `checkpoint` the loop keeps its own, by torch.save.
+    candidates, and an update that a guard refuses. With `keeps_its_own` the loop has checkpoints of its own, by
+    torch.save, in RUN.pt.
     """
     import os
 
@@ -61,10 +62,11 @@ def demanding(world: str, run: str, il: str = "", checkpoint: str = "", save_eve
     objects = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "average": average}
     stream = rhostream.open_stream(f"{world}/shards", il=il or f"{world}/il", buffer_size=buffer_size, lanes=1, seed=3,
                                    missing_il="skip")
-    selector = rhostream.Selector(model, rule=rule, batch_size=8, seed=3)
+    selector = rhostream.Selector(model, rule="grad_norm_is", batch_size=8, seed=3)
+    checkpoint = run + ".pt"
     made = rhostream.Run(run, stream, selector, accumulate=2, config={"lr": 1e-2}, commit_every=4,
-                         state=None if checkpoint else objects, **options)
-    if checkpoint and os.path.exists(checkpoint):
+                         state=None if keeps_its_own else objects, **options)
+    if keeps_its_own and os.path.exists(checkpoint):
         saved = torch.load(checkpoint, weights_only=True)
         for name, thing in objects.items():
             thing.load_state_dict(saved[name])
@@ -86,9 +88,9 @@ def demanding(world: str, run: str, il: str = "", checkpoint: str = "", save_eve
             batches += 1
             if made.steps == 10:
                 made.evaluated(accuracy=0.5, samples=10)
-        if checkpoint and closing and batches % save_every == 0:
+        if keeps_its_own and closing and batches % save_every == 0:
             save(checkpoint, objects, made)
-    if checkpoint:
+    if keeps_its_own:
         save(checkpoint, objects, made)
 
 
@@ -101,11 +103,42 @@ def save(path: str, objects: dict[str, Any], made: Any) -> None:
     from rhostream.crashpoints import crash_point
 
     state = {**{name: thing.state_dict() for name, thing in objects.items()}, "run": made.state_dict()}
-    crash_point_of_the_test(crash_point)
+    crash_point("own loop: state handed out")  # and lost
     torch.save(state, path + ".part")
     os.replace(path + ".part", path)
+    crash_point("own loop: state saved")
 
 
-def crash_point_of_the_test(crash_point: Any) -> None:
-    """Between the run's part and the file: the state is lost."""
-    crash_point("own loop: state handed out")
+def all_of(run: Path, keeps_its_own: bool = False) -> tuple[list[str], str]:
+    """The rows of the log in their order, and every tensor and number of the last state, bit by bit."""
+    import torch
+
+    import rhostream
+    from rhostream.audit.verify import verify
+    from rhostream.runs import checkpoint
+    from rhostream.runs.state import read_states
+    from rhostream.runs.tensors import read_files
+
+    latest = checkpoint.latest(str(run))
+    assert latest is not None and latest.complete and not verify(str(run))["problems"]
+    with rhostream.open_ledger(str(run)) as ledger:
+        rows = ledger.sql("SELECT * EXCLUDE (run) FROM selections").to_pylist()
+        steps = ledger.sql("SELECT step, kept, loss_kept, learning_rate, test_accuracy FROM steps").to_pylist()
+    if keeps_its_own:
+        state = torch.load(f"{run}.pt", weights_only=True)
+        del state["run"]["link"]  # another commit has another name
+    else:
+        state = read_states(read_files(str(run), latest))
+    return [repr(row) for row in (*rows, *steps)], _bits(state)
+
+
+def _bits(value: Any) -> str:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype}{list(value.shape)}{value.contiguous().numpy().tobytes().hex()}"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_bits(value[key])}" for key in sorted(value, key=str)) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_bits, value)) + "]"
+    return repr(value)
