@@ -158,7 +158,7 @@ CALLS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("how", CALLS)
+@pytest.mark.parametrize("how", [pytest.param("plain", marks=pytest.mark.slow), "with options", "of the cascade"])
 def test_the_command_that_status_prints_goes_on_as_the_run_began(world: Path, tmp_path: Path, how: str) -> None:
     def stopped(row: dict[str, Any]) -> None:
         if row["step"] == 5:
