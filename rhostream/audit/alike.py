@@ -16,7 +16,8 @@ from rhostream.audit.render import escape
 from rhostream.audit.runs import RunFolder
 
 # What run.json has among the settings that decides neither which samples are kept nor what the weights become.
-_FREE = {"seed", "passes", "steps", "workers", "eval_every", "smoothing", "checkpoint_every", "last_step", "prefilters"}
+_FREE = {"seed", "selector_seed", "passes", "steps", "workers", "eval_every", "smoothing", "checkpoint_every",
+         "last_step", "prefilters"}
 # What makes the choice and nothing else: a baseline differs in these on purpose. Stages that cost a forward are in it,
 # and how scores are computed, because uniform choice makes none.
 OF_THE_RULE = {
@@ -46,7 +47,7 @@ def says_change(change: Mapping[str, Any]) -> str:
 
 def digest_of(setting: Mapping[str, Any]) -> str | None:
     """12 hex digits, equal for runs of one setting; None for a run that doesn't say what it was."""
-    if "rule" not in setting:
+    if "rule" not in setting or setting.get("config") == "unknown":  # a loop of one's own, of which nothing is stated
         return None
     return hashlib.sha256(json.dumps(setting, sort_keys=True, default=str).encode()).hexdigest()[:12]
 

@@ -87,7 +87,7 @@ def in_force(settings: Settings, run: str, ranks: Ranks) -> tuple[Settings, list
     wanted = parse_changes(settings.change)
     told: dict[str, Any] | None = None
     if ranks.first and (record := recorded(run)):
-        point = checkpoint.latest(run)
+        point = checkpoint.head(run)
         told = {"began": {k: v for k, v in (record.get("fingerprints") or {}).items() if k in CHANGEABLE},
                 "changes": point.changes if point else [], "step": point.step if point else 0}
     told = ranks.from_first(told)

@@ -14,6 +14,7 @@ from torch import nn
 from rhostream import storage
 from rhostream.errors import UnknownNameError, UsageError
 from rhostream.models import task_of
+from rhostream.randomness import DRAWS
 from rhostream.runs.book import Metrics
 from rhostream.selection.losses import LossFunction, find_loss, sequence_mean
 from rhostream.selection.options import Options
@@ -28,8 +29,6 @@ from rhostream.tables.il import fingerprint
 from rhostream.training.augment import KINDS
 from rhostream.training.cascade import Shortlist, parse_shortlist
 from rhostream.training.ranks import SELECTIONS
-
-DRAWS = 2  # the edition of the random draws: see training/draws.py
 
 
 @dataclass(frozen=True, kw_only=True)
