@@ -15,7 +15,6 @@ import importlib
 import json
 import re
 import shlex
-import socket
 import textwrap
 import tomllib
 from collections import Counter
@@ -28,10 +27,7 @@ import duckdb
 import pytest
 import torch
 from click.testing import CliRunner
-from torch import distributed
 from torch.distributed.run import get_args_parser
-from torch.nn.functional import cross_entropy
-from torch.nn.parallel import DistributedDataParallel
 
 import rhostream
 from rhostream.cli import cli
@@ -188,30 +184,14 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The environment that torchrun gives a process that is alone."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": "0", "WORLD_SIZE": "1"}.items():
-        monkeypatch.setenv(name, value)
-    yield
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize("block", of("python"))
 def test_a_block_of_python_runs(block: Block, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "text" in block.words
     monkeypatch.chdir(request.getfixturevalue("texts" if text else "world"))
-    if "init_process_group" in block.text:
-        request.getfixturevalue("one_process")
     size: dict[str, Any] = {"vocabulary": 1002, "length": 24, "padding": 0, "task": "label"}
     model = (build("text-bag", classes=4, **size) if text else build("mlp-64", image_size=16, channels=1, classes=4))
-    names = {"rhostream": rhostream, "torch": torch, "model": model, "network": model, "cross_entropy": cross_entropy,
-             "small_model": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4)), "dist": distributed,
-             "DistributedDataParallel": DistributedDataParallel}  # fmt: skip
+    names = {"rhostream": rhostream, "torch": torch, "model": model,
+             "small_model": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))}  # fmt: skip
     exec(compile(block.small, str(block), "exec"), names)
     if "kept = " in block.text:
         assert names["kept"].total == 32
