@@ -84,6 +84,11 @@ def kinds_of(config: Any) -> dict[str, tuple[str, ...]]:
             for field in dataclasses.fields(config)}
 
 
+def option_name(name: str, says: Setting | None) -> str:
+    """`--buffer-size` of `buffer_size`."""
+    return f"--{(says and says.option) or name.replace('_', '-')}"
+
+
 def takes_several(kinds: tuple[str, ...]) -> bool:
     """Whether a field of these types is a list."""
     return any(kind.startswith(("Iterable", "Sequence")) for kind in kinds)

@@ -13,7 +13,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from rhostream.setting import Setting, defaults_of, kinds_of, settings_of, takes_several
+from rhostream.setting import Setting, defaults_of, kinds_of, option_name, settings_of, takes_several
 
 CONFIG_HELP = ("A run.json, or YAML, TOML or JSON of these settings, one_word: value. What is typed here wins; "
                "--no-NAME turns a switch off.")
@@ -111,11 +111,6 @@ def options_of(config: type[Any]) -> list[click.Parameter]:
     found: list[click.Parameter] = [click.Option(["--config"], metavar="FILE", help=CONFIG_HELP)]
     found += [_option(name, field, kinds[name], defaults) for name, field in says.items() if field.command_line]
     return found
-
-
-def option_name(name: str, says: Setting) -> str:
-    """`--buffer-size` of `buffer_size`."""
-    return f"--{says.option or name.replace('_', '-')}"
 
 
 def _option(name: str, says: Setting, kinds: tuple[str, ...], defaults: dict[str, Any]) -> SettingOption:

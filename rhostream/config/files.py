@@ -91,7 +91,7 @@ def _parsed(url: str, where: str) -> dict[str, Any]:
 def _yaml(text: str) -> Any:
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
         """Safe, and without two traps of YAML 1.1: `1e-3` is a number, and a field that is given twice is an error."""
 
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+\Z"),

@@ -67,6 +67,17 @@ def _value(name: str, value: Any) -> Any:
         raise UsageError(f"--change {name}={str(value)[:80]}: expected {expected}") from None
 
 
+_PINS = {"draws", *(pin for name, says in _SAYS.items() for pin in (says.pinned_as or (name,)))}
+
+
+def _require_known(pinned: Mapping[str, Any], run: str) -> None:
+    """Raise MismatchError for a run that was begun with a setting which there is no longer."""
+    if gone := sorted(name for name in pinned if name not in _PINS and not name.startswith("preprocess_")):
+        raise MismatchError(f"run {storage.redact(run)} was begun with {gone[0]} {pinned[gone[0]]!r}, a setting that "
+                            "this version doesn't have: go on with the version that began it (run.json names it), or "
+                            "begin it again in another --run")
+
+
 def in_force(settings: Settings, run: str, ranks: Ranks) -> tuple[Settings, list[Change], list[Change]]:
     """The settings with all that was changed: (settings, changes that are committed, changes to be made now).
 
@@ -75,6 +86,7 @@ def in_force(settings: Settings, run: str, ranks: Ranks) -> tuple[Settings, list
     wanted = parse_changes(settings.change)
     told: dict[str, Any] | None = None
     if ranks.first and (record := recorded(run)):
+        _require_known(record.get("fingerprints") or {}, run)
         point = checkpoint.latest(run)
         told = {"began": {k: v for k, v in (record.get("fingerprints") or {}).items() if k in CHANGEABLE},
                 "changes": point.changes if point else [], "step": point.step if point else 0}

@@ -32,7 +32,7 @@ class Settings(TrainConfig):
     """The config of a run, all of it checked, and what follows from it. Raises UsageError and its kin."""
 
     @classmethod
-    def of(cls, config: TrainConfig) -> Settings:
+    def of_config(cls, config: TrainConfig) -> Settings:
         return cls(**{field.name: getattr(config, field.name) for field in fields(config)})
 
     def __post_init__(self) -> None:

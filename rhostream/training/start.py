@@ -101,7 +101,7 @@ def train(config: TrainConfig) -> Summary:
     Raises UsageError and its kin before any work, Interrupted after a signal, NonFiniteError when training diverges,
     RankLostError when another rank is gone.
     """
-    settings = Settings.of(config)
+    settings = Settings.of_config(config)
     on = device_of(local_device(settings.device))
     with joined(on, settings.rank_timeout) as ranks:
         return _train(_with_tensorboard(settings) if settings.tensorboard and ranks.first else settings, on, ranks)
@@ -111,7 +111,12 @@ def _with_tensorboard(settings: Settings) -> Settings:
     from rhostream.training.tensorboard import writer
 
     watchers = [watch for watch in (writer(settings.run), settings.metrics) if watch is not None]
-    return replace(settings, metrics=lambda row: [watch(row) for watch in watchers] and None)
+
+    def write(row: dict[str, Any]) -> None:
+        for watch in watchers:
+            watch(row)
+
+    return replace(settings, metrics=write)
 
 
 def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
