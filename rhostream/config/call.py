@@ -69,6 +69,7 @@ def _signature(function: Callable[..., Any], config: type[Any], positional: tupl
     names = [*positional, *(name for name in says if name not in positional)]
     parameters = [inspect.Parameter(
         name, inspect.Parameter.POSITIONAL_OR_KEYWORD if name in positional else inspect.Parameter.KEYWORD_ONLY,
-        default=defaults.get(name, inspect.Parameter.empty), annotation=kinds[name]) for name in names]
+        default=inspect.Parameter.empty if name in positional else defaults.get(name, inspect.Parameter.empty),
+        annotation=kinds[name]) for name in names]
     own = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=config.__name__)
     return inspect.Signature([*parameters, own], return_annotation=inspect.signature(function).return_annotation)
