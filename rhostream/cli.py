@@ -12,18 +12,20 @@ import io
 import json
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rhostream import console
-from rhostream.config import ComputeILConfig, EstimateConfig, FitILConfig, IndexConfig, TrainConfig
 from rhostream.config.command_line import Choice, Group
-from rhostream.config.train import ROOT as ROOT_HELP
+from rhostream.config.shared import ROOT as ROOT_HELP
 from rhostream.errors import Interrupted, RhostreamError, UsageError
 from rhostream.own_code import keep_out_current_folder
 from rhostream.setting import defaults_of
 from rhostream.signals import own_process
+
+if TYPE_CHECKING:
+    from rhostream.config import ComputeILConfig, EstimateConfig, FitILConfig, IndexConfig, TrainConfig
 
 EPILOG = ("Exit codes: 0 all well; 1 internal error; 2 usage or configuration, before any work; 3 bad shards, samples "
           "or tables; 130/143 interrupted, the same command resumes.")
@@ -61,7 +63,7 @@ def _given(config: Any, *left_out: str) -> dict[str, Any]:
     return {name: value for name, value in vars(config).items() if name not in left_out}
 
 
-@cli.verb(FitILConfig)
+@cli.verb("fit-il", "FitILConfig")
 def fit_il(config: FitILConfig) -> None:
     """Train the small model whose loss counts as irreducible.
 
@@ -121,7 +123,7 @@ def _keep_fields(config: ComputeILConfig | IndexConfig) -> None:
                 index=config.index, max_bad_shards=config.max_bad_shards, fail_fast=config.fail_fast))
 
 
-@cli.verb(ComputeILConfig)
+@cli.verb("compute-il", "ComputeILConfig")
 def compute_il(config: ComputeILConfig) -> None:
     """Write the irreducible loss of every sample, one part a shard; run again, it computes only what is missing.
 
@@ -140,7 +142,7 @@ def compute_il(config: ComputeILConfig) -> None:
     _finish(*run(config))
 
 
-@cli.verb(IndexConfig)
+@cli.verb("index", "IndexConfig")
 def index(config: IndexConfig) -> None:
     """Write the same table without il, for rules that need none (uniform, loss).
 
@@ -155,7 +157,7 @@ def index(config: IndexConfig) -> None:
     _finish(run(config))
 
 
-@cli.verb(TrainConfig)
+@cli.verb("train", "TrainConfig")
 def train(config: TrainConfig) -> None:
     """Train with selection: score n_B samples, keep n_b, step; every decision is logged.
 
@@ -320,7 +322,7 @@ def verify(folder: str, shards: tuple[str, ...], roots: tuple[str, ...], repair:
         raise SystemExit(3)
 
 
-@cli.verb(EstimateConfig)
+@cli.verb("estimate", "EstimateConfig")
 def estimate(config: EstimateConfig) -> None:
     """Say what selection will cost here, before a run: measures your model on a few of your shards.
 

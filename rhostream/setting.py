@@ -116,7 +116,7 @@ def checked(name: str, value: Any, kinds: tuple[str, ...], says: Setting) -> Any
     if says.code or (value is None and "None" in kinds):
         return value
     found = _as_kind(value, kinds)
-    if found is MISSING and says.place:
+    if found is MISSING and says.place and not any(kind.startswith("Mapping") for kind in kinds):
         got = "nothing (None)" if value is None else type(value).__name__
         raise UsageError(f"{name}: expected a path or URL, got {got}")
     if found is MISSING:
@@ -127,7 +127,9 @@ def checked(name: str, value: Any, kinds: tuple[str, ...], says: Setting) -> Any
             expected = [*expected, "names with a value each"]
         raise UsageError(f"{name}: got {_shown(value)}, expected {' or '.join(expected)}")
     if says.choices and found not in says.choices and found is not None:
-        raise UnknownNameError.of(name.replace("_", " "), str(found), says.choices)
+        near = difflib.get_close_matches(str(found), says.choices, n=1)
+        raise UnknownNameError(f"{name}: unknown {str(found)[:80]!r}, expected one of {', '.join(says.choices)}"
+                               + (f"; did you mean {near[0]!r}?" if near else ""))
     return found
 
 

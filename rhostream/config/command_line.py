@@ -13,6 +13,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from rhostream import config as configs
 from rhostream.setting import Setting, defaults_of, kinds_of, option_name, settings_of, takes_several
 
 CONFIG_HELP = ("A run.json, or YAML, TOML or JSON of these settings, one_word: value. What is typed here wins; "
@@ -92,17 +93,36 @@ class Group(click.Group):
             raise click.UsageError(f"no such command {args[0]!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         return super().resolve_command(ctx, args)
 
-    def verb(self, config: type[Any]) -> Callable[[Callable[[Any], None]], click.Command]:
-        """Register the function of a config as the verb of that name; its docstring is the help."""
+    def verb(self, name: str, config: str) -> Callable[[Callable[[Any], None]], click.Command]:
+        """Register a function of a config of `rhostream.config` as a verb; its docstring is the help."""
         def register(function: Callable[[Any], None]) -> click.Command:
             def called(**_: Any) -> None:
-                function(config_of(config, click.get_current_context()))
+                function(config_of(getattr(configs, config), click.get_current_context()))
 
-            command = Command(config.verb, params=options_of(config), callback=called, help=function.__doc__)
+            command = _Verb(name, config, callback=called, help=function.__doc__)
             self.add_command(command)
             return command
 
         return register
+
+
+class _Verb(Command):
+    """A command whose options are made when they are first asked for: most of the time it is another verb's turn."""
+
+    def __init__(self, name: str, config: str, **how: Any) -> None:
+        self._config, self._made = config, list[click.Parameter]()
+        super().__init__(name, **how)
+
+    @property
+    def params(self) -> list[click.Parameter]:
+        """--config, and an option for each field of the config."""
+        if not self._made:
+            self._made = options_of(getattr(configs, self._config))
+        return self._made
+
+    @params.setter
+    def params(self, given: list[click.Parameter]) -> None:
+        """Click's own, which gives none."""
 
 
 def options_of(config: type[Any]) -> list[click.Parameter]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rhostream.config.train import INIT, MODEL, ROOT, SHARDS, TASK, TASKS, TEXT_LENGTH, TOKENIZER, WORKERS
+from rhostream.config.shared import INIT, MODEL, ROOT, SHARDS, TASK, TASKS, TEXT_LENGTH, TOKENIZER, WORKERS
 from rhostream.setting import check_types, setting
 
 IMAGE_MEMBER = "Of several images in a sample the first of these is meant: jpg, or jpg,png."

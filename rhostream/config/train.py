@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rhostream.config.shared import INIT, MODEL, ROOT, SHARDS, TASK, TASKS, TEXT_LENGTH, TOKENIZER, WORKERS
 from rhostream.errors import UsageError
 from rhostream.selection.options import Options
 from rhostream.selection.rules import RULES as RULE_NAMES
@@ -33,16 +34,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rhostream.runs.book import Metrics
-
-SHARDS = "Tar shards: paths, s3:// gs:// https:// URLs, brace ranges, patterns or folders."
-ROOT = "Name the place of the shards, so that tables and logs survive when the data moves."
-WORKERS = "Processes that read and decode."
-MODEL = "Built-in name, torchvision:NAME, timm:NAME or package.module:function; docs/models.md has them."
-INIT = "Start from these safetensors weights; the classifier may differ."
-TOKENIZER = "Of text: bytes, words:N, hf:NAME; ids:N for .npy arrays of ids."
-TEXT_LENGTH = "Tokens of a text; longer ones are cut."
-TASK = "What a model of text learns."
-TASKS = ("label", "language")
 
 _HARDWARE = "how fast a step is made, and where, doesn't change it"
 _LENGTH = "a run may go on for longer"

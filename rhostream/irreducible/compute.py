@@ -109,7 +109,7 @@ def _compute_ils(config: ComputeILConfig) -> list[Summary]:
             moved = moved_hint(job.urls, one.info.learned_from).removesuffix("; else ")
             how = moved or "if they are the same data in another place, name it with --root as it was then"
             warnings.warn("none of these shards was seen by fit-il, whose folds depend on the shards' names: a network "
-                          f"may score what it learned from; {how}", stacklevel=2)
+                          f"may score what it learned from; {how}", stacklevel=4)
     return job.run(config.workers)
 
 

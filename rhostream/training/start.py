@@ -251,7 +251,7 @@ def _networks(settings: Settings, loader: Loader, classes: int, on: torch.device
     if not ranks.alone:
         network, says = with_synchronized_norms(network, on)
         if says and ranks.first and settings.found_rule.score is not None:
-            warnings.warn(says, stacklevel=4)
+            warnings.warn(says, stacklevel=5)
     # Pixels come as NHWC: channels-last needs no transpose and is the faster layout for convolutions.
     network.to(on).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ranks.copy_from_first(network)
@@ -281,7 +281,7 @@ def _live(settings: Settings, loader: Loader, on: torch.device) -> LiveIL | None
     own = "next_token" if stream.preprocess.task == "language" else settings.loss
     if settings.found_rule.needs_il and made != own:
         warnings.warn(f"the il of {storage.redact(stream.table.url)} is {made}, and the run's loss is {own}: the "
-                      f"rule {settings.rule} compares two different losses", stacklevel=4)
+                      f"rule {settings.rule} compares two different losses", stacklevel=5)
     if not settings.found_rule.live:
         return None
     return load_live(stream.table, settings.il_model, stream.decoded, on, lr=settings.lr * settings.il_lr_scale,
