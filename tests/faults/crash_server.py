@@ -124,6 +124,7 @@ def _job(request: dict[str, Any], out: int) -> int:
     import rhostream
     from rhostream import crashpoints
     from rhostream.audit.verify import verify
+    from rhostream.runs import chain
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -133,6 +134,7 @@ def _job(request: dict[str, Any], out: int) -> int:
              "keep": rhostream.keep_fields,
              "compute-ils": rhostream.compute_ils, "train": rhostream.train, "verify": verify}
     error = ""
+    chain.WHOLE_EVERY = request["options"].pop("whole_every", chain.WHOLE_EVERY)
     try:
         verbs[request["verb"]](**request["options"])
     except rhostream.RhostreamError as exc:

@@ -172,8 +172,10 @@ def repair_run(proof: RunProof) -> list[str]:
     aside = []
     for url in reversed(proof.damaged):  # the newest goes last: until then it is what an old run is, as before
         other = url.removesuffix(".json") + ".damaged.json"
-        with contextlib.suppress(AlreadyExistsError):
-            storage.create(other, storage.read_bytes(url))
-        storage.delete(url)
-        aside.append(storage.redact(other))
+        with contextlib.suppress(NotFoundError):  # one that is gone is named here too
+            data = storage.read_bytes(url)
+            with contextlib.suppress(AlreadyExistsError):
+                storage.create(other, data)
+            storage.delete(url)
+            aside.append(storage.redact(other))
     return aside
