@@ -72,9 +72,7 @@ def prove_run(run: str) -> RunProof:
         _attempts(proof, proof.checkpoint)
         proof.problems += chain_problems(run, newest.link, proof.checkpoint)
         proof.problems += ledger_problems(run, record, proof.checkpoint)
-        if proof.checkpoint.unconfirmed:
-            proof.warnings.append(f"step {proof.checkpoint.step:,} was handed out to another trainer, which hasn't "
-                                  "confirmed yet that it saved it")
+        proof.warnings += filter(None, [proof.checkpoint.doubt])
     return proof
 
 
