@@ -51,6 +51,30 @@ def commit(attempt: Attempt, *, keep: int = 2, handed_out: bool = False) -> Link
                           selector={}, handed_out=handed_out)
 
 
+def two_ranks(rank: int, run: str) -> list[str]:
+    """Six commits of two ranks, each of which logs half of every step; every second one is whole."""
+    from rhostream.selection.ranks import Ranks
+    from tests.ranks import join_group, leave_group
+
+    chain.WHOLE_EVERY = 2
+    ranks = Ranks(join_group())
+    attempt = Attempt(run, dict(PINNED), ranks)
+    attempt.open(RECORD)
+    attempt.claim()
+    digests = []
+    for step in range(6):
+        attempt.log.append(batch(rows(step, rank)[2 * rank : 2 * rank + 2]), step)
+        attempt.counts["below"] = attempt.counts.get("below", 0) + 2 - (rank == 0)
+        if ranks.first:
+            attempt.counts["kept"] = attempt.counts.get("kept", 0) + 1
+            attempt.steps.append({"step": step, "pass": 0, "kept": 1})
+        attempt.step += 1
+        digests.append(attempt.commit(STATE if ranks.first else {}, pass_index=0, buffer=step + 1, complete=False,
+                                      keep=1, selector={}).digest)
+    leave_group()
+    return digests
+
+
 def long_chain(links: int, ranks: int = 8, segment_bytes: int = 4096) -> Iterator[tuple[str, bytes]]:
     """(path below the run, bytes) of a run with that many commits of one step each, compacted; segments are named and
     aren't there, but for who commits behind it."""

@@ -27,8 +27,9 @@ from rhostream.tables import merged, selections
 from rhostream.tables.segments import segment_record
 from rhostream.tables.selections import LogWriter
 from tests.audit_fixtures import batch
-from tests.chains import PINNED, RECORD, STATE, begin, branch, commit, long_chain, rows, take
+from tests.chains import PINNED, RECORD, STATE, begin, branch, commit, long_chain, rows, take, two_ranks
 from tests.faults.command import command
+from tests.ranks import together
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def files(run: str, what: str) -> set[str]:
 
 
 @pytest.mark.usefixtures("often")
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_branch_in_force_holds_each_step_once_whatever_died_and_whatever_was_gone_back_to(
         run: str, seed: int) -> None:
     draw, attempt, counts, uncommitted = random.Random(seed), begin(run), list[tuple[int, int]](), 0
@@ -257,6 +258,20 @@ def test_each_rank_is_merged_for_itself_in_its_order(run: str) -> None:
     table = selections.read(run, lists["log"])
     assert table["label"].to_pylist() == [0] * 4 + [1] * 4 + [2] * 4 and table["step"].to_pylist() == [0, 1, 2, 3] * 3
     assert table.schema.equals(selections.read(run, listed).schema) and len(of) == 3
+
+
+def test_two_ranks_merge_each_its_own_and_know_the_same_commit(run: str, tmp_path: Path) -> None:
+    first, second = together(tmp_path / "answers", two_ranks, 2, run)
+    assert first == second and len({*first}) == 6
+    latest = checkpoint.latest(run)
+    assert latest is not None and latest.digest == first[-1] and verify(run)["problems"] == []
+    assert [s["path"][:21] for s in latest.log[:2]] == ["log/attempt=0/rank=0/", "log/attempt=0/rank=1/"]
+    assert ["merged=" in s["path"] for s in latest.log] == [True, True, False, False]
+    table = selections.read(run, latest.log)
+    assert sorted(table["ordinal"].to_pylist()) == list(range(24))
+    assert table["label"].to_pylist() == [0] * 10 + [1] * 10 + [0] * 2 + [1] * 2  # of the last commit, unmerged
+    assert files(run, "log") == {s["path"] for s in latest.log} | set(chain.at(run, 0, 4, "").merged[0]["of"]) | set(
+        chain.at(run, 0, 4, "").merged[1]["of"])
 
 
 def test_segments_are_merged_up_to_a_size_and_large_ones_are_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,7 @@ def _table_next(table: str, info: il_table.TableInfo, missing: Sequence[str], as
 
 
 def _run_status(run: str) -> dict[str, Any]:
-    record, latest = read_record(run), checkpoint.latest(run)
+    record, latest = read_record(run), checkpoint.head(run)
     settings = record.get("settings") or {}
     complete = bool(latest and latest.complete)
     counts = dict(latest.counts) if latest else {}
