@@ -24,8 +24,9 @@ from rhostream.audit.questions import run_question
 from rhostream.audit.verify import verify
 from rhostream.audit.views import open_ledger
 from rhostream.candidates import Reason
-from rhostream.runs import checkpoint
-from rhostream.runs.checkpoint import Checkpoint
+from rhostream.runs import chain
+from rhostream.runs.link import Link
+from rhostream.runs.tensors import payload
 from rhostream.tables import selections
 
 SEGMENTS, ROWS, BUFFER, CLASSES, SHARDS, LANES = 100, 1_000_000, 320, 14, 1_000, 32
@@ -108,9 +109,9 @@ def _write_run(folder: Path) -> None:
         counts += np.bincount(rows["reason"].indices, minlength=len(Reason))
         listed += writer.flush()
     (folder / "run.json").write_text(json.dumps({"version": 1, "settings": {"rule": "rho"}, "fingerprints": {}}))
-    done = Checkpoint(step=SEGMENTS * ROWS // BUFFER, pass_index=0, buffer=0, attempt=0, complete=True, fingerprints={},
+    done = Link(step=SEGMENTS * ROWS // BUFFER, pass_index=0, buffer=0, attempt=0, complete=True,
                       log=listed, counts={r.name: int(counts[r]) for r in Reason if counts[r]})  # fmt: skip
-    checkpoint.save(str(folder), done, {"w": torch.zeros(1)}, {})
+    chain.commit(str(folder), chain.save_files(str(folder), done, payload({"w": torch.zeros(1)}, {})))
 
 
 def _segment(number: int) -> tuple[pa.RecordBatch, int]:

@@ -28,7 +28,7 @@ from rhostream import storage
 from rhostream.candidates import CANDIDATE
 from rhostream.errors import BudgetError, RhostreamError, UsageError
 from rhostream.models import build
-from rhostream.runs import checkpoint
+from rhostream.runs import checkpoint, tensors
 from rhostream.runs.record import recorded
 from rhostream.selection.forward import Forward
 from rhostream.selection.hardware import device_of
@@ -90,10 +90,10 @@ def _trained(run: str, model: str, device: torch.device) -> tuple[nn.Module, dic
     """The proxy as its run left it, and what that run spent."""
     found = checkpoint.latest(run)
     assert found is not None
-    known = found.fingerprints
+    known = recorded(run)["fingerprints"]
     network = build(model, image_size=known["preprocess_image_size"], channels=known["preprocess_channels"],
                     classes=known["classes"])
-    network.load_state_dict(checkpoint.load_tensors(run, found)[0])
+    network.load_state_dict(tensors.load_tensors(run, found)[0])
     return network.to(device).to(memory_format=torch.channels_last), found.cost  # type: ignore[call-overload]
 
 

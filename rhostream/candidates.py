@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -15,24 +14,7 @@ import torch
 from torch import Tensor
 
 from rhostream.errors import UsageError
-
-
-class Reason(IntEnum):
-    """Why a planned sample was kept or skipped. Stored by name; the numbers live inside one process only."""
-
-    kept = 0
-    below = 1  # reached the rule, but not the top n_b (or was not drawn by `uniform`)
-    band = 2  # its il is outside the band
-    shortlist = 3  # a cheaper score left it out
-    tail = 4  # the end of a pass that doesn't fill a buffer
-    missing_il = 5
-    quarantined = 6  # the table says it can't be used
-    unreadable = 7  # the table says it can, but this decoder couldn't
-    nonfinite = 8  # its loss or score is NaN or infinite
-    holdout = 9  # the il model was trained on it
-    unlisted = 10  # there is a keep-list, and it isn't on it
-    duplicate = 11  # a near-duplicate of one that scored better in the same buffer
-
+from rhostream.reasons import Reason as Reason
 
 CANDIDATE = 255  # not a reason yet: the row goes to the forward
 # rows (n,) -> uint8 (n, H, W, C) at full size, and (n,) whether each could be read

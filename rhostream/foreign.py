@@ -182,12 +182,13 @@ def checked_run(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def checked_checkpoint(point: T) -> T:
-    """The same Checkpoint, its paths inside the run and its counts counts. Raises ValueError."""
-    saved: Any = point
+def checked_link(link: T) -> T:
+    """The same link of a run's chain, its paths inside the run and its counts counts. Raises ValueError."""
+    saved: Any = link
+    _chained(saved)
     for name in ("step", "pass_index", "buffer", "attempt"):
         _count(getattr(saved, name), name, 0, 2**62)
-    for name in ("fingerprints", "cost", "files", "selector"):
+    for name in ("cost", "files", "selector"):
         _is(getattr(saved, name), dict, name)
     _counts(saved.counts, "counts")
     for path, digest in saved.files.items():
@@ -203,7 +204,35 @@ def checked_checkpoint(point: T) -> T:
         for name in ("old", "new"):
             if type(change.get(name)) not in (str, int, float, bool, type(None)):
                 raise ValueError(f"{name} of a change is a {type(change[name]).__name__}, expected a plain value")
-    return point
+    return link
+
+
+def checked_place(place: T) -> T:
+    """The same name of a commit. Raises ValueError."""
+    named: Any = place
+    for name, least in (("attempt", 0), ("number", -1), ("step", 0)):
+        _count(getattr(named, name), f"{name} of a commit", least, 2**62)
+    _is(named.sha256, str, "sha256 of a commit")
+    return place
+
+
+def _chained(link: Any) -> None:
+    """Numbers count up by one along a chain, so that who walks it comes to its end."""
+    _count(link.number, "number", 0, 2**62)
+    _count(link.first, "first", 0, link.number)
+    for name in ("complete", "whole", "handed_out", "held"):
+        _is(getattr(link, name), bool, name)
+    before = link.previous
+    if (before is None and link.number) or (before is not None and before.number != link.number - 1):
+        raise ValueError(f"link {link.number} doesn't name link {link.number - 1} as the one before it")
+    if link.number != link.first and before.attempt != link.attempt:
+        raise ValueError(f"link {link.number} of attempt {link.attempt} isn't its first, and follows one of another")
+    _is(link.merged, list, "merged")
+    for record in link.merged:
+        _is(record, dict, "a merged segment")
+        _is(record.get("of"), list, "of a merged segment")
+        for path in (record.get("path"), *record["of"]):
+            checked_path(path)
 
 
 def _segments(records: Any, name: str) -> None:

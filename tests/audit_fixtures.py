@@ -16,9 +16,10 @@ import webdataset as wds
 from PIL import Image
 
 from rhostream import storage
-from rhostream.runs import checkpoint
-from rhostream.runs.checkpoint import Checkpoint
+from rhostream.runs import chain, checkpoint
 from rhostream.runs.cost import Cost
+from rhostream.runs.link import Link
+from rhostream.runs.tensors import payload
 from rhostream.stream.tar import walk
 from rhostream.tables import il, selections, steps
 from rhostream.tables.selections import LogWriter
@@ -164,7 +165,6 @@ def make_run(world: World, url: str, rows: list[dict[str, Any]], *, rule: str = 
     storage.create(storage.join(url, "run.json"), json.dumps({**body, **record}).encode())
     attempt = checkpoint.claim_attempt(url, {})
     log, curve = LogWriter(url, attempt), StepsWriter(url, attempt)
-    listed: tuple[list[Any], list[Any]] = ([], [])
     for step in range(settings["last_step"] if rows else 0):
         now = [r for r in rows if r["step"] == step]
         log.append(batch(now), step)
@@ -176,22 +176,22 @@ def make_run(world: World, url: str, rows: list[dict[str, Any]], *, rule: str = 
         curve.append({"step": step, "pass": 0, "kept": kept, "forward_units": cost.forward_units, "seconds_wait": 0.5,
                       "seconds_train": 0.25, **tested})
         if step + 1 == cut:
-            _commit(url, step + 1, attempt, False, listed, log, curve, cost)
+            _commit(url, step + 1, attempt, False, log, curve, cost)
     tails = [r for r in rows if r["step"] is None]
     if tails:
         log.append(batch(tails), settings["last_step"])
     if rows:
         cost.seconds = {"wait": 1.5, "score": 2.0, "train": 3.0}
-        _commit(url, settings["last_step"], attempt, complete, listed, log, curve, cost)
+        _commit(url, settings["last_step"], attempt, complete, log, curve, cost)
     return url
 
 
-def _commit(url: str, step: int, attempt: int, complete: bool, listed: Any, log: Any, curve: Any, cost: Cost) -> None:
-    listed[0].extend(log.flush())
-    listed[1].extend(curve.flush())
-    found = Checkpoint(step=step, pass_index=0, buffer=step, attempt=attempt, complete=complete, fingerprints={},
-                       log=list(listed[0]), steps=list(listed[1]), cost=cost.as_json())
-    checkpoint.save(url, found, {"w": torch.zeros(2)}, {})
+def _commit(url: str, step: int, attempt: int, complete: bool, log: Any, curve: Any, cost: Cost) -> None:
+    before = chain.head(url)
+    link = Link(step=step, pass_index=0, buffer=step, attempt=attempt, complete=complete,
+                number=0 if before is None else before.number + 1, previous=None if before is None else before.place,
+                whole=before is None, log=log.flush(), steps=curve.flush(), cost=cost.as_json())
+    chain.commit(url, chain.save_files(url, link, payload({"w": torch.zeros(2)}, {})))
 
 
 def columns_of(view: str) -> list[str]:

@@ -27,7 +27,7 @@ from rhostream.advisor.store import probe_store
 from rhostream.cli import cli
 from rhostream.errors import MismatchError, UsageError
 from rhostream.models import build
-from rhostream.runs.checkpoint import save_tensors
+from rhostream.runs.tensors import save_tensors
 from rhostream.selection.hardware import bf16_supported
 from tests.test_cli import process as command
 

@@ -84,7 +84,7 @@ def test_a_damaged_segment_is_refused_by_name(trained: Callable[..., Path]) -> N
 
 def test_a_run_without_a_checkpoint_has_empty_views(world: Path, tmp_path: Path, trained: Callable[..., Path]) -> None:
     run = trained(steps=5)
-    shutil.rmtree(run / "checkpoints")
+    shutil.rmtree(run / "commits")
     with rhostream.open_ledger(str(run)) as ledger:
         assert ledger.sql("SELECT count(*) FROM selections")[0].to_pylist() == [0]
         assert ledger.sql("SELECT steps FROM runs")[0].to_pylist() == [0]

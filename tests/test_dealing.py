@@ -95,7 +95,7 @@ def means(rank: int, size: int) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_gradient_of_kept_mean_is_that_of_one_rank_for_every_rule(tmp_path: Path, size: int) -> None:
     alone, several = means(0, 1), ranks.together(tmp_path, means, size, size)
     for at, one in enumerate(alone):
@@ -154,7 +154,7 @@ def loop_of_the_page(rank: int, world: str, passes: int) -> list[Any]:
     return [names["steps"], [p.detach().flatten().tolist() for p in names["model"].parameters()]]
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_loop_of_the_page_trains_a_model_with_batch_norm(world: Path, tmp_path: Path, size: int) -> None:
     told = ranks.together(tmp_path, loop_of_the_page, size, str(world), 1)
     assert all(steps == [8 // size] * 12 for steps, _ in told)  # no rank is ever idle, or left with one row

@@ -17,7 +17,7 @@ import rhostream
 from rhostream.candidates import Normalize
 from rhostream.errors import MismatchError, UntrustedCodeError, UsageError
 from rhostream.models import build
-from rhostream.runs import checkpoint
+from rhostream.runs import checkpoint, tensors
 from rhostream.selection.live import LiveIL
 from rhostream.selection.selector import Selector
 from tests.test_rules import rows_of
@@ -110,9 +110,9 @@ def test_a_run_in_pieces_resumes_the_live_model_bit_by_bit_and_verifies(world: P
     first, second = weights_of(whole), weights_of(pieces)
     assert all(torch.equal(first[k], second[k]) for k in first)
     found = [checkpoint.latest(str(run)) for run in (whole, pieces)]
-    assert checkpoint.others_of(found[0]) == ["live-0", "live-1"]
+    assert tensors.others_of(found[0]) == ["live-0", "live-1"]
     for name in ("live-0", "live-1"):
-        states = [checkpoint.load_other(str(run), one, name)["model"]
+        states = [tensors.load_other(str(run), one, name)["model"]
                   for run, one in zip((whole, pieces), found, strict=True)]
         assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
     from rhostream.audit.verify import verify

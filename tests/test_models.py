@@ -21,7 +21,7 @@ from rhostream.models.googlenet import _inception
 from rhostream.models.inception import _e
 from rhostream.models.mobilenet import _inverted
 from rhostream.models.resnet import basic, bottleneck
-from rhostream.runs.cost import macs_per_sample
+from rhostream.runs.macs import macs_per_sample
 
 IMAGE_MODELS = [name for name in NAMES if not name.startswith("text")]
 CIFAR = [name for name in NAMES if name.endswith("-cifar")]

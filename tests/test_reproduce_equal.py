@@ -28,7 +28,7 @@ from jobs.reproduce.suite import EXPERIMENTS
 from jobs.reproduce.tables import equal_tables, filled, main, told_moved
 from rhostream.errors import UsageError
 from rhostream.models import build
-from rhostream.runs import checkpoint
+from rhostream.runs import checkpoint, tensors
 from shards.recipes import web
 from tests.conftest import write_shard
 from tests.test_shards import many
@@ -275,7 +275,7 @@ def test_an_il_model_that_learns_along_is_measured_on_the_test_set_pass_by_pass(
     state = checkpoint.latest(along.folder)
     assert state is not None and state.step == 40
     network = build("mlp-64", image_size=28, channels=1, classes=10)
-    network.load_state_dict(checkpoint.load_other(along.folder, state, "live-0")["model"])
+    network.load_state_dict(tensors.load_other(along.folder, state, "live-0")["model"])
     x = torch.from_numpy(np.stack([_pixels(np.random.default_rng(n), n) for n in range(120)])).float()[:, None]
     right = network.eval()(x / 127.5 - 1).argmax(1) == torch.arange(120) % 10
     assert live[-1] == pytest.approx(float(right.float().mean()))  # by hand

@@ -167,7 +167,7 @@ def test_names_nobody_knows_are_refused_with_a_guess() -> None:
 
 
 def test_the_small_cnn_has_the_papers_ratios_to_the_resnet() -> None:
-    from rhostream.runs.cost import macs_per_sample
+    from rhostream.runs.macs import macs_per_sample
 
     image = torch.zeros(1, 3, 32, 32)
     sizes = {}

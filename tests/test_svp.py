@@ -16,7 +16,7 @@ import rhostream
 from jobs.svp import main, svp
 from rhostream.errors import UsageError
 from rhostream.models import build
-from rhostream.runs import checkpoint
+from rhostream.runs import checkpoint, tensors
 from rhostream.selection.hardware import threads
 from tests.test_rules import entropy, rows_of, softmax
 
@@ -36,7 +36,7 @@ def test_the_keep_list_holds_the_most_uncertain_tenth_of_all_samples_and_its_cos
     # By hand: the weights of the proxy's run, every image of the table.
     run = tmp_path / "svp" / "proxy"
     model = build("mlp-64", image_size=16, channels=1, classes=4)
-    model.load_state_dict(checkpoint.load_tensors(str(run), checkpoint.latest(str(run)))[0])
+    model.load_state_dict(tensors.load_tensors(str(run), checkpoint.latest(str(run)))[0])
     expected = {}
     for candidates in rhostream.open_stream(str(world / "shards"), str(world / "il"), buffer_size=1003, lanes=1):
         with torch.no_grad():

@@ -30,7 +30,7 @@ from rhostream.errors import (
 )
 from rhostream.models import build, load_initial
 from rhostream.models.zoo import LIBRARIES
-from rhostream.runs.cost import macs_per_sample
+from rhostream.runs.macs import macs_per_sample
 
 SHAPE = {"image_size": 32, "channels": 3, "classes": 14}
 

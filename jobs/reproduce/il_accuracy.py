@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from jobs.reproduce.prepare import model_of, shards_of
 from rhostream.irreducible.model import ILModel, load_il_model
-from rhostream.runs import checkpoint
+from rhostream.runs import retention, tensors
 from rhostream.training.evaluate import TestSet
 
 if TYPE_CHECKING:
@@ -28,13 +28,12 @@ def by_pass(training: Training) -> list[float]:
     model, test = load_il_model(folder, str(arm.world.ils[arm.il].fit["model"])), _test(training)
     frozen = _kept(Path(folder).parent / f"accuracy-{arm.world.test.folder}.json", model, test)
     found: list[float] = []
-    for url in checkpoint.committed(training.folder) if "il_model" in arm.needs else ():
-        state = checkpoint.read(url)
-        names = [name for name in checkpoint.others_of(state) if name.startswith("live-")]
+    for state in retention.kept(training.folder) if "il_model" in arm.needs else ():
+        names = [name for name in tensors.others_of(state) if name.startswith("live-")]
         if not names or not 0 < state.step <= arm.steps:
             continue
         for network, name in zip(model.networks, names, strict=True):
-            network.load_state_dict(checkpoint.load_other(training.folder, state, name)["model"])
+            network.load_state_dict(tensors.load_other(training.folder, state, name)["model"])
         kept = Path(training.out, "live", f"{arm.folder(training.seed)}-{state.step}.json")
         found.append(_kept(kept, model, test))
     return found or [frozen]
@@ -48,7 +47,7 @@ def _kept(path: Path, model: ILModel, shards: str) -> float:
     """What the file says, or the model's accuracy on those shards, which it then says."""
     if not path.exists():
         test = TestSet([shards], model.preprocess, model.info.classes, model.info.decoder, 0)
-        each = [test.evaluate(network.eval()).accuracy for network in model.networks]
+        each = [float(test.evaluate(network.eval()).accuracy or 0.0) for network in model.networks]
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.tmp")
         part.write_text(json.dumps({"accuracy": sum(each) / len(each)}))

@@ -22,7 +22,7 @@ from rhostream.advisor.predict import ILCost, Measured, Setting
 from rhostream.advisor.samples import Samples, draw, preprocess_for, some
 from rhostream.errors import UntrustedCodeError, UsageError, users_code
 from rhostream.randomness import torch_seed
-from rhostream.runs.cost import macs_per_sample
+from rhostream.runs.macs import macs_per_sample
 from rhostream.selection.hardware import bf16_supported, cores, device_of
 from rhostream.selection.hardware import threads as in_threads
 from rhostream.selection.selector import Selector

@@ -13,6 +13,7 @@ from rhostream import storage
 from rhostream.errors import MismatchError, TableError, UntrustedCodeError, UsageError
 from rhostream.foreign import checked_run, read_object
 from rhostream.runs import checkpoint
+from rhostream.runs.tensors import load_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ def of_run(run: str, **given: Any) -> tuple[Question, dict[str, torch.Tensor], s
     """
     run = storage.resolve(run)
     url = storage.join(run, "run.json")
-    found = checkpoint.latest(run) if storage.exists(url) else None
+    found = checkpoint.head(run) if storage.exists(url) else None
     if found is None:
         raise UsageError(f"{storage.redact(run)} is no run with a checkpoint; give --weights, or the folder of a run")
     try:
@@ -61,7 +62,7 @@ def of_run(run: str, **given: Any) -> tuple[Question, dict[str, torch.Tensor], s
     for name in ("model", "rule"):
         UntrustedCodeError.unless_named(str(asked.get(name, "")), given.get(name), storage.redact(run), f"--{name}")
     asked |= {name: value for name, value in given.items() if value}
-    weights, _ = checkpoint.load_tensors(run, found)
+    weights, _ = load_tensors(run, found)
     return Question(**asked), weights, f"{storage.redact(run)}, step {found.step}"
 
 

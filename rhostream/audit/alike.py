@@ -19,7 +19,8 @@ from rhostream.setting import RECORDED, settings_of
 
 _SAYS = settings_of(TrainConfig)
 # What run.json has among the settings that decides neither which samples are kept nor what the weights become.
-_FREE = {"seed", "last_step", "prefilters", *(name for name, says in _SAYS.items() if says.pin == RECORDED)}
+_FREE = {"seed", "selector_seed", "last_step", "prefilters",
+         *(name for name, says in _SAYS.items() if says.pin == RECORDED)}
 # What makes the choice and nothing else: a baseline differs in these on purpose. Stages that cost a forward are in it,
 # and how scores are computed, because uniform choice makes none.
 OF_THE_RULE = {name for name, says in _SAYS.items() if says.part == "rule"}
@@ -45,7 +46,7 @@ def says_change(change: Mapping[str, Any]) -> str:
 
 def digest_of(setting: Mapping[str, Any]) -> str | None:
     """12 hex digits, equal for runs of one setting; None for a run that doesn't say what it was."""
-    if "rule" not in setting:
+    if "rule" not in setting or setting.get("config") == "unknown":  # a loop of one's own, of which nothing is stated
         return None
     return hashlib.sha256(json.dumps(setting, sort_keys=True, default=str).encode()).hexdigest()[:12]
 

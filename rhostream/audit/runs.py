@@ -15,8 +15,8 @@ from rhostream import storage
 from rhostream.errors import TableError, UsageError
 from rhostream.foreign import checked_run, read_object
 from rhostream.runs import checkpoint
-from rhostream.runs.checkpoint import Checkpoint
 from rhostream.runs.cost import Cost
+from rhostream.runs.link import Link
 from rhostream.tables.places import url_below
 
 NEAR = 3  # names that a mistyped one is answered with
@@ -30,7 +30,7 @@ class RunFolder:
     url: str
     name: str
     record: dict[str, Any]
-    checkpoint: Checkpoint | None
+    checkpoint: Link | None
 
     @property
     def settings(self) -> dict[str, Any]:

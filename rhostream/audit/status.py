@@ -17,7 +17,7 @@ from rhostream.audit.runs import is_table, read_record
 from rhostream.config.train import TrainConfig
 from rhostream.errors import RhostreamError, StorageError, TableError, UsageError
 from rhostream.runs import checkpoint
-from rhostream.runs.checkpoint import Checkpoint
+from rhostream.runs.link import Link
 from rhostream.setting import option_name, settings_of
 from rhostream.tables import il as il_table
 from rhostream.tables import parquet
@@ -140,7 +140,7 @@ def _run_status(run: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _run_examples(run: str, record: Mapping[str, Any], latest: Checkpoint | None) -> dict[str, list[dict[str, Any]]]:
+def _run_examples(run: str, record: Mapping[str, Any], latest: Link | None) -> dict[str, list[dict[str, Any]]]:
     """Of each reason that is nobody's choice the last few rows of the log, with the error that the IL table has."""
     found: dict[str, list[dict[str, Any]]] = {}
     if latest is None or not latest.log or not any(latest.counts.get(reason) for reason in _UNUSED):

@@ -24,7 +24,7 @@ from rhostream.irreducible.pool import Pool
 from rhostream.irreducible.quality import Logits, logits_of, measured
 from rhostream.models.temperature import Divided
 from rhostream.randomness import generator
-from rhostream.runs import cost
+from rhostream.runs.macs import macs_per_sample
 from rhostream.selection.outputs import require_logits
 from rhostream.selection.tokens import is_language
 from rhostream.stream.inputs import AnyPreprocess
@@ -62,7 +62,7 @@ class Fit:
             normalize = self.preprocess.normalize
             if not is_language(network):
                 require_logits(self.model, network.eval(), normalize(pool.image[:1]), self.classes)
-            macs = cost.macs_per_sample(network, normalize(pool.image[:1]))
+            macs = macs_per_sample(network, normalize(pool.image[:1]))
             if self.init:
                 models.load_initial(network, self.init)
             learned = learn(network, pool.image, pool.label, train, rows, check_image=check.image,

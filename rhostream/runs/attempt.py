@@ -1,6 +1,6 @@
-"""The run folder: made once, claimed by each attempt, and moved on only by a checkpoint.
+"""The run folder: made once, claimed by each attempt, and moved on only by a commit.
 
-    run.json (settings, fingerprints, versions) | attempts/ | log/ | steps/ | shadow/ | checkpoints/ | cost.json
+    run.json (settings, versions) | attempts/ | log/ | steps/ | shadow/ | commits/ | checkpoints/ | cost.json
 
 Over several ranks each writes its own segments of the log; rank 0 writes everything else.
 """
@@ -15,15 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-from torch import nn
-
 from rhostream import storage
 from rhostream.crashpoints import crash_point
-from rhostream.errors import AlreadyExistsError, Interrupted, MismatchError, RhostreamError, UsageError
-from rhostream.runs import checkpoint
-from rhostream.runs.checkpoint import Checkpoint
+from rhostream.errors import AlreadyExistsError, Interrupted, MismatchError, RhostreamError, TableError, UsageError
+from rhostream.runs import chain, checkpoint, compaction, retention
 from rhostream.runs.cost import Cost
+from rhostream.runs.link import KINDS, OLD, Link, Place, told_link
 from rhostream.runs.record import VERSION, recorded
 from rhostream.selection.ranks import Ranks
 from rhostream.tables.selections import LogWriter
@@ -51,21 +48,29 @@ class Attempt:
     _committed: int = 0  # the step of the newest checkpoint
     _made: bool = False  # run.json is of this process
     _retried: dict[str, dict[str, int]] = field(default_factory=storage.retried)  # before this attempt
-    _log: list[dict[str, Any]] = field(default_factory=list)
-    _steps: list[dict[str, Any]] = field(default_factory=list)
-    _shadow: list[dict[str, Any]] = field(default_factory=list)
+    _link: Link | None = None  # the newest commit, of this attempt or the one that it goes on from
+    _held: bool = False  # what other branches name is held, too
+    _first: int = 0  # the number of this attempt's first link
+    _replaced: list[compaction.Replaced] = field(default_factory=list)  # raw segments that go when nobody needs them
 
-    def open(self, record: Mapping[str, Any], changeable: Iterable[str] = ()) -> Checkpoint | None:
-        """Make run.json or check that it is of the same making; returns the checkpoint to resume from.
+    def open(self, record: Mapping[str, Any], changeable: Iterable[str] = (), *, start: Place | None = None,
+             fresh: bool = False) -> Link | None:
+        """Make run.json or check that it is of the same making; returns the commit to resume from: the state in force,
+        or the one at `start`; with `fresh` none, so that the attempt begins at step 0.
 
-        Raises MismatchError naming the fields that differ, NotWritableError, UsageError where a rank can't see the
-        folder.
+        It names its own segments only (see `chain.with_segments`). Raises MismatchError naming the fields that differ,
+        and for a `start` that is no commit of this run, NotWritableError, UsageError where a rank can't see the folder.
         """
+        told = None
         if self.ranks.first:
             self._make(record, changeable)
-        told = self.ranks.from_first(_as_json(checkpoint.latest(self.url)) if self.ranks.first else None)
+            newest = chain.head(self.url)
+            chosen = None if fresh else newest if start is None else self._at(start)
+            self._held = newest is not None and (chosen is None or chosen.digest != newest.digest)
+            told = None if chosen is None else chosen.plain()
+        told = self.ranks.from_first(told)
         self._require_shared()
-        found = None if told is None else Checkpoint(**told)
+        self._link = found = None if told is None else told_link(told)
         if found is not None:
             if found.changes != self.changes:
                 raise MismatchError(f"another attempt at {storage.redact(self.url)} changed its settings meanwhile; "
@@ -73,8 +78,15 @@ class Attempt:
             self.step, self.cost = found.step, Cost.from_json(found.cost)
             self._committed = found.step
             self.counts = dict(found.counts) if self.ranks.first else {}
-            self._log, self._steps, self._shadow = list(found.log), list(found.steps), list(found.shadow)
         return found
+
+    def _at(self, start: Place) -> Link:
+        try:
+            return chain.named(self.url, start)
+        except TableError as exc:
+            raise MismatchError(f"run {storage.redact(self.url)} has no such commit as this state names (step "
+                                f"{start.step:,}): it is the state of another run, or of one that was begun anew "
+                                f"({exc})") from exc
 
     def _make(self, record: Mapping[str, Any], changeable: Iterable[str]) -> None:
         body = {"version": VERSION, "fingerprints": self.pinned, **record}
@@ -98,7 +110,7 @@ class Attempt:
                 if free := [name for name in changeable if old.get(name) != same.get(name)]:
                     exc.add_note(f"on purpose, from the newest checkpoint on: the old settings and --change "
                                  f"{' '.join(f'{name}={same.get(name)}' for name in free)}")
-                if not checkpoint.committed(self.url):
+                if chain.head(self.url) is None:
                     exc.add_note("nothing of that run was committed: unless it is running, its folder can be deleted")
                 raise
 
@@ -118,7 +130,7 @@ class Attempt:
             raise
         except RhostreamError:
             alone = checkpoint.newest_attempt(self.url) == self.attempt
-            if self._made and alone and not checkpoint.committed(self.url):
+            if self._made and alone and chain.head(self.url) is None:
                 storage.delete(storage.join(self.url, "run.json"))
             raise
 
@@ -130,21 +142,24 @@ class Attempt:
             raise UsageError(f"rank {blind[0]} doesn't see {storage.redact(self.url)}/run.json, which rank 0 wrote: "
                              "--run must be a folder (or a store) that all ranks share")
 
-    def settle(self, found: Checkpoint, keep: int) -> None:
+    def settle(self, found: Link, keep: int) -> None:
         """Do what a crash right after the newest checkpoint left undone."""
         if not self.ranks.first:
             return
         if found.complete and not storage.exists(storage.join(self.url, "cost.json")):
             self._write_cost()
-        checkpoint.retain(self.url, keep)
+        retention.retain(self.url, keep, found)
 
     def claim(self, settings: Mapping[str, Any] | None = None) -> None:
         """Become the newest attempt and open the writers.
 
-        The attempt's note says what it changes, and what it does by `settings` that nothing pins.
+        The attempt's note says which commit it goes on from, what it changes, and what it does by `settings` that
+        nothing pins.
         """
         note = {"host": platform.node(), "pid": os.getpid(), "from_step": self.step, "ranks": self.ranks.size,
-                "changes": self.changing, "settings": dict(settings or {})}
+                "from": None if self._link is None else asdict(self._link.place), "changes": self.changing,
+                "settings": dict(settings or {})}
+        self._first = 0 if self._link is None else self._link.number + 1
         claimed = checkpoint.claim_attempt(self.url, note) if self.ranks.first else None
         self.attempt = int(self.ranks.from_first(claimed))
         self.changes = [*self.changes, *({**change, "attempt": self.attempt} for change in self.changing)]
@@ -158,43 +173,91 @@ class Attempt:
         """Whether steps were taken that no checkpoint knows of."""
         return self.step > self._committed
 
-    def commit(self, model: nn.Module, optimizer: torch.optim.Optimizer, others: Mapping[str, Mapping[str, Any]], *,
-               pass_index: int, buffer: int, complete: bool, keep: int, selector: Mapping[str, Any]) -> None:
-        """Every rank's segments first, then rank 0's checkpoint that lists them; cost.json when the run is complete.
+    @property
+    def committed_step(self) -> int:
+        """The step of the newest commit."""
+        return self._committed
 
-        `others` are the states of further models, `selector` that of the selector.
+    def commit(self, payload: Mapping[str, bytes], *, pass_index: int, buffer: int, complete: bool, keep: int,
+               selector: Mapping[str, Any], handed_out: bool = False) -> Link:
+        """Every rank's segments first, then rank 0's files and the link that names all; cost.json when the run is
+        complete. Collective; returns the link, the same on every rank.
+
+        `payload`: the state's files of rank 0, name -> bytes (see `tensors.payload`), none where another trainer keeps
+        the state (`handed_out`). `selector` is the selector's state, `keep` the number of states whose files stay.
         """
         told = self.ranks.gather_json({"log": self.log.flush(), "shadow": self.shadow.flush(), "counts": self.counts,
+                                       "steps": self.steps.flush() if self.ranks.first else [],
                                        "retried": storage.retried_since(self._retried)})
         self._retried = storage.retried()
+        fresh = {kind: [segment for one in told for segment in one[kind]] for kind in KINDS}
+        number = 0 if self._link is None else self._link.number + 1
+        whole = number % chain.WHOLE_EVERY == 0
+        segments, merged = self._whole(fresh, number) if whole else (fresh, [])
+        link = None
         if self.ranks.first:
-            self._log += [segment for one in told for segment in one["log"]]
-            self._shadow += [segment for one in told for segment in one["shadow"]]
-            self._steps += self.steps.flush()
             self.counts = _added(one["counts"] for one in told)
             for one in told:
                 for place, kinds in one["retried"].items():
                     self.cost.retried[place] = _added([self.cost.retried.get(place, {}), kinds])
-            self._save(model, optimizer, others, dict(selector), pass_index, buffer, complete)
+            link = self._save(payload, Link(
+                step=self.step, pass_index=pass_index, buffer=buffer, attempt=self.attempt, complete=complete,
+                number=number, first=self._first, previous=None if self._link is None else self._link.place,
+                whole=whole, **segments, merged=merged, cost=self.cost.as_json(), counts=self.counts,
+                selector=dict(selector), changes=self.changes, handed_out=handed_out,
+                held=handed_out or self._held or (self._link is not None and self._link.held)))
             crash_point("run: before retention")
-            checkpoint.retain(self.url, keep)
+            self._forget(link, retention.retain(self.url, keep, link))
         else:
             self.counts = {}
         self._committed = self.step
+        self._link = told_link(self.ranks.from_first(None if link is None else link.plain()))
         self.ranks.wait()  # nobody goes on, or home, before the commit is there
+        return self._link
 
-    def _save(self, model: nn.Module, optimizer: torch.optim.Optimizer, others: Mapping[str, Mapping[str, Any]],
-              selector: dict[str, Any], pass_index: int, buffer: int, complete: bool) -> None:
-        checkpoint.save(
-            self.url,
-            Checkpoint(step=self.step, pass_index=pass_index, buffer=buffer, attempt=self.attempt, complete=complete,
-                       fingerprints=self.pinned, log=self._log, steps=self._steps, cost=self.cost.as_json(),
-                       counts=self.counts, shadow=self._shadow, selector=selector, changes=self.changes),
-            model.state_dict(), optimizer.state_dict(), others,
-        )
-        if complete:
+    def _whole(self, fresh: dict[str, list[dict[str, Any]]],
+               number: int) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]]]:
+        """All segments of the branch, small ones merged: (lists, what was merged of what). Collective.
+
+        Each rank merges what ranks of its number wrote, whoever they were.
+        """
+        if self._link is None:
+            return fresh, []
+        plan: list[dict[str, Any]] = []
+        lists = fresh
+        if self.ranks.first:
+            before = chain.with_segments(self.url, self._link)
+            lists = {kind: [*getattr(before, kind), *fresh[kind]] for kind in KINDS}
+            # What an older version left stays as it is in the first link behind it.
+            plan = [] if self._link.number == OLD else compaction.plan(lists, self.attempt, number)
+        plan = self.ranks.from_first(plan)
+        told = self.ranks.gather_json([compaction.merge(self.url, one) for one in plan
+                                       if one["rank"] % self.ranks.size == self.ranks.rank])
+        return compaction.applied(lists, [one for each in told for one in each if one is not None])
+
+    def _save(self, payload: Mapping[str, bytes], link: Link) -> Link:
+        link = chain.commit(self.url, chain.save_files(self.url, link, payload))
+        if link.merged:
+            self._replaced.append(compaction.replaced(link))
+        if link.complete:
             crash_point("run: before cost.json")
             self._write_cost()
+        return link
+
+    def _forget(self, link: Link, kept: list[retention.Kept]) -> None:
+        """Remove raw segments that were merged two commits ago or more, once no kept state is older than that."""
+        for one in [] if link.held else list(self._replaced):
+            older = [state for state in kept if (state.attempt, state.step) < (self.attempt, one.step)]
+            if link.number >= one.number + 2 and not older:
+                compaction.remove(self.url, one.paths)
+                self._replaced.remove(one)
+
+    def confirm(self) -> None:
+        """Mark the newest commit, whose state was handed out, as saved. Raises UsageError before the first."""
+        if self._link is None or not self._link.handed_out:
+            raise UsageError("run.confirm() comes after run.state_dict(), once what it gave is saved")
+        if self.ranks.first:
+            chain.confirm(self.url, self._link)
 
     def _write_cost(self) -> None:
         account = {**self.cost.as_json(), "reasons": self.counts}
@@ -207,10 +270,6 @@ def _note_shards(error: MismatchError, old: Sequence[str], new: Sequence[str]) -
     for what, names in (("no longer given", gone), ("new", come)):
         if names:
             error.add_note(f"shards {what}: {len(names)}, first {names[0]}")
-
-
-def _as_json(found: Checkpoint | None) -> dict[str, Any] | None:
-    return None if found is None else asdict(found)
 
 
 def _added(counts: Any) -> dict[str, int]:

@@ -1,194 +1,32 @@
-"""The checkpoint is the commit: a run is what its newest checkpoint says, and nothing else.
+"""What a reader of a run asks: the state in force, with every segment that counts; no torch.
 
-    <run>/run.json                                        resolved settings, made once
-    <run>/attempts/K.json                                 create-only: who claimed the run
-    <run>/checkpoints/step=S/attempt=K/model.safetensors  + optimizer.pt (read with weights_only)
-                                       proxy.safetensors  + proxy-optimizer.pt, where a proxy makes the shortlist
-                                       live-0.safetensors + live-0-optimizer.pt of an IL model that learns along
-    <run>/checkpoints/step=S/attempt=K/checkpoint.json    written last: its existence is the commit
+    chain > head (its newest segments) > latest (all of them)
 
-checkpoint.json lists every valid segment of the log, of the steps and of the shadow log, so after any crash the ledger
-holds exactly the steps that the weights saw.
+The links themselves are `link` and `chain`, the tensors `tensors`, what older versions wrote `old`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import os
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
-from torch import Tensor
+from rhostream.errors import MismatchError
+from rhostream.runs import chain
+from rhostream.runs.attempts import claim_attempt, newest_attempt, require_newest
+from rhostream.runs.chain import head
+from rhostream.runs.link import Link
 
-from rhostream import storage
-from rhostream.crashpoints import crash_point
-from rhostream.errors import AlreadyExistsError, MismatchError, NotFoundError, SupersededError, TableError
-from rhostream.foreign import checked_checkpoint
-
-VERSION = 1
-_FOLDER = re.compile(r"checkpoints/step=(\d+)/attempt=(\d+)/")
-_COMMIT = re.compile(_FOLDER.pattern + r"checkpoint\.json\Z")
+__all__ = ["Checkpoint", "claim_attempt", "head", "latest", "newest_attempt", "require_newest", "require_same"]
+Checkpoint = Link
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """What checkpoint.json holds: position, listed segments, cost so far, and the hashes of the tensors' files."""
+def latest(run: str) -> Link | None:
+    """The state in force with all segments of its branch, None before the first commit.
 
-    step: int
-    pass_index: int
-    buffer: int  # buffers of this pass that were consumed
-    attempt: int
-    complete: bool
-    fingerprints: dict[str, Any]
-    log: list[dict[str, Any]] = field(default_factory=list)
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    cost: dict[str, Any] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    shadow: list[dict[str, Any]] = field(default_factory=list)
-    selector: dict[str, Any] = field(default_factory=dict)  # what choices hang on beside the weights
-    files: dict[str, str] = field(default_factory=dict)  # path -> sha256
-    changes: list[dict[str, Any]] = field(default_factory=list)  # on purpose: field, old, new, step, attempt
-    version: int = VERSION
-
-
-def claim_attempt(run: str, note: Mapping[str, Any]) -> int:
-    """Take the next attempt number by a create-only file; a trainer of a lower number must stop."""
-    attempt = newest_attempt(run) + 1
-    while True:
-        try:
-            storage.create(storage.join(run, "attempts", f"{attempt}.json"), json.dumps(dict(note)).encode())
-            crash_point("checkpoint: attempt claimed")
-            return attempt
-        except AlreadyExistsError:
-            attempt += 1
-
-
-def newest_attempt(run: str) -> int:
-    """The highest attempt number claimed, -1 when there is none."""
-    names = [os.path.basename(f)[:-5] for f in storage.list_files(storage.join(run, "attempts"), ".json")]
-    return max((int(n) for n in names if n.isdigit()), default=-1)
-
-
-def require_newest(run: str, attempt: int) -> None:
-    """Raise SupersededError when someone else has started this run again."""
-    newest = newest_attempt(run)
-    if newest > attempt:
-        raise SupersededError(f"attempt {newest} has taken over {storage.redact(run)}; this is attempt {attempt}: "
-                              "stopping without a commit")
-
-
-def save_tensors(state: Mapping[str, Tensor]) -> bytes:
-    """A state dict as safetensors; tensors that share memory are stored each for itself."""
-    return save_safetensors({k: v.detach().cpu().contiguous().clone() for k, v in state.items()})
-
-
-def save(run: str, checkpoint: Checkpoint, model: Mapping[str, Tensor], optimizer: Mapping[str, Any],
-         others: Mapping[str, Mapping[str, Any]] | None = None) -> Checkpoint:
-    """Write the tensors, then checkpoint.json. Segments must be on disk before. Returns it with hashes filled in.
-
-    `others`: name of a further model ("proxy", "live-0") -> {"model": its state, "optimizer": its optimizer's}.
+    Raises TableError when it, or a link that it builds on, can't be understood.
     """
-    folder = f"checkpoints/step={checkpoint.step:010d}/attempt={checkpoint.attempt}"
-    payload = {f"{folder}/model.safetensors": save_tensors(model), f"{folder}/optimizer.pt": _torch_bytes(optimizer)}
-    for name, state in (others or {}).items():
-        payload |= {f"{folder}/{name}.safetensors": save_tensors(state["model"]),
-                    f"{folder}/{name}-optimizer.pt": _torch_bytes(state["optimizer"])}
-    require_newest(run, checkpoint.attempt)
-    for path, data in payload.items():
-        storage.create(storage.join(run, path), data)
-        crash_point("checkpoint: one of its files written")
-    crash_point("checkpoint: tensors written")
-    hashes = {path: hashlib.sha256(data).hexdigest() for path, data in payload.items()}
-    done = Checkpoint(**{**asdict(checkpoint), "files": hashes})
-    storage.create(storage.join(run, folder, "checkpoint.json"), json.dumps(asdict(done), sort_keys=True).encode())
-    crash_point("checkpoint: committed")
-    return done
-
-
-def _torch_bytes(state: Mapping[str, Any]) -> bytes:
-    """Tensors and plain values, as `torch.load(weights_only=True)` takes them."""
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    return buffer.getvalue()
-
-
-def committed(run: str) -> list[str]:
-    """URLs of every checkpoint.json, oldest first."""
-    found = []
-    for url in storage.list_files(storage.join(run, "checkpoints"), "checkpoint.json"):
-        if match := _COMMIT.search(url.replace(os.sep, "/")):
-            found.append((int(match[2]), int(match[1]), url))
-    # A later attempt continues from what it found, so (attempt, step) is the order in which commits were made.
-    return [url for _, _, url in sorted(found)]
-
-
-def latest(run: str) -> Checkpoint | None:
-    """The newest checkpoint, None before the first. Raises TableError when it can't be understood."""
-    while urls := committed(run):
-        try:
-            return read(urls[-1])
-        except NotFoundError:
-            if urls == committed(run):  # else a trainer that runs on made newer ones and removed this one meanwhile
-                raise
-    return None
-
-
-def read(url: str) -> Checkpoint:
-    """One of `committed`. Raises NotFoundError, TableError when it can't be understood."""
-    try:
-        record = json.loads(storage.read_bytes(url))
-        if int(record["version"]) > VERSION:
-            raise TableError(f"{storage.redact(url)} was written by a newer rhostream; upgrade rhostream")
-        return checked_checkpoint(Checkpoint(**record))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
-        raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
-
-
-def load_tensors(run: str, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The model's and the optimizer's state, hashes checked. Raises TableError."""
-    return _load(run, checkpoint, "")
-
-
-def load_other(run: str, checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    """The state of a further model, hashes checked, as `save` took it. Raises TableError."""
-    model, optimizer = _load(run, checkpoint, name)
-    return {"model": model, "optimizer": optimizer}
-
-
-def others_of(checkpoint: Checkpoint) -> list[str]:
-    """The names of the further models that a checkpoint holds."""
-    names = [path.rsplit("/", 1)[1].removesuffix(".safetensors") for path in checkpoint.files
-             if path.endswith(".safetensors")]
-    return sorted(name for name in names if name != "model")
-
-
-def _load(run: str, checkpoint: Checkpoint, whose: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    names = (f"{whose or 'model'}.safetensors", f"{whose}-optimizer.pt".removeprefix("-"))
-    states = {}
-    for path, digest in checkpoint.files.items():
-        if path.rsplit("/", 1)[1] not in names:
-            continue
-        data = storage.read_bytes(storage.join(run, path))
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise TableError(f"{storage.redact(storage.join(run, path))} isn't the file that was committed (sha256)")
-        states[path.rsplit("/", 1)[1]] = data
-    if missing := set(names) - set(states):
-        raise TableError(f"the checkpoint of step {checkpoint.step} in {storage.redact(run)} lists no "
-                         f"{' and no '.join(sorted(missing))}")
-    try:
-        optimizer = torch.load(io.BytesIO(states[names[1]]), weights_only=True, map_location="cpu")
-        return load_safetensors(states[names[0]]), optimizer
-    except Exception as exc:  # whatever a file that somebody forged makes the two readers raise
-        # Not the reader's own text: it advises how to run what a pickle holds.
-        raise TableError(f"the checkpoint of step {checkpoint.step} in {storage.redact(run)} holds what is no tensor "
-                         f"or can't be read ({type(exc).__name__}): it is refused, and nothing in it was run") from exc
+    link = head(run)
+    return None if link is None else chain.with_segments(run, link)
 
 
 def require_same(old: Mapping[str, Any], new: Mapping[str, Any], what: str) -> None:
@@ -198,23 +36,3 @@ def require_same(old: Mapping[str, Any], new: Mapping[str, Any], what: str) -> N
         detail = "; ".join(f"{k}: was {old.get(k)!r}, now {new.get(k)!r}" for k in differ)
         raise MismatchError(f"{what} was started with other settings ({detail}); use the old ones to resume it, or "
                             "another --run")
-
-
-def retain(run: str, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and what killed attempts left of theirs.
-
-    Commits go first, so a crash leaves no half checkpoint valid; what it leaves otherwise goes the next time.
-    """
-    kept = {url.rsplit("/", 1)[0] for url in committed(run)[-max(keep, 1) :]}
-    newest = max((_place(folder + "/") for folder in kept), default=(-1, -1))
-    files = storage.list_files(storage.join(run, "checkpoints"), "")
-    stale = [url for url in files if url.rsplit("/", 1)[0] not in kept and _place(url) < newest]
-    for url in sorted(stale, key=lambda url: not url.endswith("/checkpoint.json")):
-        storage.delete(url)
-        crash_point("checkpoint: one file of an old one removed")
-
-
-def _place(url: str) -> tuple[int, int]:
-    """(attempt, step) of a checkpoint's file: the order in which commits are made."""
-    match = _FOLDER.search(url.replace(os.sep, "/"))
-    return (int(match[2]), int(match[1])) if match else (1 << 62, 0)

@@ -10,30 +10,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
-
 
 def break_even(buffer_size: int, batch_size: int) -> float:
     """How many times fewer steps selection must need to pay for its forwards: (n_B + 3 n_b) / (3 n_b)."""
     return (buffer_size + 3 * batch_size) / (3 * batch_size)
-
-
-def macs_per_sample(model: nn.Module, example: Tensor) -> int:
-    """Multiply-adds of one sample's forward, counted on `example` (1, C, H, W); the model's modes are restored.
-
-    Raises what the model raises on such an input.
-    """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(example)
-        return int(counter.get_total_flops() // 2)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @dataclass

@@ -15,19 +15,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from rhostream import storage
-from rhostream.candidates import Candidates, Reason
 from rhostream.errors import NotFoundError, RhostreamError, TableError
+from rhostream.reasons import Reason
 from rhostream.tables import parquet
 from rhostream.tables.segments import RowsWriter, SegmentQueue
+
+if TYPE_CHECKING:  # who reads a log needs no torch
+    from rhostream.candidates import Candidates
 
 Array = npt.NDArray[Any]
 REMOTE_THREADS = 16
@@ -52,7 +53,7 @@ SCHEMA = pa.schema(
         ("lag", pa.uint8()),
     ]
 )
-_ENCODINGS = {
+ENCODINGS = {
     "step": "DELTA_BINARY_PACKED",
     "key": "DELTA_BYTE_ARRAY",
     "ordinal": "BYTE_STREAM_SPLIT",
@@ -60,7 +61,7 @@ _ENCODINGS = {
     "il": "BYTE_STREAM_SPLIT",
     "score": "BYTE_STREAM_SPLIT",
 }
-_DICTIONARY = ["pass", "shard", "label", "reason", "weight", "lag"]
+DICTIONARY = ["pass", "shard", "label", "reason", "weight", "lag"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,8 @@ class _Step:
     shard: Array
     shard_names: pa.StringArray
     ordinal: Array
-    label: Tensor
-    il: Tensor
+    label: Array
+    il: Array
     scored: Mapping[str, Array]
 
 
@@ -89,19 +90,19 @@ def rows_of(candidates: Candidates, step: int | None, scored: Mapping[str, Array
 
 def _step(candidates: Candidates, step: int | None, scored: Mapping[str, Array]) -> _Step:
     c = candidates  # and not its pixels: they stand in a slot that the loader will reuse
-    il = c.il.cpu()
+    il: Array = c.il.cpu().numpy()
     if "il" in scored:  # of a live IL model: what it didn't look at has the table's
-        il = torch.from_numpy(np.where(np.isnan(scored["il"]), il.numpy(), scored["il"]))
+        il = np.where(np.isnan(scored["il"]), il, scored["il"])
         scored = {name: column for name, column in scored.items() if name != "il"}
-    return _Step(c.pass_index, step, c.key, c.shard, c.shard_names, c.ordinal, c.label.cpu(), il, scored)
+    return _Step(c.pass_index, step, c.key, c.shard, c.shard_names, c.ordinal, c.label.cpu().numpy(), il, scored)
 
 
 def _rows(steps: Sequence[_Step]) -> pa.RecordBatch:
     """The rows of steps that share their names of shards, as one batch: a few large arrays, not many small ones."""
     rows = np.array([len(s.ordinal) for s in steps])
     scored = {name: np.concatenate([s.scored[name] for s in steps]) for name in steps[0].scored}
-    label = np.concatenate([s.label.numpy() for s in steps])
-    il, loss, score = np.concatenate([s.il.numpy() for s in steps]), scored["loss"], scored["score"]
+    label = np.concatenate([s.label for s in steps])
+    il, loss, score = np.concatenate([s.il for s in steps]), scored["loss"], scored["score"]
     reached = ~np.isnan(loss)
     number = np.repeat([-1 if s.step is None else s.step for s in steps], rows)
     columns = [
@@ -175,7 +176,7 @@ def _encoded(items: Sequence[_Step | pa.RecordBatch]) -> bytes:
     if len(batches) > 1 or not isinstance(items[0], _Step):
         plain = table.column("shard").cast(pa.string())
         table = table.set_column(at, SCHEMA.field("shard"), plain.dictionary_encode())
-    return parquet.encode(table.combine_chunks(), {"version": VERSION, "artifact": "log"}, _ENCODINGS, _DICTIONARY)
+    return parquet.encode(table.combine_chunks(), {"version": VERSION, "artifact": "log"}, ENCODINGS, DICTIONARY)
 
 
 def verified_paths(run: str, segments: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -22,6 +22,8 @@ from rhostream.tables.segments import RowsWriter, SegmentQueue
 
 VERSION = 1
 MAX_ROWS = 1_000_000
+ENCODINGS = {"step": "DELTA_BINARY_PACKED", "ordinal": "BYTE_STREAM_SPLIT"}
+DICTIONARY = ["pass", "shard"]
 
 
 def rules_of(settings: Mapping[str, Any]) -> list[str]:
@@ -35,6 +37,11 @@ def schema_of(rules: int) -> pa.Schema:
                                                           (f"kept_{number}", pa.bool_()))]  # fmt: skip
     return pa.schema([("pass", pa.int32()), ("step", pa.int64()), ("shard", pa.dictionary(pa.int32(), pa.string())),
                       ("ordinal", pa.int32()), *pairs])
+
+
+def encodings_of(schema: pa.Schema) -> dict[str, str]:
+    """How the columns are written."""
+    return {**ENCODINGS, **{name: "BYTE_STREAM_SPLIT" for name in schema.names if name.startswith("score_")}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +92,6 @@ def _encoded(items: Sequence[_Rows]) -> bytes:
         pa.DictionaryArray.from_arrays(used.indices, items[0].shard_names.take(used.dictionary)),
         pa.array(np.concatenate([item.ordinal for item in items]), pa.int32()), *pairs,
     ]
-    encodings = {"step": "DELTA_BINARY_PACKED", "ordinal": "BYTE_STREAM_SPLIT",
-                 **{name: "BYTE_STREAM_SPLIT" for name in schema.names if name.startswith("score_")}}
+    encodings = encodings_of(schema)
     return parquet.encode(pa.Table.from_arrays(columns, schema=schema), {"version": VERSION, "artifact": "shadow"},
-                          encodings, ["pass", "shard"])
+                          encodings, DICTIONARY)

@@ -21,6 +21,8 @@ from rhostream.tables import parquet
 from rhostream.tables.segments import segment_record
 
 VERSION = 1
+ENCODINGS: dict[str, str] = {}
+DICTIONARY = ["pass"]
 SCHEMA = pa.schema(
     [
         ("step", pa.int64()),
@@ -62,7 +64,7 @@ class StepsWriter:
             return []
         table = pa.Table.from_pylist(self._rows, SCHEMA)
         path = f"{self._folder}/{self._rows[0]['step']:010d}-{self._rows[-1]['step']:010d}.parquet"
-        data = parquet.encode(table, {"version": VERSION, "artifact": "steps"}, {}, ["pass"])
+        data = parquet.encode(table, {"version": VERSION, "artifact": "steps"}, ENCODINGS, DICTIONARY)
         storage.create(storage.join(self._run, path), data)
         crash_point("steps: segment committed")
         self._rows = []

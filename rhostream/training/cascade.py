@@ -13,7 +13,8 @@ from torch import nn
 from rhostream.errors import UnknownNameError, UsageError
 from rhostream.models import build
 from rhostream.randomness import torch_seed
-from rhostream.runs.cost import Cost, macs_per_sample
+from rhostream.runs.cost import Cost
+from rhostream.runs.macs import macs_per_sample
 from rhostream.selection.forward import scoring
 from rhostream.selection.losses import LossFunction
 from rhostream.selection.outputs import called, require_width

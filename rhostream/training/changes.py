@@ -72,6 +72,8 @@ _PINS = {"draws", *(pin for name, says in _SAYS.items() for pin in (says.pinned_
 
 def _require_known(pinned: Mapping[str, Any], run: str) -> None:
     """Raise MismatchError for a run that was begun with a setting which there is no longer."""
+    if pinned.get("loop") == "own":  # of a loop of one's own, whose settings are the user's
+        return
     if gone := sorted(name for name in pinned if name not in _PINS and not name.startswith("preprocess_")):
         raise MismatchError(f"run {storage.redact(run)} was begun with {gone[0]} {pinned[gone[0]]!r}, a setting that "
                             "this version doesn't have: go on with the version that began it (run.json names it), or "
@@ -87,7 +89,7 @@ def in_force(settings: Settings, run: str, ranks: Ranks) -> tuple[Settings, list
     told: dict[str, Any] | None = None
     if ranks.first and (record := recorded(run)):
         _require_known(record.get("fingerprints") or {}, run)
-        point = checkpoint.latest(run)
+        point = checkpoint.head(run)
         told = {"began": {k: v for k, v in (record.get("fingerprints") or {}).items() if k in CHANGEABLE},
                 "changes": point.changes if point else [], "step": point.step if point else 0}
     told = ranks.from_first(told)

@@ -19,7 +19,8 @@ from rhostream.errors import MismatchError, TableError, UntrustedCodeError, Usag
 from rhostream.foreign import checked_path, read_object
 from rhostream.models import build
 from rhostream.models.temperature import Divided
-from rhostream.runs.cost import Cost, macs_per_sample
+from rhostream.runs.cost import Cost
+from rhostream.runs.macs import macs_per_sample
 from rhostream.selection.live import LiveIL
 from rhostream.selection.losses import find_loss
 from rhostream.stream.inputs import AnyPreprocess, preprocess_from_json

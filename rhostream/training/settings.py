@@ -10,6 +10,7 @@ from rhostream import storage
 from rhostream.config.train import TrainConfig
 from rhostream.errors import UnknownNameError, UsageError
 from rhostream.models import task_of
+from rhostream.randomness import DRAWS
 from rhostream.selection.losses import LossFunction, find_loss, sequence_mean
 from rhostream.selection.options import Options
 from rhostream.selection.ranks import Ranks
@@ -23,8 +24,6 @@ from rhostream.stream.keep_list import keep_list_url
 from rhostream.tables.il import fingerprint
 from rhostream.training.augment import KINDS
 from rhostream.training.cascade import Shortlist, parse_shortlist
-
-DRAWS = 2  # the edition of the random draws: see training/draws.py
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,13 @@ from rhostream.candidates import Reason
 from rhostream.config.call import configured
 from rhostream.config.train import TrainConfig
 from rhostream.config.written import arguments_of, written
-from rhostream.errors import BudgetError, TableError, UsageError, users_code
+from rhostream.errors import BudgetError, UsageError, users_code
 from rhostream.models import build, load_initial
 from rhostream.randomness import torch_seed
 from rhostream.runs.attempt import Attempt
-from rhostream.runs.checkpoint import Checkpoint, load_other, load_tensors
+from rhostream.runs.book import Evaluation
 from rhostream.runs.record import recorded, versions
+from rhostream.runs.run import Run
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
 from rhostream.selection.live import LiveIL
@@ -168,26 +169,24 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
             set_live_macs(attempt.cost, live, stream.decoded)
     attempt.cost.il = _il_account(loader) if settings.uses_il else {}
     attempt.cost.keep_list = {} if settings.keep_list is None else keep_list_account(settings.keep_list)
-    found = attempt.open(record, CHANGEABLE)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, betas=(0.9, 0.999),
                                   weight_decay=settings.weight_decay, fused=True)
-    trainer = Trainer(
-        loader, selector, network, optimizer, attempt, on, settings.seed, last_step, settings.accumulate,
-        settings.augment,
-        test_set,
-        settings.eval_every, settings.checkpoint_every, settings.keep_checkpoints, settings.metrics, training,
-        settings.compile, settings.tokens)  # fmt: skip
-    if found is not None:
-        attempt.settle(found, settings.keep_checkpoints)
-        _restore(run, found, trainer)
-        if changes or changing:  # the optimizers' states know the rates of before
-            _set_rates(settings, trainer)
+    evaluations = _Evaluations(test_set, network, settings.eval_every)
+    managed = Run.assembled(
+        attempt, record, loader, selector, {"model": network, "optimizer": optimizer}, last_step, seed=settings.seed,
+        commit_every=settings.checkpoint_every, keep_checkpoints=settings.keep_checkpoints, metrics=settings.metrics,
+        changeable=CHANGEABLE, note={name: record["settings"][name] for name in _ASKED}, job="train",
+        evaluate=evaluations)  # fmt: skip
+    trainer = Trainer(run=managed, model=network, optimizer=optimizer, seed=settings.seed,
+                      accumulate=settings.accumulate, augment=settings.augment, precision=training,
+                      compile=settings.compile, tokens=settings.tokens)
+    if managed.open() is not None and (changes or changing):  # the optimizers' states know the rates of before
+        _set_rates(settings, trainer)
     tested = record.get("test_set") or before.get("test_set") or {}
     if attempt.step < last_step:
         if test_set is not None and "test_set" not in record:
             tested = test_set.examine(settings.budget)
-        attempt.claim({name: record["settings"][name] for name in _ASKED})
-        with threads_in_use(threads), attempt.beginning():
+        with threads_in_use(threads):
             trainer.loop()
     elif changing:
         raise UsageError(f"--change {changing[0]['field']}: {storage.redact(run)} is complete at step "
@@ -195,7 +194,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     counts = dict(ranks.from_first(attempt.counts))
     if attempt.step >= last_step:
         _require_kept(run, settings.il, counts)
-    accuracy = trainer.evaluation.accuracy if trainer.evaluation else None
+    accuracy = evaluations.last.accuracy if evaluations.last else None
     left_out = {status: n for status, n in sorted(tested.items()) if status != OK}
     return Summary(run, attempt.step, sum(counts.values()), counts, accuracy, attempt.cost.as_json(),
                    tested.get(OK, 0), left_out)
@@ -338,31 +337,27 @@ def _last_step(settings: Settings, buffers_per_pass: int) -> int:
     return min(ends)
 
 
-def _restore(run: str, found: Checkpoint, trainer: Trainer) -> None:
-    """Weights, optimizer, proxy and cursor, as the checkpoint has them."""
-    weights, state = load_tensors(run, found)
-    try:
-        trainer.model.load_state_dict(weights)
-        trainer.optimizer.load_state_dict(state)
-        trainer.selector.load_state_dict({"calls": found.step, **found.selector})
-        if trainer.selector.proxy is not None:
-            trainer.selector.proxy.load_state_dict(load_other(run, found, "proxy"))
-        if (live := trainer.selector.live) is not None:
-            live.load_state_dict([load_other(run, found, f"live-{n}") for n in range(len(live.networks))])
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
-        raise TableError(f"the checkpoint of step {found.step} in {storage.redact(run)} doesn't fit the model "
-                         f"{trainer.run.pinned['model']!r}: {' '.join(str(exc).split())[:300]}") from exc
-    # Without the identity of its plan: the run's own fingerprints say more.
-    trainer.loader.load_state_dict({"pass": found.pass_index, "buffer": found.buffer})
+class _Evaluations:
+    """Looks at the test set every so many steps, and at the run's end; `last` is the newest look."""
+
+    def __init__(self, tests: TestSet | None, model: nn.Module, every: int) -> None:
+        self._tests, self._model, self._every = tests, model, every
+        self.last: Evaluation | None = None
+
+    def __call__(self, step: int, done: bool) -> Evaluation | None:
+        if self._tests is None or not (done or (step + 1) % self._every == 0):
+            return None
+        self.last = self._tests.evaluate(self._model)
+        return self.last
 
 
 def _set_rates(settings: Settings, trainer: Trainer) -> None:
     """The rates in force, for all that learns in the run."""
     rates = [(trainer.optimizer, {"lr": settings.lr, "weight_decay": settings.weight_decay})]
-    if trainer.selector.proxy is not None:
-        rates.append((trainer.selector.proxy.optimizer, {"lr": settings.lr}))
-    if trainer.selector.live is not None:
-        rates += [(one, {"lr": settings.lr * settings.il_lr_scale}) for one in trainer.selector.live.optimizers]
+    if trainer.run.selector.proxy is not None:
+        rates.append((trainer.run.selector.proxy.optimizer, {"lr": settings.lr}))
+    if trainer.run.selector.live is not None:
+        rates += [(one, {"lr": settings.lr * settings.il_lr_scale}) for one in trainer.run.selector.live.optimizers]
     for optimizer, values in rates:
         for group in optimizer.param_groups:
             group.update(values)

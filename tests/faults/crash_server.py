@@ -124,6 +124,7 @@ def _job(request: dict[str, Any], out: int) -> int:
     import rhostream
     from rhostream import crashpoints
     from rhostream.audit.verify import verify
+    from tests.own_loop import demanding, run_readme
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -131,7 +132,8 @@ def _job(request: dict[str, Any], out: int) -> int:
     os.environ["RHOSTREAM_CRASH_POINT"] = request["crash_point"]  # its loader workers are armed by this
     verbs = {"fit-il": rhostream.fit_il, "compute-il": rhostream.compute_il, "index": rhostream.index,
              "keep": rhostream.keep_fields,
-             "compute-ils": rhostream.compute_ils, "train": rhostream.train, "verify": verify}
+             "compute-ils": rhostream.compute_ils, "train": rhostream.train, "verify": verify,
+             "README's loop": run_readme, "loop": demanding}
     error = ""
     try:
         verbs[request["verb"]](**request["options"])

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import rhostream
-from rhostream.runs import checkpoint
+from rhostream.runs import checkpoint, tensors
 from tests import ranks
 from tests.conftest import make_shards
 from tests.tables import without_il
@@ -251,7 +251,7 @@ def test_E18_a_buffer_without_one_il_is_a_step_without_an_update(world: Path, tm
         assert all(torch.isfinite(v).all() for v in weights_of(two).values())
         if table == "none":
             latest = checkpoint.latest(str(two))
-            assert latest.step == 4 and checkpoint.load_tensors(str(two), latest)[1]["state"] == {}
+            assert latest.step == 4 and tensors.load_tensors(str(two), latest)[1]["state"] == {}
             assert summary["reasons"] == {"missing_il": 4 * 20} and summary["cost"]["forward_units"] == 0
             assert kept == [0] * 4 and close(one, two, noise=0.0)
         else:  # one of the two ranks has nothing but samples without an il

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from rhostream import storage
 from rhostream.errors import NotFoundError, RhostreamError
-from rhostream.runs.checkpoint import Checkpoint
+from rhostream.runs.link import Link
 from rhostream.tables import il, parquet
 
 COLUMNS = ["pass", "step", "shard", "ordinal", "kept", "reason"]
@@ -24,14 +24,14 @@ _FIRST_STEP = re.compile(r"/(\d+)-\d+(?:-\d+)?\.parquet\Z")
 _RANK = re.compile(r"/rank=(\d+)/")
 
 
-def ledger_problems(run: str, record: Mapping[str, Any], at: Checkpoint) -> list[str]:
+def ledger_problems(run: str, record: Mapping[str, Any], at: Link) -> list[str]:
     """What the rows of the committed segments contradict: the checkpoint, run.json, the IL table or each other."""
-    ledger = _Ledger(at.step, _counts_of(record, at))
+    ledger = _Ledger(at.step, _counts_of(record))
     try:
         for segment in _in_order(at.log):
             ledger.add(parquet.read(storage.join(run, segment["path"]), COLUMNS)[0], segment)
         ledger.end(at, record)
-        return [*ledger.problems, *_steps(run, at, ledger), *_il_table(record, at)]
+        return [*ledger.problems, *_steps(run, at, ledger), *_il_table(record)]
     except RhostreamError as exc:
         return [*ledger.problems, str(exc)]
 
@@ -45,21 +45,26 @@ def _in_order(segments: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(segments, key=first)
 
 
-def _counts_of(record: Mapping[str, Any], at: Checkpoint) -> dict[str, int]:
+def _counts_of(record: Mapping[str, Any]) -> dict[str, int]:
     """Samples seen in each shard of the run, from its IL table; {} when that can't be reached or is another one."""
     if not record.get("il"):
         return {}
     try:
         url = storage.resolve(record["il"])
-        if at.fingerprints.get("il") not in (None, il.open_info(url).fingerprint):
+        if _pinned(record) not in (None, il.open_info(url).fingerprint):
             return {}
         return {name: il.read_part_facts(il.part_url(url, name)).samples for name in record.get("shards") or ()}
     except RhostreamError:
         return {}
 
 
-def _il_table(record: Mapping[str, Any], at: Checkpoint) -> Iterator[str]:
-    pinned, url = at.fingerprints.get("il"), record.get("il")
+def _pinned(record: Mapping[str, Any]) -> Any:
+    """The fingerprint of the IL table that the run began with."""
+    return (record.get("fingerprints") or {}).get("il")
+
+
+def _il_table(record: Mapping[str, Any]) -> Iterator[str]:
+    pinned, url = _pinned(record), record.get("il")
     if not (pinned and url):
         return
     try:
@@ -145,7 +150,7 @@ class _Ledger:
         if over:
             self.problems.append(f"pass {pass_index} has samples that the IL table doesn't: {', '.join(over[:5])}")
 
-    def end(self, at: Checkpoint, record: Mapping[str, Any]) -> None:
+    def end(self, at: Link, record: Mapping[str, Any]) -> None:
         """The sums, against the checkpoint and run.json."""
         for pass_index in list(self._seen):
             self._close(pass_index)
@@ -164,7 +169,7 @@ class _Ledger:
         for pass_index, shards in self._of_pass.items():
             self._whole_pass(pass_index, shards, at, record)
 
-    def _whole_pass(self, pass_index: int, shards: Mapping[str, int], at: Checkpoint,
+    def _whole_pass(self, pass_index: int, shards: Mapping[str, int], at: Link,
                     record: Mapping[str, Any]) -> None:
         ended = pass_index < at.pass_index or (pass_index == at.pass_index and at.buffer > 0
                                                and at.buffer == record.get("buffers_per_pass"))  # fmt: skip
@@ -180,7 +185,7 @@ class _Ledger:
             self.problems.append(f"pass {pass_index} has {sum(shards.values()):,} samples, run.json says {samples:,}")
 
 
-def _steps(run: str, at: Checkpoint, ledger: _Ledger) -> Iterator[str]:
+def _steps(run: str, at: Link, ledger: _Ledger) -> Iterator[str]:
     """The steps table: of every rank that wrote one, each step once and in order, with what the log says was kept."""
     by_rank: dict[str, list[dict[str, Any]]] = {}
     for segment in _in_order(at.steps):

@@ -1,21 +1,25 @@
-"""A run, proved: the newest checkpoint, every file it names, and a ledger with each planned sample once a pass."""
+"""A run, proved: the state in force, every file it names, the chain behind it, and a ledger with each planned sample
+once a pass."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 from rhostream import storage
 from rhostream.audit.runs import read_record
+from rhostream.audit.verify.chain import Commit, chain_problems, commits_behind
 from rhostream.audit.verify.ledger import ledger_problems
 from rhostream.errors import AlreadyExistsError, NotFoundError, RhostreamError, TableError
-from rhostream.runs import checkpoint
-from rhostream.runs.checkpoint import Checkpoint
+from rhostream.runs import chain, checkpoint, retention, tensors
+from rhostream.runs.link import Link
 from rhostream.tables import selections
 
-_RACES = 20  # a trainer that runs on may remove the checkpoint at hand: look for its newest again
+_LOOK_BACK = 10_000  # commits; behind a handful, most have no tensors any more
+_RACES = 20  # a trainer that runs on may remove the state at hand: look for its newest again
 
 
 @dataclass
@@ -23,11 +27,11 @@ class RunProof:
     """What was found in a run folder."""
 
     run: str
-    checkpoint: Checkpoint | None = None
+    checkpoint: Link | None = None
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)  # checkpoint.json files that can't be resumed from, newest first
-    older: Checkpoint | None = None  # the newest whole one behind them
+    damaged: list[str] = field(default_factory=list)  # URLs of commits that can't be resumed from, newest first
+    older: Link | None = None  # the newest sound one behind them, with all its segments
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -50,30 +54,66 @@ class RunProof:
 
 def prove_run(run: str) -> RunProof:
     """Prove a (resolved) run folder. Raises UsageError when it is none, TableError for a run.json that is damaged."""
-    record = read_record(run)
+    record, proof = read_record(run), RunProof(run)
     for _ in range(_RACES):
-        committed = checkpoint.committed(run)
-        proof = RunProof(run)
-        if not committed:
+        commits = commits_behind(run)
+        newest, proof = next(commits, None), RunProof(run)
+        if newest is None:
             proof.warnings.append("no checkpoint yet: nothing of this run is committed")
             return proof
-        try:
-            proof.checkpoint = checkpoint.read(committed[-1])
-            proof.problems = list(_file_problems(run, proof.checkpoint))
-        except RhostreamError as exc:
-            proof.problems = [str(exc)]
-        if not proof.problems or committed[-1] in checkpoint.committed(run):
+        _prove_files(proof, newest)
+        again = next(commits_behind(run), None) if proof.problems else newest
+        if again is not None and again.url == newest.url:
             break
     if proof.problems:
-        proof.damaged = [committed[-1]]
-        _look_back(proof, committed[-2::-1])
-    elif proof.checkpoint is not None:
+        proof.damaged = [newest.url] if newest is not None else []
+        _look_back(proof, commits)
+    elif proof.checkpoint is not None and newest is not None and newest.link is not None:
         _attempts(proof, proof.checkpoint)
+        proof.problems += chain_problems(run, newest.link, proof.checkpoint)
         proof.problems += ledger_problems(run, record, proof.checkpoint)
+        if proof.checkpoint.unconfirmed:
+            proof.warnings.append(f"step {proof.checkpoint.step:,} was handed out to another trainer, which hasn't "
+                                  "confirmed yet that it saved it")
     return proof
 
 
-def _file_problems(run: str, found: Checkpoint) -> Iterator[str]:
+def _prove_files(proof: RunProof, newest: Commit) -> None:
+    """The state in force and the files that it counts."""
+    try:
+        if newest.error is not None:
+            raise newest.error
+        if newest.link is not None:
+            proof.checkpoint = chain.with_segments(proof.run, newest.link)
+            proof.problems = list(_file_problems(proof.run, proof.checkpoint))
+    except RhostreamError as exc:
+        proof.problems = [str(exc)]
+
+
+def _look_back(proof: RunProof, older: Iterator[Commit]) -> None:
+    """Find the newest sound commit behind the damaged one, among those whose tensors are there."""
+    there = retention.states(proof.run)
+    for commit in islice(older, _LOOK_BACK):
+        link = commit.link
+        if link is not None and link.files and retention.Kept(link.attempt, link.step) not in there:
+            continue
+        if (sound := _sound(proof.run, link)) is not None:
+            proof.older = sound
+            return
+        proof.damaged.append(commit.url)
+
+
+def _sound(run: str, link: Link | None) -> Link | None:
+    """The commit with all its segments, if a run could be resumed from it."""
+    with contextlib.suppress(RhostreamError):
+        if link is not None and (link.files or link.handed_out):
+            whole = chain.with_segments(run, link)
+            if next(_file_problems(run, whole), None) is None:
+                return whole
+    return None
+
+
+def _file_problems(run: str, found: Link) -> Iterator[str]:
     """What is wrong with the files that a checkpoint names, one sentence each."""
     whole = True
     yield from (str(p) for p in selections.damages(run, [*found.log, *found.steps, *found.shadow]) if p is not None)
@@ -90,12 +130,14 @@ def _file_problems(run: str, found: Checkpoint) -> Iterator[str]:
         yield from _unloadable(run, found)
 
 
-def _unloadable(run: str, found: Checkpoint) -> Iterator[str]:
+def _unloadable(run: str, found: Link) -> Iterator[str]:
     """Why a run could not be resumed from files that are what their checkpoint says they are."""
     try:
-        checkpoint.load_tensors(run, found)
-        for name in checkpoint.others_of(found):
-            checkpoint.load_other(run, found, name)
+        if not found.files:  # another trainer keeps the state
+            return
+        tensors.load_tensors(run, found)
+        for name in tensors.others_of(found):
+            tensors.load_other(run, found, name)
     except RhostreamError as exc:
         yield str(exc)
     except Exception as exc:  # whatever a file that somebody forged makes its reader raise; its text may be anything
@@ -103,18 +145,7 @@ def _unloadable(run: str, found: Checkpoint) -> Iterator[str]:
                f"({type(exc).__name__})")
 
 
-def _look_back(proof: RunProof, older: list[str]) -> None:
-    """Find the newest whole checkpoint behind the damaged one."""
-    for url in older:
-        with contextlib.suppress(RhostreamError):
-            found = checkpoint.read(url)
-            if next(_file_problems(proof.run, found), None) is None:
-                proof.older = found
-                return
-        proof.damaged.append(url)
-
-
-def _attempts(proof: RunProof, found: Checkpoint) -> None:
+def _attempts(proof: RunProof, found: Link) -> None:
     newest = checkpoint.newest_attempt(proof.run)
     if newest < found.attempt:
         claim = storage.join(proof.run, "attempts", f"{found.attempt}.json")
@@ -124,9 +155,10 @@ def _attempts(proof: RunProof, found: Checkpoint) -> None:
 
 
 def repair_run(proof: RunProof) -> list[str]:
-    """Set the damaged checkpoints aside, newest first, so that the run resumes from the whole one behind them.
+    """Set the damaged commits aside, so that the run resumes from the sound one behind them.
 
-    Nothing is deleted but the name that makes a checkpoint count: its text stays as `checkpoint.damaged.json`. Returns
+    A new attempt is claimed that starts from that one: from then on it is what the run is, and a trainer that still
+    writes stops. Nothing is deleted but the names of the damaged ones: their text stays as `NAME.damaged.json`. Returns
     the URLs of these. Raises TableError when there is nothing to resume from.
     """
     if not proof.damaged:
@@ -134,9 +166,12 @@ def repair_run(proof: RunProof) -> list[str]:
     if proof.older is None:
         raise TableError(f"{storage.redact(proof.run)} has no whole checkpoint to resume from; nothing was changed: "
                          "train again in another --run")
+    if any("/commits/" in url for url in proof.damaged):
+        checkpoint.claim_attempt(proof.run, {"from": asdict(proof.older.place), "from_step": proof.older.step,
+                                             "repair": True})
     aside = []
-    for url in reversed(proof.damaged):  # the newest goes last: until then it is what the run is, as before
-        other = url.removesuffix("checkpoint.json") + "checkpoint.damaged.json"
+    for url in reversed(proof.damaged):  # the newest goes last: until then it is what an old run is, as before
+        other = url.removesuffix(".json") + ".damaged.json"
         with contextlib.suppress(AlreadyExistsError):
             storage.create(other, storage.read_bytes(url))
         storage.delete(url)

@@ -1,0 +1,56 @@
+"""Who has claimed a run: attempts/K.json, create-only, each with the commit that it starts `from`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from rhostream import storage
+from rhostream.crashpoints import crash_point
+from rhostream.errors import AlreadyExistsError, NotFoundError, SupersededError, TableError
+from rhostream.foreign import read_object
+from rhostream.runs.link import Place, place_of
+
+
+def claim_attempt(run: str, note: Mapping[str, Any]) -> int:
+    """Take the next attempt number by a create-only file; a trainer of a lower number must stop."""
+    attempt = newest_attempt(run) + 1
+    while True:
+        try:
+            storage.create(storage.join(run, "attempts", f"{attempt}.json"), json.dumps(dict(note)).encode())
+            crash_point("checkpoint: attempt claimed")
+            return attempt
+        except AlreadyExistsError:
+            attempt += 1
+
+
+def newest_attempt(run: str) -> int:
+    """The highest attempt number claimed, -1 when there is none."""
+    names = [os.path.basename(f)[:-5] for f in storage.list_files(storage.join(run, "attempts"), ".json")]
+    return max((int(n) for n in names if n.isdigit()), default=-1)
+
+
+def require_newest(run: str, attempt: int) -> None:
+    """Raise SupersededError when someone else has started this run again; one request, however many attempts."""
+    if storage.exists(storage.join(run, "attempts", f"{attempt + 1}.json")):
+        raise SupersededError(f"attempt {newest_attempt(run)} has taken over {storage.redact(run)}; this is attempt "
+                              f"{attempt}: stopping without a commit")
+
+
+def start_of(run: str, attempt: int) -> tuple[bool, Place | None]:
+    """Whether an attempt's note says which commit it starts from, and which: None for the run's beginning.
+
+    Notes of before there were chains don't say. Raises TableError when it can't be understood.
+    """
+    url = storage.join(run, "attempts", f"{attempt}.json")
+    try:
+        note = read_object(storage.read_bytes(url))
+        if "from" not in note:
+            return False, None
+        return True, None if note["from"] is None else place_of(note["from"])
+    except NotFoundError:
+        return False, None
+    except (ValueError, TypeError) as exc:
+        raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc

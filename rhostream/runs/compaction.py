@@ -1,0 +1,110 @@
+"""Compaction: many small segments of a run become few larger ones, so that a whole link stays short.
+
+    plan (rank 0: who merges what) > merge (every rank its own) > applied (the lists of the whole link) > remove (later)
+
+Only segments below `SMALL` are merged, neighbours of one rank, in their order, into segments of up to `TARGET` bytes or
+a million rows: that bounds memory to one of these, and what is rewritten again to one small segment a rank.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from rhostream import storage
+from rhostream.crashpoints import crash_point
+from rhostream.errors import RhostreamError
+from rhostream.runs.link import KINDS, Link
+from rhostream.tables import merged as merged_segments
+from rhostream.tables.segments import segment_record
+
+TARGET, SMALL, ROWS = 16 << 20, 8 << 20, 1_000_000
+AT_ONCE = 4096  # segments merged by one rank at one whole link; more are left for the next
+_SPAN = re.compile(r"/(\d+)-(\d+)(?:-\d+)?\.parquet\Z")
+_RANK = re.compile(r"/rank=(\d+)/")
+_REMOVERS = 16
+Lists = dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """Segments that a whole link doesn't name any more: of its number and step."""
+
+    number: int
+    step: int
+    paths: list[str]
+
+
+def plan(lists: Mapping[str, Sequence[Mapping[str, Any]]], attempt: int, number: int) -> list[dict[str, Any]]:
+    """What is to be merged: {"kind", "rank", "path", "of": the records of the parts, in order}."""
+    jobs = []
+    for kind in KINDS:
+        by_rank: dict[int, list[Mapping[str, Any]]] = {}
+        for segment in lists[kind]:
+            match = _RANK.search(segment["path"])
+            by_rank.setdefault(int(match[1]) if match else 0, []).append(segment)
+        for rank, segments in by_rank.items():
+            for parts in _groups(segments):
+                spans = [_SPAN.search(parts[at]["path"]) for at in (0, -1)]
+                first, last = (int(match[end]) if match else 0 for match, end in zip(spans, (1, 2), strict=True))
+                path = f"{kind}/attempt={attempt}/rank={rank}/merged={number:010d}/{first:010d}-{last:010d}.parquet"
+                jobs.append({"kind": kind, "rank": rank, "path": path, "of": parts})
+    return jobs
+
+
+def _groups(segments: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Neighbours that go together, two or more."""
+    groups: list[list[Mapping[str, Any]]] = [[]]
+    size = rows = taken = 0
+    for segment in segments:
+        small = segment["bytes"] < SMALL and taken < AT_ONCE
+        if not small or size + segment["bytes"] > TARGET or rows + segment["rows"] > ROWS:
+            groups.append([])
+            size = rows = 0
+        if small:
+            groups[-1].append(segment)
+            size, rows, taken = size + segment["bytes"], rows + segment["rows"], taken + 1
+    return [group for group in groups if len(group) > 1]
+
+
+def merge(run: str, job: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Merge the parts of one job into a new segment; {"kind", "of": paths, "segment": its record}.
+
+    None where a part is damaged or gone: it stays as it is named, for `verify` to say, and the run goes on.
+    """
+    try:
+        data, rows = merged_segments.merged(run, job["kind"], job["of"])
+    except RhostreamError as exc:
+        warnings.warn(f"segments of the {job['kind']} are left unmerged: {exc}", stacklevel=2)
+        return None
+    crash_point("chain: segments merged")
+    storage.create(storage.join(run, job["path"]), data)
+    crash_point("chain: merged segment written")
+    return {"kind": job["kind"], "of": [part["path"] for part in job["of"]],
+            "segment": segment_record(job["path"], data, rows)}
+
+
+def applied(lists: Lists, merged: Sequence[Mapping[str, Any]]) -> tuple[Lists, list[dict[str, Any]]]:
+    """The lists with each merged segment where its first part stood; and what was merged of what, for the link."""
+    at = {one["of"][0]: one["segment"] for one in merged}
+    gone = {path for one in merged for path in one["of"]}
+    new = {kind: [at.get(segment["path"], segment) for segment in segments
+                  if segment["path"] in at or segment["path"] not in gone] for kind, segments in lists.items()}
+    return new, [{"path": one["segment"]["path"], "of": one["of"]} for one in merged]
+
+
+def replaced(link: Link) -> Replaced:
+    """The segments that a whole link has merged."""
+    return Replaced(link.number, link.step, [path for one in link.merged for path in one["of"]])
+
+
+def remove(run: str, paths: Sequence[str]) -> None:
+    """Delete segments that nothing needs any more."""
+    crash_point("chain: before raw segments are removed")
+    with ThreadPoolExecutor(_REMOVERS) as pool:
+        list(pool.map(lambda path: storage.delete(storage.join(run, path)), paths))
+    crash_point("chain: raw segments removed")

@@ -1,0 +1,97 @@
+"""The tensors of a checkpoint: a state as bytes of files, and back, with every hash checked.
+
+    <run>/checkpoints/step=S/attempt=K/model.safetensors  + optimizer.pt (read with weights_only)
+                                       proxy.safetensors  + proxy-optimizer.pt, where a proxy makes the shortlist
+                                       live-0.safetensors + live-0-optimizer.pt of an IL model that learns along
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from rhostream import storage
+from rhostream.errors import TableError
+from rhostream.runs.link import Link
+
+
+def payload(model: Mapping[str, Tensor], optimizer: Mapping[str, Any],
+            others: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, bytes]:
+    """The files of a state, name -> bytes, for a commit.
+
+    `others`: name of a further model ("proxy", "live-0") -> {"model": its state, "optimizer": its optimizer's}.
+    """
+    files = {"model.safetensors": save_tensors(model), "optimizer.pt": save_plain(optimizer)}
+    for name, state in (others or {}).items():
+        files |= {f"{name}.safetensors": save_tensors(state["model"]),
+                  f"{name}-optimizer.pt": save_plain(state["optimizer"])}
+    return files
+
+
+def save_tensors(state: Mapping[str, Tensor]) -> bytes:
+    """A state dict as safetensors; tensors that share memory are stored each for itself."""
+    return save_safetensors({k: v.detach().cpu().contiguous().clone() for k, v in state.items()})
+
+
+def save_plain(state: Mapping[str, Any]) -> bytes:
+    """Tensors and plain values, as `torch.load(weights_only=True)` takes them."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return buffer.getvalue()
+
+
+def load_tensors(run: str, link: Link) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The model's and the optimizer's state, hashes checked. Raises TableError."""
+    return _load(run, link, "")
+
+
+def load_other(run: str, link: Link, name: str) -> dict[str, Any]:
+    """The state of a further model, hashes checked, as `save` took it. Raises TableError."""
+    model, optimizer = _load(run, link, name)
+    return {"model": model, "optimizer": optimizer}
+
+
+def others_of(link: Link) -> list[str]:
+    """The names of the further models that a checkpoint holds."""
+    names = {path.rsplit("/", 1)[1] for path in link.files}
+    return sorted(name.removesuffix("-optimizer.pt") for name in names if name.endswith("-optimizer.pt"))
+
+
+def read_files(run: str, link: Link) -> dict[str, bytes]:
+    """The bytes of a commit's files by their names, hashes checked. Raises TableError."""
+    files = {}
+    for path, digest in link.files.items():
+        data = storage.read_bytes(storage.join(run, path))
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise TableError(f"{storage.redact(storage.join(run, path))} isn't the file that was committed (sha256)")
+        files[path.rsplit("/", 1)[1]] = data
+    return files
+
+
+def _load(run: str, link: Link, whose: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    names = (f"{whose or 'model'}.safetensors", f"{whose}-optimizer.pt".removeprefix("-"))
+    states = {}
+    for path, digest in link.files.items():
+        if path.rsplit("/", 1)[1] not in names:
+            continue
+        data = storage.read_bytes(storage.join(run, path))
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise TableError(f"{storage.redact(storage.join(run, path))} isn't the file that was committed (sha256)")
+        states[path.rsplit("/", 1)[1]] = data
+    if missing := set(names) - set(states):
+        raise TableError(f"the checkpoint of step {link.step} in {storage.redact(run)} lists no "
+                         f"{' and no '.join(sorted(missing))}")
+    try:
+        optimizer = torch.load(io.BytesIO(states[names[1]]), weights_only=True, map_location="cpu")
+        return load_safetensors(states[names[0]]), optimizer
+    except Exception as exc:  # whatever a file that somebody forged makes the two readers raise
+        # Not the reader's own text: it advises how to run what a pickle holds.
+        raise TableError(f"the checkpoint of step {link.step} in {storage.redact(run)} holds what is no tensor "
+                         f"or can't be read ({type(exc).__name__}): it is refused, and nothing in it was run") from exc
