@@ -32,13 +32,13 @@ def run_readme(world: str, run: str, **options: Any) -> None:
     exec(compile(small(readme_loop(), world, run, **options), "README.md", "exec"), {})
 
 
-def network(seed: int = 0, classes: int = 4) -> Any:
-    """With dropout, so that chance has a part in it."""
+def network(seed: int = 0, classes: int = 4, dropout: float = 0.2) -> Any:
+    """With dropout, so that chance has a part in it; of several ranks each has its own."""
     import torch
     from torch import nn
 
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(), nn.Linear(256, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, classes))
+    return nn.Sequential(nn.Flatten(), nn.Linear(256, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, classes))
 
 
 def demanding(world: str, run: str, il: str = "", keeps_its_own: bool = False, save_every: int = 2,
