@@ -211,6 +211,8 @@ def sql(folder: str, query: str | None, style: str, roots: tuple[str, ...]) -> N
         for run in ledger.runs:
             if run.checkpoint is None or not run.checkpoint.log:
                 click.echo(f"run {escape(run.name)} has no committed step yet: its log is empty", err=True)
+            elif run.checkpoint.doubt:
+                click.echo(f"run {escape(run.name)}: {run.checkpoint.doubt}", err=True)
         table = run_question(ledger, query[1:]) if query.startswith("@") else ledger.sql(query)
     click.echo(render(table, style))
 
@@ -320,6 +322,25 @@ def verify(folder: str, shards: tuple[str, ...], roots: tuple[str, ...], repair:
     click.echo(json.dumps(found, indent=1) if as_json else render_verify(found), nl=as_json)
     if found["problems"]:
         raise SystemExit(3)
+
+
+@cli.command("prune")
+@click.argument("folder", metavar="RUN")
+@click.option("--before", type=click.IntRange(0), required=True, metavar="STEP",
+              help="The first step whose state stays.")
+@click.option("--delete", is_flag=True, help="Do it; without, only say what would go.")
+def prune(folder: str, before: int, delete: bool) -> None:
+    """Remove tensors and merged log segments that only states before STEP need; those can't be loaded afterwards.
+
+    \b
+    Examples:
+      rhostream prune runs/rho --before 90000
+      rhostream prune runs/rho --before 90000 --delete
+    """
+    from rhostream.audit.render import escape
+    from rhostream.runs.prune import prune as run
+
+    click.echo(escape(str(run(folder, before=before, delete=delete))))
 
 
 @cli.verb("estimate", "EstimateConfig")

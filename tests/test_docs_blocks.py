@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import shlex
 import textwrap
@@ -28,6 +29,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from torch.distributed.run import get_args_parser
+from torch.nn.functional import cross_entropy
 
 import rhostream
 from rhostream.cli import cli
@@ -108,9 +110,13 @@ def blocks(page: Path) -> Iterator[Block]:
 ALL = [block for page in PAGES for block in blocks(page)]
 
 
+def elsewhere(block: Block) -> bool:
+    return block.comment.startswith("run by") and block.comment != "run by tests/test_docs_blocks.py"
+
+
 def of(*languages: str) -> list[Any]:
     return [pytest.param(block, id=str(block)) for block in ALL if block.language in languages
-            and not block.comment.startswith(("run by", "not run:"))]  # fmt: skip
+            and not elsewhere(block) and not block.comment.startswith("not run:")]  # fmt: skip
 
 
 def commands(text: str) -> list[list[str]]:
@@ -150,10 +156,12 @@ def test_blocks_that_nothing_runs_are_few_and_counted() -> None:
     assert all(len(block.comment) > len("not run: why") for block in ALL if block.comment.startswith("not run:"))
 
 
-@pytest.mark.parametrize("block", [b for b in ALL if b.comment.startswith("run by")], ids=str)
+@pytest.mark.parametrize("block", [b for b in ALL if elsewhere(b)], ids=str)
 def test_a_block_that_another_file_runs_is_read_there(block: Block) -> None:
-    file = ROOT / block.comment.removeprefix("run by ")
-    assert Path(block.page).name in file.read_text(encoding="utf-8")
+    text = (ROOT / block.comment.removeprefix("run by ")).read_text(encoding="utf-8")
+    helpers = [ROOT / "tests" / f"{name}.py" for name in re.findall(r"^from tests\.(\w+) import", text, re.MULTILINE)]
+    read = [text, *(helper.read_text(encoding="utf-8") for helper in helpers)]
+    assert any(f"<!-- {block.comment} -->" in part and Path(block.page).name in part for part in read)
 
 
 # -- python ------------------------------------------------------------------------------------------------------------
@@ -185,16 +193,24 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("block", of("python"))
-def test_a_block_of_python_runs(block: Block, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_of_python_runs(block: Block, request: pytest.FixtureRequest, tmp_path: Path,
+                                monkeypatch: pytest.MonkeyPatch) -> None:
     text = "text" in block.words
-    monkeypatch.chdir(request.getfixturevalue("texts" if text else "world"))
+    world = request.getfixturevalue("texts" if text else "world")
     size: dict[str, Any] = {"vocabulary": 1002, "length": 24, "padding": 0, "task": "label"}
     model = (build("text-bag", classes=4, **size) if text else build("mlp-64", image_size=16, channels=1, classes=4))
-    names = {"rhostream": rhostream, "torch": torch, "model": model,
+    names = {"rhostream": rhostream, "torch": torch, "os": os, "cross_entropy": cross_entropy, "model": model,
+             "optimizer": torch.optim.AdamW(model.parameters()), "selector": rhostream.Selector(model, "rho", 32),
              "small_model": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))}  # fmt: skip
+    monkeypatch.chdir(world)
+    if "rhostream.Run(" in block.text:  # it writes; what it reads was opened before
+        names["stream"] = rhostream.open_stream(str(world / "shards"), str(world / "il"), buffer_size=320)
+        monkeypatch.chdir(tmp_path)
     exec(compile(block.small, str(block), "exec"), names)
     if "kept = " in block.text:
         assert names["kept"].total == 32
+    if "rhostream.Run(" in block.text:
+        assert names["run"].steps == 3
 
 
 # -- sql, and files of settings ----------------------------------------------------------------------------------------

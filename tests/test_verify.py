@@ -25,7 +25,8 @@ from rhostream.audit.status import shortened, status_of
 from rhostream.audit.verify import verify
 from rhostream.errors import MismatchError, TableError, UsageError
 from rhostream.repair import repair
-from rhostream.runs import checkpoint
+from rhostream.runs import chain, checkpoint
+from rhostream.runs.link import url_of
 from rhostream.tables import il, parquet, selections
 from tests.conftest import make_shards
 from tests.faults.command import command
@@ -48,7 +49,14 @@ def run(base: Path, tmp_path: Path) -> Path:
 
 
 def newest(run: Path) -> Path:
-    return Path(checkpoint.committed(str(run))[-1])
+    link = chain.head(str(run))
+    assert link is not None
+    return Path(url_of(str(run), link.attempt, link.number))
+
+
+def tensor(run: Path, name: str) -> Path:
+    """A file of the newest commit's state."""
+    return run / next(path for path in json.loads(newest(run).read_text())["files"] if path.endswith("/" + name))
 
 
 def rewrite(run: Path, what: str, change: Callable[[pa.Table], pa.Table]) -> None:
@@ -137,12 +145,12 @@ def test_a_claim_that_is_gone_and_one_that_is_newer_are_said(run: Path) -> None:
     assert "could be claimed twice" in problems(run)
 
 
-@pytest.mark.parametrize("victim", ["model.safetensors", "optimizer.pt", "checkpoint.json", "segment"])
+@pytest.mark.parametrize("victim", ["model.safetensors", "optimizer.pt", "link", "segment"])
 def test_a_damaged_newest_checkpoint_is_set_aside_and_the_run_resumes_from_the_one_before(
         run: Path, base: Path, world: Path, victim: str) -> None:
-    path = newest(run).with_name(victim) if victim != "segment" else max((run / "log").rglob("*.parquet"))
+    path = {"link": newest(run), "segment": max((run / "log").rglob("*.parquet"))}.get(victim) or tensor(run, victim)
     data = bytearray(path.read_bytes())
-    data[len(data) // 2 if victim != "checkpoint.json" else 0] ^= 0x10
+    data[len(data) // 2 if victim != "link" else 0] ^= 0x10
     path.write_bytes(data)
     found = verify(str(run))
     assert found["problems"] and found["resumable_from"] == 20 and "resumes from step 20" in found["next"]
@@ -359,7 +367,7 @@ def test_status_of_a_run_says_its_step_its_unused_samples_and_the_command(
     assert state["unused"] == {"quarantined": 1}
     (example,) = state["examples"]["quarantined"]
     assert example["shard"] == str(shard) and example["error"].startswith("decode:not_an_image")
-    shutil.rmtree(folder / "checkpoints")
+    shutil.rmtree(folder / "commits")
     shown = command(capsys, "status", folder)[0]
     assert "no step is committed yet" in shown
     assert f"next: rhostream train --shards {shard} --il {tmp_path / 'il'} --run {folder} " in shown

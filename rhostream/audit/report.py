@@ -99,6 +99,8 @@ def _warnings(facts: Iterable[RunFacts]) -> list[str]:
     says = [f"Not complete: {', '.join(unfinished)}. The page shows what was committed."] if unfinished else []
     says += [f"Changed on purpose: {one.name}, {says_change(change)}."
              for one in facts if one.folder.checkpoint for change in one.folder.checkpoint.changes]
+    says += [f"{one.name}: {one.folder.checkpoint.doubt}." for one in facts
+             if one.folder.checkpoint and one.folder.checkpoint.doubt]
     for one in facts:
         tested = one.folder.record.get("test_set") or {}
         if bad := {status: n for status, n in sorted(tested.items()) if status != OK}:

@@ -66,6 +66,8 @@ def _run(found: Mapping[str, Any]) -> Iterator[str]:
     share = f" ({step / of:.1%})" if of else ""
     complete = ", complete" if found["complete"] else ""
     yield f"  steps        {step:,}" + (f" of {of:,}{share}" if of else "") + complete
+    if found["unconfirmed"]:
+        yield f"  unconfirmed  {found['unconfirmed']}"
     yield f"  attempts     {found['attempts']}"
     for change in found["changes"]:
         yield f"  changed      {says_change(change)} (attempt {change.get('attempt')})"

@@ -124,7 +124,7 @@ def _table_next(table: str, info: il_table.TableInfo, missing: Sequence[str], as
 
 
 def _run_status(run: str) -> dict[str, Any]:
-    record, latest = read_record(run), checkpoint.latest(run)
+    record, latest = read_record(run), checkpoint.head(run)
     settings = record.get("settings") or {}
     complete = bool(latest and latest.complete)
     counts = dict(latest.counts) if latest else {}
@@ -135,7 +135,7 @@ def _run_status(run: str) -> dict[str, Any]:
         "rows_by_reason": counts, "unused": {k: counts[k] for k in _UNUSED if counts.get(k)},
         "examples": _run_examples(run, record, latest), "attempts": checkpoint.newest_attempt(run) + 1,
         "left_out_shards": record.get("left_out_shards") or 0, "changes": list(latest.changes) if latest else [],
-        "test_set": record.get("test_set") or {},
+        "test_set": record.get("test_set") or {}, "unconfirmed": latest.doubt if latest else "",
         "next": "nothing: the run is complete" if complete else _train(run, record),
     }  # fmt: skip
 

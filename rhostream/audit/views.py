@@ -26,7 +26,8 @@ from rhostream.audit import sources
 from rhostream.audit.alike import digest_of, setting_of
 from rhostream.audit.render import escape
 from rhostream.audit.runs import RunFolder, is_table, open_runs, read_record
-from rhostream.errors import MismatchError, RhostreamError, UnknownNameError, UsageError
+from rhostream.errors import MismatchError, RhostreamError, TableError, UnknownNameError, UsageError
+from rhostream.runs.chain import newest_place
 from rhostream.tables import il as il_table
 from rhostream.tables import selections, shadow, steps
 
@@ -244,7 +245,16 @@ def open_ledger(folders: str | Iterable[str], *, roots: Mapping[str, str] | None
     named = storage.listed(folders, "run folders")
     if not named:
         raise UsageError("no run folder and no table was given")
-    return Ledger(named, il_table.checked_roots(roots))
+    known, moved = il_table.checked_roots(roots), list[Any]()
+    while True:
+        try:
+            return Ledger(named, known)
+        except TableError:
+            # A trainer that runs on may have merged segments and removed the small ones meanwhile: look again.
+            now = [newest_place(storage.resolve(folder)) for folder in named]
+            if now == moved:
+                raise
+            moved = now
 
 
 def _quoted(text: str) -> str:

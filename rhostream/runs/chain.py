@@ -171,6 +171,8 @@ def behind(run: str, link: Link) -> Iterator[Link]:
         while link.previous is not None:
             place = link.previous
             if link.number == link.first:  # the one before is another attempt's, which alone knows where that began
+                if place.number == OLD and not storage.exists(old_url(run, place)):
+                    return  # it went with its tensors, and nothing of it is needed: the link behind it is whole
                 link = named(run, place)
                 yield link
                 continue

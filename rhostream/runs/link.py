@@ -72,6 +72,12 @@ class Link:
         """The name under which the next link, and an attempt's note, know this one."""
         return Place(attempt=self.attempt, number=self.number, step=self.step, sha256=self.digest)
 
+    @property
+    def doubt(self) -> str:
+        """One sentence where nobody has said yet that this state was saved, else ""."""
+        return (f"step {self.step:,} was handed out to another trainer, which hasn't confirmed yet that it saved it"
+                if self.unconfirmed else "")
+
     def encode(self) -> bytes:
         """The bytes of its file."""
         return json.dumps({name: value for name, value in asdict(self).items() if name not in _NOT_WRITTEN},

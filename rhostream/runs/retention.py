@@ -39,9 +39,9 @@ def stretches(run: str, link: Link) -> Iterator[Stretch]:
     while True:
         yield Stretch(link.first, link.place)
         start = link if link.number == link.first else read_link(run, link.attempt, link.first)
-        if start.previous is None:
+        if (before := next(chain.behind(run, start), None)) is None:
             return
-        link = chain.named(run, start.previous)
+        link = before
 
 
 def states(run: str) -> dict[Kept, list[str]]:

@@ -201,7 +201,8 @@ def _damage(run: str, segment: Mapping[str, Any]) -> RhostreamError | None:
     try:
         size, digest = storage.digest_of(url)
     except NotFoundError:
-        return TableError(f"{storage.redact(url)} is listed by the checkpoint but is gone")
+        return TableError(f"{storage.redact(url)} is listed by the checkpoint but is gone; of a run that is being "
+                          "written, ask again")
     except RhostreamError as exc:
         return exc
     if (size, digest) == (segment["bytes"], segment["sha256"]):

@@ -124,6 +124,7 @@ def _job(request: dict[str, Any], out: int) -> int:
     import rhostream
     from rhostream import crashpoints
     from rhostream.audit.verify import verify
+    from rhostream.runs import chain
     from tests.own_loop import demanding, run_readme
 
     torch.set_num_threads(1)
@@ -135,6 +136,7 @@ def _job(request: dict[str, Any], out: int) -> int:
              "compute-ils": rhostream.compute_ils, "train": rhostream.train, "verify": verify,
              "README's loop": run_readme, "loop": demanding}
     error = ""
+    chain.WHOLE_EVERY = request["options"].pop("whole_every", chain.WHOLE_EVERY)
     try:
         verbs[request["verb"]](**request["options"])
     except rhostream.RhostreamError as exc:

@@ -193,17 +193,22 @@ def tables() -> Iterator[tuple[str, Callable[[Path], None]]]:
     yield "part-html", lambda table: part_of(table).write_bytes(b"<html>" * 1000) and None
 
 
+def newest_link(run: Path) -> Path:
+    """The commit that the run is read by."""
+    return max((run / "commits").rglob("*.json"))
+
+
 def runs(canary: str) -> Iterator[tuple[str, Callable[[Path], None]]]:
     """(name, what is done to a copy of the run)."""
     def point(**fields: Any) -> Callable[[Path], None]:
-        return lambda run: rewritten(next(run.rglob("checkpoint.json")), lambda r: r.update(fields))
+        return lambda run: rewritten(newest_link(run), lambda r: r.update(fields))
 
     def tensors(name: str, data: bytes) -> Callable[[Path], None]:
         def change(run: Path) -> None:
             path = next(run.rglob(name))
             path.write_bytes(data)
             digest, key = hashlib.sha256(data).hexdigest(), str(path.relative_to(run))
-            rewritten(next(run.rglob("checkpoint.json")), lambda r: r["files"].update({key: digest}))
+            rewritten(newest_link(run), lambda r: r["files"].update({key: digest}))
         return change
 
     def record(**fields: Any) -> Callable[[Path], None]:
@@ -225,7 +230,18 @@ def runs(canary: str) -> Iterator[tuple[str, Callable[[Path], None]]]:
     yield "step-2^70", point(step=2**70)
     yield "counts-text", point(counts={"kept": "many"})
     yield "checkpoint-version-99", point(version=99)
-    yield "checkpoint-deep", lambda run: next(run.rglob("checkpoint.json")).write_bytes(b"[" * 100_000) and None
+    yield "checkpoint-deep", lambda run: newest_link(run).write_bytes(b"[" * 100_000) and None
+    yield "link-first-beyond", point(first=7)
+    yield "link-number-other", point(number=2**40, first=2**40)
+    yield "link-previous-text", point(previous="x", whole=False)
+    yield "link-previous-itself", point(previous={"attempt": 0, "number": 0, "step": 4, "sha256": ""}, whole=False)
+    yield "link-not-whole", point(whole=False)
+    yield "link-whole-text", point(whole="yes")
+    yield "link-merged-outside", point(merged=[{"path": "../x", "of": []}])
+    yield "link-unknown-field", point(evil=1)
+    yield "note-from-text", lambda run: rewritten(run / "attempts" / "0.json", lambda r: r.update({"from": "x"}))
+    yield "note-from-beyond", lambda run: rewritten(run / "attempts" / "0.json", lambda r: r.update(
+        {"from": {"attempt": 0, "number": 2**61, "step": 0, "sha256": ""}}))
     yield "run-json-list", lambda run: (run / "run.json").write_bytes(b"[]") and None
     yield "run-json-deep", lambda run: (run / "run.json").write_bytes(b"[" * 100_000) and None
     yield "run-settings-text", record(settings="x")

@@ -31,6 +31,8 @@ OFFLINE_MOMENTS = {"compute-il: shards listed", "scan: rows read", "scan: image 
 TRAIN_MOMENTS = {"train: loss computed", "train: optimizer stepped", "log: segment committed",
                  "checkpoint: one of its files written", "checkpoint: tensors written", "checkpoint: committed",
                  "checkpoint: one file of an old one removed"}  # fmt: skip
+COMPACTION_MOMENTS = {"chain: segments merged", "chain: merged segment written",
+                      "chain: before raw segments are removed", "chain: raw segments removed"}  # fmt: skip
 
 
 def points() -> dict[str, str]:
@@ -125,6 +127,9 @@ def jobs(tmp_path_factory: pytest.TempPathFactory, rig: Rig) -> dict[str, Job]:
         "compute-il": Job("compute-il", compute, "out", parts_and_table),
         "compute-il of two models": Job("compute-ils", several, "outs", parts_and_table),
         "train": Job("train", train, "run", log_and_weights),
+        # Every second commit is a whole link: raw segments are merged twice and removed once.
+        "train with compaction": Job("train", {**train, "checkpoint_every": 1, "whole_every": 2}, "run",
+                                     log_and_weights),
         "train of a network with batch norm": Job("train", {**train, "model": "small-cnn"}, "run", log_and_weights),
         "train by a rule that learns along": Job(
             "train", {**train, "rule": "rho_updated", "class_quota": "reducr", "shadow": "loss,grad_norm_is",
@@ -154,9 +159,10 @@ def whole(rig: Rig, jobs: dict[str, Job], tmp_path_factory: pytest.TempPathFacto
 
 
 def matrix(rig: Rig, job: Job, whole: tuple[Any, dict[str, int]], folder: Path, passings: tuple[int, ...],
-           label: str) -> None:
-    """Kill at every point and passing there is, run the same command again, compare."""
-    content, passed = whole
+           label: str, only: str = "") -> None:
+    """Kill at every point and passing there is (whose name begins with `only`), run the same command again, compare."""
+    content = whole[0]
+    passed = {point: n for point, n in whole[1].items() if point.startswith(only)}
     spots = [(point, n) for n in passings for point in sorted(passed) if passed[point] >= n]
 
     def crash(spot: tuple[str, int]) -> str:
@@ -182,11 +188,13 @@ def matrix(rig: Rig, job: Job, whole: tuple[Any, dict[str, int]], folder: Path, 
 
 def test_E1_every_crash_point_of_the_source_is_passed_by_some_job(whole: Whole) -> None:
     """The places where a crash is tried are found in the source; a place that no job reaches fails the tests."""
-    passed = {point for verb in ("fit-il", "index", "keep", "compute-il", "train") for point in whole[verb][1]}
+    verbs = ("fit-il", "index", "keep", "compute-il", "train", "train with compaction")
+    passed = {point for verb in verbs for point in whole[verb][1]}
     there = points()
     assert {point: where for point, where in there.items() if point not in passed} == {}
     assert passed <= set(there)
     assert set(whole["compute-il"][1]) >= OFFLINE_MOMENTS and set(whole["train"][1]) >= TRAIN_MOMENTS
+    assert set(whole["train with compaction"][1]) >= COMPACTION_MOMENTS
     tally.say(f"crash points in the source: {len(there)}")
 
 
@@ -230,9 +238,17 @@ def test_E15_the_readmes_loop_killed_at_ten_moments_ends_as_if_it_never_was(
     assert job.content(tmp_path / "run") == content
 
 
+def test_E15_a_trainer_killed_while_segments_are_merged_or_removed_has_the_same_log_and_weights(
+        rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path) -> None:
+    """train killed with SIGKILL while it merges small segments of its log, before the commit that names the merged
+    ones, or while it removes those that were merged, and run again: the same rows, weights and steps, each once."""
+    name = "train with compaction"
+    matrix(rig, jobs[name], whole[name], tmp_path, (1,), name, "chain: ")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["loop of one's own", "loop with checkpoints of its own", "fit-il", "index",
-                                  "keep", "compute-il", "compute-il of two models", "train",
+                                  "keep", "compute-il", "compute-il of two models", "train", "train with compaction",
                                   "train of a network with batch norm", "train by a rule that learns along"])
 def test_E1_the_whole_crash_matrix(rig: Rig, jobs: dict[str, Job], whole: Whole,
                                    tmp_path: Path, name: str) -> None:

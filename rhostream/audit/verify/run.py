@@ -72,9 +72,7 @@ def prove_run(run: str) -> RunProof:
         _attempts(proof, proof.checkpoint)
         proof.problems += chain_problems(run, newest.link, proof.checkpoint)
         proof.problems += ledger_problems(run, record, proof.checkpoint)
-        if proof.checkpoint.unconfirmed:
-            proof.warnings.append(f"step {proof.checkpoint.step:,} was handed out to another trainer, which hasn't "
-                                  "confirmed yet that it saved it")
+        proof.warnings += filter(None, [proof.checkpoint.doubt])
     return proof
 
 
@@ -172,8 +170,10 @@ def repair_run(proof: RunProof) -> list[str]:
     aside = []
     for url in reversed(proof.damaged):  # the newest goes last: until then it is what an old run is, as before
         other = url.removesuffix(".json") + ".damaged.json"
-        with contextlib.suppress(AlreadyExistsError):
-            storage.create(other, storage.read_bytes(url))
-        storage.delete(url)
-        aside.append(storage.redact(other))
+        with contextlib.suppress(NotFoundError):  # one that is gone is named here too
+            data = storage.read_bytes(url)
+            with contextlib.suppress(AlreadyExistsError):
+                storage.create(other, data)
+            storage.delete(url)
+            aside.append(storage.redact(other))
     return aside
