@@ -80,12 +80,13 @@ class Link:
 
     def encode(self) -> bytes:
         """The bytes of its file."""
-        return json.dumps({name: value for name, value in asdict(self).items() if name not in _NOT_WRITTEN},
-                          sort_keys=True).encode()
+        record = {name: value for name, value in self.plain().items() if name not in _NOT_WRITTEN}
+        return json.dumps(record, sort_keys=True).encode()
 
     def plain(self) -> dict[str, Any]:
         """JSON values for another rank (`told_link`), the digest with them."""
-        return asdict(self)
+        before = None if self.previous is None else asdict(self.previous)
+        return {**{one.name: getattr(self, one.name) for one in fields(self)}, "previous": before}
 
 
 def of_plain(record: Mapping[str, Any]) -> Link:
