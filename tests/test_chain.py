@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from rhostream import storage
+from rhostream.audit.report import write_report
 from rhostream.audit.status import status_of
 from rhostream.audit.verify import verify
+from rhostream.audit.views import open_ledger
 from rhostream.errors import SupersededError, TableError, UsageError
 from rhostream.repair import repair
 from rhostream.runs import chain, checkpoint, compaction, retention
@@ -183,6 +185,30 @@ def test_small_segments_are_merged_and_the_rows_stay_what_they_were(run: str) ->
     assert len(whole.merged[0]["of"]) == 5  # what was merged before, and four new ones
     # Raw segments of the first eight commits are gone, and so is what was merged from them first.
     assert files(run, "log") == {s["path"] for s in latest.log} and verify(run)["problems"] == []
+
+
+@pytest.mark.slow
+def test_every_256th_commit_is_whole_and_its_raw_segments_go_two_commits_later(run: str) -> None:
+    attempt = committed(run, 2 * BLOCK + 2)
+    assert [n for n in range(2 * BLOCK + 2) if chain.at(run, 0, n, "").whole] == [0, BLOCK, 2 * BLOCK]
+    assert len(files(run, "log")) == BLOCK + 3  # merged and its parts, and one since
+    take(attempt)
+    commit(attempt)
+    assert len(files(run, "log")) == 3 and verify(run)["problems"] == [] and len(branch(run)) == 2 * BLOCK + 3
+
+
+@pytest.mark.usefixtures("often")
+def test_a_ledger_that_is_opened_while_segments_are_merged_looks_again(
+        run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = committed(run, 4)
+    before, real = checkpoint.latest(run), checkpoint.latest
+    for _ in range(3):
+        take(attempt)
+        commit(attempt)
+    stale = [before]  # what was read right before the raw segments went
+    monkeypatch.setattr(checkpoint, "latest", lambda run: stale.pop() if stale else real(run))
+    with open_ledger(run) as ledger:
+        assert ledger.sql("select count(*) from selections")[0].to_pylist() == [28] and not stale
 
 
 @pytest.mark.usefixtures("often")
@@ -384,6 +410,7 @@ def test_a_state_that_was_handed_out_is_shown_and_said_until_it_is_confirmed_or_
     assert "step 3 was handed out" in verify(run)["warnings"][0]
     out, said = command(capsys, "sql", run, "select count(*) n from selections")
     assert "12" in out and "step 3 was handed out" in said
+    assert "run: step 3 was handed out" in Path(write_report(run, str(tmp_path / "r.html"))).read_text()
     chain.confirm(run, link)
     chain.confirm(run, link)
     assert status_of(run)["unconfirmed"] == "" and verify(run)["warnings"] == []

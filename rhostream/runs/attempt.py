@@ -188,8 +188,8 @@ class Attempt:
             link = self._save(payload, Link(
                 step=self.step, pass_index=pass_index, buffer=buffer, attempt=self.attempt, complete=complete,
                 number=number, first=self._first, previous=None if self._link is None else self._link.place,
-                whole=whole, **segments, merged=merged, cost=self.cost.as_json(), counts=self.counts,
-                selector=dict(selector), changes=self.changes, handed_out=handed_out,
+                whole=whole, **segments, merged=merged, cost=self.cost.as_json(), counts=dict(self.counts),
+                selector=dict(selector), changes=list(self.changes), handed_out=handed_out,
                 held=handed_out or self._held or (self._link is not None and self._link.held)))
             crash_point("run: before retention")
             self._forget(link, retention.retain(self.url, keep, link))
