@@ -9,6 +9,7 @@ the digest of the link before, so one digest proves all the chain behind it.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -100,9 +101,10 @@ def of_plain(record: Mapping[str, Any]) -> Link:
 
 
 def told_link(record: Mapping[str, Any]) -> Link:
-    """A link that another rank has read or made, of its `plain` values."""
-    before = record["previous"]
-    return Link(**{**record, "previous": None if before is None else Place(**before)})
+    """A link that another rank has read or made, of its `plain` values; it shares nothing with them."""
+    own = copy.deepcopy(dict(record))
+    before = own["previous"]
+    return Link(**{**own, "previous": None if before is None else Place(**before)})
 
 
 def place_of(record: Any) -> Place:
