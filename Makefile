@@ -1,7 +1,7 @@
 # One way to do a thing: every target makes .venv first when there is none, or when its list of packages has changed.
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 BIN := .venv/bin
-.PHONY: demo test test-slow lint bench bench-peers clean venv
+.PHONY: demo test test-slow lint bench bench-peers docs clean venv
 
 demo: venv
 	@$(BIN)/python -m shards.fetch_fashion_mnist
@@ -28,8 +28,22 @@ bench: venv
 bench-peers: venv
 	@$(BIN)/python -m benchmarks.peers.environment
 
+# The site, into site/; a broken link is an error.
+docs: .venv-docs/.done
+	@.venv-docs/bin/python -m sphinx -q -W --keep-going -b html -c docs -d site/.doctrees . site
+	@echo "site/index.html"
+
+# An environment of its own that sees .venv's packages behind its own: docstrings are read by importing the package.
+.venv-docs/.done: .venv/.done
+	@rm -rf .venv-docs && $(PYTHON) -m venv .venv-docs
+	@$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
+	    > "$$(.venv-docs/bin/python -c 'import site; print(site.getsitepackages()[0])')/behind.pth"
+	@echo "installing into .venv-docs (seconds, once)" >&2
+	@.venv-docs/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf .venv benchmarks/peers/.venv demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-docs site benchmarks/peers/.venv demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 venv: .venv/.done
 

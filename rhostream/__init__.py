@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rhostream.errors import RhostreamError
     from rhostream.integrations.webdataset import join_il
     from rhostream.irreducible import compute_il, compute_ils, fit_il, index, keep_fields
+    from rhostream.runs.run import Run
     from rhostream.selection.selector import Selection, Selector
     from rhostream.stream.open import open_stream
     from rhostream.training.start import train
@@ -25,6 +26,7 @@ _HOME = {
     "Candidates": "rhostream.candidates",
     "Reason": "rhostream.candidates",
     "RhostreamError": "rhostream.errors",
+    "Run": "rhostream.runs.run",
     "Selection": "rhostream.selection.selector",
     "Selector": "rhostream.selection.selector",
     "compute_il": "rhostream.irreducible",
@@ -42,6 +44,7 @@ __all__ = [
     "Candidates",
     "Reason",
     "RhostreamError",
+    "Run",
     "Selection",
     "Selector",
     "compute_il",

@@ -12,89 +12,26 @@ import io
 import json
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rhostream import console
+from rhostream.config.command_line import Choice, Group
+from rhostream.config.shared import ROOT as ROOT_HELP
 from rhostream.errors import Interrupted, RhostreamError, UsageError
 from rhostream.own_code import keep_out_current_folder
+from rhostream.setting import defaults_of
 from rhostream.signals import own_process
 
-RULES, CASCADE = "Options on the rule", "Cheaper selection"  # headings of train --help
-MACHINE, RECORDS = "This machine", "What is written"
+if TYPE_CHECKING:
+    from rhostream.config import ComputeILConfig, EstimateConfig, FitILConfig, IndexConfig, TrainConfig
+
 EPILOG = ("Exit codes: 0 all well; 1 internal error; 2 usage or configuration, before any work; 3 bad shards, samples "
           "or tables; 130/143 interrupted, the same command resumes.")
 
 
-class _Command(click.Command):
-    """A command whose repeatable options take several values: `--shards a.tar b.tar`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Repeat such an option before each of its values, then let click do its work."""
-        many = {name for p in self.params if isinstance(p, click.Option) and p.multiple for name in p.opts}
-        out: list[str] = []
-        current: str | None = None
-        for at, arg in enumerate(args):
-            if arg.startswith("-") and arg != "-":
-                current = arg if arg in many else None
-                out.append(arg)
-            elif current and at and args[at - 1] != current:
-                out += [current, arg]
-            else:
-                out.append(arg)
-        return super().parse_args(ctx, out)
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Options below their headings, those without one first."""
-        found: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            if (record := parameter.get_help_record(ctx)) is not None:
-                found.setdefault(getattr(parameter, "group", "Options"), []).append(record)
-        helps = found["Options"]
-        last = next(at for at, one in enumerate(helps) if "--help" in one[0])
-        for group in found:
-            with formatter.section(group):
-                formatter.write_dl([one for at, one in enumerate(found[group]) if group != "Options" or at != last])
-        with formatter.section("More"):
-            formatter.write_dl([helps[last]])
-
-
-class _GroupedOption(click.Option):
-    """An option with a heading of its own in the help."""
-
-    def __init__(self, *args: Any, group: str, **how: Any) -> None:
-        super().__init__(*args, **how)
-        self.group = group
-
-
-class _Choice(click.Choice[str]):
-    """A choice that guesses what was meant."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            return super().convert(value, param, ctx)
-        except click.BadParameter as exc:
-            import difflib
-
-            near = difflib.get_close_matches(str(value), [str(choice) for choice in self.choices], n=1)
-            self.fail(exc.message.rstrip(".") + (f"; did you mean {near[0]!r}?" if near else ""), param, ctx)
-
-
-class _Group(click.Group):
-    command_class = _Command
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """With a guess for a mistyped verb."""
-        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            import difflib
-
-            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
-            raise click.UsageError(f"no such command {args[0]!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        return super().resolve_command(ctx, args)
-
-
-@click.group(cls=_Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="rhostream")
 def cli() -> None:
     """Train on the few points of each buffer that are learnable, worth learning and not yet learnt.
@@ -109,6 +46,9 @@ def cli() -> None:
     """
 
 
+ROOT = click.option("--root", "roots", multiple=True, metavar="NAME=URL", help=ROOT_HELP)
+
+
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def decorate(function: Any) -> Any:
         for option in reversed(options):
@@ -118,79 +58,13 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-MODEL_HELP = "Built-in name, torchvision:NAME, timm:NAME or package.module:function; docs/models.md has them."
-SHARDS = click.option("--shards", required=True, multiple=True, metavar="URL...",
-                      help="Tar shards: paths, s3:// gs:// https:// URLs, brace ranges, patterns or folders.")
-ROOT = click.option("--root", "roots", multiple=True, metavar="NAME=URL",
-                    help="Name the place of the shards, so that tables and logs survive when the data moves.")
-KEEP = click.option("--keep", metavar="FIELD:TYPE,...",
-                    help="Keep these fields of each sample's .json in the table (bool, int, float, str).")
-INDEX = click.option("--index", metavar="I/N",
-                     help="Do every N-th shard by name, from the I-th on: one of N machines, I from 0.")
-WORKERS = click.option("--workers", default=0, show_default=True, help="Processes that read and decode.")
-BUDGET = _options(
-    click.option("--max-bad-fraction", default=0.01, show_default=True,
-                 help="More bad samples than this, in one shard or in all, stop the job: something systematic."),
-    click.option("--max-bad-samples", type=int, metavar="N",
-                 help="More bad samples than this in the whole job stop it.  [default: by --max-bad-fraction]"),
-    click.option("--max-bad-shards", type=float, default=0.1, show_default=True, metavar="N|F",
-                 help="More unreadable shards than this stop the job: a number, or below 1 a fraction (10 are free)."),
-    click.option("--fail-fast", is_flag=True, help="Stop at the first bad shard instead of naming it at the end."),
-)
-
-TEXT = _options(
-    click.option("--tokenizer", metavar="NAME",
-                 help="Of text: bytes, words:N, hf:NAME; ids:N for .npy arrays of ids.  [default: the table's or the "
-                      "model's, else words:30000]"),
-    click.option("--text-length", type=int, metavar="T", help="Tokens of a text; longer ones are cut.  [default: 128]"),
-    click.option("--task", type=_Choice(["label", "language"]),
-                 help="What a model of text learns.  [default: language of text-lm, label of any other]"),
-)
-LENIENT = _options(
-    click.option("--allow-compressed", is_flag=True,
-                 help="Inflate gzip shards into the spool; their table can be asked, not trained from."),
-    click.option("--accept-missing-eof", is_flag=True,
-                 help="Take a tar without its end marker for whole; one cut between two members looks the same."),
-)
+def _given(config: Any, *left_out: str) -> dict[str, Any]:
+    """The fields of a config as keywords, without some."""
+    return {name: value for name, value in vars(config).items() if name not in left_out}
 
 
-CHANNELS = click.option("--channels", type=int, metavar="1|3",
-                        help="1 for grey, 3 for RGB.  [default: the table's, else RGB where any of some images has "
-                             "colour]")
-IMAGE_MEMBER = click.option("--image-member", metavar="EXT,...",
-                            help="Of several images in a sample the first of these is meant: jpg, or jpg,png.")
-MIN_ACCURACY = click.option("--min-accuracy", type=float, metavar="F",
-                            help="Refuse an IL model that is worse, or no better than naming the largest class.")
-
-
-@cli.command("fit-il")
-@_options(
-    SHARDS, ROOT, WORKERS, BUDGET, LENIENT, TEXT,
-    click.option("--out", required=True, metavar="DIR", help="Folder of the IL model (weights and model.json)."),
-    click.option("--model", default="small-cnn", show_default=True, help=MODEL_HELP),
-    click.option("--holdout", multiple=True, metavar="URL...", help="Shards of their own to learn from."),
-    click.option("--holdout-fraction", type=float, help="Learn from this fraction of the samples, chosen by hash."),
-    click.option("--folds", default=2, show_default=True,
-                 help="Cross-fit: each model learns from the other folds and scores its own. Used without a holdout."),
-    click.option("--group-by", metavar="FIELD", help="Samples with the same value of this json field share a fold."),
-    click.option("--fit-samples", default=100_000, show_default=True, help="Learn from at most this many."),
-    click.option("--epochs", default=5, show_default=True),
-    click.option("--lr", default=1e-3, show_default=True, help="AdamW learning rate."),
-    click.option("--init", metavar="WEIGHTS", help="Start from these safetensors weights; the classifier may differ."),
-    click.option("--classes", type=int, help="Number of classes; else the largest label + 1."),
-    click.option("--image-size", type=int,
-                 help="Pixels of the square input.  [default: the median of some images' shorter sides, at most 256]"),
-    CHANNELS,
-    IMAGE_MEMBER,
-    click.option("--seed", default=0, show_default=True),
-    click.option("--balance", default="none", show_default=True, type=_Choice(["none", "sample", "weight"]),
-                 help="Learn from every class alike: by drawing it as often, or by weighing its losses."),
-    click.option("--checkpoints", metavar="N|LOSS,...",
-                 help="Keep earlier states as IL models: OUT/checkpoint-0, ... : so many, or at these losses in nats."),
-    click.option("--temperature", is_flag=True, help="Divide logits by the temperature that suits unseen samples."),
-    MIN_ACCURACY,
-)
-def fit_il(shards: tuple[str, ...], out: str, holdout: tuple[str, ...], roots: tuple[str, ...], **options: Any) -> None:
+@cli.verb("fit-il", "FitILConfig")
+def fit_il(config: FitILConfig) -> None:
     """Train the small model whose loss counts as irreducible.
 
     Without --holdout or --holdout-fraction two models are cross-fitted, each on one half of the data.
@@ -202,10 +76,9 @@ def fit_il(shards: tuple[str, ...], out: str, holdout: tuple[str, ...], roots: t
     """
     from rhostream.irreducible import fit_il as run
     from rhostream.storage import redact
-    from rhostream.tables.il import parse_roots
 
-    info = run(shards, out, holdout=holdout or None, roots=parse_roots(roots), **options)
-    shown = {"accuracy": round(info.accuracy, 4), "val_loss": round(info.val_loss, 4), "out": redact(out),
+    info = run(config)
+    shown = {"accuracy": round(info.accuracy, 4), "val_loss": round(info.val_loss, 4), "out": redact(config.out),
              "read": info.read}
     if quality := info.quality:
         shown |= {"worst_class": quality["worst_class"], "ece": quality["reliability"]["ece"],
@@ -234,42 +107,24 @@ def _bad_shards(found: dict[str, str]) -> None:
         raise SystemExit(3)
 
 
-FROM = click.option("--from", "table", metavar="TABLE",
-                    help="Add the fields of --keep to this table, in a new one with its rows and il; none is scored.")
-
-
-def _keep_fields(shards: tuple[str, ...], table: str, out: tuple[str, ...], keep: str | None, roots: tuple[str, ...],
-                 options: dict[str, Any]) -> None:
+def _keep_fields(config: ComputeILConfig | IndexConfig) -> None:
     """`--from`: options of a job that scores (or examines) samples are refused, not ignored."""
     from rhostream.irreducible import keep_fields as run
-    from rhostream.tables.il import parse_keep, parse_roots
+    from rhostream.storage import listed
+    from rhostream.tables.il import checked_keep
 
-    how = {name: options.pop(name) for name in ("index", "max_bad_shards", "fail_fast")}
-    context = click.get_current_context()
-    defaults = {p.name: p.get_default(context) for p in context.command.params}
-    if given := [name for name, value in options.items() if value and value != defaults.get(name)]:
-        raise click.UsageError(f"--{given[0].replace('_', '-')} goes with scoring; --from TABLE copies rows")
-    if len(out) != 1:
+    taken = ("shards", "roots", "keep", "table", "out", "index", "max_bad_shards", "fail_fast")
+    defaults = defaults_of(config)
+    if other := [name for name, value in _given(config, *taken).items() if value != defaults[name]]:
+        raise click.UsageError(f"--{other[0].replace('_', '-')} goes with scoring; --from TABLE copies rows")
+    if len(out := listed(config.out)) != 1:
         raise click.UsageError(f"--from makes one table: {len(out)} --out were given")
-    _finish(run(shards, table, out[0], parse_keep(keep), roots=parse_roots(roots), **how))
+    _finish(run(config.shards, str(config.table), out[0], checked_keep(config.keep), roots=config.roots,
+                index=config.index, max_bad_shards=config.max_bad_shards, fail_fast=config.fail_fast))
 
 
-@cli.command("compute-il")
-@_options(
-    SHARDS, ROOT, KEEP, WORKERS, BUDGET, LENIENT, INDEX,
-    click.option("--model", multiple=True, metavar="NAME...",
-                 help="The IL model's package.module:function, where it is your own code."),
-    click.option("--il-model", multiple=True, metavar="DIR...",
-                 help="What fit-il wrote; several are scored in one pass, each into its own --out."),
-    FROM,
-    click.option("--out", required=True, multiple=True, metavar="URL...",
-                 help="Where the IL table goes: one Parquet part a shard; as many as IL models."),
-    MIN_ACCURACY,
-    click.option("--il-dtype", default="float32", show_default=True, type=_Choice(["float32", "float16"]),
-                 help="How il is stored; readers get float32."),
-)
-def compute_il(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, il_model: tuple[str, ...],
-               out: tuple[str, ...], table: str | None, **options: Any) -> None:
+@cli.verb("compute-il", "ComputeILConfig")
+def compute_il(config: ComputeILConfig) -> None:
     """Write the irreducible loss of every sample, one part a shard; run again, it computes only what is missing.
 
     \b
@@ -278,141 +133,32 @@ def compute_il(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None
       rhostream compute-il --shards data/*.tar --il-model il-a il-b il-c --out tables/a tables/b tables/c
       rhostream compute-il --shards data/*.tar --from il --keep source:str --out il-with-source
     """
-    if table is not None:
-        _keep_fields(shards, table, out, keep, roots, {"il_model": il_model, **options})
-        return
-    if not il_model:
+    if config.table is not None:
+        return _keep_fields(config)
+    if not config.il_model:
         raise click.UsageError("--il-model is required: the folder that fit-il wrote (or --from TABLE)")
     from rhostream.irreducible import compute_ils as run
-    from rhostream.tables.il import parse_keep, parse_roots
 
-    _finish(*run(shards, il_model, out, roots=parse_roots(roots), keep=parse_keep(keep), **options))
+    _finish(*run(config))
 
 
-@cli.command("index")
-@_options(
-    SHARDS, ROOT, KEEP, WORKERS, BUDGET, LENIENT, INDEX,
-    click.option("--out", required=True, metavar="URL", help="The table."),
-    FROM,
-    click.option("--content", metavar="KIND",
-                 help="What samples are: image, text (.txt) or tokens (.npy).  [default: as most of those looked at]"),
-    IMAGE_MEMBER,
-)
-def index(shards: tuple[str, ...], roots: tuple[str, ...], keep: str | None, out: str, table: str | None,
-          **options: Any) -> None:
+@cli.verb("index", "IndexConfig")
+def index(config: IndexConfig) -> None:
     """Write the same table without il, for rules that need none (uniform, loss).
 
     \b
     Example:
       rhostream index --shards data/*.tar --out index
     """
-    if table is not None:
-        _keep_fields(shards, table, (out,), keep, roots, options)
-        return
+    if config.table is not None:
+        return _keep_fields(config)
     from rhostream.irreducible import index as run
-    from rhostream.tables.il import parse_keep, parse_roots
 
-    _finish(run(shards, out, roots=parse_roots(roots), keep=parse_keep(keep), **options))
-
-
-def _option(group: str, *names: str, **how: Any) -> Callable[[Any], Any]:
-    """An option that the help shows below the heading `group`."""
-    return click.option(*names, cls=_GroupedOption, group=group, **how)
+    _finish(run(config))
 
 
-@cli.command("train")
-@_options(
-    SHARDS, ROOT, WORKERS, TEXT,
-    click.option("--il", required=True, metavar="URL", help="The table of compute-il, or of index."),
-    click.option("--run", required=True, metavar="DIR", help="Run folder; the same command again resumes it."),
-    click.option("--model", default="mlp", show_default=True, help=MODEL_HELP),
-    click.option("--rule", default="rho", show_default=True, metavar="NAME",
-                 help="uniform, loss, small_loss, grad_norm, grad_norm_is, irreducible, rho, rho_updated, entropy, "
-                      "conditional_entropy, bald, loss_minus_conditional_entropy or your module:function."),
-    click.option("--buffer-size", default=320, show_default=True, help="n_B: samples looked at each step."),
-    click.option("--batch-size", default=32, show_default=True, help="n_b: samples kept for the gradient."),
-    click.option("--test-shards", multiple=True, metavar="URL...", help="Evaluated for reporting only."),
-    click.option("--max-bad-fraction", default=0.01, show_default=True,
-                 help="Of the test shards: more bad samples than this in one, or in all, stop the run."),
-    click.option("--max-bad-samples", type=int, metavar="N",
-                 help="More bad samples in all test shards stop the run.  [default: by --max-bad-fraction]"),
-    click.option("--passes", type=int, help="Passes over the shards.  [default: 1, or as many as --steps needs]"),
-    click.option("--steps", type=int, help="Stop after this many steps."),
-    click.option("--missing-il", default="error", show_default=True, type=_Choice(["error", "skip", "uniform"]),
-                 help="What happens to samples without an il."),
-    click.option("--init", metavar="WEIGHTS", help="Start from these safetensors weights; the classifier may differ."),
-    click.option("--accumulate", default=1, show_default=True, help="Split the kept batch into this many forwards."),
-    click.option("--lr", default=1e-3, show_default=True, help="AdamW learning rate."),
-    click.option("--weight-decay", default=0.01, show_default=True),
-    click.option("--loss", default="cross_entropy", show_default=True, metavar="NAME",
-                 help="cross_entropy or your module:function of (logits, label), one loss a sample."),
-    click.option("--token-share", type=float, metavar="F",
-                 help="Of language: train on this share of a kept sequence's tokens, the largest loss - il (Rho-1)."),
-    click.option("--augment", default="none", show_default=True, help="none, flip, shift or flip-shift; kept samples."),
-    click.option("--keep-holdout", is_flag=True, help="Candidates may be samples that the IL model learned from."),
-    click.option("--classes", type=int, help="Number of classes; else the table's."),
-    click.option("--seed", default=0, show_default=True),
-    _option(RULES, "--loss-cap", is_flag=True, help="Clip loss and il at ln C (ours; for noisy IL models)."),
-    _option(RULES, "--clip", is_flag=True, help="Scores below 0 count as 0; equal ones are ranked by chance."),
-    _option(RULES, "--gumbel", type=float, metavar="T",
-            help="Draw without replacement from softmax(score / T): Gumbel top-k."),
-    _option(RULES, "--warm-up", default=0, show_default=True, metavar="N", help="Uniform for the first N steps."),
-    _option(RULES, "--stop-after", type=int, metavar="N", help="Uniform from step N on."),
-    _option(RULES, "--uniform-every", type=int, metavar="K", help="One step in K is uniform."),
-    _option(RULES, "--ratio", metavar="STEP:SHARE,...",
-            help="From step s on keep that share of the buffer: 0:0.5,1000:0.1."),
-    _option(RULES, "--class-quota", metavar="F|balanced|reducr[:ETA]",
-            help="No class has more than the share F of a batch; equal shares; or class weights that follow the "
-                 "classes' excess losses."),
-    _option(RULES, "--deduplicate", type=float, metavar="R",
-            help="Of pictures of one buffer whose small views correlate by R (0.95) only the best is kept."),
-    _option(RULES, "--tau", is_flag=True, help="grad_norm_is: uniform until importance sampling pays."),
-    _option(RULES, "--mc-draws", default=10, show_default=True, metavar="K",
-            help="Forwards with dropout on, for the rules that compare them."),
-    _option(RULES, "--shadow", metavar="RULE,...",
-            help="Also log what these rules would have kept of the same forward."),
-    _option(RULES, "--il-model", metavar="DIR",
-            help="rho_updated: the IL model that learns along.  [default: where the table's lay]"),
-    _option(RULES, "--il-lr-scale", default=0.01, show_default=True, metavar="S", help="Its rate, times --lr."),
-    _option(RULES, "--il-code", metavar="NAME", help="Its package.module:function, where it is your own code."),
-    _option(CASCADE, "--band", metavar="LOW:HIGH",
-            help="Drop samples whose il is outside, before they are read: 20%:90% of the table, or nats."),
-    _option(CASCADE, "--keep-list", metavar="FILE",
-            help="Parquet, CSV or JSON of (shard, ordinal) or (shard, key): nothing else is a candidate."),
-    _option(CASCADE, "--shortlist", metavar="KIND:R",
-            help="proxy:4 or view:4: a cheaper forward picks 4 n_b, and fresh scores pick n_b of these."),
-    _option(CASCADE, "--proxy-model", default="mlp-64", show_default=True,
-            help="The small model of --shortlist proxy; it learns from what is kept."),
-    _option(CASCADE, "--view-size", type=int,
-            help="Decode at this many pixels to score or shortlist; what goes on is decoded at full size."),
-    _option(MACHINE, "--precision", default="float32", show_default=True, help="Of scoring: float32 or bfloat16."),
-    _option(MACHINE, "--train-precision", default="float32", show_default=True,
-            help="Of the gradient step: float32 or bfloat16."),
-    _option(MACHINE, "--chunk", type=int, help="Score at most this many samples at once (memory)."),
-    _option(MACHINE, "--batch-norm", default="buffer", show_default=True, type=_Choice(["buffer", "eval"]),
-            help="Statistics while scoring."),
-    _option(MACHINE, "--lanes", type=int, help="Shards that are mixed at a time.  [default: up to 64]"),
-    _option(MACHINE, "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1."),
-    _option(MACHINE, "--threads", type=int,
-            help="Threads of the model.  [default: the cores that the workers leave, as the run began]"),
-    _option(MACHINE, "--compile", is_flag=True, help="Run the model through torch.compile."),
-    _option(MACHINE, "--image-size", type=int, help="Pixels of the square input; else the table's."),
-    _option(MACHINE, "--channels", type=int, metavar="1|3",
-            help="1 for grey, 3 for RGB; else the table's."),
-    _option(MACHINE, "--decoder", default="auto", show_default=True, help="auto, pillow or simplejpeg."),
-    _option(MACHINE, "--selection", default="global", show_default=True, type=click.Choice(["global", "rank"]),
-            help="Under torchrun: the best n_b of the whole buffer, or n_b / ranks of each rank's share."),
-    _option(MACHINE, "--rank-timeout", default=600.0, show_default=True,
-            help="Seconds that a rank waits for the others before it stops."),
-    _option(RECORDS, "--eval-every", default=100, show_default=True, help="Steps between evaluations."),
-    _option(RECORDS, "--checkpoint-every", default=500, show_default=True, help="Steps between checkpoints."),
-    _option(RECORDS, "--keep-checkpoints", default=2, show_default=True, help="How many checkpoints stay."),
-    _option(RECORDS, "--change", multiple=True, metavar="NAME=VALUE...",
-            help="Of a run that goes on: another lr, weight_decay, accumulate, augment, chunk, precision, ... from its "
-                 "newest checkpoint on; recorded, and said by status and report."),
-    _option(RECORDS, "--tensorboard", is_flag=True, help="Also write TensorBoard events below the run."),
-)
-def train(shards: tuple[str, ...], roots: tuple[str, ...], tensorboard: bool, **options: Any) -> None:
+@cli.verb("train", "TrainConfig")
+def train(config: TrainConfig) -> None:
     """Train with selection: score n_B samples, keep n_b, step; every decision is logged.
 
     Over several GPUs or machines it is started by torchrun, with n_B and n_b counted over all ranks.
@@ -421,17 +167,14 @@ def train(shards: tuple[str, ...], roots: tuple[str, ...], tensorboard: bool, **
     Examples:
       rhostream train --shards data/*.tar --il il --run runs/rho --model resnet18-small --test-shards test/*.tar
       rhostream train --shards data/*.tar --il il --run runs/is --rule grad_norm_is --tau --shadow rho,loss
+      rhostream train --config runs/rho/run.json --run runs/rho-1 --seed 1
       torchrun --nproc-per-node 4 --no-python -- rhostream train --shards data/*.tar --il il --run runs/rho
     """
     from rhostream.storage import redact
-    from rhostream.tables.il import parse_roots
     from rhostream.training.start import train as run
 
-    first = os.environ.get("RANK", "0") == "0"  # the other ranks of a launcher have nothing to add
-    metrics = _tensorboard(options["run"]) if tensorboard and first else None
-    options["test_shards"] = options["test_shards"] or ()
-    summary = run(shards, options.pop("il"), options.pop("run"), roots=parse_roots(roots), metrics=metrics, **options)
-    if first:
+    summary = run(config)
+    if os.environ.get("RANK", "0") == "0":  # the other ranks of a launcher have nothing to add
         kept, tail = (summary.reasons.get(reason, 0) for reason in ("kept", "tail"))
         click.echo(json.dumps({"run": redact(summary.run), "steps": summary.steps, "planned": summary.planned,
                                "kept": kept, "skipped": summary.planned - kept - tail, "tail": tail,
@@ -440,16 +183,10 @@ def train(shards: tuple[str, ...], roots: tuple[str, ...], tensorboard: bool, **
                                "test_left_out": summary.test_left_out}, indent=1))
 
 
-def _tensorboard(run: str) -> Callable[[dict[str, Any]], None]:
-    from rhostream.training.tensorboard import writer
-
-    return writer(run)
-
-
 @cli.command("sql")
 @click.argument("folder", metavar="DIR")
 @click.argument("query", required=False)
-@click.option("--format", "style", default="table", show_default=True, type=_Choice(["table", "json", "csv"]))
+@click.option("--format", "style", default="table", show_default=True, type=Choice(["table", "json", "csv"]))
 @ROOT
 def sql(folder: str, query: str | None, style: str, roots: tuple[str, ...]) -> None:
     """Ask a run (or an IL table) a question in SQL, or a named one: @noisy_share. Without a question, list them.
@@ -606,27 +343,8 @@ def prune(folder: str, before: int, delete: bool) -> None:
     click.echo(escape(str(run(folder, before=before, delete=delete))))
 
 
-@cli.command("estimate")
-@_options(
-    SHARDS, ROOT, WORKERS, TEXT,
-    click.option("--il", metavar="URL", help="A table of compute-il or index: samples are counted, the loader timed."),
-    click.option("--model", default="mlp", show_default=True, help=MODEL_HELP),
-    click.option("--buffer-size", default=320, show_default=True, help="n_B: samples looked at each step."),
-    click.option("--batch-size", default=32, show_default=True, help="n_b: samples kept for the gradient."),
-    click.option("--image-size", type=int, help="Pixels of the square input; else the table's or the images'."),
-    CHANNELS,
-    click.option("--view-size", "view_sizes", type=int, multiple=True, metavar="V...",
-                 help="Cheap views to price, in pixels.  [default: a half and a quarter]"),
-    click.option("--classes", type=int, help="Number of classes; else the table's or the largest label seen + 1."),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1."),
-    click.option("--il-model", metavar="NAME", help="The IL model to price.  [default: the table's, else small-cnn]"),
-    click.option("--steps", type=int, help="Steps of the run to weigh it against.  [default: one pass, all trained]"),
-    click.option("--band", default="20%:90%", show_default=True, metavar="LO:HI", help="Quantiles of il to price."),
-    click.option("--shortlist", default=4, show_default=True, help="R: shortlists of R x n_b to price."),
-    click.option("--seconds", default=45.0, show_default=True, help="How long to measure, about."),
-    click.option("--json", "as_json", is_flag=True, help="Everything measured and predicted, as JSON."),
-)
-def estimate(shards: tuple[str, ...], roots: tuple[str, ...], band: str, as_json: bool, **options: Any) -> None:
+@cli.verb("estimate", "EstimateConfig")
+def estimate(config: EstimateConfig) -> None:
     """Say what selection will cost here, before a run: measures your model on a few of your shards.
 
     The step and its bottleneck, the workers and threads it wants, what each lever saves (band, shortlist, view,
@@ -640,10 +358,9 @@ def estimate(shards: tuple[str, ...], roots: tuple[str, ...], band: str, as_json
     from rhostream.advisor.estimate import estimate as run
     from rhostream.advisor.estimate import parse_band
     from rhostream.advisor.render import render
-    from rhostream.tables.il import parse_roots
 
-    found = run(shards, roots=parse_roots(roots), band=parse_band(band), **options)
-    click.echo(json.dumps(found.as_json(), indent=1) if as_json else render(found), nl=as_json)
+    found = run(**{**_given(config, "as_json"), "band": parse_band(config.band)})
+    click.echo(json.dumps(found.as_json(), indent=1) if config.as_json else render(found), nl=config.as_json)
 
 
 @cli.command("doctor")

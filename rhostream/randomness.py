@@ -9,6 +9,8 @@ import hashlib
 
 import numpy as np
 
+DRAWS = 2  # the edition of the draws that runs are made of: see training/draws.py
+
 
 def generator(*words: object) -> np.random.Generator:
     """A numpy generator that is a function of the words alone."""

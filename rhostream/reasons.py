@@ -20,3 +20,5 @@ class Reason(IntEnum):
     holdout = 9  # the il model was trained on it
     unlisted = 10  # there is a keep-list, and it isn't on it
     duplicate = 11  # a near-duplicate of one that scored better in the same buffer
+    unapplied = 12  # chosen, and the update that it was in was refused (GradScaler, a guard, an open accumulation)
+    passed_over = 13  # its buffer was skipped on purpose, after a loss spike

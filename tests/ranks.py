@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -106,8 +108,6 @@ def train(rank: int, options: Sequence[dict[str, Any]], die_at: int | None = Non
     Rank 0 leaves the number of its newest step beside the run, in `<run>.step`; with `linger_from` it takes its time
     from that step on, for whoever wants to interfere.
     """
-    import signal
-
     import rhostream
 
     found = []
@@ -123,6 +123,28 @@ def train(rank: int, options: Sequence[dict[str, Any]], die_at: int | None = Non
         found.append({"steps": summary.steps, "planned": summary.planned, "reasons": summary.reasons,
                       "cost": summary.cost, "accuracy": summary.test_accuracy})
     return found
+
+
+def train_killed_at(step: int, options: dict[str, Any]) -> None:
+    """`rhostream.train` in a process of its own that is killed from outside, by SIGKILL, once it has taken the step."""
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=_train_and_send_steps, args=(options, sender))
+    process.start()
+    sender.close()  # so that a process that ends by itself ends the wait, by EOFError
+    try:
+        while receiver.recv() < step:
+            pass
+    finally:
+        process.kill()
+        process.join(60)
+        receiver.close()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def _train_and_send_steps(options: dict[str, Any], sender: Connection) -> None:
+    import rhostream
+
+    rhostream.train(**options, metrics=lambda row: sender.send(row["step"]))
 
 
 def wait_for_step(run: Path, step: int, seconds: float = 60.0) -> None:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,9 +28,10 @@ from rhostream.stream.dataset import ahead
 from rhostream.stream.decode import decode_into
 from rhostream.tables import il, selections
 from rhostream.training import hardware
+from tests.ranks import train_killed_at
 from tests.test_selection import buffer, oracle
 from tests.test_stream import content, open_world
-from tests.test_training import SCRIPT, same
+from tests.test_training import same
 
 
 def rows_of_log(run: Path) -> list[dict[str, object]]:
@@ -181,13 +179,7 @@ def test_a_run_with_a_proxy_continued_in_pieces_and_killed_equals_one_in_one_go(
                 "batch_size": 8, "model": "mlp-64", "threads": 1}
     whole = trained("whole", **settings)
     options = {"shards": [str(world / "shards")], "il": str(world / "il"), "run": str(tmp_path / "killed"), **settings}
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, json.dumps(options)], stdout=subprocess.PIPE)
-    for line in process.stdout:
-        if int(line) >= 12:
-            os.kill(process.pid, signal.SIGKILL)
-            break
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    train_killed_at(12, options)
     rhostream.train(**options, workers=1)
     assert same(whole, tmp_path / "killed")
     proxies = [tensors.load_other(str(r), checkpoint.latest(str(r)), "proxy")["model"]

@@ -96,6 +96,25 @@ def test_a_claimed_attempt_without_a_commit_leaves_what_it_starts_from_in_force(
         "attempt": 0, "number": 1, "step": 2, "sha256": hashlib.sha256(link_file(run, 1).read_bytes()).hexdigest()}
 
 
+def test_an_attempt_that_went_back_holds_what_the_others_name_and_one_that_goes_on_does_not(run: str) -> None:
+    committed(run, 4)
+    begin(run)  # dies before its first commit
+    attempt = begin(run)
+    take(attempt)
+    assert not commit(attempt).held
+    begin(run, retention.at_step(run, 4))  # dies, too; what it went back to is in force
+    attempt = begin(run)
+    take(attempt)
+    link = commit(attempt)
+    assert link.held and (link.number, link.previous and link.previous.attempt) == (4, 0)
+    anew = Attempt(run, dict(PINNED))
+    assert anew.open(RECORD, fresh=True) is None
+    anew.claim()
+    take(anew)
+    link = commit(anew)
+    assert link.held and link.number == 0 and branch(run) == [(0, 5)] and verify(run)["problems"] == []
+
+
 def test_a_step_that_is_not_kept_is_answered_with_those_that_are(run: str) -> None:
     committed(run, 5, keep=3)
     assert [link.step for link in retention.kept(run)] == [3, 4, 5] and retention.at_step(run, 4).number == 3

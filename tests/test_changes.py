@@ -46,7 +46,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_every_argument_of_train_can_be_changed_or_says_why_not() -> None:
-    arguments = set(inspect.signature(train).parameters) - {"run", "change"}
+    arguments = set(inspect.signature(train).parameters) - {"config", "run", "change"}
     assert arguments <= {*CHANGEABLE, *WHY_NOT} and not {*CHANGEABLE} & {*WHY_NOT}
     for name in WHY_NOT:
         with pytest.raises(UsageError, match=f"--change {name}"):
@@ -158,7 +158,7 @@ CALLS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("how", CALLS)
+@pytest.mark.parametrize("how", [pytest.param("plain", marks=pytest.mark.slow), "with options", "of the cascade"])
 def test_the_command_that_status_prints_goes_on_as_the_run_began(world: Path, tmp_path: Path, how: str) -> None:
     def stopped(row: dict[str, Any]) -> None:
         if row["step"] == 5:

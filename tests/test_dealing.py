@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import rhostream
+from rhostream.audit.verify import verify
 from rhostream.candidates import CANDIDATE, Reason
 from rhostream.errors import UsageError
 from rhostream.runs import checkpoint
@@ -95,7 +96,7 @@ def means(rank: int, size: int) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_gradient_of_kept_mean_is_that_of_one_rank_for_every_rule(tmp_path: Path, size: int) -> None:
     alone, several = means(0, 1), ranks.together(tmp_path, means, size, size)
     for at, one in enumerate(alone):
@@ -137,14 +138,14 @@ def with_norm(classes: int = 4) -> nn.Module:
                          nn.Linear(8, classes))
 
 
-def loop_of_the_page(rank: int, world: str, passes: int) -> list[Any]:
-    """docs/distributed.md's loop, of 8 of 80: inputs of the last batch, places, the weights' sum."""
+def loop_of_the_page(rank: int, world: str, passes: int, run: str) -> list[Any]:
+    """docs/distributed.md's loop, of 8 of 80: inputs of each batch, and the weights."""
     from torch import distributed as dist
 
     match = re.search(r"<!-- run by tests/test_dealing.py -->\n```python\n(.*?)```", PAGE, re.DOTALL)
     assert match is not None
-    text = match[1].replace("buffer_size=320", f"buffer_size=80, passes={passes}").replace(", 32,", ", 8,")
-    text += "    steps.append(len(kept))\n"
+    text = match[1].replace("buffer_size=320", f"buffer_size=80, passes={passes}").replace('"runs/mine"', repr(run))
+    text = text.replace("batch_size=32", "batch_size=8") + "    steps.append(len(kept))\n"
     os.chdir(world)
     names: dict[str, Any] = {
         "dist": dist, "DistributedDataParallel": nn.parallel.DistributedDataParallel, "torch": torch, "steps": [],
@@ -154,12 +155,15 @@ def loop_of_the_page(rank: int, world: str, passes: int) -> list[Any]:
     return [names["steps"], [p.detach().flatten().tolist() for p in names["model"].parameters()]]
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_loop_of_the_page_trains_a_model_with_batch_norm(world: Path, tmp_path: Path, size: int) -> None:
-    told = ranks.together(tmp_path, loop_of_the_page, size, str(world), 1)
+    told = ranks.together(tmp_path, loop_of_the_page, size, str(world), 1, str(tmp_path / "run"))
     assert all(steps == [8 // size] * 12 for steps, _ in told)  # no rank is ever idle, or left with one row
     assert all(weights == told[0][1] for _, weights in told)
     assert all(np.isfinite(w).all() for w in told[0][1])
+    latest = checkpoint.latest(str(tmp_path / "run"))
+    assert latest is not None and latest.complete and latest.counts["kept"] == 12 * 8
+    assert sum(segment["rows"] for segment in latest.log) == 1003 and verify(str(tmp_path / "run"))["problems"] == []
 
 
 def train_with_norm(rank: int, *options: dict[str, Any]) -> list[str]:
@@ -256,7 +260,7 @@ def test_the_rank_that_read_a_row_logs_that_another_got_no_finite_loss_of_it(set
 
 @pytest.mark.slow
 def test_four_ranks_with_batch_norm_train_two_hundred_steps(world: Path, tmp_path: Path) -> None:
-    told = ranks.together(tmp_path, loop_of_the_page, 4, str(world), 17)
+    told = ranks.together(tmp_path, loop_of_the_page, 4, str(world), 17, str(tmp_path / "run"))
     assert all(steps == [2] * 204 for steps, _ in told) and all(weights == told[0][1] for _, weights in told)
 
 

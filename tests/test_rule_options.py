@@ -275,14 +275,14 @@ def test_the_command_line_has_every_keyword_of_train_with_the_same_default() -> 
     from rhostream.training.start import train
 
     offered = {p.name: p for p in command.params}
-    only_python = {"metrics", "make_model", "smoothing"}
+    only_python = {"metrics", "make_model"}
     for name, parameter in inspect.signature(train).parameters.items():
         if name in only_python:
             continue
         assert name in offered, name
         if parameter.default is not inspect.Parameter.empty and name not in ("test_shards", "roots"):
             assert offered[name].to_info_dict()["default"] in (parameter.default, None), name
-    assert set(offered) <= set(inspect.signature(train).parameters) | {"tensorboard", "help"}
+    assert set(offered) <= set(inspect.signature(train).parameters) | {"help"}
 
 
 def test_options_of_the_command_line_reach_the_run(world: Path, tmp_path: Path) -> None:

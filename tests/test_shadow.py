@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +14,8 @@ from rhostream.audit.questions import run_question
 from rhostream.audit.verify import verify
 from rhostream.runs import checkpoint
 from rhostream.tables import parquet
-from tests.test_training import SCRIPT, same
+from tests.ranks import train_killed_at
+from tests.test_training import same
 
 RULES = "loss,small_loss,grad_norm,grad_norm_is,uniform,irreducible"
 
@@ -153,12 +150,7 @@ def test_killed_and_started_again_the_shadow_holds_each_step_once(world: Path, t
     options = {"shards": [str(world / "shards")], "il": str(world / "il"), "run": str(tmp_path / "run"), "threads": 1,
                "buffer_size": 40, "batch_size": 8, "model": "mlp-64", "steps": 20, "checkpoint_every": 8,
                "uniform_every": 5, "shadow": RULES}
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, json.dumps(options)], stdout=subprocess.PIPE)
-    for line in process.stdout:
-        if int(line) >= 11:
-            os.kill(process.pid, signal.SIGKILL)
-            break
-    process.communicate()
+    train_killed_at(11, options)
     rhostream.train(**options)
     found = []
     for run in (tmp_path / "run", shadowed):

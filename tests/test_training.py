@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +19,7 @@ from rhostream.repair import repair
 from rhostream.runs import checkpoint, tensors
 from rhostream.tables import selections
 from tests.conftest import make_shards
+from tests.ranks import train_killed_at
 
 
 def log_of(run: Path) -> list[dict[str, object]]:
@@ -81,14 +80,6 @@ def test_a_run_continued_in_pieces_equals_one_in_one_go(trained: Callable[..., P
     assert checkpoint.latest(str(pieces)).attempt == 2
 
 
-SCRIPT = """
-import sys, json, rhostream
-options = json.loads(sys.argv[1])
-if __name__ == "__main__":
-    rhostream.train(**options, metrics=lambda row: print(row["step"], flush=True))
-"""
-
-
 @pytest.mark.parametrize("model", ["mlp-64", pytest.param("small-cnn", marks=pytest.mark.slow)])
 def test_killed_at_any_moment_the_same_command_gives_the_same_weights_and_log(
     world: Path, tmp_path: Path, trained: Callable[..., Path], model: str
@@ -98,13 +89,7 @@ def test_killed_at_any_moment_the_same_command_gives_the_same_weights_and_log(
     whole = trained("whole", **settings)
     options = {"shards": [str(world / "shards")], "il": str(world / "il"), "run": str(tmp_path / "killed"), **settings}
     for stop in (3, 10, 17):
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, json.dumps(options)], stdout=subprocess.PIPE)
-        for line in process.stdout:
-            if int(line) >= stop:
-                os.kill(process.pid, signal.SIGKILL)
-                break
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        train_killed_at(stop, options)
     rhostream.train(**options)
     assert same(whole, tmp_path / "killed")
     with rhostream.open_ledger(str(tmp_path / "killed")) as ledger:

@@ -47,7 +47,7 @@ def _kept(path: Path, model: ILModel, shards: str) -> float:
     """What the file says, or the model's accuracy on those shards, which it then says."""
     if not path.exists():
         test = TestSet([shards], model.preprocess, model.info.classes, model.info.decoder, 0)
-        each = [test.evaluate(network.eval()).accuracy for network in model.networks]
+        each = [float(test.evaluate(network.eval()).accuracy or 0.0) for network in model.networks]
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.tmp")
         part.write_text(json.dumps({"accuracy": sum(each) / len(each)}))

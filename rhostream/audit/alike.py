@@ -14,18 +14,18 @@ from typing import Any
 
 from rhostream.audit.render import escape
 from rhostream.audit.runs import RunFolder
+from rhostream.config.train import TrainConfig
+from rhostream.setting import RECORDED, settings_of
 
+_SAYS = settings_of(TrainConfig)
 # What run.json has among the settings that decides neither which samples are kept nor what the weights become.
-_FREE = {"seed", "passes", "steps", "workers", "eval_every", "smoothing", "checkpoint_every", "last_step", "prefilters"}
+_FREE = {"seed", "selector_seed", "last_step", "prefilters",
+         *(name for name, says in _SAYS.items() if says.pin == RECORDED)}
 # What makes the choice and nothing else: a baseline differs in these on purpose. Stages that cost a forward are in it,
 # and how scores are computed, because uniform choice makes none.
-OF_THE_RULE = {
-    "rule", "loss_cap", "chunk", "precision", "batch_norm", "band", "shortlist", "view_size", "proxy_model",
-    "keep_list", "clip", "gumbel", "warm_up", "stop_after", "uniform_every", "ratio", "class_quota", "deduplicate",
-    "tau", "mc_draws", "shadow", "il_lr_scale", "selection",
-}  # fmt: skip
+OF_THE_RULE = {name for name, says in _SAYS.items() if says.part == "rule"}
 # One that trains on everything has a buffer of its own, and may split its batch.
-OF_THE_SIZES = {"buffer_size", "batch_size", "lanes", "accumulate"}
+OF_THE_SIZES = {name for name, says in _SAYS.items() if says.part == "sizes"}
 SHOWN = 3  # differing settings that are named one by one
 _UNSTATED = "not stated"
 
@@ -46,7 +46,7 @@ def says_change(change: Mapping[str, Any]) -> str:
 
 def digest_of(setting: Mapping[str, Any]) -> str | None:
     """12 hex digits, equal for runs of one setting; None for a run that doesn't say what it was."""
-    if "rule" not in setting:
+    if "rule" not in setting or setting.get("config") == "unknown":  # a loop of one's own, of which nothing is stated
         return None
     return hashlib.sha256(json.dumps(setting, sort_keys=True, default=str).encode()).hexdigest()[:12]
 

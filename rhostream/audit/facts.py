@@ -10,7 +10,9 @@ from typing import Any
 from rhostream.audit.alike import setting_of
 from rhostream.audit.runs import RunFolder
 from rhostream.audit.views import Ledger, open_ledger
+from rhostream.config.train import TrainConfig
 from rhostream.errors import RhostreamError
+from rhostream.setting import CASCADE, defaults_of, settings_of
 
 POINTS = 4000  # of the scatter
 SLICES = 25  # of a run over time
@@ -29,10 +31,17 @@ class Curve:
         return self.units[self.steps.index(steps)] if steps in self.steps else None
 
 
-_STAGES = {"keep_list": "keep-list", "band": "band", "view_size": "view of", "shortlist": "shortlist",
-           "gumbel": "gumbel", "warm_up": "warm-up of", "stop_after": "stop after", "uniform_every": "uniform every",
-           "ratio": "ratio", "class_quota": "class quota", "deduplicate": "no duplicates above"}
-_SWITCHES = {"clip": "clipped at 0", "tau": "tau"}
+def _words() -> tuple[dict[str, str], dict[str, str]]:
+    """({field: the words before its value}, {switch: its words}), the stages before the rule first."""
+    says, defaults = settings_of(TrainConfig), defaults_of(TrainConfig)
+    words = {name: one.words or name.replace("_", " ") for name, one in says.items() if one.words is not None}
+    words = dict(sorted(words.items(), key=lambda item: says[item[0]].heading != CASCADE))
+    switches = {name for name in words if isinstance(defaults[name], bool)}
+    return ({name: text for name, text in words.items() if name not in switches},
+            {name: text for name, text in words.items() if name in switches})
+
+
+_STAGES, _SWITCHES = _words()
 
 
 @dataclass(frozen=True)

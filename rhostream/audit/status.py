@@ -14,24 +14,20 @@ import pyarrow.compute as pc
 from rhostream import storage
 from rhostream.audit.il_model import is_il_model, read_model
 from rhostream.audit.runs import is_table, read_record
+from rhostream.config.train import TrainConfig
 from rhostream.errors import RhostreamError, StorageError, TableError, UsageError
 from rhostream.runs import checkpoint
 from rhostream.runs.link import Link
+from rhostream.setting import option_name, settings_of
 from rhostream.tables import il as il_table
 from rhostream.tables import parquet
 
 FIRST = 3  # examples of each status, or reason
 _UNUSED = ("quarantined", "unreadable", "nonfinite", "missing_il")  # reasons that are nobody's choice
 _NAME = re.compile(r"[a-z][a-z_]*\Z")
-# Of runs whose run.json has no `arguments`: the options among their settings.
-_OPTIONS = (
-    "rule", "model", "buffer_size", "batch_size", "seed", "steps", "passes", "workers", "lr",
-    "weight_decay", "missing_il", "init", "accumulate", "augment", "keep_holdout", "classes", "loss",
-    "loss_cap", "clip", "gumbel", "warm_up", "stop_after", "uniform_every", "ratio", "class_quota",
-    "deduplicate", "tau", "mc_draws", "shadow", "il_lr_scale", "token_share", "band", "keep_list",
-    "shortlist", "proxy_model", "view_size", "precision", "train_precision", "chunk", "batch_norm",
-    "lanes", "compile", "decoder", "selection", "eval_every", "checkpoint_every",
-)  # fmt: skip
+_SAYS = settings_of(TrainConfig)
+# Of runs whose run.json has no `arguments`: the options among their settings, which hold a fingerprint of these two.
+_OPTIONS = tuple(name for name, says in _SAYS.items() if says.command_line and name not in ("shards", "il"))
 
 
 def status_of(folder: str, shards: Iterable[str] = (), roots: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -190,7 +186,7 @@ def _train(run: str, record: Mapping[str, Any]) -> str:
              f"--run {shlex.quote(storage.redact(run))}"]  # fmt: skip
     for name, value in given.items():
         if name not in ("shards", "make_model") and _NAME.match(str(name)):
-            parts += _option(f"--{'root' if name == 'roots' else str(name).replace('_', '-')}", value)
+            parts += _option(option_name(str(name), _SAYS.get(name)), value)
     return " ".join(parts) + rest
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 from rhostream import storage
+from rhostream.config.call import configured
+from rhostream.config.offline import ComputeILConfig, IndexConfig
 from rhostream.errors import MismatchError, UnknownNameError, UsageError
 from rhostream.irreducible import gate
 from rhostream.irreducible.accounts import Summary
@@ -36,12 +38,8 @@ from rhostream.tables.places import moved_hint, todays_roots
 __all__ = ["compute_il", "compute_ils", "index", "parse_index"]
 
 
-def compute_il(shards: Iterable[str], il_model: str, out: str, *, workers: int = 0,
-               keep: Mapping[str, str] | None = None, roots: Mapping[str, str] | None = None,
-               index: str | None = None, max_bad_fraction: float = 0.01, max_bad_samples: int | None = None,
-               max_bad_shards: float = 0.1, fail_fast: bool = False, device: str | None = None,
-               model: str | None = None, allow_compressed: bool = False, accept_missing_eof: bool = False,
-               il_dtype: str = "float32", min_accuracy: float | None = None) -> Summary:
+@configured(ComputeILConfig, "shards", "il_model", "out")
+def compute_il(config: ComputeILConfig) -> Summary:
     """Write the irreducible loss of every sample of `shards` into the table `out`, one part a shard.
 
     `keep`: {field of the json: bool | int | float | str} columns to keep. `index` "I/N": only every N-th shard by
@@ -56,20 +54,13 @@ def compute_il(shards: Iterable[str], il_model: str, out: str, *, workers: int =
     Raises UsageError (settings, unwritable place, code that wasn't named), MismatchError (a table of another model),
     QualityError, BudgetError (too much is bad), Interrupted after a signal.
     """
-    return compute_ils(shards, [il_model], [out], workers=workers, keep=keep, roots=roots, index=index,
-                       max_bad_fraction=max_bad_fraction, max_bad_samples=max_bad_samples,
-                       max_bad_shards=max_bad_shards, fail_fast=fail_fast, device=device, model=model,
-                       allow_compressed=allow_compressed, accept_missing_eof=accept_missing_eof, il_dtype=il_dtype,
-                       min_accuracy=min_accuracy)[0]
+    if len(storage.listed(config.il_model or (), "il_model")) != 1:
+        raise UsageError("compute_il scores one IL model; several are scored in one pass by compute_ils")
+    return _compute_ils(config)[0]
 
 
-def compute_ils(shards: Iterable[str], il_models: Sequence[str], outs: Sequence[str], *, workers: int = 0,
-                keep: Mapping[str, str] | None = None, roots: Mapping[str, str] | None = None,
-                index: str | None = None, max_bad_fraction: float = 0.01, max_bad_samples: int | None = None,
-                max_bad_shards: float = 0.1, fail_fast: bool = False, device: str | None = None,
-                model: str | Sequence[str] | None = None, allow_compressed: bool = False,
-                accept_missing_eof: bool = False, il_dtype: str = "float32",
-                min_accuracy: float | None = None) -> list[Summary]:
+@configured(ComputeILConfig, "shards", "il_model", "out", aliases={"il_models": "il_model", "outs": "out"})
+def compute_ils(config: ComputeILConfig) -> list[Summary]:
     """`compute_il` for several IL models in one pass: each sample is read and decoded once, `outs[i]` is the table of
     `il_models[i]` and equals, byte for byte, what a job of that model alone writes.
 
@@ -77,43 +68,56 @@ def compute_ils(shards: Iterable[str], il_models: Sequence[str], outs: Sequence[
     `model`: the names of those models' code that is your own.
     Raises MismatchError naming what differs, and what `compute_il` raises.
     """
-    budget = Budget(fraction=max_bad_fraction, samples=max_bad_samples, shards=max_bad_shards)
-    if il_dtype not in il.IL_TYPES:
-        raise UnknownNameError.of("il dtype", il_dtype, il.IL_TYPES)
-    il_models, outs = storage.listed(il_models, "il_models"), storage.listed(outs, "outs")
+    return _compute_ils(config)
+
+
+def _compute_ils(config: ComputeILConfig) -> list[Summary]:
+    _require_scoring(config)
+    budget = Budget(fraction=config.max_bad_fraction, samples=config.max_bad_samples, shards=config.max_bad_shards)
+    if config.il_dtype not in il.IL_TYPES:
+        raise UnknownNameError.of("il dtype", config.il_dtype, il.IL_TYPES)
+    il_models, outs = storage.listed(config.il_model or (), "il_model"), storage.listed(config.out, "out")
     if not il_models or len(il_models) != len(outs):
         raise UsageError(f"{len(il_models)} IL models and {len(outs)} tables: expected one --out for each --il-model")
     if len({storage.resolve(out) for out in outs}) < len(outs):
         raise UsageError("two IL models would fill the same table: give each its own --out")
-    gate.require_share(min_accuracy)
-    sources, roots, keep = storage.listed(shards), il.checked_roots(roots), il.checked_keep(keep)
-    loaded = [load_il_model(folder, _code_of(folder, model, len(il_models))) for folder in il_models]
+    gate.require_share(config.min_accuracy)
+    sources, roots, keep = storage.listed(config.shards), il.checked_roots(config.roots), il.checked_keep(config.keep)
+    loaded = [load_il_model(folder, _code_of(folder, config.model, len(il_models))) for folder in il_models]
     _require_alike(loaded, il_models)
     for one, folder in zip(loaded, il_models, strict=True):
-        gate.passed(one.info, min_accuracy, folder)
+        gate.passed(one.info, config.min_accuracy, folder)
     marks, first = Marks.of([one.info.rule for one in loaded]), loaded[0]
-    on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    on = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     scorers, targets = [], []
     for number, (one, folder, out) in enumerate(zip(loaded, il_models, outs, strict=True)):
         info = one.info
         scorers.append(Scorer(one, on))
-        table = TableInfo(kind="il", ingredients=info.ingredients(il_dtype), classes=info.classes,
+        table = TableInfo(kind="il", ingredients=info.ingredients(config.il_dtype), classes=info.classes,
                           preprocess=info.preprocess, keep=keep, roots=_roots_of(out, roots, info.learned_from),
                           model=info.figures(), places=il.places_of(sources, folder),
                           content=one.preprocess.content)
         targets.append(Target(out, table, marks.own(number, scorers[-1]), partial(gate.examine, info=info)))
     settings = ScanSettings(preprocess=first.preprocess, decoder_name=first.info.decoder, classes=first.info.classes,
                             keep=keep, group_by=first.info.rule.group_by,
-                            allow_compressed=allow_compressed, accept_missing_eof=accept_missing_eof, mark=marks.mark)
-    job = Job(sources, targets, settings, budget, fail_fast, index)
+                            allow_compressed=config.allow_compressed, accept_missing_eof=config.accept_missing_eof,
+                            mark=marks.mark)
+    job = Job(sources, targets, settings, budget, config.fail_fast, config.index)
     for one, scorer in zip(loaded, scorers, strict=True):
         rule = one.info.rule
         if rule.mode in ("folds", "fraction") and not rule.group_by and not scorer.knows(job.names):
             moved = moved_hint(job.urls, one.info.learned_from).removesuffix("; else ")
             how = moved or "if they are the same data in another place, name it with --root as it was then"
             warnings.warn("none of these shards was seen by fit-il, whose folds depend on the shards' names: a network "
-                          f"may score what it learned from; {how}", stacklevel=2)
-    return job.run(workers)
+                          f"may score what it learned from; {how}", stacklevel=4)
+    return job.run(config.workers)
+
+
+def _require_scoring(config: ComputeILConfig | IndexConfig) -> None:
+    """Raise UsageError for a config whose rows are to be copied."""
+    if config.table is not None:
+        raise UsageError(f"table {redact(config.table)} is one whose rows are copied: keep_fields(shards, table, out, "
+                         "keep) does that")
 
 
 def _roots_of(out: str, roots: Mapping[str, str], learned_from: Sequence[str]) -> dict[str, str]:
@@ -123,7 +127,7 @@ def _roots_of(out: str, roots: Mapping[str, str], learned_from: Sequence[str]) -
     return dict(roots) if set(roots) <= set(there) else todays_roots({}, roots, lambda: learned_from)
 
 
-def _code_of(folder: str, model: str | Sequence[str] | None, of: int) -> str | None:
+def _code_of(folder: str, model: str | Iterable[str] | None, of: int) -> str | None:
     """The name that stands for a folder's code; of several models each takes its own, and built-in ones need none."""
     names = [model] if isinstance(model, str) else list(model or ())
     if of == 1 and len(names) < 2:
@@ -148,25 +152,26 @@ def _require_alike(loaded: Sequence[ILModel], folders: Sequence[str]) -> None:
                                     f"{theirs.get(name)!r}: one pass can't serve both; score them in two jobs")
 
 
-def index(shards: Iterable[str], out: str, *, workers: int = 0, keep: Mapping[str, str] | None = None,
-          roots: Mapping[str, str] | None = None, index: str | None = None, max_bad_fraction: float = 0.01,
-          max_bad_samples: int | None = None, max_bad_shards: float = 0.1, fail_fast: bool = False,
-          allow_compressed: bool = False, accept_missing_eof: bool = False, content: str | None = None,
-          image_member: str | None = None) -> Summary:
+@configured(IndexConfig, "shards", "out")
+def index(config: IndexConfig) -> Summary:
     """Write the table of `compute_il` without il, predicted and fold, and without decoding an image.
 
     `content`: image, text (.txt) or tokens (.npy); by default what most of a few samples are. `image_member`: "jpg", or
     "jpg,png": of several images in a sample the first of these extensions is meant, and a sample without any has no
     image. A damaged image is found by the trainer only. Raises as `compute_il`.
     """
-    budget = Budget(fraction=max_bad_fraction, samples=max_bad_samples, shards=max_bad_shards)
-    sources, roots, keep = storage.listed(shards), il.checked_roots(roots), il.checked_keep(keep)
-    lenient: dict[str, Any] = {"allow_compressed": allow_compressed, "accept_missing_eof": accept_missing_eof}
-    content, member = _content_of(sources, out, checked_content(content), checked_member(image_member), lenient)
+    _require_scoring(config)
+    budget = Budget(fraction=config.max_bad_fraction, samples=config.max_bad_samples, shards=config.max_bad_shards)
+    sources, roots, keep = storage.listed(config.shards), il.checked_roots(config.roots), il.checked_keep(config.keep)
+    lenient: dict[str, Any] = {"allow_compressed": config.allow_compressed,
+                               "accept_missing_eof": config.accept_missing_eof}
+    content, member = _content_of(sources, config.out, checked_content(config.content),
+                                  checked_member(config.image_member), lenient)
     info = TableInfo(kind="index", ingredients={"image_member": member} if member else {}, keep=keep, roots=roots,
                      places=il.places_of(sources), content=content)
     settings = ScanSettings(keep=info.keep, content=content, member=member, **lenient)
-    return Job(sources, [Target(out, info)], settings, budget, fail_fast, index).run(workers)[0]
+    job = Job(sources, [Target(config.out, info)], settings, budget, config.fail_fast, config.index)
+    return job.run(config.workers)[0]
 
 
 def _content_of(shards: Iterable[str], out: str, content: str | None, member: str | None,

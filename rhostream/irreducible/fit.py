@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from rhostream import models, storage
+from rhostream.config.call import configured
+from rhostream.config.offline import FitILConfig
 from rhostream.crashpoints import crash_point
 from rhostream.errors import MismatchError, UnknownNameError, UsageError
 from rhostream.irreducible import gate
@@ -56,18 +58,8 @@ LOG = logging.getLogger("rhostream")
 WEIGHT_DECAY = 0.01
 
 
-def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str] | None = None,
-           holdout_fraction: float | None = None, folds: int = 2, group_by: str | None = None,
-           fit_samples: int = 100_000, epochs: int = 5, seed: int = 0, batch_size: int = 64, lr: float = 1e-3,
-           classes: int | None = None, image_size: int | None = None, channels: int | None = None,
-           mean: tuple[float, ...] = (0.5,), std: tuple[float, ...] = (0.5,), decoder_name: str = "auto",
-           augment: str = "none", init: str | None = None, workers: int = 0, roots: Mapping[str, str] | None = None,
-           memory_bytes: int = 8 << 30, max_bad_fraction: float = 0.01, max_bad_samples: int | None = None,
-           max_bad_shards: float = 0.1, fail_fast: bool = False, device: str | None = None,
-           allow_compressed: bool = False, accept_missing_eof: bool = False, balance: str = "none",
-           checkpoints: str | None = None, temperature: bool = False, min_accuracy: float | None = None,
-           tokenizer: str | None = None, text_length: int | None = None, task: str | None = None,
-           image_member: str | None = None) -> ModelInfo:
+@configured(FitILConfig, "shards", "out")
+def fit_il(config: FitILConfig) -> ModelInfo:
     """Train the IL model of `shards` and write it below `out`; a complete one of the same settings is returned as is.
 
     `fit_samples` bounds the samples that are held and learned from, over all folds. The checkpoint is the one with the
@@ -96,58 +88,60 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
     Raises UsageError, MismatchError naming the setting that changed, BudgetError, QualityError, Interrupted after a
     signal.
     """
-    budget = Budget(fraction=max_bad_fraction, samples=max_bad_samples, shards=max_bad_shards)
-    rule = _rule(holdout, holdout_fraction, folds, seed, group_by)
-    spec = parse_checkpoints(checkpoints)
-    if augment not in AUGMENT:
-        raise UsageError(f"augment {augment!r}: expected one of {', '.join(AUGMENT)}")
-    if balance not in BALANCE:
-        raise UnknownNameError.of("balance", balance, BALANCE)
-    gate.require_share(min_accuracy)
-    for name, value in (("epochs", epochs), ("fit-samples", fit_samples), ("batch-size", batch_size)):
+    budget = Budget(fraction=config.max_bad_fraction, samples=config.max_bad_samples, shards=config.max_bad_shards)
+    rule = _rule(config.holdout, config.holdout_fraction, config.folds, config.seed, config.group_by)
+    spec = parse_checkpoints(config.checkpoints)
+    if config.augment not in AUGMENT:
+        raise UsageError(f"augment {config.augment!r}: expected one of {', '.join(AUGMENT)}")
+    if config.balance not in BALANCE:
+        raise UnknownNameError.of("balance", config.balance, BALANCE)
+    gate.require_share(config.min_accuracy)
+    for name, value in (("epochs", config.epochs), ("fit-samples", config.fit_samples),
+                        ("batch-size", config.batch_size)):
         if value < 1:
             raise UsageError(f"--{name} {value}: expected 1 or more")
-    out, model = storage.resolve(out), storage.text_of(model, "the name of a model")
-    roots = il.checked_roots(roots)
-    data = named(shards, roots)
-    own = named(storage.listed(holdout, "--holdout"), roots) if holdout is not None else data
+    out, model = storage.resolve(config.out), config.model
+    roots = il.checked_roots(config.roots)
+    data = named(config.shards, roots)
+    own = named(storage.listed(config.holdout, "--holdout"), roots) if config.holdout is not None else data
     asked = {
         "model": model, "shards": _digest(data), "holdout": _digest(own) if rule.mode == "holdout" else None,
-        **rule.to_json(), "fit_samples": fit_samples, "epochs": epochs, "batch_size": batch_size, "lr": lr,
-        "classes": classes, "image_size": image_size, "channels": channels, "mean": list(mean), "std": list(std),
-        "decoder": decoder(decoder_name)[0], "augment": augment, "tokenizer": tokenizer, "text_length": text_length,
-        "task": task,
+        **rule.to_json(), "mean": list(config.mean), "std": list(config.std),
+        "decoder": decoder(config.decoder_name)[0],
+        **{name: getattr(config, name) for name in ("fit_samples", "epochs", "batch_size", "lr", "classes",
+                                                    "image_size", "channels", "augment", "tokenizer", "text_length",
+                                                    "task")},
     }
-    image_member = checked_member(image_member)
-    options_on = {"image_member": image_member, "balance": balance != "none" and balance, "checkpoints": checkpoints,
-                  "temperature": temperature,
-                  "init": init and hashlib.sha256(storage.read_bytes(storage.resolve(init))).hexdigest()}
+    image_member, classes = checked_member(config.image_member), config.classes
+    options_on = {"image_member": image_member, "balance": config.balance != "none" and config.balance,
+                  "checkpoints": config.checkpoints, "temperature": config.temperature,
+                  "init": config.init and hashlib.sha256(storage.read_bytes(storage.resolve(config.init))).hexdigest()}
     asked |= {name: value for name, value in options_on.items() if value}  # older folders know none of these
     there = read_info(out)
     if there is not None:
-        return gate.passed(_same(there, asked, out), min_accuracy, out)
+        return gate.passed(_same(there, asked, out), config.min_accuracy, out)
     storage.probe_writable(out)
     started = time.monotonic()
-    lenient: Any = {"allow_compressed": allow_compressed, "accept_missing_eof": accept_missing_eof}
-    preprocess = _preprocess(data, image_size, channels, mean, std, tokenizer, text_length, model, task, image_member,
-                             lenient)
-    _require_fitting(preprocess, augment, balance, temperature)
-    _try(model, preprocess, classes, init, batch_size)
+    lenient: Any = {"allow_compressed": config.allow_compressed, "accept_missing_eof": config.accept_missing_eof}
+    preprocess = _preprocess(data, config, image_member, lenient)
+    _require_fitting(preprocess, config.augment, config.balance, config.temperature)
+    _try(model, preprocess, classes, config.init, config.batch_size)
     decoding = decoder_for(preprocess, asked["decoder"])[0]
-    settings = ScanSettings(preprocess=preprocess, decoder_name=decoding, classes=classes, group_by=group_by,
-                            mark=rule, watch=None if group_by else "duplicate_of", **lenient)
-    options: dict[str, Any] = {"memory_bytes": memory_bytes, "workers": workers, "budget": budget,
-                               "fail_fast": fail_fast}
+    settings = ScanSettings(preprocess=preprocess, decoder_name=decoding, classes=classes, group_by=config.group_by,
+                            mark=rule, watch=None if config.group_by else "duplicate_of", **lenient)
+    options: dict[str, Any] = {"memory_bytes": config.memory_bytes, "workers": config.workers, "budget": budget,
+                               "fail_fast": config.fail_fast}
     retried = storage.retried()
     with StopRequest("fit-il"):
-        pool, of_d = _pools(rule, data, own, settings, fit_samples, seed, options)
+        pool, of_d = _pools(rule, data, own, settings, config.fit_samples, config.seed, options)
     labels = pool.labels if of_d is None else of_d.labels  # of all of D, drawn or not
     # A holdout may lack a class of D, whose samples are samples all the same.
     classes = classes or count_classes(torch.tensor(sorted({*pool.labels, *labels}) or [0]))
-    recipe = Recipe(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=WEIGHT_DECAY, augment=augment, seed=seed,
-                    balance=balance, checkpoints=spec)
+    recipe = Recipe(epochs=config.epochs, batch_size=config.batch_size, lr=config.lr,
+                    weight_decay=WEIGHT_DECAY, augment=config.augment, seed=config.seed, balance=config.balance,
+                    checkpoints=spec)
     fit = Fit(model, classes, preprocess, recipe,
-              torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), init)
+              torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu")), config.init)
     empty = [] if preprocess.task == "language" else empty_classes(rule, pool, labels)
     for says in empty:
         LOG.warning("%s", says)
@@ -162,7 +156,7 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
         versions={"torch": torch.__version__, "python": platform.python_version()},
     )  # fmt: skip
     with StopRequest("fit-il"):
-        info = _fitted(fit, rule, (pool, of_d), out, info, temperature)
+        info = _fitted(fit, rule, (pool, of_d), out, info, config.temperature)
     info = replace(info, cost=info.cost | {"seconds": round(time.monotonic() - started, 3)})
     crash_point("fit-il: before model.json")
     storage.create(storage.join(out, "model.json"), info.encode())
@@ -174,7 +168,7 @@ def fit_il(shards: Iterable[str], out: str, *, model: str, holdout: Iterable[str
              f"{info.judged['samples']:,}", info.judged["on"],
              f", accuracy {info.on_d['accuracy']:.4f}, loss {info.on_d['loss']:.4f} on D"
              if info.on_d.get("samples") else "", f"{info.cost['fit_samples']:,}", info.cost["seconds"])
-    return gate.passed(info, min_accuracy, out)
+    return gate.passed(info, config.min_accuracy, out)
 
 
 def _try(model: str, preprocess: AnyPreprocess, classes: int | None, init: str | None, batch_size: int) -> None:
@@ -313,10 +307,11 @@ def _same(there: ModelInfo, asked: dict[str, Any], out: str) -> ModelInfo:
     return there
 
 
-def _preprocess(shards: list[tuple[str, str]], image_size: int | None, channels: int | None, mean: tuple[float, ...],
-                std: tuple[float, ...], tokenizer: str | None, text_length: int | None, model: str,
-                task: str | None, member: str | None, lenient: dict[str, Any]) -> AnyPreprocess:
+def _preprocess(shards: list[tuple[str, str]], config: FitILConfig, member: str | None,
+                lenient: dict[str, Any]) -> AnyPreprocess:
     """What samples of D become: text where a tokenizer is given or most of those looked at are, else images."""
+    image_size, channels, mean, std = config.image_size, config.channels, tuple(config.mean), tuple(config.std)
+    model, tokenizer, text_length, task = config.model, config.tokenizer, config.text_length, config.task
     tokenizer, task = tokenizer or (model if model.startswith("hf:") else None), task or models.task_of(model)
     if tokenizer is not None and (image_size or channels or member):
         raise UsageError(f"--tokenizer {tokenizer} is for text; --image-size, --channels and --image-member are for "
@@ -346,7 +341,7 @@ def _preprocess(shards: list[tuple[str, str]], image_size: int | None, channels:
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
             raise UsageError(f"{name} has {len(values)} values, expected 1 or {channels} (one a channel)")
-    return Preprocess(image_size=image_size, channels=channels, mean=tuple(mean), std=tuple(std),
+    return Preprocess(image_size=image_size, channels=channels, mean=mean, std=std,
                       member=member or found.member)
 
 

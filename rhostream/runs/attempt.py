@@ -17,10 +17,10 @@ from typing import Any
 
 from rhostream import storage
 from rhostream.crashpoints import crash_point
-from rhostream.errors import AlreadyExistsError, Interrupted, MismatchError, RhostreamError, UsageError
+from rhostream.errors import AlreadyExistsError, Interrupted, MismatchError, RhostreamError, TableError, UsageError
 from rhostream.runs import chain, checkpoint, compaction, retention
 from rhostream.runs.cost import Cost
-from rhostream.runs.link import KINDS, OLD, Link, told_link
+from rhostream.runs.link import KINDS, OLD, Link, Place, told_link
 from rhostream.runs.record import VERSION, recorded
 from rhostream.selection.ranks import Ranks
 from rhostream.tables.selections import LogWriter
@@ -53,18 +53,19 @@ class Attempt:
     _first: int = 0  # the number of this attempt's first link
     _replaced: list[compaction.Replaced] = field(default_factory=list)  # raw segments that go when nobody needs them
 
-    def open(self, record: Mapping[str, Any], changeable: Iterable[str] = (), start: Link | None = None) -> Link | None:
+    def open(self, record: Mapping[str, Any], changeable: Iterable[str] = (), *, start: Place | None = None,
+             fresh: bool = False) -> Link | None:
         """Make run.json or check that it is of the same making; returns the commit to resume from: the state in force,
-        or `start`, which rank 0 gives.
+        or the one at `start`; with `fresh` none, so that the attempt begins at step 0.
 
         It names its own segments only (see `chain.with_segments`). Raises MismatchError naming the fields that differ,
-        NotWritableError, UsageError where a rank can't see the folder.
+        and for a `start` that is no commit of this run, NotWritableError, UsageError where a rank can't see the folder.
         """
         told = None
         if self.ranks.first:
             self._make(record, changeable)
-            chosen = start or chain.head(self.url)
-            self._held = chosen is not None and not chain.is_tip(self.url, chosen)
+            chosen = None if fresh else chain.head(self.url) if start is None else self._at(start)
+            self._held = not chain.is_tip(self.url, chosen)
             told = None if chosen is None else chosen.plain()
         told = self.ranks.from_first(told)
         self._require_shared()
@@ -77,6 +78,14 @@ class Attempt:
             self._committed = found.step
             self.counts = dict(found.counts) if self.ranks.first else {}
         return found
+
+    def _at(self, start: Place) -> Link:
+        try:
+            return chain.named(self.url, start)
+        except TableError as exc:
+            raise MismatchError(f"run {storage.redact(self.url)} has no such commit as this state names (step "
+                                f"{start.step:,}): it is the state of another run, or of one that was begun anew "
+                                f"({exc})") from exc
 
     def _make(self, record: Mapping[str, Any], changeable: Iterable[str]) -> None:
         body = {"version": VERSION, "fingerprints": self.pinned, **record}
@@ -163,6 +172,11 @@ class Attempt:
         """Whether steps were taken that no checkpoint knows of."""
         return self.step > self._committed
 
+    @property
+    def committed_step(self) -> int:
+        """The step of the newest commit."""
+        return self._committed
+
     def commit(self, payload: Mapping[str, bytes], *, pass_index: int, buffer: int, complete: bool, keep: int,
                selector: Mapping[str, Any], handed_out: bool = False) -> Link:
         """Every rank's segments first, then rank 0's files and the link that names all; cost.json when the run is
@@ -236,6 +250,13 @@ class Attempt:
             if link.number >= one.number + 2 and not older:
                 compaction.remove(self.url, one.paths)
                 self._replaced.remove(one)
+
+    def confirm(self) -> None:
+        """Mark the newest commit, whose state was handed out, as saved. Raises UsageError before the first."""
+        if self._link is None or not self._link.handed_out:
+            raise UsageError("run.confirm() comes after run.state_dict(), once what it gave is saved")
+        if self.ranks.first:
+            chain.confirm(self.url, self._link)
 
     def _write_cost(self) -> None:
         account = {**self.cost.as_json(), "reasons": self.counts}

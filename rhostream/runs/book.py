@@ -6,8 +6,9 @@ Numbers of a step are those of all ranks; each rank logs its own rows, and rank 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,10 @@ Metrics = Callable[[dict[str, Any]], None]
 class Evaluation:
     """One look at the test set: means over its usable samples."""
 
-    loss: float  # nats
-    accuracy: float  # of language: the share of a sequence's tokens that were the likeliest
-    class_accuracy: list[float | None]  # None for a class without test samples
-    samples: int
+    loss: float | None  # nats
+    accuracy: float | None  # of language: the share of a sequence's tokens that were the likeliest
+    class_accuracy: list[float | None] | None  # None for a class without test samples
+    samples: int | None
 
     def columns(self) -> dict[str, Any]:
         """As the steps table names them."""
@@ -55,9 +56,10 @@ class Totals:
     live_scored: int
     live_trained: int
     signal: int  # the largest signal that a rank was asked to stop by, 0 for none
+    due: bool  # whether a rank's clock says that it is time for a commit
 
 
-@dataclass(frozen=True)
+@dataclass
 class Step:
     """A step that was taken and isn't logged yet: its losses are still on the device."""
 
@@ -65,34 +67,62 @@ class Step:
     candidates: Candidates  # on the host
     selection: Selection
     loss_b: Tensor | None  # (n_kept,) of this rank, None when no rank kept any
-    mean: Tensor | None  # over all ranks
-    totals: Totals
-    seconds: dict[str, float]
-    units: float  # forward units so far
-    evaluation: Evaluation | None
+    mean: Tensor | None  # over all ranks, where the loop knows it
+    applied: bool | Tensor  # whether the optimizer took the step; on the device where only that knows
+    learning_rate: float | None
+    totals: Totals | None = None  # these once the step is over
+    seconds: dict[str, float] = field(default_factory=dict)
+    units: float = 0.0  # forward units so far
+    evaluation: Evaluation | None = None
 
 
-def totals_of(candidates: Candidates, selection: Selection, signal: int, ranks: Ranks) -> Totals:
+def totals_of(candidates: Candidates, selection: Selection, signal: int, due: bool, ranks: Ranks) -> Totals:
     """Add a step up over the ranks. Collective."""
     reached = selection.loss[~np.isnan(selection.loss)]
     told = ranks.gather(torch.tensor([
         np.count_nonzero(candidates.host.reason == CANDIDATE), len(selection), len(reached),
         reached.sum(dtype=np.float64), np.count_nonzero(selection.correct), selection.scored, selection.shortlisted,
-        selection.reread, selection.live_scored, selection.live_trained, signal,
+        selection.reread, selection.live_scored, selection.live_trained, due, signal,
     ], dtype=torch.float64))  # fmt: skip
     loss = float(told[:, 3].sum())
-    of_all, kept, count, _, correct, scored, short, reread, live, learned, _ = (
+    of_all, kept, count, _, correct, scored, short, reread, live, learned, asked, _ = (
         int(n) for n in told.sum(0).nan_to_num().tolist())
-    return Totals(of_all, kept, count, loss, correct, scored, short, reread, live, learned, int(told[:, -1].max()))
+    return Totals(of_all, kept, count, loss, correct, scored, short, reread, live, learned, int(told[:, -1].max()),
+                  asked > 0)
 
 
 class Book:
-    """Enters steps into the run, one behind the loop."""
+    """Enters steps into the run, one behind the loop. `accumulate`: batches that make one update, entered together."""
 
-    def __init__(self, run: Attempt, stream: CandidateStream, metrics: Metrics | None) -> None:
-        self._run, self._stream, self._metrics = run, stream, metrics
+    def __init__(self, run: Attempt, stream: CandidateStream, metrics: Metrics | None, accumulate: int = 1) -> None:
+        self._run, self._stream, self._metrics, self.accumulate = run, stream, metrics, accumulate
         self._dead = 0
         self.loss: float | None = None  # mean of the kept samples of the last step entered
+        self.batches = 0  # since the last update was closed
+        self.open: list[Step] = []  # of an update that isn't closed
+        self._closed: list[Step] = []  # whose losses are on their way to the host
+
+    def add(self, step: Step, last: bool) -> None:
+        """A step is over. It is entered with the update that it belongs to, as the batch that closes it says.
+
+        What the `last` step of a run leaves of an update is closed with it; where that step is no batch, no optimizer
+        came any more.
+        """
+        self.open.append(step)
+        whole = self.batches in (0, self.accumulate)
+        if not (whole or last):
+            return
+        taken = [one for one in self.open if one.loss_b is not None]
+        if taken and (taken[-1].applied is False or (not whole and step.loss_b is None)):
+            for one in taken:
+                one.applied = False
+        self._closed += self.open
+        self.open, self.batches = [], 0
+
+    def enter_closed(self) -> None:
+        """Log every step whose update is closed. Collective; raises what `enter` raises."""
+        while self._closed:
+            self.enter(self._closed.pop(0))
 
     def charge(self, totals: Totals, proxy: bool) -> float:
         """Charge a step to the run's cost account; returns the forward units so far."""
@@ -107,16 +137,27 @@ class Book:
         cost.reread += totals.reread
         return cost.forward_units
 
-    def enter(self, step: Step, learning_rate: float) -> None:
-        """Log a step whose losses are on their way to the host. Raises NonFiniteError, and what the log raises."""
+    def enter(self, step: Step) -> None:
+        """Log a step whose losses are on their way to the host. Collective.
+
+        Raises NonFiniteError where a loss isn't finite and the weights took it, and what the log raises.
+        """
         run, selection, totals = self._run, step.selection, step.totals
-        loss_b = None if step.loss_b is None else step.loss_b.cpu().numpy()
+        assert totals is not None
+        loss_b = None if step.loss_b is None else step.loss_b.float().cpu().numpy()
         self.loss = self._mean(step, loss_b)
-        finite = self.loss is None or math.isfinite(self.loss)
-        if finite:
-            self._dead = 0
-        else:
+        finite, applied = self.loss is None or math.isfinite(self.loss), bool(step.applied)
+        if not finite:
+            if applied:
+                raise NonFiniteError(f"the training loss of step {step.number} is NaN or infinite, and the optimizer "
+                                     "took it: nothing since the newest commit is committed. Where a guard left the "
+                                     "update out, say run.step(loss, applied=False); else lower the learning rate, or "
+                                     "use float32 or bfloat16")
             self._without_nonfinite(step, loss_b)
+        else:
+            self._dead = 0
+            if not applied:
+                selection.kept[selection.rows], selection.reason[selection.rows] = False, Reason.unapplied
         run.log.take(step.candidates, step.number, selection.columns(), step.number)
         if (seen := selection.shadow) is not None and len(seen.rows):
             c = step.candidates
@@ -129,10 +170,10 @@ class Book:
             return
         row = {
             "step": step.number, "pass": step.candidates.pass_index, "candidates": totals.candidates,
-            "kept": totals.kept if finite else 0, "loss_kept": self.loss,
+            "kept": totals.kept if finite and applied else 0, "loss_kept": self.loss,
             "loss_candidates": totals.loss / totals.reached if totals.reached else None,
             "accuracy_candidates": totals.correct / totals.reached if totals.reached else None,
-            "learning_rate": learning_rate, "forward_units": step.units,
+            "learning_rate": step.learning_rate, "forward_units": step.units,
             **{f"seconds_{phase}": step.seconds.get(phase, 0.0) for phase in ("wait", "score", "train", "log")},
             **(step.evaluation.columns() if step.evaluation else {}),
         }
@@ -146,11 +187,14 @@ class Book:
             return None
         if step.mean is not None and not math.isfinite(mean := float(step.mean)):
             return mean
-        if self._run.ranks.alone and step.selection.factors is None:
-            with np.errstate(over="ignore"):  # an infinite mean is what is looked for
+        with np.errstate(over="ignore", invalid="ignore"):  # an infinite mean is what is looked for
+            if self._run.ranks.alone and step.selection.factors is None:
                 return float(loss_b.mean(dtype=np.float32)) if len(loss_b) else None
-        # By the very number that the optimizer's step hung on, or ranks could part.
-        return None if step.mean is None else float(step.mean)
+            if step.mean is not None:  # the very number that the optimizer's step hung on, or ranks could part
+                return float(step.mean)
+            factors = step.selection.factors
+            weighed = loss_b if factors is None else loss_b * factors.float().cpu().numpy()
+            return self._run.ranks.sum([float(weighed.sum(dtype=np.float64))])[0] / max(step.selection.draws, 1)
 
     def _without_nonfinite(self, step: Step, loss_b: np.ndarray[Any, Any] | None) -> None:
         """A NaN in the batch would have poisoned the weights: no step was taken, and the log says which samples it was.
@@ -194,3 +238,17 @@ def _count(counts: dict[str, int], reason: np.ndarray[Any, Any]) -> None:
         if number:
             name = Reason(value).name
             counts[name] = counts.get(name, 0) + number
+
+
+class Clock:
+    """Splits wall time into phases: seconds of the last lap of each, and running totals."""
+
+    def __init__(self, totals: dict[str, float]) -> None:
+        self.totals, self._mark = totals, time.perf_counter()
+        self.last: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.last[phase] = now - self._mark
+        self.totals[phase] = self.totals.get(phase, 0.0) + self.last[phase]
+        self._mark = now

@@ -60,9 +60,19 @@ def load_other(run: str, link: Link, name: str) -> dict[str, Any]:
 
 def others_of(link: Link) -> list[str]:
     """The names of the further models that a checkpoint holds."""
-    names = [path.rsplit("/", 1)[1].removesuffix(".safetensors") for path in link.files
-             if path.endswith(".safetensors")]
-    return sorted(name for name in names if name != "model")
+    names = {path.rsplit("/", 1)[1] for path in link.files}
+    return sorted(name.removesuffix("-optimizer.pt") for name in names if name.endswith("-optimizer.pt"))
+
+
+def read_files(run: str, link: Link) -> dict[str, bytes]:
+    """The bytes of a commit's files by their names, hashes checked. Raises TableError."""
+    files = {}
+    for path, digest in link.files.items():
+        data = storage.read_bytes(storage.join(run, path))
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise TableError(f"{storage.redact(storage.join(run, path))} isn't the file that was committed (sha256)")
+        files[path.rsplit("/", 1)[1]] = data
+    return files
 
 
 def _load(run: str, link: Link, whose: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -21,6 +21,7 @@ class Chooser:
     def __init__(self, rule: Rule, options: Options) -> None:
         self.rule, self.options = rule, options
         self.schedule, self.quota, self.shadows = options.schedule, options.quota, options.shadows
+        self.adjusts = options.adjusts
         self._tau = Tau() if options.tau else None
         reducr = self.quota is not None and self.quota.kind == "reducr"
         self._classes = ClassWeights(self.quota.value) if reducr and self.quota is not None else None
@@ -31,7 +32,10 @@ class Chooser:
             self._tau.see(whole.score)
         if self.rule.sampled:
             return sampled(whole.score, n, draws)
-        score = np.maximum(whole.score, 0.0) if self.options.clip else whole.score  # NaN stays NaN
+        score = whole.score
+        for adjust, value in self.adjusts:
+            score = adjust(score, value, whole, draws.step)
+        score = np.maximum(score, 0.0) if self.options.clip else score  # NaN stays NaN
         if self._classes is not None:
             score = self._classes.apply(score, whole.label)
             self._classes.update(whole.label, whole.excess)

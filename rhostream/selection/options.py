@@ -3,33 +3,60 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rhostream.errors import UnknownNameError, UsageError
-from rhostream.selection.quota import ClassQuota, parse_quota
 from rhostream.selection.rules import Rule, find_rule
 from rhostream.selection.schedule import Schedule, parse_ratios
+from rhostream.setting import ASKED, CHOICE, RULES, check_types, defaults_of, setting, settings_of
+
+if TYPE_CHECKING:
+    from rhostream.selection.choice import Floats, Whole
+    from rhostream.selection.quota import ClassQuota
+
+Adjust = Callable[["Floats", Any, "Whole", int], "Floats"]
+
+
+def option(default: Any, help: str, *, words: str | None = "", adjust: Adjust | None = None, **says: Any) -> Any:
+    """A field of `Options`. `words`: in the names of runs, before its value; "" for its own name, None for nothing.
+
+    `adjust`: (score (m,) float64, the option's value, the whole buffer, step) -> score, where that is all it does.
+    """
+    return setting(default, help=help, heading=RULES, pin=ASKED, fixed=CHOICE, part="rule", words=words,
+                   adjust=adjust, **says)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options on a rule; docs/rules.md says what each is for. Raises UsageError for a value that can't be."""
+    """Options on a rule; docs/rules.md says what each is for. Raises UsageError for a value that can't be.
 
-    clip: bool = False  # scores below 0 count as 0, and those that are equal are ranked by chance
-    gumbel: float | None = None  # temperature: Gumbel top-k, a draw without replacement from softmax(score / T)
-    warm_up: int = 0
-    stop_after: int | None = None
-    uniform_every: int | None = None
-    ratio: str | float | None = None  # "0:0.5,1000:0.1"
-    class_quota: str | float | None = None  # a share, "balanced", "reducr" or "reducr:ETA"
-    deduplicate: float | None = None  # correlation of small grey views from which two pictures count as one
-    tau: bool = False  # grad_norm_is: sample by importance only while it pays
-    mc_draws: int = 10  # K forwards with dropout on
-    shadow: str | Iterable[str] | None = None  # rules whose choice is noted from the same forward
+    One that only changes scores is told here alone: its field, and its `adjust`.
+    """
+
+    gumbel: float | None = option(
+        None, "Draw without replacement from softmax(score / T): Gumbel top-k.", metavar="T")
+    warm_up: int = option(0, "Uniform for the first N steps.", metavar="N", words="warm-up of")
+    stop_after: int | None = option(None, "Uniform from step N on.", metavar="N", words="stop after")
+    uniform_every: int | None = option(None, "One step in K is uniform.", metavar="K", words="uniform every")
+    ratio: str | float | None = option(
+        None, "From step s on keep that share of the buffer: 0:0.5,1000:0.1.", metavar="STEP:SHARE,...")
+    class_quota: str | float | None = option(
+        None, "No class has more than the share F of a batch; equal shares; or class weights that follow the "
+        "classes' excess losses.", metavar="F|balanced|reducr[:ETA]", words="class quota")
+    deduplicate: float | None = option(
+        None, "Of pictures of one buffer whose small views correlate by R (0.95) only the best is kept.", metavar="R",
+        words="no duplicates above")
+    clip: bool = option(False, "Scores below 0 count as 0; equal ones are ranked by chance.", words="clipped at 0")
+    tau: bool = option(False, "grad_norm_is: uniform until importance sampling pays.")
+    mc_draws: int = option(10, "Forwards with dropout on, for the rules that compare them.", metavar="K", words=None)
+    shadow: str | Iterable[str] | None = option(
+        None, "Also log what these rules would have kept of the same forward.", metavar="RULE,...", joined=True,
+        words=None)
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.gumbel is not None and not 0 < self.gumbel < math.inf:
             raise UsageError(f"--gumbel {self.gumbel:g}: expected a temperature above 0, in units of the score")
         if self.deduplicate is not None and not 0 < self.deduplicate <= 1:
@@ -54,6 +81,8 @@ class Options:
 
     @property
     def quota(self) -> ClassQuota | None:
+        from rhostream.selection.quota import parse_quota  # NumPy: too slow for --help
+
         return parse_quota(self.class_quota)
 
     @property
@@ -64,15 +93,17 @@ class Options:
 
     def check(self, rule: Rule, *, shortlist: bool = False, live: bool = False) -> None:
         """Raise UsageError for what this rule can't have."""
+        adjusts = {name.replace("_", "-"): getattr(self, name) != defaults_of(Options)[name]
+                   for name, says in settings_of(Options).items() if says.adjust is not None}
         if rule.score is None:
-            useless = {"clip": self.clip, "gumbel": self.gumbel, "deduplicate": self.deduplicate,
+            useless = {**adjusts, "clip": self.clip, "gumbel": self.gumbel, "deduplicate": self.deduplicate,
                        "shadow": self.shadows, "warm-up": self.warm_up, "stop-after": self.stop_after,
                        "uniform-every": self.uniform_every,
                        "class-quota reducr": self.quota is not None and self.quota.kind == "reducr"}
             _refuse(useless, "--{} needs scores, and the rule uniform makes no forward")
         if rule.sampled:
             _refuse({"gumbel": self.gumbel, "class-quota": self.class_quota, "deduplicate": self.deduplicate,
-                     "shortlist": shortlist},
+                     "shortlist": shortlist, **adjusts},
                     f"--{{}} would bias the rule {rule.name}, whose weights make its draws stand for the whole buffer; "
                     "take --rule grad_norm")
         if self.tau and not rule.sampled:
@@ -89,9 +120,15 @@ class Options:
                 raise UsageError(f"--shadow {one.name} needs an IL model that learns along, which the rule {rule.name} "
                                  "doesn't have: a shadow costs no forward")
 
+    @property
+    def adjusts(self) -> tuple[tuple[Adjust, Any], ...]:
+        """What each option that is asked for does to the scores, with its value, in the order of the fields."""
+        return tuple((says.adjust, getattr(self, name)) for name, says in settings_of(Options).items()
+                     if says.adjust is not None and getattr(self, name) != defaults_of(Options)[name])
+
     def changed(self) -> dict[str, Any]:
         """The options that aren't at their default, as plain values."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)
+        found = {field.name: getattr(self, field.name) for field in fields(Options)
                  if getattr(self, field.name) != field.default}
         found |= {name: str(found[name]) for name in ("ratio", "class_quota") if name in found}
         if self.shadows:

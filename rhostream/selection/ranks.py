@@ -10,13 +10,14 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rhostream.errors import RankLostError
+from rhostream.errors import RankLostError, UsageError
 
 BUCKET = 16 << 20  # elements of a gradient bucket: 64 MiB of float32
 
@@ -92,6 +93,21 @@ class Ranks:
     def wait(self) -> None:
         """Until every rank has come here."""
         self.gather(torch.zeros(1))
+
+    def absent(self, call: str, seconds: float) -> list[int]:
+        """The ranks that don't make the same `call` within `seconds`; [] where all come. A name is asked once."""
+        if self.alone:
+            return []
+        store = dist.distributed_c10d._get_default_store()
+        keys = [f"rhostream/{call}/{rank}" for rank in range(self.size)]
+        with self._waiting():
+            store.set(keys[self.rank], "1")
+        try:
+            store.wait(keys, timedelta(seconds=seconds))
+        except RuntimeError:  # of a store: nobody set the key in time, or the store itself is gone
+            with self._waiting():
+                return [rank for rank, key in enumerate(keys) if not store.check([key])]
+        return []
 
     # What the device holds.
 
@@ -174,6 +190,17 @@ class Ranks:
             why = self._explain() if self._explain else ""
             raise RankLostError(f"rank {self.rank} of {self.size} waited for a rank that is gone or stuck"
                                 f"{why} [torch: {str(exc).splitlines()[0][:200]}]") from exc
+
+
+def default_ranks(group: dist.ProcessGroup | Ranks | str | None = "default") -> Ranks:
+    """The ranks of a group; "default": torch.distributed's default group where it is initialised, else one alone."""
+    if isinstance(group, Ranks):
+        return group
+    if group == "default":
+        group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
+    elif isinstance(group, str):
+        raise UsageError(f'group {group!r}: expected a process group, None, or "default"')
+    return Ranks(group)
 
 
 def own_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

@@ -24,16 +24,15 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from rhostream.errors import UnknownNameError, UsageError, users_code
 from rhostream.own_code import own_function
-from rhostream.selection.outputs import described
 
-Score = Callable[..., Tensor]
+if TYPE_CHECKING:  # the names of the rules are asked for by --help, which has no time to import torch
+    from torch import Tensor
+
+Score = Callable[..., "Tensor"]
 INPUTS = {
     "loss_B": "the training loss of each candidate, nats",
     "il_B": "its irreducible loss, nats",
@@ -74,6 +73,10 @@ class Rule:
 
     def __call__(self, evidence: Evidence) -> Tensor:
         """The score (B,) of each candidate. Raises UsageError when the rule's function returns anything else."""
+        from torch import Tensor
+
+        from rhostream.selection.outputs import described
+
         assert self.score is not None
         with users_code(f"rule {self.name!r}"):
             score: Any = self.score(*(getattr(evidence, name) for name in self.takes))
@@ -100,6 +103,8 @@ def score_small_loss(loss_B: Tensor) -> Tensor:
 
 def score_grad_norm(logits_BC: Tensor, label_B: Tensor) -> Tensor:
     """The norm of the loss's gradient at the logits, |softmax(z) - y|_2: (B,) in [0, sqrt(2)]."""
+    import torch
+
     p_BC = logits_BC.softmax(1)
     rows = torch.arange(len(p_BC), device=p_BC.device)
     gradient_BC = p_BC.index_put((rows, label_B), p_BC[rows, label_B] - 1)
@@ -143,6 +148,8 @@ def mean_prediction(draws_KBC: Tensor) -> Tensor:
 
 def entropy(logits: Tensor) -> Tensor:
     """Of the softmax over the last dimension, nats."""
+    import torch
+
     log_p = logits.log_softmax(-1)
     return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)  # 0 log 0 is 0
 

@@ -29,7 +29,7 @@ from rhostream.selection.losses import LossFunction
 from rhostream.selection.options import Options
 from rhostream.selection.outputs import require_more_than_one
 from rhostream.selection.proxy import Proxy
-from rhostream.selection.ranks import Ranks, in_lockstep, is_sharded, own_norms
+from rhostream.selection.ranks import Ranks, default_ranks, in_lockstep, is_sharded, own_norms
 from rhostream.selection.rules import find_rule
 from rhostream.selection.scores import Bounds, RuleScores
 from rhostream.selection.stages import Reached, Reading, Rows, Selection, ShadowScores, Stage, Taken, decided, take
@@ -49,10 +49,11 @@ class Selector:
     `shortlist`: so many times n_b of the candidates reach the target, the best by the rule's score of `proxy`, which
     learns from what is kept, or, without one, of the target itself on the stream's cheap view. `live`: the IL model of
     the rule `rho_updated`. The other keywords are `Options`, such as `gumbel=0.5`, `warm_up=100`, `shadow="loss"`.
-    `group`: the process group over which buffers are split (`open_stream(rank=, ranks=)`) and `batch_size` counts; each
-    call is then collective, and the kept rows are dealt out: each rank gets n_b / ranks of them, whoever read them.
-    Without one the choice is made among the candidates at hand; `rank` says whose slice of the buffer these are where
-    every rank chooses alone, so that each has draws of its own. `gradients`: what reduces them over the ranks, "mean"
+    `group`: the process group over which buffers are split, as `open_stream` does it, and `batch_size` counts; torch's
+    default group where it is initialised, None for none. Each call is then collective, and the kept rows are dealt out:
+    each rank gets n_b / ranks of them, whoever read them. Without one the choice is made among the candidates at hand;
+    `rank` says whose slice of the buffer these are where every rank chooses alone, so that each has draws of its own.
+    `gradients`: what reduces them over the ranks, "mean"
     (DDP and FSDP, which are recognised) or "sum"; `Selection.mean` goes by it.
 
     Raises UsageError for what can't go together, for a loss or a rule of another shape and for labels that the model
@@ -63,8 +64,8 @@ class Selector:
                  loss: LossFunction | None = None, chunk: int | None = None, batch_norm: str = "buffer",
                  autocast: torch.dtype | None = None, compile: bool = False, loss_cap: bool = False, seed: int = 0,
                  shortlist: float | None = None, proxy: Proxy | None = None, live: LiveIL | None = None,
-                 group: dist.ProcessGroup | Ranks | None = None, rank: int | None = None, gradients: str | None = None,
-                 **options: Any) -> None:
+                 group: dist.ProcessGroup | Ranks | str | None = "default", rank: int | None = None,
+                 gradients: str | None = None, **options: Any) -> None:
         if batch_size < 1:
             raise UsageError(f"batch_size {batch_size}: expected at least 1")
         if shortlist is not None and not shortlist > 1:
@@ -75,7 +76,7 @@ class Selector:
         self.reduced = gradients or ("mean" if wrapped or is_sharded(model) else None)
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module  # its forward talks to other ranks, and a rank without candidates makes none
-        self.ranks = group if isinstance(group, Ranks) else Ranks(group)
+        self.ranks = default_ranks(group)
         if chunk is not None and in_lockstep(model):
             raise UsageError(f"chunk {chunk}: forwards of this model (SyncBatchNorm or FSDP) wait for those of other "
                              "ranks, which would make another number of them; leave the chunk out")

@@ -105,6 +105,17 @@ class Selection:
         """Samples that this rank trains on."""
         return len(self.label)
 
+    @property
+    def inputs(self) -> Tensor | None:
+        """What the model is called with, (n, ...): `input`, of a kind with one field."""
+        return self.input
+
+    @property
+    def fields(self) -> dict[str, Tensor | None]:
+        """The kept samples' fields by name, (n, ...) each: `pixels` or `tokens`, and `label`."""
+        tokens = self.input is not None and not self.input.is_floating_point()
+        return {"tokens" if tokens else "pixels": self.input, "label": self.label}
+
     def mean(self, loss_b: Tensor) -> Tensor:
         """The scalar to call backward of: the mean of the losses (n,) that the model has of `input`.
 

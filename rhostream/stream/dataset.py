@@ -84,7 +84,7 @@ class CandidateStream(IterableDataset[Message]):
         self.lanes, self._asked_lanes = choose_lanes(buffer_size, ranks, lanes, carried=carried_lanes), lanes
         self.cursor = Cursor()
         self.decoder_name, _ = decoder_for(preprocess, decoder_name)
-        self._join_settings = join or JoinSettings()
+        self.join_settings = join or JoinSettings()
         self.prefilters = tuple(prefilters)
         self._slots: Tensor | None = None
         self._carried = storage.Carried()
@@ -147,7 +147,7 @@ class CandidateStream(IterableDataset[Message]):
 
     def tail(self, pass_index: int) -> Candidates:
         """What of a pass fills no buffer, without images: `tail`, where nothing else would have kept a row out."""
-        settings = self._join_settings
+        settings = self.join_settings
         # A row that is never asked for its il stops no run, whatever the policy.
         needs_il = settings.needs_il and settings.missing_il == "skip"
         join = Join(self.table, replace(settings, needs_il=needs_il, with_fold=False, tokens=0))
@@ -182,7 +182,7 @@ class CandidateStream(IterableDataset[Message]):
         assert self._slots is not None, "iterate through .loader()"
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        join = Join(self.table, self._join_settings, open_shards=2 * self.lanes + 2)
+        join = Join(self.table, self.join_settings, open_shards=2 * self.lanes + 2)
         pixels, turn = self._slots.numpy(), 0
         try:
             for number, (pass_index, index) in enumerate(self._remaining()):

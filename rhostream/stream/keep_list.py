@@ -10,6 +10,7 @@ are exact.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -46,6 +47,11 @@ class KeepList:
 
     bits: Tensor  # (ceil(samples / 8),) uint8 in shared memory, little-endian bit order
     starts: npt.NDArray[np.int64]  # (shards,) number of the first sample of each shard
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits of what is on it."""
+        return hashlib.sha256(self.bits.numpy().tobytes()).hexdigest()[:16]
 
     def __call__(self, joined: Joined, pass_index: int, index: int) -> None:
         at = self.starts[joined.rows.shard] + joined.rows.ordinal

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
+import torch.distributed as dist
 
 from rhostream import storage
 from rhostream.errors import BudgetError, MismatchError, UsageError
@@ -36,7 +37,7 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
                 roots: Mapping[str, str] | None = None, band: str | None = None,
                 keep_list: str | os.PathLike[str] | None = None, view_size: int | None = None,
                 prefilter: Prefilter | None = None, device: str | torch.device = "cpu",
-                rank: int = 0, ranks: int = 1, classes: int | None = None, with_fold: bool = False,
+                rank: int | None = None, ranks: int | None = None, classes: int | None = None, with_fold: bool = False,
                 tokenizer: str | None = None, text_length: int | None = None, task: str | None = None,
                 il_tokens: bool = False, order: Sequence[str] | None = None,
                 carried_lanes: int | None = None) -> Loader:
@@ -59,12 +60,16 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     .npy), each the table's unless given. `task`: "label", or "language" for samples that need no label. `il_tokens`:
     the candidates bring the il of each token too, of a table that a language model made of the very same tokens.
 
+    `rank` of `ranks`: whose slice of each buffer is read; where torch.distributed is initialised those of its default
+    group unless given (`ranks=1` for none).
+
     A loop over the result goes through `passes`, a second one through the next. Its order is a function of the list's
     order: `order`, the names of shards as they stood when a plan began, puts those that are given into that order.
     `carried_lanes`: those of a plan that began with another number of ranks; a cursor that is loaded brings its own.
 
     Raises UsageError and its kin before any work: no table, missing parts, a shard list or buffer that can't be.
     """
+    rank, ranks = _place(rank, ranks)
     urls, roots, url = storage.expand(shards), il_table.checked_roots(roots), storage.resolve(il)
     if order is not None:
         urls = _ordered(urls, order, il_table.roots_today(url, il_table.open_info(url), roots))
@@ -94,6 +99,13 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
             says := few_lanes(buffer_size, stream.lanes, len(table.names))):
         LOG.warning("warning: %s", says)
     return stream.loader(workers, device=torch.device(device))
+
+
+def _place(rank: int | None, ranks: int | None) -> tuple[int, int]:
+    """(rank, ranks) as given, else of torch's default group where one is initialised, else (0, 1)."""
+    if rank is None and ranks is None and dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return rank or 0, 1 if ranks is None else ranks
 
 
 def _ordered(urls: list[str], order: Sequence[str], roots: Mapping[str, str]) -> list[str]:

@@ -12,33 +12,18 @@ from dataclasses import replace
 from typing import Any
 
 from rhostream import storage
+from rhostream.config.train import TrainConfig
 from rhostream.errors import MismatchError, UnknownNameError, UsageError
 from rhostream.runs import checkpoint
 from rhostream.runs.record import recorded
 from rhostream.selection.ranks import Ranks
+from rhostream.setting import UNPINNED, kinds_of, settings_of
 from rhostream.training.settings import Settings
 
+_SAYS, _KINDS = settings_of(TrainConfig), kinds_of(TrainConfig)
 # How a step is made and computed. What is read, in which order, and what is chosen by which rule stays the run's.
-CHANGEABLE: dict[str, type] = {"lr": float, "weight_decay": float, "il_lr_scale": float, "accumulate": int,
-                               "augment": str, "chunk": int, "precision": str, "train_precision": str, "compile": bool}
-_PLAN = "it decides the order of the samples, of which each comes once a pass"
-_CANDIDATES = "it decides which samples can be chosen and what they look like, which holds for the whole log"
-_CHOICE = ("it decides what is kept, and a run is described by one choice; --warm-up, --stop-after and --ratio make "
-           "one that changes in time")
-_WEIGHTS = "it decides which weights there are"
-_FREE = "nothing pins it: give the option itself, the run goes on with it"
-WHY_NOT = {
-    **dict.fromkeys(("seed", "shards", "roots", "buffer_size", "lanes"), _PLAN),
-    **dict.fromkeys(("il", "keep_list", "band", "missing_il", "keep_holdout", "classes", "image_size", "channels",
-                     "decoder", "view_size", "tokenizer", "text_length", "task"), _CANDIDATES),
-    **dict.fromkeys(("rule", "batch_size", "loss", "loss_cap", "clip", "gumbel", "warm_up", "stop_after", "ratio",
-                     "uniform_every", "class_quota", "deduplicate", "tau", "mc_draws", "shadow", "shortlist",
-                     "proxy_model", "batch_norm", "selection", "token_share", "il_model", "il_code"), _CHOICE),
-    **dict.fromkeys(("model", "init", "make_model"), _WEIGHTS),
-    **dict.fromkeys(("passes", "steps", "workers", "test_shards", "eval_every", "smoothing", "checkpoint_every",
-                     "keep_checkpoints", "device", "threads", "rank_timeout", "metrics", "max_bad_fraction",
-                     "max_bad_samples"), _FREE),
-}  # fmt: skip
+CHANGEABLE = tuple(name for name, says in _SAYS.items() if not says.fixed)
+WHY_NOT = {name: says.fixed for name, says in _SAYS.items() if says.fixed and name not in ("run", "change")}
 Change = dict[str, Any]
 
 
@@ -55,28 +40,42 @@ def parse_changes(given: Mapping[str, Any] | str | Iterable[str] | None) -> dict
     for written, value in given.items():
         name = written.strip().lstrip("-").replace("-", "_")
         if name in WHY_NOT:
-            raise UsageError(f"--change {written}: {WHY_NOT[name]}"
-                             f"{'' if WHY_NOT[name] is _FREE else '; train with it in another --run'}. Can be changed: "
-                             f"{', '.join(CHANGEABLE)}")
+            instead = "" if WHY_NOT[name] is UNPINNED else "; train with it in another --run"
+            raise UsageError(f"--change {written}: {WHY_NOT[name]}{instead}. Can be changed: {', '.join(CHANGEABLE)}")
         if name not in CHANGEABLE:
             raise UnknownNameError.of("setting that can change", name, [*CHANGEABLE, *WHY_NOT])
         found[name] = _value(name, value)
     return found
 
 
+_TYPES: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
+
+
 def _value(name: str, value: Any) -> Any:
-    kind = CHANGEABLE[name]
+    kinds = _KINDS[name]
+    if "None" in kinds and str(value).lower() == "none":
+        return None
+    kind = next(_TYPES[kind] for kind in kinds if kind in _TYPES)
     try:
         if kind is bool:
             return {"true": True, "false": False}[str(value).lower()]
-        if name == "chunk" and str(value).lower() == "none":
-            return None
         if isinstance(value, bool) or (kind is int and int(value) != float(value)):
             raise ValueError
         return kind(value)
     except (KeyError, ValueError, TypeError, OverflowError):
         expected = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "text")
         raise UsageError(f"--change {name}={str(value)[:80]}: expected {expected}") from None
+
+
+_PINS = {"draws", *(pin for name, says in _SAYS.items() for pin in (says.pinned_as or (name,)))}
+
+
+def _require_known(pinned: Mapping[str, Any], run: str) -> None:
+    """Raise MismatchError for a run that was begun with a setting which there is no longer."""
+    if gone := sorted(name for name in pinned if name not in _PINS and not name.startswith("preprocess_")):
+        raise MismatchError(f"run {storage.redact(run)} was begun with {gone[0]} {pinned[gone[0]]!r}, a setting that "
+                            "this version doesn't have: go on with the version that began it (run.json names it), or "
+                            "begin it again in another --run")
 
 
 def in_force(settings: Settings, run: str, ranks: Ranks) -> tuple[Settings, list[Change], list[Change]]:
@@ -87,6 +86,7 @@ def in_force(settings: Settings, run: str, ranks: Ranks) -> tuple[Settings, list
     wanted = parse_changes(settings.change)
     told: dict[str, Any] | None = None
     if ranks.first and (record := recorded(run)):
+        _require_known(record.get("fingerprints") or {}, run)
         point = checkpoint.head(run)
         told = {"began": {k: v for k, v in (record.get("fingerprints") or {}).items() if k in CHANGEABLE},
                 "changes": point.changes if point else [], "step": point.step if point else 0}

@@ -3,126 +3,44 @@
 from __future__ import annotations
 
 import hashlib
-import math
-import os
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from torch import nn
-
 from rhostream import storage
+from rhostream.config.train import TrainConfig
 from rhostream.errors import UnknownNameError, UsageError
 from rhostream.models import task_of
-from rhostream.runs.book import Metrics
+from rhostream.randomness import DRAWS
 from rhostream.selection.losses import LossFunction, find_loss, sequence_mean
 from rhostream.selection.options import Options
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.rules import Rule, find_rule
 from rhostream.selection.tokens import RULES as LANGUAGE_RULES
 from rhostream.selection.tokens import TokenShare
+from rhostream.setting import ALWAYS, ASKED, defaults_of, settings_of
 from rhostream.stream.budget import Budget
 from rhostream.stream.dataset import CandidateStream
 from rhostream.stream.keep_list import keep_list_url
 from rhostream.tables.il import fingerprint
 from rhostream.training.augment import KINDS
 from rhostream.training.cascade import Shortlist, parse_shortlist
-from rhostream.training.ranks import SELECTIONS
-
-DRAWS = 2  # the edition of the random draws: see training/draws.py
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The arguments of `train`, by the same names and with its defaults; see there. Raises UsageError and its kin."""
+class Settings(TrainConfig):
+    """The config of a run, all of it checked, and what follows from it. Raises UsageError and its kin."""
 
-    shards: str | Iterable[str]
-    il: str
-    run: str
-    model: str
-    rule: str
-    buffer_size: int
-    batch_size: int
-    test_shards: Iterable[str]
-    passes: int | None
-    steps: int | None
-    workers: int
-    seed: int
-    missing_il: str
-    init: str | None
-    accumulate: int
-    lr: float
-    weight_decay: float
-    lanes: int | None
-    loss_cap: bool
-    loss: str
-    clip: bool
-    gumbel: float | None
-    warm_up: int
-    stop_after: int | None
-    uniform_every: int | None
-    ratio: str | float | None
-    class_quota: str | float | None
-    deduplicate: float | None
-    tau: bool
-    mc_draws: int
-    shadow: str | Iterable[str] | None
-    il_model: str | None
-    il_lr_scale: float
-    il_code: str | None
-    chunk: int | None
-    precision: str
-    train_precision: str
-    batch_norm: str
-    band: str | None
-    keep_list: str | None
-    shortlist: str | None
-    proxy_model: str
-    view_size: int | None
-    augment: str
-    keep_holdout: bool
-    eval_every: int
-    smoothing: int
-    checkpoint_every: int
-    keep_checkpoints: int
-    device: str
-    threads: int | None
-    compile: bool
-    classes: int | None
-    image_size: int | None
-    decoder: str
-    selection: str
-    rank_timeout: float
-    roots: Mapping[str, str] | None
-    metrics: Metrics | None
-    make_model: Callable[[], nn.Module] | None
-    tokenizer: str | None
-    text_length: int | None
-    task: str | None
-    token_share: float | None
-    change: Mapping[str, Any] | str | Iterable[str] | None = None
-    max_bad_fraction: float = 0.01
-    max_bad_samples: int | None = None
-    channels: int | None
+    @classmethod
+    def of_config(cls, config: TrainConfig) -> Settings:
+        return cls(**{field.name: getattr(config, field.name) for field in fields(config)})
 
     def __post_init__(self) -> None:
-        for name in ("shards", "test_shards"):  # an iterable is asked twice: for the data, and for run.json
-            given = getattr(self, name)
-            listed = (given,) if isinstance(given, str | os.PathLike) else tuple(given)
-            object.__setattr__(self, name, tuple(map(os.fspath, listed)))
+        super().__post_init__()
         if self.keep_list is not None:
             keep_list_url(self.keep_list)
-        n_B, n_b = self.buffer_size, self.batch_size
-        if not 1 <= n_b <= n_B:
-            raise UsageError(f"--batch-size {n_b} of --buffer-size {n_B}: expected 1 <= n_b <= n_B")
-        numbers = (self.accumulate, self.eval_every, self.checkpoint_every, self.steps, self.passes)
-        if any(n is not None and n < 1 for n in numbers):
-            raise UsageError("--steps, --passes, --accumulate, --eval-every and --checkpoint-every must be at least 1")
         if self.augment not in KINDS:
             raise UnknownNameError.of("augmentation", self.augment, KINDS)
         _ = self.tokens, self.budget  # a share that can't be
-        if self.selection not in SELECTIONS:
-            raise UnknownNameError.of("selection", self.selection, SELECTIONS)
         if not isinstance(self.shadow, str | None):
             object.__setattr__(self, "shadow", ",".join(self.shadow))
         if find_loss(self.loss) is sequence_mean:
@@ -135,8 +53,6 @@ class Settings:
         if not rule.live and (self.il_model is not None or self.il_code is not None):
             raise UsageError("--il-model and --il-code are the IL model that learns along, which the rule "
                              f"{rule.name} has none of; they go with --rule rho_updated")
-        if not 0 < self.il_lr_scale < math.inf:
-            raise UsageError(f"--il-lr-scale {self.il_lr_scale:g}: expected a number above 0")
 
     def check_quota(self, classes: int | None) -> None:
         """Raise UsageError for a class quota that a batch of some step can't have, as far as `classes` are known."""
@@ -231,17 +147,15 @@ class Settings:
     def pinned(self, stream: CandidateStream, classes: int, ranks: Ranks) -> dict[str, Any]:
         """What decides which samples are kept and what the weights become: a resume must agree with all of it."""
         proxied = self.listed is not None and self.listed.kind == "proxy"
-        plain = ("seed", "model", "rule", "buffer_size", "batch_size", "loss_cap", "lr", "weight_decay", "missing_il",
-                 "chunk", "precision", "train_precision", "batch_norm", "augment", "band", "shortlist", "view_size",
-                 "compile", "keep_holdout", "accumulate")  # fmt: skip
-        added = {"token_share": self.token_share} if self.token_share is not None else {}
-        table = stream.table
-        more = {"loss": self.loss if self.loss != "cross_entropy" else None,
-                "il_lr_scale": self.il_lr_scale if self.found_rule.live else None}
+        table, defaults, says = stream.table, defaults_of(self), settings_of(self)
+        options = {field.name for field in fields(Options)}  # which say themselves what was asked for
+        asked = [name for name, one in says.items() if one.pin == ASKED and name not in options]
         return {
-            **{name: getattr(self, name) for name in plain}, **added,
+            **{name: getattr(self, name) for name, one in says.items() if one.pin == ALWAYS},
             # Only what was asked for, so that a run of before there were options is resumed as what it is.
-            **self.options.changed(), **{name: value for name, value in more.items() if value is not None},
+            **self.options.changed(),
+            **{name: getattr(self, name) for name in asked if getattr(self, name) != defaults[name]},
+            **({"il_lr_scale": self.il_lr_scale} if self.found_rule.live else {}),
             "init": self.init and storage.redact(self.init),
             "il": table.info.fingerprint if self.uses_il else None,
             "shards": fingerprint({"names": list(table.names), "counts": table.counts.tolist()}),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,13 +14,16 @@ from torch import nn
 
 from rhostream import storage
 from rhostream.candidates import Reason
-from rhostream.errors import BudgetError, TableError, UsageError, users_code
+from rhostream.config.call import configured
+from rhostream.config.train import TrainConfig
+from rhostream.config.written import arguments_of, written
+from rhostream.errors import BudgetError, UsageError, users_code
 from rhostream.models import build, load_initial
 from rhostream.randomness import torch_seed
 from rhostream.runs.attempt import Attempt
-from rhostream.runs.link import Link
+from rhostream.runs.book import Evaluation
 from rhostream.runs.record import recorded, versions
-from rhostream.runs.tensors import load_other, load_tensors
+from rhostream.runs.run import Run
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
 from rhostream.selection.live import LiveIL
@@ -29,24 +31,25 @@ from rhostream.selection.outputs import require_more_than_one
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.ranks import Ranks, own_norms
 from rhostream.selection.selector import Selector
+from rhostream.setting import RECORDED, settings_of
 from rhostream.stream.band import Band
 from rhostream.stream.dataset import Loader
 from rhostream.stream.inputs import AnyPreprocess
 from rhostream.stream.join import UniformChoice
 from rhostream.stream.keep_list import keep_list_account
 from rhostream.stream.open import open_stream
-from rhostream.tables.il import OK, Table, checked_roots, part_url, read_part
+from rhostream.tables.il import OK, Table, part_url, read_part
 from rhostream.training.cascade import make_proxy, require_classes, set_macs
 from rhostream.training.changes import CHANGEABLE, in_force
 from rhostream.training.draws import changed_draws
 from rhostream.training.evaluate import TestSet
 from rhostream.training.hardware import autocast, threads_of
 from rhostream.training.live import load_live, set_live_macs
-from rhostream.training.loop import Metrics, Trainer
-from rhostream.training.ranks import TIMEOUT_SECONDS, joined, local_device, require_alike, with_synchronized_norms
+from rhostream.training.loop import Trainer
+from rhostream.training.ranks import joined, local_device, require_alike, with_synchronized_norms
 from rhostream.training.settings import Settings
 
-_ASKED = ("passes", "steps", "workers", "eval_every", "smoothing", "checkpoint_every")  # recorded, and not pinned
+_ASKED = tuple(name for name, says in settings_of(TrainConfig).items() if says.pin == RECORDED)
 
 
 @dataclass(frozen=True)
@@ -63,28 +66,8 @@ class Summary:
     test_left_out: dict[str, int] = field(default_factory=dict)  # test samples that can't be used, by status
 
 
-def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp", rule: str = "rho",
-          buffer_size: int = 320, batch_size: int = 32, test_shards: Iterable[str] = (), passes: int | None = None,
-          steps: int | None = None, workers: int = 0, seed: int = 0, missing_il: str = "error",
-          init: str | None = None, accumulate: int = 1, lr: float = 1e-3, weight_decay: float = 0.01,
-          lanes: int | None = None, loss: str = "cross_entropy", loss_cap: bool = False, clip: bool = False,
-          gumbel: float | None = None, warm_up: int = 0, stop_after: int | None = None,
-          uniform_every: int | None = None, ratio: str | float | None = None,
-          class_quota: str | float | None = None, deduplicate: float | None = None, tau: bool = False,
-          mc_draws: int = 10, shadow: str | Iterable[str] | None = None, il_model: str | None = None,
-          il_lr_scale: float = 0.01, il_code: str | None = None, chunk: int | None = None, precision: str = "float32",
-          train_precision: str = "float32", batch_norm: str = "buffer", band: str | None = None,
-          keep_list: str | None = None, shortlist: str | None = None, proxy_model: str = "mlp-64",
-          view_size: int | None = None, augment: str = "none", keep_holdout: bool = False, eval_every: int = 100,
-          smoothing: int = 5, checkpoint_every: int = 500, keep_checkpoints: int = 2, device: str = "auto",
-          threads: int | None = None, compile: bool = False, classes: int | None = None,
-          image_size: int | None = None, decoder: str = "auto", selection: str = "global",
-          rank_timeout: float = TIMEOUT_SECONDS, roots: Mapping[str, str] | None = None,
-          metrics: Metrics | None = None, make_model: Callable[[], nn.Module] | None = None,
-          tokenizer: str | None = None, text_length: int | None = None, task: str | None = None,
-          token_share: float | None = None, channels: int | None = None, max_bad_fraction: float = 0.01,
-          max_bad_samples: int | None = None,
-          change: Mapping[str, Any] | str | Iterable[str] | None = None) -> Summary:
+@configured(TrainConfig, "shards", "il", "run")
+def train(config: TrainConfig) -> Summary:
     """Train `model` on the shards with selection, in the run folder `run`; the same call again resumes.
 
     `buffer_size` is n_B, `batch_size` n_b. Without `passes` and `steps`: one pass; with `steps` alone: as many passes
@@ -119,14 +102,22 @@ def train(shards: str | Iterable[str], il: str, run: str, *, model: str = "mlp",
     Raises UsageError and its kin before any work, Interrupted after a signal, NonFiniteError when training diverges,
     RankLostError when another rank is gone.
     """
-    shards, test_shards = storage.listed(shards), storage.listed(() if test_shards is None else test_shards)
-    model, rule, loss = (storage.text_of(name, f"the name of a {what}")
-                         for name, what in ((model, "model"), (rule, "rule"), (loss, "loss")))
-    il, run, roots = storage.text_of(il), storage.text_of(run), checked_roots(roots)
-    settings = Settings(**locals())
-    on = device_of(local_device(device))
-    with joined(on, rank_timeout) as ranks:
-        return _train(settings, on, ranks)
+    settings = Settings.of_config(config)
+    on = device_of(local_device(settings.device))
+    with joined(on, settings.rank_timeout) as ranks:
+        return _train(_with_tensorboard(settings) if settings.tensorboard and ranks.first else settings, on, ranks)
+
+
+def _with_tensorboard(settings: Settings) -> Settings:
+    from rhostream.training.tensorboard import writer
+
+    watchers = [watch for watch in (writer(settings.run), settings.metrics) if watch is not None]
+
+    def write(row: dict[str, Any]) -> None:
+        for watch in watchers:
+            watch(row)
+
+    return replace(settings, metrics=write)
 
 
 def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
@@ -178,26 +169,24 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
             set_live_macs(attempt.cost, live, stream.decoded)
     attempt.cost.il = _il_account(loader) if settings.uses_il else {}
     attempt.cost.keep_list = {} if settings.keep_list is None else keep_list_account(settings.keep_list)
-    found = attempt.open(record, CHANGEABLE)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, betas=(0.9, 0.999),
                                   weight_decay=settings.weight_decay, fused=True)
-    trainer = Trainer(
-        loader, selector, network, optimizer, attempt, on, settings.seed, last_step, settings.accumulate,
-        settings.augment,
-        test_set,
-        settings.eval_every, settings.checkpoint_every, settings.keep_checkpoints, settings.metrics, training,
-        settings.compile, settings.tokens)  # fmt: skip
-    if found is not None:
-        attempt.settle(found, settings.keep_checkpoints)
-        _restore(run, found, trainer)
-        if changes or changing:  # the optimizers' states know the rates of before
-            _set_rates(settings, trainer)
+    evaluations = _Evaluations(test_set, network, settings.eval_every)
+    managed = Run.assembled(
+        attempt, record, loader, selector, {"model": network, "optimizer": optimizer}, last_step, seed=settings.seed,
+        commit_every=settings.checkpoint_every, keep_checkpoints=settings.keep_checkpoints, metrics=settings.metrics,
+        changeable=CHANGEABLE, note={name: record["settings"][name] for name in _ASKED}, job="train",
+        evaluate=evaluations)  # fmt: skip
+    trainer = Trainer(run=managed, model=network, optimizer=optimizer, seed=settings.seed,
+                      accumulate=settings.accumulate, augment=settings.augment, precision=training,
+                      compile=settings.compile, tokens=settings.tokens)
+    if managed.open() is not None and (changes or changing):  # the optimizers' states know the rates of before
+        _set_rates(settings, trainer)
     tested = record.get("test_set") or before.get("test_set") or {}
     if attempt.step < last_step:
         if test_set is not None and "test_set" not in record:
             tested = test_set.examine(settings.budget)
-        attempt.claim({name: record["settings"][name] for name in _ASKED})
-        with threads_in_use(threads), attempt.beginning():
+        with threads_in_use(threads):
             trainer.loop()
     elif changing:
         raise UsageError(f"--change {changing[0]['field']}: {storage.redact(run)} is complete at step "
@@ -205,7 +194,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     counts = dict(ranks.from_first(attempt.counts))
     if attempt.step >= last_step:
         _require_kept(run, settings.il, counts)
-    accuracy = trainer.evaluation.accuracy if trainer.evaluation else None
+    accuracy = evaluations.last.accuracy if evaluations.last else None
     left_out = {status: n for status, n in sorted(tested.items()) if status != OK}
     return Summary(run, attempt.step, sum(counts.values()), counts, accuracy, attempt.cost.as_json(),
                    tested.get(OK, 0), left_out)
@@ -261,7 +250,7 @@ def _networks(settings: Settings, loader: Loader, classes: int, on: torch.device
     if not ranks.alone:
         network, says = with_synchronized_norms(network, on)
         if says and ranks.first and settings.found_rule.score is not None:
-            warnings.warn(says, stacklevel=4)
+            warnings.warn(says, stacklevel=5)
     # Pixels come as NHWC: channels-last needs no transpose and is the faster layout for convolutions.
     network.to(on).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ranks.copy_from_first(network)
@@ -291,7 +280,7 @@ def _live(settings: Settings, loader: Loader, on: torch.device) -> LiveIL | None
     own = "next_token" if stream.preprocess.task == "language" else settings.loss
     if settings.found_rule.needs_il and made != own:
         warnings.warn(f"the il of {storage.redact(stream.table.url)} is {made}, and the run's loss is {own}: the "
-                      f"rule {settings.rule} compares two different losses", stacklevel=4)
+                      f"rule {settings.rule} compares two different losses", stacklevel=5)
     if not settings.found_rule.live:
         return None
     return load_live(stream.table, settings.il_model, stream.decoded, on, lr=settings.lr * settings.il_lr_scale,
@@ -325,7 +314,7 @@ def _record(settings: Settings, loader: Loader, pinned: dict[str, Any], last_ste
                      "last_step": last_step,
                      "keep_list": settings.keep_list and storage.redact(storage.resolve(settings.keep_list)),
                      "prefilters": [repr(p) for p in stream.prefilters if isinstance(p, Band)]},
-        "arguments": arguments_of(settings),
+        "config": written(settings), "arguments": arguments_of(settings),
         "il": storage.redact(storage.resolve(settings.il)), "shards": list(table.names),
         "roots": {k: storage.redact(root) for k, root in {**table.info.roots, **(settings.roots or {})}.items()},
         # Without user and query: a presigned URL is a secret, and one of yesterday opens nothing.
@@ -348,51 +337,30 @@ def _last_step(settings: Settings, buffers_per_pass: int) -> int:
     return min(ends)
 
 
-def _restore(run: str, found: Link, trainer: Trainer) -> None:
-    """Weights, optimizer, proxy and cursor, as the checkpoint has them."""
-    weights, state = load_tensors(run, found)
-    try:
-        trainer.model.load_state_dict(weights)
-        trainer.optimizer.load_state_dict(state)
-        trainer.selector.load_state_dict({"calls": found.step, **found.selector})
-        if trainer.selector.proxy is not None:
-            trainer.selector.proxy.load_state_dict(load_other(run, found, "proxy"))
-        if (live := trainer.selector.live) is not None:
-            live.load_state_dict([load_other(run, found, f"live-{n}") for n in range(len(live.networks))])
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
-        raise TableError(f"the checkpoint of step {found.step} in {storage.redact(run)} doesn't fit the model "
-                         f"{trainer.run.pinned['model']!r}: {' '.join(str(exc).split())[:300]}") from exc
-    # Without the identity of its plan: the run's own fingerprints say more.
-    trainer.loader.load_state_dict({"pass": found.pass_index, "buffer": found.buffer})
+class _Evaluations:
+    """Looks at the test set every so many steps, and at the run's end; `last` is the newest look."""
+
+    def __init__(self, tests: TestSet | None, model: nn.Module, every: int) -> None:
+        self._tests, self._model, self._every = tests, model, every
+        self.last: Evaluation | None = None
+
+    def __call__(self, step: int, done: bool) -> Evaluation | None:
+        if self._tests is None or not (done or (step + 1) % self._every == 0):
+            return None
+        self.last = self._tests.evaluate(self._model)
+        return self.last
 
 
 def _set_rates(settings: Settings, trainer: Trainer) -> None:
     """The rates in force, for all that learns in the run."""
     rates = [(trainer.optimizer, {"lr": settings.lr, "weight_decay": settings.weight_decay})]
-    if trainer.selector.proxy is not None:
-        rates.append((trainer.selector.proxy.optimizer, {"lr": settings.lr}))
-    if trainer.selector.live is not None:
-        rates += [(one, {"lr": settings.lr * settings.il_lr_scale}) for one in trainer.selector.live.optimizers]
+    if trainer.run.selector.proxy is not None:
+        rates.append((trainer.run.selector.proxy.optimizer, {"lr": settings.lr}))
+    if trainer.run.selector.live is not None:
+        rates += [(one, {"lr": settings.lr * settings.il_lr_scale}) for one in trainer.run.selector.live.optimizers]
     for optimizer, values in rates:
         for group in optimizer.param_groups:
             group.update(values)
-
-
-def arguments_of(settings: Settings) -> dict[str, Any]:
-    """What the run was called with beyond the defaults, without secrets: the command that goes on is made of it."""
-    defaults = {name: p.default for name, p in inspect.signature(train).parameters.items()}
-    given = {name: getattr(settings, name) for name in defaults if getattr(settings, name) != defaults[name]}
-    for name in ("run", "il", "metrics", "change"):  # the folder and the table are known, the others are no settings
-        given.pop(name, None)
-    for name in ("shards", "test_shards"):
-        given[name] = [storage.redact(storage.resolve(url)) for url in getattr(settings, name)]
-    for name in ("init", "keep_list", "il_model"):
-        if name in given:
-            given[name] = storage.redact(storage.resolve(given[name]))
-    if given.get("roots"):
-        given["roots"] = {name: storage.redact(storage.resolve(root)) for name, root in given["roots"].items()}
-    return {name: value for name, value in given.items() if value not in (None, [], {})} | (
-        {"make_model": True} if "make_model" in given else {})
 
 
 def _il_account(loader: Loader) -> dict[str, Any]:

@@ -125,6 +125,7 @@ def _job(request: dict[str, Any], out: int) -> int:
     from rhostream import crashpoints
     from rhostream.audit.verify import verify
     from rhostream.runs import chain
+    from tests.own_loop import demanding, run_readme
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -132,7 +133,8 @@ def _job(request: dict[str, Any], out: int) -> int:
     os.environ["RHOSTREAM_CRASH_POINT"] = request["crash_point"]  # its loader workers are armed by this
     verbs = {"fit-il": rhostream.fit_il, "compute-il": rhostream.compute_il, "index": rhostream.index,
              "keep": rhostream.keep_fields,
-             "compute-ils": rhostream.compute_ils, "train": rhostream.train, "verify": verify}
+             "compute-ils": rhostream.compute_ils, "train": rhostream.train, "verify": verify,
+             "README's loop": run_readme, "loop": demanding}
     error = ""
     chain.WHOLE_EVERY = request["options"].pop("whole_every", chain.WHOLE_EVERY)
     try:

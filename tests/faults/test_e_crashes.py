@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import json
 import shutil
@@ -21,6 +22,8 @@ from rhostream.runs import checkpoint, tensors
 from tests.conftest import make_shards
 from tests.faults import tally
 from tests.faults.crash_server import REPOSITORY, Rig
+from tests.own_loop import all_of
+from tests.tables import without_il
 
 OFFLINE_MOMENTS = {"compute-il: shards listed", "scan: rows read", "scan: image decoded", "compute-il: forward made",
                    "compute-il: part encoded", "commit: temporary file written", "compute-il: part committed",
@@ -110,7 +113,13 @@ def jobs(tmp_path_factory: pytest.TempPathFactory, rig: Rig) -> dict[str, Job]:
     several["il_models"] = [str(root / "il-model"), str(root / "il-model" / "checkpoint-0")]
     train = {"shards": shards, "il": str(root / "il"), "model": "mlp-64", "buffer_size": 24, "batch_size": 4,
              "steps": 6, "checkpoint_every": 2, "test_shards": [str(root / "test")], "eval_every": 3}  # fmt: skip
+    few = without_il(root / "il", root / "few", {1, 4})  # buffers without candidates
+    loop = {"world": str(root), "il": str(few), "buffer_size": 12}
     return {
+        "README's loop": Job("README's loop", {"world": str(root), "buffer_size": 12, "every": 2}, "run", all_of),
+        "loop of one's own": Job("loop", loop, "run", all_of),
+        "loop with checkpoints of its own": Job("loop", {**loop, "keeps_its_own": True}, "run",
+                                                functools.partial(all_of, keeps_its_own=True)),
         "fit-il": Job("fit-il", fit, "out", weights_of_folds),
         "index": Job("index", {"shards": shards}, "out", parts_and_table),
         "keep": Job("keep", {"shards": shards, "table": str(root / "il"), "keep": {"true_label": "int"}}, "out",
@@ -203,6 +212,32 @@ def test_E15_a_killed_trainer_run_again_has_the_same_log_and_weights(
     matrix(rig, jobs["train"], whole["train"], tmp_path, (1,), "train")
 
 
+@pytest.mark.parametrize("name", ["loop of one's own", "loop with checkpoints of its own"])
+def test_E15_a_killed_loop_of_ones_own_run_again_has_the_same_log_and_state(
+        rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path, name: str) -> None:
+    """A user's script with dropout, weight decay, an average of its weights, updates of two batches, importance
+    sampling, buffers without candidates and a refused update, killed with SIGKILL at any of its crash points and run
+    again, ends with the same log and the same state bit for bit: with our commits, and with `torch.save` of
+    `run.state_dict()` in a checkpoint of its own, of which some are lost."""
+    matrix(rig, jobs[name], whole[name], tmp_path, (1,), name)
+
+
+def test_E15_the_readmes_loop_killed_at_ten_moments_ends_as_if_it_never_was(
+        rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path) -> None:
+    """The README's twelve lines, killed with SIGKILL ten times at moments of all kinds, a script started again each
+    time: the same log and weights bit for bit."""
+    job, (content, passed) = jobs["README's loop"], whole["README's loop"]
+    moments = ["train: buffer scored@1", "train: step logged@1", "log: segment committed@1", "stream: buffer joined@2",
+               "checkpoint: committed@1", "train: buffer scored@4", "train: step logged@3", "checkpoint: committed@1",
+               "checkpoint: tensors written@2", "run: before cost.json@1"]
+    for moment in moments:
+        assert passed[moment.partition("@")[0]]
+        died = rig.job(job.verb, job.at(tmp_path / "run"), moment)
+        assert died["code"] == -signal.SIGKILL, (moment, died)
+    assert rig.job(job.verb, job.at(tmp_path / "run"))["code"] == 0
+    assert job.content(tmp_path / "run") == content
+
+
 def test_E15_a_trainer_killed_while_segments_are_merged_or_removed_has_the_same_log_and_weights(
         rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path) -> None:
     """train killed with SIGKILL while it merges small segments of its log, before the commit that names the merged
@@ -212,8 +247,8 @@ def test_E15_a_trainer_killed_while_segments_are_merged_or_removed_has_the_same_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fit-il", "index", "keep", "compute-il", "compute-il of two models", "train",
-                                  "train with compaction",
+@pytest.mark.parametrize("name", ["loop of one's own", "loop with checkpoints of its own", "fit-il", "index",
+                                  "keep", "compute-il", "compute-il of two models", "train", "train with compaction",
                                   "train of a network with batch norm", "train by a rule that learns along"])
 def test_E1_the_whole_crash_matrix(rig: Rig, jobs: dict[str, Job], whole: Whole,
                                    tmp_path: Path, name: str) -> None:

@@ -1,0 +1,132 @@
+"""The settings of `fit-il`, `compute-il` and `index`, each told once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rhostream.config.shared import INIT, MODEL, ROOT, SHARDS, TASK, TASKS, TEXT_LENGTH, TOKENIZER, WORKERS
+from rhostream.setting import check_types, setting
+
+IMAGE_MEMBER = "Of several images in a sample the first of these is meant: jpg, or jpg,png."
+MIN_ACCURACY = "Refuse an IL model that is worse, or no better than naming the largest class."
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfflineConfig:
+    """What every verb that walks the shards can be asked for."""
+
+    shards: str | Iterable[str] = setting(help=SHARDS, metavar="URL...", place=True)
+    roots: Mapping[str, str] | None = setting(None, help=ROOT, metavar="NAME=URL", option="root", place=True)
+    workers: int = setting(0, help=WORKERS)
+    max_bad_fraction: float = setting(
+        0.01, help="More bad samples than this, in one shard or in all, stop the job: something systematic.")
+    max_bad_samples: int | None = setting(
+        None, help="More bad samples than this in the whole job stop it.", metavar="N", unset="by --max-bad-fraction")
+    max_bad_shards: float = setting(
+        0.1, help="More unreadable shards than this stop the job: a number, or below 1 a fraction (10 are free).",
+        metavar="N|F")
+    fail_fast: bool = setting(False, help="Stop at the first bad shard instead of naming it at the end.")
+    allow_compressed: bool = setting(
+        False, help="Inflate gzip shards into the spool; their table can be asked, not trained from.")
+    accept_missing_eof: bool = setting(
+        False, help="Take a tar without its end marker for whole; one cut between two members looks the same.")
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitILConfig(_OfflineConfig):
+    """What `fit-il` is asked for. Raises UsageError for a value of another type, naming the field."""
+
+    verb: ClassVar[str] = "fit-il"
+
+    out: str = setting(help="Folder of the IL model (weights and model.json).", metavar="DIR", place=True)
+    model: str = setting("small-cnn", help=MODEL)
+    holdout: str | Iterable[str] | None = setting(
+        None, help="Shards of their own to learn from.", metavar="URL...", place=True)
+    holdout_fraction: float | None = setting(
+        None, help="Learn from this fraction of the samples, chosen by hash.")
+    folds: int = setting(
+        2, help="Cross-fit: each model learns from the other folds and scores its own. Used without a holdout.")
+    group_by: str | None = setting(
+        None, help="Samples with the same value of this json field share a fold.", metavar="FIELD")
+    fit_samples: int = setting(100_000, help="Learn from at most this many.")
+    epochs: int = setting(5, help="Passes over the samples that are learned from.")
+    batch_size: int = setting(64, help="Samples of a gradient step.", command_line=False)
+    lr: float = setting(1e-3, help="AdamW learning rate.")
+    init: str | None = setting(None, help=INIT, metavar="WEIGHTS", place=True)
+    classes: int | None = setting(None, help="Number of classes; else the largest label + 1.")
+    image_size: int | None = setting(
+        None, help="Pixels of the square input.", unset="the median of some images' shorter sides, at most 256")
+    channels: int | None = setting(
+        None, help="1 for grey, 3 for RGB.", metavar="1|3",
+        unset="RGB where any of some images has colour")
+    image_member: str | None = setting(None, help=IMAGE_MEMBER, metavar="EXT,...")
+    mean: Iterable[float] = setting((0.5,), help="Subtracted from pixels in [0, 1].", command_line=False)
+    std: Iterable[float] = setting((0.5,), help="What pixels are divided by then.", command_line=False)
+    decoder_name: str = setting("auto", help="auto, pillow or simplejpeg.", command_line=False)
+    augment: str = setting("none", help="none, flip, shift or flip-shift.", command_line=False)
+    memory_bytes: int = setting(8 << 30, help="What the samples that are held may take.", command_line=False)
+    device: str | None = setting(None, help="cpu, cuda, cuda:1.", unset="cuda where there is one", command_line=False)
+    seed: int = setting(0, help="Of everything that is drawn: weights, folds, order.")
+    balance: str = setting(
+        "none", help="Learn from every class alike: by drawing it as often, or by weighing its losses.",
+        choices=("none", "sample", "weight"))
+    checkpoints: str | None = setting(
+        None, help="Keep earlier states as IL models: OUT/checkpoint-0, ... : so many, or at these losses in nats.",
+        metavar="N|LOSS,...")
+    temperature: bool = setting(False, help="Divide logits by the temperature that suits unseen samples.")
+    min_accuracy: float | None = setting(None, help=MIN_ACCURACY, metavar="F")
+    tokenizer: str | None = setting(None, help=TOKENIZER, metavar="NAME", unset="the model's, else words:30000")
+    text_length: int | None = setting(None, help=TEXT_LENGTH, metavar="T", unset="128")
+    task: str | None = setting(
+        None, help=TASK, choices=TASKS, unset="language of text-lm, label of any other")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TableConfig(_OfflineConfig):
+    """What every verb that makes a table can be asked for."""
+
+    keep: str | Mapping[str, str] | None = setting(
+        None, help="Keep these fields of each sample's .json in the table (bool, int, float, str).",
+        metavar="FIELD:TYPE,...", joined=True)
+    index: str | None = setting(
+        None, help="Do every N-th shard by name, from the I-th on: one of N machines, I from 0.", metavar="I/N")
+    table: str | None = setting(
+        None, help="Add the fields of --keep to this table, in a new one with its rows and il; none is scored.",
+        metavar="TABLE", option="from", place=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeILConfig(_TableConfig):
+    """What `compute-il` is asked for. Raises UsageError for a value of another type, naming the field."""
+
+    verb: ClassVar[str] = "compute-il"
+
+    model: str | Iterable[str] | None = setting(
+        None, help="The IL model's package.module:function, where it is your own code.", metavar="NAME...")
+    il_model: str | Iterable[str] | None = setting(
+        None, help="What fit-il wrote; several are scored in one pass, each into its own --out.", metavar="DIR...",
+        place=True)
+    out: str | Iterable[str] = setting(
+        help="Where the IL table goes: one Parquet part a shard; as many as IL models.", metavar="URL...", place=True)
+    min_accuracy: float | None = setting(None, help=MIN_ACCURACY, metavar="F")
+    device: str | None = setting(None, help="cpu, cuda, cuda:1.", unset="cuda where there is one", command_line=False)
+    il_dtype: str = setting(
+        "float32", help="How il is stored; readers get float32.", choices=("float32", "float16"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexConfig(_TableConfig):
+    """What `index` is asked for. Raises UsageError for a value of another type, naming the field."""
+
+    verb: ClassVar[str] = "index"
+
+    out: str = setting(help="The table.", metavar="URL", place=True)
+    content: str | None = setting(
+        None, help="What samples are: image, text (.txt) or tokens (.npy).", metavar="KIND",
+        unset="as most of those looked at")
+    image_member: str | None = setting(None, help=IMAGE_MEMBER, metavar="EXT,...")

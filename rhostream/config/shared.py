@@ -1,0 +1,11 @@
+"""What several verbs say alike of a setting."""
+
+SHARDS = "Tar shards: paths, s3:// gs:// https:// URLs, brace ranges, patterns or folders."
+ROOT = "Name the place of the shards, so that tables and logs survive when the data moves."
+WORKERS = "Processes that read and decode."
+MODEL = "Built-in name, torchvision:NAME, timm:NAME or package.module:function; docs/models.md has them."
+INIT = "Start from these safetensors weights; the classifier may differ."
+TOKENIZER = "Of text: bytes, words:N, hf:NAME; ids:N for .npy arrays of ids."
+TEXT_LENGTH = "Tokens of a text; longer ones are cut."
+TASK = "What a model of text learns."
+TASKS = ("label", "language")

@@ -1,0 +1,41 @@
+"""What one sample costs at each stage of a loop of one's own, in multiply-adds, counted once on its own model."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import nn
+
+from rhostream.runs.cost import Cost
+from rhostream.runs.macs import macs_per_sample
+from rhostream.selection.selector import Selector
+from rhostream.stream.dataset import CandidateStream
+from rhostream.stream.inputs import AnyPreprocess
+
+LOG = logging.getLogger("rhostream")
+
+
+def measure(cost: Cost, selector: Selector, stream: CandidateStream) -> None:
+    """Enter the multiply-adds of a sample's forward through whatever the selector looks with; no draw is used up.
+
+    A model that no counter follows leaves them at 0, which is unknown, and a warning.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):
+            cost.macs = _macs(selector.model, stream.preprocess)
+            if selector.proxy is not None:
+                cost.shortlist_macs = _macs(selector.proxy.model, stream.decoded)
+            elif stream.view is not None and selector.shortlist is not None:
+                cost.shortlist_macs = _macs(selector.model, stream.view)
+            elif stream.view is not None:
+                cost.scored_macs = _macs(selector.model, stream.view)
+            if selector.live is not None:
+                cost.live_macs = _macs(selector.live.networks[0], stream.decoded)
+    except Exception as exc:  # a user's model may do what no counter follows
+        LOG.warning("warning: the multiply-adds of a sample can't be counted (%s: %s): the cost account counts samples "
+                    "alone", type(exc).__name__, " ".join(str(exc).split())[:120])
+
+
+def _macs(network: nn.Module, seen: AnyPreprocess) -> int:
+    return macs_per_sample(network, seen.example().to(next(network.parameters()).device))
