@@ -126,7 +126,8 @@ class Run:
         self._evaluate, self._signal, self._due = evaluate, 0, False
         self._evaluation: Evaluation | None = None
         self._book, self._clock = Book(attempt, stream.stream, metrics, accumulate), Clock({})
-        self._measured, self._proved, self._opened, self._over = True, False, False, False
+        self._measured, self._proved, self._over = True, False, False
+        self._opened = self._claimed = False
         self._stop = StopRequest(job, patient=True)
         self._at_hand: Selection | None = None  # drawn, and not closed yet
         self._taken: Step | None = None  # what `step` was told of it
@@ -303,7 +304,7 @@ class Run:
             raise MismatchError(f"the state of step {self.steps} doesn't fit this run's selector: "
                                 f"{' '.join(str(exc).split())[:300]}") from exc
         self.attempt.claim(self._note)
-        self._opened = True
+        self._opened = self._claimed = True
 
     def confirm(self) -> None:
         """Say that the newest `state_dict()` is kept: readers stop calling it unconfirmed."""
@@ -316,25 +317,22 @@ class Run:
 
         Raises MismatchError naming what differs, TableError for a commit that can't be read.
         """
-        point = self.attempt.open(self._record, self._changeable)
+        point = self.attempt.open(self._record, self._changeable, fresh=not self.objects)
         if point is not None:
             self.attempt.settle(point, self._keep)
             self._restore(point)
+        self._opened = True
         return point
 
     def _begin(self) -> None:
         """Open and claim, once: at the first draw, never by constructing."""
-        if self._opened:
-            return
-        if self.ranks.first:
-            storage.probe_writable(self.attempt.url)
-        if self.objects:
+        if not self._opened:
+            if self.ranks.first:
+                storage.probe_writable(self.attempt.url)
             self.open()
-        else:
-            self.attempt.open(self._record, self._changeable, fresh=True)
-        if not self.complete:
+        if not self._claimed and not self.complete:
             self.attempt.claim(self._note)
-        self._opened = True
+        self._claimed = True
 
     def _restore(self, point: Link) -> None:
         """State, selector, its models and cursor, as the commit has them."""
