@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+
+
+def sometimes_nan(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """A loss that is NaN in the training forward of some batches, told by their labels."""
+    bad = torch.is_grad_enabled() and int(label.sum()) % 3 == 0
+    return nn.functional.cross_entropy(logits, label, reduction="none") * (math.nan if bad else 1.0)
 
 
 def grouped(model: nn.Module, *, lr: float, weight_decay: float) -> Optimizer:

@@ -105,7 +105,7 @@ class TrainConfig(Options):
     no_decay: bool = setting(
         False, help="Biases and the weights of norms (all of one dimension) have no weight decay.", heading=STEP,
         pin=ASKED, fixed=_STATE)
-    momentum: float | None = setting(None, help="Of sgd.", heading=STEP, unset="0.9", pin=ASKED, fixed="")
+    momentum: float | None = setting(None, help="Of --optimizer sgd.", heading=STEP, unset="0.9", pin=ASKED, fixed="")
     schedule: str = setting(
         "constant", help=", ".join(SCHEDULES) + " (to 0 at the run's end) or your module:function(optimizer, steps=).",
         heading=STEP, metavar="NAME", pin=ASKED, fixed="its state is in every checkpoint; --change lr=..., "

@@ -72,7 +72,7 @@ def train(config: TrainConfig) -> Summary:
     """Train `model` on the shards with selection, in the run folder `run`; the same call again resumes.
 
     `buffer_size` is n_B, `batch_size` n_b. Without `passes` and `steps`: one pass; with `steps` alone: as many passes
-    as they need. AdamW with the paper's settings. `test_shards` are for reporting only and change nothing; those of
+    as they need. `test_shards` are for reporting only and change nothing; those of
     their samples that can't be used are counted, and more than `max_bad_fraction` of a shard, or of all, or than
     `max_bad_samples`, stop the run before it begins.
     `eval_every`, `checkpoint_every` in steps; `smoothing` evaluations are averaged by reports. `metrics` is called
@@ -80,6 +80,12 @@ def train(config: TrainConfig) -> Summary:
     the model gets `text_length` token ids of `tokenizer`, each the table's unless given, and learns the `task` "label"
     or "language" (the default of text-lm). Of language, `token_share`: the gradient goes through that share of each
     kept sequence's tokens, those of the largest loss - il.
+
+    The step, by default the paper's AdamW at a constant rate: `optimizer` ("adamw", "sgd", "adafactor" or your
+    `module:function`) with `lr`, `weight_decay`, `no_decay` (of biases and norms) and `momentum` (of sgd); `schedule`
+    ("constant", "cosine", "linear" or your own) over `schedule_steps` buffers after `lr_warm_up` rising ones;
+    `clip_gradient`, the largest norm; `ema`, the decay of an average of the weights, which is then what is evaluated;
+    `evaluate`, your `module:function` of the model in place of test shards. docs/training.md has the rules.
 
     The cascade: `band` ("20%:90%", or nats) and `keep_list` drop samples before they are read; `shortlist`
     ("proxy:4", "view:4") lets a `proxy_model` or a view of `view_size` pixels choose 4 n_b, of which the target's fresh
@@ -97,8 +103,8 @@ def train(config: TrainConfig) -> Summary:
 
     `change`, {"lr": 5e-4} or "lr=5e-4": what a run that goes on does otherwise from its newest checkpoint on; the other
     arguments stay as they were. It is recorded (run.json stays as it is), reports say it, and the same call again
-    changes nothing more. lr, weight_decay, il_lr_scale, accumulate, augment, chunk, precision, train_precision and
-    compile can change.
+    changes nothing more. lr, weight_decay, momentum, schedule_steps, clip_gradient, il_lr_scale, accumulate, augment,
+    chunk, precision, train_precision and compile can change.
 
     Raises UsageError and its kin before any work, Interrupted after a signal, NonFiniteError when training diverges,
     RankLostError when another rank is gone.
