@@ -531,7 +531,7 @@ def _require_ranks(stream: Loader, selector: Selector, ranks: Ranks, gradients: 
 
 def _choose_before_decoding(stream: Loader, selector: Selector) -> None:
     """What the selector will keep by chance is chosen by the stream, which then decodes nothing else."""
-    schedule, always = selector.options.schedule, selector.rule.score is None
+    schedule, always = selector.options.kept_schedule, selector.rule.score is None
     candidates = stream.stream
     if (always or schedule.has_uniform_steps) and not any(isinstance(p, UniformChoice) for p in candidates.prefilters):
         candidates.prefilters += (UniformChoice(selector.batch_size, selector.seed, None, schedule,
