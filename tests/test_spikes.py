@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from torch.nn.functional import cross_entropy
 
 import rhostream
 from rhostream.audit.alike import digest_of, setting_of
@@ -22,11 +20,10 @@ from rhostream.audit.runs import open_runs
 from rhostream.audit.says import render_status
 from rhostream.audit.status import status_of
 from rhostream.audit.verify import verify
-from rhostream.errors import Interrupted, SupersededError, UsageError
-from rhostream.runs import chain, checkpoint, tensors
+from rhostream.errors import Interrupted, UsageError
+from rhostream.runs import checkpoint, tensors
 from rhostream.stream.passing import parse_stretch
 from rhostream.training.start import train
-from tests.own_loop import network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPIKE = {"from_step": 6, "skip_buffers": "7:9"}
@@ -165,9 +162,9 @@ def test_a_turn_needs_a_commit_to_go_back_to_and_a_step_to_take(world: Path, tmp
     with pytest.raises(UsageError, match="no commit to go back to"):
         go(world, tmp_path / "run", from_step=2)
     go(world, tmp_path / "run", 4)
-    with pytest.raises(UsageError, match="--skip-buffers.*complete at step 4"):
+    with pytest.raises(UsageError, match=r"--skip-buffers.*complete at step 4"):
         go(world, tmp_path / "run", 4, skip_buffers="4:5")
-    with pytest.raises(UsageError, match="--from-step.*complete at step 4"):
+    with pytest.raises(UsageError, match=r"--from-step.*complete at step 4"):
         go(world, tmp_path / "run", 4, from_step=4)
 
 
