@@ -21,6 +21,7 @@ BENCHMARKS = (
     "step",
     "log",
     "audit",
+    "commits",
     "memory",
     "accuracy",
 )

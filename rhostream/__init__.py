@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from rhostream.audit.report import write_report
     from rhostream.audit.views import open_ledger
     from rhostream.candidates import Candidates, Reason
+    from rhostream.config.offline import ComputeILConfig, FitILConfig, IndexConfig
+    from rhostream.config.train import TrainConfig
     from rhostream.errors import RhostreamError
     from rhostream.integrations.webdataset import join_il
     from rhostream.irreducible import compute_il, compute_ils, fit_il, index, keep_fields
@@ -24,11 +26,15 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Candidates": "rhostream.candidates",
+    "ComputeILConfig": "rhostream.config.offline",
+    "FitILConfig": "rhostream.config.offline",
+    "IndexConfig": "rhostream.config.offline",
     "Reason": "rhostream.candidates",
     "RhostreamError": "rhostream.errors",
     "Run": "rhostream.runs.run",
     "Selection": "rhostream.selection.selector",
     "Selector": "rhostream.selection.selector",
+    "TrainConfig": "rhostream.config.train",
     "compute_il": "rhostream.irreducible",
     "compute_ils": "rhostream.irreducible",
     "fit_il": "rhostream.irreducible",
@@ -42,11 +48,15 @@ _HOME = {
 }
 __all__ = [
     "Candidates",
+    "ComputeILConfig",
+    "FitILConfig",
+    "IndexConfig",
     "Reason",
     "RhostreamError",
     "Run",
     "Selection",
     "Selector",
+    "TrainConfig",
     "compute_il",
     "compute_ils",
     "fit_il",

@@ -71,6 +71,16 @@ def checked_classes(classes: Any) -> None:
     _count(classes, "classes", 1, MAX_CLASSES)
 
 
+def checked_versions(shards: Any) -> None:
+    """Raise ValueError for anything but {name: [bytes, tag, sha256]}."""
+    if not isinstance(shards, dict):
+        raise ValueError(f"shards is a {type(shards).__name__}, expected an object")
+    for name, of in shards.items():
+        if not (isinstance(of, list) and len(of) == 3 and isinstance(of[0], int) and of[0] >= 0
+                and all(isinstance(text, str) for text in of[1:])):
+            raise ValueError(f"shards[{str(name)[:40]!r}] is {str(of)[:60]}, expected [bytes, tag, sha256]")
+
+
 def checked_temperature(values: Any, folds: int) -> None:
     """Temperatures that logits can be divided by: none, or one for each fold. Raises ValueError."""
     _is(values, list, "temperature")

@@ -25,7 +25,7 @@ RECORD = {"settings": {"rule": "loss", "buffer_size": ROWS}, "shards": []}
 def begin(run: str, start: Link | None = None) -> Attempt:
     """The next attempt at a run, from the state in force or another one, ready to take steps."""
     attempt = Attempt(run, dict(PINNED))
-    attempt.open(RECORD, start=start)
+    attempt.open(RECORD, start=None if start is None else start.place)
     attempt.claim()
     return attempt
 

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from rhostream import storage
+from rhostream.audit.report import write_report
 from rhostream.audit.status import status_of
 from rhostream.audit.verify import verify
+from rhostream.audit.views import open_ledger
 from rhostream.errors import SupersededError, TableError, UsageError
 from rhostream.repair import repair
 from rhostream.runs import chain, checkpoint, compaction, retention
@@ -23,7 +25,7 @@ from rhostream.runs.attempt import Attempt
 from rhostream.runs.link import BLOCK, Link, url_of
 from rhostream.runs.prune import prune
 from rhostream.storage.store import store_of
-from rhostream.tables import merged, selections
+from rhostream.tables import merged, parquet, selections
 from rhostream.tables.segments import segment_record
 from rhostream.tables.selections import LogWriter
 from tests.audit_fixtures import batch
@@ -92,6 +94,25 @@ def test_a_claimed_attempt_without_a_commit_leaves_what_it_starts_from_in_force(
     assert link is not None and (link.step, link.attempt) == (2, 0)
     assert json.loads(Path(run, "attempts", "1.json").read_text())["from"] == {
         "attempt": 0, "number": 1, "step": 2, "sha256": hashlib.sha256(link_file(run, 1).read_bytes()).hexdigest()}
+
+
+def test_an_attempt_that_went_back_holds_what_the_others_name_and_one_that_goes_on_does_not(run: str) -> None:
+    committed(run, 4)
+    begin(run)  # dies before its first commit
+    attempt = begin(run)
+    take(attempt)
+    assert not commit(attempt).held
+    begin(run, retention.at_step(run, 4))  # dies, too; what it went back to is in force
+    attempt = begin(run)
+    take(attempt)
+    link = commit(attempt)
+    assert link.held and (link.number, link.previous and link.previous.attempt) == (4, 0)
+    anew = Attempt(run, dict(PINNED))
+    assert anew.open(RECORD, fresh=True) is None
+    anew.claim()
+    take(anew)
+    link = commit(anew)
+    assert link.held and link.number == 0 and branch(run) == [(0, 5)] and verify(run)["problems"] == []
 
 
 def test_a_step_that_is_not_kept_is_answered_with_those_that_are(run: str) -> None:
@@ -185,6 +206,30 @@ def test_small_segments_are_merged_and_the_rows_stay_what_they_were(run: str) ->
     assert files(run, "log") == {s["path"] for s in latest.log} and verify(run)["problems"] == []
 
 
+@pytest.mark.slow
+def test_every_256th_commit_is_whole_and_its_raw_segments_go_two_commits_later(run: str) -> None:
+    attempt = committed(run, 2 * BLOCK + 2)
+    assert [n for n in range(2 * BLOCK + 2) if chain.at(run, 0, n, "").whole] == [0, BLOCK, 2 * BLOCK]
+    assert len(files(run, "log")) == BLOCK + 3  # merged and its parts, and one since
+    take(attempt)
+    commit(attempt)
+    assert len(files(run, "log")) == 3 and verify(run)["problems"] == [] and len(branch(run)) == 2 * BLOCK + 3
+
+
+@pytest.mark.usefixtures("often")
+def test_a_ledger_that_is_opened_while_segments_are_merged_looks_again(
+        run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = committed(run, 4)
+    before, real = checkpoint.latest(run), checkpoint.latest
+    for _ in range(3):
+        take(attempt)
+        commit(attempt)
+    stale = [before]  # what was read right before the raw segments went
+    monkeypatch.setattr(checkpoint, "latest", lambda run: stale.pop() if stale else real(run))
+    with open_ledger(run) as ledger:
+        assert ledger.sql("select count(*) from selections")[0].to_pylist() == [28] and not stale
+
+
 @pytest.mark.usefixtures("often")
 def test_raw_segments_stay_for_two_commits_and_as_long_as_an_older_state_is_kept(run: str) -> None:
     attempt = committed(run, 5)
@@ -254,7 +299,7 @@ def test_each_rank_is_merged_for_itself_in_its_order(run: str) -> None:
     jobs = compaction.plan({"log": listed, "steps": [], "shadow": []}, 1, 256)
     assert [(job["rank"], len(job["of"])) for job in jobs] == [(0, 4), (1, 4), (2, 4)]
     lists, of = compaction.applied({"log": listed, "steps": [], "shadow": []},
-                                   [one for job in jobs if (one := compaction.merge(run, job))])
+                                   [one for job in jobs for one in compaction.merge(run, job)])
     table = selections.read(run, lists["log"])
     assert table["label"].to_pylist() == [0] * 4 + [1] * 4 + [2] * 4 and table["step"].to_pylist() == [0, 1, 2, 3] * 3
     assert table.schema.equals(selections.read(run, listed).schema) and len(of) == 3
@@ -270,8 +315,8 @@ def test_two_ranks_merge_each_its_own_and_know_the_same_commit(run: str, tmp_pat
     table = selections.read(run, latest.log)
     assert sorted(table["ordinal"].to_pylist()) == list(range(24))
     assert table["label"].to_pylist() == [0] * 10 + [1] * 10 + [0] * 2 + [1] * 2  # of the last commit, unmerged
-    assert files(run, "log") == {s["path"] for s in latest.log} | set(chain.at(run, 0, 4, "").merged[0]["of"]) | set(
-        chain.at(run, 0, 4, "").merged[1]["of"])
+    raw = {path for one in chain.at(run, 0, 4, "").merged for path in one["of"] if path.startswith("log/")}
+    assert files(run, "log") == {s["path"] for s in latest.log} | raw and len(raw) == 6
 
 
 def test_segments_are_merged_up_to_a_size_and_large_ones_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,20 +334,29 @@ def test_segments_are_merged_up_to_a_size_and_large_ones_are_left(monkeypatch: p
 
 @pytest.mark.usefixtures("often")
 def test_a_damaged_raw_segment_is_left_as_it_is_named_and_verify_says_so(run: str) -> None:
-    attempt = committed(run, 3)
+    attempt = committed(run, 4)
     Path(run, "log/attempt=0/rank=0/0000000001-0000000001.parquet").write_bytes(b"x")
-    for _ in range(2):
-        take(attempt)
-        with pytest.warns(UserWarning, match="left unmerged") if attempt.step == 5 else _nothing():
-            commit(attempt)
+    take(attempt)
+    with pytest.warns(UserWarning, match="left unmerged"):
+        commit(attempt)
     latest = checkpoint.latest(run)
-    assert latest is not None and len(latest.log) == 5 and "0000000001" in verify(run)["problems"][0]
+    assert latest is not None and [s["rows"] for s in latest.log] == [4, 4, 12]
+    assert "0000000001" in verify(run)["problems"][0]
 
 
-class _nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
+@pytest.mark.usefixtures("often")
+def test_segments_of_other_columns_go_together_for_themselves(run: str) -> None:
+    attempt = committed(run, 4, keep=9)
+    lists, records = dict[str, list[Any]](log=[], steps=[], shadow=[]), [chain.at(run, 0, n, "").log for n in range(4)]
+    for (segment,) in records[:2]:  # as a version wrote them that knew no `lag`
+        url = str(Path(run, segment["path"]))
+        table, facts = parquet.read(url)
+        data = parquet.encode(table.drop(["lag"]), facts, {}, [])
+        Path(url).write_bytes(data)
+        lists["log"].append(segment_record(segment["path"], data, segment["rows"]))
+    lists["log"] += [segment for each in records[2:] for segment in each]
+    (job,) = compaction.plan(lists, attempt.attempt, 4)
+    assert [(one["segment"]["rows"], len(one["of"])) for one in compaction.merge(run, job)] == [(8, 2), (8, 2)]
 
 
 # -- proofs ----------------------------------------------------------------------------------------------------------
@@ -325,12 +379,13 @@ def test_merged_rows_that_are_not_the_raw_ones_and_rows_that_count_twice_are_fou
     committed(run, 5, keep=9)
     whole = json.loads(link_file(run, 4).read_text())
     raw = [segment_record(path, Path(run, path).read_bytes(), 4) for path in whole["merged"][0]["of"]]
-    data, n = merged.merged(run, "log", raw[::-1])
+    parts = [merged.read_part(run, segment) for segment in raw[::-1]]
+    data = merged.encode_together("log", [rows for rows, _ in parts], parts[0][1])
     at = next(s for s in whole["log"] if "merged=" in s["path"])
     Path(run, at["path"]).write_bytes(data)
     at |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     link_file(run, 4).write_text(json.dumps(whole))
-    assert "doesn't hold the rows of the 5 segments" in "\n".join(verify(run)["problems"]) and n == 20
+    assert "doesn't hold the rows of the 5 segments" in "\n".join(verify(run)["problems"])
     whole["log"].append(raw[0])
     link_file(run, 4).write_text(json.dumps(whole))
     assert "counts beside log/attempt=0" in "\n".join(verify(run)["problems"])
@@ -374,6 +429,7 @@ def test_a_state_that_was_handed_out_is_shown_and_said_until_it_is_confirmed_or_
     assert "step 3 was handed out" in verify(run)["warnings"][0]
     out, said = command(capsys, "sql", run, "select count(*) n from selections")
     assert "12" in out and "step 3 was handed out" in said
+    assert "run: step 3 was handed out" in Path(write_report(run, str(tmp_path / "r.html"))).read_text()
     chain.confirm(run, link)
     chain.confirm(run, link)
     assert status_of(run)["unconfirmed"] == "" and verify(run)["warnings"] == []

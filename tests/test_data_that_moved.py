@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import tarfile
@@ -48,6 +49,21 @@ def test_a_shard_relabelled_in_place_is_named_by_a_job_that_goes_on(world: Path,
     assert "2 of the 2 shards changed" in err
     _, err = command(capsys, "verify", tmp_path / "t", "--shards", tmp_path / "data", code=3)
     command(capsys, "verify", tmp_path / "t", "--shards", tmp_path / "data", "--repair")
+    command(capsys, *job)
+
+
+def test_a_fit_that_is_complete_knows_the_shards_that_it_learned_from(tmp_path: Path, capsys: Any) -> None:
+    first, second = make_shards(tmp_path / "data", [20, 20])
+    job = ["fit-il", "--shards", tmp_path / "data", "--out", tmp_path / "m", "--model", "mlp-64", "--epochs", 1]
+    command(capsys, *job)
+    os.utime(first, ns=(1, 1))  # a copy has another time, and the same bytes
+    command(capsys, *job)
+    relabel(second, "s000023", "0")
+    _, err = command(capsys, *job, code=3)
+    assert "1 shards changed" in err and f"first {second}" in err
+    record = json.loads((tmp_path / "m" / "model.json").read_text())
+    record.pop("shards")  # an older version said nothing of them
+    (tmp_path / "m" / "model.json").write_text(json.dumps(record))
     command(capsys, *job)
 
 

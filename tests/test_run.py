@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 import rhostream
 from rhostream.audit.alike import digest_of, setting_of
 from rhostream.audit.runs import open_runs
+from rhostream.audit.status import status_of
 from rhostream.audit.verify import verify
 from rhostream.cli import cli
 from rhostream.errors import Interrupted, MismatchError, NonFiniteError, SupersededError, UsageError
@@ -122,6 +123,13 @@ def test_a_run_that_died_goes_on_with_the_same_batches(make: Make, tmp_path: Pat
     assert as_text(tmp_path / "cut") == as_text(tmp_path / "whole")
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
     assert verify(str(tmp_path / "cut"))["problems"] == []
+
+
+def test_status_says_how_a_loop_of_ones_own_goes_on(make: Make, tmp_path: Path) -> None:
+    learn(*make(commit_every=4), until=6)
+    told = status_of(str(tmp_path / "run"))
+    assert told["step"] == 4 and told["of"] == BUFFERS and "script" in told["next"] and "step 4" in told["next"]
+    assert "train" not in told["next"]
 
 
 # -- empty buffers, steps ----------------------------------------------------------------------------------------------

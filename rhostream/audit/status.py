@@ -139,7 +139,7 @@ def _run_status(run: str) -> dict[str, Any]:
         "examples": _run_examples(run, record, latest), "attempts": checkpoint.newest_attempt(run) + 1,
         "left_out_shards": record.get("left_out_shards") or 0, "changes": list(latest.changes) if latest else [],
         "test_set": record.get("test_set") or {}, "unconfirmed": latest.doubt if latest else "",
-        "next": "nothing: the run is complete" if complete else _train(run, record),
+        "next": "nothing: the run is complete" if complete else _go_on(run, record, latest),
     }  # fmt: skip
 
 
@@ -185,6 +185,16 @@ def _error_of(record: Mapping[str, Any], shard: str, ordinal: int) -> str | None
     except (RhostreamError, KeyError, IndexError, TypeError):
         return None
     return None if row["status"] == il_table.OK else f"{row['status']}: {row['error']}"
+
+
+def _go_on(run: str, record: Mapping[str, Any], latest: Link | None) -> str:
+    """What to do for the run to go on: a loop of one's own has no command."""
+    if (record.get("fingerprints") or {}).get("loop") != "own":
+        return _train(run, record)
+    if latest is None:
+        return "start the script of this loop again: nothing is committed yet"
+    with_state = " with the checkpoint that holds this run's state" if latest.handed_out else ""
+    return f"start the script of this loop again{with_state}: it goes on from step {latest.step:,}"
 
 
 def _train(run: str, record: Mapping[str, Any]) -> str:

@@ -56,8 +56,8 @@ def _of_run(record: dict[str, Any], where: str) -> dict[str, Any]:
         return dict(config)
     arguments, il = record.get("arguments"), record.get("il")
     if not isinstance(arguments, dict) or not isinstance(il, str):
-        raise UsageError(f"{where} holds no config: the run was begun by a version that didn't write down how it was "
-                         "called; `rhostream status RUN` says what it knows")
+        raise UsageError(f"{where} holds no config: the run is one of a loop of your own, or was begun by a version "
+                         "that didn't write down how it was called; `rhostream status RUN` says what it knows")
     return {"verb": "train", **arguments, "il": il}
 
 

@@ -13,6 +13,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from rhostream import models, storage
 from rhostream.config.call import configured
 from rhostream.config.offline import FitILConfig
 from rhostream.crashpoints import crash_point
-from rhostream.errors import MismatchError, UnknownNameError, UsageError
+from rhostream.errors import MismatchError, StaleShardError, UnknownNameError, UsageError
 from rhostream.irreducible import gate
 from rhostream.irreducible.crossfit import (
     CHECK_SAMPLES,
@@ -119,7 +120,10 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     asked |= {name: value for name, value in options_on.items() if value}  # older folders know none of these
     there = read_info(out)
     if there is not None:
-        return gate.passed(_same(there, asked, out), config.min_accuracy, out)
+        there = _same(there, asked, out)
+        _require_unchanged(there, {name: url for url, name in [*data, *own]}, out)
+        LOG.info("IL model %s is complete already", redact(out))
+        return gate.passed(there, config.min_accuracy, out)
     storage.probe_writable(out)
     started = time.monotonic()
     lenient: Any = {"allow_compressed": config.allow_compressed, "accept_missing_eof": config.accept_missing_eof}
@@ -152,6 +156,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         split=rule.to_json(), folds=[], accuracy=0.0, val_loss=0.0, cost={}, asked=asked,
         learned_from=sorted(pool.shards), read=read, quality={"empty_classes": empty},
         sample={"taken": len(pool), "seen": sum(pool.seen.values())},
+        shards={name: list(of) for name, of in {**(of_d.versions if of_d else {}), **pool.versions}.items()},
         on_d={"samples": 0, "left_out": _seen_in(of_d, own)} if rule.mode == "holdout" and of_d is not None else {},
         versions={"torch": torch.__version__, "python": platform.python_version()},
     )  # fmt: skip
@@ -303,8 +308,27 @@ def _same(there: ModelInfo, asked: dict[str, Any], out: str) -> ModelInfo:
         if old != new:
             raise MismatchError(f"{redact(out)} holds an IL model with {name} {old!r}, this job has {new!r}; "
                                 "use the same settings or another --out")
-    LOG.info("IL model %s is complete already", redact(out))
     return there
+
+
+def _require_unchanged(there: ModelInfo, urls: Mapping[str, str], out: str) -> None:
+    """Raise StaleShardError for a shard that isn't what the model was made of any more, relabelled in place, say.
+
+    Size, time and ETag tell that a look is due; only then a shard is read, and its sha256 decides.
+    """
+    def changed(name: str) -> bool:
+        size, tag, digest = there.shards[name]
+        today = storage.identity(urls[name])
+        if today.size != size:
+            return True
+        return bool(today.tag != tag and digest and storage.digest_of(urls[name])[1] != digest)
+
+    names = sorted({*there.shards} & {*urls})
+    with ThreadPoolExecutor(16) as pool:
+        stale = [name for name, yes in zip(names, pool.map(changed, names), strict=True) if yes]
+    if stale:
+        raise StaleShardError(f"{len(stale)} shards changed since the IL model {redact(out)} learned from them, first "
+                              f"{stale[0]}: make a new one with another --out")
 
 
 def _preprocess(shards: list[tuple[str, str]], config: FitILConfig, member: str | None,

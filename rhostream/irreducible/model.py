@@ -50,6 +50,8 @@ class ModelInfo:
     # beside a holdout {"samples", "loss", "loss_error", "accuracy"} on D, and "left_out": its samples that are in D
     on_d: dict[str, Any] = field(default_factory=dict)
     sample: dict[str, Any] = field(default_factory=dict)  # {"taken", "seen"}: samples drawn, of all that were there
+    # name of each shard that was read -> [bytes, ETag or mtime, sha256 or ""]; {} of a model of before this was told
+    shards: dict[str, list[Any]] = field(default_factory=dict)
     version: int = VERSION
 
     @property
@@ -130,6 +132,7 @@ def _checked(info: ModelInfo) -> ModelInfo:
             raise ValueError(f"{fold['weights']!r} is no file of this folder")
     if info.rule.models != len(info.folds):
         raise ValueError(f"{len(info.folds)} folds are listed, the split has {info.rule.models}")
+    foreign.checked_versions(info.shards)
     for name, kind in (("quality", dict), ("checkpoint", dict), ("checkpoints", list)):
         if not isinstance(getattr(info, name), kind):
             raise ValueError(f"{name} is a {type(getattr(info, name)).__name__}, expected {kind.__name__}")

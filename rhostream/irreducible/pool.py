@@ -27,6 +27,9 @@ from rhostream.stream.scan import Chunk, End, ScanSettings, scan
 LOG = logging.getLogger("rhostream")
 
 
+ShardVersion = tuple[int, str, str]  # bytes, ETag or mtime, sha256 ("" for a shard that was read in ranges)
+
+
 @dataclass(frozen=True)
 class Pool:
     """(N,) samples in memory, in the order of their random numbers."""
@@ -40,6 +43,7 @@ class Pool:
     watched: int
     seen: dict[str, int]  # name of each shard that was read -> its samples
     labels: dict[int, int]  # valid label -> samples of these shards, drawn or not; {} where labels aren't needed
+    versions: dict[str, ShardVersion]  # name of each shard that was read -> which version of it
 
     def __len__(self) -> int:
         return len(self.label)
@@ -78,7 +82,7 @@ def fill(shards: Sequence[tuple[str, str]], settings: ScanSettings, *, samples: 
     sample.sort()
     n, names = sample.filled, [visits[shard][1] for shard in np.unique(sample.place[: sample.filled, 0]).tolist()]
     return Pool(sample.image[:n], sample.label[:n], sample.mark[:n], tuple(names), dict(accounts.statuses),
-                accounts.bad_shards, accounts.watched, accounts.seen, dict(accounts.labels))
+                accounts.bad_shards, accounts.watched, accounts.seen, dict(accounts.labels), accounts.versions)
 
 
 @dataclass
@@ -171,6 +175,7 @@ class _Accounts:
         self.first_bad: list[str] = []
         self.watched = 0
         self.seen: dict[str, int] = {}
+        self.versions: dict[str, ShardVersion] = {}
         self.labels: Counter[int] = Counter()
 
     def chunk(self, chunk: Chunk) -> None:
@@ -208,6 +213,7 @@ class _Accounts:
             return
         self.watched += end.watched
         self.seen[name] = end.samples_seen
+        self.versions[name] = (end.identity.size, end.identity.tag, end.sha256)
         self.labels.update(end.labels)
         self._usable += self._ok[shard]
         if self._usable < self._samples:

@@ -52,7 +52,7 @@ class Attempt:
     _made: bool = False  # run.json is of this process
     _retried: dict[str, dict[str, int]] = field(default_factory=storage.retried)  # before this attempt
     _link: Link | None = None  # the newest commit, of this attempt or the one that it goes on from
-    _held: bool = False  # what other branches name is held, too
+    _held: bool = False  # it goes back to an older commit: what those behind that one name isn't removed
     _first: int = 0  # the number of this attempt's first link
     _replaced: list[compaction.Replaced] = field(default_factory=list)  # raw segments that go when nobody needs them
 
@@ -67,9 +67,8 @@ class Attempt:
         told = None
         if self.ranks.first:
             self._make(record, changeable)
-            newest = chain.head(self.url)
-            chosen = None if fresh else newest if start is None else self.at(start)
-            self._held = newest is not None and (chosen is None or chosen.digest != newest.digest)
+            chosen = None if fresh else chain.head(self.url) if start is None else self.at(start)
+            self._held = not chain.is_tip(self.url, chosen)
             told = None if chosen is None else chosen.plain()
         told = self.ranks.from_first(told)
         self._require_shared()
@@ -211,8 +210,8 @@ class Attempt:
             link = self._save(payload, Link(
                 step=self.step, pass_index=pass_index, buffer=buffer, attempt=self.attempt, complete=complete,
                 number=number, first=self._first, previous=None if self._link is None else self._link.place,
-                whole=whole, **segments, merged=merged, cost=self.cost.as_json(), counts=self.counts,
-                selector=dict(selector), changes=self.changes, handed_out=handed_out,
+                whole=whole, **segments, merged=merged, cost=self.cost.as_json(), counts=dict(self.counts),
+                selector=dict(selector), changes=list(self.changes), handed_out=handed_out,
                 held=handed_out or self._held or (self._link is not None and self._link.held)))
             crash_point("run: before retention")
             self._forget(link, retention.retain(self.url, keep, link))
@@ -239,13 +238,13 @@ class Attempt:
             # What an older version left stays as it is in the first link behind it.
             plan = [] if self._link.number == OLD else compaction.plan(lists, self.attempt, number)
         plan = self.ranks.from_first(plan)
-        told = self.ranks.gather_json([compaction.merge(self.url, one) for one in plan
-                                       if one["rank"] % self.ranks.size == self.ranks.rank])
-        return compaction.applied(lists, [one for each in told for one in each if one is not None])
+        told = self.ranks.gather_json([segment for job in plan if job["rank"] % self.ranks.size == self.ranks.rank
+                                       for segment in compaction.merge(self.url, job)])
+        return compaction.applied(lists, [segment for each in told for segment in each])
 
     def _save(self, payload: Mapping[str, bytes], link: Link) -> Link:
         link = chain.commit(self.url, chain.save_files(self.url, link, payload))
-        if link.merged:
+        if link.merged and not link.held:
             self._replaced.append(compaction.replaced(link))
         if link.complete:
             crash_point("run: before cost.json")

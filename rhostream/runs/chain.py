@@ -130,6 +130,17 @@ def newest_number(run: str, attempt: int, first: int) -> int | None:
     return max(int(match[2]) for match in found if match)
 
 
+def is_tip(run: str, link: Link | None) -> bool:
+    """Whether no commit was made behind this one (None: at all), by its attempt or a later one."""
+    for attempt in range(newest_attempt(run), -1 if link is None else link.attempt, -1):
+        _, start = start_of(run, attempt)
+        if newest_number(run, attempt, 0 if start is None else start.number + 1) is not None:
+            return False
+    if link is None:
+        return newest_old(run) is None
+    return link.number == OLD or not storage.exists(url_of(run, link.attempt, link.number + 1))
+
+
 def named(run: str, place: Place) -> Link:
     """The commit of a place, its digest compared. Raises TableError, for one that is gone too."""
     if place.number != OLD:

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
 
 from rhostream import storage
 from rhostream.crashpoints import crash_point
 from rhostream.errors import RhostreamError
 from rhostream.runs.link import KINDS, Link
-from rhostream.tables import merged as merged_segments
+from rhostream.tables.merged import encode_together, read_part
 from rhostream.tables.segments import segment_record
 
 TARGET, SMALL, ROWS = 16 << 20, 8 << 20, 1_000_000
@@ -39,8 +41,20 @@ class Replaced:
     paths: list[str]
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A segment that is to be merged, as it was read."""
+
+    record: Mapping[str, Any]
+    rows: pa.Table
+    facts: dict[str, Any]
+
+    def like(self, other: _Part) -> bool:
+        return bool(self.rows.schema.names == other.rows.schema.names and self.facts == other.facts)
+
+
 def plan(lists: Mapping[str, Sequence[Mapping[str, Any]]], attempt: int, number: int) -> list[dict[str, Any]]:
-    """What is to be merged: {"kind", "rank", "path", "of": the records of the parts, in order}."""
+    """What is to be merged: {"kind", "rank", "folder", "of": the records of the parts, in order}."""
     jobs = []
     for kind in KINDS:
         by_rank: dict[int, list[Mapping[str, Any]]] = {}
@@ -49,10 +63,8 @@ def plan(lists: Mapping[str, Sequence[Mapping[str, Any]]], attempt: int, number:
             by_rank.setdefault(int(match[1]) if match else 0, []).append(segment)
         for rank, segments in by_rank.items():
             for parts in _groups(segments):
-                spans = [_SPAN.search(parts[at]["path"]) for at in (0, -1)]
-                first, last = (int(match[end]) if match else 0 for match, end in zip(spans, (1, 2), strict=True))
-                path = f"{kind}/attempt={attempt}/rank={rank}/merged={number:010d}/{first:010d}-{last:010d}.parquet"
-                jobs.append({"kind": kind, "rank": rank, "path": path, "of": parts})
+                folder = f"{kind}/attempt={attempt}/rank={rank}/merged={number:010d}"
+                jobs.append({"kind": kind, "rank": rank, "folder": folder, "of": parts})
     return jobs
 
 
@@ -71,21 +83,43 @@ def _groups(segments: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any
     return [group for group in groups if len(group) > 1]
 
 
-def merge(run: str, job: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Merge the parts of one job into a new segment; {"kind", "of": paths, "segment": its record}.
+def merge(run: str, job: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Merge the parts of one job: {"kind", "of": paths, "segment": the record of what they became}.
 
-    None where a part is damaged or gone: it stays as it is named, for `verify` to say, and the run goes on.
+    One new segment as a rule; parts of other columns, as another version wrote them, go together for themselves. One
+    that is damaged or gone stays as it is named, for `verify` to say, and the run goes on. In memory: all rows.
     """
-    try:
-        data, rows = merged_segments.merged(run, job["kind"], job["of"])
-    except RhostreamError as exc:
-        warnings.warn(f"segments of the {job['kind']} are left unmerged: {exc}", stacklevel=2)
-        return None
+    return [_merge(run, job, parts) for parts in _alike(run, job["of"]) if len(parts) > 1]
+
+
+def _alike(run: str, parts: Sequence[Mapping[str, Any]]) -> Iterator[list[_Part]]:
+    """Neighbours of the same columns; nothing for a part that can't be read."""
+    group = list[_Part]()
+    for record in parts:
+        try:
+            part = _Part(record, *read_part(run, record))
+        except RhostreamError as exc:
+            warnings.warn(f"a segment is left unmerged: {exc}", stacklevel=2)
+            yield group
+            group = []
+            continue
+        if group and not part.like(group[0]):
+            yield group
+            group = []
+        group.append(part)
+    yield group
+
+
+def _merge(run: str, job: Mapping[str, Any], parts: Sequence[_Part]) -> dict[str, Any]:
+    spans = [_SPAN.search(parts[at].record["path"]) for at in (0, -1)]
+    first, last = (int(match[end]) if match else 0 for match, end in zip(spans, (1, 2), strict=True))
+    path = f"{job['folder']}/{first:010d}-{last:010d}.parquet"
+    data = encode_together(job["kind"], [part.rows for part in parts], parts[0].facts)
     crash_point("chain: segments merged")
-    storage.create(storage.join(run, job["path"]), data)
+    storage.create(storage.join(run, path), data)
     crash_point("chain: merged segment written")
-    return {"kind": job["kind"], "of": [part["path"] for part in job["of"]],
-            "segment": segment_record(job["path"], data, rows)}
+    return {"kind": job["kind"], "of": [part.record["path"] for part in parts],
+            "segment": segment_record(path, data, sum(part.rows.num_rows for part in parts))}
 
 
 def applied(lists: Lists, merged: Sequence[Mapping[str, Any]]) -> tuple[Lists, list[dict[str, Any]]]:

@@ -9,6 +9,7 @@ the digest of the link before, so one digest proves all the chain behind it.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -80,12 +81,13 @@ class Link:
 
     def encode(self) -> bytes:
         """The bytes of its file."""
-        return json.dumps({name: value for name, value in asdict(self).items() if name not in _NOT_WRITTEN},
-                          sort_keys=True).encode()
+        record = {name: value for name, value in self.plain().items() if name not in _NOT_WRITTEN}
+        return json.dumps(record, sort_keys=True).encode()
 
     def plain(self) -> dict[str, Any]:
         """JSON values for another rank (`told_link`), the digest with them."""
-        return asdict(self)
+        before = None if self.previous is None else asdict(self.previous)
+        return {**{one.name: getattr(self, one.name) for one in fields(self)}, "previous": before}
 
 
 def of_plain(record: Mapping[str, Any]) -> Link:
@@ -99,9 +101,10 @@ def of_plain(record: Mapping[str, Any]) -> Link:
 
 
 def told_link(record: Mapping[str, Any]) -> Link:
-    """A link that another rank has read or made, of its `plain` values."""
-    before = record["previous"]
-    return Link(**{**record, "previous": None if before is None else Place(**before)})
+    """A link that another rank has read or made, of its `plain` values; it shares nothing with them."""
+    own = copy.deepcopy(dict(record))
+    before = own["previous"]
+    return Link(**{**own, "previous": None if before is None else Place(**before)})
 
 
 def place_of(record: Any) -> Place:

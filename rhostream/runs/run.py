@@ -138,7 +138,8 @@ class Run:
         self._evaluate, self._signal, self._due = evaluate, 0, False
         self._evaluation: Evaluation | None = None
         self._book, self._clock = Book(attempt, stream.stream, metrics, accumulate), Clock({})
-        self._measured, self._proved, self._opened, self._over = True, False, False, False
+        self._measured, self._proved, self._over = True, False, False
+        self._opened = self._claimed = False
         self._stop = StopRequest(job, patient=True)
         self._at_hand: Selection | None = None  # drawn, and not closed yet
         self._taken: Step | None = None  # what `step` was told of it
@@ -317,7 +318,7 @@ class Run:
             raise MismatchError(f"the state of step {self.steps} doesn't fit this run's selector: "
                                 f"{' '.join(str(exc).split())[:300]}") from exc
         self._claim()
-        self._opened = True
+        self._opened = self._claimed = True
 
     def confirm(self) -> None:
         """Say that the newest `state_dict()` is kept: readers stop calling it unconfirmed."""
@@ -330,29 +331,25 @@ class Run:
 
         Raises MismatchError naming what differs, TableError for a commit that can't be read.
         """
-        self._take_up(lambda: head(self.attempt.url))
-        point = self.attempt.open(self._record, self._changeable, start=self._start)
+        self._take_up(lambda: head(self.attempt.url) if self.objects else None)
+        point = self.attempt.open(self._record, self._changeable, start=self._start, fresh=not self.objects)
         if point is not None:
             self.attempt.settle(point, self._keep)
             self._restore(point)
+        self._opened = True
         return point
 
     def _begin(self) -> None:
         """Open and claim, once: at the first draw, never by constructing."""
-        if self._opened:
-            return
-        if self.ranks.first:
-            storage.probe_writable(self.attempt.url)
-        if self.objects:
+        if not self._opened:
+            if self.ranks.first:
+                storage.probe_writable(self.attempt.url)
             self.open()
-        else:
-            self._take_up(lambda: None)
-            self.attempt.open(self._record, self._changeable, fresh=True)
         if self.complete:
             turns.require_steps(self.attempt.changing, self.attempt.url, self.steps)
-        else:
+        elif not self._claimed:
             self._claim()
-        self._opened = True
+        self._claimed = True
 
     def _take_up(self, point: Callable[[], Link | None]) -> None:
         """Once: let stream and attempt go by what was asked for and by what is in force at the commit of `point`."""

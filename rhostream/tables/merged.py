@@ -15,22 +15,18 @@ from rhostream.tables import parquet, selections, shadow, steps
 _DICTIONARY = {"log": selections.DICTIONARY, "steps": steps.DICTIONARY, "shadow": shadow.DICTIONARY}
 
 
-def merged(run: str, kind: str, parts: Sequence[Mapping[str, Any]]) -> tuple[bytes, int]:
-    """The bytes of a segment that holds the rows of `parts`, each proved by its sha256, and how many rows.
+def read_part(run: str, part: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
+    """The rows of a committed segment and the facts in its footer, proved by its sha256. Raises TableError."""
+    url = storage.join(run, str(part["path"]))
+    data = storage.read_bytes(url)
+    if hashlib.sha256(data).hexdigest() != part["sha256"]:
+        raise TableError(f"{storage.redact(url)} isn't the file that was committed (sha256 differs)")
+    table, facts = parquet.parse(data, url)
+    return table.replace_schema_metadata(None), facts
 
-    In memory: the rows of all parts. Raises TableError for a part that is damaged, gone or of other columns.
-    """
-    tables, facts = list[pa.Table](), list[dict[str, Any]]()
-    for part in parts:
-        url = storage.join(run, str(part["path"]))
-        data = storage.read_bytes(url)
-        if hashlib.sha256(data).hexdigest() != part["sha256"]:
-            raise TableError(f"{storage.redact(url)} isn't the file that was committed (sha256 differs)")
-        table, fact = parquet.parse(data, url)
-        if tables and (table.schema.names != tables[0].schema.names or fact != facts[0]):
-            raise TableError(f"{storage.redact(url)} has other columns than the segment before it")
-        tables.append(table.replace_schema_metadata(None))
-        facts.append(fact)
+
+def encode_together(kind: str, tables: Sequence[pa.Table], facts: Mapping[str, Any]) -> bytes:
+    """The bytes of one segment with the rows of several of the same columns, in their order."""
     table = pa.concat_tables(tables)
     for at, column in enumerate(table.schema):
         if pa.types.is_dictionary(column.type):  # of the values that are there, in their order
@@ -40,11 +36,14 @@ def merged(run: str, kind: str, parts: Sequence[Mapping[str, Any]]) -> tuple[byt
         selections.ENCODINGS if kind == "log" else steps.ENCODINGS)
     there = {name: encoding for name, encoding in known.items() if name in table.schema.names}
     dictionary = [name for name in _DICTIONARY[kind] if name in table.schema.names]
-    return parquet.encode(table.combine_chunks(), facts[0], there, dictionary), table.num_rows
+    return parquet.encode(table.combine_chunks(), facts, there, dictionary)
 
 
 def same_rows(whole: str, parts: Sequence[str]) -> bool:
-    """Whether a segment holds the rows of others, in their order. Raises TableError for one that is damaged."""
+    """Whether a segment holds the rows of others, in their order. In memory: all of them twice.
+
+    Raises TableError for one that is damaged.
+    """
     ours = parquet.read(whole)[0]
     theirs = pa.concat_tables([parquet.read(url)[0].replace_schema_metadata(None) for url in parts])
     return bool(_plain(ours).equals(_plain(theirs)))

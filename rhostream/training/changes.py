@@ -72,6 +72,8 @@ _PINS = {"draws", *(pin for name, says in _SAYS.items() for pin in (says.pinned_
 
 def _require_known(pinned: Mapping[str, Any], run: str) -> None:
     """Raise MismatchError for a run that was begun with a setting which there is no longer."""
+    if pinned.get("loop") == "own":  # of a loop of one's own, whose settings are the user's
+        return
     if gone := sorted(name for name in pinned if name not in _PINS and not name.startswith("preprocess_")):
         raise MismatchError(f"run {storage.redact(run)} was begun with {gone[0]} {pinned[gone[0]]!r}, a setting that "
                             "this version doesn't have: go on with the version that began it (run.json names it), or "

@@ -192,8 +192,8 @@ class _Ledger:
                 self.problems.append(f"pass {pass_index} lacks samples of {len(short):,} shards: "
                                      f"{', '.join(short[:5])}")
         elif (samples := plan.samples) and sum(shards.values()) != samples:
-            self.problems.append(f"pass {pass_index} has {sum(shards.values()):,} samples, "
-                                 f"{'run.json' if plan is self._plans[0] else 'the list of its shards'} says {samples:,}")
+            says = "run.json" if plan is self._plans[0] else "the list of its shards"
+            self.problems.append(f"pass {pass_index} has {sum(shards.values()):,} samples, {says} says {samples:,}")
 
 
 def _steps(run: str, at: Link, ledger: _Ledger) -> Iterator[str]:
