@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import multiprocessing
 import os
+import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
 
 import rhostream
+from rhostream import crashpoints
 from rhostream.audit.alike import digest_of, setting_of
 from rhostream.audit.runs import open_runs
 from rhostream.audit.says import render_status
 from rhostream.audit.status import status_of
 from rhostream.audit.verify import verify
-from rhostream.errors import Interrupted, UsageError
-from rhostream.runs import checkpoint, tensors
+from rhostream.errors import Interrupted, SupersededError, UsageError
+from rhostream.runs import chain, checkpoint, tensors
 from rhostream.stream.passing import parse_stretch
 from rhostream.training.start import train
+from tests.own_loop import network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPIKE = {"from_step": 6, "skip_buffers": "7:9"}
@@ -185,25 +190,109 @@ def test_a_stretch_is_two_numbers(text: str) -> None:
 
 # -- death -------------------------------------------------------------------------------------------------------------
 
-CHILD = """
-import sys
-from pathlib import Path
-from tests.test_spikes import go
-go(Path(sys.argv[1]), Path(sys.argv[2]), 12, from_step=6, skip_buffers="7:9")
-"""
+def die(world: str, folder: str, point: str) -> None:
+    crashpoints.arm(point)
+    go(Path(world), Path(folder), 12, from_step=6, skip_buffers="7:9")
 
 
-@pytest.mark.parametrize("point", ["checkpoint: attempt claimed@1", "train: step logged@3", "checkpoint: committed@1"])
+@pytest.mark.parametrize("point", ["checkpoint: attempt claimed@1",
+                                   pytest.param("train: step logged@3", marks=pytest.mark.slow),
+                                   pytest.param("checkpoint: committed@1", marks=pytest.mark.slow)])
 def test_a_turn_that_was_killed_is_made_again_to_the_same_effect(world: Path, tmp_path: Path, point: str) -> None:
     run, once = tmp_path / "run", tmp_path / "once"
-    for folder in (run, once):
-        go(world, folder, 10)
+    go(world, run, 10)
+    shutil.copytree(run, once)
     go(world, once, 12, **SPIKE)
-    child = subprocess.run([sys.executable, "-c", CHILD, str(world), str(run)], check=False, capture_output=True,
-                           text=True, env={**os.environ, "RHOSTREAM_CRASH_POINT": point})
-    assert child.returncode == -signal.SIGKILL, child.stderr
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "rhostream.training.start", "tests.test_spikes"])
+    child = context.Process(target=die, args=(str(world), str(run), point))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     assert verify(str(run))["problems"] == []
     go(world, run, 12, **SPIKE)
     latest = checkpoint.latest(str(run))
     assert latest is not None and [(c["old"], c["new"]) for c in latest.changes] == [(10, 6), (None, "7:9")]
     assert rows(run) == rows(once) and same_weights(run, once) and verify(str(run))["problems"] == []
+
+
+# -- a loop of one's own -----------------------------------------------------------------------------------------------
+
+
+def own(world: Path, folder: Path, steps: int = 12, state: bool = True, saved: dict[str, Any] | None = None,
+        save_at: int = -1, until: int | None = None, every: int = 2, **options: Any) -> dict[str, Any]:
+    """The loop; without `state` it keeps its own checkpoint, of which it returns the one of `save_at`."""
+    model, found = network(), dict[str, Any]()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    buffers = rhostream.open_stream(str(world / "shards"), str(world / "il"), buffer_size=40)
+    given: dict[str, Any] = {"state": {"model": model, "optimizer": optimizer}, "commit_every": every,
+                             "keep_checkpoints": 10} if state else {}
+    run = rhostream.Run(str(folder), buffers, rhostream.Selector(model, "rho", 8), steps=steps, **given, **options)
+    if saved is not None:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        run.load_state_dict(saved["run"])
+    for kept in run:
+        loss_b = cross_entropy(model(kept.input), kept.label, reduction="none")
+        optimizer.zero_grad()
+        kept.mean(loss_b).backward()
+        optimizer.step()
+        run.step(loss_b)
+        if run.steps + 1 == save_at:
+            found = {"run": run.state_dict(), **_copied(model, optimizer)}
+        if until is not None and run.steps >= until:
+            break
+    return found if state or save_at >= 0 else {"run": run.state_dict(), **_copied(model, optimizer)}
+
+
+def _copied(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    return copy.deepcopy({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+
+
+def test_a_loop_of_ones_own_goes_back_and_passes_over_too(world: Path, tmp_path: Path) -> None:
+    run, fresh = tmp_path / "run", tmp_path / "fresh"
+    own(world, run)
+    own(world, run, until=9, **SPIKE)
+    own(world, run, **SPIKE)
+    own(world, fresh, skip_buffers="7:9")
+    assert rows(run) == rows(fresh) and same_weights(run, fresh) and verify(str(run))["problems"] == []
+    latest = checkpoint.latest(str(run))
+    assert latest is not None and [c["attempt"] for c in latest.changes] == [1, 1] and latest.attempt == 2
+    with pytest.raises(UsageError, match="complete at step 12"):
+        own(world, run, skip_buffers="14:15")
+    with pytest.raises(UsageError, match="kept are those of step"):
+        own(world, run, from_step=7)
+    own(world, run, 13)
+    assert [step for step, why in reasons(run).items() if "passed_over" in why] == [7, 8]
+
+
+def test_a_loop_that_owns_its_checkpoint_goes_back_by_loading_an_older_state(world: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    saved = own(world, run, state=False, save_at=6)
+    with pytest.raises(UsageError, match="load_state_dict the state of an older one"):
+        own(world, run, state=False, saved=saved, **SPIKE)
+    with pytest.raises(UsageError, match="goes on from step 6"):
+        own(world, run, state=False, saved=saved, skip_buffers="5:7")
+    later = own(world, run, 10, state=False, saved=saved, skip_buffers="7:9")
+    assert [step for step, why in reasons(run).items() if "passed_over" in why] == [7, 8]
+    own(world, run, state=False, saved=later, skip_buffers="7:9")
+    latest = checkpoint.latest(str(run))
+    assert latest is not None and latest.step == 12 and [c["attempt"] for c in latest.changes] == [1]
+    assert len(rows(run)) == 12 * 40 and verify(str(run))["problems"] == []
+
+
+def test_the_attempt_that_was_left_can_not_commit_any_more(world: Path, tmp_path: Path) -> None:
+    run, made = tmp_path / "run", network()
+    own(world, run, 8)
+    optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2)
+    buffers = rhostream.open_stream(str(world / "shards"), str(world / "il"), buffer_size=40)
+    old = rhostream.Run(str(run), buffers, rhostream.Selector(made, "rho", 8), commit_every=2, steps=12,
+                        state={"model": made, "optimizer": optimizer})
+    with pytest.raises(SupersededError):  # the other goes back while this one is in its loop
+        for kept in old:
+            if old.steps == 9:
+                own(world, run, 10, **SPIKE)
+            old.step(cross_entropy(made(kept.input), kept.label, reduction="none"))
+    latest = chain.head(str(run))
+    assert latest is not None and latest.attempt == 2 and latest.step == 10
+    assert verify(str(run))["problems"] == []

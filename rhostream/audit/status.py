@@ -148,15 +148,15 @@ def _as_it_goes_on(run: str, record: dict[str, Any], latest: Link | None) -> dic
     plans = plans_of(run, record, latest.changes if latest else ())
     if latest is None or len(plans) < 2:
         return record
-    note, settings = note_of(run, latest.attempt), dict(record.get("settings") or {})
-    asked = note.get("settings")
-    ends = {name: asked.get(name) for name in ("passes", "steps")} if isinstance(asked, dict) else {}
+    asked, settings = note_of(run, latest.attempt).get("settings"), dict(record.get("settings") or {})
+    asked = asked if isinstance(asked, dict) else {}
+    ends = {name: asked.get(name) for name in ("passes", "steps")}
     given, urls = record.get("arguments"), list(plans[-1].urls)
     if isinstance(given, dict):
         given = {**{name: value for name, value in given.items() if name not in ends}, "shards": urls,
                  **{name: value for name, value in ends.items() if value is not None}}
     return {**record, "arguments": given, "shard_urls": urls,
-            "settings": {**settings, **ends, "last_step": note.get("last_step", settings.get("last_step"))}}
+            "settings": {**settings, **ends, "last_step": asked.get("last_step", settings.get("last_step"))}}
 
 
 def _run_examples(run: str, record: Mapping[str, Any], latest: Link | None) -> dict[str, list[dict[str, Any]]]:

@@ -81,6 +81,8 @@ class Run:
     RankLostError where another rank is gone.
     """
 
+    _asked: turns.Asked | None  # the turn that isn't taken up yet
+
     def __init__(self, folder: str, stream: Loader, selector: Selector, *, state: Mapping[str, Any] | None = None,
                  config: Mapping[str, Any] | None = None, steps: int | None = None, accumulate: int = 1,
                  gradients: str | None = None, group: dist.ProcessGroup | str | None = "default",
@@ -133,7 +135,7 @@ class Run:
         self._record, self._changeable, self._note, self._job = record, tuple(changeable), dict(note or {}), job
         self._seed, self._seed_steps = seed, seed_steps
         self._start = start  # the commit to go on from, where it isn't the newest
-        self._asked: turns.Asked | None = None  # what isn't taken up yet
+        self._asked = None
         self._commit_every, self._commit_seconds, self._keep = commit_every, commit_seconds, keep_checkpoints
         self._evaluate, self._signal, self._due = evaluate, 0, False
         self._evaluation: Evaluation | None = None

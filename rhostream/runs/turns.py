@@ -91,11 +91,16 @@ def look(run: str, asked: Asked, ranks: Ranks, point: Callable[[], Link | None])
     """
     told: dict[str, Any] | None = None
     if ranks.first:
-        turn = _look(run, asked, point())
-        told = {"point": turn.point and turn.point.plain(), "back": turn.back, "changing": turn.changing,
-                "plans": [asdict(plan) for plan in turn.plans]}
+        try:
+            turn = _look(run, asked, point())
+            told = {"point": turn.point and turn.point.plain(), "back": turn.back, "changing": turn.changing,
+                    "plans": [asdict(plan) for plan in turn.plans]}
+        except UsageError as exc:
+            told = {"refusal": str(exc)}
     told = ranks.from_first(told)
     assert told is not None
+    if "refusal" in told:  # every rank's
+        raise UsageError(told["refusal"])
     return Turn(asked=asked, point=told["point"] and told_link(told["point"]), back=told["back"],
                 changing=told["changing"], plans=[RunPlan(**plan) for plan in told["plans"]])
 
