@@ -90,17 +90,18 @@ def look(run: str, asked: Asked, ranks: Ranks, point: Callable[[], Link | None])
     Raises UsageError for a step that no kept state is of, naming those that are, and for buffers that were trained on.
     """
     told: dict[str, Any] | None = None
+    refusal: UsageError | None = None
     if ranks.first:
         try:
             turn = _look(run, asked, point())
             told = {"point": turn.point and turn.point.plain(), "back": turn.back, "changing": turn.changing,
                     "plans": [asdict(plan) for plan in turn.plans]}
         except UsageError as exc:
-            told = {"refusal": str(exc)}
+            told, refusal = {"refusal": str(exc)}, exc
     told = ranks.from_first(told)
     assert told is not None
     if "refusal" in told:  # every rank's
-        raise UsageError(told["refusal"])
+        raise refusal or UsageError(told["refusal"])
     return Turn(asked=asked, point=told["point"] and told_link(told["point"]), back=told["back"],
                 changing=told["changing"], plans=[RunPlan(**plan) for plan in told["plans"]])
 
