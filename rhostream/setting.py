@@ -47,9 +47,9 @@ class Setting:
     unset: str = ""  # what holds where the value is None, for people
     choices: tuple[str, ...] = ()  # nothing else can be given
     option: str = ""  # its name on the command line, where it isn't the field's
-    flag: str = ""  # a short option, as -o
     command_line: bool = True  # False: for Python and config files
     code: bool = False  # an object of Python: in no file
+    imports: bool = False  # its value can be package.module:function, which a file must not decide
     place: bool = False  # paths or URLs, which are made absolute and lose their secrets where they are recorded
     joined: bool = False  # several values, which the command line takes as one text with commas
     kept: bool = True  # part of what run.json says of the config

@@ -224,7 +224,7 @@ BAD: list[tuple[str, str, str]] = [
     ("c.yaml", "", "got nothing"),
     ("c.yaml", "a: [1\n", "is no YAML"),
     ("c.yaml", "a: !!python/object:os.system x\n", "is no YAML"),
-    ("c.yaml", "[" * 5000, "can't be understood"),
+    ("c.yaml", "[" * 1500, "can't be understood"),
     ("c.toml", "a = \n", "is no TOML"),
     ("c.json", "{", "is no JSON"),
     ("c.json", '{"lr": 1, "lr": 2}', "given twice"),
@@ -278,6 +278,20 @@ def test_every_verb_with_a_config_takes_a_file(world: Path, tmp_path: Path) -> N
     assert json.loads((tmp_path / "m" / "model.json").read_text())["asked"]["batch_size"] == 32
     assert json.loads((tmp_path / "t" / "_table.json").read_text())["keep"] == {"is_noisy": "bool"}
     assert (tmp_path / "x" / "_table.json").exists()
+
+
+def test_a_file_does_not_decide_what_code_is_run(world: Path, tmp_path: Path) -> None:
+    for name, says in {(name, says) for config in CONFIGS for name, says in settings_of(config).items()}:
+        assert says.imports or "module:function" not in says.help, name
+    path = tmp_path / "c.json"
+    for name, value in (("rule", "mine:rule"), ("model", "mine:net"), ("loss", "mine:loss"), ("shadow", "rho,mine:x"),
+                        ("il_code", "mine:net"), ("proxy_model", "mine:net")):
+        path.write_text(json.dumps({**small(world, tmp_path / "run"), name: value}))
+        says = command("train", "--config", path, code=2)[1]
+        assert "mine:" in says and f"--{name.replace('_', '-')} mine:" in says and "a file doesn't decide" in says
+    path.write_text(json.dumps({**small(world, tmp_path / "run"), "loss": "mine:loss"}))
+    command("train", "--config", path, "--loss", "tests.tiny:smooth_loss", "--rule", "loss")
+    assert read_record(str(tmp_path / "run"))["fingerprints"]["loss"] == "tests.tiny:smooth_loss"
 
 
 # -- old runs ----------------------------------------------------------------------------------------------------------

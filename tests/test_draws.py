@@ -198,7 +198,7 @@ def test_every_generator_is_made_of_words() -> None:
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if name not in MAKERS or place in ALLOWED:
                 continue
-            bare = name in ("manual_seed", "Generator") and (not node.args or _is_worded(node.args[0]))
+            bare = name in ("manual_seed", "Generator", "seed") and (not node.args or _is_worded(node.args[0]))
             if not bare:
                 strangers.append(f"{place}:{node.lineno} {name}")
     assert strangers == []
@@ -207,4 +207,7 @@ def test_every_generator_is_made_of_words() -> None:
 def _is_worded(node: ast.expr) -> bool:
     """Made by a function of the room, or the variable `seed`, which a function takes from one."""
     made = {getattr(part.func, "id", "") for part in ast.walk(node) if isinstance(part, ast.Call)}
-    return bool(made & {"torch_seed", "generator"}) or (isinstance(node, ast.Name) and node.id == "seed")
+    named = isinstance(node, ast.Name) and node.id == "seed"
+    if isinstance(node, ast.BinOp):  # numpy's takes 32 bits of it
+        return _is_worded(node.left)
+    return bool(made & {"torch_seed", "generator"}) or named

@@ -164,7 +164,7 @@ def test_rows_that_name_nothing_are_counted_and_the_first_is_named(tmp_path: Pat
 def test_a_list_that_is_no_file_is_refused_before_any_work(world: Path, tmp_path: Path, given: Any) -> None:
     with pytest.raises(UsageError, match=f"keep_list is a {type(given).__name__}"):
         rhostream.open_stream(str(world / "shards"), str(world / "il"), buffer_size=8, keep_list=given)
-    with pytest.raises(UsageError, match=f"keep_list is a {type(given).__name__}"):
+    with pytest.raises(UsageError, match=f"keep_list.*{type(given).__name__}"):
         rhostream.train(str(world / "shards"), str(world / "il"), str(tmp_path / "run"), model="mlp-64",
                         keep_list=given)
     with pytest.raises(UsageError, match=r"(?i)folder|directory"):

@@ -173,7 +173,7 @@ def test_a_step_or_a_commit_where_no_batch_is_at_hand_is_an_error(make: Make) ->
     with pytest.raises(UsageError, match="after run"):
         for _ in run:
             run.commit()
-    with pytest.raises(UsageError, match="one loop"):
+    with pytest.raises(UsageError, match="in the middle of step 0"):
         next(iter(run))
 
 
@@ -407,6 +407,29 @@ def test_a_second_loop_over_a_run_that_is_over_says_where_passes_come_from(make:
     run, model, optimizer = make(steps=2)
     assert learn(run, model, optimizer) == 2
     with pytest.raises(UsageError, match="passes=N"):
+        learn(run, model, optimizer)
+
+
+def test_a_loop_that_was_left_after_its_step_goes_on(make: Make, tmp_path: Path) -> None:
+    learn(*make("whole", commit_every=4))
+    run, model, optimizer = make(commit_every=4)
+    assert [learn(run, model, optimizer, until=5), learn(run, model, optimizer, until=1),
+            learn(run, model, optimizer)] == [5, 1, BUFFERS - 6]
+    assert as_text(tmp_path / "run") == as_text(tmp_path / "whole") and run.complete
+
+
+def test_a_loop_that_was_left_after_the_last_step_is_completed_by_the_next(make: Make, tmp_path: Path) -> None:
+    run, model, optimizer = make(steps=4)
+    learn(run, model, optimizer, until=4)
+    assert learn(run, model, optimizer) == 0
+    latest = checkpoint.latest(str(tmp_path / "run"))
+    assert latest is not None and latest.complete and latest.step == 4
+
+
+def test_a_stream_that_was_moved_before_is_refused(make: Make) -> None:
+    run, model, optimizer = make()
+    run.stream.load_state_dict({"pass": 0, "buffer": 3})
+    with pytest.raises(UsageError, match="buffer 3 of pass 0"):
         learn(run, model, optimizer)
 
 

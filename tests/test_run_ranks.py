@@ -21,7 +21,7 @@ SLOW = pytest.mark.slow
 
 
 def own_run(rank: int, world: str, run: str, until: int | None = None, wrap: str = "ddp",
-            states: str = "") -> list[Any]:
+            states: str = "", buffer_size: int = 40) -> list[Any]:
     """The loop; `wrap`: ddp, fsdp or none. With `states` the loop keeps run.state_dict() itself. Left after `until`."""
     from torch.nn.parallel import DistributedDataParallel
 
@@ -34,7 +34,7 @@ def own_run(rank: int, world: str, run: str, until: int | None = None, wrap: str
 
         model = fully_shard(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    stream = rhostream.open_stream(f"{world}/shards", il=f"{world}/il", buffer_size=40)
+    stream = rhostream.open_stream(f"{world}/shards", il=f"{world}/il", buffer_size=buffer_size)
     selector = rhostream.Selector(model, "rho", 8)
     objects = {"model": model, "optimizer": optimizer}
     made = rhostream.Run(run, stream, selector, state=None if states else objects, config={"lr": 1e-2}, commit_every=4)
@@ -84,6 +84,16 @@ def test_states_that_two_ranks_save_bring_both_back(world: Path, tmp_path: Path)
     assert ranks.together(tmp_path / "a", own_run, 2, str(world), run, None, "ddp", states)[0][0] == 25
     latest = checkpoint.latest(run)
     assert latest is not None and latest.complete and verify(run)["problems"] == []
+
+
+@SLOW
+def test_a_run_of_two_ranks_goes_on_with_one_and_keeps_its_lanes(world: Path, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")  # 70 in 14 lanes over two ranks, and 35 over one
+    assert ranks.together(tmp_path / "a", own_run, 2, str(world), run, 6, "ddp", "", 70)[0][0] == 6
+    assert own_run(0, str(world), run, None, "none", "", 70)[0] == 14
+    latest = checkpoint.latest(run)
+    assert latest is not None and latest.complete and verify(run)["problems"] == []
+    assert sum(segment["rows"] for segment in latest.log) == 1003
 
 
 @SLOW

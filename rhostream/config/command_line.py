@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from rhostream import config as configs
+from rhostream.errors import UntrustedCodeError
 from rhostream.setting import Setting, defaults_of, kinds_of, option_name, settings_of, takes_several
 
 CONFIG_HELP = ("A run.json, or YAML, TOML or JSON of these settings, one_word: value. What is typed here wins; "
@@ -143,21 +144,24 @@ def _option(name: str, says: Setting, kinds: tuple[str, ...], defaults: dict[str
         return SettingOption([option, name], multiple=True, type=int if "Iterable[int]" in kinds else str, **how)
     kind: Any = Choice(says.choices) if says.choices else str if "str" in kinds else (
         next(_TYPES[kind] for kind in kinds if kind in _TYPES))
-    return SettingOption([*([says.flag] if says.flag else []), option, name], type=kind, default=default,
-                         show_default=default is not None, **how)
+    return SettingOption([option, name], type=kind, default=default, show_default=default is not None, **how)
 
 
 def config_of(config: type[Any], ctx: click.Context) -> Any:
     """The config that the command line and its --config ask for. Raises click's errors, UsageError."""
     given: dict[str, Any] = {}
+    typed = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     if url := ctx.params.get("config"):
         from rhostream.config.files import read_config
 
         given = read_config(url, config)
     for name, value in ctx.params.items():
-        if name != "config" and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+        if name != "config" and name in typed:
             given[name] = value
     says, kinds = settings_of(config), kinds_of(config)
+    for name in {*given} - typed:  # what the file gave
+        if says[name].imports:
+            _require_typed(given[name], option_name(name, says[name]), str(url))
     for name in [*given]:
         if any(kind.startswith("Mapping[str, str]") for kind in kinds[name]) and isinstance(given[name], tuple):
             from rhostream.tables.names import parse_roots
@@ -167,3 +171,13 @@ def config_of(config: type[Any], ctx: click.Context) -> Any:
         if name not in given and name not in defaults_of(config):
             raise click.MissingParameter(ctx=ctx, param=next(p for p in ctx.command.params if p.name == name))
     return config(**given)
+
+
+def _require_typed(value: Any, option: str, url: str) -> None:
+    """Raise UntrustedCodeError where a file names code that the command line doesn't: decision 012."""
+    from rhostream.storage import redact
+
+    names = value.split(",") if isinstance(value, str) else list(value or ())
+    for name in names:
+        if name.partition(":")[0].strip() not in ("torchvision", "timm", "hf"):
+            UntrustedCodeError.unless_named(name.strip(), None, redact(url), option)

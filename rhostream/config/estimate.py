@@ -25,7 +25,7 @@ class EstimateConfig:
     task: str | None = setting(None, help=TASK, choices=TASKS, unset="language of text-lm, label of any other")
     il: str | None = setting(
         None, help="A table of compute-il or index: samples are counted, the loader timed.", metavar="URL", place=True)
-    model: str = setting("mlp", help=MODEL)
+    model: str = setting("mlp", help=MODEL, imports=True)
     buffer_size: int = setting(320, help="n_B: samples looked at each step.")
     batch_size: int = setting(32, help="n_b: samples kept for the gradient.")
     image_size: int | None = setting(None, help="Pixels of the square input; else the table's or the images'.")
@@ -38,7 +38,8 @@ class EstimateConfig:
         None, help="Number of classes; else the table's or the largest label seen + 1.")
     device: str = setting("auto", help="auto, cpu, cuda, cuda:1.")
     il_model: str | None = setting(
-        None, help="The IL model to price.", metavar="NAME", unset="the table's, else small-cnn")
+        None, help="The IL model to price.", metavar="NAME", unset="the table's, else small-cnn",
+        imports=True)
     steps: int | None = setting(
         None, help="Steps of the run to weigh it against.", unset="one pass, all trained")
     band: str = setting("20%:90%", help="Quantiles of il to price.", metavar="LO:HI")

@@ -44,7 +44,7 @@ class FitILConfig(_OfflineConfig):
     verb: ClassVar[str] = "fit-il"
 
     out: str = setting(help="Folder of the IL model (weights and model.json).", metavar="DIR", place=True)
-    model: str = setting("small-cnn", help=MODEL)
+    model: str = setting("small-cnn", help=MODEL, imports=True)
     holdout: str | Iterable[str] | None = setting(
         None, help="Shards of their own to learn from.", metavar="URL...", place=True)
     holdout_fraction: float | None = setting(
@@ -107,7 +107,8 @@ class ComputeILConfig(_TableConfig):
     verb: ClassVar[str] = "compute-il"
 
     model: str | Iterable[str] | None = setting(
-        None, help="The IL model's package.module:function, where it is your own code.", metavar="NAME...")
+        None, help="The IL model's package.module:function, where it is your own code.", metavar="NAME...",
+        imports=True)
     il_model: str | Iterable[str] | None = setting(
         None, help="What fit-il wrote; several are scored in one pass, each into its own --out.", metavar="DIR...",
         place=True)

@@ -30,7 +30,8 @@ run, whose `config` is the whole of it. What is typed wins over the file, and `-
     rhostream train --config runs/first/run.json --run runs/second --seed 1
 
 A file may say `verb: train` and `version: 1`; one of another verb or of a newer version is refused, as is a field that
-isn't there or has another type. What is secret in a URL (user, query) is never written down.
+isn't there or has another type. A file doesn't decide what code is run: `package.module:function` has to be typed as
+well (`--rule my.rules:mine`). What is secret in a URL (user, query) is never written down.
 """
 RESUME = {ALWAYS: "yes", ASKED: "yes, where it isn't the default"}
 TRAIN = """*Resume must agree*: with what a run was begun, or the resume is refused. *`--change`*: can be changed on

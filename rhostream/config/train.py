@@ -67,10 +67,10 @@ class TrainConfig(Options):
     run: str = setting(
         help="Run folder; the same command again resumes it.", metavar="DIR", place=True,
         free="it is the run's own folder")
-    model: str = setting("mlp", help=MODEL, pin=ALWAYS, fixed=WEIGHTS)
+    model: str = setting("mlp", help=MODEL, imports=True, pin=ALWAYS, fixed=WEIGHTS)
     rule: str = setting(
-        "rho", help=", ".join(RULE_NAMES) + " or your module:function.", metavar="NAME", pin=ALWAYS, fixed=CHOICE,
-        part="rule")
+        "rho", help=", ".join(RULE_NAMES) + " or your module:function.", metavar="NAME", imports=True,
+        pin=ALWAYS, fixed=CHOICE, part="rule")
     buffer_size: int = setting(
         320, help="n_B: samples looked at each step.", pin=ALWAYS, fixed=PLAN, part="sizes")
     batch_size: int = setting(
@@ -96,7 +96,7 @@ class TrainConfig(Options):
     weight_decay: float = setting(0.01, help="Of AdamW.", pin=ALWAYS, fixed="")
     loss: str = setting(
         "cross_entropy", help="cross_entropy or your module:function of (logits, label), one loss a sample.",
-        metavar="NAME", pin=ASKED, fixed=CHOICE)
+        metavar="NAME", imports=True, pin=ASKED, fixed=CHOICE)
     token_share: float | None = setting(
         None, help="Of language: train on this share of a kept sequence's tokens, the largest loss - il (Rho-1).",
         metavar="F", pin=ASKED, fixed=CHOICE)
@@ -120,7 +120,7 @@ class TrainConfig(Options):
         fixed="", part="rule")
     il_code: str | None = setting(
         None, help="Its package.module:function, where it is your own code.", heading=RULES, metavar="NAME",
-        free="the IL model names its own code, and this only says that it is trusted", fixed=CHOICE)
+        imports=True, free="the IL model names its own code, and this only says that it is trusted", fixed=CHOICE)
 
     keep_list: str | None = setting(
         None, help="Parquet, CSV or JSON of (shard, ordinal) or (shard, key): nothing else is a candidate.",
@@ -137,7 +137,7 @@ class TrainConfig(Options):
         heading=CASCADE, metavar="KIND:R", pin=ALWAYS, fixed=CHOICE, part="rule", words="shortlist")
     proxy_model: str = setting(
         "mlp-64", help="The small model of --shortlist proxy; it learns from what is kept.", heading=CASCADE,
-        pin=RESOLVED, pinned_as=("proxy_model",), fixed=CHOICE, part="rule")
+        imports=True, pin=RESOLVED, pinned_as=("proxy_model",), fixed=CHOICE, part="rule")
 
     precision: str = setting(
         "float32", help="Of scoring: float32 or bfloat16.", heading=MACHINE, pin=ALWAYS, fixed="", part="rule")

@@ -38,6 +38,7 @@ from rhostream.runs.chain import head
 from rhostream.runs.link import Link, Place, place_of
 from rhostream.runs.measure import measure
 from rhostream.runs.pins import il_account, pins_of, plain_config, record_of
+from rhostream.runs.record import recorded
 from rhostream.runs.tensors import read_files
 from rhostream.selection.gradient import require_finite
 from rhostream.selection.ranks import Ranks, default_ranks
@@ -130,7 +131,7 @@ class Run:
                   note: Mapping[str, Any] | None = None, job: str = "run", start: Place | None = None,
                   evaluate: Callable[[int, bool], Evaluation | None] | None = None) -> None:
         self.attempt, self.stream, self.selector, self.last_step = attempt, stream, selector, last_step
-        self.ranks, self.objects, self.device = attempt.ranks, dict(objects), stream.device
+        self.ranks, self.objects, self.device = attempt.ranks, dict(objects), _device_of(stream, selector)
         self.candidates: Candidates | None = None  # of the batch at hand
         self._record, self._changeable, self._note, self._job = record, tuple(changeable), dict(note or {}), job
         self._seed, self._seed_steps = seed, seed_steps
@@ -154,9 +155,10 @@ class Run:
         if self._over:
             raise UsageError(f"this run is over (step {self.steps:,}): its passes are those of the stream, "
                              "open_stream(passes=N), and they all go through one loop")
-        if self._at_hand is not None or self._taken is not None:
-            raise UsageError("a run is one loop: the batch at hand of the loop before was left; start the script "
-                             "again, and it goes on after the last commit")
+        if self._at_hand is not None and self._taken is None:
+            raise UsageError(f"the loop before was left in the middle of step {self.steps}, without run.step: nobody "
+                             "knows whether the weights saw its batch; start the script again, and it goes on after "
+                             "the last commit")
         self._begin()
         if self.complete:
             self._over = True
@@ -171,6 +173,8 @@ class Run:
     def _batches(self, stop: StopRequest, progress: StepProgress) -> Iterator[Selection]:
         """Algorithm 1, lines 5 to 8; what the body of the loop does are lines 9 and 10."""
         clock, alone = self._clock, self.ranks.alone
+        if self._at_hand is not None and self._after_step(stop, progress):  # the loop before was left after its step
+            return
         # A rank that stopped waiting would leave the others in their next collective.
         for candidates in stop.while_waiting(self.stream) if alone else self.stream:  # line 5: the next n_B
             clock.lap("wait")
@@ -188,25 +192,29 @@ class Run:
                 if self._at_hand is not None and self._taken is None:
                     raise UsageError(f"run.step(losses) was forgotten in step {self.steps}: call it once for each "
                                      "batch, after the optimizer's step")
-            self._close()
-            crash_point("train: step closed")
-            progress.step("" if self._book.loss is None else f"loss {self._book.loss:.3f}")
-            # A rank may know of a signal that another will only see a step later: all go by what was gathered.
-            signal = stop.signal if alone else self._signal
-            done = self.last_step is not None and self.steps >= self.last_step
-            if not self._book.open and (done or signal or self._is_due()):
-                self._commit_own(done)
-            if done:
-                self._end()
+            if self._after_step(stop, progress):
                 return
-            if signal and not self._book.open:
-                stop.signal = signal
-                raise stop.error(self.steps)
         if alone and stop.signal:  # it came while the next buffer was waited for
             if self.attempt.uncommitted:
                 self._log()
                 self._commit_own(False)
             raise stop.error(self.steps)
+
+    def _after_step(self, stop: StopRequest, progress: StepProgress) -> bool:
+        """Close the batch at hand and commit where it is time to; whether the run is over. Collective."""
+        self._close()
+        crash_point("train: step closed")
+        progress.step("" if self._book.loss is None else f"loss {self._book.loss:.3f}")
+        # A rank may know of a signal that another will only see a step later: all go by what was gathered.
+        signal = stop.signal if self.ranks.alone else self._signal
+        if not self._book.open and (self.complete or signal or self._is_due()):
+            self._commit_own(self.complete)
+        if self.complete:
+            self._end()
+        elif signal and not self._book.open:
+            stop.signal = signal
+            raise stop.error(self.steps)
+        return self.complete
 
     def step(self, loss_b: Tensor, applied: bool | Tensor = True, *, mean: Tensor | None = None) -> None:
         """Record the batch at hand: once for each, after the optimizer's step and before the scheduler's.
@@ -309,6 +317,7 @@ class Run:
         if version > STATE_VERSION:
             raise MismatchError(f"this state of a run was written by a newer rhostream (version {version}); upgrade "
                                 "rhostream")
+        self._keep_lanes()
         self._take_up(lambda: self.attempt.at(place))
         self.attempt.open(self._record, self._changeable, start=place)
         # The plan of a cursor is that of before the run grew; what a run pins says more.
@@ -333,6 +342,7 @@ class Run:
 
         Raises MismatchError naming what differs, TableError for a commit that can't be read.
         """
+        self._keep_lanes()
         self._take_up(lambda: head(self.attempt.url) if self.objects else None)
         point = self.attempt.open(self._record, self._changeable, start=self._start, fresh=not self.objects)
         if point is not None:
@@ -346,12 +356,27 @@ class Run:
         if not self._opened:
             if self.ranks.first:
                 storage.probe_writable(self.attempt.url)
-            self.open()
+            cursor = self.stream.state_dict()
+            if self.open() is None and (cursor["pass"], cursor["buffer"]) != (0, 0):
+                raise UsageError(f"a run begins at the stream's beginning, and this stream is at buffer "
+                                 f"{cursor['buffer']} of pass {cursor['pass']}: a run moves the cursor itself, so give "
+                                 "it a stream that nobody has moved")
         if self.complete:
             turns.require_steps(self.attempt.changing, self.attempt.url, self.steps)
         elif not self._claimed:
             self._claim()
         self._claimed = True
+
+    def _keep_lanes(self) -> None:
+        """A run keeps the lanes that it began with, whatever the number of ranks now."""
+        pinned, stream = self.attempt.pinned, self.stream.stream
+        if pinned.get("loop") != "own":
+            return
+        known = recorded(self.attempt.url).get("fingerprints", {}) if self.ranks.first else {}
+        same = known.get("buffer_size") == stream.buffer_size  # else the pins say more
+        lanes = self.ranks.from_first(known.get("lanes") if same else None)
+        if isinstance(lanes, int) and lanes != stream.lanes and stream.carry(lanes):
+            pinned["lanes"] = lanes
 
     def _take_up(self, point: Callable[[], Link | None]) -> None:
         """Once: let stream and attempt go by what was asked for and by what is in force at the commit of `point`."""
@@ -539,6 +564,13 @@ def _choose_before_decoding(stream: Loader, selector: Selector) -> None:
     if (always or schedule.has_uniform_steps) and not any(isinstance(p, UniformChoice) for p in candidates.prefilters):
         candidates.prefilters += (UniformChoice(selector.batch_size, selector.seed, None, schedule,
                                                 selector.options.quota, always, candidates.numbering),)
+
+
+def _device_of(stream: Loader, selector: Selector) -> torch.device:
+    """Where buffers are scored: the stream's device, else that of the model."""
+    if stream.device.type != "cpu":
+        return stream.device
+    return next((p.device for p in selector.model.parameters()), stream.device)
 
 
 def _rate(objects: Mapping[str, Any]) -> float | None:

@@ -53,7 +53,7 @@ class Options:
     mc_draws: int = option(10, "Forwards with dropout on, for the rules that compare them.", metavar="K", words=None)
     shadow: str | Iterable[str] | None = option(
         None, "Also log what these rules would have kept of the same forward.", metavar="RULE,...", joined=True,
-        words=None)
+        imports=True, words=None)
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -155,12 +155,17 @@ class CandidateStream(IterableDataset[Message]):
                                 f"function of the list: give them as they were then, first {identity['first_shard']}, "
                                 "or name that order with open_stream(order=[names])")
         lanes = int(identity["lanes"])
-        if lanes != self.lanes and self._asked_lanes is not None:
+        if lanes != self.lanes and not self.carry(lanes):
             raise MismatchError(f"this cursor is of a plan of {lanes} lanes, and this stream was asked for "
                                 f"{self._asked_lanes}: leave lanes out, and it goes on with {lanes}")
-        if lanes != self.lanes:
-            self.lanes = choose_lanes(self.buffer_size, self.ranks, carried=lanes)
-            self._plans = {}
+
+    def carry(self, lanes: int) -> bool:
+        """Go on with the lanes of a plan that began with other ranks, unless others were asked for by name."""
+        if self._asked_lanes is not None:
+            return False
+        self.lanes = choose_lanes(self.buffer_size, self.ranks, carried=lanes)
+        self._plans = {}
+        return True
 
     def plan(self, pass_index: int) -> Plan:
         """The plan of a pass."""
