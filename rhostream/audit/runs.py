@@ -6,6 +6,7 @@ Nothing here reads a segment. Fields that an older or foreign run.json lacks are
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from rhostream.foreign import checked_run, read_object
 from rhostream.runs import checkpoint
 from rhostream.runs.cost import Cost
 from rhostream.runs.link import Link
+from rhostream.runs.plans import RunPlan, plans_of
 from rhostream.tables.places import url_below
 
 NEAR = 3  # names that a mistyped one is answered with
@@ -56,6 +58,16 @@ class RunFolder:
             spent = Cost.from_json(spent).as_json()
         return spent
 
+    @functools.cached_property
+    def plans(self) -> list[RunPlan]:
+        """The lists of shards that it goes by, oldest first: that of run.json, and those it grew to."""
+        return plans_of(self.url, self.record, self.checkpoint.changes if self.checkpoint else ())
+
+    @property
+    def shards(self) -> Sequence[str]:
+        """The names of all shards that it goes by."""
+        return self.plans[-1].names if self.plans else ()
+
     @property
     def steps(self) -> int:
         """Gradient steps that were committed."""
@@ -71,7 +83,7 @@ class RunFolder:
         moved = url_below(shard, roots or {}, folders=True)
         if moved:
             return moved
-        known = dict(zip(self.record.get("shards") or (), self.record.get("shard_urls") or (), strict=False))
+        known = next((dict(zip(plan.names, plan.urls, strict=False)) for plan in reversed(self.plans)), {})
         return known.get(shard) or url_below(shard, self.record.get("roots") or {}, folders=True) or shard
 
 

@@ -202,7 +202,7 @@ class Ledger:
                 raise MismatchError(f"run {run.name} was trained with il of fingerprint {pinned}, "
                                     f"{storage.redact(table)} has {info.fingerprint} today: another table has taken "
                                     "its place")  # fmt: skip
-        return sorted({str(name) for run in mine for name in run.record.get("shards") or ()})
+        return sorted({str(name) for run in mine for name in run.shards})
 
     def _translated(self, error: Exception, query: str) -> RhostreamError:
         """DuckDB's error as one of ours, in one sentence."""
