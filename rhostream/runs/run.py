@@ -265,6 +265,8 @@ class Run:
         if not self.objects:
             raise UsageError("this run was given no state=, so it has nothing to commit: save run.state_dict() with "
                              "your own checkpoint")
+        if self._at_hand is None and not self.attempt.uncommitted:
+            return  # all of it is committed already
         self._settle_step("commit")
         self._log()
         self._commit_own(self.complete)
@@ -278,6 +280,8 @@ class Run:
         """
         self._require_all("state_dict")
         self._begin()
+        if self.attempt.attempt < 0:  # a run that is through isn't claimed by opening it
+            self.attempt.claim(self._note)
         self._settle_step("state_dict")
         self._log()
         self._require_sound()
