@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from torch.nn.functional import cross_entropy
 
 import rhostream
+from rhostream import crashpoints
 from rhostream.audit.report import write_report
 from rhostream.audit.runs import open_runs
 from rhostream.audit.says import render_status
@@ -90,6 +92,7 @@ def test_a_resume_inside_a_grown_pass_is_exact_with_and_without_grow(world: Path
     status = status_of(str(run))
     assert status["of"] == BUFFERS[3] + BUFFERS[5]
     assert "--passes 2" in status["next"] and "train-{000..004}.tar" in status["next"]
+    assert ask(run, "SELECT steps, last_step FROM runs") == [{"steps": 15, "last_step": 28}]
     with pytest.raises(Interrupted):
         go(world, run, 5, passes=2, metrics=stop_at(20))
     go(world, run, 5, passes=2, grow=True)
@@ -199,6 +202,8 @@ def test_a_note_of_the_list_that_is_gone_or_strange_is_said(world: Path, run: Pa
     for change in ({"names": whole["grown"]["names"][:2]}, {"fingerprint": "0"}, {"buffers_per_pass": -1}):
         note.write_text(json.dumps({**whole, "grown": {**whole["grown"], **change}}))
         assert "attempts/1.json" in verify(str(run))["problems"][0]
+    note.write_text(json.dumps({**whole, "settings": 3, "grown": None}))  # what needs no list can still be asked
+    assert ask(run, "SELECT last_step FROM runs") == [{"last_step": None}] and len(rows(run)) == 447 + 704
     note.write_text(json.dumps({name: value for name, value in whole.items() if name != "grown"}))
     assert "attempts/1.json" in verify(str(run))["problems"][0]
 
@@ -262,6 +267,9 @@ def test_a_loop_of_ones_own_grows_and_goes_on_the_same_way(world: Path, tmp_path
     for folder in (run, once):
         own(world, folder)
     own(world, once, 5, passes=2, grow=True)
+    own(world, run, 5, passes=2, grow=True, until=13)  # dies before its first commit
+    latest = checkpoint.latest(str(run))
+    assert latest is not None and latest.step == 11 and latest.changes == [] and verify(str(run))["problems"] == []
     own(world, run, 5, passes=2, grow=True, until=17)  # dies behind its commit of step 15
     own(world, run, 5, passes=2, grow=True)
     assert planned(run) == [(0, 447, 447, 3), (1, 704, 704, 5)] and rows(run) == rows(once)
@@ -281,6 +289,27 @@ def test_a_loop_that_owns_its_checkpoint_grows_from_the_state_it_loads(world: Pa
     assert verify(str(run))["problems"] == []
     own(world, run, 5, passes=2, state=False, saved=first, grow=True, until=14)  # an older state grows again
     assert verify(str(run))["problems"] == []
+
+
+def die(world: str, folder: str, point: str) -> None:
+    crashpoints.arm(point)
+    go(Path(world), Path(folder), 5, passes=2, grow=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["checkpoint: attempt claimed@1", "checkpoint: committed@1", "train: step logged@7"])
+def test_a_growth_that_was_killed_is_the_growth_of_one_attempt(world: Path, run: Path, tmp_path: Path,
+                                                               point: str) -> None:
+    once = Path(shutil.copytree(run, tmp_path / "once"))
+    go(world, once, 5, passes=2, grow=True)
+    child = ranks.CONTEXT.Process(target=die, args=(str(world), str(run), point))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL and verify(str(run))["problems"] == []
+    go(world, run, 5, passes=2, grow=True)
+    latest = checkpoint.latest(str(run))
+    assert latest is not None and len(latest.changes) == 1
+    assert rows(run) == rows(once) and same_weights(run, once) and verify(str(run))["problems"] == []
 
 
 # -- two ranks ---------------------------------------------------------------------------------------------------------

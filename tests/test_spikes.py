@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -29,6 +28,8 @@ from rhostream.runs import chain, checkpoint, tensors
 from rhostream.stream.passing import parse_stretch
 from rhostream.training.start import train
 from tests.own_loop import network
+from tests.ranks import CONTEXT
+from tests.test_cli import run as command
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPIKE = {"from_step": 6, "skip_buffers": "7:9"}
@@ -203,9 +204,7 @@ def test_a_turn_that_was_killed_is_made_again_to_the_same_effect(world: Path, tm
     go(world, run, 10)
     shutil.copytree(run, once)
     go(world, once, 12, **SPIKE)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "rhostream.training.start", "tests.test_spikes"])
-    child = context.Process(target=die, args=(str(world), str(run), point))
+    child = CONTEXT.Process(target=die, args=(str(world), str(run), point))
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL
@@ -296,3 +295,26 @@ def test_the_attempt_that_was_left_can_not_commit_any_more(world: Path, tmp_path
     latest = chain.head(str(run))
     assert latest is not None and latest.attempt == 2 and latest.step == 10
     assert verify(str(run))["problems"] == []
+
+
+def test_a_cost_account_of_an_earlier_end_is_made_again(world: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    go(world, run, 4)
+    earlier = (run / "cost.json").read_bytes()
+    go(world, run, 6)
+    now = (run / "cost.json").read_bytes()
+    for stale in (earlier, b"{"):
+        (run / "cost.json").write_bytes(stale)  # as a crash between the commit and the account would leave it
+        go(world, run, 6)
+        assert (run / "cost.json").read_bytes() == now != earlier
+
+
+def test_the_command_line_has_the_options_and_refuses_in_one_sentence(world: Path, tmp_path: Path) -> None:
+    argv = ["train", "--shards", str(world / "shards"), "--il", str(world / "il"), "--run", str(tmp_path / "run"),
+            "--model", "mlp-64", "--buffer-size", "40", "--batch-size", "8", "--checkpoint-every", "2"]
+    command(*argv, "--steps", 6)
+    command(*argv, "--steps", 6, "--from-step", 4, "--skip-buffers", "4:5")
+    assert [step for step, why in reasons(tmp_path / "run").items() if "passed_over" in why] == [4]
+    for wrong in (["--skip-buffers", "5:4"], ["--from-step", "1"], ["--skip-buffers", "1:2"]):
+        _, says = command(*argv, "--steps", 8, *wrong, code=2)
+        assert wrong[1] in says

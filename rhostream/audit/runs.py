@@ -16,9 +16,10 @@ from rhostream import storage
 from rhostream.errors import TableError, UsageError
 from rhostream.foreign import checked_run, read_object
 from rhostream.runs import checkpoint
+from rhostream.runs.attempts import note_of
 from rhostream.runs.cost import Cost
 from rhostream.runs.link import Link
-from rhostream.runs.plans import RunPlan, plans_of
+from rhostream.runs.plans import SHARDS, RunPlan, plans_of
 from rhostream.tables.places import url_below
 
 NEAR = 3  # names that a mistyped one is answered with
@@ -67,6 +68,17 @@ class RunFolder:
     def shards(self) -> Sequence[str]:
         """The names of all shards that it goes by."""
         return self.plans[-1].names if self.plans else ()
+
+    @property
+    def last_step(self) -> Any:
+        """Where it was to end: as it began, or, of a run that grew, as the newest commit's attempt was asked."""
+        if self.checkpoint is None or not any(change["field"] == SHARDS for change in self.checkpoint.changes):
+            return self.settings.get("last_step")
+        try:
+            asked = note_of(self.url, self.checkpoint.attempt).get("settings")
+        except TableError:  # `verify` says so
+            return None
+        return asked.get("last_step") if isinstance(asked, dict) else None
 
     @property
     def steps(self) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 from rhostream import storage
 from rhostream.crashpoints import crash_point
 from rhostream.errors import AlreadyExistsError, Interrupted, MismatchError, RhostreamError, TableError, UsageError
+from rhostream.foreign import read_object
 from rhostream.runs import chain, checkpoint, compaction, retention
 from rhostream.runs.cost import Cost
 from rhostream.runs.link import KINDS, OLD, Link, Place, told_link
@@ -153,7 +154,7 @@ class Attempt:
         """Do what a crash right after the newest checkpoint left undone."""
         if not self.ranks.first:
             return
-        if found.complete and not storage.exists(storage.join(self.url, "cost.json")):
+        if found.complete and not self._has_cost(found):
             self._write_cost()
         retention.retain(self.url, keep, found)
 
@@ -265,6 +266,14 @@ class Attempt:
             raise UsageError("run.confirm() comes after run.state_dict(), once what it gave is saved")
         if self.ranks.first:
             chain.confirm(self.url, self._link)
+
+    def _has_cost(self, found: Link) -> bool:
+        """Whether cost.json is that of this end, and not of an earlier one that the run went on from, or back from."""
+        url = storage.join(self.url, "cost.json")
+        try:
+            return storage.exists(url) and read_object(storage.read_bytes(url)).get("reasons") == found.counts
+        except ValueError:
+            return False
 
     def _write_cost(self) -> None:
         account = {**self.cost.as_json(), "reasons": self.counts}

@@ -7,7 +7,7 @@ and the pass that it holds from; the list itself stands once, in the note of the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from rhostream import storage
@@ -31,7 +31,7 @@ class RunPlan:
 
     def written(self) -> dict[str, Any]:
         """As the note of an attempt has it."""
-        return {**asdict(self), "names": list(self.names), "urls": list(self.urls)}
+        return {**vars(self), "names": list(self.names), "urls": list(self.urls)}
 
 
 def plans_of(run: str, record: Mapping[str, Any], changes: Iterable[Mapping[str, Any]]) -> list[RunPlan]:

@@ -10,7 +10,7 @@ first commit, the turn is made again, to the same effect. What the branch that w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rhostream import storage
@@ -95,7 +95,7 @@ def look(run: str, asked: Asked, ranks: Ranks, point: Callable[[], Link | None])
         try:
             turn = _look(run, asked, point())
             told = {"point": turn.point and turn.point.plain(), "back": turn.back, "changing": turn.changing,
-                    "plans": [asdict(plan) for plan in turn.plans]}
+                    "plans": [vars(plan) for plan in turn.plans]}
         except UsageError as exc:
             told, refusal = {"refusal": str(exc)}, exc
     told = ranks.from_first(told)
