@@ -108,8 +108,8 @@ class TrainConfig(Options):
     momentum: float | None = setting(None, help="Of --optimizer sgd.", heading=STEP, unset="0.9", pin=ASKED, fixed="")
     schedule: str = setting(
         "constant", help=", ".join(SCHEDULES) + " (to 0 at the run's end) or your module:function(optimizer, steps=).",
-        heading=STEP, metavar="NAME", imports=True, pin=ASKED, fixed="its state is in every checkpoint; --change lr=..., "
-        "schedule_steps=... bends the one that there is")
+        heading=STEP, metavar="NAME", imports=True, pin=ASKED, fixed="its state is in every checkpoint; --change "
+        "lr=..., schedule_steps=... bends the one that there is")
     schedule_steps: int | None = setting(
         None, help="Where the schedule ends.", heading=STEP, metavar="N", unset="the run's last step, as it began",
         pin=RESOLVED, pinned_as=("schedule_steps",), fixed="")
