@@ -200,7 +200,8 @@ def test_the_config_in_run_json_is_whole_and_holds_no_secret() -> None:
                          roots={"d": "https://user:pw@host/x?token=sig"}, metrics=print, make_model=print)
     text = json.dumps(found := written(config))
     assert not any(secret in text for secret in ("word", "sig", "pw"))
-    assert {*found} == {"verb", "version", *settings_of(TrainConfig)} - {"metrics", "change"}
+    assert {*found} == {"verb", "version", *settings_of(TrainConfig)} - {"metrics", "change", "from_step",
+                                                                        "skip_buffers", "grow"}
     assert found["make_model"] is True and found["il"] == os.path.abspath("il") and found["version"] == VERSION
 
 

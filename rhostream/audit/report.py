@@ -70,7 +70,7 @@ def _page(mine: Sequence[str], folders: Sequence[str], roots: Mapping[str, str] 
              for name, runs in selected.items()}  # fmt: skip
     return {
         "title": main.name, "more": len(own) - 1, "main": main, "window": window, "version": version("rhostream"),
-        "samples": main.folder.record.get("samples"), "shards": len(main.folder.record.get("shards") or ()),
+        "samples": main.folder.plans[-1].samples if main.folder.plans else None, "shards": len(main.folder.shards),
         "verdicts": [_verdict(name, runs, found[name], window, len(selected) > 1, bool(refused(groups, name)))
                      for name, runs in selected.items()],
         "tiles": tabulate.tiles(groups, selected, found),

@@ -6,6 +6,7 @@ Nothing here reads a segment. Fields that an older or foreign run.json lacks are
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from rhostream import storage
 from rhostream.errors import TableError, UsageError
 from rhostream.foreign import checked_run, read_object
 from rhostream.runs import checkpoint
+from rhostream.runs.attempts import note_of
 from rhostream.runs.cost import Cost
 from rhostream.runs.link import Link
+from rhostream.runs.plans import SHARDS, RunPlan, plans_of
 from rhostream.tables.places import url_below
 
 NEAR = 3  # names that a mistyped one is answered with
@@ -56,6 +59,27 @@ class RunFolder:
             spent = Cost.from_json(spent).as_json()
         return spent
 
+    @functools.cached_property
+    def plans(self) -> list[RunPlan]:
+        """The lists of shards that it goes by, oldest first: that of run.json, and those it grew to."""
+        return plans_of(self.url, self.record, self.checkpoint.changes if self.checkpoint else ())
+
+    @property
+    def shards(self) -> Sequence[str]:
+        """The names of all shards that it goes by."""
+        return self.plans[-1].names if self.plans else ()
+
+    @property
+    def last_step(self) -> Any:
+        """Where it was to end: as it began, or, of a run that grew, as the newest commit's attempt was asked."""
+        if self.checkpoint is None or not any(change["field"] == SHARDS for change in self.checkpoint.changes):
+            return self.settings.get("last_step")
+        try:
+            asked = note_of(self.url, self.checkpoint.attempt).get("settings")
+        except TableError:  # `verify` says so
+            return None
+        return asked.get("last_step") if isinstance(asked, dict) else None
+
     @property
     def steps(self) -> int:
         """Gradient steps that were committed."""
@@ -71,7 +95,7 @@ class RunFolder:
         moved = url_below(shard, roots or {}, folders=True)
         if moved:
             return moved
-        known = dict(zip(self.record.get("shards") or (), self.record.get("shard_urls") or (), strict=False))
+        known = next((dict(zip(plan.names, plan.urls, strict=False)) for plan in reversed(self.plans)), {})
         return known.get(shard) or url_below(shard, self.record.get("roots") or {}, folders=True) or shard
 
 

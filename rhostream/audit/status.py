@@ -17,7 +17,9 @@ from rhostream.audit.runs import is_table, read_record
 from rhostream.config.train import TrainConfig
 from rhostream.errors import RhostreamError, StorageError, TableError, UsageError
 from rhostream.runs import checkpoint
+from rhostream.runs.attempts import note_of
 from rhostream.runs.link import Link
+from rhostream.runs.plans import plans_of
 from rhostream.setting import option_name, settings_of
 from rhostream.tables import il as il_table
 from rhostream.tables import parquet
@@ -125,6 +127,7 @@ def _table_next(table: str, info: il_table.TableInfo, missing: Sequence[str], as
 
 def _run_status(run: str) -> dict[str, Any]:
     record, latest = read_record(run), checkpoint.head(run)
+    record = _as_it_goes_on(run, record, latest)
     settings = record.get("settings") or {}
     complete = bool(latest and latest.complete)
     counts = dict(latest.counts) if latest else {}
@@ -138,6 +141,22 @@ def _run_status(run: str) -> dict[str, Any]:
         "test_set": record.get("test_set") or {}, "unconfirmed": latest.doubt if latest else "",
         "next": "nothing: the run is complete" if complete else _go_on(run, record, latest),
     }  # fmt: skip
+
+
+def _as_it_goes_on(run: str, record: dict[str, Any], latest: Link | None) -> dict[str, Any]:
+    """run.json of a run that grew, with the list of shards and the end that it has now."""
+    plans = plans_of(run, record, latest.changes if latest else ())
+    if latest is None or len(plans) < 2:
+        return record
+    asked, settings = note_of(run, latest.attempt).get("settings"), dict(record.get("settings") or {})
+    asked = asked if isinstance(asked, dict) else {}
+    ends = {name: asked.get(name) for name in ("passes", "steps")}
+    given, urls = record.get("arguments"), list(plans[-1].urls)
+    if isinstance(given, dict):
+        given = {**{name: value for name, value in given.items() if name not in ends}, "shards": urls,
+                 **{name: value for name, value in ends.items() if value is not None}}
+    return {**record, "arguments": given, "shard_urls": urls,
+            "settings": {**settings, **ends, "last_step": asked.get("last_step", settings.get("last_step"))}}
 
 
 def _run_examples(run: str, record: Mapping[str, Any], latest: Link | None) -> dict[str, list[dict[str, Any]]]:

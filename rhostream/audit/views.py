@@ -202,7 +202,7 @@ class Ledger:
                 raise MismatchError(f"run {run.name} was trained with il of fingerprint {pinned}, "
                                     f"{storage.redact(table)} has {info.fingerprint} today: another table has taken "
                                     "its place")  # fmt: skip
-        return sorted({str(name) for run in mine for name in run.record.get("shards") or ()})
+        return sorted({str(name) for run in mine for name in run.shards})
 
     def _translated(self, error: Exception, query: str) -> RhostreamError:
         """DuckDB's error as one of ours, in one sentence."""
@@ -265,8 +265,9 @@ def _quoted(text: str) -> str:
 def _run_row(run: RunFolder) -> dict[str, Any]:
     settings, cost = run.settings, run.cost
     return {
-        **{name: settings.get(name) for name in ("rule", "model", "buffer_size", "batch_size", "seed", "last_step")},
-        "run": run.name, "loss_cap": bool(settings.get("loss_cap")), "steps": run.steps, "complete": run.complete,
+        **{name: settings.get(name) for name in ("rule", "model", "buffer_size", "batch_size", "seed")},
+        "run": run.name, "loss_cap": bool(settings.get("loss_cap")), "last_step": run.last_step,
+        "steps": run.steps, "complete": run.complete,
         "forward_units": cost.get("forward_units"), "il_units": cost.get("il_units"), "macs": cost.get("macs"),
         "il_accuracy": run.il_model.get("accuracy"), "keep_list_units": cost.get("keep_list_units"),
         "setting": digest_of(setting_of(run)),

@@ -108,8 +108,8 @@ class TrainConfig(Options):
     momentum: float | None = setting(None, help="Of --optimizer sgd.", heading=STEP, unset="0.9", pin=ASKED, fixed="")
     schedule: str = setting(
         "constant", help=", ".join(SCHEDULES) + " (to 0 at the run's end) or your module:function(optimizer, steps=).",
-        heading=STEP, metavar="NAME", imports=True, pin=ASKED, fixed="its state is in every checkpoint; --change "
-        "lr=..., schedule_steps=... bends the one that there is")
+        heading=STEP, metavar="NAME", imports=True, pin=ASKED,
+        fixed="its state is in every checkpoint; --change lr=..., schedule_steps=... bends the one that there is")
     schedule_steps: int | None = setting(
         None, help="Where the schedule ends.", heading=STEP, metavar="N", unset="the run's last step, as it began",
         pin=RESOLVED, pinned_as=("schedule_steps",), fixed="")
@@ -217,6 +217,16 @@ class TrainConfig(Options):
         None, help="Of a run that goes on: another lr, weight_decay, accumulate, augment, chunk, precision, ... from "
         "its newest checkpoint on; recorded, and said by status and report.", heading=RECORDS,
         metavar="NAME=VALUE...", kept=False, free="every change is recorded by itself")
+    from_step: int | None = setting(
+        None, help="Go back to the commit of this step, whose state must still be kept, in a new attempt.",
+        heading=RECORDS, metavar="S", kept=False, free="it is recorded as a change")
+    skip_buffers: str | None = setting(
+        None, help="Pass over buffers A to B - 1 (counted from 0, as steps are), on which nothing was trained yet: "
+        "after a loss spike, with --from-step.", heading=RECORDS, metavar="A:B", kept=False,
+        free="it is recorded as a change")
+    grow: bool = setting(
+        False, help="At the end of a pass: go on with this list of shards, which has those of before and more.",
+        heading=RECORDS, kept=False, free="it is recorded as a change")
     tensorboard: bool = setting(
         False, help="Also write TensorBoard events below the run.", heading=RECORDS,
         free="who looks on changes nothing")

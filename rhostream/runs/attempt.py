@@ -18,10 +18,13 @@ from typing import Any
 from rhostream import storage
 from rhostream.crashpoints import crash_point
 from rhostream.errors import AlreadyExistsError, Interrupted, MismatchError, RhostreamError, TableError, UsageError
+from rhostream.foreign import read_object
 from rhostream.runs import chain, checkpoint, compaction, retention
 from rhostream.runs.cost import Cost
 from rhostream.runs.link import KINDS, OLD, Link, Place, told_link
+from rhostream.runs.plans import RunPlan, plans_of
 from rhostream.runs.record import VERSION, recorded
+from rhostream.runs.turns import NO_SETTINGS
 from rhostream.selection.ranks import Ranks
 from rhostream.tables.selections import LogWriter
 from rhostream.tables.shadow import ShadowWriter
@@ -45,6 +48,7 @@ class Attempt:
     counts: dict[str, int] = field(default_factory=dict)  # rows of the log by reason
     changes: list[dict[str, Any]] = field(default_factory=list)  # of settings, in force at the newest checkpoint
     changing: list[dict[str, Any]] = field(default_factory=list)  # what this attempt changes, once it is claimed
+    grown: RunPlan | None = None  # the longer list of shards, where that is among it
     _committed: int = 0  # the step of the newest checkpoint
     _made: bool = False  # run.json is of this process
     _retried: dict[str, dict[str, int]] = field(default_factory=storage.retried)  # before this attempt
@@ -64,7 +68,7 @@ class Attempt:
         told = None
         if self.ranks.first:
             self._make(record, changeable)
-            chosen = None if fresh else chain.head(self.url) if start is None else self._at(start)
+            chosen = None if fresh else chain.head(self.url) if start is None else self.at(start)
             self._held = not chain.is_tip(self.url, chosen)
             told = None if chosen is None else chosen.plain()
         told = self.ranks.from_first(told)
@@ -74,12 +78,16 @@ class Attempt:
             if found.changes != self.changes:
                 raise MismatchError(f"another attempt at {storage.redact(self.url)} changed its settings meanwhile; "
                                     "start again")
+            il = self.cost.il
             self.step, self.cost = found.step, Cost.from_json(found.cost)
+            if self.grown is not None:
+                self.cost.il = il  # the new shards were scored, too
             self._committed = found.step
             self.counts = dict(found.counts) if self.ranks.first else {}
         return found
 
-    def _at(self, start: Place) -> Link:
+    def at(self, start: Place) -> Link:
+        """The commit that a state names. Raises MismatchError for one that this run doesn't have."""
         try:
             return chain.named(self.url, start)
         except TableError as exc:
@@ -97,7 +105,8 @@ class Attempt:
         except AlreadyExistsError:
             # A run that was started before ranks could differ chose among the whole buffer.
             old = {"selection": "global", **recorded(self.url).get("fingerprints", {}),
-                   **{change["field"]: change["new"] for change in [*self.changes, *self.changing]}}
+                   **{change["field"]: change["new"] for change in [*self.changes, *self.changing]
+                      if change["field"] not in NO_SETTINGS}}
             if "draws" not in old and "draws" in self.pinned:
                 self._require_same_draws()
                 old["draws"] = self.pinned["draws"]
@@ -105,7 +114,7 @@ class Attempt:
             try:
                 checkpoint.require_same(old, same, f"run {storage.redact(self.url)}")
             except MismatchError as exc:
-                _note_shards(exc, recorded(self.url).get("shards", []), record["shards"])
+                _note_shards(exc, plans_of(self.url, recorded(self.url), self.changes)[-1].names, record["shards"])
                 if free := [name for name in changeable if old.get(name) != same.get(name)]:
                     exc.add_note(f"on purpose, from the newest checkpoint on: the old settings and --change "
                                  f"{' '.join(f'{name}={same.get(name)}' for name in free)}")
@@ -145,7 +154,7 @@ class Attempt:
         """Do what a crash right after the newest checkpoint left undone."""
         if not self.ranks.first:
             return
-        if found.complete and not storage.exists(storage.join(self.url, "cost.json")):
+        if found.complete and not self._has_cost(found):
             self._write_cost()
         retention.retain(self.url, keep, found)
 
@@ -157,12 +166,12 @@ class Attempt:
         """
         note = {"host": platform.node(), "pid": os.getpid(), "from_step": self.step, "ranks": self.ranks.size,
                 "from": None if self._link is None else asdict(self._link.place), "changes": self.changing,
-                "settings": dict(settings or {})}
+                "settings": dict(settings or {}), **({} if self.grown is None else {"grown": self.grown.written()})}
         self._first = 0 if self._link is None else self._link.number + 1
         claimed = checkpoint.claim_attempt(self.url, note) if self.ranks.first else None
         self.attempt = int(self.ranks.from_first(claimed))
         self.changes = [*self.changes, *({**change, "attempt": self.attempt} for change in self.changing)]
-        self.changing = []
+        self.changing, self.grown = [], None
         self.log = LogWriter(self.url, self.attempt, self.ranks.rank)
         self.steps = StepsWriter(self.url, self.attempt)
         self.shadow = ShadowWriter(self.url, self.attempt, self.ranks.rank)
@@ -258,6 +267,14 @@ class Attempt:
         if self.ranks.first:
             chain.confirm(self.url, self._link)
 
+    def _has_cost(self, found: Link) -> bool:
+        """Whether cost.json is that of this end, and not of an earlier one that the run went on from, or back from."""
+        url = storage.join(self.url, "cost.json")
+        try:
+            return storage.exists(url) and read_object(storage.read_bytes(url)).get("reasons") == found.counts
+        except ValueError:
+            return False
+
     def _write_cost(self) -> None:
         account = {**self.cost.as_json(), "reasons": self.counts}
         storage.replace(storage.join(self.url, "cost.json"), json.dumps(account, indent=1).encode())
@@ -269,6 +286,8 @@ def _note_shards(error: MismatchError, old: Sequence[str], new: Sequence[str]) -
     for what, names in (("no longer given", gone), ("new", come)):
         if names:
             error.add_note(f"shards {what}: {len(names)}, first {names[0]}")
+    if come and not gone and old:
+        error.add_note("at the end of a pass a run may go on with a longer list, on purpose: --grow")
 
 
 def _added(counts: Any) -> dict[str, int]:

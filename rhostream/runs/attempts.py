@@ -39,6 +39,17 @@ def require_newest(run: str, attempt: int) -> None:
                               f"{attempt}: stopping without a commit")
 
 
+def note_of(run: str, attempt: int) -> dict[str, Any]:
+    """What an attempt noted when it was claimed. Raises TableError when that is gone or can't be understood."""
+    url = storage.join(run, "attempts", f"{attempt}.json")
+    try:
+        return read_object(storage.read_bytes(url))
+    except NotFoundError as exc:
+        raise TableError(f"{storage.redact(url)} is gone: it says what attempt {attempt} changed") from exc
+    except (ValueError, TypeError) as exc:
+        raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
+
+
 def start_of(run: str, attempt: int) -> tuple[bool, Place | None]:
     """Whether an attempt's note says which commit it starts from, and which: None for the run's beginning.
 

@@ -23,6 +23,7 @@ from rhostream.runs.record import versions
 from rhostream.selection.selector import Selector
 from rhostream.stream.dataset import Loader
 from rhostream.stream.join import UniformChoice
+from rhostream.stream.passing import PassOver
 from rhostream.tables.il import fingerprint
 
 UNKNOWN = "unknown"
@@ -56,7 +57,7 @@ def pins_of(loader: Loader, selector: Selector, model: nn.Module, config: Mappin
         "shards": fingerprint({"names": list(table.names), "counts": table.counts.tolist()}),
         "lanes": stream.lanes, "classes": join.classes, "draws": DRAWS, "decoder": stream.decoder_name,
         "view_size": None if stream.view is None else stream.view.to_json().get("image_size"),
-        "prefilters": [_shown(p) for p in stream.prefilters if not isinstance(p, UniformChoice)],
+        "prefilters": [_shown(p) for p in stream.prefilters if not isinstance(p, UniformChoice | PassOver)],
         "chunk": forward.chunk, "precision": str(forward.autocast or torch.float32).removeprefix("torch."),
         "batch_norm": forward.batch_norm, "shortlist": selector.shortlist, "proxy": selector.proxy is not None,
         **selector.options.changed(), "accumulate": accumulate, "seed_steps": seed_steps,

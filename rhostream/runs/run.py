@@ -31,9 +31,11 @@ from rhostream.crashpoints import crash_point
 from rhostream.errors import MismatchError, TableError, UsageError
 from rhostream.randomness import torch_seed
 from rhostream.runs import state as states
+from rhostream.runs import turns
 from rhostream.runs.attempt import Attempt
 from rhostream.runs.book import Book, Clock, Evaluation, Metrics, Step, totals_of
-from rhostream.runs.link import Link, place_of
+from rhostream.runs.chain import head
+from rhostream.runs.link import Link, Place, place_of
 from rhostream.runs.measure import measure
 from rhostream.runs.pins import il_account, pins_of, plain_config, record_of
 from rhostream.runs.record import recorded
@@ -68,17 +70,26 @@ class Run:
     made when the loop asks for the next batch; `keep_checkpoints` of them keep their tensors. `metrics` is called with
     each row of the steps table, one step late.
 
+    After a loss spike: `from_step` goes back to the commit of that step, whose state must still be kept, and
+    `skip_buffers` "A:B" passes over the buffers of these numbers (counted from 0, B not included), on none of which it
+    was trained yet; every row of theirs is logged as `passed_over`. `grow`: at the end of a pass the run goes on with
+    the stream's list of shards, which has those of before and more. All three are recorded as changes, and the same
+    script again doesn't do them twice. Without `state` go back by loading an older one.
+
     The same script again goes on after the last commit, with the same batches. Raises UsageError for what can't go
     together, MismatchError where the folder is of another run, SupersededError where a newer attempt took over,
     NonFiniteError instead of committing weights or losses that aren't finite, Interrupted after a signal and a commit,
     RankLostError where another rank is gone.
     """
 
+    _asked: turns.Asked | None  # the turn that isn't taken up yet
+
     def __init__(self, folder: str, stream: Loader, selector: Selector, *, state: Mapping[str, Any] | None = None,
                  config: Mapping[str, Any] | None = None, steps: int | None = None, accumulate: int = 1,
                  gradients: str | None = None, group: dist.ProcessGroup | str | None = "default",
                  seed_steps: bool = True, commit_every: int = 500, commit_seconds: float | None = None,
-                 keep_checkpoints: int = 2, metrics: Metrics | None = None) -> None:
+                 keep_checkpoints: int = 2, metrics: Metrics | None = None, from_step: int | None = None,
+                 skip_buffers: str | None = None, grow: bool = False) -> None:
         if not isinstance(stream, Loader) or not isinstance(selector, Selector):
             raise UsageError("a run takes the stream of open_stream and a Selector, in this order, after its folder")
         for name, number in {"steps": steps, "accumulate": accumulate, "commit_every": commit_every,
@@ -90,11 +101,12 @@ class Run:
         ranks, config = default_ranks(group), plain_config(config)
         _require_ranks(stream, selector, ranks, gradients)
         objects = states.checked_state(state or {})
-        passes = stream.stream.passes
-        ends = [steps] if steps is not None else []
-        if passes is not None:
-            ends.append(passes * stream.stream.buffers_per_pass)
-        last_step = min(ends) if ends else None
+        asked = turns.Asked(from_step=from_step, skip_buffers=skip_buffers, grow=grow)
+        if from_step is not None and not objects:
+            raise UsageError("from_step of a run without state=: the checkpoint is yours, so go back by giving "
+                             "load_state_dict the state of an older one")
+        self._ends = stream.stream.passes, steps
+        last_step = turns.last_step(stream.stream, *self._ends)
         pins = pins_of(stream, selector, selector.model, config, accumulate=accumulate, seed_steps=seed_steps)
         attempt = Attempt(storage.resolve(storage.text_of(folder)), pins, ranks)
         attempt.cost.il = il_account(stream) if pins["il"] else {}
@@ -102,7 +114,7 @@ class Run:
         self._assemble(attempt, record_of(stream, pins, last_step, ranks.size), stream, selector, objects, last_step,
                        seed=selector.seed, accumulate=accumulate, seed_steps=seed_steps, commit_every=commit_every,
                        commit_seconds=commit_seconds, keep_checkpoints=keep_checkpoints, metrics=metrics)
-        self._measured = False
+        self._measured, self._asked = False, asked
 
     @classmethod
     def assembled(cls, attempt: Attempt, record: Mapping[str, Any], stream: Loader, selector: Selector,
@@ -116,13 +128,15 @@ class Run:
                   objects: Mapping[str, Any], last_step: int | None, *, seed: int, accumulate: int = 1,
                   seed_steps: bool = True, commit_every: int = 500, commit_seconds: float | None = None,
                   keep_checkpoints: int = 2, metrics: Metrics | None = None, changeable: Any = (),
-                  note: Mapping[str, Any] | None = None, job: str = "run",
+                  note: Mapping[str, Any] | None = None, job: str = "run", start: Place | None = None,
                   evaluate: Callable[[int, bool], Evaluation | None] | None = None) -> None:
         self.attempt, self.stream, self.selector, self.last_step = attempt, stream, selector, last_step
         self.ranks, self.objects, self.device = attempt.ranks, dict(objects), _device_of(stream, selector)
         self.candidates: Candidates | None = None  # of the batch at hand
         self._record, self._changeable, self._note, self._job = record, tuple(changeable), dict(note or {}), job
         self._seed, self._seed_steps = seed, seed_steps
+        self._start = start  # the commit to go on from, where it isn't the newest
+        self._asked = None
         self._commit_every, self._commit_seconds, self._keep = commit_every, commit_seconds, keep_checkpoints
         self._evaluate, self._signal, self._due = evaluate, 0, False
         self._evaluation: Evaluation | None = None
@@ -281,7 +295,7 @@ class Run:
         self._require_all("state_dict")
         self._begin()
         if self.attempt.attempt < 0:  # a run that is through isn't claimed by opening it
-            self.attempt.claim(self._note)
+            self._claim()
         self._settle_step("state_dict")
         self._log()
         self._require_sound()
@@ -308,15 +322,17 @@ class Run:
             raise MismatchError(f"this state of a run was written by a newer rhostream (version {version}); upgrade "
                                 "rhostream")
         self._keep_lanes()
+        self._take_up(lambda: self.attempt.at(place))
         self.attempt.open(self._record, self._changeable, start=place)
-        self.stream.load_state_dict(cursor)
+        # The plan of a cursor is that of before the run grew; what a run pins says more.
+        self.stream.load_state_dict(cursor if self.attempt.grown is None else {**cursor, "plan": None})
         try:
             self.selector.load_state_dict(selector)
             states.load_own_models(self.selector, models)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
             raise MismatchError(f"the state of step {self.steps} doesn't fit this run's selector: "
                                 f"{' '.join(str(exc).split())[:300]}") from exc
-        self.attempt.claim(self._note)
+        self._claim()
         self._opened = self._claimed = True
 
     def confirm(self) -> None:
@@ -331,7 +347,8 @@ class Run:
         Raises MismatchError naming what differs, TableError for a commit that can't be read.
         """
         self._keep_lanes()
-        point = self.attempt.open(self._record, self._changeable, fresh=not self.objects)
+        self._take_up(lambda: head(self.attempt.url) if self.objects else None)
+        point = self.attempt.open(self._record, self._changeable, start=self._start, fresh=not self.objects)
         if point is not None:
             self.attempt.settle(point, self._keep)
             self._restore(point)
@@ -348,8 +365,10 @@ class Run:
                 raise UsageError(f"a run begins at the stream's beginning, and this stream is at buffer "
                                  f"{cursor['buffer']} of pass {cursor['pass']}: a run moves the cursor itself, so give "
                                  "it a stream that nobody has moved")
-        if not self._claimed and not self.complete:
-            self.attempt.claim(self._note)
+        if self.complete:
+            turns.require_steps(self.attempt.changing, self.attempt.url, self.steps)
+        elif not self._claimed:
+            self._claim()
         self._claimed = True
 
     def _keep_lanes(self) -> None:
@@ -362,6 +381,19 @@ class Run:
         lanes = self.ranks.from_first(known.get("lanes") if same else None)
         if isinstance(lanes, int) and lanes != stream.lanes and stream.carry(lanes):
             pinned["lanes"] = lanes
+
+    def _take_up(self, point: Callable[[], Link | None]) -> None:
+        """Once: let stream and attempt go by what was asked for and by what is in force at the commit of `point`."""
+        if self._asked is None:
+            return
+        turn = turns.look(self.attempt.url, self._asked, self.ranks, point)
+        turns.take_up(turn, self.stream.stream)
+        self.attempt.changes, self.attempt.changing, self.attempt.grown = turn.changes, turn.changing, turn.grown
+        self._start, self._asked = turn.start, None
+        self.last_step = turns.last_step(self.stream.stream, *self._ends)
+
+    def _claim(self) -> None:
+        self.attempt.claim({**self._note, "last_step": self.last_step})
 
     def _restore(self, point: Link) -> None:
         """State, selector, its models and cursor, as the commit has them."""
@@ -535,7 +567,7 @@ def _choose_before_decoding(stream: Loader, selector: Selector) -> None:
     candidates = stream.stream
     if (always or schedule.has_uniform_steps) and not any(isinstance(p, UniformChoice) for p in candidates.prefilters):
         candidates.prefilters += (UniformChoice(selector.batch_size, selector.seed, None, schedule,
-                                                selector.options.quota, always, candidates.buffers_per_pass),)
+                                                selector.options.quota, always, candidates.numbering),)
 
 
 def _device_of(stream: Loader, selector: Selector) -> torch.device:

@@ -7,6 +7,7 @@ of its parts: thresholds are numbers of the run, the same for every buffer, rank
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,8 +34,10 @@ class Band:
         joined.reason[outside & (joined.reason == CANDIDATE)] = Reason.band
 
 
-def resolve_band(text: str, table: il.Table, seed: int = 0) -> Band:
+def resolve_band(text: str, table: il.Table, seed: int = 0, names: Sequence[str] | None = None) -> Band:
     """`LOW:HIGH`, each in nats or `%` of the usable samples of the table, either left out for no bound.
+
+    `names`: the shards that shares are of, all of the table's unless given.
 
     Raises UsageError for anything else, or for shares of a table without il.
     """
@@ -45,7 +48,7 @@ def resolve_band(text: str, table: il.Table, seed: int = 0) -> Band:
     if table.info.kind != "il":
         raise UsageError(f"--band {text}: {redact(table.url)} is an index without il; make one with `rhostream "
                          "compute-il`")
-    values = _sampled(table, seed) if any(b is not None and b[1] for b in bounds) else np.empty(0)
+    values = _sampled(table, seed, names or table.names) if any(b is not None and b[1] for b in bounds) else np.empty(0)
     found = [None if b is None else float(np.quantile(values, b[0] / 100)) if b[1] else b[0] for b in bounds]
     band = Band(-math.inf if found[0] is None else found[0], math.inf if found[1] is None else found[1])
     if not band.low < band.high:
@@ -67,12 +70,12 @@ def _bound(side: str, text: str) -> tuple[float, bool] | None:
     return value, share
 
 
-def _sampled(table: il.Table, seed: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def _sampled(table: il.Table, seed: int, names: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     """The il of the usable samples of up to 64 parts."""
-    shards = generator(seed, "band").permutation(len(table.names))[:SAMPLED_PARTS]
+    shards = generator(seed, "band").permutation(len(names))[:SAMPLED_PARTS]
     found = []
     for shard in np.sort(shards).tolist():
-        part = il.read_part(il.part_url(table.url, table.names[shard]))
+        part = il.read_part(il.part_url(table.url, names[shard]))
         found.append(part.il[part.usable & np.isfinite(part.il) & ~part.in_holdout])
     values = np.concatenate(found) if found else np.empty(0, np.float32)
     if not len(values):

@@ -33,8 +33,9 @@ from rhostream.signals import settle_worker, working
 from rhostream.stream.decode import OK
 from rhostream.stream.full import FullSize
 from rhostream.stream.inputs import AnyPreprocess, decoder_for
-from rhostream.stream.join import Join, Joined, JoinSettings, Prefilter
-from rhostream.stream.plan import Plan, choose_lanes
+from rhostream.stream.join import Join, Joined, JoinSettings, Prefilter, UniformChoice
+from rhostream.stream.passing import PassOver
+from rhostream.stream.plan import Numbering, Plan, choose_lanes
 from rhostream.tables import il
 
 LOG = logging.getLogger("rhostream")
@@ -83,6 +84,7 @@ class CandidateStream(IterableDataset[Message]):
         self.buffer_size, self.seed, self.rank, self.ranks = buffer_size, seed, rank, ranks
         self.lanes, self._asked_lanes = choose_lanes(buffer_size, ranks, lanes, carried=carried_lanes), lanes
         self.cursor = Cursor()
+        self.first_pass = self.first_step = 0  # at which the list of shards was taken up
         self.decoder_name, _ = decoder_for(preprocess, decoder_name)
         self.join_settings = join or JoinSettings()
         self.prefilters = tuple(prefilters)
@@ -97,6 +99,28 @@ class CandidateStream(IterableDataset[Message]):
     def buffers_per_pass(self) -> int:
         """Steps in one pass."""
         return self.plan(0).buffers
+
+    @property
+    def numbering(self) -> Numbering:
+        """Which step of the run a buffer is, from the pass on at which the list of shards was taken up."""
+        return Numbering(self.buffers_per_pass, self.first_pass, self.first_step)
+
+    def begin(self, first_pass: int, first_step: int, passed_over: Sequence[tuple[int, int]] = ()) -> None:
+        """Take up the list of shards at a pass of a run, whose first step has that number; the cursor moves there.
+
+        `passed_over`: stretches (first, end) of steps whose buffers are skipped on purpose.
+        """
+        self.first_pass, self.first_step = first_pass, first_step
+        if self.cursor.pass_index < first_pass:
+            self.cursor = Cursor(first_pass, 0)
+        numbering, skipped = self.numbering, list[Prefilter]()
+        if passed_over:
+            skipped = [PassOver(tuple(passed_over), numbering)]
+        rest = [replace(p, numbering=numbering) if isinstance(p, UniformChoice) else p
+                for p in self.prefilters if not isinstance(p, PassOver)]
+        # Behind what drops a row by itself, so that it keeps its reason, and before anything is drawn.
+        drawn = next((n for n, p in enumerate(rest) if getattr(p, "draws_batch", False)), len(rest))
+        self.prefilters = (*rest[:drawn], *skipped, *rest[drawn:])
 
     @functools.cached_property
     def _shards_identity(self) -> dict[str, str]:
@@ -372,6 +396,8 @@ class Loader:
                 stream.lanes, stream._plans = lanes, {}
             raise MismatchError(f"this cursor is at buffer {cursor.buffer} of pass {cursor.pass_index}, and a pass of "
                                 f"this stream has {buffers}: it is of another plan")
+        if cursor.pass_index < stream.first_pass:  # the end of the pass behind which this list was taken up
+            cursor = Cursor(stream.first_pass, 0)
         self.stream.cursor, self._pending, self._full = cursor, None, None
 
 

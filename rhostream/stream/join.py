@@ -26,9 +26,10 @@ from rhostream.selection.quota import ClassQuota
 from rhostream.selection.schedule import PLAIN, Schedule
 from rhostream.selection.uniform import uniform_rows
 from rhostream.storage import Reader, redact
-from rhostream.stream.plan import Rows
+from rhostream.stream.plan import Numbering, Rows
 from rhostream.tables import il
 
+FROM_THE_START = Numbering(0)
 POLICIES = ("error", "skip", "uniform")
 
 
@@ -70,7 +71,7 @@ class UniformChoice:
     """The rule `uniform`, decided before decode: a random n_b of the usable rows, the others are `below`.
 
     Over several ranks n_b is that of the whole buffer; with a `rank` it is that rank's own, from its own rows. With a
-    `schedule` it decides the uniform steps of another rule, or the n_b of each step: `buffers_per_pass` tells the step.
+    `schedule` it decides the uniform steps of another rule, or the n_b of each step, and `numbering` says which it is.
     """
 
     batch_size: int
@@ -79,7 +80,7 @@ class UniformChoice:
     schedule: Schedule = PLAIN
     quota: ClassQuota | None = None
     always: bool = True  # every step is uniform, whatever the schedule
-    buffers_per_pass: int = 0
+    numbering: Numbering = FROM_THE_START
 
     draws_batch = True  # no decision about a row alone
 
@@ -88,7 +89,7 @@ class UniformChoice:
         return self.rank is None
 
     def __call__(self, joined: Joined, pass_index: int, index: int) -> None:
-        step = pass_index * self.buffers_per_pass + index
+        step = self.numbering(pass_index, index)
         if not (self.always or self.schedule.is_uniform(step)):
             return
         n = self.schedule.kept(step, self.batch_size, len(joined.reason))

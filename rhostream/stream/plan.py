@@ -60,6 +60,23 @@ def few_lanes(buffer_size: int, lanes: int, shards: int) -> str:
             f"divide it; nearest sizes with more: {below:,}, {below + 8:,}")
 
 
+def buffers_in(total: int, buffer_size: int, lanes: int) -> int:
+    """Whole buffers in a pass over so many samples."""
+    return total // lanes // (buffer_size // lanes)
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """Which step of the run a buffer is. A longer list of shards begins with a pass, and has more buffers in each."""
+
+    buffers_per_pass: int
+    first_pass: int = 0  # of the list of shards
+    first_step: int = 0
+
+    def __call__(self, pass_index: int, index: int) -> int:
+        return self.first_step + (pass_index - self.first_pass) * self.buffers_per_pass + index
+
+
 @dataclass(frozen=True)
 class Rows:
     """Planned samples: indices into the shard list and ordinals inside the shards, both (n,)."""
@@ -124,7 +141,7 @@ class Plan:
     @property
     def buffers(self) -> int:
         """Whole buffers in the pass: the number of steps, the same on every rank."""
-        return self.lane_length // (self.buffer_size // self.lanes)
+        return buffers_in(self.total, self.buffer_size, self.lanes)
 
     @property
     def own_lanes(self) -> range:

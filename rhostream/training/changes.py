@@ -14,8 +14,8 @@ from typing import Any
 from rhostream import storage
 from rhostream.config.train import TrainConfig
 from rhostream.errors import MismatchError, UnknownNameError, UsageError
-from rhostream.runs import checkpoint
 from rhostream.runs.record import recorded
+from rhostream.runs.turns import Turn
 from rhostream.selection.ranks import Ranks
 from rhostream.setting import ASKED, RESOLVED, UNPINNED, defaults_of, kinds_of, settings_of
 from rhostream.training.settings import Settings
@@ -83,19 +83,19 @@ def _require_known(pinned: Mapping[str, Any], run: str) -> None:
                             "begin it again in another --run")
 
 
-def in_force(settings: Settings, run: str, ranks: Ranks) -> tuple[Settings, list[Change], list[Change]]:
+def in_force(settings: Settings, run: str, ranks: Ranks, turn: Turn) -> tuple[Settings, list[Change], list[Change]]:
     """The settings with all that was changed: (settings, changes that are committed, changes to be made now).
 
-    Collective. A setting may be given as the run began with it or as it is in force. Raises UsageError, MismatchError.
+    Both are of settings alone. Collective. A setting may be given as the run began with it or as it is in force.
+    Raises UsageError, MismatchError.
     """
     wanted = parse_changes(settings.change)
     told: dict[str, Any] | None = None
     if ranks.first and (record := recorded(run)):
         _require_known(record.get("fingerprints") or {}, run)
-        point = checkpoint.head(run)
         told = {"began": {**_AT_DEFAULT, **{k: v for k, v in (record.get("fingerprints") or {}).items()
                                             if k in CHANGEABLE}},
-                "changes": point.changes if point else [], "step": point.step if point else 0}
+                "changes": [change for change in turn.changes if change["field"] in CHANGEABLE], "step": turn.step}
     told = ranks.from_first(told)
     if told is None:
         if wanted:

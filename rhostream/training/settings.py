@@ -11,6 +11,7 @@ from rhostream.config.train import TrainConfig
 from rhostream.errors import UnknownNameError, UsageError
 from rhostream.models import task_of
 from rhostream.randomness import DRAWS
+from rhostream.runs.turns import Asked
 from rhostream.selection.losses import LossFunction, find_loss, sequence_mean
 from rhostream.selection.options import Options
 from rhostream.selection.ranks import Ranks
@@ -40,7 +41,7 @@ class Settings(TrainConfig):
             keep_list_url(self.keep_list)
         if self.augment not in KINDS:
             raise UnknownNameError.of("augmentation", self.augment, KINDS)
-        _ = self.tokens, self.budget  # a share that can't be
+        _ = self.tokens, self.budget, self.asked  # a share, or a step, that can't be
         if not isinstance(self.shadow, str | None):
             object.__setattr__(self, "shadow", ",".join(self.shadow))
         if find_loss(self.loss) is sequence_mean:
@@ -82,6 +83,11 @@ class Settings(TrainConfig):
     def budget(self) -> Budget:
         """What the test set may hold that can't be used. Raises UsageError."""
         return Budget(fraction=self.max_bad_fraction, samples=self.max_bad_samples)
+
+    @property
+    def asked(self) -> Asked:
+        """Where the run is to turn. Raises UsageError."""
+        return Asked(from_step=self.from_step, skip_buffers=self.skip_buffers, grow=self.grow)
 
     @property
     def uses_il(self) -> bool:

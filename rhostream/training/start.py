@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,8 +20,10 @@ from rhostream.config.written import arguments_of, written
 from rhostream.errors import BudgetError, UsageError, users_code
 from rhostream.models import build, load_initial
 from rhostream.randomness import torch_seed
+from rhostream.runs import turns
 from rhostream.runs.attempt import Attempt
 from rhostream.runs.book import Evaluation
+from rhostream.runs.chain import head
 from rhostream.runs.record import recorded, versions
 from rhostream.runs.run import Run
 from rhostream.selection.hardware import device_of
@@ -32,8 +34,8 @@ from rhostream.selection.proxy import Proxy
 from rhostream.selection.ranks import Ranks, own_norms
 from rhostream.selection.selector import Selector
 from rhostream.setting import RECORDED, settings_of
-from rhostream.stream.band import Band
-from rhostream.stream.dataset import Loader
+from rhostream.stream.band import Band, resolve_band
+from rhostream.stream.dataset import CandidateStream, Loader
 from rhostream.stream.inputs import AnyPreprocess
 from rhostream.stream.join import UniformChoice
 from rhostream.stream.keep_list import keep_list_account
@@ -104,7 +106,9 @@ def train(config: TrainConfig) -> Summary:
     `change`, {"lr": 5e-4} or "lr=5e-4": what a run that goes on does otherwise from its newest checkpoint on; the other
     arguments stay as they were. It is recorded (run.json stays as it is), reports say it, and the same call again
     changes nothing more. lr, weight_decay, momentum, schedule_steps, clip_gradient, il_lr_scale, accumulate, augment,
-    chunk, precision, train_precision and compile can change.
+    chunk, precision, train_precision and compile can change. `from_step`: a new attempt from the commit of that step.
+    `skip_buffers`, "A:B": these buffers are passed over, unread, and logged as that. `grow`: where a pass has ended,
+    the run goes on with this longer list of shards. These three are recorded as changes, too, and done once.
 
     Raises UsageError and its kin before any work, Interrupted after a signal, NonFiniteError when training diverges,
     RankLostError when another rank is gone.
@@ -129,23 +133,25 @@ def _with_tensorboard(settings: Settings) -> Settings:
 
 def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     run, tests = storage.resolve(settings.run), list(settings.test_shards)
-    settings, changes, changing = in_force(settings, run, ranks)
+    turn = turns.look(run, settings.asked, ranks, lambda: head(run))
+    settings, changed, changing = in_force(settings, run, ranks, turn)
     scoring, training = (autocast(*option, on) for option in (("--precision", settings.precision),
                                                               ("--train-precision", settings.train_precision)))
     # One rank's look decides for all what is opened, and what is done together.
     before, listed = ranks.from_first(recorded(run) if ranks.first else None), settings.listed
-    loader = _open(settings, on, ranks, before)
+    settings, loader = _open_at(turn, settings, on, ranks, before)
+    turn.changing += changing
     stream, info = loader.stream, loader.stream.table.info
     classes = settings.classes or info.classes or _count_classes(stream.table)
     settings.require_fitting(stream.preprocess.kind)
-    pinned, last_step = settings.pinned(stream, classes, ranks), _last_step(settings, stream.buffers_per_pass)
+    pinned, last_step = settings.pinned(stream, classes, ranks), _last_step(settings, stream)
     schedule_steps = settings.schedule_steps or last_step
     if settings.schedule != "constant":
         pinned["schedule_steps"] = schedule_steps
     # Ranks that weren't started alike would wait for each other at different places.
     require_alike(ranks, _plain({**pinned, "last_step": last_step, "tests": len(tests), "eval_every":
                                  settings.eval_every, "checkpoint_every": settings.checkpoint_every,
-                                 "changing": changing}))
+                                 "changing": turn.changing}))
     _require_quota(settings, stream.table, classes)
     network, proxy = _networks(settings, loader, classes, on, ranks)
     require_classes(settings.model, network, stream.preprocess, classes)
@@ -164,7 +170,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     record = _record(settings, loader, pinned, last_step, threads, on, ranks)
     learners = [(network, stream.preprocess), *([(proxy.model, stream.decoded)] if proxy else []),
                 *((one, stream.decoded) for one in (live.networks if live else []))]
-    attempt = Attempt(run, pinned, ranks, changes=changes, changing=changing,
+    attempt = Attempt(run, pinned, ranks, changes=turn.changes, changing=turn.changing, grown=turn.grown,
                   changed_draws=lambda: changed_draws(settings, learners))
     if ranks.first:
         storage.probe_writable(run)
@@ -194,21 +200,20 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         attempt, record, loader, selector, state, last_step, seed=settings.seed,
         commit_every=settings.checkpoint_every, keep_checkpoints=settings.keep_checkpoints, metrics=settings.metrics,
         changeable=CHANGEABLE, note={name: record["settings"][name] for name in _ASKED}, job="train",
-        evaluate=evaluations)  # fmt: skip
+        evaluate=evaluations, start=turn.start)  # fmt: skip
     trainer = Trainer(run=managed, model=network, optimizer=optimizer, schedule=schedule, seed=settings.seed,
                       accumulate=settings.accumulate, augment=settings.augment, precision=training,
                       compile=settings.compile, clip=settings.clip_gradient, average=average, tokens=settings.tokens)
     if managed.open() is not None:  # the optimizers' states know the rates of before
-        _set_rates(settings, trainer, changes, changing)
+        _set_rates(settings, trainer, changed, changing)
     tested = record.get("test_set") or before.get("test_set") or {}
     if attempt.step < last_step:
         if test_set is not None and "test_set" not in record:
             tested = test_set.examine(settings.budget)
         with threads_in_use(threads):
             trainer.loop()
-    elif changing:
-        raise UsageError(f"--change {changing[0]['field']}: {storage.redact(run)} is complete at step "
-                         f"{attempt.step:,}, so no step is left to take with it; give more --steps or --passes")
+    else:
+        turns.require_steps(turn.changing, run, attempt.step)
     counts = dict(ranks.from_first(attempt.counts))
     if attempt.step >= last_step:
         _require_kept(run, settings.il, counts)
@@ -229,7 +234,23 @@ def _require_kept(run: str, il: str, counts: Mapping[str, int]) -> None:
                           '"select status, error, count(*) from quarantine group by all"` says why')
 
 
-def _open(settings: Settings, on: torch.device, ranks: Ranks, before: Mapping[str, Any]) -> Loader:
+def _open_at(turn: turns.Turn, settings: Settings, on: torch.device, ranks: Ranks,
+             before: Mapping[str, Any]) -> tuple[Settings, Loader]:
+    """The stream from the turn on. More shards bring a run neither more classes nor other thresholds of its band."""
+    order = turn.plans[-1].names if turn.plans else None
+    more = settings.grow or len(turn.plans) > 1
+    if more and settings.classes is None:
+        settings = replace(settings, classes=(before.get("fingerprints") or {}).get("classes"))
+    loader = _open(settings, on, ranks, before, order)
+    if more and turn.plans and settings.band is not None:
+        band = resolve_band(settings.band, loader.stream.table, settings.seed, names=turn.plans[0].names)
+        loader.stream.prefilters = tuple(band if isinstance(p, Band) else p for p in loader.stream.prefilters)
+    turns.take_up(turn, loader.stream)
+    return settings, loader
+
+
+def _open(settings: Settings, on: torch.device, ranks: Ranks, before: Mapping[str, Any],
+          order: Sequence[str] | None) -> Loader:
     """This rank's slice of the buffers. A run that goes on keeps its lanes, whatever the number of ranks now, and the
     order of its shards, whatever that of the list, and the size and channels of its images."""
     then = before.get("settings", {})
@@ -243,14 +264,14 @@ def _open(settings: Settings, on: torch.device, ranks: Ranks, before: Mapping[st
         roots=settings.roots, band=settings.band, keep_list=settings.keep_list, view_size=settings.view_size,
         device=on, classes=settings.classes, rank=ranks.rank, ranks=ranks.size, with_fold=settings.found_rule.live,
         tokenizer=settings.asked_tokenizer, text_length=settings.text_length, task=settings.found_task,
-        il_tokens=settings.token_share is not None, carried_lanes=carried, order=before.get("shards"),
+        il_tokens=settings.token_share is not None, carried_lanes=carried, order=order,
     )  # fmt: skip
     schedule, always = settings.options.kept_schedule, settings.found_rule.score is None
     if always or schedule.has_uniform_steps:
         together = settings.selection == "global"
         loader.stream.prefilters += (
             UniformChoice(settings.own_batch(ranks), settings.seed, None if together else ranks.rank, schedule,
-                          settings.options.quota, always, loader.stream.buffers_per_pass),)  # fmt: skip
+                          settings.options.quota, always, loader.stream.numbering),)  # fmt: skip
     return loader
 
 
@@ -348,12 +369,12 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
-def _last_step(settings: Settings, buffers_per_pass: int) -> int:
+def _last_step(settings: Settings, stream: CandidateStream) -> int:
     """Where the run ends: after `steps` or `passes`, whichever comes first; after one pass when neither is given."""
-    ends = [settings.steps] if settings.steps else []
-    if settings.passes or not settings.steps:
-        ends.append((settings.passes or 1) * buffers_per_pass)
-    return min(ends)
+    passes = settings.passes or (None if settings.steps else 1)
+    end = turns.last_step(stream, passes, settings.steps)
+    assert end is not None
+    return end
 
 
 class _Evaluations:

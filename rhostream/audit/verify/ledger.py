@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from rhostream import storage
 from rhostream.errors import NotFoundError, RhostreamError
 from rhostream.runs.link import Link
+from rhostream.runs.plans import RunPlan, plan_of_pass, plans_of
 from rhostream.tables import il, parquet
 
 COLUMNS = ["pass", "step", "shard", "ordinal", "kept", "reason"]
@@ -26,7 +27,11 @@ _RANK = re.compile(r"/rank=(\d+)/")
 
 def ledger_problems(run: str, record: Mapping[str, Any], at: Link) -> list[str]:
     """What the rows of the committed segments contradict: the checkpoint, run.json, the IL table or each other."""
-    ledger = _Ledger(at.step, _counts_of(record))
+    try:
+        plans = plans_of(run, record, at.changes)
+    except RhostreamError as exc:  # what the rows should be can't be known
+        return [str(exc)]
+    ledger = _Ledger(at.step, _counts_of(record, plans), plans)
     try:
         for segment in _in_order(at.log):
             ledger.add(parquet.read(storage.join(run, segment["path"]), COLUMNS)[0], segment)
@@ -45,7 +50,7 @@ def _in_order(segments: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(segments, key=first)
 
 
-def _counts_of(record: Mapping[str, Any]) -> dict[str, int]:
+def _counts_of(record: Mapping[str, Any], plans: Sequence[RunPlan]) -> dict[str, int]:
     """Samples seen in each shard of the run, from its IL table; {} when that can't be reached or is another one."""
     if not record.get("il"):
         return {}
@@ -53,7 +58,7 @@ def _counts_of(record: Mapping[str, Any]) -> dict[str, int]:
         url = storage.resolve(record["il"])
         if _pinned(record) not in (None, il.open_info(url).fingerprint):
             return {}
-        return {name: il.read_part_facts(il.part_url(url, name)).samples for name in record.get("shards") or ()}
+        return {name: il.read_part_facts(il.part_url(url, name)).samples for name in plans[-1].names}
     except RhostreamError:
         return {}
 
@@ -79,11 +84,11 @@ def _il_table(record: Mapping[str, Any]) -> Iterator[str]:
 class _Ledger:
     """What was seen so far, segment by segment."""
 
-    def __init__(self, steps: int, counts: Mapping[str, int]) -> None:
+    def __init__(self, steps: int, counts: Mapping[str, int], plans: Sequence[RunPlan]) -> None:
         self.problems: list[str] = []
         self.per_step = np.zeros(steps, np.int64)
         self.kept_per_step = np.zeros(steps, np.int64)
-        self._counts = counts
+        self._counts, self._plans = counts, plans
         self._reasons = Counter[str]()
         self._seen: dict[int, dict[str, npt.NDArray[np.bool_]]] = {}
         self._of_pass: dict[int, dict[str, int]] = {}  # samples seen of each shard, for passes that are over
@@ -167,22 +172,28 @@ class _Ledger:
             self.problems.append(f"the checkpoint stands {at.buffer:,} buffers into pass {at.pass_index}, the log has "
                                  f"{self._in_pass[at.pass_index] // n_B:,}")
         for pass_index, shards in self._of_pass.items():
-            self._whole_pass(pass_index, shards, at, record)
+            self._whole_pass(pass_index, shards, at)
 
-    def _whole_pass(self, pass_index: int, shards: Mapping[str, int], at: Link,
-                    record: Mapping[str, Any]) -> None:
+    def _whole_pass(self, pass_index: int, shards: Mapping[str, int], at: Link) -> None:
+        """A pass that is over has every sample of its own list of shards, and of no other."""
+        plan = plan_of_pass(self._plans, pass_index)
+        strange = sorted(shards.keys() - {*plan.names}) if len(self._plans) > 1 else []
+        if strange:
+            self.problems.append(f"pass {pass_index} has samples of {len(strange):,} shards that the run doesn't go by "
+                                 f"there, first {strange[0]}")
         ended = pass_index < at.pass_index or (pass_index == at.pass_index and at.buffer > 0
-                                               and at.buffer == record.get("buffers_per_pass"))  # fmt: skip
+                                               and at.buffer == plan.buffers_per_pass)  # fmt: skip
         if not ended:
             return
         if self._counts:
-            short = [f"{shard} ({shards.get(shard, 0):,} of {n:,})" for shard, n in self._counts.items()
-                     if shards.get(shard, 0) < n]
+            short = [f"{shard} ({shards.get(shard, 0):,} of {n:,})" for shard in plan.names
+                     if shards.get(shard, 0) < (n := self._counts[shard])]
             if short:
                 self.problems.append(f"pass {pass_index} lacks samples of {len(short):,} shards: "
                                      f"{', '.join(short[:5])}")
-        elif (samples := record.get("samples")) and sum(shards.values()) != samples:
-            self.problems.append(f"pass {pass_index} has {sum(shards.values()):,} samples, run.json says {samples:,}")
+        elif (samples := plan.samples) and sum(shards.values()) != samples:
+            says = "run.json" if plan is self._plans[0] else "the list of its shards"
+            self.problems.append(f"pass {pass_index} has {sum(shards.values()):,} samples, {says} says {samples:,}")
 
 
 def _steps(run: str, at: Link, ledger: _Ledger) -> Iterator[str]:
