@@ -23,7 +23,9 @@ from rhostream.training.start import train
 from tests.audit_fixtures import World, make_rows, make_run, make_world
 
 SWITCHES = ("clip", "tau", "loss_cap")
-NOT_DEFAULT = {"loss": "tests.tiny:smooth_loss", "token_share": 0.5, "il_lr_scale": 0.5}
+NOT_DEFAULT = {"loss": "tests.tiny:smooth_loss", "token_share": 0.5, "il_lr_scale": 0.5, "optimizer": "sgd",
+               "momentum": 0.5, "no_decay": True, "schedule": "cosine", "schedule_steps": 9, "lr_warm_up": 2,
+               "clip_gradient": 1.0, "ema": 0.9, "evaluate": "tests.own_training:weighed"}
 
 
 @pytest.fixture(scope="module")

@@ -305,6 +305,18 @@ def test_whoever_leaves_by_break_commits_by_hand(make: Make, tmp_path: Path) -> 
     assert learn(*make()) == BUFFERS - 5
 
 
+def test_a_commit_of_what_is_committed_is_none(make: Make, tmp_path: Path) -> None:
+    run, model, optimizer = make(steps=2)
+    run.commit()
+    assert not (tmp_path / "run").exists()
+    learn(run, model, optimizer)
+    run.commit()
+    again, *_ = make(steps=2)
+    assert list(again) == []
+    again.commit()
+    assert again.state_dict()["step"] == 2 and verify(str(tmp_path / "run"))["problems"] == []
+
+
 def test_a_commit_holds_the_whole_body_of_the_loop(make: Make, tmp_path: Path) -> None:
     run, model, optimizer = make(steps=2)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rhostream.config.shared import INIT, MODEL, ROOT, SHARDS, TASK, TASKS, TEXT_LENGTH, TOKENIZER, WORKERS
-from rhostream.errors import UsageError
+from rhostream.errors import UnknownNameError, UsageError
 from rhostream.selection.options import Options
 from rhostream.selection.rules import RULES as RULE_NAMES
 from rhostream.setting import (
@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 _HARDWARE = "how fast a step is made, and where, doesn't change it"
 _LENGTH = "a run may go on for longer"
 _TESTS = "the test set is for reporting only"
+_STATE = "it is part of what the optimizer remembers"
+STEP = "The gradient step"
+OPTIMIZERS = ("adamw", "sgd", "adafactor")
+SCHEDULES = ("constant", "cosine", "linear")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +95,33 @@ class TrainConfig(Options):
     init: str | None = setting(
         None, help=INIT, metavar="WEIGHTS", place=True, pin=RESOLVED, pinned_as=("init",), fixed=WEIGHTS)
     accumulate: int = setting(
-        1, help="Split the kept batch into this many forwards.", pin=ALWAYS, fixed="", part="sizes")
-    lr: float = setting(1e-3, help="AdamW learning rate.", pin=ALWAYS, fixed="")
-    weight_decay: float = setting(0.01, help="Of AdamW.", pin=ALWAYS, fixed="")
+        1, help="Split the kept batch into this many forwards.", heading=STEP, pin=ALWAYS, fixed="", part="sizes")
+    optimizer: str = setting(
+        "adamw", help=", ".join(OPTIMIZERS) + " or your module:function(model, lr=, weight_decay=), with parameter "
+        "groups of its own.", heading=STEP, metavar="NAME", pin=ASKED, fixed=_STATE)
+    lr: float = setting(1e-3, help="Learning rate.", heading=STEP, pin=ALWAYS, fixed="")
+    weight_decay: float = setting(
+        0.01, help="Decoupled from the gradient, but with sgd.", heading=STEP, pin=ALWAYS, fixed="")
+    no_decay: bool = setting(
+        False, help="Biases and the weights of norms (all of one dimension) have no weight decay.", heading=STEP,
+        pin=ASKED, fixed=_STATE)
+    momentum: float | None = setting(None, help="Of --optimizer sgd.", heading=STEP, unset="0.9", pin=ASKED, fixed="")
+    schedule: str = setting(
+        "constant", help=", ".join(SCHEDULES) + " (to 0 at the run's end) or your module:function(optimizer, steps=).",
+        heading=STEP, metavar="NAME", pin=ASKED, fixed="its state is in every checkpoint; --change lr=..., "
+        "schedule_steps=... bends the one that there is")
+    schedule_steps: int | None = setting(
+        None, help="Where the schedule ends.", heading=STEP, metavar="N", unset="the run's last step, as it began",
+        pin=RESOLVED, pinned_as=("schedule_steps",), fixed="")
+    lr_warm_up: int = setting(
+        0, help="The rate rises linearly in the first N steps.", heading=STEP, metavar="N", pin=ASKED,
+        fixed="it is how a run begins")
+    clip_gradient: float | None = setting(
+        None, help="Scale a gradient whose norm over all parameters is larger down to it.", heading=STEP,
+        metavar="NORM", pin=ASKED, fixed="")
+    ema: float | None = setting(
+        None, help="Keep an exponential moving average of the weights, and evaluate that: its decay, as 0.999.",
+        heading=STEP, metavar="DECAY", pin=ASKED, fixed="an average is of all the weights from the beginning on")
     loss: str = setting(
         "cross_entropy", help="cross_entropy or your module:function of (logits, label), one loss a sample.",
         metavar="NAME", imports=True, pin=ASKED, fixed=CHOICE)
@@ -101,7 +129,7 @@ class TrainConfig(Options):
         None, help="Of language: train on this share of a kept sequence's tokens, the largest loss - il (Rho-1).",
         metavar="F", pin=ASKED, fixed=CHOICE)
     augment: str = setting(
-        "none", help="none, flip, shift or flip-shift; kept samples.", pin=ALWAYS, fixed="")
+        "none", help="none, flip, shift or flip-shift; kept samples.", heading=STEP, pin=ALWAYS, fixed="")
     keep_holdout: bool = setting(
         False, help="Candidates may be samples that the IL model learned from.", pin=ALWAYS, fixed=CANDIDATES)
     classes: int | None = setting(
@@ -175,6 +203,9 @@ class TrainConfig(Options):
 
     eval_every: int = setting(
         100, help="Steps between evaluations.", heading=RECORDS, pin=RECORDED, free=_TESTS)
+    evaluate: str | None = setting(
+        None, help="Your module:function(model), in place of test shards: gives accuracy, loss and samples.",
+        heading=RECORDS, metavar="NAME", pin=ASKED, fixed="a curve is of one evaluation")
     smoothing: int = setting(
         5, help="Evaluations that reports average.", heading=RECORDS, pin=RECORDED, free="it is for reports only")
     checkpoint_every: int = setting(
@@ -224,3 +255,31 @@ class TrainConfig(Options):
             raise UsageError("--steps, --passes, --accumulate, --eval-every and --checkpoint-every must be at least 1")
         if not 0 < self.il_lr_scale < math.inf:
             raise UsageError(f"--il-lr-scale {self.il_lr_scale:g}: expected a number above 0")
+        self._check_step()
+
+    def _check_step(self) -> None:
+        """Raise UsageError, UnknownNameError for an optimizer, a schedule, ... that can't be."""
+        for what, name, known in (("optimizer", self.optimizer, OPTIMIZERS), ("schedule", self.schedule, SCHEDULES)):
+            if ":" not in name and name not in known:
+                raise UnknownNameError.of(what, name, [*known, "package.module:function"])
+        if self.clip_gradient is not None and not 0 < self.clip_gradient < math.inf:
+            raise UsageError(f"--clip-gradient {self.clip_gradient:g}: expected a norm above 0")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UsageError(f"--ema {self.ema:g}: expected a decay between 0 and 1, as 0.999")
+        if self.momentum is not None and not 0 <= self.momentum < 1:
+            raise UsageError(f"--momentum {self.momentum:g}: expected 0 or more, and less than 1")
+        if self.momentum is not None and self.optimizer != "sgd":
+            raise UsageError(f"--momentum is that of --optimizer sgd, and this run has {self.optimizer}")
+        if self.no_decay and ":" in self.optimizer:
+            raise UsageError(f"--no-decay is for the built-in optimizers: {self.optimizer} makes its own groups")
+        if self.lr_warm_up < 0 or (self.schedule_steps is not None and self.schedule_steps < 1):
+            raise UsageError("--lr-warm-up must be at least 0 and --schedule-steps at least 1")
+        if self.schedule_steps is not None and self.schedule == "constant":
+            raise UsageError("--schedule-steps is where a --schedule ends, and a constant rate doesn't: give "
+                             "--schedule cosine, linear or your own")
+        if self.lr_warm_up and ":" in self.schedule:
+            raise UsageError(f"--lr-warm-up goes before the built-in schedules: {self.schedule} makes its own")
+        if self.evaluate is not None and ":" not in self.evaluate:
+            raise UsageError(f"--evaluate {self.evaluate!r}: expected your package.module:function(model)")
+        if self.evaluate is not None and self.test_shards:
+            raise UsageError("--evaluate and --test-shards fill the same columns (test_accuracy, test_loss): give one")

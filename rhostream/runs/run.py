@@ -279,6 +279,8 @@ class Run:
         if not self.objects:
             raise UsageError("this run was given no state=, so it has nothing to commit: save run.state_dict() with "
                              "your own checkpoint")
+        if self._at_hand is None and not self.attempt.uncommitted:
+            return  # all of it is committed already
         self._settle_step("commit")
         self._log()
         self._commit_own(self.complete)
@@ -292,6 +294,8 @@ class Run:
         """
         self._require_all("state_dict")
         self._begin()
+        if self.attempt.attempt < 0:  # a run that is through isn't claimed by opening it
+            self.attempt.claim(self._note)
         self._settle_step("state_dict")
         self._log()
         self._require_sound()
@@ -559,7 +563,7 @@ def _require_ranks(stream: Loader, selector: Selector, ranks: Ranks, gradients: 
 
 def _choose_before_decoding(stream: Loader, selector: Selector) -> None:
     """What the selector will keep by chance is chosen by the stream, which then decodes nothing else."""
-    schedule, always = selector.options.schedule, selector.rule.score is None
+    schedule, always = selector.options.kept_schedule, selector.rule.score is None
     candidates = stream.stream
     if (always or schedule.has_uniform_steps) and not any(isinstance(p, UniformChoice) for p in candidates.prefilters):
         candidates.prefilters += (UniformChoice(selector.batch_size, selector.seed, None, schedule,

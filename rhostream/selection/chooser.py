@@ -20,7 +20,7 @@ class Chooser:
 
     def __init__(self, rule: Rule, options: Options) -> None:
         self.rule, self.options = rule, options
-        self.schedule, self.quota, self.shadows = options.schedule, options.quota, options.shadows
+        self.schedule, self.quota, self.shadows = options.kept_schedule, options.quota, options.shadows
         self.adjusts = options.adjusts
         self._tau = Tau() if options.tau else None
         reducr = self.quota is not None and self.quota.kind == "reducr"

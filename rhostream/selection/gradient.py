@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rhostream.crashpoints import crash_point
-from rhostream.errors import NonFiniteError
+from rhostream.errors import NonFiniteError, users_code
 from rhostream.selection.losses import LossFunction, per_sample
 from rhostream.selection.outputs import called
 from rhostream.selection.ranks import Ranks, in_lockstep
@@ -23,7 +23,7 @@ from rhostream.selection.ranks import Ranks, in_lockstep
 def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, label: Tensor, loss: LossFunction, *,
               forward: Callable[[Tensor], Tensor] | None = None, accumulate: int = 1,
               autocast: torch.dtype | None = None, ranks: Ranks | None = None, total: int = 0,
-              weight: Tensor | None = None, mode: bool = True) -> tuple[Tensor, Tensor]:
+              weight: Tensor | None = None, mode: bool = True, clip: float | None = None) -> tuple[Tensor, Tensor]:
     """Step on the mean of `loss`; returns the own losses (n,) and the mean over all ranks, both on the device.
 
     The mean is NaN where no step was made: it isn't finite, or the gradient isn't.
@@ -31,7 +31,8 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, lab
     `total` is the number of samples that all ranks kept, at least one; a rank may have none of them. Collective where
     `ranks` are several. `accumulate`: forwards that the own samples are split into. `weight` (n,): factors of the own
     losses, whose sum is then divided by `total`, the number of draws. `mode`: whether the model is in train mode.
-    Raises UsageError when `loss` gives anything but one number a sample.
+    `clip`: the largest norm of the gradient, that of all ranks, over all parameters.
+    Raises UsageError when `loss` gives anything but one number a sample, or a user's optimizer raises.
     """
     ranks = ranks or Ranks()
     count = len(x) if ranks.alone and weight is None else total
@@ -57,6 +58,8 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, lab
         mean = ranks.add_gradients(model.parameters(), weighted.sum() / count)
         ranks.average_norms(model)
     mean = finite_or_nan(model.parameters(), mean)
+    if clip is not None:
+        mean = clip_gradient(model.parameters(), clip, mean)
     step_if_finite(optimizer, mean)
     if statistics:
         with torch.no_grad():
@@ -91,6 +94,19 @@ def finite_or_nan(parameters: Iterable[nn.Parameter], loss: Tensor) -> Tensor:
     return torch.where(torch.isfinite(largest).to(loss.device), loss, torch.nan)
 
 
+def clip_gradient(parameters: Iterable[nn.Parameter], most: float, loss: Tensor) -> Tensor:
+    """Scale the gradients down to a norm of `most` over all parameters; returns the scalar `loss`.
+
+    It is NaN where the norm isn't finite, though each number may be: such a gradient can't be scaled. Nobody waits.
+    """
+    trained = [p for p in parameters if p.grad is not None]
+    if not trained:
+        return loss
+    norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+    nn.utils.clip_grads_with_norm_(trained, most, norm)
+    return torch.where(torch.isfinite(norm).to(loss.device), loss, torch.nan)
+
+
 def step_if_finite(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     """Step, unless `loss` is NaN or infinite, without asking the device which it is.
 
@@ -99,9 +115,14 @@ def step_if_finite(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     """
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         optimizer.grad_scale, optimizer.found_inf = None, (~torch.isfinite(loss)).float()  # type: ignore[attr-defined]
-        optimizer.step()
+        _step(optimizer)
         del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
     elif bool(torch.isfinite(loss)):
+        _step(optimizer)
+
+
+def _step(optimizer: torch.optim.Optimizer) -> None:
+    with users_code(f"the optimizer {type(optimizer).__name__}"):
         optimizer.step()
 
 

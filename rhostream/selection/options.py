@@ -63,7 +63,7 @@ class Options:
             raise UsageError(f"--deduplicate {self.deduplicate:g}: expected a correlation above 0 and at most 1")
         if self.mc_draws < 1:
             raise UsageError(f"--mc-draws {self.mc_draws}: expected at least 1")
-        _ = self.schedule, self.quota, self.shadows
+        _ = self.kept_schedule, self.quota, self.shadows
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
@@ -75,7 +75,7 @@ class Options:
         return cls(**given)
 
     @property
-    def schedule(self) -> Schedule:
+    def kept_schedule(self) -> Schedule:
         return Schedule(warm_up=self.warm_up, stop_after=self.stop_after, uniform_every=self.uniform_every,
                         ratios=parse_ratios(self.ratio))
 

@@ -17,13 +17,16 @@ from rhostream.errors import MismatchError, UnknownNameError, UsageError
 from rhostream.runs.record import recorded
 from rhostream.runs.turns import Turn
 from rhostream.selection.ranks import Ranks
-from rhostream.setting import UNPINNED, kinds_of, settings_of
+from rhostream.setting import ASKED, RESOLVED, UNPINNED, defaults_of, kinds_of, settings_of
 from rhostream.training.settings import Settings
 
 _SAYS, _KINDS = settings_of(TrainConfig), kinds_of(TrainConfig)
 # How a step is made and computed. What is read, in which order, and what is chosen by which rule stays the run's.
 CHANGEABLE = tuple(name for name, says in _SAYS.items() if not says.fixed)
 WHY_NOT = {name: says.fixed for name, says in _SAYS.items() if says.fixed and name not in ("run", "change")}
+# What a run that doesn't state them began with.
+_AT_DEFAULT = {name: value for name, value in defaults_of(TrainConfig).items()
+               if name in CHANGEABLE and _SAYS[name].pin == ASKED}
 Change = dict[str, Any]
 
 
@@ -90,7 +93,8 @@ def in_force(settings: Settings, run: str, ranks: Ranks, turn: Turn) -> tuple[Se
     told: dict[str, Any] | None = None
     if ranks.first and (record := recorded(run)):
         _require_known(record.get("fingerprints") or {}, run)
-        told = {"began": {k: v for k, v in (record.get("fingerprints") or {}).items() if k in CHANGEABLE},
+        told = {"began": {**_AT_DEFAULT, **{k: v for k, v in (record.get("fingerprints") or {}).items()
+                                            if k in CHANGEABLE}},
                 "changes": [change for change in turn.changes if change["field"] in CHANGEABLE], "step": turn.step}
     told = ranks.from_first(told)
     if told is None:
@@ -104,7 +108,8 @@ def in_force(settings: Settings, run: str, ranks: Ranks, turn: Turn) -> tuple[Se
         if name not in now:
             raise UsageError(f"--change {name}: this run has no such setting (rule {settings.rule})")
         given = getattr(settings, name)
-        if given not in (began[name], now[name], wanted.get(name, now[name])):
+        unset = given is None and _SAYS[name].pin == RESOLVED  # as it is in force
+        if not unset and given not in (began[name], now[name], wanted.get(name, now[name])):
             raise MismatchError(f"run {storage.redact(run)} began with {name} {began[name]!r} and has {now[name]!r} "
                                 f"now, not {given!r}; --change {name}={given} changes it from here on, and records it")
     new = [{"field": name, "old": now[name], "new": value, "step": told["step"]}

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import math
+import numbers
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rhostream import storage
-from rhostream.errors import BudgetError
+from rhostream.errors import BudgetError, UsageError, users_code
+from rhostream.own_code import own_function
 from rhostream.runs.book import Evaluation
 from rhostream.selection.losses import cross_entropy, is_correct
-from rhostream.selection.outputs import called
+from rhostream.selection.outputs import called, described
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import scoring
 from rhostream.selection.tokens import LanguageLoss, SequenceMean
@@ -25,6 +30,7 @@ from rhostream.tables.il import OK
 
 LOG = logging.getLogger("rhostream")
 CACHE_BYTES = 1 << 30
+NUMBERS = ("accuracy", "loss", "samples", "class_accuracy")
 
 
 @dataclass
@@ -141,3 +147,53 @@ def _usable(chunk: Chunk) -> tuple[Tensor, Tensor]:
     assert chunk.image is not None
     rows = torch.from_numpy(chunk.ok.nonzero()[0])
     return chunk.image.index_select(0, rows), torch.from_numpy(chunk.label).index_select(0, rows)
+
+
+class OwnEvaluation:
+    """A user's `module:function(model)`, which gives accuracy, loss (nats), samples, class_accuracy, or some of them.
+
+    Every rank calls it, so that it may share the work, and the numbers of rank 0 count: `evaluate` is collective.
+    """
+
+    def __init__(self, name: str, ranks: Ranks | None = None) -> None:
+        self._what, self._ranks = f"evaluate {name!r}", ranks or Ranks()
+        self._function = own_function("evaluate", name)
+        try:
+            inspect.signature(self._function).bind(None)
+        except TypeError as exc:
+            raise UsageError(f"{self._what} can't be called with the model alone ({exc}), expected a function of one "
+                             "argument") from None
+        except ValueError:  # of a builtin: it doesn't say
+            pass
+
+    def evaluate(self, model: nn.Module) -> Evaluation:
+        """In eval mode, without gradients; random draws change nothing. Raises UsageError for what is no evaluation."""
+        with scoring(model, batch_norm="eval"), users_code(self._what):
+            given = self._function(model.model if isinstance(model, LanguageLoss) else model)
+        return Evaluation(**self._ranks.from_first(self._checked(given)))
+
+    def _checked(self, given: Any) -> dict[str, Any]:
+        if not isinstance(given, Mapping):
+            raise UsageError(f"{self._what} returned {described(given)}, expected a mapping of {', '.join(NUMBERS)}")
+        if strange := [str(name) for name in given if name not in NUMBERS]:
+            raise UsageError(f"{self._what} returned {strange[0]!r}, expected nothing but {', '.join(NUMBERS)}")
+        means = {name: self._number(name, given.get(name)) for name in ("accuracy", "loss", "samples")}
+        if means["accuracy"] is None and means["loss"] is None:
+            raise UsageError(f"{self._what} returned neither accuracy nor loss")
+        classes = given.get("class_accuracy")
+        if classes is not None:
+            classes = [self._number("class_accuracy", value) for value in classes]
+        return {**means, "class_accuracy": classes}
+
+    def _number(self, name: str, value: Any) -> Any:
+        if value is None:
+            return None
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        number = math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
+        expected = {"loss": "a number", "samples": "a whole number from 0 on"}.get(name, "a share from 0 to 1")
+        fine = {"loss": not math.isnan(number) or isinstance(value, float),  # of a model that diverged
+                "samples": number >= 0 and number.is_integer()}.get(name, 0 <= number <= 1)
+        if not fine:
+            raise UsageError(f"{self._what} returned {name} {str(value)[:40]}, expected {expected}")
+        return int(number) if name == "samples" else number

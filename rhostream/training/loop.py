@@ -19,6 +19,7 @@ from rhostream.selection.gradient import take_step
 from rhostream.selection.selector import Selection
 from rhostream.selection.tokens import TokenShare
 from rhostream.training.augment import augment as augmented
+from rhostream.training.optimizers import Average, Schedule
 
 
 @dataclass(kw_only=True)
@@ -28,11 +29,14 @@ class Trainer:
     run: Run
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    schedule: Schedule
     seed: int
     accumulate: int = 1  # forwards that a batch is split into
     augment: str = "none"
     precision: torch.dtype | None = None  # of the gradient step, None for float32
     compile: bool = False
+    clip: float | None = None  # the largest norm of a gradient
+    average: Average | None = None  # of the weights, beside them
     tokens: TokenShare | None = None  # of language: which of a kept sequence's tokens the gradient goes through
     _forward: Callable[[Tensor], Tensor] = field(init=False)
 
@@ -42,9 +46,13 @@ class Trainer:
     def loop(self) -> None:
         """Algorithm 1. Raises Interrupted after committing when a signal asked to stop."""
         for kept in self.run:  # lines 5-8: the next n_B, scores with the current weights, the top n_b
+            self.schedule.reach(self.run.steps)
             loss_b, mean = self._gradient_step(kept)  # lines 9-10
+            applied = torch.isfinite(mean)
+            if self.average is not None:
+                self.average.update(self.run.steps, applied)
             crash_point("train: optimizer stepped")
-            self.run.step(loss_b, torch.isfinite(mean), mean=mean)
+            self.run.step(loss_b, applied, mean=mean)
 
     def _gradient_step(self, kept: Selection) -> tuple[Tensor, Tensor]:
         """One fresh forward and backward on the kept samples of all ranks.
@@ -67,4 +75,4 @@ class Trainer:
             label, loss = to_device(kept.il_tokens, run.device), self.tokens
         return take_step(self.model, self.optimizer, x, label, loss, forward=self._forward,
                          accumulate=self.accumulate, autocast=self.precision, ranks=ranks, total=run.total,
-                         weight=kept.factors)
+                         weight=kept.factors, clip=self.clip)

@@ -58,7 +58,7 @@ class Settings(TrainConfig):
     def check_quota(self, classes: int | None) -> None:
         """Raise UsageError for a class quota that a batch of some step can't have, as far as `classes` are known."""
         if (quota := self.options.quota) is not None:
-            for n in self.options.schedule.sizes(self.batch_size, self.buffer_size):
+            for n in self.options.kept_schedule.sizes(self.batch_size, self.buffer_size):
                 quota.check(n, classes)
 
     @property

@@ -42,12 +42,13 @@ from rhostream.stream.keep_list import keep_list_account
 from rhostream.stream.open import open_stream
 from rhostream.tables.il import OK, Table, part_url, read_part
 from rhostream.training.cascade import make_proxy, require_classes, set_macs
-from rhostream.training.changes import CHANGEABLE, in_force
+from rhostream.training.changes import CHANGEABLE, Change, in_force
 from rhostream.training.draws import changed_draws
-from rhostream.training.evaluate import TestSet
+from rhostream.training.evaluate import OwnEvaluation, TestSet
 from rhostream.training.hardware import autocast, threads_of
 from rhostream.training.live import load_live, set_live_macs
 from rhostream.training.loop import Trainer
+from rhostream.training.optimizers import Average, make_optimizer, make_schedule
 from rhostream.training.ranks import joined, local_device, require_alike, with_synchronized_norms
 from rhostream.training.settings import Settings
 
@@ -62,7 +63,7 @@ class Summary:
     steps: int
     planned: int  # rows in the log
     reasons: dict[str, int]
-    test_accuracy: float | None
+    test_accuracy: float | None  # with --ema of the averaged weights
     cost: dict[str, Any]
     test_samples: int = 0  # of which the accuracy is
     test_left_out: dict[str, int] = field(default_factory=dict)  # test samples that can't be used, by status
@@ -73,7 +74,7 @@ def train(config: TrainConfig) -> Summary:
     """Train `model` on the shards with selection, in the run folder `run`; the same call again resumes.
 
     `buffer_size` is n_B, `batch_size` n_b. Without `passes` and `steps`: one pass; with `steps` alone: as many passes
-    as they need. AdamW with the paper's settings. `test_shards` are for reporting only and change nothing; those of
+    as they need. `test_shards` are for reporting only and change nothing; those of
     their samples that can't be used are counted, and more than `max_bad_fraction` of a shard, or of all, or than
     `max_bad_samples`, stop the run before it begins.
     `eval_every`, `checkpoint_every` in steps; `smoothing` evaluations are averaged by reports. `metrics` is called
@@ -81,6 +82,12 @@ def train(config: TrainConfig) -> Summary:
     the model gets `text_length` token ids of `tokenizer`, each the table's unless given, and learns the `task` "label"
     or "language" (the default of text-lm). Of language, `token_share`: the gradient goes through that share of each
     kept sequence's tokens, those of the largest loss - il.
+
+    The step, by default the paper's AdamW at a constant rate: `optimizer` ("adamw", "sgd", "adafactor" or your
+    `module:function`) with `lr`, `weight_decay`, `no_decay` (of biases and norms) and `momentum` (of sgd); `schedule`
+    ("constant", "cosine", "linear" or your own) over `schedule_steps` buffers after `lr_warm_up` rising ones;
+    `clip_gradient`, the largest norm; `ema`, the decay of an average of the weights, which is then what is evaluated;
+    `evaluate`, your `module:function` of the model in place of test shards. docs/training.md has the rules.
 
     The cascade: `band` ("20%:90%", or nats) and `keep_list` drop samples before they are read; `shortlist`
     ("proxy:4", "view:4") lets a `proxy_model` or a view of `view_size` pixels choose 4 n_b, of which the target's fresh
@@ -98,10 +105,10 @@ def train(config: TrainConfig) -> Summary:
 
     `change`, {"lr": 5e-4} or "lr=5e-4": what a run that goes on does otherwise from its newest checkpoint on; the other
     arguments stay as they were. It is recorded (run.json stays as it is), reports say it, and the same call again
-    changes nothing more. lr, weight_decay, il_lr_scale, accumulate, augment, chunk, precision, train_precision and
-    compile can change. `from_step`: a new attempt from the commit of that step. `skip_buffers`, "A:B": these buffers
-    are passed over, unread, and logged as that. `grow`: where a pass has ended, the run goes on with this longer list
-    of shards. These three are recorded as changes, too, and done once.
+    changes nothing more. lr, weight_decay, momentum, schedule_steps, clip_gradient, il_lr_scale, accumulate, augment,
+    chunk, precision, train_precision and compile can change. `from_step`: a new attempt from the commit of that step.
+    `skip_buffers`, "A:B": these buffers are passed over, unread, and logged as that. `grow`: where a pass has ended,
+    the run goes on with this longer list of shards. These three are recorded as changes, too, and done once.
 
     Raises UsageError and its kin before any work, Interrupted after a signal, NonFiniteError when training diverges,
     RankLostError when another rank is gone.
@@ -138,6 +145,9 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     classes = settings.classes or info.classes or _count_classes(stream.table)
     settings.require_fitting(stream.preprocess.kind)
     pinned, last_step = settings.pinned(stream, classes, ranks), _last_step(settings, stream)
+    schedule_steps = settings.schedule_steps or last_step
+    if settings.schedule != "constant":
+        pinned["schedule_steps"] = schedule_steps
     # Ranks that weren't started alike would wait for each other at different places.
     require_alike(ranks, _plain({**pinned, "last_step": last_step, "tests": len(tests), "eval_every":
                                  settings.eval_every, "checkpoint_every": settings.checkpoint_every,
@@ -164,7 +174,9 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
                   changed_draws=lambda: changed_draws(settings, learners))
     if ranks.first:
         storage.probe_writable(run)
-    test_set = None
+    test_set = own_test = None
+    if settings.evaluate is not None:
+        own_test = OwnEvaluation(settings.evaluate, ranks)
     if tests:
         test_set = TestSet(tests, stream.preprocess, classes, stream.decoder_name, settings.workers, ranks)
     if test_set is not None and not before:
@@ -175,19 +187,25 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
             set_live_macs(attempt.cost, live, stream.decoded)
     attempt.cost.il = _il_account(loader) if settings.uses_il else {}
     attempt.cost.keep_list = {} if settings.keep_list is None else keep_list_account(settings.keep_list)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, betas=(0.9, 0.999),
-                                  weight_decay=settings.weight_decay, fused=True)
-    evaluations = _Evaluations(test_set, network, settings.eval_every)
+    optimizer = make_optimizer(settings, network)
+    schedule = make_schedule(settings, optimizer, schedule_steps)
+    average = None if settings.ema is None else Average(network, settings.ema)
+    state: dict[str, Any] = {"model": network, "optimizer": optimizer}
+    if schedule.scheduler is not None:
+        state["scheduler"] = schedule
+    if average is not None:
+        state["ema"] = average.model
+    evaluations = _Evaluations(test_set or own_test, state.get("ema", network), settings.eval_every)
     managed = Run.assembled(
-        attempt, record, loader, selector, {"model": network, "optimizer": optimizer}, last_step, seed=settings.seed,
+        attempt, record, loader, selector, state, last_step, seed=settings.seed,
         commit_every=settings.checkpoint_every, keep_checkpoints=settings.keep_checkpoints, metrics=settings.metrics,
         changeable=CHANGEABLE, note={name: record["settings"][name] for name in _ASKED}, job="train",
         evaluate=evaluations, start=turn.start)  # fmt: skip
-    trainer = Trainer(run=managed, model=network, optimizer=optimizer, seed=settings.seed,
+    trainer = Trainer(run=managed, model=network, optimizer=optimizer, schedule=schedule, seed=settings.seed,
                       accumulate=settings.accumulate, augment=settings.augment, precision=training,
-                      compile=settings.compile, tokens=settings.tokens)
-    if managed.open() is not None and (changed or changing):  # the optimizers' states know the rates of before
-        _set_rates(settings, trainer)
+                      compile=settings.compile, clip=settings.clip_gradient, average=average, tokens=settings.tokens)
+    if managed.open() is not None:  # the optimizers' states know the rates of before
+        _set_rates(settings, trainer, changed, changing)
     tested = record.get("test_set") or before.get("test_set") or {}
     if attempt.step < last_step:
         if test_set is not None and "test_set" not in record:
@@ -199,10 +217,11 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     counts = dict(ranks.from_first(attempt.counts))
     if attempt.step >= last_step:
         _require_kept(run, settings.il, counts)
-    accuracy = evaluations.last.accuracy if evaluations.last else None
+    last = evaluations.last
+    accuracy = None if last is None else last.accuracy
     left_out = {status: n for status, n in sorted(tested.items()) if status != OK}
     return Summary(run, attempt.step, sum(counts.values()), counts, accuracy, attempt.cost.as_json(),
-                   tested.get(OK, 0), left_out)
+                   tested.get(OK, 0) or (last and last.samples) or 0, left_out)
 
 
 def _require_kept(run: str, il: str, counts: Mapping[str, int]) -> None:
@@ -247,7 +266,7 @@ def _open(settings: Settings, on: torch.device, ranks: Ranks, before: Mapping[st
         tokenizer=settings.asked_tokenizer, text_length=settings.text_length, task=settings.found_task,
         il_tokens=settings.token_share is not None, carried_lanes=carried, order=order,
     )  # fmt: skip
-    schedule, always = settings.options.schedule, settings.found_rule.score is None
+    schedule, always = settings.options.kept_schedule, settings.found_rule.score is None
     if always or schedule.has_uniform_steps:
         together = settings.selection == "global"
         loader.stream.prefilters += (
@@ -287,7 +306,7 @@ def _require_statistics(settings: Settings, network: nn.Module, seen: AnyPreproc
     """Raise UsageError for batch norm that would have to learn from one sample in a forward."""
     if not own_norms(network):
         return
-    sizes = settings.options.schedule.sizes(settings.batch_size, settings.buffer_size)
+    sizes = settings.options.kept_schedule.sizes(settings.batch_size, settings.buffer_size)
     least = -(-(min(sizes) // ranks.size) // settings.accumulate)  # in a forward of the rank that has the fewest
     if least <= 1:
         asked = f"--batch-size {settings.batch_size}" + (f" over {ranks.size} ranks" if ranks.size > 1 else "") + (
@@ -361,7 +380,7 @@ def _last_step(settings: Settings, stream: CandidateStream) -> int:
 class _Evaluations:
     """Looks at the test set every so many steps, and at the run's end; `last` is the newest look."""
 
-    def __init__(self, tests: TestSet | None, model: nn.Module, every: int) -> None:
+    def __init__(self, tests: TestSet | OwnEvaluation | None, model: nn.Module, every: int) -> None:
         self._tests, self._model, self._every = tests, model, every
         self.last: Evaluation | None = None
 
@@ -372,16 +391,18 @@ class _Evaluations:
         return self.last
 
 
-def _set_rates(settings: Settings, trainer: Trainer) -> None:
-    """The rates in force, for all that learns in the run."""
-    rates = [(trainer.optimizer, {"lr": settings.lr, "weight_decay": settings.weight_decay})]
-    if trainer.run.selector.proxy is not None:
-        rates.append((trainer.run.selector.proxy.optimizer, {"lr": settings.lr}))
-    if trainer.run.selector.live is not None:
-        rates += [(one, {"lr": settings.lr * settings.il_lr_scale}) for one in trainer.run.selector.live.optimizers]
-    for optimizer, values in rates:
-        for group in optimizer.param_groups:
-            group.update(values)
+def _set_rates(settings: Settings, trainer: Trainer, changes: list[Change], changing: list[Change]) -> None:
+    """The rates in force, for all that learns in the run; a schedule goes on as if it had begun with the new ones."""
+    selector = trainer.run.selector
+    if {change["field"] for change in changing} & {"lr", "weight_decay", "momentum", "schedule_steps"}:
+        trainer.schedule.begin_again(trainer.schedule.steps)
+    if changes or changing:
+        rates = [] if selector.proxy is None else [(selector.proxy.optimizer, settings.lr)]
+        if selector.live is not None:
+            rates += [(one, settings.lr * settings.il_lr_scale) for one in selector.live.optimizers]
+        for optimizer, rate in rates:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
 
 
 def _il_account(loader: Loader) -> dict[str, Any]:
