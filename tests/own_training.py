@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 
 def sometimes_nan(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """A loss that is NaN in the training forward of some batches, told by their labels."""
-    bad = torch.is_grad_enabled() and int(label.sum()) % 3 == 0
+    """A loss that is NaN in the training forward of some steps, told by the seed that a run gives each."""
+    bad = torch.is_grad_enabled() and torch.initial_seed() % 6 == 0
     return nn.functional.cross_entropy(logits, label, reduction="none") * (math.nan if bad else 1.0)
 
 

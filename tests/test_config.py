@@ -285,7 +285,8 @@ def test_a_file_does_not_decide_what_code_is_run(world: Path, tmp_path: Path) ->
         assert says.imports or "module:function" not in says.help, name
     path = tmp_path / "c.json"
     for name, value in (("rule", "mine:rule"), ("model", "mine:net"), ("loss", "mine:loss"), ("shadow", "rho,mine:x"),
-                        ("il_code", "mine:net"), ("proxy_model", "mine:net")):
+                        ("il_code", "mine:net"), ("proxy_model", "mine:net"), ("optimizer", "mine:opt"),
+                        ("schedule", "mine:curve"), ("evaluate", "mine:test")):
         path.write_text(json.dumps({**small(world, tmp_path / "run"), name: value}))
         says = command("train", "--config", path, code=2)[1]
         assert "mine:" in says and f"--{name.replace('_', '-')} mine:" in says and "a file doesn't decide" in says

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 import rhostream
 from rhostream.audit.alike import differing, setting_of
+from rhostream.audit.report import write_report
 from rhostream.audit.runs import open_runs, read_record
 from rhostream.audit.status import status_of
 from rhostream.errors import Interrupted, MismatchError, UnknownNameError, UsageError
@@ -272,6 +273,9 @@ def test_an_evaluation_of_ones_own_is_of_the_averaged_weights_and_stands_in_the_
     sums = [sum(float(t.double().sum()) for t in state.values()) for state in (ema, model)]
     assert steps_of(run, "test_loss")[-1] == pytest.approx(sums[0], abs=1e-4)
     assert abs(sums[0] - sums[1]) > 1e-2
+    page = Path(write_report(str(run), str(tmp_path / "r.html"))).read_text()
+    assert "Accuracies of run are of the averaged weights, decay 0.9." in page
+    assert f"Accuracies of run are what {MINE}:weighed gave." in page
 
 
 def test_an_evaluation_changes_nothing(world: Path, tmp_path: Path) -> None:

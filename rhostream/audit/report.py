@@ -9,7 +9,7 @@ from typing import Any
 
 from rhostream import storage
 from rhostream.audit import plots, tabulate
-from rhostream.audit.alike import says_change
+from rhostream.audit.alike import says_change, shown
 from rhostream.audit.compare import (
     EVERYTHING,
     UNIFORM,
@@ -97,6 +97,10 @@ def _warnings(facts: Iterable[RunFacts]) -> list[str]:
     unfinished = [f"{one.name} ({one.row['steps']:,} of {one.row['last_step'] or '?'} steps)"
                   for one in facts if not one.row["complete"]]  # fmt: skip
     says = [f"Not complete: {', '.join(unfinished)}. The page shows what was committed."] if unfinished else []
+    says += [f"Accuracies of {one.name} are of the averaged weights, decay {shown(one.setting['ema'])}."
+             for one in facts if one.setting.get("ema")]
+    says += [f"Accuracies of {one.name} are what {shown(one.setting['evaluate'])} gave."
+             for one in facts if one.setting.get("evaluate")]
     says += [f"Changed on purpose: {one.name}, {says_change(change)}."
              for one in facts if one.folder.checkpoint for change in one.folder.checkpoint.changes]
     says += [f"{one.name}: {one.folder.checkpoint.doubt}." for one in facts

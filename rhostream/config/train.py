@@ -98,7 +98,7 @@ class TrainConfig(Options):
         1, help="Split the kept batch into this many forwards.", heading=STEP, pin=ALWAYS, fixed="", part="sizes")
     optimizer: str = setting(
         "adamw", help=", ".join(OPTIMIZERS) + " or your module:function(model, lr=, weight_decay=), with parameter "
-        "groups of its own.", heading=STEP, metavar="NAME", pin=ASKED, fixed=_STATE)
+        "groups of its own.", heading=STEP, metavar="NAME", imports=True, pin=ASKED, fixed=_STATE)
     lr: float = setting(1e-3, help="Learning rate.", heading=STEP, pin=ALWAYS, fixed="")
     weight_decay: float = setting(
         0.01, help="Decoupled from the gradient, but with sgd.", heading=STEP, pin=ALWAYS, fixed="")
@@ -108,8 +108,8 @@ class TrainConfig(Options):
     momentum: float | None = setting(None, help="Of --optimizer sgd.", heading=STEP, unset="0.9", pin=ASKED, fixed="")
     schedule: str = setting(
         "constant", help=", ".join(SCHEDULES) + " (to 0 at the run's end) or your module:function(optimizer, steps=).",
-        heading=STEP, metavar="NAME", pin=ASKED, fixed="its state is in every checkpoint; --change lr=..., "
-        "schedule_steps=... bends the one that there is")
+        heading=STEP, metavar="NAME", imports=True, pin=ASKED,
+        fixed="its state is in every checkpoint; --change lr=..., schedule_steps=... bends the one that there is")
     schedule_steps: int | None = setting(
         None, help="Where the schedule ends.", heading=STEP, metavar="N", unset="the run's last step, as it began",
         pin=RESOLVED, pinned_as=("schedule_steps",), fixed="")
@@ -205,7 +205,7 @@ class TrainConfig(Options):
         100, help="Steps between evaluations.", heading=RECORDS, pin=RECORDED, free=_TESTS)
     evaluate: str | None = setting(
         None, help="Your module:function(model), in place of test shards: gives accuracy, loss and samples.",
-        heading=RECORDS, metavar="NAME", pin=ASKED, fixed="a curve is of one evaluation")
+        heading=RECORDS, metavar="NAME", imports=True, pin=ASKED, fixed="a curve is of one evaluation")
     smoothing: int = setting(
         5, help="Evaluations that reports average.", heading=RECORDS, pin=RECORDED, free="it is for reports only")
     checkpoint_every: int = setting(

@@ -295,7 +295,7 @@ class Run:
         self._require_all("state_dict")
         self._begin()
         if self.attempt.attempt < 0:  # a run that is through isn't claimed by opening it
-            self.attempt.claim(self._note)
+            self._claim()
         self._settle_step("state_dict")
         self._log()
         self._require_sound()
