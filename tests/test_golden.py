@@ -14,6 +14,7 @@ import pytest
 import rhostream
 from rhostream.audit.verify import verify
 from rhostream.errors import MismatchError
+from rhostream.runs import checkpoint
 from tests.golden.make import RUNS, STEPS, TABLES, TRAIN, decisions, table_values
 from tests.ranks import together, train
 
@@ -112,4 +113,21 @@ def test_a_run_that_an_older_version_began_is_gone_on_with_as_it_would_have(
     else:
         rhostream.train(**options)
     assert decisions(run) == expected
+    assert verify(str(run))["problems"] == []
+
+
+def test_a_run_of_an_older_version_goes_back_to_what_that_committed(golden: dict[str, Path], tmp_path: Path) -> None:
+    root, run = golden[VERSIONS[0]], tmp_path / "run"
+    shutil.copytree(root / "runs" / "rho", run)
+    asked = {**TRAIN, **RUNS["rho"], "keep_checkpoints": 10}
+    options = {**asked, "shards": [str(root / "shards")], "il": str(root / "tables" / asked["il"]), "run": str(run),
+               "roots": {"golden": str(root)}}
+    rhostream.train(**options, steps=8)
+    for steps in (6, 8):
+        rhostream.train(**options, steps=steps, from_step=2, skip_buffers="3:4")
+    found, expected = decisions(run), EXPECTED[VERSIONS[0]]["runs"]["rho"]
+    assert sorted(map(int, found)) == [0, 1, 2, 4, 5, 6, 7] and [found[step] for step in "012"] == [
+        expected[step] for step in "012"]
+    latest = checkpoint.latest(str(run))
+    assert latest is not None and [change["old"] for change in latest.changes] == [8, None]
     assert verify(str(run))["problems"] == []

@@ -168,6 +168,19 @@ def test_a_list_is_taken_up_only_where_a_pass_ends_and_only_with_what_was_there(
     assert "shards no longer given: 2, first" in error.value.__notes__[0]
 
 
+def test_a_schedule_is_stretched_on_purpose_only(world: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    go(world, run, schedule="cosine")
+    with pytest.raises(MismatchError, match="schedule_steps: was 11, now 28"):
+        go(world, run, 5, passes=2, grow=True, schedule="cosine")
+    for _ in range(2):
+        go(world, run, 5, passes=2, grow=True, schedule="cosine", change="schedule_steps=28")
+    latest = checkpoint.latest(str(run))
+    assert latest is not None and [change["field"] for change in latest.changes] == ["shards", "schedule_steps"]
+    (rate,) = ask(run, "SELECT learning_rate AS rate FROM steps WHERE step = 14")
+    assert rate["rate"] == pytest.approx(5e-4) and verify(str(run))["problems"] == []
+
+
 def test_going_back_behind_the_growth_takes_the_list_of_then(world: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     go(world, run, keep_checkpoints=20)

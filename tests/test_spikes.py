@@ -130,6 +130,18 @@ def test_the_same_command_again_resumes_and_skips_stay_in_force_without_it(world
     assert rows(run) == rows(once) and same_weights(run, once) and verify(str(run))["problems"] == []
 
 
+def test_going_back_takes_a_changed_rate_back_too_and_a_schedule_to_its_step(world: Path, tmp_path: Path) -> None:
+    run, fresh, more = tmp_path / "run", tmp_path / "fresh", {"schedule": "cosine", "ema": 0.9, "schedule_steps": 20}
+    go(world, run, 8, **more)
+    go(world, run, 10, change="lr=0.1", **more)
+    go(world, run, 12, **SPIKE, **more)
+    go(world, fresh, 12, skip_buffers="7:9", **more)
+    rates = [[row["rate"] for row in ask(folder, "SELECT learning_rate AS rate FROM steps ORDER BY step")]
+             for folder in (run, fresh)]
+    assert rates[0] == rates[1] and rates[0][10] == pytest.approx(5e-4)
+    assert rows(run) == rows(fresh) and same_weights(run, fresh)
+
+
 def test_a_second_spike_is_a_second_turn_and_going_back_behind_the_first_forgets_it(world: Path,
                                                                                     tmp_path: Path) -> None:
     run = tmp_path / "run"
