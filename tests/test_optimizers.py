@@ -71,7 +71,8 @@ MADE: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("how", MADE)
+@pytest.mark.parametrize("how", [pytest.param(how, marks=[pytest.mark.slow] if "adafactor" in how else [])
+                                 for how in MADE])
 def test_a_run_that_is_gone_on_with_equals_one_in_one_go(world: Path, tmp_path: Path, how: str) -> None:
     more = {**MADE[how], "evaluate": f"{MINE}:weighed", "eval_every": 4}
     go(world, tmp_path / "once", 12, **more)

@@ -23,29 +23,28 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from rhostream import storage
 from rhostream.candidates import Candidates
 from rhostream.crashpoints import crash_point
-from rhostream.errors import MismatchError, TableError, UsageError
+from rhostream.errors import MismatchError, UsageError
 from rhostream.randomness import torch_seed
 from rhostream.runs import state as states
 from rhostream.runs import turns
 from rhostream.runs.attempt import Attempt
 from rhostream.runs.book import Book, Clock, Evaluation, Metrics, Step, totals_of
 from rhostream.runs.chain import head
+from rhostream.runs.fitting import choose_before_decoding, require_ranks
 from rhostream.runs.link import Link, Place, place_of
 from rhostream.runs.measure import measure
 from rhostream.runs.pins import il_account, pins_of, plain_config, record_of
 from rhostream.runs.record import recorded
-from rhostream.runs.tensors import read_files
-from rhostream.selection.gradient import require_finite
-from rhostream.selection.ranks import Ranks, default_ranks
-from rhostream.selection.selector import GRADIENTS, Selection, Selector
+from rhostream.runs.saving import Saver
+from rhostream.selection.ranks import default_ranks
+from rhostream.selection.selector import Selection, Selector
 from rhostream.signals import StopRequest
 from rhostream.stream.dataset import Loader
-from rhostream.stream.join import UniformChoice
 from rhostream.stream.progress import StepProgress
 
 LOG = logging.getLogger("rhostream")
@@ -99,7 +98,7 @@ class Run:
         if commit_seconds is not None and not commit_seconds > 0:
             raise UsageError(f"commit_seconds {commit_seconds!r}: expected more than 0")
         ranks, config = default_ranks(group), plain_config(config)
-        _require_ranks(stream, selector, ranks, gradients)
+        require_ranks(stream, selector, ranks, gradients)
         objects = states.checked_state(state or {})
         asked = turns.Asked(from_step=from_step, skip_buffers=skip_buffers, grow=grow)
         if from_step is not None and not objects:
@@ -110,7 +109,7 @@ class Run:
         pins = pins_of(stream, selector, selector.model, config, accumulate=accumulate, seed_steps=seed_steps)
         attempt = Attempt(storage.resolve(storage.text_of(folder)), pins, ranks)
         attempt.cost.il = il_account(stream) if pins["il"] else {}
-        _choose_before_decoding(stream, selector)
+        choose_before_decoding(stream, selector)
         self._assemble(attempt, record_of(stream, pins, last_step, ranks.size), stream, selector, objects, last_step,
                        seed=selector.seed, accumulate=accumulate, seed_steps=seed_steps, commit_every=commit_every,
                        commit_seconds=commit_seconds, keep_checkpoints=keep_checkpoints, metrics=metrics)
@@ -138,10 +137,11 @@ class Run:
         self._start = start  # the commit to go on from, where it isn't the newest
         self._asked = None
         self._commit_every, self._commit_seconds, self._keep = commit_every, commit_seconds, keep_checkpoints
+        self._saver = Saver(attempt, self.objects, selector, stream, keep_checkpoints)
         self._evaluate, self._signal, self._due = evaluate, 0, False
         self._evaluation: Evaluation | None = None
         self._book, self._clock = Book(attempt, stream.stream, metrics, accumulate), Clock({})
-        self._measured, self._proved, self._over = True, False, False
+        self._measured, self._over = True, False
         self._opened = self._claimed = False
         self._stop = StopRequest(job, patient=True)
         self._at_hand: Selection | None = None  # drawn, and not closed yet
@@ -298,8 +298,7 @@ class Run:
             self._claim()
         self._settle_step("state_dict")
         self._log()
-        self._require_sound()
-        link = self.attempt.commit({}, **self._position(self.complete), handed_out=True)
+        link = self._saver.hand_out(complete=self.complete)
         return {"version": STATE_VERSION, "link": asdict(link.place), "step": self.steps,
                 "cursor": self.stream.state_dict(), "selector": {"calls": self.steps, **self.selector.state_dict()},
                 "models": dict(states.own_models(self.selector))}
@@ -351,7 +350,7 @@ class Run:
         point = self.attempt.open(self._record, self._changeable, start=self._start, fresh=not self.objects)
         if point is not None:
             self.attempt.settle(point, self._keep)
-            self._restore(point)
+            self._saver.restore(point)
         self._opened = True
         return point
 
@@ -394,29 +393,6 @@ class Run:
 
     def _claim(self) -> None:
         self.attempt.claim({**self._note, "last_step": self.last_step})
-
-    def _restore(self, point: Link) -> None:
-        """State, selector, its models and cursor, as the commit has them."""
-        files = read_files(self.attempt.url, point)
-        where = f"the checkpoint of step {point.step} in {storage.redact(self.attempt.url)}"
-        for name in self.objects:
-            if not {f"{name}.safetensors", f"{name}.pt"} & {*files}:
-                raise TableError(f"{where} lists no {name}")
-        try:
-            read = states.read_states(files)
-        except Exception as exc:  # whatever a file that somebody forged makes the two readers raise
-            # Not the reader's own text: it advises how to run what a pickle holds.
-            raise TableError(f"{where} holds what is no tensor or can't be read ({type(exc).__name__}): it is refused, "
-                             "and nothing in it was run") from exc
-        try:
-            states.load_objects(self.objects, read)
-            self.selector.load_state_dict({"calls": point.step, **point.selector})
-            states.load_own_models(self.selector, read)
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
-            raise TableError(f"{where} doesn't fit the model {self.attempt.pinned.get('model')!r}: "
-                             f"{' '.join(str(exc).split())[:300]}") from exc
-        # Without the identity of its plan: the run's own pins say more.
-        self.stream.load_state_dict({"pass": point.pass_index, "buffer": point.buffer})
 
     def _as_step(self, loss_b: Tensor | None, applied: bool | Tensor, mean: Tensor | None) -> Step:
         assert self.candidates is not None and self._at_hand is not None
@@ -470,39 +446,9 @@ class Run:
         self._log()
         if not self.objects:
             return
-        self._require_sound()
-        payload = states.payload_of(self.objects, self.selector, self.ranks)
-        if not self._proved:
-            self._prove(payload)
-        self.attempt.commit(payload, **self._position(done))
+        self._saver.commit(complete=done)
         self._committed_at = time.monotonic()
         self._clock.lap("checkpoint")
-
-    def _prove(self, payload: Mapping[str, bytes]) -> None:
-        """The first commit must be one that can be read back; a refusal is every rank's."""
-        refusal = ""
-        try:
-            states.require_readable(payload)
-        except UsageError as exc:
-            refusal = str(exc)
-        if refusal := self.ranks.from_first(refusal):
-            raise UsageError(refusal)
-        self._proved = True
-
-    def _position(self, done: bool) -> dict[str, Any]:
-        cursor = self.stream.state_dict()
-        return {"pass_index": cursor["pass"], "buffer": cursor["buffer"], "complete": done, "keep": self._keep,
-                "selector": self.selector.state_dict()}
-
-    def _require_sound(self) -> None:
-        """A poisoned state is never committed: the weights of everything that learns are looked at."""
-        proxy, live = self.selector.proxy, self.selector.live
-        learners = {name: given for name, given in self.objects.items() if isinstance(given, nn.Module)}
-        learners = learners or {"model": self.selector.model}
-        require_finite({**{f"the {name}": given for name, given in learners.items()},
-                        "the proxy": None if proxy is None else proxy.model,
-                        "the IL model that learns along": None if live is None else nn.ModuleList(live.networks)},
-                       self.steps)
 
     def _end(self) -> None:
         if not self.objects and self.attempt.uncommitted:
@@ -542,32 +488,6 @@ class Run:
             raise UsageError(f"run.{what}() was called by rank {self.ranks.rank} and not, within "
                              f"{_ABSENT_SECONDS:g} s, by rank {', '.join(map(str, absent))}: it is collective; call it "
                              "on every rank, and let one of them save what it gives")
-
-
-def _require_ranks(stream: Loader, selector: Selector, ranks: Ranks, gradients: str | None) -> None:
-    """Raise UsageError for a stream, a selector and a run of different ranks, and where nobody reduces gradients."""
-    counts = {"the stream": stream.stream.ranks, "the selector": selector.ranks.size, "the run": ranks.size}
-    if len({*counts.values()}) > 1:
-        raise UsageError("a run of different ranks: " + ", ".join(f"{what} has {n}" for what, n in counts.items())
-                         + "; where torch.distributed is initialised all three take its default group (group=None, "
-                         "ranks=1 for none)")
-    if gradients is not None:
-        if gradients not in GRADIENTS:
-            raise UsageError(f"gradients {gradients!r}: expected one of {', '.join(GRADIENTS)}")
-        selector.reduced = gradients
-    if not ranks.alone and selector.reduced is None:
-        raise UsageError(f"a run on {ranks.size} ranks, and nothing says how their gradients are reduced: give the "
-                         "selector the model wrapped in DistributedDataParallel, or say gradients=\"mean\" (averaged) "
-                         'or "sum"')
-
-
-def _choose_before_decoding(stream: Loader, selector: Selector) -> None:
-    """What the selector will keep by chance is chosen by the stream, which then decodes nothing else."""
-    schedule, always = selector.options.kept_schedule, selector.rule.score is None
-    candidates = stream.stream
-    if (always or schedule.has_uniform_steps) and not any(isinstance(p, UniformChoice) for p in candidates.prefilters):
-        candidates.prefilters += (UniformChoice(selector.batch_size, selector.seed, None, schedule,
-                                                selector.options.quota, always, candidates.numbering),)
 
 
 def _device_of(stream: Loader, selector: Selector) -> torch.device:

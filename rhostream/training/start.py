@@ -24,6 +24,8 @@ from rhostream.runs import turns
 from rhostream.runs.attempt import Attempt
 from rhostream.runs.book import Evaluation
 from rhostream.runs.chain import head
+from rhostream.runs.cost import Cost
+from rhostream.runs.pins import il_account
 from rhostream.runs.record import recorded, versions
 from rhostream.runs.run import Run
 from rhostream.selection.hardware import device_of
@@ -138,7 +140,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     scoring, training = (autocast(*option, on) for option in (("--precision", settings.precision),
                                                               ("--train-precision", settings.train_precision)))
     # One rank's look decides for all what is opened, and what is done together.
-    before, listed = ranks.from_first(recorded(run) if ranks.first else None), settings.listed
+    before = ranks.from_first(recorded(run) if ranks.first else None)
     settings, loader = _open_at(turn, settings, on, ranks, before)
     turn.changing += changing
     stream, info = loader.stream, loader.stream.table.info
@@ -159,13 +161,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         require_classes(settings.proxy_model, proxy.model, stream.decoded, classes)
     _require_statistics(settings, network, stream.preprocess, ranks)
     live = _live(settings, loader, on)
-    selector = Selector(network, settings.rule, settings.own_batch(ranks), chunk=settings.chunk,
-                        loss=settings.own_loss, live=live, **vars(settings.options),
-                        batch_norm=settings.batch_norm, loss_cap=settings.loss_cap, seed=settings.seed,
-                        autocast=scoring, compile=settings.compile, proxy=proxy,
-                        shortlist=listed.factor if listed else None,
-                        group=ranks if settings.selection == "global" else None,
-                        rank=None if settings.selection == "global" else ranks.rank)
+    selector = _selector(settings, network, proxy, live, scoring, ranks)
     threads = threads_of(settings.threads, settings.workers, before.get("threads"))
     record = _record(settings, loader, pinned, last_step, threads, on, ranks)
     learners = [(network, stream.preprocess), *([(proxy.model, stream.decoded)] if proxy else []),
@@ -182,11 +178,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     if test_set is not None and not before:
         record["test_set"] = test_set.examine(settings.budget)
     with threads_in_use(threads):
-        set_macs(attempt.cost, settings.model, network, proxy, listed, stream.preprocess, stream.view)
-        if live is not None:
-            set_live_macs(attempt.cost, live, stream.decoded)
-    attempt.cost.il = _il_account(loader) if settings.uses_il else {}
-    attempt.cost.keep_list = {} if settings.keep_list is None else keep_list_account(settings.keep_list)
+        _set_costs(attempt.cost, settings, loader, network, proxy, live)
     optimizer = make_optimizer(settings, network)
     schedule = make_schedule(settings, optimizer, schedule_steps)
     average = None if settings.ema is None else Average(network, settings.ema)
@@ -214,14 +206,18 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
             trainer.loop()
     else:
         turns.require_steps(turn.changing, run, attempt.step)
-    counts = dict(ranks.from_first(attempt.counts))
+    return _summary(settings, attempt, last_step, evaluations.last, tested)
+
+
+def _summary(settings: Settings, attempt: Attempt, last_step: int, last: Evaluation | None,
+             tested: Mapping[str, int]) -> Summary:
+    """How it ended. Raises BudgetError for a run that came to its end and learned from nothing."""
+    counts = dict(attempt.ranks.from_first(attempt.counts))
     if attempt.step >= last_step:
-        _require_kept(run, settings.il, counts)
-    last = evaluations.last
-    accuracy = None if last is None else last.accuracy
+        _require_kept(attempt.url, settings.il, counts)
     left_out = {status: n for status, n in sorted(tested.items()) if status != OK}
-    return Summary(run, attempt.step, sum(counts.values()), counts, accuracy, attempt.cost.as_json(),
-                   tested.get(OK, 0) or (last and last.samples) or 0, left_out)
+    return Summary(attempt.url, attempt.step, sum(counts.values()), counts, None if last is None else last.accuracy,
+                   attempt.cost.as_json(), tested.get(OK, 0) or (last and last.samples) or 0, left_out)
 
 
 def _require_kept(run: str, il: str, counts: Mapping[str, int]) -> None:
@@ -302,6 +298,28 @@ def _networks(settings: Settings, loader: Loader, classes: int, on: torch.device
     return network, proxy
 
 
+def _selector(settings: Settings, network: nn.Module, proxy: Proxy | None, live: LiveIL | None,
+              scoring: torch.dtype | None, ranks: Ranks) -> Selector:
+    """Over all ranks together, or of each for itself."""
+    together, listed = settings.selection == "global", settings.listed
+    return Selector(network, settings.rule, settings.own_batch(ranks), chunk=settings.chunk, loss=settings.own_loss,
+                    live=live, **vars(settings.options), batch_norm=settings.batch_norm, loss_cap=settings.loss_cap,
+                    seed=settings.seed, autocast=scoring, compile=settings.compile, proxy=proxy,
+                    shortlist=listed.factor if listed else None, group=ranks if together else None,
+                    rank=None if together else ranks.rank)
+
+
+def _set_costs(cost: Cost, settings: Settings, loader: Loader, network: nn.Module, proxy: Proxy | None,
+               live: LiveIL | None) -> None:
+    """Enter what a sample costs at each stage, and what was spent before the run."""
+    stream = loader.stream
+    set_macs(cost, settings.model, network, proxy, settings.listed, stream.preprocess, stream.view)
+    if live is not None:
+        set_live_macs(cost, live, stream.decoded)
+    cost.il = il_account(loader) if settings.uses_il else {}
+    cost.keep_list = {} if settings.keep_list is None else keep_list_account(settings.keep_list)
+
+
 def _require_statistics(settings: Settings, network: nn.Module, seen: AnyPreprocess, ranks: Ranks) -> None:
     """Raise UsageError for batch norm that would have to learn from one sample in a forward."""
     if not own_norms(network):
@@ -358,7 +376,7 @@ def _record(settings: Settings, loader: Loader, pinned: dict[str, Any], last_ste
         "il": storage.redact(storage.resolve(settings.il)), "shards": list(table.names),
         "roots": {k: storage.redact(root) for k, root in {**table.info.roots, **(settings.roots or {})}.items()},
         # Without user and query: a presigned URL is a secret, and one of yesterday opens nothing.
-        "shard_urls": [storage.redact(url) for url in table.shards], "il_model": _il_account(loader),
+        "shard_urls": [storage.redact(url) for url in table.shards], "il_model": il_account(loader),
         "device": str(on), "ranks": ranks.size, "left_out_shards": len(table.missing), "threads": threads,
         "chunk": settings.chunk, "precision": settings.precision, "versions": versions(),
         "samples": int(table.counts.sum()), "buffers_per_pass": stream.buffers_per_pass,
@@ -403,12 +421,6 @@ def _set_rates(settings: Settings, trainer: Trainer, changes: list[Change], chan
         for optimizer, rate in rates:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-
-
-def _il_account(loader: Loader) -> dict[str, Any]:
-    """What the IL cost: its model's own account, and the samples that were scored for the table."""
-    table = loader.stream.table
-    return {**table.info.model, "scored_samples": table.il_rows} if table.info.model else {}
 
 
 def _count_classes(table: Table) -> int:
