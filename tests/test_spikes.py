@@ -208,9 +208,8 @@ def die(world: str, folder: str, point: str) -> None:
     go(Path(world), Path(folder), 12, from_step=6, skip_buffers="7:9")
 
 
-@pytest.mark.parametrize("point", ["checkpoint: attempt claimed@1",
-                                   pytest.param("train: step logged@3", marks=pytest.mark.slow),
-                                   pytest.param("checkpoint: committed@1", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["checkpoint: attempt claimed@1", "train: step logged@3", "checkpoint: committed@1"])
 def test_a_turn_that_was_killed_is_made_again_to_the_same_effect(world: Path, tmp_path: Path, point: str) -> None:
     run, once = tmp_path / "run", tmp_path / "once"
     go(world, run, 10)
@@ -263,12 +262,16 @@ def _copied(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any
 def test_a_loop_of_ones_own_goes_back_and_passes_over_too(world: Path, tmp_path: Path) -> None:
     run, fresh = tmp_path / "run", tmp_path / "fresh"
     own(world, run)
+    own(world, run, until=6, **SPIKE)  # dies before its first commit: nothing is in force
+    latest = checkpoint.latest(str(run))
+    assert latest is not None and (latest.step, latest.changes) == (6, [])
     own(world, run, until=9, **SPIKE)
     own(world, run, **SPIKE)
     own(world, fresh, skip_buffers="7:9")
     assert rows(run) == rows(fresh) and same_weights(run, fresh) and verify(str(run))["problems"] == []
     latest = checkpoint.latest(str(run))
-    assert latest is not None and [c["attempt"] for c in latest.changes] == [1, 1] and latest.attempt == 2
+    assert latest is not None and latest.attempt == 3
+    assert [(c["attempt"], c["old"]) for c in latest.changes] == [(2, 12), (2, None)]
     with pytest.raises(UsageError, match="complete at step 12"):
         own(world, run, skip_buffers="14:15")
     with pytest.raises(UsageError, match="kept are those of step"):
