@@ -7,10 +7,11 @@ demo: venv
 	@$(BIN)/python -m shards.fetch_fashion_mnist
 	@$(BIN)/python -m jobs.demo --out demo
 
-# In two processes of one thread each; make test JOBS=0 in one. More arguments for pytest: make test ARGS="-k plan"
-JOBS ?= 2
+# In three processes of one thread each, since tests wait as much as they compute, those of faults first, since they take
+# the longest; make test JOBS=0 in one. More arguments for pytest: make test ARGS="-k plan"
+JOBS ?= 3
 test: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: venv
 	$(BIN)/python -m pytest -m 'slow and not gpu' $(ARGS)

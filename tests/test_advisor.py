@@ -441,6 +441,7 @@ def test_mistakes_on_the_command_line_are_exit_code_two(arguments: tuple[str, ..
     assert (refused.exit_code if refused else result.exit_code) == 2
 
 
+@pytest.mark.slow
 def test_estimate_and_scoring_answer_on_the_command_line(world: Path, trained: Callable[..., Path]) -> None:
     out, _ = command("estimate", "--shards", world / "shards", "--il", world / "il", "--model", "mlp-64",
                      "--buffer-size", 32, "--batch-size", 4, "--seconds", 1, "--json")

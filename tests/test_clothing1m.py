@@ -111,6 +111,7 @@ def test_the_chain_runs_resumes_and_reports(tmp_path: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p in before} == before
 
 
+@pytest.mark.slow
 @has_recipe
 def test_the_sets_own_files_are_where_it_starts(tmp_path: Path) -> None:
     found = job("--smoke", "--source", layout(tmp_path / "source"), "--out", tmp_path / "out")

@@ -362,6 +362,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Asked, list[Comparis
     return asked, reproduce(_tiny(), asked)
 
 
+@pytest.mark.slow
 def test_an_experiment_runs_whole_says_what_is_missing_and_does_nothing_twice(
     done: tuple[Asked, list[Comparison]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -391,6 +392,7 @@ def test_an_experiment_runs_whole_says_what_is_missing_and_does_nothing_twice(
     assert str(pq.read_table(path).to_pylist()) == str(rows)
 
 
+@pytest.mark.slow
 def test_table_1_is_made_of_the_scores_that_are_there(
     done: tuple[Asked, list[Comparison]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -417,6 +419,7 @@ def test_table_1_is_made_of_the_scores_that_are_there(
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_longer_run_leaves_what_a_shorter_one_says_as_it_was(done: tuple[Asked, list[Comparison]]) -> None:
     asked, found = done
     longer = _tiny()
@@ -426,6 +429,7 @@ def test_a_longer_run_leaves_what_a_shorter_one_says_as_it_was(done: tuple[Asked
     assert str(reproduce(_tiny(), asked)) == str(found)
 
 
+@pytest.mark.slow
 def test_stale_scores_begin_as_fresh_ones_and_part_with_the_second_step(
     done: tuple[Asked, list[Comparison]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

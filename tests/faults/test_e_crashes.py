@@ -212,7 +212,8 @@ def test_E15_a_killed_trainer_run_again_has_the_same_log_and_weights(
     matrix(rig, jobs["train"], whole["train"], tmp_path, (1,), "train")
 
 
-@pytest.mark.parametrize("name", ["loop of one's own", "loop with checkpoints of its own"])
+@pytest.mark.parametrize("name", [pytest.param("loop of one's own", marks=pytest.mark.slow),  # `train` is one of these
+                                  "loop with checkpoints of its own"])
 def test_E15_a_killed_loop_of_ones_own_run_again_has_the_same_log_and_state(
         rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path, name: str) -> None:
     """A user's script with dropout, weight decay, an average of its weights, updates of two batches, importance

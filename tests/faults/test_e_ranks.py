@@ -148,6 +148,7 @@ def killed_and_resumed(started: Callable[..., ranks.Started], settings: dict[str
         assert all(one["exit"] == (0 if die_at is None else 3) for one in told[1:]), told
 
 
+@pytest.mark.slow
 def test_E13_a_run_goes_on_with_other_numbers_of_workers(options: Callable[..., dict[str, Any]],
                                                          started: Callable[..., ranks.Started], tmp_path: Path) -> None:
     """A run that was killed goes on with another number of workers: the log and the weights are, bit for bit, those of a run in one piece."""  # noqa: E501
