@@ -418,6 +418,7 @@ def test_a_probe_of_a_good_store_leaves_nothing_behind(tmp_path: Path) -> None:
     assert memory.writable and storage.list_files("memory://advisor-probe", "") == []
 
 
+@pytest.mark.slow
 def test_a_store_that_cannot_be_written_is_exit_code_three(tmp_path: Path) -> None:
     out, _ = command("doctor", tmp_path / "runs", "--json")
     assert json.loads(out)["store"]["usable"] is True

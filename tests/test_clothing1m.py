@@ -85,6 +85,7 @@ def job(*arguments: object) -> Result:
     return CliRunner().invoke(clothing1m.main, [str(a) for a in arguments])
 
 
+@pytest.mark.slow
 def test_the_chain_runs_resumes_and_reports(tmp_path: Path) -> None:
     shards(tmp_path)
     start = build("small-cnn", image_size=32, channels=3, classes=1000)

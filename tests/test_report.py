@@ -270,6 +270,7 @@ def test_the_page_says_plainly_when_it_did_not_pay(
         assert "not reached" in page and not re.search(r"\d x|\d times fewer", page.split("</section>")[0])
 
 
+@pytest.mark.slow
 def test_seeds_of_one_setting_are_one_group(
     made: World, run: str, log: Rows, baselines: list[str], tmp_path: Path
 ) -> None:
