@@ -7,9 +7,9 @@ demo: venv
 	@$(BIN)/python -m shards.fetch_fashion_mnist
 	@$(BIN)/python -m jobs.demo --out demo
 
-# In four processes of one thread each, since tests wait as much as they compute, those of faults first, since they take
+# In three processes of one thread each, since tests wait as much as they compute, those of faults first, since they take
 # the longest; make test JOBS=0 in one. More arguments for pytest: make test ARGS="-k plan"
-JOBS ?= 4
+JOBS ?= 3
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 

@@ -87,7 +87,7 @@ REDRAWN = {"augment": "augment flip-shift", "gumbel": "gumbel", "importance": "g
 
 
 # Of the older versions, what the newest folder shows as well.
-TWICE = {"two-ranks", "band", "warm-up", "uniform", "loss", "temperature", "live-il"}
+TWICE = {"two-ranks", "band", "warm-up", "uniform", "loss", "temperature", "live-il", "proxy", "float16"}
 
 
 @pytest.mark.parametrize(("version", "name"), [

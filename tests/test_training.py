@@ -80,7 +80,8 @@ def test_a_run_continued_in_pieces_equals_one_in_one_go(trained: Callable[..., P
     assert checkpoint.latest(str(pieces)).attempt == 2
 
 
-@pytest.mark.parametrize("model", ["mlp-64", pytest.param("small-cnn", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["mlp-64", "small-cnn"])
 def test_killed_at_any_moment_the_same_command_gives_the_same_weights_and_log(
     world: Path, tmp_path: Path, trained: Callable[..., Path], model: str
 ) -> None:
