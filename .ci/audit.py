@@ -91,8 +91,10 @@ def main() -> int:
     for problem in problems + known:
         print(f"vulnerable: {problem}")
     covered = sum(name in packages for name in FLOORS)
-    print(f"audit: {len(problems) + len(known)} known vulnerabilities; {audited} packages audited by the advisory "
-          f"service, {skipped} could not be; {covered} of the {len(FLOORS)} packages of our own list are installed")
+    print(
+        f"audit: {len(problems) + len(known)} known vulnerabilities; {audited} packages audited by the advisory "
+        f"service, {skipped} could not be; {covered} of the {len(FLOORS)} packages of our own list are installed"
+    )
     return 1 if problems or known else 0
 
 

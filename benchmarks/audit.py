@@ -43,10 +43,15 @@ def run(pairs: int) -> list[Figure]:
                     at_least=False, unit="s"),
              Figure("audit", case, "open and @kept_by_class", _sums(rounds, "open", "question"), TARGET, at_least=False,
                     unit="s")]  # fmt: skip
-    for key, what in (("open", "open, every segment proved"), ("sql", "kept rate by class"),
-                      ("question", "@kept_by_class")):
-        found += [Figure("audit", case, what, _sums(rounds, key), unit="s"),
-                  Figure("audit", case, f"{what}, processor time", _sums(rounds, f"{key} cpu"), unit="s")]
+    for key, what in (
+        ("open", "open, every segment proved"),
+        ("sql", "kept rate by class"),
+        ("question", "@kept_by_class"),
+    ):
+        found += [
+            Figure("audit", case, what, _sums(rounds, key), unit="s"),
+            Figure("audit", case, f"{what}, processor time", _sums(rounds, f"{key} cpu"), unit="s"),
+        ]
     checks = [_timed(lambda: verify(parts)) for _ in range(pairs)]
     opens = [_timed(lambda: _count(many)) for _ in range(pairs)]
     return [

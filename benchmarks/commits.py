@@ -54,11 +54,21 @@ def run(pairs: int) -> list[Figure]:
             found = {links: [_measure(url) for _ in range(pairs)] for links, url in urls.items()}
         for what, at in (("a commit", 0), ("a resume", 1)):
             few, many = ([one[at] for one in found[links]] for links in (FEW, MANY))
-            figures.append(Figure("commits", f"{place}, {MANY:,} over {FEW} commits", what, ratios(many, few), TARGET,
-                                  at_least=False))
-            figures += [Figure("commits", f"{place}, behind {links:,} commits", what,
-                               tuple(1000 * seconds for seconds in each), unit="ms")
-                        for links, each in ((FEW, few), (MANY, many))]
+            figures.append(
+                Figure(
+                    "commits", f"{place}, {MANY:,} over {FEW} commits", what, ratios(many, few), TARGET, at_least=False
+                )
+            )
+            figures += [
+                Figure(
+                    "commits",
+                    f"{place}, behind {links:,} commits",
+                    what,
+                    tuple(1000 * seconds for seconds in each),
+                    unit="ms",
+                )
+                for links, each in ((FEW, few), (MANY, many))
+            ]
     return figures
 
 
@@ -74,8 +84,9 @@ def _chains(place: str) -> Iterator[dict[int, str]]:
             urls = {links: f"s3://{BUCKET}/{links}" for links in (FEW, MANY)}
             for links, url in urls.items():
                 with ThreadPoolExecutor(THREADS) as pool:
-                    for _ in pool.map(lambda one, url=url: storage.create(f"{url}/{one[0]}", one[1]),
-                                      long_chain(links, RANKS)):
+                    for _ in pool.map(
+                        lambda one, url=url: storage.create(f"{url}/{one[0]}", one[1]), long_chain(links, RANKS)
+                    ):
                         pass
             yield urls
             storage.configure("s3", None)

@@ -54,9 +54,13 @@ def run(pairs: int) -> list[Figure]:
                                   at_least=False))  # fmt: skip
     for (rows, of), each in runs.items():
         case = f"{rows:,} rows in parts of {of:,}"
-        for what, key, unit in (("process, RssAnon", "after", "MiB"), ("of it before the stream", "before", "MiB"),
-                                ("a loader worker, RssAnon", "worker", "MiB"), ("sent to a worker", "sent", "MiB"),
-                                ("time to open", "open_s", "s")):
+        for what, key, unit in (
+            ("process, RssAnon", "after", "MiB"),
+            ("of it before the stream", "before", "MiB"),
+            ("a loader worker, RssAnon", "worker", "MiB"),
+            ("sent to a worker", "sent", "MiB"),
+            ("time to open", "open_s", "s"),
+        ):
             figures.append(Figure("memory", case, what, tuple(f[key] for f in each), unit=unit))
     return figures
 

@@ -1,6 +1,6 @@
 """Results as Parquet: one row per measured value, one file a day and device, written benchmark by benchmark.
 
-    figures > save: `<date>-<device>.parquet`, in place of that benchmark's rows of the day > newest > page
+figures > save: `<date>-<device>.parquet`, in place of that benchmark's rows of the day > newest > page
 """
 
 from __future__ import annotations

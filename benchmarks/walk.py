@@ -37,9 +37,11 @@ def run(pairs: int) -> list[Figure]:
                 sides = [
                     partial(plain_walk, shards),
                     partial(rows, shards, keep),
-                    lambda shards=shards, folder=folder, keep=keep, runs=runs: index(  # type: ignore[misc]
-                        shards, f"{folder}/{next(runs)}", keep=keep
-                    ).samples,
+                    lambda shards=shards, folder=folder, keep=keep, runs=runs: (
+                        index(  # type: ignore[misc]
+                            shards, f"{folder}/{next(runs)}", keep=keep
+                        ).samples
+                    ),
                     partial(theirs, shards),
                 ]
                 for side in sides:
@@ -52,8 +54,15 @@ def run(pairs: int) -> list[Figure]:
                 line("scan to rows over webdataset", ratios(webdataset, scanned), None if fields else target),
                 line("walk alone over webdataset", ratios(webdataset, walked)),
                 line("index over webdataset", ratios(webdataset, indexed)),
-            ] + [line(what, tuple(SHARDS * SAMPLES / s for s in seconds), unit="samples/s") for what, seconds in
-                 (("scan to rows", scanned), ("walk alone", walked), ("index", indexed), ("webdataset", webdataset))]
+            ] + [
+                line(what, tuple(SHARDS * SAMPLES / s for s in seconds), unit="samples/s")
+                for what, seconds in (
+                    ("scan to rows", scanned),
+                    ("walk alone", walked),
+                    ("index", indexed),
+                    ("webdataset", webdataset),
+                )
+            ]
     return figures
 
 

@@ -60,8 +60,18 @@ class Settings:
 
 def smoke(settings: Settings) -> Settings:
     """The same chain on a few dozen images and built-in models."""
-    return replace(settings, target="small-cnn", il_model="small-cnn-lenet", image_size=32, buffer_size=20,
-                   batch_size=4, eval_every=2, il_share=0.3, il_epochs=1, samples_per_shard=25)
+    return replace(
+        settings,
+        target="small-cnn",
+        il_model="small-cnn-lenet",
+        image_size=32,
+        buffer_size=20,
+        batch_size=4,
+        eval_every=2,
+        il_share=0.3,
+        il_epochs=1,
+        samples_per_shard=25,
+    )
 
 
 @dataclass(frozen=True)
@@ -113,8 +123,9 @@ def prepare(places: Places, source: str | None, settings: Settings, il_init: str
         image_size=settings.image_size, channels=3, mean=settings.mean, std=settings.std, augment=settings.il_augment,
         init=il_init, memory_bytes=settings.memory_bytes, workers=workers, roots=roots)  # fmt: skip
     click.echo(f"IL model: accuracy {info.accuracy:.4f} on D, labels as given (paper: 0.622 on clean test)", err=True)
-    rhostream.compute_il(shards, places.il_model, places.il, keep=KEEP, workers=workers, roots=roots,
-                         model=settings.il_model)
+    rhostream.compute_il(
+        shards, places.il_model, places.il, keep=KEEP, workers=workers, roots=roots, model=settings.il_model
+    )
 
 
 def train(places: Places, rule: str, settings: Settings, init: str | None, **options: Any) -> None:
@@ -132,15 +143,20 @@ def report(places: Places, rules: list[str], settings: Settings) -> str:
     lines = [f"{'run':24} {'steps':>7} {'best':>7} {'final':>7}   passes to 60 and 69 % (paper, of 50)"]
     with rhostream.open_ledger(runs) as ledger:
         for rule, run in zip(rules, runs, strict=True):
-            rows = ledger.sql("SELECT step + 1 AS step, test_accuracy FROM steps WHERE run = $run AND test_accuracy "
-                              "IS NOT NULL ORDER BY step", {"run": Path(run).name}).to_pydict()
+            rows = ledger.sql(
+                "SELECT step + 1 AS step, test_accuracy FROM steps WHERE run = $run AND test_accuracy "
+                "IS NOT NULL ORDER BY step",
+                {"run": Path(run).name},
+            ).to_pydict()
             steps, accuracy = rows["step"], rows["test_accuracy"]
             per_pass = json.loads(Path(run, "run.json").read_text())["buffers_per_pass"]
             reached = [steps_to_reach(steps, accuracy, target, settings.smoothing) for target in TARGETS]
             passes = " and ".join("never" if at is None else f"{at / per_pass:.1f}" for at in reached)
-            lines.append(f"{Path(run).name:24} {steps[-1]:>7,} {best(accuracy, settings.smoothing):>7.4f} "
-                         f"{smooth(accuracy, settings.smoothing)[-1]:>7.4f}   {passes} "
-                         f"({PAPER.get(rule, 'not given')})")
+            lines.append(
+                f"{Path(run).name:24} {steps[-1]:>7,} {best(accuracy, settings.smoothing):>7.4f} "
+                f"{smooth(accuracy, settings.smoothing)[-1]:>7.4f}   {passes} "
+                f"({PAPER.get(rule, 'not given')})"
+            )
     page = rhostream.write_report(runs[:1], f"{places.out}/report.html", against=runs[1:])
     return "\n".join([*lines, "", f"Report: {page}"])
 
@@ -151,12 +167,16 @@ def _check(settings: Settings, stage: str, rules: list[str], init: str | None) -
     for rule in rules:
         find_rule(rule)  # a mistyped one would be refused after a day of work
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and stage != "train":
-        raise UsageError("several ranks train together: run --stage prepare first and --stage report afterwards, each "
-                         "alone, and --stage train under torchrun")
+        raise UsageError(
+            "several ranks train together: run --stage prepare first and --stage report afterwards, each "
+            "alone, and --stage train under torchrun"
+        )
     if settings.target == Settings.target and init is None and stage in ("all", "train"):
-        raise UsageError("the paper's target is pretrained on ImageNet: give its weights with --init FILE.safetensors "
-                         "(docs/models.md says how to make it), or let torchvision fetch them with --target "
-                         "torchvision:resnet50@IMAGENET1K_V1")
+        raise UsageError(
+            "the paper's target is pretrained on ImageNet: give its weights with --init FILE.safetensors "
+            "(docs/models.md says how to make it), or let torchvision fetch them with --target "
+            "torchvision:resnet50@IMAGENET1K_V1"
+        )
 
 
 @click.command()
@@ -172,8 +192,20 @@ def _check(settings: Settings, stage: str, rules: list[str], init: str | None) -
 @click.option("--precision", default="float32", show_default=True, help="Of scoring: float32 (paper) or bfloat16.")
 @click.option("--seed", default=0, show_default=True, help="Of the target.")
 @click.option("--smoke", "small", is_flag=True, help="Small built-in models at 32 pixels: the whole chain in seconds.")
-def main(out: str, source: str | None, stage: str, rules: str, target: str | None, init: str | None,
-         il_init: str | None, passes: int | None, workers: int, precision: str, seed: int, small: bool) -> None:
+def main(
+    out: str,
+    source: str | None,
+    stage: str,
+    rules: str,
+    target: str | None,
+    init: str | None,
+    il_init: str | None,
+    passes: int | None,
+    workers: int,
+    precision: str,
+    seed: int,
+    small: bool,
+) -> None:
     """Prepare, train and report; what is there already is not made again."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     settings = smoke(Settings()) if small else Settings()

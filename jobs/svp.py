@@ -50,10 +50,22 @@ class Ranked:
     entropy: np.ndarray[Any, np.dtype[np.float32]]
 
 
-def svp(shards: str | Iterable[str], il: str, out: str, *, model: str = "small-cnn", passes: int = 5,
-        batch_size: int = 32, share: float = 0.1, seed: int = 0, workers: int = 0, lr: float = 1e-3,
-        device: str = "auto", threads: int | None = None,
-        roots: Mapping[str, str] | None = None) -> dict[str, Any]:
+def svp(
+    shards: str | Iterable[str],
+    il: str,
+    out: str,
+    *,
+    model: str = "small-cnn",
+    passes: int = 5,
+    batch_size: int = 32,
+    share: float = 0.1,
+    seed: int = 0,
+    workers: int = 0,
+    lr: float = 1e-3,
+    device: str = "auto",
+    threads: int | None = None,
+    roots: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Train the proxy in `out`/proxy (again: resume it), score all of D, write `out`/keep.parquet.
 
     `il` is any table of these shards, also one of `index`; its il isn't used. `threads`: see `train`. Returns what was
@@ -64,9 +76,24 @@ def svp(shards: str | Iterable[str], il: str, out: str, *, model: str = "small-c
     shards = [shards] if isinstance(shards, str) else list(shards)
     run = storage.join(storage.resolve(out), "proxy")
     # n_B = n_b: every sample is trained on, which is what "trained on D" means.
-    rhostream.train(shards, il, run, model=model, rule="uniform", buffer_size=batch_size, batch_size=batch_size,
-                    passes=passes, seed=seed, workers=workers, lr=lr, device=device, threads=threads, roots=roots,
-                    missing_il="skip", keep_holdout=True)
+    rhostream.train(
+        shards,
+        il,
+        run,
+        model=model,
+        rule="uniform",
+        buffer_size=batch_size,
+        batch_size=batch_size,
+        passes=passes,
+        seed=seed,
+        workers=workers,
+        lr=lr,
+        device=device,
+        threads=threads,
+        roots=roots,
+        missing_il="skip",
+        keep_holdout=True,
+    )
     network, cost = _trained(run, model, device_of(device))
     found = score(network, shards, il, seed=seed, workers=workers, device=device, roots=roots)
     count = max(1, round(share * len(found.entropy)))
@@ -77,13 +104,19 @@ def svp(shards: str | Iterable[str], il: str, out: str, *, model: str = "small-c
                       "entropy": pa.array(found.entropy[best], pa.float32())})  # fmt: skip
     made = {"model": model, "passes": passes, "seed": seed, "share": share}
     sink = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({COST: json.dumps(account), b"svp": json.dumps(made)}), sink,
-                   compression="zstd")
+    pq.write_table(
+        table.replace_schema_metadata({COST: json.dumps(account), b"svp": json.dumps(made)}), sink, compression="zstd"
+    )
     path = storage.join(storage.resolve(out), "keep.parquet")
     storage.replace(path, sink.getvalue())
     left_out = int(recorded(run)["samples"]) - len(found.entropy)
-    return {"keep_list": storage.redact(path), "samples": len(found.entropy), "left_out": left_out, "kept": count,
-            **account}
+    return {
+        "keep_list": storage.redact(path),
+        "samples": len(found.entropy),
+        "left_out": left_out,
+        "kept": count,
+        **account,
+    }
 
 
 def _trained(run: str, model: str, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
@@ -91,8 +124,12 @@ def _trained(run: str, model: str, device: torch.device) -> tuple[nn.Module, dic
     found = checkpoint.latest(run)
     assert found is not None
     known = recorded(run)["fingerprints"]
-    network = build(model, image_size=known["preprocess_image_size"], channels=known["preprocess_channels"],
-                    classes=known["classes"])
+    network = build(
+        model,
+        image_size=known["preprocess_image_size"],
+        channels=known["preprocess_channels"],
+        classes=known["classes"],
+    )
     network.load_state_dict(tensors.load_tensors(run, found)[0])
     return network.to(device).to(memory_format=torch.channels_last), found.cost  # type: ignore[call-overload]
 

@@ -114,8 +114,10 @@ class Candidates:
         if ranks == 1 or self.slice is None:
             return Slice(rank * len(self), ranks * len(self), len(self), ranks)
         if self.slice.ranks != ranks:
-            raise UsageError(f"the stream was opened for {self.slice.ranks} of the {ranks} ranks that select together: "
-                             "each rank opens its slice, with open_stream(rank=, ranks=)")
+            raise UsageError(
+                f"the stream was opened for {self.slice.ranks} of the {ranks} ranks that select together: "
+                "each rank opens its slice, with open_stream(rank=, ranks=)"
+            )
         return self.slice
 
     @property

@@ -27,8 +27,10 @@ from rhostream.signals import own_process
 if TYPE_CHECKING:
     from rhostream.config import ComputeILConfig, EstimateConfig, FitILConfig, IndexConfig, TrainConfig
 
-EPILOG = ("Exit codes: 0 all well; 1 internal error; 2 usage or configuration, before any work; 3 bad shards, samples "
-          "or tables; 130/143 interrupted, the same command resumes.")
+EPILOG = (
+    "Exit codes: 0 all well; 1 internal error; 2 usage or configuration, before any work; 3 bad shards, samples "
+    "or tables; 130/143 interrupted, the same command resumes."
+)
 
 
 @click.group(cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -78,11 +80,19 @@ def fit_il(config: FitILConfig) -> None:
     from rhostream.storage import redact
 
     info = run(config)
-    shown = {"accuracy": round(info.accuracy, 4), "val_loss": round(info.val_loss, 4), "out": redact(config.out),
-             "read": info.read}
+    shown = {
+        "accuracy": round(info.accuracy, 4),
+        "val_loss": round(info.val_loss, 4),
+        "out": redact(config.out),
+        "read": info.read,
+    }
     if quality := info.quality:
-        shown |= {"worst_class": quality["worst_class"], "ece": quality["reliability"]["ece"],
-                  "temperature": quality["temperature"], "doubts": quality["doubts"] + quality["empty_classes"]}
+        shown |= {
+            "worst_class": quality["worst_class"],
+            "ece": quality["reliability"]["ece"],
+            "temperature": quality["temperature"],
+            "doubts": quality["doubts"] + quality["empty_classes"],
+        }
     click.echo(json.dumps(shown | ({"checkpoints": info.checkpoints} if info.checkpoints else {})))
     _bad_shards(info.read.get("bad_shards", {}))
 
@@ -119,8 +129,18 @@ def _keep_fields(config: ComputeILConfig | IndexConfig) -> None:
         raise click.UsageError(f"--{other[0].replace('_', '-')} goes with scoring; --from TABLE copies rows")
     if len(out := listed(config.out)) != 1:
         raise click.UsageError(f"--from makes one table: {len(out)} --out were given")
-    _finish(run(config.shards, str(config.table), out[0], checked_keep(config.keep), roots=config.roots,
-                index=config.index, max_bad_shards=config.max_bad_shards, fail_fast=config.fail_fast))
+    _finish(
+        run(
+            config.shards,
+            str(config.table),
+            out[0],
+            checked_keep(config.keep),
+            roots=config.roots,
+            index=config.index,
+            max_bad_shards=config.max_bad_shards,
+            fail_fast=config.fail_fast,
+        )
+    )
 
 
 @cli.verb("compute-il", "ComputeILConfig")
@@ -176,11 +196,24 @@ def train(config: TrainConfig) -> None:
     summary = run(config)
     if os.environ.get("RANK", "0") == "0":  # the other ranks of a launcher have nothing to add
         kept, tail = (summary.reasons.get(reason, 0) for reason in ("kept", "tail"))
-        click.echo(json.dumps({"run": redact(summary.run), "steps": summary.steps, "planned": summary.planned,
-                               "kept": kept, "skipped": summary.planned - kept - tail, "tail": tail,
-                               "reasons": summary.reasons, "retried": summary.cost["retried"],
-                               "test_accuracy": summary.test_accuracy, "test_samples": summary.test_samples,
-                               "test_left_out": summary.test_left_out}, indent=1))
+        click.echo(
+            json.dumps(
+                {
+                    "run": redact(summary.run),
+                    "steps": summary.steps,
+                    "planned": summary.planned,
+                    "kept": kept,
+                    "skipped": summary.planned - kept - tail,
+                    "tail": tail,
+                    "reasons": summary.reasons,
+                    "retried": summary.cost["retried"],
+                    "test_accuracy": summary.test_accuracy,
+                    "test_samples": summary.test_samples,
+                    "test_left_out": summary.test_left_out,
+                },
+                indent=1,
+            )
+        )
 
 
 @cli.command("sql")
@@ -262,7 +295,8 @@ JSON = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.argument("folder", metavar="URL|DIR")
 @_options(
     click.option("--shards", multiple=True, metavar="URL...", help="Also say which of these shards have no part yet."),
-    ROOT, JSON,
+    ROOT,
+    JSON,
 )
 def status(folder: str, shards: tuple[str, ...], roots: tuple[str, ...], as_json: bool) -> None:
     """Say how far a table or a run is, what is quarantined and why, and what to do next.
@@ -283,8 +317,12 @@ def status(folder: str, shards: tuple[str, ...], roots: tuple[str, ...], as_json
 @cli.command("verify")
 @click.argument("folder", metavar="URL|DIR")
 @_options(
-    click.option("--shards", multiple=True, metavar="URL...",
-                 help="Compare these shards with a table: changed or without a part is a problem."),
+    click.option(
+        "--shards",
+        multiple=True,
+        metavar="URL...",
+        help="Compare these shards with a table: changed or without a part is a problem.",
+    ),
     ROOT,
     click.option("--repair", is_flag=True, help="Make bad parts again, or set a run's damaged checkpoint aside."),
     click.option("--il-model", metavar="DIR", help="With --repair: the table's IL model.  [default: where it lay]"),
@@ -295,8 +333,9 @@ def status(folder: str, shards: tuple[str, ...], roots: tuple[str, ...], as_json
     click.option("--accept-missing-eof", is_flag=True, help="With --repair: as for compute-il."),
     JSON,
 )
-def verify(folder: str, shards: tuple[str, ...], roots: tuple[str, ...], repair: bool, as_json: bool,
-           **options: Any) -> None:
+def verify(
+    folder: str, shards: tuple[str, ...], roots: tuple[str, ...], repair: bool, as_json: bool, **options: Any
+) -> None:
     """Prove a table, a run or an IL model: every byte, laws, keys, steps. Exit code 3: something is wrong.
 
     \b
@@ -326,8 +365,9 @@ def verify(folder: str, shards: tuple[str, ...], roots: tuple[str, ...], repair:
 
 @cli.command("prune")
 @click.argument("folder", metavar="RUN")
-@click.option("--before", type=click.IntRange(0), required=True, metavar="STEP",
-              help="The first step whose state stays.")
+@click.option(
+    "--before", type=click.IntRange(0), required=True, metavar="STEP", help="The first step whose state stays."
+)
 @click.option("--delete", is_flag=True, help="Do it; without, only say what would go.")
 def prune(folder: str, before: int, delete: bool) -> None:
     """Remove tensors and merged log segments that only states before STEP need; those can't be loaded afterwards.
@@ -374,8 +414,14 @@ def estimate(config: EstimateConfig) -> None:
     click.option("--model", help="With --scoring: built-in name or package.module:function."),
     click.option("--weights", metavar="FILE", help="With --scoring: safetensors weights of the model."),
     click.option("--run", metavar="DIR", help="With --scoring: a run's newest weights; its settings where none given."),
-    click.option("--view-size", "view_sizes", type=int, multiple=True, metavar="V...",
-                 help="With --scoring: cheap views in pixels.  [default: a half and a quarter]"),
+    click.option(
+        "--view-size",
+        "view_sizes",
+        type=int,
+        multiple=True,
+        metavar="V...",
+        help="With --scoring: cheap views in pixels.  [default: a half and a quarter]",
+    ),
     click.option("--rule", help="With --scoring.  [default: the run's, else rho]"),
     click.option("--buffer-size", type=int, help="n_B, with --scoring.  [default: the run's, else 320]"),
     click.option("--batch-size", type=int, help="n_b, with --scoring.  [default: the run's, else 32]"),
@@ -456,8 +502,10 @@ def _run() -> None:
         if exc.errno not in (errno.EMFILE, errno.ENFILE):
             console.say_internal(exc)
             raise SystemExit(1) from None
-        console.say("error: too many open files: raise the limit (`ulimit -n 4096`), or take fewer --workers and, in a "
-                    "stream, fewer --lanes")
+        console.say(
+            "error: too many open files: raise the limit (`ulimit -n 4096`), or take fewer --workers and, in a "
+            "stream, fewer --lanes"
+        )
         raise SystemExit(3) from None
     except Exception as exc:
         console.say_internal(exc)

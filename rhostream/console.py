@@ -99,5 +99,7 @@ def say_internal(error: BaseException) -> None:
     frames = traceback.extract_tb(error.__traceback__)
     ours = [f for f in frames if Path(f.filename).is_relative_to(_HERE)] or frames
     where = f" at {Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else ""
-    say(f"internal error: {type(error).__name__}{where}; please report it. {TRACEBACK}=1 shows all of it, secrets "
-        "included, so read it before you pass it on")
+    say(
+        f"internal error: {type(error).__name__}{where}; please report it. {TRACEBACK}=1 shows all of it, secrets "
+        "included, so read it before you pass it on"
+    )

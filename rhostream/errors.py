@@ -71,8 +71,10 @@ class UntrustedCodeError(UsageError):
         A file must not choose what is imported: whoever gives away a model, a table or a run would run code here.
         """
         if ":" in name and name != given:
-            raise cls(f"{where} names {name!r}, which is code outside rhostream, and a file doesn't decide what is "
-                      f"run: if you trust that code, say so with {option} {name}")
+            raise cls(
+                f"{where} names {name!r}, which is code outside rhostream, and a file doesn't decide what is "
+                f"run: if you trust that code, say so with {option} {name}"
+            )
 
 
 class MissingExtraError(UsageError):
@@ -199,5 +201,7 @@ def users_code(what: str) -> Iterator[None]:
         theirs = [f for f in frames if not any(name in f.filename for name in _NOT_THEIRS)]
         at = (theirs or frames)[-1]
         text = " ".join(str(exc).split())[:300]
-        raise UsageError(f"{what} raised {kind.__name__}{': ' if text else ''}{text} ({os.path.basename(at.filename)}, "
-                         f"line {at.lineno}, in {at.name})") from exc
+        raise UsageError(
+            f"{what} raised {kind.__name__}{': ' if text else ''}{text} ({os.path.basename(at.filename)}, "
+            f"line {at.lineno}, in {at.name})"
+        ) from exc

@@ -47,9 +47,12 @@ def checked_preprocess(record: Any) -> None:
     channels = _count(record.get("channels"), "channels", 1, MAX_CHANNELS)
     for name in ("mean", "std"):
         values = record.get(name)
-        if (not isinstance(values, (list, tuple)) or len(values) not in (1, channels)
-                or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
-                or (name == "std" and not all(values))):
+        if (
+            not isinstance(values, (list, tuple))
+            or len(values) not in (1, channels)
+            or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
+            or (name == "std" and not all(values))
+        ):
             raise ValueError(f"{name} is {str(values)[:80]}, expected 1 or {channels} numbers")
     member = record.get("member", "")
     if not isinstance(member, str) or not set(member.split(",")) <= {"", "jpg", "jpeg", "png", "webp"}:
@@ -76,8 +79,13 @@ def checked_versions(shards: Any) -> None:
     if not isinstance(shards, dict):
         raise ValueError(f"shards is a {type(shards).__name__}, expected an object")
     for name, of in shards.items():
-        if not (isinstance(of, list) and len(of) == 3 and isinstance(of[0], int) and of[0] >= 0
-                and all(isinstance(text, str) for text in of[1:])):
+        if not (
+            isinstance(of, list)
+            and len(of) == 3
+            and isinstance(of[0], int)
+            and of[0] >= 0
+            and all(isinstance(text, str) for text in of[1:])
+        ):
             raise ValueError(f"shards[{str(name)[:40]!r}] is {str(of)[:60]}, expected [bytes, tag, sha256]")
 
 

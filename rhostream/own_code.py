@@ -26,8 +26,9 @@ def own_function(what: str, name: str) -> Callable[..., Any]:
             for part in path.split("."):
                 found = getattr(found, part)
         except (ImportError, AttributeError, ValueError) as exc:
-            raise UsageError(f"{what} {name!r}: {exc}; expected package.module:function on the Python path or in the "
-                             "current folder") from exc
+            raise UsageError(
+                f"{what} {name!r}: {exc}; expected package.module:function on the Python path or in the current folder"
+            ) from exc
     if not callable(found):
         raise UsageError(f"{what} {name!r} is a {type(found).__name__}, expected a function")
     return found  # type: ignore[no-any-return]

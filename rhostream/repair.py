@@ -26,8 +26,14 @@ from rhostream.errors import RhostreamError, UsageError
 from rhostream.tables import il
 
 
-def repair(folder: str, *, shards: Iterable[str] = (), roots: Mapping[str, str] | None = None,
-           il_model: str | None = None, **options: Any) -> dict[str, Any]:
+def repair(
+    folder: str,
+    *,
+    shards: Iterable[str] = (),
+    roots: Mapping[str, str] | None = None,
+    il_model: str | None = None,
+    **options: Any,
+) -> dict[str, Any]:
     """Make again what `verify` finds bad in a table, or set a run's damaged newest checkpoint aside; then verify.
 
     `il_model` and `shards` are looked for where they lay when the table was made, unless they are given; `options` are
@@ -50,8 +56,9 @@ def repair(folder: str, *, shards: Iterable[str] = (), roots: Mapping[str, str] 
     return {**found, "repaired": aside, "not_repaired": {}}
 
 
-def _repair_table(proof: TableProof, shards: list[str], roots: Mapping[str, str], il_model: str | None,
-                  options: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+def _repair_table(
+    proof: TableProof, shards: list[str], roots: Mapping[str, str], il_model: str | None, options: Mapping[str, Any]
+) -> tuple[list[str], dict[str, str]]:
     done, failed = list[str](), dict[str, str]()
     bad = {finding.shard: finding for finding in proof.bad}
     if bad:
@@ -83,8 +90,9 @@ def _repair_table(proof: TableProof, shards: list[str], roots: Mapping[str, str]
     return done, failed
 
 
-def _find_shards(proof: TableProof, bad: Mapping[str, Finding], shards: list[str],
-                 roots: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+def _find_shards(
+    proof: TableProof, bad: Mapping[str, Finding], shards: list[str], roots: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
     """Where each bad part's shard lies today, and why not. Raises UsageError naming those that have to be found.
 
     With a list of shards a part of none of these may be of a shard that is gone for good: it is left as it is.
@@ -95,12 +103,18 @@ def _find_shards(proof: TableProof, bad: Mapping[str, Finding], shards: list[str
     with ThreadPoolExecutor(il.REMOTE_THREADS) as pool:
         there = dict(zip(urls, pool.map(_there, urls.values()), strict=True))
     lost = [name for name, is_there in there.items() if not is_there]
-    gone = {name: f"its shard is neither in the list nor where it was; if it is gone for good, delete "
-                  f"{storage.redact(bad[name].part)}" for name in lost if given and name not in given}
+    gone = {
+        name: f"its shard is neither in the list nor where it was; if it is gone for good, delete "
+        f"{storage.redact(bad[name].part)}"
+        for name in lost
+        if given and name not in given
+    }
     if lost := [name for name in lost if name not in gone]:
-        raise UsageError(f"{len(lost)} of {len(bad)} shards whose parts are bad are not where they were, first "
-                         f"{', '.join(lost[:5])}: say where they lie with --shards URL..."
-                         f"{' and --root NAME=URL' if known else ''}; nothing was changed")
+        raise UsageError(
+            f"{len(lost)} of {len(bad)} shards whose parts are bad are not where they were, first "
+            f"{', '.join(lost[:5])}: say where they lie with --shards URL..."
+            f"{' and --root NAME=URL' if known else ''}; nothing was changed"
+        )
     return {name: url for name, url in urls.items() if name not in gone}, gone
 
 
@@ -120,14 +134,17 @@ def _find_model(proof: TableProof, il_model: str | None, bad: int) -> str:
     info = read_info(place) if place else None
     if info is None:
         was = f" (it lay at {storage.redact(place)})" if place else ""
-        raise UsageError(f"{bad} parts are bad, and the IL model that can make them again isn't there{was}: pass "
-                         f"--il-model DIR, that of fingerprint {proof.info.fingerprint}; nothing was changed")
+        raise UsageError(
+            f"{bad} parts are bad, and the IL model that can make them again isn't there{was}: pass "
+            f"--il-model DIR, that of fingerprint {proof.info.fingerprint}; nothing was changed"
+        )
     il.require_same_making(proof.info, info.ingredients(proof.info.il_dtype), storage.redact(proof.table))
     return place
 
 
-def _compute(info: il.TableInfo, urls: Mapping[str, str], il_model: str, scratch: str,
-             options: Mapping[str, Any]) -> dict[str, str]:
+def _compute(
+    info: il.TableInfo, urls: Mapping[str, str], il_model: str, scratch: str, options: Mapping[str, Any]
+) -> dict[str, str]:
     """The parts of these shards, in a table of their own. Returns the shards that can't be read, and why."""
     from rhostream.irreducible import compute_il, index
 

@@ -28,8 +28,10 @@ FREE = "free"
 # Why a run that goes on can't change a setting.
 PLAN = "it decides the order of the samples, of which each comes once a pass"
 CANDIDATES = "it decides which samples can be chosen and what they look like, which holds for the whole log"
-CHOICE = ("it decides what is kept, and a run is described by one choice; --warm-up, --stop-after and --ratio make "
-          "one that changes in time")
+CHOICE = (
+    "it decides what is kept, and a run is described by one choice; --warm-up, --stop-after and --ratio make "
+    "one that changes in time"
+)
 WEIGHTS = "it decides which weights there are"
 UNPINNED = "nothing pins it: give the option itself, the run goes on with it"
 
@@ -80,8 +82,9 @@ def defaults_of(config: Any) -> dict[str, Any]:
 
 def kinds_of(config: Any) -> dict[str, tuple[str, ...]]:
     """{field: the types it can have}, as they are written: ("float", "None")."""
-    return {field.name: tuple(part.strip() for part in str(field.type).split(" | "))
-            for field in dataclasses.fields(config)}
+    return {
+        field.name: tuple(part.strip() for part in str(field.type).split(" | ")) for field in dataclasses.fields(config)
+    }
 
 
 def option_name(name: str, says: Setting | None) -> str:
@@ -128,8 +131,10 @@ def checked(name: str, value: Any, kinds: tuple[str, ...], says: Setting) -> Any
         raise UsageError(f"{name}: got {_shown(value)}, expected {' or '.join(expected)}")
     if says.choices and found not in says.choices and found is not None:
         near = difflib.get_close_matches(str(found), says.choices, n=1)
-        raise UnknownNameError(f"{name}: unknown {str(found)[:80]!r}, expected one of {', '.join(says.choices)}"
-                               + (f"; did you mean {near[0]!r}?" if near else ""))
+        raise UnknownNameError(
+            f"{name}: unknown {str(found)[:80]!r}, expected one of {', '.join(says.choices)}"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+        )
     return found
 
 
@@ -154,6 +159,9 @@ def _as_kind(value: Any, kinds: tuple[str, ...]) -> Any:
 
 
 def _shown(value: Any) -> str:
-    text = f"{value!r} ({type(value).__name__})" if not isinstance(value, dict | list | tuple) else (
-        f"a {type(value).__name__}")
+    text = (
+        f"{value!r} ({type(value).__name__})"
+        if not isinstance(value, dict | list | tuple)
+        else (f"a {type(value).__name__}")
+    )
     return text if len(text) <= 80 else text[:79] + "…"

@@ -231,6 +231,8 @@ def working(loader: Iterable[T]) -> Iterator[Iterator[T]]:
     except BaseException as exc:
         _end_all(workers)
         if isinstance(exc, RuntimeError) and "DataLoader worker" in str(exc):
-            raise WorkerError(f"a loader worker died ({str(exc).splitlines()[0]}); often the machine is out of memory: "
-                              "take fewer --workers; the same command resumes") from exc
+            raise WorkerError(
+                f"a loader worker died ({str(exc).splitlines()[0]}); often the machine is out of memory: "
+                "take fewer --workers; the same command resumes"
+            ) from exc
         raise

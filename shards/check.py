@@ -181,9 +181,7 @@ def _printable(text: str) -> str:
 
 @click.command()
 @click.argument("urls", nargs=-1, required=True, metavar="URL...")
-@click.option(
-    "--expect-samples", type=int, help="Also fail when the set doesn't hold exactly so many samples."
-)
+@click.option("--expect-samples", type=int, help="Also fail when the set doesn't hold exactly so many samples.")
 def main(urls: tuple[str, ...], expect_samples: int | None) -> None:
     """Prove shards readable, complete and unique-keyed: tar rules, images or texts, labels, keys, numbering.
 

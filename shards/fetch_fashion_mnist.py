@@ -101,9 +101,7 @@ def download(data: Path, web: str = WEB) -> None:
 
 
 def _find(system: Path, data: Path) -> Path | None:
-    return next(
-        (folder for folder in (system, data) if all((folder / name).is_file() for name in SHA256)), None
-    )
+    return next((folder for folder in (system, data) if all((folder / name).is_file() for name in SHA256)), None)
 
 
 def _keep(path: Path, content: bytes) -> None:
@@ -145,13 +143,9 @@ def _none(system: Path, data: Path, exc: BaseException) -> UsageError:
     default=DATA,
     help="Where to put them. [default: data/fashion-mnist]",
 )
-@click.option(
-    "--system", type=click.Path(path_type=Path), default=SYSTEM, show_default=True, help="Looked at first."
-)
+@click.option("--system", type=click.Path(path_type=Path), default=SYSTEM, show_default=True, help="Looked at first.")
 @click.option("--web", default=WEB, show_default=True, help="Where to download from, at last.")
-@click.option(
-    "--apt/--no-apt", default=True, show_default=True, help="Try Debian's package before the download."
-)
+@click.option("--apt/--no-apt", default=True, show_default=True, help="Try Debian's package before the download.")
 def main(data: Path, system: Path, web: str, apt: bool) -> None:
     """The command line."""
     try:

@@ -45,9 +45,7 @@ def _read(path: Path, dimensions: int, kind: int) -> npt.NDArray[Any]:
             if len(data) == expected + 1:
                 raise _wrong(path, "more bytes than its header promises", f"{expected:,}")
     except FileNotFoundError as exc:
-        raise UsageError(
-            f"{path} does not exist; give the folder of the four idx.gz files as --source"
-        ) from exc
+        raise UsageError(f"{path} does not exist; give the folder of the four idx.gz files as --source") from exc
     except (OSError, EOFError, zlib.error) as exc:
         raise _wrong(path, f"bytes that gzip can't read ({exc})", "an idx.gz file") from exc
     if len(data) != expected:

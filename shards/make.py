@@ -98,9 +98,7 @@ def _common(splits: str, source: str) -> tuple[Callable[[Command], Command], ...
             "--skip", default=0, show_default=True, help="Leave out so many first: a set disjoint from --limit."
         ),
         click.option("--seed", default=0, show_default=True, help="Fixes every random choice."),
-        click.option(
-            "--samples-per-shard", default=1000, show_default=True, help="How many samples make one tar."
-        ),
+        click.option("--samples-per-shard", default=1000, show_default=True, help="How many samples make one tar."),
     )
 
 
@@ -116,9 +114,7 @@ def _own(option: Option) -> Callable[[Command], Command]:
 
 
 WEB = (
-    click.option(
-        "--base", required=True, type=click.Choice(list(BASES)), help="The recipe that gives the samples."
-    ),
+    click.option("--base", required=True, type=click.Choice(list(BASES)), help="The recipe that gives the samples."),
     click.option(
         "--set",
         "base_options",
@@ -135,9 +131,7 @@ WEB = (
         help="uniform: drawn over all classes (so 1/C of them stay right); structured: a confused class; ambiguous: "
         "blended with an image of a confused class, labelled as one of the two.",
     ),
-    click.option(
-        "--noise-rate", type=float, help="Share that is drawn. [default: 0.4; structured: 0.5; ambiguous: 1]"
-    ),
+    click.option("--noise-rate", type=float, help="Share that is drawn. [default: 0.4; structured: 0.5; ambiguous: 1]"),
     click.option(
         "--confuse",
         callback=_pairs,
@@ -147,18 +141,12 @@ WEB = (
     click.option(
         "--copies", default=1, show_default=True, help="Jittered near-duplicates of an image, with own noise."
     ),
-    click.option(
-        "--duplicate-fraction", default=1.0, show_default=True, help="Share of the images that are copied."
-    ),
-    click.option(
-        "--imbalance", default=1.0, show_default=True, help="Long tail: largest class / smallest class."
-    ),
+    click.option("--duplicate-fraction", default=1.0, show_default=True, help="Share of the images that are copied."),
+    click.option("--imbalance", default=1.0, show_default=True, help="Long tail: largest class / smallest class."),
     click.option(
         "--relevant-classes", type=int, help="So many classes, drawn by --seed, are kept whole. [default: all]"
     ),
-    click.option(
-        "--rare-share", default=0.06, show_default=True, help="Share that is kept of each other class."
-    ),
+    click.option("--rare-share", default=0.06, show_default=True, help="Share that is kept of each other class."),
     click.option(
         "--order",
         type=click.Choice(["shuffled", "class-sorted"]),

@@ -121,9 +121,7 @@ def mistaken(pairs: Sequence[tuple[int, int]], classes: int) -> Ints:
     result = np.full(classes, -1, np.int64)
     for true, wrong in pairs:
         if not (0 <= true < classes and 0 <= wrong < classes) or true == wrong:
-            raise UsageError(
-                f"confused pair {true}:{wrong}, expected two different classes from 0 to {classes - 1}"
-            )
+            raise UsageError(f"confused pair {true}:{wrong}, expected two different classes from 0 to {classes - 1}")
         if result[true] >= 0:
             raise UsageError(f"class {true} is confused twice; give each true class one pair")
         result[true] = wrong

@@ -81,9 +81,7 @@ def plain_data(data: bytes, where: str) -> Any:
         ) from None
     except _BROKEN as exc:
         reason = str(exc)[:120] or type(exc).__name__
-        raise UsageError(
-            f"{where} can't be read as a pickle of plain data ({reason}); copy the file again"
-        ) from None
+        raise UsageError(f"{where} can't be read as a pickle of plain data ({reason}); copy the file again") from None
 
 
 class _Machine:

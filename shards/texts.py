@@ -71,9 +71,7 @@ def of_texts(
     )
 
 
-def glue_file(
-    source: str | os.PathLike[str] | None, split: str, *, name: str, title: str, instructions: str
-) -> Path:
+def glue_file(source: str | os.PathLike[str] | None, split: str, *, name: str, title: str, instructions: str) -> Path:
     """The TSV file of a split (train or dev) of GLUE's set `title`, in `source` or the folder that its zip makes.
 
     Raises UsageError for another split, above all test, whose labels GLUE keeps, and for a missing file.

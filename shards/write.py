@@ -52,9 +52,7 @@ class Summary:
 
     def text(self) -> str:
         """One screen for people."""
-        shown = [
-            f"{count:>9,}  {name}" for name, count in zip(self.class_names, self.class_counts, strict=True)
-        ]
+        shown = [f"{count:>9,}  {name}" for name, count in zip(self.class_names, self.class_counts, strict=True)]
         if len(shown) > 20:
             shown = [*shown[:19], f"{'':>9}  ... and {len(shown) - 19} more classes"]
         again = f" ({self.found} of them were there already)" if self.found else ""
@@ -80,9 +78,7 @@ def write(samples: SampleSet, out: str | os.PathLike[str], *, samples_per_shard:
     if not 1 <= samples_per_shard <= MAX_SAMPLES_PER_SHARD:
         raise UsageError(f"{samples_per_shard:,} samples a shard, expected 1 to {MAX_SAMPLES_PER_SHARD:,}")
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,31}", samples.split):
-        raise UsageError(
-            f"split {samples.split!r} can't name shards; expected up to 32 letters, digits, - and _"
-        )
+        raise UsageError(f"split {samples.split!r} can't name shards; expected up to 32 letters, digits, - and _")
     folder = resolve(out)
     ranges = [
         range(start, min(start + samples_per_shard, len(samples)))

@@ -64,8 +64,14 @@ def make_world(root: Path) -> World:
     """Two shards of 31 samples; sample 7 of each can't be used, and the first keys of each are hostile in the part."""
     rng = np.random.default_rng(0)
     world = World(root, root / "il", [])
-    info = il.TableInfo(kind="il", ingredients={"by": "hand"}, classes=CLASSES, keep=KEEP,
-                        roots={"web": str(root / "shards")}, model={"accuracy": 0.75, "macs": 10})
+    info = il.TableInfo(
+        kind="il",
+        ingredients={"by": "hand"},
+        classes=CLASSES,
+        keep=KEEP,
+        roots={"web": str(root / "shards")},
+        model={"accuracy": 0.75, "macs": 10},
+    )
     il.make_or_match(str(world.table), info)
     (root / "shards").mkdir(parents=True)
     for s in range(SHARDS):
@@ -81,9 +87,17 @@ def make_world(root: Path) -> World:
         used = sum(len(row["members"]) for row in rows)
         bad = sum(row["status"] != "ok" for row in rows)
         facts = il.PartFacts(
-            fingerprint=info.fingerprint, kind="il", shard=name, shard_size=path.stat().st_size,
-            shard_tag=str(path.stat().st_mtime_ns), samples=ROWS, statuses={"decode:broken": bad, "ok": ROWS - bad},
-            members_seen=used, members_used=used, members_ignored=0, il_rows=ROWS - bad,
+            fingerprint=info.fingerprint,
+            kind="il",
+            shard=name,
+            shard_size=path.stat().st_size,
+            shard_tag=str(path.stat().st_mtime_ns),
+            samples=ROWS,
+            statuses={"decode:broken": bad, "ok": ROWS - bad},
+            members_seen=used,
+            members_used=used,
+            members_ignored=0,
+            il_rows=ROWS - bad,
         )
         part = il.encode_part(pa.Table.from_pylist(rows, info.schema), facts)
         storage.create(il.part_url(str(world.table), name), part)
@@ -96,12 +110,19 @@ def _part_row(shard: int, i: int, rng: np.random.Generator) -> dict[str, Any]:
     truth, noisy, bad = i % CLASSES, bool(rng.random() < 0.3), i == 7
     label = (truth + 1) % CLASSES if noisy else truth
     return {
-        "key": HOSTILE[i] if shard == 0 and i < len(HOSTILE) else f"k{shard}{i:03d}", "ordinal": i, "label": label,
+        "key": HOSTILE[i] if shard == 0 and i < len(HOSTILE) else f"k{shard}{i:03d}",
+        "ordinal": i,
+        "label": label,
         "il": None if bad else float(np.float32(rng.uniform(1.5, 4) if noisy else rng.uniform(0, 0.5))),
-        "predicted": None if bad else truth, "fold": 0, "in_holdout": False, "members": [],
-        "status": "decode:broken" if bad else "ok", "error": "truncated" if bad else None,
+        "predicted": None if bad else truth,
+        "fold": 0,
+        "in_holdout": False,
+        "members": [],
+        "status": "decode:broken" if bad else "ok",
+        "error": "truncated" if bad else None,
         "il_tokens": None,
-        "is_noisy": None if i == 20 else noisy, "true_label": truth,
+        "is_noisy": None if i == 20 else noisy,
+        "true_label": truth,
         "duplicate_of": f"k0{i - 1:03d}" if i % 9 == 1 else None,
     }
 
@@ -139,29 +160,72 @@ def _buffer(buffer: list[dict[str, Any]], pass_index: int, step: int, rule: str,
 
 
 def _log_row(part: dict[str, Any], pass_index: int, step: int | None, reason: str) -> dict[str, Any]:
-    return {"pass": pass_index, "step": step, "key": part["key"], "shard": part["shard"], "ordinal": part["ordinal"],
-            "label": part["label"], "loss": None, "il": part["il"], "score": None, "correct": None, "kept": False,
-            "reason": reason, "weight": 1.0, "lag": 0}
+    return {
+        "pass": pass_index,
+        "step": step,
+        "key": part["key"],
+        "shard": part["shard"],
+        "ordinal": part["ordinal"],
+        "label": part["label"],
+        "loss": None,
+        "il": part["il"],
+        "score": None,
+        "correct": None,
+        "kept": False,
+        "reason": reason,
+        "weight": 1.0,
+        "lag": 0,
+    }
 
 
 def batch(rows: list[dict[str, Any]]) -> pa.RecordBatch:
     """Log rows as the writer takes them."""
-    columns = [pa.array([row[f.name] for row in rows], f.type.value_type).dictionary_encode().cast(f.type)
-               if pa.types.is_dictionary(f.type) else pa.array([row[f.name] for row in rows], f.type)
-               for f in selections.SCHEMA]
+    columns = [
+        pa.array([row[f.name] for row in rows], f.type.value_type).dictionary_encode().cast(f.type)
+        if pa.types.is_dictionary(f.type)
+        else pa.array([row[f.name] for row in rows], f.type)
+        for f in selections.SCHEMA
+    ]
     return pa.RecordBatch.from_arrays(columns, schema=selections.SCHEMA)
 
 
-def make_run(world: World, url: str, rows: list[dict[str, Any]], *, rule: str = "rho", seed: int = 0, n_b: int = N_b,
-             accuracy: Callable[[int], float] = lambda step: 1 - 0.9 / (step + 2), eval_every: int = 2,
-             complete: bool = True, cut: int = 0, **record: Any) -> str:
+def make_run(
+    world: World,
+    url: str,
+    rows: list[dict[str, Any]],
+    *,
+    rule: str = "rho",
+    seed: int = 0,
+    n_b: int = N_b,
+    accuracy: Callable[[int], float] = lambda step: 1 - 0.9 / (step + 2),
+    eval_every: int = 2,
+    complete: bool = True,
+    cut: int = 0,
+    **record: Any,
+) -> str:
     """A run folder with these log rows, by the real writers; `cut` > 0 makes a checkpoint there too."""
     cost = Cost(macs=20, il={"fit_samples": 60, "scored_samples": 58, "macs": 10} if rule == "rho" else {})
-    settings = {"rule": rule, "buffer_size": N_B, "batch_size": n_b, "seed": seed, "model": "mlp", "smoothing": 2,
-                "loss_cap": False, "last_step": 1 + max((r["step"] for r in rows if r["step"] is not None), default=0)}
-    body = {"version": 1, "settings": settings, "fingerprints": {}, "il": str(world.table), "shards": world.shards,
-            "shard_urls": [str(world.root / "shards" / n.split("/")[1]) for n in world.shards],
-            "roots": {"web": str(world.root / "shards")}, "il_model": {"accuracy": 0.75}, "samples": len(world.parts)}
+    settings = {
+        "rule": rule,
+        "buffer_size": N_B,
+        "batch_size": n_b,
+        "seed": seed,
+        "model": "mlp",
+        "smoothing": 2,
+        "loss_cap": False,
+        "last_step": 1 + max((r["step"] for r in rows if r["step"] is not None), default=0),
+    }
+    body = {
+        "version": 1,
+        "settings": settings,
+        "fingerprints": {},
+        "il": str(world.table),
+        "shards": world.shards,
+        "shard_urls": [str(world.root / "shards" / n.split("/")[1]) for n in world.shards],
+        "roots": {"web": str(world.root / "shards")},
+        "il_model": {"accuracy": 0.75},
+        "samples": len(world.parts),
+    }
     storage.create(storage.join(url, "run.json"), json.dumps({**body, **record}).encode())
     attempt = checkpoint.claim_attempt(url, {})
     log, curve = LogWriter(url, attempt), StepsWriter(url, attempt)
@@ -171,10 +235,27 @@ def make_run(world: World, url: str, rows: list[dict[str, Any]], *, rule: str = 
         kept = sum(r["kept"] for r in now)
         cost.scored += sum(r["loss"] is not None for r in now)
         cost.trained += kept
-        tested = {"test_accuracy": accuracy(step), "test_loss": 1.0, "test_samples": 99,
-                  "class_accuracy": [accuracy(step), accuracy(step) / 2, None]} if (step + 1) % eval_every == 0 else {}
-        curve.append({"step": step, "pass": 0, "kept": kept, "forward_units": cost.forward_units, "seconds_wait": 0.5,
-                      "seconds_train": 0.25, **tested})
+        tested = (
+            {
+                "test_accuracy": accuracy(step),
+                "test_loss": 1.0,
+                "test_samples": 99,
+                "class_accuracy": [accuracy(step), accuracy(step) / 2, None],
+            }
+            if (step + 1) % eval_every == 0
+            else {}
+        )
+        curve.append(
+            {
+                "step": step,
+                "pass": 0,
+                "kept": kept,
+                "forward_units": cost.forward_units,
+                "seconds_wait": 0.5,
+                "seconds_train": 0.25,
+                **tested,
+            }
+        )
         if step + 1 == cut:
             _commit(url, step + 1, attempt, False, log, curve, cost)
     tails = [r for r in rows if r["step"] is None]
@@ -188,9 +269,19 @@ def make_run(world: World, url: str, rows: list[dict[str, Any]], *, rule: str = 
 
 def _commit(url: str, step: int, attempt: int, complete: bool, log: Any, curve: Any, cost: Cost) -> None:
     before = chain.head(url)
-    link = Link(step=step, pass_index=0, buffer=step, attempt=attempt, complete=complete,
-                number=0 if before is None else before.number + 1, previous=None if before is None else before.place,
-                whole=before is None, log=log.flush(), steps=curve.flush(), cost=cost.as_json())
+    link = Link(
+        step=step,
+        pass_index=0,
+        buffer=step,
+        attempt=attempt,
+        complete=complete,
+        number=0 if before is None else before.number + 1,
+        previous=None if before is None else before.place,
+        whole=before is None,
+        log=log.flush(),
+        steps=curve.flush(),
+        cost=cost.as_json(),
+    )
     chain.commit(url, chain.save_files(url, link, payload({"w": torch.zeros(2)}, {})))
 
 

@@ -31,9 +31,25 @@ def begin(run: str, start: Link | None = None) -> Attempt:
 
 
 def rows(step: int, label: int) -> list[dict[str, Any]]:
-    return [{"pass": 0, "step": step, "key": f"k{step}-{n}", "shard": "web/0.tar", "ordinal": ROWS * step + n,
-             "label": label, "loss": 1.0, "il": None, "score": 1.0, "correct": False, "kept": n == 0,
-             "reason": "below" if n else "kept", "weight": 1.0, "lag": 0} for n in range(ROWS)]
+    return [
+        {
+            "pass": 0,
+            "step": step,
+            "key": f"k{step}-{n}",
+            "shard": "web/0.tar",
+            "ordinal": ROWS * step + n,
+            "label": label,
+            "loss": 1.0,
+            "il": None,
+            "score": 1.0,
+            "correct": False,
+            "kept": n == 0,
+            "reason": "below" if n else "kept",
+            "weight": 1.0,
+            "lag": 0,
+        }
+        for n in range(ROWS)
+    ]
 
 
 def take(attempt: Attempt, steps: int = 1) -> None:
@@ -47,8 +63,15 @@ def take(attempt: Attempt, steps: int = 1) -> None:
 
 
 def commit(attempt: Attempt, *, keep: int = 2, handed_out: bool = False) -> Link:
-    return attempt.commit({} if handed_out else STATE, pass_index=0, buffer=attempt.step, complete=False, keep=keep,
-                          selector={}, handed_out=handed_out)
+    return attempt.commit(
+        {} if handed_out else STATE,
+        pass_index=0,
+        buffer=attempt.step,
+        complete=False,
+        keep=keep,
+        selector={},
+        handed_out=handed_out,
+    )
 
 
 def two_ranks(rank: int, run: str) -> list[str]:
@@ -69,8 +92,11 @@ def two_ranks(rank: int, run: str) -> list[str]:
             attempt.counts["kept"] = attempt.counts.get("kept", 0) + 1
             attempt.steps.append({"step": step, "pass": 0, "kept": 1})
         attempt.step += 1
-        digests.append(attempt.commit(STATE if ranks.first else {}, pass_index=0, buffer=step + 1, complete=False,
-                                      keep=1, selector={}).digest)
+        digests.append(
+            attempt.commit(
+                STATE if ranks.first else {}, pass_index=0, buffer=step + 1, complete=False, keep=1, selector={}
+            ).digest
+        )
     leave_group()
     return digests
 
@@ -83,14 +109,25 @@ def long_chain(links: int, ranks: int = 8, segment_bytes: int = 4096) -> Iterato
     whole: list[list[dict[str, Any]]] = [[] for _ in range(ranks)]
     before: Place | None = None
     for number in range(links):
-        fresh = [_segment(f"log/attempt=0/rank={r}/{number:010d}-{number:010d}.parquet", segment_bytes, 1)
-                 for r in range(ranks)]
+        fresh = [
+            _segment(f"log/attempt=0/rank={r}/{number:010d}-{number:010d}.parquet", segment_bytes, 1)
+            for r in range(ranks)
+        ]
         if number % BLOCK == 0:
             for rank, segments in enumerate(whole):
                 _compact(segments, rank, number, segment_bytes)
         listed = [s for segments in whole for s in segments] + fresh if number % BLOCK == 0 else fresh
-        link = Link(step=number + 1, pass_index=0, buffer=number + 1, attempt=0, complete=False, number=number,
-                    previous=before, whole=number % BLOCK == 0, log=listed)
+        link = Link(
+            step=number + 1,
+            pass_index=0,
+            buffer=number + 1,
+            attempt=0,
+            complete=False,
+            number=number,
+            previous=before,
+            whole=number % BLOCK == 0,
+            log=listed,
+        )
         data = link.encode()
         before = replace(link, digest=hashlib.sha256(data).hexdigest()).place
         yield url_of("", 0, number).lstrip("/"), data
@@ -104,8 +141,9 @@ def _compact(segments: list[dict[str, Any]], rank: int, number: int, size: int) 
     """What compaction leaves of a block: a tail that grows until it is full."""
     for _ in range(BLOCK if number else 0):
         if not segments or segments[-1]["bytes"] + size > compaction.TARGET:
-            segments.append(_segment(f"log/attempt=0/rank={rank}/merged={number:010d}/{number:010d}-{number:010d}"
-                                     ".parquet", 0, 0))
+            segments.append(
+                _segment(f"log/attempt=0/rank={rank}/merged={number:010d}/{number:010d}-{number:010d}.parquet", 0, 0)
+            )
         segments[-1]["bytes"] += size
         segments[-1]["rows"] += ROWS
 

@@ -53,8 +53,12 @@ def sample(number: int, rng: np.random.Generator, noisy: bool = False) -> dict[s
     y, x = divmod(label, 2)
     pixels[y * 8 : y * 8 + 8, x * 8 : x * 8 + 8] += 100
     given = (label + 1) % CLASSES if noisy else label
-    return {"__key__": f"s{number:06d}", "png": png(pixels), "cls": str(given),
-            "json": {"true_label": label, "is_noisy": noisy}}
+    return {
+        "__key__": f"s{number:06d}",
+        "png": png(pixels),
+        "cls": str(given),
+        "json": {"true_label": label, "is_noisy": noisy},
+    }
 
 
 def make_shards(folder: Path, counts: list[int], seed: int = 0) -> list[Path]:
@@ -106,8 +110,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_shards(root / "test", [120], seed=1)
     shards = [str(root / "shards")]
     rhostream.fit_il(shards, str(root / "il-model"), model="mlp-64", epochs=4, seed=0)
-    rhostream.compute_il(shards, str(root / "il-model"), str(root / "il"),
-                         keep={"is_noisy": "bool", "true_label": "int"})
+    rhostream.compute_il(
+        shards, str(root / "il-model"), str(root / "il"), keep={"is_noisy": "bool", "true_label": "int"}
+    )
     return root
 
 

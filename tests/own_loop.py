@@ -18,10 +18,16 @@ def readme_loop() -> str:
 
 def small(text: str, folder: str | Path, run: str | Path, every: int = 3, buffer_size: int = 40) -> str:
     """The loop on a small world: 16 pixels, four classes, commits every few buffers."""
-    for old, new in {"784, 10": "256, 4", '"shards"': f'"{folder}/shards"', 'il="il"': f'il="{folder}/il"',
-                     "buffer_size=320": f"buffer_size={buffer_size}", "batch_size=32": "batch_size=8",
-                     '"runs/mine"': f'"{run}"', ": scheduler}": f": scheduler}}, commit_every={every}",
-                     "StepLR(optimizer, 100)": "StepLR(optimizer, 5)"}.items():
+    for old, new in {
+        "784, 10": "256, 4",
+        '"shards"': f'"{folder}/shards"',
+        'il="il"': f'il="{folder}/il"',
+        "buffer_size=320": f"buffer_size={buffer_size}",
+        "batch_size=32": "batch_size=8",
+        '"runs/mine"': f'"{run}"',
+        ": scheduler}": f": scheduler}}, commit_every={every}",
+        "StepLR(optimizer, 100)": "StepLR(optimizer, 5)",
+    }.items():
         assert old in text, old
         text = text.replace(old, new)
     return text
@@ -41,8 +47,15 @@ def network(seed: int = 0, classes: int = 4, dropout: float = 0.2) -> Any:
     return nn.Sequential(nn.Flatten(), nn.Linear(256, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, classes))
 
 
-def demanding(world: str, run: str, il: str = "", keeps_its_own: bool = False, save_every: int = 2,
-              buffer_size: int = 40, **options: Any) -> None:
+def demanding(
+    world: str,
+    run: str,
+    il: str = "",
+    keeps_its_own: bool = False,
+    save_every: int = 2,
+    buffer_size: int = 40,
+    **options: Any,
+) -> None:
     """Dropout, weight decay, an average of the weights, updates of two batches, importance sampling, buffers without
     candidates, and an update that a guard refuses. With `keeps_its_own` the loop has checkpoints of its own, by
     torch.save, in RUN.pt.
@@ -60,12 +73,21 @@ def demanding(world: str, run: str, il: str = "", keeps_its_own: bool = False, s
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     objects = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "average": average}
-    stream = rhostream.open_stream(f"{world}/shards", il=il or f"{world}/il", buffer_size=buffer_size, lanes=1, seed=3,
-                                   missing_il="skip")
+    stream = rhostream.open_stream(
+        f"{world}/shards", il=il or f"{world}/il", buffer_size=buffer_size, lanes=1, seed=3, missing_il="skip"
+    )
     selector = rhostream.Selector(model, rule="grad_norm_is", batch_size=8, seed=3)
     checkpoint = run + ".pt"
-    made = rhostream.Run(run, stream, selector, accumulate=2, config={"lr": 1e-2}, commit_every=4,
-                         state=None if keeps_its_own else objects, **options)
+    made = rhostream.Run(
+        run,
+        stream,
+        selector,
+        accumulate=2,
+        config={"lr": 1e-2},
+        commit_every=4,
+        state=None if keeps_its_own else objects,
+        **options,
+    )
     if keeps_its_own and os.path.exists(checkpoint):
         saved = torch.load(checkpoint, weights_only=True)
         for name, thing in objects.items():

@@ -22,16 +22,25 @@ class ModelOutput(collections.OrderedDict):
 Named = collections.namedtuple("Named", ("logits", "aux"))  # as torchvision's GoogLeNet gives
 
 TAKEN: dict[str, Callable[[Tensor], Any]] = {
-    "tensor": lambda z: z, "pair": lambda z: (z, z.mean()), "listed": lambda z: [z],
-    "mapping": lambda z: {"logits": z, "hidden": z[:1]}, "named": lambda z: Named(z, None),
-    "output": lambda z: ModelOutput(loss=None, logits=z), "attribute": lambda z: SimpleNamespace(logits=z),
+    "tensor": lambda z: z,
+    "pair": lambda z: (z, z.mean()),
+    "listed": lambda z: [z],
+    "mapping": lambda z: {"logits": z, "hidden": z[:1]},
+    "named": lambda z: Named(z, None),
+    "output": lambda z: ModelOutput(loss=None, logits=z),
+    "attribute": lambda z: SimpleNamespace(logits=z),
 }
 REFUSED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
-    "nothing": (lambda z: None, "returned nothing"), "text": (lambda z: "logits", "a str"),
-    "scalar": (lambda z: z.mean(), r"a scalar"), "flat": (lambda z: z[:, 0], r"shape \(\d+,\)"),
-    "whole": (lambda z: z.argmax(1, keepdim=True), "int64"), "rows": (lambda z: z[:0], r"shape \(0, \d\)"),
-    "other": (lambda z: {"out": z}, "a dict of out"), "empty": (lambda z: (), "a tuple of 0"),
-    "array": (lambda z: z.detach().numpy(), "a ndarray"), "inner": (lambda z: ({"logits": z},), "the first a dict"),
+    "nothing": (lambda z: None, "returned nothing"),
+    "text": (lambda z: "logits", "a str"),
+    "scalar": (lambda z: z.mean(), r"a scalar"),
+    "flat": (lambda z: z[:, 0], r"shape \(\d+,\)"),
+    "whole": (lambda z: z.argmax(1, keepdim=True), "int64"),
+    "rows": (lambda z: z[:0], r"shape \(0, \d\)"),
+    "other": (lambda z: {"out": z}, "a dict of out"),
+    "empty": (lambda z: (), "a tuple of 0"),
+    "array": (lambda z: z.detach().numpy(), "a ndarray"),
+    "inner": (lambda z: ({"logits": z},), "the first a dict"),
 }
 
 

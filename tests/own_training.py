@@ -21,8 +21,13 @@ def sometimes_nan(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 def grouped(model: nn.Module, *, lr: float, weight_decay: float) -> Optimizer:
     """The last layer at a tenth of the rate, without weight decay."""
     *body, weight, bias = model.parameters()
-    return torch.optim.AdamW([{"params": body, "weight_decay": weight_decay},
-                              {"params": [weight, bias], "lr": lr / 10, "weight_decay": 0.0}], lr=lr)
+    return torch.optim.AdamW(
+        [
+            {"params": body, "weight_decay": weight_decay},
+            {"params": [weight, bias], "lr": lr / 10, "weight_decay": 0.0},
+        ],
+        lr=lr,
+    )
 
 
 def some(model: nn.Module, *, lr: float, weight_decay: float) -> Optimizer:

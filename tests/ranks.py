@@ -84,8 +84,9 @@ def together(folder: Path, target: Callable[..., Any], ranks: int, *arguments: A
     return [one["value"] for one in told]
 
 
-def _run(environment: dict[str, str], answer: Path, target: Callable[..., Any], rank: int,
-         arguments: Sequence[Any]) -> None:
+def _run(
+    environment: dict[str, str], answer: Path, target: Callable[..., Any], rank: int, arguments: Sequence[Any]
+) -> None:
     import torch
 
     os.environ.update(environment)
@@ -101,8 +102,9 @@ def _run(environment: dict[str, str], answer: Path, target: Callable[..., Any], 
 # -- what they do ---
 
 
-def train(rank: int, options: Sequence[dict[str, Any]], die_at: int | None = None,
-          linger_from: int | None = None) -> list[dict[str, Any]]:
+def train(
+    rank: int, options: Sequence[dict[str, Any]], die_at: int | None = None, linger_from: int | None = None
+) -> list[dict[str, Any]]:
     """`rhostream.train` with each of the options in turn; with `die_at`, rank 0 is killed once it has logged that step.
 
     Rank 0 leaves the number of its newest step beside the run, in `<run>.step`; with `linger_from` it takes its time
@@ -112,6 +114,7 @@ def train(rank: int, options: Sequence[dict[str, Any]], die_at: int | None = Non
 
     found = []
     for one in options:
+
         def note(row: dict[str, Any], run: str = one["run"]) -> None:
             Path(run + ".step").write_text(str(row["step"]))
             if die_at is not None and row["step"] >= die_at:
@@ -120,8 +123,15 @@ def train(rank: int, options: Sequence[dict[str, Any]], die_at: int | None = Non
                 time.sleep(0.2)
 
         summary = rhostream.train(**{"threads": 1, "rank_timeout": 60.0, **one}, metrics=note)
-        found.append({"steps": summary.steps, "planned": summary.planned, "reasons": summary.reasons,
-                      "cost": summary.cost, "accuracy": summary.test_accuracy})
+        found.append(
+            {
+                "steps": summary.steps,
+                "planned": summary.planned,
+                "reasons": summary.reasons,
+                "cost": summary.cost,
+                "accuracy": summary.test_accuracy,
+            }
+        )
     return found
 
 

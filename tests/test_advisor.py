@@ -57,17 +57,21 @@ def test_uniform_decodes_what_it_trains_on_and_joins_what_it_plans() -> None:
     assert predict.everything(M, S).load == pytest.approx(10 * 0.011)
 
 
-@pytest.mark.parametrize(("cost", "load", "late", "score", "forwards"), [
-    (predict.band(M, S), 70 * 0.010 + 0.1, 0.0, 70 * 4e-3, 70 + 30),
-    (predict.proxy_shortlist(M, S), 1.1, 0.0, 100 * 1e-4 + 40 * 4e-3, 40 + 30 + 130 * 0.01),
-    (predict.view(M, S, 8), 100 * 0.006, 10 * 0.0095, 100 * 1e-3, 25 + 30),
-    (predict.view_shortlist(M, S, 8), 100 * 0.006, 40 * 0.0095, 100 * 1e-3 + 40 * 4e-3, 25 + 40 + 30),
-    (predict.plain(M, S, "bfloat16", score=2e-3), 1.1, 0.0, 0.2, 130),
-    (predict.plain(M, S, "half", buffer_size=50), 0.55, 0.0, 0.2, 80),
-    (predict.together(M, S), 70 * 0.010 + 0.1, 0.0, 70 * 1e-4 + 40 * 2e-3, 40 + 30 + 100 * 0.01),
-])
-def test_each_lever_costs_what_its_parts_cost(cost: predict.StepCost, load: float, late: float, score: float,
-                                              forwards: float) -> None:
+@pytest.mark.parametrize(
+    ("cost", "load", "late", "score", "forwards"),
+    [
+        (predict.band(M, S), 70 * 0.010 + 0.1, 0.0, 70 * 4e-3, 70 + 30),
+        (predict.proxy_shortlist(M, S), 1.1, 0.0, 100 * 1e-4 + 40 * 4e-3, 40 + 30 + 130 * 0.01),
+        (predict.view(M, S, 8), 100 * 0.006, 10 * 0.0095, 100 * 1e-3, 25 + 30),
+        (predict.view_shortlist(M, S, 8), 100 * 0.006, 40 * 0.0095, 100 * 1e-3 + 40 * 4e-3, 25 + 40 + 30),
+        (predict.plain(M, S, "bfloat16", score=2e-3), 1.1, 0.0, 0.2, 130),
+        (predict.plain(M, S, "half", buffer_size=50), 0.55, 0.0, 0.2, 80),
+        (predict.together(M, S), 70 * 0.010 + 0.1, 0.0, 70 * 1e-4 + 40 * 2e-3, 40 + 30 + 100 * 0.01),
+    ],
+)
+def test_each_lever_costs_what_its_parts_cost(
+    cost: predict.StepCost, load: float, late: float, score: float, forwards: float
+) -> None:
     assert (cost.load, cost.late, cost.score, cost.forwards) == pytest.approx((load, late, score, forwards))
 
 
@@ -79,8 +83,14 @@ def test_a_shortlist_is_never_longer_than_the_buffer_or_the_band() -> None:
 def test_a_lever_that_this_machine_lacks_is_not_offered() -> None:
     bare = replace(M, score_bf16=None, view_score={}, view_decode={})
     names = [cost.name for cost in predict.levers(bare, S)]
-    assert names == ["rho", "band 20%:90%", "shortlist proxy:4", "ratio 10 of 50", "il alone (band 0%:10%)",
-                     "band 20%:90% + proxy:4"]
+    assert names == [
+        "rho",
+        "band 20%:90%",
+        "shortlist proxy:4",
+        "ratio 10 of 50",
+        "il alone (band 0%:10%)",
+        "band 20%:90% + proxy:4",
+    ]
 
 
 def test_amdahls_law_meets_both_measured_points_and_bends_between() -> None:
@@ -126,10 +136,16 @@ def test_selection_pays_from_the_steps_that_make_both_bills_equal() -> None:
     assert predict.saving_needed(10, 4, once=200, runs=1, steps=50) is None
 
 
-@given(step=st.floats(0.1, 100), baseline=st.floats(0.1, 100), once=st.floats(0, 100), runs=st.integers(1, 10),
-       steps=st.integers(1, 1000))
-def test_at_the_saving_needed_both_runs_cost_the_same(step: float, baseline: float, once: float, runs: int,
-                                                      steps: int) -> None:
+@given(
+    step=st.floats(0.1, 100),
+    baseline=st.floats(0.1, 100),
+    once=st.floats(0, 100),
+    runs=st.integers(1, 10),
+    steps=st.integers(1, 1000),
+)
+def test_at_the_saving_needed_both_runs_cost_the_same(
+    step: float, baseline: float, once: float, runs: int, steps: int
+) -> None:
     saving = predict.saving_needed(step, baseline, once, runs, steps)
     if saving is None:
         assert once / runs >= baseline * steps * (1 - 1e-9)
@@ -162,8 +178,15 @@ def test_the_advice_weighs_plain_rho_against_both_baselines() -> None:
 
 
 def test_an_estimate_of_real_shards_has_every_part_and_orders_the_baselines(world: Path) -> None:
-    found = estimate([str(world / "shards")], model="small-cnn", il=str(world / "il"), buffer_size=64, batch_size=8,
-                     workers=1, seconds=3)
+    found = estimate(
+        [str(world / "shards")],
+        model="small-cnn",
+        il=str(world / "il"),
+        buffer_size=64,
+        batch_size=8,
+        workers=1,
+        seconds=3,
+    )
     m = found.measured
     for field in fields(Measured):
         value = getattr(m, field.name)
@@ -197,15 +220,18 @@ def test_the_models_threads_are_what_they_were_after_an_estimate(world: Path) ->
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize(("settings", "says"), [
-    ({"batch_size": 40, "buffer_size": 32}, "1 <= n_b <= n_B"),
-    ({"view_sizes": [64]}, "less than the full 16 pixels"),
-    ({"band": (0.9, 0.2)}, "LO < HI"),
-    ({"seconds": 0}, "--seconds above 0"),
-    ({"device": "cuda:99"}, "can't be used here"),
-    ({"model": "small-cmn"}, "did you mean"),
-    ({"il": "/nowhere"}, "no IL table"),
-])
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"batch_size": 40, "buffer_size": 32}, "1 <= n_b <= n_B"),
+        ({"view_sizes": [64]}, "less than the full 16 pixels"),
+        ({"band": (0.9, 0.2)}, "LO < HI"),
+        ({"seconds": 0}, "--seconds above 0"),
+        ({"device": "cuda:99"}, "can't be used here"),
+        ({"model": "small-cmn"}, "did you mean"),
+        ({"il": "/nowhere"}, "no IL table"),
+    ],
+)
 def test_an_estimate_of_what_cannot_be_says_so(world: Path, settings: dict[str, object], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         estimate([str(world / "shards")], **{"model": "mlp-64", "seconds": 1, **settings})
@@ -234,7 +260,14 @@ def test_bands_are_quantiles() -> None:
 
 def test_durations_have_the_unit_that_suits() -> None:
     assert [duration(s) for s in (1.5e-6, 0.0123, 1.0, 90.0, 300.0, 9000.0, None)] == [
-        "1.5 us", "12.3 ms", "1 s", "90 s", "5 min", "2.5 h", "-"]
+        "1.5 us",
+        "12.3 ms",
+        "1 s",
+        "90 s",
+        "5 min",
+        "2.5 h",
+        "-",
+    ]
 
 
 # -- agreement -------------------------------------------------------------------------------------------------------
@@ -293,7 +326,8 @@ def test_a_shortlist_is_as_long_as_it_takes_to_find_the_kept() -> None:
 
 
 def test_cheap_scores_are_held_against_the_full_view_of_a_trained_run(
-        world: Path, trained: Callable[..., Path]) -> None:
+    world: Path, trained: Callable[..., Path]
+) -> None:
     run = trained(model="small-cnn", steps=10)
     report = scoring_report(run=str(run), view_sizes=[8, 12], buffers=2, proxy_batches=3)
     ways = {way.way: way for way in report.ways}
@@ -313,8 +347,16 @@ def test_chunks_change_nothing_without_batch_norm(world: Path, tmp_path: Path) -
     weights = tmp_path / "w.safetensors"
     network = build("mlp-64", image_size=16, channels=1, classes=4)
     weights.write_bytes(save_tensors(network.state_dict()))
-    report = scoring_report([str(world / "shards")], str(world / "il"), model="mlp-64", weights=str(weights),
-                            buffer_size=40, batch_size=8, buffers=2, proxy_batches=0)
+    report = scoring_report(
+        [str(world / "shards")],
+        str(world / "il"),
+        model="mlp-64",
+        weights=str(weights),
+        buffer_size=40,
+        batch_size=8,
+        buffers=2,
+        proxy_batches=0,
+    )
     chunked = next(way for way in report.ways if way.way == "chunks of 20")
     assert chunked.spearman == pytest.approx(1, abs=1e-3) and chunked.found[1] > 0.9
     assert "no view of 8 px: mlp-64 takes only 16 pixels" in report.notes
@@ -328,45 +370,84 @@ def test_scoring_never_changes_the_run_it_examines(world: Path, trained: Callabl
 
 
 def test_an_untrained_models_agreement_comes_with_a_warning(world: Path) -> None:
-    report = scoring_report([str(world / "shards")], str(world / "il"), model="small-cnn", buffer_size=40,
-                            batch_size=8, buffers=1, proxy_batches=1)
+    report = scoring_report(
+        [str(world / "shards")],
+        str(world / "il"),
+        model="small-cnn",
+        buffer_size=40,
+        batch_size=8,
+        buffers=1,
+        proxy_batches=1,
+    )
     assert any("untrained" in note for note in report.notes)
     assert "No recommendation for an untrained model" in render_scoring(report)
 
 
-@pytest.mark.parametrize(("settings", "says"), [
-    ({"view_sizes": [8]}, "mlp-64 takes only 16 pixels"),
-    ({"view_sizes": [16]}, "not smaller than the model's 16 pixels"),
-    ({"view_sizes": [20], "image_size": 32, "model": "small-cnn"}, "larger than the images as stored"),
-    ({"model": None}, "--scoring needs --model"),
-    ({"rule": "uniform"}, "scores nothing"),
-    ({"run": "/nowhere"}, "no run with a checkpoint"),
-    ({"buffers": 0}, "--buffers"),
-    ({"weights": "w", "run": "r"}, "give one"),
-])
-def test_a_comparison_that_cannot_be_made_is_refused_before_any_scoring(world: Path, settings: dict[str, object],
-                                                                        says: str) -> None:
-    given = {"shards": [str(world / "shards")], "il": str(world / "il"), "model": "mlp-64", "buffer_size": 40,
-             "batch_size": 8, **settings}
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"view_sizes": [8]}, "mlp-64 takes only 16 pixels"),
+        ({"view_sizes": [16]}, "not smaller than the model's 16 pixels"),
+        ({"view_sizes": [20], "image_size": 32, "model": "small-cnn"}, "larger than the images as stored"),
+        ({"model": None}, "--scoring needs --model"),
+        ({"rule": "uniform"}, "scores nothing"),
+        ({"run": "/nowhere"}, "no run with a checkpoint"),
+        ({"buffers": 0}, "--buffers"),
+        ({"weights": "w", "run": "r"}, "give one"),
+    ],
+)
+def test_a_comparison_that_cannot_be_made_is_refused_before_any_scoring(
+    world: Path, settings: dict[str, object], says: str
+) -> None:
+    given = {
+        "shards": [str(world / "shards")],
+        "il": str(world / "il"),
+        "model": "mlp-64",
+        "buffer_size": 40,
+        "batch_size": 8,
+        **settings,
+    }
     with pytest.raises(UsageError, match=says):
         scoring_report(**given)
 
 
-@pytest.mark.parametrize(("way", "shortlist", "cost", "says"), [
-    ("view 8 px", 3, 0.5, "--shortlist view:3 --view-size 8: 95%"),
-    ("view 8 px", 1, 0.3, "Recommended: --view-size 8: 95%"),
-    ("proxy mlp-64", 1, 0.3, "--shortlist proxy:2"),
-    ("il alone", 2, 0.2, "the 2 x n_b of lowest il"),
-    ("view 8 px", 9, 1.2, "No shortlist here"),
-    ("view 8 px", None, None, "No shortlist here"),
-    ("bfloat16", 1, 0.5, "No shortlist here"),
-])
-def test_the_recommended_shortlist_is_the_cheapest_that_finds_enough(way: str, shortlist: int | None,
-                                                                     cost: float | None, says: str) -> None:
-    found = agreement.Agreement(way=way, spearman=0.5, found={}, shortlist=shortlist, decode_ratio=1, forward_ratio=1,
-                                cost_ratio=1, cascade_ratio=cost)
-    report = ScoringReport(model="m", weights="w", rule="rho", image_size=16, buffer_size=320, batch_size=32,
-                           buffers=1, proxy_batches=0, ways=(found,), notes=())
+@pytest.mark.parametrize(
+    ("way", "shortlist", "cost", "says"),
+    [
+        ("view 8 px", 3, 0.5, "--shortlist view:3 --view-size 8: 95%"),
+        ("view 8 px", 1, 0.3, "Recommended: --view-size 8: 95%"),
+        ("proxy mlp-64", 1, 0.3, "--shortlist proxy:2"),
+        ("il alone", 2, 0.2, "the 2 x n_b of lowest il"),
+        ("view 8 px", 9, 1.2, "No shortlist here"),
+        ("view 8 px", None, None, "No shortlist here"),
+        ("bfloat16", 1, 0.5, "No shortlist here"),
+    ],
+)
+def test_the_recommended_shortlist_is_the_cheapest_that_finds_enough(
+    way: str, shortlist: int | None, cost: float | None, says: str
+) -> None:
+    found = agreement.Agreement(
+        way=way,
+        spearman=0.5,
+        found={},
+        shortlist=shortlist,
+        decode_ratio=1,
+        forward_ratio=1,
+        cost_ratio=1,
+        cascade_ratio=cost,
+    )
+    report = ScoringReport(
+        model="m",
+        weights="w",
+        rule="rho",
+        image_size=16,
+        buffer_size=320,
+        batch_size=32,
+        buffers=1,
+        proxy_batches=0,
+        ways=(found,),
+        notes=(),
+    )
     assert says in recommend(report)
     assert "untrained" in recommend(replace(report, weights=""))
 
@@ -403,9 +484,15 @@ def test_the_doctor_names_credentials_and_never_shows_one(monkeypatch: pytest.Mo
     there = examine_environment()
     shown = render_environment(there) + json.dumps(there.as_json())
     assert canary not in shown
-    for word in ("AWS_SECRET_ACCESS_KEY is set", "RHOSTREAM_MIRROR=https://host/path", "RHOSTREAM_SPOOL=/tmp/there",
-                 "https_proxy=http://proxy:3128", "ALL_PROXY=proxy:1080", "did you mean RHOSTREAM_SPOOL?",
-                 "GOOGLE_APPLICATION_CREDENTIALS"):
+    for word in (
+        "AWS_SECRET_ACCESS_KEY is set",
+        "RHOSTREAM_MIRROR=https://host/path",
+        "RHOSTREAM_SPOOL=/tmp/there",
+        "https_proxy=http://proxy:3128",
+        "ALL_PROXY=proxy:1080",
+        "did you mean RHOSTREAM_SPOOL?",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+    ):
         assert word in shown
 
 
@@ -427,14 +514,17 @@ def test_a_store_that_cannot_be_written_is_exit_code_three(tmp_path: Path) -> No
     assert store["usable"] is False and "can't write" in store["why"]
 
 
-@pytest.mark.parametrize(("arguments", "says"), [
-    (("doctor", "pipe:rm x"), "shell command"),
-    (("doctor", "--il", "x"), "--il needs --scoring"),
-    (("doctor", "x", "--scoring"), "--scoring takes no URL"),
-    (("doctor", "--scoring", "--model", "mlp"), "--scoring needs --shards, --il"),
-    (("estimate", "--shards", "/nowhere/*.tar"), "no file matches"),
-    (("estimate", "--shards", "x.tar", "--band", "1:2"), "expected quantiles"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("doctor", "pipe:rm x"), "shell command"),
+        (("doctor", "--il", "x"), "--il needs --scoring"),
+        (("doctor", "x", "--scoring"), "--scoring takes no URL"),
+        (("doctor", "--scoring", "--model", "mlp"), "--scoring needs --shards, --il"),
+        (("estimate", "--shards", "/nowhere/*.tar"), "no file matches"),
+        (("estimate", "--shards", "x.tar", "--band", "1:2"), "expected quantiles"),
+    ],
+)
 def test_mistakes_on_the_command_line_are_exit_code_two(arguments: tuple[str, ...], says: str) -> None:
     result = CliRunner().invoke(cli, arguments)
     refused = result.exception if isinstance(result.exception, UsageError) else None
@@ -444,11 +534,36 @@ def test_mistakes_on_the_command_line_are_exit_code_two(arguments: tuple[str, ..
 
 @pytest.mark.slow
 def test_estimate_and_scoring_answer_on_the_command_line(world: Path, trained: Callable[..., Path]) -> None:
-    out, _ = command("estimate", "--shards", world / "shards", "--il", world / "il", "--model", "mlp-64",
-                     "--buffer-size", 32, "--batch-size", 4, "--seconds", 1, "--json")
+    out, _ = command(
+        "estimate",
+        "--shards",
+        world / "shards",
+        "--il",
+        world / "il",
+        "--model",
+        "mlp-64",
+        "--buffer-size",
+        32,
+        "--batch-size",
+        4,
+        "--seconds",
+        1,
+        "--json",
+    )
     assert json.loads(out)["advice"]["ways"][0]["cost"]["name"] == "rho"
-    out, _ = command("doctor", "--scoring", "--run", trained(model="small-cnn", steps=3), "--view-size", 12, 8,
-                     "--buffers", 1, "--proxy-batches", 2)
+    out, _ = command(
+        "doctor",
+        "--scoring",
+        "--run",
+        trained(model="small-cnn", steps=3),
+        "--view-size",
+        12,
+        8,
+        "--buffers",
+        1,
+        "--proxy-batches",
+        2,
+    )
     assert "view 12 px" in out and "view 8 px" in out and "proxy mlp-64" in out
 
 

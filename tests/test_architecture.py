@@ -29,10 +29,15 @@ HELPERS = sorted(path for folder in ("benchmarks", "tests", ".ci") for path in (
 GLUED = "of a query that is glued together"
 # Views and fragments made of the library's own constants: read each before its number is raised.
 OWN_SQL = {"rhostream/audit/facts.py": 3, "rhostream/audit/gallery.py": 1, "rhostream/audit/views.py": 6}
-MADE_HERE = {"benchmarks/memory.py": "import pickle", "tests/test_scale.py": "import pickle",
-             "tests/stores/test_spool.py": "import pickle",
-             **dict.fromkeys(("tests/test_readme.py", "tests/test_dealing.py", "tests/own_loop.py",
-                              "tests/test_docs_blocks.py"), "exec runs text")}  # the pages' own code
+MADE_HERE = {
+    "benchmarks/memory.py": "import pickle",
+    "tests/test_scale.py": "import pickle",
+    "tests/stores/test_spool.py": "import pickle",
+    **dict.fromkeys(
+        ("tests/test_readme.py", "tests/test_dealing.py", "tests/own_loop.py", "tests/test_docs_blocks.py"),
+        "exec runs text",
+    ),
+}  # the pages' own code
 SHELLS = {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "eval", "exec"}
 
 

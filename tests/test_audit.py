@@ -33,11 +33,21 @@ def test_views_equal_the_log_read_without_duckdb(trained: Callable[..., Path]) -
     assert sorted(map(str, sorted(rows, key=order))) == sorted(map(str, sorted(plain, key=order)))
 
 
-@pytest.mark.parametrize("text", [
-    "COPY (SELECT 1) TO '/tmp/rhostream-test.csv'", "SELECT * FROM read_csv('/etc/passwd')", "ATTACH '/tmp/x.db'",
-    "INSTALL httpfs", "SELECT 1; SELECT 2", "SET enable_external_access = true", "DROP VIEW selections", "SELEC 1",
-    "SELECT * FROM read_text('/etc/hostname')", "SELECT getenv('HOME')",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "COPY (SELECT 1) TO '/tmp/rhostream-test.csv'",
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "ATTACH '/tmp/x.db'",
+        "INSTALL httpfs",
+        "SELECT 1; SELECT 2",
+        "SET enable_external_access = true",
+        "DROP VIEW selections",
+        "SELEC 1",
+        "SELECT * FROM read_text('/etc/hostname')",
+        "SELECT getenv('HOME')",
+    ],
+)
 def test_the_ledger_reads_and_does_nothing_else(trained: Callable[..., Path], text: str) -> None:
     with rhostream.open_ledger(str(trained(steps=2))) as ledger, pytest.raises(UsageError):
         ledger.sql(text)
@@ -66,8 +76,9 @@ def test_every_question_has_an_answer_and_noisy_share_the_right_one(trained: Cal
         shares = {r["kept"]: (r["rows"], r["noisy_share"]) for r in run_question(ledger, "noisy_share").to_pylist()}
     rows = selections.read(str(run), checkpoint.latest(str(run)).log).to_pylist()
     for kept in (True, False):
-        noisy = [known[r["shard"], r["ordinal"]] for r in rows
-                 if r["kept"] is kept and r["reason"] in ("kept", "below")]
+        noisy = [
+            known[r["shard"], r["ordinal"]] for r in rows if r["kept"] is kept and r["reason"] in ("kept", "below")
+        ]
         assert shares[kept] == (len(noisy), pytest.approx(sum(noisy) / len(noisy), abs=6e-5))  # four digits
 
 
@@ -141,17 +152,27 @@ def test_hostile_keys_are_stored_exactly_and_shown_safely(world: Path, tmp_path:
     assert "<script" not in page and "&lt;script&gt;" in page
 
 
-def test_the_report_compares_with_uniform_and_carries_no_script(trained: Callable[..., Path], world: Path,
-                                                                tmp_path: Path) -> None:
+def test_the_report_compares_with_uniform_and_carries_no_script(
+    trained: Callable[..., Path], world: Path, tmp_path: Path
+) -> None:
     tests = {"test_shards": [str(world / "test")], "eval_every": 2, "steps": 40}
     rho, uniform = trained("rho", **tests), trained("uniform", rule="uniform", **tests)
     everything = trained("everything", rule="uniform", buffer_size=8, **tests)
-    page = Path(rhostream.write_report([str(rho)], str(tmp_path / "deep" / "report.html"),
-                                       against=[str(uniform), str(everything)])).read_text()
+    page = Path(
+        rhostream.write_report(
+            [str(rho)], str(tmp_path / "deep" / "report.html"), against=[str(uniform), str(everything)]
+        )
+    ).read_text()
     assert "<script" not in page and "default-src 'none'" in page and "http" not in page.replace("http-equiv", "")
     with rhostream.open_ledger([str(rho), str(uniform)]) as ledger:
-        curves = [ledger.sql("SELECT step + 1 AS s, test_accuracy AS a FROM steps WHERE run = $run AND test_accuracy "
-                             "IS NOT NULL ORDER BY step", {"run": r}).to_pydict() for r in ("uniform", "rho")]
+        curves = [
+            ledger.sql(
+                "SELECT step + 1 AS s, test_accuracy AS a FROM steps WHERE run = $run AND test_accuracy "
+                "IS NOT NULL ORDER BY step",
+                {"run": r},
+            ).to_pydict()
+            for r in ("uniform", "rho")
+        ]
     gain = speedup(*((c["s"], c["a"]) for c in curves))
     assert (f"{gain:.2f}x" if gain else "not reached") in page
     assert page.count("<figure>") >= 24 and page.count("data:image/png") >= 20

@@ -175,15 +175,24 @@ def test_missing_il_keeps_its_fair_share_through_the_shortlist() -> None:
 def test_a_run_with_a_proxy_continued_in_pieces_and_killed_equals_one_in_one_go(
     world: Path, tmp_path: Path, trained: Callable[..., Path]
 ) -> None:
-    settings = {"shortlist": "proxy:2", "band": "10%:", "steps": 24, "checkpoint_every": 5, "buffer_size": 40,
-                "batch_size": 8, "model": "mlp-64", "threads": 1}
+    settings = {
+        "shortlist": "proxy:2",
+        "band": "10%:",
+        "steps": 24,
+        "checkpoint_every": 5,
+        "buffer_size": 40,
+        "batch_size": 8,
+        "model": "mlp-64",
+        "threads": 1,
+    }
     whole = trained("whole", **settings)
     options = {"shards": [str(world / "shards")], "il": str(world / "il"), "run": str(tmp_path / "killed"), **settings}
     train_killed_at(12, options)
     rhostream.train(**options, workers=1)
     assert same(whole, tmp_path / "killed")
-    proxies = [tensors.load_other(str(r), checkpoint.latest(str(r)), "proxy")["model"]
-               for r in (whole, tmp_path / "killed")]
+    proxies = [
+        tensors.load_other(str(r), checkpoint.latest(str(r)), "proxy")["model"] for r in (whole, tmp_path / "killed")
+    ]
     assert all(torch.equal(proxies[0][k], proxies[1][k]) for k in proxies[0])
     costs = [json.loads((r / "cost.json").read_text()) for r in (whole, tmp_path / "killed")]
     assert costs[0]["forward_units"] == costs[1]["forward_units"]
@@ -247,8 +256,9 @@ def test_decoding_twice_gives_what_decoding_once_gives(world: Path, trained: Cal
     assert 0 < cost["scored_macs"] < cost["macs"]
     units = 400 * cost["scored_macs"] / cost["macs"] + 3 * 80
     assert cost["forward_units"] == pytest.approx(units)
-    run = trained("view-proxy", model="small-cnn", view_size=8, shortlist="proxy:2.5", proxy_model="tests.tiny:linear",
-                  steps=10)
+    run = trained(
+        "view-proxy", model="small-cnn", view_size=8, shortlist="proxy:2.5", proxy_model="tests.tiny:linear", steps=10
+    )
     cost = json.loads((run / "cost.json").read_text())
     assert (cost["shortlisted"], cost["scored"], cost["reread"], cost["proxy_trained"]) == (400, 200, 200, 80)
     units = 200 + 3 * 80 + (400 + 3 * 80) * cost["shortlist_macs"] / cost["macs"]
@@ -274,8 +284,9 @@ def test_decoding_twice_gives_what_decoding_once_gives(world: Path, trained: Cal
     ({"keep_list": "/nowhere/list.csv"}, "does not exist"),
     ({"shortlist": "proxy:2", "proxy_model": "mlp-65"}, "did you mean 'mlp-"),
 ])  # fmt: skip
-def test_settings_that_can_not_be_stop_before_any_work(trained: Callable[..., Path], options: dict[str, object],
-                                                       says: str, tmp_path: Path) -> None:
+def test_settings_that_can_not_be_stop_before_any_work(
+    trained: Callable[..., Path], options: dict[str, object], says: str, tmp_path: Path
+) -> None:
     with pytest.raises((UsageError, UnknownNameError, rhostream.errors.NotFoundError), match=says):
         trained(**options)
     assert not (tmp_path / "run" / "log").exists()
@@ -291,8 +302,9 @@ def test_bfloat16_is_refused_where_it_is_only_emulated(monkeypatch: pytest.Monke
 @pytest.mark.skipif(not hardware.bf16_supported(torch.device("cpu")), reason="no bfloat16 arithmetic on this CPU")
 def test_bfloat16_keeps_nearly_what_float32_keeps(trained: Callable[..., Path]) -> None:
     runs = [trained(p, model="small-cnn", precision=p, train_precision=p, steps=1) for p in ("float32", "bfloat16")]
-    (loss, kept), (low, low_kept) = ([np.array([r[c] for r in rows_of_log(run)], float) for c in ("loss", "kept")]
-                                     for run in runs)
+    (loss, kept), (low, low_kept) = (
+        [np.array([r[c] for r in rows_of_log(run)], float) for c in ("loss", "kept")] for run in runs
+    )
     np.testing.assert_allclose(loss, low, atol=0.1)
     assert not np.array_equal(loss, low) and (kept * low_kept).sum() >= 6
 

@@ -67,7 +67,8 @@ def files(run: str, what: str) -> set[str]:
 @pytest.mark.usefixtures("often")
 @pytest.mark.parametrize("seed", range(2))
 def test_the_branch_in_force_holds_each_step_once_whatever_died_and_whatever_was_gone_back_to(
-        run: str, seed: int) -> None:
+    run: str, seed: int
+) -> None:
     draw, attempt, counts, uncommitted = random.Random(seed), begin(run), list[tuple[int, int]](), 0
     for _ in range(60):
         (act,) = draw.choices(["step", "commit", "die", "back"], [6, 6, 2, 1])
@@ -93,7 +94,11 @@ def test_a_claimed_attempt_without_a_commit_leaves_what_it_starts_from_in_force(
     link = chain.head(run)
     assert link is not None and (link.step, link.attempt) == (2, 0)
     assert json.loads(Path(run, "attempts", "1.json").read_text())["from"] == {
-        "attempt": 0, "number": 1, "step": 2, "sha256": hashlib.sha256(link_file(run, 1).read_bytes()).hexdigest()}
+        "attempt": 0,
+        "number": 1,
+        "step": 2,
+        "sha256": hashlib.sha256(link_file(run, 1).read_bytes()).hexdigest(),
+    }
 
 
 def test_an_attempt_that_went_back_holds_what_the_others_name_and_one_that_goes_on_does_not(run: str) -> None:
@@ -146,6 +151,7 @@ class Counted:
             self.requests[name] += 1
             self.bytes += len(args[1]) if name == "put" else 0
             return ask(*args)
+
         return counted
 
     def take(self) -> tuple[dict[str, int], int]:
@@ -218,7 +224,8 @@ def test_every_256th_commit_is_whole_and_its_raw_segments_go_two_commits_later(r
 
 @pytest.mark.usefixtures("often")
 def test_a_ledger_that_is_opened_while_segments_are_merged_looks_again(
-        run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     attempt = committed(run, 4)
     before, real = checkpoint.latest(run), checkpoint.latest
     for _ in range(3):
@@ -298,8 +305,9 @@ def test_each_rank_is_merged_for_itself_in_its_order(run: str) -> None:
             listed += writer.flush()
     jobs = compaction.plan({"log": listed, "steps": [], "shadow": []}, 1, 256)
     assert [(job["rank"], len(job["of"])) for job in jobs] == [(0, 4), (1, 4), (2, 4)]
-    lists, of = compaction.applied({"log": listed, "steps": [], "shadow": []},
-                                   [one for job in jobs for one in compaction.merge(run, job)])
+    lists, of = compaction.applied(
+        {"log": listed, "steps": [], "shadow": []}, [one for job in jobs for one in compaction.merge(run, job)]
+    )
     table = selections.read(run, lists["log"])
     assert table["label"].to_pylist() == [0] * 4 + [1] * 4 + [2] * 4 and table["step"].to_pylist() == [0, 1, 2, 3] * 3
     assert table.schema.equals(selections.read(run, listed).schema) and len(of) == 3
@@ -323,8 +331,10 @@ def test_segments_are_merged_up_to_a_size_and_large_ones_are_left(monkeypatch: p
     monkeypatch.setattr(compaction, "TARGET", 100)
     monkeypatch.setattr(compaction, "SMALL", 50)
     sizes = [40, 40, 40, 60, 10, 45, 45, 45, 49, 49]
-    log = [{"path": f"log/attempt=0/rank=0/{n:010d}-{n:010d}.parquet", "bytes": size, "rows": 1}
-           for n, size in enumerate(sizes)]
+    log = [
+        {"path": f"log/attempt=0/rank=0/{n:010d}-{n:010d}.parquet", "bytes": size, "rows": 1}
+        for n, size in enumerate(sizes)
+    ]
     jobs = compaction.plan({"log": log, "steps": [], "shadow": []}, 0, 4)
     assert [[one["bytes"] for one in job["of"]] for job in jobs] == [[40, 40], [10, 45, 45], [45, 49]]
     monkeypatch.setattr(compaction, "ROWS", 2)
@@ -421,7 +431,8 @@ def test_fields_that_a_later_version_adds_are_left_out_and_a_later_format_is_ref
 
 
 def test_a_state_that_was_handed_out_is_shown_and_said_until_it_is_confirmed_or_loaded(
-        run: str, tmp_path: Path, capsys: Any) -> None:
+    run: str, tmp_path: Path, capsys: Any
+) -> None:
     attempt = committed(run, 2)
     take(attempt)
     link = commit(attempt, handed_out=True)

@@ -29,8 +29,15 @@ from tests.test_cli import run as command
 
 
 def go(world: Path, folder: Path, steps: int = 6, **more: Any) -> rhostream.training.start.Summary:  # type: ignore[name-defined]
-    settings: dict[str, Any] = {"model": "mlp-64", "buffer_size": 40, "batch_size": 8, "checkpoint_every": 6,
-                                "threads": 1, "steps": steps, **more}
+    settings: dict[str, Any] = {
+        "model": "mlp-64",
+        "buffer_size": 40,
+        "batch_size": 8,
+        "checkpoint_every": 6,
+        "threads": 1,
+        "steps": steps,
+        **more,
+    }
     return train(str(world / "shards"), str(world / "il"), str(folder), **settings)
 
 
@@ -64,7 +71,8 @@ def test_a_changed_rate_holds_from_its_step_on_and_run_json_keeps_how_it_began(w
     assert latest is not None
     assert latest.changes == [
         {"field": "lr", "old": 1e-3, "new": 5e-4, "step": 6, "attempt": 1},
-        {"field": "weight_decay", "old": 0.01, "new": 0.0, "step": 6, "attempt": 1}]
+        {"field": "weight_decay", "old": 0.01, "new": 0.0, "step": 6, "attempt": 1},
+    ]
     note = json.loads((run / "attempts" / "1.json").read_text())
     assert note["changes"][0]["new"] == 5e-4 and note["settings"]["steps"] == 12
     assert "lr 0.001 to 0.0005 from step 6 (attempt 1)" in render_status(status_of(str(run)))
@@ -115,8 +123,9 @@ def test_changed_runs_are_seeds_only_of_runs_with_the_same_changes(world: Path, 
     ("eval-every=3", "give the option itself"), ("il_lr_scale=2", "no such setting"), ("compile=perhaps", "true or"),
     ("augment=turn", "unknown augmentation"),
 ])  # fmt: skip
-def test_a_change_that_can_not_be_is_refused_before_any_work(world: Path, tmp_path: Path, change: str,
-                                                              says: str) -> None:
+def test_a_change_that_can_not_be_is_refused_before_any_work(
+    world: Path, tmp_path: Path, change: str, says: str
+) -> None:
     go(world, tmp_path / "run", 2)
     before = sorted((str(p), p.stat().st_mtime_ns) for p in tmp_path.rglob("*"))
     with pytest.raises(UsageError, match=says):

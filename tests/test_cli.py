@@ -28,8 +28,12 @@ def run(*arguments: object, code: int = 0) -> tuple[str, str]:
 
 def process(*arguments: object, code: int = 0) -> tuple[str, str]:
     """The same in an interpreter of its own, with this process's environment."""
-    done = subprocess.run([sys.executable, "-c", "from rhostream.cli import main; main()", *map(str, arguments)],
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", "from rhostream.cli import main; main()", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout, done.stderr
@@ -54,13 +58,31 @@ def test_the_whole_journey_from_shards_to_a_report(world: Path, tmp_path: Path) 
     process("fit-il", "--shards", *shards, "--out", model, "--model", "mlp-64", "--epochs", 1)
     out, _ = run("compute-il", "--shards", *shards, "--il-model", model, "--out", il, "--keep", "is_noisy:bool")
     assert json.loads(out)["samples"] == 1003
-    train = ("train", "--shards", world / "shards", "--il", il, "--run", folder, "--model", "mlp-64", "--buffer-size",
-             40, "--batch-size", 8, "--test-shards", world / "test", "--eval-every", 10)
+    train = (
+        "train",
+        "--shards",
+        world / "shards",
+        "--il",
+        il,
+        "--run",
+        folder,
+        "--model",
+        "mlp-64",
+        "--buffer-size",
+        40,
+        "--batch-size",
+        8,
+        "--test-shards",
+        world / "test",
+        "--eval-every",
+        10,
+    )
     out, _ = run(*train)
     assert json.loads(out)["reasons"] == {"kept": 200, "below": 800, "tail": 3}
     assert run(*train)[0]  # again: complete, nothing to do
-    out, _ = run("sql", folder, "SELECT reason, count(*) AS n FROM selections GROUP BY ALL ORDER BY n", "--format",
-                 "csv")
+    out, _ = run(
+        "sql", folder, "SELECT reason, count(*) AS n FROM selections GROUP BY ALL ORDER BY n", "--format", "csv"
+    )
     assert out == "reason,n\ntail,3\nkept,200\nbelow,800\n"
     assert "noisy_share" in run("sql", folder, "@")[0] and "noisy_share" in run("sql", folder, "@noisy_share")[0]
     assert json.loads(run("status", folder, "--json")[0])["complete"] is True
@@ -70,25 +92,28 @@ def test_the_whole_journey_from_shards_to_a_report(world: Path, tmp_path: Path) 
     assert "<h1>" in page.read_text()
 
 
-@pytest.mark.parametrize(("arguments", "says"), [
-    (("trian",), "did you mean 'train'"),
-    (("train", "--shards", "/nowhere", "--il", "/nowhere", "--run", "/tmp/never"), "no IL table"),
-    (("train", "--shards", "pipe:rm x", "--il", "x", "--run", "y"), "shell command"),
-    (("fit-il", "--shards", "/nowhere/*.tar", "--out", "/tmp/never"), "no file matches"),
-    (("sql", "/nowhere/run", "select 1"), "neither a run folder"),
-    (("compute-il", "--shards", "x.tar", "--il-model", "/nowhere", "--out", "y"), "/nowhere"),
-    (("index", "--shards", "x.tar", "--out", "/proc/never"), "can't write"),
-    (("index", "--shards", "x.tar", "--out", "y", "--keep", "a:complex"), "expected FIELD:TYPE"),
-    (("train", "--shardz", "x"), "--shards"),
-    (("fit-il", "--shards", "x.tar", "--out", "y", "--balance", "wieght"), "did you mean 'weight'"),
-    (("fit-il", "--shards", "x.tar", "--out", "y", "--checkpoints", "few"), "losses in nats"),
-    (("fit-il", "--shards", "x.tar", "--out", "y", "--min-accuracy", "70"), "between 0 and 1"),
-    (("compute-il", "--shards", "x.tar", "--il-model", "a", "b", "--out", "y"), "2 IL models and 1 tables"),
-    (("compute-il", "--shards", "x.tar", "--il-model", "a", "--out", "y", "--il-dtype", "float8"), "float16"),
-    (("train", "--shards", "x", "--il", "x", "--run", "y", "--rule", "grad_nrm"), "did you mean 'grad_norm'"),
-    (("train", "--shards", "x", "--il", "x", "--run", "y", "--ratio", "1.5"), "at most 1"),
-    (("train", "--shards", "x", "--il", "x", "--run", "y", "--gumbell", "1"), "--gumbel"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("trian",), "did you mean 'train'"),
+        (("train", "--shards", "/nowhere", "--il", "/nowhere", "--run", "/tmp/never"), "no IL table"),
+        (("train", "--shards", "pipe:rm x", "--il", "x", "--run", "y"), "shell command"),
+        (("fit-il", "--shards", "/nowhere/*.tar", "--out", "/tmp/never"), "no file matches"),
+        (("sql", "/nowhere/run", "select 1"), "neither a run folder"),
+        (("compute-il", "--shards", "x.tar", "--il-model", "/nowhere", "--out", "y"), "/nowhere"),
+        (("index", "--shards", "x.tar", "--out", "/proc/never"), "can't write"),
+        (("index", "--shards", "x.tar", "--out", "y", "--keep", "a:complex"), "expected FIELD:TYPE"),
+        (("train", "--shardz", "x"), "--shards"),
+        (("fit-il", "--shards", "x.tar", "--out", "y", "--balance", "wieght"), "did you mean 'weight'"),
+        (("fit-il", "--shards", "x.tar", "--out", "y", "--checkpoints", "few"), "losses in nats"),
+        (("fit-il", "--shards", "x.tar", "--out", "y", "--min-accuracy", "70"), "between 0 and 1"),
+        (("compute-il", "--shards", "x.tar", "--il-model", "a", "b", "--out", "y"), "2 IL models and 1 tables"),
+        (("compute-il", "--shards", "x.tar", "--il-model", "a", "--out", "y", "--il-dtype", "float8"), "float16"),
+        (("train", "--shards", "x", "--il", "x", "--run", "y", "--rule", "grad_nrm"), "did you mean 'grad_norm'"),
+        (("train", "--shards", "x", "--il", "x", "--run", "y", "--ratio", "1.5"), "at most 1"),
+        (("train", "--shards", "x", "--il", "x", "--run", "y", "--gumbell", "1"), "--gumbel"),
+    ],
+)
 def test_mistakes_are_one_sentence_and_exit_code_two(arguments: tuple[str, ...], says: str) -> None:
     _, err = run(*arguments, code=2)
     assert says in err
@@ -98,8 +123,9 @@ def test_a_bad_shard_is_named_the_others_go_on_and_the_exit_code_is_three(world:
     cut = tmp_path / "cut.tar"
     cut.write_bytes((world / "shards" / "train-000.tar").read_bytes()[:50_000])
     good = world / "shards" / "train-006.tar"
-    out, err = run("compute-il", "--shards", cut, good, "--il-model", world / "il-model", "--out", tmp_path / "il",
-                   code=3)
+    out, err = run(
+        "compute-il", "--shards", cut, good, "--il-model", world / "il-model", "--out", tmp_path / "il", code=3
+    )
     assert "cut.tar incomplete" in err and json.loads(out)["made"] == 1
     assert len(list((tmp_path / "il").rglob("*.parquet"))) == 1
 
@@ -114,8 +140,20 @@ def test_variants_of_the_il_from_the_command_line(world: Path, tmp_path: Path) -
     assert "at least 0.9999 was asked for" in err
     assert json.loads(run("verify", model, "--json")[0])["files"] == 6
     tables = [tmp_path / "a", tmp_path / "b"]
-    out, _ = run("compute-il", "--shards", shards, "--il-model", model, model / "checkpoint-0", "--out", *tables,
-                 "--il-dtype", "float16", "--keep", "is_noisy:bool")
+    out, _ = run(
+        "compute-il",
+        "--shards",
+        shards,
+        "--il-model",
+        model,
+        model / "checkpoint-0",
+        "--out",
+        *tables,
+        "--il-dtype",
+        "float16",
+        "--keep",
+        "is_noisy:bool",
+    )
     assert [summary["made"] for summary in json.loads(out)] == [7, 7]
     assert 0 <= json.loads(run("report", tables[0], "--json")[0])["noise"]["auroc"] <= 1
     run("report", tables[1], "-o", tmp_path / "il.html")
@@ -126,9 +164,11 @@ def test_variants_of_the_il_from_the_command_line(world: Path, tmp_path: Path) -
 
 
 def test_an_error_nobody_foresaw_is_exit_code_1_and_one_line_without_its_text() -> None:
-    broken = ("import rhostream.audit.status as s, rhostream.cli as cli, sys\n"
-              "def fails(*a, **k): raise RuntimeError('text that may hold a secret')\n"
-              "s.status_of = fails; sys.argv = ['rhostream', 'status', 'x']; cli.main()")
+    broken = (
+        "import rhostream.audit.status as s, rhostream.cli as cli, sys\n"
+        "def fails(*a, **k): raise RuntimeError('text that may hold a secret')\n"
+        "s.status_of = fails; sys.argv = ['rhostream', 'status', 'x']; cli.main()"
+    )
     done = subprocess.run([sys.executable, "-c", broken], capture_output=True, text=True)
     assert done.returncode == 1 and "internal error: RuntimeError" in done.stderr
     assert "secret, t" not in done.stderr and "text that may" not in done.stderr and "Traceback" not in done.stderr

@@ -24,8 +24,9 @@ REPOSITORY = Path(__file__).parent.parent
 CLASSES = 14
 NAMES = ["T-Shirt", "Shirt", "Knitwear", "Chiffon", "Sweater", "Hoodie", "Windbreaker", "Jacket", "Downcoat", "Suit",
          "Shawl", "Dress", "Vest", "Underwear"]  # fmt: skip
-has_recipe = pytest.mark.skipif(importlib.util.find_spec("shards.recipes.clothing1m") is None,
-                                reason="there is no recipe for Clothing-1M yet")
+has_recipe = pytest.mark.skipif(
+    importlib.util.find_spec("shards.recipes.clothing1m") is None, reason="there is no recipe for Clothing-1M yet"
+)
 
 
 def photograph(number: int, label: int) -> bytes:

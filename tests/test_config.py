@@ -87,8 +87,11 @@ def test_the_options_and_the_keywords_of_a_verb_are_the_fields_of_its_config(con
     if python is not None:
         parameters = inspect.signature(python).parameters
         assert {*parameters} == {*settings_of(config), "config"}
-        assert all(parameters[name].default == value for name, value in defaults_of(config).items()
-                   if parameters[name].default is not inspect.Parameter.empty)
+        assert all(
+            parameters[name].default == value
+            for name, value in defaults_of(config).items()
+            if parameters[name].default is not inspect.Parameter.empty
+        )
 
 
 def test_the_page_of_settings_is_what_the_fields_say() -> None:
@@ -96,9 +99,11 @@ def test_the_page_of_settings_is_what_the_fields_say() -> None:
 
 
 def test_help_takes_no_time_and_no_torch() -> None:
-    code = ("import sys; from rhostream.cli import main; sys.argv = ['rhostream', *sys.argv[1:]]\n"
-            "try: main()\nexcept SystemExit: pass\n"
-            "heavy = {'torch', 'numpy', 'pyarrow', 'yaml', 'fsspec'} & set(sys.modules); assert not heavy, heavy")
+    code = (
+        "import sys; from rhostream.cli import main; sys.argv = ['rhostream', *sys.argv[1:]]\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'pyarrow', 'yaml', 'fsspec'} & set(sys.modules); assert not heavy, heavy"
+    )
     for arguments in (["--help"], ["train", "--help"]):
         took = []
         for _ in range(3):
@@ -114,23 +119,35 @@ def test_help_takes_no_time_and_no_torch() -> None:
 
 
 def test_train_takes_a_config_keywords_or_both_and_what_is_named_wins(world: Path, tmp_path: Path) -> None:
-    config = TrainConfig(shards=str(world / "shards"), il=str(world / "il"), run=str(tmp_path / "a"), model="mlp-64",
-                         buffer_size=40, batch_size=8, steps=2, threads=1, rule="loss")
+    config = TrainConfig(
+        shards=str(world / "shards"),
+        il=str(world / "il"),
+        run=str(tmp_path / "a"),
+        model="mlp-64",
+        buffer_size=40,
+        batch_size=8,
+        steps=2,
+        threads=1,
+        rule="loss",
+    )
     assert rhostream.train(config).steps == 2
     assert rhostream.train(config=config, run=tmp_path / "b", steps=3, rule="uniform").steps == 3
     record = read_record(str(tmp_path / "b"))["config"]
     assert record["rule"] == "uniform" and record["batch_size"] == 8 and record["run"] == str(tmp_path / "b")
 
 
-@pytest.mark.parametrize(("given", "error", "says"), [
-    ({"gumble": 1}, UnknownNameError, "did you mean 'gumbel'"),
-    ({"batch_size": "many"}, UsageError, "batch_size: got 'many'"),
-    ({"lr": "fast"}, UsageError, "expected a number"),
-    ({"clip": 1}, UsageError, "clip: got 1"),
-    ({"steps": True}, UsageError, "steps: got True"),
-    ({"missing_il": "skp"}, UnknownNameError, "did you mean 'skip'"),
-    ({"config": 3}, UsageError, "expected a TrainConfig"),
-])
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        ({"gumble": 1}, UnknownNameError, "did you mean 'gumbel'"),
+        ({"batch_size": "many"}, UsageError, "batch_size: got 'many'"),
+        ({"lr": "fast"}, UsageError, "expected a number"),
+        ({"clip": 1}, UsageError, "clip: got 1"),
+        ({"steps": True}, UsageError, "steps: got True"),
+        ({"missing_il": "skp"}, UnknownNameError, "did you mean 'skip'"),
+        ({"config": 3}, UsageError, "expected a TrainConfig"),
+    ],
+)
 def test_a_keyword_that_can_not_be_is_named(given: dict[str, Any], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         rhostream.train("s", "i", "r", **given)
@@ -144,8 +161,15 @@ def test_a_missing_field_is_named() -> None:
 def test_numbers_of_numpy_and_paths_are_taken_as_what_they_are() -> None:
     import numpy as np
 
-    config = TrainConfig(shards=[Path("a"), "b"], il=Path("i"), run=Path("r"), batch_size=np.int64(8), lr=1,
-                         gumbel=np.float32(0.5), clip=np.bool_(True))
+    config = TrainConfig(
+        shards=[Path("a"), "b"],
+        il=Path("i"),
+        run=Path("r"),
+        batch_size=np.int64(8),
+        lr=1,
+        gumbel=np.float32(0.5),
+        clip=np.bool_(True),
+    )
     assert config.shards == ("a", "b") and config.il == "i" and type(config.batch_size) is int and config.lr == 1.0
     assert json.dumps(written(config))
 
@@ -154,8 +178,18 @@ def test_numbers_of_numpy_and_paths_are_taken_as_what_they_are() -> None:
 
 
 def small(world: Path, run: Path) -> dict[str, Any]:
-    return {"shards": str(world / "shards"), "il": str(world / "il"), "run": str(run), "model": "mlp-64",
-            "buffer_size": 40, "batch_size": 8, "steps": 2, "threads": 1, "clip": True, "lr": 2e-3}
+    return {
+        "shards": str(world / "shards"),
+        "il": str(world / "il"),
+        "run": str(run),
+        "model": "mlp-64",
+        "buffer_size": 40,
+        "batch_size": 8,
+        "steps": 2,
+        "threads": 1,
+        "clip": True,
+        "lr": 2e-3,
+    }
 
 
 def test_a_file_of_settings_starts_a_run_and_what_is_typed_wins(world: Path, tmp_path: Path) -> None:
@@ -196,12 +230,23 @@ def test_run_json_of_before_it_held_a_config_starts_the_same_run_again(world: Pa
 
 
 def test_the_config_in_run_json_is_whole_and_holds_no_secret() -> None:
-    config = TrainConfig(shards="s3://key:word@bucket/a.tar?X-Amz-Signature=sig", il="il", run="r",
-                         roots={"d": "https://user:pw@host/x?token=sig"}, metrics=print, make_model=print)
+    config = TrainConfig(
+        shards="s3://key:word@bucket/a.tar?X-Amz-Signature=sig",
+        il="il",
+        run="r",
+        roots={"d": "https://user:pw@host/x?token=sig"},
+        metrics=print,
+        make_model=print,
+    )
     text = json.dumps(found := written(config))
     assert not any(secret in text for secret in ("word", "sig", "pw"))
-    assert {*found} == {"verb", "version", *settings_of(TrainConfig)} - {"metrics", "change", "from_step",
-                                                                        "skip_buffers", "grow"}
+    assert {*found} == {"verb", "version", *settings_of(TrainConfig)} - {
+        "metrics",
+        "change",
+        "from_step",
+        "skip_buffers",
+        "grow",
+    }
     assert found["make_model"] is True and found["il"] == os.path.abspath("il") and found["version"] == VERSION
 
 
@@ -235,8 +280,9 @@ BAD: list[tuple[str, str, str]] = [
 
 
 @pytest.mark.parametrize(("name", "text", "says"), BAD, ids=[f"{name}-{says[:24]}" for name, _, says in BAD])
-def test_a_file_that_can_not_be_a_config_is_refused_in_one_sentence(tmp_path: Path, name: str, text: str,
-                                                                    says: str) -> None:
+def test_a_file_that_can_not_be_a_config_is_refused_in_one_sentence(
+    tmp_path: Path, name: str, text: str, says: str
+) -> None:
     (tmp_path / name).write_text(text)
     done = CliRunner().invoke(cli, ["train", "--config", str(tmp_path / name), "--il", "i", "--shards", "s"])
     assert isinstance(done.exception, UsageError | SystemExit) and says in f"{done.exception} {done.output}"
@@ -267,11 +313,19 @@ def test_the_command_line_says_it_in_one_sentence_with_exit_code_two(tmp_path: P
 
 def test_every_verb_with_a_config_takes_a_file(world: Path, tmp_path: Path) -> None:
     shards = str(world / "shards")
-    for config, more in ((FitILConfig, {"out": "m", "model": "mlp-64", "epochs": 1, "batch_size": 32}),
-                         (ComputeILConfig, {"il_model": ["m"], "out": ["t"], "keep": {"is_noisy": "bool"}}),
-                         (IndexConfig, {"out": "x", "content": "image"})):
-        values = {name: [str(tmp_path / one) for one in value] if isinstance(value, list) else
-                  str(tmp_path / str(value)) if name == "out" else value for name, value in more.items()}
+    for config, more in (
+        (FitILConfig, {"out": "m", "model": "mlp-64", "epochs": 1, "batch_size": 32}),
+        (ComputeILConfig, {"il_model": ["m"], "out": ["t"], "keep": {"is_noisy": "bool"}}),
+        (IndexConfig, {"out": "x", "content": "image"}),
+    ):
+        values = {
+            name: [str(tmp_path / one) for one in value]
+            if isinstance(value, list)
+            else str(tmp_path / str(value))
+            if name == "out"
+            else value
+            for name, value in more.items()
+        }
         path = tmp_path / f"{config.verb}.json"
         path.write_text(json.dumps({"verb": config.verb, "shards": shards, **values}))
         command(config.verb, "--config", path)
@@ -284,9 +338,17 @@ def test_a_file_does_not_decide_what_code_is_run(world: Path, tmp_path: Path) ->
     for name, says in {(name, says) for config in CONFIGS for name, says in settings_of(config).items()}:
         assert says.imports or "module:function" not in says.help, name
     path = tmp_path / "c.json"
-    for name, value in (("rule", "mine:rule"), ("model", "mine:net"), ("loss", "mine:loss"), ("shadow", "rho,mine:x"),
-                        ("il_code", "mine:net"), ("proxy_model", "mine:net"), ("optimizer", "mine:opt"),
-                        ("schedule", "mine:curve"), ("evaluate", "mine:test")):
+    for name, value in (
+        ("rule", "mine:rule"),
+        ("model", "mine:net"),
+        ("loss", "mine:loss"),
+        ("shadow", "rho,mine:x"),
+        ("il_code", "mine:net"),
+        ("proxy_model", "mine:net"),
+        ("optimizer", "mine:opt"),
+        ("schedule", "mine:curve"),
+        ("evaluate", "mine:test"),
+    ):
         path.write_text(json.dumps({**small(world, tmp_path / "run"), name: value}))
         says = command("train", "--config", path, code=2)[1]
         assert "mine:" in says and f"--{name.replace('_', '-')} mine:" in says and "a file doesn't decide" in says
@@ -320,22 +382,29 @@ def test_a_pinned_field_that_an_old_run_does_not_state_was_at_its_default(world:
 
 PATCHES: dict[str, dict[str, tuple[str, str]]] = {
     "an option of train": {
-        "config/train.py": ("    missing_il: str =",
-                            '    patience: float = setting(\n        1.0, help="How patient it is.", pin=ASKED, '
-                            "fixed=CHOICE)\n    missing_il: str ="),
-        "training/start.py": ("    settings = Settings.of_config(config)\n",
-                              "    settings = Settings.of_config(config)\n    assert settings.patience > 0\n"),
+        "config/train.py": (
+            "    missing_il: str =",
+            '    patience: float = setting(\n        1.0, help="How patient it is.", pin=ASKED, '
+            "fixed=CHOICE)\n    missing_il: str =",
+        ),
+        "training/start.py": (
+            "    settings = Settings.of_config(config)\n",
+            "    settings = Settings.of_config(config)\n    assert settings.patience > 0\n",
+        ),
     },
     "an option of a rule": {
-        "selection/options.py": ("    clip: bool =",
-                                 '    floor: float | None = option(None, "Scores below F count as F.", metavar="F", '
-                                 "adjust=lambda score, value, whole, step: score.clip(min=value))\n"
-                                 "    clip: bool ="),
+        "selection/options.py": (
+            "    clip: bool =",
+            '    floor: float | None = option(None, "Scores below F count as F.", metavar="F", '
+            "adjust=lambda score, value, whole, step: score.clip(min=value))\n"
+            "    clip: bool =",
+        ),
     },
     "a rule": {
-        "selection/rules.py": ('        make_rule("irreducible"',
-                               '        make_rule("twice", lambda loss_B: 2 * loss_B),\n'
-                               '        make_rule("irreducible"'),
+        "selection/rules.py": (
+            '        make_rule("irreducible"',
+            '        make_rule("twice", lambda loss_B: 2 * loss_B),\n        make_rule("irreducible"',
+        ),
     },
 }
 PROGRAM = """
@@ -364,8 +433,11 @@ print(json.dumps({"file": rhostream.__file__, "config": record["config"], "pinne
 
 
 def test_a_new_setting_is_told_in_one_place_and_shows_everywhere(world: Path, tmp_path: Path) -> None:
-    assert {what: len(files) for what, files in PATCHES.items()} == {"an option of train": 2, "an option of a rule": 1,
-                                                                     "a rule": 1}
+    assert {what: len(files) for what, files in PATCHES.items()} == {
+        "an option of train": 2,
+        "an option of a rule": 1,
+        "a rule": 1,
+    }
     copy = tmp_path / "copy"
     shutil.copytree(HERE.parent / "rhostream", copy / "rhostream", ignore=shutil.ignore_patterns("__pycache__"))
     for patch in PATCHES.values():
@@ -375,13 +447,23 @@ def test_a_new_setting_is_told_in_one_place_and_shows_everywhere(world: Path, tm
             path.write_text(path.read_text().replace(old, new))
     given, others = {"patience": 2.0, "floor": 0.25, "rule": "twice"}, {"patience": 3.0, "floor": 0.5, "rule": "loss"}
     env = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(world), str(tmp_path / "run"), json.dumps(given),
-                           json.dumps(others)], capture_output=True, text=True, env=env, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(world), str(tmp_path / "run"), json.dumps(given), json.dumps(others)],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["file"].startswith(str(copy))
-    shown = subprocess.run([sys.executable, "-c", "from rhostream.cli import main; main()", "train", "--help"],
-                           capture_output=True, text=True, env=env, cwd=tmp_path).stdout
+    shown = subprocess.run(
+        [sys.executable, "-c", "from rhostream.cli import main; main()", "train", "--help"],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=tmp_path,
+    ).stdout
     for name, value in given.items():
         for where in ("config", "pinned", "arguments", "setting"):
             assert found[where][name] == value, (where, name)

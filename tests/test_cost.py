@@ -21,8 +21,18 @@ def test_the_papers_factor_of_2_7_on_clothing_1m_comes_out_of_the_account() -> N
 
 
 def test_every_stage_is_weighed_by_the_model_that_it_goes_through() -> None:
-    cost = Cost(scored=100, trained=10, shortlisted=1000, proxy_trained=10, live_scored=1000, live_trained=20, macs=50,
-                shortlist_macs=5, live_macs=25, keep_list={"fit_samples": 100, "scored_samples": 50, "macs": 10})
+    cost = Cost(
+        scored=100,
+        trained=10,
+        shortlisted=1000,
+        proxy_trained=10,
+        live_scored=1000,
+        live_trained=20,
+        macs=50,
+        shortlist_macs=5,
+        live_macs=25,
+        keep_list={"fit_samples": 100, "scored_samples": 50, "macs": 10},
+    )
     assert cost.forward_units == 100 + 30 + (1000 + 30) * 0.1 + (1000 + 60) * 0.5
     assert cost.keep_list_units == (300 + 50) * 0.2 and cost.il_units == 0
     again = Cost.from_json(cost.as_json())

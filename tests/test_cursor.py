@@ -31,8 +31,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(data: Path, **options: Any) -> Loader:
-    options = {"buffer_size": 320, "needs_il": False, "shards": str(data / "shards"), "table": str(data / "index"),
-               **options}
+    options = {
+        "buffer_size": 320,
+        "needs_il": False,
+        "shards": str(data / "shards"),
+        "table": str(data / "index"),
+        **options,
+    }
     return rhostream.open_stream(options.pop("shards"), options.pop("table"), **options)
 
 
@@ -90,11 +95,17 @@ def cursor_of(data: Path, **options: Any) -> dict[str, Any]:
     return stream.state_dict()
 
 
-@pytest.mark.parametrize(("other", "says"), [({"seed": 1}, "seed: was 0, now 1"),
-                                             ({"buffer_size": 300}, "buffer_size: was 320, now 300"),
-                                             ({"lanes": 32}, "64 lanes.*asked for 32")])
-def test_a_cursor_of_another_plan_is_refused_and_what_differs_is_named(data: Path, other: dict[str, Any],
-                                                                       says: str) -> None:
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"seed": 1}, "seed: was 0, now 1"),
+        ({"buffer_size": 300}, "buffer_size: was 320, now 300"),
+        ({"lanes": 32}, "64 lanes.*asked for 32"),
+    ],
+)
+def test_a_cursor_of_another_plan_is_refused_and_what_differs_is_named(
+    data: Path, other: dict[str, Any], says: str
+) -> None:
     with pytest.raises(MismatchError, match=says):
         opened(data, **other).load_state_dict(cursor_of(data))
 
@@ -121,9 +132,18 @@ def test_a_cursor_of_the_same_shards_in_another_order_says_so_and_which(data: Pa
     assert [planned(c) for c in stream] == [planned(c) for c in opened(data, shards=backwards)][1:]
 
 
-@pytest.mark.parametrize("state", [{}, {"pass": 0}, {"pass": "x", "buffer": 0}, {"pass": 0, "buffer": 3},
-                                   {"pass": 0, "buffer": -1}, {"pass": 0, "buffer": 0, "plan": 7},
-                                   {"pass": 0, "buffer": 0, "plan": {"version": 2}}])
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"pass": 0},
+        {"pass": "x", "buffer": 0},
+        {"pass": 0, "buffer": 3},
+        {"pass": 0, "buffer": -1},
+        {"pass": 0, "buffer": 0, "plan": 7},
+        {"pass": 0, "buffer": 0, "plan": {"version": 2}},
+    ],
+)
 def test_what_is_no_cursor_is_refused(data: Path, state: dict[str, Any]) -> None:
     with pytest.raises(MismatchError, match="cursor"):
         opened(data).load_state_dict(state)
@@ -181,8 +201,16 @@ def test_slices_of_any_ranks_up_to_the_lanes_make_up_the_buffer_and_the_tail() -
 
 
 def test_a_run_keeps_its_lanes_over_ranks_that_do_not_divide_them(world: Path, tmp_path: Path) -> None:
-    options = {"shards": [str(world / "shards")], "il": str(world / "il"), "buffer_size": 40, "batch_size": 8,
-               "model": "mlp-64", "threads": 1, "run": str(tmp_path / "two"), "augment": "flip-shift"}
+    options = {
+        "shards": [str(world / "shards")],
+        "il": str(world / "il"),
+        "buffer_size": 40,
+        "batch_size": 8,
+        "model": "mlp-64",
+        "threads": 1,
+        "run": str(tmp_path / "two"),
+        "augment": "flip-shift",
+    }
     rhostream.train(**options, steps=3, lanes=5)
     shutil.copytree(tmp_path / "two", tmp_path / "one")
     rhostream.train(**{**options, "run": str(tmp_path / "one")}, steps=7)

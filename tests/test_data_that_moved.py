@@ -34,8 +34,9 @@ def relabel(shard: Path, key: str, label: str) -> None:
 
 
 @pytest.mark.parametrize("verb", ["index", "compute-il"])
-def test_a_shard_relabelled_in_place_is_named_by_a_job_that_goes_on(world: Path, tmp_path: Path, verb: str,
-                                                                    capsys: Any) -> None:
+def test_a_shard_relabelled_in_place_is_named_by_a_job_that_goes_on(
+    world: Path, tmp_path: Path, verb: str, capsys: Any
+) -> None:
     first, second = make_shards(tmp_path / "data", [20, 20])
     model = [] if verb == "index" else ["--il-model", world / "il-model"]
     job = [verb, "--shards", tmp_path / "data", "--out", tmp_path / "t", *model]
@@ -71,13 +72,31 @@ def test_a_trainer_that_meets_one_ends_with_exit_code_3(tmp_path: Path, capsys: 
     shard = make_shards(tmp_path / "data", [40])[0]
     rhostream.index([str(shard)], str(tmp_path / "t"))
     relabel(shard, "s000003", "0")
-    _, err = command(capsys, "train", "--shards", shard, "--il", tmp_path / "t", "--rule", "loss", "--run",
-                     tmp_path / "run", "--model", "mlp-64", "--buffer-size", 20, "--batch-size", 4, code=3)
+    _, err = command(
+        capsys,
+        "train",
+        "--shards",
+        shard,
+        "--il",
+        tmp_path / "t",
+        "--rule",
+        "loss",
+        "--run",
+        tmp_path / "run",
+        "--model",
+        "mlp-64",
+        "--buffer-size",
+        20,
+        "--batch-size",
+        4,
+        code=3,
+    )
     assert f"error: shard {shard} changed after it was indexed" in err
 
 
 def test_the_same_bytes_with_a_new_time_are_a_copy_to_a_job_and_nothing_is_read_where_the_time_is_the_same(
-        tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, _ = make_shards(tmp_path / "data", [20, 20])
     rhostream.index([str(tmp_path / "data")], str(tmp_path / "t"))
     opened: list[str] = []
@@ -161,8 +180,23 @@ def test_every_reader_of_a_table_takes_that_root(moved: Path, capsys: Any) -> No
     command(capsys, "verify", moved / "il", "--shards", shards, "--root", root)
     out, _ = command(capsys, "status", moved / "il", "--shards", shards, "--root", root)
     assert "3 of 3 shards" in out
-    run = ["train", "--shards", shards, "--root", root, "--il", moved / "il", "--run", moved / "run", "--model",
-           "mlp-64", "--buffer-size", 40, "--batch-size", 4]
+    run = [
+        "train",
+        "--shards",
+        shards,
+        "--root",
+        root,
+        "--il",
+        moved / "il",
+        "--run",
+        moved / "run",
+        "--model",
+        "mlp-64",
+        "--buffer-size",
+        40,
+        "--batch-size",
+        4,
+    ]
     command(capsys, *run)
     shutil.move(shards, moved / "third")
     third = f"data={moved}/third"
@@ -176,14 +210,20 @@ def test_every_reader_of_a_table_takes_that_root(moved: Path, capsys: Any) -> No
 
 def test_a_root_that_means_nothing_in_a_table_is_still_refused(moved: Path) -> None:
     with pytest.raises(rhostream.errors.MismatchError, match="roots"):
-        rhostream.compute_il([str(moved / "elsewhere")], str(moved / "m"), str(moved / "il"),
-                             roots={"strange": str(moved / "elsewhere")})
+        rhostream.compute_il(
+            [str(moved / "elsewhere")], str(moved / "m"), str(moved / "il"), roots={"strange": str(moved / "elsewhere")}
+        )
 
 
 def test_of_two_folders_of_a_name_the_one_below_which_the_shards_are_is_meant(tmp_path: Path) -> None:
     make_shards(tmp_path / "data" / "x" / "data", [20])
     rhostream.index([str(tmp_path / "data")], str(tmp_path / "t"))
     shutil.move(tmp_path / "data" / "x" / "data", tmp_path / "new")
-    stream = rhostream.open_stream(str(tmp_path / "new"), str(tmp_path / "t"), buffer_size=10, needs_il=False,
-                                   roots={"data": str(tmp_path / "new")})
+    stream = rhostream.open_stream(
+        str(tmp_path / "new"),
+        str(tmp_path / "t"),
+        buffer_size=10,
+        needs_il=False,
+        roots={"data": str(tmp_path / "new")},
+    )
     assert len(list(stream)) == 2

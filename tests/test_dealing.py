@@ -133,9 +133,17 @@ def test_a_mean_of_losses_of_another_shape_or_of_unknown_gradients_is_refused() 
 def with_norm(classes: int = 4) -> nn.Module:
     """A CNN whose last features are 1 x 1, so that its batch norm can't learn from one sample."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
-                         nn.Conv2d(4, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),
-                         nn.Linear(8, classes))
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Conv2d(4, 8, 1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8, classes),
+    )
 
 
 def loop_of_the_page(rank: int, world: str, passes: int, run: str) -> list[Any]:
@@ -179,8 +187,14 @@ def train_with_norm(rank: int, *options: dict[str, Any]) -> list[str]:
 
 @pytest.fixture
 def settings(world: Path, tmp_path: Path) -> dict[str, Any]:
-    return {"shards": [str(world / "shards")], "il": str(world / "il"), "run": str(tmp_path / "run"), "steps": 6,
-            "buffer_size": 80, "batch_size": 8}
+    return {
+        "shards": [str(world / "shards")],
+        "il": str(world / "il"),
+        "run": str(tmp_path / "run"),
+        "steps": 6,
+        "buffer_size": 80,
+        "batch_size": 8,
+    }
 
 
 def test_train_with_batch_norm_on_ranks_and_refuses_one_sample_a_rank(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -193,10 +207,12 @@ def test_train_with_batch_norm_on_ranks_and_refuses_one_sample_a_rank(settings: 
     assert all(t.isfinite().all() for t in weights_of(tmp_path / "run").values())
 
 
-@pytest.mark.parametrize(("more", "named"), [({"batch_size": 1}, "--batch-size 1 "),
-                                             ({"accumulate": 8}, "--accumulate 8")])
+@pytest.mark.parametrize(
+    ("more", "named"), [({"batch_size": 1}, "--batch-size 1 "), ({"accumulate": 8}, "--accumulate 8")]
+)
 def test_a_batch_of_one_is_refused_where_batch_norm_cannot_learn_from_it(
-        settings: dict[str, Any], tmp_path: Path, more: dict[str, Any], named: str) -> None:
+    settings: dict[str, Any], tmp_path: Path, more: dict[str, Any], named: str
+) -> None:
     (said,) = train_with_norm(0, {**settings, **more})
     assert named in said and "more than one value a channel" in said and not (tmp_path / "run").exists()
 
@@ -219,8 +235,13 @@ def test_a_lone_candidate_is_scored_and_learned_by_running_statistics(settings: 
     from rhostream.selection.gradient import take_step
 
     assert kept.input is not None
-    losses, mean = take_step(model, torch.optim.SGD(model.parameters(), lr=0.1), kept.input, kept.label,
-                             lambda logits, label: functional.cross_entropy(logits, label, reduction="none"))
+    losses, mean = take_step(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        kept.input,
+        kept.label,
+        lambda logits, label: functional.cross_entropy(logits, label, reduction="none"),
+    )
     assert len(losses) == 1 and bool(mean.isfinite()) and not torch.equal(before["8.bias"], model[8].bias)
     assert all(m.training for m in model.modules())
 
@@ -248,8 +269,9 @@ def train_spoiled(rank: int, options: dict[str, Any]) -> None:
     rhostream.train(**options, make_model=Spoiled, model="spoiled", threads=1, rank_timeout=30.0)
 
 
-def test_the_rank_that_read_a_row_logs_that_another_got_no_finite_loss_of_it(settings: dict[str, Any],
-                                                                             tmp_path: Path) -> None:
+def test_the_rank_that_read_a_row_logs_that_another_got_no_finite_loss_of_it(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
     options = {**settings, "steps": 12, "buffer_size": 40, "rule": "uniform"}
     train_spoiled(0, {**options, "run": str(tmp_path / "one")})
     ranks.together(tmp_path, train_spoiled, 2, {**options, "run": str(tmp_path / "two")})

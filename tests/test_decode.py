@@ -46,8 +46,9 @@ def images() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", images())
-def test_a_png_has_the_same_pixels_by_libpng_and_by_pillow(name: str, channels: int,
-                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_png_has_the_same_pixels_by_libpng_and_by_pillow(
+    name: str, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data, found = images()[name], [np.full((16, 16, channels), 7, np.uint8) for _ in range(2)]
     assert decode.decode_into(data, found[0]) == by_pillow(data, found[1], monkeypatch) == "ok"
     np.testing.assert_array_equal(*found)
@@ -70,7 +71,9 @@ def test_what_is_wrong_with_a_png_is_said_in_the_same_words(monkeypatch: pytest.
     whole = images()["grey square"]
     header = whole[:8] + chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 8, 0, 0, 0, 0))
     bad = {
-        "cut": whole[: len(whole) // 2], "header alone": whole[:40], "no data": header + chunk(b"IEND", b""),
+        "cut": whole[: len(whole) // 2],
+        "header alone": whole[:40],
+        "no data": header + chunk(b"IEND", b""),
         "garbage": header + chunk(b"IDAT", b"no zlib stream") + chunk(b"IEND", b""),
         "short": header + chunk(b"IDAT", zlib.compress(bytes(17 * 3))) + chunk(b"IEND", b""),
         "bomb": whole[:8] + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)) + whole[33:],

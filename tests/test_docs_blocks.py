@@ -96,8 +96,9 @@ def blocks(page: Path) -> Iterator[Block]:
                 yield Block(name, at + 1, fence[1], "\n".join(lines[at + 1 : end]) + "\n", comment)
             at, comment = end, ""
         elif lines[at].startswith("    ") and not lines[at - 1].strip():
-            end = next((n for n in range(at, len(lines)) if lines[n].strip() and not lines[n].startswith("    ")),
-                       len(lines))
+            end = next(
+                (n for n in range(at, len(lines)) if lines[n].strip() and not lines[n].startswith("    ")), len(lines)
+            )
             text = textwrap.dedent("\n".join(lines[at:end])).strip("\n") + "\n"
             yield Block(name, at + 1, language(text), text, comment)
             at, comment = end - 1, ""
@@ -175,8 +176,17 @@ def trained_on_data(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     shards = [str(root / "data")]
     rhostream.fit_il(shards, str(root / "il-model"), model="mlp-64", epochs=2)
     rhostream.compute_il(shards, str(root / "il-model"), str(root / "il"))
-    rhostream.train(shards, str(root / "il"), str(root / "runs" / "rho"), model="mlp-64", rule="grad_norm_is",
-                    shadow="loss,uniform", buffer_size=40, batch_size=8, steps=10)
+    rhostream.train(
+        shards,
+        str(root / "il"),
+        str(root / "runs" / "rho"),
+        model="mlp-64",
+        rule="grad_norm_is",
+        shadow="loss,uniform",
+        buffer_size=40,
+        batch_size=8,
+        steps=10,
+    )
     return root
 
 
@@ -186,19 +196,21 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("texts")
     make_text_shards(root / "data", [160, 150, 50])
     shards = [str(root / "data")]
-    rhostream.fit_il(shards, str(root / "il-model"), model="text-bag", epochs=4, lr=2e-2, tokenizer="words:1000",
-                     text_length=24)
+    rhostream.fit_il(
+        shards, str(root / "il-model"), model="text-bag", epochs=4, lr=2e-2, tokenizer="words:1000", text_length=24
+    )
     rhostream.compute_il(shards, str(root / "il-model"), str(root / "il"))
     return root
 
 
 @pytest.mark.parametrize("block", of("python"))
-def test_a_block_of_python_runs(block: Block, request: pytest.FixtureRequest, tmp_path: Path,
-                                monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_of_python_runs(
+    block: Block, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = "text" in block.words
     world = request.getfixturevalue("texts" if text else "world")
     size: dict[str, Any] = {"vocabulary": 1002, "length": 24, "padding": 0, "task": "label"}
-    model = (build("text-bag", classes=4, **size) if text else build("mlp-64", image_size=16, channels=1, classes=4))
+    model = build("text-bag", classes=4, **size) if text else build("mlp-64", image_size=16, channels=1, classes=4)
     names = {"rhostream": rhostream, "torch": torch, "os": os, "cross_entropy": cross_entropy, "model": model,
              "optimizer": torch.optim.AdamW(model.parameters()), "selector": rhostream.Selector(model, "rho", 32),
              "small_model": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))}  # fmt: skip
@@ -303,8 +315,9 @@ def test_every_command_and_option_of_a_block_exists(block: Block) -> None:
 
 
 @pytest.mark.parametrize("block", [b for b in ALL if b.language == "sh" and "run" in b.words], ids=str)
-def test_commands_that_are_marked_run_one_after_the_other(block: Block, request: pytest.FixtureRequest, world: Path,
-                                                          tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_that_are_marked_run_one_after_the_other(
+    block: Block, request: pytest.FixtureRequest, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if "rhostream fit-il" in block.text:  # what makes everything begins with nothing but shards
         (tmp_path / "data").symlink_to(world / "shards")
         monkeypatch.chdir(tmp_path)
@@ -317,8 +330,16 @@ def test_commands_that_are_marked_run_one_after_the_other(block: Block, request:
 
 
 def test_unknown_verbs_options_modules_and_targets_are_found_out() -> None:
-    for line in ("rhostream trian --shards x", "rhostream train --shard x", "python -m jobs.nothing",
-                 "python -m jobs.svp --nothing", "make nothing", "torchrun --nothing 2 -- rhostream train",
-                 "pip install '.[nothing]'", "export RHOSTREAM_NOTHING=1", "curl x"):
+    for line in (
+        "rhostream trian --shards x",
+        "rhostream train --shard x",
+        "python -m jobs.nothing",
+        "python -m jobs.svp --nothing",
+        "make nothing",
+        "torchrun --nothing 2 -- rhostream train",
+        "pip install '.[nothing]'",
+        "export RHOSTREAM_NOTHING=1",
+        "curl x",
+    ):
         with pytest.raises(AssertionError):
             check(commands(line)[0])

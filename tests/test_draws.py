@@ -47,7 +47,8 @@ def kept_of(run: Path, what: str = "kept FROM selections") -> dict[int, list[tup
 
 
 def test_uniform_keeps_the_same_in_the_trainer_in_a_loop_of_ones_own_and_in_the_shadow(
-        world: Path, tmp_path: Path, trained: Callable[..., Path]) -> None:
+    world: Path, tmp_path: Path, trained: Callable[..., Path]
+) -> None:
     expected = kept_of(trained("uniform", rule="uniform", steps=8, seed=3))
     assert len(expected) == 8 and all(len(rows) == 8 for rows in expected.values())
 
@@ -61,9 +62,19 @@ def test_uniform_keeps_the_same_in_the_trainer_in_a_loop_of_ones_own_and_in_the_
 
     shadowed = trained("shadow", rule="rho", steps=8, seed=3, shadow="uniform,loss")
     assert kept_of(shadowed, "kept FROM (FROM shadow WHERE rule = 'uniform')") == expected
-    ranks = {"shards": [str(world / "shards")], "il": str(world / "il"), "run": str(tmp_path / "two"), "seed": 3,
-             "model": "mlp-64", "buffer_size": 40, "batch_size": 8, "steps": 8, "lanes": 40, "rule": "loss",
-             "shadow": "uniform"}
+    ranks = {
+        "shards": [str(world / "shards")],
+        "il": str(world / "il"),
+        "run": str(tmp_path / "two"),
+        "seed": 3,
+        "model": "mlp-64",
+        "buffer_size": 40,
+        "batch_size": 8,
+        "steps": 8,
+        "lanes": 40,
+        "rule": "loss",
+        "shadow": "uniform",
+    }
     together(tmp_path / "ranks", train, 2, [ranks])
     assert kept_of(tmp_path / "two", "kept FROM (FROM shadow WHERE rule = 'uniform')") == expected
 
@@ -73,18 +84,27 @@ def test_uniform_keeps_the_same_in_the_trainer_in_a_loop_of_ones_own_and_in_the_
 def test_the_choice_before_decoding_is_the_choice_after_it(quota: ClassQuota | None, rank: int | None) -> None:
     for seed in range(5):
         candidates = buffer(seed=seed)
-        candidates.reason[seed :: 7] = Reason.quarantined
-        joined = type("Joined", (), {"reason": candidates.reason.copy(), "label": candidates.label.numpy(),
-                                     "rows": Rows(candidates.shard, candidates.ordinal)})()
+        candidates.reason[seed::7] = Reason.quarantined
+        joined = type(
+            "Joined",
+            (),
+            {
+                "reason": candidates.reason.copy(),
+                "label": candidates.label.numpy(),
+                "rows": Rows(candidates.shard, candidates.ordinal),
+            },
+        )()
         UniformChoice(8, seed=5, rank=rank, quota=quota)(joined, candidates.pass_index, candidates.index)
-        selector = Selector(network(), "uniform", 8, seed=5, rank=rank,
-                            class_quota=None if quota is None else quota.value or quota.kind)
+        selector = Selector(
+            network(), "uniform", 8, seed=5, rank=rank, class_quota=None if quota is None else quota.value or quota.kind
+        )
         assert selector(candidates).rows.tolist() == np.flatnonzero(joined.reason == CANDIDATE).tolist()
 
 
 @given(st.integers(0, 9), st.integers(1, 60), st.data())
-def test_who_is_left_out_before_changes_nothing_of_the_order_of_the_others(seed: int, n: int,
-                                                                          data: st.DataObject) -> None:
+def test_who_is_left_out_before_changes_nothing_of_the_order_of_the_others(
+    seed: int, n: int, data: st.DataObject
+) -> None:
     place = np.array(sorted(data.draw(st.sets(st.integers(0, 59), min_size=1))), np.int64)
     words = {"planned": 60, "seed": seed, "pass_index": 1, "index": 2}
     label = np.zeros(60, np.int64)
@@ -141,14 +161,27 @@ def test_the_first_live_il_of_a_tempered_model_is_its_tables(world: Path, tmp_pa
     info = rhostream.fit_il(shards, str(tmp_path / "m"), model="mlp-64", epochs=1, temperature=True)
     assert all(abs(t - 1) > 0.05 for t in info.temperature)
     rhostream.compute_il(shards, str(tmp_path / "m"), str(tmp_path / "il"))
-    rhostream.train(shards, str(tmp_path / "il"), str(tmp_path / "run"), model="mlp-64", rule="rho_updated",
-                    buffer_size=40, batch_size=8, steps=1)
+    rhostream.train(
+        shards,
+        str(tmp_path / "il"),
+        str(tmp_path / "run"),
+        model="mlp-64",
+        rule="rho_updated",
+        buffer_size=40,
+        batch_size=8,
+        steps=1,
+    )
     with rhostream.open_ledger(str(tmp_path / "run")) as ledger:
-        live = {(r["shard"], r["ordinal"]): r["il"] for r in ledger.sql(
-            "SELECT shard, ordinal, il FROM selections WHERE step = 0 AND il IS NOT NULL").to_pylist()}
+        live = {
+            (r["shard"], r["ordinal"]): r["il"]
+            for r in ledger.sql(
+                "SELECT shard, ordinal, il FROM selections WHERE step = 0 AND il IS NOT NULL"
+            ).to_pylist()
+        }
     with rhostream.open_ledger(str(tmp_path / "il")) as ledger:
-        table = {(r["shard"], r["ordinal"]): r["il"] for r in ledger.sql(
-            "SELECT shard, ordinal, il FROM il").to_pylist()}
+        table = {
+            (r["shard"], r["ordinal"]): r["il"] for r in ledger.sql("SELECT shard, ordinal, il FROM il").to_pylist()
+        }
     assert len(live) == 40
     np.testing.assert_allclose([live[k] for k in live], [table[k] for k in live], atol=1e-5)
 
@@ -165,8 +198,10 @@ def test_a_row_of_the_tail_keeps_the_reason_that_it_has(world: Path, tmp_path: P
     stream.prefilters = (*stream.prefilters, UniformChoice(8, 0))  # of a tail no batch is drawn
     tail, plan = stream.tail(0), stream.plan(0).tail()
     with rhostream.open_ledger(str(tmp_path / "il")) as ledger:
-        table = {(r["shard"], r["ordinal"]): r for r in ledger.sql(
-            "SELECT shard, ordinal, il, in_holdout FROM il").to_pylist()}
+        table = {
+            (r["shard"], r["ordinal"]): r
+            for r in ledger.sql("SELECT shard, ordinal, il, in_holdout FROM il").to_pylist()
+        }
     expected = []
     for shard, ordinal in zip(plan.shard.tolist(), plan.ordinal.tolist(), strict=True):
         row = table[stream.table.names[shard], ordinal]

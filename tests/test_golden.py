@@ -67,12 +67,14 @@ def test_a_table_of_an_older_version_is_read_and_proved(golden: dict[str, Path],
 
 @pytest.mark.parametrize(("version", "name"), [case for case in cases("tables") if case[1] != "index"])
 def test_an_il_model_of_an_older_version_gives_the_il_that_it_gave(
-        golden: dict[str, Path], tmp_path: Path, version: str, name: str) -> None:
+    golden: dict[str, Path], tmp_path: Path, version: str, name: str
+) -> None:
     root = golden[version]
     shards = [str(root / TABLES[name].get("shards", "shards"))]
     options = {"il_dtype": "float16"} if name == "float16" else {}
-    rhostream.compute_il(shards, str(root / "models" / name), str(tmp_path / "il"), roots={"golden": str(root)},
-                         **options)
+    rhostream.compute_il(
+        shards, str(root / "models" / name), str(tmp_path / "il"), roots={"golden": str(root)}, **options
+    )
     made, expected = table_values(tmp_path / "il"), EXPECTED[version]["tables"][name]
     assert made.keys() == expected.keys()
     for part, columns in made.items():
@@ -82,19 +84,28 @@ def test_an_il_model_of_an_older_version_gives_the_il_that_it_gave(
 
 # Runs of the first edition of the draws, which are others today: refused, in one sentence that names the draw.
 FIRST_DRAWS = {"2026-11-25", "2026-11-26"}
-REDRAWN = {"augment": "augment flip-shift", "gumbel": "gumbel", "importance": "grad_norm_is",
-           "shadow": "the shadow of uniform"}
+REDRAWN = {
+    "augment": "augment flip-shift",
+    "gumbel": "gumbel",
+    "importance": "grad_norm_is",
+    "shadow": "the shadow of uniform",
+}
 
 
 # Of the older versions, what the newest folder shows as well.
 TWICE = {"two-ranks", "band", "warm-up", "uniform", "loss", "temperature", "live-il", "proxy", "float16"}
 
 
-@pytest.mark.parametrize(("version", "name"), [
-    pytest.param(*case, marks=[pytest.mark.slow] if case[0] != VERSIONS[-1] and case[1] in TWICE else [])
-    for case in cases("runs")])
+@pytest.mark.parametrize(
+    ("version", "name"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] if case[0] != VERSIONS[-1] and case[1] in TWICE else [])
+        for case in cases("runs")
+    ],
+)
 def test_a_run_that_an_older_version_began_is_gone_on_with_as_it_would_have(
-        golden: dict[str, Path], tmp_path: Path, version: str, name: str) -> None:
+    golden: dict[str, Path], tmp_path: Path, version: str, name: str
+) -> None:
     root, run = golden[version], tmp_path / "run"
     shutil.copytree(root / "runs" / name, run)
     before = decisions(run)
@@ -105,8 +116,14 @@ def test_a_run_that_an_older_version_began_is_gone_on_with_as_it_would_have(
     if asked.get("rule") == "rho_updated":
         asked["il_model"] = str(root / "models" / table)
     shards = [str(root / ("texts" if name == "language" else "shards"))]
-    options = {**asked, "shards": shards, "il": str(root / "tables" / table), "run": str(run), "steps": STEPS,
-               "roots": {"golden": str(root)}}
+    options = {
+        **asked,
+        "shards": shards,
+        "il": str(root / "tables" / table),
+        "run": str(run),
+        "steps": STEPS,
+        "roots": {"golden": str(root)},
+    }
     if name in REDRAWN and version in FIRST_DRAWS:
         with pytest.raises(MismatchError, match=REDRAWN[name]) as refused:
             rhostream.train(**options)
@@ -124,14 +141,20 @@ def test_a_run_of_an_older_version_goes_back_to_what_that_committed(golden: dict
     root, run = golden[VERSIONS[0]], tmp_path / "run"
     shutil.copytree(root / "runs" / "rho", run)
     asked = {**TRAIN, **RUNS["rho"], "keep_checkpoints": 10}
-    options = {**asked, "shards": [str(root / "shards")], "il": str(root / "tables" / asked["il"]), "run": str(run),
-               "roots": {"golden": str(root)}}
+    options = {
+        **asked,
+        "shards": [str(root / "shards")],
+        "il": str(root / "tables" / asked["il"]),
+        "run": str(run),
+        "roots": {"golden": str(root)},
+    }
     rhostream.train(**options, steps=8)
     for steps in (6, 8):
         rhostream.train(**options, steps=steps, from_step=2, skip_buffers="3:4")
     found, expected = decisions(run), EXPECTED[VERSIONS[0]]["runs"]["rho"]
     assert sorted(map(int, found)) == [0, 1, 2, 4, 5, 6, 7] and [found[step] for step in "012"] == [
-        expected[step] for step in "012"]
+        expected[step] for step in "012"
+    ]
     latest = checkpoint.latest(str(run))
     assert latest is not None and [change["old"] for change in latest.changes] == [8, None]
     assert verify(str(run))["problems"] == []

@@ -36,9 +36,12 @@ def test_buffers_copied_ahead_are_the_buffers(world: Path) -> None:
 
 def test_a_step_waits_for_the_device_once() -> None:
     target, small = (build(n, image_size=16, channels=1, classes=4).cuda() for n in ("small-cnn", "mlp-64"))
-    for selector in (Selector(target, "rho", 8), Selector(target, "rho", 4, shortlist=3, proxy=Proxy(small)),
-                     Selector(target, "grad_norm_is", 8, shadow="loss,rho"),
-                     Selector(target, "rho", 8, gumbel=0.5, class_quota=0.5, deduplicate=0.9)):
+    for selector in (
+        Selector(target, "rho", 8),
+        Selector(target, "rho", 4, shortlist=3, proxy=Proxy(small)),
+        Selector(target, "grad_norm_is", 8, shadow="loss,rho"),
+        Selector(target, "rho", 8, gumbel=0.5, class_quota=0.5, deduplicate=0.9),
+    ):
         for number in range(3):
             candidates = buffer(seed=number).to("cuda")
             torch.cuda.synchronize()

@@ -37,16 +37,27 @@ def shards_of(world: Path, n: int) -> list[str]:
 
 
 def go(world: Path, folder: Path, shards: int = 3, **more: Any) -> Any:
-    settings: dict[str, Any] = {"model": "mlp-64", "buffer_size": 40, "batch_size": 8, "checkpoint_every": 4,
-                                "threads": 1, **more}
+    settings: dict[str, Any] = {
+        "model": "mlp-64",
+        "buffer_size": 40,
+        "batch_size": 8,
+        "checkpoint_every": 4,
+        "threads": 1,
+        **more,
+    }
     return train(shards_of(world, shards), str(world / "il"), str(folder), **settings)
 
 
 def planned(folder: Path) -> list[tuple[int, int, int, int]]:
     """(pass, planned samples, different ones, shards) of each pass."""
-    return [tuple(row.values()) for row in ask(
-        folder, "SELECT pass, count(*) AS n, count(DISTINCT (shard, ordinal)) AS d, count(DISTINCT shard) AS s "
-                "FROM selections GROUP BY pass ORDER BY pass")]
+    return [
+        tuple(row.values())
+        for row in ask(
+            folder,
+            "SELECT pass, count(*) AS n, count(DISTINCT (shard, ordinal)) AS d, count(DISTINCT shard) AS s "
+            "FROM selections GROUP BY pass ORDER BY pass",
+        )
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +73,9 @@ def run(begun: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(begun, tmp_path / "run"))
 
 
-def test_from_the_end_of_a_pass_on_every_sample_of_the_longer_list_comes_once_a_pass(world: Path, run: Path,
-                                                                                      tmp_path: Path) -> None:
+def test_from_the_end_of_a_pass_on_every_sample_of_the_longer_list_comes_once_a_pass(
+    world: Path, run: Path, tmp_path: Path
+) -> None:
     began = (run / "run.json").read_bytes()
     summary = go(world, run, 5, passes=3, grow=True)
     assert summary.steps == BUFFERS[3] + 2 * BUFFERS[5]
@@ -122,10 +134,12 @@ def test_a_list_in_another_order_keeps_the_old_shards_first(world: Path, run: Pa
     assert names == [*shards_of(world, 3), *listed[:2]]
 
 
-@pytest.mark.parametrize("more", [{"rule": "uniform"}, {"warm_up": 13}, {"ratio": "0:0.2,14:0.5"},
-                                  {"skip_buffers": "12:14"}], ids=str)
-def test_what_is_decided_before_decode_goes_by_the_step_of_the_run(world: Path, tmp_path: Path,
-                                                                    more: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "more", [{"rule": "uniform"}, {"warm_up": 13}, {"ratio": "0:0.2,14:0.5"}, {"skip_buffers": "12:14"}], ids=str
+)
+def test_what_is_decided_before_decode_goes_by_the_step_of_the_run(
+    world: Path, tmp_path: Path, more: dict[str, Any]
+) -> None:
     run = tmp_path / "run"
     asked = dict(more)
     skip = asked.pop("skip_buffers", None)
@@ -144,8 +158,9 @@ def test_what_is_decided_before_decode_goes_by_the_step_of_the_run(world: Path, 
     assert verify(str(run))["problems"] == []
 
 
-def test_a_list_is_taken_up_only_where_a_pass_ends_and_only_with_what_was_there(world: Path, run: Path,
-                                                                               tmp_path: Path) -> None:
+def test_a_list_is_taken_up_only_where_a_pass_ends_and_only_with_what_was_there(
+    world: Path, run: Path, tmp_path: Path
+) -> None:
     inside = tmp_path / "inside"
     go(world, inside, steps=6)
     with pytest.raises(UsageError, match=r"step 6, inside pass 0.*--steps 11"):
@@ -154,8 +169,16 @@ def test_a_list_is_taken_up_only_where_a_pass_ends_and_only_with_what_was_there(
     assert go(world, inside, 5, passes=2, grow=True).steps == 28
     before = sorted((str(p), p.stat().st_mtime_ns) for p in run.rglob("*"))
     with pytest.raises(MismatchError, match=r"1 of the 3 shards.*train-002"):
-        train(shards_of(world, 2) + shards_of(world, 5)[3:], str(world / "il"), str(run), model="mlp-64",
-              buffer_size=40, batch_size=8, passes=2, grow=True)
+        train(
+            shards_of(world, 2) + shards_of(world, 5)[3:],
+            str(world / "il"),
+            str(run),
+            model="mlp-64",
+            buffer_size=40,
+            batch_size=8,
+            passes=2,
+            grow=True,
+        )
     with pytest.raises(UsageError, match=r"--grow: .* complete at step 11"):
         go(world, run, 5, grow=True)
     with pytest.raises(MismatchError, match="shards: was") as error:
@@ -202,10 +225,15 @@ def test_more_shards_bring_a_band_no_other_thresholds(world: Path, tmp_path: Pat
     run = tmp_path / "run"
     go(world, run, band="20%:80%")
     go(world, run, 5, passes=2, band="20%:80%", grow=True)
-    bounds = ask(run, "SELECT pass, min(il) AS low, max(il) AS high FROM selections WHERE reason IN ('kept', 'below') "
-                      "GROUP BY pass ORDER BY pass")
-    low, high = (float(part.split("=")[1].rstrip(")")) for part in json.loads(
-        (run / "run.json").read_text())["settings"]["prefilters"][0].split(","))
+    bounds = ask(
+        run,
+        "SELECT pass, min(il) AS low, max(il) AS high FROM selections WHERE reason IN ('kept', 'below') "
+        "GROUP BY pass ORDER BY pass",
+    )
+    low, high = (
+        float(part.split("=")[1].rstrip(")"))
+        for part in json.loads((run / "run.json").read_text())["settings"]["prefilters"][0].split(",")
+    )
     assert len(bounds) == 2 and all(low <= one["low"] and one["high"] <= high for one in bounds)
     outside = ask(run, f"SELECT count(*) AS n FROM selections WHERE reason = 'band' AND il BETWEEN {low} AND {high}")
     assert outside == [{"n": 0}] and verify(str(run))["problems"] == []
@@ -238,8 +266,10 @@ def test_a_lost_row_of_a_pass_is_found_by_the_list_of_that_pass(world: Path, run
     note.write_text(json.dumps({**whole, "grown": {**whole["grown"], "first_pass": 0}}))
     assert any("pass 0 lacks samples of 2 shards" in problem for problem in ledger_problems(str(run), record, at))
     note.write_text(json.dumps({**whole, "grown": {**whole["grown"], "first_pass": 2}}))
-    assert any("pass 1 has samples of 2 shards that the run doesn't go by" in problem
-               for problem in ledger_problems(str(run), record, at))
+    assert any(
+        "pass 1 has samples of 2 shards that the run doesn't go by" in problem
+        for problem in ledger_problems(str(run), record, at)
+    )
 
 
 @pytest.mark.parametrize(("pass_index", "index", "step"), [(1, 0, 11), (1, 16, 27), (2, 0, 28)])
@@ -250,8 +280,16 @@ def test_steps_are_numbered_on_behind_the_passes_of_before(pass_index: int, inde
 # -- a loop of one's own -----------------------------------------------------------------------------------------------
 
 
-def own(world: Path, folder: Path, shards: int = 3, passes: int = 1, state: bool = True, until: int | None = None,
-        saved: Mapping[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+def own(
+    world: Path,
+    folder: Path,
+    shards: int = 3,
+    passes: int = 1,
+    state: bool = True,
+    until: int | None = None,
+    saved: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
     """The loop; without `state` it keeps its own checkpoint. Returns what it would save."""
     import torch
 
@@ -274,8 +312,11 @@ def own(world: Path, folder: Path, shards: int = 3, passes: int = 1, state: bool
             break
     if state:
         return {}
-    return {"model": {k: v.clone() for k, v in model.state_dict().items()}, "optimizer": optimizer.state_dict(),
-            "run": run.state_dict()}
+    return {
+        "model": {k: v.clone() for k, v in model.state_dict().items()},
+        "optimizer": optimizer.state_dict(),
+        "run": run.state_dict(),
+    }
 
 
 def test_a_loop_of_ones_own_grows_and_goes_on_the_same_way(world: Path, tmp_path: Path) -> None:
@@ -314,8 +355,9 @@ def die(world: str, folder: str, point: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", ["checkpoint: attempt claimed@1", "checkpoint: committed@1", "train: step logged@7"])
-def test_a_growth_that_was_killed_is_the_growth_of_one_attempt(world: Path, run: Path, tmp_path: Path,
-                                                               point: str) -> None:
+def test_a_growth_that_was_killed_is_the_growth_of_one_attempt(
+    world: Path, run: Path, tmp_path: Path, point: str
+) -> None:
     once = Path(shutil.copytree(run, tmp_path / "once"))
     go(world, once, 5, passes=2, grow=True)
     child = ranks.CONTEXT.Process(target=die, args=(str(world), str(run), point))
@@ -333,13 +375,21 @@ def test_a_growth_that_was_killed_is_the_growth_of_one_attempt(world: Path, run:
 
 @pytest.mark.slow
 def test_two_ranks_turn_and_grow_as_one_does(world: Path, tmp_path: Path) -> None:
-    common = {"il": str(world / "il"), "model": "mlp-64", "buffer_size": 40, "batch_size": 8, "checkpoint_every": 2,
-              "keep_checkpoints": 10}
-    turns = [{"shards": shards_of(world, 3)},
-             {"shards": shards_of(world, 3), "from_step": 6, "skip_buffers": "7:9"},
-             {"shards": shards_of(world, 5), "passes": 2, "grow": True, "skip_buffers": "13:14"},
-             {"shards": shards_of(world, 5), "passes": 2, "grow": True, "from_step": 15, "skip_buffers": "20:21"},
-             {"shards": shards_of(world, 5), "passes": 2}]
+    common = {
+        "il": str(world / "il"),
+        "model": "mlp-64",
+        "buffer_size": 40,
+        "batch_size": 8,
+        "checkpoint_every": 2,
+        "keep_checkpoints": 10,
+    }
+    turns = [
+        {"shards": shards_of(world, 3)},
+        {"shards": shards_of(world, 3), "from_step": 6, "skip_buffers": "7:9"},
+        {"shards": shards_of(world, 5), "passes": 2, "grow": True, "skip_buffers": "13:14"},
+        {"shards": shards_of(world, 5), "passes": 2, "grow": True, "from_step": 15, "skip_buffers": "20:21"},
+        {"shards": shards_of(world, 5), "passes": 2},
+    ]
     ranks.together(tmp_path, ranks.train, 1, [{**common, **turn, "run": str(tmp_path / "one")} for turn in turns])
     ranks.together(tmp_path, ranks.train, 2, [{**common, **turn, "run": str(tmp_path / "two")} for turn in turns])
     for name in ("one", "two"):
@@ -349,5 +399,6 @@ def test_two_ranks_turn_and_grow_as_one_does(world: Path, tmp_path: Path) -> Non
     ranks.assert_same_but_for_noise(tmp_path / "one", tmp_path / "two")
     bad = [{**common, "shards": shards_of(world, 5), "passes": 3, "run": str(tmp_path / "two"), "from_step": 3}]
     answers = ranks.start(tmp_path, ranks.train, 2, bad).join()
-    assert [one["exit"] for one in answers] == [2, 2] and all("keeps no state of step 3" in one["error"]
-                                                              for one in answers)
+    assert [one["exit"] for one in answers] == [2, 2] and all(
+        "keeps no state of step 3" in one["error"] for one in answers
+    )

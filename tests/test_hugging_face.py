@@ -39,8 +39,9 @@ def save_tokenizer(folder: Path, words: list[str]) -> None:
     made = Tokenizer(models.WordLevel(vocabulary, "[UNK]"))
     made.normalizer, made.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     made.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    transformers.PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
-                                         sep_token="[SEP]").save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +51,16 @@ def albert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = [*COMMON, *" ".join(WORDS).split(), "."]
     save_tokenizer(folder, words)
     torch.manual_seed(0)
-    config = transformers.AlbertConfig(vocab_size=64, embedding_size=16, hidden_size=32, num_hidden_layers=1,
-                                       num_attention_heads=2, intermediate_size=32, max_position_embeddings=32,
-                                       num_labels=4)
+    config = transformers.AlbertConfig(
+        vocab_size=64,
+        embedding_size=16,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        num_labels=4,
+    )
     transformers.AlbertForSequenceClassification(config).save_pretrained(folder)
     return folder
 
@@ -94,11 +102,31 @@ def test_the_whole_way_with_a_hugging_face_model(albert: Path, tmp_path: Path) -
     (albert / "model.safetensors").rename(albert / "aside")  # the IL model has weights of its own
     rhostream.compute_il(shards, str(tmp_path / "m"), str(tmp_path / "il"), model=name, device="cpu")
     (albert / "aside").rename(albert / "model.safetensors")
-    done = rhostream.train(shards, str(tmp_path / "il"), str(tmp_path / "run"), model=name, buffer_size=20,
-                           batch_size=5, lr=1e-3, threads=1, device="cpu")
+    done = rhostream.train(
+        shards,
+        str(tmp_path / "il"),
+        str(tmp_path / "run"),
+        model=name,
+        buffer_size=20,
+        batch_size=5,
+        lr=1e-3,
+        threads=1,
+        device="cpu",
+    )
     assert done.reasons == {"kept": 25, "below": 75}
-    again = rhostream.train(shards, str(tmp_path / "il"), str(tmp_path / "bag"), model="text-bag", buffer_size=20,
-                            batch_size=5, tokenizer="words:100", text_length=8, threads=1, device="cpu", steps=2)
+    again = rhostream.train(
+        shards,
+        str(tmp_path / "il"),
+        str(tmp_path / "bag"),
+        model="text-bag",
+        buffer_size=20,
+        batch_size=5,
+        tokenizer="words:100",
+        text_length=8,
+        threads=1,
+        device="cpu",
+        steps=2,
+    )
     assert again.steps == 2
 
 
@@ -124,9 +152,11 @@ def test_no_code_and_no_pickle_of_a_folder_is_ever_used(albert: Path, tmp_path: 
 
 def test_what_does_not_fit_together_is_said(albert: Path, tmp_path: Path) -> None:
     given: Any = {"classes": 4, "vocabulary": 64, "length": 9, "padding": 0, "task": "label"}
-    for change, says in (({"vocabulary": 30_000}, f"knows 64 ids, its tokenizer makes 30,000.*--tokenizer hf:{albert}"),
-                         ({"length": 100}, "takes 32 tokens, --text-length is 100"),
-                         ({"task": "language"}, "learns label")):
+    for change, says in (
+        ({"vocabulary": 30_000}, f"knows 64 ids, its tokenizer makes 30,000.*--tokenizer hf:{albert}"),
+        ({"length": 100}, "takes 32 tokens, --text-length is 100"),
+        ({"task": "language"}, "learns label"),
+    ):
         with pytest.raises(UsageError, match=says):
             models.build(f"hf:{albert}", **{**given, **change})
     (tmp_path / "empty").mkdir()

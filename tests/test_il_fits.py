@@ -55,7 +55,8 @@ def logits(n: int, classes: int, sharpness: float, seed: int = 0) -> Logits:
 
 
 def test_checkpoints_are_whole_il_models_of_rising_quality_and_the_model_itself_is_as_without(
-        shards: list[str], plain: tuple[str, ModelInfo], tmp_path: Path) -> None:
+    shards: list[str], plain: tuple[str, ModelInfo], tmp_path: Path
+) -> None:
     info = fit_il(shards, str(tmp_path / "m"), **FIT, checkpoints="3")
     assert [f["sha256"] for f in info.folds] == [f["sha256"] for f in plain[1].folds]
     assert [c["folder"] for c in info.checkpoints] == ["checkpoint-0", "checkpoint-1", "checkpoint-2"]
@@ -78,7 +79,8 @@ def test_checkpoints_are_whole_il_models_of_rising_quality_and_the_model_itself_
 
 
 def test_checkpoints_at_stated_losses_and_one_that_is_not_reached_is_said(
-        shards: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shards: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING, "rhostream"):
         info = fit_il(shards, str(tmp_path / "m"), **FIT, checkpoints="0.01,1.5,1.2")
     assert [c["target"] for c in info.checkpoints] == [1.5, 1.2]
@@ -173,7 +175,8 @@ def test_the_figures_of_a_model_are_those_of_its_logits_over_all_folds() -> None
 
 
 def test_a_tempered_model_has_il_of_divided_logits_and_another_fingerprint(
-        shards: list[str], plain: tuple[str, ModelInfo], tmp_path: Path) -> None:
+    shards: list[str], plain: tuple[str, ModelInfo], tmp_path: Path
+) -> None:
     info = fit_il(shards, str(tmp_path / "m"), **FIT, temperature=True)
     assert [f["sha256"] for f in info.folds] == [f["sha256"] for f in plain[1].folds]
     assert info.temperature == plain[1].quality["temperature"] and plain[1].temperature == []
@@ -181,8 +184,9 @@ def test_a_tempered_model_has_il_of_divided_logits_and_another_fingerprint(
     without = plain[1].ingredients()
     assert "temperature" not in without and info.ingredients() == without | {"temperature": info.temperature}
     x = torch.randn(5, 1, 16, 16)
-    for one, other, t in zip(load_il_model(str(tmp_path / "m")).networks, load_il_model(plain[0]).networks,
-                             info.temperature, strict=True):
+    for one, other, t in zip(
+        load_il_model(str(tmp_path / "m")).networks, load_il_model(plain[0]).networks, info.temperature, strict=True
+    ):
         torch.testing.assert_close(one(x), other(x) / t)
         assert one.state_dict().keys() == other.state_dict().keys()
     compute_il(shards, str(tmp_path / "m"), str(tmp_path / "t"))
@@ -190,11 +194,21 @@ def test_a_tempered_model_has_il_of_divided_logits_and_another_fingerprint(
         compute_il(shards, plain[0], str(tmp_path / "t"))
 
 
-@pytest.mark.parametrize("change", [{"temperature": [1.0]}, {"temperature": [0, 1]}, {"temperature": [1, "x"]},
-                                    {"temperature": 5}, {"temperature": [1.0, float("inf")]}, {"quality": []},
-                                    {"checkpoint": 3}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"temperature": [1.0]},
+        {"temperature": [0, 1]},
+        {"temperature": [1, "x"]},
+        {"temperature": 5},
+        {"temperature": [1.0, float("inf")]},
+        {"quality": []},
+        {"checkpoint": 3},
+    ],
+)
 def test_a_model_json_that_lies_about_its_options_is_refused(
-        plain: tuple[str, ModelInfo], tmp_path: Path, change: dict[str, object]) -> None:
+    plain: tuple[str, ModelInfo], tmp_path: Path, change: dict[str, object]
+) -> None:
     record = json.loads((Path(plain[0]) / "model.json").read_text())
     (tmp_path / "model.json").write_text(json.dumps(record | change))
     with pytest.raises(TableError, match=r"model\.json can't be understood"):
@@ -202,7 +216,8 @@ def test_a_model_json_that_lies_about_its_options_is_refused(
 
 
 def test_a_folder_that_knows_none_of_these_options_is_still_read_and_complete(
-        shards: list[str], plain: tuple[str, ModelInfo], tmp_path: Path) -> None:
+    shards: list[str], plain: tuple[str, ModelInfo], tmp_path: Path
+) -> None:
     record = json.loads((Path(plain[0]) / "model.json").read_text())
     for name in ("quality", "temperature", "checkpoint", "checkpoints"):
         del record[name]
@@ -267,9 +282,20 @@ def test_balanced_draws_take_every_class_as_often_and_weights_add_up_alike() -> 
 def info_of(accuracy: float, mode: str = "folds", **quality: Any) -> ModelInfo:
     """A model.json with these figures."""
     largest = {"class": 2, "share": 0.4}
-    return ModelInfo(architecture="mlp-64", classes=4, preprocess={}, decoder="auto", split={"mode": mode}, folds=[],
-                     accuracy=accuracy, val_loss=1.0, cost={}, asked={}, learned_from=[],
-                     quality={"largest_class": largest, "loss": 1.0, "train_loss": 0.9, **quality})
+    return ModelInfo(
+        architecture="mlp-64",
+        classes=4,
+        preprocess={},
+        decoder="auto",
+        split={"mode": mode},
+        folds=[],
+        accuracy=accuracy,
+        val_loss=1.0,
+        cost={},
+        asked={},
+        learned_from=[],
+        quality={"largest_class": largest, "loss": 1.0, "train_loss": 0.9, **quality},
+    )
 
 
 @pytest.mark.parametrize(("info", "says"), [
@@ -284,7 +310,8 @@ def test_a_model_is_doubted_on_one_side_of_each_threshold_and_not_on_the_other(i
 
 
 def test_a_model_below_the_stated_accuracy_is_refused_and_kept(
-        shards: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shards: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for _ in range(2):  # the second time it is complete, and no better
         with pytest.raises(QualityError, match=r"at least 0\.999 was asked for"):
             fit_il(shards, str(tmp_path / "m"), **FIT, min_accuracy=0.999)
@@ -312,7 +339,8 @@ def test_a_model_below_the_stated_accuracy_is_refused_and_kept(
     ((29, 0.1, 0.02), (0, math.nan, math.nan), 0.6, ""),
 ])  # fmt: skip
 def test_a_leak_is_found_on_one_side_of_each_threshold_and_not_on_the_other(
-        holdout: Any, rest: Any, val: float, says: str) -> None:
+    holdout: Any, rest: Any, val: float, says: str
+) -> None:
     found = leaks(Group(*holdout), Group(*rest), val, "folds")
     assert len(found) == bool(says) and says in "".join(found)
 
@@ -325,7 +353,8 @@ def random_labels(folder: Path, n: int, seed: int = 5) -> str:
 
 
 def test_an_il_model_that_memorised_its_holdout_is_found_out_at_the_end_of_compute_il(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from rhostream.irreducible import crossfit
 
     shard = random_labels(tmp_path, 300)
@@ -343,11 +372,12 @@ def test_an_il_model_that_memorised_its_holdout_is_found_out_at_the_end_of_compu
     fit_il([other], str(tmp_path / "h"), model="mlp-64", epochs=40, lr=1e-2, batch_size=32, holdout=[shard])
     (tmp_path / "copy").mkdir()
     copy = shutil.copy(shard, tmp_path / "copy" / "renamed.tar")  # nothing says that these were learned from
-    assert any("should not have learned from" in says
-               for says in compute_il([copy], str(tmp_path / "h"), str(tmp_path / "ht")).doubts)
+    assert any(
+        "should not have learned from" in says
+        for says in compute_il([copy], str(tmp_path / "h"), str(tmp_path / "ht")).doubts
+    )
     assert compute_il([other], str(tmp_path / "h"), str(tmp_path / "ot")).doubts == []
-    info = fit_il([shard], str(tmp_path / "m"), model="mlp-64", epochs=40, lr=1e-2, batch_size=32,
-                  holdout_fraction=0.3)
+    info = fit_il([shard], str(tmp_path / "m"), model="mlp-64", epochs=40, lr=1e-2, batch_size=32, holdout_fraction=0.3)
     assert any("has memorised" in says for says in info.quality["doubts"])
     summary = compute_il([shard], str(tmp_path / "m"), str(tmp_path / "t"))
     assert any("with --keep-holdout" in says for says in summary.doubts)
@@ -355,8 +385,9 @@ def test_an_il_model_that_memorised_its_holdout_is_found_out_at_the_end_of_compu
     assert json.loads(account.read_text())["doubts"] == summary.doubts
 
 
-def test_a_sound_fit_and_its_table_are_not_doubted(shards: list[str], tmp_path: Path,
-                                                   caplog: pytest.LogCaptureFixture) -> None:
+def test_a_sound_fit_and_its_table_are_not_doubted(
+    shards: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING, "rhostream"):
         for name, split in {"folds": {}, "fraction": {"holdout_fraction": 0.5}}.items():
             info = fit_il(shards, str(tmp_path / name), **FIT, **split)  # type: ignore[arg-type]
@@ -368,12 +399,16 @@ def test_a_sound_fit_and_its_table_are_not_doubted(shards: list[str], tmp_path: 
 # -- classes that a split leaves empty -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("split", "says"), [
-    ({"holdout_fraction": 0.1, "seed": 1}, "the holdout fraction has no sample of class 3"),
-    ({"folds": 2}, r"what model \d of the folds learns from has no sample of class 3 \(1 of 401"),
-])
+@pytest.mark.parametrize(
+    ("split", "says"),
+    [
+        ({"holdout_fraction": 0.1, "seed": 1}, "the holdout fraction has no sample of class 3"),
+        ({"folds": 2}, r"what model \d of the folds learns from has no sample of class 3 \(1 of 401"),
+    ],
+)
 def test_a_split_that_leaves_a_class_empty_names_it(
-        tmp_path: Path, caplog: pytest.LogCaptureFixture, split: dict[str, Any], says: str) -> None:
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, split: dict[str, Any], says: str
+) -> None:
     rng = np.random.default_rng(0)
     rows = [sample(4 * i + i % 3, rng) | {"__key__": f"s{i:06d}"} for i in range(400)]
     rows.append(sample(3, rng) | {"__key__": "rare"})
@@ -386,8 +421,9 @@ def test_a_split_that_leaves_a_class_empty_names_it(
     assert compute_il([shard], str(tmp_path / "m"), str(tmp_path / "t"), roots=roots).ok == 401
 
 
-def test_a_holdout_without_the_last_class_does_not_quarantine_that_class(tmp_path: Path,
-                                                                         caplog: pytest.LogCaptureFixture) -> None:
+def test_a_holdout_without_the_last_class_does_not_quarantine_that_class(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rng = np.random.default_rng(0)
     rows = [sample(4 * i + i % 3, rng) | {"__key__": f"{i}"} for i in range(60)]
     holdout = str(write_shard(tmp_path / "h.tar", rows))
@@ -397,8 +433,6 @@ def test_a_holdout_without_the_last_class_does_not_quarantine_that_class(tmp_pat
     assert info.classes == 4
     summary = compute_il([data], str(tmp_path / "m"), str(tmp_path / "t"))
     assert summary.quarantined == {} and summary.ok == 80
-
-
 
 
 def test_checkpoints_and_their_tables_lie_in_an_object_store_as_well(shards: list[str]) -> None:
@@ -411,7 +445,8 @@ def test_checkpoints_and_their_tables_lie_in_an_object_store_as_well(shards: lis
 
 
 def test_a_stopped_fit_leaves_no_checkpoint_that_a_second_one_would_trip_over(
-        shards: list[str], plain: tuple[str, ModelInfo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards: list[str], plain: tuple[str, ModelInfo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from rhostream.irreducible import fit
 
     def stop(point: str) -> None:

@@ -100,7 +100,8 @@ def test_a_holdout_too_small_to_keep_a_slice_back_is_an_error(tmp_path: Path) ->
 
 
 def test_a_model_that_d_chose_is_still_read_and_one_sentence_says_how_it_was_chosen(
-        tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     clean, data = shard(tmp_path / "h" / "h.tar", 100), shard(tmp_path / "d" / "d.tar", 100, seed=1)
     asked: dict[str, Any] = {"holdout": [clean], **FIT, "epochs": 1}
     fit_il([data], str(tmp_path / "m"), **asked)
@@ -119,10 +120,21 @@ def test_a_model_that_d_chose_is_still_read_and_one_sentence_says_how_it_was_cho
 
 def judged_info(**quality: Any) -> ModelInfo:
     """A holdout's model, judged by a slice of it."""
-    return ModelInfo(architecture="mlp-64", classes=4, preprocess={}, decoder="auto", split={"mode": "holdout"},
-                     folds=[], accuracy=0.8, val_loss=1.0, cost={}, asked={}, learned_from=[],
-                     judged={"on": "x", "samples": 9},
-                     quality={"largest_class": {"class": 2, "share": 0.4}, "loss": 1.0, **quality})
+    return ModelInfo(
+        architecture="mlp-64",
+        classes=4,
+        preprocess={},
+        decoder="auto",
+        split={"mode": "holdout"},
+        folds=[],
+        accuracy=0.8,
+        val_loss=1.0,
+        cost={},
+        asked={},
+        learned_from=[],
+        judged={"on": "x", "samples": 9},
+        quality={"largest_class": {"class": 2, "share": 0.4}, "loss": 1.0, **quality},
+    )
 
 
 def test_a_holdout_that_was_memorised_is_doubted_now_that_its_own_samples_judge() -> None:
@@ -136,8 +148,16 @@ def test_a_loss_that_few_samples_measured_is_no_evidence_of_a_leak() -> None:
     assert gate.leaks(gate.Group(0, 0.0, 0.0), rest, 0.6, "folds", 0.1) == []
 
 
-@pytest.mark.parametrize("change", [{"judged": 3}, {"judged": {"on": 5, "samples": 1}}, {"on_d": {"samples": 4}},
-                                    {"on_d": [1]}, {"on_d": {"samples": 1, "loss": "x"}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"judged": 3},
+        {"judged": {"on": 5, "samples": 1}},
+        {"on_d": {"samples": 4}},
+        {"on_d": [1]},
+        {"on_d": {"samples": 1, "loss": "x"}},
+    ],
+)
 def test_a_model_json_that_lies_about_its_judges_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     shards = [str(p) for p in make_shards(tmp_path / "s", [60])]
     fit_il(shards, str(tmp_path / "m"), **FIT, epochs=1)
@@ -173,8 +193,15 @@ def test_rows_that_a_network_learned_from_never_judge_it(tmp_path: Path, others:
 def test_min_accuracy_asks_the_slice_and_not_the_rows_that_were_learned_from(tmp_path: Path) -> None:
     data = random_labels(tmp_path / "d" / "0.tar", 300, 0)
     with pytest.raises(QualityError):
-        fit_il([data], str(tmp_path / "m"), holdout=[data], **FIT | {"lr": 1e-2}, epochs=20, min_accuracy=0.7,
-               roots={"x": str(tmp_path)})
+        fit_il(
+            [data],
+            str(tmp_path / "m"),
+            holdout=[data],
+            **FIT | {"lr": 1e-2},
+            epochs=20,
+            min_accuracy=0.7,
+            roots={"x": str(tmp_path)},
+        )
 
 
 # -- the sample ------------------------------------------------------------------------------------------------------
@@ -182,8 +209,16 @@ def test_min_accuracy_asks_the_slice_and_not_the_rows_that_were_learned_from(tmp
 
 def filled(paths: list[str], samples: int, seed: int = 0, workers: int = 0, **more: Any) -> Pool:
     settings = ScanSettings(preprocess=Preprocess(image_size=16, channels=1, mean=(0.5,), std=(0.5,)))
-    return fill([(p, Path(p).name) for p in paths], settings, samples=samples, memory_bytes=1 << 30, seed=seed,
-                workers=workers, title="reading", **more)
+    return fill(
+        [(p, Path(p).name) for p in paths],
+        settings,
+        samples=samples,
+        memory_bytes=1 << 30,
+        seed=seed,
+        workers=workers,
+        title="reading",
+        **more,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -250,11 +285,13 @@ def test_bad_samples_and_broken_shards_are_replaced_by_others_and_counted(damage
 
 
 def test_of_a_large_shard_little_more_than_the_sample_is_decoded(
-        unequal: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    unequal: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoded = []
     real = ShardScan.finish
-    monkeypatch.setattr(ShardScan, "finish", lambda self, rows, *a: (
-        decoded.append(len(rows.ordinal)), real(self, rows, *a))[1])
+    monkeypatch.setattr(
+        ShardScan, "finish", lambda self, rows, *a: (decoded.append(len(rows.ordinal)), real(self, rows, *a))[1]
+    )
     filled(unequal, 50)
     assert sum(decoded) < 50 * (1 + np.log(1000 / 50)) + 50
 
@@ -264,7 +301,8 @@ def test_of_a_large_shard_little_more_than_the_sample_is_decoded(
 
 @pytest.mark.parametrize("how", ["cls", "json"])
 def test_a_rare_last_class_outside_the_sample_is_a_class_and_no_sample_of_it_is_quarantined(
-        tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
+    tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
     rng, rows = np.random.default_rng(0), []
     for i in range(600):
         row = sample(i, rng) | {"__key__": f"{i:05d}"}
@@ -280,7 +318,8 @@ def test_a_rare_last_class_outside_the_sample_is_a_class_and_no_sample_of_it_is_
 
 
 def test_labels_beyond_the_classes_of_the_model_are_said_aloud(
-        tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     fit_il([shard(tmp_path / "d.tar", 100)], str(tmp_path / "m"), **FIT, epochs=1)
     rng = np.random.default_rng(0)
     rows = [sample(i, rng) | {"__key__": f"{i}"} | ({"cls": "9"} if i < 3 else {}) for i in range(100)]
@@ -301,8 +340,9 @@ def test_every_forward_of_a_fit_is_in_its_account(tmp_path: Path, monkeypatch: p
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         network = real(*args, **kwargs)
-        network.register_forward_pre_hook(lambda module, inputs: passed.__setitem__(
-            module.training, passed[module.training] + len(inputs[0])))
+        network.register_forward_pre_hook(
+            lambda module, inputs: passed.__setitem__(module.training, passed[module.training] + len(inputs[0]))
+        )
         return network
 
     monkeypatch.setattr(models, "build", counted)

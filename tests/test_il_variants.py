@@ -55,7 +55,8 @@ def column(table: Path | str, name: str) -> list[object]:
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_several_models_in_one_pass_write_what_each_would_write_alone(
-        shards: list[str], models: dict[str, str], tmp_path: Path, workers: int) -> None:
+    shards: list[str], models: dict[str, str], tmp_path: Path, workers: int
+) -> None:
     compute_ils(shards, list(models.values()), [str(tmp_path / name) for name in models], workers=workers)
     for name, folder in list(models.items())[: 1 if workers else 4]:
         compute_il(shards, folder, str(tmp_path / "alone" / name), workers=workers)
@@ -65,7 +66,8 @@ def test_several_models_in_one_pass_write_what_each_would_write_alone(
 
 
 def test_each_shard_is_read_once_however_many_models_score_it(
-        shards: list[str], models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards: list[str], models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from rhostream.stream import shard_scan
 
     decoded = []
@@ -76,7 +78,8 @@ def test_each_shard_is_read_once_however_many_models_score_it(
 
 
 def test_a_pass_of_several_models_makes_only_what_each_table_lacks(
-        shards: list[str], models: dict[str, str], tmp_path: Path) -> None:
+    shards: list[str], models: dict[str, str], tmp_path: Path
+) -> None:
     both = [models["halves"], models["fraction"]], [str(tmp_path / "a"), str(tmp_path / "b")]
     compute_il(shards[:2], both[0][0], both[1][0])
     before = parts(tmp_path / "a")
@@ -89,7 +92,8 @@ def test_a_pass_of_several_models_makes_only_what_each_table_lacks(
 
 
 def test_models_that_one_pass_cannot_serve_are_refused_by_name(
-        shards: list[str], models: dict[str, str], tmp_path: Path) -> None:
+    shards: list[str], models: dict[str, str], tmp_path: Path
+) -> None:
     small, grouped = str(tmp_path / "small"), str(tmp_path / "grouped")
     fit_il(shards, small, model="mlp-64", epochs=1, image_size=20, classes=4)
     fit_il(shards, grouped, model="mlp-64", epochs=1, group_by="true_label", classes=4)
@@ -105,7 +109,8 @@ def test_models_that_one_pass_cannot_serve_are_refused_by_name(
 
 
 def test_code_of_ones_own_among_several_models_is_loaded_only_when_it_is_named(
-        shards: list[str], models: dict[str, str], tmp_path: Path) -> None:
+    shards: list[str], models: dict[str, str], tmp_path: Path
+) -> None:
     fit_il(shards, str(tmp_path / "own"), model="tests.tiny:linear", epochs=1, classes=4)
     both = [models["halves"], str(tmp_path / "own")], [str(tmp_path / "a"), str(tmp_path / "b")]
     for named in (None, "tests.tiny:pooled"):
@@ -115,7 +120,8 @@ def test_code_of_ones_own_among_several_models_is_loaded_only_when_it_is_named(
 
 
 def test_a_table_of_another_model_stops_the_pass_before_the_other_table_is_made(
-        shards: list[str], models: dict[str, str], tmp_path: Path) -> None:
+    shards: list[str], models: dict[str, str], tmp_path: Path
+) -> None:
     compute_il(shards[:1], models["halves"], str(tmp_path / "a"))
     with pytest.raises(MismatchError, match="split, weights differ"):
         compute_ils(shards, [models["thirds"], models["fraction"]], [str(tmp_path / "new"), str(tmp_path / "a")])
@@ -137,7 +143,8 @@ def test_marks_of_several_rules_come_apart_again() -> None:
 
 
 def test_il_in_float16_is_the_nearest_half_and_every_reader_gets_float32(
-        shards: list[str], models: dict[str, str], tmp_path: Path) -> None:
+    shards: list[str], models: dict[str, str], tmp_path: Path
+) -> None:
     for dtype in ("float32", "float16"):
         compute_il(shards, models["halves"], str(tmp_path / dtype), il_dtype=dtype, keep={"is_noisy": "bool"})
     full, half = (np.array(column(tmp_path / d, "il"), np.float32) for d in ("float32", "float16"))
@@ -160,17 +167,21 @@ def test_il_in_float16_is_the_nearest_half_and_every_reader_gets_float32(
 
 
 def test_a_run_reads_a_float16_table_and_its_log_holds_those_values(
-        shards: list[str], models: dict[str, str], tmp_path: Path) -> None:
+    shards: list[str], models: dict[str, str], tmp_path: Path
+) -> None:
     compute_il(shards, models["halves"], str(tmp_path / "t"), il_dtype="float16")
     rhostream.train(shards, str(tmp_path / "t"), str(tmp_path / "run"), model="mlp-64", buffer_size=40, batch_size=8)
     with open_ledger(str(tmp_path / "run")) as ledger:
-        pairs = ledger.sql("SELECT selections.il AS a, il.il AS b FROM selections JOIN il USING (shard, ordinal) "
-                           "WHERE reason IN ('kept', 'below')")
+        pairs = ledger.sql(
+            "SELECT selections.il AS a, il.il AS b FROM selections JOIN il USING (shard, ordinal) "
+            "WHERE reason IN ('kept', 'below')"
+        )
     assert len(pairs) == 160 and pairs["a"] == pairs["b"]
 
 
 def test_status_names_the_command_that_fills_a_float16_table(
-        shards: list[str], models: dict[str, str], tmp_path: Path) -> None:
+    shards: list[str], models: dict[str, str], tmp_path: Path
+) -> None:
     compute_il(shards[:1], models["halves"], str(tmp_path / "t"), il_dtype="float16")
     assert " --il-dtype float16" in status_of(str(tmp_path / "t"), shards)["next"]
     assert status_of(models["halves"])["doubts"] == load_il_model(models["halves"]).info.quality["doubts"]
@@ -187,7 +198,8 @@ def test_a_loss_beyond_float16_is_stored_as_its_largest_number_and_never_as_infi
 
 
 def test_verify_finds_an_infinite_float16_il_and_repair_makes_the_part_again(
-        shards: list[str], models: dict[str, str], tmp_path: Path) -> None:
+    shards: list[str], models: dict[str, str], tmp_path: Path
+) -> None:
     table = tmp_path / "t"
     compute_il(shards[:1], models["halves"], str(table), il_dtype="float16")
     before = parts(table)
@@ -222,8 +234,9 @@ def known(shards: list[str], models: dict[str, str], tmp_path_factory: pytest.Te
 def test_the_figures_of_a_table_are_those_of_plain_numpy(known: str, models: dict[str, str]) -> None:
     with open_ledger(known) as ledger:
         found = il_quality(ledger)
-    loss, label, predicted, noisy, held = (np.array(column(known, name)) for name in (
-        "il", "label", "predicted", "is_noisy", "in_holdout"))
+    loss, label, predicted, noisy, held = (
+        np.array(column(known, name)) for name in ("il", "label", "predicted", "is_noisy", "in_holdout")
+    )
     assert (found["rows"], found["il_dtype"]) == (180, "float32")
     assert found["mean_il"] == pytest.approx(loss.mean()) and found["accuracy"] == (predicted == label).mean()
     assert found["quantiles"]["50 %"] == pytest.approx(np.median(loss))
@@ -245,7 +258,8 @@ def test_the_figures_of_a_table_are_those_of_plain_numpy(known: str, models: dic
 
 
 def test_wrong_labels_are_known_from_either_field_and_ties_count_half(
-        shards: list[str], models: dict[str, str], tmp_path: Path) -> None:
+    shards: list[str], models: dict[str, str], tmp_path: Path
+) -> None:
     compute_il(shards, models["halves"], str(tmp_path / "t"), keep={"true_label": "int"})
     compute_il(shards, models["halves"], str(tmp_path / "n"))
     with open_ledger(str(tmp_path / "t")) as ledger, open_ledger(str(tmp_path / "n")) as unknown:
@@ -258,8 +272,9 @@ def test_wrong_labels_are_known_from_either_field_and_ties_count_half(
         assert il_quality(ledger)["noise"]["auroc"] == 0.5
 
 
-def test_the_page_of_a_table_is_static_and_shows_what_was_measured(known: str, shards: list[str],
-                                                                   tmp_path: Path) -> None:
+def test_the_page_of_a_table_is_static_and_shows_what_was_measured(
+    known: str, shards: list[str], tmp_path: Path
+) -> None:
     page = Path(write_il_report(known, str(tmp_path / "il.html"))).read_text(encoding="utf-8")
     assert page.count("data:image/svg+xml") == 2 and "<script" not in page and "AUROC" in page
     for words in ("wrong labels", "expected calibration error", "learned from (in_holdout)", "By class"):
@@ -294,22 +309,27 @@ def test_the_report_of_a_run_says_what_its_il_was_worth(known: str, shards: list
 
 @pytest.mark.parametrize("keep_holdout", [False, True])
 def test_a_fraction_of_d_is_left_out_of_the_candidates_or_kept_and_flagged(
-        known: str, shards: list[str], tmp_path: Path, keep_holdout: bool) -> None:
-    rhostream.train(shards, known, str(tmp_path / "run"), model="mlp-64", buffer_size=45, batch_size=9,
-                    keep_holdout=keep_holdout)
+    known: str, shards: list[str], tmp_path: Path, keep_holdout: bool
+) -> None:
+    rhostream.train(
+        shards, known, str(tmp_path / "run"), model="mlp-64", buffer_size=45, batch_size=9, keep_holdout=keep_holdout
+    )
     held = sum(map(bool, column(known, "in_holdout")))
     with open_ledger(str(tmp_path / "run")) as ledger:
-        (row,) = ledger.sql("SELECT count(*) FILTER (reason = 'holdout') AS out, "
-                            "count(*) FILTER (in_holdout AND reason = 'kept') AS kept, "
-                            "count(*) FILTER (in_holdout AND reason <> 'holdout') AS inside "
-                            "FROM selections JOIN il USING (shard, ordinal)").to_pylist()
+        (row,) = ledger.sql(
+            "SELECT count(*) FILTER (reason = 'holdout') AS out, "
+            "count(*) FILTER (in_holdout AND reason = 'kept') AS kept, "
+            "count(*) FILTER (in_holdout AND reason <> 'holdout') AS inside "
+            "FROM selections JOIN il USING (shard, ordinal)"
+        ).to_pylist()
     assert 40 < held < 110
     assert (row["out"], row["inside"]) == ((0, held) if keep_holdout else (held, 0))
     assert (row["kept"] > 0) == keep_holdout
 
 
 def test_without_a_holdout_every_sample_is_a_candidate_scored_by_a_model_that_never_saw_it(
-        shards: list[str], models: dict[str, str], tmp_path: Path) -> None:
+    shards: list[str], models: dict[str, str], tmp_path: Path
+) -> None:
     compute_il(shards, models["halves"], str(tmp_path / "t"))
     rhostream.train(shards, str(tmp_path / "t"), str(tmp_path / "run"), model="mlp-64", buffer_size=45, batch_size=9)
     assert not any(column(tmp_path / "t", "in_holdout")) and set(column(tmp_path / "t", "fold")) == {0, 1}
@@ -319,21 +339,26 @@ def test_without_a_holdout_every_sample_is_a_candidate_scored_by_a_model_that_ne
 
 
 def test_one_table_serves_targets_of_other_models_sizes_and_settings_and_no_run_takes_another_for_it(
-        shards: list[str], models: dict[str, str], tmp_path: Path) -> None:
+    shards: list[str], models: dict[str, str], tmp_path: Path
+) -> None:
     table = tmp_path / "t"
     compute_il(shards, models["halves"], str(table))
     made, fingerprint = parts(table), il.open_info(str(table)).fingerprint
     targets: list[dict[str, object]] = [
-        {"model": "mlp-64"}, {"model": "small-cnn", "image_size": 32, "lr": 3e-3},
-        {"model": "mlp-256", "rule": "irreducible", "weight_decay": 0.1, "decoder": "pillow", "seed": 7}]
+        {"model": "mlp-64"},
+        {"model": "small-cnn", "image_size": 32, "lr": 3e-3},
+        {"model": "mlp-256", "rule": "irreducible", "weight_decay": 0.1, "decoder": "pillow", "seed": 7},
+    ]
     for n, target in enumerate(targets):
         run = str(tmp_path / f"run{n}")
         settings = {"buffer_size": 60, "batch_size": 6, "steps": 2, **target}
         rhostream.train(shards, str(table), run, **settings)  # type: ignore[arg-type]
         assert json.loads((tmp_path / f"run{n}" / "run.json").read_text())["fingerprints"]["il"] == fingerprint
         with open_ledger(run) as ledger:
-            (found,) = ledger.sql("SELECT bool_and(selections.il = il.il) AS same, count(*) AS n FROM selections "
-                                  "JOIN il USING (shard, ordinal) WHERE selections.il IS NOT NULL").to_pylist()
+            (found,) = ledger.sql(
+                "SELECT bool_and(selections.il = il.il) AS same, count(*) AS n FROM selections "
+                "JOIN il USING (shard, ordinal) WHERE selections.il IS NOT NULL"
+            ).to_pylist()
         assert found["same"] and found["n"] == 120
     assert parts(table) == made
     other = tmp_path / "t2"

@@ -53,7 +53,8 @@ def halved(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_samples_that_the_il_model_learned_from_are_left_out_as_the_stream_leaves_them(
-        world: Path, halved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    world: Path, halved: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     shards = sorted((world / "shards").iterdir())
     streamed = set()
     for candidates in rhostream.open_stream(str(world / "shards"), str(halved), buffer_size=1003, lanes=1):
@@ -71,8 +72,9 @@ def test_samples_that_the_il_model_learned_from_are_left_out_as_the_stream_leave
 
 def test_a_holdout_of_shards_of_its_own_is_left_out(world: Path, tmp_path: Path) -> None:
     shards = sorted((world / "shards").iterdir())
-    rhostream.fit_il([str(s) for s in shards[1:]], str(tmp_path / "m"), model="mlp-64", epochs=1,
-                     holdout=[str(shards[0])])
+    rhostream.fit_il(
+        [str(s) for s in shards[1:]], str(tmp_path / "m"), model="mlp-64", epochs=1, holdout=[str(shards[0])]
+    )
     rhostream.compute_il([str(world / "shards")], str(tmp_path / "m"), str(tmp_path / "il"))
     found = samples(shards, table=tmp_path / "il")
     assert len(found) == 803 and str(shards[0]) not in {s["__url__"] for s in found}
@@ -108,8 +110,15 @@ def test_out_of_the_shards_order_no_sample_of_a_repeated_key_gets_an_il(repeats:
     shard, table = repeats
     for seed in range(5):
         shuffled = wds.shuffle(30, rng=random.Random(seed))
-        found = list(wds.DataPipeline(wds.SimpleShardList([str(shard)]), wds.tarfile_to_samples(), shuffled,
-                                      join_il(str(table), missing="nan"), wds.decode("l8", partial=True)))
+        found = list(
+            wds.DataPipeline(
+                wds.SimpleShardList([str(shard)]),
+                wds.tarfile_to_samples(),
+                shuffled,
+                join_il(str(table), missing="nan"),
+                wds.decode("l8", partial=True),
+            )
+        )
         assert Counter(s["il_status"] for s in found) == {"ok": 16, "dup": 4}
 
 
@@ -125,8 +134,9 @@ def test_no_sample_of_the_holdout_is_handed_out_with_a_nan(tmp_path: Path) -> No
     rows = [sample(number % 40, rng) for number in range(80)]  # each key twice
     rows[5] = {**rows[5], "png": b"no picture"}
     write_shard(tmp_path / "d" / "a.tar", rows)
-    rhostream.fit_il([str(tmp_path / "d")], str(tmp_path / "m"), model="mlp-64", epochs=1, holdout_fraction=0.6,
-                     max_bad_fraction=0.9)
+    rhostream.fit_il(
+        [str(tmp_path / "d")], str(tmp_path / "m"), model="mlp-64", epochs=1, holdout_fraction=0.6, max_bad_fraction=0.9
+    )
     rhostream.compute_il([str(tmp_path / "d")], str(tmp_path / "m"), str(tmp_path / "il"), max_bad_fraction=0.9)
     shards = [tmp_path / "d" / "a.tar"]
     got = [(s["il_status"], s["il"]) for s in samples(shards, table=tmp_path / "il", keep_holdout=True, missing="nan")]

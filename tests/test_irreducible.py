@@ -53,8 +53,11 @@ def make_shards(folder: Path, shards: int = SHARDS, rows: int = ROWS) -> Path:
             original = i % (2 * rows) if source else i
             record = {"is_noisy": bool(i % 2), "n": i, "duplicate_of": f"k{original:05d}" if source else None}
             key, label = f"k{i:05d}", original % CLASSES
-            members += [(f"{key}.png", sample(original, label)), (f"{key}.cls", str(label).encode()),
-                        (f"{key}.json", json.dumps(record).encode())]
+            members += [
+                (f"{key}.png", sample(original, label)),
+                (f"{key}.cls", str(label).encode()),
+                (f"{key}.json", json.dumps(record).encode()),
+            ]
         write_tar(folder / f"train-{s:03d}.tar", members)
     return folder
 
@@ -98,8 +101,9 @@ def test_the_fold_of_a_known_sample_never_changes() -> None:
     assert [fold_of(0, 100, "shard", "key"), fold_of(7, 100, "", "", "group")] == [59, 7]
 
 
-def test_copies_are_scored_by_the_model_that_saw_neither_them_nor_their_original(shards: Path, model: Path,
-                                                                                 tmp_path: Path) -> None:
+def test_copies_are_scored_by_the_model_that_saw_neither_them_nor_their_original(
+    shards: Path, model: Path, tmp_path: Path
+) -> None:
     compute_il([str(shards)], str(model), str(tmp_path / "t"), keep={"duplicate_of": "str"})
     table = rows(tmp_path / "t")
     fold = {r["key"]: r["fold"] for r in table}
@@ -123,10 +127,22 @@ def test_the_model_records_its_making_and_its_cost(shards: Path, model: Path) ->
 
 
 def test_the_same_seed_gives_the_same_weights_whatever_the_workers(shards: Path, tmp_path: Path) -> None:
-    made = [fit_il([str(shards)], str(tmp_path / f"{w}"), model="mlp-64", group_by="duplicate_of", epochs=1,
-                   fit_samples=100, workers=w, augment="shift-flip") for w in (0, 2)]
-    other = fit_il([str(shards)], str(tmp_path / "s"), model="mlp-64", group_by="duplicate_of", epochs=1,
-                   fit_samples=100, seed=1)
+    made = [
+        fit_il(
+            [str(shards)],
+            str(tmp_path / f"{w}"),
+            model="mlp-64",
+            group_by="duplicate_of",
+            epochs=1,
+            fit_samples=100,
+            workers=w,
+            augment="shift-flip",
+        )
+        for w in (0, 2)
+    ]
+    other = fit_il(
+        [str(shards)], str(tmp_path / "s"), model="mlp-64", group_by="duplicate_of", epochs=1, fit_samples=100, seed=1
+    )
     assert [f["sha256"] for f in made[0].folds] == [f["sha256"] for f in made[1].folds]
     assert made[0].folds[0]["sha256"] != other.folds[0]["sha256"]
     assert sum(f["val_samples"] for f in made[0].folds) == 100
@@ -229,8 +245,10 @@ def test_a_second_run_makes_only_what_is_missing(shards: Path, model: Path, tmp_
 
 def test_a_job_killed_midway_and_run_again_leaves_the_same_bytes(model: Path, tmp_path: Path) -> None:
     folder = make_shards(tmp_path / "many", shards=12, rows=200)
-    program = (f"from rhostream.irreducible import compute_il\n"
-               f"compute_il([{str(folder)!r}], {str(model)!r}, {str(tmp_path / 'killed')!r})")
+    program = (
+        f"from rhostream.irreducible import compute_il\n"
+        f"compute_il([{str(folder)!r}], {str(model)!r}, {str(tmp_path / 'killed')!r})"
+    )
     process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", program], env=os.environ | {"PYTHONPATH": "."})
     deadline = time.monotonic() + 30
     while not list((tmp_path / "killed").rglob("*.parquet")) and time.monotonic() < deadline:
@@ -248,8 +266,10 @@ def test_bad_samples_are_rows_without_il_and_the_part_keeps_its_laws(model: Path
     summary = compute_il([str(path)], str(model), str(tmp_path / "t"), keep={"n": "int"}, max_bad_fraction=1)
     table = rows(tmp_path / "t")
     # This model has 4 classes, the hostile shard is made for 14.
-    expected = ["label:range" if k == "label-in-json" or k == "newline-label" else s
-                for k, s in zip([*HOSTILE, "twice", "twice", "good"], statuses, strict=True)]
+    expected = [
+        "label:range" if k == "label-in-json" or k == "newline-label" else s
+        for k, s in zip([*HOSTILE, "twice", "twice", "good"], statuses, strict=True)
+    ]
     assert [r["status"] for r in table] == expected
     assert all((r["il"] is None) == (r["status"] != "ok") == (r["predicted"] is None) for r in table)
     assert summary.quarantined == {k: v for k, v in Counter(expected).items() if k != "ok"}
@@ -260,8 +280,9 @@ def test_bad_samples_are_rows_without_il_and_the_part_keeps_its_laws(model: Path
 
 
 def test_too_many_bad_samples_stop_the_job_and_the_shard_gets_no_part(model: Path, tmp_path: Path) -> None:
-    members = [(f"{i}.{e}", d) for i in range(50)
-               for e, d in (("png", sample(i, 0) if i >= 11 else b"x"), ("cls", b"0"))]
+    members = [
+        (f"{i}.{e}", d) for i in range(50) for e, d in (("png", sample(i, 0) if i >= 11 else b"x"), ("cls", b"0"))
+    ]
     path = write_tar(tmp_path / "a.tar", members)
     with pytest.raises(BudgetError, match=r"a\.tar: 11 of 50 samples.*decode:not_an_image 11; first: '0'"):
         compute_il([str(path)], str(model), str(tmp_path / "t"))

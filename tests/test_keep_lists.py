@@ -32,11 +32,27 @@ def table_of(folder: Path, keys: list[str]) -> il.Table:
     info = il.TableInfo(kind="index")
     il.make_or_match(str(folder), info)
     n = len(keys)
-    columns = {"key": keys, "ordinal": np.arange(n, dtype=np.int32), "members": [[] for _ in keys],
-               "label": [0] * n, "in_holdout": [False] * n, "status": ["ok"] * n}
+    columns = {
+        "key": keys,
+        "ordinal": np.arange(n, dtype=np.int32),
+        "members": [[] for _ in keys],
+        "label": [0] * n,
+        "in_holdout": [False] * n,
+        "status": ["ok"] * n,
+    }
     part = pa.table({f.name: pa.array(columns.get(f.name, [None] * n), f.type) for f in info.schema})
-    facts = il.PartFacts(fingerprint=info.fingerprint, kind="index", shard="s.tar", shard_size=1, shard_tag="",
-                         samples=n, statuses={"ok": n}, members_seen=0, members_used=0, members_ignored=0)
+    facts = il.PartFacts(
+        fingerprint=info.fingerprint,
+        kind="index",
+        shard="s.tar",
+        shard_size=1,
+        shard_tag="",
+        samples=n,
+        statuses={"ok": n},
+        members_seen=0,
+        members_used=0,
+        members_ignored=0,
+    )
     url = Path(il.part_url(str(folder), "s.tar"))
     url.parent.mkdir(parents=True, exist_ok=True)
     url.write_bytes(il.encode_part(part, facts))
@@ -85,8 +101,15 @@ def test_a_list_of_any_form_names_the_one_sample_it_was_made_of(tmp_path: Path, 
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(keys=st.lists(st.text(st.sampled_from("ab-='\\n\n\t\0,\" ＝x0\u202e") | st.characters(codec="utf-8"),
-                             max_size=6), min_size=1, max_size=6, unique=True), some=st.data())
+@given(
+    keys=st.lists(
+        st.text(st.sampled_from("ab-='\\n\n\t\0,\" ＝x0\u202e") | st.characters(codec="utf-8"), max_size=6),
+        min_size=1,
+        max_size=6,
+        unique=True,
+    ),
+    some=st.data(),
+)
 def test_whatever_the_keys_a_list_names_its_samples_or_is_refused_and_only_csv_may_be(
     tmp_path: Path, keys: list[str], some: st.DataObject
 ) -> None:
@@ -165,8 +188,9 @@ def test_a_list_that_is_no_file_is_refused_before_any_work(world: Path, tmp_path
     with pytest.raises(UsageError, match=f"keep_list is a {type(given).__name__}"):
         rhostream.open_stream(str(world / "shards"), str(world / "il"), buffer_size=8, keep_list=given)
     with pytest.raises(UsageError, match=f"keep_list.*{type(given).__name__}"):
-        rhostream.train(str(world / "shards"), str(world / "il"), str(tmp_path / "run"), model="mlp-64",
-                        keep_list=given)
+        rhostream.train(
+            str(world / "shards"), str(world / "il"), str(tmp_path / "run"), model="mlp-64", keep_list=given
+        )
     with pytest.raises(UsageError, match=r"(?i)folder|directory"):
         rhostream.open_stream(str(world / "shards"), str(world / "il"), buffer_size=8, keep_list=tmp_path)
 
@@ -176,8 +200,10 @@ def test_a_run_trains_on_what_its_own_csv_lists_even_where_keys_look_like_formul
     shard.parent.mkdir()
     with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as tar:
         for n in range(40):
-            for name, data in ((f"-x{n:03d}.png", png(rng.integers(0, 255, (16, 16), np.uint8))),
-                               (f"-x{n:03d}.cls", str(n % 4).encode())):
+            for name, data in (
+                (f"-x{n:03d}.png", png(rng.integers(0, 255, (16, 16), np.uint8))),
+                (f"-x{n:03d}.cls", str(n % 4).encode()),
+            ):
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
@@ -185,6 +211,14 @@ def test_a_run_trains_on_what_its_own_csv_lists_even_where_keys_look_like_formul
     with rhostream.open_ledger(str(tmp_path / "ix")) as ledger:
         answer = ledger.sql("select shard, key from samples where ordinal % 2 = 0")
     (tmp_path / "keep.csv").write_bytes(as_csv(answer))
-    done = rhostream.train(str(shard), str(tmp_path / "ix"), str(tmp_path / "run"), model="mlp-64", rule="uniform",
-                           buffer_size=20, batch_size=4, keep_list=str(tmp_path / "keep.csv"))
+    done = rhostream.train(
+        str(shard),
+        str(tmp_path / "ix"),
+        str(tmp_path / "run"),
+        model="mlp-64",
+        rule="uniform",
+        buffer_size=20,
+        batch_size=4,
+        keep_list=str(tmp_path / "keep.csv"),
+    )
     assert done.reasons["unlisted"] == 20

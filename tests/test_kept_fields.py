@@ -39,14 +39,12 @@ def test_a_field_that_is_added_makes_the_parts_that_scoring_with_it_makes(
     made: Path, world: Path, tmp_path: Path
 ) -> None:
     before = parts(made / "one")
-    done = rhostream.keep_fields(two_of(world), str(made / "one"), str(tmp_path / "new"),
-                                 {"true_label": "int"})
+    done = rhostream.keep_fields(two_of(world), str(made / "one"), str(tmp_path / "new"), {"true_label": "int"})
     assert done.made == 2 and done.scored == 0 and not done.bad_shards
     assert parts(tmp_path / "new") == parts(made / "two") and parts(made / "one") == before
     assert il.open_info(str(tmp_path / "new")) == il.open_info(str(made / "two"))
     assert not verify(str(tmp_path / "new"))["problems"]
-    again = rhostream.keep_fields(two_of(world), str(made / "one"), str(tmp_path / "new"),
-                                  {"true_label": "int"})
+    again = rhostream.keep_fields(two_of(world), str(made / "one"), str(tmp_path / "new"), {"true_label": "int"})
     assert (again.made, again.present) == (0, 2)
 
 
@@ -64,9 +62,7 @@ def test_a_field_of_another_type_is_read_again_and_an_index_takes_fields_too(
     assert [f.bad_fields for f in facts] == [{}] * 2
 
 
-def test_a_run_goes_on_with_the_table_that_has_more_fields(
-    made: Path, world: Path, tmp_path: Path
-) -> None:
+def test_a_run_goes_on_with_the_table_that_has_more_fields(made: Path, world: Path, tmp_path: Path) -> None:
     how = {"model": "mlp-64", "buffer_size": 40, "batch_size": 8, "threads": 1}
     rhostream.keep_fields(two_of(world), str(made / "one"), str(tmp_path / "new"), {"true_label": "int"})
     rhostream.train(two_of(world), str(made / "one"), str(tmp_path / "run"), steps=2, **how)  # type: ignore[arg-type]
@@ -79,7 +75,8 @@ def test_json_that_can_not_be_parsed_or_does_not_fit_is_null_and_counted(tmp_pat
         {"__key__": "good", "cls": "0", "json": b'{"n": 1}', "png": b"x"},
         {"__key__": "broken", "cls": "0", "json": b"{", "png": b"x"},
         {"__key__": "other", "cls": "0", "json": b'{"n": "1"}', "png": b"x"},
-        {"__key__": "none", "cls": "0", "png": b"x"}]
+        {"__key__": "none", "cls": "0", "png": b"x"},
+    ]
     shard = write_shard(tmp_path / "a.tar", rows)
     rhostream.index([str(shard)], str(tmp_path / "ix"))
     done = rhostream.keep_fields([str(shard)], str(tmp_path / "ix"), str(tmp_path / "new"), {"n": "int"})
@@ -106,36 +103,63 @@ def test_a_shard_that_changed_gets_no_part_and_a_copy_of_the_same_bytes_does(
     with pytest.raises(MismatchError, match="sha256"):
         rhostream.keep_fields([str(folder)], str(tmp_path / "ix"), str(tmp_path / "new"), {"n": "int"}, fail_fast=True)
     with pytest.raises(BudgetError):
-        rhostream.keep_fields([str(folder)], str(tmp_path / "ix"), str(tmp_path / "new"), {"n": "int"},
-                              max_bad_shards=0)
+        rhostream.keep_fields(
+            [str(folder)], str(tmp_path / "ix"), str(tmp_path / "new"), {"n": "int"}, max_bad_shards=0
+        )
 
 
-def test_the_refusal_of_other_fields_names_the_command_that_adds_them_and_it_works(made: Path, world: Path,
-                                                                                  tmp_path: Path) -> None:
+def test_the_refusal_of_other_fields_names_the_command_that_adds_them_and_it_works(
+    made: Path, world: Path, tmp_path: Path
+) -> None:
     shards = two_of(world)
-    _, says = command("compute-il", "--shards", *shards, "--il-model", world / "il-model", "--out", made / "one",
-                      "--keep", "is_noisy:bool,true_label:int", code=2)
+    _, says = command(
+        "compute-il",
+        "--shards",
+        *shards,
+        "--il-model",
+        world / "il-model",
+        "--out",
+        made / "one",
+        "--keep",
+        "is_noisy:bool,true_label:int",
+        code=2,
+    )
     assert "--from TABLE --keep" in says
-    command("compute-il", "--shards", *shards, "--from", made / "one", "--keep", "true_label:int", "--out",
-            tmp_path / "new")
+    command(
+        "compute-il", "--shards", *shards, "--from", made / "one", "--keep", "true_label:int", "--out", tmp_path / "new"
+    )
     assert parts(tmp_path / "new") == parts(made / "two")
     command("index", "--shards", *shards, "--out", tmp_path / "ix")
     command("index", "--shards", *shards, "--from", tmp_path / "ix", "--keep", "n:int", "--out", tmp_path / "ix2")
-    for wrong, says in ((("--il-model", world / "il-model"), "--il-model goes with scoring"),
-                        (("--il-dtype", "float16"), "--il-dtype goes with scoring")):
-        _, refused = command("compute-il", "--shards", *shards, "--from", made / "one", "--keep", "n:int", "--out",
-                             tmp_path / "x", *wrong, code=2)
+    for wrong, says in (
+        (("--il-model", world / "il-model"), "--il-model goes with scoring"),
+        (("--il-dtype", "float16"), "--il-dtype goes with scoring"),
+    ):
+        _, refused = command(
+            "compute-il",
+            "--shards",
+            *shards,
+            "--from",
+            made / "one",
+            "--keep",
+            "n:int",
+            "--out",
+            tmp_path / "x",
+            *wrong,
+            code=2,
+        )
         assert says in refused
     _, refused = command("compute-il", "--shards", *shards, "--out", tmp_path / "x", code=2)
     assert "--il-model is required" in refused and not (tmp_path / "x").exists()
 
 
-def test_what_adds_nothing_is_refused(
-    made: Path, world: Path, tmp_path: Path
-) -> None:
-    for keep, out, says in (({}, tmp_path / "x", "--keep FIELD:TYPE"), ({"n": "int"}, made / "one", "stays as it is"),
-                            ({"il": "float"}, tmp_path / "x", "column of that name"),
-                            ({"n": "number"}, tmp_path / "x", "expected FIELD:TYPE")):
+def test_what_adds_nothing_is_refused(made: Path, world: Path, tmp_path: Path) -> None:
+    for keep, out, says in (
+        ({}, tmp_path / "x", "--keep FIELD:TYPE"),
+        ({"n": "int"}, made / "one", "stays as it is"),
+        ({"il": "float"}, tmp_path / "x", "column of that name"),
+        ({"n": "number"}, tmp_path / "x", "expected FIELD:TYPE"),
+    ):
         with pytest.raises(UsageError, match=says):
             rhostream.keep_fields(two_of(world), str(made / "one"), str(out), keep)
     assert not (tmp_path / "x").exists()

@@ -56,8 +56,17 @@ def sayings(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = [{"__key__": f"{folder}{n:05d}", "txt": saying(rng)[0].encode()} for n in range(count)]
         for shard in range(2):
             write_shard(root / folder / f"{shard}.tar", rows[shard::2])
-    rhostream.fit_il([str(root / "shards")], str(root / "il-model"), model="text-lm", holdout=[str(root / "holdout")],
-                     tokenizer="words:500", text_length=T, epochs=7, lr=5e-3, batch_size=32)
+    rhostream.fit_il(
+        [str(root / "shards")],
+        str(root / "il-model"),
+        model="text-lm",
+        holdout=[str(root / "holdout")],
+        tokenizer="words:500",
+        text_length=T,
+        epochs=7,
+        lr=5e-3,
+        batch_size=32,
+    )
     rhostream.compute_il([str(root / "shards")], str(root / "il-model"), str(root / "il"))
     return root
 
@@ -211,18 +220,31 @@ def test_verify_finds_an_il_that_is_not_the_mean_of_its_tokens(sayings: Path, tm
 
 
 def test_a_run_keeps_sequences_by_their_mean_and_ends_alike_however_it_is_stopped(
-        sayings: Path, tmp_path: Path) -> None:
+    sayings: Path, tmp_path: Path
+) -> None:
     weights, logs = [], []
-    for name, stops, options in (("whole", (16,), {}), ("stopped", (5, 16), {"workers": 0}),
-                                 ("all tokens", (16,), {"token_share": 1.0})):
+    for name, stops, options in (
+        ("whole", (16,), {}),
+        ("stopped", (5, 16), {"workers": 0}),
+        ("all tokens", (16,), {"token_share": 1.0}),
+    ):
         run = tmp_path / name
         for steps in stops:
-            rhostream.train([str(sayings / "shards")], str(sayings / "il"), str(run), steps=steps,
-                            test_shards=[str(sayings / "holdout")], **{**TRAIN, "token_share": 0.6, **options})
+            rhostream.train(
+                [str(sayings / "shards")],
+                str(sayings / "il"),
+                str(run),
+                steps=steps,
+                test_shards=[str(sayings / "holdout")],
+                **{**TRAIN, "token_share": 0.6, **options},
+            )
         weights.append(load_file(max(run.rglob("model.safetensors"), key=lambda p: int(p.parts[-3][5:]))))
         with rhostream.open_ledger(str(run)) as ledger:
-            logs.append(ledger.sql("select step, shard, ordinal, loss, il, kept from selections where step is not null "
-                                   "order by all").to_pylist())
+            logs.append(
+                ledger.sql(
+                    "select step, shard, ordinal, loss, il, kept from selections where step is not null order by all"
+                ).to_pylist()
+            )
             tested = ledger.sql("select final_test_accuracy from runs")["final_test_accuracy"][0].as_py()
         assert verify(str(run))["problems"] == [] and 0.0 < tested < 1.0
     assert logs[0] == logs[1] and logs[0] != logs[2]
@@ -235,8 +257,14 @@ def test_a_run_keeps_sequences_by_their_mean_and_ends_alike_however_it_is_stoppe
 
 def trained(sayings: Path, run: Path, **options: Any) -> tuple[nn.Module, float]:
     """The model of a run that keeps every sequence, and its accuracy on the holdout."""
-    rhostream.train([str(sayings / "shards")], str(sayings / "il"), str(run), rule="uniform",
-                    test_shards=[str(sayings / "holdout")], **{**TRAIN, "batch_size": 30, "lr": 2e-3, **options})
+    rhostream.train(
+        [str(sayings / "shards")],
+        str(sayings / "il"),
+        str(run),
+        rule="uniform",
+        test_shards=[str(sayings / "holdout")],
+        **{**TRAIN, "batch_size": 30, "lr": 2e-3, **options},
+    )
     model = models.build("text-lm", classes=1, vocabulary=500, length=T, padding=0, task="language")
     model.load_state_dict(load_file(max(run.rglob("model.safetensors"), key=lambda p: int(p.parts[-3][5:]))))
     with rhostream.open_ledger(str(run)) as ledger:
@@ -244,12 +272,14 @@ def trained(sayings: Path, run: Path, **options: Any) -> tuple[nn.Module, float]
 
 
 def test_token_selection_leaves_out_the_words_that_nothing_explains_and_learns_the_rest_sooner(
-        sayings: Path, tmp_path: Path) -> None:
+    sayings: Path, tmp_path: Path
+) -> None:
     model, _ = trained(sayings, tmp_path / "first", passes=1, token_share=0.5)
     noise = torch.tensor(sorted({int(i) for word in NOISE for i in _ids(word)}))
     strange = kept = there = strange_kept = 0
-    for candidates in rhostream.open_stream(str(sayings / "shards"), str(sayings / "il"), buffer_size=30,
-                                            il_tokens=True):
+    for candidates in rhostream.open_stream(
+        str(sayings / "shards"), str(sayings / "il"), buffer_size=30, il_tokens=True
+    ):
         with torch.no_grad():
             loss = model(candidates.input)
         chosen_BT = kept_tokens(loss, candidates.il_tokens, 0.5)
@@ -270,25 +300,31 @@ def _ids(word: str) -> list[int]:
 
 
 def test_estimate_measures_language(sayings: Path) -> None:
-    found = estimate([str(sayings / "shards")], il=str(sayings / "il"), model="text-lm", buffer_size=16, batch_size=4,
-                     seconds=1)
+    found = estimate(
+        [str(sayings / "shards")], il=str(sayings / "il"), model="text-lm", buffer_size=16, batch_size=4, seconds=1
+    )
     assert found.proxy == found.il_model == "text-lm" and found.measured.score > 0
 
 
-@pytest.mark.parametrize(("options", "says"), [
-    ({"model": "text-bag", "rule": "loss", "token_share": 0.5}, r"--token-share 0.5 is for models of language"),
-    ({"token_share": 0.0}, r"--token-share 0: expected a share"),
-    ({"token_share": 0.5, "text_length": 5}, r"is of length 12, this run has 5: token by token"),
-    ({"token_share": 0.5, "tokenizer": "words:499"}, r"is of tokenizer 'words:500', this run has 'words:499'"),
-    ({"model": "text-bag"}, r"is of the task language, and this model learns label"),
-    ({"loss_cap": True}, r"--loss-cap clips at the loss of a guess among classes"),
-    ({"task": "label", "rule": "loss"}, r"'text-lm' learns language"),
-])
-def test_what_language_cannot_have_is_refused_before_any_work(options: dict[str, Any], says: str, sayings: Path,
-                                                              tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"model": "text-bag", "rule": "loss", "token_share": 0.5}, r"--token-share 0.5 is for models of language"),
+        ({"token_share": 0.0}, r"--token-share 0: expected a share"),
+        ({"token_share": 0.5, "text_length": 5}, r"is of length 12, this run has 5: token by token"),
+        ({"token_share": 0.5, "tokenizer": "words:499"}, r"is of tokenizer 'words:500', this run has 'words:499'"),
+        ({"model": "text-bag"}, r"is of the task language, and this model learns label"),
+        ({"loss_cap": True}, r"--loss-cap clips at the loss of a guess among classes"),
+        ({"task": "label", "rule": "loss"}, r"'text-lm' learns language"),
+    ],
+)
+def test_what_language_cannot_have_is_refused_before_any_work(
+    options: dict[str, Any], says: str, sayings: Path, tmp_path: Path
+) -> None:
     with pytest.raises((UsageError, MismatchError), match=says):
-        rhostream.train([str(sayings / "shards")], str(sayings / "il"), str(tmp_path / "run"),
-                        **{**TRAIN, "steps": 1, **options})
+        rhostream.train(
+            [str(sayings / "shards")], str(sayings / "il"), str(tmp_path / "run"), **{**TRAIN, "steps": 1, **options}
+        )
     assert not (tmp_path / "run" / "run.json").exists()
 
 
@@ -306,16 +342,20 @@ def test_a_table_without_the_il_of_tokens_says_how_to_make_one(sayings: Path, tm
 
 
 @pytest.mark.slow
-def test_two_ranks_keep_the_sequences_that_one_keeps_and_train_on_the_same_tokens(sayings: Path,
-                                                                                  tmp_path: Path) -> None:
+def test_two_ranks_keep_the_sequences_that_one_keeps_and_train_on_the_same_tokens(
+    sayings: Path, tmp_path: Path
+) -> None:
     options = {"shards": [str(sayings / "shards")], "il": str(sayings / "il"), "steps": 8, "token_share": 0.5, **TRAIN}
     logs = []
     for ranks in (1, 2):
         run = tmp_path / f"{ranks}"
         together(tmp_path / "answers", train, ranks, [{**options, "run": str(run)}])
         with rhostream.open_ledger(str(run)) as ledger:
-            logs.append(ledger.sql("select step, shard, ordinal, kept, loss from selections where step is not null "
-                                   "order by all").to_pylist())
+            logs.append(
+                ledger.sql(
+                    "select step, shard, ordinal, kept, loss from selections where step is not null order by all"
+                ).to_pylist()
+            )
     alone, two = ([{**row, "loss": 0} for row in log] for log in logs)
     assert alone == two
     # Losses of a step are of the weights that the steps before made: of the same tokens, on either number of ranks.

@@ -81,8 +81,10 @@ def test_the_selections_view_is_the_log_row_by_row(run: str, log: Rows) -> None:
 
 def test_an_aggregate_is_what_numpy_makes_of_the_same_rows(run: str, log: Rows) -> None:
     with open_ledger(run) as ledger:
-        found = ledger.sql("SELECT label, avg(loss) AS loss, count(*) FILTER (kept) AS kept FROM selections "
-                           "WHERE isfinite(loss) GROUP BY label ORDER BY label").to_pylist()
+        found = ledger.sql(
+            "SELECT label, avg(loss) AS loss, count(*) FILTER (kept) AS kept FROM selections "
+            "WHERE isfinite(loss) GROUP BY label ORDER BY label"
+        ).to_pylist()
     for row in found:
         same = [r for r in log if r["label"] == row["label"] and finite(r["loss"])]
         assert row["loss"] == pytest.approx(np.mean([r["loss"] for r in same]))
@@ -105,8 +107,17 @@ def test_the_runs_view_says_what_a_run_was_and_spent(run: str, log: Rows) -> Non
         (row,) = ledger.sql("SELECT * FROM runs").to_pylist()
         seconds = ledger.sql("SELECT sum(seconds) AS s FROM steps")["s"][0].as_py()
     scored, kept = sum(r["loss"] is not None for r in log), sum(r["kept"] for r in log)
-    expected = {"run": "rho", "rule": "rho", "buffer_size": N_B, "steps": 40, "complete": True, "il_accuracy": 0.75,
-                "forward_units": scored + 3 * kept, "il_units": (3 * 60 + 58) / 2, "macs": 20}
+    expected = {
+        "run": "rho",
+        "rule": "rho",
+        "buffer_size": N_B,
+        "steps": 40,
+        "complete": True,
+        "il_accuracy": 0.75,
+        "forward_units": scored + 3 * kept,
+        "il_units": (3 * 60 + 58) / 2,
+        "macs": 20,
+    }
     assert {k: row[k] for k in expected} == expected
     assert row["final_test_accuracy"] == pytest.approx(1 - 0.9 / 41)
     assert seconds == 40 * 0.75
@@ -361,9 +372,14 @@ def joined(made: World, log: Rows) -> Rows:
 def by_hand_kept_by_class(made: World, log: Rows) -> Iterator[dict[str, Any]]:
     for label, rows in sorted(groups([r for r in log if r["reason"] != "tail"], "label").items()):
         kept = sum(r["kept"] for r in rows)
-        yield {"label": label, "planned": len(rows), "kept": kept, "kept_rate": round(kept / len(rows), 4),
-               "mean_loss": np.mean([r["loss"] for r in rows if finite(r["loss"])]),
-               "mean_il": np.mean([r["il"] for r in rows if finite(r["il"])])}
+        yield {
+            "label": label,
+            "planned": len(rows),
+            "kept": kept,
+            "kept_rate": round(kept / len(rows), 4),
+            "mean_loss": np.mean([r["loss"] for r in rows if finite(r["loss"])]),
+            "mean_il": np.mean([r["il"] for r in rows if finite(r["il"])]),
+        }
 
 
 def by_hand_skipped_by_reason(made: World, log: Rows) -> Iterator[dict[str, Any]]:
@@ -386,8 +402,13 @@ def by_hand_suspected_label_errors(made: World, log: Rows) -> Iterator[dict[str,
     looks = groups(log, "shard", "ordinal")
     for p in sorted(suspects, key=lambda p: (-p["il"], p["shard"], p["ordinal"]))[:20]:
         rows = looks[p["shard"], p["ordinal"]]
-        yield {"key": p["key"], "il": p["il"], "looks": len(rows), "kept": sum(r["kept"] for r in rows),
-               "last_loss": [r for r in rows if finite(r["loss"])][-1]["loss"]}
+        yield {
+            "key": p["key"],
+            "il": p["il"],
+            "looks": len(rows),
+            "kept": sum(r["kept"] for r in rows),
+            "last_loss": [r for r in rows if finite(r["loss"])][-1]["loss"],
+        }
 
 
 def by_hand_already_learnt(made: World, log: Rows) -> Iterator[dict[str, Any]]:
@@ -400,8 +421,13 @@ def by_hand_already_learnt(made: World, log: Rows) -> Iterator[dict[str, Any]]:
 def by_hand_noisy_share(made: World, log: Rows) -> Iterator[dict[str, Any]]:
     for kept, rows in sorted(groups(joined(made, log), "kept").items(), reverse=True):
         known = [r["is_noisy"] for r in rows if r["is_noisy"] is not None]
-        yield {"kept": kept, "rows": len(rows), "noisy": sum(known), "noisy_share": round(sum(known) / len(known), 4),
-               "unknown": len(rows) - len(known)}
+        yield {
+            "kept": kept,
+            "rows": len(rows),
+            "noisy": sum(known),
+            "noisy_share": round(sum(known) / len(known), 4),
+            "unknown": len(rows) - len(known),
+        }
 
 
 def by_hand_duplicates_share(made: World, log: Rows) -> Iterator[dict[str, Any]]:
@@ -421,17 +447,28 @@ def by_hand_kept_over_time(made: World, log: Rows) -> Iterator[dict[str, Any]]:
     for at in range(20):
         rows = [r for r in log if r["step"] in (2 * at, 2 * at + 1) and finite(r["loss"])]
         kept = [r for r in rows if r["kept"]]
-        yield {"from_step": 2 * at, "to_step": 2 * at + 1, "looks": len(rows), "kept": len(kept),
-               "loss_kept": np.mean([r["loss"] for r in kept]), "loss_all": np.mean([r["loss"] for r in rows]),
-               "il_kept": np.mean([r["il"] for r in kept]), "already_correct": np.mean([r["correct"] for r in kept])}
+        yield {
+            "from_step": 2 * at,
+            "to_step": 2 * at + 1,
+            "looks": len(rows),
+            "kept": len(kept),
+            "loss_kept": np.mean([r["loss"] for r in kept]),
+            "loss_all": np.mean([r["loss"] for r in rows]),
+            "il_kept": np.mean([r["il"] for r in kept]),
+            "already_correct": np.mean([r["correct"] for r in kept]),
+        }
 
 
 def by_hand_worst_classes(made: World, log: Rows) -> Iterator[dict[str, Any]]:
     last = 1 - 0.9 / 41
     rates = {row["label"]: row for row in by_hand_kept_by_class(made, log)}
     for label, accuracy in ((1, last / 2), (0, last), (2, None)):
-        yield {"label": label, "accuracy": accuracy, "planned": rates[label]["planned"],
-               "kept_rate": rates[label]["kept_rate"]}
+        yield {
+            "label": label,
+            "accuracy": accuracy,
+            "planned": rates[label]["planned"],
+            "kept_rate": rates[label]["kept_rate"],
+        }
 
 
 @pytest.mark.parametrize("name", [name for name in QUESTIONS if not name.startswith("shadow_")])
@@ -449,8 +486,10 @@ def test_a_named_question_answers_what_plain_python_does(made: World, run: str, 
 def test_every_question_says_in_one_line_what_it_answers() -> None:
     assert all(len(q.says) > 20 and q.says[0].isupper() and q.says.isprintable() for q in QUESTIONS.values())
     assert {name: q.needs for name, q in QUESTIONS.items() if q.needs} == {
-        "noisy_share": ("is_noisy:bool",), "shadow_noisy": ("is_noisy:bool",),
-        "duplicates_share": ("duplicate_of:str",)}
+        "noisy_share": ("is_noisy:bool",),
+        "shadow_noisy": ("is_noisy:bool",),
+        "duplicates_share": ("duplicate_of:str",),
+    }
 
 
 def test_a_question_whose_field_was_not_kept_says_how_to_keep_it(run: str, tmp_path: Path) -> None:

@@ -85,8 +85,9 @@ def test_candidates_without_a_fold_are_refused_where_there_are_several_networks(
     assert len(alone) == 8 and alone.live_trained == 8
 
 
-def test_before_its_first_step_the_live_il_is_the_tables_and_then_it_moves(world: Path,
-                                                                          trained: Callable[..., Path]) -> None:
+def test_before_its_first_step_the_live_il_is_the_tables_and_then_it_moves(
+    world: Path, trained: Callable[..., Path]
+) -> None:
     run, plain = trained(rule="rho_updated", steps=12, il_lr_scale=1.0), trained("plain", steps=12)
     rows, table = rows_of(run), rows_of(plain)
     step, live, il = rows["step"].to_numpy(), rows["il"].to_numpy(), table["il"].to_numpy()
@@ -99,10 +100,16 @@ def test_before_its_first_step_the_live_il_is_the_tables_and_then_it_moves(world
     assert cost["forward_units"] == pytest.approx(480 + 288 + (480 + 3 * 96) * cost["live_macs"] / cost["macs"])
 
 
-def test_a_run_in_pieces_resumes_the_live_model_bit_by_bit_and_verifies(world: Path,
-                                                                        trained: Callable[..., Path]) -> None:
-    options = {"rule": "rho_updated", "threads": 1, "il_model": str(world / "il-model"), "il_lr_scale": 0.5,
-               "uniform_every": 4}
+def test_a_run_in_pieces_resumes_the_live_model_bit_by_bit_and_verifies(
+    world: Path, trained: Callable[..., Path]
+) -> None:
+    options = {
+        "rule": "rho_updated",
+        "threads": 1,
+        "il_model": str(world / "il-model"),
+        "il_lr_scale": 0.5,
+        "uniform_every": 4,
+    }
     whole = trained("whole", steps=12, **options)
     for steps in (5, 12):
         pieces = trained("pieces", steps=steps, **options)
@@ -112,8 +119,9 @@ def test_a_run_in_pieces_resumes_the_live_model_bit_by_bit_and_verifies(world: P
     found = [checkpoint.latest(str(run)) for run in (whole, pieces)]
     assert tensors.others_of(found[0]) == ["live-0", "live-1"]
     for name in ("live-0", "live-1"):
-        states = [tensors.load_other(str(run), one, name)["model"]
-                  for run, one in zip((whole, pieces), found, strict=True)]
+        states = [
+            tensors.load_other(str(run), one, name)["model"] for run, one in zip((whole, pieces), found, strict=True)
+        ]
         assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
     from rhostream.audit.verify import verify
 
@@ -122,8 +130,7 @@ def test_a_run_in_pieces_resumes_the_live_model_bit_by_bit_and_verifies(world: P
         trained("pieces", steps=13, **{**options, "il_lr_scale": 0.25})
 
 
-def test_another_il_model_than_the_tables_is_refused(world: Path, tmp_path: Path,
-                                                     trained: Callable[..., Path]) -> None:
+def test_another_il_model_than_the_tables_is_refused(world: Path, tmp_path: Path, trained: Callable[..., Path]) -> None:
     other = tmp_path / "other"
     rhostream.fit_il([str(world / "shards")], str(other), model="mlp-64", epochs=1, seed=1)
     with pytest.raises(MismatchError, match=r"the table was made with .*another IL model"):

@@ -44,8 +44,11 @@ def shard(path: Path, members: Members) -> str:
 
 
 def labelled(images: list[bytes], start: int = 0) -> Members:
-    return [(f"{start + i:04d}.{e}", d) for i, image in enumerate(images)
-            for e, d in (("png", image), ("cls", b"%d" % (i % 2)))]
+    return [
+        (f"{start + i:04d}.{e}", d)
+        for i, image in enumerate(images)
+        for e, d in (("png", image), ("cls", b"%d" % (i % 2)))
+    ]
 
 
 def fitted(tmp_path: Path, shards: str, **options: object) -> dict[str, object]:
@@ -53,12 +56,21 @@ def fitted(tmp_path: Path, shards: str, **options: object) -> dict[str, object]:
     return info.preprocess
 
 
-@pytest.mark.parametrize("first", [
-    picture(20, "L"), picture(20, "L", "JPEG"), picture(20, "LA"), picture(20, "1"), picture(20, "I;16"), b"<html>",
-    b"",
-])
-def test_a_small_grey_or_broken_first_image_decides_nothing(first: bytes, tmp_path: Path,
-                                                            caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "first",
+    [
+        picture(20, "L"),
+        picture(20, "L", "JPEG"),
+        picture(20, "LA"),
+        picture(20, "1"),
+        picture(20, "I;16"),
+        b"<html>",
+        b"",
+    ],
+)
+def test_a_small_grey_or_broken_first_image_decides_nothing(
+    first: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = shard(tmp_path / "a.tar", labelled([first] + [picture(48)] * 30))
     with caplog.at_level(logging.INFO, "rhostream"):
         known = fitted(tmp_path, path)
@@ -102,8 +114,9 @@ def test_large_images_are_bounded_unless_more_is_asked_for(caplog: pytest.LogCap
 
 
 @given(st.lists(st.tuples(st.integers(1, 5000), st.sampled_from([1, 3])), min_size=1, max_size=64), st.randoms())
-def test_the_choice_is_one_of_the_sizes_seen_and_no_order_changes_it(sizes: list[tuple[int, int]],
-                                                                     chance: random.Random) -> None:
+def test_the_choice_is_one_of_the_sizes_seen_and_no_order_changes_it(
+    sizes: list[tuple[int, int]], chance: random.Random
+) -> None:
     other = list(sizes)
     chance.shuffle(other)
     size, channels = choose(sizes)
@@ -120,10 +133,14 @@ def test_sizes_that_differ_much_are_a_warning(caplog: pytest.LogCaptureFixture) 
     assert "20 to 100; 4 of 14 differ" in caplog.text.replace(")", "").replace(", RGB (14 of 14 have colour", "")
 
 
-def test_the_kind_is_that_of_most_samples_and_a_mixture_is_said(tmp_path: Path,
-                                                                caplog: pytest.LogCaptureFixture) -> None:
-    members = [(f"{i:04d}.{e}", d) for i in range(30) for e, d in (
-        *([("jpg", picture(16, form="JPEG"))] if i else []), ("txt", b"a caption"), ("cls", b"0"))]
+def test_the_kind_is_that_of_most_samples_and_a_mixture_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    members = [
+        (f"{i:04d}.{e}", d)
+        for i in range(30)
+        for e, d in (*([("jpg", picture(16, form="JPEG"))] if i else []), ("txt", b"a caption"), ("cls", b"0"))
+    ]
     path = shard(tmp_path / "a.tar", members)
     rhostream.index([path], str(tmp_path / "index"))
     assert il.open_info(str(tmp_path / "index")).content == "image"
@@ -190,7 +207,8 @@ def masked(n: int, size: int = 16) -> Members:
 
 @pytest.mark.parametrize(("asked", "meant", "size"), [(None, "jpg", 16), ("png", "png", 24), ("png,jpg", "png", 24)])
 def test_of_several_images_the_same_one_is_taken_in_every_sample(
-        asked: str | None, meant: str, size: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    asked: str | None, meant: str, size: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = shard(tmp_path / "a.tar", masked(40))
     model, table, index = (str(tmp_path / name) for name in ("model", "table", "index"))
     rhostream.fit_il([path], model, image_size=16, image_member=asked, **FIT)
@@ -232,8 +250,9 @@ def test_a_table_that_does_not_say_which_image_is_meant_goes_on_with_the_first(t
 
 
 def test_nothing_usable_is_exit_code_3_for_every_verb(tmp_path: Path) -> None:
-    strings = shard(tmp_path / "a.tar", [(n, b"cat" if n.endswith("cls") else d)
-                                         for n, d in labelled([picture(16)] * 8)])
+    strings = shard(
+        tmp_path / "a.tar", [(n, b"cat" if n.endswith("cls") else d) for n, d in labelled([picture(16)] * 8)]
+    )
     index, out = str(tmp_path / "index"), str(tmp_path / "out")
     run = CliRunner().invoke
     assert run(cli, ["index", "--shards", strings, "--out", index]).exit_code == 3
@@ -245,11 +264,27 @@ def test_nothing_usable_is_exit_code_3_for_every_verb(tmp_path: Path) -> None:
     assert run(cli, ["compute-il", "--shards", strings, "--il-model", out, "--out", out + "-il"]).exit_code == 3
     assert run(cli, ["index", "--shards", good, "--out", index + "2"]).exit_code == 0
     with pytest.raises(BudgetError, match="no sample"):
-        rhostream.train([strings], index, str(tmp_path / "run"), rule="uniform", model="mlp-64", buffer_size=4,
-                        batch_size=2, classes=2, image_size=16)
+        rhostream.train(
+            [strings],
+            index,
+            str(tmp_path / "run"),
+            rule="uniform",
+            model="mlp-64",
+            buffer_size=4,
+            batch_size=2,
+            classes=2,
+            image_size=16,
+        )
     with pytest.raises(BudgetError, match="no sample"):
-        rhostream.train([strings], out + "-il", str(tmp_path / "run2"), model="mlp-64", buffer_size=4, batch_size=2,
-                        missing_il="skip")
+        rhostream.train(
+            [strings],
+            out + "-il",
+            str(tmp_path / "run2"),
+            model="mlp-64",
+            buffer_size=4,
+            batch_size=2,
+            missing_il="skip",
+        )
 
 
 def test_a_look_that_finds_nothing_says_what_it_saw(tmp_path: Path) -> None:

@@ -109,7 +109,8 @@ def test_multiply_adds_are_those_of_the_convolutions_and_the_head(name: str) -> 
                                                                      marks=pytest.mark.slow)])  # fmt: skip
 @pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_logits_have_one_column_a_class_for_every_size_and_number_of_channels(
-        name: str, shapes: tuple[tuple[int, int], ...]) -> None:
+    name: str, shapes: tuple[tuple[int, int], ...]
+) -> None:
     for size, channels in shapes:
         model = on_paper(name, size, channels, 7)
         assert model(torch.empty(3, channels, size, size, device="meta")).shape == (3, 7)
@@ -163,8 +164,9 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     model = build("small-cnn", image_size=32, channels=3, classes=10)
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
     with pytest.raises(MismatchError, match="doesn't fit the model"):
-        load_weights(build("small-cnn-lenet", image_size=32, channels=3, classes=10),
-                     str(tmp_path / "weights.safetensors"))
+        load_weights(
+            build("small-cnn-lenet", image_size=32, channels=3, classes=10), str(tmp_path / "weights.safetensors")
+        )
 
 
 @pytest.mark.parametrize(("name", "rate", "layers"), [("mlp-512-dropout", 0.5, 2), ("small-cnn-dropout", 0.05, 5)])

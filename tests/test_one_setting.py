@@ -23,9 +23,20 @@ from rhostream.training.start import train
 from tests.audit_fixtures import World, make_rows, make_run, make_world
 
 SWITCHES = ("clip", "tau", "loss_cap")
-NOT_DEFAULT = {"loss": "tests.tiny:smooth_loss", "token_share": 0.5, "il_lr_scale": 0.5, "optimizer": "sgd",
-               "momentum": 0.5, "no_decay": True, "schedule": "cosine", "schedule_steps": 9, "lr_warm_up": 2,
-               "clip_gradient": 1.0, "ema": 0.9, "evaluate": "tests.own_training:weighed"}
+NOT_DEFAULT = {
+    "loss": "tests.tiny:smooth_loss",
+    "token_share": 0.5,
+    "il_lr_scale": 0.5,
+    "optimizer": "sgd",
+    "momentum": 0.5,
+    "no_decay": True,
+    "schedule": "cosine",
+    "schedule_steps": 9,
+    "lr_warm_up": 2,
+    "clip_gradient": 1.0,
+    "ema": 0.9,
+    "evaluate": "tests.own_training:weighed",
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +63,14 @@ def every_pin(pins: dict[str, Any]) -> list[str]:
 def run_of(made: World, folder: Path, pins: dict[str, Any], **changes: Any) -> str:
     pinned = {**pins, "buffer_size": 12, "batch_size": 3, **changes}
     seed, rule = int(pinned["seed"]), str(pinned["rule"])
-    run = make_run(made, str(folder), make_rows(made, 6, rule="uniform" if rule == "uniform" else "rho"),
-                   rule=rule, seed=seed, fingerprints=pinned)
+    run = make_run(
+        made,
+        str(folder),
+        make_rows(made, 6, rule="uniform" if rule == "uniform" else "rho"),
+        rule=rule,
+        seed=seed,
+        fingerprints=pinned,
+    )
     record = json.loads(Path(run, "run.json").read_text())
     record["settings"] |= pinned
     Path(run, "run.json").write_text(json.dumps(record))
@@ -68,8 +85,9 @@ def with_pins(run: RunFacts, drop: tuple[str, ...] = (), **changes: Any) -> RunF
     for name in ("fingerprints", "settings"):
         record[name] = {k: v for k, v in {**record[name], **changes}.items() if k not in drop}
     folder = replace(run.folder, record=record, name="other")
-    return replace(run, folder=folder, name="other", row={**run.row, **{k: v for k, v in changes.items()
-                                                                         if k in run.row}})
+    return replace(
+        run, folder=folder, name="other", row={**run.row, **{k: v for k, v in changes.items() if k in run.row}}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -140,12 +158,14 @@ def test_the_report_says_why_a_run_of_another_rate_is_neither_a_seed_nor_a_basel
     assert 'class="verdict good"' not in page and "fewer steps to uniform" not in page
 
 
-def test_sql_tells_runs_of_one_setting_from_others(made: World, pins: dict[str, Any], facts: RunFacts,
-                                                   tmp_path: Path) -> None:
+def test_sql_tells_runs_of_one_setting_from_others(
+    made: World, pins: dict[str, Any], facts: RunFacts, tmp_path: Path
+) -> None:
     runs = [facts.folder.url, run_of(made, tmp_path / "seed", pins, seed=1), run_of(made, tmp_path / "lr", pins, lr=1)]
     silent = Path(shutil.copytree(runs[0], tmp_path / "silent"))
     (silent / "run.json").write_text('{"version": 1}')
     with rhostream.open_ledger([*runs, str(silent)]) as ledger:
-        assert sorted(ledger.sql("select count(*) from runs where setting is not null group by setting")[0]
-                      .to_pylist()) == [1, 2]
+        assert sorted(
+            ledger.sql("select count(*) from runs where setting is not null group by setting")[0].to_pylist()
+        ) == [1, 2]
         assert ledger.sql("select setting from runs where run = 'silent'")[0].to_pylist() == [None]

@@ -36,23 +36,32 @@ def kept_by_train(run: Path) -> Kept:
 
 
 def kept_by_a_loop(world: Path, steps: int, selector: Selector, seed: int, rank: int = 0, ranks: int = 1) -> Kept:
-    stream, kept = rhostream.open_stream([str(world / "shards")], str(world / "il"), buffer_size=40, seed=seed,
-                                         lanes=40, rank=rank, ranks=ranks), Kept()
+    stream, kept = (
+        rhostream.open_stream(
+            [str(world / "shards")], str(world / "il"), buffer_size=40, seed=seed, lanes=40, rank=rank, ranks=ranks
+        ),
+        Kept(),
+    )
     for step, candidates in zip(range(steps), stream, strict=False):
         names = candidates.shard_names.to_pylist()
-        kept[step] = sorted((names[candidates.shard[row]], int(candidates.ordinal[row]))
-                            for row in selector(candidates).rows)
+        kept[step] = sorted(
+            (names[candidates.shard[row]], int(candidates.ordinal[row])) for row in selector(candidates).rows
+        )
     return kept
 
 
-@pytest.mark.parametrize(("options", "uniform"), [
-    ({"rule": "rho", "warm_up": 2, "uniform_every": 4, "stop_after": 6}, {0, 1, 3, 6, 7}),
-    ({"rule": "uniform", "ratio": "0:0.5,3:0.1"}, set(range(8))),
-    ({"rule": "uniform", "class_quota": "balanced"}, set(range(8))),
-    ({"rule": "rho", "class_quota": 0.25, "warm_up": 3}, {0, 1, 2}),
-])
+@pytest.mark.parametrize(
+    ("options", "uniform"),
+    [
+        ({"rule": "rho", "warm_up": 2, "uniform_every": 4, "stop_after": 6}, {0, 1, 3, 6, 7}),
+        ({"rule": "uniform", "ratio": "0:0.5,3:0.1"}, set(range(8))),
+        ({"rule": "uniform", "class_quota": "balanced"}, set(range(8))),
+        ({"rule": "rho", "class_quota": 0.25, "warm_up": 3}, {0, 1, 2}),
+    ],
+)
 def test_uniform_steps_keep_the_same_in_the_trainer_and_in_a_loop_of_ones_own(
-        world: Path, trained: Callable[..., Path], options: dict[str, Any], uniform: set[int]) -> None:
+    world: Path, trained: Callable[..., Path], options: dict[str, Any], uniform: set[int]
+) -> None:
     run = kept_by_train(trained(steps=8, seed=5, lanes=40, **options))
     own = kept_by_a_loop(world, 8, Selector(network(), batch_size=8, seed=5, **options), 5)
     assert {step: run[step] for step in uniform} == {step: own[step] for step in uniform}
@@ -60,18 +69,34 @@ def test_uniform_steps_keep_the_same_in_the_trainer_and_in_a_loop_of_ones_own(
 
 
 def test_ranks_that_choose_alone_keep_what_selectors_of_their_rank_keep(world: Path, tmp_path: Path) -> None:
-    asked = {"shards": [str(world / "shards")], "il": str(world / "il"), "seed": 5, "model": "mlp-64", "lanes": 40,
-             "buffer_size": 40, "batch_size": 8, "steps": 4, "rule": "uniform"}
-    together(tmp_path / "ranks", train, 2, [{**asked, "run": str(tmp_path / "each"), "selection": "rank"},
-                                            {**asked, "run": str(tmp_path / "whole")}])
-    own = [kept_by_a_loop(world, 4, Selector(network(), "uniform", 4, seed=5, rank=rank), 5, rank, 2)
-           for rank in range(2)]
+    asked = {
+        "shards": [str(world / "shards")],
+        "il": str(world / "il"),
+        "seed": 5,
+        "model": "mlp-64",
+        "lanes": 40,
+        "buffer_size": 40,
+        "batch_size": 8,
+        "steps": 4,
+        "rule": "uniform",
+    }
+    together(
+        tmp_path / "ranks",
+        train,
+        2,
+        [{**asked, "run": str(tmp_path / "each"), "selection": "rank"}, {**asked, "run": str(tmp_path / "whole")}],
+    )
+    own = [
+        kept_by_a_loop(world, 4, Selector(network(), "uniform", 4, seed=5, rank=rank), 5, rank, 2) for rank in range(2)
+    ]
     assert kept_by_train(tmp_path / "each") == {step: sorted(own[0][step] + own[1][step]) for step in range(4)}
     assert kept_by_train(tmp_path / "whole") == kept_by_a_loop(world, 4, Selector(network(), "uniform", 8, seed=5), 5)
 
 
-@pytest.mark.parametrize("how", [{"rule": "rho", "gumbel": 50.0}, {"rule": "grad_norm_is"}, {"rule": "uniform"},
-                                 {"rule": "rho", "missing": True}])
+@pytest.mark.parametrize(
+    "how",
+    [{"rule": "rho", "gumbel": 50.0}, {"rule": "grad_norm_is"}, {"rule": "uniform"}, {"rule": "rho", "missing": True}],
+)
 def test_ranks_that_choose_alone_draw_apart(how: dict[str, Any]) -> None:
     """The same rows in the slices of two ranks: with one noise for both they would be kept at the same places."""
     missing = how.pop("missing", False)
@@ -84,12 +109,17 @@ def test_ranks_that_choose_alone_draw_apart(how: dict[str, Any]) -> None:
     assert not np.array_equal(*apart)
 
 
-@pytest.mark.parametrize(("options", "named"), [
-    ({"rule": "rho", "loss_cap": True, "shadow": "loss"}, "loss_cap"),
-    ({"rule": "rho_updated"}, "temperature"), ({"rule": "rho_updated", "plain": True}, None),
-])
-def test_an_older_run_whose_meaning_would_change_is_refused(world: Path, tmp_path: Path, options: dict[str, Any],
-                                                            named: str | None) -> None:
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"rule": "rho", "loss_cap": True, "shadow": "loss"}, "loss_cap"),
+        ({"rule": "rho_updated"}, "temperature"),
+        ({"rule": "rho_updated", "plain": True}, None),
+    ],
+)
+def test_an_older_run_whose_meaning_would_change_is_refused(
+    world: Path, tmp_path: Path, options: dict[str, Any], named: str | None
+) -> None:
     shards, plain = [str(world / "shards")], options.pop("plain", False)
     il = str(world / "il")
     if named == "temperature":

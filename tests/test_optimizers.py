@@ -44,6 +44,7 @@ def files_of(run: Path) -> dict[str, bytes]:
 
 def interrupted(world: Path, run: Path, at: int, steps: int, **more: Any) -> None:
     """Train until that step is entered, then stop by a signal."""
+
     def stop(row: dict[str, Any]) -> None:
         if row["step"] == at:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -71,8 +72,9 @@ MADE: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("how", [pytest.param(how, marks=[pytest.mark.slow] if "adafactor" in how else [])
-                                 for how in MADE])
+@pytest.mark.parametrize(
+    "how", [pytest.param(how, marks=[pytest.mark.slow] if "adafactor" in how else []) for how in MADE]
+)
 def test_a_run_that_is_gone_on_with_equals_one_in_one_go(world: Path, tmp_path: Path, how: str) -> None:
     more = {**MADE[how], "evaluate": f"{MINE}:weighed", "eval_every": 4}
     go(world, tmp_path / "once", 12, **more)
@@ -81,7 +83,8 @@ def test_a_run_that_is_gone_on_with_equals_one_in_one_go(world: Path, tmp_path: 
     go(world, tmp_path / "twice", 12, **more)
     once, twice = files_of(tmp_path / "once"), files_of(tmp_path / "twice")
     assert set(once) == {"model.safetensors", "optimizer.pt", "scheduler.pt"} | (
-        {"ema.safetensors"} if "ema" in more else set())
+        {"ema.safetensors"} if "ema" in more else set()
+    )
     left_out = {row["step"] for row in log_of(tmp_path / "once") if row["reason"] == "nonfinite"}
     assert bool(left_out) == ("steps left out" in how) and len(left_out) < 12
     assert once == twice and log_of(tmp_path / "once") == log_of(tmp_path / "twice")
@@ -94,11 +97,13 @@ def test_a_run_without_the_new_settings_pins_and_keeps_nothing_new(world: Path, 
     go(world, tmp_path / "run", 2)
     assert set(files_of(tmp_path / "run")) == {"model.safetensors", "optimizer.pt"}
     assert not {"optimizer", "schedule", "schedule_steps", "ema", "clip_gradient"} & {
-        *read_record(str(tmp_path / "run"))["fingerprints"]}
+        *read_record(str(tmp_path / "run"))["fingerprints"]
+    }
 
 
-def test_the_command_of_status_says_the_optimizer_and_what_a_run_pins_of_it_groups_runs(world: Path,
-                                                                                        tmp_path: Path) -> None:
+def test_the_command_of_status_says_the_optimizer_and_what_a_run_pins_of_it_groups_runs(
+    world: Path, tmp_path: Path
+) -> None:
     go(world, tmp_path / "a", 2)
     go(world, tmp_path / "b", 2, optimizer="sgd", schedule="linear")
     interrupted(world, tmp_path / "c", 1, 4, optimizer="sgd", schedule="cosine", clip_gradient=2.0)
@@ -141,8 +146,9 @@ def test_the_schedule_ends_with_the_run_and_the_steps_table_has_its_rates(world:
     assert rates(tmp_path / "run") == expected("cosine", 2, 10)
 
 
-def test_a_run_that_goes_on_for_longer_keeps_its_schedule_or_says_what_it_makes_of_it(world: Path,
-                                                                                      tmp_path: Path) -> None:
+def test_a_run_that_goes_on_for_longer_keeps_its_schedule_or_says_what_it_makes_of_it(
+    world: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     go(world, run, 6, schedule="linear")
     with pytest.raises(MismatchError, match="schedule_steps: was 6, now 12") as refused:
@@ -214,8 +220,10 @@ def stepped(clip: float | None, scale: float = 1.0, optimizer: Any = torch.optim
 def test_the_gradient_is_clipped_by_its_norm_over_all_parameters(clip: float) -> None:
     torch.manual_seed(0)
     start = nn.Linear(6, 3)
-    moved, free, before = (nn.utils.parameters_to_vector(model.parameters()).detach()
-                           for model in (stepped(clip)[0], stepped(None)[0], start))
+    moved, free, before = (
+        nn.utils.parameters_to_vector(model.parameters()).detach()
+        for model in (stepped(clip)[0], stepped(None)[0], start)
+    )
     norm = float((free - before).norm()) / 0.1
     assert norm > 0.1
     torch.testing.assert_close(moved - before, (free - before) * min(1.0, clip / norm), rtol=1e-4, atol=1e-7)
@@ -263,8 +271,9 @@ def test_without_decay_are_biases_and_norms() -> None:
 # -- the evaluation ----------------------------------------------------------------------------------------------------
 
 
-def test_an_evaluation_of_ones_own_is_of_the_averaged_weights_and_stands_in_the_steps_table(world: Path,
-                                                                                           tmp_path: Path) -> None:
+def test_an_evaluation_of_ones_own_is_of_the_averaged_weights_and_stands_in_the_steps_table(
+    world: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     summary = go(world, run, 6, evaluate=f"{MINE}:weighed", eval_every=4, ema=0.9, checkpoint_every=2)
     assert steps_of(run, "test_accuracy") == [None] * 3 + [0.25, None, 0.25]
@@ -333,7 +342,8 @@ def test_what_can_not_step_or_evaluate_is_refused_before_any_work(world: Path, t
         "half_a_sample": "returned samples 2.5, expected a whole", "broken": "raised KeyError: 'images'"}.items()),
 ])  # fmt: skip
 def test_what_a_users_function_does_wrong_in_the_loop_names_it_and_the_run_goes_on_from_its_commit(
-        world: Path, tmp_path: Path, more: dict[str, Any], says: str) -> None:
+    world: Path, tmp_path: Path, more: dict[str, Any], says: str
+) -> None:
     with pytest.raises(UsageError, match=says):
         go(world, tmp_path / "run", 4, checkpoint_every=1, **more)
     latest = checkpoint.latest(str(tmp_path / "run"))
@@ -341,7 +351,8 @@ def test_what_a_users_function_does_wrong_in_the_loop_names_it_and_the_run_goes_
 
 
 def test_parameters_that_an_optimizer_leaves_alone_are_warned_of_with_their_number(
-        world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING, "rhostream"):
         go(world, tmp_path / "run", 2, optimizer=f"{MINE}:some")
     assert any("leaves 3 of the model's 6 parameters alone" in record.getMessage() for record in caplog.records)
@@ -352,14 +363,28 @@ def test_parameters_that_an_optimizer_leaves_alone_are_warned_of_with_their_numb
 
 @pytest.mark.slow
 def test_two_ranks_clip_average_and_schedule_as_one(world: Path, tmp_path: Path) -> None:
-    options = {"shards": str(world / "shards"), "il": str(world / "il"), "model": "mlp-64", "buffer_size": 40,
-               "batch_size": 8, "steps": 8, "checkpoint_every": 4, "optimizer": "sgd", "lr": 0.05, "schedule": "cosine",
-               "clip_gradient": 0.05, "ema": 0.9, "evaluate": f"{MINE}:weighed", "eval_every": 2}
+    options = {
+        "shards": str(world / "shards"),
+        "il": str(world / "il"),
+        "model": "mlp-64",
+        "buffer_size": 40,
+        "batch_size": 8,
+        "steps": 8,
+        "checkpoint_every": 4,
+        "optimizer": "sgd",
+        "lr": 0.05,
+        "schedule": "cosine",
+        "clip_gradient": 0.05,
+        "ema": 0.9,
+        "evaluate": f"{MINE}:weighed",
+        "eval_every": 2,
+    }
     sums = {}
     for count in (1, 2):
         (tmp_path / f"sums-{count}").mkdir()
-        ranks.together(tmp_path, started, count, str(tmp_path / f"sums-{count}"),
-                       [{**options, "run": str(tmp_path / str(count))}])
+        ranks.together(
+            tmp_path, started, count, str(tmp_path / f"sums-{count}"), [{**options, "run": str(tmp_path / str(count))}]
+        )
         sums[count] = [file.read_text().split() for file in sorted((tmp_path / f"sums-{count}").iterdir())]
     assert len(sums[2]) == 2 and sums[2][0] == sums[2][1]  # the same bits on both ranks
     np.testing.assert_allclose([*map(float, sums[1][0])], [*map(float, sums[2][0])], atol=1e-3)

@@ -32,7 +32,8 @@ from tests.test_training import weights_of
 
 @pytest.mark.parametrize("form", TAKEN)
 def test_a_model_of_any_known_form_selects_trains_and_fits_as_one_that_gives_a_tensor(
-        form: str, trained: Callable[..., Path], world: Path, tmp_path: Path) -> None:
+    form: str, trained: Callable[..., Path], world: Path, tmp_path: Path
+) -> None:
     plain, own = (Selector(Own(TAKEN[name]), "rho", 8)(buffer()) for name in ("tensor", form))
     assert own.rows.tolist() == plain.rows.tolist()
     run = trained(model=f"tests.own_models:make_{form}", steps=2, test_shards=[str(world / "test")], threads=1)
@@ -47,13 +48,17 @@ def test_a_model_of_any_known_form_selects_trains_and_fits_as_one_that_gives_a_t
 
 
 @pytest.mark.parametrize("form", REFUSED)
-def test_any_other_output_is_refused_saying_what_came(form: str, trained: Callable[..., Path], world: Path,
-                                                      tmp_path: Path) -> None:
+def test_any_other_output_is_refused_saying_what_came(
+    form: str, trained: Callable[..., Path], world: Path, tmp_path: Path
+) -> None:
     make, says = REFUSED[form]
-    for attempt in (lambda: Selector(Own(make), "rho", 8)(buffer()),
-                    lambda: trained(model=f"tests.own_models:make_{form}"),
-                    lambda: rhostream.fit_il([str(world / "shards")], str(tmp_path / "il-model"), classes=4,
-                                             model=f"tests.own_models:make_{form}")):
+    for attempt in (
+        lambda: Selector(Own(make), "rho", 8)(buffer()),
+        lambda: trained(model=f"tests.own_models:make_{form}"),
+        lambda: rhostream.fit_il(
+            [str(world / "shards")], str(tmp_path / "il-model"), classes=4, model=f"tests.own_models:make_{form}"
+        ),
+    ):
         with pytest.raises(UsageError, match=says) as error:
             attempt()
         assert "expected logits of shape (B, C)" in str(error.value)
@@ -66,21 +71,30 @@ def test_hugging_faces_own_output_is_taken() -> None:
     assert logits_of_output(outputs.SequenceClassifierOutput(logits=z), 3) is z
 
 
-@pytest.mark.parametrize(("name", "says"), [("few", "2 logits.*0 to 3|2 logits.*labels"),
-                                            ("missing", r"FileNotFoundError: the weights.*line \d+, in missing"),
-                                            ("failing", "forward of Own.*KeyError: 'absent'.*in <lambda>")])
-def test_a_model_that_fails_says_so_in_its_own_words_before_any_work(name: str, says: str, world: Path, tmp_path: Path,
-                                                                     trained: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("few", "2 logits.*0 to 3|2 logits.*labels"),
+        ("missing", r"FileNotFoundError: the weights.*line \d+, in missing"),
+        ("failing", "forward of Own.*KeyError: 'absent'.*in <lambda>"),
+    ],
+)
+def test_a_model_that_fails_says_so_in_its_own_words_before_any_work(
+    name: str, says: str, world: Path, tmp_path: Path, trained: Callable[..., Path]
+) -> None:
     model, made = f"tests.own_models:{name}", str(tmp_path / "il-model")
-    for attempt in (lambda: trained(model=model),
-                    lambda: rhostream.fit_il([str(world / "shards")], made, model=model, epochs=1)):
+    for attempt in (
+        lambda: trained(model=model),
+        lambda: rhostream.fit_il([str(world / "shards")], made, model=model, epochs=1),
+    ):
         with pytest.raises(UsageError, match=says):
             attempt()
     assert not (tmp_path / "run").exists() and not (tmp_path / "il-model" / "model.json").exists()
 
 
-def test_a_forward_that_fails_in_the_middle_of_a_run_is_told_as_what_it_is(trained: Callable[..., Path],
-                                                                          tmp_path: Path) -> None:
+def test_a_forward_that_fails_in_the_middle_of_a_run_is_told_as_what_it_is(
+    trained: Callable[..., Path], tmp_path: Path
+) -> None:
     calls = []
 
     def later(z: Tensor) -> Tensor:
@@ -98,22 +112,27 @@ def test_a_forward_that_fails_in_the_middle_of_a_run_is_told_as_what_it_is(train
 # -- losses and rules ---
 
 
-@pytest.mark.parametrize(("options", "says"), [
-    ({"rule": "tests.own_models:raising_rule"}, "raising_rule.*KeyError: 'mine'"),
-    ({"loss": "tests.own_models:raising"}, "loss function raising.*KeyError: 'mine'"),
-    ({"loss": "tests.own_models:whole_loss"}, "whole_loss returned.*int64"),
-    ({"loss": "sequence_mean"}, "sequence_mean takes a label for each token"),
-    ({"model": "tests.own_models:TAKEN"}, "is a dict, expected a function"),
-])
-def test_functions_of_the_users_that_fail_are_named(trained: Callable[..., Path], tmp_path: Path,
-                                                    options: dict[str, Any], says: str) -> None:
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"rule": "tests.own_models:raising_rule"}, "raising_rule.*KeyError: 'mine'"),
+        ({"loss": "tests.own_models:raising"}, "loss function raising.*KeyError: 'mine'"),
+        ({"loss": "tests.own_models:whole_loss"}, "whole_loss returned.*int64"),
+        ({"loss": "sequence_mean"}, "sequence_mean takes a label for each token"),
+        ({"model": "tests.own_models:TAKEN"}, "is a dict, expected a function"),
+    ],
+)
+def test_functions_of_the_users_that_fail_are_named(
+    trained: Callable[..., Path], tmp_path: Path, options: dict[str, Any], says: str
+) -> None:
     with pytest.raises(UsageError, match=says) as error:
         trained(**{"rule": "loss", **options})
     assert error.value.exit_code == 2 and not (tmp_path / "run" / "run.json").exists()
 
 
-def test_a_module_that_fails_when_it_is_imported_is_named(trained: Callable[..., Path], tmp_path: Path,
-                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_fails_when_it_is_imported_is_named(
+    trained: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "crooked_nets.py").write_text("1 / 0\n")
     monkeypatch.syspath_prepend(tmp_path)
     for option in ("model", "rule", "loss"):
@@ -171,8 +190,9 @@ def test_a_cache_of_the_scoring_forward_and_a_loss_with_a_parameter_train_afterw
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_step_whose_gradient_is_not_finite_is_left_out_and_counted(trained: Callable[..., Path], value: float,
-                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_whose_gradient_is_not_finite_is_left_out_and_counted(
+    trained: Callable[..., Path], value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Poisoned, "value", value)
     # Every fifth batch, whatever is in it: the order of a pass hangs on the shards' names, here on a temporary folder.
     options = {"make_model": SometimesPoisoned, "model": "poisoned", "threads": 1, "checkpoint_every": 4}
@@ -188,7 +208,8 @@ def test_a_step_whose_gradient_is_not_finite_is_left_out_and_counted(trained: Ca
 
 
 def test_gradients_that_never_are_finite_stop_the_run_with_its_last_checkpoint_clean(
-        trained: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = {"make_model": Poisoned, "model": "poisoned", "threads": 1}
     monkeypatch.setattr(Poisoned, "every", 10**9)
     trained(steps=3, **options)
@@ -234,10 +255,10 @@ def test_a_skipped_step_changes_no_weight_and_no_running_statistic(fused: bool) 
         require_finite({"it": model}, 1)
 
 
-def test_fit_il_leaves_such_steps_out_and_stops_when_there_are_no_others(world: Path, tmp_path: Path,
-                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    fit: dict[str, Any] = {"model": "tests.own_models:make_poisoned", "epochs": 1, "fit_samples": 400,
-                           "batch_size": 8}
+def test_fit_il_leaves_such_steps_out_and_stops_when_there_are_no_others(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit: dict[str, Any] = {"model": "tests.own_models:make_poisoned", "epochs": 1, "fit_samples": 400, "batch_size": 8}
     info = rhostream.fit_il([str(world / "shards")], str(tmp_path / "some"), **fit)
     assert np.isfinite(info.val_loss)
     monkeypatch.setattr(SometimesPoisoned, "often", 1)
@@ -281,6 +302,7 @@ def test_a_run_that_kept_nothing_is_exit_code_3(world: Path, tmp_path: Path) -> 
     rhostream.fit_il(shards, str(tmp_path / "m"), model="mlp-64", epochs=1, holdout=shards)
     rhostream.compute_il(shards, str(tmp_path / "m"), str(tmp_path / "il"))
     with pytest.raises(BudgetError, match=r"holdout 1,003") as error:
-        rhostream.train(shards, str(tmp_path / "il"), str(tmp_path / "run"), model="mlp-64", buffer_size=40,
-                        batch_size=8)
+        rhostream.train(
+            shards, str(tmp_path / "il"), str(tmp_path / "run"), model="mlp-64", buffer_size=40, batch_size=8
+        )
     assert error.value.exit_code == 3

@@ -17,10 +17,16 @@ def rows(plan: Plan) -> list[tuple[int, int]]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(0, 60), min_size=1, max_size=12), st.sampled_from([1, 2, 4]), st.sampled_from([8, 12, 16]),
-       st.integers(0, 99), st.integers(0, 2))
-def test_every_sample_is_planned_exactly_once_over_any_ranks(counts: list[int], ranks: int, size: int, seed: int,
-                                                             pass_index: int) -> None:
+@given(
+    st.lists(st.integers(0, 60), min_size=1, max_size=12),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from([8, 12, 16]),
+    st.integers(0, 99),
+    st.integers(0, 2),
+)
+def test_every_sample_is_planned_exactly_once_over_any_ranks(
+    counts: list[int], ranks: int, size: int, seed: int, pass_index: int
+) -> None:
     names, numbers = [f"s{i}" for i in range(len(counts))], np.array(counts, np.int64)
     if numbers.sum() < size:
         return

@@ -31,8 +31,11 @@ from tests.test_selection import buffer
 from tests.test_training import weights_of
 
 KINDS: dict[str, dict[str, Any]] = {
-    "plain": {}, "uniform": {"rule": "uniform"}, "loss": {"rule": "loss", "accumulate": 3, "loss_cap": True},
-    "band": {"band": "20%:90%", "augment": "flip-shift"}, "proxy": {"shortlist": "proxy:2"},
+    "plain": {},
+    "uniform": {"rule": "uniform"},
+    "loss": {"rule": "loss", "accumulate": 3, "loss_cap": True},
+    "band": {"band": "20%:90%", "augment": "flip-shift"},
+    "proxy": {"shortlist": "proxy:2"},
     "own": {"rule": "tests.tiny:middle"},
     "view": {"model": "tests.tiny:pooled", "view_size": 8},
     "view-list": {"model": "tests.tiny:pooled", "view_size": 8, "shortlist": "view:2"},
@@ -41,7 +44,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "reducr": {"clip": True, "deduplicate": 0.9, "class_quota": "reducr", "warm_up": 2, "ratio": "0:0.2,6:0.1"},
     "live": {"rule": "rho_updated", "il_lr_scale": 0.5},
     "quota": {"rule": "uniform", "class_quota": "balanced"},
-    "by-chance": {"missing_il": "uniform", "il": "half"}, "keep-list": {"keep_list": "list.csv"},
+    "by-chance": {"missing_il": "uniform", "il": "half"},
+    "keep-list": {"keep_list": "list.csv"},
 }
 
 
@@ -49,9 +53,18 @@ KINDS: dict[str, dict[str, Any]] = {
 def settings(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A run of 12 steps."""
     folder = tmp_path_factory.mktemp("two")
-    return {"shards": [str(world / "shards")], "il": str(world / "il"), "buffer_size": 40, "batch_size": 8,
-            "model": "mlp-64", "steps": 12, "threads": 1, "run": str(folder / "run"),
-            "test_shards": [str(world / "test")], "eval_every": 6}
+    return {
+        "shards": [str(world / "shards")],
+        "il": str(world / "il"),
+        "buffer_size": 40,
+        "batch_size": 8,
+        "model": "mlp-64",
+        "steps": 12,
+        "threads": 1,
+        "run": str(folder / "run"),
+        "test_shards": [str(world / "test")],
+        "eval_every": 6,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -63,15 +76,25 @@ def runs(settings: dict[str, Any]) -> Path:
     (folder / "list.csv").write_text("shard,ordinal\n" + "".join(half))
     KINDS["keep-list"]["keep_list"] = str(folder / "list.csv")
     KINDS["by-chance"]["il"] = str(without_il(Path(settings["il"]), folder / "half", {0, 3}))
-    one, two = ([{**settings, **kind, "run": str(folder / f"{name}-{key}")} for key, kind in KINDS.items()]
-                for name in ("one", "two"))
+    one, two = (
+        [{**settings, **kind, "run": str(folder / f"{name}-{key}")} for key, kind in KINDS.items()]
+        for name in ("one", "two")
+    )
     each = {**settings, "selection": "rank", "steps": 5}
     ranks.together(folder, ranks.train, 1, one)
     drawn = {**settings, "rule": "bald", "model": "tests.tiny:dropping", "mc_draws": 2, "steps": 3}
-    ranks.together(folder, ranks.train, 2, [*two, {**each, "run": str(folder / "each")},
-                                            {**drawn, "run": str(folder / "drawn")},
-                                            {**each, "run": str(folder / "each-importance"), "rule": "grad_norm_is"},
-                                            {**each, "run": str(folder / "each-uniform"), "rule": "uniform"}])
+    ranks.together(
+        folder,
+        ranks.train,
+        2,
+        [
+            *two,
+            {**each, "run": str(folder / "each")},
+            {**drawn, "run": str(folder / "drawn")},
+            {**each, "run": str(folder / "each-importance"), "rule": "grad_norm_is"},
+            {**each, "run": str(folder / "each-uniform"), "rule": "uniform"},
+        ],
+    )
     return folder
 
 
@@ -87,8 +110,12 @@ def test_two_ranks_keep_what_one_keeps(runs: Path, kind: str) -> None:
     tables = []
     for run in (one, two):
         with rhostream.open_ledger(str(run)) as ledger:
-            tables.append(ledger.sql("SELECT step, candidates, kept, loss_kept, loss_candidates, accuracy_candidates, "
-                                     "test_loss, test_samples FROM steps ORDER BY step"))
+            tables.append(
+                ledger.sql(
+                    "SELECT step, candidates, kept, loss_kept, loss_candidates, accuracy_candidates, "
+                    "test_loss, test_samples FROM steps ORDER BY step"
+                )
+            )
     for column in tables[0].column_names:
         np.testing.assert_allclose(*(np.array(t[column].to_pylist(), float) for t in tables), atol=1e-3)
 
@@ -126,8 +153,11 @@ def test_ranks_that_sample_alone_weigh_by_their_own_candidates(runs: Path) -> No
 
 def test_ranks_that_choose_alone_can_not_share_what_a_rule_learns(settings: dict[str, Any], tmp_path: Path) -> None:
     options = {**settings, "run": str(tmp_path / "run"), "selection": "rank"}
-    for more, named in (({"class_quota": "reducr"}, "--class-quota reducr"), ({"rule": "rho_updated"}, "rho_updated"),
-                        ({"rule": "grad_norm_is", "tau": True}, "--tau")):
+    for more, named in (
+        ({"class_quota": "reducr"}, "--class-quota reducr"),
+        ({"rule": "rho_updated"}, "rho_updated"),
+        ({"rule": "grad_norm_is", "tau": True}, "--tau"),
+    ):
         for one in ranks.start(tmp_path, ranks.train, 2, [{**options, **more}]).join():
             assert one["exit"] == 2 and named in one["error"] and "--selection global" in one["error"]
 
@@ -165,8 +195,9 @@ def steps(rank: int, cases: list[tuple[list[int], int, bool]]) -> list[Any]:
             x[-1] = torch.nan
         start = sum(split[:rank])
         own = slice(start, start + split[rank])
-        losses, mean = take_step(model, optimizer, x[own], label[own], cross_entropy, accumulate=accumulate,
-                                 ranks=Ranks(group), total=8)
+        losses, mean = take_step(
+            model, optimizer, x[own], label[own], cross_entropy, accumulate=accumulate, ranks=Ranks(group), total=8
+        )
         found.append([len(losses), float(mean), *(p.detach().flatten().tolist() for p in model.parameters())])
     leave_group()
     return found
@@ -217,8 +248,14 @@ class SynchronizedNorm(nn.SyncBatchNorm):
 
 def with_norm() -> nn.Module:
     """A small CNN with it; a bias before it would get noise as its gradient, and Adam would make steps of that."""
-    return nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), SynchronizedNorm(4), nn.ReLU(), nn.AdaptiveAvgPool2d(4),
-                         nn.Flatten(), nn.Linear(64, 4))
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False),
+        SynchronizedNorm(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(64, 4),
+    )
 
 
 def train_with_norm(rank: int, options: list[dict[str, Any]]) -> None:
@@ -227,8 +264,9 @@ def train_with_norm(rank: int, options: list[dict[str, Any]]) -> None:
         rhostream.train(**one, make_model=with_norm, rank_timeout=20.0)
 
 
-def test_with_batch_norm_over_all_ranks_the_number_of_ranks_changes_nothing(settings: dict[str, Any], world: Path,
-                                                                            tmp_path: Path) -> None:
+def test_with_batch_norm_over_all_ranks_the_number_of_ranks_changes_nothing(
+    settings: dict[str, Any], world: Path, tmp_path: Path
+) -> None:
     few = {**settings, "steps": 8, "model": "with_norm"}
     # Ranks of which one has no candidate, or no kept sample, make as many forwards as the others all the same.
     table = without_il(world / "il", tmp_path / "half", {0, 1, 2, 3})
@@ -276,10 +314,13 @@ def test_ranks_that_were_started_differently_are_refused(settings: dict[str, Any
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("variables", "says"), [({"WORLD_SIZE": "two"}, "number of ranks"),
-                                                 ({"WORLD_SIZE": "2"}, "RANK, MASTER_ADDR, MASTER_PORT")])
-def test_half_a_launcher_is_refused(trained: Any, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str],
-                                    says: str) -> None:
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [({"WORLD_SIZE": "two"}, "number of ranks"), ({"WORLD_SIZE": "2"}, "RANK, MASTER_ADDR, MASTER_PORT")],
+)
+def test_half_a_launcher_is_refused(
+    trained: Any, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], says: str
+) -> None:
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -289,8 +330,9 @@ def test_half_a_launcher_is_refused(trained: Any, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("kind", ["each", "each-uniform"])
-def test_ranks_that_choose_alone_keep_their_own_share_and_belong_to_the_run(settings: dict[str, Any], runs: Path,
-                                                                            kind: str) -> None:
+def test_ranks_that_choose_alone_keep_their_own_share_and_belong_to_the_run(
+    settings: dict[str, Any], runs: Path, kind: str
+) -> None:
     run = runs / kind
     latest = checkpoint.latest(str(run))
     for rank in range(2):

@@ -18,8 +18,11 @@ def test_the_loop_of_the_page_on_rules_runs(world: Path, monkeypatch: pytest.Mon
     page = (Path(__file__).parent.parent / "docs" / "rules.md").read_text()
     (text,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "load_live" in block]
     monkeypatch.chdir(world)
-    names: dict[str, object] = {"rhostream": rhostream, "torch": torch,
-                                "model": build("mlp-64", image_size=16, channels=1, classes=4)}
+    names: dict[str, object] = {
+        "rhostream": rhostream,
+        "torch": torch,
+        "model": build("mlp-64", image_size=16, channels=1, classes=4),
+    }
     exec(text, names)
     for candidates in names["loader"]:
         kept = names["selector"](candidates)

@@ -24,14 +24,13 @@ cj99\t0\t*\tLes élèves — naïve.
 cj99\t1\t\tThe  car HONKED down the road.
 """
 SST2 = (
-    "sentence\tlabel\nhide new secretions from the parental units \t0\ngoes to absurd lengths \t0\n"
-    'a "great" film\t1\n'
+    'sentence\tlabel\nhide new secretions from the parental units \t0\ngoes to absurd lengths \t0\na "great" film\t1\n'
 )
 REVIEWS: list[tuple[str, str, str]] = [
-    ("A long review,<br />\nof \"two\" lines", "1", "imdb"),
+    ('A long review,<br />\nof "two" lines', "1", "imdb"),
     ("simplistic , silly and tedious .", "0", "rotten_tomatoes"),
-    ("it\u2019s so laddish and \"juvenile\" , only teenagers could find it funny", "0", "rotten_tomatoes"),
-    ("the rock is destined to be the 21st century's new \" conan \"", "1", "rotten_tomatoes"),
+    ('it\u2019s so laddish and "juvenile" , only teenagers could find it funny', "0", "rotten_tomatoes"),
+    ('the rock is destined to be the 21st century\'s new " conan "', "1", "rotten_tomatoes"),
 ]
 
 

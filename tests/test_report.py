@@ -51,8 +51,10 @@ def run(made: World, log: Rows) -> str:
 def baselines(made: World) -> list[str]:
     rows = make_rows(made, 80, rule="uniform", seed=1)
     runs, settings = made.root / "runs", {"rule": "uniform", "eval_every": 4}
-    return [make_run(made, str(runs / "uniform"), rows, accuracy=slower(5), **settings),
-            make_run(made, str(runs / "everything"), rows, accuracy=slower(4), n_b=N_B, **settings)]
+    return [
+        make_run(made, str(runs / "uniform"), rows, accuracy=slower(5), **settings),
+        make_run(made, str(runs / "everything"), rows, accuracy=slower(4), n_b=N_B, **settings),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +84,10 @@ def copied(run: str, to: Path, **changes: Any) -> str:
 @pytest.fixture(scope="module")
 def keys(run: str) -> pa.Table:
     with open_ledger(run) as ledger:
-        return ledger.sql("SELECT key, ordinal, il FROM il WHERE shard = 'web/train-000.tar' AND ordinal < $n "
-                          "ORDER BY ordinal", {"n": len(HOSTILE)})
+        return ledger.sql(
+            "SELECT key, ordinal, il FROM il WHERE shard = 'web/train-000.tar' AND ordinal < $n ORDER BY ordinal",
+            {"n": len(HOSTILE)},
+        )
 
 
 def test_hostile_keys_are_inert_in_the_terminal(keys: pa.Table) -> None:
@@ -121,12 +125,24 @@ def test_whatever_a_key_is_json_gives_it_back_and_the_others_keep_it_on_its_line
 
 def test_numbers_nan_nothing_lists_and_twin_columns_are_rendered(run: str) -> None:
     with open_ledger(run) as ledger:
-        table = ledger.sql("SELECT 'nan'::FLOAT AS a, 1 AS a, NULL AS n, -1.5 AS d, sum(2) AS s, [1, NULL] AS l, "
-                           "true AS b, 'infinity'::DOUBLE AS i, date '2026-01-02' AS day, '-1' AS t")
+        table = ledger.sql(
+            "SELECT 'nan'::FLOAT AS a, 1 AS a, NULL AS n, -1.5 AS d, sum(2) AS s, [1, NULL] AS l, "
+            "true AS b, 'infinity'::DOUBLE AS i, date '2026-01-02' AS day, '-1' AS t"
+        )
     (row,) = json.loads(render(table, "json"))
-    assert row == {"a": "NaN", "a_1": 1, "n": None, "d": -1.5, "s": 2, "l": [1, None], "b": True, "i": "Infinity",
-                   "day": "2026-01-02", "t": "-1"}
-    assert render(table, "csv").split("\n")[1] == "nan,1,,-1.5,2,\"[1, null]\",true,inf,2026-01-02,'-1"
+    assert row == {
+        "a": "NaN",
+        "a_1": 1,
+        "n": None,
+        "d": -1.5,
+        "s": 2,
+        "l": [1, None],
+        "b": True,
+        "i": "Infinity",
+        "day": "2026-01-02",
+        "t": "-1",
+    }
+    assert render(table, "csv").split("\n")[1] == 'nan,1,,-1.5,2,"[1, null]",true,inf,2026-01-02,\'-1'
     shown = render(table, "table").split("\n")[2].split()
     assert shown == ["NaN", "1", "-1.5", "2", "[1,", "null]", "true", "inf", "2026-01-02", "-1"]
     with pytest.raises(UnknownNameError, match="did you mean 'json'"):
@@ -178,8 +194,10 @@ def test_the_irreducible_loss_is_paid_by_whole_runs_or_never() -> None:
 
 
 def test_the_page_is_static_and_loads_nothing(page: str) -> None:
-    assert ("http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; "
-            "style-src 'unsafe-inline'\"") in page
+    assert (
+        'http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'\""
+    ) in page
     lower = re.sub(r'"data:[^"]*"', '"data"', page.lower())
     assert not re.search(r"<script|javascript:|@import|url\(|<iframe|https?:", lower)
     assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]*)"', page))

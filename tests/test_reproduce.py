@@ -227,8 +227,10 @@ def test_the_share_of_rhos_gain_is_a_ratio_of_means_and_its_cost_one_of_units() 
     gain, cost = found["share of rho's gain over uniform"], found["share of rho's cost a step"]
     assert gain.values == pytest.approx((1.0, 0.5)) and gain.middle == pytest.approx(0.25 / 0.3)
     assert cost.middle == pytest.approx(0.5)
-    claims = [Claim(says="", paper="", world="w", arm="cheap", metric="share of rho's gain", beyond=0.95),
-              Claim(says="", paper="", world="w", arm="cheap", metric="share of rho's cost", beyond=0.55, less=True)]
+    claims = [
+        Claim(says="", paper="", world="w", arm="cheap", metric="share of rho's gain", beyond=0.95),
+        Claim(says="", paper="", world="w", arm="cheap", metric="share of rho's cost", beyond=0.55, less=True),
+    ]
     assert [verdict(one, list(found.values()))[1] for one in claims] == ["other direction", "same direction"]
 
 
@@ -341,9 +343,11 @@ def _tiny() -> Experiment:
             (*web, "--noise", "none", "--skip", "600"), "tiny"))})  # fmt: skip
     common = {"world": world, "steps": 20, "eval_every": 5}
     size = {"buffer_size": 60, "batch_size": 6, "model": "mlp-64"}
-    arms = [Arm(name="uniform", train={"rule": "uniform", **size}, baselines=(), **common),  # type: ignore[arg-type]
-            Arm(name="rho", train={"rule": "rho", **size}, **common),  # type: ignore[arg-type]
-            Arm(name="missing", train={"rule": "no_such_rule", **size}, **common)]  # type: ignore[arg-type]
+    arms = [
+        Arm(name="uniform", train={"rule": "uniform", **size}, baselines=(), **common),  # type: ignore[arg-type]
+        Arm(name="rho", train={"rule": "rho", **size}, **common),  # type: ignore[arg-type]
+        Arm(name="missing", train={"rule": "no_such_rule", **size}, **common),
+    ]  # type: ignore[arg-type]
     scale = Scale(says="tiny", arms=arms, seeds=2, targets={"tiny": (0.2, 0.999)}, after={"tiny": (10, 20)})
     return Experiment(name="tiny", title="A tiny experiment", where="nowhere",
                       shares=("noisy", "correct", "correct early", "less relevant"),

@@ -157,8 +157,10 @@ def test_what_moved_stands_with_both_figures_whatever_the_claim_is_called_now(tm
     _published(tmp_path / "old", 0.6, state="undecided")
     _published(tmp_path / "same", 0.75)
     said = told_moved(str(tmp_path), "small", str(tmp_path / "old"))
-    assert ("| rho is ahead | 60.0 %, +10.0 (+0.0 to +50.0) against uniform: undecided | 75.0 %, +25.0 (+0.0 to +50.0) "
-            "against uniform: same direction | table2, w: rho |") in said
+    assert (
+        "| rho is ahead | 60.0 %, +10.0 (+0.0 to +50.0) against uniform: undecided | 75.0 %, +25.0 (+0.0 to +50.0) "
+        "against uniform: same direction | table2, w: rho |"
+    ) in said
     assert said.endswith("\n\n0 settings of claims did not move.")
     command = CliRunner().invoke(main, ["--out", str(tmp_path), "--moved", str(tmp_path / "same")])
     assert command.exit_code == 0 and command.output.startswith("1 settings of claims did not move.")

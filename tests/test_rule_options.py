@@ -47,8 +47,14 @@ def model() -> torch.nn.Module:
 def whole(score: Any, label: Any = None, view: Any = None) -> Whole:
     score = np.asarray(score, np.float64)
     n = len(score)
-    return Whole(score, np.zeros(n, bool), np.arange(n), np.zeros(n, np.int64) if label is None else np.asarray(label),
-                 np.zeros(n), view)
+    return Whole(
+        score,
+        np.zeros(n, bool),
+        np.arange(n),
+        np.zeros(n, np.int64) if label is None else np.asarray(label),
+        np.zeros(n),
+        view,
+    )
 
 
 # -- the schedule ------------------------------------------------------------------------------------------------------
@@ -146,8 +152,10 @@ def test_quotas_equal_a_greedy_choice(seed: int) -> None:
 
 
 def test_no_class_has_more_than_its_share_of_any_batch(trained: Callable[..., Path]) -> None:
-    for name, options in (("rho", {"class_quota": 0.25, "warm_up": 2}),
-                          ("uniform", {"rule": "uniform", "class_quota": "balanced"})):
+    for name, options in (
+        ("rho", {"class_quota": 0.25, "warm_up": 2}),
+        ("uniform", {"rule": "uniform", "class_quota": "balanced"}),
+    ):
         rows = rows_of(trained(name, steps=6, **options))
         for step in range(6):
             kept = rows.filter((rows["step"].to_numpy() == step) & rows["kept"].to_numpy())
@@ -201,34 +209,54 @@ def test_of_near_duplicates_in_a_buffer_only_the_best_scored_is_kept(model: torc
 # -- what can't be -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("options", "says"), [
-    ({"ratio": "0:1.5"}, "1.5 of a buffer can't be kept"), ({"ratio": "5:0.1,2:0.2"}, "2 comes after 5"),
-    ({"ratio": "x"}, "STEP:SHARE"), ({"ratio": "0"}, "above 0"), ({"gumbel": 0.0}, "above 0"),
-    ({"warm_up": -1}, "0 or more"), ({"uniform_every": 1}, "at least 2"), ({"warm_up": 5, "stop_after": 5}, "no step"),
-    ({"deduplicate": 1.5}, "at most 1"), ({"mc_draws": 0}, "at least 1"), ({"class_quota": "balanced:2"}, "balanced"),
-    ({"class_quota": "balancd"}, "did you mean 'balanced'"), ({"class_quota": 1.2}, "at most 1"),
-    ({"class_quota": "reducr:-1"}, "ETA"), ({"class_quota": 0.05}, "less than one of a class"),
-    ({"class_quota": 0.25, "ratio": "0:0.2,9:0.05"}, "0.25 of 2 samples is less than one of a class"),
-    ({"class_quota": 0.13}, "can't fill a batch from 4 classes; give at least 0.25"),
-    ({"class_quota": "balanced", "classes": 6}, "class 4 of 6 has no usable sample"),
-    ({"tau": True}, "goes with --rule grad_norm_is"), ({"shadow": "bald"}, "doesn't make"),
-    ({"shadow": "rho_updated"}, "doesn't have"), ({"shadow": "losss"}, "did you mean 'loss'"),
-    ({"il_model": "x"}, "--rule rho_updated"), ({"loss": "tests.tiny:nothing"}, "module:function"),
-    ({"rule": "uniform", "gumbel": 1.0}, "makes no forward"), ({"rule": "uniform", "shadow": "loss"}, "no forward"),
-    ({"rule": "uniform", "class_quota": "reducr"}, "makes no forward"),
-    *[({"rule": "grad_norm_is", **one}, "would bias") for one in
-      ({"gumbel": 1.0}, {"class_quota": 0.5}, {"deduplicate": 0.9}, {"shortlist": "proxy:2"})],
-    ({"rule": "rho_updated", "il_lr_scale": 0.0}, "above 0"),
-])
-def test_options_that_can_not_be_stop_before_any_work(trained: Callable[..., Path], tmp_path: Path,
-                                                      options: dict[str, Any], says: str) -> None:
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"ratio": "0:1.5"}, "1.5 of a buffer can't be kept"),
+        ({"ratio": "5:0.1,2:0.2"}, "2 comes after 5"),
+        ({"ratio": "x"}, "STEP:SHARE"),
+        ({"ratio": "0"}, "above 0"),
+        ({"gumbel": 0.0}, "above 0"),
+        ({"warm_up": -1}, "0 or more"),
+        ({"uniform_every": 1}, "at least 2"),
+        ({"warm_up": 5, "stop_after": 5}, "no step"),
+        ({"deduplicate": 1.5}, "at most 1"),
+        ({"mc_draws": 0}, "at least 1"),
+        ({"class_quota": "balanced:2"}, "balanced"),
+        ({"class_quota": "balancd"}, "did you mean 'balanced'"),
+        ({"class_quota": 1.2}, "at most 1"),
+        ({"class_quota": "reducr:-1"}, "ETA"),
+        ({"class_quota": 0.05}, "less than one of a class"),
+        ({"class_quota": 0.25, "ratio": "0:0.2,9:0.05"}, "0.25 of 2 samples is less than one of a class"),
+        ({"class_quota": 0.13}, "can't fill a batch from 4 classes; give at least 0.25"),
+        ({"class_quota": "balanced", "classes": 6}, "class 4 of 6 has no usable sample"),
+        ({"tau": True}, "goes with --rule grad_norm_is"),
+        ({"shadow": "bald"}, "doesn't make"),
+        ({"shadow": "rho_updated"}, "doesn't have"),
+        ({"shadow": "losss"}, "did you mean 'loss'"),
+        ({"il_model": "x"}, "--rule rho_updated"),
+        ({"loss": "tests.tiny:nothing"}, "module:function"),
+        ({"rule": "uniform", "gumbel": 1.0}, "makes no forward"),
+        ({"rule": "uniform", "shadow": "loss"}, "no forward"),
+        ({"rule": "uniform", "class_quota": "reducr"}, "makes no forward"),
+        *[
+            ({"rule": "grad_norm_is", **one}, "would bias")
+            for one in ({"gumbel": 1.0}, {"class_quota": 0.5}, {"deduplicate": 0.9}, {"shortlist": "proxy:2"})
+        ],
+        ({"rule": "rho_updated", "il_lr_scale": 0.0}, "above 0"),
+    ],
+)
+def test_options_that_can_not_be_stop_before_any_work(
+    trained: Callable[..., Path], tmp_path: Path, options: dict[str, Any], says: str
+) -> None:
     with pytest.raises(UsageError, match=says):
         trained(**options)
     assert not (tmp_path / "run").exists()
 
 
 def test_an_option_nobody_knows_is_refused_with_a_guess_and_a_resume_names_what_changed(
-        model: torch.nn.Module, trained: Callable[..., Path]) -> None:
+    model: torch.nn.Module, trained: Callable[..., Path]
+) -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'gumbel'"):
         Selector(model, "rho", 8, gumble=1.0)
     trained(steps=2, gumbel=0.5, class_quota=0.5)
@@ -246,11 +274,14 @@ def test_options_at_their_defaults_are_not_pinned_so_that_older_runs_go_on(train
     assert parse_quota("reducr").value > 0 and find_rule("rho").name == "rho"
 
 
-@pytest.mark.parametrize("options", [
-    {"gumbel": 0.5, "class_quota": 0.25, "ratio": "0:0.2,6:0.1", "uniform_every": 5, "shadow": "loss,grad_norm_is"},
-    pytest.param({"rule": "grad_norm_is", "warm_up": 2}, marks=pytest.mark.slow),
-    pytest.param({"clip": True, "deduplicate": 0.9, "class_quota": "reducr"}, marks=pytest.mark.slow),
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gumbel": 0.5, "class_quota": 0.25, "ratio": "0:0.2,6:0.1", "uniform_every": 5, "shadow": "loss,grad_norm_is"},
+        pytest.param({"rule": "grad_norm_is", "warm_up": 2}, marks=pytest.mark.slow),
+        pytest.param({"clip": True, "deduplicate": 0.9, "class_quota": "reducr"}, marks=pytest.mark.slow),
+    ],
+)
 def test_workers_and_pieces_change_nothing(trained: Callable[..., Path], options: dict[str, Any]) -> None:
     run = trained("whole", steps=12, threads=1, **options)
     for steps in (7, 12):
@@ -291,15 +322,57 @@ def test_options_of_the_command_line_reach_the_run(world: Path, tmp_path: Path) 
     from rhostream.cli import cli
     from rhostream.selection.rules import RULES
 
-    arguments = ["train", "--shards", str(world / "shards"), "--il", str(world / "il"), "--run", str(tmp_path / "run"),
-                 "--model", "mlp-64", "--buffer-size", "40", "--batch-size", "8", "--steps", "4", "--threads", "1"]
-    options = ["--rule", "rho", "--clip", "--gumbel", "0.5", "--warm-up", "1", "--stop-after", "3", "--ratio", "2:0.1",
-               "--class-quota", "0.5", "--deduplicate", "0.99", "--shadow", "loss,uniform"]
+    arguments = [
+        "train",
+        "--shards",
+        str(world / "shards"),
+        "--il",
+        str(world / "il"),
+        "--run",
+        str(tmp_path / "run"),
+        "--model",
+        "mlp-64",
+        "--buffer-size",
+        "40",
+        "--batch-size",
+        "8",
+        "--steps",
+        "4",
+        "--threads",
+        "1",
+    ]
+    options = [
+        "--rule",
+        "rho",
+        "--clip",
+        "--gumbel",
+        "0.5",
+        "--warm-up",
+        "1",
+        "--stop-after",
+        "3",
+        "--ratio",
+        "2:0.1",
+        "--class-quota",
+        "0.5",
+        "--deduplicate",
+        "0.99",
+        "--shadow",
+        "loss,uniform",
+    ]
     done = CliRunner().invoke(cli, [*arguments, *options])
     assert done.exit_code == 0, done.output
     pinned = json.loads((tmp_path / "run" / "run.json").read_text())["fingerprints"]
-    expected = {"clip": True, "gumbel": 0.5, "warm_up": 1, "stop_after": 3, "ratio": "2:0.1", "class_quota": "0.5",
-                "deduplicate": 0.99, "shadow": "loss,uniform"}
+    expected = {
+        "clip": True,
+        "gumbel": 0.5,
+        "warm_up": 1,
+        "stop_after": 3,
+        "ratio": "2:0.1",
+        "class_quota": "0.5",
+        "deduplicate": 0.99,
+        "shadow": "loss,uniform",
+    }
     assert {name: pinned[name] for name in expected} == expected
     shown = CliRunner().invoke(cli, ["train", "--help"]).output
     assert all(name in shown.replace("\n", " ") for name in RULES)

@@ -98,10 +98,15 @@ def test_what_a_rule_needs_is_read_off_its_parameters() -> None:
     assert not find_rule("tests.tiny:confident").needs_il
 
 
-@pytest.mark.parametrize(("name", "says"), [
-    ("grad_nrom", "did you mean 'grad_norm'"), ("tests.tiny:astray", "'losses'.*did you mean loss_B"),
-    ("tests.tiny:nothing", r"package\.module:function"), ("tests.tiny:np", r"package\.module:function"),
-])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("grad_nrom", "did you mean 'grad_norm'"),
+        ("tests.tiny:astray", "'losses'.*did you mean loss_B"),
+        ("tests.tiny:nothing", r"package\.module:function"),
+        ("tests.tiny:np", r"package\.module:function"),
+    ],
+)
 def test_a_rule_that_is_none_is_refused_and_the_inputs_are_listed(name: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         find_rule(name)
@@ -216,8 +221,16 @@ def test_the_step_is_that_of_the_weighted_mean_over_the_draws() -> None:
     selection = Selector(model, "grad_norm_is", 12)(buffer())
     assert 1 < len(selection) < selection.draws == 12
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, twin)]
-    losses, mean = take_step(model, optimizers[0], selection.input, selection.label, cross_entropy, total=12,
-                             weight=selection.factors, accumulate=3)
+    losses, mean = take_step(
+        model,
+        optimizers[0],
+        selection.input,
+        selection.label,
+        cross_entropy,
+        total=12,
+        weight=selection.factors,
+        accumulate=3,
+    )
     p = selection.score / selection.score.sum()
     times = np.rint(selection.weight[selection.rows] * 40 * p[selection.rows])
     rows = np.repeat(np.arange(len(selection)), times.astype(int))
@@ -286,13 +299,16 @@ def test_with_tau_the_choice_begins_uniform_and_is_sampled_once_that_pays(traine
 
 def test_dropout_draws_are_the_models_own_seeded_and_leave_it_as_it_was() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(256), nn.Linear(256, 32), nn.ReLU(), nn.Dropout(0.3),
-                          nn.Linear(32, 4)).train()
+    model = nn.Sequential(
+        nn.Flatten(), nn.BatchNorm1d(256), nn.Linear(256, 32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, 4)
+    ).train()
     model[4].eval()  # a user's own setting
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     modes = [m.training for m in model.modules()]
-    picks = [Selector(model, "bald", 8, mc_draws=5, seed=seed)(buffer(), step) for seed, step in
-             ((0, 0), (0, 0), (0, 1), (1, 0))]
+    picks = [
+        Selector(model, "bald", 8, mc_draws=5, seed=seed)(buffer(), step)
+        for seed, step in ((0, 0), (0, 0), (0, 1), (1, 0))
+    ]
     assert torch.equal(torch.get_rng_state(), state) and modes == [m.training for m in model.modules()]
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert picks[0].score.tolist() == picks[1].score.tolist()
@@ -326,8 +342,12 @@ def test_a_model_without_dropout_or_whose_dropout_does_nothing_is_refused(traine
 
 
 def test_a_run_with_dropout_draws_is_exact_over_pieces_and_workers_and_charged(trained: Callable[..., Path]) -> None:
-    options = {"rule": "loss_minus_conditional_entropy", "model": "tests.tiny:dropping", "mc_draws": 3,
-               "shadow": "bald,rho"}
+    options = {
+        "rule": "loss_minus_conditional_entropy",
+        "model": "tests.tiny:dropping",
+        "mc_draws": 3,
+        "shadow": "bald,rho",
+    }
     whole = trained("whole", steps=8, **options)
     for steps in (3, 8):
         pieces = trained("pieces", steps=steps, **options)

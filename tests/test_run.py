@@ -51,9 +51,15 @@ for kept in run:                                         # draws n_B, scores, ke
 def make(world: Path, tmp_path: Path) -> Make:
     """A run of a small network in tmp_path/run, and what it learns with."""
 
-    def made(folder: str = "run", rule: str = "rho", lr: float = 1e-2, stream: dict[str, Any] | None = None,
-             model: nn.Module | None = None, selector: dict[str, Any] | None = None,
-             **options: Any) -> tuple[rhostream.Run, nn.Module, torch.optim.Optimizer]:
+    def made(
+        folder: str = "run",
+        rule: str = "rho",
+        lr: float = 1e-2,
+        stream: dict[str, Any] | None = None,
+        model: nn.Module | None = None,
+        selector: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> tuple[rhostream.Run, nn.Module, torch.optim.Optimizer]:
         model = model or network()
         optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
         asked = {"il": str(world / "il"), "buffer_size": 40, **(stream or {})}
@@ -88,9 +94,11 @@ def rows(folder: Path, question: str = "SELECT * EXCLUDE (run) FROM selections")
 def weights(folder: Path) -> dict[str, bytes]:
     latest = checkpoint.latest(str(folder))
     assert latest is not None
-    return {name: hash_of for name, hash_of in
-            ((path.rsplit("/", 1)[1], digest.encode()) for path, digest in latest.files.items())
-            if name.endswith(".safetensors")}
+    return {
+        name: hash_of
+        for name, hash_of in ((path.rsplit("/", 1)[1], digest.encode()) for path, digest in latest.files.items())
+        if name.endswith(".safetensors")
+    }
 
 
 def as_text(folder: Path) -> list[str]:
@@ -135,8 +143,9 @@ def test_status_says_how_a_loop_of_ones_own_goes_on(make: Make, tmp_path: Path) 
 # -- empty buffers, steps ----------------------------------------------------------------------------------------------
 
 
-def test_a_buffer_of_which_nothing_is_kept_is_logged_and_never_handed_out(world: Path, make: Make,
-                                                                          tmp_path: Path) -> None:
+def test_a_buffer_of_which_nothing_is_kept_is_logged_and_never_handed_out(
+    world: Path, make: Make, tmp_path: Path
+) -> None:
     table = without_il(world / "il", tmp_path / "few", {0, 1, 3, 5, 6})
     asked = {"il": str(table), "missing_il": "skip", "lanes": 1, "buffer_size": 50}
     run, model, optimizer = make(stream=asked)
@@ -156,7 +165,8 @@ def test_a_buffer_of_which_nothing_is_kept_is_logged_and_never_handed_out(world:
     (lambda run, loss_b: run.step(0.5), "float"),
 ])  # fmt: skip
 def test_a_step_that_is_forgotten_told_twice_or_of_another_length_is_an_error(
-        make: Make, steps: Callable[[rhostream.Run, Tensor], object], says: str) -> None:
+    make: Make, steps: Callable[[rhostream.Run, Tensor], object], says: str
+) -> None:
     run, model, _ = make()
     with pytest.raises(UsageError, match=says):
         for kept in run:
@@ -187,8 +197,10 @@ def test_an_update_that_was_refused_keeps_nothing_and_says_so(make: Make, tmp_pa
         if not refused:
             optimizer.step()
         run.step(loss_b, torch.tensor(False) if run.steps == 4 else not refused)
-    found = rows(tmp_path / "run", "SELECT step, reason, count(*) AS n FROM selections WHERE reason != 'below' "
-                                   "GROUP BY ALL ORDER BY 1")
+    found = rows(
+        tmp_path / "run",
+        "SELECT step, reason, count(*) AS n FROM selections WHERE reason != 'below' GROUP BY ALL ORDER BY 1",
+    )
     assert found == [{"step": step, "reason": "unapplied" if step in (2, 4) else "kept", "n": 8} for step in range(6)]
     assert verify(str(tmp_path / "run"))["problems"] == []
 
@@ -262,10 +274,15 @@ def test_batches_that_no_update_takes_any_more_are_not_called_kept(world: Path, 
     for kept in run:
         loss_b = cross_entropy(model(kept.input), kept.label, reduction="none")
         run.step(loss_b, applied=run.closing and run.steps < 2)
-    found = rows(tmp_path / "run", "SELECT step, reason FROM selections WHERE reason IN ('kept', 'unapplied') "
-                                   "GROUP BY ALL ORDER BY 1")
-    assert found == [{"step": 0, "reason": "unapplied"}, {"step": 1, "reason": "kept"},
-                     {"step": 2, "reason": "unapplied"}]
+    found = rows(
+        tmp_path / "run",
+        "SELECT step, reason FROM selections WHERE reason IN ('kept', 'unapplied') GROUP BY ALL ORDER BY 1",
+    )
+    assert found == [
+        {"step": 0, "reason": "unapplied"},
+        {"step": 1, "reason": "kept"},
+        {"step": 2, "reason": "unapplied"},
+    ]
 
 
 # -- chance ------------------------------------------------------------------------------------------------------------
@@ -336,7 +353,8 @@ def test_a_commit_by_the_clock(make: Make, tmp_path: Path) -> None:
     run, model, optimizer = make(commit_seconds=1e-9, keep_checkpoints=100)
     learn(run, model, optimizer, until=4)
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
-        f"step={step:010d}" for step in (1, 2, 3)]
+        f"step={step:010d}" for step in (1, 2, 3)
+    ]
 
 
 def test_a_signal_commits_and_ends_the_loop(make: Make, tmp_path: Path) -> None:
@@ -425,8 +443,11 @@ def test_a_second_loop_over_a_run_that_is_over_says_where_passes_come_from(make:
 def test_a_loop_that_was_left_after_its_step_goes_on(make: Make, tmp_path: Path) -> None:
     learn(*make("whole", commit_every=4))
     run, model, optimizer = make(commit_every=4)
-    assert [learn(run, model, optimizer, until=5), learn(run, model, optimizer, until=1),
-            learn(run, model, optimizer)] == [5, 1, BUFFERS - 6]
+    assert [
+        learn(run, model, optimizer, until=5),
+        learn(run, model, optimizer, until=1),
+        learn(run, model, optimizer),
+    ] == [5, 1, BUFFERS - 6]
     assert as_text(tmp_path / "run") == as_text(tmp_path / "whole") and run.complete
 
 
@@ -487,10 +508,14 @@ def test_evaluations_stand_at_their_step(make: Make, tmp_path: Path) -> None:
         run.step(cross_entropy(model(kept.input), kept.label, reduction="none"))
         if run.steps in (1, 3):
             run.evaluated(accuracy=run.steps / 10, loss=1.0, samples=120)
-    found = rows(tmp_path / "run", "SELECT step, test_accuracy::DOUBLE AS accuracy, test_samples FROM steps "
-                                   "WHERE test_accuracy IS NOT NULL")
-    assert found == [{"step": 1, "accuracy": pytest.approx(0.1), "test_samples": 120},
-                     {"step": 3, "accuracy": pytest.approx(0.3), "test_samples": 120}]
+    found = rows(
+        tmp_path / "run",
+        "SELECT step, test_accuracy::DOUBLE AS accuracy, test_samples FROM steps WHERE test_accuracy IS NOT NULL",
+    )
+    assert found == [
+        {"step": 1, "accuracy": pytest.approx(0.1), "test_samples": 120},
+        {"step": 3, "accuracy": pytest.approx(0.3), "test_samples": 120},
+    ]
 
 
 def test_uniform_decodes_what_it_keeps(make: Make, tmp_path: Path) -> None:
@@ -499,8 +524,9 @@ def test_uniform_decodes_what_it_keeps(make: Make, tmp_path: Path) -> None:
     assert run.attempt.cost.decoded == BUFFERS * 8 and run.attempt.cost.scored == 0
 
 
-def test_uniform_in_a_loop_of_ones_own_keeps_what_train_keeps(make: Make, trained: Callable[..., Path],
-                                                             tmp_path: Path) -> None:
+def test_uniform_in_a_loop_of_ones_own_keeps_what_train_keeps(
+    make: Make, trained: Callable[..., Path], tmp_path: Path
+) -> None:
     learn(*make(rule="uniform"))
     theirs = trained("train", rule="uniform", steps=BUFFERS, seed=0)
     kept = "SELECT step, shard, ordinal FROM selections WHERE kept ORDER BY ALL"

@@ -20,8 +20,15 @@ from tests.own_loop import network
 SLOW = pytest.mark.slow
 
 
-def own_run(rank: int, world: str, run: str, until: int | None = None, wrap: str = "ddp",
-            states: str = "", buffer_size: int = 40) -> list[Any]:
+def own_run(
+    rank: int,
+    world: str,
+    run: str,
+    until: int | None = None,
+    wrap: str = "ddp",
+    states: str = "",
+    buffer_size: int = 40,
+) -> list[Any]:
     """The loop; `wrap`: ddp, fsdp or none. With `states` the loop keeps run.state_dict() itself. Left after `until`."""
     from torch.nn.parallel import DistributedDataParallel
 

@@ -27,13 +27,15 @@ BUFFERS = 25
 class Loop:
     """A loop that keeps its own checkpoints, in memory."""
 
-    def __init__(self, world: Path, folder: Path, seed: int = 0, rule: str = "rho", buffer_size: int = 40,
-                 **selector: Any) -> None:
+    def __init__(
+        self, world: Path, folder: Path, seed: int = 0, rule: str = "rho", buffer_size: int = 40, **selector: Any
+    ) -> None:
         self.model = network()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
         stream = rhostream.open_stream(str(world / "shards"), il=str(world / "il"), buffer_size=buffer_size, seed=seed)
-        self.run = rhostream.Run(str(folder), stream, rhostream.Selector(self.model, rule, 8, **selector),
-                                 config={"lr": 1e-2})
+        self.run = rhostream.Run(
+            str(folder), stream, rhostream.Selector(self.model, rule, 8, **selector), config={"lr": 1e-2}
+        )
 
     def go(self, until: int | None = None, save_at: tuple[int, ...] = ()) -> list[dict[str, Any]]:
         """The loop until so many buffers were gone through; the states saved after those of `save_at`."""
@@ -141,8 +143,9 @@ def test_of_two_that_go_on_from_one_state_the_newer_counts(loop: Make, tmp_path:
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"rule": "loss"}, {"buffer_size": 50}, {"gumbel": 0.5}])
-def test_the_state_of_another_plan_or_of_other_settings_is_refused(loop: Make, tmp_path: Path,
-                                                                   change: dict[str, Any]) -> None:
+def test_the_state_of_another_plan_or_of_other_settings_is_refused(
+    loop: Make, tmp_path: Path, change: dict[str, Any]
+) -> None:
     (state,) = loop().go(until=3, save_at=(3,))
     with pytest.raises(MismatchError):
         loop(**change).load(state)
@@ -193,8 +196,11 @@ def test_a_state_holds_what_the_selector_learns_beside_the_model(world: Path, tm
         mine = Loop(world, tmp_path / "run")
         proxy = rhostream.selection.proxy.Proxy(network(1))
         stream = rhostream.open_stream(str(world / "shards"), il=str(world / "il"), buffer_size=40)
-        mine.run = rhostream.Run(str(tmp_path / "run"), stream, rhostream.Selector(
-            mine.model, "rho", 8, proxy=proxy, shortlist=2, class_quota="reducr"))
+        mine.run = rhostream.Run(
+            str(tmp_path / "run"),
+            stream,
+            rhostream.Selector(mine.model, "rho", 8, proxy=proxy, shortlist=2, class_quota="reducr"),
+        )
         return mine
 
     (state,) = made().go(until=4, save_at=(4,))

@@ -50,12 +50,22 @@ def test_samples_that_dots_would_put_into_one_row_are_an_error_of_the_shard_with
     assert "39 samples would have no row" in why and "photo.0000.png" in why and summary.samples == 0
 
 
-@pytest.mark.parametrize(("extensions", "lost"), [
-    ({"png", "cls"}, 0), ({"png", "cls", "seg.png", "depth.png"}, 0), ({"jpg", "txt", "json", "jpg.json"}, 0),
-    ({"v2.png", "v2.cls"}, 0), ({"cls", "left.png", "right.png"}, 0), ({"tar.gz", "a.b.c"}, 0),
-    ({"1.png", "1.cls", "2.png", "2.cls"}, 1), ({"png", "cls", "1.png", "1.cls"}, 1),
-    ({"1.txt", "2.txt", "3.txt"}, 2), ({"1.jpg", "1.json", "2.jpg", "2.json"}, 1), ({"2024.01.npy", "2024.02.npy"}, 1),
-])
+@pytest.mark.parametrize(
+    ("extensions", "lost"),
+    [
+        ({"png", "cls"}, 0),
+        ({"png", "cls", "seg.png", "depth.png"}, 0),
+        ({"jpg", "txt", "json", "jpg.json"}, 0),
+        ({"v2.png", "v2.cls"}, 0),
+        ({"cls", "left.png", "right.png"}, 0),
+        ({"tar.gz", "a.b.c"}, 0),
+        ({"1.png", "1.cls", "2.png", "2.cls"}, 1),
+        ({"png", "cls", "1.png", "1.cls"}, 1),
+        ({"1.txt", "2.txt", "3.txt"}, 2),
+        ({"1.jpg", "1.json", "2.jpg", "2.json"}, 1),
+        ({"2024.01.npy", "2024.02.npy"}, 1),
+    ],
+)
 def test_what_lies_beside_a_sample_is_told_from_samples_of_their_own(extensions: set[str], lost: int) -> None:
     assert swallowed(extensions) == lost
 
@@ -81,8 +91,18 @@ def test_every_labelled_image_has_a_row_or_its_shard_is_refused(names: list[str]
 
 
 def test_a_sample_without_a_label_says_which_members_it_has(tmp_path: Path) -> None:
-    _, rows = indexed(tmp_path, [("a.v2.png", GOOD_PNG), ("a.v2.cls", b"1"), ("b.png", GOOD_PNG), ("b.class", b"1"),
-                                 ("c.gif", b"GIF"), ("c.cls", b"1"), *pairs(["d"])])
+    _, rows = indexed(
+        tmp_path,
+        [
+            ("a.v2.png", GOOD_PNG),
+            ("a.v2.cls", b"1"),
+            ("b.png", GOOD_PNG),
+            ("b.class", b"1"),
+            ("c.gif", b"GIF"),
+            ("c.cls", b"1"),
+            *pairs(["d"]),
+        ],
+    )
     assert [row["status"] for row in rows] == ["label:missing", "label:missing", "image:missing", "ok"]
     assert "members: v2.png, v2.cls; a key ends at its first dot" in str(rows[0]["error"])
     assert "members: png, class" in str(rows[1]["error"]) and "members: cls, gif" in str(rows[2]["error"])
@@ -98,8 +118,9 @@ def test_members_that_do_not_adjoin_are_told_to_be_sorted_and_stand_first_in_the
     assert [row["status"] for row in rows] == ["ok", "dup", "ok"] and "sort" not in str(rows[1]["error"])
 
 
-def test_links_are_counted_and_named_where_a_sample_lacks_them(tmp_path: Path,
-                                                               caplog: pytest.LogCaptureFixture) -> None:
+def test_links_are_counted_and_named_where_a_sample_lacks_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
         for number in range(6):
             for extension, data in (("cls", b"1"), ("png", GOOD_PNG)):
@@ -119,11 +140,21 @@ def test_links_are_counted_and_named_where_a_sample_lacks_them(tmp_path: Path,
 
 
 @pytest.mark.parametrize("name", DECODERS)
-@pytest.mark.parametrize(("mode", "options"), [
-    ("RGB", {}), ("L", {}), ("CMYK", {}), ("RGB", {"subsampling": 0, "quality": 95}),
-    ("RGB", {"restart_marker_blocks": 3}), ("RGB", {"optimize": True}), ("RGB", {"quality": 5})])
-def test_a_jpeg_that_stops_early_is_truncated_even_with_its_end_marker(name: str, mode: str,
-                                                                      options: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {}),
+        ("L", {}),
+        ("CMYK", {}),
+        ("RGB", {"subsampling": 0, "quality": 95}),
+        ("RGB", {"restart_marker_blocks": 3}),
+        ("RGB", {"optimize": True}),
+        ("RGB", {"quality": 5}),
+    ],
+)
+def test_a_jpeg_that_stops_early_is_truncated_even_with_its_end_marker(
+    name: str, mode: str, options: dict[str, object]
+) -> None:
     decode, out = DECODERS[name], np.zeros((48, 48, 3), np.uint8)
     for side in (9, 64, 100):
         whole = saved("JPEG", photo(side).convert(mode), **options)

@@ -244,8 +244,11 @@ def test_a_shard_far_larger_than_memory_is_indexed_and_read(tmp_path: Path) -> N
     with path.open("wb") as file:
         for number in range(12):
             body = png(rng.integers(0, 255, (16, 16), dtype=np.uint8))
-            for name, size, data in ((f"{number:06d}.png", len(body), body), (f"{number:06d}.cls", 1, b"1"),
-                                     (f"{number:06d}.bin", 512 << 20, b"")):  # 6 GB in all, on disk hardly any
+            for name, size, data in (
+                (f"{number:06d}.png", len(body), body),
+                (f"{number:06d}.cls", 1, b"1"),
+                (f"{number:06d}.bin", 512 << 20, b""),
+            ):  # 6 GB in all, on disk hardly any
                 header = tarfile.TarInfo(name)
                 header.size = size
                 file.write(header.tobuf(tarfile.USTAR_FORMAT) + data)

@@ -128,8 +128,7 @@ def test_a_json_that_nobody_needs_is_not_read(tmp_path: Path) -> None:
 def test_kept_fields_that_do_not_fit_are_null_and_counted(tmp_path: Path) -> None:
     values = [1, True, "x", 2.5, None, 2**63, "\ud800", [1]]
     records = [json.dumps(dict.fromkeys("bifs", value)).encode() for value in values]
-    members = [(f"{i}.{e}", d) for i, r in enumerate(records)
-               for e, d in (("png", GOOD), ("cls", b"0"), ("json", r))]
+    members = [(f"{i}.{e}", d) for i, r in enumerate(records) for e, d in (("png", GOOD), ("cls", b"0"), ("json", r))]
     chunks, end = everything(
         write_tar(tmp_path / "a.tar", members), ScanSettings(keep={"b": "bool", "i": "int", "f": "float", "s": "str"})
     )

@@ -26,8 +26,12 @@ VALUES = st.one_of(st.floats(width=32), st.sampled_from([0.0, 1.0, math.nan, mat
 def buffer(n: int = 40, seed: int = 0, classes: int = 4, **changes: object) -> Candidates:
     rng = np.random.default_rng(seed)
     fields = {
-        "pass_index": 0, "index": seed, "shard": np.zeros(n, np.int32), "ordinal": np.arange(n, dtype=np.int32),
-        "key": pa.array([f"k{i}" for i in range(n)]), "label": torch.from_numpy(rng.integers(0, classes, n)),
+        "pass_index": 0,
+        "index": seed,
+        "shard": np.zeros(n, np.int32),
+        "ordinal": np.arange(n, dtype=np.int32),
+        "key": pa.array([f"k{i}" for i in range(n)]),
+        "label": torch.from_numpy(rng.integers(0, classes, n)),
         "il": torch.from_numpy(rng.exponential(1.0, n).astype(np.float32)),
         "reason": np.full(n, CANDIDATE, np.uint8),
         "image": torch.from_numpy(rng.integers(0, 255, (n, 16, 16, 1), dtype=np.uint8)),

@@ -23,8 +23,19 @@ RULES = "loss,small_loss,grad_norm,grad_norm_is,uniform,irreducible"
 @pytest.fixture(scope="module")
 def shadowed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shadowed") / "run"
-    rhostream.train([str(world / "shards")], str(world / "il"), str(folder), buffer_size=40, batch_size=8, threads=1,
-                    model="mlp-64", steps=20, checkpoint_every=8, uniform_every=5, shadow=RULES)
+    rhostream.train(
+        [str(world / "shards")],
+        str(world / "il"),
+        str(folder),
+        buffer_size=40,
+        batch_size=8,
+        threads=1,
+        model="mlp-64",
+        steps=20,
+        checkpoint_every=8,
+        uniform_every=5,
+        shadow=RULES,
+    )
     return folder
 
 
@@ -50,8 +61,17 @@ def test_each_rule_has_a_row_for_each_sample_that_was_scored_and_its_own_choice(
 
 
 def test_a_shadow_costs_no_forward_and_changes_nothing(shadowed: Path, world: Path, tmp_path: Path) -> None:
-    rhostream.train([str(world / "shards")], str(world / "il"), str(tmp_path / "plain"), buffer_size=40, batch_size=8,
-                    model="mlp-64", steps=20, uniform_every=5, threads=1)
+    rhostream.train(
+        [str(world / "shards")],
+        str(world / "il"),
+        str(tmp_path / "plain"),
+        buffer_size=40,
+        batch_size=8,
+        model="mlp-64",
+        steps=20,
+        uniform_every=5,
+        threads=1,
+    )
     costs = [json.loads((run / "cost.json").read_text()) for run in (shadowed, tmp_path / "plain")]
     assert same(shadowed, tmp_path / "plain") and costs[0]["forward_units"] == costs[1]["forward_units"]
 
@@ -61,13 +81,24 @@ def test_what_a_rule_would_have_kept_is_what_it_keeps_in_a_first_step_of_its_own
     chosen = {}
     for rule in ("rho", "loss", "grad_norm_is"):
         run = tmp_path / rule
-        rhostream.train([str(world / "shards")], str(world / "il"), str(run), buffer_size=40, batch_size=8,
-                        model="mlp-64", steps=1, rule=rule, threads=1, **with_shadow)
+        rhostream.train(
+            [str(world / "shards")],
+            str(world / "il"),
+            str(run),
+            buffer_size=40,
+            batch_size=8,
+            model="mlp-64",
+            steps=1,
+            rule=rule,
+            threads=1,
+            **with_shadow,
+        )
         with rhostream.open_ledger(str(run)) as ledger:
             chosen[rule] = ledger.sql("SELECT shard, ordinal FROM selections WHERE kept ORDER BY ALL").to_pylist()
             for other in ("rho", "loss", "grad_norm_is"):
-                found = ledger.sql("SELECT shard, ordinal FROM shadow WHERE kept AND rule = $r ORDER BY ALL",
-                                   {"r": other}).to_pylist()
+                found = ledger.sql(
+                    "SELECT shard, ordinal FROM shadow WHERE kept AND rule = $r ORDER BY ALL", {"r": other}
+                ).to_pylist()
                 assert chosen.setdefault(f"shadow {other}", found) == found
     assert all(chosen[rule] == chosen[f"shadow {rule}"] for rule in ("rho", "loss", "grad_norm_is"))
 
@@ -93,9 +124,15 @@ def _bytes_a_row(rows: int, rules: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         writer = ShadowWriter(folder, 0)
         for step in range(rows // 320):
-            writer.take(0, step, np.sort(rng.integers(0, 100, 320)).astype(np.int32), names,
-                        rng.integers(0, 10_000, 320).astype(np.int32), rng.random((rules, 320)).astype(np.float32),
-                        rng.random((rules, 320)) < 0.1)
+            writer.take(
+                0,
+                step,
+                np.sort(rng.integers(0, 100, 320)).astype(np.int32),
+                names,
+                rng.integers(0, 10_000, 320).astype(np.int32),
+                rng.random((rules, 320)).astype(np.float32),
+                rng.random((rules, 320)) < 0.1,
+            )
         (segment,) = writer.flush()
     return float(segment["bytes"] / segment["rows"])
 
@@ -112,8 +149,9 @@ def test_the_named_questions_show_agreement_and_noise(shadowed: Path) -> None:
     assert noisy["loss"]["noisy_share"] > 2 * noisy["uniform"]["noisy_share"] > 0
 
 
-def test_a_damaged_shadow_is_found_and_a_run_without_one_has_an_empty_view(shadowed: Path, tmp_path: Path,
-                                                                           trained: Callable[..., Path]) -> None:
+def test_a_damaged_shadow_is_found_and_a_run_without_one_has_an_empty_view(
+    shadowed: Path, tmp_path: Path, trained: Callable[..., Path]
+) -> None:
     import shutil
 
     run = tmp_path / "copy"
@@ -141,15 +179,26 @@ def test_a_rules_name_is_text_and_never_sql(shadowed: Path, tmp_path: Path) -> N
     (run / "run.json").write_text(json.dumps(record))
     with rhostream.open_ledger(str(run)) as ledger:
         assert ledger.sql("SELECT DISTINCT rule FROM shadow ORDER BY ALL")[0].to_pylist() == [
-            "a' AS rule FROM runs; --", "loss"]
+            "a' AS rule FROM runs; --",
+            "loss",
+        ]
 
 
 @pytest.mark.slow
-def test_killed_and_started_again_the_shadow_holds_each_step_once(world: Path, tmp_path: Path,
-                                                                  shadowed: Path) -> None:
-    options = {"shards": [str(world / "shards")], "il": str(world / "il"), "run": str(tmp_path / "run"), "threads": 1,
-               "buffer_size": 40, "batch_size": 8, "model": "mlp-64", "steps": 20, "checkpoint_every": 8,
-               "uniform_every": 5, "shadow": RULES}
+def test_killed_and_started_again_the_shadow_holds_each_step_once(world: Path, tmp_path: Path, shadowed: Path) -> None:
+    options = {
+        "shards": [str(world / "shards")],
+        "il": str(world / "il"),
+        "run": str(tmp_path / "run"),
+        "threads": 1,
+        "buffer_size": 40,
+        "batch_size": 8,
+        "model": "mlp-64",
+        "steps": 20,
+        "checkpoint_every": 8,
+        "uniform_every": 5,
+        "shadow": RULES,
+    }
     train_killed_at(11, options)
     rhostream.train(**options)
     found = []

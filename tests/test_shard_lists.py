@@ -95,7 +95,8 @@ def test_any_other_form_is_refused_in_one_sentence(here: Path, form: str) -> Non
 
 
 def test_linked_folders_are_listed_and_links_that_lead_back_are_counted(
-        here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("data/own.tar", "data/z/deep.tar", "big/big.tar"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()
@@ -264,10 +265,12 @@ STRANGE: dict[str, Any] = {
 MAY_BE = ("long", "file", "colon", "twice")  # a path, though an odd one: a shard that isn't there is named as bad
 
 
-@pytest.mark.parametrize("form", [pytest.param(form, marks=[pytest.mark.slow] if form in MAY_BE else [])
-                                  for form in STRANGE])
+@pytest.mark.parametrize(
+    "form", [pytest.param(form, marks=[pytest.mark.slow] if form in MAY_BE else []) for form in STRANGE]
+)
 def test_no_verb_answers_a_strange_argument_with_an_internal_error(
-        small: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    small: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     wrong = []
     for name, call in _verbs(small, tmp_path):
@@ -298,8 +301,15 @@ def test_a_table_a_run_and_a_shard_in_each_others_place_are_told_apart(small: Pa
 
 
 ROOTS: dict[str, list[str]] = {
-    "no URL": ["data"], "no name": ["=data"], "empty": [""], "a slash": ["a/b=data"], "twice": ["a=x", "a=y"],
-    "one place": ["a=x", "b=./x"], "dots": ["..=x"], "the mark of absolute names": ["_=x"], "blank": ["a= "],
+    "no URL": ["data"],
+    "no name": ["=data"],
+    "empty": [""],
+    "a slash": ["a/b=data"],
+    "twice": ["a=x", "a=y"],
+    "one place": ["a=x", "b=./x"],
+    "dots": ["..=x"],
+    "the mark of absolute names": ["_=x"],
+    "blank": ["a= "],
 }
 
 
@@ -330,7 +340,9 @@ def test_a_part_of_another_shard_is_never_taken_for_ones_own(small: Path, tmp_pa
     one, two = make_shards(folder, [6, 6])
     rhostream.index([one], table)  # type: ignore[list-item]
     os.rename(il.part_url(table, str(one)), il.part_url(table, str(two)))
-    for refused in (lambda: rhostream.index([str(two)], table),
-                    lambda: rhostream.open_stream([str(two)], table, needs_il=False)):
+    for refused in (
+        lambda: rhostream.index([str(two)], table),
+        lambda: rhostream.open_stream([str(two)], table, needs_il=False),
+    ):
         with pytest.raises(MismatchError, match=r"train-001\.tar is that of .*train-000\.tar"):
             refused()

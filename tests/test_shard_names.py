@@ -50,8 +50,15 @@ def _made(folder: Path, table: Path) -> list[str]:
     """A table of two shards there and a run on it; the names that SQL has for them."""
     make_shards(folder, [30, 14])
     rhostream.index([folder], str(table))  # type: ignore[list-item]
-    rhostream.train([folder], str(table), str(table) + "-run", rule="uniform", model="mlp-64",  # type: ignore[list-item]
-                    buffer_size=16, batch_size=4)
+    rhostream.train(
+        [folder],
+        str(table),
+        str(table) + "-run",
+        rule="uniform",
+        model="mlp-64",  # type: ignore[list-item]
+        buffer_size=16,
+        batch_size=4,
+    )
     with rhostream.open_ledger(str(table) + "-run") as ledger:
         asked = "SELECT DISTINCT shard FROM {} ORDER BY shard"
         names = [row["shard"] for row in ledger.sql(asked.format("selections")).to_pylist()]
@@ -68,7 +75,8 @@ def test_a_folder_of_a_long_name_in_another_script_is_one_like_others(tmp_path: 
     folder = tmp_path / "данные-для-обучения-часть-первая-очищенная-версия"
     assert _made(folder, tmp_path / "il") == [f"{folder}/train-{n:03d}.tar" for n in range(2)]
     assert status_of(str(tmp_path / "il"), [str(make_shards(tmp_path / "o", [3])[0])])["first_stale"][0].startswith(
-        str(folder))
+        str(folder)
+    )
 
 
 def test_a_folder_whose_name_is_no_unicode_is_one_like_others(tmp_path: Path) -> None:

@@ -115,9 +115,7 @@ def members(data: bytes) -> list[tarfile.TarInfo]:
 # -- bytes ------------------------------------------------------------------------------------------
 
 
-def test_the_same_arguments_give_the_same_bytes_and_another_seed_gives_others(
-    idx: Path, tmp_path: Path
-) -> None:
+def test_the_same_arguments_give_the_same_bytes_and_another_seed_gives_others(idx: Path, tmp_path: Path) -> None:
     for name, seed in (("one", 3), ("two", 3), ("other", 4)):
         make("web", tmp_path / name, base="fashion-mnist", source=idx, samples_per_shard=100, seed=seed)
     assert files(tmp_path / "one") == files(tmp_path / "two")
@@ -155,9 +153,7 @@ def test_what_is_read_back_is_what_was_in_the_idx_file(idx: Path, tmp_path: Path
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(content["fashion-test-0000013.png"]))), images[13])
 
 
-def test_the_same_command_again_finishes_a_stopped_run_and_then_changes_nothing(
-    idx: Path, tmp_path: Path
-) -> None:
+def test_the_same_command_again_finishes_a_stopped_run_and_then_changes_nothing(idx: Path, tmp_path: Path) -> None:
     whole = make("fashion-mnist", tmp_path, source=idx, samples_per_shard=100)
     before = files(tmp_path)
     (tmp_path / "train-000002.tar").unlink()
@@ -291,9 +287,7 @@ def test_the_order_is_shuffled_over_all_shards_or_sorted_by_the_label_as_given()
 
 def test_one_purposes_draws_do_not_depend_on_anothers_settings() -> None:
     few = {s.key: s.label for s in loaded(web.samples(many(500), noise_rate=0.2, copies=0))}
-    more = {
-        s.key: s.label for s in loaded(web.samples(many(500), noise_rate=0.2, order="class-sorted", copies=0))
-    }
+    more = {s.key: s.label for s in loaded(web.samples(many(500), noise_rate=0.2, order="class-sorted", copies=0))}
     assert few == more
 
 
@@ -328,9 +322,7 @@ def test_settings_out_of_range_are_refused_before_any_work(settings: dict[str, A
 def test_an_idx_file_is_read_strictly(what: str, tmp_path: Path) -> None:
     path = tmp_path / "labels.gz"
     path.write_bytes(BROKEN_IDX[what])
-    with pytest.raises(
-        UsageError, match=f"labels.gz has .*{what.strip()}.*, expected .*; copy the file again"
-    ):
+    with pytest.raises(UsageError, match=f"labels.gz has .*{what.strip()}.*, expected .*; copy the file again"):
         read_idx(path, 1)
 
 
@@ -373,9 +365,7 @@ def test_the_real_files_give_the_real_set_and_a_download_of_them_passes_its_chec
     assert sorted(path.name for path in data.iterdir()) == IDX_NAMES
     whole = fashion_mnist.samples(source=data)
     assert len(whole) == 60_000 and list(np.bincount(whole.labels)) == [6000] * CLASSES
-    summary = make(
-        "web", tmp_path / "web", base="fashion-mnist", source=data, limit=300, samples_per_shard=200
-    )
+    summary = make("web", tmp_path / "web", base="fashion-mnist", source=data, limit=300, samples_per_shard=200)
     assert (summary.shards, summary.samples, summary.duplicates) == (3, 600, 300)
     assert check([tmp_path / "web"], expect_samples=600).ok
 
@@ -401,9 +391,7 @@ def test_imagefolder_keeps_the_bytes_sorts_the_classes_and_counts_what_it_leaves
     assert check([tmp_path / "out"]).ok
 
 
-def test_imagefolder_refuses_what_has_no_classes_and_classes_without_images(
-    photos: Path, tmp_path: Path
-) -> None:
+def test_imagefolder_refuses_what_has_no_classes_and_classes_without_images(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no subfolders"):
         imagefolder.samples(source=photos / "dog")
     with pytest.raises(UsageError, match="is not a folder"):
@@ -482,9 +470,7 @@ def test_a_tar_cut_at_any_block_is_found_and_the_other_shards_are_checked_still(
         ),
     ],
 )
-def test_what_is_wrong_with_a_sample_is_found_and_named(
-    folder: Path, shard: Any, kind: str, words: str
-) -> None:
+def test_what_is_wrong_with_a_sample_is_found_and_named(folder: Path, shard: Any, kind: str, words: str) -> None:
     (folder / "t-3.tar").write_bytes(shard())
     report = check([folder])
     assert list(report.problems) == [kind] and len(report.problems[kind]) == 1

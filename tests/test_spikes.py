@@ -36,8 +36,16 @@ SPIKE = {"from_step": 6, "skip_buffers": "7:9"}
 
 
 def go(world: Path, folder: Path, steps: int = 12, **more: Any) -> Any:
-    settings: dict[str, Any] = {"model": "mlp-64", "buffer_size": 40, "batch_size": 8, "checkpoint_every": 2,
-                                "keep_checkpoints": 10, "threads": 1, "steps": steps, **more}
+    settings: dict[str, Any] = {
+        "model": "mlp-64",
+        "buffer_size": 40,
+        "batch_size": 8,
+        "checkpoint_every": 2,
+        "keep_checkpoints": 10,
+        "threads": 1,
+        "steps": steps,
+        **more,
+    }
     return train(str(world / "shards"), str(world / "il"), str(folder), **settings)
 
 
@@ -79,8 +87,9 @@ def stop_at(step: int) -> Callable[[dict[str, Any]], None]:
 # -- train -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_goes_back_and_passes_over_the_buffers_of_a_spike_and_its_ledger_is_one_branch(world: Path,
-                                                                                             tmp_path: Path) -> None:
+def test_a_run_goes_back_and_passes_over_the_buffers_of_a_spike_and_its_ledger_is_one_branch(
+    world: Path, tmp_path: Path
+) -> None:
     run, fresh = tmp_path / "run", tmp_path / "fresh"
     go(world, run)
     left = rows(run)
@@ -91,7 +100,9 @@ def test_a_run_goes_back_and_passes_over_the_buffers_of_a_spike_and_its_ledger_i
     assert [step for step, why in found.items() if "passed_over" in why] == [7, 8]
     assert all("kept" not in found[step] for step in (7, 8)) and "kept" in found[9]
     assert ask(run, "SELECT step, kept, candidates FROM steps WHERE candidates = 0") == [
-        {"step": 7, "kept": 0, "candidates": 0}, {"step": 8, "kept": 0, "candidates": 0}]
+        {"step": 7, "kept": 0, "candidates": 0},
+        {"step": 8, "kept": 0, "candidates": 0},
+    ]
     assert summary.cost["decoded"] == summary.cost["trained"] // 8 * 40 == 400
     assert rows(run)[: 7 * 40] == left[: 7 * 40] and rows(run)[-40:] != left[-40:]
     assert verify(str(run))["problems"] == []
@@ -105,8 +116,10 @@ def test_the_turn_is_recorded_said_and_makes_another_setting(world: Path, tmp_pa
     go(world, run, 8)
     before, began = setting_of(open_runs([str(run)])[0]), (run / "run.json").read_bytes()
     go(world, run, 10, **SPIKE)
-    changes = [{"field": "from_step", "old": 8, "new": 6, "step": 6, "attempt": 1},
-               {"field": "skip_buffers", "old": None, "new": "7:9", "step": 6, "attempt": 1}]
+    changes = [
+        {"field": "from_step", "old": 8, "new": 6, "step": 6, "attempt": 1},
+        {"field": "skip_buffers", "old": None, "new": "7:9", "step": 6, "attempt": 1},
+    ]
     latest = checkpoint.latest(str(run))
     assert latest is not None and latest.changes == changes and (run / "run.json").read_bytes() == began
     note = json.loads((run / "attempts" / "1.json").read_text())
@@ -136,15 +149,18 @@ def test_going_back_takes_a_changed_rate_back_too_and_a_schedule_to_its_step(wor
     go(world, run, 10, change="lr=0.1", **more)
     go(world, run, 12, **SPIKE, **more)
     go(world, fresh, 12, skip_buffers="7:9", **more)
-    rates = [[row["rate"] for row in ask(folder, "SELECT learning_rate AS rate FROM steps ORDER BY step")]
-             for folder in (run, fresh)]
+    rates = [
+        [row["rate"] for row in ask(folder, "SELECT learning_rate AS rate FROM steps ORDER BY step")]
+        for folder in (run, fresh)
+    ]
     assert rates[0] == rates[1] and rates[0][10] == pytest.approx(5e-4)
     assert rows(run) == rows(fresh) and same_weights(run, fresh)
 
 
 @pytest.mark.slow
-def test_a_second_spike_is_a_second_turn_and_going_back_behind_the_first_forgets_it(world: Path,
-                                                                                    tmp_path: Path) -> None:
+def test_a_second_spike_is_a_second_turn_and_going_back_behind_the_first_forgets_it(
+    world: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     go(world, run, 8, checkpoint_every=2)
     go(world, run, 12, from_step=4, skip_buffers="5:6")
@@ -168,8 +184,9 @@ def test_a_second_spike_is_a_second_turn_and_going_back_behind_the_first_forgets
     ({"from_step": 8}, "kept are those of step 2, 4, 6"), ({"from_step": -1}, "expected the step"),
     ({"from_step": 4, "skip_buffers": "3:5"}, "goes on from step 4"),
 ])  # fmt: skip
-def test_a_turn_that_can_not_be_is_refused_before_any_work(world: Path, tmp_path: Path, asked: dict[str, Any],
-                                                           says: str) -> None:
+def test_a_turn_that_can_not_be_is_refused_before_any_work(
+    world: Path, tmp_path: Path, asked: dict[str, Any], says: str
+) -> None:
     go(world, tmp_path / "run", 6)
     before = sorted((str(p), p.stat().st_mtime_ns) for p in tmp_path.rglob("*"))
     with pytest.raises(UsageError, match=says):
@@ -190,8 +207,12 @@ def test_a_turn_needs_a_commit_to_go_back_to_and_a_step_to_take(world: Path, tmp
 def test_uniform_steps_and_the_tail_keep_their_reasons(world: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     go(world, run, 26, rule="uniform", skip_buffers="24:26", checkpoint_every=26)
-    counts = {(r["step"], r["reason"]): r["n"] for r in ask(
-        run, "SELECT step, reason, count(*) n FROM selections WHERE step >= 24 OR step IS NULL GROUP BY ALL")}
+    counts = {
+        (r["step"], r["reason"]): r["n"]
+        for r in ask(
+            run, "SELECT step, reason, count(*) n FROM selections WHERE step >= 24 OR step IS NULL GROUP BY ALL"
+        )
+    }
     assert set(counts) == {(24, "passed_over"), (25, "passed_over"), (None, "tail")}
     assert verify(str(run))["problems"] == []
 
@@ -203,6 +224,7 @@ def test_a_stretch_is_two_numbers(text: str) -> None:
 
 
 # -- death -------------------------------------------------------------------------------------------------------------
+
 
 def die(world: str, folder: str, point: str) -> None:
     crashpoints.arm(point)
@@ -230,14 +252,26 @@ def test_a_turn_that_was_killed_is_made_again_to_the_same_effect(world: Path, tm
 # -- a loop of one's own -----------------------------------------------------------------------------------------------
 
 
-def own(world: Path, folder: Path, steps: int = 12, state: bool = True, saved: dict[str, Any] | None = None,
-        save_at: int = -1, until: int | None = None, every: int = 2, **options: Any) -> dict[str, Any]:
+def own(
+    world: Path,
+    folder: Path,
+    steps: int = 12,
+    state: bool = True,
+    saved: dict[str, Any] | None = None,
+    save_at: int = -1,
+    until: int | None = None,
+    every: int = 2,
+    **options: Any,
+) -> dict[str, Any]:
     """The loop; without `state` it keeps its own checkpoint, of which it returns the one of `save_at`."""
     model, found = network(), dict[str, Any]()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     buffers = rhostream.open_stream(str(world / "shards"), str(world / "il"), buffer_size=40)
-    given: dict[str, Any] = {"state": {"model": model, "optimizer": optimizer}, "commit_every": every,
-                             "keep_checkpoints": 10} if state else {}
+    given: dict[str, Any] = (
+        {"state": {"model": model, "optimizer": optimizer}, "commit_every": every, "keep_checkpoints": 10}
+        if state
+        else {}
+    )
     run = rhostream.Run(str(folder), buffers, rhostream.Selector(model, "rho", 8), steps=steps, **given, **options)
     if saved is not None:
         model.load_state_dict(saved["model"])
@@ -301,8 +335,14 @@ def test_the_attempt_that_was_left_can_not_commit_any_more(world: Path, tmp_path
     own(world, run, 8)
     optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2)
     buffers = rhostream.open_stream(str(world / "shards"), str(world / "il"), buffer_size=40)
-    old = rhostream.Run(str(run), buffers, rhostream.Selector(made, "rho", 8), commit_every=2, steps=12,
-                        state={"model": made, "optimizer": optimizer})
+    old = rhostream.Run(
+        str(run),
+        buffers,
+        rhostream.Selector(made, "rho", 8),
+        commit_every=2,
+        steps=12,
+        state={"model": made, "optimizer": optimizer},
+    )
     with pytest.raises(SupersededError):  # the other goes back while this one is in its loop
         for kept in old:
             if old.steps == 9:
@@ -327,8 +367,23 @@ def test_a_cost_account_of_an_earlier_end_is_made_again(world: Path, tmp_path: P
 
 
 def test_the_command_line_has_the_options_and_refuses_in_one_sentence(world: Path, tmp_path: Path) -> None:
-    argv = ["train", "--shards", str(world / "shards"), "--il", str(world / "il"), "--run", str(tmp_path / "run"),
-            "--model", "mlp-64", "--buffer-size", "40", "--batch-size", "8", "--checkpoint-every", "2"]
+    argv = [
+        "train",
+        "--shards",
+        str(world / "shards"),
+        "--il",
+        str(world / "il"),
+        "--run",
+        str(tmp_path / "run"),
+        "--model",
+        "mlp-64",
+        "--buffer-size",
+        "40",
+        "--batch-size",
+        "8",
+        "--checkpoint-every",
+        "2",
+    ]
     command(*argv, "--steps", 6)
     command(*argv, "--steps", 6, "--from-step", 4, "--skip-buffers", "4:5")
     assert [step for step, why in reasons(tmp_path / "run").items() if "passed_over" in why] == [4]

@@ -26,9 +26,17 @@ def open_world(world: Path, **options: object) -> object:
 
 def content(candidates: Candidates) -> tuple[object, ...]:
     rows = candidates.candidate_rows
-    return (candidates.pass_index, candidates.index, candidates.shard.tolist(), candidates.ordinal.tolist(),
-            candidates.key.to_pylist(), candidates.label.tolist(), candidates.il.numpy().tobytes(),
-            candidates.reason.tolist(), candidates.image.numpy()[rows].tobytes())
+    return (
+        candidates.pass_index,
+        candidates.index,
+        candidates.shard.tolist(),
+        candidates.ordinal.tolist(),
+        candidates.key.to_pylist(),
+        candidates.label.tolist(),
+        candidates.il.numpy().tobytes(),
+        candidates.reason.tolist(),
+        candidates.image.numpy()[rows].tobytes(),
+    )
 
 
 @pytest.fixture
@@ -59,8 +67,9 @@ def test_a_shard_that_gave_the_tail_alone_must_be_unchanged_too(tmp_path: Path) 
     rhostream.index([str(tmp_path / "shards")], str(tmp_path / "il"))
 
     def tail_of(seed: int) -> Candidates:
-        return rhostream.open_stream(str(tmp_path / "shards"), str(tmp_path / "il"), buffer_size=40, lanes=4,
-                                     needs_il=False, seed=seed).stream.tail(0)
+        return rhostream.open_stream(
+            str(tmp_path / "shards"), str(tmp_path / "il"), buffer_size=40, lanes=4, needs_il=False, seed=seed
+        ).stream.tail(0)
 
     seed = next(seed for seed in range(100) if 2 in tail_of(seed).shard)
     (other,) = make_shards(tmp_path / "other", [9], seed=1)
@@ -145,8 +154,12 @@ def test_a_part_of_another_model_is_refused(world: Path, copy: Path) -> None:
     with pytest.raises(MismatchError, match="fingerprint"):
         rhostream.open_stream(str(world / "shards"), str(copy / "il"), buffer_size=40)
     with pytest.raises(MismatchError, match="weights"):
-        rhostream.compute_il([str(world / "shards")], str(copy / "other"), str(world / "il"),
-                             keep={"is_noisy": "bool", "true_label": "int"})
+        rhostream.compute_il(
+            [str(world / "shards")],
+            str(copy / "other"),
+            str(world / "il"),
+            keep={"is_noisy": "bool", "true_label": "int"},
+        )
 
 
 def test_a_changed_shard_is_an_error_and_a_copy_only_a_warning(world: Path, tmp_path: Path) -> None:
@@ -154,8 +167,9 @@ def test_a_changed_shard_is_an_error_and_a_copy_only_a_warning(world: Path, tmp_
     rhostream.index([str(tmp_path / "shards")], str(tmp_path / "index"))
 
     def run() -> int:
-        loader = rhostream.open_stream(str(tmp_path / "shards"), str(tmp_path / "index"), buffer_size=20,
-                                       needs_il=False)
+        loader = rhostream.open_stream(
+            str(tmp_path / "shards"), str(tmp_path / "index"), buffer_size=20, needs_il=False
+        )
         return sum((c.reason == CANDIDATE).sum() for c in loader)
 
     assert run() == 120
@@ -208,8 +222,15 @@ def test_kept_rows_outlive_their_slot(world: Path) -> None:
     assert torch.equal(taken.image, before)
 
 
-@pytest.mark.parametrize(("url", "says"), [("pipe:cat x", "shell"), ("ftp://x/y.tar", "not allowed"),
-                                           ("a.tar::b.tar", "two meanings"), ("/nowhere/*.tar", "no file matches")])
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("pipe:cat x", "shell"),
+        ("ftp://x/y.tar", "not allowed"),
+        ("a.tar::b.tar", "two meanings"),
+        ("/nowhere/*.tar", "no file matches"),
+    ],
+)
 def test_urls_that_can_not_be_are_refused(url: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         storage.expand([url])

@@ -28,7 +28,8 @@ def one_thread() -> Iterator[None]:
 
 
 def test_the_keep_list_holds_the_most_uncertain_tenth_of_all_samples_and_its_cost_is_charged(
-        world: Path, tmp_path: Path, trained: Callable[..., Path]) -> None:
+    world: Path, tmp_path: Path, trained: Callable[..., Path]
+) -> None:
     made = svp([str(world / "shards")], str(world / "il"), str(tmp_path / "svp"), model="mlp-64", passes=1, share=0.1)
     assert (made["samples"], made["left_out"], made["kept"]) == (1003, 0, 100)
     assert made["fit_samples"] == 992  # 31 of 32: one pass
@@ -60,12 +61,24 @@ def test_the_keep_list_holds_the_most_uncertain_tenth_of_all_samples_and_its_cos
 
 
 def test_the_program_writes_the_same_and_refuses_a_share_that_is_none(world: Path, tmp_path: Path) -> None:
-    arguments = ["--shards", str(world / "shards"), "--il", str(world / "il"), "--out", str(tmp_path), "--model",
-                 "mlp-64", "--passes", "1", "--batch-size", "64"]
+    arguments = [
+        "--shards",
+        str(world / "shards"),
+        "--il",
+        str(world / "il"),
+        "--out",
+        str(tmp_path),
+        "--model",
+        "mlp-64",
+        "--passes",
+        "1",
+        "--batch-size",
+        "64",
+    ]
     done = CliRunner().invoke(main, [*arguments, "--share", "0.05"])
-    assert done.exit_code == 0 and json.loads(done.stdout[done.stdout.index("{"):])["kept"] == 50
+    assert done.exit_code == 0 and json.loads(done.stdout[done.stdout.index("{") :])["kept"] == 50
     again = CliRunner().invoke(main, [*arguments, "--share", "0.2"])  # the proxy is there already
-    assert json.loads(again.stdout[again.stdout.index("{"):])["kept"] == 201
+    assert json.loads(again.stdout[again.stdout.index("{") :])["kept"] == 201
     assert CliRunner().invoke(main, [*arguments, "--share", "1.5"]).exit_code == 2
     with pytest.raises(UsageError, match="share"):
         svp("x", "y", "z", share=0.0)

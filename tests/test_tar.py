@@ -54,8 +54,10 @@ def test_the_walk_agrees_with_webdataset_on_every_member(tmp_path: Path) -> None
         with storage.open_reader(str(path)) as reader:
             samples = walk(reader, "x")
             mine = {s.key.decode(): {e: reader.pread(n, o) for e, o, n in s.members} for s in samples}
-        theirs = {s["__key__"]: {k: v for k, v in s.items() if not k.startswith("__")}
-                  for s in wds.WebDataset(str(path), shardshuffle=False)}
+        theirs = {
+            s["__key__"]: {k: v for k, v in s.items() if not k.startswith("__")}
+            for s in wds.WebDataset(str(path), shardshuffle=False)
+        }
         assert mine == theirs
         assert samples.members_seen == 150 and samples.members_ignored == 0
 
@@ -93,8 +95,9 @@ def test_a_zeroed_hole_is_not_the_end(shard: Path) -> None:
         read(shard)
 
 
-@pytest.mark.parametrize(("data", "says"), [(b"", "empty"), (b"\x1f\x8b" + b"x" * 600, "gzip"),
-                                            (b"<html>" * 200, "not a tar")])
+@pytest.mark.parametrize(
+    ("data", "says"), [(b"", "empty"), (b"\x1f\x8b" + b"x" * 600, "gzip"), (b"<html>" * 200, "not a tar")]
+)
 def test_what_is_no_tar_is_named(tmp_path: Path, data: bytes, says: str) -> None:
     path = tmp_path / "x.tar"
     path.write_bytes(data)
@@ -118,8 +121,19 @@ def test_long_names_in_both_dialects_are_read(tmp_path: Path) -> None:
 
 
 def test_the_naming_rule_and_its_accounts(tmp_path: Path) -> None:
-    path = handmade(tmp_path / "x.tar", [("a.jpg", b"1"), ("a.seg.png", b"2"), ("noext", b"3"), (".hidden", b"4"),
-                                         ("./b.PNG", b"5"), ("__meta__", b"6"), ("c.pkl", b"7"), ("c.cls", b"8")])
+    path = handmade(
+        tmp_path / "x.tar",
+        [
+            ("a.jpg", b"1"),
+            ("a.seg.png", b"2"),
+            ("noext", b"3"),
+            (".hidden", b"4"),
+            ("./b.PNG", b"5"),
+            ("__meta__", b"6"),
+            ("c.pkl", b"7"),
+            ("c.cls", b"8"),
+        ],
+    )
     with storage.open_reader(str(path)) as reader:
         samples = walk(reader, "x")
         found = [(s.key, [m[0] for m in s.members]) for s in samples]
@@ -135,20 +149,28 @@ def test_a_key_that_comes_again_is_a_sample_of_its_own(tmp_path: Path) -> None:
 # -- against an independent, slow reading ----------------------------------------------------------------------------
 
 NAME = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
-STEM = st.one_of(st.sampled_from(["a", "b", "d/a", "./a", "__x__", ".a", "a.b/c"]), NAME,
-                 NAME.map(lambda name: "long/" * 30 + name))
+STEM = st.one_of(
+    st.sampled_from(["a", "b", "d/a", "./a", "__x__", ".a", "a.b/c"]), NAME, NAME.map(lambda name: "long/" * 30 + name)
+)
 EXTENSION = st.sampled_from(["jpg", "PNG", "cls", "json", "seg.png", "pkl", "txt", "", "é"])
 SIZE = st.one_of(st.sampled_from([0, 1, 63, 64, 65, 511, 512, 513, 600]), st.just((256 << 10) + 7))
-KIND = st.sampled_from([tarfile.REGTYPE] * 8 + [tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE,
-                                                tarfile.FIFOTYPE, tarfile.CHRTYPE])
+KIND = st.sampled_from(
+    [tarfile.REGTYPE] * 8
+    + [tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE]
+)
 MTIME = st.sampled_from([0, 1_700_000_000, 1.5, 1764030000.1234567])
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(STEM, EXTENSION, SIZE, KIND, MTIME), max_size=14),
-       st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]), st.integers(1, 5), st.booleans())
-def test_batches_are_what_tarfile_and_the_naming_rule_give(members: list[tuple[str, str, int, bytes, float]],
-                                                           dialect: int, rows: int, whole: bool) -> None:
+@given(
+    st.lists(st.tuples(STEM, EXTENSION, SIZE, KIND, MTIME), max_size=14),
+    st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
+    st.integers(1, 5),
+    st.booleans(),
+)
+def test_batches_are_what_tarfile_and_the_naming_rule_give(
+    members: list[tuple[str, str, int, bytes, float]], dialect: int, rows: int, whole: bool
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.tar"
         with tarfile.open(path, "w", format=dialect) as tar:
@@ -170,12 +192,16 @@ def test_batches_are_what_tarfile_and_the_naming_rule_give(members: list[tuple[s
                 for row in range(len(batch)):
                     own = {e: (o, n) for e, o, n in reversed(batch.members(row))}
                     image = next((m for m in batch.members(row) if m[0] in IMAGE_EXTENSIONS), None)
-                    assert batch.cls[row] == (reader.pread(own["cls"][1], own["cls"][0])
-                                              if own.get("cls", (0, 65))[1] <= 64 else None)
-                    for column, member in ((batch.image[row], image),
-                                           (batch.json[row], ("json", *own["json"]) if "json" in own else None)):
-                        assert (None if column < 0 else (batch.extension[column], batch.offset[column],
-                                                         batch.size[column])) == member
+                    assert batch.cls[row] == (
+                        reader.pread(own["cls"][1], own["cls"][0]) if own.get("cls", (0, 65))[1] <= 64 else None
+                    )
+                    for column, member in (
+                        (batch.image[row], image),
+                        (batch.json[row], ("json", *own["json"]) if "json" in own else None),
+                    ):
+                        assert (
+                            None if column < 0 else (batch.extension[column], batch.offset[column], batch.size[column])
+                        ) == member
         assert all(len(b) == rows for b in batches[:-1])
 
 
@@ -220,8 +246,9 @@ def test_the_samples_before_a_fault_are_given_and_the_open_one_is_not(tmp_path: 
     assert fault is not None and given == [b"0", b"1"]
 
 
-@pytest.mark.parametrize("record", [b"28 mtime=1764030000.1234567", b"27 mtime=1764030000.1234567\n",
-                                    b"29 mtime=1764030000.1234567\n"])
+@pytest.mark.parametrize(
+    "record", [b"28 mtime=1764030000.1234567", b"27 mtime=1764030000.1234567\n", b"29 mtime=1764030000.1234567\n"]
+)
 def test_a_pax_header_that_only_looks_like_webdatasets_is_refused(tmp_path: Path, record: bytes) -> None:
     header = tarfile.TarInfo("pax")
     header.type, header.size = tarfile.XHDTYPE, len(record)

@@ -31,12 +31,23 @@ BAD = {"decode:truncated": 1, "label:invalid": 1, "label:range": 2}
 
 
 def options(world: Path, run: Path, **more: Any) -> dict[str, Any]:
-    return {"shards": [str(world / "shards")], "il": str(world / "il"), "run": str(run), "buffer_size": 40,
-            "batch_size": 8, "model": "mlp-64", "steps": 2, "threads": 1, "eval_every": 1, **more}
+    return {
+        "shards": [str(world / "shards")],
+        "il": str(world / "il"),
+        "run": str(run),
+        "buffer_size": 40,
+        "batch_size": 8,
+        "model": "mlp-64",
+        "steps": 2,
+        "threads": 1,
+        "eval_every": 1,
+        **more,
+    }
 
 
-def test_test_samples_that_can_not_be_used_are_counted_by_status(world: Path, tmp_path: Path,
-                                                                 caplog: pytest.LogCaptureFixture) -> None:
+def test_test_samples_that_can_not_be_used_are_counted_by_status(
+    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     shard = spoilt(tmp_path / "test" / "t.tar", 50)
     run = tmp_path / "run"
     with caplog.at_level("WARNING", "rhostream"):

@@ -52,8 +52,16 @@ def text_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_text_shards(root / "shards", [160, 150, 97, 1, 95])
     make_text_shards(root / "test", [80], seed=1, noise=0)
     shards = [str(root / "shards")]
-    rhostream.fit_il(shards, str(root / "il-model"), model="text-bag", epochs=16, lr=2e-2, tokenizer=WORDS,
-                     text_length=24, holdout=[str(root / "test")])
+    rhostream.fit_il(
+        shards,
+        str(root / "il-model"),
+        model="text-bag",
+        epochs=16,
+        lr=2e-2,
+        tokenizer=WORDS,
+        text_length=24,
+        holdout=[str(root / "test")],
+    )
     rhostream.compute_il(shards, str(root / "il-model"), str(root / "il"), keep={"is_noisy": "bool"})
     rhostream.index(shards, str(root / "index"))
     return root
@@ -62,14 +70,21 @@ def text_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def text_run(text_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("text-run") / "rho"
-    rhostream.train([str(text_world / "shards")], str(text_world / "il"), str(run), passes=4,
-                    test_shards=[str(text_world / "test")], **TRAIN)
+    rhostream.train(
+        [str(text_world / "shards")],
+        str(text_world / "il"),
+        str(run),
+        passes=4,
+        test_shards=[str(text_world / "test")],
+        **TRAIN,
+    )
     return run
 
 
 def open_world(world: Path, **options: Any) -> Any:
-    return rhostream.open_stream(str(world / "shards"), str(world / options.pop("il", "il")), **{
-        "buffer_size": 40, **options})
+    return rhostream.open_stream(
+        str(world / "shards"), str(world / options.pop("il", "il")), **{"buffer_size": 40, **options}
+    )
 
 
 # -- the stream --------------------------------------------------------------------------------------------------------
@@ -77,8 +92,15 @@ def open_world(world: Path, **options: Any) -> Any:
 
 def content(candidates: Any) -> tuple[object, ...]:
     rows = candidates.candidate_rows
-    return (candidates.index, candidates.shard.tolist(), candidates.ordinal.tolist(), candidates.key.to_pylist(),
-            candidates.label.tolist(), candidates.il.numpy().tobytes(), candidates.image.numpy()[rows].tobytes())
+    return (
+        candidates.index,
+        candidates.shard.tolist(),
+        candidates.ordinal.tolist(),
+        candidates.key.to_pylist(),
+        candidates.label.tolist(),
+        candidates.il.numpy().tobytes(),
+        candidates.image.numpy()[rows].tobytes(),
+    )
 
 
 def test_text_comes_exactly_once_in_the_same_order_for_any_workers_and_resumes_exactly(text_world: Path) -> None:
@@ -95,8 +117,9 @@ def test_text_comes_exactly_once_in_the_same_order_for_any_workers_and_resumes_e
 def oracle(text: str, vocabulary: int, length: int) -> list[int]:
     """`words:N` again, from its description."""
     words = re.findall(r"\w+|[^\w\s]", text.lower())
-    ids = [int.from_bytes(hashlib.blake2b(w.encode(), digest_size=8).digest(), "big") % (vocabulary - 2) + 2
-           for w in words]
+    ids = [
+        int.from_bytes(hashlib.blake2b(w.encode(), digest_size=8).digest(), "big") % (vocabulary - 2) + 2 for w in words
+    ]
     return [*ids, 1, *[0] * length][:length]
 
 
@@ -131,9 +154,13 @@ def test_the_target_may_read_other_tokens_and_another_length_than_the_il_model(t
 
 def test_rho_on_text_learns_skips_noise_and_leaves_a_ledger_that_holds(text_run: Path, text_world: Path) -> None:
     with rhostream.open_ledger(str(text_run)) as ledger:
-        by = {row["kept"]: row for row in ledger.sql(
-            "select kept, count(*) as n, avg(is_noisy::int) as noisy from selections join samples "
-            "using (shard, ordinal) where reason in ('kept', 'below') group by kept").to_pylist()}
+        by = {
+            row["kept"]: row
+            for row in ledger.sql(
+                "select kept, count(*) as n, avg(is_noisy::int) as noisy from selections join samples "
+                "using (shard, ordinal) where reason in ('kept', 'below') group by kept"
+            ).to_pylist()
+        }
         final = ledger.sql("select final_test_accuracy from runs").to_pylist()[0]["final_test_accuracy"]
         tokens = ledger.sql("select count(*) as n, count(il_tokens) as filled from il").to_pylist()[0]
     assert by[True]["n"] == 48 * 8 and by[True]["noisy"] < 0.5 * by[False]["noisy"] and final > 0.85
@@ -158,17 +185,20 @@ def test_a_users_own_loop_learns_from_text(text_world: Path) -> None:
     assert len(first) == 36 and np.mean(first[-5:]) < 0.8 * np.mean(first[:5])
 
 
-def test_a_run_on_text_that_was_stopped_ends_with_the_same_log(text_run: Path, text_world: Path,
-                                                                tmp_path: Path) -> None:
+def test_a_run_on_text_that_was_stopped_ends_with_the_same_log(
+    text_run: Path, text_world: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "again"
     for steps in (20, 48):
-        rhostream.train([str(text_world / "shards")], str(text_world / "il"), str(run), steps=steps,
-                        **TRAIN)
+        rhostream.train([str(text_world / "shards")], str(text_world / "il"), str(run), steps=steps, **TRAIN)
     rows = []
     for folder in (run, text_run):
         with rhostream.open_ledger(str(folder)) as ledger:
-            rows.append(ledger.sql("select step, shard, ordinal, kept from selections where step is not null "
-                                   "order by all").to_pylist())
+            rows.append(
+                ledger.sql(
+                    "select step, shard, ordinal, kept from selections where step is not null order by all"
+                ).to_pylist()
+            )
     assert rows[0] == rows[1]
 
 
@@ -182,30 +212,50 @@ def test_a_run_is_pinned_to_its_tokenizer(text_world: Path, tmp_path: Path) -> N
 
 def test_a_table_that_another_tokenizer_made_is_never_mixed(text_world: Path, tmp_path: Path) -> None:
     shards = [str(text_world / "shards")]
-    rhostream.fit_il(shards, str(tmp_path / "m"), model="text-bag", epochs=1, tokenizer="words:999", text_length=24,
-                     fit_samples=100)
+    rhostream.fit_il(
+        shards, str(tmp_path / "m"), model="text-bag", epochs=1, tokenizer="words:999", text_length=24, fit_samples=100
+    )
     with pytest.raises(MismatchError, match=r"preprocess.*words:1000.*words:999"):
         rhostream.compute_il(shards, str(tmp_path / "m"), str(text_world / "il"), keep={"is_noisy": "bool"})
 
 
 def test_the_report_shows_the_beginning_of_a_text_and_escapes_it(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    rows = [{**text_sample(n, rng), "txt": f"<script>alert({n})</script> \x1b[31m {sentence(n % 4, rng)}".encode()}
-            for n in range(60)]
+    rows = [
+        {**text_sample(n, rng), "txt": f"<script>alert({n})</script> \x1b[31m {sentence(n % 4, rng)}".encode()}
+        for n in range(60)
+    ]
     write_shard(tmp_path / "a.tar", rows)
     rhostream.index([str(tmp_path / "a.tar")], str(tmp_path / "index"))
-    rhostream.train([str(tmp_path / "a.tar")], str(tmp_path / "index"), str(tmp_path / "run"), rule="loss", steps=4,
-                    tokenizer=WORDS, **{**TRAIN, "buffer_size": 12, "batch_size": 4})
+    rhostream.train(
+        [str(tmp_path / "a.tar")],
+        str(tmp_path / "index"),
+        str(tmp_path / "run"),
+        rule="loss",
+        steps=4,
+        tokenizer=WORDS,
+        **{**TRAIN, "buffer_size": 12, "batch_size": 4},
+    )
     page = Path(rhostream.write_report(str(tmp_path / "run"), str(tmp_path / "page.html"))).read_text()
     assert "<blockquote>&lt;script&gt;alert(" in page and "<script>" not in page and "\x1b" not in page
     assert "no picture" not in page
 
 
 def test_estimate_and_doctor_measure_text(text_world: Path, text_run: Path) -> None:
-    found = estimate([str(text_world / "shards")], il=str(text_world / "il"), model="text-bag", buffer_size=32,
-                     batch_size=8, seconds=1)
-    assert (found.input, found.decoder, found.il_model, found.image_size) == ("24 tokens of words:1000", "text",
-                                                                              "text-bag", 0)
+    found = estimate(
+        [str(text_world / "shards")],
+        il=str(text_world / "il"),
+        model="text-bag",
+        buffer_size=32,
+        batch_size=8,
+        seconds=1,
+    )
+    assert (found.input, found.decoder, found.il_model, found.image_size) == (
+        "24 tokens of words:1000",
+        "text",
+        "text-bag",
+        0,
+    )
     assert found.measured.decode > 0 and not found.measured.view_decode
     report = scoring_report(run=str(text_run), buffers=1, proxy_batches=1)
     assert {way.way for way in report.ways} >= {"il alone", "proxy text-bag"}
@@ -220,14 +270,49 @@ def test_the_command_line_takes_text(text_world: Path, tmp_path: Path) -> None:
         return done.stdout
 
     shards = ["--shards", str(text_world / "shards")]
-    run("fit-il", *shards, "--out", str(tmp_path / "m"), "--model", "text-bag", "--tokenizer", "bytes",
-        "--text-length", "40", "--epochs", "1", "--fit-samples", "64")
+    run(
+        "fit-il",
+        *shards,
+        "--out",
+        str(tmp_path / "m"),
+        "--model",
+        "text-bag",
+        "--tokenizer",
+        "bytes",
+        "--text-length",
+        "40",
+        "--epochs",
+        "1",
+        "--fit-samples",
+        "64",
+    )
     assert json.loads((tmp_path / "m" / "model.json").read_text())["preprocess"]["tokenizer"] == "bytes"
     summary = json.loads(run("index", *shards, "--out", str(tmp_path / "index"), "--content", "text"))
     assert summary["ok"] == 503
-    told = json.loads(run("train", *shards, "--il", str(tmp_path / "index"), "--run", str(tmp_path / "run"), "--rule",
-                          "loss", "--model", "text-bag", "--tokenizer", WORDS, "--text-length", "16", "--steps", "2",
-                          "--buffer-size", "40", "--batch-size", "8"))
+    told = json.loads(
+        run(
+            "train",
+            *shards,
+            "--il",
+            str(tmp_path / "index"),
+            "--run",
+            str(tmp_path / "run"),
+            "--rule",
+            "loss",
+            "--model",
+            "text-bag",
+            "--tokenizer",
+            WORDS,
+            "--text-length",
+            "16",
+            "--steps",
+            "2",
+            "--buffer-size",
+            "40",
+            "--batch-size",
+            "8",
+        )
+    )
     assert told["kept"] == 16
 
 
@@ -285,12 +370,14 @@ def bad_arrays() -> dict[str, tuple[dict[str, object], str]]:
 @pytest.mark.parametrize(("bad", "tokenizer"), [(bad_texts, WORDS), (bad_arrays, "ids:64")])
 def test_what_is_no_text_is_a_row_of_its_own_status(bad: Any, tokenizer: str, tmp_path: Path) -> None:
     samples = bad()
-    path = write_shard(tmp_path / "a.tar", [{"__key__": key, "cls": "1", **members}
-                                            for key, (members, _) in samples.items()])
+    path = write_shard(
+        tmp_path / "a.tar", [{"__key__": key, "cls": "1", **members} for key, (members, _) in samples.items()]
+    )
     settings = ScanSettings(preprocess=text_preprocess(tokenizer, 8), classes=4)
     chunks = [m for m in scan([(str(path), "a")], settings) if isinstance(m, Chunk)]
-    found = dict(zip(chunks[0].rows.column("key").to_pylist(), chunks[0].rows.column("status").to_pylist(),
-                     strict=True))
+    found = dict(
+        zip(chunks[0].rows.column("key").to_pylist(), chunks[0].rows.column("status").to_pylist(), strict=True)
+    )
     assert found == {key: status for key, (_, status) in samples.items()}
     assert set(found.values()) <= set(STATUSES)
     # Unread, `index` can tell what is missing, empty or too large; the trainer drops the rest as unreadable.
@@ -300,9 +387,17 @@ def test_what_is_no_text_is_a_row_of_its_own_status(bad: Any, tokenizer: str, tm
     told = {key: status for key, status in found.items() if re.search("^ok$|missing|too_large|empty", status)}
     unread = {"spaces", "only-a-mark", "none"}
     assert {k: v for k, v in seen.items() if k not in unread and k in told} == {
-        k: v for k, v in told.items() if k not in unread}
-    loader = rhostream.open_stream(str(path), str(tmp_path / "index"), buffer_size=len(samples), needs_il=False,
-                                   tokenizer=tokenizer, text_length=8, lanes=1)
+        k: v for k, v in told.items() if k not in unread
+    }
+    loader = rhostream.open_stream(
+        str(path),
+        str(tmp_path / "index"),
+        buffer_size=len(samples),
+        needs_il=False,
+        tokenizer=tokenizer,
+        text_length=8,
+        lanes=1,
+    )
     candidates = next(iter(loader))
     usable = {candidates.key[r].as_py() for r in candidates.candidate_rows}
     assert usable == {key for key, status in found.items() if status == "ok"}
@@ -334,10 +429,13 @@ def test_a_text_of_a_hundred_megabytes_is_refused_before_it_is_read(tmp_path: Pa
     assert rows.column("status").to_pylist() == ["ok", "text:too_large"] and peak < 32 << 20
 
 
-@pytest.mark.parametrize(("first", "content", "odd"), [
-    ("txt", "text", "text:missing"), ("png", "image", "image:missing"), ("npy", "tokens", "tokens:missing")])
+@pytest.mark.parametrize(
+    ("first", "content", "odd"),
+    [("txt", "text", "text:missing"), ("png", "image", "image:missing"), ("npy", "tokens", "tokens:missing")],
+)
 def test_the_first_usable_sample_says_what_a_shard_holds_and_the_odd_ones_are_quarantined(
-        first: str, content: str, odd: str, tmp_path: Path) -> None:
+    first: str, content: str, odd: str, tmp_path: Path
+) -> None:
     members: dict[str, object] = {"txt": b"a plum", "png": png(np.zeros((16, 16), np.uint8)), "npy": npy([1, 2])}
     order = [first, *[m for m in members if m != first]]
     samples = [{"__key__": "s0", "json": {}, "cls": "0"}, {"__key__": "s1", first: b"", "cls": "0"}]
@@ -353,12 +451,16 @@ def test_the_first_usable_sample_says_what_a_shard_holds_and_the_odd_ones_are_qu
 
 def test_an_image_with_a_caption_is_an_image_unless_text_is_asked_for(tmp_path: Path) -> None:
     picture = png(np.zeros((16, 16), np.uint8))
-    path = write_shard(tmp_path / "a.tar", [{"__key__": f"s{n}", "png": picture, "txt": b"a plum", "cls": str(n % 2)}
-                                            for n in range(40)])
+    path = write_shard(
+        tmp_path / "a.tar",
+        [{"__key__": f"s{n}", "png": picture, "txt": b"a plum", "cls": str(n % 2)} for n in range(40)],
+    )
     rhostream.index([str(path)], str(tmp_path / "image"))
     rhostream.index([str(path)], str(tmp_path / "text"), content="text")
-    shapes = [next(iter(rhostream.open_stream(str(path), str(tmp_path / kind), buffer_size=40, needs_il=False))).image
-              for kind in ("image", "text")]
+    shapes = [
+        next(iter(rhostream.open_stream(str(path), str(tmp_path / kind), buffer_size=40, needs_il=False))).image
+        for kind in ("image", "text")
+    ]
     assert [s.shape for s in shapes] == [(40, 16, 16, 1), (40, 128)]
     assert (shapes[1][:, 0] == oracle("a", 30_000, 1)[0]).all()
     info = rhostream.fit_il([str(path)], str(tmp_path / "m"), model="text-bag", tokenizer="bytes", epochs=1)
@@ -370,25 +472,33 @@ def test_an_image_with_a_caption_is_an_image_unless_text_is_asked_for(tmp_path: 
 # -- usage -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("options", "says"), [
-    ({"model": "mlp"}, r"'mlp' takes images, and these samples are text; built in for text: text-bag"),
-    ({"model": "text-bga"}, r"did you mean 'text-bag'"),
-    ({"image_size": 32}, r"--image-size is for images"),
-    ({"view_size": 8}, r"holds text, which has no smaller view"),
-    ({"augment": "flip"}, r"--augment flip is for images"),
-    ({"tokenizer": "wrods:100"}, r"unknown tokenizer 'wrods:100'; did you mean"),
-    ({"tokenizer": "words:many"}, r"expected a number of ids from 16"),
-    ({"tokenizer": "words:5"}, r"expected a number of ids from 16"),
-    ({"tokenizer": "ids:100"}, r"holds text \(\.txt\), which --tokenizer ids:100 doesn't read"),
-    ({"text_length": 0}, r"--text-length 0: expected 1 to 65,536"),
-    ({"text_length": 10**9}, r"--text-length 1000000000: expected 1 to 65,536"),
-    ({"shortlist": "proxy:2"}, r"'mlp-64' takes images"),
-])
-def test_an_option_that_text_cannot_have_is_refused_before_any_work(options: dict[str, Any], says: str,
-                                                                    text_world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"model": "mlp"}, r"'mlp' takes images, and these samples are text; built in for text: text-bag"),
+        ({"model": "text-bga"}, r"did you mean 'text-bag'"),
+        ({"image_size": 32}, r"--image-size is for images"),
+        ({"view_size": 8}, r"holds text, which has no smaller view"),
+        ({"augment": "flip"}, r"--augment flip is for images"),
+        ({"tokenizer": "wrods:100"}, r"unknown tokenizer 'wrods:100'; did you mean"),
+        ({"tokenizer": "words:many"}, r"expected a number of ids from 16"),
+        ({"tokenizer": "words:5"}, r"expected a number of ids from 16"),
+        ({"tokenizer": "ids:100"}, r"holds text \(\.txt\), which --tokenizer ids:100 doesn't read"),
+        ({"text_length": 0}, r"--text-length 0: expected 1 to 65,536"),
+        ({"text_length": 10**9}, r"--text-length 1000000000: expected 1 to 65,536"),
+        ({"shortlist": "proxy:2"}, r"'mlp-64' takes images"),
+    ],
+)
+def test_an_option_that_text_cannot_have_is_refused_before_any_work(
+    options: dict[str, Any], says: str, text_world: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match=says):
-        rhostream.train([str(text_world / "shards")], str(text_world / "il"), str(tmp_path / "run"),
-                        **{**TRAIN, "steps": 1, **options})
+        rhostream.train(
+            [str(text_world / "shards")],
+            str(text_world / "il"),
+            str(tmp_path / "run"),
+            **{**TRAIN, "steps": 1, **options},
+        )
     assert not (tmp_path / "run" / "run.json").exists()
 
 
@@ -428,8 +538,9 @@ def test_a_table_of_the_first_version_stays_readable_and_is_filled_as_it_was_mad
         (new := old / part.relative_to(world / "il")).parent.mkdir(parents=True, exist_ok=True)
         new.write_bytes(parquet.encode(rows.drop_columns("il_tokens"), facts, il._ENCODINGS, il._DICTIONARY))
     shards = [str(world / "shards")]
-    summary = rhostream.compute_il(shards, str(world / "il-model"), str(old),
-                                   keep={"is_noisy": "bool", "true_label": "int"})
+    summary = rhostream.compute_il(
+        shards, str(world / "il-model"), str(old), keep={"is_noisy": "bool", "true_label": "int"}
+    )
     assert (summary.made, summary.present) == (1, 6) and verify(str(old), shards=shards)["problems"] == []
     made = pq.read_schema(old / parts[-1].relative_to(world / "il"))
     assert "il_tokens" not in made.names
@@ -446,11 +557,13 @@ def test_a_repair_makes_parts_as_the_table_has_them(world: Path, text_world: Pat
     (old / "_table.json").write_text(json.dumps({**record, "version": 1}))
     for part in old.rglob("*.parquet"):
         rows, facts = parquet.read(str(part))
-        part.write_bytes(parquet.encode(rows.drop_columns("il_tokens"), {**facts, "version": 1}, il._ENCODINGS,
-                                        il._DICTIONARY))
+        part.write_bytes(
+            parquet.encode(rows.drop_columns("il_tokens"), {**facts, "version": 1}, il._ENCODINGS, il._DICTIONARY)
+        )
     picture = png(np.zeros((16, 16), np.uint8))
-    write_shard(tmp_path / "a.tar", [{"__key__": f"s{n}", "png": picture, "txt": b"a plum", "cls": "0"}
-                                     for n in range(5)])
+    write_shard(
+        tmp_path / "a.tar", [{"__key__": f"s{n}", "png": picture, "txt": b"a plum", "cls": "0"} for n in range(5)]
+    )
     rhostream.index([str(tmp_path / "a.tar")], str(text), content="text")
     for table in (old, text):
         part = max(table.rglob("*.parquet"))
@@ -461,11 +574,23 @@ def test_a_repair_makes_parts_as_the_table_has_them(world: Path, text_world: Pat
         assert again.equals(rows) and made == facts
 
 
-@pytest.mark.parametrize("change", [
-    {"length": 0}, {"length": 10**9}, {"vocabulary": 10**12}, {"vocabulary": 1}, {"padding": -1}, {"padding": 1000},
-    {"tokenizer": 5}, {"tokenizer": "x" * 10_000}, {"digest": None}, {"task": 7}, {"kind": "image"},
-    {"tokenizer": "ids:1000"},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"length": 0},
+        {"length": 10**9},
+        {"vocabulary": 10**12},
+        {"vocabulary": 1},
+        {"padding": -1},
+        {"padding": 1000},
+        {"tokenizer": 5},
+        {"tokenizer": "x" * 10_000},
+        {"digest": None},
+        {"task": 7},
+        {"kind": "image"},
+        {"tokenizer": "ids:1000"},
+    ],
+)
 def test_a_forged_preprocess_is_refused(change: dict[str, Any], text_world: Path, tmp_path: Path) -> None:
     info = il.open_info(str(text_world / "il"))
     forged = replace(info, preprocess={**(info.preprocess or {}), **change})
@@ -548,22 +673,36 @@ def bag_of_ids(*, vocabulary: int, classes: int) -> torch.nn.Module:
 
 def test_a_users_own_model_gets_what_it_asks_for(text_world: Path, tmp_path: Path) -> None:
     name = f"{__name__}:bag_of_ids"
-    done = rhostream.train([str(text_world / "shards")], str(text_world / "il"), str(tmp_path / "run"),
-                           **{**TRAIN, "model": name, "steps": 2})
+    done = rhostream.train(
+        [str(text_world / "shards")],
+        str(text_world / "il"),
+        str(tmp_path / "run"),
+        **{**TRAIN, "model": name, "steps": 2},
+    )
     assert done.steps == 2 and done.reasons["kept"] == 16
 
 
 def test_without_its_extra_hugging_face_is_refused_with_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    for act in (lambda: find_tokenizer("hf:albert-base-v2"),
-                lambda: models.build("hf:albert-base-v2", classes=2, vocabulary=9, length=9, padding=0, task="label")):
+    for act in (
+        lambda: find_tokenizer("hf:albert-base-v2"),
+        lambda: models.build("hf:albert-base-v2", classes=2, vocabulary=9, length=9, padding=0, task="label"),
+    ):
         with pytest.raises(MissingExtraError, match=r"pip install 'rhostream\[hf\]'"):
             act()
 
 
 def test_a_proxy_of_text_makes_a_shortlist(text_world: Path, tmp_path: Path) -> None:
-    done = rhostream.train([str(text_world / "shards")], str(text_world / "il"), str(tmp_path / "run"), steps=3,
-                           shortlist="proxy:2", proxy_model="text-bag", band="5%:95%", **TRAIN)
+    done = rhostream.train(
+        [str(text_world / "shards")],
+        str(text_world / "il"),
+        str(tmp_path / "run"),
+        steps=3,
+        shortlist="proxy:2",
+        proxy_model="text-bag",
+        band="5%:95%",
+        **TRAIN,
+    )
     assert done.reasons["kept"] == 24 and done.reasons["shortlist"] > 0 and done.cost["proxy_trained"] == 24
 
 

@@ -85,8 +85,15 @@ def test_a_run_continued_in_pieces_equals_one_in_one_go(trained: Callable[..., P
 def test_killed_at_any_moment_the_same_command_gives_the_same_weights_and_log(
     world: Path, tmp_path: Path, trained: Callable[..., Path], model: str
 ) -> None:
-    settings = {"model": model, "steps": 24, "checkpoint_every": 5, "test_shards": [str(world / "test")],
-                "eval_every": 10, "buffer_size": 40, "batch_size": 8}
+    settings = {
+        "model": model,
+        "steps": 24,
+        "checkpoint_every": 5,
+        "test_shards": [str(world / "test")],
+        "eval_every": 10,
+        "buffer_size": 40,
+        "batch_size": 8,
+    }
     whole = trained("whole", **settings)
     options = {"shards": [str(world / "shards")], "il": str(world / "il"), "run": str(tmp_path / "killed"), **settings}
     for stop in (3, 10, 17):
@@ -98,12 +105,21 @@ def test_killed_at_any_moment_the_same_command_gives_the_same_weights_and_log(
         assert ledger.sql("SELECT list(step ORDER BY step) FROM steps")[0].to_pylist() == [list(range(24))]
 
 
-def test_a_signal_commits_and_the_same_command_goes_on(world: Path, tmp_path: Path,
-                                                       trained: Callable[..., Path]) -> None:
+def test_a_signal_commits_and_the_same_command_goes_on(
+    world: Path, tmp_path: Path, trained: Callable[..., Path]
+) -> None:
     whole = trained("whole", steps=40)
-    options = {"shards": [str(world / "shards")], "il": str(world / "il"), "run": str(tmp_path / "stopped"),
-               "buffer_size": 40, "batch_size": 8, "model": "mlp-64", "steps": 40}
+    options = {
+        "shards": [str(world / "shards")],
+        "il": str(world / "il"),
+        "run": str(tmp_path / "stopped"),
+        "buffer_size": 40,
+        "batch_size": 8,
+        "model": "mlp-64",
+        "steps": 40,
+    }
     for number in (signal.SIGTERM, signal.SIGINT):
+
         def stop(row: dict[str, object], number: int = number) -> None:
             if row["step"] % 13 == 12:
                 os.kill(os.getpid(), number)
@@ -117,8 +133,11 @@ def test_a_signal_commits_and_the_same_command_goes_on(world: Path, tmp_path: Pa
 
 def test_a_stranger_is_refused_naming_field_old_and_new(trained: Callable[..., Path]) -> None:
     trained()
-    for change, says in (({"buffer_size": 80}, "buffer_size: was 40, now 80"), ({"seed": 1}, "seed: was 0, now 1"),
-                         ({"rule": "loss"}, "rule: was 'rho', now 'loss'")):
+    for change, says in (
+        ({"buffer_size": 80}, "buffer_size: was 40, now 80"),
+        ({"seed": 1}, "seed: was 0, now 1"),
+        ({"rule": "loss"}, "rule: was 'rho', now 'loss'"),
+    ):
         with pytest.raises(MismatchError, match=says):
             trained(**change)
 
@@ -131,8 +150,16 @@ def test_a_start_that_was_refused_leaves_nothing_that_the_mended_one_must_agree_
     other.replace(shards[1])  # and its part is of what was there
 
     def train(**options: object) -> None:
-        rhostream.train([str(tmp_path / "shards")], str(table), str(run), model="mlp-64", rule="loss",
-                        buffer_size=40, batch_size=8, **options)
+        rhostream.train(
+            [str(tmp_path / "shards")],
+            str(table),
+            str(run),
+            model="mlp-64",
+            rule="loss",
+            buffer_size=40,
+            batch_size=8,
+            **options,
+        )
 
     for _ in range(2):
         with pytest.raises(MismatchError, match="verify TABLE --repair --shards"):
@@ -148,8 +175,9 @@ def test_rho_keeps_fewer_wrong_labels_than_loss(trained: Callable[..., Path]) ->
     share = {}
     for rule in ("rho", "loss", "uniform", "irreducible"):
         with rhostream.open_ledger(str(trained(rule, rule=rule, steps=50))) as ledger:
-            share[rule] = ledger.sql("SELECT avg(is_noisy::INT) FROM selections JOIN samples USING (shard, ordinal) "
-                                     "WHERE kept")[0].to_pylist()[0]
+            share[rule] = ledger.sql(
+                "SELECT avg(is_noisy::INT) FROM selections JOIN samples USING (shard, ordinal) WHERE kept"
+            )[0].to_pylist()[0]
     assert share["irreducible"] < share["rho"] < share["loss"]
 
 
@@ -184,14 +212,24 @@ def test_a_diverged_model_stops_with_advice(trained: Callable[..., Path]) -> Non
         trained(lr=1e30, steps=50)
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    ({"batch_size": 50}, "n_b <= n_B"), ({"rule": "rhoo"}, "did you mean 'rho'"), ({"model": "mpl"}, "unknown model"),
-    ({"precision": "fp8"}, "expected one of"), ({"missing_il": "zero"}, "expected one of"),
-    ({"lanes": 7}, "nearest"), ({"augment": "spin"}, "unknown augmentation"), ({"device": "abacus"}, "abacus"),
-    ({"steps": 0}, "at least 1"), ({"buffer_size": 100_000, "batch_size": 1}, "can't be filled|split"),
-])
-def test_settings_that_can_not_be_stop_before_any_work(trained: Callable[..., Path], tmp_path: Path,
-                                                       change: dict[str, object], says: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"batch_size": 50}, "n_b <= n_B"),
+        ({"rule": "rhoo"}, "did you mean 'rho'"),
+        ({"model": "mpl"}, "unknown model"),
+        ({"precision": "fp8"}, "expected one of"),
+        ({"missing_il": "zero"}, "expected one of"),
+        ({"lanes": 7}, "nearest"),
+        ({"augment": "spin"}, "unknown augmentation"),
+        ({"device": "abacus"}, "abacus"),
+        ({"steps": 0}, "at least 1"),
+        ({"buffer_size": 100_000, "batch_size": 1}, "can't be filled|split"),
+    ],
+)
+def test_settings_that_can_not_be_stop_before_any_work(
+    trained: Callable[..., Path], tmp_path: Path, change: dict[str, object], says: str
+) -> None:
     with pytest.raises(UsageError, match=says):
         trained(**change)
     assert not (tmp_path / "run" / "log").exists()
@@ -226,14 +264,27 @@ def test_a_row_of_the_log_takes_at_most_24_bytes(world: Path, tmp_path: Path) ->
     rng, writer, n = np.random.default_rng(0), selections.LogWriter(str(tmp_path), 0), 320
     names = pa.array([f"bucket/train-{i:05d}.tar" for i in range(100)])
     for step in range(300):
-        candidates = Candidates(0, step, np.sort(rng.integers(0, 100, n)).astype(np.int32),
-                                rng.integers(0, 10_000, n).astype(np.int32),
-                                pa.array([f"{k:09d}" for k in rng.integers(0, 10**6, n)]),
-                                torch.from_numpy(rng.integers(0, 14, n)), torch.from_numpy(rng.random(n, np.float32)),
-                                np.zeros(n, np.uint8), None, shard_names=names)
-        columns = {"loss": rng.random(n, np.float32), "score": rng.random(n, np.float32), "kept": rng.random(n) < 0.1,
-                   "correct": rng.random(n) < 0.5, "reason": (rng.random(n) < 0.9).astype(np.uint8),
-                   "weight": np.ones(n, np.float32), "lag": np.zeros(n, np.uint8)}
+        candidates = Candidates(
+            0,
+            step,
+            np.sort(rng.integers(0, 100, n)).astype(np.int32),
+            rng.integers(0, 10_000, n).astype(np.int32),
+            pa.array([f"{k:09d}" for k in rng.integers(0, 10**6, n)]),
+            torch.from_numpy(rng.integers(0, 14, n)),
+            torch.from_numpy(rng.random(n, np.float32)),
+            np.zeros(n, np.uint8),
+            None,
+            shard_names=names,
+        )
+        columns = {
+            "loss": rng.random(n, np.float32),
+            "score": rng.random(n, np.float32),
+            "kept": rng.random(n) < 0.1,
+            "correct": rng.random(n) < 0.5,
+            "reason": (rng.random(n) < 0.9).astype(np.uint8),
+            "weight": np.ones(n, np.float32),
+            "lag": np.zeros(n, np.uint8),
+        }
         writer.append(selections.rows_of(candidates, step, columns), step)
     segment = writer.flush()[0]
     assert segment["bytes"] / segment["rows"] < 24

@@ -38,8 +38,7 @@ TRAIN = {"model": "mlp-64", "buffer_size": 40, "batch_size": 8}
 def base(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a pass and a half, two checkpoints kept."""
     folder = tmp_path_factory.mktemp("base") / "run"
-    rhostream.train([str(world / "shards")], str(world / "il"), str(folder), steps=38, checkpoint_every=20,
-                    **TRAIN)
+    rhostream.train([str(world / "shards")], str(world / "il"), str(folder), steps=38, checkpoint_every=20, **TRAIN)
     return folder
 
 
@@ -89,28 +88,57 @@ def set_column(rows: pa.Table, name: str, change: Callable[[list[Any]], list[Any
     at = rows.schema.get_field_index(name)
     column = rows[name].cast("string") if pa.types.is_dictionary(rows[name].type) else rows[name]
     values = pa.array(change(column.to_pylist()), column.type)
-    return rows.set_column(at, name, values.cast(rows.schema.field(name).type) if column is rows[name]
-                           else values.dictionary_encode().cast(rows.schema.field(name).type))
+    return rows.set_column(
+        at,
+        name,
+        values.cast(rows.schema.field(name).type)
+        if column is rows[name]
+        else values.dictionary_encode().cast(rows.schema.field(name).type),
+    )
 
 
-@pytest.mark.parametrize(("what", "change", "says"), [
-    ("log", lambda rows: pa.concat_tables([rows, rows.slice(0, 1)]), "1 samples are planned twice in a pass"),
-    ("log", lambda rows: rows.slice(1), "1 of 38 steps don't have the 40 rows of a buffer, first step 20 with 39"),
-    ("log", lambda rows: rows.filter(pc.invert(pc.fill_null(pc.equal(rows["step"], 30), False))),
-     "1 of 38 steps don't have the 40 rows of a buffer, first step 30 with 0"),
-    ("log", lambda rows: set_column(rows, "step", lambda s: [None if v is None else v + 1 for v in s]),
-     "has rows of step 38, the checkpoint is of step 38"),
-    ("log", lambda rows: set_column(rows, "kept", lambda k: [not k[0], *k[1:]]),
-     "a row is kept and its reason isn't"),
-    ("log", lambda rows: set_column(rows, "reason", lambda r: ["below" if v == "tail" else v for v in r]),
-     "the checkpoint counted"),
-    ("log", lambda rows: set_column(rows, "ordinal", lambda o: [100_000, *o[1:]]), "samples that the IL table doesn't"),
-    ("steps", lambda rows: rows.slice(1), "doesn't hold steps 0 to 37 each once, in order (37 rows)"),
-    ("steps", lambda rows: set_column(rows, "kept", lambda k: [k[0] - 1, *k[1:]]),
-     "1 steps kept another number of samples than the log says, first step 20: 7 != 8"),
-], ids=["twice", "row gone", "step gone", "step moved", "kept", "reason", "stranger", "steps row gone", "steps kept"])
+@pytest.mark.parametrize(
+    ("what", "change", "says"),
+    [
+        ("log", lambda rows: pa.concat_tables([rows, rows.slice(0, 1)]), "1 samples are planned twice in a pass"),
+        ("log", lambda rows: rows.slice(1), "1 of 38 steps don't have the 40 rows of a buffer, first step 20 with 39"),
+        (
+            "log",
+            lambda rows: rows.filter(pc.invert(pc.fill_null(pc.equal(rows["step"], 30), False))),
+            "1 of 38 steps don't have the 40 rows of a buffer, first step 30 with 0",
+        ),
+        (
+            "log",
+            lambda rows: set_column(rows, "step", lambda s: [None if v is None else v + 1 for v in s]),
+            "has rows of step 38, the checkpoint is of step 38",
+        ),
+        (
+            "log",
+            lambda rows: set_column(rows, "kept", lambda k: [not k[0], *k[1:]]),
+            "a row is kept and its reason isn't",
+        ),
+        (
+            "log",
+            lambda rows: set_column(rows, "reason", lambda r: ["below" if v == "tail" else v for v in r]),
+            "the checkpoint counted",
+        ),
+        (
+            "log",
+            lambda rows: set_column(rows, "ordinal", lambda o: [100_000, *o[1:]]),
+            "samples that the IL table doesn't",
+        ),
+        ("steps", lambda rows: rows.slice(1), "doesn't hold steps 0 to 37 each once, in order (37 rows)"),
+        (
+            "steps",
+            lambda rows: set_column(rows, "kept", lambda k: [k[0] - 1, *k[1:]]),
+            "1 steps kept another number of samples than the log says, first step 20: 7 != 8",
+        ),
+    ],
+    ids=["twice", "row gone", "step gone", "step moved", "kept", "reason", "stranger", "steps row gone", "steps kept"],
+)
 def test_rows_that_contradict_the_ledger_are_found_even_when_every_checksum_agrees(
-        run: Path, what: str, change: Callable[[pa.Table], pa.Table], says: str) -> None:
+    run: Path, what: str, change: Callable[[pa.Table], pa.Table], says: str
+) -> None:
     rewrite(run, what, change)
     assert says in problems(run)
 
@@ -147,7 +175,8 @@ def test_a_claim_that_is_gone_and_one_that_is_newer_are_said(run: Path) -> None:
 
 @pytest.mark.parametrize("victim", ["model.safetensors", "optimizer.pt", "link", "segment"])
 def test_a_damaged_newest_checkpoint_is_set_aside_and_the_run_resumes_from_the_one_before(
-        run: Path, base: Path, world: Path, victim: str) -> None:
+    run: Path, base: Path, world: Path, victim: str
+) -> None:
     path = {"link": newest(run), "segment": max((run / "log").rglob("*.parquet"))}.get(victim) or tensor(run, victim)
     data = bytearray(path.read_bytes())
     data[len(data) // 2 if victim != "link" else 0] ^= 0x10
@@ -208,7 +237,8 @@ def mend(table: str) -> None:
 
 
 def test_a_repair_that_is_killed_leaves_bad_parts_or_good_ones_and_ends_when_run_again(
-        world: Path, tmp_path: Path) -> None:
+    world: Path, tmp_path: Path
+) -> None:
     table = Path(shutil.copytree(world / "il", tmp_path / "il"))
     good = {p: p.read_bytes() for p in table.rglob("*.parquet")}
     for part in good:
@@ -246,7 +276,8 @@ def test_a_table_on_a_store_is_proved_and_mended_too(world: Path) -> None:
 
 
 def test_a_repair_reads_shards_as_leniently_as_the_table_was_made(
-        world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shards = tmp_path / "shards"
     shards.mkdir()
     plain = sorted((world / "shards").iterdir())
@@ -282,9 +313,18 @@ def test_data_that_moved_is_found_below_its_root(world: Path, tmp_path: Path) ->
     assert part.read_bytes() == whole
 
 
-@pytest.mark.parametrize("forged", [
-    {"version": "x"}, {"statuses": 3}, {"statuses": {"ok": "many"}}, {"samples": None}, {"shard": 7}, {"more": 1},
-], ids=str)
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"version": "x"},
+        {"statuses": 3},
+        {"statuses": {"ok": "many"}},
+        {"samples": None},
+        {"shard": 7},
+        {"more": 1},
+    ],
+    ids=str,
+)
 def test_a_footer_that_somebody_made_up_is_a_problem_and_no_crash(world: Path, tmp_path: Path, forged: Any) -> None:
     table = Path(shutil.copytree(world / "il", tmp_path / "il"))
     part = next(table.rglob("*.parquet"))
@@ -323,7 +363,8 @@ def test_the_wrong_il_model_is_refused_before_anything_is_changed(world: Path, t
 
 
 def test_status_says_how_far_a_table_is_what_is_quarantined_and_what_to_do(
-        world: Path, tmp_path: Path, capsys: Any) -> None:
+    world: Path, tmp_path: Path, capsys: Any
+) -> None:
     table = tmp_path / "il"
     some = [str(world / "shards" / f"train-{n:03d}.tar") for n in range(4)]
     shutil.copy(world / "shards" / "train-005.tar", tmp_path / "bad.tar")
@@ -352,7 +393,8 @@ def test_status_says_how_far_a_table_is_what_is_quarantined_and_what_to_do(
 
 
 def test_status_of_a_run_says_its_step_its_unused_samples_and_the_command(
-        world: Path, tmp_path: Path, capsys: Any, run: Path) -> None:
+    world: Path, tmp_path: Path, capsys: Any, run: Path
+) -> None:
     assert "38 of 38 (100.0%), complete" in command(capsys, "status", run)[0]
     folder = tmp_path / "short"
     shard = tmp_path / "bad.tar"
@@ -373,11 +415,14 @@ def test_status_of_a_run_says_its_step_its_unused_samples_and_the_command(
     assert f"next: rhostream train --shards {shard} --il {tmp_path / 'il'} --run {folder} " in shown
 
 
-@pytest.mark.parametrize(("urls", "words"), [
-    (["a/x-00.tar", "a/x-01.tar", "a/x-02.tar"], "'a/x-{00..02}.tar'"),
-    (["a/x-0.tar", "a/x-2.tar"], "a/x-0.tar a/x-2.tar"),
-    ([f"s{n * 7}" for n in range(20)], "s0 s7 s14 s21 s28 s35 s42 s49 ... (12 more)"),
-    (["https://u:pw@h/a b.tar?sig=1"], "'https://h/a b.tar'"),
-])
+@pytest.mark.parametrize(
+    ("urls", "words"),
+    [
+        (["a/x-00.tar", "a/x-01.tar", "a/x-02.tar"], "'a/x-{00..02}.tar'"),
+        (["a/x-0.tar", "a/x-2.tar"], "a/x-0.tar a/x-2.tar"),
+        ([f"s{n * 7}" for n in range(20)], "s0 s7 s14 s21 s28 s35 s42 s49 ... (12 more)"),
+        (["https://u:pw@h/a b.tar?sig=1"], "'https://h/a b.tar'"),
+    ],
+)
 def test_a_list_of_shards_is_shown_as_one_would_type_it(urls: list[str], words: str) -> None:
     assert shortened(urls) == words

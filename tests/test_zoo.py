@@ -53,8 +53,13 @@ needs_timm = pytest.mark.skipif(not importable("timm"), reason="timm is not inst
 class Net(nn.Module):
     """A stem, a body and a classifier, with an auxiliary head as GoogLeNet has them."""
 
-    def __init__(self, num_classes: int = 1000, aux_logits: bool = True, init_weights: bool | None = None,
-                 transform_input: bool = False) -> None:
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        aux_logits: bool = True,
+        init_weights: bool | None = None,
+        transform_input: bool = False,
+    ) -> None:
         super().__init__()
         self.transform_input = transform_input
         self.conv1 = nn.Conv2d(3, 4, 3, bias=False)
@@ -92,8 +97,11 @@ def zoo(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
             raise TypeError(f"unexpected {options}")
         return Net(num_classes, **{"aux_logits": False, **options})
 
-    models.__dict__.update(list_models=lambda module: ["resnet50", "googlenet", "resnet18"], get_model=get_model,
-                           get_model_weights=lambda name: Weights)
+    models.__dict__.update(
+        list_models=lambda module: ["resnet50", "googlenet", "resnet18"],
+        get_model=get_model,
+        get_model_weights=lambda name: Weights,
+    )
     package = types.ModuleType("torchvision")
     package.__dict__["models"] = models
     monkeypatch.setitem(sys.modules, "torchvision", package)
@@ -150,8 +158,9 @@ def test_a_name_that_the_zoo_lacks_is_one_sentence(name: str, error: type[Except
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_a_zoo_that_is_missing_or_broken_is_one_sentence(library: str, monkeypatch: pytest.MonkeyPatch,
-                                                         tmp_path: Path) -> None:
+def test_a_zoo_that_is_missing_or_broken_is_one_sentence(
+    library: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for module in [m for m in sys.modules if m.split(".")[0] == library]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
@@ -166,7 +175,8 @@ def test_a_zoo_that_is_missing_or_broken_is_one_sentence(library: str, monkeypat
 
 @pytest.mark.usefixtures("zoo")
 def test_an_il_model_of_the_zoo_is_loaded_by_name_and_without_its_first_weights(
-        world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name, shards, out = "torchvision:resnet50@IMAGENET1K_V1", [str(world / "shards")], str(tmp_path / "il-model")
     rhostream.fit_il(shards, out, model=name, fit_samples=100, epochs=1, lr=1e-12)
     theirs = Weights.IMAGENET1K_V1.get_state_dict(weights_only=True, check_hash=True)
@@ -195,8 +205,9 @@ def small(classes: int = 10, channels: int = 3) -> nn.Module:
     return build("small-cnn", image_size=16, channels=channels, classes=classes)
 
 
-def test_a_start_for_the_same_classes_is_loaded_whole(saved: Callable[..., str],
-                                                      caplog: pytest.LogCaptureFixture) -> None:
+def test_a_start_for_the_same_classes_is_loaded_whole(
+    saved: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
     there, model = small(), small()
     with caplog.at_level(logging.INFO, "rhostream"):
         load_initial(model, saved(there))
@@ -206,7 +217,8 @@ def test_a_start_for_the_same_classes_is_loaded_whole(saved: Callable[..., str],
 
 @pytest.mark.parametrize("absent", [False, True])
 def test_a_start_may_lack_the_classifier_or_have_one_for_other_classes(
-        absent: bool, saved: Callable[..., str], caplog: pytest.LogCaptureFixture) -> None:
+    absent: bool, saved: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
     there, model = small(classes=1000), small(classes=14)
     before = {n: t.clone() for n, t in model.state_dict().items()}
     head = list(before)[-2:]
@@ -246,8 +258,9 @@ def test_a_pickle_is_never_a_start(tmp_path: Path) -> None:
         load_initial(small(), str(tmp_path / "start.pt"))
 
 
-def test_the_il_model_starts_from_given_weights_and_remembers_which(world: Path, tmp_path: Path,
-                                                                    saved: Callable[..., str]) -> None:
+def test_the_il_model_starts_from_given_weights_and_remembers_which(
+    world: Path, tmp_path: Path, saved: Callable[..., str]
+) -> None:
     there = build("mlp-64", image_size=16, channels=1, classes=1000)
     settings: dict[str, Any] = {"model": "mlp-64", "fit_samples": 200, "epochs": 1, "lr": 1e-12}
     file, out = saved(there), str(tmp_path / "il-model")
@@ -261,13 +274,18 @@ def test_the_il_model_starts_from_given_weights_and_remembers_which(world: Path,
         with pytest.raises(MismatchError, match="holds an IL model with init"):
             rhostream.fit_il([str(world / "shards")], out, init=other, **settings)
     with pytest.raises(MismatchError, match=r"1\.weight is \(64, 768\), expected \(64, 256\)"):
-        rhostream.fit_il([str(world / "shards")], str(tmp_path / "no"), init=saved(
-            build("mlp-64", image_size=16, channels=3, classes=4)), **settings)
+        rhostream.fit_il(
+            [str(world / "shards")],
+            str(tmp_path / "no"),
+            init=saved(build("mlp-64", image_size=16, channels=3, classes=4)),
+            **settings,
+        )
     assert not (tmp_path / "no" / "model.json").exists()
 
 
-def test_a_target_starts_from_weights_made_for_other_classes(trained: Callable[..., Path],
-                                                             saved: Callable[..., str]) -> None:
+def test_a_target_starts_from_weights_made_for_other_classes(
+    trained: Callable[..., Path], saved: Callable[..., str]
+) -> None:
     there = build("mlp-64", image_size=16, channels=1, classes=1000)
     run = trained(init=saved(there), steps=1, lr=1e-12)
     (weights,) = run.glob("checkpoints/*/*/model.safetensors")
@@ -320,7 +338,8 @@ def test_a_cifar_form_computes_what_torchvisions_model_with_that_stem_computes(n
 @needs_torchvision
 @pytest.mark.slow
 def test_torchvisions_own_pretrained_weights_load_with_a_classifier_of_ours(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from torchvision import models as zoo
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))

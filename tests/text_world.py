@@ -29,8 +29,12 @@ def npy(ids: object) -> bytes:
 
 def text_sample(number: int, rng: np.random.Generator, noisy: bool = False) -> dict[str, object]:
     label = number % CLASSES
-    return {"__key__": f"t{number:06d}", "txt": sentence(label, rng).encode(),
-            "cls": str((label + 1) % CLASSES if noisy else label), "json": {"true_label": label, "is_noisy": noisy}}
+    return {
+        "__key__": f"t{number:06d}",
+        "txt": sentence(label, rng).encode(),
+        "cls": str((label + 1) % CLASSES if noisy else label),
+        "json": {"true_label": label, "is_noisy": noisy},
+    }
 
 
 def make_text_shards(folder: Path, counts: list[int], seed: int = 0, noise: float = 0.2) -> list[Path]:

@@ -13,8 +13,9 @@ def linear(*, image_size: int, channels: int, classes: int) -> nn.Module:
 
 def pooled(*, image_size: int, channels: int, classes: int) -> nn.Module:
     """A model for images of any size, without batch norm: pooled to 4 x 4 pixels, then two layers."""
-    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * channels, 32), nn.ReLU(),
-                         nn.Linear(32, classes))
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * channels, 32), nn.ReLU(), nn.Linear(32, classes)
+    )
 
 
 def middle(loss: Tensor, il: Tensor, logits: Tensor) -> Tensor:
@@ -41,8 +42,9 @@ def hungry(*, image_size: int, channels: int, classes: int) -> nn.Module:
 
 def dropping(*, image_size: int, channels: int, classes: int) -> nn.Module:
     """An MLP with dropout, for rules that compare forwards with it."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, 64), nn.ReLU(), nn.Dropout(0.5),
-                         nn.Linear(64, classes))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(channels * image_size**2, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, classes)
+    )
 
 
 def confident(label: Tensor, logits: Tensor) -> Tensor:

@@ -33,8 +33,10 @@ SMALL_RANDOM1, SMALL_WORSE = (world(level, SMALL_FIT, SOME, 2000) for level in (
 
 def _arms(chosen: World, steps: int, every: int, **train: Any) -> list[Arm]:
     common: dict[str, Any] = {"world": chosen, "steps": steps, "eval_every": every}
-    plain = [Arm(name="uniform", train={"rule": "uniform", **train}, baselines=(), **common),
-             *(Arm(name=rule, train={"rule": rule, **train}, **common) for rule in ("loss", "grad_norm_is", "rho"))]
+    plain = [
+        Arm(name="uniform", train={"rule": "uniform", **train}, baselines=(), **common),
+        *(Arm(name=rule, train={"rule": rule, **train}, **common) for rule in ("loss", "grad_norm_is", "rho")),
+    ]
     cap = Arm(name="rho, loss_cap", train={"rule": "rho", "loss_cap": True, **train}, baselines=("uniform", "rho"),
               **common)  # fmt: skip
     return [*plain, cap]
@@ -42,9 +44,12 @@ def _arms(chosen: World, steps: int, every: int, **train: Any) -> list[Arm]:
 
 def _scale(chosen: tuple[World, ...], passes: int, every: int, seeds: int, says: str, **train: Any) -> Scale:
     of_pass = chosen[0].samples // 320
-    return Scale(says=says, seeds=seeds,
-                 arms=[arm for one in chosen for arm in _arms(one, passes * of_pass, every, **train)],
-                 after={one.name: tuple(n * of_pass for n in (1, 3, 10) if n <= passes) for one in chosen})
+    return Scale(
+        says=says,
+        seeds=seeds,
+        arms=[arm for one in chosen for arm in _arms(one, passes * of_pass, every, **train)],
+        after={one.name: tuple(n * of_pass for n in (1, 3, 10) if n <= passes) for one in chosen},
+    )
 
 
 EXPERIMENT = Experiment(

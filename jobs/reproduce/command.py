@@ -66,8 +66,9 @@ def reproduce(experiment: Experiment, asked: Asked) -> list[Comparison]:
     return found
 
 
-def measured(experiment: Experiment, scale: Scale, states: Mapping[tuple[str, int], str],
-             out: str) -> dict[str, dict[int, Curve]]:
+def measured(
+    experiment: Experiment, scale: Scale, states: Mapping[tuple[str, int], str], out: str
+) -> dict[str, dict[int, Curve]]:
     """The curves of all runs that completed, by arm and seed.
 
     Of `EARLY` only the steps count in which a run was below the weakest arm's final accuracy (the paper's Fig. 3,

@@ -39,7 +39,8 @@ def compare(scale: Scale, curves: Curves, shares: Sequence[str] = ()) -> list[Co
         if not mine:
             continue
         others: list[tuple[Arm | None, Mapping[int, Curve]]] = [
-            (other, curves[other.label]) for other in scale.baselines(arm) if curves.get(other.label)]
+            (other, curves[other.label]) for other in scale.baselines(arm) if curves.get(other.label)
+        ]
         found += _targets(arm, mine, scale)
         found.append(_difference(arm, None, "forward units a step", {s: c.units[-1] / c.steps[-1]
                                                                      for s, c in mine.items()}, {}))  # fmt: skip
@@ -58,8 +59,9 @@ def compare(scale: Scale, curves: Curves, shares: Sequence[str] = ()) -> list[Co
     return [one for one in found if one.values]  # nothing is known of a share that no run logged
 
 
-def _accuracies(arm: Arm, other: Arm | None, mine: Mapping[int, Curve], theirs: Mapping[int, Curve],
-                scale: Scale) -> list[Comparison]:
+def _accuracies(
+    arm: Arm, other: Arm | None, mine: Mapping[int, Curve], theirs: Mapping[int, Curve], scale: Scale
+) -> list[Comparison]:
     found = []
     for step in scale.after.get(arm.world.name, ()):
         found.append(_difference(arm, other, f"accuracy after {step} steps ({_of(arm.passes(step))})",
@@ -86,8 +88,14 @@ def _called(arm: Arm, other: Arm | None) -> str | None:
     return None if other is None else other.name if other.world.name == arm.world.name else other.label
 
 
-def _difference(arm: Arm, other: Arm | None, metric: str, mine: Mapping[int, float], theirs: Mapping[int, float],
-                judged: bool = True) -> Comparison:
+def _difference(
+    arm: Arm,
+    other: Arm | None,
+    metric: str,
+    mine: Mapping[int, float],
+    theirs: Mapping[int, float],
+    judged: bool = True,
+) -> Comparison:
     """A mean over all seeds, and the paired difference over those that both have."""
     seeds = sorted(seed for seed, value in mine.items() if math.isfinite(value))
     both = [seed for seed in seeds if math.isfinite(theirs.get(seed, math.nan))]
@@ -97,8 +105,9 @@ def _difference(arm: Arm, other: Arm | None, metric: str, mine: Mapping[int, flo
                       interval(values)[0], pair, claim(pair) if pair and judged else "", arm.steps)  # fmt: skip
 
 
-def _of_rho(arm: Arm, mine: Mapping[int, Curve], rho: Mapping[int, Curve],
-            uniform: Mapping[int, Curve]) -> list[Comparison]:
+def _of_rho(
+    arm: Arm, mine: Mapping[int, Curve], rho: Mapping[int, Curve], uniform: Mapping[int, Curve]
+) -> list[Comparison]:
     """How much of rho's gain over uniform an arm keeps, at which share of rho's cost a step.
 
     The middle is a ratio of means: seeds where rho gains next to nothing would rule a mean of ratios.
@@ -112,8 +121,10 @@ def _of_rho(arm: Arm, mine: Mapping[int, Curve], rho: Mapping[int, Curve],
                                              sum(ours) / sum(gain) if sum(gain) > 0 else None),
         "share of rho's cost a step": (list(costs), interval(costs)[0]),
     }  # fmt: skip
-    return [Comparison(arm.world.name, arm.name, None, metric, tuple(seeds), tuple(values), middle, budget=arm.steps)
-            for metric, (values, middle) in told.items()]
+    return [
+        Comparison(arm.world.name, arm.name, None, metric, tuple(seeds), tuple(values), middle, budget=arm.steps)
+        for metric, (values, middle) in told.items()
+    ]
 
 
 def _targets(arm: Arm, mine: Mapping[int, Curve], scale: Scale) -> list[Comparison]:
@@ -150,8 +161,9 @@ def _at_equal_cost(arm: Arm, other: Arm, mine: Mapping[int, Curve], theirs: Mapp
 EQUAL = {False: "accuracy at equal units, IL not charged", True: "accuracy at equal units, IL charged"}
 
 
-def _at_equal_units(arm: Arm, other: Arm, mine: Mapping[int, Curve], theirs: Mapping[int, Curve],
-                    charged: bool) -> Comparison:
+def _at_equal_units(
+    arm: Arm, other: Arm, mine: Mapping[int, Curve], theirs: Mapping[int, Curve], charged: bool
+) -> Comparison:
     """The arm at its end, against a baseline that has spent as much: as the arm alone, or as the arm and its IL model.
 
     Means of `WINDOW` evaluations. A seed whose baseline ends before that is left out: it would not have spent as much.

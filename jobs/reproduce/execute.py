@@ -57,8 +57,11 @@ class Training:
         if "il_model" in arm.needs:
             # The states on the way stay, for the accuracy of the IL model that learns along.
             every = max(1, arm.world.samples // arm.settings["buffer_size"], arm.steps // 20)
-            files = {"il_model": model_of(self.out, arm.world, arm.il), "checkpoint_every": every,
-                     "keep_checkpoints": 1000}
+            files = {
+                "il_model": model_of(self.out, arm.world, arm.il),
+                "checkpoint_every": every,
+                "keep_checkpoints": 1000,
+            }
         if "svp" in arm.needs:
             files["keep_list"] = keep_list(self.out, arm)
         try:
@@ -119,8 +122,9 @@ def make_keep_list(out: str, arm: Arm) -> bool:
     return True
 
 
-def run_all(arms: Sequence[Arm], seeds: int, out: str, *, jobs: int, workers: int, sources: Mapping[str, str],
-            say: Say) -> dict[tuple[str, int], str]:
+def run_all(
+    arms: Sequence[Arm], seeds: int, out: str, *, jobs: int, workers: int, sources: Mapping[str, str], say: Say
+) -> dict[tuple[str, int], str]:
     """Make what the arms need and train each with every seed; returns (arm's label, seed) -> DONE or why it ended.
 
     Raises what shards.make, fit_il, compute_il and train raise, but for a run that diverges.

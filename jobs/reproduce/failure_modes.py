@@ -24,8 +24,12 @@ def _held(world: World, name: str, says: str, holdout: IL) -> World:
     return replace(world, name=name, says=says, ils={"il": holdout})
 
 
-NOISY_HOLDOUT = _held(STRUCTURED, "structured-everywhere", "structured noise in D and in the holdout alike",
-                      IL(fit=FIT, holdout=fashion("structured", 0.5, limit=HELD, skip=D)))
+NOISY_HOLDOUT = _held(
+    STRUCTURED,
+    "structured-everywhere",
+    "structured noise in D and in the holdout alike",
+    IL(fit=FIT, holdout=fashion("structured", 0.5, limit=HELD, skip=D)),
+)
 COPIES = replace(NOISE10, name="near-duplicates", says="8,000 images and 3 jittered copies of each, 10 % noise",
                  train=fashion("uniform", 0.1, "--copies", "3", limit=8000))  # fmt: skip
 TAIL = fashion("none", None, "--imbalance", "17", limit=HELD, skip=D)
@@ -34,16 +38,21 @@ IMBALANCED = replace(NOISE10, name="imbalanced-holdout",
                      ils={"il": IL(fit=FIT, holdout=TAIL), "balanced": IL(fit={**FIT, "balance": "sample"},
                                                                           holdout=TAIL)})  # fmt: skip
 NOISY_IL = replace(NOISE40_CROSS, ils={**NOISE40_CROSS.ils, "tempered": IL(fit={**FIT, "temperature": True})})
-SHIFTED = _held(NOISE10, "shifted-holdout", "10 % noise; a holdout of 4,000 images and 6 jittered copies of each",
-                IL(fit=FIT, holdout=fashion("none", None, "--copies", "6", limit=4000, skip=D)))
+SHIFTED = _held(
+    NOISE10,
+    "shifted-holdout",
+    "10 % noise; a holdout of 4,000 images and 6 jittered copies of each",
+    IL(fit=FIT, holdout=fashion("none", None, "--copies", "6", limit=4000, skip=D)),
+)
 STRONG_IL = _held(NOISE10, "strong-il", "10 % noise; IL by an MLP-512, target an MLP-64",
                   IL(fit={"model": "mlp-512", "epochs": 8}, holdout=worlds.HOLDOUT))  # fmt: skip
 MEMORISED = _held(NOISE10, "memorised-il", "10 % noise; the IL model learned from D itself, for 40 epochs",
                   IL(fit={"model": "mlp-512", "epochs": 40}, holdout=NOISE10.train))  # fmt: skip
 
 
-def _beside(world: World, steps: int, variants: Variants, ils: Mapping[str, str] = MappingProxyType({}),
-            **train: Any) -> list[Arm]:
+def _beside(
+    world: World, steps: int, variants: Variants, ils: Mapping[str, str] = MappingProxyType({}), **train: Any
+) -> list[Arm]:
     """uniform and rho, and rho with each variant and each other IL (arm -> IL), paired with both."""
     common: dict[str, Any] = {"world": world, "steps": steps, "eval_every": 20}
     return [Arm(name="uniform", train={"rule": "uniform", **train}, baselines=(), **common),
@@ -55,8 +64,12 @@ def _beside(world: World, steps: int, variants: Variants, ils: Mapping[str, str]
 
 
 CAP: Variants = {"rho, loss_cap": {"loss_cap": True}}
-HOT: Variants = {**CAP, "rho, band: highest 30 % dropped": {"band": "0%:70%"}, "rho, gumbel 0.5": {"gumbel": 0.5},
-                 "rho, loss_cap, gumbel 0.5": {"loss_cap": True, "gumbel": 0.5}}
+HOT: Variants = {
+    **CAP,
+    "rho, band: highest 30 % dropped": {"band": "0%:70%"},
+    "rho, gumbel 0.5": {"gumbel": 0.5},
+    "rho, loss_cap, gumbel 0.5": {"loss_cap": True, "gumbel": 0.5},
+}
 
 
 def _all(steps: int) -> list[Arm]:

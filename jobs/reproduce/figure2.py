@@ -15,12 +15,23 @@ from jobs.reproduce import worlds
 from jobs.reproduce.command import command
 from jobs.reproduce.settings import IL, Arm, Claim, Experiment, Scale, World
 
-ILS = {"il": worlds.BY_HOLDOUT, "mlp-512": IL(fit={"model": "mlp-512", "epochs": 5}, holdout=worlds.HOLDOUT),
-       "mlp-64": IL(fit={"model": "mlp-64", "epochs": 5}, holdout=worlds.HOLDOUT), "cross-fit": worlds.CROSS_FIT}
+ILS = {
+    "il": worlds.BY_HOLDOUT,
+    "mlp-512": IL(fit={"model": "mlp-512", "epochs": 5}, holdout=worlds.HOLDOUT),
+    "mlp-64": IL(fit={"model": "mlp-64", "epochs": 5}, holdout=worlds.HOLDOUT),
+    "cross-fit": worlds.CROSS_FIT,
+}
 WORLD = replace(worlds.CLEAN, ils=ILS)
 CNN_WORLD = worlds.on_2000(worlds.CLEAN)
-ARCHITECTURES = ("vgg11-bn-cifar", "googlenet-cifar", "resnet34-cifar", "resnet50-cifar", "densenet121-cifar",
-                 "mobilenet-v2-cifar", "inception-v3-cifar")
+ARCHITECTURES = (
+    "vgg11-bn-cifar",
+    "googlenet-cifar",
+    "resnet34-cifar",
+    "resnet50-cifar",
+    "densenet121-cifar",
+    "mobilenet-v2-cifar",
+    "inception-v3-cifar",
+)
 
 
 def _both(world: World, name: str, steps: int, every: int, il: str = "il", **train: Any) -> list[Arm]:
@@ -31,8 +42,17 @@ def _both(world: World, name: str, steps: int, every: int, il: str = "il", **tra
             Arm(name=name, train={"rule": "rho", **train}, il=il, baselines=(base,), **common)]  # fmt: skip
 
 
-def _grid(world: World, steps: int, every: int, buffers: tuple[int, ...], lrs: tuple[float, ...],
-          decays: tuple[float, ...] = (0.01,), *, longer: bool = False, **train: Any) -> list[Arm]:
+def _grid(
+    world: World,
+    steps: int,
+    every: int,
+    buffers: tuple[int, ...],
+    lrs: tuple[float, ...],
+    decays: tuple[float, ...] = (0.01,),
+    *,
+    longer: bool = False,
+    **train: Any,
+) -> list[Arm]:
     """`steps` and `every` are those of n_B = 320; other buffers see D as often, and are evaluated as often.
 
     `longer`: a uniform run each that spends rho's units, its IL model not charged.
@@ -47,8 +67,15 @@ def _grid(world: World, steps: int, every: int, buffers: tuple[int, ...], lrs: t
                              weight_decay=decay, **train)  # fmt: skip
                 if longer:
                     units = steps // every * mine * (n_B + 3 * (n_B // 10))
-                    more = worlds.longer(world, -(-units // (3 * (n_B // 10)) // 50) * 50 + 50,
-                                         f"uniform, longer, {name}", n_B // 10, lr=lr, weight_decay=decay, **train)
+                    more = worlds.longer(
+                        world,
+                        -(-units // (3 * (n_B // 10)) // 50) * 50 + 50,
+                        f"uniform, longer, {name}",
+                        n_B // 10,
+                        lr=lr,
+                        weight_decay=decay,
+                        **train,
+                    )
                     both = [both[0], replace(both[1], equal=(more.name,)), more]
                 found += both
     return found

@@ -42,8 +42,11 @@ RELEVANCES = tuple(worlds.relevance(draw) for draw in range(3))
 
 def _full() -> Scale:
     sets = ((worlds.CIFAR10_NOISY, 78), (worlds.CIFAR10, 78), (RELEVANCE, 19))
-    return Scale(says="150 epochs", seeds=3,
-                 arms=[a for world, epoch in sets for a in _seen(world, 150 * epoch, epoch, **worlds.RESNET)])
+    return Scale(
+        says="150 epochs",
+        seeds=3,
+        arms=[a for world, epoch in sets for a in _seen(world, 150 * epoch, epoch, **worlds.RESNET)],
+    )
 
 
 EXPERIMENT = Experiment(

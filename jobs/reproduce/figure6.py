@@ -19,8 +19,12 @@ ALL = (*RULES, "uniform, longer")
 
 def _qmnist(name: str, *noise: str) -> World:
     clean = worlds.qmnist()
-    return replace(clean, name=f"qmnist-{name}", says=f"QMNIST, D with {name} noise, clean holdout of 50,000",
-                   train=Shards(("web", "--base", "qmnist", "--copies", "0", *noise), "qmnist"))
+    return replace(
+        clean,
+        name=f"qmnist-{name}",
+        says=f"QMNIST, D with {name} noise, clean holdout of 50,000",
+        train=Shards(("web", "--base", "qmnist", "--copies", "0", *noise), "qmnist"),
+    )
 
 
 def _of(chosen: tuple[World, ...], steps: int, every: int, seeds: int, says: str, longer: int = 0) -> Scale:
@@ -37,8 +41,12 @@ def _beside(arm: Arm, clean: World) -> Arm:
 
 
 SMALL = (worlds.CLEAN, worlds.NOISE10, worlds.STRUCTURED, worlds.AMBIGUOUS)
-FULL = (_qmnist("none", "--noise", "none"), _qmnist("uniform", "--noise", "uniform", "--noise-rate", "0.1"),
-        _qmnist("structured", "--noise", "structured"), _qmnist("ambiguous", "--noise", "ambiguous"))
+FULL = (
+    _qmnist("none", "--noise", "none"),
+    _qmnist("uniform", "--noise", "uniform", "--noise-rate", "0.1"),
+    _qmnist("structured", "--noise", "structured"),
+    _qmnist("ambiguous", "--noise", "ambiguous"),
+)
 EXPERIMENT = Experiment(
     name="figure6", title="Patterns of label noise", where="Fig. 6, App. C",
     scales={"quick": _of((worlds.CLEAN, worlds.STRUCTURED), 500, 20, 3, "Fashion-MNIST, 5 passes"),

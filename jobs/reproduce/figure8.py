@@ -17,8 +17,9 @@ PER_CENT = (5, 10, 20, 50)
 LONGER = 7_200  # what 600 steps that keep 5 % spend, 736 units each, and the IL model
 
 
-def _shares(world: World, steps: int, every: int, per_cent: tuple[int, ...], n_b: int = 32, *, longer: int = 0,
-            **train: Any) -> list[Arm]:
+def _shares(
+    world: World, steps: int, every: int, per_cent: tuple[int, ...], n_b: int = 32, *, longer: int = 0, **train: Any
+) -> list[Arm]:
     common: dict[str, Any] = {"world": world, "steps": steps, "eval_every": every}
     size = {"batch_size": n_b, "buffer_size": 10 * n_b, **train}
     return [Arm(name="uniform", train={"rule": "uniform", **size}, baselines=(), **common),

@@ -59,8 +59,12 @@ def _arms(steps: int, world: World, names: Iterable[str] = VARIANTS, **train: An
 
 
 def _scale(steps: int, seeds: int, world: World = worlds.NOISE10, *more: Arm) -> Scale:
-    return Scale(says=f"Fashion-MNIST, {steps} steps", seeds=seeds, after={world.name: (100, 200, 500)},
-                 arms=[*_arms(steps, world), *more])
+    return Scale(
+        says=f"Fashion-MNIST, {steps} steps",
+        seeds=seeds,
+        after={world.name: (100, 200, 500)},
+        arms=[*_arms(steps, world), *more],
+    )
 
 
 EXPERIMENT = Experiment(

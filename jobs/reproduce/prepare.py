@@ -1,7 +1,7 @@
 """Shards and IL tables of a world, made once below `--out`: the same command again finds what is there.
 
-    <out>/shards/<recipe>-<digest>/   and .json beside it when it is whole
-    <out>/il/<recipe>-<model>-<digest>/   model/, table/
+<out>/shards/<recipe>-<digest>/   and .json beside it when it is whole
+<out>/il/<recipe>-<model>-<digest>/   model/, table/
 """
 
 from __future__ import annotations

@@ -39,8 +39,9 @@ SCHEMA = pa.schema(
 )  # fmt: skip
 
 
-def setting_rows(arms: Sequence[Arm], states: Mapping[tuple[str, int], str], seeds: int,
-                 missing: Mapping[str, str]) -> list[dict[str, Any]]:
+def setting_rows(
+    arms: Sequence[Arm], states: Mapping[tuple[str, int], str], seeds: int, missing: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """One row for each arm and seed, those that can't be had here too."""
     rows = []
     for arm in arms:

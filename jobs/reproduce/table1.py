@@ -170,8 +170,9 @@ class Approximate:
         return f"approximation {self.approximation}, seed {self.seed}: complete"
 
 
-def scores(approximation: str, seed: int, d: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor],
-           buffers: int) -> Scores:
+def scores(
+    approximation: str, seed: int, d: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor], buffers: int
+) -> Scores:
     """(buffers, N_B) reducible losses of buffer t of the first epoch, before anything is learned from it."""
     (x, y), classes = d, int(max(d[1].max(), held[1].max())) + 1
     members = MEMBERS if approximation == "0" else 1
@@ -204,8 +205,14 @@ def _with_held(x: Tensor, y: Tensor, held: tuple[Tensor, Tensor], order: torch.G
     return torch.cat([x, held[0][again]]), torch.cat([y, held[1][again]])
 
 
-def _batch_by_batch(target: Learner, il: Learner, d: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor],
-                    seen: Sequence[Tensor], order: torch.Generator) -> Scores:
+def _batch_by_batch(
+    target: Learner,
+    il: Learner,
+    d: tuple[Tensor, Tensor],
+    held: tuple[Tensor, Tensor],
+    seen: Sequence[Tensor],
+    order: torch.Generator,
+) -> Scores:
     x, y = d
     found = np.empty((len(seen), N_B), np.float32)
     for t, rows in enumerate(seen):

@@ -18,8 +18,15 @@ from jobs.reproduce.table3 import pair
 
 
 def _three(world: World, steps: int, every: int, **train: Any) -> list[Arm]:
-    updated = Arm(name="rho_updated", world=world, steps=steps, eval_every=every, needs=("il_model",),
-                  baselines=("uniform", "rho"), train={"rule": "rho_updated", "il_lr_scale": 0.01, **train})
+    updated = Arm(
+        name="rho_updated",
+        world=world,
+        steps=steps,
+        eval_every=every,
+        needs=("il_model",),
+        baselines=("uniform", "rho"),
+        train={"rule": "rho_updated", "il_lr_scale": 0.01, **train},
+    )
     return [*pair(world, steps, every, **train), updated]
 
 
@@ -31,8 +38,11 @@ def _fashion(steps: int, seeds: int, *chosen: World) -> Scale:
 def _full() -> Scale:
     sets = [(worlds.CIFAR10, 78, 320), (worlds.CIFAR100, 78, 320), (worlds.CINIC10, 140, 640),
             (worlds.CIFAR10_20, 78, 320)]  # fmt: skip
-    found = [arm for world, steps, n_B in sets
-             for arm in _three(world, 160 * steps, steps, buffer_size=n_B, batch_size=n_B // 10, **worlds.RESNET)]
+    found = [
+        arm
+        for world, steps, n_B in sets
+        for arm in _three(world, 160 * steps, steps, buffer_size=n_B, batch_size=n_B // 10, **worlds.RESNET)
+    ]
     targets = {name: tuple(row[0] / 100 for row in rows) for name, rows in paper.TABLE4.items()}
     return Scale(says="160 epochs of |D|/n_B steps", arms=found, seeds=3, targets=targets)  # fmt: skip
 

@@ -111,8 +111,16 @@ def claim_tables(rows: Iterable[Row]) -> list[str]:
 
 def _ours(claim: Row, compared: Sequence[Row]) -> str:
     """The figure that a claim is judged by, with its interval or its seeds."""
-    one = next((row for row in compared if all(row[name] == claim[name] for name in ("experiment", "world", "arm"))
-                and row["metric"].startswith(claim["metric"]) and row["baseline"] in (None, claim["baseline"])), None)
+    one = next(
+        (
+            row
+            for row in compared
+            if all(row[name] == claim[name] for name in ("experiment", "world", "arm"))
+            and row["metric"].startswith(claim["metric"])
+            and row["baseline"] in (None, claim["baseline"])
+        ),
+        None,
+    )
     if one is None:
         return ""
     if one["metric"].startswith(("times", "steps", "share of rho")):
@@ -181,8 +189,24 @@ def equal_tables(rows: Sequence[Row]) -> list[str]:
         il = last["il_units"] or 0.0
         lines.append([world, arm, _value(own, own["middle"]), f"{last['forward_units']:,.0f}",
                       f"{il:,.0f} ({il / last['forward_units']:.2f}x)", baseline, *cells])  # fmt: skip
-    return ["### at equal units", table(["world", "arm", "final accuracy", "units of the run", "units of its IL",
-                                         "against", "IL not charged", "difference", "IL charged", "difference"], lines)]
+    return [
+        "### at equal units",
+        table(
+            [
+                "world",
+                "arm",
+                "final accuracy",
+                "units of the run",
+                "units of its IL",
+                "against",
+                "IL not charged",
+                "difference",
+                "IL charged",
+                "difference",
+            ],
+            lines,
+        ),
+    ]
 
 
 _BLOCK = re.compile(r"(<!-- made: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)

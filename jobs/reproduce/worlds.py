@@ -11,8 +11,14 @@ D, HELD = 32_000, 28_000  # of Fashion-MNIST's 60,000: a pass over D is 100 step
 PASS = D // 320
 
 
-def fashion(noise: str = "none", rate: float | None = None, *more: str, limit: int | None = D, skip: int = 0,
-            split: str = "train") -> Shards:
+def fashion(
+    noise: str = "none",
+    rate: float | None = None,
+    *more: str,
+    limit: int | None = D,
+    skip: int = 0,
+    split: str = "train",
+) -> Shards:
     """Fashion-MNIST through the web recipe, without copies unless `more` says so."""
     return Shards((
         "web", "--base", "fashion-mnist", "--split", split, "--noise", noise,
@@ -39,8 +45,12 @@ NOISE10 = _fashion_world("noise10", "32,000 images, 10 % of the labels redrawn o
                          "holdout of 28,000 others", fashion("uniform", 0.1))  # fmt: skip
 NOISE20 = _fashion_world("noise20", "32,000 images, 20 % of the labels redrawn over all classes; clean holdout of "
                          "28,000 others", fashion("uniform", 0.2))  # fmt: skip
-NOISE40_CROSS = _fashion_world("noise40-cross", "32,000 images, 40 % of the labels redrawn; no holdout: two MLP-256 "
-                               "cross-fitted on the noisy labels", fashion("uniform", 0.4), ils={"il": CROSS_FIT})
+NOISE40_CROSS = _fashion_world(
+    "noise40-cross",
+    "32,000 images, 40 % of the labels redrawn; no holdout: two MLP-256 cross-fitted on the noisy labels",
+    fashion("uniform", 0.4),
+    ils={"il": CROSS_FIT},
+)
 STRUCTURED = _fashion_world("structured", "32,000 images; half of each of 4 look-alike classes takes the other's "
                             "label; clean holdout", fashion("structured", 0.5))  # fmt: skip
 AMBIGUOUS = _fashion_world("ambiguous", "32,000 images, mixtures with a second plausible label; clean holdout",
@@ -99,8 +109,15 @@ def halves(size: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return ("--limit", str(size)), ("--skip", str(size), "--limit", str(size))
 
 
-def paper_world(base: str, size: int, rate: float = 0.0, *, fit: dict[str, Any] = CNN_FIT, test: str = "test",
-                parts: tuple[tuple[str, ...], tuple[str, ...]] | None = None) -> World:
+def paper_world(
+    base: str,
+    size: int,
+    rate: float = 0.0,
+    *,
+    fit: dict[str, Any] = CNN_FIT,
+    test: str = "test",
+    parts: tuple[tuple[str, ...], tuple[str, ...]] | None = None,
+) -> World:
     """A set of the paper: D and a clean holdout by `parts`, by default halves; of `size` all, cross-fit, for no parts.
 
     The size of D is `size`.
@@ -139,5 +156,9 @@ CLOTHING1M = World(
     ils={"il": IL(fit={"model": "torchvision:resnet18", "holdout_fraction": 0.1, "epochs": 3, "fit_samples": 110_000,
                        "image_size": 224, "augment": "shift-flip", "memory_bytes": 24 << 30})})  # fmt: skip
 # D is all of it: what the IL model learned from is a candidate like the rest.
-CLOTHING: dict[str, Any] = {"model": "torchvision:resnet50@IMAGENET1K_V2", "image_size": 224, "keep_holdout": True,
-                            **AUGMENTED}
+CLOTHING: dict[str, Any] = {
+    "model": "torchvision:resnet50@IMAGENET1K_V2",
+    "image_size": 224,
+    "keep_holdout": True,
+    **AUGMENTED,
+}

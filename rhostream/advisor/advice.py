@@ -77,6 +77,12 @@ def advise(m: Measured, s: Setting, il: ILCost) -> Advice:
         )
         for runs in RUNS
     )  # fmt: skip
-    return Advice(uniform=way(base[0]), everything=way(base[1]), il_seconds=once, il_units=units, payback=payback,
-                  ways=tuple(way(cost) for cost in predict.levers(m, s)),
-                  break_even=break_even(s.buffer_size, s.batch_size))
+    return Advice(
+        uniform=way(base[0]),
+        everything=way(base[1]),
+        il_seconds=once,
+        il_units=units,
+        payback=payback,
+        ways=tuple(way(cost) for cost in predict.levers(m, s)),
+        break_even=break_even(s.buffer_size, s.batch_size),
+    )

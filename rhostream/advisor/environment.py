@@ -25,11 +25,23 @@ from rhostream.stream.decode import DECODERS, decoder
 
 PACKAGES = ("rhostream", "torch", "webdataset", "pyarrow", "duckdb", "pillow", "fsspec")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
-LIMITS = {"open files": resource.RLIMIT_NOFILE, "address space": resource.RLIMIT_AS, "file size": resource.RLIMIT_FSIZE,
-          "processes": resource.RLIMIT_NPROC}
+LIMITS = {
+    "open files": resource.RLIMIT_NOFILE,
+    "address space": resource.RLIMIT_AS,
+    "file size": resource.RLIMIT_FSIZE,
+    "processes": resource.RLIMIT_NPROC,
+}
 MIN_FILES = 512
-EXTRAS = {"s3": ("s3fs",), "gcs": ("gcsfs",), "https": ("aiohttp",), "jpeg": ("simplejpeg",), "png": ("imagecodecs",),
-          "report": ("jinja2", "matplotlib"), "tensorboard": ("tensorboard",), "hf": ("transformers",)}
+EXTRAS = {
+    "s3": ("s3fs",),
+    "gcs": ("gcsfs",),
+    "https": ("aiohttp",),
+    "jpeg": ("simplejpeg",),
+    "png": ("imagecodecs",),
+    "report": ("jinja2", "matplotlib"),
+    "tensorboard": ("tensorboard",),
+    "hf": ("transformers",),
+}
 OWN, CREDENTIALS = "RHOSTREAM_", ("AWS_", "GOOGLE_")
 
 
@@ -62,14 +74,20 @@ class Environment:
         """What will stop a run here, or surprise one."""
         found = [f"{name} is not installed" for name, version in self.versions.items() if not version]
         if self.shm_free is not None and self.shm_free < 64 << 20:
-            found.append(f"/dev/shm has {self.shm_free >> 20} MiB free: loader workers share their slots there; in "
-                         "Docker give --shm-size or --ipc=host, or use --workers 0")
+            found.append(
+                f"/dev/shm has {self.shm_free >> 20} MiB free: loader workers share their slots there; in "
+                "Docker give --shm-size or --ipc=host, or use --workers 0"
+            )
         if self.spool_free < 1 << 30:
-            found.append(f"the spool {self.spool} has {self.spool_free >> 20} MiB free: set RHOSTREAM_SPOOL to a "
-                         "folder with room for a few shards of a store")
+            found.append(
+                f"the spool {self.spool} has {self.spool_free >> 20} MiB free: set RHOSTREAM_SPOOL to a "
+                "folder with room for a few shards of a store"
+            )
         if 0 < int(self.limits["open files"].partition(" ")[0].replace("unlimited", "0")) < MIN_FILES:
-            found.append(f"this process may open {self.limits['open files'].partition(' ')[0]} files: a stream holds "
-                         f"two a lane; raise it with `ulimit -n {MIN_FILES}`")
+            found.append(
+                f"this process may open {self.limits['open files'].partition(' ')[0]} files: a stream holds "
+                f"two a lane; raise it with `ulimit -n {MIN_FILES}`"
+            )
         for name, near in self.unknown_settings.items():
             found.append(f"{name} is set and is no setting of rhostream" + (f" (did you mean {near}?)" if near else ""))
         return found

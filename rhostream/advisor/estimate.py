@@ -1,6 +1,6 @@
 """`rhostream estimate`: measure the parts of a step on this machine, then say what a run will cost.
 
-    shards > samples > measured seconds > advice (pure) > text
+shards > samples > measured seconds > advice (pure) > text
 """
 
 from __future__ import annotations
@@ -70,13 +70,30 @@ class Estimate:
         return asdict(self)
 
 
-def estimate(shards: str | Iterable[str], *, model: str = "mlp", il: str | None = None, buffer_size: int = 320,
-             batch_size: int = 32, workers: int = 0, image_size: int | None = None, classes: int | None = None,
-             device: str = "auto", il_model: str | None = None, steps: int | None = None,
-             view_sizes: Iterable[int] = (), band: tuple[float, float] = (0.2, 0.9), shortlist: int = 4,
-             decoder_name: str = "auto", seconds: float = 45.0, roots: Mapping[str, str] | None = None,
-             tokenizer: str | None = None, text_length: int | None = None, task: str | None = None,
-             channels: int | None = None) -> Estimate:
+def estimate(
+    shards: str | Iterable[str],
+    *,
+    model: str = "mlp",
+    il: str | None = None,
+    buffer_size: int = 320,
+    batch_size: int = 32,
+    workers: int = 0,
+    image_size: int | None = None,
+    classes: int | None = None,
+    device: str = "auto",
+    il_model: str | None = None,
+    steps: int | None = None,
+    view_sizes: Iterable[int] = (),
+    band: tuple[float, float] = (0.2, 0.9),
+    shortlist: int = 4,
+    decoder_name: str = "auto",
+    seconds: float = 45.0,
+    roots: Mapping[str, str] | None = None,
+    tokenizer: str | None = None,
+    text_length: int | None = None,
+    task: str | None = None,
+    channels: int | None = None,
+) -> Estimate:
     """Measure for about `seconds` and predict what selection will cost with this model on these shards.
 
     `il`: a table of compute-il or index; with it samples are counted and the loader itself is measured. `steps`: of
@@ -102,8 +119,15 @@ def estimate(shards: str | Iterable[str], *, model: str = "mlp", il: str | None 
         raise UsageError("--image-size and --view-size are for images, and these samples are text")
     sizes = _views(view_sizes, image.image_size) if image else []
     classes = classes or (table.info.classes if table else None) or max(samples.label) + 1
-    setting = Setting(buffer_size=buffer_size, batch_size=batch_size, samples=samples.total, workers=workers,
-                      steps=steps, band=band, shortlist=shortlist)
+    setting = Setting(
+        buffer_size=buffer_size,
+        batch_size=batch_size,
+        samples=samples.total,
+        workers=workers,
+        steps=steps,
+        band=band,
+        shortlist=shortlist,
+    )
     known = table.info.model if table else {}
     il_name = il_model or known.get("architecture") or SMALL[preprocess.task]
     UntrustedCodeError.unless_named(str(il_name), il_model, storage.redact(il or ""), "--il-model")
@@ -133,8 +157,15 @@ def parse_band(text: str) -> tuple[float, float]:
         raise UsageError(f"--band {text!r}: expected quantiles LO%:HI%, as 20%:90%") from exc
 
 
-def _check(buffer_size: int, batch_size: int, workers: int, seconds: float, steps: int | None,
-           band: tuple[float, float], shortlist: int) -> None:
+def _check(
+    buffer_size: int,
+    batch_size: int,
+    workers: int,
+    seconds: float,
+    steps: int | None,
+    band: tuple[float, float],
+    shortlist: int,
+) -> None:
     if not 1 <= batch_size <= buffer_size:
         raise UsageError(f"--batch-size {batch_size} of --buffer-size {buffer_size}: expected 1 <= n_b <= n_B")
     if workers < 0 or seconds <= 0 or (steps is not None and steps < 1) or shortlist < 2:
@@ -160,15 +191,24 @@ def _il_cost(samples: int, known: Mapping[str, Any], table: il_table.Table | Non
     folds = int(known.get("folds", FIT_FOLDS))
     trained = int(known["fit_samples"]) if "fit_samples" in known else pooled * FIT_EPOCHS
     looks = (2 * FIT_EPOCHS + 2) * min(folds * FIT_CHECK, pooled)  # twice an epoch, then at what is measured
-    return ILCost(trained=trained, checked=int(known.get("checked_samples", looks)), pooled=pooled,
-                  scored=scored or samples)
+    return ILCost(
+        trained=trained, checked=int(known.get("checked_samples", looks)), pooled=pooled, scored=scored or samples
+    )
 
 
 class _Bench:
     """Everything that is timed for one estimate; `notes` collects what the reader must know of the figures."""
 
-    def __init__(self, preprocess: AnyPreprocess, classes: int, samples: Samples, decoder_name: str,
-                 device: torch.device, setting: Setting, seconds: float) -> None:
+    def __init__(
+        self,
+        preprocess: AnyPreprocess,
+        classes: int,
+        samples: Samples,
+        decoder_name: str,
+        device: torch.device,
+        setting: Setting,
+        seconds: float,
+    ) -> None:
         self.preprocess, self.classes, self.device, self.setting = preprocess, classes, device, setting
         self.decoder_name, self.seconds, self.samples = decoder_name, seconds, samples
         self.notes: list[str] = []
@@ -185,16 +225,21 @@ class _Bench:
     def _first_notes(self) -> None:
         if self.samples.failed:
             name, why = next(iter(self.samples.failed.items()))
-            self.notes.append(f"{len(self.samples.failed)} of the shards looked into can't be used, first {name}: "
-                              f"{why}")
+            self.notes.append(
+                f"{len(self.samples.failed)} of the shards looked into can't be used, first {name}: {why}"
+            )
         load = os.getloadavg()[0]
         if load > 0.5 * cores():
-            self.notes.append(f"the machine is busy with other work (load {load:.1f} on {cores()} cores): these "
-                              "are the figures of a shared machine")
+            self.notes.append(
+                f"the machine is busy with other work (load {load:.1f} on {cores()} cores): these "
+                "are the figures of a shared machine"
+            )
         slots = max(self.setting.workers, 1) * (PREFETCH + 2) * self.buffer.image.nbytes  # type: ignore[union-attr]
         if self.setting.workers and slots > 1 << 30:
-            self.notes.append(f"the loader's slots take {slots / 2**30:.1f} GiB of shared memory with "
-                              f"{self.setting.workers} workers: see `rhostream doctor` for what /dev/shm has")
+            self.notes.append(
+                f"the loader's slots take {slots / 2**30:.1f} GiB of shared memory with "
+                f"{self.setting.workers} workers: see `rhostream doctor` for what /dev/shm has"
+            )
 
     def measure(self, name: str, il_name: str, sizes: list[int]) -> Measured:
         """Time every part but the loader, with as many threads of torch as serve the model."""
@@ -205,8 +250,11 @@ class _Bench:
         with in_threads(threads if slow_score > 1 else 1):
             score, train = self._score(model, share), self._train(model, share)
             found = {
-                "score": score, "train": train, "proxy": measure.forward_seconds(proxy, self.x, share / 3),
-                **self._variants(model, share), **self._views(model, name, sizes, score, share),
+                "score": score,
+                "train": train,
+                "proxy": measure.forward_seconds(proxy, self.x, share / 3),
+                **self._variants(model, share),
+                **self._views(model, name, sizes, score, share),
                 "il_forward": measure.forward_seconds(il_model, self.x, share / 2),
                 "il_train": measure.train_seconds(il_model, self.x[:FIT_BATCH], self.label[:FIT_BATCH], share / 2)[0],
             }
@@ -229,8 +277,10 @@ class _Bench:
             one = self._score(model, share)
         if one > 1.05 * every:
             return one / every
-        self.notes.append(f"one thread scores as fast as {torch.get_num_threads()} here: the model is small, or the "
-                          "cores are busy with other work; everything was timed with one")
+        self.notes.append(
+            f"one thread scores as fast as {torch.get_num_threads()} here: the model is small, or the "
+            "cores are busy with other work; everything was timed with one"
+        )
         return 1.0
 
     def _variants(self, model: torch.nn.Module, share: float) -> dict[str, Any]:
@@ -240,8 +290,7 @@ class _Bench:
         bf16 = self._score(model, share, autocast=torch.bfloat16) if bf16_supported(self.device) else None
         return {"score_chunked": chunked, "score_bf16": bf16}
 
-    def _views(self, model: torch.nn.Module, name: str, sizes: list[int], score: float,
-               share: float) -> dict[str, Any]:
+    def _views(self, model: torch.nn.Module, name: str, sizes: list[int], score: float, share: float) -> dict[str, Any]:
         """Decode and forward at cheap sizes; forwards only where the model takes them."""
         if not isinstance(self.preprocess, Preprocess):
             return {}
@@ -250,8 +299,10 @@ class _Bench:
         if len(taken) < len(sizes):
             left = " or ".join(str(v) for v in sizes if v not in taken)
             self.notes.append(f"{name} takes only {full} pixels: no view of {left} px for it")
-        decode = {v: measure.decode_seconds(self.images, replace(self.preprocess, image_size=v), self.decoder_name,
-                                            share / 2) for v in sizes}
+        decode = {
+            v: measure.decode_seconds(self.images, replace(self.preprocess, image_size=v), self.decoder_name, share / 2)
+            for v in sizes
+        }
         inputs = {v: self._view(v) for v in taken}
         forward = measure.forward_seconds(model, self.x, share / 2) if taken else 0.0
         # Only the forward shrinks with the view; copy, normalisation and choice are charged as for the full size.
@@ -280,8 +331,9 @@ class _Bench:
         few = max(1, min(self.setting.batch_size, n // 4))
         if n <= few:
             return m
-        whole, part = (self._stream_seconds(list(urls), table.url, n, choice) for choice in
-                       (None, UniformChoice(few, seed=0)))
+        whole, part = (
+            self._stream_seconds(list(urls), table.url, n, choice) for choice in (None, UniformChoice(few, seed=0))
+        )
         decoded = max(whole - part, 0.0) / (n - few)
         self.notes = [note for note in self.notes if not note.startswith("the loader's hand-over")]
         return replace(m, hand_over=max(decoded - m.read - m.decode, 0.0), join=max(whole / n - decoded, 0.0))
@@ -289,21 +341,43 @@ class _Bench:
     def _stream_seconds(self, urls: list[str], table: str, n: int, choice: UniformChoice | None) -> float:
         """Of one buffer."""
         p = self.preprocess
-        size: dict[str, Any] = ({"image_size": p.image_size} if isinstance(p, Preprocess)
-                                else {"tokenizer": p.tokenizer, "text_length": p.length, "task": p.task})
-        buffers = iter(open_stream(urls, table, buffer_size=n, passes=None, decoder=self.decoder_name, needs_il=False,
-                                   keep_holdout=True, prefilter=choice, **size))
+        size: dict[str, Any] = (
+            {"image_size": p.image_size}
+            if isinstance(p, Preprocess)
+            else {"tokenizer": p.tokenizer, "text_length": p.length, "task": p.task}
+        )
+        buffers = iter(
+            open_stream(
+                urls,
+                table,
+                buffer_size=n,
+                passes=None,
+                decoder=self.decoder_name,
+                needs_il=False,
+                keep_holdout=True,
+                prefilter=choice,
+                **size,
+            )
+        )
         return measure.seconds_of(lambda: next(buffers), self.seconds / SHARES / 2)
 
     def _assumed(self, decode: float) -> float:
-        self.notes.append(f"the loader's hand-over is taken as {ASSUMED_HAND_OVER:.0%} of the decode; with --il it is "
-                          "measured")
+        self.notes.append(
+            f"the loader's hand-over is taken as {ASSUMED_HAND_OVER:.0%} of the decode; with --il it is measured"
+        )
         return ASSUMED_HAND_OVER * decode
 
     def _build(self, name: str) -> torch.nn.Module:
         torch.manual_seed(torch_seed("estimate"))
-        return measure.on(self.device, models.build(name, classes=self.classes, initial=False,  # time needs no weights
-                                                    **self.preprocess.model_arguments()))
+        return measure.on(
+            self.device,
+            models.build(
+                name,
+                classes=self.classes,
+                initial=False,  # time needs no weights
+                **self.preprocess.model_arguments(),
+            ),
+        )
 
     def _score(self, model: torch.nn.Module, share: float, **how: Any) -> float:
         selector = Selector(model, "rho", self.setting.batch_size, **how)

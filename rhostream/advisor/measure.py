@@ -143,6 +143,7 @@ def score_seconds(selector: Selector, buffer: Candidates, device: torch.device, 
 
 def forward_seconds(model: nn.Module, x: torch.Tensor, share: float) -> float:
     """Seconds a sample of a bare scoring forward."""
+
     def work(n: int) -> None:
         with scoring(model):
             model(x[:n])
@@ -178,9 +179,15 @@ def _wait(device: torch.device) -> None:
 def log_seconds(buffer: Candidates) -> float:
     """Seconds a row of the selection log: columns, encoding, and the commit on the disk for temporary files."""
     n = len(buffer)
-    columns = {"loss": buffer.il.numpy(), "score": buffer.il.numpy(), "correct": np.zeros(n, bool),
-               "kept": np.zeros(n, bool), "reason": np.ones(n, np.uint8), "weight": np.ones(n, np.float32),
-               "lag": np.zeros(n, np.uint8)}
+    columns = {
+        "loss": buffer.il.numpy(),
+        "score": buffer.il.numpy(),
+        "correct": np.zeros(n, bool),
+        "kept": np.zeros(n, bool),
+        "reason": np.ones(n, np.uint8),
+        "weight": np.ones(n, np.float32),
+        "lag": np.zeros(n, np.uint8),
+    }
     with tempfile.TemporaryDirectory(prefix="rhostream-estimate-") as folder:
         log = LogWriter(folder, 0)
         start = time.perf_counter()

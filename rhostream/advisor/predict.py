@@ -108,27 +108,48 @@ class ILCost:
 # -- ways to choose --------------------------------------------------------------------------------------------------
 
 
-def plain(m: Measured, s: Setting, name: str = "rho", buffer_size: int | None = None,
-          score: float | None = None) -> StepCost:
+def plain(
+    m: Measured, s: Setting, name: str = "rho", buffer_size: int | None = None, score: float | None = None
+) -> StepCost:
     """Selection without a lever: everything is decoded and scored."""
     n = buffer_size or s.buffer_size
-    return StepCost(name=name, load=_load(m, n, n), score=n * (m.score if score is None else score),
-                    train=m.train, log=n * m.log, forwards=n + 3.0 * s.batch_size, planned=n)
+    return StepCost(
+        name=name,
+        load=_load(m, n, n),
+        score=n * (m.score if score is None else score),
+        train=m.train,
+        log=n * m.log,
+        forwards=n + 3.0 * s.batch_size,
+        planned=n,
+    )
 
 
 def unscored(m: Measured, s: Setting, name: str, planned: int) -> StepCost:
     """n_b of `planned` samples, chosen before a byte is read and without a forward: uniform, il alone, everything."""
-    return StepCost(name=name, load=_load(m, s.batch_size, planned), score=0.0,
-                    train=m.train, log=planned * m.log, forwards=3.0 * s.batch_size, planned=planned)
+    return StepCost(
+        name=name,
+        load=_load(m, s.batch_size, planned),
+        score=0.0,
+        train=m.train,
+        log=planned * m.log,
+        forwards=3.0 * s.batch_size,
+        planned=planned,
+    )
 
 
 def band(m: Measured, s: Setting) -> StepCost:
     """Only samples whose il lies between two quantiles are read, decoded and scored."""
     low, high = s.band
     n = _in_band(s)
-    return StepCost(name=f"band {low:.0%}:{high:.0%}", load=_load(m, n, s.buffer_size),
-                    score=n * m.score, train=m.train, log=s.buffer_size * m.log, forwards=n + 3.0 * s.batch_size,
-                    planned=s.buffer_size)
+    return StepCost(
+        name=f"band {low:.0%}:{high:.0%}",
+        load=_load(m, n, s.buffer_size),
+        score=n * m.score,
+        train=m.train,
+        log=s.buffer_size * m.log,
+        forwards=n + 3.0 * s.batch_size,
+        planned=s.buffer_size,
+    )
 
 
 def proxy_shortlist(m: Measured, s: Setting) -> StepCost:
@@ -192,18 +213,29 @@ def _in_band(s: Setting) -> int:
 
 def _by_proxy(m: Measured, s: Setting, name: str, n: int, score: float) -> StepCost:
     short, share = min(_short(s), n), m.proxy_macs / m.macs
-    return StepCost(name=name, load=_load(m, n, s.buffer_size),
-                    score=n * m.proxy + short * score, train=m.train + 3 * s.batch_size * m.proxy,
-                    log=s.buffer_size * m.log, planned=s.buffer_size,
-                    forwards=short + 3.0 * s.batch_size + (n + 3.0 * s.batch_size) * share)
+    return StepCost(
+        name=name,
+        load=_load(m, n, s.buffer_size),
+        score=n * m.proxy + short * score,
+        train=m.train + 3 * s.batch_size * m.proxy,
+        log=s.buffer_size * m.log,
+        planned=s.buffer_size,
+        forwards=short + 3.0 * s.batch_size + (n + 3.0 * s.batch_size) * share,
+    )
 
 
 def _by_view(m: Measured, s: Setting, pixels: int, name: str, short: int) -> StepCost:
     n, again = s.buffer_size, short or s.batch_size
-    return StepCost(name=name, load=_load(m, n, n, m.view_decode[pixels]),
-                    late=again * (m.read + m.decode), score=n * m.view_score[pixels] + short * m.score,
-                    train=m.train, log=n * m.log, planned=n,
-                    forwards=n * m.view_macs.get(pixels, 0) / m.macs + short + 3.0 * s.batch_size)
+    return StepCost(
+        name=name,
+        load=_load(m, n, n, m.view_decode[pixels]),
+        late=again * (m.read + m.decode),
+        score=n * m.view_score[pixels] + short * m.score,
+        train=m.train,
+        log=n * m.log,
+        planned=n,
+        forwards=n * m.view_macs.get(pixels, 0) / m.macs + short + 3.0 * s.batch_size,
+    )
 
 
 # -- wall time -------------------------------------------------------------------------------------------------------
@@ -267,9 +299,12 @@ def workers_needed(cost: StepCost, m: Measured) -> int | None:
 def bottleneck(cost: StepCost, m: Measured, workers: int) -> str:
     """What a step waits for longest with so many workers: loading, scoring, training or log."""
     threads = threads_beside(m, workers)
-    parts = {"loading": cost.load / max(workers, 1) + cost.late,
-             "scoring": cost.score * slowdown(m.score_slowdown, threads, m.cores),
-             "training": cost.train * slowdown(m.train_slowdown, threads, m.cores), "log": cost.log}
+    parts = {
+        "loading": cost.load / max(workers, 1) + cost.late,
+        "scoring": cost.score * slowdown(m.score_slowdown, threads, m.cores),
+        "training": cost.train * slowdown(m.train_slowdown, threads, m.cores),
+        "log": cost.log,
+    }
     if workers and cost.load / workers <= busy(cost, m, threads):
         del parts["loading"]  # hidden behind the model
     return max(parts, key=lambda part: parts[part])

@@ -37,21 +37,28 @@ def _line(what: str, figure: str, remark: str = "") -> str:
 
 def _head(e: Estimate) -> list[str]:
     s, about = e.setting, "" if e.counted else "about "
-    return [f"{e.model} on {e.device} ({e.machine}, {e.measured.cores} cores), {e.input}, "
-            f"{e.classes} classes; decoder {e.decoder}",
-            f"n_b = {s.batch_size} of n_B = {s.buffer_size}, {about}{count(s.samples, 'sample')}, "
-            f"{count(s.workers, 'worker')}; measured in {e.seconds:.0f} s, medians"]
+    return [
+        f"{e.model} on {e.device} ({e.machine}, {e.measured.cores} cores), {e.input}, "
+        f"{e.classes} classes; decoder {e.decoder}",
+        f"n_b = {s.batch_size} of n_B = {s.buffer_size}, {about}{count(s.samples, 'sample')}, "
+        f"{count(s.workers, 'worker')}; measured in {e.seconds:.0f} s, medians",
+    ]
 
 
 def _measured(e: Estimate) -> list[str]:
     m, whole = e.measured, "scoring one sample"
     lines = ["Measured, a sample (loading: one core)"]
-    lines += [_line("walk and index", duration(m.walk)), _line("read by offset", duration(m.read), "after the walk, so "
-              "from the page cache: a cold disk is slower")]
+    lines += [
+        _line("walk and index", duration(m.walk)),
+        _line("read by offset", duration(m.read), "after the walk, so from the page cache: a cold disk is slower"),
+    ]
     lines.append(_line(f"decode to {e.image_size} px" if e.image_size else "decode to token ids", duration(m.decode)))
     lines += [_line(f"decode to {v} px (a view)", duration(t)) for v, t in m.view_decode.items()]
-    lines += [_line("loader's hand-over", duration(m.hand_over)), _line("plan and join", duration(m.join)),
-              _line("log row", duration(m.log))]
+    lines += [
+        _line("loader's hand-over", duration(m.hand_over)),
+        _line("plan and join", duration(m.join)),
+        _line("log row", duration(m.log)),
+    ]
     lines.append(_line(f"{whole}, float32", duration(m.score), "the whole buffer in one piece"))
     if m.score_chunked is not None:
         remark = "changes scores: batch norm sees half" if e.batch_norm else "same scores: no batch norm"
@@ -61,20 +68,31 @@ def _measured(e: Estimate) -> list[str]:
     lines.append(_line(f"    by the proxy {e.proxy}", duration(m.proxy)))
     lines.append(_line(f"training step of {e.setting.batch_size}", duration(m.train), "forward, backward, AdamW"))
     if m.on_cpu and m.score_slowdown > 1:
-        lines.append(_line("with one thread instead of all", f"{m.score_slowdown:.2f}x", f"scoring; training "
-                           f"{m.train_slowdown:.2f}x"))
+        lines.append(
+            _line(
+                "with one thread instead of all",
+                f"{m.score_slowdown:.2f}x",
+                f"scoring; training {m.train_slowdown:.2f}x",
+            )
+        )
     return lines
 
 
 def _steps(e: Estimate) -> list[str]:
-    lines = [f"A step, in wall time with {count(e.setting.workers, 'worker')}",
-             f"  {'':{WIDE}} {'step':>10} {'loading':>10} {'scoring':>10} {'training':>10} {'a pass':>10}"]
+    lines = [
+        f"A step, in wall time with {count(e.setting.workers, 'worker')}",
+        f"  {'':{WIDE}} {'step':>10} {'loading':>10} {'scoring':>10} {'training':>10} {'a pass':>10}",
+    ]
     for way in (e.advice.rho, e.advice.uniform, e.advice.everything):
         c = way.cost
-        lines.append(f"  {c.name:{WIDE}} {duration(way.seconds):>10} {duration(c.load):>10} {duration(c.score):>10} "
-                     f"{duration(c.train):>10} {duration(way.pass_seconds):>10}")
-    lines.append("  Loading is the time of one core: workers share it" + (" and overlap it with the model."
-                 if e.setting.workers else "; without workers nothing overlaps."))
+        lines.append(
+            f"  {c.name:{WIDE}} {duration(way.seconds):>10} {duration(c.load):>10} {duration(c.score):>10} "
+            f"{duration(c.train):>10} {duration(way.pass_seconds):>10}"
+        )
+    lines.append(
+        "  Loading is the time of one core: workers share it"
+        + (" and overlap it with the model." if e.setting.workers else "; without workers nothing overlaps.")
+    )
     return lines
 
 
@@ -90,24 +108,33 @@ def _bottleneck(e: Estimate) -> list[str]:
     best = rho.best
     threads = f" and {count(best.threads, 'thread')} for the model" if m.on_cpu else ""
     gain = wall(rho.cost, m, s.workers) / best.seconds
-    lines.append(f"Best: --workers {best.workers}{threads}: {duration(best.seconds)} a step" +
-                 (f", {gain:.2f}x faster than now." if gain > 1.02 else ", as now."))
+    lines.append(
+        f"Best: --workers {best.workers}{threads}: {duration(best.seconds)} a step"
+        + (f", {gain:.2f}x faster than now." if gain > 1.02 else ", as now.")
+    )
     if m.on_cpu and threads_beside(m, s.workers) + s.workers > m.cores:
         lines.append(f"{count(s.workers, 'worker')} beside the model are more than {m.cores} cores.")
     return lines
 
 
 def _levers(e: Estimate) -> list[str]:
-    lines = ["What each lever saves, and from how many times fewer steps it pays (IL aside)",
-             f"  {'':{WIDE}} {'step':>10} {'saves':>7} {'forwards':>9} {'seconds':>9} {'best step':>10}"]
+    lines = [
+        "What each lever saves, and from how many times fewer steps it pays (IL aside)",
+        f"  {'':{WIDE}} {'step':>10} {'saves':>7} {'forwards':>9} {'seconds':>9} {'best step':>10}",
+    ]
     rho = e.advice.rho
     for way in e.advice.ways:
         saved = 1 - way.seconds / rho.seconds
-        lines.append(f"  {way.cost.name:{WIDE}} {duration(way.seconds):>10} {_share(way, rho, saved):>7} "
-                     f"{way.forwards:>8.2f}x {way.against_uniform:>8.2f}x {duration(way.best.seconds):>10}")
-    return [*lines, "  forwards: arithmetic alone; seconds: against uniform's measured step, with these workers; best "
-            "step: cores divided anew.",
-            "  A lever changes which samples are kept: `rhostream doctor --scoring` measures how much, on your data."]
+        lines.append(
+            f"  {way.cost.name:{WIDE}} {duration(way.seconds):>10} {_share(way, rho, saved):>7} "
+            f"{way.forwards:>8.2f}x {way.against_uniform:>8.2f}x {duration(way.best.seconds):>10}"
+        )
+    return [
+        *lines,
+        "  forwards: arithmetic alone; seconds: against uniform's measured step, with these workers; best "
+        "step: cores divided anew.",
+        "  A lever changes which samples are kept: `rhostream doctor --scoring` measures how much, on your data.",
+    ]
 
 
 def _share(way: Way, rho: Way, saved: float) -> str:
@@ -116,16 +143,20 @@ def _share(way: Way, rho: Way, saved: float) -> str:
 
 def _pays(e: Estimate) -> list[str]:
     a, s = e.advice, e.setting
-    lines = [f"When rho pays, against a run of {s.baseline_steps:,} uniform steps or of training on everything",
-             f"  IL: {duration(a.il_seconds)} of fit-il ({e.il_model}) and compute-il, {a.il_units:,.0f} forwards of "
-             "the target" + ("; this table is there, so it is paid already" if e.il_there else ""),
-             f"  {'fewer steps needed':{WIDE}} {'forwards':>10} {'uniform':>11} {'everything':>14}",
-             f"  {'without the IL':{WIDE}} {a.break_even:>9.2f}x {a.rho.against_uniform:>10.2f}x "
-             f"{a.rho.against_everything:>13.2f}x"]
+    lines = [
+        f"When rho pays, against a run of {s.baseline_steps:,} uniform steps or of training on everything",
+        f"  IL: {duration(a.il_seconds)} of fit-il ({e.il_model}) and compute-il, {a.il_units:,.0f} forwards of "
+        "the target" + ("; this table is there, so it is paid already" if e.il_there else ""),
+        f"  {'fewer steps needed':{WIDE}} {'forwards':>10} {'uniform':>11} {'everything':>14}",
+        f"  {'without the IL':{WIDE}} {a.break_even:>9.2f}x {a.rho.against_uniform:>10.2f}x "
+        f"{a.rho.against_everything:>13.2f}x",
+    ]
     for p in a.payback:
         name = f"IL shared by {count(p.runs, 'run')}"
-        lines.append(f"  {name:{WIDE}} {_times(p.forwards):>10} {_times(p.against_uniform):>11} "
-                     f"{_times(p.against_everything):>14}")
+        lines.append(
+            f"  {name:{WIDE}} {_times(p.forwards):>10} {_times(p.against_uniform):>11} "
+            f"{_times(p.against_everything):>14}"
+        )
     lines.append("  forwards: arithmetic alone; uniform, everything: in measured seconds against that run.")
     if any(p.against_uniform is None or p.forwards is None for p in a.payback):
         lines.append("  never: the IL alone costs more than the whole baseline run.")
@@ -146,12 +177,16 @@ def render_environment(e: Environment) -> str:
     bf16 = ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in e.bfloat16.items())
     lines = ["Versions"] + [f"  {name:12} {version or 'not installed'}" for name, version in e.versions.items()]
     lines += ["Extras"] + [f"  {name:12} {found}" for name, found in e.extras.items()]
-    lines += ["Machine", f"  {'cpu':12} {e.cpu}, {e.cores} cores for this process, {e.threads} torch threads",
-              f"  {'cuda':12} {', '.join(e.cuda) or 'none'}", f"  {'bfloat16':12} {bf16}",
-              f"  {'decoder':12} {e.decoder} (there: {', '.join(e.decoders)})",
-              f"  {'spool':12} {e.spool}, {_room(e.spool_free)} free, holds {_room(e.spool_used)}",
-              f"  {'/dev/shm':12} " + (f"{_room(e.shm_free)} free of {_room(e.shm_size)}"
-                                       if e.shm_free is not None else ": not there")]
+    lines += [
+        "Machine",
+        f"  {'cpu':12} {e.cpu}, {e.cores} cores for this process, {e.threads} torch threads",
+        f"  {'cuda':12} {', '.join(e.cuda) or 'none'}",
+        f"  {'bfloat16':12} {bf16}",
+        f"  {'decoder':12} {e.decoder} (there: {', '.join(e.decoders)})",
+        f"  {'spool':12} {e.spool}, {_room(e.spool_free)} free, holds {_room(e.spool_used)}",
+        f"  {'/dev/shm':12} "
+        + (f"{_room(e.shm_free)} free of {_room(e.shm_size)}" if e.shm_free is not None else ": not there"),
+    ]
     lines += ["Limits of this process (soft / hard)"] + [f"  {name:14} {value}" for name, value in e.limits.items()]
     lines += ["Settings"] + [f"  {name}={value}" for name, value in e.settings.items()]
     lines += [f"  {name}={value}" for name, value in e.proxies.items()]

@@ -46,8 +46,14 @@ def some(items: list[Any], n: int) -> list[Any]:
     return items if len(items) <= n else [items[i * len(items) // n] for i in range(n)]
 
 
-def draw(shards: Iterable[str], wanted: int, table: il_table.Table | None = None, seconds: float = 5.0,
-         content: str | None = None, unlabelled: bool = False) -> Samples:
+def draw(
+    shards: Iterable[str],
+    wanted: int,
+    table: il_table.Table | None = None,
+    seconds: float = 5.0,
+    content: str | None = None,
+    unlabelled: bool = False,
+) -> Samples:
     """At most `wanted` usable samples of at most 4 shards. Raises UsageError when there is none.
 
     What they are is the table's word, or the caller's, else what most of those looked at are.
@@ -63,8 +69,9 @@ def draw(shards: Iterable[str], wanted: int, table: il_table.Table | None = None
         try:
             with storage.open_reader(url) as reader:
                 fetched = time.perf_counter() - started
-                settings = ScanSettings(content=content, unlabelled=unlabelled,
-                                        member=table.info.image_member if table else "")
+                settings = ScanSettings(
+                    content=content, unlabelled=unlabelled, member=table.info.image_member if table else ""
+                )
                 found, seen, took, end = _walk(url, settings, -(-wanted // len(chosen)), deadline)
                 if not seen:
                     continue
@@ -85,8 +92,17 @@ def draw(shards: Iterable[str], wanted: int, table: il_table.Table | None = None
         why = f"; {next(iter(failed.values()))}" if failed else ""
         raise UsageError(f"no usable {content} in {len(chosen)} of {len(urls)} shards{why}; see `rhostream index`")
     total, counted = (int(table.counts.sum()), True) if table else (_guess(urls, per_byte), False)
-    return Samples(image[:wanted], label[:wanted], (reading + fetching) / len(image), walking / walked, total, counted,
-                   sizes, content, failed)
+    return Samples(
+        image[:wanted],
+        label[:wanted],
+        (reading + fetching) / len(image),
+        walking / walked,
+        total,
+        counted,
+        sizes,
+        content,
+        failed,
+    )
 
 
 def _content_of(urls: list[str]) -> str:
@@ -124,9 +140,15 @@ def _guess(urls: list[str], per_byte: float) -> int:
     return max(1, round(sum(sizes) / len(sizes) * len(urls) * per_byte))
 
 
-def preprocess_for(samples: Samples, table: il_table.Table | None, image_size: int | None,
-                   tokenizer: str | None = None, text_length: int | None = None, task: str = "label",
-                   channels: int | None = None) -> AnyPreprocess:
+def preprocess_for(
+    samples: Samples,
+    table: il_table.Table | None,
+    image_size: int | None,
+    tokenizer: str | None = None,
+    text_length: int | None = None,
+    task: str = "label",
+    channels: int | None = None,
+) -> AnyPreprocess:
     """As given, else as the table says, else as most images are. Raises UsageError for options of another kind."""
     known = table.info.preprocess if table is not None else None
     if samples.content != "image":

@@ -1,6 +1,6 @@
 """`rhostream doctor --scoring`: how well cheap scores agree with full ones, on the user's data and model.
 
-    the same buffers at each size > scores by each way > agreement with the full float32 view > a shortlist factor
+the same buffers at each size > scores by each way > agreement with the full float32 view > a shortlist factor
 """
 
 from __future__ import annotations
@@ -50,8 +50,15 @@ def scoring_report(shards: Iterable[str] = (), il: str | None = None, *, model: 
     untrained and the answer means little. The proxy first learns from what the target keeps of `proxy_batches`
     buffers. Raises UsageError before any scoring, also for a view that model or images can't give.
     """
-    given: dict[str, Any] = {"shards": storage.listed(shards), "il": il, "model": model, "rule": rule,
-                             "buffer_size": buffer_size, "batch_size": batch_size, "image_size": image_size}
+    given: dict[str, Any] = {
+        "shards": storage.listed(shards),
+        "il": il,
+        "model": model,
+        "rule": rule,
+        "buffer_size": buffer_size,
+        "batch_size": batch_size,
+        "image_size": image_size,
+    }
     if run is not None and weights is not None:
         raise UsageError("--weights and --run both name weights; give one")
     if buffers < 1:
@@ -82,9 +89,18 @@ def scoring_report(shards: Iterable[str] = (), il: str | None = None, *, model: 
     proxy = proxy or PROXY[views.preprocess.task]
     small = views.taught(views.network(proxy), network, proxy_batches)
     ways = views.compare(network, sizes, (proxy, small), buffers)
-    return ScoringReport(model=question.model, weights=source, rule=question.rule, image_size=views.size, ways=ways,
-                         buffer_size=question.buffer_size, batch_size=question.batch_size, buffers=buffers,
-                         proxy_batches=proxy_batches, notes=tuple(views.notes))
+    return ScoringReport(
+        model=question.model,
+        weights=source,
+        rule=question.rule,
+        image_size=views.size,
+        ways=ways,
+        buffer_size=question.buffer_size,
+        batch_size=question.batch_size,
+        buffers=buffers,
+        proxy_batches=proxy_batches,
+        notes=tuple(views.notes),
+    )
 
 
 def _of(r: ScoringReport) -> str:
@@ -93,18 +109,30 @@ def _of(r: ScoringReport) -> str:
 
 def render_scoring(r: ScoringReport) -> str:
     """The report for people."""
-    lines = [f"{r.model} ({r.weights or 'untrained'}), rule {r.rule}, {r.batch_size} of {r.buffer_size}, {r.buffers} "
-             "buffers", f"Against fresh float32 scores {_of(r)}:", "",
-             f"  {'scored by':22} {'spearman':>9} " + " ".join(f"{f'in top {k} n_b':>13}" for k in FACTORS) +
-             f" {'shortlist R':>12} {'decode':>8} {'forward':>8} {'cost':>7} {'with list':>10}"]
+    lines = [
+        f"{r.model} ({r.weights or 'untrained'}), rule {r.rule}, {r.batch_size} of {r.buffer_size}, {r.buffers} "
+        "buffers",
+        f"Against fresh float32 scores {_of(r)}:",
+        "",
+        f"  {'scored by':22} {'spearman':>9} "
+        + " ".join(f"{f'in top {k} n_b':>13}" for k in FACTORS)
+        + f" {'shortlist R':>12} {'decode':>8} {'forward':>8} {'cost':>7} {'with list':>10}",
+    ]
     for way in r.ways:
         found = " ".join(f"{_figure(way.found[k], '.1%'):>13}" for k in FACTORS)
-        lines.append(f"  {way.way:22} {_figure(way.spearman, '.3f'):>9} {found} {way.shortlist or 'none':>12} "
-                     f"{way.decode_ratio:>7.2f}x {way.forward_ratio:>7.2f}x {way.cost_ratio:>6.2f}x "
-                     f"{'-' if way.cascade_ratio is None else f'{way.cascade_ratio:.2f}x':>10}")
-    lines += ["", "  in top k n_b: of what the full view keeps, the share among the k x n_b best of this way.",
-              "  shortlist R: the smallest that finds 95 % of the kept; decode, forward, cost: over the full view's;",
-              "  with list: that cost and the full view of the R x n_b on the list.", "", recommend(r)]
+        lines.append(
+            f"  {way.way:22} {_figure(way.spearman, '.3f'):>9} {found} {way.shortlist or 'none':>12} "
+            f"{way.decode_ratio:>7.2f}x {way.forward_ratio:>7.2f}x {way.cost_ratio:>6.2f}x "
+            f"{'-' if way.cascade_ratio is None else f'{way.cascade_ratio:.2f}x':>10}"
+        )
+    lines += [
+        "",
+        "  in top k n_b: of what the full view keeps, the share among the k x n_b best of this way.",
+        "  shortlist R: the smallest that finds 95 % of the kept; decode, forward, cost: over the full view's;",
+        "  with list: that cost and the full view of the R x n_b on the list.",
+        "",
+        recommend(r),
+    ]
     return "\n".join([*lines, *(f"Note: {note}." for note in r.notes)]) + "\n"
 
 
@@ -125,8 +153,10 @@ def recommend(r: ScoringReport) -> str:
         how = f"{listed}--view-size {best.way.split()[1]}"
     else:
         how = f"--shortlist proxy:{max(factor, 2)}"
-    return (f"Recommended: {how}: {ENOUGH:.0%} of the kept for {ratio:.2f} of the cost of reading and scoring, as the "
-            "model stands now.")
+    return (
+        f"Recommended: {how}: {ENOUGH:.0%} of the kept for {ratio:.2f} of the cost of reading and scoring, as the "
+        "model stands now."
+    )
 
 
 def _figure(value: float | None, style: str) -> str:

@@ -47,8 +47,12 @@ def probe_store(url: str) -> StoreReport:
     except RhostreamError as exc:
         return StoreReport(url=shown, writable=False, create_only=False, why=str(exc))
     except Exception as exc:  # of whatever client library: a doctor reports, and its text may hold a secret
-        return StoreReport(url=shown, writable=False, create_only=False,
-                           why=f"{type(exc).__name__} from the store's client; check the credentials and the address")
+        return StoreReport(
+            url=shown,
+            writable=False,
+            create_only=False,
+            why=f"{type(exc).__name__} from the store's client; check the credentials and the address",
+        )
     finally:
         for folder in made:
             with contextlib.suppress(OSError):  # somebody else has put something there
@@ -59,11 +63,16 @@ def probe_store(url: str) -> StoreReport:
 
 def render_store(report: StoreReport) -> str:
     """Yes or no, and why not."""
+
     def yes(there: bool) -> str:
         return "yes" if there else "no"
 
-    lines = [f"Store {report.url}", f"  {'writable':12} {yes(report.writable)}",
-             f"  {'create-only':12} {yes(report.create_only)}", f"  {'usable':12} {yes(report.usable)}"]
+    lines = [
+        f"Store {report.url}",
+        f"  {'writable':12} {yes(report.writable)}",
+        f"  {'create-only':12} {yes(report.create_only)}",
+        f"  {'usable':12} {yes(report.usable)}",
+    ]
     return "\n".join(lines + ([f"  {report.why}"] if report.why else [])) + "\n"
 
 

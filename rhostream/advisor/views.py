@@ -76,17 +76,29 @@ class Views:
 
     def _open(self, size: int | None) -> Loader:
         q = self.q
-        return open_stream(q.shards, q.il, buffer_size=q.buffer_size, seed=self.seed, passes=None,
-                           image_size=size or None, channels=q.channels, decoder=q.decoder, missing_il="skip",
-                           keep_holdout=q.keep_holdout, roots=self.roots, tokenizer=q.tokenizer,
-                           text_length=q.text_length)
+        return open_stream(
+            q.shards,
+            q.il,
+            buffer_size=q.buffer_size,
+            seed=self.seed,
+            passes=None,
+            image_size=size or None,
+            channels=q.channels,
+            decoder=q.decoder,
+            missing_il="skip",
+            keep_holdout=q.keep_holdout,
+            roots=self.roots,
+            tokenizer=q.tokenizer,
+            text_length=q.text_length,
+        )
 
     def network(self, name: str) -> nn.Module:
         """The model of that name for the full view, the same one each time."""
         with torch.random.fork_rng():
             torch.manual_seed(torch_seed(self.seed, "views"))
-            return measure.on(self.device, models.build(name, classes=self.classes,
-                                                        **self.preprocess.model_arguments()))
+            return measure.on(
+                self.device, models.build(name, classes=self.classes, **self.preprocess.model_arguments())
+            )
 
     def checked(self, network: nn.Module, asked: set[int]) -> list[int]:
         """The sizes to look at, largest first; half and a quarter unless asked for. Raises UsageError for one that
@@ -95,8 +107,9 @@ class Views:
             if asked:
                 raise UsageError(f"--view-size {min(asked)}: these samples are text, which has no smaller view")
             return []
-        refused = {size: why for size in asked or {self.size // 2, self.size // 4}
-                   if (why := self._refusal(network, size))}
+        refused = {
+            size: why for size in asked or {self.size // 2, self.size // 4} if (why := self._refusal(network, size))
+        }
         if asked and refused:
             raise UsageError("; ".join(f"--view-size {size}: {why}" for size, why in sorted(refused.items())))
         self.notes += [f"no view of {size} px: {why}" for size, why in sorted(refused.items())]
@@ -119,8 +132,10 @@ class Views:
         table = self.full.stream.table
         part = il_table.read_part(il_table.part_url(table.url, table.names[0]))
         with storage.open_reader(table.shards[0]) as reader:
-            sizes = [probe_size(reader.pread(int(part.size[row]), int(part.offset[row])))
-                     for row in np.flatnonzero(part.usable)[:PROBED].tolist()]
+            sizes = [
+                probe_size(reader.pread(int(part.size[row]), int(part.offset[row])))
+                for row in np.flatnonzero(part.usable)[:PROBED].tolist()
+            ]
         return max((size[0] for size in sizes if size), default=0)
 
     def taught(self, proxy: nn.Module, network: nn.Module, batches: int) -> nn.Module:
@@ -141,12 +156,12 @@ class Views:
         self.notes.append(f"the proxy has learned from {learned} batches here; in a run it learns from the first on")
         return proxy
 
-    def compare(self, network: nn.Module, sizes: list[int], proxy: tuple[str, nn.Module],
-                buffers: int) -> tuple[Agreement, ...]:
+    def compare(
+        self, network: nn.Module, sizes: list[int], proxy: tuple[str, nn.Module], buffers: int
+    ) -> tuple[Agreement, ...]:
         """Score the next buffers in every way and hold each against the full view."""
         ways = self._ways(network, sizes, proxy)
-        streams = {size: _Timed(self.full if size == self.size else self._behind(size)) for size in
-                   (self.size, *sizes)}
+        streams = {size: _Timed(self.full if size == self.size else self._behind(size)) for size in (self.size, *sizes)}
         pairs: dict[str, list[tuple[Scores, Scores]]] = {way.name: [] for way in ways}
         for number in range(buffers + 1):
             at_hand = {size: next(stream) for size, stream in streams.items()}
@@ -170,8 +185,11 @@ class Views:
             self.notes.append(f"{self.device} doesn't compute in bfloat16")
         if half >= self.q.batch_size:
             ways.append(_Way(f"chunks of {half}", self.size, self._selector(network, chunk=half)))
-        return [*ways, _Way("il alone", self.size, None), _Way(f"proxy {proxy[0]}", self.size,
-                                                                self._selector(proxy[1]))]
+        return [
+            *ways,
+            _Way("il alone", self.size, None),
+            _Way(f"proxy {proxy[0]}", self.size, self._selector(proxy[1])),
+        ]
 
     def _behind(self, size: int) -> Loader:
         """The stream of a view, where the full one stands."""
@@ -180,11 +198,13 @@ class Views:
         return loader
 
     def _selector(self, network: nn.Module, **how: Any) -> Selector:
-        return Selector(network, self.q.rule, self.q.batch_size, loss_cap=self.q.loss_cap,
-                        batch_norm=self.q.batch_norm, **how)
+        return Selector(
+            network, self.q.rule, self.q.batch_size, loss_cap=self.q.loss_cap, batch_norm=self.q.batch_norm, **how
+        )
 
-    def _agreement(self, way: _Way, pairs: list[tuple[Scores, Scores]], full: _Way,
-                   streams: Mapping[int, _Timed]) -> Agreement:
+    def _agreement(
+        self, way: _Way, pairs: list[tuple[Scores, Scores]], full: _Way, streams: Mapping[int, _Timed]
+    ) -> Agreement:
         kept, whole = self.q.batch_size, streams[full.size].seconds
         decode = streams[way.size].seconds if way.selector else 0.0  # il alone chooses before anything is read
         factor = agreement.shortlist_factor(pairs, kept)

@@ -19,8 +19,13 @@ from rhostream.setting import RECORDED, settings_of
 
 _SAYS = settings_of(TrainConfig)
 # What run.json has among the settings that decides neither which samples are kept nor what the weights become.
-_FREE = {"seed", "selector_seed", "last_step", "prefilters",
-         *(name for name, says in _SAYS.items() if says.pin == RECORDED)}
+_FREE = {
+    "seed",
+    "selector_seed",
+    "last_step",
+    "prefilters",
+    *(name for name, says in _SAYS.items() if says.pin == RECORDED),
+}
 # What makes the choice and nothing else: a baseline differs in these on purpose. Stages that cost a forward are in it,
 # and how scores are computed, because uniform choice makes none.
 OF_THE_RULE = {name for name, says in _SAYS.items() if says.part == "rule"}
@@ -60,8 +65,10 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any], but: Iterable[st
 def says_difference(one: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[str]) -> str:
     """`lr 0.001 against 0.01, ...`: the first few of the names with both values."""
     names = list(names)
-    each = [f"{name.replace('_', ' ')} {shown(one.get(name, _UNSTATED))} against {shown(other.get(name, _UNSTATED))}"
-            for name in names[:SHOWN]]
+    each = [
+        f"{name.replace('_', ' ')} {shown(one.get(name, _UNSTATED))} against {shown(other.get(name, _UNSTATED))}"
+        for name in names[:SHOWN]
+    ]
     return ", ".join(each) + (f" and {len(names) - SHOWN} more settings" if len(names) > SHOWN else "")
 
 

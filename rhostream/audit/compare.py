@@ -92,24 +92,31 @@ def not_compared(groups: Mapping[str, Sequence[RunFacts]], selected: Iterable[st
         for other in list(groups)[:at]:
             theirs = groups[other]
             if _called(runs, listed) == _called(theirs, listed):
-                says.append(_apart("Not one setting", other, theirs, name, runs, differing(
-                    theirs[0].setting, runs[0].setting)))
+                says.append(
+                    _apart("Not one setting", other, theirs, name, runs, differing(theirs[0].setting, runs[0].setting))
+                )
     for name in selected:
-        says += [_apart("Not compared", name, groups[name], other, groups[other], names)
-                 for other, names in refused(groups, name).items()]
+        says += [
+            _apart("Not compared", name, groups[name], other, groups[other], names)
+            for other, names in refused(groups, name).items()
+        ]
     return says
 
 
 def refused(groups: Mapping[str, Sequence[RunFacts]], name: str) -> dict[str, list[str]]:
     """The groups that a group that selects isn't measured by, and the settings in which they differ unfairly."""
     run = groups[name][0]
-    found = {other: unfair(run.setting, theirs[0].setting, theirs[0].everything)
-             for other, theirs in groups.items() if theirs[0].is_baseline and not run.is_baseline}
+    found = {
+        other: unfair(run.setting, theirs[0].setting, theirs[0].everything)
+        for other, theirs in groups.items()
+        if theirs[0].is_baseline and not run.is_baseline
+    }
     return {other: names for other, names in found.items() if names}
 
 
-def _apart(what: str, one: str, runs: Sequence[RunFacts], other: str, theirs: Sequence[RunFacts],
-           names: Sequence[str]) -> str:
+def _apart(
+    what: str, one: str, runs: Sequence[RunFacts], other: str, theirs: Sequence[RunFacts], names: Sequence[str]
+) -> str:
     why = says_difference(runs[0].setting, theirs[0].setting, names) or "what they did is not stated"
     return f"{what}: {one} and {other} ({why})."
 
@@ -143,12 +150,21 @@ def baseline_of(run: RunFacts, others: Iterable[RunFacts], kind: str) -> RunFact
 
     One that trains on everything has a buffer of its own, and may have another batch size: units compare all the same.
     """
-    fits = [other for other in others
-            if other.rule == "uniform" and other.everything == (kind == EVERYTHING) and other.name != run.name
-            and "rule" in run.setting and not unfair(run.setting, other.setting, other.everything)]
+    fits = [
+        other
+        for other in others
+        if other.rule == "uniform"
+        and other.everything == (kind == EVERYTHING)
+        and other.name != run.name
+        and "rule" in run.setting
+        and not unfair(run.setting, other.setting, other.everything)
+    ]
     # A uniform run with a keep-list, a band or a quota is a selection too: it stands in only where there is no other.
-    return min(fits, key=lambda o: (bool(o.stages), [o.row[k] != run.row[k] for k in ("batch_size", "seed")], o.name),
-               default=None)
+    return min(
+        fits,
+        key=lambda o: (bool(o.stages), [o.row[k] != run.row[k] for k in ("batch_size", "seed")], o.name),
+        default=None,
+    )
 
 
 def comparisons(mine: Sequence[RunFacts], others: Sequence[RunFacts], kind: str, window: int) -> list[Comparison]:

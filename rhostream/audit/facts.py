@@ -37,8 +37,10 @@ def _words() -> tuple[dict[str, str], dict[str, str]]:
     words = {name: one.words or name.replace("_", " ") for name, one in says.items() if one.words is not None}
     words = dict(sorted(words.items(), key=lambda item: says[item[0]].heading != CASCADE))
     switches = {name for name in words if isinstance(defaults[name], bool)}
-    return ({name: text for name, text in words.items() if name not in switches},
-            {name: text for name, text in words.items() if name in switches})
+    return (
+        {name: text for name, text in words.items() if name not in switches},
+        {name: text for name, text in words.items() if name in switches},
+    )
 
 
 _STAGES, _SWITCHES = _words()

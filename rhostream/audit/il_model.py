@@ -45,8 +45,14 @@ def prove_il_model(folder: str) -> dict[str, Any]:
             continue
         problems += _problems(place, found)
         files += len(found["folds"])
-    return {"kind": "il-model", "files": files, "rows": 0, "problems": problems, "warnings": [],
-            "next": "run the same `rhostream fit-il` again, into another --out" if problems else "nothing: all is well"}
+    return {
+        "kind": "il-model",
+        "files": files,
+        "rows": 0,
+        "problems": problems,
+        "warnings": [],
+        "next": "run the same `rhostream fit-il` again, into another --out" if problems else "nothing: all is well",
+    }
 
 
 def _problems(folder: str, record: dict[str, Any]) -> list[str]:

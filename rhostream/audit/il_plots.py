@@ -20,8 +20,13 @@ def histogram(found: Mapping[str, Any]) -> str:
         for name in sorted(found["counts"]):
             counts = np.asarray(found["counts"][name], np.float64)
             axes.stairs(counts / max(1.0, counts.sum()), edges, fill=True, alpha=0.3, color=_COLOURS[name])
-            axes.stairs(counts / max(1.0, counts.sum()), edges, color=_COLOURS[name], linewidth=1.6,
-                        label=f"{name} ({int(counts.sum()):,})")
+            axes.stairs(
+                counts / max(1.0, counts.sum()),
+                edges,
+                color=_COLOURS[name],
+                linewidth=1.6,
+                label=f"{name} ({int(counts.sum()):,})",
+            )
         axes.set_xlim(0, edges[-1])
         axes.set_ylim(bottom=0)
         axes.set_xlabel("irreducible loss, nats")
@@ -36,13 +41,24 @@ def reliability(quality: Mapping[str, Any], tempered: bool) -> str:
 
     def draw(axes: Any) -> None:
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.9, linestyle="--")
-        for key, name, colour, used in (("reliability", "logits as they are", ORANGE, not tempered),
-                                        ("reliability_tempered", "divided by the temperature", BLUE, tempered)):
-            bins = [(c, a, n) for c, a, n in zip(*(quality[key][k] for k in ("confidence", "accuracy", "count")),
-                                                 strict=True) if n]
+        for key, name, colour, used in (
+            ("reliability", "logits as they are", ORANGE, not tempered),
+            ("reliability_tempered", "divided by the temperature", BLUE, tempered),
+        ):
+            bins = [
+                (c, a, n)
+                for c, a, n in zip(*(quality[key][k] for k in ("confidence", "accuracy", "count")), strict=True)
+                if n
+            ]
             x, y, n = (np.asarray(values, np.float64) for values in zip(*bins, strict=True))
-            axes.plot(x, y, color=colour, linewidth=2 if used else 1.2, linestyle="-" if used else ":",
-                      label=f"{name}: ECE {100 * quality[key]['ece']:.1f} %")
+            axes.plot(
+                x,
+                y,
+                color=colour,
+                linewidth=2 if used else 1.2,
+                linestyle="-" if used else ":",
+                label=f"{name}: ECE {100 * quality[key]['ece']:.1f} %",
+            )
             axes.scatter(x, y, s=6 + 60 * n / n.max(), color=colour, linewidths=0)
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence of the predicted class", ylabel="accuracy")
         axes.legend(loc="upper left", fontsize=9)

@@ -138,8 +138,14 @@ def _rows(found: Mapping[str, Any]) -> list[list[str]]:
 
     def group(name: str, row: Mapping[str, Any] | None) -> None:
         if row:
-            rows.append([name, number(row["n"]), UNKNOWN if row["mean_il"] is None else f"{row['mean_il']:.4f}",
-                         percent(row["accuracy"])])
+            rows.append(
+                [
+                    name,
+                    number(row["n"]),
+                    UNKNOWN if row["mean_il"] is None else f"{row['mean_il']:.4f}",
+                    percent(row["accuracy"]),
+                ]
+            )
 
     group("all rows with an il", {"n": found["rows"], **{k: found[k] for k in ("mean_il", "accuracy")}})
     if found["in_holdout"]:
@@ -149,8 +155,10 @@ def _rows(found: Mapping[str, Any]) -> list[list[str]]:
         group("right labels", noise["right"])
         group("wrong labels", noise["wrong"])
     if quality:
-        group("fit-il: samples it didn't learn from", {"n": quality["samples"], "mean_il": quality["loss"],
-                                                       "accuracy": quality["accuracy"]})
+        group(
+            "fit-il: samples it didn't learn from",
+            {"n": quality["samples"], "mean_il": quality["loss"], "accuracy": quality["accuracy"]},
+        )
         rows.append(["fit-il: samples it learned from", UNKNOWN, f"{quality['train_loss']:.4f}", UNKNOWN])
     return rows
 
@@ -159,19 +167,25 @@ def _says(found: Mapping[str, Any]) -> list[str]:
     quality, noise, says = found["model"]["quality"], found["noise"], []
     if found["worst_class"]:
         worst = found["worst_class"]
-        says.append(f"The IL model predicts the given label for {percent(found['accuracy'])} of the rows, for "
-                    f"{percent(worst['accuracy'])} of its worst class ({worst['class']}).")
+        says.append(
+            f"The IL model predicts the given label for {percent(found['accuracy'])} of the rows, for "
+            f"{percent(worst['accuracy'])} of its worst class ({worst['class']})."
+        )
     if noise and noise["auroc"] is not None:
-        says.append(f"Of a wrong label and a right one, the wrong one has the higher il with a chance of "
-                    f"{noise['auroc']:.3f} (AUROC; 0.5 would be no help).")
+        says.append(
+            f"Of a wrong label and a right one, the wrong one has the higher il with a chance of "
+            f"{noise['auroc']:.3f} (AUROC; 0.5 would be no help)."
+        )
     if quality:
         raw, tempered = quality["reliability"]["ece"], quality["reliability_tempered"]["ece"]
         by = ", ".join(f"{t:g}" for t in quality["temperature"])
         used = bool(found["model"]["temperature"])
         use = "this table was made so" if used else "this table was made without (fit-il --temperature does it)"
-        says.append(f"Its confidence is off by {percent(raw)} on average (expected calibration error, 15 bins). "
-                    f"Dividing its logits by {by} makes that {percent(tempered)} and its loss "
-                    f"{quality['loss_tempered']:.4f} instead of {quality['loss']:.4f} nats; {use}.")
+        says.append(
+            f"Its confidence is off by {percent(raw)} on average (expected calibration error, 15 bins). "
+            f"Dividing its logits by {by} makes that {percent(tempered)} and its loss "
+            f"{quality['loss_tempered']:.4f} instead of {quality['loss']:.4f} nats; {use}."
+        )
         says += [*quality["doubts"], *quality["empty_classes"]]
     return says
 
@@ -186,8 +200,8 @@ def write_il_report(table: str, out_path: str, *, roots: Mapping[str, str] | Non
     with open_ledger(table, roots=roots) as ledger:
         found = il_quality(ledger)
     html = templates.get_template("il_report.html").render(
-        title=found["table"], found=found, il=section(found), version=version("rhostream"))
+        title=found["table"], found=found, il=section(found), version=version("rhostream")
+    )
     path = storage.resolve(out_path)
     storage.replace(path, html.encode("utf-8", "backslashreplace"))
     return path
-

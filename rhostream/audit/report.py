@@ -85,8 +85,9 @@ def _page(mine: Sequence[str], folders: Sequence[str], roots: Mapping[str, str] 
     }  # fmt: skip
 
 
-def _verdict(name: str, runs: Sequence[RunFacts], found: Found, window: int, several: bool,
-             apart: bool) -> dict[str, Any]:
+def _verdict(
+    name: str, runs: Sequence[RunFacts], found: Found, window: int, several: bool, apart: bool
+) -> dict[str, Any]:
     one = verdict(runs, found[UNIFORM], window, apart)
     return {"of": name if several else "", "tone": one.tone, "title": one.title, "text": one.text,
             "everything": tabulate.against_everything(found[EVERYTHING])}  # fmt: skip
@@ -97,19 +98,34 @@ def _warnings(facts: Iterable[RunFacts]) -> list[str]:
     unfinished = [f"{one.name} ({one.row['steps']:,} of {one.row['last_step'] or '?'} steps)"
                   for one in facts if not one.row["complete"]]  # fmt: skip
     says = [f"Not complete: {', '.join(unfinished)}. The page shows what was committed."] if unfinished else []
-    says += [f"Accuracies of {one.name} are of the averaged weights, decay {shown(one.setting['ema'])}."
-             for one in facts if one.setting.get("ema")]
-    says += [f"Accuracies of {one.name} are what {shown(one.setting['evaluate'])} gave."
-             for one in facts if one.setting.get("evaluate")]
-    says += [f"Changed on purpose: {one.name}, {says_change(change)}."
-             for one in facts if one.folder.checkpoint for change in one.folder.checkpoint.changes]
-    says += [f"{one.name}: {one.folder.checkpoint.doubt}." for one in facts
-             if one.folder.checkpoint and one.folder.checkpoint.doubt]
+    says += [
+        f"Accuracies of {one.name} are of the averaged weights, decay {shown(one.setting['ema'])}."
+        for one in facts
+        if one.setting.get("ema")
+    ]
+    says += [
+        f"Accuracies of {one.name} are what {shown(one.setting['evaluate'])} gave."
+        for one in facts
+        if one.setting.get("evaluate")
+    ]
+    says += [
+        f"Changed on purpose: {one.name}, {says_change(change)}."
+        for one in facts
+        if one.folder.checkpoint
+        for change in one.folder.checkpoint.changes
+    ]
+    says += [
+        f"{one.name}: {one.folder.checkpoint.doubt}."
+        for one in facts
+        if one.folder.checkpoint and one.folder.checkpoint.doubt
+    ]
     for one in facts:
         tested = one.folder.record.get("test_set") or {}
         if bad := {status: n for status, n in sorted(tested.items()) if status != OK}:
-            says.append(f"{one.name}: {sum(bad.values()):,} of {sum(tested.values()):,} test samples can't be used ("
-                        f"{', '.join(f'{status} {n:,}' for status, n in bad.items())}); its accuracy is of the others.")
+            says.append(
+                f"{one.name}: {sum(bad.values()):,} of {sum(tested.values()):,} test samples can't be used ("
+                f"{', '.join(f'{status} {n:,}' for status, n in bad.items())}); its accuracy is of the others."
+            )
     closed = list(dict.fromkeys(one.no_table for one in facts if one.no_table))
     return says + [f"Left out what only the IL table knows (pictures, wrong labels): {why}" for why in closed]
 
@@ -136,8 +152,10 @@ def _detail(main: RunFacts, roots: Mapping[str, str] | None) -> dict[str, Any]:
         il = section(il_quality(ledger)) if not main.no_table and open_info(ledger.table_url).kind == "il" else None
     if note:
         LOG.warning("%s", note)
-    right = {"of what is kept": (slices["right_kept"], BLUE, "-"),
-             "of all candidates": (slices["right_all"], GREY, "--")}
+    right = {
+        "of what is kept": (slices["right_kept"], BLUE, "-"),
+        "of all candidates": (slices["right_all"], GREY, "--"),
+    }
     wrong = {"among kept": (slices["noisy_kept"], RED, "-"), "among skipped": (slices["noisy_skipped"], ORANGE, "--")}
     known = any(v is not None for v in slices["noisy_skipped"])
     scored = any(v is not None for v in slices["right_all"])

@@ -19,8 +19,10 @@ def render_verify(found: Mapping[str, Any]) -> str:
     step = f", step {found['step']:,}" if "step" in found else ""
     lines = [f"{what}: {counts}{step}{named}"]
     lines += _some("problem", found["problems"]) + _some("warning", found["warnings"])
-    lines += [f"  key {entry['key']!r} in {entry['in_shards']:,} shards: {', '.join(entry['shards'])}"
-              for entry in found.get("first_duplicate_keys", ())]
+    lines += [
+        f"  key {entry['key']!r} in {entry['in_shards']:,} shards: {', '.join(entry['shards'])}"
+        for entry in found.get("first_duplicate_keys", ())
+    ]
     lines += [f"repaired: {name}" for name in found.get("repaired", ())]
     lines += [f"not repaired: {name}: {why}" for name, why in found.get("not_repaired", {}).items()]
     lines.append("proved: nothing is wrong" if not found["problems"] else f"{len(found['problems']):,} problems")
@@ -53,10 +55,14 @@ def _table(found: Mapping[str, Any]) -> Iterator[str]:
     yield from _bad("quarantined", found["quarantined"], found["examples"])
     if found["missing"]:
         yield f"  missing      {found['missing']:,} shards: {', '.join(found['first_missing'])}" + _more(
-            found["missing"], found["first_missing"])
+            found["missing"], found["first_missing"]
+        )
     if found["stale"]:
-        yield f"warning: {found['stale']:,} parts are of shards that are not in the list: " + ", ".join(
-            found["first_stale"]) + _more(found["stale"], found["first_stale"])
+        yield (
+            f"warning: {found['stale']:,} parts are of shards that are not in the list: "
+            + ", ".join(found["first_stale"])
+            + _more(found["stale"], found["first_stale"])
+        )
     yield from _some("damaged", found["damaged"])
 
 

@@ -98,8 +98,9 @@ def part_files(table: str, shards: Sequence[str]) -> list[tuple[str, str]]:
             raise MismatchError(f"{storage.redact(url)} has fingerprint {one.fingerprint}, its table has "
                                 f"{info.fingerprint}: `rhostream verify --repair` makes it again")  # fmt: skip
         if not url.endswith((il_table.part_url("", one.shard), "/parts/" + unshortened(one.shard))):
-            raise TableError(f"{storage.redact(url)} is the part of another shard ({one.shard}); `rhostream "
-                             "verify` says which")
+            raise TableError(
+                f"{storage.redact(url)} is the part of another shard ({one.shard}); `rhostream verify` says which"
+            )
         parts.append((url, one.shard))
     return parts
 

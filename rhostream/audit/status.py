@@ -103,8 +103,9 @@ def _examples(table: str, first: Mapping[str, list[str]]) -> dict[str, list[dict
     return found
 
 
-def _table_next(table: str, info: il_table.TableInfo, missing: Sequence[str], asked: Sequence[str],
-                damaged: int) -> str:
+def _table_next(
+    table: str, info: il_table.TableInfo, missing: Sequence[str], asked: Sequence[str], damaged: int
+) -> str:
     shown = shlex.quote(storage.redact(table))
     if damaged:
         return f"rhostream verify {shown} --repair"
@@ -112,8 +113,11 @@ def _table_next(table: str, info: il_table.TableInfo, missing: Sequence[str], as
         return "nothing"
     model = f" --il-model {shlex.quote(info.places.get('il_model', 'DIR'))}" if info.kind == "il" else ""
     keep = " --keep " + shlex.quote(",".join(f"{k}:{v}" for k, v in info.keep.items())) if info.keep else ""
-    roots = "".join(" --root " + shlex.quote(f"{name}={storage.redact(root)}") for name, root in info.roots.items()
-                    if "/" not in name)  # else a folder's whole path: the table knows where it went
+    roots = "".join(
+        " --root " + shlex.quote(f"{name}={storage.redact(root)}")
+        for name, root in info.roots.items()
+        if "/" not in name
+    )  # else a folder's whole path: the table knows where it went
     verb = "compute-il" if info.kind == "il" else "index"
     stored = "" if info.il_dtype == "float32" else f" --il-dtype {info.il_dtype}"
     named = shortened(missing)
@@ -153,10 +157,17 @@ def _as_it_goes_on(run: str, record: dict[str, Any], latest: Link | None) -> dic
     ends = {name: asked.get(name) for name in ("passes", "steps")}
     given, urls = record.get("arguments"), list(plans[-1].urls)
     if isinstance(given, dict):
-        given = {**{name: value for name, value in given.items() if name not in ends}, "shards": urls,
-                 **{name: value for name, value in ends.items() if value is not None}}
-    return {**record, "arguments": given, "shard_urls": urls,
-            "settings": {**settings, **ends, "last_step": asked.get("last_step", settings.get("last_step"))}}
+        given = {
+            **{name: value for name, value in given.items() if name not in ends},
+            "shards": urls,
+            **{name: value for name, value in ends.items() if value is not None},
+        }
+    return {
+        **record,
+        "arguments": given,
+        "shard_urls": urls,
+        "settings": {**settings, **ends, "last_step": asked.get("last_step", settings.get("last_step"))},
+    }
 
 
 def _run_examples(run: str, record: Mapping[str, Any], latest: Link | None) -> dict[str, list[dict[str, Any]]]:

@@ -139,8 +139,13 @@ def reasons(groups: Groups) -> dict[str, Any]:
     rows = []
     for reason in sorted({r for total in totals.values() for r in total}, key=_common_first):
         shares = [total.get(reason, 0) / max(1, sum(total.values())) for total in totals.values()]
-        rows.append({"reason": reason, "says": _REASONS.get(reason, ""),
-                     "cells": [percent(share) if share else UNKNOWN for share in shares]})
+        rows.append(
+            {
+                "reason": reason,
+                "says": _REASONS.get(reason, ""),
+                "cells": [percent(share) if share else UNKNOWN for share in shares],
+            }
+        )
     return {"groups": list(totals), "rows": rows}
 
 

@@ -162,10 +162,15 @@ class Ledger:
             if rules:
                 self._con.register(f"_shadow_{number}", sources.segments(run, "shadow", shadow.schema_of(len(rules))))
             name = _quoted(run.name)
-            each += [f"SELECT {name} AS run, pass, step, shard, ordinal, {_quoted(rule)} AS rule, score_{at} AS score, "
-                     f"kept_{at} AS kept FROM _shadow_{number}" for at, rule in enumerate(rules)]
-        none = ("SELECT ''::VARCHAR AS run, 0::INTEGER AS pass, 0::BIGINT AS step, ''::VARCHAR AS shard, 0::INTEGER AS "
-                "ordinal, ''::VARCHAR AS rule, 0::FLOAT AS score, false AS kept WHERE false")
+            each += [
+                f"SELECT {name} AS run, pass, step, shard, ordinal, {_quoted(rule)} AS rule, score_{at} AS score, "
+                f"kept_{at} AS kept FROM _shadow_{number}"
+                for at, rule in enumerate(rules)
+            ]
+        none = (
+            "SELECT ''::VARCHAR AS run, 0::INTEGER AS pass, 0::BIGINT AS step, ''::VARCHAR AS shard, 0::INTEGER AS "
+            "ordinal, ''::VARCHAR AS rule, 0::FLOAT AS score, false AS kept WHERE false"
+        )
         self._con.execute("CREATE VIEW _shadow AS " + " UNION ALL ".join(each or [none]))
 
     def _part_schema(self) -> pa.Schema:

@@ -1,7 +1,7 @@
 """A function of one config, callable by the config, by keywords, or by both: what is named wins.
 
-    train(TrainConfig(shards="shards", il="il", run="run"), seed=1)
-    train("shards", "il", "run", seed=1)
+train(TrainConfig(shards="shards", il="il", run="run"), seed=1)
+train("shards", "il", "run", seed=1)
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ C = TypeVar("C")
 R = TypeVar("R")
 
 
-def configured(config: type[C], *positional: str,
-               aliases: Mapping[str, str] | None = None) -> Callable[[Callable[[C], R]], Callable[..., R]]:
+def configured(
+    config: type[C], *positional: str, aliases: Mapping[str, str] | None = None
+) -> Callable[[Callable[[C], R]], Callable[..., R]]:
     """Decorate a function of a config. `positional`: fields that may be given by position; `aliases`: other names.
 
     Called, it raises UnknownNameError for a keyword that is no field, UsageError for a field that is missing.
     """
+
     def decorate(function: Callable[[C], R]) -> Callable[..., R]:
         @functools.wraps(function)
         def called(*args: Any, **given: Any) -> R:
@@ -32,8 +34,10 @@ def configured(config: type[C], *positional: str,
             if base is None and args and dataclasses.is_dataclass(args[0]):
                 base, args = args[0], args[1:]
             if len(args) > len(positional):
-                raise TypeError(f"{function.__name__}() takes {len(positional)} values by position "
-                                f"({', '.join(positional)}), {len(args)} were given")
+                raise TypeError(
+                    f"{function.__name__}() takes {len(positional)} values by position "
+                    f"({', '.join(positional)}), {len(args)} were given"
+                )
             given = {(aliases or {}).get(name, name): value for name, value in given.items()}
             for name, value in zip(positional, args, strict=False):
                 if name in given:
@@ -67,9 +71,14 @@ def _signature(function: Callable[..., Any], config: type[Any], positional: tupl
     defaults, says = defaults_of(config), settings_of(config)
     kinds = {field.name: field.type for field in dataclasses.fields(config)}
     names = [*positional, *(name for name in says if name not in positional)]
-    parameters = [inspect.Parameter(
-        name, inspect.Parameter.POSITIONAL_OR_KEYWORD if name in positional else inspect.Parameter.KEYWORD_ONLY,
-        default=inspect.Parameter.empty if name in positional else defaults.get(name, inspect.Parameter.empty),
-        annotation=kinds[name]) for name in names]
+    parameters = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD if name in positional else inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if name in positional else defaults.get(name, inspect.Parameter.empty),
+            annotation=kinds[name],
+        )
+        for name in names
+    ]
     own = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=config.__name__)
     return inspect.Signature([*parameters, own], return_annotation=inspect.signature(function).return_annotation)

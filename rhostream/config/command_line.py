@@ -17,8 +17,10 @@ from rhostream import config as configs
 from rhostream.errors import UntrustedCodeError
 from rhostream.setting import Setting, defaults_of, kinds_of, option_name, settings_of, takes_several
 
-CONFIG_HELP = ("A run.json, or YAML, TOML or JSON of these settings, one_word: value. What is typed here wins; "
-               "--no-NAME turns a switch off.")
+CONFIG_HELP = (
+    "A run.json, or YAML, TOML or JSON of these settings, one_word: value. What is typed here wins; "
+    "--no-NAME turns a switch off."
+)
 _TYPES: dict[str, type] = {"int": int, "float": float}
 
 
@@ -96,6 +98,7 @@ class Group(click.Group):
 
     def verb(self, name: str, config: str) -> Callable[[Callable[[Any], None]], click.Command]:
         """Register a function of a config of `rhostream.config` as a verb; its docstring is the help."""
+
         def register(function: Callable[[Any], None]) -> click.Command:
             def called(**_: Any) -> None:
                 function(config_of(getattr(configs, config), click.get_current_context()))
@@ -136,14 +139,23 @@ def options_of(config: type[Any]) -> list[click.Parameter]:
 
 def _option(name: str, says: Setting, kinds: tuple[str, ...], defaults: dict[str, Any]) -> SettingOption:
     default, option = defaults.get(name), option_name(name, says)
-    how: dict[str, Any] = {"group": says.heading, "needed": name not in defaults, "metavar": says.metavar,
-                           "help": says.help + (f"  [default: {says.unset}]" if says.unset else "")}
+    how: dict[str, Any] = {
+        "group": says.heading,
+        "needed": name not in defaults,
+        "metavar": says.metavar,
+        "help": says.help + (f"  [default: {says.unset}]" if says.unset else ""),
+    }
     if "bool" in kinds:
         return SettingOption([f"{option}/--no-{option[2:]}", name], default=default, **how)
     if (takes_several(kinds) or any(kind.startswith("Mapping") for kind in kinds)) and not says.joined:
         return SettingOption([option, name], multiple=True, type=int if "Iterable[int]" in kinds else str, **how)
-    kind: Any = Choice(says.choices) if says.choices else str if "str" in kinds else (
-        next(_TYPES[kind] for kind in kinds if kind in _TYPES))
+    kind: Any = (
+        Choice(says.choices)
+        if says.choices
+        else str
+        if "str" in kinds
+        else (next(_TYPES[kind] for kind in kinds if kind in _TYPES))
+    )
     return SettingOption([option, name], type=kind, default=default, show_default=default is not None, **how)
 
 

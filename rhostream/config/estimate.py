@@ -20,28 +20,32 @@ class EstimateConfig:
     roots: Mapping[str, str] | None = setting(None, help=ROOT, metavar="NAME=URL", option="root", place=True)
     workers: int = setting(0, help=WORKERS)
     tokenizer: str | None = setting(
-        None, help=TOKENIZER, metavar="NAME", unset="the table's or the model's, else words:30000")
+        None, help=TOKENIZER, metavar="NAME", unset="the table's or the model's, else words:30000"
+    )
     text_length: int | None = setting(None, help=TEXT_LENGTH, metavar="T", unset="128")
     task: str | None = setting(None, help=TASK, choices=TASKS, unset="language of text-lm, label of any other")
     il: str | None = setting(
-        None, help="A table of compute-il or index: samples are counted, the loader timed.", metavar="URL", place=True)
+        None, help="A table of compute-il or index: samples are counted, the loader timed.", metavar="URL", place=True
+    )
     model: str = setting("mlp", help=MODEL, imports=True)
     buffer_size: int = setting(320, help="n_B: samples looked at each step.")
     batch_size: int = setting(32, help="n_b: samples kept for the gradient.")
     image_size: int | None = setting(None, help="Pixels of the square input; else the table's or the images'.")
     channels: int | None = setting(
-        None, help="1 for grey, 3 for RGB.", metavar="1|3",
-        unset="the table's, else RGB where any of some images has colour")
+        None,
+        help="1 for grey, 3 for RGB.",
+        metavar="1|3",
+        unset="the table's, else RGB where any of some images has colour",
+    )
     view_sizes: Iterable[int] = setting(
-        (), help="Cheap views to price, in pixels.", metavar="V...", option="view-size", unset="a half and a quarter")
-    classes: int | None = setting(
-        None, help="Number of classes; else the table's or the largest label seen + 1.")
+        (), help="Cheap views to price, in pixels.", metavar="V...", option="view-size", unset="a half and a quarter"
+    )
+    classes: int | None = setting(None, help="Number of classes; else the table's or the largest label seen + 1.")
     device: str = setting("auto", help="auto, cpu, cuda, cuda:1.")
     il_model: str | None = setting(
-        None, help="The IL model to price.", metavar="NAME", unset="the table's, else small-cnn",
-        imports=True)
-    steps: int | None = setting(
-        None, help="Steps of the run to weigh it against.", unset="one pass, all trained")
+        None, help="The IL model to price.", metavar="NAME", unset="the table's, else small-cnn", imports=True
+    )
+    steps: int | None = setting(None, help="Steps of the run to weigh it against.", unset="one pass, all trained")
     band: str = setting("20%:90%", help="Quantiles of il to price.", metavar="LO:HI")
     shortlist: int = setting(4, help="R: shortlists of R x n_b to price.")
     seconds: float = setting(45.0, help="How long to measure, about.")

@@ -21,17 +21,23 @@ class _OfflineConfig:
     roots: Mapping[str, str] | None = setting(None, help=ROOT, metavar="NAME=URL", option="root", place=True)
     workers: int = setting(0, help=WORKERS)
     max_bad_fraction: float = setting(
-        0.01, help="More bad samples than this, in one shard or in all, stop the job: something systematic.")
+        0.01, help="More bad samples than this, in one shard or in all, stop the job: something systematic."
+    )
     max_bad_samples: int | None = setting(
-        None, help="More bad samples than this in the whole job stop it.", metavar="N", unset="by --max-bad-fraction")
+        None, help="More bad samples than this in the whole job stop it.", metavar="N", unset="by --max-bad-fraction"
+    )
     max_bad_shards: float = setting(
-        0.1, help="More unreadable shards than this stop the job: a number, or below 1 a fraction (10 are free).",
-        metavar="N|F")
+        0.1,
+        help="More unreadable shards than this stop the job: a number, or below 1 a fraction (10 are free).",
+        metavar="N|F",
+    )
     fail_fast: bool = setting(False, help="Stop at the first bad shard instead of naming it at the end.")
     allow_compressed: bool = setting(
-        False, help="Inflate gzip shards into the spool; their table can be asked, not trained from.")
+        False, help="Inflate gzip shards into the spool; their table can be asked, not trained from."
+    )
     accept_missing_eof: bool = setting(
-        False, help="Take a tar without its end marker for whole; one cut between two members looks the same.")
+        False, help="Take a tar without its end marker for whole; one cut between two members looks the same."
+    )
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -46,13 +52,15 @@ class FitILConfig(_OfflineConfig):
     out: str = setting(help="Folder of the IL model (weights and model.json).", metavar="DIR", place=True)
     model: str = setting("small-cnn", help=MODEL, imports=True)
     holdout: str | Iterable[str] | None = setting(
-        None, help="Shards of their own to learn from.", metavar="URL...", place=True)
-    holdout_fraction: float | None = setting(
-        None, help="Learn from this fraction of the samples, chosen by hash.")
+        None, help="Shards of their own to learn from.", metavar="URL...", place=True
+    )
+    holdout_fraction: float | None = setting(None, help="Learn from this fraction of the samples, chosen by hash.")
     folds: int = setting(
-        2, help="Cross-fit: each model learns from the other folds and scores its own. Used without a holdout.")
+        2, help="Cross-fit: each model learns from the other folds and scores its own. Used without a holdout."
+    )
     group_by: str | None = setting(
-        None, help="Samples with the same value of this json field share a fold.", metavar="FIELD")
+        None, help="Samples with the same value of this json field share a fold.", metavar="FIELD"
+    )
     fit_samples: int = setting(100_000, help="Learn from at most this many.")
     epochs: int = setting(5, help="Passes over the samples that are learned from.")
     batch_size: int = setting(64, help="Samples of a gradient step.", command_line=False)
@@ -60,10 +68,11 @@ class FitILConfig(_OfflineConfig):
     init: str | None = setting(None, help=INIT, metavar="WEIGHTS", place=True)
     classes: int | None = setting(None, help="Number of classes; else the largest label + 1.")
     image_size: int | None = setting(
-        None, help="Pixels of the square input.", unset="the median of some images' shorter sides, at most 256")
+        None, help="Pixels of the square input.", unset="the median of some images' shorter sides, at most 256"
+    )
     channels: int | None = setting(
-        None, help="1 for grey, 3 for RGB.", metavar="1|3",
-        unset="RGB where any of some images has colour")
+        None, help="1 for grey, 3 for RGB.", metavar="1|3", unset="RGB where any of some images has colour"
+    )
     image_member: str | None = setting(None, help=IMAGE_MEMBER, metavar="EXT,...")
     mean: Iterable[float] = setting((0.5,), help="Subtracted from pixels in [0, 1].", command_line=False)
     std: Iterable[float] = setting((0.5,), help="What pixels are divided by then.", command_line=False)
@@ -73,17 +82,20 @@ class FitILConfig(_OfflineConfig):
     device: str | None = setting(None, help="cpu, cuda, cuda:1.", unset="cuda where there is one", command_line=False)
     seed: int = setting(0, help="Of everything that is drawn: weights, folds, order.")
     balance: str = setting(
-        "none", help="Learn from every class alike: by drawing it as often, or by weighing its losses.",
-        choices=("none", "sample", "weight"))
+        "none",
+        help="Learn from every class alike: by drawing it as often, or by weighing its losses.",
+        choices=("none", "sample", "weight"),
+    )
     checkpoints: str | None = setting(
-        None, help="Keep earlier states as IL models: OUT/checkpoint-0, ... : so many, or at these losses in nats.",
-        metavar="N|LOSS,...")
+        None,
+        help="Keep earlier states as IL models: OUT/checkpoint-0, ... : so many, or at these losses in nats.",
+        metavar="N|LOSS,...",
+    )
     temperature: bool = setting(False, help="Divide logits by the temperature that suits unseen samples.")
     min_accuracy: float | None = setting(None, help=MIN_ACCURACY, metavar="F")
     tokenizer: str | None = setting(None, help=TOKENIZER, metavar="NAME", unset="the model's, else words:30000")
     text_length: int | None = setting(None, help=TEXT_LENGTH, metavar="T", unset="128")
-    task: str | None = setting(
-        None, help=TASK, choices=TASKS, unset="language of text-lm, label of any other")
+    task: str | None = setting(None, help=TASK, choices=TASKS, unset="language of text-lm, label of any other")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +103,21 @@ class _TableConfig(_OfflineConfig):
     """What every verb that makes a table can be asked for."""
 
     keep: str | Mapping[str, str] | None = setting(
-        None, help="Keep these fields of each sample's .json in the table (bool, int, float, str).",
-        metavar="FIELD:TYPE,...", joined=True)
+        None,
+        help="Keep these fields of each sample's .json in the table (bool, int, float, str).",
+        metavar="FIELD:TYPE,...",
+        joined=True,
+    )
     index: str | None = setting(
-        None, help="Do every N-th shard by name, from the I-th on: one of N machines, I from 0.", metavar="I/N")
+        None, help="Do every N-th shard by name, from the I-th on: one of N machines, I from 0.", metavar="I/N"
+    )
     table: str | None = setting(
-        None, help="Add the fields of --keep to this table, in a new one with its rows and il; none is scored.",
-        metavar="TABLE", option="from", place=True)
+        None,
+        help="Add the fields of --keep to this table, in a new one with its rows and il; none is scored.",
+        metavar="TABLE",
+        option="from",
+        place=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,17 +127,20 @@ class ComputeILConfig(_TableConfig):
     verb: ClassVar[str] = "compute-il"
 
     model: str | Iterable[str] | None = setting(
-        None, help="The IL model's package.module:function, where it is your own code.", metavar="NAME...",
-        imports=True)
+        None, help="The IL model's package.module:function, where it is your own code.", metavar="NAME...", imports=True
+    )
     il_model: str | Iterable[str] | None = setting(
-        None, help="What fit-il wrote; several are scored in one pass, each into its own --out.", metavar="DIR...",
-        place=True)
+        None,
+        help="What fit-il wrote; several are scored in one pass, each into its own --out.",
+        metavar="DIR...",
+        place=True,
+    )
     out: str | Iterable[str] = setting(
-        help="Where the IL table goes: one Parquet part a shard; as many as IL models.", metavar="URL...", place=True)
+        help="Where the IL table goes: one Parquet part a shard; as many as IL models.", metavar="URL...", place=True
+    )
     min_accuracy: float | None = setting(None, help=MIN_ACCURACY, metavar="F")
     device: str | None = setting(None, help="cpu, cuda, cuda:1.", unset="cuda where there is one", command_line=False)
-    il_dtype: str = setting(
-        "float32", help="How il is stored; readers get float32.", choices=("float32", "float16"))
+    il_dtype: str = setting("float32", help="How il is stored; readers get float32.", choices=("float32", "float16"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +151,9 @@ class IndexConfig(_TableConfig):
 
     out: str = setting(help="The table.", metavar="URL", place=True)
     content: str | None = setting(
-        None, help="What samples are: image, text (.txt) or tokens (.npy).", metavar="KIND",
-        unset="as most of those looked at")
+        None,
+        help="What samples are: image, text (.txt) or tokens (.npy).",
+        metavar="KIND",
+        unset="as most of those looked at",
+    )
     image_member: str | None = setting(None, help=IMAGE_MEMBER, metavar="EXT,...")

@@ -53,8 +53,12 @@ def _section(config: type[Any]) -> str:
         lines += [TRAIN]
     for heading in dict.fromkeys([GENERAL, *(one.heading for one in says.values())]):
         more = ("resume must agree | `--change` |", "---|---|") if of_train else ("", "")
-        lines += [f"### {heading} of {config.verb}", "", "| field | type | default | |" + (" " + more[0]).rstrip(),
-                  "|---|---|---|---|" + more[1]]
+        lines += [
+            f"### {heading} of {config.verb}",
+            "",
+            "| field | type | default | |" + (" " + more[0]).rstrip(),
+            "|---|---|---|---|" + more[1],
+        ]
         for name, one in says.items():
             if one.heading == heading:
                 lines.append(_row(name, one, kinds[name], defaults, of_train))
@@ -63,19 +67,25 @@ def _section(config: type[Any]) -> str:
 
 
 def _row(name: str, says: Setting, kinds: tuple[str, ...], defaults: dict[str, Any], of_train: bool) -> str:
-    default = "required" if name not in defaults else says.unset or (
-        "" if defaults[name] in (None, ()) else f"`{defaults[name]}`")
-    values = list(says.choices) or [{"Mapping": "dict", "Iterable": "list"}.get(kind.partition("[")[0], kind)
-                                    for kind in kinds if kind != "None"]
+    default = (
+        "required"
+        if name not in defaults
+        else says.unset or ("" if defaults[name] in (None, ()) else f"`{defaults[name]}`")
+    )
+    values = list(says.choices) or [
+        {"Mapping": "dict", "Iterable": "list"}.get(kind.partition("[")[0], kind) for kind in kinds if kind != "None"
+    ]
     text = says.help if says.command_line else f"{says.help} Not on the command line."
     if says.option:
         text += f" `{option_name(name, says)}`."
     cells = [f"`{name}`", ", ".join(values), default, text]
     if of_train:
         resolved = f"yes, as {', '.join(f'`{pin}`' for pin in says.pinned_as)}"
-        cells += [RESUME.get(says.pin) or (resolved if says.pin == RESOLVED else
-                                           f"no{', recorded' if says.pin == RECORDED else ''}: {says.free}"),
-                  "" if says.fixed else "yes"]
+        cells += [
+            RESUME.get(says.pin)
+            or (resolved if says.pin == RESOLVED else f"no{', recorded' if says.pin == RECORDED else ''}: {says.free}"),
+            "" if says.fixed else "yes",
+        ]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -25,8 +25,11 @@ def arguments_of(config: Any) -> dict[str, Any]:
     """What the run was called with beyond the defaults: the command that goes on is made of it."""
     defaults = {name: _plain(value) for name, value in defaults_of(config).items()}
     left_out = ("verb", "version", "run", "il")  # the folder and the table are known
-    return {name: value for name, value in written(config).items()
-            if name not in left_out and value not in (None, [], {}) and value != defaults.get(name)}
+    return {
+        name: value
+        for name, value in written(config).items()
+        if name not in left_out and value not in (None, [], {}) and value != defaults.get(name)
+    }
 
 
 def _plain(value: Any) -> Any:

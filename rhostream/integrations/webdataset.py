@@ -30,8 +30,14 @@ _SAYS = {
 }
 
 
-def join_il(table: str, *, roots: Mapping[str, str] | None = None, missing: str = "error",
-            keep_holdout: bool = False, field: str = "il") -> JoinStage:
+def join_il(
+    table: str,
+    *,
+    roots: Mapping[str, str] | None = None,
+    missing: str = "error",
+    keep_holdout: bool = False,
+    field: str = "il",
+) -> JoinStage:
     """A stage that sets `sample[field]` to the irreducible loss (nats), joined by (shard, `__key__`).
 
     Samples that the IL model was trained on are left out unless `keep_holdout`, as `open_stream` does.
@@ -86,10 +92,18 @@ class JoinStage:
     def _say(self, counts: Counter[str]) -> None:
         if sum(counts.values()) > counts[OK]:
             kept = {*([HOLDOUT] if self._keep_holdout else []), *(_SAYS if self._missing == "nan" else [])}
-            listed = ", ".join(f"{status} {n:,} ({'marked' if status in kept else 'left out'})"
-                               for status, n in counts.most_common() if status != OK)
-            LOG.warning("join_il: %s of %s samples have an il of %s; the others: %s", f"{counts[OK]:,}",
-                        f"{sum(counts.values()):,}", storage.redact(self._table), listed)
+            listed = ", ".join(
+                f"{status} {n:,} ({'marked' if status in kept else 'left out'})"
+                for status, n in counts.most_common()
+                if status != OK
+            )
+            LOG.warning(
+                "join_il: %s of %s samples have an il of %s; the others: %s",
+                f"{counts[OK]:,}",
+                f"{sum(counts.values()):,}",
+                storage.redact(self._table),
+                listed,
+            )
 
     def _rows(self, name: str) -> _Rows:
         try:

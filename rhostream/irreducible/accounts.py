@@ -81,10 +81,12 @@ class Summary:
         """The accounts in one line."""
         by_status = f" ({listed(self.quarantined)})" if self.quarantined else ""
         retries = says_retried(self.retried)
-        return (f"{self.shards:,} shards = {self.made:,} made + {self.present:,} there + {len(self.bad_shards):,} bad; "
-                f"{self.samples:,} samples = {self.ok:,} ok + {sum(self.quarantined.values()):,} quarantined"
-                f"{by_status}; {self.members_seen:,} members = {self.members_used:,} used + "
-                f"{self.members_ignored:,} ignored" + (f"; {retries}" if retries else ""))
+        return (
+            f"{self.shards:,} shards = {self.made:,} made + {self.present:,} there + {len(self.bad_shards):,} bad; "
+            f"{self.samples:,} samples = {self.ok:,} ok + {sum(self.quarantined.values()):,} quarantined"
+            f"{by_status}; {self.members_seen:,} members = {self.members_used:,} used + "
+            f"{self.members_ignored:,} ignored" + (f"; {retries}" if retries else "")
+        )
 
 
 def says_retried(retried: Mapping[str, Mapping[str, int]]) -> str:

@@ -93,31 +93,49 @@ def _compute_ils(config: ComputeILConfig) -> list[Summary]:
     for number, (one, folder, out) in enumerate(zip(loaded, il_models, outs, strict=True)):
         info = one.info
         scorers.append(Scorer(one, on))
-        table = TableInfo(kind="il", ingredients=info.ingredients(config.il_dtype), classes=info.classes,
-                          preprocess=info.preprocess, keep=keep, roots=_roots_of(out, roots, info.learned_from),
-                          model=info.figures(), places=il.places_of(sources, folder),
-                          content=one.preprocess.content)
+        table = TableInfo(
+            kind="il",
+            ingredients=info.ingredients(config.il_dtype),
+            classes=info.classes,
+            preprocess=info.preprocess,
+            keep=keep,
+            roots=_roots_of(out, roots, info.learned_from),
+            model=info.figures(),
+            places=il.places_of(sources, folder),
+            content=one.preprocess.content,
+        )
         targets.append(Target(out, table, marks.own(number, scorers[-1]), partial(gate.examine, info=info)))
-    settings = ScanSettings(preprocess=first.preprocess, decoder_name=first.info.decoder, classes=first.info.classes,
-                            keep=keep, group_by=first.info.rule.group_by,
-                            allow_compressed=config.allow_compressed, accept_missing_eof=config.accept_missing_eof,
-                            mark=marks.mark)
+    settings = ScanSettings(
+        preprocess=first.preprocess,
+        decoder_name=first.info.decoder,
+        classes=first.info.classes,
+        keep=keep,
+        group_by=first.info.rule.group_by,
+        allow_compressed=config.allow_compressed,
+        accept_missing_eof=config.accept_missing_eof,
+        mark=marks.mark,
+    )
     job = Job(sources, targets, settings, budget, config.fail_fast, config.index)
     for one, scorer in zip(loaded, scorers, strict=True):
         rule = one.info.rule
         if rule.mode in ("folds", "fraction") and not rule.group_by and not scorer.knows(job.names):
             moved = moved_hint(job.urls, one.info.learned_from).removesuffix("; else ")
             how = moved or "if they are the same data in another place, name it with --root as it was then"
-            warnings.warn("none of these shards was seen by fit-il, whose folds depend on the shards' names: a network "
-                          f"may score what it learned from; {how}", stacklevel=4)
+            warnings.warn(
+                "none of these shards was seen by fit-il, whose folds depend on the shards' names: a network "
+                f"may score what it learned from; {how}",
+                stacklevel=4,
+            )
     return job.run(config.workers)
 
 
 def _require_scoring(config: ComputeILConfig | IndexConfig) -> None:
     """Raise UsageError for a config whose rows are to be copied."""
     if config.table is not None:
-        raise UsageError(f"table {redact(config.table)} is one whose rows are copied: keep_fields(shards, table, out, "
-                         "keep) does that")
+        raise UsageError(
+            f"table {redact(config.table)} is one whose rows are copied: keep_fields(shards, table, out, "
+            "keep) does that"
+        )
 
 
 def _roots_of(out: str, roots: Mapping[str, str], learned_from: Sequence[str]) -> dict[str, str]:
@@ -138,6 +156,7 @@ def _code_of(folder: str, model: str | Iterable[str] | None, of: int) -> str | N
 
 def _require_alike(loaded: Sequence[ILModel], folders: Sequence[str]) -> None:
     """Raise MismatchError unless one decoded image serves all models; where they normalise is their own business."""
+
     def wants(one: ILModel) -> dict[str, Any]:
         info = one.info
         pixels = {k: v for k, v in info.preprocess.items() if k not in ("mean", "std")}
@@ -148,8 +167,10 @@ def _require_alike(loaded: Sequence[ILModel], folders: Sequence[str]) -> None:
         theirs = wants(other)
         for name in sorted({*first, *theirs}):
             if first.get(name) != theirs.get(name):
-                raise MismatchError(f"{redact(folders[0])} has {name} {first.get(name)!r}, {redact(folder)} has "
-                                    f"{theirs.get(name)!r}: one pass can't serve both; score them in two jobs")
+                raise MismatchError(
+                    f"{redact(folders[0])} has {name} {first.get(name)!r}, {redact(folder)} has "
+                    f"{theirs.get(name)!r}: one pass can't serve both; score them in two jobs"
+                )
 
 
 @configured(IndexConfig, "shards", "out")
@@ -163,19 +184,29 @@ def index(config: IndexConfig) -> Summary:
     _require_scoring(config)
     budget = Budget(fraction=config.max_bad_fraction, samples=config.max_bad_samples, shards=config.max_bad_shards)
     sources, roots, keep = storage.listed(config.shards), il.checked_roots(config.roots), il.checked_keep(config.keep)
-    lenient: dict[str, Any] = {"allow_compressed": config.allow_compressed,
-                               "accept_missing_eof": config.accept_missing_eof}
-    content, member = _content_of(sources, config.out, checked_content(config.content),
-                                  checked_member(config.image_member), lenient)
-    info = TableInfo(kind="index", ingredients={"image_member": member} if member else {}, keep=keep, roots=roots,
-                     places=il.places_of(sources), content=content)
+    lenient: dict[str, Any] = {
+        "allow_compressed": config.allow_compressed,
+        "accept_missing_eof": config.accept_missing_eof,
+    }
+    content, member = _content_of(
+        sources, config.out, checked_content(config.content), checked_member(config.image_member), lenient
+    )
+    info = TableInfo(
+        kind="index",
+        ingredients={"image_member": member} if member else {},
+        keep=keep,
+        roots=roots,
+        places=il.places_of(sources),
+        content=content,
+    )
     settings = ScanSettings(keep=info.keep, content=content, member=member, **lenient)
     job = Job(sources, [Target(config.out, info)], settings, budget, config.fail_fast, config.index)
     return job.run(config.workers)[0]
 
 
-def _content_of(shards: Iterable[str], out: str, content: str | None, member: str | None,
-                lenient: dict[str, Any]) -> tuple[str, str]:
+def _content_of(
+    shards: Iterable[str], out: str, content: str | None, member: str | None, lenient: dict[str, Any]
+) -> tuple[str, str]:
     """What the samples are, and which image of one is meant ("": the first): as asked, else as the table that is there
     says, else by a look at D; images where nothing can be used.
 

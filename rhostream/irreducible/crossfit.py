@@ -1,6 +1,6 @@
 """The networks of an IL model: one a fold trained, looked at on what they didn't learn from, and written.
 
-    split (rows to learn from, rows to check on) > learn > records of model.json, once for each checkpoint
+split (rows to learn from, rows to check on) > learn > records of model.json, once for each checkpoint
 """
 
 from __future__ import annotations
@@ -33,8 +33,11 @@ LOG = logging.getLogger("rhostream")
 CHECK_SAMPLES = 10_000  # at most, for the choice of the checkpoint; as many of D are looked at
 KEPT_BACK = 10  # one in so many samples of a holdout is not learned from
 FIRST = 5  # classes named of many
-JUDGES = {"folds": "the fold it doesn't learn from", "fraction": "samples of D outside the fraction",
-          "holdout": "a slice of the holdout, kept back"}  # what chooses a checkpoint, by the mode of the split
+JUDGES = {
+    "folds": "the fold it doesn't learn from",
+    "fraction": "samples of D outside the fraction",
+    "holdout": "a slice of the holdout, kept back",
+}  # what chooses a checkpoint, by the mode of the split
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,19 @@ class Fit:
             macs = macs_per_sample(network, normalize(pool.image[:1]))
             if self.init:
                 models.load_initial(network, self.init)
-            learned = learn(network, pool.image, pool.label, train, rows, check_image=check.image,
-                            check_label=check.label, recipe=self.recipe, normalize=normalize, device=self.device,
-                            classes=self.classes)
+            learned = learn(
+                network,
+                pool.image,
+                pool.label,
+                train,
+                rows,
+                check_image=check.image,
+                check_label=check.label,
+                recipe=self.recipe,
+                normalize=normalize,
+                device=self.device,
+                classes=self.classes,
+            )
         return learned, macs
 
 
@@ -102,8 +115,16 @@ def fit_folds(fit: Fit, rule: FoldRule, pool: Pool, check: Pool) -> list[Fold]:
     for number, (train, rows) in enumerate(splits):
         learned, macs = fit.learned(number, pool, train, check, rows)
         found.append(Fold(number, learned, train, rows, macs))
-        LOG.info("fit-il: model %d of %d: loss %.4f, accuracy %.4f on %s (epoch %.1f of %d)", number + 1, rule.models,
-                 learned.val_loss, learned.val_accuracy, JUDGES[rule.mode], learned.best_epoch, fit.recipe.epochs)
+        LOG.info(
+            "fit-il: model %d of %d: loss %.4f, accuracy %.4f on %s (epoch %.1f of %d)",
+            number + 1,
+            rule.models,
+            learned.val_loss,
+            learned.val_accuracy,
+            JUDGES[rule.mode],
+            learned.best_epoch,
+            fit.recipe.epochs,
+        )
     return found
 
 
@@ -129,8 +150,10 @@ def _split(rule: FoldRule, number: int, pool: Pool, check: Pool, seed: int) -> t
     train, rows = learned.nonzero()[:, 0], (~learned).nonzero()[:, 0]
     rows = _some(torch.arange(len(check)) if rule.mode == "fraction" else rows, seed, number)
     if not len(train) or not len(rows):
-        raise UsageError(f"fold {number} has {len(train):,} samples to learn from and {len(rows):,} to check on: "
-                         "too few samples for this split")
+        raise UsageError(
+            f"fold {number} has {len(train):,} samples to learn from and {len(rows):,} to check on: "
+            "too few samples for this split"
+        )
     return train, rows
 
 
@@ -153,12 +176,19 @@ def empty_classes(rule: FoldRule, pool: Pool, labels: Mapping[int, int]) -> list
         lacking = [(c, n) for c, n in sorted(labels.items()) if c not in known]
         if not lacking:
             continue
-        what = f"what model {number} of the folds learns from" if rule.mode == "folds" else \
-            "the holdout" if rule.mode == "holdout" else "the holdout fraction"
+        what = (
+            f"what model {number} of the folds learns from"
+            if rule.mode == "folds"
+            else "the holdout"
+            if rule.mode == "holdout"
+            else "the holdout fraction"
+        )
         named = ", ".join(f"class {c} ({n:,} of {total:,} samples of D)" for c, n in lacking[:FIRST])
         more = f" and {len(lacking) - FIRST:,} more" if len(lacking) > FIRST else ""
-        says.append(f"{what} has no sample of {named}{more}: their il will be far too high, and rho will hardly ever "
-                    "keep them; take a larger holdout (--holdout-fraction, --fit-samples) or another split")
+        says.append(
+            f"{what} has no sample of {named}{more}: their il will be far too high, and rho will hardly ever "
+            "keep them; take a larger holdout (--holdout-fraction, --fit-samples) or another split"
+        )
     return says
 
 
@@ -169,17 +199,21 @@ def _loaded(fit: Fit, state: State) -> nn.Module:
     return network.to(fit.device)
 
 
-def quality_of(fit: Fit, folds: Sequence[Fold], states: Sequence[State], pool: Pool,
-               check: Pool) -> tuple[dict[str, Any], int]:
+def quality_of(
+    fit: Fit, folds: Sequence[Fold], states: Sequence[State], pool: Pool, check: Pool
+) -> tuple[dict[str, Any], int]:
     """`measured` of some states of the networks, and how many samples that took through a forward."""
     on_check: list[Logits] = []
     on_train: list[Logits] = []
     for fold, state in zip(folds, states, strict=True):
         network = _loaded(fit, state)
-        for found, own, rows in ((on_check, check, fold.check),
-                                 (on_train, pool, _some(fold.train, fit.recipe.seed, fold.number))):
-            found.append(logits_of(network, own.image, own.label, rows, fit.preprocess.normalize, fit.device,
-                                   fit.classes))
+        for found, own, rows in (
+            (on_check, check, fold.check),
+            (on_train, pool, _some(fold.train, fit.recipe.seed, fold.number)),
+        ):
+            found.append(
+                logits_of(network, own.image, own.label, rows, fit.preprocess.normalize, fit.device, fit.classes)
+            )
     return measured(on_check, on_train, fit.classes), sum(len(one.label) for one in (*on_check, *on_train))
 
 

@@ -97,8 +97,11 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     if config.balance not in BALANCE:
         raise UnknownNameError.of("balance", config.balance, BALANCE)
     gate.require_share(config.min_accuracy)
-    for name, value in (("epochs", config.epochs), ("fit-samples", config.fit_samples),
-                        ("batch-size", config.batch_size)):
+    for name, value in (
+        ("epochs", config.epochs),
+        ("fit-samples", config.fit_samples),
+        ("batch-size", config.batch_size),
+    ):
         if value < 1:
             raise UsageError(f"--{name} {value}: expected 1 or more")
     out, model = storage.resolve(config.out), config.model
@@ -106,17 +109,38 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     data = named(config.shards, roots)
     own = named(storage.listed(config.holdout, "--holdout"), roots) if config.holdout is not None else data
     asked = {
-        "model": model, "shards": _digest(data), "holdout": _digest(own) if rule.mode == "holdout" else None,
-        **rule.to_json(), "mean": list(config.mean), "std": list(config.std),
+        "model": model,
+        "shards": _digest(data),
+        "holdout": _digest(own) if rule.mode == "holdout" else None,
+        **rule.to_json(),
+        "mean": list(config.mean),
+        "std": list(config.std),
         "decoder": decoder(config.decoder_name)[0],
-        **{name: getattr(config, name) for name in ("fit_samples", "epochs", "batch_size", "lr", "classes",
-                                                    "image_size", "channels", "augment", "tokenizer", "text_length",
-                                                    "task")},
+        **{
+            name: getattr(config, name)
+            for name in (
+                "fit_samples",
+                "epochs",
+                "batch_size",
+                "lr",
+                "classes",
+                "image_size",
+                "channels",
+                "augment",
+                "tokenizer",
+                "text_length",
+                "task",
+            )
+        },
     }
     image_member, classes = checked_member(config.image_member), config.classes
-    options_on = {"image_member": image_member, "balance": config.balance != "none" and config.balance,
-                  "checkpoints": config.checkpoints, "temperature": config.temperature,
-                  "init": config.init and hashlib.sha256(storage.read_bytes(storage.resolve(config.init))).hexdigest()}
+    options_on = {
+        "image_member": image_member,
+        "balance": config.balance != "none" and config.balance,
+        "checkpoints": config.checkpoints,
+        "temperature": config.temperature,
+        "init": config.init and hashlib.sha256(storage.read_bytes(storage.resolve(config.init))).hexdigest(),
+    }
     asked |= {name: value for name, value in options_on.items() if value}  # older folders know none of these
     there = read_info(out)
     if there is not None:
@@ -131,26 +155,54 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     _require_fitting(preprocess, config.augment, config.balance, config.temperature)
     _try(model, preprocess, classes, config.init, config.batch_size)
     decoding = decoder_for(preprocess, asked["decoder"])[0]
-    settings = ScanSettings(preprocess=preprocess, decoder_name=decoding, classes=classes, group_by=config.group_by,
-                            mark=rule, watch=None if config.group_by else "duplicate_of", **lenient)
-    options: dict[str, Any] = {"memory_bytes": config.memory_bytes, "workers": config.workers, "budget": budget,
-                               "fail_fast": config.fail_fast}
+    settings = ScanSettings(
+        preprocess=preprocess,
+        decoder_name=decoding,
+        classes=classes,
+        group_by=config.group_by,
+        mark=rule,
+        watch=None if config.group_by else "duplicate_of",
+        **lenient,
+    )
+    options: dict[str, Any] = {
+        "memory_bytes": config.memory_bytes,
+        "workers": config.workers,
+        "budget": budget,
+        "fail_fast": config.fail_fast,
+    }
     retried = storage.retried()
     with StopRequest("fit-il"):
         pool, of_d = _pools(rule, data, own, settings, config.fit_samples, config.seed, options)
     labels = pool.labels if of_d is None else of_d.labels  # of all of D, drawn or not
     # A holdout may lack a class of D, whose samples are samples all the same.
     classes = classes or count_classes(torch.tensor(sorted({*pool.labels, *labels}) or [0]))
-    recipe = Recipe(epochs=config.epochs, batch_size=config.batch_size, lr=config.lr,
-                    weight_decay=WEIGHT_DECAY, augment=config.augment, seed=config.seed, balance=config.balance,
-                    checkpoints=spec)
-    fit = Fit(model, classes, preprocess, recipe,
-              torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu")), config.init)
+    recipe = Recipe(
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        weight_decay=WEIGHT_DECAY,
+        augment=config.augment,
+        seed=config.seed,
+        balance=config.balance,
+        checkpoints=spec,
+    )
+    fit = Fit(
+        model,
+        classes,
+        preprocess,
+        recipe,
+        torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        config.init,
+    )
     empty = [] if preprocess.task == "language" else empty_classes(rule, pool, labels)
     for says in empty:
         LOG.warning("%s", says)
-    read = {"samples": sum(pool.statuses.values()), **pool.statuses, "bad_shards": pool.bad_shards,
-            "retried": storage.retried_since(retried)}
+    read = {
+        "samples": sum(pool.statuses.values()),
+        **pool.statuses,
+        "bad_shards": pool.bad_shards,
+        "retried": storage.retried_since(retried),
+    }
     info = ModelInfo(
         architecture=model, classes=classes, preprocess=_plain(preprocess), decoder=decoding,
         split=rule.to_json(), folds=[], accuracy=0.0, val_loss=0.0, cost={}, asked=asked,
@@ -167,12 +219,20 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     storage.create(storage.join(out, "model.json"), info.encode())
     crash_point("fit-il: model.json written")
     worst = info.quality.get("worst_class")
-    LOG.info("IL model %s: accuracy %.4f%s, loss %.4f nats on samples it didn't learn from (%s of %s)%s; %s samples, "
-             "%.0f s", redact(out), info.accuracy,
-             f" (worst class {worst['class']}: {worst['accuracy']:.4f})" if worst else "", info.val_loss,
-             f"{info.judged['samples']:,}", info.judged["on"],
-             f", accuracy {info.on_d['accuracy']:.4f}, loss {info.on_d['loss']:.4f} on D"
-             if info.on_d.get("samples") else "", f"{info.cost['fit_samples']:,}", info.cost["seconds"])
+    LOG.info(
+        "IL model %s: accuracy %.4f%s, loss %.4f nats on samples it didn't learn from (%s of %s)%s; %s samples, %.0f s",
+        redact(out),
+        info.accuracy,
+        f" (worst class {worst['class']}: {worst['accuracy']:.4f})" if worst else "",
+        info.val_loss,
+        f"{info.judged['samples']:,}",
+        info.judged["on"],
+        f", accuracy {info.on_d['accuracy']:.4f}, loss {info.on_d['loss']:.4f} on D"
+        if info.on_d.get("samples")
+        else "",
+        f"{info.cost['fit_samples']:,}",
+        info.cost["seconds"],
+    )
     return gate.passed(info, config.min_accuracy, out)
 
 
@@ -189,14 +249,18 @@ def _try(model: str, preprocess: AnyPreprocess, classes: int | None, init: str |
         require_width(model, logits, classes)
 
 
-def _fitted(fit: Fit, rule: FoldRule, pools: tuple[Pool, Pool | None], out: str, info: ModelInfo,
-            tempered: bool) -> ModelInfo:
+def _fitted(
+    fit: Fit, rule: FoldRule, pools: tuple[Pool, Pool | None], out: str, info: ModelInfo, tempered: bool
+) -> ModelInfo:
     """Train the networks, and write their weights and the checkpoints on the way. Returns what model.json will say."""
     pool, of_d = pools
     check = of_d if rule.mode == "fraction" and of_d is not None else pool
     found = fit_folds(fit, rule, pool, check)
-    info = replace(info, judged={"on": JUDGES[rule.mode], "samples": sum(len(f.check) for f in found)},
-                   cost={"macs": found[-1].macs, "seconds": round(sum(f.learned.seconds for f in found), 3)})
+    info = replace(
+        info,
+        judged={"on": JUDGES[rule.mode], "samples": sum(len(f.check) for f in found)},
+        cost={"macs": found[-1].macs, "seconds": round(sum(f.learned.seconds for f in found), 3)},
+    )
     measured = 0  # samples through the networks of this fit after their training
 
     def described(states: list[State], folder: str) -> ModelInfo:
@@ -212,16 +276,36 @@ def _fitted(fit: Fit, rule: FoldRule, pools: tuple[Pool, Pool | None], out: str,
             looked_at += len(of_d)
             figures = {"loss": on.loss, "loss_error": on.loss_error, "accuracy": on.accuracy}
             # JSON has no number for an infinite loss.
-            about = replace(about, on_d=info.on_d | {"samples": len(of_d)} | {
-                name: value if math.isfinite(value) else 1e30 for name, value in figures.items()})
+            about = replace(
+                about,
+                on_d=info.on_d
+                | {"samples": len(of_d)}
+                | {name: value if math.isfinite(value) else 1e30 for name, value in figures.items()},
+            )
         measured += looked_at
-        return replace(about, cost=info.cost | {"fit_samples": sum(s.samples for s in states),
-                                                "checked_samples": sum(s.checked for s in states) + looked_at})
+        return replace(
+            about,
+            cost=info.cost
+            | {
+                "fit_samples": sum(s.samples for s in states),
+                "checked_samples": sum(s.checked for s in states) + looked_at,
+            },
+        )
 
     spec = fit.recipe.checkpoints
     listed = _checkpoints(found, spec, out, described) if spec else []
-    best = [State(f.learned.state, f.learned.val_loss, f.learned.val_accuracy, f.learned.best_epoch, f.learned.samples,
-                  f.learned.checked, f.learned.curve) for f in found]
+    best = [
+        State(
+            f.learned.state,
+            f.learned.val_loss,
+            f.learned.val_accuracy,
+            f.learned.best_epoch,
+            f.learned.samples,
+            f.learned.checked,
+            f.learned.curve,
+        )
+        for f in found
+    ]
     about = described(best, out)
     # The fit as a whole also measured the earlier states.
     cost = about.cost | {"checked_samples": sum(f.learned.checked for f in found) + measured}
@@ -232,23 +316,34 @@ def _described(info: ModelInfo, records: list[dict[str, Any]], quality: dict[str
     """The model.json of these networks: their means over all check samples."""
     weight = sum(r["val_samples"] for r in records)
     mean = {name: sum(r[name] * r["val_samples"] for r in records) / weight for name in ("val_loss", "val_accuracy")}
-    found = replace(info, folds=records, quality=quality, accuracy=mean["val_accuracy"],
-                    val_loss=quality["loss_tempered"] if tempered else mean["val_loss"],
-                    temperature=quality["temperature"] if tempered else [])
+    found = replace(
+        info,
+        folds=records,
+        quality=quality,
+        accuracy=mean["val_accuracy"],
+        val_loss=quality["loss_tempered"] if tempered else mean["val_loss"],
+        temperature=quality["temperature"] if tempered else [],
+    )
     return replace(found, quality={**quality, "doubts": gate.doubts(found)} if quality else {})
 
 
-def _checkpoints(found: list[Fold], spec: Spec, out: str,
-                 described: Callable[[list[State], str], ModelInfo]) -> list[dict[str, Any]]:
+def _checkpoints(
+    found: list[Fold], spec: Spec, out: str, described: Callable[[list[State], str], ModelInfo]
+) -> list[dict[str, Any]]:
     """Write the IL models on the way, each whole; what an unfinished fit left of them goes first."""
     picked, missed = chosen([fold.learned.rungs for fold in found], spec)
     if missed:
-        LOG.warning("%d of %d checkpoints have no state: a mean loss of %s nats was not reached (lowest: %.4f)",
-                    len(missed), spec.count, ", ".join(f"{loss:g}" for loss in missed),
-                    max(min((r.loss for r in f.learned.rungs), default=f.learned.val_loss) for f in found))
+        LOG.warning(
+            "%d of %d checkpoints have no state: a mean loss of %s nats was not reached (lowest: %.4f)",
+            len(missed),
+            spec.count,
+            ", ".join(f"{loss:g}" for loss in missed),
+            max(min((r.loss for r in f.learned.rungs), default=f.learned.val_loss) for f in found),
+        )
     elif len(picked) < spec.count:
-        LOG.warning("%d of %d checkpoints differ: more --epochs or a lower --lr would tell more apart", len(picked),
-                    spec.count)
+        LOG.warning(
+            "%d of %d checkpoints differ: more --epochs or a lower --lr would tell more apart", len(picked), spec.count
+        )
     listed = []
     for number, (target, rungs) in enumerate(picked):
         name = f"checkpoint-{number}"
@@ -260,8 +355,15 @@ def _checkpoints(found: list[Fold], spec: Spec, out: str,
         info = replace(info, checkpoint={"number": number, "target": target})
         storage.create(url, info.encode())
         crash_point("fit-il: checkpoint written")
-        listed.append({"folder": name, "target": round(target, 6), "val_loss": info.val_loss,
-                       "accuracy": info.accuracy, "epochs": [r.epoch for r in rungs]})
+        listed.append(
+            {
+                "folder": name,
+                "target": round(target, 6),
+                "val_loss": info.val_loss,
+                "accuracy": info.accuracy,
+                "epochs": [r.epoch for r in rungs],
+            }
+        )
     return listed
 
 
@@ -279,13 +381,16 @@ def count_classes(label: Tensor) -> int:
     """Largest label + 1. Raises UsageError when so few of those classes occur that a wrong label is likelier."""
     classes, distinct = int(label.max()) + 1, int(torch.unique(label).numel())
     if classes > 4 * distinct + 16:
-        raise UsageError(f"the largest label is {classes - 1:,}, but only {distinct:,} labels occur: give the number "
-                         "of classes with --classes (labels beyond it are quarantined)")
+        raise UsageError(
+            f"the largest label is {classes - 1:,}, but only {distinct:,} labels occur: give the number "
+            "of classes with --classes (labels beyond it are quarantined)"
+        )
     return classes
 
 
-def _rule(holdout: Iterable[str] | None, fraction: float | None, folds: int, seed: int,
-          group_by: str | None) -> FoldRule:
+def _rule(
+    holdout: Iterable[str] | None, fraction: float | None, folds: int, seed: int, group_by: str | None
+) -> FoldRule:
     if holdout is not None and fraction is not None:
         raise UsageError("give --holdout or --holdout-fraction, not both")
     if holdout is not None:
@@ -306,8 +411,10 @@ def _same(there: ModelInfo, asked: dict[str, Any], out: str) -> ModelInfo:
     for name in dict.fromkeys([*asked, *there.asked]):
         old, new = there.asked.get(name), asked.get(name)
         if old != new:
-            raise MismatchError(f"{redact(out)} holds an IL model with {name} {old!r}, this job has {new!r}; "
-                                "use the same settings or another --out")
+            raise MismatchError(
+                f"{redact(out)} holds an IL model with {name} {old!r}, this job has {new!r}; "
+                "use the same settings or another --out"
+            )
     return there
 
 
@@ -316,6 +423,7 @@ def _require_unchanged(there: ModelInfo, urls: Mapping[str, str], out: str) -> N
 
     Size, time and ETag tell that a look is due; only then a shard is read, and its sha256 decides.
     """
+
     def changed(name: str) -> bool:
         size, tag, digest = there.shards[name]
         today = storage.identity(urls[name])
@@ -327,33 +435,42 @@ def _require_unchanged(there: ModelInfo, urls: Mapping[str, str], out: str) -> N
     with ThreadPoolExecutor(16) as pool:
         stale = [name for name, yes in zip(names, pool.map(changed, names), strict=True) if yes]
     if stale:
-        raise StaleShardError(f"{len(stale)} shards changed since the IL model {redact(out)} learned from them, first "
-                              f"{stale[0]}: make a new one with another --out")
+        raise StaleShardError(
+            f"{len(stale)} shards changed since the IL model {redact(out)} learned from them, first "
+            f"{stale[0]}: make a new one with another --out"
+        )
 
 
-def _preprocess(shards: list[tuple[str, str]], config: FitILConfig, member: str | None,
-                lenient: dict[str, Any]) -> AnyPreprocess:
+def _preprocess(
+    shards: list[tuple[str, str]], config: FitILConfig, member: str | None, lenient: dict[str, Any]
+) -> AnyPreprocess:
     """What samples of D become: text where a tokenizer is given or most of those looked at are, else images."""
     image_size, channels, mean, std = config.image_size, config.channels, tuple(config.mean), tuple(config.std)
     model, tokenizer, text_length, task = config.model, config.tokenizer, config.text_length, config.task
     tokenizer, task = tokenizer or (model if model.startswith("hf:") else None), task or models.task_of(model)
     if tokenizer is not None and (image_size or channels or member):
-        raise UsageError(f"--tokenizer {tokenizer} is for text; --image-size, --channels and --image-member are for "
-                         "images: give one of them")
+        raise UsageError(
+            f"--tokenizer {tokenizer} is for text; --image-size, --channels and --image-member are for "
+            "images: give one of them"
+        )
     if channels not in (None, 1, 3):
         raise UsageError(f"--channels {channels}: expected 1 (grey) or 3 (RGB)")
     if tokenizer is not None:
         preprocess = text_preprocess(tokenizer, text_length, task)
         if not look(shards, content=preprocess.content, **lenient).kinds:
-            raise UsageError(f"--tokenizer {tokenizer} reads .{il.CONTENTS[preprocess.content][0]} members, and the "
-                             f"first samples of {redact(shards[0][0])}, ... hold none that can be used")
+            raise UsageError(
+                f"--tokenizer {tokenizer} reads .{il.CONTENTS[preprocess.content][0]} members, and the "
+                f"first samples of {redact(shards[0][0])}, ... hold none that can be used"
+            )
         return preprocess
     found = look(shards, **lenient)
     content = found.require_usable() if not (image_size and channels) else found.content or "image"
     if image_size or channels or member:
         if content != "image" and not found.kinds["image"]:
-            raise UsageError(f"--image-size, --channels and --image-member are for images, and {redact(shards[0][0])}, "
-                             f"... hold {content}")
+            raise UsageError(
+                f"--image-size, --channels and --image-member are for images, and {redact(shards[0][0])}, "
+                f"... hold {content}"
+            )
         content = "image"
     found.say_mixed(content, member)
     if content != "image":
@@ -365,8 +482,7 @@ def _preprocess(shards: list[tuple[str, str]], config: FitILConfig, member: str 
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
             raise UsageError(f"{name} has {len(values)} values, expected 1 or {channels} (one a channel)")
-    return Preprocess(image_size=image_size, channels=channels, mean=mean, std=std,
-                      member=member or found.member)
+    return Preprocess(image_size=image_size, channels=channels, mean=mean, std=std, member=member or found.member)
 
 
 def _require_fitting(preprocess: AnyPreprocess, augment: str, balance: str, temperature: bool) -> None:
@@ -383,8 +499,15 @@ def _plain(preprocess: AnyPreprocess) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in preprocess.to_json().items()}
 
 
-def _pools(rule: FoldRule, data: list[tuple[str, str]], own: list[tuple[str, str]], settings: ScanSettings,
-           samples: int, seed: int, options: dict[str, Any]) -> tuple[Pool, Pool | None]:
+def _pools(
+    rule: FoldRule,
+    data: list[tuple[str, str]],
+    own: list[tuple[str, str]],
+    settings: ScanSettings,
+    samples: int,
+    seed: int,
+    options: dict[str, Any],
+) -> tuple[Pool, Pool | None]:
     """What is learned from, the fold or slice that judges included; and samples of D that are in no holdout."""
     if rule.mode == "fraction":
         settings = replace(settings, mark=Only(rule, 1))
@@ -392,12 +515,21 @@ def _pools(rule: FoldRule, data: list[tuple[str, str]], own: list[tuple[str, str
         settings = replace(settings, mark=Places(seed))
     pool = fill(own, settings, samples=samples, seed=seed, title="fit-il: reading", **options)
     if pool.watched:
-        warnings.warn(f"{pool.watched:,} samples are marked as duplicates (duplicate_of), and copies of one image can "
-                      "fall into different folds, which leaks; keep them together with --group-by duplicate_of",
-                      stacklevel=3)
+        warnings.warn(
+            f"{pool.watched:,} samples are marked as duplicates (duplicate_of), and copies of one image can "
+            "fall into different folds, which leaks; keep them together with --group-by duplicate_of",
+            stacklevel=3,
+        )
     if rule.mode == "folds":
         return pool, None
     outside = Outside(frozenset(name for _, name in own)) if rule.mode == "holdout" else Only(rule, 0)
-    of_d = fill(data, replace(settings, mark=outside, watch=None), samples=min(CHECK_SAMPLES, samples), seed=seed + 1,
-                title="fit-il: reading a sample of D", may_be_empty=rule.mode == "holdout", **options)
+    of_d = fill(
+        data,
+        replace(settings, mark=outside, watch=None),
+        samples=min(CHECK_SAMPLES, samples),
+        seed=seed + 1,
+        title="fit-il: reading a sample of D",
+        may_be_empty=rule.mode == "holdout",
+        **options,
+    )
     return pool, of_d

@@ -1,12 +1,12 @@
 """Whether an il can be believed: what is said of a doubtful IL model, and of a table whose il leaks.
 
-    accuracy <= the share of the largest class            no better than guessing: a warning, or a refusal
-    accuracy < --min-accuracy                             a refusal
-    loss on what it learned from < half of that on others, and 0.05 nats below       memorised (not asked of a holdout's
-                                                          model that an older version judged on D)
-    mean il of `in_holdout` rows < half of the others', and more than 4 standard errors below       they leak
-    no others at all                                                                they are all there is
-    mean il of the others < 0.7 of the loss that fit-il measured, and more than 4 standard errors below       they leak
+accuracy <= the share of the largest class            no better than guessing: a warning, or a refusal
+accuracy < --min-accuracy                             a refusal
+loss on what it learned from < half of that on others, and 0.05 nats below       memorised (not asked of a holdout's
+                                                      model that an older version judged on D)
+mean il of `in_holdout` rows < half of the others', and more than 4 standard errors below       they leak
+no others at all                                                                they are all there is
+mean il of the others < 0.7 of the loss that fit-il measured, and more than 4 standard errors below       they leak
 """
 
 from __future__ import annotations
@@ -46,16 +46,20 @@ def doubts(info: ModelInfo) -> list[str]:
         return []
     if _guesses(info):
         largest = quality["largest_class"]
-        says.append(f"the IL model's accuracy of {info.accuracy:.4f} is no better than always naming the largest class "
-                    f"({largest['class']}, {largest['share']:.4f} of the samples): its il says next to nothing of a "
-                    "sample; train it longer, on more samples, or with another --model or --lr")
+        says.append(
+            f"the IL model's accuracy of {info.accuracy:.4f} is no better than always naming the largest class "
+            f"({largest['class']}, {largest['share']:.4f} of the samples): its il says next to nothing of a "
+            "sample; train it longer, on more samples, or with another --model or --lr"
+        )
     check, train = quality["loss"], quality["train_loss"]
     alike = info.rule.mode != "holdout" or bool(info.judged)  # a clean holdout and noisy D look memorised
     if alike and train < MEMORISED * check and check - train > MEMORISED_NATS:
-        says.append(f"the IL model has memorised: its loss is {train:.4f} nats on what it learned from and {check:.4f} "
-                    "on other samples. The il of samples that it didn't see is too high where they are hard, and that "
-                    "of those it saw is worthless: keep these out of the candidates, and take fewer --epochs, more "
-                    "--fit-samples or a smaller --model")
+        says.append(
+            f"the IL model has memorised: its loss is {train:.4f} nats on what it learned from and {check:.4f} "
+            "on other samples. The il of samples that it didn't see is too high where they are hard, and that "
+            "of those it saw is worthless: keep these out of the candidates, and take fewer --epochs, more "
+            "--fit-samples or a smaller --model"
+        )
     return says
 
 
@@ -68,17 +72,21 @@ def passed(info: ModelInfo, min_accuracy: float | None, folder: str) -> ModelInf
     for says in doubts(info):
         LOG.warning("%s", says)
     if info.rule.mode == "holdout" and not info.judged:
-        LOG.warning("%s: an older version chose this IL model's checkpoint by its loss on D and not on the holdout; "
-                    "where D is noisier, that is an under-trained state: fit it again with another --out",
-                    redact(folder))
+        LOG.warning(
+            "%s: an older version chose this IL model's checkpoint by its loss on D and not on the holdout; "
+            "where D is noisier, that is an under-trained state: fit it again with another --out",
+            redact(folder),
+        )
     if min_accuracy is None:
         return info
     where = f"{redact(folder)}: the IL model's accuracy on samples it didn't learn from is {info.accuracy:.4f}"
     if info.accuracy < min_accuracy:
         raise QualityError(f"{where}, at least {min_accuracy:g} was asked for (--min-accuracy)")
     if _guesses(info):
-        raise QualityError(f"{where}, and always naming class {info.quality['largest_class']['class']} is right for "
-                           f"{info.quality['largest_class']['share']:.4f} (--min-accuracy was given)")
+        raise QualityError(
+            f"{where}, and always naming class {info.quality['largest_class']['class']} is right for "
+            f"{info.quality['largest_class']['share']:.4f} (--min-accuracy was given)"
+        )
     return info
 
 
@@ -105,25 +113,37 @@ def leaks(holdout: Group, rest: Group, val_loss: float, mode: str, val_error: fl
     `val_loss`: what fit-il measured on samples that the model didn't learn from, nats; `val_error`: its standard error.
     """
     if holdout.n >= FEW and not rest.n:
-        return [f"the IL model learned from all of the {holdout.n:,} rows that were looked at (in_holdout): none is a "
-                "candidate, and with --keep-holdout selection goes by what the model remembers and prefers wrong "
-                "labels; give --holdout other shards, or none to cross-fit"]
+        return [
+            f"the IL model learned from all of the {holdout.n:,} rows that were looked at (in_holdout): none is a "
+            "candidate, and with --keep-holdout selection goes by what the model remembers and prefers wrong "
+            "labels; give --holdout other shards, or none to cross-fit"
+        ]
     says = []
     if min(holdout.n, rest.n) >= FEW:
         apart = math.hypot(holdout.error, rest.error)
         if holdout.mean < LEAK * rest.mean and rest.mean - holdout.mean > ERRORS * apart:
             cleaner = ", or their labels are much cleaner" if mode == "holdout" else ""
-            says.append(f"the mean il of {holdout.n:,} rows that the IL model learned from (in_holdout) is "
-                        f"{holdout.mean:.4f} nats, of {rest.n:,} others {rest.mean:.4f}: it has memorised them{cleaner}"
-                        ". They are left out of the candidates; with --keep-holdout their low il would make them look "
-                        "worth learning again and again, so don't")
-    if rest.n >= FEW and rest.mean < SEEN * val_loss and val_loss - rest.mean > ERRORS * math.hypot(
-            rest.error, val_error):
-        names = ("; a fold is a hash of the shard's name: were these shards named otherwise when it was fitted "
-                 "(--root)?" if mode == "folds" else "")
-        says.append(f"the mean il of {rest.n:,} rows that the IL model should not have learned from is {rest.mean:.4f} "
-                    f"nats, and fit-il measured {val_loss:.4f} on such samples: either these are much easier, or it "
-                    f"has seen them or their copies (--group-by keeps copies together){names}")
+            says.append(
+                f"the mean il of {holdout.n:,} rows that the IL model learned from (in_holdout) is "
+                f"{holdout.mean:.4f} nats, of {rest.n:,} others {rest.mean:.4f}: it has memorised them{cleaner}"
+                ". They are left out of the candidates; with --keep-holdout their low il would make them look "
+                "worth learning again and again, so don't"
+            )
+    if (
+        rest.n >= FEW
+        and rest.mean < SEEN * val_loss
+        and val_loss - rest.mean > ERRORS * math.hypot(rest.error, val_error)
+    ):
+        names = (
+            "; a fold is a hash of the shard's name: were these shards named otherwise when it was fitted (--root)?"
+            if mode == "folds"
+            else ""
+        )
+        says.append(
+            f"the mean il of {rest.n:,} rows that the IL model should not have learned from is {rest.mean:.4f} "
+            f"nats, and fit-il measured {val_loss:.4f} on such samples: either these are much easier, or it "
+            f"has seen them or their copies (--group-by keeps copies together){names}"
+        )
     return says
 
 
@@ -131,9 +151,11 @@ def unknown_labels(quarantined: Mapping[str, int], info: ModelInfo) -> list[str]
     """A sentence where rows of a table have labels that the IL model's classes don't hold."""
     if not (n := quarantined.get("label:range", 0)):
         return []
-    return [f"{n:,} samples have a label outside 0 to {info.classes - 1}: the IL model knows {info.classes:,} classes. "
-            "They have no il (status label:range) and are never candidates; if these labels are right, fit it again "
-            "with --classes and another --out"]
+    return [
+        f"{n:,} samples have a label outside 0 to {info.classes - 1}: the IL model knows {info.classes:,} classes. "
+        "They have no il (status label:range) and are never candidates; if these labels are right, fit it again "
+        "with --classes and another --out"
+    ]
 
 
 def examine(table: str, names: Sequence[str], quarantined: Mapping[str, int], info: ModelInfo) -> list[str]:

@@ -50,7 +50,7 @@ Shard = tuple[str, str]  # URL, name
 
 
 def parse_index(text: str | None) -> tuple[int, int]:
-    """"I/N" as (I, N). Raises UsageError."""
+    """ "I/N" as (I, N). Raises UsageError."""
     if text is None:
         return 0, 1
     first, slash, of = text.partition("/")
@@ -145,8 +145,10 @@ class Target:
         except NotFoundError:
             return None
         if facts.fingerprint != self.info.fingerprint:
-            raise MismatchError(f"{redact(part)} has fingerprint {facts.fingerprint}, its table has "
-                                f"{self.info.fingerprint}: `rhostream verify --repair` makes it again")
+            raise MismatchError(
+                f"{redact(part)} has fingerprint {facts.fingerprint}, its table has "
+                f"{self.info.fingerprint}: `rhostream verify --repair` makes it again"
+            )
         il.require_part_of(name, facts)
         try:
             if il.require_same_shard(url, name, facts) is not False:
@@ -188,8 +190,10 @@ class Job:
         listed = named(self.shards, first.roots)
         for target in self.targets[1:]:
             if target.roots != first.roots and named(self.shards, target.roots) != listed:
-                raise MismatchError(f"{redact(first.out)} and {redact(target.out)} name these shards differently (they "
-                                    "were made with another --root): fill them in two jobs")
+                raise MismatchError(
+                    f"{redact(first.out)} and {redact(target.out)} name these shards differently (they "
+                    "were made with another --root): fill them in two jobs"
+                )
         return listed
 
     def run(self, workers: int) -> list[Summary]:
@@ -249,8 +253,12 @@ class Job:
             summary = target.summary
             summary.twice = commit.lost
             summary.made, summary.present = summary.made - commit.lost, summary.present + commit.lost
-        there, wanted = (sum(counts) for counts in zip(
-            *((t.summary.made + t.summary.present, t.summary.shards) for t in self.targets), strict=True))
+        there, wanted = (
+            sum(counts)
+            for counts in zip(
+                *((t.summary.made + t.summary.present, t.summary.shards) for t in self.targets), strict=True
+            )
+        )
         stop.raise_if_asked(f"{there:,} of {wanted:,} parts are there")
 
     def _end(self, target: Target, commits: Commits, message: End, shard: Shard) -> None:
@@ -276,8 +284,9 @@ class Job:
         """The budgets, with one more shard. Raises BudgetError; the shard gets no part."""
         try:
             self.budget.check_shard(name, builder.statuses, builder.first_bad)
-            summary.first_bad += [f"{redact(name)}: {one}"
-                                  for one in builder.first_bad[: SHOWN - len(summary.first_bad)]]
+            summary.first_bad += [
+                f"{redact(name)}: {one}" for one in builder.first_bad[: SHOWN - len(summary.first_bad)]
+            ]
             so_far = Counter({**summary.quarantined, OK: summary.ok}) + builder.statuses
             self.budget.check_total(f"all shards up to {redact(name)}", so_far, summary.first_bad)
         except BudgetError as exc:
@@ -297,9 +306,13 @@ class Job:
         if stale:
             raise stale[0]
         if target.copies:
-            LOG.warning("%s shards have a new time or ETag since %s was made and the same bytes (or size, where no "
-                        "more is known): they are taken for copies, first %s", f"{len(target.copies):,}",
-                        redact(target.out), min(target.copies))
+            LOG.warning(
+                "%s shards have a new time or ETag since %s was made and the same bytes (or size, where no "
+                "more is known): they are taken for copies, first %s",
+                f"{len(target.copies):,}",
+                redact(target.out),
+                min(target.copies),
+            )
         target.missing = frozenset(name for (_, name), facts in zip(self._mine, found, strict=True) if facts is None)
         for (_, name), facts in zip(self._mine, found, strict=True):
             if facts is not None:

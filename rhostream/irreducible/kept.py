@@ -35,9 +35,17 @@ from rhostream.tables.il import PartFacts, TableInfo
 LOG = logging.getLogger("rhostream")
 
 
-def keep_fields(shards: Iterable[str], table: str, out: str, keep: Mapping[str, str], *,
-                roots: Mapping[str, str] | None = None, index: str | None = None, max_bad_shards: float = 0.1,
-                fail_fast: bool = False) -> Summary:
+def keep_fields(
+    shards: Iterable[str],
+    table: str,
+    out: str,
+    keep: Mapping[str, str],
+    *,
+    roots: Mapping[str, str] | None = None,
+    index: str | None = None,
+    max_bad_shards: float = 0.1,
+    fail_fast: bool = False,
+) -> Summary:
     """Write the table `out`: that of `table` (il or index) with the fields `keep` of the samples' json besides.
 
     `keep`: {field: bool | int | float | str}; a field that is kept already is read again. Every row and its il are
@@ -51,8 +59,11 @@ def keep_fields(shards: Iterable[str], table: str, out: str, keep: Mapping[str, 
     own, machines = parse_index(index)
     there = il.open_info(table)
     if not keep or table == out:
-        raise UsageError("name the fields to keep with --keep FIELD:TYPE" if not keep else
-                         f"{redact(table)} stays as it is: write the table with more fields to another --out")
+        raise UsageError(
+            "name the fields to keep with --keep FIELD:TYPE"
+            if not keep
+            else f"{redact(table)} stays as it is: write the table with more fields to another --out"
+        )
     info = replace(there, keep={**there.keep, **il.checked_keep(keep)})
     listed = named(shards, il.roots_today(table, there, il.checked_roots(roots)))
     mine = {name for _, name in sorted(listed, key=lambda shard: shard[1])[own::machines]}
@@ -87,8 +98,9 @@ def keep_fields(shards: Iterable[str], table: str, out: str, keep: Mapping[str, 
     return summary
 
 
-def _part(shard: tuple[str, str], *, table: str, out: str, info: TableInfo,
-          fields: Mapping[str, str]) -> tuple[PartFacts, bool] | RhostreamError:
+def _part(
+    shard: tuple[str, str], *, table: str, out: str, info: TableInfo, fields: Mapping[str, str]
+) -> tuple[PartFacts, bool] | RhostreamError:
     """The facts of a shard's new part and whether it was made now, or why there is none."""
     url, name = shard
     target = il.part_url(out, name)
@@ -96,8 +108,10 @@ def _part(shard: tuple[str, str], *, table: str, out: str, info: TableInfo,
         if storage.exists(target):
             facts = il.read_part_facts(target)
             if facts.fingerprint != info.fingerprint:
-                raise MismatchError(f"{redact(target)} has fingerprint {facts.fingerprint}, its table has "
-                                    f"{info.fingerprint}: `rhostream verify --repair` makes it again")
+                raise MismatchError(
+                    f"{redact(target)} has fingerprint {facts.fingerprint}, its table has "
+                    f"{info.fingerprint}: `rhostream verify --repair` makes it again"
+                )
             il.require_unchanged(url, name, facts)
             return facts, False
         rows, record = parquet.read(il.part_url(table, name))
@@ -115,11 +129,14 @@ def _part(shard: tuple[str, str], *, table: str, out: str, info: TableInfo,
         return exc
 
 
-def _with_fields(rows: pa.Table, facts: PartFacts, url: str, name: str, info: TableInfo,
-                 fields: Mapping[str, str]) -> tuple[pa.Table, PartFacts]:
+def _with_fields(
+    rows: pa.Table, facts: PartFacts, url: str, name: str, info: TableInfo, fields: Mapping[str, str]
+) -> tuple[pa.Table, PartFacts]:
     if facts.compression:
-        raise MismatchError(f"shard {name} is gzip-compressed, so its json can't be read by offset: decompress it, or "
-                            "make the table anew")
+        raise MismatchError(
+            f"shard {name} is gzip-compressed, so its json can't be read by offset: decompress it, or "
+            "make the table anew"
+        )
     rows = rows.sort_by("ordinal")
     with storage.open_reader(url) as reader:
         _require_same(reader, url, name, facts)
@@ -141,8 +158,10 @@ def _require_same(reader: Reader, url: str, name: str, facts: PartFacts) -> None
         return
     il.require_unchanged(url, name, facts)
     if not il.same_bytes(reader, name, facts):
-        raise MismatchError(f"shard {name} isn't known to be the one that was indexed (no sha256 was recorded or can "
-                            f"be taken): {il.RESCORE}")
+        raise MismatchError(
+            f"shard {name} isn't known to be the one that was indexed (no sha256 was recorded or can "
+            f"be taken): {il.RESCORE}"
+        )
 
 
 def _json_of(rows: pa.Table, reader: Reader) -> tuple[list[dict[str, Any]], int]:

@@ -1,7 +1,7 @@
 """States of a network at several losses while it learns: IL models of rising quality from one fit.
 
-    "4"            four, at losses evenly between the first that is checked and the lowest
-    "1.5,1.0,0.7"  the first state whose mean loss on samples it doesn't learn from is that low, in nats, for each
+"4"            four, at losses evenly between the first that is checked and the lowest
+"1.5,1.0,0.7"  the first state whose mean loss on samples it doesn't learn from is that low, in nats, for each
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ def parse_checkpoints(text: str | None) -> Spec | None:
     try:
         losses = tuple(sorted({float(word) for word in words}, reverse=True))
     except ValueError:
-        raise UsageError(f"--checkpoints {text!r}: expected a number of checkpoints (4), or losses in nats "
-                         "(1.5,1.0,0.7)") from None
+        raise UsageError(
+            f"--checkpoints {text!r}: expected a number of checkpoints (4), or losses in nats (1.5,1.0,0.7)"
+        ) from None
     if len(losses) > MOST or not all(math.isfinite(loss) and loss > 0 for loss in losses):
         raise UsageError(f"--checkpoints {text}: expected at most {MOST} losses above 0")
     return Spec(len(losses), losses)

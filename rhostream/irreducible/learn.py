@@ -96,8 +96,20 @@ def class_weights(label: Tensor, classes: int) -> Tensor:
     return torch.where(counts > 0, len(label) / ((counts > 0).sum() * counts.clamp(min=1)), 0.0)
 
 
-def learn(network: nn.Module, image: Tensor, label: Tensor, train: Tensor, check: Tensor, *, check_image: Tensor,
-          check_label: Tensor, recipe: Recipe, normalize: Prepare, device: torch.device, classes: int) -> Learned:
+def learn(
+    network: nn.Module,
+    image: Tensor,
+    label: Tensor,
+    train: Tensor,
+    check: Tensor,
+    *,
+    check_image: Tensor,
+    check_label: Tensor,
+    recipe: Recipe,
+    normalize: Prepare,
+    device: torch.device,
+    classes: int,
+) -> Learned:
     """Train on rows `train` of image (N, H, W, C) uint8 or (N, T) ids; keep the state of lowest mean loss on rows
     `check` of `check_image` (of the mean over classes of their mean losses, where the fit is balanced).
 
@@ -135,8 +147,10 @@ def learn(network: nn.Module, image: Tensor, label: Tensor, train: Tensor, check
                 step_if_finite(optimizer, applied)
                 dead = 0 if bool(torch.isfinite(applied)) else dead + 1
                 if dead >= NONFINITE_STEPS:
-                    raise NonFiniteError(f"the IL model's loss or its gradient is NaN or infinite in {dead} batches in "
-                                         f"a row (epoch {epoch + 1} of {recipe.epochs}); lower --lr")
+                    raise NonFiniteError(
+                        f"the IL model's loss or its gradient is NaN or infinite in {dead} batches in "
+                        f"a row (epoch {epoch + 1} of {recipe.epochs}); lower --lr"
+                    )
                 running += 0.0 if dead else loss.detach()
                 steps, samples = steps + 1, samples + len(rows)
                 crash_point("fit-il: step taken")
@@ -146,11 +160,19 @@ def learn(network: nn.Module, image: Tensor, label: Tensor, train: Tensor, check
             checked += len(check)
             at_epoch = round(epoch + number / batches, 3)
             if ladder and number in climb_at:
-                ladder.offer(found.loss, lambda f=found, e=at_epoch, s=samples, c=checked: Rung(  # type: ignore[misc]
-                    f.loss, f.accuracy, e, s, _state(network), c))
+                ladder.offer(
+                    found.loss,
+                    lambda f=found, e=at_epoch, s=samples, c=checked: Rung(  # type: ignore[misc]
+                        f.loss, f.accuracy, e, s, _state(network), c
+                    ),
+                )
             if number in check_at:
-                at = {"epoch": at_epoch, "train_loss": float(running) / number, "val_loss": found.loss,
-                      "val_accuracy": found.accuracy}
+                at = {
+                    "epoch": at_epoch,
+                    "train_loss": float(running) / number,
+                    "val_loss": found.loss,
+                    "val_accuracy": found.accuracy,
+                }
                 at |= {} if recipe.balance == "none" else {"val_balanced_loss": found.balanced_loss}
                 curve.append(at)
                 choice = found.loss if recipe.balance == "none" else found.balanced_loss
@@ -158,8 +180,18 @@ def learn(network: nn.Module, image: Tensor, label: Tensor, train: Tensor, check
                     best, state = {**at, "choice": choice}, _state(network)
     if not state:
         raise NonFiniteError(f"the IL model's loss was never finite in {recipe.epochs} epochs; lower --lr")
-    return Learned(state, best["val_loss"], best["val_accuracy"], best["epoch"], curve, steps, samples,
-                   checked, time.monotonic() - started, ladder.rungs if ladder else [])
+    return Learned(
+        state,
+        best["val_loss"],
+        best["val_accuracy"],
+        best["epoch"],
+        curve,
+        steps,
+        samples,
+        checked,
+        time.monotonic() - started,
+        ladder.rungs if ladder else [],
+    )
 
 
 def _state(network: nn.Module) -> dict[str, Tensor]:
@@ -185,8 +217,9 @@ def _mean_loss(network: nn.Module, output: Tensor, label: Tensor, weight_C: Tens
 
 
 @torch.no_grad()  # not inference mode: what a forward keeps must serve the next step too
-def evaluate(network: nn.Module, image: Tensor, label: Tensor, rows: Tensor, normalize: Prepare,
-             device: torch.device) -> Checked:
+def evaluate(
+    network: nn.Module, image: Tensor, label: Tensor, rows: Tensor, normalize: Prepare, device: torch.device
+) -> Checked:
     """Loss and accuracy on rows of image (N, H, W, C) uint8 or (N, T) ids, in eval mode; of language those of tokens,
     and the balanced loss is the mean.
     """

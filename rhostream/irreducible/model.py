@@ -112,8 +112,10 @@ def read_info(folder: str) -> ModelInfo | None:
     try:
         record = json.loads(storage.read_bytes(url))
         if int(record["version"]) > VERSION:
-            raise TableError(f"{storage.redact(url)} was written by a newer rhostream (version {record['version']}); "
-                             "upgrade rhostream")
+            raise TableError(
+                f"{storage.redact(url)} was written by a newer rhostream (version {record['version']}); "
+                "upgrade rhostream"
+            )
         return _checked(ModelInfo(**record))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
@@ -169,16 +171,19 @@ def load_il_model(folder: str, model: str | None = None) -> ILModel:
         url = storage.join(folder, fold["weights"])
         data = storage.read_bytes(url)
         if hashlib.sha256(data).hexdigest() != fold["sha256"]:
-            raise TableError(f"{storage.redact(url)} isn't the file that model.json names (sha256 differs): it was "
-                             "damaged or replaced; run `rhostream fit-il` again in another folder")
+            raise TableError(
+                f"{storage.redact(url)} isn't the file that model.json names (sha256 differs): it was "
+                "damaged or replaced; run `rhostream fit-il` again in another folder"
+            )
         network = models.build(info.architecture, classes=info.classes, initial=False, **preprocess.model_arguments())
         try:
             network.load_state_dict(load_safetensors(data))
         except SafetensorError as exc:
             raise TableError(f"{storage.redact(url)} is no safetensors file ({exc}); pickles are never loaded") from exc
         except RuntimeError as exc:
-            raise TableError(f"{storage.redact(url)} doesn't fit {info.architecture}: "
-                             f"{' '.join(str(exc).split())[:300]}") from exc
+            raise TableError(
+                f"{storage.redact(url)} doesn't fit {info.architecture}: {' '.join(str(exc).split())[:300]}"
+            ) from exc
         if info.temperature:
             network.register_forward_hook(Divided(info.temperature[len(networks)]))
         networks.append(network.eval())

@@ -101,12 +101,23 @@ class PartBuilder:
     def facts(self, end: End) -> PartFacts:
         """The footer of the part, once the shard has ended."""
         return PartFacts(
-            fingerprint=self._info.fingerprint, kind=self._info.kind, shard=self._name,
-            shard_size=end.identity.size, shard_tag=end.identity.tag, samples=end.samples_seen,
-            statuses=dict(sorted(self.statuses.items())), members_seen=end.members_seen,
-            members_used=end.members_used, members_ignored=end.members_ignored, bad_fields=end.bad_fields,
-            shard_sha256=end.sha256, il_rows=self._il_rows, in_holdout=self._in_holdout,
-            compression=end.compression, content=self._info.content, version=self._info.version,
+            fingerprint=self._info.fingerprint,
+            kind=self._info.kind,
+            shard=self._name,
+            shard_size=end.identity.size,
+            shard_tag=end.identity.tag,
+            samples=end.samples_seen,
+            statuses=dict(sorted(self.statuses.items())),
+            members_seen=end.members_seen,
+            members_used=end.members_used,
+            members_ignored=end.members_ignored,
+            bad_fields=end.bad_fields,
+            shard_sha256=end.sha256,
+            il_rows=self._il_rows,
+            in_holdout=self._in_holdout,
+            compression=end.compression,
+            content=self._info.content,
+            version=self._info.version,
         )
 
     def commit(self, facts: PartFacts) -> bool:
@@ -121,8 +132,10 @@ class PartBuilder:
         except AlreadyExistsError:
             there = il.read_part_facts(url)
             if there != facts:
-                message = (f"another job wrote a different part of shard {self._name} into "
-                           f"{storage.redact(self._table)} at the same time; use another --out")
+                message = (
+                    f"another job wrote a different part of shard {self._name} into "
+                    f"{storage.redact(self._table)} at the same time; use another --out"
+                )
                 raise MismatchError(message) from None
             return False
 

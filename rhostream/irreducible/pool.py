@@ -49,9 +49,19 @@ class Pool:
         return len(self.label)
 
 
-def fill(shards: Sequence[tuple[str, str]], settings: ScanSettings, *, samples: int, memory_bytes: int, seed: int,
-         workers: int, title: str, budget: Budget | None = None, fail_fast: bool = False,
-         may_be_empty: bool = False) -> Pool:
+def fill(
+    shards: Sequence[tuple[str, str]],
+    settings: ScanSettings,
+    *,
+    samples: int,
+    memory_bytes: int,
+    seed: int,
+    workers: int,
+    title: str,
+    budget: Budget | None = None,
+    fail_fast: bool = False,
+    may_be_empty: bool = False,
+) -> Pool:
     """`samples` usable samples of the shards ((URL, name) pairs), drawn uniformly; all where there are fewer, and
     fewer when `memory_bytes` can't hold them. While a shard is read, what it gives is held beside.
 
@@ -62,8 +72,14 @@ def fill(shards: Sequence[tuple[str, str]], settings: ScanSettings, *, samples: 
     shape = settings.preprocess.shape
     fits = memory_bytes // settings.preprocess.row_bytes
     if fits < samples:
-        LOG.warning("%s: %s samples of %s don't fit into %s MiB; taking %s", title, f"{samples:,}", shape,
-                    f"{memory_bytes >> 20:,}", f"{fits:,}")
+        LOG.warning(
+            "%s: %s samples of %s don't fit into %s MiB; taking %s",
+            title,
+            f"{samples:,}",
+            shape,
+            f"{memory_bytes >> 20:,}",
+            f"{fits:,}",
+        )
         samples = fits
     if samples < 1:
         raise UsageError(f"{title}: no sample would be read; raise --fit-samples or take a smaller image size")
@@ -76,13 +92,25 @@ def fill(shards: Sequence[tuple[str, str]], settings: ScanSettings, *, samples: 
     if not sample.filled and not may_be_empty:
         if accounts.first_error is not None:
             raise accounts.first_error
-        raise BudgetError(f"{title}: no sample of {accounts.statuses.total():,} in {len(visits)} shards can be used "
-                          f"({', '.join(f'{status} {n:,}' for status, n in accounts.statuses.most_common())}; first: "
-                          f"{'; '.join(accounts.first_bad) or 'none'}); look at the reasons with `rhostream index`")
+        raise BudgetError(
+            f"{title}: no sample of {accounts.statuses.total():,} in {len(visits)} shards can be used "
+            f"({', '.join(f'{status} {n:,}' for status, n in accounts.statuses.most_common())}; first: "
+            f"{'; '.join(accounts.first_bad) or 'none'}); look at the reasons with `rhostream index`"
+        )
     sample.sort()
     n, names = sample.filled, [visits[shard][1] for shard in np.unique(sample.place[: sample.filled, 0]).tolist()]
-    return Pool(sample.image[:n], sample.label[:n], sample.mark[:n], tuple(names), dict(accounts.statuses),
-                accounts.bad_shards, accounts.watched, accounts.seen, dict(accounts.labels), accounts.versions)
+    return Pool(
+        sample.image[:n],
+        sample.label[:n],
+        sample.mark[:n],
+        tuple(names),
+        dict(accounts.statuses),
+        accounts.bad_shards,
+        accounts.watched,
+        accounts.seen,
+        dict(accounts.labels),
+        accounts.versions,
+    )
 
 
 @dataclass
@@ -238,8 +266,14 @@ class _Accounts:
             self._check(shard, sample.limit, ok[shard])
 
 
-def _collect(visits: Sequence[tuple[str, str]], settings: ScanSettings, sample: _Sample, workers: int, title: str,
-             accounts: _Accounts) -> None:
+def _collect(
+    visits: Sequence[tuple[str, str]],
+    settings: ScanSettings,
+    sample: _Sample,
+    workers: int,
+    title: str,
+    accounts: _Accounts,
+) -> None:
     pieces: dict[int, list[_Piece]] = {}  # of the shards that are being read
     with Progress(title, len(visits)) as progress:
         for message in while_waiting(scan(visits, settings, workers=workers)):

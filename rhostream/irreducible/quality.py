@@ -52,8 +52,15 @@ class Logits:
 
 
 @torch.no_grad()
-def logits_of(network: nn.Module, image: Tensor, label: Tensor, rows: Tensor, normalize: Prepare,
-              device: torch.device, classes: int) -> Logits:
+def logits_of(
+    network: nn.Module,
+    image: Tensor,
+    label: Tensor,
+    rows: Tensor,
+    normalize: Prepare,
+    device: torch.device,
+    classes: int,
+) -> Logits:
     """Of the rows of image (N, H, W, C) uint8 or (N, T) ids, in eval mode; evenly fewer where they wouldn't fit."""
     network.eval()
     rows = rows[:: -(-len(rows) // max(1, MAX_LOGITS // classes))]

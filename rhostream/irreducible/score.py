@@ -40,8 +40,12 @@ class Scorer:
         """Loss (float32, nats) and predicted class of the usable rows of a chunk."""
         n = len(chunk)
         by_fold = self._rule.mode == "folds"
-        scored = Scored(np.full(n, np.nan, np.float32), np.full(n, -1, np.int64),
-                        chunk.mark if by_fold else np.zeros(n, np.int64), self._holdout(chunk, name))
+        scored = Scored(
+            np.full(n, np.nan, np.float32),
+            np.full(n, -1, np.int64),
+            chunk.mark if by_fold else np.zeros(n, np.int64),
+            self._holdout(chunk, name),
+        )
         assert chunk.image is not None
         if isinstance(self._networks[0], LanguageLoss):
             scored.il_tokens = np.full(chunk.image.shape, np.nan, np.float32)

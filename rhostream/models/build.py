@@ -46,8 +46,9 @@ NAMES = (*_BUILT_IN, *TEXT_MODELS)
 OTHERS = ("torchvision:NAME", "timm:NAME", "hf:NAME", "package.module:function")
 
 
-def build(name: str, *, classes: int, image_size: int = 0, channels: int = 0, initial: bool = True,
-          **text: Any) -> nn.Module:
+def build(
+    name: str, *, classes: int, image_size: int = 0, channels: int = 0, initial: bool = True, **text: Any
+) -> nn.Module:
     """Make the model of that name for (B, channels, image_size, image_size) inputs and (B, classes) logits.
 
     With `text` (vocabulary, length, padding, task) instead of an image's size it takes (B, length) int64 token ids; of
@@ -61,12 +62,13 @@ def build(name: str, *, classes: int, image_size: int = 0, channels: int = 0, in
     return model
 
 
-def _built(name: str, classes: int, image_size: int, channels: int, initial: bool,
-           text: dict[str, Any]) -> nn.Module:
+def _built(name: str, classes: int, image_size: int, channels: int, initial: bool, text: dict[str, Any]) -> nn.Module:
     if is_text(name) != bool(text) and (name in NAMES or is_text(name) or is_from_zoo(name)):
         takes, held = ("text", "images") if is_text(name) else ("images", "text")
-        raise UsageError(f"model {name!r} takes {takes}, and these samples are {held}; built in for {held}: "
-                         f"{', '.join(TEXT_MODELS if text else _BUILT_IN)}")
+        raise UsageError(
+            f"model {name!r} takes {takes}, and these samples are {held}; built in for {held}: "
+            f"{', '.join(TEXT_MODELS if text else _BUILT_IN)}"
+        )
     if is_text(name):
         return build_text(name, classes=classes, initial=initial, **text)
     if ":" not in name:

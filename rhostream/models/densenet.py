@@ -31,8 +31,12 @@ def densenet121_cifar(*, image_size: int, channels: int, classes: int) -> nn.Mod
     layers = [*convolution(channels, width), nn.MaxPool2d(3, 2, 1)]
     for number, count in enumerate(LAYERS):
         if number:
-            layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Conv2d(width, width // 2, 1, bias=False),
-                       nn.AvgPool2d(2)]
+            layers += [
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(width, width // 2, 1, bias=False),
+                nn.AvgPool2d(2),
+            ]
             width //= 2
         layers += [Dense(width + i * GROWTH) for i in range(count)]
         width += count * GROWTH

@@ -30,14 +30,21 @@ def _after_pool(inputs: int, outputs: int) -> nn.Module:
 
 def _a(inputs: int, after_pool: int) -> Branches:
     """The block for fine grids (figure 5 of its paper): 224 + `after_pool` channels."""
-    return Branches(nn.Sequential(*_chain(inputs, (64, 1))), nn.Sequential(*_chain(inputs, (48, 1), (64, 5))),
-                    nn.Sequential(*_chain(inputs, (64, 1), (96, 3), (96, 3))), _after_pool(inputs, after_pool))
+    return Branches(
+        nn.Sequential(*_chain(inputs, (64, 1))),
+        nn.Sequential(*_chain(inputs, (48, 1), (64, 5))),
+        nn.Sequential(*_chain(inputs, (64, 1), (96, 3), (96, 3))),
+        _after_pool(inputs, after_pool),
+    )
 
 
 def _b(inputs: int) -> Branches:
     """Halves the grid: 480 + `inputs` channels."""
-    return Branches(nn.Sequential(*_down(inputs, 384)),
-                    nn.Sequential(*_chain(inputs, (64, 1), (96, 3)), *_down(96, 96)), nn.MaxPool2d(3, 2))
+    return Branches(
+        nn.Sequential(*_down(inputs, 384)),
+        nn.Sequential(*_chain(inputs, (64, 1), (96, 3)), *_down(96, 96)),
+        nn.MaxPool2d(3, 2),
+    )
 
 
 def _c(inputs: int, width: int) -> Branches:
@@ -53,18 +60,25 @@ def _c(inputs: int, width: int) -> Branches:
 
 def _d(inputs: int) -> Branches:
     """Halves the grid again: 512 + `inputs` channels."""
-    return Branches(nn.Sequential(*_chain(inputs, (192, 1)), *_down(192, 320)),
-                    nn.Sequential(*_chain(inputs, (192, 1), (192, (1, 7)), (192, (7, 1))), *_down(192, 192)),
-                    nn.MaxPool2d(3, 2))
+    return Branches(
+        nn.Sequential(*_chain(inputs, (192, 1)), *_down(192, 320)),
+        nn.Sequential(*_chain(inputs, (192, 1), (192, (1, 7)), (192, (7, 1))), *_down(192, 192)),
+        nn.MaxPool2d(3, 2),
+    )
 
 
 def _e(inputs: int) -> Branches:
     """The block for the coarsest grid, whose branches fork (figure 7): 2048 channels."""
+
     def fork() -> Branches:
         return Branches(nn.Sequential(*_conv(384, 384, (1, 3))), nn.Sequential(*_conv(384, 384, (3, 1))))
 
-    return Branches(nn.Sequential(*_chain(inputs, (320, 1))), nn.Sequential(*_chain(inputs, (384, 1)), fork()),
-                    nn.Sequential(*_chain(inputs, (448, 1), (384, 3)), fork()), _after_pool(inputs, 192))
+    return Branches(
+        nn.Sequential(*_chain(inputs, (320, 1))),
+        nn.Sequential(*_chain(inputs, (384, 1)), fork()),
+        nn.Sequential(*_chain(inputs, (448, 1), (384, 3)), fork()),
+        _after_pool(inputs, 192),
+    )
 
 
 def inception_v3_cifar(*, image_size: int, channels: int, classes: int) -> nn.Module:

@@ -10,8 +10,17 @@ from torch import Tensor, nn
 Kernel = int | tuple[int, int]
 
 
-def convolution(inputs: int, outputs: int, kernel: Kernel = 3, stride: int = 1, *, padding: Kernel | None = None,
-                groups: int = 1, eps: float = 1e-5, activation: type[nn.Module] = nn.ReLU) -> list[nn.Module]:
+def convolution(
+    inputs: int,
+    outputs: int,
+    kernel: Kernel = 3,
+    stride: int = 1,
+    *,
+    padding: Kernel | None = None,
+    groups: int = 1,
+    eps: float = 1e-5,
+    activation: type[nn.Module] = nn.ReLU,
+) -> list[nn.Module]:
     """Convolution without bias, batch norm, activation; `padding` is by default what keeps the size at stride 1."""
     if padding is None:
         padding = kernel // 2 if isinstance(kernel, int) else (kernel[0] // 2, kernel[1] // 2)

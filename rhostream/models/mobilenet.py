@@ -9,8 +9,15 @@ from torch import nn
 from rhostream.models.layers import Residual, convolution, he_normal, pooled_head, small_linears
 
 _conv = partial(convolution, activation=nn.ReLU6)
-STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2),
-          (6, 320, 1, 1))  # expansion, channels, blocks, stride of the first
+STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 1),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)  # expansion, channels, blocks, stride of the first
 
 
 def _inverted(inputs: int, outputs: int, stride: int, expansion: int) -> nn.Module:

@@ -43,8 +43,11 @@ def lenet_cnn(*, image_size: int, channels: int, classes: int, dropout: float = 
     0.05). Takes images of 18 pixels and more; at 32 the last pooling, which gives 2x2 at any size, is a plain one.
     """
     layers: list[nn.Module] = []
-    for inputs, outputs, pool in ((channels, 64, nn.MaxPool2d(2)), (64, 128, nn.MaxPool2d(2)),
-                                  (128, 256, nn.AdaptiveMaxPool2d(2))):
+    for inputs, outputs, pool in (
+        (channels, 64, nn.MaxPool2d(2)),
+        (64, 128, nn.MaxPool2d(2)),
+        (128, 256, nn.AdaptiveMaxPool2d(2)),
+    ):
         drop = [nn.Dropout2d(dropout)] if dropout else []
         layers += [nn.Conv2d(inputs, outputs, 3), *drop, pool, nn.ReLU(inplace=True)]
     layers.append(nn.Flatten())

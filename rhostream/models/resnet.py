@@ -24,8 +24,12 @@ def basic(inputs: int, width: int, stride: int) -> Residual:
 
 def bottleneck(inputs: int, width: int, stride: int) -> Residual:
     """1x1, 3x3, 1x1: `inputs` to 4 * `width` channels; the 3x3 convolution strides (as in torchvision)."""
-    return _residual(inputs, 4 * width, stride, [*convolution(inputs, width, 1), *convolution(width, width, 3, stride),
-                                                 *convolution(width, 4 * width, 1)])
+    return _residual(
+        inputs,
+        4 * width,
+        stride,
+        [*convolution(inputs, width, 1), *convolution(width, width, 3, stride), *convolution(width, 4 * width, 1)],
+    )
 
 
 def _residual(inputs: int, outputs: int, stride: int, body: list[nn.Module]) -> Residual:
@@ -68,5 +72,11 @@ def resnet50_cifar(*, image_size: int, channels: int, classes: int) -> nn.Module
 
 
 def _cifar(block: Block, expansion: int, channels: int, classes: int) -> nn.Module:
-    return he_normal(nn.Sequential(*convolution(channels, 64), nn.MaxPool2d(3, 2, 1),
-                                   *_stages(block, (3, 4, 6, 3), expansion), *pooled_head(512 * expansion, classes)))
+    return he_normal(
+        nn.Sequential(
+            *convolution(channels, 64),
+            nn.MaxPool2d(3, 2, 1),
+            *_stages(block, (3, 4, 6, 3), expansion),
+            *pooled_head(512 * expansion, classes),
+        )
+    )

@@ -1,9 +1,9 @@
 """Models of text: (B, T) int64 token ids in; three built in that are fast on two cores, and Hugging Face's by name.
 
-    text-bag     the mean of word embeddings, then two layers: (B, C) logits
-    text-cnn     convolutions of 3, 4 and 5 words over embeddings, max over the text (Kim 2014): (B, C) logits
-    text-lm      a causal transformer: (B, T, V) logits, those at t predict the token at t
-    hf:NAME      AutoModelForSequenceClassification of a local folder or the hub: (B, C) logits
+text-bag     the mean of word embeddings, then two layers: (B, C) logits
+text-cnn     convolutions of 3, 4 and 5 words over embeddings, max over the text (Kim 2014): (B, C) logits
+text-lm      a causal transformer: (B, T, V) logits, those at t predict the token at t
+hf:NAME      AutoModelForSequenceClassification of a local folder or the hub: (B, C) logits
 """
 
 from __future__ import annotations
@@ -36,16 +36,23 @@ def build_text(name: str, *, classes: int, vocabulary: int, length: int, padding
     if task != task_of(name):
         raise UsageError(f"model {name!r} learns {task_of(name)}, and these samples are made for {task}")
     if name.startswith(HUGGING_FACE):
-        return hugging_face(name.removeprefix(HUGGING_FACE), classes=classes, vocabulary=vocabulary, length=length,
-                            padding=padding, initial=initial)
+        return hugging_face(
+            name.removeprefix(HUGGING_FACE),
+            classes=classes,
+            vocabulary=vocabulary,
+            length=length,
+            padding=padding,
+            initial=initial,
+        )
     return TEXT_MODELS[name](classes=classes, vocabulary=vocabulary, length=length, padding=padding)
 
 
 class TextBag(nn.Module):
     """The mean embedding of the tokens that aren't padding, then one hidden layer (Joulin et al. 2017 and a ReLU)."""
 
-    def __init__(self, *, classes: int, vocabulary: int, length: int, padding: int, width: int = 64,
-                 hidden: int = 64) -> None:
+    def __init__(
+        self, *, classes: int, vocabulary: int, length: int, padding: int, width: int = 64, hidden: int = 64
+    ) -> None:
         super().__init__()
         self.bag = nn.EmbeddingBag(vocabulary, width, mode="mean", padding_idx=padding)
         nn.init.normal_(self.bag.weight, std=0.1)
@@ -59,8 +66,17 @@ class TextBag(nn.Module):
 class TextCNN(nn.Module):
     """Convolutions over 3, 4 and 5 tokens, the maximum of each over the text, dropout, one layer (Kim 2014)."""
 
-    def __init__(self, *, classes: int, vocabulary: int, length: int, padding: int, width: int = 64,
-                 filters: int = 64, dropout: float = 0.5) -> None:
+    def __init__(
+        self,
+        *,
+        classes: int,
+        vocabulary: int,
+        length: int,
+        padding: int,
+        width: int = 64,
+        filters: int = 64,
+        dropout: float = 0.5,
+    ) -> None:
         super().__init__()
         self.short = max(5 - length, 0)  # a text shorter than the longest filter is filled up
         self.padding = padding
@@ -102,8 +118,17 @@ class TextLM(nn.Module):
     The logits at t are those of the token at t: position 0 is predicted from a learned start.
     """
 
-    def __init__(self, *, classes: int, vocabulary: int, length: int, padding: int, width: int = 64, layers: int = 2,
-                 heads: int = 4) -> None:
+    def __init__(
+        self,
+        *,
+        classes: int,
+        vocabulary: int,
+        length: int,
+        padding: int,
+        width: int = 64,
+        layers: int = 2,
+        heads: int = 4,
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
         self.start, self.place = nn.Parameter(torch.zeros(1, 1, width)), nn.Parameter(torch.zeros(1, length, width))
@@ -145,17 +170,25 @@ def hugging_face(name: str, *, classes: int, vocabulary: int, length: int, paddi
     try:
         config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False, num_labels=classes)
         how: dict[str, Any] = {"config": config, "trust_remote_code": False}
-        model = (AutoModelForSequenceClassification.from_pretrained(name, use_safetensors=True,
-                                                                    ignore_mismatched_sizes=True, **how)
-                 if initial else AutoModelForSequenceClassification.from_config(**how))
+        model = (
+            AutoModelForSequenceClassification.from_pretrained(
+                name, use_safetensors=True, ignore_mismatched_sizes=True, **how
+            )
+            if initial
+            else AutoModelForSequenceClassification.from_config(**how)
+        )
     except Exception as exc:  # a dozen kinds, of the hub's client too
         why = " ".join(str(exc).split())[:300]
-        raise UsageError(f"model 'hf:{name}' can't be loaded: {why}; expected a folder with config.json and "
-                         "model.safetensors, or a name of the hub's") from exc
+        raise UsageError(
+            f"model 'hf:{name}' can't be loaded: {why}; expected a folder with config.json and "
+            "model.safetensors, or a name of the hub's"
+        ) from exc
     known, most = int(config.vocab_size), getattr(config, "max_position_embeddings", length)
     if vocabulary > known:
-        raise UsageError(f"model 'hf:{name}' knows {known:,} ids, its tokenizer makes {vocabulary:,}: give its own "
-                         f"with --tokenizer hf:{name}")
+        raise UsageError(
+            f"model 'hf:{name}' knows {known:,} ids, its tokenizer makes {vocabulary:,}: give its own "
+            f"with --tokenizer hf:{name}"
+        )
     if length > most:
         raise UsageError(f"model 'hf:{name}' takes {most:,} tokens, --text-length is {length:,}")
     return HuggingFace(model, padding)

@@ -43,12 +43,15 @@ def build_from_zoo(name: str, *, image_size: int, channels: int, classes: int, i
     try:
         return make(name, architecture, weights, image_size, channels, classes, initial)
     except (AssertionError, TypeError, ValueError, RuntimeError) as exc:
-        raise UsageError(f"model {name!r} can't be made for images of {image_size} pixels and {channels} channels: "
-                         f"{' '.join(str(exc).split())[:300]}") from exc
+        raise UsageError(
+            f"model {name!r} can't be made for images of {image_size} pixels and {channels} channels: "
+            f"{' '.join(str(exc).split())[:300]}"
+        ) from exc
 
 
-def _torchvision(name: str, architecture: str, weights: str, image_size: int, channels: int, classes: int,
-                 initial: bool) -> nn.Module:
+def _torchvision(
+    name: str, architecture: str, weights: str, image_size: int, channels: int, classes: int, initial: bool
+) -> nn.Module:
     zoo = _library("torchvision", "torchvision.models", name)
     _known(name, architecture, zoo.list_models(module=zoo), "torchvision.models.list_models()")
     chosen = _torchvision_weights(zoo, name, architecture, weights) if weights else None
@@ -82,13 +85,21 @@ def _replace_stem(model: nn.Module, channels: int, name: str) -> None:
     if not isinstance(old, nn.Conv2d) or not where or old.in_channels != 3:
         raise UsageError(f"model {name!r} doesn't begin with a convolution of 3 channels that could take {channels}")
     parent, _, last = where.rpartition(".")
-    new = nn.Conv2d(channels, old.out_channels, old.kernel_size, old.stride,  # type: ignore[arg-type]
-                    old.padding, old.dilation, bias=old.bias is not None)  # type: ignore[arg-type]
+    new = nn.Conv2d(
+        channels,
+        old.out_channels,
+        old.kernel_size,
+        old.stride,  # type: ignore[arg-type]
+        old.padding,
+        old.dilation,
+        bias=old.bias is not None,
+    )  # type: ignore[arg-type]
     setattr(model.get_submodule(parent), last, new)
 
 
-def _timm(name: str, architecture: str, weights: str, image_size: int, channels: int, classes: int,
-          initial: bool) -> nn.Module:
+def _timm(
+    name: str, architecture: str, weights: str, image_size: int, channels: int, classes: int, initial: bool
+) -> nn.Module:
     timm = _library("timm", "timm", name)
     base, _, tag = architecture.partition(".")
     _known(name, base, timm.list_models(), "timm.list_models()")
@@ -112,14 +123,16 @@ def _library(library: str, module: str, name: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as exc:
         if exc.name != library:
-            raise UsageError(f"model {name!r}: {library} is installed without {exc.name}: pip install {exc.name}"
-                             ) from exc
+            raise UsageError(
+                f"model {name!r}: {library} is installed without {exc.name}: pip install {exc.name}"
+            ) from exc
         fitting = f"the {library} that fits torch {torch.__version__.partition('+')[0]}"
         raise MissingExtraError(f"model {name!r}: {library} is not installed: pip install {fitting}") from exc
     except (ImportError, OSError, RuntimeError) as exc:
-        raise UsageError(f"model {name!r}: {library} is installed, but doesn't load beside torch {torch.__version__} "
-                         f"({' '.join(str(exc).split())[:200]}); install the one of the same release and build"
-                         ) from exc
+        raise UsageError(
+            f"model {name!r}: {library} is installed, but doesn't load beside torch {torch.__version__} "
+            f"({' '.join(str(exc).split())[:200]}); install the one of the same release and build"
+        ) from exc
 
 
 def _known(name: str, architecture: str, known: Iterable[str], where: str) -> None:
@@ -135,5 +148,7 @@ def _fetched(name: str, fetch: Callable[[], Any]) -> Any:
     try:
         return fetch()
     except OSError as exc:  # urllib's, requests' and the hub's are of this kind
-        raise StorageError(f"weights of model {name!r} can't be had: {' '.join(str(exc).split())[:300]}; "
-                           "where there is no network, give a safetensors file with --init") from exc
+        raise StorageError(
+            f"weights of model {name!r} can't be had: {' '.join(str(exc).split())[:300]}; "
+            "where there is no network, give a safetensors file with --init"
+        ) from exc

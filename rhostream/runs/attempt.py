@@ -57,8 +57,14 @@ class Attempt:
     _first: int = 0  # the number of this attempt's first link
     _replaced: list[compaction.Replaced] = field(default_factory=list)  # raw segments that go when nobody needs them
 
-    def open(self, record: Mapping[str, Any], changeable: Iterable[str] = (), *, start: Place | None = None,
-             fresh: bool = False) -> Link | None:
+    def open(
+        self,
+        record: Mapping[str, Any],
+        changeable: Iterable[str] = (),
+        *,
+        start: Place | None = None,
+        fresh: bool = False,
+    ) -> Link | None:
         """Make run.json or check that it is of the same making; returns the commit to resume from: the state in force,
         or the one at `start`; with `fresh` none, so that the attempt begins at step 0.
 
@@ -76,8 +82,9 @@ class Attempt:
         self._link = found = None if told is None else told_link(told)
         if found is not None:
             if found.changes != self.changes:
-                raise MismatchError(f"another attempt at {storage.redact(self.url)} changed its settings meanwhile; "
-                                    "start again")
+                raise MismatchError(
+                    f"another attempt at {storage.redact(self.url)} changed its settings meanwhile; start again"
+                )
             il = self.cost.il
             self.step, self.cost = found.step, Cost.from_json(found.cost)
             if self.grown is not None:
@@ -91,22 +98,31 @@ class Attempt:
         try:
             return chain.named(self.url, start)
         except TableError as exc:
-            raise MismatchError(f"run {storage.redact(self.url)} has no such commit as this state names (step "
-                                f"{start.step:,}): it is the state of another run, or of one that was begun anew "
-                                f"({exc})") from exc
+            raise MismatchError(
+                f"run {storage.redact(self.url)} has no such commit as this state names (step "
+                f"{start.step:,}): it is the state of another run, or of one that was begun anew "
+                f"({exc})"
+            ) from exc
 
     def _make(self, record: Mapping[str, Any], changeable: Iterable[str]) -> None:
         body = {"version": VERSION, "fingerprints": self.pinned, **record}
         crash_point("run: before run.json")
         try:
-            storage.create(storage.join(self.url, "run.json"),
-                           json.dumps(body, indent=1, sort_keys=True, default=str).encode())
+            storage.create(
+                storage.join(self.url, "run.json"), json.dumps(body, indent=1, sort_keys=True, default=str).encode()
+            )
             self._made = True
         except AlreadyExistsError:
             # A run that was started before ranks could differ chose among the whole buffer.
-            old = {"selection": "global", **recorded(self.url).get("fingerprints", {}),
-                   **{change["field"]: change["new"] for change in [*self.changes, *self.changing]
-                      if change["field"] not in NO_SETTINGS}}
+            old = {
+                "selection": "global",
+                **recorded(self.url).get("fingerprints", {}),
+                **{
+                    change["field"]: change["new"]
+                    for change in [*self.changes, *self.changing]
+                    if change["field"] not in NO_SETTINGS
+                },
+            }
             if "draws" not in old and "draws" in self.pinned:
                 self._require_same_draws()
                 old["draws"] = self.pinned["draws"]
@@ -116,17 +132,21 @@ class Attempt:
             except MismatchError as exc:
                 _note_shards(exc, plans_of(self.url, recorded(self.url), self.changes)[-1].names, record["shards"])
                 if free := [name for name in changeable if old.get(name) != same.get(name)]:
-                    exc.add_note(f"on purpose, from the newest checkpoint on: the old settings and --change "
-                                 f"{' '.join(f'{name}={same.get(name)}' for name in free)}")
+                    exc.add_note(
+                        f"on purpose, from the newest checkpoint on: the old settings and --change "
+                        f"{' '.join(f'{name}={same.get(name)}' for name in free)}"
+                    )
                 if chain.head(self.url) is None:
                     exc.add_note("nothing of that run was committed: unless it is running, its folder can be deleted")
                 raise
 
     def _require_same_draws(self) -> None:
         if changed := self.changed_draws():
-            raise MismatchError(f"run {storage.redact(self.url)} was begun by an older version, which went otherwise "
-                                f"about {', '.join(changed)}: it can't go on as it would have; begin it again in "
-                                "another --run")
+            raise MismatchError(
+                f"run {storage.redact(self.url)} was begun by an older version, which went otherwise "
+                f"about {', '.join(changed)}: it can't go on as it would have; begin it again in "
+                "another --run"
+            )
 
     @contextlib.contextmanager
     def beginning(self) -> Iterator[None]:
@@ -147,8 +167,10 @@ class Attempt:
             return
         blind = [n for n, sees in enumerate(self.ranks.gather_json(bool(recorded(self.url)))) if not sees]
         if blind:
-            raise UsageError(f"rank {blind[0]} doesn't see {storage.redact(self.url)}/run.json, which rank 0 wrote: "
-                             "--run must be a folder (or a store) that all ranks share")
+            raise UsageError(
+                f"rank {blind[0]} doesn't see {storage.redact(self.url)}/run.json, which rank 0 wrote: "
+                "--run must be a folder (or a store) that all ranks share"
+            )
 
     def settle(self, found: Link, keep: int) -> None:
         """Do what a crash right after the newest checkpoint left undone."""
@@ -164,9 +186,16 @@ class Attempt:
         The attempt's note says which commit it goes on from, what it changes, and what it does by `settings` that
         nothing pins.
         """
-        note = {"host": platform.node(), "pid": os.getpid(), "from_step": self.step, "ranks": self.ranks.size,
-                "from": None if self._link is None else asdict(self._link.place), "changes": self.changing,
-                "settings": dict(settings or {}), **({} if self.grown is None else {"grown": self.grown.written()})}
+        note = {
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "from_step": self.step,
+            "ranks": self.ranks.size,
+            "from": None if self._link is None else asdict(self._link.place),
+            "changes": self.changing,
+            "settings": dict(settings or {}),
+            **({} if self.grown is None else {"grown": self.grown.written()}),
+        }
         self._first = 0 if self._link is None else self._link.number + 1
         claimed = checkpoint.claim_attempt(self.url, note) if self.ranks.first else None
         self.attempt = int(self.ranks.from_first(claimed))
@@ -186,17 +215,32 @@ class Attempt:
         """The step of the newest commit."""
         return self._committed
 
-    def commit(self, payload: Mapping[str, bytes], *, pass_index: int, buffer: int, complete: bool, keep: int,
-               selector: Mapping[str, Any], handed_out: bool = False) -> Link:
+    def commit(
+        self,
+        payload: Mapping[str, bytes],
+        *,
+        pass_index: int,
+        buffer: int,
+        complete: bool,
+        keep: int,
+        selector: Mapping[str, Any],
+        handed_out: bool = False,
+    ) -> Link:
         """Every rank's segments first, then rank 0's files and the link that names all; cost.json when the run is
         complete. Collective; returns the link, the same on every rank.
 
         `payload`: the state's files of rank 0, name -> bytes (see `tensors.payload`), none where another trainer keeps
         the state (`handed_out`). `selector` is the selector's state, `keep` the number of states whose files stay.
         """
-        told = self.ranks.gather_json({"log": self.log.flush(), "shadow": self.shadow.flush(), "counts": self.counts,
-                                       "steps": self.steps.flush() if self.ranks.first else [],
-                                       "retried": storage.retried_since(self._retried)})
+        told = self.ranks.gather_json(
+            {
+                "log": self.log.flush(),
+                "shadow": self.shadow.flush(),
+                "counts": self.counts,
+                "steps": self.steps.flush() if self.ranks.first else [],
+                "retried": storage.retried_since(self._retried),
+            }
+        )
         self._retried = storage.retried()
         fresh = {kind: [segment for one in told for segment in one[kind]] for kind in KINDS}
         number = 0 if self._link is None else self._link.number + 1
@@ -208,12 +252,28 @@ class Attempt:
             for one in told:
                 for place, kinds in one["retried"].items():
                     self.cost.retried[place] = _added([self.cost.retried.get(place, {}), kinds])
-            link = self._save(payload, Link(
-                step=self.step, pass_index=pass_index, buffer=buffer, attempt=self.attempt, complete=complete,
-                number=number, first=self._first, previous=None if self._link is None else self._link.place,
-                whole=whole, **segments, merged=merged, cost=self.cost.as_json(), counts=dict(self.counts),
-                selector=dict(selector), changes=list(self.changes), handed_out=handed_out,
-                held=handed_out or self._held or (self._link is not None and self._link.held)))
+            link = self._save(
+                payload,
+                Link(
+                    step=self.step,
+                    pass_index=pass_index,
+                    buffer=buffer,
+                    attempt=self.attempt,
+                    complete=complete,
+                    number=number,
+                    first=self._first,
+                    previous=None if self._link is None else self._link.place,
+                    whole=whole,
+                    **segments,
+                    merged=merged,
+                    cost=self.cost.as_json(),
+                    counts=dict(self.counts),
+                    selector=dict(selector),
+                    changes=list(self.changes),
+                    handed_out=handed_out,
+                    held=handed_out or self._held or (self._link is not None and self._link.held),
+                ),
+            )
             crash_point("run: before retention")
             self._forget(link, retention.retain(self.url, keep, link))
         else:
@@ -223,8 +283,9 @@ class Attempt:
         self.ranks.wait()  # nobody goes on, or home, before the commit is there
         return self._link
 
-    def _whole(self, fresh: dict[str, list[dict[str, Any]]],
-               number: int) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]]]:
+    def _whole(
+        self, fresh: dict[str, list[dict[str, Any]]], number: int
+    ) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]]]:
         """All segments of the branch, small ones merged: (lists, what was merged of what). Collective.
 
         Each rank merges what ranks of its number wrote, whoever they were.
@@ -239,8 +300,14 @@ class Attempt:
             # What an older version left stays as it is in the first link behind it.
             plan = [] if self._link.number == OLD else compaction.plan(lists, self.attempt, number)
         plan = self.ranks.from_first(plan)
-        told = self.ranks.gather_json([segment for job in plan if job["rank"] % self.ranks.size == self.ranks.rank
-                                       for segment in compaction.merge(self.url, job)])
+        told = self.ranks.gather_json(
+            [
+                segment
+                for job in plan
+                if job["rank"] % self.ranks.size == self.ranks.rank
+                for segment in compaction.merge(self.url, job)
+            ]
+        )
         return compaction.applied(lists, [segment for each in told for segment in each])
 
     def _save(self, payload: Mapping[str, bytes], link: Link) -> Link:

@@ -35,8 +35,10 @@ def newest_attempt(run: str) -> int:
 def require_newest(run: str, attempt: int) -> None:
     """Raise SupersededError when someone else has started this run again; one request, however many attempts."""
     if storage.exists(storage.join(run, "attempts", f"{attempt + 1}.json")):
-        raise SupersededError(f"attempt {newest_attempt(run)} has taken over {storage.redact(run)}; this is attempt "
-                              f"{attempt}: stopping without a commit")
+        raise SupersededError(
+            f"attempt {newest_attempt(run)} has taken over {storage.redact(run)}; this is attempt "
+            f"{attempt}: stopping without a commit"
+        )
 
 
 def note_of(run: str, attempt: int) -> dict[str, Any]:

@@ -37,8 +37,12 @@ class Evaluation:
 
     def columns(self) -> dict[str, Any]:
         """As the steps table names them."""
-        return {"test_loss": self.loss, "test_accuracy": self.accuracy, "class_accuracy": self.class_accuracy,
-                "test_samples": self.samples}
+        return {
+            "test_loss": self.loss,
+            "test_accuracy": self.accuracy,
+            "class_accuracy": self.class_accuracy,
+            "test_samples": self.samples,
+        }
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,11 @@ def totals_of(candidates: Candidates, selection: Selection, signal: int, due: bo
     ], dtype=torch.float64))  # fmt: skip
     loss = float(told[:, 3].sum())
     of_all, kept, count, _, correct, scored, short, reread, live, learned, asked, _ = (
-        int(n) for n in told.sum(0).nan_to_num().tolist())
-    return Totals(of_all, kept, count, loss, correct, scored, short, reread, live, learned, int(told[:, -1].max()),
-                  asked > 0)
+        int(n) for n in told.sum(0).nan_to_num().tolist()
+    )
+    return Totals(
+        of_all, kept, count, loss, correct, scored, short, reread, live, learned, int(told[:, -1].max()), asked > 0
+    )
 
 
 class Book:
@@ -149,10 +155,12 @@ class Book:
         finite, applied = self.loss is None or math.isfinite(self.loss), bool(step.applied)
         if not finite:
             if applied:
-                raise NonFiniteError(f"the training loss of step {step.number} is NaN or infinite, and the optimizer "
-                                     "took it: nothing since the newest commit is committed. Where a guard left the "
-                                     "update out, say run.step(loss, applied=False); else lower the learning rate, or "
-                                     "use float32 or bfloat16")
+                raise NonFiniteError(
+                    f"the training loss of step {step.number} is NaN or infinite, and the optimizer "
+                    "took it: nothing since the newest commit is committed. Where a guard left the "
+                    "update out, say run.step(loss, applied=False); else lower the learning rate, or "
+                    "use float32 or bfloat16"
+                )
             self._without_nonfinite(step, loss_b)
         else:
             self._dead = 0
@@ -161,19 +169,30 @@ class Book:
         run.log.take(step.candidates, step.number, selection.columns(), step.number)
         if (seen := selection.shadow) is not None and len(seen.rows):
             c = step.candidates
-            run.shadow.take(c.pass_index, step.number, c.shard[seen.rows], c.shard_names, c.ordinal[seen.rows],
-                            seen.score, seen.kept)
+            run.shadow.take(
+                c.pass_index,
+                step.number,
+                c.shard[seen.rows],
+                c.shard_names,
+                c.ordinal[seen.rows],
+                seen.score,
+                seen.kept,
+            )
         _count(run.counts, selection.reason)
         crash_point("train: step logged")
         self._end_of_pass(step)
         if not run.ranks.first:
             return
         row = {
-            "step": step.number, "pass": step.candidates.pass_index, "candidates": totals.candidates,
-            "kept": totals.kept if finite and applied else 0, "loss_kept": self.loss,
+            "step": step.number,
+            "pass": step.candidates.pass_index,
+            "candidates": totals.candidates,
+            "kept": totals.kept if finite and applied else 0,
+            "loss_kept": self.loss,
             "loss_candidates": totals.loss / totals.reached if totals.reached else None,
             "accuracy_candidates": totals.correct / totals.reached if totals.reached else None,
-            "learning_rate": step.learning_rate, "forward_units": step.units,
+            "learning_rate": step.learning_rate,
+            "forward_units": step.units,
             **{f"seconds_{phase}": step.seconds.get(phase, 0.0) for phase in ("wait", "score", "train", "log")},
             **(step.evaluation.columns() if step.evaluation else {}),
         }
@@ -204,8 +223,10 @@ class Book:
         """
         self._dead += 1
         if self._dead >= NONFINITE_BUFFERS:
-            raise NonFiniteError(f"the training loss of {self._dead} batches in a row, or its gradient, is NaN or "
-                                 f"infinite (step {step.number}); lower --lr, or use float32 or bfloat16")
+            raise NonFiniteError(
+                f"the training loss of {self._dead} batches in a row, or its gradient, is NaN or "
+                f"infinite (step {step.number}); lower --lr, or use float32 or bfloat16"
+            )
         assert loss_b is not None
         selection, ranks, start = step.selection, self._run.ranks, 0
         assert selection.place is not None
@@ -216,8 +237,9 @@ class Book:
         everywhere = {place for one in told for place in one} if selection.ranks == ranks.size else set(bad)
         whole = not any(told)
         selection.kept[selection.rows] = False
-        selection.reason[selection.rows] = [Reason.nonfinite if whole or row + start in everywhere else Reason.below
-                                            for row in selection.rows.tolist()]
+        selection.reason[selection.rows] = [
+            Reason.nonfinite if whole or row + start in everywhere else Reason.below for row in selection.rows.tolist()
+        ]
 
     def _end_of_pass(self, step: Step) -> None:
         """The tail of a pass is logged with its last step."""
@@ -227,8 +249,15 @@ class Book:
         tail = self._stream.tail(candidates.pass_index)
         if len(tail):
             n, never = len(tail), np.full(len(tail), np.nan, np.float32)
-            columns = {"loss": never, "score": never, "correct": np.zeros(n, bool), "kept": np.zeros(n, bool),
-                       "reason": tail.reason, "weight": np.ones(n, np.float32), "lag": np.zeros(n, np.uint8)}
+            columns = {
+                "loss": never,
+                "score": never,
+                "correct": np.zeros(n, bool),
+                "kept": np.zeros(n, bool),
+                "reason": tail.reason,
+                "weight": np.ones(n, np.float32),
+                "lag": np.zeros(n, np.uint8),
+            }
             self._run.log.take(tail, None, columns, step.number)
             _count(self._run.counts, tail.reason)
 

@@ -125,8 +125,10 @@ def newest_number(run: str, attempt: int, first: int) -> int | None:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if storage.exists(url_of(run, attempt, middle * BLOCK)) else (low, middle)
-    found = (NAME.search(url) for url in storage.list_files(storage.join(run, f"commits/attempt={attempt}/{low:08d}"),
-                                                            ".json"))
+    found = (
+        NAME.search(url)
+        for url in storage.list_files(storage.join(run, f"commits/attempt={attempt}/{low:08d}"), ".json")
+    )
     return max(int(match[2]) for match in found if match)
 
 
@@ -168,8 +170,10 @@ def back_to_whole(run: str, link: Link) -> list[Link]:
             if one.whole:
                 break
         else:
-            raise TableError(f"{storage.redact(url_of(run, links[-1].attempt, links[-1].number))} is neither whole nor "
-                             "does it name a link before it")
+            raise TableError(
+                f"{storage.redact(url_of(run, links[-1].attempt, links[-1].number))} is neither whole nor "
+                "does it name a link before it"
+            )
     return links
 
 
@@ -194,8 +198,10 @@ def behind(run: str, link: Link) -> Iterator[Link]:
                     if isinstance(one, RhostreamError):
                         raise one
                     if one.digest != (link.previous.sha256 if link.previous else ""):
-                        raise TableError(f"{storage.redact(url_of(run, one.attempt, one.number))} isn't the link that "
-                                         "the one after it names (sha256 differs): it was damaged or replaced")
+                        raise TableError(
+                            f"{storage.redact(url_of(run, one.attempt, one.number))} isn't the link that "
+                            "the one after it names (sha256 differs): it was damaged or replaced"
+                        )
                     link = one
                     yield link
 

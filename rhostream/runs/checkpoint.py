@@ -34,5 +34,6 @@ def require_same(old: Mapping[str, Any], new: Mapping[str, Any], what: str) -> N
     differ = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
     if differ:
         detail = "; ".join(f"{k}: was {old.get(k)!r}, now {new.get(k)!r}" for k in differ)
-        raise MismatchError(f"{what} was started with other settings ({detail}); use the old ones to resume it, or "
-                            "another --run")
+        raise MismatchError(
+            f"{what} was started with other settings ({detail}); use the old ones to resume it, or another --run"
+        )

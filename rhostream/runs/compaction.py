@@ -118,16 +118,25 @@ def _merge(run: str, job: Mapping[str, Any], parts: Sequence[_Part]) -> dict[str
     crash_point("chain: segments merged")
     storage.create(storage.join(run, path), data)
     crash_point("chain: merged segment written")
-    return {"kind": job["kind"], "of": [part.record["path"] for part in parts],
-            "segment": segment_record(path, data, sum(part.rows.num_rows for part in parts))}
+    return {
+        "kind": job["kind"],
+        "of": [part.record["path"] for part in parts],
+        "segment": segment_record(path, data, sum(part.rows.num_rows for part in parts)),
+    }
 
 
 def applied(lists: Lists, merged: Sequence[Mapping[str, Any]]) -> tuple[Lists, list[dict[str, Any]]]:
     """The lists with each merged segment where its first part stood; and what was merged of what, for the link."""
     at = {one["of"][0]: one["segment"] for one in merged}
     gone = {path for one in merged for path in one["of"]}
-    new = {kind: [at.get(segment["path"], segment) for segment in segments
-                  if segment["path"] in at or segment["path"] not in gone] for kind, segments in lists.items()}
+    new = {
+        kind: [
+            at.get(segment["path"], segment)
+            for segment in segments
+            if segment["path"] in at or segment["path"] not in gone
+        ]
+        for kind, segments in lists.items()
+    }
     return new, [{"path": one["segment"]["path"], "of": one["of"]} for one in merged]
 
 

@@ -70,8 +70,12 @@ class Cost:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "forward_units": self.forward_units, "il_units": self.il_units,
-                "keep_list_units": self.keep_list_units}
+        return {
+            **asdict(self),
+            "forward_units": self.forward_units,
+            "il_units": self.il_units,
+            "keep_list_units": self.keep_list_units,
+        }
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Cost:

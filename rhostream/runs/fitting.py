@@ -13,17 +13,22 @@ def require_ranks(stream: Loader, selector: Selector, ranks: Ranks, gradients: s
     """Raise UsageError for a stream, a selector and a run of different ranks, and where nobody reduces gradients."""
     counts = {"the stream": stream.stream.ranks, "the selector": selector.ranks.size, "the run": ranks.size}
     if len({*counts.values()}) > 1:
-        raise UsageError("a run of different ranks: " + ", ".join(f"{what} has {n}" for what, n in counts.items())
-                         + "; where torch.distributed is initialised all three take its default group (group=None, "
-                         "ranks=1 for none)")
+        raise UsageError(
+            "a run of different ranks: "
+            + ", ".join(f"{what} has {n}" for what, n in counts.items())
+            + "; where torch.distributed is initialised all three take its default group (group=None, "
+            "ranks=1 for none)"
+        )
     if gradients is not None:
         if gradients not in GRADIENTS:
             raise UsageError(f"gradients {gradients!r}: expected one of {', '.join(GRADIENTS)}")
         selector.reduced = gradients
     if not ranks.alone and selector.reduced is None:
-        raise UsageError(f"a run on {ranks.size} ranks, and nothing says how their gradients are reduced: give the "
-                         "selector the model wrapped in DistributedDataParallel, or say gradients=\"mean\" (averaged) "
-                         'or "sum"')
+        raise UsageError(
+            f"a run on {ranks.size} ranks, and nothing says how their gradients are reduced: give the "
+            'selector the model wrapped in DistributedDataParallel, or say gradients="mean" (averaged) '
+            'or "sum"'
+        )
 
 
 def choose_before_decoding(stream: Loader, selector: Selector) -> None:
@@ -31,5 +36,8 @@ def choose_before_decoding(stream: Loader, selector: Selector) -> None:
     schedule, always = selector.options.kept_schedule, selector.rule.score is None
     candidates = stream.stream
     if (always or schedule.has_uniform_steps) and not any(isinstance(p, UniformChoice) for p in candidates.prefilters):
-        candidates.prefilters += (UniformChoice(selector.batch_size, selector.seed, None, schedule,
-                                                selector.options.quota, always, candidates.numbering),)
+        candidates.prefilters += (
+            UniformChoice(
+                selector.batch_size, selector.seed, None, schedule, selector.options.quota, always, candidates.numbering
+            ),
+        )

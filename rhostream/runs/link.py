@@ -76,8 +76,11 @@ class Link:
     @property
     def doubt(self) -> str:
         """One sentence where nobody has said yet that this state was saved, else ""."""
-        return (f"step {self.step:,} was handed out to another trainer, which hasn't confirmed yet that it saved it"
-                if self.unconfirmed else "")
+        return (
+            f"step {self.step:,} was handed out to another trainer, which hasn't confirmed yet that it saved it"
+            if self.unconfirmed
+            else ""
+        )
 
     def encode(self) -> bytes:
         """The bytes of its file."""
@@ -131,8 +134,10 @@ def read_link(run: str, attempt: int, number: int, sha256: str = "") -> Link:
     data = storage.read_bytes(url)
     digest = hashlib.sha256(data).hexdigest()
     if sha256 and digest != sha256:
-        raise TableError(f"{storage.redact(url)} isn't the link that was committed (sha256 {digest[:12]}, expected "
-                         f"{sha256[:12]}): it was damaged or replaced")
+        raise TableError(
+            f"{storage.redact(url)} isn't the link that was committed (sha256 {digest[:12]}, expected "
+            f"{sha256[:12]}): it was damaged or replaced"
+        )
     try:
         record = read_object(data)
         if int(record["version"]) > VERSION:
@@ -150,5 +155,6 @@ def read_named(run: str, place: Place) -> Link:
     try:
         return read_link(run, place.attempt, place.number, place.sha256)
     except NotFoundError as exc:
-        raise TableError(f"{storage.redact(url_of(run, place.attempt, place.number))} is named by a later commit but "
-                         "is gone") from exc
+        raise TableError(
+            f"{storage.redact(url_of(run, place.attempt, place.number))} is named by a later commit but is gone"
+        ) from exc

@@ -33,8 +33,11 @@ def measure(cost: Cost, selector: Selector, stream: CandidateStream) -> None:
             if selector.live is not None:
                 cost.live_macs = _macs(selector.live.networks[0], stream.decoded)
     except Exception as exc:  # a user's model may do what no counter follows
-        LOG.warning("warning: the multiply-adds of a sample can't be counted (%s: %s): the cost account counts samples "
-                    "alone", type(exc).__name__, " ".join(str(exc).split())[:120])
+        LOG.warning(
+            "warning: the multiply-adds of a sample can't be counted (%s: %s): the cost account counts samples alone",
+            type(exc).__name__,
+            " ".join(str(exc).split())[:120],
+        )
 
 
 def _macs(network: nn.Module, seen: AnyPreprocess) -> int:

@@ -20,8 +20,22 @@ from rhostream.runs.link import OLD, Link, Place, of_plain
 VERSION = 1
 FOLDER = re.compile(r"checkpoints/step=(\d+)/attempt=(\d+)/")
 _COMMIT = re.compile(FOLDER.pattern + r"checkpoint\.json\Z")
-_FIELDS = ("step", "pass_index", "buffer", "attempt", "complete", "log", "steps", "cost", "counts", "shadow",
-           "selector", "files", "changes", "version")
+_FIELDS = (
+    "step",
+    "pass_index",
+    "buffer",
+    "attempt",
+    "complete",
+    "log",
+    "steps",
+    "cost",
+    "counts",
+    "shadow",
+    "selector",
+    "files",
+    "changes",
+    "version",
+)
 
 
 def old_commits(run: str) -> list[str]:
@@ -51,8 +65,10 @@ def read_old(url: str, sha256: str = "") -> Link:
     data = storage.read_bytes(url)
     digest = hashlib.sha256(data).hexdigest()
     if sha256 and digest != sha256:
-        raise TableError(f"{storage.redact(url)} isn't the checkpoint that was gone on from (sha256 differs): it was "
-                         "damaged or replaced")
+        raise TableError(
+            f"{storage.redact(url)} isn't the checkpoint that was gone on from (sha256 differs): it was "
+            "damaged or replaced"
+        )
     try:
         record = read_object(data)
         if int(record["version"]) > VERSION:

@@ -36,34 +36,60 @@ def plain_config(config: Mapping[str, Any] | None) -> dict[str, Any] | None:
     try:
         plain = json.loads(json.dumps(dict(config), allow_nan=False))
     except (TypeError, ValueError) as exc:
-        raise UsageError(f"config of a run: expected names and plain values (numbers, text, lists), and this one can't "
-                         f"be written down: {exc}") from exc
+        raise UsageError(
+            f"config of a run: expected names and plain values (numbers, text, lists), and this one can't "
+            f"be written down: {exc}"
+        ) from exc
     if bad := [name for name in config if not isinstance(name, str)]:
         raise UsageError(f"config of a run: {bad[0]!r} is no name")
     return dict(plain)
 
 
-def pins_of(loader: Loader, selector: Selector, model: nn.Module, config: Mapping[str, Any] | None, *,
-            accumulate: int, seed_steps: bool) -> dict[str, Any]:
+def pins_of(
+    loader: Loader,
+    selector: Selector,
+    model: nn.Module,
+    config: Mapping[str, Any] | None,
+    *,
+    accumulate: int,
+    seed_steps: bool,
+) -> dict[str, Any]:
     """Everything that decides which samples are kept, as plain values, and what the user says of the rest."""
     stream, rule, forward = loader.stream, selector.rule, selector.forward
     join, table = stream.join_settings, stream.table
     more = {"config": UNKNOWN} if config is None else {f"config.{name}": value for name, value in config.items()}
     return {
-        "loop": "own", "selection": "global", "seed": stream.seed, "selector_seed": selector.seed, "rule": rule.name,
-        "buffer_size": stream.buffer_size, "batch_size": selector.batch_size, "loss": name_of(selector.loss),
-        "loss_cap": selector.loss_cap, "missing_il": join.missing_il, "keep_holdout": join.keep_holdout,
+        "loop": "own",
+        "selection": "global",
+        "seed": stream.seed,
+        "selector_seed": selector.seed,
+        "rule": rule.name,
+        "buffer_size": stream.buffer_size,
+        "batch_size": selector.batch_size,
+        "loss": name_of(selector.loss),
+        "loss_cap": selector.loss_cap,
+        "missing_il": join.missing_il,
+        "keep_holdout": join.keep_holdout,
         "il": table.info.fingerprint if join.needs_il or rule.needs_il else None,
         "shards": fingerprint({"names": list(table.names), "counts": table.counts.tolist()}),
-        "lanes": stream.lanes, "classes": join.classes, "draws": DRAWS, "decoder": stream.decoder_name,
+        "lanes": stream.lanes,
+        "classes": join.classes,
+        "draws": DRAWS,
+        "decoder": stream.decoder_name,
         "view_size": None if stream.view is None else stream.view.to_json().get("image_size"),
         "prefilters": [_shown(p) for p in stream.prefilters if not isinstance(p, UniformChoice | PassOver)],
-        "chunk": forward.chunk, "precision": str(forward.autocast or torch.float32).removeprefix("torch."),
-        "batch_norm": forward.batch_norm, "shortlist": selector.shortlist, "proxy": selector.proxy is not None,
-        **selector.options.changed(), "accumulate": accumulate, "seed_steps": seed_steps,
+        "chunk": forward.chunk,
+        "precision": str(forward.autocast or torch.float32).removeprefix("torch."),
+        "batch_norm": forward.batch_norm,
+        "shortlist": selector.shortlist,
+        "proxy": selector.proxy is not None,
+        **selector.options.changed(),
+        "accumulate": accumulate,
+        "seed_steps": seed_steps,
         "model": f"{type(model).__module__}:{type(model).__qualname__}",
         "parameters": sum(p.numel() for p in model.parameters()),
-        **{f"preprocess_{k}": v for k, v in stream.preprocess.to_json().items()}, **more,
+        **{f"preprocess_{k}": v for k, v in stream.preprocess.to_json().items()},
+        **more,
     }
 
 
@@ -71,13 +97,24 @@ def record_of(loader: Loader, pins: Mapping[str, Any], last_step: int | None, ra
     """What run.json says beside the pins."""
     stream, table = loader.stream, loader.stream.table
     return {
-        "settings": {**pins, "workers": loader.workers, "passes": stream.passes, "steps": last_step,
-                     "last_step": last_step},
-        "il": storage.redact(table.url), "shards": list(table.names),
+        "settings": {
+            **pins,
+            "workers": loader.workers,
+            "passes": stream.passes,
+            "steps": last_step,
+            "last_step": last_step,
+        },
+        "il": storage.redact(table.url),
+        "shards": list(table.names),
         "roots": {name: storage.redact(root) for name, root in table.info.roots.items()},
-        "shard_urls": [storage.redact(url) for url in table.shards], "il_model": il_account(loader),
-        "device": str(loader.device), "ranks": ranks, "left_out_shards": len(table.missing),
-        "threads": torch.get_num_threads(), "versions": versions(), "samples": int(table.counts.sum()),
+        "shard_urls": [storage.redact(url) for url in table.shards],
+        "il_model": il_account(loader),
+        "device": str(loader.device),
+        "ranks": ranks,
+        "left_out_shards": len(table.missing),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "samples": int(table.counts.sum()),
         "buffers_per_pass": stream.buffers_per_pass,
     }
 
@@ -101,7 +138,8 @@ def _shown(prefilter: Any) -> str:
     own = type(prefilter)
     plain = dataclasses.is_dataclass(prefilter) and all(
         isinstance(getattr(prefilter, field.name), str | int | float | bool | tuple | None)
-        for field in dataclasses.fields(prefilter))
+        for field in dataclasses.fields(prefilter)
+    )
     if digest := getattr(prefilter, "digest", None):
         return f"{own.__qualname__} {digest}"
     return repr(prefilter) if plain else name_of(prefilter) if own.__name__ == "function" else own.__qualname__

@@ -41,9 +41,13 @@ def plans_of(run: str, record: Mapping[str, Any], changes: Iterable[Mapping[str,
     """
     if not record:
         return []
-    first = RunPlan(names=record.get("shards") or (), urls=record.get("shard_urls") or (),
-                    samples=record.get("samples"), buffers_per_pass=record.get("buffers_per_pass"),
-                    fingerprint=(record.get("fingerprints") or {}).get("shards"))
+    first = RunPlan(
+        names=record.get("shards") or (),
+        urls=record.get("shard_urls") or (),
+        samples=record.get("samples"),
+        buffers_per_pass=record.get("buffers_per_pass"),
+        fingerprint=(record.get("fingerprints") or {}).get("shards"),
+    )
     return [first, *(_noted(run, change) for change in changes if change["field"] == SHARDS)]
 
 
@@ -67,6 +71,8 @@ def _noted(run: str, change: Mapping[str, Any]) -> RunPlan:
         if given["fingerprint"] != change["new"]:
             raise ValueError(f"the list has fingerprint {given['fingerprint']}, the commits say {change['new']}")
     except (ValueError, TypeError, KeyError) as exc:
-        raise TableError(f"{storage.redact(url)} should hold the list of shards that the run goes by from step "
-                         f"{change['step']:,} on, and can't be understood ({type(exc).__name__}: {exc})") from exc
+        raise TableError(
+            f"{storage.redact(url)} should hold the list of shards that the run goes by from step "
+            f"{change['step']:,} on, and can't be understood ({type(exc).__name__}: {exc})"
+        ) from exc
     return RunPlan(names=names, urls=urls, fingerprint=given["fingerprint"], **numbers)

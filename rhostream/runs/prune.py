@@ -63,8 +63,12 @@ def prune(run: str, *, before: int, delete: bool = False) -> Pruned:
     own = retention.Kept(newest.attempt, newest.step)
     states = {state: files for state, files in retention.states(run).items() if state.step < before and state != own}
     gone = [url for files in states.values() for url in sorted(files, key=lambda url: not url.endswith(".json"))]
-    segments = [url for url in _segments(run) if (path := url[len(run) :].lstrip("/")) not in needed
-                and (path in named or _of_attempt(url) < newest_attempt(run))]
+    segments = [
+        url
+        for url in _segments(run)
+        if (path := url[len(run) :].lstrip("/")) not in needed
+        and (path in named or _of_attempt(url) < newest_attempt(run))
+    ]
     with ThreadPoolExecutor(chain.THREADS) as pool:
         size = sum(found.size for found in pool.map(storage.identity, [*gone, *segments]))
         if delete:

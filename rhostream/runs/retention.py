@@ -100,8 +100,10 @@ def kept(run: str) -> list[Link]:
         if not left:
             break
     if left:  # of before there were chains: they don't name each other
-        found += [read_old(old_url(run, Place(attempt=one.attempt, number=OLD, step=one.step, sha256="")))
-                  for one in sorted(left, reverse=True)]
+        found += [
+            read_old(old_url(run, Place(attempt=one.attempt, number=OLD, step=one.step, sha256="")))
+            for one in sorted(left, reverse=True)
+        ]
     return found[::-1]
 
 
@@ -118,8 +120,10 @@ def at_step(run: str, step: int) -> Link:
             if stretch.last.attempt == attempt:
                 return _with_files(run, stretch, step)
     steps = ", ".join(f"{one:,}" for one in sorted({one.step for one in mine}))
-    raise UsageError(f"{storage.redact(run)} keeps no state of step {step:,}; "
-                     + (f"kept are those of step {steps}" if steps else "it keeps none at all"))
+    raise UsageError(
+        f"{storage.redact(run)} keeps no state of step {step:,}; "
+        + (f"kept are those of step {steps}" if steps else "it keeps none at all")
+    )
 
 
 def _with_files(run: str, stretch: Stretch, step: int) -> Link:

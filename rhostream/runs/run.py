@@ -83,16 +83,35 @@ class Run:
 
     _asked: turns.Asked | None  # the turn that isn't taken up yet
 
-    def __init__(self, folder: str, stream: Loader, selector: Selector, *, state: Mapping[str, Any] | None = None,
-                 config: Mapping[str, Any] | None = None, steps: int | None = None, accumulate: int = 1,
-                 gradients: str | None = None, group: dist.ProcessGroup | str | None = "default",
-                 seed_steps: bool = True, commit_every: int = 500, commit_seconds: float | None = None,
-                 keep_checkpoints: int = 2, metrics: Metrics | None = None, from_step: int | None = None,
-                 skip_buffers: str | None = None, grow: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str,
+        stream: Loader,
+        selector: Selector,
+        *,
+        state: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+        steps: int | None = None,
+        accumulate: int = 1,
+        gradients: str | None = None,
+        group: dist.ProcessGroup | str | None = "default",
+        seed_steps: bool = True,
+        commit_every: int = 500,
+        commit_seconds: float | None = None,
+        keep_checkpoints: int = 2,
+        metrics: Metrics | None = None,
+        from_step: int | None = None,
+        skip_buffers: str | None = None,
+        grow: bool = False,
+    ) -> None:
         if not isinstance(stream, Loader) or not isinstance(selector, Selector):
             raise UsageError("a run takes the stream of open_stream and a Selector, in this order, after its folder")
-        for name, number in {"steps": steps, "accumulate": accumulate, "commit_every": commit_every,
-                             "keep_checkpoints": keep_checkpoints}.items():
+        for name, number in {
+            "steps": steps,
+            "accumulate": accumulate,
+            "commit_every": commit_every,
+            "keep_checkpoints": keep_checkpoints,
+        }.items():
             if number is not None and (not isinstance(number, int) or number < 1):
                 raise UsageError(f"{name} {number!r} of a run: expected a whole number of at least 1")
         if commit_seconds is not None and not commit_seconds > 0:
@@ -102,33 +121,71 @@ class Run:
         objects = states.checked_state(state or {})
         asked = turns.Asked(from_step=from_step, skip_buffers=skip_buffers, grow=grow)
         if from_step is not None and not objects:
-            raise UsageError("from_step of a run without state=: the checkpoint is yours, so go back by giving "
-                             "load_state_dict the state of an older one")
+            raise UsageError(
+                "from_step of a run without state=: the checkpoint is yours, so go back by giving "
+                "load_state_dict the state of an older one"
+            )
         self._ends = stream.stream.passes, steps
         last_step = turns.last_step(stream.stream, *self._ends)
         pins = pins_of(stream, selector, selector.model, config, accumulate=accumulate, seed_steps=seed_steps)
         attempt = Attempt(storage.resolve(storage.text_of(folder)), pins, ranks)
         attempt.cost.il = il_account(stream) if pins["il"] else {}
         choose_before_decoding(stream, selector)
-        self._assemble(attempt, record_of(stream, pins, last_step, ranks.size), stream, selector, objects, last_step,
-                       seed=selector.seed, accumulate=accumulate, seed_steps=seed_steps, commit_every=commit_every,
-                       commit_seconds=commit_seconds, keep_checkpoints=keep_checkpoints, metrics=metrics)
+        self._assemble(
+            attempt,
+            record_of(stream, pins, last_step, ranks.size),
+            stream,
+            selector,
+            objects,
+            last_step,
+            seed=selector.seed,
+            accumulate=accumulate,
+            seed_steps=seed_steps,
+            commit_every=commit_every,
+            commit_seconds=commit_seconds,
+            keep_checkpoints=keep_checkpoints,
+            metrics=metrics,
+        )
         self._measured, self._asked = False, asked
 
     @classmethod
-    def assembled(cls, attempt: Attempt, record: Mapping[str, Any], stream: Loader, selector: Selector,
-                  objects: Mapping[str, Any], last_step: int, **options: Any) -> Run:
+    def assembled(
+        cls,
+        attempt: Attempt,
+        record: Mapping[str, Any],
+        stream: Loader,
+        selector: Selector,
+        objects: Mapping[str, Any],
+        last_step: int,
+        **options: Any,
+    ) -> Run:
         """A run whose attempt, pins and record are those of its caller; `options` as `_assemble` takes them."""
         run = cls.__new__(cls)
         run._assemble(attempt, record, stream, selector, objects, last_step, **options)
         return run
 
-    def _assemble(self, attempt: Attempt, record: Mapping[str, Any], stream: Loader, selector: Selector,
-                  objects: Mapping[str, Any], last_step: int | None, *, seed: int, accumulate: int = 1,
-                  seed_steps: bool = True, commit_every: int = 500, commit_seconds: float | None = None,
-                  keep_checkpoints: int = 2, metrics: Metrics | None = None, changeable: Any = (),
-                  note: Mapping[str, Any] | None = None, job: str = "run", start: Place | None = None,
-                  evaluate: Callable[[int, bool], Evaluation | None] | None = None) -> None:
+    def _assemble(
+        self,
+        attempt: Attempt,
+        record: Mapping[str, Any],
+        stream: Loader,
+        selector: Selector,
+        objects: Mapping[str, Any],
+        last_step: int | None,
+        *,
+        seed: int,
+        accumulate: int = 1,
+        seed_steps: bool = True,
+        commit_every: int = 500,
+        commit_seconds: float | None = None,
+        keep_checkpoints: int = 2,
+        metrics: Metrics | None = None,
+        changeable: Any = (),
+        note: Mapping[str, Any] | None = None,
+        job: str = "run",
+        start: Place | None = None,
+        evaluate: Callable[[int, bool], Evaluation | None] | None = None,
+    ) -> None:
         self.attempt, self.stream, self.selector, self.last_step = attempt, stream, selector, last_step
         self.ranks, self.objects, self.device = attempt.ranks, dict(objects), _device_of(stream, selector)
         self.candidates: Candidates | None = None  # of the batch at hand
@@ -153,12 +210,16 @@ class Run:
     def __iter__(self) -> Iterator[Selection]:
         """Batches until the run's end, from where the newest commit was; each needs its `step`."""
         if self._over:
-            raise UsageError(f"this run is over (step {self.steps:,}): its passes are those of the stream, "
-                             "open_stream(passes=N), and they all go through one loop")
+            raise UsageError(
+                f"this run is over (step {self.steps:,}): its passes are those of the stream, "
+                "open_stream(passes=N), and they all go through one loop"
+            )
         if self._at_hand is not None and self._taken is None:
-            raise UsageError(f"the loop before was left in the middle of step {self.steps}, without run.step: nobody "
-                             "knows whether the weights saw its batch; start the script again, and it goes on after "
-                             "the last commit")
+            raise UsageError(
+                f"the loop before was left in the middle of step {self.steps}, without run.step: nobody "
+                "knows whether the weights saw its batch; start the script again, and it goes on after "
+                "the last commit"
+            )
         self._begin()
         if self.complete:
             self._over = True
@@ -190,8 +251,10 @@ class Run:
                 self._seed_generators()  # again: scoring, or a callback, may have drawn numbers since
                 yield selection
                 if self._at_hand is not None and self._taken is None:
-                    raise UsageError(f"run.step(losses) was forgotten in step {self.steps}: call it once for each "
-                                     "batch, after the optimizer's step")
+                    raise UsageError(
+                        f"run.step(losses) was forgotten in step {self.steps}: call it once for each "
+                        "batch, after the optimizer's step"
+                    )
             if self._after_step(stop, progress):
                 return
         if alone and stop.signal:  # it came while the next buffer was waited for
@@ -232,8 +295,10 @@ class Run:
             raise UsageError(f"run.step was called twice for the batch of step {self.steps}")
         shape = tuple(loss_b.shape) if isinstance(loss_b, Tensor) else type(loss_b).__name__
         if shape != (len(selection),):
-            raise UsageError(f"run.step got losses of shape {shape}, expected ({len(selection)},), one for each kept "
-                             "sample: in torch's own losses, reduction='none'")
+            raise UsageError(
+                f"run.step got losses of shape {shape}, expected ({len(selection)},), one for each kept "
+                "sample: in torch's own losses, reduction='none'"
+            )
         self._book.batches += 1
         self._taken = self._as_step(loss_b.detach(), applied, mean)
 
@@ -257,8 +322,14 @@ class Run:
         """Whether the run has come to its end."""
         return self.last_step is not None and self.steps >= self.last_step
 
-    def evaluated(self, *, accuracy: float | None = None, loss: float | None = None, samples: int | None = None,
-                  class_accuracy: list[float | None] | None = None) -> None:
+    def evaluated(
+        self,
+        *,
+        accuracy: float | None = None,
+        loss: float | None = None,
+        samples: int | None = None,
+        class_accuracy: list[float | None] | None = None,
+    ) -> None:
         """Enter an evaluation into the steps table, at the step at hand: reports draw their curves from it.
 
         `accuracy` of 1, `loss` in nats, means over `samples` test samples. To be called in the loop's body, on every
@@ -277,8 +348,10 @@ class Run:
         `state` was given: then the checkpoint is yours, and `state_dict` is its part of the run.
         """
         if not self.objects:
-            raise UsageError("this run was given no state=, so it has nothing to commit: save run.state_dict() with "
-                             "your own checkpoint")
+            raise UsageError(
+                "this run was given no state=, so it has nothing to commit: save run.state_dict() with "
+                "your own checkpoint"
+            )
         if self._at_hand is None and not self.attempt.uncommitted:
             return  # all of it is committed already
         self._settle_step("commit")
@@ -299,9 +372,14 @@ class Run:
         self._settle_step("state_dict")
         self._log()
         link = self._saver.hand_out(complete=self.complete)
-        return {"version": STATE_VERSION, "link": asdict(link.place), "step": self.steps,
-                "cursor": self.stream.state_dict(), "selector": {"calls": self.steps, **self.selector.state_dict()},
-                "models": dict(states.own_models(self.selector))}
+        return {
+            "version": STATE_VERSION,
+            "link": asdict(link.place),
+            "step": self.steps,
+            "cursor": self.stream.state_dict(),
+            "selector": {"calls": self.steps, **self.selector.state_dict()},
+            "models": dict(states.own_models(self.selector)),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict()`, before the first batch: the log that counts from here on is the one it names.
@@ -315,11 +393,13 @@ class Run:
             version, place, cursor = int(state["version"]), place_of(state["link"]), state["cursor"]
             selector, models = dict(state["selector"]), dict(state["models"])
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
-            raise MismatchError("this is no state of a run: expected what run.state_dict() gave "
-                                f"({type(exc).__name__}: {exc})") from exc
+            raise MismatchError(
+                f"this is no state of a run: expected what run.state_dict() gave ({type(exc).__name__}: {exc})"
+            ) from exc
         if version > STATE_VERSION:
-            raise MismatchError(f"this state of a run was written by a newer rhostream (version {version}); upgrade "
-                                "rhostream")
+            raise MismatchError(
+                f"this state of a run was written by a newer rhostream (version {version}); upgrade rhostream"
+            )
         self._keep_lanes()
         self._take_up(lambda: self.attempt.at(place))
         self.attempt.open(self._record, self._changeable, start=place)
@@ -329,8 +409,9 @@ class Run:
             self.selector.load_state_dict(selector)
             states.load_own_models(self.selector, models)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
-            raise MismatchError(f"the state of step {self.steps} doesn't fit this run's selector: "
-                                f"{' '.join(str(exc).split())[:300]}") from exc
+            raise MismatchError(
+                f"the state of step {self.steps} doesn't fit this run's selector: {' '.join(str(exc).split())[:300]}"
+            ) from exc
         self._claim()
         self._opened = self._claimed = True
 
@@ -361,9 +442,11 @@ class Run:
                 storage.probe_writable(self.attempt.url)
             cursor = self.stream.state_dict()
             if self.open() is None and (cursor["pass"], cursor["buffer"]) != (0, 0):
-                raise UsageError(f"a run begins at the stream's beginning, and this stream is at buffer "
-                                 f"{cursor['buffer']} of pass {cursor['pass']}: a run moves the cursor itself, so give "
-                                 "it a stream that nobody has moved")
+                raise UsageError(
+                    f"a run begins at the stream's beginning, and this stream is at buffer "
+                    f"{cursor['buffer']} of pass {cursor['pass']}: a run moves the cursor itself, so give "
+                    "it a stream that nobody has moved"
+                )
         if self.complete:
             turns.require_steps(self.attempt.changing, self.attempt.url, self.steps)
         elif not self._claimed:
@@ -402,12 +485,15 @@ class Run:
         """Close the batch at hand, for a commit out of the loop's body."""
         if self._at_hand is not None:
             if self._taken is None:
-                raise UsageError(f"run.{what}() in the middle of step {self.steps}: call it after run.step(losses), so "
-                                 "that the batch at hand is in it")
+                raise UsageError(
+                    f"run.{what}() in the middle of step {self.steps}: call it after run.step(losses), so "
+                    "that the batch at hand is in it"
+                )
             self._close()
         if self._book.open:
-            raise UsageError(f"run.{what}() inside an update of {self._book.accumulate} batches: call it where "
-                             "run.closing was true")
+            raise UsageError(
+                f"run.{what}() inside an update of {self._book.accumulate} batches: call it where run.closing was true"
+            )
 
     def _close(self) -> None:
         """The batch at hand is done: charge it, move the cursor. Collective."""
@@ -452,8 +538,11 @@ class Run:
 
     def _end(self) -> None:
         if not self.objects and self.attempt.uncommitted:
-            LOG.warning("warning: the run is through at step %d, and the ledger will hold nothing after the last "
-                        "state_dict() that was saved: save run.state_dict() with your checkpoint once more", self.steps)
+            LOG.warning(
+                "warning: the run is through at step %d, and the ledger will hold nothing after the last "
+                "state_dict() that was saved: save run.state_dict() with your checkpoint once more",
+                self.steps,
+            )
 
     def _draws(self, selection: Selection) -> int:
         """What the sum of the batch's losses is divided by, over all ranks; 0 where none kept any."""
@@ -485,9 +574,11 @@ class Run:
         if self.ranks.alone:
             return
         if absent := self.ranks.absent(f"{what}/{self.attempt.attempt}/{self.steps}", _ABSENT_SECONDS):
-            raise UsageError(f"run.{what}() was called by rank {self.ranks.rank} and not, within "
-                             f"{_ABSENT_SECONDS:g} s, by rank {', '.join(map(str, absent))}: it is collective; call it "
-                             "on every rank, and let one of them save what it gives")
+            raise UsageError(
+                f"run.{what}() was called by rank {self.ranks.rank} and not, within "
+                f"{_ABSENT_SECONDS:g} s, by rank {', '.join(map(str, absent))}: it is collective; call it "
+                "on every rank, and let one of them save what it gives"
+            )
 
 
 def _device_of(stream: Loader, selector: Selector) -> torch.device:

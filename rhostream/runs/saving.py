@@ -22,10 +22,16 @@ class Saver:
     """Commits of one run, each looked at before it is made: a poisoned state, or one that no reader could give back, is
     never committed. `objects`: what has `state_dict()`, by name; `keep`: commits whose tensors stay."""
 
-    def __init__(self, attempt: Attempt, objects: Mapping[str, Any], selector: Selector, stream: Loader,
-                 keep: int) -> None:
+    def __init__(
+        self, attempt: Attempt, objects: Mapping[str, Any], selector: Selector, stream: Loader, keep: int
+    ) -> None:
         self._attempt, self._objects, self._selector, self._stream, self._keep = (
-            attempt, objects, selector, stream, keep)
+            attempt,
+            objects,
+            selector,
+            stream,
+            keep,
+        )
         self._proved = False
 
     def commit(self, *, complete: bool) -> None:
@@ -52,15 +58,19 @@ class Saver:
             read = states.read_states(files)
         except Exception as exc:  # whatever a file that somebody forged makes the two readers raise
             # Not the reader's own text: it advises how to run what a pickle holds.
-            raise TableError(f"{where} holds what is no tensor or can't be read ({type(exc).__name__}): it is refused, "
-                             "and nothing in it was run") from exc
+            raise TableError(
+                f"{where} holds what is no tensor or can't be read ({type(exc).__name__}): it is refused, "
+                "and nothing in it was run"
+            ) from exc
         try:
             states.load_objects(self._objects, read)
             self._selector.load_state_dict({"calls": point.step, **point.selector})
             states.load_own_models(self._selector, read)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
-            raise TableError(f"{where} doesn't fit the model {self._attempt.pinned.get('model')!r}: "
-                             f"{' '.join(str(exc).split())[:300]}") from exc
+            raise TableError(
+                f"{where} doesn't fit the model {self._attempt.pinned.get('model')!r}: "
+                f"{' '.join(str(exc).split())[:300]}"
+            ) from exc
         # Without the identity of its plan: the run's own pins say more.
         self._stream.load_state_dict({"pass": point.pass_index, "buffer": point.buffer})
 
@@ -77,15 +87,24 @@ class Saver:
 
     def _position(self, done: bool) -> dict[str, Any]:
         cursor = self._stream.state_dict()
-        return {"pass_index": cursor["pass"], "buffer": cursor["buffer"], "complete": done, "keep": self._keep,
-                "selector": self._selector.state_dict()}
+        return {
+            "pass_index": cursor["pass"],
+            "buffer": cursor["buffer"],
+            "complete": done,
+            "keep": self._keep,
+            "selector": self._selector.state_dict(),
+        }
 
     def _require_sound(self) -> None:
         """A poisoned state is never committed: the weights of everything that learns are looked at."""
         proxy, live = self._selector.proxy, self._selector.live
         learners = {name: given for name, given in self._objects.items() if isinstance(given, nn.Module)}
         learners = learners or {"model": self._selector.model}
-        require_finite({**{f"the {name}": given for name, given in learners.items()},
-                        "the proxy": None if proxy is None else proxy.model,
-                        "the IL model that learns along": None if live is None else nn.ModuleList(live.networks)},
-                       self._attempt.step)
+        require_finite(
+            {
+                **{f"the {name}": given for name, given in learners.items()},
+                "the proxy": None if proxy is None else proxy.model,
+                "the IL model that learns along": None if live is None else nn.ModuleList(live.networks),
+            },
+            self._attempt.step,
+        )

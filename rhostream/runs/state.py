@@ -46,11 +46,15 @@ def checked_state(state: Mapping[str, Any]) -> dict[str, Any]:
     objects = {}
     for name, given in state.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name) or _OF_THE_SELECTOR.fullmatch(name):
-            raise UsageError(f"state[{name!r}]: a name is letters, digits and _, beginning with a letter; `proxy` and "
-                             "`live` are those of a selector's models")
+            raise UsageError(
+                f"state[{name!r}]: a name is letters, digits and _, beginning with a letter; `proxy` and "
+                "`live` are those of a selector's models"
+            )
         if not isinstance(given, Stateful):
-            raise UsageError(f"state[{name!r}] is a {type(given).__name__} without state_dict() and load_state_dict(): "
-                             "give the model, the optimizer, the scheduler themselves")
+            raise UsageError(
+                f"state[{name!r}] is a {type(given).__name__} without state_dict() and load_state_dict(): "
+                "give the model, the optimizer, the scheduler themselves"
+            )
         objects[name] = unwrapped(given)
     return objects
 
@@ -82,8 +86,10 @@ def payload_of(objects: Mapping[str, Any], selector: Selector, ranks: Ranks) -> 
         else:
             files[f"{name}.pt"] = save_plain(state)
     for name, model in own_models(selector):
-        files |= {f"{name}.safetensors": save_tensors(model["model"]),
-                  f"{name}-optimizer.pt": save_plain(model["optimizer"])}
+        files |= {
+            f"{name}.safetensors": save_tensors(model["model"]),
+            f"{name}-optimizer.pt": save_plain(model["optimizer"]),
+        }
     return files
 
 
@@ -112,8 +118,11 @@ def read_states(files: Mapping[str, bytes]) -> dict[str, Any]:
     read: dict[str, Any] = {}
     for path, data in files.items():
         name, _, kind = path.rpartition(".")
-        read[name] = (load_safetensors(data) if kind == "safetensors"
-                      else torch.load(io.BytesIO(data), weights_only=True, map_location="cpu"))
+        read[name] = (
+            load_safetensors(data)
+            if kind == "safetensors"
+            else torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+        )
     for name in [n for n in read if f"{n}-optimizer" in read]:
         read[name] = {"model": read[name], "optimizer": read.pop(f"{name}-optimizer")}
     return read
@@ -144,9 +153,11 @@ def require_readable(files: Mapping[str, bytes]) -> None:
         try:
             torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
         except Exception as exc:  # whatever the reader makes of it
-            raise UsageError(f"state[{path.removesuffix('.pt')!r}]: its state_dict() holds more than tensors and plain "
-                             "values, which no checkpoint could give back (torch.load with weights_only=True refuses "
-                             f"it: {str(exc).splitlines()[0][:160]})") from exc
+            raise UsageError(
+                f"state[{path.removesuffix('.pt')!r}]: its state_dict() holds more than tensors and plain "
+                "values, which no checkpoint could give back (torch.load with weights_only=True refuses "
+                f"it: {str(exc).splitlines()[0][:160]})"
+            ) from exc
 
 
 def _state_of(name: str, objects: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,8 +179,14 @@ def _sharded_owner(given: Any, objects: Mapping[str, Any]) -> nn.Module | None:
     if not isinstance(given, torch.optim.Optimizer):
         return None
     stepped = {id(p) for group in given.param_groups for p in group["params"]}
-    return next((model for model in objects.values() if isinstance(model, nn.Module) and is_sharded(model)
-                 and any(id(p) in stepped for p in model.parameters())), None)
+    return next(
+        (
+            model
+            for model in objects.values()
+            if isinstance(model, nn.Module) and is_sharded(model) and any(id(p) in stepped for p in model.parameters())
+        ),
+        None,
+    )
 
 
 def _gathered() -> tuple[Any, Any]:

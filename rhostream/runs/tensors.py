@@ -1,8 +1,8 @@
 """The tensors of a checkpoint: a state as bytes of files, and back, with every hash checked.
 
-    <run>/checkpoints/step=S/attempt=K/model.safetensors  + optimizer.pt (read with weights_only)
-                                       proxy.safetensors  + proxy-optimizer.pt, where a proxy makes the shortlist
-                                       live-0.safetensors + live-0-optimizer.pt of an IL model that learns along
+<run>/checkpoints/step=S/attempt=K/model.safetensors  + optimizer.pt (read with weights_only)
+                                   proxy.safetensors  + proxy-optimizer.pt, where a proxy makes the shortlist
+                                   live-0.safetensors + live-0-optimizer.pt of an IL model that learns along
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ from rhostream.errors import TableError
 from rhostream.runs.link import Link
 
 
-def payload(model: Mapping[str, Tensor], optimizer: Mapping[str, Any],
-            others: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, bytes]:
+def payload(
+    model: Mapping[str, Tensor], optimizer: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, bytes]:
     """The files of a state, name -> bytes, for a commit.
 
     `others`: name of a further model ("proxy", "live-0") -> {"model": its state, "optimizer": its optimizer's}.
     """
     files = {"model.safetensors": save_tensors(model), "optimizer.pt": save_plain(optimizer)}
     for name, state in (others or {}).items():
-        files |= {f"{name}.safetensors": save_tensors(state["model"]),
-                  f"{name}-optimizer.pt": save_plain(state["optimizer"])}
+        files |= {
+            f"{name}.safetensors": save_tensors(state["model"]),
+            f"{name}-optimizer.pt": save_plain(state["optimizer"]),
+        }
     return files
 
 
@@ -86,12 +89,15 @@ def _load(run: str, link: Link, whose: str) -> tuple[dict[str, Tensor], dict[str
             raise TableError(f"{storage.redact(storage.join(run, path))} isn't the file that was committed (sha256)")
         states[path.rsplit("/", 1)[1]] = data
     if missing := set(names) - set(states):
-        raise TableError(f"the checkpoint of step {link.step} in {storage.redact(run)} lists no "
-                         f"{' and no '.join(sorted(missing))}")
+        raise TableError(
+            f"the checkpoint of step {link.step} in {storage.redact(run)} lists no {' and no '.join(sorted(missing))}"
+        )
     try:
         optimizer = torch.load(io.BytesIO(states[names[1]]), weights_only=True, map_location="cpu")
         return load_safetensors(states[names[0]]), optimizer
     except Exception as exc:  # whatever a file that somebody forged makes the two readers raise
         # Not the reader's own text: it advises how to run what a pickle holds.
-        raise TableError(f"the checkpoint of step {link.step} in {storage.redact(run)} holds what is no tensor "
-                         f"or can't be read ({type(exc).__name__}): it is refused, and nothing in it was run") from exc
+        raise TableError(
+            f"the checkpoint of step {link.step} in {storage.redact(run)} holds what is no tensor "
+            f"or can't be read ({type(exc).__name__}): it is refused, and nothing in it was run"
+        ) from exc

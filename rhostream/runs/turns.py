@@ -94,16 +94,25 @@ def look(run: str, asked: Asked, ranks: Ranks, point: Callable[[], Link | None])
     if ranks.first:
         try:
             turn = _look(run, asked, point())
-            told = {"point": turn.point and turn.point.plain(), "back": turn.back, "changing": turn.changing,
-                    "plans": [vars(plan) for plan in turn.plans]}
+            told = {
+                "point": turn.point and turn.point.plain(),
+                "back": turn.back,
+                "changing": turn.changing,
+                "plans": [vars(plan) for plan in turn.plans],
+            }
         except UsageError as exc:
             told, refusal = {"refusal": str(exc)}, exc
     told = ranks.from_first(told)
     assert told is not None
     if "refusal" in told:  # every rank's
         raise refusal or UsageError(told["refusal"])
-    return Turn(asked=asked, point=told["point"] and told_link(told["point"]), back=told["back"],
-                changing=told["changing"], plans=[RunPlan(**plan) for plan in told["plans"]])
+    return Turn(
+        asked=asked,
+        point=told["point"] and told_link(told["point"]),
+        back=told["back"],
+        changing=told["changing"],
+        plans=[RunPlan(**plan) for plan in told["plans"]],
+    )
 
 
 def _look(run: str, asked: Asked, link: Link | None) -> Turn:
@@ -117,8 +126,10 @@ def _look(run: str, asked: Asked, link: Link | None) -> Turn:
     if skip is not None and not _has(changes, SKIP, skip):
         first = parse_stretch(skip)[0]
         if first < at:
-            raise UsageError(f"--skip-buffers {skip}: the run goes on from step {at:,}, so buffer {first:,} was "
-                             f"trained on; go back with --from-step, to a commit of step {first:,} or before")
+            raise UsageError(
+                f"--skip-buffers {skip}: the run goes on from step {at:,}, so buffer {first:,} was "
+                f"trained on; go back with --from-step, to a commit of step {first:,} or before"
+            )
         changing.append({"field": SKIP, "old": None, "new": skip, "step": at})
     return Turn(asked=asked, point=link, back=back, changing=changing, plans=plans_of(run, recorded(run), changes))
 
@@ -127,7 +138,8 @@ def _in_force(link: Link | None, asked: Asked) -> bool:
     """Whether the branch went back to that step, and skips what is asked for beside it."""
     changes = link.changes if link is not None else []
     return _has(changes, FROM_STEP, asked.from_step) and (
-        asked.skip_buffers is None or _has(changes, SKIP, asked.skip_buffers))
+        asked.skip_buffers is None or _has(changes, SKIP, asked.skip_buffers)
+    )
 
 
 def _has(changes: Sequence[Mapping[str, Any]], name: str, new: Any) -> bool:
@@ -160,31 +172,48 @@ def _grow(turn: Turn, plan: RunPlan, point: Link, stream: CandidateStream) -> No
     table = stream.table
     counts = dict(zip(table.names, table.counts.tolist(), strict=True))
     if gone := [name for name in plan.names if name not in counts]:
-        raise MismatchError(f"--grow: {len(gone):,} of the {len(plan.names):,} shards that the run goes by aren't on "
-                            f"the list, first {gone[0]}: a longer list has those of before and more")
+        raise MismatchError(
+            f"--grow: {len(gone):,} of the {len(plan.names):,} shards that the run goes by aren't on "
+            f"the list, first {gone[0]}: a longer list has those of before and more"
+        )
     if len(counts) == len(plan.names):
         return  # the very list: nothing to take up, or it is in force already
     own = [counts[name] for name in plan.names]
     if plan.fingerprint != fingerprint({"names": list(plan.names), "counts": own}):
-        raise MismatchError("--grow: the shards that the run goes by have another number of samples in the table now: "
-                            "only new shards can come to a run")
+        raise MismatchError(
+            "--grow: the shards that the run goes by have another number of samples in the table now: "
+            "only new shards can come to a run"
+        )
     buffers = buffers_in(sum(own), stream.buffer_size, stream.lanes)
     if 0 < point.buffer < buffers:
         end = plan.first_step + (point.pass_index + 1 - plan.first_pass) * buffers
-        raise UsageError(f"--grow: the run stands at step {point.step:,}, inside pass {point.pass_index}, and a longer "
-                         f"list is taken up where a pass ends: go on with the shards of before and --steps {end}, then "
-                         "--grow")
+        raise UsageError(
+            f"--grow: the run stands at step {point.step:,}, inside pass {point.pass_index}, and a longer "
+            f"list is taken up where a pass ends: go on with the shards of before and --steps {end}, then "
+            "--grow"
+        )
     taken = replace(_plan_of(stream), first_pass=point.pass_index + (point.buffer > 0), first_step=point.step)
-    turn.changing.append({"field": SHARDS, "old": plan.fingerprint, "new": taken.fingerprint, "step": point.step,
-                          "pass": taken.first_pass})
+    turn.changing.append(
+        {
+            "field": SHARDS,
+            "old": plan.fingerprint,
+            "new": taken.fingerprint,
+            "step": point.step,
+            "pass": taken.first_pass,
+        }
+    )
     turn.plans.append(taken)
 
 
 def _plan_of(stream: CandidateStream) -> RunPlan:
     table = stream.table
-    return RunPlan(names=list(table.names), urls=[storage.redact(url) for url in table.shards],
-                   samples=int(table.counts.sum()), buffers_per_pass=stream.buffers_per_pass,
-                   fingerprint=fingerprint({"names": list(table.names), "counts": table.counts.tolist()}))
+    return RunPlan(
+        names=list(table.names),
+        urls=[storage.redact(url) for url in table.shards],
+        samples=int(table.counts.sum()),
+        buffers_per_pass=stream.buffers_per_pass,
+        fingerprint=fingerprint({"names": list(table.names), "counts": table.counts.tolist()}),
+    )
 
 
 def last_step(stream: CandidateStream, passes: int | None, steps: int | None) -> int | None:
@@ -197,5 +226,7 @@ def require_steps(changing: Sequence[Mapping[str, Any]], run: str, step: int) ->
     """Raise UsageError for a change of a run that has no step left to take with it."""
     if changing:
         name = str(changing[0]["field"])
-        raise UsageError(f"{_OPTIONS.get(name, f'--change {name}')}: {storage.redact(run)} is complete at step "
-                         f"{step:,}, so no step is left to take with it; give more --steps or --passes")
+        raise UsageError(
+            f"{_OPTIONS.get(name, f'--change {name}')}: {storage.redact(run)} is complete at step "
+            f"{step:,}, so no step is left to take with it; give more --steps or --passes"
+        )

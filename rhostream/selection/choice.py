@@ -45,8 +45,17 @@ class Draws:
 
     def uniform(self, place: Ints, label: Ints, n: int, quota: ClassQuota | None = None) -> Ints:
         """Which of the rows at these places are kept by chance; see `uniform_rows`."""
-        return uniform_rows(place, label, n, planned=self.planned, seed=self.seed, pass_index=self.pass_index,
-                            index=self.index, quota=quota, rank=self.rank)
+        return uniform_rows(
+            place,
+            label,
+            n,
+            planned=self.planned,
+            seed=self.seed,
+            pass_index=self.pass_index,
+            index=self.index,
+            quota=quota,
+            rank=self.rank,
+        )
 
     @property
     def _alone(self) -> tuple[int, ...]:
@@ -74,8 +83,9 @@ def leading(score_B: Tensor, n: int) -> Tensor:
     return ranked[:n].sort().values
 
 
-def choose(score_B: Tensor, chance_B: Tensor, n: int, rng: np.random.Generator,
-           best: Callable[[Tensor, int], Tensor] = top) -> Tensor:
+def choose(
+    score_B: Tensor, chance_B: Tensor, n: int, rng: np.random.Generator, best: Callable[[Tensor, int], Tensor] = top
+) -> Tensor:
     """Rows to keep, ascending, on the device of `score_B`: the `best`, and of the chance rows their fair share.
 
     `chance_B` (bool, on the host) marks rows without an il, which compete by chance.
@@ -127,9 +137,15 @@ def whole_of(rows: npt.NDArray[np.float32], shadows: int) -> Whole:
     """Rows (m, 5 + shadows + V) of all ranks: `columns_of`, the shadows' scores, the grey views if any."""
     score, chance, place, label, excess = rows[:, :5].T
     views = rows[:, 5 + shadows :]
-    return Whole(score.astype(np.float64), chance > 0, place.astype(np.int64), label.astype(np.int64),
-                 excess.astype(np.float64), views if views.shape[1] else None,
-                 rows[:, 5 : 5 + shadows].T.astype(np.float64))
+    return Whole(
+        score.astype(np.float64),
+        chance > 0,
+        place.astype(np.int64),
+        label.astype(np.int64),
+        excess.astype(np.float64),
+        views if views.shape[1] else None,
+        rows[:, 5 : 5 + shadows].T.astype(np.float64),
+    )
 
 
 @dataclass(frozen=True)
@@ -150,12 +166,21 @@ class Choice:
 def the_best(kept: Ints, duplicates: Ints | None = None) -> Choice:
     """A choice in which every sample counts once."""
     ones = np.ones(len(kept), np.int64)
-    return Choice(np.sort(kept), ones, ones.astype(np.float64), np.zeros(0, np.int64) if duplicates is None
-                  else duplicates)
+    return Choice(
+        np.sort(kept), ones, ones.astype(np.float64), np.zeros(0, np.int64) if duplicates is None else duplicates
+    )
 
 
-def largest(whole: Whole, score: Floats, n: int, rng: np.random.Generator, *, quota: ClassQuota | None = None,
-            duplicate: float | None = None, ties: Floats | None = None) -> Choice:
+def largest(
+    whole: Whole,
+    score: Floats,
+    n: int,
+    rng: np.random.Generator,
+    *,
+    quota: ClassQuota | None = None,
+    duplicate: float | None = None,
+    ties: Floats | None = None,
+) -> Choice:
     """The n best by `score`, equal ones by `ties` or to the lower row, within the quota, without near-duplicates.
 
     `rng` draws among the rows that compete by chance, and nothing where there are none.
@@ -171,8 +196,9 @@ def largest(whole: Whole, score: Floats, n: int, rng: np.random.Generator, *, qu
     return the_best(limited(order, whole.label, n, quota), copies)
 
 
-def without_duplicates(order: Ints, view: npt.NDArray[np.float32], threshold: float,
-                       enough: int | None = None) -> tuple[Ints, Ints]:
+def without_duplicates(
+    order: Ints, view: npt.NDArray[np.float32], threshold: float, enough: int | None = None
+) -> tuple[Ints, Ints]:
     """`order` without those whose view correlates with that of a better one by the threshold or more; and those.
 
     Once `enough` are found, what remains is only held against these.

@@ -43,13 +43,21 @@ class Chooser:
             noise = draws.by_step("gumbel").gumbel(size=draws.planned)
             score = score + self.options.gumbel * noise[whole.place]
         ties = draws.by_step("ties").random(draws.planned)[whole.place] if self.options.clip else None
-        return largest(whole, score, n, draws.among_missing("batch"), quota=self.quota,
-                       duplicate=self.options.deduplicate, ties=ties)
+        return largest(
+            whole,
+            score,
+            n,
+            draws.among_missing("batch"),
+            quota=self.quota,
+            duplicate=self.options.deduplicate,
+            ties=ties,
+        )
 
     def shadow_choices(self, whole: Whole, n: int, draws: Draws) -> list[Choice]:
         """What each shadow rule would have kept of the same candidates, without options."""
-        return [plain_choice(rule, whole, score, n, draws)
-                for rule, score in zip(self.shadows, whole.shadows, strict=True)]
+        return [
+            plain_choice(rule, whole, score, n, draws) for rule, score in zip(self.shadows, whole.shadows, strict=True)
+        ]
 
     def by_chance(self, place: Ints, label: Ints, n: int, draws: Draws) -> Ints:
         """A random n of the candidates at these places of the whole buffer, within the class quota; ascending."""

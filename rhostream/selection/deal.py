@@ -51,8 +51,17 @@ def overlaps(held: Sequence[int], wanted: Sequence[int], rank: int) -> tuple[lis
     return shared(a, b), shared(b, a)
 
 
-def batch_of(candidates: Candidates, rows: Rows, x: Tensor, label: Tensor, weight: npt.NDArray[np.float64],
-             ranks: Ranks, *, proxy: bool, least: int = 1) -> Batch:
+def batch_of(
+    candidates: Candidates,
+    rows: Rows,
+    x: Tensor,
+    label: Tensor,
+    weight: npt.NDArray[np.float64],
+    ranks: Ranks,
+    *,
+    proxy: bool,
+    least: int = 1,
+) -> Batch:
     """This rank's share of what all kept, of which `rows` of its own slice; x (n, ...) is their input at full size.
 
     Collective over several ranks. `proxy`: whether one looks at the cheap view as well.
@@ -89,8 +98,10 @@ def batch_of(candidates: Candidates, rows: Rows, x: Tensor, label: Tensor, weigh
 
 def _dealt(columns: Mapping[str, Tensor], ranks: Ranks, sent: list[int], received: list[int]) -> dict[str, Tensor]:
     """The columns (m, ...) by one exchange, their rows laid side by side as bytes."""
-    parts = [column.reshape(len(column), math.prod(column.shape[1:])).contiguous().view(torch.uint8)
-             for column in columns.values()]
+    parts = [
+        column.reshape(len(column), math.prod(column.shape[1:])).contiguous().view(torch.uint8)
+        for column in columns.values()
+    ]
     found = ranks.exchange(torch.cat(parts, 1), sent, received)
     dealt = {}
     for (name, column), part in zip(columns.items(), found.split([p.shape[1] for p in parts], 1), strict=True):

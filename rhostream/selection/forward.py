@@ -75,8 +75,10 @@ def _rate(module: nn.Module) -> float:
 def require_dropout(model: nn.Module, rule: str) -> None:
     """Raise UsageError for a model of which every MC-dropout draw would be the same."""
     if not droppings(model):
-        raise UsageError(f"the rule {rule} compares forwards with dropout on, and {type(model).__name__} has no "
-                         "dropout (nn.Dropout with p > 0): give the model some, or take another rule")
+        raise UsageError(
+            f"the rule {rule} compares forwards with dropout on, and {type(model).__name__} has no "
+            "dropout (nn.Dropout with p > 0): give the model some, or take another rule"
+        )
 
 
 class Forward:
@@ -87,8 +89,15 @@ class Forward:
     `autocast` is the dtype of the arithmetic, None for the weights' own. `compile`: through torch.compile.
     """
 
-    def __init__(self, model: nn.Module, *, chunk: int | None = None, batch_norm: str = "buffer",
-                 autocast: torch.dtype | None = None, compile: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        chunk: int | None = None,
+        batch_norm: str = "buffer",
+        autocast: torch.dtype | None = None,
+        compile: bool = False,
+    ) -> None:
         if batch_norm not in BATCH_NORMS:
             raise UsageError(f"batch_norm {batch_norm!r}: expected 'buffer' or 'eval'")
         if chunk is not None and chunk < 1:
@@ -97,8 +106,7 @@ class Forward:
         self._run: nn.Module = torch.compile(model) if compile else model  # type: ignore[assignment]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Score `x`. Raises UsageError for an output that holds no logits, and in the model's own words what it raises.
-        """
+        """Score `x`. Raises UsageError for an output that holds no logits, and in the model's own words what it raises."""
         return self._in_memory(x, lambda: self._logits(x))
 
     def draws(self, x: Tensor, count: int, seed: int) -> Tensor:
@@ -114,15 +122,20 @@ class Forward:
                 if size <= 1 or in_lockstep(self.model):  # other ranks would wait for the forwards that are fewer
                     raise
                 self.chunk = size // 2
-                warnings.warn(f"the device is out of memory for {size} samples at once: scoring {self.chunk} at a time "
-                              f"from here on{self._what_changes()}", stacklevel=2)
+                warnings.warn(
+                    f"the device is out of memory for {size} samples at once: scoring {self.chunk} at a time "
+                    f"from here on{self._what_changes()}",
+                    stacklevel=2,
+                )
 
     def _what_changes(self) -> str:
         norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules())
         if self.batch_norm == "eval" or not norms:
             return ", which changes scores by rounding alone"
-        return ("; this model has batch norm, which takes its statistics from each chunk now, so other samples may be "
-                "kept than with the whole buffer at once (--batch-norm eval scores alike in any chunk)")
+        return (
+            "; this model has batch norm, which takes its statistics from each chunk now, so other samples may be "
+            "kept than with the whole buffer at once (--batch-norm eval scores alike in any chunk)"
+        )
 
     def _logits(self, x: Tensor) -> Tensor:
         with scoring(self.model, self.batch_norm), self._precision(x):

@@ -20,10 +20,22 @@ from rhostream.selection.outputs import called
 from rhostream.selection.ranks import Ranks, in_lockstep
 
 
-def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, label: Tensor, loss: LossFunction, *,
-              forward: Callable[[Tensor], Tensor] | None = None, accumulate: int = 1,
-              autocast: torch.dtype | None = None, ranks: Ranks | None = None, total: int = 0,
-              weight: Tensor | None = None, mode: bool = True, clip: float | None = None) -> tuple[Tensor, Tensor]:
+def take_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    label: Tensor,
+    loss: LossFunction,
+    *,
+    forward: Callable[[Tensor], Tensor] | None = None,
+    accumulate: int = 1,
+    autocast: torch.dtype | None = None,
+    ranks: Ranks | None = None,
+    total: int = 0,
+    weight: Tensor | None = None,
+    mode: bool = True,
+    clip: float | None = None,
+) -> tuple[Tensor, Tensor]:
     """Step on the mean of `loss`; returns the own losses (n,) and the mean over all ranks, both on the device.
 
     The mean is NaN where no step was made: it isn't finite, or the gradient isn't.
@@ -64,8 +76,9 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, lab
     if statistics:
         with torch.no_grad():
             fine = torch.isfinite(mean)
-            torch._foreach_copy_(statistics, [torch.where(fine, now, was)
-                                              for now, was in zip(statistics, before, strict=True)])
+            torch._foreach_copy_(
+                statistics, [torch.where(fine, now, was) for now, was in zip(statistics, before, strict=True)]
+            )
     return loss_b, mean
 
 
@@ -81,8 +94,13 @@ def _parts(rows: tuple[Tensor, ...], accumulate: int, lockstep: bool) -> Iterato
 def running_statistics(model: nn.Module) -> list[Tensor]:
     """Those that a forward in train mode changes: means, variances and counts of batch norm."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    return [t for norm in norms if norm.training
-            for t in (norm.running_mean, norm.running_var, norm.num_batches_tracked) if t is not None]
+    return [
+        t
+        for norm in norms
+        if norm.training
+        for t in (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+        if t is not None
+    ]
 
 
 def finite_or_nan(parameters: Iterable[nn.Parameter], loss: Tensor) -> Tensor:
@@ -137,5 +155,7 @@ def require_finite(models: Mapping[str, nn.Module | None], step: int) -> None:
         if not tensors or bool(torch.isfinite(nn.utils.get_total_norm(tensors, math.inf))):
             continue
         where = [n for n, t in model.state_dict().items() if t.is_floating_point() and not bool(t.isfinite().all())]
-        raise NonFiniteError(f"{name} holds weights that are NaN or infinite before step {step} (first {where[0]}), so "
-                             "nothing since the last checkpoint is committed; lower --lr, or use float32 or bfloat16")
+        raise NonFiniteError(
+            f"{name} holds weights that are NaN or infinite before step {step} (first {where[0]}), so "
+            "nothing since the last checkpoint is committed; lower --lr, or use float32 or bfloat16"
+        )

@@ -31,13 +31,21 @@ class LiveIL:
     first step they give the table's il: running statistics of batch norm are those of the IL model's own training.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], normalize: Prepare, *, lr: float = 1e-5,
-                 weight_decay: float = 0.01, loss: LossFunction = cross_entropy) -> None:
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        normalize: Prepare,
+        *,
+        lr: float = 1e-5,
+        weight_decay: float = 0.01,
+        loss: LossFunction = cross_entropy,
+    ) -> None:
         self.networks = [network.eval() for network in networks]
         self.normalize, self.loss = normalize, loss
         self._forwards = [Forward(network, batch_norm="eval") for network in self.networks]
-        self.optimizers = [torch.optim.AdamW(n.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-                           for n in self.networks]
+        self.optimizers = [
+            torch.optim.AdamW(n.parameters(), lr=lr, weight_decay=weight_decay, fused=True) for n in self.networks
+        ]
 
     @torch.no_grad()
     def __call__(self, image: Tensor, label: Tensor, fold: Folds | None) -> Tensor:
@@ -65,8 +73,16 @@ class LiveIL:
             total = int(ranks.sum([len(rows)])[0])
             if total:
                 at = to_device(torch.from_numpy(rows), image.device)
-                take_step(network, optimizer, self.normalize(image.index_select(0, at)), label[at], self.loss,
-                          ranks=ranks, total=total, mode=False)
+                take_step(
+                    network,
+                    optimizer,
+                    self.normalize(image.index_select(0, at)),
+                    label[at],
+                    self.loss,
+                    ranks=ranks,
+                    total=total,
+                    mode=False,
+                )
             learned += total
         return learned
 
@@ -74,14 +90,18 @@ class LiveIL:
         if len(self.networks) == 1:
             return np.arange(n)
         if fold is None:
-            raise UsageError(f"an IL model of {len(self.networks)} folds scores each sample by its own, and these "
-                             "candidates carry no fold: stream them from the table of compute-il")
+            raise UsageError(
+                f"an IL model of {len(self.networks)} folds scores each sample by its own, and these "
+                "candidates carry no fold: stream them from the table of compute-il"
+            )
         return np.flatnonzero((fold == number) == own)
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Weights and optimizer of each network, for a checkpoint."""
-        return [{"model": n.state_dict(), "optimizer": o.state_dict()}
-                for n, o in zip(self.networks, self.optimizers, strict=True)]
+        return [
+            {"model": n.state_dict(), "optimizer": o.state_dict()}
+            for n, o in zip(self.networks, self.optimizers, strict=True)
+        ]
 
     def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
         """The inverse of `state_dict`."""

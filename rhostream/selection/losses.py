@@ -55,8 +55,10 @@ def per_sample(loss: LossFunction, logits: Tensor, label: Tensor) -> Tensor:
     with users_code(f"the loss function {name}, of outputs {tuple(logits.shape)} and labels {tuple(label.shape)},"):
         found = loss(logits, label)
     if not isinstance(found, Tensor) or found.shape != (len(label),) or not found.is_floating_point():
-        raise UsageError(f"the loss function {name} returned {described(found)}, expected one loss for each sample, a "
-                         f"floating-point tensor of shape ({len(label)},): in torch's own losses, reduction='none'")
+        raise UsageError(
+            f"the loss function {name} returned {described(found)}, expected one loss for each sample, a "
+            f"floating-point tensor of shape ({len(label)},): in torch's own losses, reduction='none'"
+        )
     return found
 
 
@@ -73,6 +75,8 @@ def require_known(bounds: tuple[int, int], logits: Tensor) -> None:
     """
     low, high = bounds
     if logits.ndim == 2 and low <= high and (low < 0 or high >= logits.shape[1]):
-        raise UsageError(f"a sample has the label {low if low < 0 else high}, and the model gives {logits.shape[1]} "
-                         f"logits, which are labels 0 to {logits.shape[1] - 1}: make the model for more classes, or "
-                         "leave such samples out with --classes (open_stream(classes=))")
+        raise UsageError(
+            f"a sample has the label {low if low < 0 else high}, and the model gives {logits.shape[1]} "
+            f"logits, which are labels 0 to {logits.shape[1] - 1}: make the model for more classes, or "
+            "leave such samples out with --classes (open_stream(classes=))"
+        )

@@ -24,8 +24,9 @@ def option(default: Any, help: str, *, words: str | None = "", adjust: Adjust | 
 
     `adjust`: (score (m,) float64, the option's value, the whole buffer, step) -> score, where that is all it does.
     """
-    return setting(default, help=help, heading=RULES, pin=ASKED, fixed=CHOICE, part="rule", words=words,
-                   adjust=adjust, **says)
+    return setting(
+        default, help=help, heading=RULES, pin=ASKED, fixed=CHOICE, part="rule", words=words, adjust=adjust, **says
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,25 +36,37 @@ class Options:
     One that only changes scores is told here alone: its field, and its `adjust`.
     """
 
-    gumbel: float | None = option(
-        None, "Draw without replacement from softmax(score / T): Gumbel top-k.", metavar="T")
+    gumbel: float | None = option(None, "Draw without replacement from softmax(score / T): Gumbel top-k.", metavar="T")
     warm_up: int = option(0, "Uniform for the first N steps.", metavar="N", words="warm-up of")
     stop_after: int | None = option(None, "Uniform from step N on.", metavar="N", words="stop after")
     uniform_every: int | None = option(None, "One step in K is uniform.", metavar="K", words="uniform every")
     ratio: str | float | None = option(
-        None, "From step s on keep that share of the buffer: 0:0.5,1000:0.1.", metavar="STEP:SHARE,...")
+        None, "From step s on keep that share of the buffer: 0:0.5,1000:0.1.", metavar="STEP:SHARE,..."
+    )
     class_quota: str | float | None = option(
-        None, "No class has more than the share F of a batch; equal shares; or class weights that follow the "
-        "classes' excess losses.", metavar="F|balanced|reducr[:ETA]", words="class quota")
+        None,
+        "No class has more than the share F of a batch; equal shares; or class weights that follow the "
+        "classes' excess losses.",
+        metavar="F|balanced|reducr[:ETA]",
+        words="class quota",
+    )
     deduplicate: float | None = option(
-        None, "Of pictures of one buffer whose small views correlate by R (0.95) only the best is kept.", metavar="R",
-        words="no duplicates above")
+        None,
+        "Of pictures of one buffer whose small views correlate by R (0.95) only the best is kept.",
+        metavar="R",
+        words="no duplicates above",
+    )
     clip: bool = option(False, "Scores below 0 count as 0; equal ones are ranked by chance.", words="clipped at 0")
     tau: bool = option(False, "grad_norm_is: uniform until importance sampling pays.")
     mc_draws: int = option(10, "Forwards with dropout on, for the rules that compare them.", metavar="K", words=None)
     shadow: str | Iterable[str] | None = option(
-        None, "Also log what these rules would have kept of the same forward.", metavar="RULE,...", joined=True,
-        imports=True, words=None)
+        None,
+        "Also log what these rules would have kept of the same forward.",
+        metavar="RULE,...",
+        joined=True,
+        imports=True,
+        words=None,
+    )
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -76,8 +89,12 @@ class Options:
 
     @property
     def kept_schedule(self) -> Schedule:
-        return Schedule(warm_up=self.warm_up, stop_after=self.stop_after, uniform_every=self.uniform_every,
-                        ratios=parse_ratios(self.ratio))
+        return Schedule(
+            warm_up=self.warm_up,
+            stop_after=self.stop_after,
+            uniform_every=self.uniform_every,
+            ratios=parse_ratios(self.ratio),
+        )
 
     @property
     def quota(self) -> ClassQuota | None:
@@ -93,43 +110,73 @@ class Options:
 
     def check(self, rule: Rule, *, shortlist: bool = False, live: bool = False) -> None:
         """Raise UsageError for what this rule can't have."""
-        adjusts = {name.replace("_", "-"): getattr(self, name) != defaults_of(Options)[name]
-                   for name, says in settings_of(Options).items() if says.adjust is not None}
+        adjusts = {
+            name.replace("_", "-"): getattr(self, name) != defaults_of(Options)[name]
+            for name, says in settings_of(Options).items()
+            if says.adjust is not None
+        }
         if rule.score is None:
-            useless = {**adjusts, "clip": self.clip, "gumbel": self.gumbel, "deduplicate": self.deduplicate,
-                       "shadow": self.shadows, "warm-up": self.warm_up, "stop-after": self.stop_after,
-                       "uniform-every": self.uniform_every,
-                       "class-quota reducr": self.quota is not None and self.quota.kind == "reducr"}
+            useless = {
+                **adjusts,
+                "clip": self.clip,
+                "gumbel": self.gumbel,
+                "deduplicate": self.deduplicate,
+                "shadow": self.shadows,
+                "warm-up": self.warm_up,
+                "stop-after": self.stop_after,
+                "uniform-every": self.uniform_every,
+                "class-quota reducr": self.quota is not None and self.quota.kind == "reducr",
+            }
             _refuse(useless, "--{} needs scores, and the rule uniform makes no forward")
         if rule.sampled:
-            _refuse({"gumbel": self.gumbel, "class-quota": self.class_quota, "deduplicate": self.deduplicate,
-                     "shortlist": shortlist, **adjusts},
-                    f"--{{}} would bias the rule {rule.name}, whose weights make its draws stand for the whole buffer; "
-                    "take --rule grad_norm")
+            _refuse(
+                {
+                    "gumbel": self.gumbel,
+                    "class-quota": self.class_quota,
+                    "deduplicate": self.deduplicate,
+                    "shortlist": shortlist,
+                    **adjusts,
+                },
+                f"--{{}} would bias the rule {rule.name}, whose weights make its draws stand for the whole buffer; "
+                "take --rule grad_norm",
+            )
         if self.tau and not rule.sampled:
-            raise UsageError(f"--tau is when importance sampling pays: it goes with --rule grad_norm_is, not "
-                             f"{rule.name}")
+            raise UsageError(
+                f"--tau is when importance sampling pays: it goes with --rule grad_norm_is, not {rule.name}"
+            )
         if rule.live and not live:
-            raise UsageError(f"the rule {rule.name} needs an IL model that learns along: give --il-model DIR, the one "
-                             "that the table was made with")
+            raise UsageError(
+                f"the rule {rule.name} needs an IL model that learns along: give --il-model DIR, the one "
+                "that the table was made with"
+            )
         for one in self.shadows:
             if one.needs_draws and not rule.needs_draws:
-                raise UsageError(f"--shadow {one.name} needs forwards with dropout on, which the rule {rule.name} "
-                                 "doesn't make: a shadow costs no forward (--rule bald makes them)")
+                raise UsageError(
+                    f"--shadow {one.name} needs forwards with dropout on, which the rule {rule.name} "
+                    "doesn't make: a shadow costs no forward (--rule bald makes them)"
+                )
             if one.live and not rule.live:
-                raise UsageError(f"--shadow {one.name} needs an IL model that learns along, which the rule {rule.name} "
-                                 "doesn't have: a shadow costs no forward")
+                raise UsageError(
+                    f"--shadow {one.name} needs an IL model that learns along, which the rule {rule.name} "
+                    "doesn't have: a shadow costs no forward"
+                )
 
     @property
     def adjusts(self) -> tuple[tuple[Adjust, Any], ...]:
         """What each option that is asked for does to the scores, with its value, in the order of the fields."""
-        return tuple((says.adjust, getattr(self, name)) for name, says in settings_of(Options).items()
-                     if says.adjust is not None and getattr(self, name) != defaults_of(Options)[name])
+        return tuple(
+            (says.adjust, getattr(self, name))
+            for name, says in settings_of(Options).items()
+            if says.adjust is not None and getattr(self, name) != defaults_of(Options)[name]
+        )
 
     def changed(self) -> dict[str, Any]:
         """The options that aren't at their default, as plain values."""
-        found = {field.name: getattr(self, field.name) for field in fields(Options)
-                 if getattr(self, field.name) != field.default}
+        found = {
+            field.name: getattr(self, field.name)
+            for field in fields(Options)
+            if getattr(self, field.name) != field.default
+        }
         found |= {name: str(found[name]) for name in ("ratio", "class_quota") if name in found}
         if self.shadows:
             found["shadow"] = ",".join(rule.name for rule in self.shadows)

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from rhostream.errors import UsageError, users_code
 from rhostream.selection.ranks import in_lockstep, own_norms
 
-EXPECTED = ("expected logits of shape (B, C), one row a sample: a tensor, or a tuple with it first, or a dict or an "
-            "output with the name logits")
+EXPECTED = (
+    "expected logits of shape (B, C), one row a sample: a tensor, or a tuple with it first, or a dict or an "
+    "output with the name logits"
+)
 
 
 def logits_of_output(output: Any, samples: int, model: nn.Module | None = None) -> Tensor:
@@ -64,8 +66,11 @@ def called(model: nn.Module, x: Tensor, run: Callable[[Tensor], Any] | None = No
 
 def _called(model: nn.Module, x: Tensor, run: Callable[[Tensor], Any]) -> Tensor:
     # Where a forward waits for other ranks, what it raises may be theirs.
-    theirs = contextlib.nullcontext() if in_lockstep(model) else users_code(
-        f"the forward of {type(model).__name__} on a batch of shape {tuple(x.shape)}")
+    theirs = (
+        contextlib.nullcontext()
+        if in_lockstep(model)
+        else users_code(f"the forward of {type(model).__name__} on a batch of shape {tuple(x.shape)}")
+    )
     with theirs:
         output = run(x)
     return logits_of_output(output, len(x), model)
@@ -88,8 +93,10 @@ def require_more_than_one(model: nn.Module, example: Tensor, asked: str) -> None
     except UsageError as exc:
         if not refuses_one(exc.__cause__):
             raise
-        raise UsageError(f"{asked} leaves one sample in a forward, and batch norm needs more than one value a channel "
-                         f"({exc.__cause__}): take a larger --batch-size, or a model without batch norm") from exc
+        raise UsageError(
+            f"{asked} leaves one sample in a forward, and batch norm needs more than one value a channel "
+            f"({exc.__cause__}): take a larger --batch-size, or a model without batch norm"
+        ) from exc
     finally:
         for norm, mode, was in zip(norms, modes, tracked, strict=True):
             norm.training, norm.track_running_stats = mode, was
@@ -107,8 +114,10 @@ def require_logits(name: str, model: nn.Module, example: Tensor, classes: int) -
 def require_width(name: str, logits: Tensor, classes: int) -> None:
     """Raise UsageError for fewer logits than there are labels: a GPU would die of the first such label."""
     if logits.ndim == 2 and logits.shape[1] < classes:
-        raise UsageError(f"model {name!r} gives {logits.shape[1]} logits, and the labels go up to {classes - 1}: make "
-                         f"it for {classes} classes, or say --classes {logits.shape[1]} to leave the others out")
+        raise UsageError(
+            f"model {name!r} gives {logits.shape[1]} logits, and the labels go up to {classes - 1}: make "
+            f"it for {classes} classes, or say --classes {logits.shape[1]} to leave the others out"
+        )
 
 
 def described(value: Any) -> str:

@@ -21,8 +21,15 @@ from rhostream.selection.tokens import loss_of
 class Proxy:
     """A small model beside the target; `learn` takes one AdamW step on what was kept."""
 
-    def __init__(self, model: nn.Module, *, lr: float = 1e-3, weight_decay: float = 0.01,
-                 autocast: torch.dtype | None = None, loss: LossFunction | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        autocast: torch.dtype | None = None,
+        loss: LossFunction | None = None,
+    ) -> None:
         self.model, self.loss = model, loss or loss_of(model)
         self.forward = Forward(model, autocast=autocast)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)

@@ -49,11 +49,15 @@ class ClassQuota:
         if self.kind != "share":
             return
         if self.value * batch_size < 1:
-            raise UsageError(f"--class-quota {self.value:g} of {batch_size} samples is less than one of a class; give "
-                             f"at least {1 / batch_size:.3g}")
+            raise UsageError(
+                f"--class-quota {self.value:g} of {batch_size} samples is less than one of a class; give "
+                f"at least {1 / batch_size:.3g}"
+            )
         if classes and self.caps(np.zeros(0, np.int64), batch_size) * classes < batch_size:  # type: ignore[operator]
-            raise UsageError(f"--class-quota {self.value:g} of {batch_size} samples can't fill a batch from {classes} "
-                             f"classes; give at least {math.ceil(batch_size / classes) / batch_size:.3g}, or balanced")
+            raise UsageError(
+                f"--class-quota {self.value:g} of {batch_size} samples can't fill a batch from {classes} "
+                f"classes; give at least {math.ceil(batch_size / classes) / batch_size:.3g}, or balanced"
+            )
 
 
 def parse_quota(text: str | float | None) -> ClassQuota | None:

@@ -177,8 +177,9 @@ class Ranks:
             for tensor in model.state_dict().values():
                 sent = tensor.contiguous()
                 with self._waiting():
-                    dist.broadcast(sent, 0 if self._group is None else dist.get_global_rank(self._group, 0),
-                                   group=self._group)
+                    dist.broadcast(
+                        sent, 0 if self._group is None else dist.get_global_rank(self._group, 0), group=self._group
+                    )
                 tensor.copy_(sent)
 
     @contextlib.contextmanager
@@ -188,8 +189,10 @@ class Ranks:
             yield
         except RuntimeError as exc:
             why = self._explain() if self._explain else ""
-            raise RankLostError(f"rank {self.rank} of {self.size} waited for a rank that is gone or stuck"
-                                f"{why} [torch: {str(exc).splitlines()[0][:200]}]") from exc
+            raise RankLostError(
+                f"rank {self.rank} of {self.size} waited for a rank that is gone or stuck"
+                f"{why} [torch: {str(exc).splitlines()[0][:200]}]"
+            ) from exc
 
 
 def default_ranks(group: dist.ProcessGroup | Ranks | str | None = "default") -> Ranks:
@@ -219,8 +222,9 @@ def in_lockstep(model: nn.Module) -> bool:
 def is_sharded(model: nn.Module) -> bool:
     """Whether parts of the weights lie on other ranks (FSDP)."""
     fsdp = sys.modules.get("torch.distributed.fsdp")  # imported by whoever uses it
-    return fsdp is not None and any(isinstance(m, (fsdp.FSDPModule, fsdp.FullyShardedDataParallel))
-                                    for m in model.modules())
+    return fsdp is not None and any(
+        isinstance(m, (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)) for m in model.modules()
+    )
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

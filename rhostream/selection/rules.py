@@ -82,8 +82,10 @@ class Rule:
             score: Any = self.score(*(getattr(evidence, name) for name in self.takes))
         shape = evidence.loss_B.shape
         if not isinstance(score, Tensor) or score.shape != shape:
-            raise UsageError(f"rule {self.name!r} returned {described(score)}, expected a tensor with one score for "
-                             f"each candidate, shape {tuple(shape)}")
+            raise UsageError(
+                f"rule {self.name!r} returned {described(score)}, expected a tensor with one score for "
+                f"each candidate, shape {tuple(shape)}"
+            )
         found: Tensor = score.float()
         return found
 
@@ -176,8 +178,10 @@ def make_rule(name: str, score: Score | None, *, sampled: bool = False, live: bo
         elif parameter.default is parameter.empty:
             near = difflib.get_close_matches(parameter.name, known, n=1)
             hint = f"; did you mean {known[near[0]]}?" if near else ""
-            raise UsageError(f"rule {name!r} takes {parameter.name!r}, which no forward gives{hint} (a rule is a "
-                             f"function of any of {', '.join(INPUTS)}, by position)")
+            raise UsageError(
+                f"rule {name!r} takes {parameter.name!r}, which no forward gives{hint} (a rule is a "
+                f"function of any of {', '.join(INPUTS)}, by position)"
+            )
         else:
             break  # nothing after a default value can be given by position
     return Rule(name, score, tuple(takes), sampled, live)

@@ -22,8 +22,9 @@ class Schedule:
         if self.stop_after is not None and self.stop_after < 1:
             raise UsageError(f"--stop-after {self.stop_after}: expected a number of steps, at least 1")
         if self.uniform_every is not None and self.uniform_every < 2:
-            raise UsageError(f"--uniform-every {self.uniform_every}: expected at least 2 (every step uniform is --rule "
-                             "uniform)")
+            raise UsageError(
+                f"--uniform-every {self.uniform_every}: expected at least 2 (every step uniform is --rule uniform)"
+            )
         if self.stop_after is not None and self.stop_after <= self.warm_up:
             raise UsageError(f"--warm-up {self.warm_up} and --stop-after {self.stop_after} leave no step to select in")
 
@@ -63,10 +64,13 @@ def parse_ratios(text: str | float | None) -> tuple[tuple[int, float], ...]:
         except ValueError:
             raise UsageError(f"--ratio {text!r}: {entry.strip()!r} is no STEP:SHARE, such as 0:0.5,1000:0.1") from None
         if not 0 < ratio <= 1:
-            raise UsageError(f"--ratio {text}: {share.strip()} of a buffer can't be kept; a share lies above 0 and is "
-                             "at most 1")
+            raise UsageError(
+                f"--ratio {text}: {share.strip()} of a buffer can't be kept; a share lies above 0 and is at most 1"
+            )
         if at < 0 or (found and at <= found[-1][0]):
-            raise UsageError(f"--ratio {text}: steps must rise from 0 on, and {at} comes after "
-                             f"{found[-1][0] if found else 'nothing'}")
+            raise UsageError(
+                f"--ratio {text}: steps must rise from 0 on, and {at} comes after "
+                f"{found[-1][0] if found else 'nothing'}"
+            )
         found.append((at, ratio))
     return tuple(found)

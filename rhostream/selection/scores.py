@@ -28,15 +28,25 @@ class RuleScores:
     that changes nothing.
     """
 
-    def __init__(self, rule: Rule, shadows: Sequence[Rule], loss: LossFunction, *, loss_cap: bool = False,
-                 seed: int = 0, draws: int = 10, rank: int = 0) -> None:
+    def __init__(
+        self,
+        rule: Rule,
+        shadows: Sequence[Rule],
+        loss: LossFunction,
+        *,
+        loss_cap: bool = False,
+        seed: int = 0,
+        draws: int = 10,
+        rank: int = 0,
+    ) -> None:
         self.rule, self.shadows, self.loss, self.loss_cap = rule, shadows, loss, loss_cap
         self._seed, self._draws, self._rank = seed, draws, rank
         self._drawn = False
 
     @torch.no_grad()  # a loss may have parameters
-    def __call__(self, forward: Forward, stage: Stage, bounds: Bounds,
-                 step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def __call__(
+        self, forward: Forward, stage: Stage, bounds: Bounds, step: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Loss, score and whether the prediction was right, (m,) each, and the shadows' scores (rules, m)."""
         if not len(stage.x) and not in_lockstep(forward.model):
             nothing = stage.il.new_zeros(0)  # batch norm refuses a forward of nothing
@@ -64,6 +74,8 @@ class RuleScores:
         if not self._drawn and len(draws) > 1 and len(x):
             self._drawn = True
             if bool((draws[0] == draws[1]).all()):
-                raise UsageError(f"the rule {self.rule.name} compares forwards with dropout on, and two forwards of "
-                                 f"{type(forward.model).__name__} were the same: its dropout has no effect")
+                raise UsageError(
+                    f"the rule {self.rule.name} compares forwards with dropout on, and two forwards of "
+                    f"{type(forward.model).__name__} were the same: its dropout has no effect"
+                )
         return draws

@@ -60,12 +60,27 @@ class Selector:
     doesn't know; NonFiniteError after three buffers in a row without one finite score; RankLostError.
     """
 
-    def __init__(self, model: nn.Module, rule: str = "rho", batch_size: int = 32, *,
-                 loss: LossFunction | None = None, chunk: int | None = None, batch_norm: str = "buffer",
-                 autocast: torch.dtype | None = None, compile: bool = False, loss_cap: bool = False, seed: int = 0,
-                 shortlist: float | None = None, proxy: Proxy | None = None, live: LiveIL | None = None,
-                 group: dist.ProcessGroup | Ranks | str | None = "default", rank: int | None = None,
-                 gradients: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        rule: str = "rho",
+        batch_size: int = 32,
+        *,
+        loss: LossFunction | None = None,
+        chunk: int | None = None,
+        batch_norm: str = "buffer",
+        autocast: torch.dtype | None = None,
+        compile: bool = False,
+        loss_cap: bool = False,
+        seed: int = 0,
+        shortlist: float | None = None,
+        proxy: Proxy | None = None,
+        live: LiveIL | None = None,
+        group: dist.ProcessGroup | Ranks | str | None = "default",
+        rank: int | None = None,
+        gradients: str | None = None,
+        **options: Any,
+    ) -> None:
         if batch_size < 1:
             raise UsageError(f"batch_size {batch_size}: expected at least 1")
         if shortlist is not None and not shortlist > 1:
@@ -78,8 +93,10 @@ class Selector:
             model = model.module  # its forward talks to other ranks, and a rank without candidates makes none
         self.ranks = default_ranks(group)
         if chunk is not None and in_lockstep(model):
-            raise UsageError(f"chunk {chunk}: forwards of this model (SyncBatchNorm or FSDP) wait for those of other "
-                             "ranks, which would make another number of them; leave the chunk out")
+            raise UsageError(
+                f"chunk {chunk}: forwards of this model (SyncBatchNorm or FSDP) wait for those of other "
+                "ranks, which would make another number of them; leave the chunk out"
+            )
         self.model, self.rule, self.batch_size = model, find_rule(rule), batch_size
         self.loss = loss or loss_of(model)
         self.loss_cap, self.seed, self.live, self.shortlist = loss_cap, seed, live, shortlist
@@ -98,8 +115,15 @@ class Selector:
         if self.rule.needs_draws:
             for scorer in (model, *([] if proxy is None else [proxy.model])):
                 require_dropout(scorer, self.rule.name)
-        self._scores = RuleScores(self.rule, self.chooser.shadows, self.loss, loss_cap=loss_cap, seed=seed,
-                                  draws=self.options.mc_draws, rank=self.ranks.rank if rank is None else rank)
+        self._scores = RuleScores(
+            self.rule,
+            self.chooser.shadows,
+            self.loss,
+            loss_cap=loss_cap,
+            seed=seed,
+            draws=self.options.mc_draws,
+            rank=self.ranks.rank if rank is None else rank,
+        )
         # Batch norm of each rank's own rows can't learn from one: no rank is left with one where two are to be had, and
         # where there never are two it is proved that the model can.
         few = batch_size < 2 * self.ranks.size
@@ -136,8 +160,14 @@ class Selector:
         loss, score, correct, shadows = self._scores(self.forward, stage, bounds, step)
         # The one wait for the device: everything that the choice and the log need comes in one copy.
         at = torch.arange(len(score), device=score.device) if position is None else position
-        parts = [loss.float()[None], score[None], correct.float()[None], at.float()[None],
-                 (stage.il if stage.live is None else stage.live)[None], shadows]
+        parts = [
+            loss.float()[None],
+            score[None],
+            correct.float()[None],
+            at.float()[None],
+            (stage.il if stage.live is None else stage.live)[None],
+            shadows,
+        ]
         if self.options.deduplicate is not None:
             parts.append(self._views(candidates, rows, at))
         table = torch.cat(parts).cpu()
@@ -188,19 +218,21 @@ class Selector:
 
     # -- decisions ---------------------------------------------------------------------------------------------------
 
-    def _shortlist(self, stage: Stage, candidates: Candidates, bounds: Bounds, n: int,
-                   draws: Draws) -> Tensor:
+    def _shortlist(self, stage: Stage, candidates: Candidates, bounds: Bounds, n: int, draws: Draws) -> Tensor:
         """Positions (m,) of the stage that go on to the target, on the device; nothing waits for it on one rank."""
         if self.proxy is None and candidates.full is None:
-            raise UsageError("a shortlist without a proxy is made on the stream's cheap view, and this stream has "
-                             "none: open_stream(view_size=...), or Selector(proxy=Proxy(small_model))")
+            raise UsageError(
+                "a shortlist without a proxy is made on the stream's cheap view, and this stream has "
+                "none: open_stream(view_size=...), or Selector(proxy=Proxy(small_model))"
+            )
         assert self.shortlist is not None
         score = self._scores(self.proxy.forward if self.proxy else self.forward, stage, bounds, draws.step)[1]
         length = round(self.shortlist * n)
         if self.ranks.alone:
             return choose(score, stage.chance, length, draws.among_missing("shortlist"), leading)
-        whole, start = self.ranks.concat(torch.stack([score.float().cpu(), stage.chance.float()], 1),
-                                         self._slice(candidates).most)
+        whole, start = self.ranks.concat(
+            torch.stack([score.float().cpu(), stage.chance.float()], 1), self._slice(candidates).most
+        )
         chosen = choose(whole[:, 0], whole[:, 1] > 0, length, draws.among_missing("shortlist"), leading)
         return to_device(chosen[_own(chosen.numpy(), start, len(score))] - start, score.device)
 
@@ -222,8 +254,14 @@ class Selector:
         return ShadowScores(rows, whole.shadows[:, mine].astype(np.float32), kept[:, mine])
 
     def _draws(self, candidates: Candidates, step: int) -> Draws:
-        return Draws(seed=self.seed, step=step, pass_index=candidates.pass_index, index=candidates.index,
-                     planned=self._slice(candidates).planned, rank=self.rank)
+        return Draws(
+            seed=self.seed,
+            step=step,
+            pass_index=candidates.pass_index,
+            index=candidates.index,
+            planned=self._slice(candidates).planned,
+            rank=self.rank,
+        )
 
     def _by_chance(self, candidates: Candidates, rows: Rows) -> Tensor:
         """Candidate rows (as a mask on the host) without an il, which the policy `uniform` lets compete by chance."""
@@ -236,8 +274,10 @@ class Selector:
         dead = len(scored) > 0 and not np.isfinite(scored).any()
         self._nonfinite = self._nonfinite + 1 if dead else 0
         if self._nonfinite >= NONFINITE_BUFFERS:
-            raise NonFiniteError(f"every score of {self._nonfinite} buffers in a row is NaN or infinite: the model has "
-                                 "diverged or overflows; lower the learning rate, or use float32 or bfloat16")
+            raise NonFiniteError(
+                f"every score of {self._nonfinite} buffers in a row is NaN or infinite: the model has "
+                "diverged or overflows; lower the learning rate, or use float32 or bfloat16"
+            )
 
     def _uniform(self, candidates: Candidates, rows: Rows, n: int, step: int, *, measure: bool = False) -> Selection:
         """A random n_b of the candidates, unless the stream has chosen them before decoding.
@@ -272,14 +312,23 @@ class Selector:
         columns = decided(candidates, rows, reached, Taken(at.numpy(), np.ones(len(at)), reading.failed), Reason.below)
         skipped = np.setdiff1d(left, rows)
         columns["reason"][skipped] = Reason.below
-        return Selection(**columns, **self._trained_on(batch, total), total=total, draws=total, scored=scored,
-                         reread=reading.count, live_trained=trained)
+        return Selection(
+            **columns,
+            **self._trained_on(batch, total),
+            total=total,
+            draws=total,
+            scored=scored,
+            reread=reading.count,
+            live_trained=trained,
+        )
 
-    def _batch(self, candidates: Candidates, kept: Rows, x: Tensor, label: Tensor,
-               weight: npt.NDArray[np.float64]) -> Batch:
+    def _batch(
+        self, candidates: Candidates, kept: Rows, x: Tensor, label: Tensor, weight: npt.NDArray[np.float64]
+    ) -> Batch:
         """What this rank trains on, of the rows that were kept of its slice and those of the others."""
-        batch = batch_of(candidates, kept, x, label, weight, self.ranks, proxy=self.proxy is not None,
-                         least=self._least)
+        batch = batch_of(
+            candidates, kept, x, label, weight, self.ranks, proxy=self.proxy is not None, least=self._least
+        )
         if self._unproved:
             self._require_statistics(batch.x)
         return batch
@@ -290,8 +339,11 @@ class Selector:
         if len(x):
             self._unproved = False
             try:
-                require_more_than_one(self.model, x[:1], f"batch_size {self.batch_size} on {self.ranks.size} "
-                                      f"rank{'s' if self.ranks.size > 1 else ''}")
+                require_more_than_one(
+                    self.model,
+                    x[:1],
+                    f"batch_size {self.batch_size} on {self.ranks.size} rank{'s' if self.ranks.size > 1 else ''}",
+                )
             except UsageError as exc:
                 refusal = str(exc)
         if first := next(filter(None, self.ranks.gather_json(refusal)), None):
@@ -300,8 +352,15 @@ class Selector:
     def _trained_on(self, batch: Batch, total: int, weighed: bool = False) -> dict[str, Any]:
         """The columns of a selection that say what this rank trains on."""
         factors = to_device(torch.from_numpy(batch.weight.astype(np.float32)), batch.label.device) if weighed else None
-        return {"input": batch.x if total else None, "label": batch.label, "factors": factors, "place": batch.place,
-                "il_tokens": batch.il_tokens, "reduced": self.reduced, "ranks": self.ranks.size}
+        return {
+            "input": batch.x if total else None,
+            "label": batch.label,
+            "factors": factors,
+            "place": batch.place,
+            "il_tokens": batch.il_tokens,
+            "reduced": self.reduced,
+            "ranks": self.ranks.size,
+        }
 
     def _learn(self, candidates: Candidates, rows: Rows, at: Tensor, batch: Batch, total: int) -> int:
         """A step of the proxy and of the live IL model on what is kept; samples that went through the latter."""

@@ -15,8 +15,12 @@ from rhostream.selection.rules import Evidence, Rule
 
 def shadow_scores(rules: Sequence[Rule], evidence: Evidence, live: Evidence | None) -> Tensor:
     """(rules, m) on the device; `evidence` has the table's il, `live` that of a model that learns along, if any."""
-    scores = [torch.full_like(evidence.loss_B, torch.nan) if rule.score is None
-              else rule(live if rule.live and live is not None else evidence) for rule in rules]
+    scores = [
+        torch.full_like(evidence.loss_B, torch.nan)
+        if rule.score is None
+        else rule(live if rule.live and live is not None else evidence)
+        for rule in rules
+    ]
     return torch.stack(scores) if scores else evidence.loss_B.new_zeros(0, len(evidence.loss_B))
 
 

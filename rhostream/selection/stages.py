@@ -125,12 +125,16 @@ class Selection:
         and where nobody knows what reduces the gradients.
         """
         if loss_b.shape != (len(self),):
-            raise UsageError(f"mean got losses of shape {tuple(loss_b.shape)}, expected ({len(self)},), one for each "
-                             "kept sample: in torch's own losses, reduction='none'")
+            raise UsageError(
+                f"mean got losses of shape {tuple(loss_b.shape)}, expected ({len(self)},), one for each "
+                "kept sample: in torch's own losses, reduction='none'"
+            )
         if self.ranks > 1 and self.reduced is None:
-            raise UsageError(f"{self.ranks} ranks kept these samples, and nothing says how their gradients are "
-                             "reduced: give the selector the model wrapped in DistributedDataParallel, or say "
-                             'gradients="mean" or gradients="sum"')
+            raise UsageError(
+                f"{self.ranks} ranks kept these samples, and nothing says how their gradients are "
+                "reduced: give the selector the model wrapped in DistributedDataParallel, or say "
+                'gradients="mean" or gradients="sum"'
+            )
         weighed = loss_b if self.factors is None else loss_b * self.factors
         return weighed.sum() * (self.ranks if self.reduced == "mean" else 1) / max(self.draws, 1)
 
@@ -138,8 +142,16 @@ class Selection:
         """The (B,) columns that the selection log takes."""
         live = {} if self.il is None else {"il": self.il}
         lag = np.full(len(self.loss), self.lag, np.uint8)
-        return {"loss": self.loss, "score": self.score, "correct": self.correct, "kept": self.kept,
-                "reason": self.reason, "weight": self.weight, "lag": lag, **live}
+        return {
+            "loss": self.loss,
+            "score": self.score,
+            "correct": self.correct,
+            "kept": self.kept,
+            "reason": self.reason,
+            "weight": self.weight,
+            "lag": lag,
+            **live,
+        }
 
 
 @dataclass(frozen=True)
@@ -182,8 +194,15 @@ def decided(candidates: Candidates, rows: Rows, reached: Reached, taken: Taken, 
     reason[rows[taken.failed]] = Reason.unreadable
     kept_rows = rows[taken.at]
     kept[kept_rows], reason[kept_rows], weight[kept_rows] = True, Reason.kept, taken.weight
-    columns: dict[str, Any] = {"loss": loss, "score": score, "correct": correct, "kept": kept, "reason": reason,
-                               "weight": weight, "rows": kept_rows}
+    columns: dict[str, Any] = {
+        "loss": loss,
+        "score": score,
+        "correct": correct,
+        "kept": kept,
+        "reason": reason,
+        "weight": weight,
+        "rows": kept_rows,
+    }
     if reached.live is not None:
         columns["il"] = np.full(n, np.nan, np.float32)
         columns["il"][at] = reached.live

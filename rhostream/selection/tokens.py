@@ -50,8 +50,10 @@ class LanguageLoss(nn.Module):
     def _judged(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logits = logits_of_output(self.model(x), len(x), self.model)
         if logits.shape[:2] != x.shape:
-            raise UsageError(f"a model of language gives logits (B, T, V) for ids (B, T): expected {tuple(x.shape)} "
-                             f"and V, got {tuple(logits.shape)}")
+            raise UsageError(
+                f"a model of language gives logits (B, T, V) for ids (B, T): expected {tuple(x.shape)} "
+                f"and V, got {tuple(logits.shape)}"
+            )
         logits = logits.float()
         loss = functional.cross_entropy(logits.flatten(0, 1), x.flatten(), reduction="none").view(x.shape)
         there = x != self.padding
@@ -93,8 +95,9 @@ def kept_tokens(loss_BT: Tensor, il_BT: Tensor, share: float) -> Tensor:
     finite, there = torch.isfinite(score), ~torch.isnan(loss_BT)
     number = torch.ceil(finite.sum(1, keepdim=True) * share - 1e-6)
     ranked = torch.where(finite, score, -math.inf).argsort(dim=1, descending=True, stable=True)
-    place = torch.empty_like(ranked).scatter_(1, ranked, torch.arange(score.shape[1], device=score.device)
-                                              .expand_as(ranked))
+    place = torch.empty_like(ranked).scatter_(
+        1, ranked, torch.arange(score.shape[1], device=score.device).expand_as(ranked)
+    )
     return torch.where(finite.any(1, keepdim=True), finite & (place < number), there)
 
 

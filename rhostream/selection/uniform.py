@@ -15,8 +15,18 @@ from rhostream.selection.quota import ClassQuota, limited
 Ints = npt.NDArray[np.int64]
 
 
-def uniform_rows(place: Ints, label: Ints, n: int, *, planned: int, seed: int, pass_index: int, index: int,
-                 quota: ClassQuota | None = None, rank: int | None = None) -> Ints:
+def uniform_rows(
+    place: Ints,
+    label: Ints,
+    n: int,
+    *,
+    planned: int,
+    seed: int,
+    pass_index: int,
+    index: int,
+    quota: ClassQuota | None = None,
+    rank: int | None = None,
+) -> Ints:
     """Which of the eligible rows are kept by chance: positions (min(n, m),) int64 of `place`, ascending.
 
     `place` (m,) are rows of a buffer of `planned` rows (n_B over all ranks), `label` (m,) their classes, `index` the

@@ -108,8 +108,9 @@ def _make_folder(folder: str) -> None:
     try:
         os.makedirs(folder, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as exc:  # as an answer of a commit it would mean that it is done
-        raise NotWritableError(f"can't write below {folder}: it is a file, or a part of its path is, expected a folder"
-                               ) from exc
+        raise NotWritableError(
+            f"can't write below {folder}: it is a file, or a part of its path is, expected a folder"
+        ) from exc
 
 
 def _publish_once(temporary: str, path: str) -> None:
@@ -205,5 +206,8 @@ def probe_writable(url: str) -> bool:
 def _warn_of(place: str, lack: str) -> None:
     if place not in _said:
         _said.add(place)
-        warnings.warn(f"{place} {lack}: two jobs that write the same table or run at a time could overwrite each "
-                      "other; run one at a time there", stacklevel=3)
+        warnings.warn(
+            f"{place} {lack}: two jobs that write the same table or run at a time could overwrite each "
+            "other; run one at a time there",
+            stacklevel=3,
+        )

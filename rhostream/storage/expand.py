@@ -29,8 +29,9 @@ _TAR = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2?|txz)\Z", re.IGNORECASE)
 _said: set[str] = set()
 
 
-def expand(urls: str | bytes | os.PathLike[str] | Iterable[str | bytes | os.PathLike[str]],
-           suffix: str = ".tar") -> list[str]:
+def expand(
+    urls: str | bytes | os.PathLike[str] | Iterable[str | bytes | os.PathLike[str]], suffix: str = ".tar"
+) -> list[str]:
     """The shards that one argument or several mean, resolved, in order, each once.
 
     An argument is a shard, a brace range (`train-{000..059}.tar`), a pattern (`*.tar`) or a folder (every `*.tar`
@@ -55,8 +56,9 @@ def _braces(text: str) -> Iterable[str]:
     try:
         return list(braceexpand.braceexpand(text))
     except ValueError as exc:
-        raise UsageError(f"{_named(text)} can't be understood (unbalanced braces): expected a range as in "
-                         "train-{000..059}.tar") from exc
+        raise UsageError(
+            f"{_named(text)} can't be understood (unbalanced braces): expected a range as in train-{{000..059}}.tar"
+        ) from exc
 
 
 def _named(text: str) -> str:
@@ -89,8 +91,9 @@ def _on_disk(url: str, text: str, suffix: str) -> list[str]:
     if _PATTERN.search(url) and not os.path.lexists(url):
         return _require(_on_disk_matching(url, suffix), url)
     if text.startswith("@") and not os.path.lexists(url):
-        raise UsageError(f"{text!r} is no file: shards are named one by one, so for a list in a file write $(cat "
-                         f"{text[1:]})")
+        raise UsageError(
+            f"{text!r} is no file: shards are named one by one, so for a list in a file write $(cat {text[1:]})"
+        )
     if "," in text and not os.path.lexists(url):
         raise UsageError(f"{text!r} is no file: several shards are several arguments, without commas")
     return [url]
@@ -109,13 +112,20 @@ def _in_folder(url: str, suffix: str) -> tuple[list[str], str]:
     others = sorted(f for f in found.files if not f.endswith(suffix) or _hidden(f))
     if not shards:
         made = any(f.endswith("/_table.json") for f in others)
-        tell = (" (it is a table; shards are the tars that it was made of)" if made else
-                f" ({len(others):,} other files lie there, such as {os.path.basename(others[0])})" if others else "")
+        tell = (
+            " (it is a table; shards are the tars that it was made of)"
+            if made
+            else f" ({len(others):,} other files lie there, such as {os.path.basename(others[0])})"
+            if others
+            else ""
+        )
         return [], f": no file below it ends in {suffix}{tell}"
     meant = [f for f in others if _TAR.search(f)]
     if meant:
-        _warn(f"{len(meant):,} files below {redact(url)} were left out, such as {os.path.basename(meant[0])}: of a "
-              f"folder only what ends in {suffix} is taken; name the others to have them read")
+        _warn(
+            f"{len(meant):,} files below {redact(url)} were left out, such as {os.path.basename(meant[0])}: of a "
+            f"folder only what ends in {suffix} is taken; name the others to have them read"
+        )
     _tell_again(found.again, url)
     return shards, ""
 
@@ -155,8 +165,10 @@ def _deep(folder: str, rest: Sequence[str]) -> list[str]:
 
 def _tell_again(linked: Sequence[str], folder: str) -> None:
     if linked:
-        _warn(f"{len(linked):,} linked folders below {redact(folder)} were left out, such as {min(linked)}: they lead "
-              "to folders that are listed already")
+        _warn(
+            f"{len(linked):,} linked folders below {redact(folder)} were left out, such as {min(linked)}: they lead "
+            "to folders that are listed already"
+        )
 
 
 def _matching(url: str) -> list[str]:

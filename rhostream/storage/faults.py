@@ -95,11 +95,18 @@ def diagnose(exc: BaseException) -> Fault:
             return _of_client_error(response)
     names = {cls.__name__ for one in chain for cls in type(one).__mro__}
     if names & _NO_CREDENTIALS:
-        return Fault("credentials", "denied", "no usable credentials were found; log in to the store, or give them as "
-                                              "storage options")
+        return Fault(
+            "credentials",
+            "denied",
+            "no usable credentials were found; log in to the store, or give them as storage options",
+        )
     if names & _UNTRUSTED:
-        return Fault("certificate", "final", "the server's certificate isn't trusted: is the address right? A private "
-                                             "authority is named in the storage options (ca_file; s3: verify)")
+        return Fault(
+            "certificate",
+            "final",
+            "the server's certificate isn't trusted: is the address right? A private "
+            "authority is named in the storage options (ca_file; s3: verify)",
+        )
     kind = next((kind for name, kind in _KINDS.items() if name in names), None)
     if kind is not None:
         return Fault(kind, "retry", _SAYS[kind])
@@ -127,8 +134,12 @@ def _chain(exc: BaseException) -> list[BaseException]:
         if one is not None and one not in found:
             found.append(one)
             inner = getattr(one, "kwargs", {}).get("error") if hasattr(one, "kwargs") else None  # botocore's own cause
-            todo += [one.__cause__, one.__context__, inner if isinstance(inner, BaseException) else None,
-                     getattr(one, "os_error", None)]
+            todo += [
+                one.__cause__,
+                one.__context__,
+                inner if isinstance(inner, BaseException) else None,
+                getattr(one, "os_error", None),
+            ]
     return found
 
 
@@ -143,14 +154,22 @@ def _of_client_error(response: Mapping[str, object]) -> Fault:
 def _of_status(status: int, code: str, retry_after: str | None) -> Fault:
     what = f"{status} {code}".strip()
     if code == "RequestTimeTooSkewed":
-        return Fault("clock", "denied", "the store says that this machine's clock is wrong (RequestTimeTooSkewed): set "
-                                        "the clock, for example with NTP, and run the same command again")
+        return Fault(
+            "clock",
+            "denied",
+            "the store says that this machine's clock is wrong (RequestTimeTooSkewed): set "
+            "the clock, for example with NTP, and run the same command again",
+        )
     if code in _EXPIRED:
-        return Fault("expired", "denied", f"the credentials expired ({code}): renew them and run the same command "
-                                          "again")
+        return Fault(
+            "expired", "denied", f"the credentials expired ({code}): renew them and run the same command again"
+        )
     if code in _DENIED or (status in (401, 403) and code not in _TRY_AGAIN):
-        return Fault("denied", "denied", f"the store refused the credentials ({what}): check key, secret, token and "
-                                         "what they may read and write")
+        return Fault(
+            "denied",
+            "denied",
+            f"the store refused the credentials ({what}): check key, secret, token and what they may read and write",
+        )
     if status == 412:
         return Fault("exists", "exists", "exists already")
     if status in (404, 410) or code in _MISSING:
@@ -203,8 +222,10 @@ def retried() -> dict[str, dict[str, int]]:
 
 def retried_since(before: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
     """What came on top of an earlier answer of `retried`."""
-    new = {place: {kind: times - before.get(place, {}).get(kind, 0) for kind, times in kinds.items()}
-           for place, kinds in retried().items()}
+    new = {
+        place: {kind: times - before.get(place, {}).get(kind, 0) for kind, times in kinds.items()}
+        for place, kinds in retried().items()
+    }
     return {place: more for place, kinds in new.items() if (more := {k: n for k, n in kinds.items() if n})}
 
 

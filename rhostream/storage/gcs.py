@@ -31,15 +31,17 @@ class GCS:
         self._timeout = ClientTimeout(total=None, sock_connect=retry.connect, sock_read=retry.socket)
 
     @contextlib.asynccontextmanager
-    async def _request(self, method: str, url: str, headers: Mapping[str, str] | None = None,
-                       **asks: Any) -> AsyncIterator[Any]:
+    async def _request(
+        self, method: str, url: str, headers: Mapping[str, str] | None = None, **asks: Any
+    ) -> AsyncIterator[Any]:
         await self._fs._set_session()
         only_once(self._fs.session)
         params = self._fs._get_params(asks.pop("params", {}))
         # The path is quoted already, and a key may hold what a URL library would take for its own.
         sent = self._fs._get_headers(headers)
-        async with self._fs.session.request(method, _encoded(url), params=params, headers=sent, timeout=self._timeout,
-                                            **asks) as response:
+        async with self._fs.session.request(
+            method, _encoded(url), params=params, headers=sent, timeout=self._timeout, **asks
+        ) as response:
             await answered(response, _code)
             yield response
 

@@ -37,8 +37,10 @@ def walk(top: str) -> Below:
         except OSError as exc:
             if exc.errno in (errno.EMFILE, errno.ENFILE):
                 raise  # said by who knows what to do
-            raise AccessError(f"{folder} can't be listed: {os.strerror(exc.errno or 0)}; make it readable, or name the "
-                              "shards that are") from exc
+            raise AccessError(
+                f"{folder} can't be listed: {os.strerror(exc.errno or 0)}; make it readable, or name the "
+                "shards that are"
+            ) from exc
         seen.add((stat.st_dev, stat.st_ino))
         for entry in inside:
             if entry.is_dir(follow_symlinks=False):

@@ -21,7 +21,6 @@ from rhostream.storage.store import Found, Identity, store_of
 _PIECE = 1 << 20
 
 
-
 @contextlib.contextmanager
 def _translated(url: str) -> Iterator[None]:
     """A disk's errors in our words."""
@@ -121,8 +120,10 @@ class Reader:
         with _translated(url):
             there = os.stat(path)
             if not stat.S_ISREG(there.st_mode):  # a named pipe would keep us waiting for its other end
-                raise UsageError(f"{redact(url)} is {'a folder' if stat.S_ISDIR(there.st_mode) else 'no plain file'}, "
-                                 "expected a file")
+                raise UsageError(
+                    f"{redact(url)} is {'a folder' if stat.S_ISDIR(there.st_mode) else 'no plain file'}, "
+                    "expected a file"
+                )
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             self.version = _of_stat(os.fstat(self._fd))
             self.size = self.version.size

@@ -78,8 +78,7 @@ def run(url: str, attempt: Callable[[Retry], Coroutine[Any, Any, T]], tries: int
 
 def _final(fault: faults.Fault, shown: str) -> Exception:
     says = f"{shown}: {fault.says}" if fault.act in ("denied", "final") else f"{shown} {fault.says}"
-    errors = {"denied": AccessError, "missing": NotFoundError, "exists": AlreadyExistsError,
-              "changed": ChangedError}
+    errors = {"denied": AccessError, "missing": NotFoundError, "exists": AlreadyExistsError, "changed": ChangedError}
     kind: type[RhostreamError] = errors.get(fault.act, StorageError)
     return kind(says)
 
@@ -121,8 +120,15 @@ def only_once(session: Any) -> None:
         session._retry_connection = False
 
 
-async def transfer(url: str, store: Store, path: str, sink: Callable[[bytes], object], patience: Retry,
-                   span: tuple[int, int] | None = None, known: Found | None = None) -> Found | None:
+async def transfer(
+    url: str,
+    store: Store,
+    path: str,
+    sink: Callable[[bytes], object],
+    patience: Retry,
+    span: tuple[int, int] | None = None,
+    known: Found | None = None,
+) -> Found | None:
     """Read an object, or the bytes `span` of it, into `sink`, and prove that they are all there and right.
 
     `known`: what was asked for; another version is a VersionError. Raises TransferError for what may be tried again.
@@ -185,7 +191,11 @@ class _Pace:
             place = place_of(self._url)
             if place not in _said_slow:
                 _said_slow.add(place)
-                LOG.warning("%s is slow: %.0f bytes a second, less than the %.0f that are waited for; trying again",
-                            place, self._bytes / seconds, self._patience.slowest)
+                LOG.warning(
+                    "%s is slow: %.0f bytes a second, less than the %.0f that are waited for; trying again",
+                    place,
+                    self._bytes / seconds,
+                    self._patience.slowest,
+                )
             raise TransferError("slow", f"{self._bytes / seconds:,.0f} bytes a second")
         self._since, self._bytes = time.monotonic(), 0

@@ -28,8 +28,12 @@ class S3:
 
     def __init__(self, options: Mapping[str, Any], retry: Retry) -> None:
         given = dict(options)
-        config = {"connect_timeout": retry.connect, "read_timeout": retry.socket,
-                  "retries": {"total_max_attempts": 1, "mode": "standard"}, "max_pool_connections": 64}
+        config = {
+            "connect_timeout": retry.connect,
+            "read_timeout": retry.socket,
+            "retries": {"total_max_attempts": 1, "mode": "standard"},
+            "max_pool_connections": 64,
+        }
         config |= given.pop("config_kwargs", {})
         given.setdefault("use_listings_cache", False)
         self._fs = s3fs.S3FileSystem(**given, config_kwargs=config, skip_instance_cache=True)
@@ -87,8 +91,9 @@ class S3:
             for number, start in enumerate(range(0, len(data), SINGLE_PUT), 1):
                 etag = await self._part(path, upload, number, data[start : start + SINGLE_PUT])
                 parts.append({"PartNumber": number, "ETag": etag})
-            await self._call("complete_multipart_upload", path, UploadId=upload, MultipartUpload={"Parts": parts},
-                             **condition)
+            await self._call(
+                "complete_multipart_upload", path, UploadId=upload, MultipartUpload={"Parts": parts}, **condition
+            )
         except BaseException:
             with contextlib.suppress(Exception):  # what went wrong before matters more
                 await self._call("abort_multipart_upload", path, UploadId=upload)
@@ -140,4 +145,3 @@ def _found(path: str, answer: Mapping[str, Any]) -> Found:
         md5 = None
     once = str((answer.get("Metadata") or {}).get(ONCE, ""))
     return Found(Identity(int(answer["ContentLength"]), tag), md5, once=once)
-

@@ -59,8 +59,12 @@ def settings() -> Settings:
     """The settings in force. Raises UsageError when the environment's can't be understood."""
     global _current
     if _current is None:
-        _current = Settings(options=_options_of_environment(), retry=_retry_of_environment(),
-                            spool=os.environ.get("RHOSTREAM_SPOOL") or None, spool_bytes=_bytes_of_environment())
+        _current = Settings(
+            options=_options_of_environment(),
+            retry=_retry_of_environment(),
+            spool=os.environ.get("RHOSTREAM_SPOOL") or None,
+            spool_bytes=_bytes_of_environment(),
+        )
     return _current
 
 

@@ -29,8 +29,9 @@ from rhostream.storage.store import Identity
 LOG = logging.getLogger("rhostream")
 PART = ".part"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-TOO_MANY = ("too many open files: raise the limit (`ulimit -n 4096`), or take fewer --workers and, in a stream, fewer "
-            "--lanes")
+TOO_MANY = (
+    "too many open files: raise the limit (`ulimit -n 4096`), or take fewer --workers and, in a stream, fewer --lanes"
+)
 _POLL = 0.02  # seconds; while another process brings the same shard
 _said: set[str] = set()
 
@@ -58,10 +59,14 @@ def fetch(url: str, version: Identity, bring: Callable[[int], None], spool_bytes
         if exc.errno in (errno.EMFILE, errno.ENFILE):
             raise StorageError(f"the spool can't open a file: {TOO_MANY}") from exc
         if exc.errno not in _FULL:
-            raise StorageError(f"the spool {exc.filename or ''}: {os.strerror(exc.errno or 0)}; name another folder "
-                               "with RHOSTREAM_SPOOL") from exc
-        _say_once(f"can't spool ({os.strerror(exc.errno or 0)}): shards are read by ranges, which is slower; free some "
-                  "space, or name another folder with RHOSTREAM_SPOOL")
+            raise StorageError(
+                f"the spool {exc.filename or ''}: {os.strerror(exc.errno or 0)}; name another folder "
+                "with RHOSTREAM_SPOOL"
+            ) from exc
+        _say_once(
+            f"can't spool ({os.strerror(exc.errno or 0)}): shards are read by ranges, which is slower; free some "
+            "space, or name another folder with RHOSTREAM_SPOOL"
+        )
         return None
 
 
@@ -76,8 +81,10 @@ def _fetch(path: Path, size: int, bring: Callable[[int], None], spool_bytes: int
         try:
             if not _locked(fd, fcntl.LOCK_EX) or not _is(fd, part):
                 moved = os.fstat(fd).st_mtime
-                waits_until = max(waits_until, time.monotonic() + patience.first_byte + 2 * patience.stall
-                                  - max(time.time() - moved, 0))
+                waits_until = max(
+                    waits_until,
+                    time.monotonic() + patience.first_byte + 2 * patience.stall - max(time.time() - moved, 0),
+                )
                 if time.monotonic() > waits_until:
                     return None
                 time.sleep(_POLL)

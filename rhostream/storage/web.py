@@ -55,8 +55,11 @@ class Web:
     async def _request(self, path: str, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
         from yarl import URL
 
-        session = aiohttp.ClientSession(timeout=self._timeout, trust_env=bool(self._options.get("trust_env", True)),
-                                        headers=self._options.get("headers"))
+        session = aiohttp.ClientSession(
+            timeout=self._timeout,
+            trust_env=bool(self._options.get("trust_env", True)),
+            headers=self._options.get("headers"),
+        )
         sent = {"Accept-Encoding": "identity", **headers}
         # A presigned query must reach the server as it was signed.
         url = URL(f"https://{path}", encoded="%" in path)
@@ -87,8 +90,10 @@ class Web:
         raise NotWritableError(f"{redact('https://' + path)}: https is read only; write to disk, s3:// or gs://")
 
     async def find(self, path: str, after: str) -> tuple[list[str], str]:
-        raise UsageError(f"{redact('https://' + path)}: what lies there can't be listed; name each file, as in "
-                         "train-{000..059}.tar")
+        raise UsageError(
+            f"{redact('https://' + path)}: what lies there can't be listed; name each file, as in "
+            "train-{000..059}.tar"
+        )
 
     async def delete(self, path: str) -> None:
         raise NotWritableError(f"{redact('https://' + path)}: https is read only")

@@ -46,8 +46,9 @@ def resolve_band(text: str, table: il.Table, seed: int = 0, names: Sequence[str]
     if not colon or bounds == [None, None]:
         raise UsageError(f"--band {text!r}: expected LOW:HIGH in nats or per cent, such as 20%:90% or 0.05:2.5")
     if table.info.kind != "il":
-        raise UsageError(f"--band {text}: {redact(table.url)} is an index without il; make one with `rhostream "
-                         "compute-il`")
+        raise UsageError(
+            f"--band {text}: {redact(table.url)} is an index without il; make one with `rhostream compute-il`"
+        )
     values = _sampled(table, seed, names or table.names) if any(b is not None and b[1] for b in bounds) else np.empty(0)
     found = [None if b is None else float(np.quantile(values, b[0] / 100)) if b[1] else b[0] for b in bounds]
     band = Band(-math.inf if found[0] is None else found[0], math.inf if found[1] is None else found[1])

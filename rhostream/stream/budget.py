@@ -56,8 +56,10 @@ class Budget:
         if len(bad) <= allowed:
             return
         why = "; ".join(list(bad.values())[:SHOWN])
-        raise BudgetError(f"{len(bad):,} of {of:,} shards can't be read, at most {allowed:,.0f} are allowed (first: "
-                          f"{why}); something systematic: mend it, or allow more with --max-bad-shards")
+        raise BudgetError(
+            f"{len(bad):,} of {of:,} shards can't be read, at most {allowed:,.0f} are allowed (first: "
+            f"{why}); something systematic: mend it, or allow more with --max-bad-shards"
+        )
 
 
 def _bad(statuses: Mapping[str, int]) -> int:
@@ -72,6 +74,8 @@ def listed(statuses: Mapping[str, int]) -> str:
 
 def _systematic(where: str, statuses: Mapping[str, int], first: Sequence[str], limit: str, option: str) -> BudgetError:
     shown = "; ".join(first[:SHOWN]) or "in parts that were there"
-    return BudgetError(f"{where}: {_bad(statuses):,} of {sum(statuses.values()):,} samples can't be used, at most "
-                       f"{limit} are allowed ({listed(statuses)}; first: {shown}); something systematic: mend it, or "
-                       f"allow more with --max-bad-{option}")
+    return BudgetError(
+        f"{where}: {_bad(statuses):,} of {sum(statuses.values()):,} samples can't be used, at most "
+        f"{limit} are allowed ({listed(statuses)}; first: {shown}); something systematic: mend it, or "
+        f"allow more with --max-bad-{option}"
+    )

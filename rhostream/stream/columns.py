@@ -28,8 +28,9 @@ class Columns:
         """The column of keys; what is not UTF-8 in one is written as an escape."""
         ends = np.cumsum([0, *map(len, raw)], dtype=np.int64)
         if ends[-1] < 2**31:
-            keys = pa.StringArray.from_buffers(len(raw), pa.py_buffer(ends.astype(np.int32)),
-                                               pa.py_buffer(b"".join(raw)))
+            keys = pa.StringArray.from_buffers(
+                len(raw), pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(b"".join(raw))
+            )
             try:
                 keys.validate(full=True)
                 return keys
@@ -42,8 +43,11 @@ class Columns:
         if self._extension[0] != batch.extension:
             self._extension = batch.extension, pa.array(batch.extension, pa.string())
         starts = np.array([*batch.first, len(batch.size)], np.int32)
-        fields = [self._extension[1], pa.array(np.array(batch.offset, np.int64)),
-                  pa.array(np.array(batch.size, np.int64))]
+        fields = [
+            self._extension[1],
+            pa.array(np.array(batch.offset, np.int64)),
+            pa.array(np.array(batch.size, np.int64)),
+        ]
         return pa.ListArray.from_arrays(pa.array(starts), pa.StructArray.from_arrays(fields, fields=list(MEMBER)))
 
     def verdicts(self, rows: int, bad: dict[int, tuple[str, str]]) -> dict[str, pa.StringArray]:

@@ -41,8 +41,12 @@ from rhostream.tables import il
 LOG = logging.getLogger("rhostream")
 PREFETCH = 2
 SLOTS = PREFETCH + 3  # of each worker
-_SAYS = {"table": "the table's fingerprint", "seed": "seed", "buffer_size": "buffer_size",
-         "shards": "the shards and their samples"}  # of what a plan is a function of
+_SAYS = {
+    "table": "the table's fingerprint",
+    "seed": "seed",
+    "buffer_size": "buffer_size",
+    "shards": "the shards and their samples",
+}  # of what a plan is a function of
 AHEAD, AHEAD_SHARDS = 32, 16  # buffers that are looked ahead for shards to fetch, and how many are held meanwhile
 
 
@@ -75,11 +79,23 @@ class CandidateStream(IterableDataset[Message]):
     but for one with a true attribute `draws_batch`. Iterate through `loader()`.
     """
 
-    def __init__(self, table: il.Table, preprocess: AnyPreprocess, *, buffer_size: int, seed: int = 0,
-                 passes: int | None = 1, lanes: int | None = None, decoder_name: str = "auto",
-                 join: JoinSettings | None = None, prefilters: Sequence[Prefilter] = (),
-                 view: AnyPreprocess | None = None, rank: int = 0, ranks: int = 1,
-                 carried_lanes: int | None = None) -> None:
+    def __init__(
+        self,
+        table: il.Table,
+        preprocess: AnyPreprocess,
+        *,
+        buffer_size: int,
+        seed: int = 0,
+        passes: int | None = 1,
+        lanes: int | None = None,
+        decoder_name: str = "auto",
+        join: JoinSettings | None = None,
+        prefilters: Sequence[Prefilter] = (),
+        view: AnyPreprocess | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+        carried_lanes: int | None = None,
+    ) -> None:
         self.table, self.preprocess, self.view, self.passes = table, preprocess, view, passes
         self.buffer_size, self.seed, self.rank, self.ranks = buffer_size, seed, rank, ranks
         self.lanes, self._asked_lanes = choose_lanes(buffer_size, ranks, lanes, carried=carried_lanes), lanes
@@ -116,8 +132,11 @@ class CandidateStream(IterableDataset[Message]):
         numbering, skipped = self.numbering, list[Prefilter]()
         if passed_over:
             skipped = [PassOver(tuple(passed_over), numbering)]
-        rest = [replace(p, numbering=numbering) if isinstance(p, UniformChoice) else p
-                for p in self.prefilters if not isinstance(p, PassOver)]
+        rest = [
+            replace(p, numbering=numbering) if isinstance(p, UniformChoice) else p
+            for p in self.prefilters
+            if not isinstance(p, PassOver)
+        ]
         # Behind what drops a row by itself, so that it keeps its reason, and before anything is drawn.
         drawn = next((n for n, p in enumerate(rest) if getattr(p, "draws_batch", False)), len(rest))
         self.prefilters = (*rest[:drawn], *skipped, *rest[drawn:])
@@ -135,29 +154,42 @@ class CandidateStream(IterableDataset[Message]):
     @property
     def identity(self) -> dict[str, Any]:
         """What the plan is a function of, as plain values: a cursor means nothing in another plan."""
-        return {"version": 1, "table": self.table.info.fingerprint, "seed": self.seed, "buffer_size": self.buffer_size,
-                "lanes": self.lanes, **self._shards_identity, "first_shard": self.table.names[0]}
+        return {
+            "version": 1,
+            "table": self.table.info.fingerprint,
+            "seed": self.seed,
+            "buffer_size": self.buffer_size,
+            "lanes": self.lanes,
+            **self._shards_identity,
+            "first_shard": self.table.names[0],
+        }
 
     def require_own(self, identity: Mapping[str, Any]) -> None:
         """Raise MismatchError, naming what differs, for the identity of another plan; its lanes are taken over where
         none were asked for."""
         if int(identity.get("version", 0)) > 1:
-            raise MismatchError(f"this cursor was written by a newer rhostream (version {identity['version']}); "
-                                "upgrade rhostream")
+            raise MismatchError(
+                f"this cursor was written by a newer rhostream (version {identity['version']}); upgrade rhostream"
+            )
         own = self.identity
         differ = [name for name in ("table", "seed", "buffer_size", "shards") if identity.get(name) != own[name]]
         if differ:
             detail = "; ".join(f"{_SAYS[name]}: was {identity.get(name)!r}, now {own[name]!r}" for name in differ)
-            raise MismatchError(f"this cursor is of another plan ({detail}): open the stream as it was then, or begin "
-                                "without a cursor")
+            raise MismatchError(
+                f"this cursor is of another plan ({detail}): open the stream as it was then, or begin without a cursor"
+            )
         if identity.get("order") != own["order"]:
-            raise MismatchError("this cursor is of the same shards in another order, and the order of a pass is a "
-                                f"function of the list: give them as they were then, first {identity['first_shard']}, "
-                                "or name that order with open_stream(order=[names])")
+            raise MismatchError(
+                "this cursor is of the same shards in another order, and the order of a pass is a "
+                f"function of the list: give them as they were then, first {identity['first_shard']}, "
+                "or name that order with open_stream(order=[names])"
+            )
         lanes = int(identity["lanes"])
         if lanes != self.lanes and not self.carry(lanes):
-            raise MismatchError(f"this cursor is of a plan of {lanes} lanes, and this stream was asked for "
-                                f"{self._asked_lanes}: leave lanes out, and it goes on with {lanes}")
+            raise MismatchError(
+                f"this cursor is of a plan of {lanes} lanes, and this stream was asked for "
+                f"{self._asked_lanes}: leave lanes out, and it goes on with {lanes}"
+            )
 
     def carry(self, lanes: int) -> bool:
         """Go on with the lanes of a plan that began with other ranks, unless others were asked for by name."""
@@ -170,8 +202,18 @@ class CandidateStream(IterableDataset[Message]):
     def plan(self, pass_index: int) -> Plan:
         """The plan of a pass."""
         if pass_index not in self._plans:
-            self._plans = {pass_index: Plan(self.table.names, self.table.counts, self.buffer_size, self.lanes,
-                                            self.seed, pass_index, self.rank, self.ranks)}
+            self._plans = {
+                pass_index: Plan(
+                    self.table.names,
+                    self.table.counts,
+                    self.buffer_size,
+                    self.lanes,
+                    self.seed,
+                    pass_index,
+                    self.rank,
+                    self.ranks,
+                )
+            }
         return self._plans[pass_index]
 
     def tail(self, pass_index: int) -> Candidates:
@@ -204,8 +246,13 @@ class CandidateStream(IterableDataset[Message]):
 
     def allocate(self, workers: int) -> None:
         """Make the shared slots; called by the loader before workers start."""
-        self._slots = slots(max(workers, 1) * SLOTS, len(self.plan(0).own_rows), self.decoded.shape, shared=workers > 0,
-                            dtype=self.decoded.dtype)
+        self._slots = slots(
+            max(workers, 1) * SLOTS,
+            len(self.plan(0).own_rows),
+            self.decoded.shape,
+            shared=workers > 0,
+            dtype=self.decoded.dtype,
+        )
 
     def __iter__(self) -> Iterator[Message]:
         assert self._slots is not None, "iterate through .loader()"
@@ -281,8 +328,7 @@ class CandidateStream(IterableDataset[Message]):
             il=torch.from_numpy(joined.il),
             reason=joined.reason,
             image=None if slots is None else slots[message.slot],
-            slice=None if slots is None else Slice(plan.own_rows.start, self.buffer_size, plan.most_rows,
-                                                      self.ranks),
+            slice=None if slots is None else Slice(plan.own_rows.start, self.buffer_size, plan.most_rows, self.ranks),
             normalize=self.decoded.normalize,
             shard_names=self._names,
             fold=joined.fold,
@@ -301,8 +347,9 @@ class Loader:
     checkpoint made inside the loop body must call `consumed()` first, once it has trained on the buffer at hand.
     """
 
-    def __init__(self, stream: CandidateStream, workers: int = 0, context: str | None = None,
-                 device: torch.device | None = None) -> None:
+    def __init__(
+        self, stream: CandidateStream, workers: int = 0, context: str | None = None, device: torch.device | None = None
+    ) -> None:
         if workers < 0:
             raise UsageError(f"--workers {workers}: expected 0 or more")
         self.stream, self.workers, self.device = stream, workers, device or torch.device("cpu")
@@ -329,8 +376,11 @@ class Loader:
         self.stream.allocate(self.workers)
         options: dict[str, Any] = {"batch_size": None, "collate_fn": _as_is, "num_workers": self.workers}
         if self.workers:
-            options |= {"prefetch_factor": PREFETCH, "multiprocessing_context": self._context,
-                        "worker_init_fn": settle_worker}
+            options |= {
+                "prefetch_factor": PREFETCH,
+                "multiprocessing_context": self._context,
+                "worker_init_fn": settle_worker,
+            }
         loader = DataLoader(self.stream, **options)
         if not self.workers:
             yield from self._moved(loader, number)
@@ -346,8 +396,10 @@ class Loader:
             buffers = ahead(buffers, _Copier(self.device, self.stream._slots))
         for candidates in buffers:
             if number != self._loops:  # the newer one fills other slots and moves the same cursor
-                raise UsageError("a newer loop over the same stream was begun, so this one is over: a stream has one "
-                                 "cursor; open a second stream to go through the samples side by side")
+                raise UsageError(
+                    "a newer loop over the same stream was begun, so this one is over: a stream has one "
+                    "cursor; open a second stream to go through the samples side by side"
+                )
             self._pending = Cursor(candidates.pass_index, candidates.index + 1)
             yield candidates
             if number == self._loops:
@@ -373,8 +425,11 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor and the plan that it is of, as plain values: {"pass": p, "buffer": b, "plan": {...}}."""
-        return {"pass": self.stream.cursor.pass_index, "buffer": self.stream.cursor.buffer,
-                "plan": self.stream.identity}
+        return {
+            "pass": self.stream.cursor.pass_index,
+            "buffer": self.stream.cursor.buffer,
+            "plan": self.stream.identity,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a cursor, with any number of workers, and of ranks up to its lanes, which the stream keeps.
@@ -388,14 +443,18 @@ class Loader:
             if plan is not None:
                 self.stream.require_own(plan)
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
-            raise MismatchError("this is no cursor of a stream: expected what state_dict() gave, {'pass': p, "
-                                f"'buffer': b, 'plan': ...}} ({type(exc).__name__}: {exc})") from exc
+            raise MismatchError(
+                "this is no cursor of a stream: expected what state_dict() gave, {'pass': p, "
+                f"'buffer': b, 'plan': ...}} ({type(exc).__name__}: {exc})"
+            ) from exc
         buffers = stream.buffers_per_pass
         if cursor.pass_index < 0 or not 0 <= cursor.buffer <= buffers:
             if lanes != stream.lanes:  # a cursor that is refused changes nothing
                 stream.lanes, stream._plans = lanes, {}
-            raise MismatchError(f"this cursor is at buffer {cursor.buffer} of pass {cursor.pass_index}, and a pass of "
-                                f"this stream has {buffers}: it is of another plan")
+            raise MismatchError(
+                f"this cursor is at buffer {cursor.buffer} of pass {cursor.pass_index}, and a pass of "
+                f"this stream has {buffers}: it is of another plan"
+            )
         if cursor.pass_index < stream.first_pass:  # the end of the pass behind which this list was taken up
             cursor = Cursor(stream.first_pass, 0)
         self.stream.cursor, self._pending, self._full = cursor, None, None
@@ -408,8 +467,10 @@ def slots(count: int, rows: int, shape: tuple[int, ...], *, shared: bool, dtype:
         try:
             made.share_memory_()
         except RuntimeError as exc:
-            raise UsageError(f"no room for {made.nbytes >> 20:,} MiB of samples in shared memory (/dev/shm), which the "
-                             "workers need: make it larger (docker: --shm-size), or use --workers 0") from exc
+            raise UsageError(
+                f"no room for {made.nbytes >> 20:,} MiB of samples in shared memory (/dev/shm), which the "
+                "workers need: make it larger (docker: --shm-size), or use --workers 0"
+            ) from exc
     return made
 
 

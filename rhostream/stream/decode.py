@@ -63,8 +63,13 @@ class Preprocess:
         """With another size or number of channels, where one is given; other channels have a mean of 0.5 again."""
         channels = channels or self.channels
         same = channels == self.channels
-        return Preprocess(image_size=image_size or self.image_size, channels=channels, member=self.member,
-                          mean=self.mean if same else (0.5,), std=self.std if same else (0.5,))
+        return Preprocess(
+            image_size=image_size or self.image_size,
+            channels=channels,
+            member=self.member,
+            mean=self.mean if same else (0.5,),
+            std=self.std if same else (0.5,),
+        )
 
     @property
     def row_bytes(self) -> int:

@@ -134,5 +134,3 @@ def group_of(fields: Mapping[str, Any], field: str, key: str) -> str:
     if value is None:
         return key
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-
-

@@ -72,10 +72,12 @@ def swallowed(extensions: set[str]) -> int:
 def dots_error(shard: str, samples: int, key: bytes, extension: str) -> ShardError:
     """What a shard is whose samples would share a row with others."""
     first = key.decode("utf-8", "backslashreplace")[-60:]
-    return ShardError(f"shard {redact(shard)}: {samples:,} samples would have no row of their own, as their names have "
-                      f"dots: a key ends at its first dot, so {first + '.' + extension[:40]!r} belongs to the sample "
-                      f"{first!r}; write the shard with other names ({first.rpartition('/')[2]}_"
-                      f"{extension[:40].rpartition('.')[0].replace('.', '_')}.{extension.rpartition('.')[2]})")
+    return ShardError(
+        f"shard {redact(shard)}: {samples:,} samples would have no row of their own, as their names have "
+        f"dots: a key ends at its first dot, so {first + '.' + extension[:40]!r} belongs to the sample "
+        f"{first!r}; write the shard with other names ({first.rpartition('/')[2]}_"
+        f"{extension[:40].rpartition('.')[0].replace('.', '_')}.{extension.rpartition('.')[2]})"
+    )
 
 
 def remember_checksum(header: bytes) -> None:
@@ -113,8 +115,9 @@ def size_of(raw: bytes, shard: str, position: int) -> int:
             return int(digits or b"0", 8)
         except ValueError:
             pass
-    raise ShardError(f"shard {redact(shard)}: header at offset {position:,} has the size field {raw!r}, "
-                     "expected an octal number")
+    raise ShardError(
+        f"shard {redact(shard)}: header at offset {position:,} has the size field {raw!r}, expected an octal number"
+    )
 
 
 def plain_name(header: bytes) -> bytes:
@@ -127,8 +130,10 @@ def plain_name(header: bytes) -> bytes:
 
 def too_long(shard: str, offset: int, size: int) -> ShardError:
     """What an extended header beyond the cap is."""
-    return ShardError(f"shard {redact(shard)}: extended header of {size:,} bytes at offset {offset:,}, "
-                      f"at most {MAX_EXTENDED:,} are read")
+    return ShardError(
+        f"shard {redact(shard)}: extended header of {size:,} bytes at offset {offset:,}, "
+        f"at most {MAX_EXTENDED:,} are read"
+    )
 
 
 def pax_size(records: dict[bytes, bytes], before: int | None, shard: str, offset: int) -> int | None:
@@ -137,8 +142,10 @@ def pax_size(records: dict[bytes, bytes], before: int | None, shard: str, offset
     if text is None:
         return before
     if not text.isdigit() or len(text) > 20:
-        raise ShardError(f"shard {redact(shard)}: pax header at offset {offset:,} states the size {text[:40]!r}, "
-                         "expected a number of bytes")
+        raise ShardError(
+            f"shard {redact(shard)}: pax header at offset {offset:,} states the size {text[:40]!r}, "
+            "expected a number of bytes"
+        )
     return int(text)
 
 
@@ -174,6 +181,9 @@ def compressed_error(shard: str, first: bytes) -> ShardError | None:
     kind = next((kind for magic, kind in COMPRESSED.items() if first.startswith(magic)), None)
     if kind is None:
         return None
-    hint = ("decompress it (gunzip), or let fit-il, compute-il and index inflate it with --allow-compressed"
-            if kind == "gzip" else "decompress it first")
+    hint = (
+        "decompress it (gunzip), or let fit-il, compute-il and index inflate it with --allow-compressed"
+        if kind == "gzip"
+        else "decompress it first"
+    )
     return ShardError(f"shard {redact(shard)} is {kind}-compressed, and reads by offset need a plain tar: {hint}")

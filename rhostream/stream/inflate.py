@@ -30,8 +30,10 @@ class Inflated(Reader):
         try:
             self.size = self._inflate()
         except OSError as exc:
-            raise NotWritableError(f"can't inflate shard {self._shard} into {folder}: {os.strerror(exc.errno or 0)}; "
-                                   "free some space there, or set RHOSTREAM_SPOOL") from exc
+            raise NotWritableError(
+                f"can't inflate shard {self._shard} into {folder}: {os.strerror(exc.errno or 0)}; "
+                "free some space there, or set RHOSTREAM_SPOOL"
+            ) from exc
 
     @property
     def sha256(self) -> str:
@@ -61,11 +63,15 @@ class Inflated(Reader):
                 try:
                     plain = engine.decompress(piece, _PIECE)
                 except zlib.error as exc:
-                    raise ShardError(f"shard {self._shard}: its gzip stream is damaged near byte {at:,} "
-                                     f"({made:,} bytes inflated); copy it again") from exc
+                    raise ShardError(
+                        f"shard {self._shard}: its gzip stream is damaged near byte {at:,} "
+                        f"({made:,} bytes inflated); copy it again"
+                    ) from exc
                 if made + len(plain) > most:
-                    raise ShardError(f"shard {self._shard} has {source.size:,} bytes and inflates to more than "
-                                     f"{most:,}, the most that is read; decompress it yourself if you trust it")
+                    raise ShardError(
+                        f"shard {self._shard} has {source.size:,} bytes and inflates to more than "
+                        f"{most:,}, the most that is read; decompress it yourself if you trust it"
+                    )
                 made += _write(self._fd, plain)
                 piece = engine.unconsumed_tail
                 if engine.eof:
@@ -73,8 +79,10 @@ class Inflated(Reader):
                     piece = engine.unused_data.lstrip(b"\0")
                     engine, begun = zlib.decompressobj(wbits=31), False
         if begun:
-            raise ShardError(f"shard {self._shard} incomplete: its gzip stream ends in the middle ({source.size:,} "
-                             f"bytes, {made:,} inflated); copy it again")
+            raise ShardError(
+                f"shard {self._shard} incomplete: its gzip stream ends in the middle ({source.size:,} "
+                f"bytes, {made:,} inflated); copy it again"
+            )
         return made
 
 
@@ -93,8 +101,10 @@ def _nameless() -> tuple[int, str]:
         fd, path = tempfile.mkstemp(prefix="rhostream-inflated-", dir=folder)
         os.unlink(path)
     except OSError as exc:
-        raise NotWritableError(f"can't make a file in {folder}: {os.strerror(exc.errno or 0)}; set RHOSTREAM_SPOOL to "
-                               "a folder with room for a shard") from exc
+        raise NotWritableError(
+            f"can't make a file in {folder}: {os.strerror(exc.errno or 0)}; set RHOSTREAM_SPOOL to "
+            "a folder with room for a shard"
+        ) from exc
     return fd, folder
 
 

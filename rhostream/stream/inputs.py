@@ -1,6 +1,6 @@
 """What the samples of a shard are, and what is made of them: an image or a text, by one pair of words for both.
 
-    look (`look`) > preprocess (of the images' size, or of a tokenizer) > decoder (bytes into a row)
+look (`look`) > preprocess (of the images' size, or of a tokenizer) > decoder (bytes into a row)
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ class Content:
 OF = {
     "image": Content("image", CONTENTS["image"], MAX_BYTES, "image:missing", "decode:empty", "image:too_large"),
     "text": Content("text", CONTENTS["text"], MAX_TEXT, "text:missing", "text:empty", "text:too_large"),
-    "tokens": Content("tokens", CONTENTS["tokens"], npy.MAX_BYTES, "tokens:missing", "tokens:empty",
-                      "tokens:too_large"),
+    "tokens": Content(
+        "tokens", CONTENTS["tokens"], npy.MAX_BYTES, "tokens:missing", "tokens:empty", "tokens:too_large"
+    ),
 }
 
 

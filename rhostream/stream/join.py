@@ -94,8 +94,17 @@ class UniformChoice:
             return
         n = self.schedule.kept(step, self.batch_size, len(joined.reason))
         usable = np.flatnonzero(joined.reason == CANDIDATE)
-        kept = uniform_rows(usable, joined.label[usable], n, planned=len(joined.reason), seed=self.seed,
-                            pass_index=pass_index, index=index, quota=self.quota, rank=self.rank)
+        kept = uniform_rows(
+            usable,
+            joined.label[usable],
+            n,
+            planned=len(joined.reason),
+            seed=self.seed,
+            pass_index=pass_index,
+            index=index,
+            quota=self.quota,
+            rank=self.rank,
+        )
         joined.reason[np.setdiff1d(usable, usable[kept])] = Reason.below
 
 
@@ -206,8 +215,11 @@ class Join:
     def _part(self, shard: int) -> il.Part:
         part = self._parts.pop(shard, None)
         if part is None:
-            part = il.read_part(il.part_url(self._table.url, self._table.names[shard]),
-                                with_fold=self._settings.with_fold, tokens=self._settings.tokens > 0)
+            part = il.read_part(
+                il.part_url(self._table.url, self._table.names[shard]),
+                with_fold=self._settings.with_fold,
+                tokens=self._settings.tokens > 0,
+            )
             while len(self._parts) >= self._open_shards:
                 self._parts.popitem(last=False)
         self._parts[shard] = part
@@ -247,8 +259,10 @@ class Join:
         if reader.version.tag != facts.shard_tag and self._copies.get(shard) != reader.version:
             il.same_bytes(reader, name, facts)  # a copy has a new time; another shard may have even the size
             self._copies[shard] = reader.version
-            warnings.warn(f"shard {name} has a new time or ETag since it was indexed and the same bytes: it is taken "
-                          "for a copy", stacklevel=2)
+            warnings.warn(
+                f"shard {name} has a new time or ETag since it was indexed and the same bytes: it is taken for a copy",
+                stacklevel=2,
+            )
         return reader
 
     def ahead(self, shards: Iterable[int]) -> None:

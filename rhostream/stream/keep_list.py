@@ -71,14 +71,20 @@ def read_keep_list(url: str | os.PathLike[str], table: il.Table) -> KeepList:
         for batch in reading.batches():
             reading.mark(batch)
     except pa.ArrowException as exc:
-        raise UsageError(f"keep-list {redact(url)} is no Parquet or CSV file, and no JSON, that can be read: "
-                         f"{str(exc).splitlines()[0][:300]}") from exc
+        raise UsageError(
+            f"keep-list {redact(url)} is no Parquet or CSV file, and no JSON, that can be read: "
+            f"{str(exc).splitlines()[0][:300]}"
+        ) from exc
     if not reading.keep.any():
-        raise UsageError(f"keep-list {redact(url)}: none of its {reading.rows:,} rows names a sample of these "
-                         f"{len(table.names)} shards, whose names look like {table.names[0]!r}{reading.first}")
+        raise UsageError(
+            f"keep-list {redact(url)}: none of its {reading.rows:,} rows names a sample of these "
+            f"{len(table.names)} shards, whose names look like {table.names[0]!r}{reading.first}"
+        )
     if reading.strange:
-        warnings.warn(f"keep-list {redact(url)}: {reading.strange:,} of its rows name no sample of these shards"
-                      f"{reading.first}", stacklevel=2)
+        warnings.warn(
+            f"keep-list {redact(url)}: {reading.strange:,} of its rows name no sample of these shards{reading.first}",
+            stacklevel=2,
+        )
     bits = torch.from_numpy(np.packbits(reading.keep, bitorder="little")).share_memory_()
     return KeepList(bits, reading.starts[:-1])
 
@@ -86,9 +92,11 @@ def read_keep_list(url: str | os.PathLike[str], table: il.Table) -> KeepList:
 def keep_list_url(given: str | os.PathLike[str]) -> str:
     """The resolved URL of a list's file. Raises UsageError for what is no path: a set of keys, a data frame."""
     if not isinstance(given, str | os.PathLike):
-        raise UsageError(f"keep_list is a {type(given).__name__}, expected the path of a Parquet, CSV or JSON file "
-                         "with the columns shard and ordinal, or shard and key: write it to one first (a data frame: "
-                         "to_parquet), so that the run can say which list it was")
+        raise UsageError(
+            f"keep_list is a {type(given).__name__}, expected the path of a Parquet, CSV or JSON file "
+            "with the columns shard and ordinal, or shard and key: write it to one first (a data frame: "
+            "to_parquet), so that the run can say which list it was"
+        )
     return storage.resolve(given)
 
 
@@ -138,8 +146,10 @@ class _Reading:
             yield self._json(data)
         else:
             if len(data.partition(b"\n")[0]) > MAX_HEADER:
-                raise UsageError(f"keep-list {redact(self.url)}: its first line has more than {MAX_HEADER:,} bytes; "
-                                 "expected the names of its columns")
+                raise UsageError(
+                    f"keep-list {redact(self.url)}: its first line has more than {MAX_HEADER:,} bytes; "
+                    "expected the names of its columns"
+                )
             self.shown = True
             parse = pa.csv.ParseOptions(newlines_in_values=True)
             columns = self._columns(pa.csv.open_csv(io.BytesIO(data), parse_options=parse).schema.names)
@@ -151,25 +161,32 @@ class _Reading:
         """An array of objects, as `rhostream sql --format json` writes it, or one object a line."""
         try:
             text = data.decode("utf-8-sig")
-            rows = json.loads(text) if text.lstrip()[:1] == "[" else [
-                json.loads(line) for line in text.split("\n") if line.strip()]
+            rows = (
+                json.loads(text)
+                if text.lstrip()[:1] == "["
+                else [json.loads(line) for line in text.split("\n") if line.strip()]
+            )
             for row in rows:
                 if not isinstance(row, dict):
                     raise TypeError(f"{str(row)[:40]!r} is no object")
             columns = self._columns(list(dict.fromkeys(name for row in rows for name in row)))
-            return pa.record_batch({name: pa.array([row.get(name) for row in rows], _CSV_TYPES[name])
-                                    for name in columns})
+            return pa.record_batch(
+                {name: pa.array([row.get(name) for row in rows], _CSV_TYPES[name]) for name in columns}
+            )
         except (ValueError, TypeError, RecursionError) as exc:
-            raise UsageError(f"keep-list {redact(self.url)} is no JSON of objects that can be read: "
-                             f"{str(exc).splitlines()[0][:200]}") from exc
+            raise UsageError(
+                f"keep-list {redact(self.url)} is no JSON of objects that can be read: {str(exc).splitlines()[0][:200]}"
+            ) from exc
 
     def _columns(self, names: list[str]) -> list[str]:
         for second in ("ordinal", "key"):
             if names.count("shard") == 1 == names.count(second):
                 return ["shard", second]
         shown = csv_text(", ".join(names)[:300]) or "none"
-        raise UsageError(f"keep-list {redact(self.url)} has the columns {shown}; expected shard and ordinal, or shard "
-                         "and key, each once")
+        raise UsageError(
+            f"keep-list {redact(self.url)} has the columns {shown}; expected shard and ordinal, or shard "
+            "and key, each once"
+        )
 
     def mark(self, batch: pa.RecordBatch) -> None:
         """Mark what a batch names."""
@@ -200,8 +217,9 @@ class _Reading:
             raise self._two_meanings(name, "shard", name, self.table.names[shown])
         return shown if exact is None else exact
 
-    def _named_by(self, keys: pa.StringArray,
-                  own: pa.StringArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    def _named_by(
+        self, keys: pa.StringArray, own: pa.StringArray
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Ordinals of the samples whose key (of `own`, by ordinal) is named, and which of `keys` (n,) name one."""
         hit = pc.is_in(own, value_set=keys).to_numpy(zero_copy_only=False)
         known = pc.is_in(keys, value_set=own).to_numpy(zero_copy_only=False)
@@ -220,8 +238,10 @@ class _Reading:
         return np.flatnonzero(hit), known
 
     def _two_meanings(self, cell: str, what: str, one: str, other: str) -> UsageError:
-        return UsageError(f"keep-list {redact(self.url)}: {cell!r} may be the {what} {one!r} or {other!r}, which CSV "
-                          "shows alike; write the list with --format json, or name samples by ordinal")
+        return UsageError(
+            f"keep-list {redact(self.url)}: {cell!r} may be the {what} {one!r} or {other!r}, which CSV "
+            "shows alike; write the list with --format json, or name samples by ordinal"
+        )
 
     def _is_strange(self, batch: pa.RecordBatch, strange: npt.NDArray[np.bool_]) -> None:
         """Count rows (of a mask over the batch) that name nothing, and remember the first one."""

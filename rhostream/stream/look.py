@@ -63,12 +63,22 @@ class Look:
         """Warn where samples taken as `content` differ in kind, or have several images and no `member` was named."""
         if len(self.kinds) > 1:
             counts = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
-            LOG.warning("samples differ in kind (%d looked at: %s); taken as %s, the others can't be used (index: "
-                        "--content says otherwise)", self.looked, counts, content)
+            LOG.warning(
+                "samples differ in kind (%d looked at: %s); taken as %s, the others can't be used (index: "
+                "--content says otherwise)",
+                self.looked,
+                counts,
+                content,
+            )
         if content == "image" and self.several and not member:
-            LOG.warning("%d of %d samples looked at have several images (%s): the first of %s that is there is taken; "
-                        "say which is meant with --image-member", self.several, self.looked,
-                        ", ".join(f".{extension}" for extension in self.images), ", ".join(IMAGE_EXTENSIONS))
+            LOG.warning(
+                "%d of %d samples looked at have several images (%s): the first of %s that is there is taken; "
+                "say which is meant with --image-member",
+                self.several,
+                self.looked,
+                ", ".join(f".{extension}" for extension in self.images),
+                ", ".join(IMAGE_EXTENSIONS),
+            )
 
     def require_usable(self) -> str:
         """What the samples are. Raises the error of a shard, or BudgetError where nothing can be used."""
@@ -76,13 +86,22 @@ class Look:
             if self.error is not None and not self.looked:
                 raise self.error
             why = f", whose members are {'; '.join(self.unusable)}" if self.unusable else ""
-            raise BudgetError(f"no sample can be used: no readable image, no text and no array of ids among "
-                              f"{self.looked} samples of {self.shards} shards{why}; `rhostream index` says why of each")
+            raise BudgetError(
+                f"no sample can be used: no readable image, no text and no array of ids among "
+                f"{self.looked} samples of {self.shards} shards{why}; `rhostream index` says why of each"
+            )
         return content
 
 
-def look(shards: Iterable[tuple[str, str]], *, content: str | None = None, decode: bool = True, once: bool = False,
-         allow_compressed: bool = False, accept_missing_eof: bool = False) -> Look:
+def look(
+    shards: Iterable[tuple[str, str]],
+    *,
+    content: str | None = None,
+    decode: bool = True,
+    once: bool = False,
+    allow_compressed: bool = False,
+    accept_missing_eof: bool = False,
+) -> Look:
     """Look at up to 64 samples of up to 8 of the shards ((URL, name) pairs), drawn by their names.
 
     With `content` only that is looked for. A sample with an image is an image, whatever its caption; of one without,
@@ -108,12 +127,21 @@ def look(shards: Iterable[tuple[str, str]], *, content: str | None = None, decod
             error = error or exc
         except (RhostreamError, OSError) as exc:
             error = error or (exc if isinstance(exc, RhostreamError) else None)
-    return Look(state.looked, opened, state.kinds, tuple(state.sizes), state.several,
-                tuple(e for e in IMAGE_EXTENSIONS if e in state.images), tuple(state.unusable), error)
+    return Look(
+        state.looked,
+        opened,
+        state.kinds,
+        tuple(state.sizes),
+        state.several,
+        tuple(e for e in IMAGE_EXTENSIONS if e in state.images),
+        tuple(state.unusable),
+        error,
+    )
 
 
-def choose(sizes: Sequence[tuple[int, int]], image_size: int | None = None, channels: int | None = None, *,
-           of: str = "") -> tuple[int, int]:
+def choose(
+    sizes: Sequence[tuple[int, int]], image_size: int | None = None, channels: int | None = None, *, of: str = ""
+) -> tuple[int, int]:
     """(pixels of the square input, channels), as given or else of (shorter side, channels) of some images.
 
     The size is the median of the shorter sides, at most 256; RGB where any image has colour. Logs what was chosen and
@@ -131,8 +159,16 @@ def choose(sizes: Sequence[tuple[int, int]], image_size: int | None = None, chan
     colour = "as given" if channels else f"{coloured} of {len(sizes)} have colour"
     doubt = f"; {far} of {len(sides)} differ from it by more than a factor of {FAR:g}" if far else ""
     level = logging.WARNING if bounded or (image_size is None and far * 8 > len(sides)) else logging.INFO
-    LOG.log(level, "images%s: %d px (%s), %s (%s)%s; --image-size and --channels say otherwise", of, size, why,
-            "RGB" if planes == 3 else "grey", colour, doubt)
+    LOG.log(
+        level,
+        "images%s: %d px (%s), %s (%s)%s; --image-size and --channels say otherwise",
+        of,
+        size,
+        why,
+        "RGB" if planes == 3 else "grey",
+        colour,
+        doubt,
+    )
     return size, planes
 
 
@@ -153,8 +189,9 @@ class _State:
         self.kinds, self.sizes = Counter[str](), list[tuple[int, int]]()
         self.images, self.unusable = set[str](), list[str]()
 
-    def add_shard(self, url: str, name: str, wanted: int, once: bool, *, allow_compressed: bool,
-                  accept_missing_eof: bool) -> bool:
+    def add_shard(
+        self, url: str, name: str, wanted: int, once: bool, *, allow_compressed: bool, accept_missing_eof: bool
+    ) -> bool:
         """Up to `wanted` samples of the shard's beginning, by chance. Returns whether there was one."""
         try:
             # By ranges, where it lies in a store; a job that reads every shard anyway finds it in the spool again.

@@ -14,8 +14,10 @@ import numpy.typing as npt
 MAX_BYTES = 64 << 20
 _MAGIC = b"\x93NUMPY"
 MAX_HEADER = 1024  # bytes; what numpy writes for one dimension takes 118
-_HEADER = re.compile(rb"\{'descr': '([^']{1,8})', 'fortran_order': (?:False|True), 'shape': \(([0-9, ]{0,40})\), \} *\n"
-                     rb"\Z")
+_HEADER = re.compile(
+    rb"\{'descr': '([^']{1,8})', 'fortran_order': (?:False|True), 'shape': \(([0-9, ]{0,40})\), \} *\n"
+    rb"\Z"
+)
 _INTEGERS = re.compile(r"[<>|=]?[iu][1248]\Z")
 
 

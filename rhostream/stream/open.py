@@ -30,17 +30,38 @@ from rhostream.tables import il as il_table
 LOG = logging.getLogger("rhostream")
 
 
-def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], il: str | os.PathLike[str], *,
-                buffer_size: int = 320, seed: int = 0, passes: int | None = 1, workers: int = 0,
-                image_size: int | None = None, channels: int | None = None, lanes: int | None = None,
-                decoder: str = "auto", missing_il: str = "error", keep_holdout: bool = False, needs_il: bool = True,
-                roots: Mapping[str, str] | None = None, band: str | None = None,
-                keep_list: str | os.PathLike[str] | None = None, view_size: int | None = None,
-                prefilter: Prefilter | None = None, device: str | torch.device = "cpu",
-                rank: int | None = None, ranks: int | None = None, classes: int | None = None, with_fold: bool = False,
-                tokenizer: str | None = None, text_length: int | None = None, task: str | None = None,
-                il_tokens: bool = False, order: Sequence[str] | None = None,
-                carried_lanes: int | None = None) -> Loader:
+def open_stream(
+    shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    il: str | os.PathLike[str],
+    *,
+    buffer_size: int = 320,
+    seed: int = 0,
+    passes: int | None = 1,
+    workers: int = 0,
+    image_size: int | None = None,
+    channels: int | None = None,
+    lanes: int | None = None,
+    decoder: str = "auto",
+    missing_il: str = "error",
+    keep_holdout: bool = False,
+    needs_il: bool = True,
+    roots: Mapping[str, str] | None = None,
+    band: str | None = None,
+    keep_list: str | os.PathLike[str] | None = None,
+    view_size: int | None = None,
+    prefilter: Prefilter | None = None,
+    device: str | torch.device = "cpu",
+    rank: int | None = None,
+    ranks: int | None = None,
+    classes: int | None = None,
+    with_fold: bool = False,
+    tokenizer: str | None = None,
+    text_length: int | None = None,
+    task: str | None = None,
+    il_tokens: bool = False,
+    order: Sequence[str] | None = None,
+    carried_lanes: int | None = None,
+) -> Loader:
     """Open shards joined with their IL table (or index) as buffers of `buffer_size` planned samples.
 
     `shards`: paths, URLs, brace ranges, folders. `passes=None` streams without end. Samples that the IL model was
@@ -75,8 +96,11 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
         urls = _ordered(urls, order, il_table.roots_today(url, il_table.open_info(url), roots))
     table = il_table.open_table(storage.text_of(il), urls, roots, allow_missing=not needs_il or missing_il != "error")
     if table.missing:
-        warnings.warn(f"{len(table.missing)} shards have no part in {storage.redact(table.url)} and are left out, "
-                      f"first {table.missing[0]}", stacklevel=2)
+        warnings.warn(
+            f"{len(table.missing)} shards have no part in {storage.redact(table.url)} and are left out, "
+            f"first {table.missing[0]}",
+            stacklevel=2,
+        )
     if needs_il and table.info.kind != "il":
         raise UsageError(f"{storage.redact(table.url)} is an index without il; this rule needs `rhostream compute-il`")
     preprocess = preprocess_of(table, image_size, channels, tokenizer=tokenizer, text_length=text_length, task=task)
@@ -88,15 +112,33 @@ def open_stream(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
         *([prefilter] if prefilter is not None else []),
     ]
     stream = CandidateStream(
-        table, preprocess, buffer_size=buffer_size, seed=seed, passes=passes, lanes=lanes, decoder_name=decoder,
-        prefilters=prefilters, view=None if view_size is None else _view(table, preprocess, view_size), rank=rank,
-        ranks=ranks, carried_lanes=carried_lanes,
-        join=JoinSettings(needs_il=needs_il, missing_il=missing_il, keep_holdout=keep_holdout,
-                          classes=classes or table.info.classes, with_fold=with_fold,
-                          tokens=_tokens_of(table, preprocess) if il_tokens else 0),
+        table,
+        preprocess,
+        buffer_size=buffer_size,
+        seed=seed,
+        passes=passes,
+        lanes=lanes,
+        decoder_name=decoder,
+        prefilters=prefilters,
+        view=None if view_size is None else _view(table, preprocess, view_size),
+        rank=rank,
+        ranks=ranks,
+        carried_lanes=carried_lanes,
+        join=JoinSettings(
+            needs_il=needs_il,
+            missing_il=missing_il,
+            keep_holdout=keep_holdout,
+            classes=classes or table.info.classes,
+            with_fold=with_fold,
+            tokens=_tokens_of(table, preprocess) if il_tokens else 0,
+        ),
     )
-    if lanes is None and carried_lanes is None and rank == 0 and (
-            says := few_lanes(buffer_size, stream.lanes, len(table.names))):
+    if (
+        lanes is None
+        and carried_lanes is None
+        and rank == 0
+        and (says := few_lanes(buffer_size, stream.lanes, len(table.names)))
+    ):
         LOG.warning("warning: %s", says)
     return stream.loader(workers, device=torch.device(device))
 
@@ -118,21 +160,27 @@ def _require_same_task(table: il_table.Table, preprocess: AnyPreprocess) -> None
     """Raise MismatchError for an il of labels where language is learned, or the other way round."""
     made = (table.info.preprocess or {}).get("task", preprocess.task)
     if made != preprocess.task:
-        raise MismatchError(f"the il in {storage.redact(table.url)} is of the task {made}, and this model learns "
-                            f"{preprocess.task}: losses that can't be compared; make a table for it, or take a rule "
-                            "that needs no il")
+        raise MismatchError(
+            f"the il in {storage.redact(table.url)} is of the task {made}, and this model learns "
+            f"{preprocess.task}: losses that can't be compared; make a table for it, or take a rule "
+            "that needs no il"
+        )
 
 
 def _tokens_of(table: il_table.Table, preprocess: AnyPreprocess) -> int:
     """T. Raises UsageError where the table has no il of tokens, MismatchError where they are of other tokens."""
     where, made = storage.redact(table.url), table.info.preprocess or {}
     if table.info.kind != "il" or made.get("task") != "language":
-        raise UsageError(f"{where} has no il of tokens (il_tokens): make it with a language model, `rhostream fit-il "
-                         "--model text-lm` and `rhostream compute-il`")
+        raise UsageError(
+            f"{where} has no il of tokens (il_tokens): make it with a language model, `rhostream fit-il "
+            "--model text-lm` and `rhostream compute-il`"
+        )
     for name, here in preprocess.to_json().items():
         if here != made.get(name) and name != "task":
-            raise MismatchError(f"the il of tokens in {where} is of {name} {made.get(name)!r}, this run has {here!r}: "
-                                "token by token they must be the same")
+            raise MismatchError(
+                f"the il of tokens in {where} is of {name} {made.get(name)!r}, this run has {here!r}: "
+                "token by token they must be the same"
+            )
     return int(made["length"])
 
 
@@ -182,12 +230,17 @@ def _images_of(table: il_table.Table, image_size: int | None, channels: int | No
     if table.info.preprocess is not None:
         known = Preprocess.from_json(table.info.preprocess)
         if image_size is None:
-            LOG.info("images: %d px, %s (as those of %s)", known.image_size,
-                     "RGB" if (channels or known.channels) == 3 else "grey", storage.redact(table.url))
+            LOG.info(
+                "images: %d px, %s (as those of %s)",
+                known.image_size,
+                "RGB" if (channels or known.channels) == 3 else "grey",
+                storage.redact(table.url),
+            )
     else:
         given = image_size is not None and channels is not None
-        side, planes = choose([] if given else _sizes(table), image_size, channels,
-                              of=f" of {storage.redact(table.url)}")
+        side, planes = choose(
+            [] if given else _sizes(table), image_size, channels, of=f" of {storage.redact(table.url)}"
+        )
         known = Preprocess(image_size=side, channels=planes, member=table.info.image_member)
     return known.resized(image_size, channels)
 
@@ -213,6 +266,8 @@ def _sizes(table: il_table.Table) -> list[tuple[int, int]]:
         if looked >= SHARDS and found:
             return found
     if not found:
-        raise BudgetError(f"{storage.redact(table.url)}: no sample can be used: no readable image in "
-                          f"{len(table.names)} shards; ask `rhostream sql` for its view quarantine")
+        raise BudgetError(
+            f"{storage.redact(table.url)}: no sample can be used: no readable image in "
+            f"{len(table.names)} shards; ask `rhostream sql` for its view quarantine"
+        )
     return found

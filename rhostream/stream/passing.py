@@ -40,8 +40,10 @@ def parse_stretch(text: str) -> tuple[int, int]:
     """
     match = _STRETCH.fullmatch(text)
     if match is None:
-        raise UsageError(f"--skip-buffers {text[:80]!r}: expected A:B, numbers of buffers counted from 0, A included "
-                         "and B not, such as 120:160")
+        raise UsageError(
+            f"--skip-buffers {text[:80]!r}: expected A:B, numbers of buffers counted from 0, A included "
+            "and B not, such as 120:160"
+        )
     first, end = int(match[1]), int(match[2])
     if first >= end:
         raise UsageError(f"--skip-buffers {text.strip()}: no buffer lies from {first:,} up to {end:,}; A:B needs A < B")

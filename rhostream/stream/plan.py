@@ -36,12 +36,15 @@ def choose_lanes(buffer_size: int, ranks: int = 1, lanes: int | None = None, *, 
         if carried < 1 or buffer_size % carried:
             raise UsageError(f"{carried} lanes don't divide a buffer of {buffer_size}")
         return carried
-    possible = [k for k in range(ranks, min(buffer_size, max(MAX_LANES, ranks)) + 1)
-                if buffer_size % k == 0 and k % ranks == 0]
+    possible = [
+        k for k in range(ranks, min(buffer_size, max(MAX_LANES, ranks)) + 1) if buffer_size % k == 0 and k % ranks == 0
+    ]
     if not possible:
         near = max(round(buffer_size / ranks), 1) * ranks
-        raise UsageError(f"--buffer-size {buffer_size} can't be split over {ranks} ranks, which read equal shares of "
-                         f"every buffer; nearest: {near}")
+        raise UsageError(
+            f"--buffer-size {buffer_size} can't be split over {ranks} ranks, which read equal shares of "
+            f"every buffer; nearest: {near}"
+        )
     if lanes is None:
         return possible[-1]
     if buffer_size % lanes or lanes % ranks or lanes < 1:
@@ -56,8 +59,10 @@ def few_lanes(buffer_size: int, lanes: int, shards: int) -> str:
         return ""
     below = max(buffer_size // 8, 1) * 8
     from_shards = "one or two shards" if lanes == 1 else f"about {lanes} shards"
-    return (f"{lanes} lane{'s'[: lanes != 1]}: buffers of {buffer_size:,} come from {from_shards} each, as few numbers "
-            f"divide it; nearest sizes with more: {below:,}, {below + 8:,}")
+    return (
+        f"{lanes} lane{'s'[: lanes != 1]}: buffers of {buffer_size:,} come from {from_shards} each, as few numbers "
+        f"divide it; nearest sizes with more: {below:,}, {below + 8:,}"
+    )
 
 
 def buffers_in(total: int, buffer_size: int, lanes: int) -> int:
@@ -111,8 +116,9 @@ class Plan:
         object.__setattr__(self, "total", int(self.counts.sum()))
         if self.ranks > self.lanes:
             possible = f"at most {self.lanes}" if self.lanes > 1 else "one"
-            raise UsageError(f"{self.ranks} ranks can't share {self.lanes} lanes, which ranks read whole: go on with "
-                             f"{possible}")
+            raise UsageError(
+                f"{self.ranks} ranks can't share {self.lanes} lanes, which ranks read whole: go on with {possible}"
+            )
         if self.total // self.lanes < self.buffer_size // self.lanes:
             raise UsageError(
                 f"a buffer of {self.buffer_size:,} can't be filled from {self.total:,} samples; lower --buffer-size"
@@ -124,8 +130,12 @@ class Plan:
         first = np.searchsorted(ends, starts, side="right")
         room = np.minimum(ends[np.minimum(first, len(ends) - 1)] - starts, max(self.lane_length, 1))
         phases = (generator(self.seed, "phases", self.pass_index).random(self.lanes) * room).astype(np.int64)
-        for name, value in (("_order", order.astype(np.int32)), ("_ends", ends), ("_starts", starts),
-                            ("_phases", phases)):
+        for name, value in (
+            ("_order", order.astype(np.int32)),
+            ("_ends", ends),
+            ("_starts", starts),
+            ("_phases", phases),
+        ):
             object.__setattr__(self, name, value)
 
     total: int = field(init=False)  # samples seen in all shards

@@ -52,8 +52,16 @@ class Progress:
         elif now - self._said >= EVERY_SECONDS:
             self._said = now
             left = (now - self._start) / self._done * (self._shards - self._done) if self._done else float("nan")
-            LOG.info("%s: %d of %d shards, %s samples (%s/s), %s bad, about %.0f s left", self._title, self._done,
-                     self._shards, f"{self._samples:,}", f"{rate:,.0f}", f"{self._bad:,}", left)
+            LOG.info(
+                "%s: %d of %d shards, %s samples (%s/s), %s bad, about %.0f s left",
+                self._title,
+                self._done,
+                self._shards,
+                f"{self._samples:,}",
+                f"{rate:,.0f}",
+                f"{self._bad:,}",
+                left,
+            )
 
 
 class StepProgress:

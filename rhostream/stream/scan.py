@@ -30,8 +30,9 @@ AHEAD = 2  # shards that a worker has fetched while it reads one
 __all__ = ["CHUNK", "Chunk", "End", "Mark", "ScanSettings", "scan"]
 
 
-def scan(shards: Sequence[tuple[str, str]], settings: ScanSettings, *, workers: int = 0,
-         context: str | None = None) -> Generator[Chunk | End]:
+def scan(
+    shards: Sequence[tuple[str, str]], settings: ScanSettings, *, workers: int = 0, context: str | None = None
+) -> Generator[Chunk | End]:
     """Read `shards` ((URL, name) pairs): the chunks of each, then its End. With workers, shards interleave.
 
     A shard that can't be read ends with an End that carries the error. What is odd about shards (`End.notes`) is warned
@@ -44,8 +45,15 @@ def scan(shards: Sequence[tuple[str, str]], settings: ScanSettings, *, workers: 
     if not workers:
         yield from _received(dataset, dataset)
         return
-    loader = DataLoader(dataset, batch_size=None, collate_fn=_as_is, num_workers=workers, prefetch_factor=PREFETCH,
-                        worker_init_fn=settle_worker, multiprocessing_context=context or "forkserver")
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        collate_fn=_as_is,
+        num_workers=workers,
+        prefetch_factor=PREFETCH,
+        worker_init_fn=settle_worker,
+        multiprocessing_context=context or "forkserver",
+    )
     with working(loader) as messages:
         yield from _received(dataset, messages)
 
@@ -81,8 +89,13 @@ class _Scan(IterableDataset[Chunk | End]):
         self._shards, self._settings, self._carried = list(shards), settings, storage.Carried()
         self.slots: Tensor | None = None
         if settings.preprocess is not None:
-            self.slots = slots(max(workers, 1) * (PREFETCH + 2), settings.chunk, settings.preprocess.shape,
-                               shared=workers > 0, dtype=settings.preprocess.dtype)
+            self.slots = slots(
+                max(workers, 1) * (PREFETCH + 2),
+                settings.chunk,
+                settings.preprocess.shape,
+                shared=workers > 0,
+                dtype=settings.preprocess.dtype,
+            )
 
     def url(self, shard: int) -> str:
         """Of the shard of this number."""

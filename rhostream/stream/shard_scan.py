@@ -46,8 +46,9 @@ class _Rows:
 class ShardScan:
     """One shard, from its first byte to its accounts."""
 
-    def __init__(self, number: int, url: str, name: str, settings: ScanSettings, columns: Columns,
-                 lowest: Lowest | None = None) -> None:
+    def __init__(
+        self, number: int, url: str, name: str, settings: ScanSettings, columns: Columns, lowest: Lowest | None = None
+    ) -> None:
         self._lowest, self._labels = lowest, Counter[int]()
         self._number, self._url, self._name, self._settings, self._columns = number, url, name, settings, columns
         self._decode: Decoder = _no_decode
@@ -86,7 +87,7 @@ class ShardScan:
                 yield self._examined(batch, np.arange(start, start + len(batch), dtype=np.int32))
                 start += len(batch)
         self._sha256 = inflated.sha256 if inflated else self._source.sha256()
-        if (not self._reader.unchanged() or size != self._identity.size or not (self._sha256 or ranged)):
+        if not self._reader.unchanged() or size != self._identity.size or not (self._sha256 or ranged):
             raise self._changed()
 
     def changed(self) -> ChangedError | None:
@@ -104,25 +105,43 @@ class ShardScan:
         seen, ignored, notes = self._walk.members_seen, self._walk.members_ignored, dict[str, str]()
         where = f"shard {storage.redact(self._name)}"
         if self._walk.pickles:
-            notes["pickles"] = (f"{where} has {self._walk.pickles:,} members that other readers unpickle (.pkl, .pth "
-                                "and their like): they are never opened here")
+            notes["pickles"] = (
+                f"{where} has {self._walk.pickles:,} members that other readers unpickle (.pkl, .pth "
+                "and their like): they are never opened here"
+            )
         if self._walk.missing_eof:
-            notes["missing_eof"] = (f"{where} has no end marker and was accepted as whole (--accept-missing-eof): a "
-                                    "tar cut between two members looks the same")
+            notes["missing_eof"] = (
+                f"{where} has no end marker and was accepted as whole (--accept-missing-eof): a "
+                "tar cut between two members looks the same"
+            )
         if self._walk.links:
-            notes["links"] = (f"{where}: {self._walk.links:,} of its {seen:,} members are links, which are never "
-                              "followed: write it with `tar --dereference --hard-dereference`")
+            notes["links"] = (
+                f"{where}: {self._walk.links:,} of its {seen:,} members are links, which are never "
+                "followed: write it with `tar --dereference --hard-dereference`"
+            )
         several = self._walk.several if self._content.name == "image" else 0
         if several:
-            taken = f"the first of {', '.join(self._member)} that is there" if self._member else (
-                "the one that lies first in the tar: say which is meant with --image-member")
+            taken = (
+                f"the first of {', '.join(self._member)} that is there"
+                if self._member
+                else ("the one that lies first in the tar: say which is meant with --image-member")
+            )
             notes["several"] = f"{where}: {several:,} of its samples have several images; taken is {taken}"
-        return End(shard=self._number, several_images=several, identity=self._identity, sha256=self._sha256,
-                   samples_seen=self._walk.samples_seen,
-                   members_seen=seen, members_used=seen - ignored, members_ignored=ignored,
-                   bad_fields={k: v for k, v in self._bad_fields.items() if v}, watched=self._watched,
-                   labels=dict(self._labels),
-                   compression=self._compression, notes=notes)
+        return End(
+            shard=self._number,
+            several_images=several,
+            identity=self._identity,
+            sha256=self._sha256,
+            samples_seen=self._walk.samples_seen,
+            members_seen=seen,
+            members_used=seen - ignored,
+            members_ignored=ignored,
+            bad_fields={k: v for k, v in self._bad_fields.items() if v},
+            watched=self._watched,
+            labels=dict(self._labels),
+            compression=self._compression,
+            notes=notes,
+        )
 
     def close(self) -> None:
         if self._reader is not None:
@@ -155,8 +174,11 @@ class ShardScan:
             if label is None:
                 try:
                     text = batch.cls[row]
-                    known = examine.parse_cls(text) if text is not None else examine.label_of_json(
-                        examine.parse_json(self._read_json(batch, row)))
+                    known = (
+                        examine.parse_cls(text)
+                        if text is not None
+                        else examine.label_of_json(examine.parse_json(self._read_json(batch, row)))
+                    )
                     labels[row] = examine.check_range(known, self._settings.classes)
                     if text is not None:
                         self._columns.remember(text, known)
@@ -231,8 +253,10 @@ class ShardScan:
                     self._columns.remember(text, label)
         except BadSample as bad:
             rows.label[row] = -1
-            rows.bad[row] = bad.status, (f"{bad.why}; {batch.members_say(row)}" if bad.status == "label:missing"
-                                         else bad.why)
+            rows.bad[row] = (
+                bad.status,
+                (f"{bad.why}; {batch.members_say(row)}" if bad.status == "label:missing" else bad.why),
+            )
         return fields
 
     def _fields(self, batch: Batch, row: int, label_wanted: bool) -> dict[str, Any]:
@@ -283,18 +307,28 @@ class ShardScan:
         ok = np.ones(n, bool)
         ok[list(bad)] = False
         label = np.array(rows.label, np.int64)
-        columns = {
-            "key": self._columns.keys(batch.key),
-            "members": self._columns.members(batch),
-            "label": pa.array(label.astype(np.int32), mask=label < 0),
-        } | self._columns.verdicts(n, bad) | {
-            name: pa.array(column, KEEP_TYPES[self._settings.keep[name]]) for name, column in rows.kept.items()
-        }
+        columns = (
+            {
+                "key": self._columns.keys(batch.key),
+                "members": self._columns.members(batch),
+                "label": pa.array(label.astype(np.int32), mask=label < 0),
+            }
+            | self._columns.verdicts(n, bad)
+            | {name: pa.array(column, KEEP_TYPES[self._settings.keep[name]]) for name, column in rows.kept.items()}
+        )
         mark = np.zeros(n, np.int64) if rows.mark is None else np.array(rows.mark, np.int64)
         if self._lowest is not None and rows.number is not None:
             self._lowest.add(rows.number[ok])
-        return Chunk(shard=self._number, ordinal=rows.ordinal, label=label, ok=ok, mark=mark,
-                     rows=pa.RecordBatch.from_pydict(columns), number=rows.number, slot=slot)
+        return Chunk(
+            shard=self._number,
+            ordinal=rows.ordinal,
+            label=label,
+            ok=ok,
+            mark=mark,
+            rows=pa.RecordBatch.from_pydict(columns),
+            number=rows.number,
+            slot=slot,
+        )
 
 
 def _no_decode(data: bytes, out: npt.NDArray[Any]) -> str:

@@ -119,8 +119,12 @@ class TarWalk:
                 if kind in b"xgL":
                     body = window[at + BLOCK : at + BLOCK + size] if data + size <= end else self._extended(data, size)
                     # `NN mtime=...` and nothing else, whole: what webdataset's writer puts before every member.
-                    if (kind == 120 and body[2:9] == b" mtime=" and body[:2] == b"%d" % size
-                            and body.find(10) == size - 1):
+                    if (
+                        kind == 120
+                        and body[2:9] == b" mtime="
+                        and body[:2] == b"%d" % size
+                        and body.find(10) == size - 1
+                    ):
                         continue
                     if size > MAX_EXTENDED:
                         raise too_long(self._shard, data, size)
@@ -143,9 +147,11 @@ class TarWalk:
                     self.members_seen += 1
                     self.members_ignored += 1
                 elif kind != ord("K"):
-                    raise ShardError(f"shard {redact(self._shard)}: member type {chr(kind)!r} at offset "
-                                     f"{data - BLOCK:,} is not supported (sparse or vendor extension); write it again "
-                                     "as a plain tar")
+                    raise ShardError(
+                        f"shard {redact(self._shard)}: member type {chr(kind)!r} at offset "
+                        f"{data - BLOCK:,} is not supported (sparse or vendor extension); write it again "
+                        "as a plain tar"
+                    )
                 continue
             name = long_name
             if not name:
@@ -211,8 +217,11 @@ class TarWalk:
                     self.several += 1
             elif role == 2:
                 if size <= MAX_CLS:
-                    batch.cls[-1] = (window[data - start : data - start + size] if data + size <= end
-                                     else self._source.pread(size, data))
+                    batch.cls[-1] = (
+                        window[data - start : data - start + size]
+                        if data + size <= end
+                        else self._source.pread(size, data)
+                    )
             elif role == 3:
                 batch.json[-1] = len(batch.size)
             add_extension(extension)
@@ -257,9 +266,11 @@ class TarWalk:
             if not rest:
                 raise ShardError(f"shard {redact(self._shard)} shrank while it was read")
             if rest.count(0) != len(rest):
-                raise ShardError(f"shard {redact(self._shard)}: {self.members_seen} members, then zeros at offset "
-                                 f"{position:,} and more data behind them: a hole, or tars joined end to end; write "
-                                 "it again")
+                raise ShardError(
+                    f"shard {redact(self._shard)}: {self.members_seen} members, then zeros at offset "
+                    f"{position:,} and more data behind them: a hole, or tars joined end to end; write "
+                    "it again"
+                )
             position += len(rest)
 
     def _incomplete(self, wanted: int, size: int, first: bytes = b"") -> ShardError:
@@ -269,8 +280,10 @@ class TarWalk:
         if (compressed := compressed_error(self._shard, first)) is not None:
             return compressed
         samples = self.samples_seen + (1 if self.members_seen > self.members_ignored else 0)
-        return ShardError(f"shard {redact(self._shard)} incomplete: {samples} samples, end marker missing "
-                          f"({size:,} of at least {wanted:,} bytes); copy it again")
+        return ShardError(
+            f"shard {redact(self._shard)} incomplete: {samples} samples, end marker missing "
+            f"({size:,} of at least {wanted:,} bytes); copy it again"
+        )
 
 
 def walk(reader: Reader, shard: str, *, accept_missing_eof: bool = False) -> TarWalk:

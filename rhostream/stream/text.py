@@ -83,9 +83,14 @@ class TextPreprocess:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> TextPreprocess:
         """The inverse of `to_json`."""
-        return cls(tokenizer=str(record["tokenizer"]), length=int(record["length"]),
-                   vocabulary=int(record["vocabulary"]), padding=int(record["padding"]),
-                   digest=str(record["digest"]), task=str(record["task"]))
+        return cls(
+            tokenizer=str(record["tokenizer"]),
+            length=int(record["length"]),
+            vocabulary=int(record["vocabulary"]),
+            padding=int(record["padding"]),
+            digest=str(record["digest"]),
+            task=str(record["task"]),
+        )
 
 
 def text_preprocess(tokenizer: str | None = None, length: int | None = None, task: str = "label") -> TextPreprocess:
@@ -98,8 +103,14 @@ def text_preprocess(tokenizer: str | None = None, length: int | None = None, tas
     if task not in TASKS:
         raise UnknownNameError.of("task", task, TASKS)
     found = find_tokenizer(name, fetch=True)
-    return TextPreprocess(tokenizer=name, length=length, vocabulary=found.vocabulary, padding=found.padding,
-                          digest=found.digest, task=task)
+    return TextPreprocess(
+        tokenizer=name,
+        length=length,
+        vocabulary=found.vocabulary,
+        padding=found.padding,
+        digest=found.digest,
+        task=task,
+    )
 
 
 def require_length(length: int | None) -> None:
@@ -116,11 +127,16 @@ class TextDecoder:
 
     def __init__(self, preprocess: TextPreprocess) -> None:
         found = find_tokenizer(preprocess.tokenizer)
-        if (found.digest, found.vocabulary, found.padding) != (preprocess.digest, preprocess.vocabulary,
-                                                               preprocess.padding):
-            raise MismatchError(f"tokenizer {preprocess.tokenizer!r} is not the one of the table or model: digest "
-                                f"{found.digest} of {found.vocabulary:,} ids, it was {preprocess.digest} of "
-                                f"{preprocess.vocabulary:,}; use the same files")
+        if (found.digest, found.vocabulary, found.padding) != (
+            preprocess.digest,
+            preprocess.vocabulary,
+            preprocess.padding,
+        ):
+            raise MismatchError(
+                f"tokenizer {preprocess.tokenizer!r} is not the one of the table or model: digest "
+                f"{found.digest} of {found.vocabulary:,} ids, it was {preprocess.digest} of "
+                f"{preprocess.vocabulary:,}; use the same files"
+            )
         self._encode, self._padding = found.encode, found.padding
 
     def __call__(self, data: bytes, out: Row) -> str:

@@ -103,12 +103,14 @@ def _hugging_face(name: str, fetch: bool) -> Tokenizer:
         raise MissingExtraError.of("transformers", "hf") from exc
     try:
         # trust_remote_code=False: a folder's own Python is never run, whatever its files ask for.
-        made: Any = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False,
-                                                  local_files_only=not fetch)
+        made: Any = AutoTokenizer.from_pretrained(
+            name, use_fast=True, trust_remote_code=False, local_files_only=not fetch
+        )
     except Exception as exc:  # a dozen kinds, of the hub's client too
         why = " ".join(str(exc).split())[:300]
-        raise UsageError(f"tokenizer 'hf:{name}' can't be loaded: {why}; expected a folder with its files, or a name "
-                         "of the hub's") from exc
+        raise UsageError(
+            f"tokenizer 'hf:{name}' can't be loaded: {why}; expected a folder with its files, or a name of the hub's"
+        ) from exc
     backend = getattr(made, "backend_tokenizer", None)
     if backend is None:
         raise UsageError(f"tokenizer 'hf:{name}' has no tokenizer.json (no fast form): make one with transformers")

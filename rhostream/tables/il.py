@@ -166,8 +166,9 @@ def parse_keep(text: str | None) -> dict[str, str]:
 
 def _keep_entry(name: str, kind: object, entry: str) -> tuple[str, str]:
     if kind and name and kind not in KEEP_TYPES and (near := get_close_matches(str(kind), KEEP_TYPES, n=1)):
-        raise UnknownNameError(f"--keep {entry!r}: unknown type {kind!r}; did you mean {near[0]!r}? (known: "
-                               f"{', '.join(KEEP_TYPES)})")
+        raise UnknownNameError(
+            f"--keep {entry!r}: unknown type {kind!r}; did you mean {near[0]!r}? (known: {', '.join(KEEP_TYPES)})"
+        )
     if not isinstance(kind, str) or kind not in KEEP_TYPES or not name:
         raise UsageError(f"--keep {entry!r}: expected FIELD:TYPE with a type of {', '.join(KEEP_TYPES)}")
     if name in SCHEMA.names or name == "shard":
@@ -180,8 +181,9 @@ def checked_keep(keep: object) -> dict[str, str]:
     if keep is None or isinstance(keep, str):
         return parse_keep(keep)
     if not isinstance(keep, Mapping) or not all(isinstance(name, str) for name in keep):
-        raise UsageError(f"keep: expected a dict of fields and types ({', '.join(KEEP_TYPES)}), got "
-                         f"{type(keep).__name__}")
+        raise UsageError(
+            f"keep: expected a dict of fields and types ({', '.join(KEEP_TYPES)}), got {type(keep).__name__}"
+        )
     return {field: kind for name, kind in keep.items() for field, kind in [_keep_entry(name, kind, f"{name}:{kind}")]}
 
 
@@ -189,13 +191,17 @@ def open_info(table: str) -> TableInfo:
     """Read `_table.json`. Raises UsageError when there is no table, TableError when it can't be understood."""
     url = storage.join(table, "_table.json")
     if not storage.exists(url):
-        raise UsageError(f"{storage.redact(table)} is no IL table (no _table.json); make one with `rhostream "
-                         "compute-il` or, for rules that need no il, `rhostream index`")
+        raise UsageError(
+            f"{storage.redact(table)} is no IL table (no _table.json); make one with `rhostream "
+            "compute-il` or, for rules that need no il, `rhostream index`"
+        )
     try:
         record = json.loads(storage.read_bytes(url))
         if int(record["version"]) > VERSION:
-            raise TableError(f"{storage.redact(url)} was written by a newer rhostream (table version "
-                             f"{record['version']}, this one reads up to {VERSION}); upgrade rhostream")
+            raise TableError(
+                f"{storage.redact(url)} was written by a newer rhostream (table version "
+                f"{record['version']}, this one reads up to {VERSION}); upgrade rhostream"
+            )
         return foreign.checked_table(TableInfo(**record), KEEP_TYPES)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
@@ -220,8 +226,10 @@ def make_or_match(table: str, info: TableInfo) -> TableInfo:
     for name in ("kind", "content", "classes", "keep", "roots"):
         old, new = getattr(there, name), getattr(info, name)
         if old != new and not (name == "roots" and not new):
-            raise MismatchError(f"{storage.redact(table)} has {name} {old!r}, this job has {new!r}; "
-                                "use the same settings or another --out" + (_MORE_FIELDS if name == "keep" else ""))
+            raise MismatchError(
+                f"{storage.redact(table)} has {name} {old!r}, this job has {new!r}; "
+                "use the same settings or another --out" + (_MORE_FIELDS if name == "keep" else "")
+            )
     require_same_making(there, info.ingredients, storage.redact(table))
     return there
 
@@ -233,8 +241,10 @@ def require_same_making(there: TableInfo, ingredients: Mapping[str, Any], name: 
         return
     fields = [k for k in sorted({*there.ingredients, *ingredients}) if there.ingredients.get(k) != ingredients.get(k)]
     detail = "; ".join(f"{k}: {there.ingredients.get(k)!r} != {ingredients.get(k)!r}" for k in fields)
-    raise MismatchError(f"{name}: fingerprint {there.fingerprint} != {new}: {', '.join(fields)} differ ({detail}); "
-                        "two irreducible losses never mix: use another --out")
+    raise MismatchError(
+        f"{name}: fingerprint {there.fingerprint} != {new}: {', '.join(fields)} differ ({detail}); "
+        "two irreducible losses never mix: use another --out"
+    )
 
 
 # -- names -----------------------------------------------------------------------------------------------------------
@@ -415,8 +425,10 @@ def read_part_footer(url: str, beginning: bytes = b"") -> tuple[PartFacts, list[
 def _part_facts(record: dict[str, Any], url: str) -> PartFacts:
     try:
         if int(record.get("version", 0)) > VERSION:
-            raise TableError(f"{storage.redact(url)} was written by a newer rhostream (part version "
-                             f"{record['version']}, this one reads up to {VERSION}); upgrade rhostream")
+            raise TableError(
+                f"{storage.redact(url)} was written by a newer rhostream (part version "
+                f"{record['version']}, this one reads up to {VERSION}); upgrade rhostream"
+            )
         return foreign.checked_facts(PartFacts(**record))
     except (TypeError, ValueError, AttributeError) as exc:
         raise TableError(f"{storage.redact(url)}: the footer can't be understood: {exc}") from exc
@@ -459,8 +471,8 @@ def read_part(url: str, *, with_fold: bool = False, tokens: bool = False) -> Par
     table = table.combine_chunks()
     ordinal = table["ordinal"].to_numpy()
     if table.schema.names != columns or not all(
-            f.type == SCHEMA.field(f.name).type or (f.name == "il" and f.type in IL_TYPES.values())
-            for f in table.schema):
+        f.type == SCHEMA.field(f.name).type or (f.name == "il" and f.type in IL_TYPES.values()) for f in table.schema
+    ):
         raise TableError(f"{storage.redact(url)} has other columns than a part has: it is damaged or forged")
     if table.num_rows != facts.samples:
         raise TableError(f"{storage.redact(url)} has {table.num_rows} rows, its footer says {facts.samples}")
@@ -471,8 +483,10 @@ def read_part(url: str, *, with_fold: bool = False, tokens: bool = False) -> Par
     offset, size = _content_members(_flat(table["members"]), CONTENTS[facts.content])
     outside = (offset < 0) | (size < 0) | (size > facts.shard_size - offset)
     if outside.any() and not facts.compression:
-        raise TableError(f"{storage.redact(url)} names bytes outside its shard of {facts.shard_size:,} bytes: it is "
-                         "damaged or forged")
+        raise TableError(
+            f"{storage.redact(url)} names bytes outside its shard of {facts.shard_size:,} bytes: it is "
+            "damaged or forged"
+        )
     ok = pc.equal(_flat(table["status"]), OK).to_numpy(zero_copy_only=False)
     return Part(
         facts=facts,
@@ -556,8 +570,9 @@ class Table:
         return (read_part_facts(part_url(self.url, name)) for name in self.names)
 
 
-def open_table(url: str, shards: Iterable[str], roots: Mapping[str, str] | None = None, *,
-               allow_missing: bool = False) -> Table:
+def open_table(
+    url: str, shards: Iterable[str], roots: Mapping[str, str] | None = None, *, allow_missing: bool = False
+) -> Table:
     """Open the table for these shards (resolved URLs), reading every part's footer.
 
     Raises MissingPartError listing the first five shards without a part (unless `allow_missing`), MismatchError for a
@@ -608,23 +623,28 @@ class _Opened:
         missing, counts = self._missing.build(), np.array(self._counts, np.int64)
         if missing and not allow_missing:
             listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-            raise MissingPartError(f"{storage.redact(self._url)} has no part for {len(missing)} of "
-                                   f"{len(counts) + len(missing)} shards: {listed}; "
-                                   f"{moved_hint([self._lost], _names_in(self._url))}run `rhostream compute-il` (or "
-                                   "`index`) on them, or pass --missing-il skip")
+            raise MissingPartError(
+                f"{storage.redact(self._url)} has no part for {len(missing)} of "
+                f"{len(counts) + len(missing)} shards: {listed}; "
+                f"{moved_hint([self._lost], _names_in(self._url))}run `rhostream compute-il` (or "
+                "`index`) on them, or pass --missing-il skip"
+            )
         if self._stranger is not None:
-            raise MismatchError(f"the part of {self._stranger[0]} has fingerprint {self._stranger[1]}, its table has "
-                                f"{self._info.fingerprint}: `rhostream verify --repair` makes it again")
+            raise MismatchError(
+                f"the part of {self._stranger[0]} has fingerprint {self._stranger[1]}, its table has "
+                f"{self._info.fingerprint}: `rhostream verify --repair` makes it again"
+            )
         if self._compressed is not None:
-            raise MismatchError(f"shard {self._compressed} is gzip-compressed: its table can be asked, but a stream "
-                                "reads by offset and needs plain tars: decompress the shards (gunzip) and make a "
-                                "table of those")
+            raise MismatchError(
+                f"shard {self._compressed} is gzip-compressed: its table can be asked, but a stream "
+                "reads by offset and needs plain tars: decompress the shards (gunzip) and make a "
+                "table of those"
+            )
         shards, names = self._shards.build(), self._names.build()
         if int(pc.count_distinct(pa.array(names)).as_py()) < len(names):
             by_name(shards, names)  # which says so
         # Without roots a local shard's name is its path: kept once.
-        return Table(self._url, self._info, names if shards == names else shards, names, counts,
-                     missing, self._il_rows)
+        return Table(self._url, self._info, names if shards == names else shards, names, counts, missing, self._il_rows)
 
 
 def _facts_or_none(url: str) -> PartFacts | None:
@@ -637,9 +657,11 @@ def _facts_or_none(url: str) -> PartFacts | None:
 def require_part_of(name: str, facts: PartFacts) -> None:
     """Raise MismatchError when a part is that of another shard, whose name its file system takes for the same."""
     if facts.shard != name:
-        raise MismatchError(f"the part of shard {name} is that of {facts.shard}: a file system that doesn't tell case "
-                            "apart takes the two for one; name their folders with --root NAME=URL, or keep the table "
-                            "elsewhere")
+        raise MismatchError(
+            f"the part of shard {name} is that of {facts.shard}: a file system that doesn't tell case "
+            "apart takes the two for one; name their folders with --root NAME=URL, or keep the table "
+            "elsewhere"
+        )
 
 
 def require_unchanged(shard: str, name: str, facts: PartFacts) -> None:
@@ -667,12 +689,15 @@ def same_bytes(reader: storage.Reader, name: str, facts: PartFacts) -> bool | No
     if not digest:
         return None
     if digest != facts.shard_sha256:
-        raise StaleShardError(f"shard {name} changed after it was indexed (sha256 {facts.shard_sha256[:12]} != "
-                              f"{digest[:12]}): {RESCORE}")
+        raise StaleShardError(
+            f"shard {name} changed after it was indexed (sha256 {facts.shard_sha256[:12]} != {digest[:12]}): {RESCORE}"
+        )
     return True
 
 
 def _require_size(today: Identity, name: str, facts: PartFacts) -> None:
     if today.size != facts.shard_size:
-        raise StaleShardError(f"shard {name} has {today.size:,} bytes, it had {facts.shard_size:,} when it was "
-                              f"indexed; its offsets are worthless: {RESCORE}")
+        raise StaleShardError(
+            f"shard {name} has {today.size:,} bytes, it had {facts.shard_size:,} when it was "
+            f"indexed; its offsets are worthless: {RESCORE}"
+        )

@@ -32,8 +32,11 @@ def encode_together(kind: str, tables: Sequence[pa.Table], facts: Mapping[str, A
         if pa.types.is_dictionary(column.type):  # of the values that are there, in their order
             plain = table.column(at).cast(column.type.value_type).combine_chunks().dictionary_encode()
             table = table.set_column(at, column, plain.cast(column.type))
-    known = shadow.encodings_of(table.schema) if kind == "shadow" else (
-        selections.ENCODINGS if kind == "log" else steps.ENCODINGS)
+    known = (
+        shadow.encodings_of(table.schema)
+        if kind == "shadow"
+        else (selections.ENCODINGS if kind == "log" else steps.ENCODINGS)
+    )
     there = {name: encoding for name, encoding in known.items() if name in table.schema.names}
     dictionary = [name for name in _DICTIONARY[kind] if name in table.schema.names]
     return parquet.encode(table.combine_chunks(), facts, there, dictionary)
@@ -51,6 +54,8 @@ def same_rows(whole: str, parts: Sequence[str]) -> bool:
 
 def _plain(table: pa.Table) -> pa.Table:
     """Without dictionaries, which the same rows may have in another order."""
-    fields = [field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
-              for field in table.schema]
+    fields = [
+        field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
+        for field in table.schema
+    ]
     return table.replace_schema_metadata(None).cast(pa.schema(fields)).combine_chunks()

@@ -79,8 +79,9 @@ def checked_roots(roots: object) -> dict[str, str]:
         place = resolve(text_of(url, f"a path or URL as root {name!r}"))
         for other, there in resolved.items():
             if there == place:
-                raise UsageError(f"--root {name} and --root {other} are the same place {redact(place)}: a shard has "
-                                 "one name")
+                raise UsageError(
+                    f"--root {name} and --root {other} are the same place {redact(place)}: a shard has one name"
+                )
         resolved[name] = place
     return resolved
 
@@ -103,7 +104,9 @@ def by_name(urls: Iterable[str], names: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for url, name in zip(urls, names, strict=True):
         if name in found:
-            raise UsageError(f"shards {redact(found[name])} and {redact(url)} have the same name {name}; "
-                             "name their folders with --root NAME=URL")
+            raise UsageError(
+                f"shards {redact(found[name])} and {redact(url)} have the same name {name}; "
+                "name their folders with --root NAME=URL"
+            )
         found[name] = url
     return found

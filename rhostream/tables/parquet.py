@@ -205,4 +205,3 @@ def _facts(metadata: Mapping[bytes, bytes] | None, url: str, sealed: bool) -> di
 def _broken(url: str, exc: BaseException) -> TableError:
     text = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
     return TableError(f"{storage.redact(url)} is damaged ({text}); {_ADVICE}")
-

@@ -25,8 +25,9 @@ def url_below(name: str, roots: Mapping[str, str], *, folders: bool = False) -> 
     return None
 
 
-def todays_roots(known: Mapping[str, str], given: Mapping[str, str],
-                 names: Callable[[], Iterable[str]]) -> dict[str, str]:
+def todays_roots(
+    known: Mapping[str, str], given: Mapping[str, str], names: Callable[[], Iterable[str]]
+) -> dict[str, str]:
     """The roots by which shards get the names that they have in a table (or a model) with the roots `known`.
 
     A given root that nobody knows stands for the folder of that name in the names that there are, if it is in any.
@@ -65,6 +66,8 @@ def moved_hint(urls: Iterable[str], names: Iterable[str]) -> str:
         while same < min(len(old), len(new)) - 1 and old[-same - 1] == new[-same - 1]:
             same += 1
         if folder := old[-same - 1] if same < len(old) else "":
-            return (f"if they are the same data in another place (they were named like {was}), say where they lie now: "
-                    f"--root {folder}={'/'.join(new[:-same]) or '/'}; else ")
+            return (
+                f"if they are the same data in another place (they were named like {was}), say where they lie now: "
+                f"--root {folder}={'/'.join(new[:-same]) or '/'}; else "
+            )
     return ""

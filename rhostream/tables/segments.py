@@ -47,8 +47,15 @@ class SegmentQueue:
     nothing may be committed. The thread ends when nothing waits, and dies with the process.
     """
 
-    def __init__(self, run: str, *, spill_bytes: int = SPILL_BYTES, spill_rows: int = SPILL_ROWS,
-                 patience: float = PATIENCE_SECONDS, commit: Commit = storage.create) -> None:
+    def __init__(
+        self,
+        run: str,
+        *,
+        spill_bytes: int = SPILL_BYTES,
+        spill_rows: int = SPILL_ROWS,
+        patience: float = PATIENCE_SECONDS,
+        commit: Commit = storage.create,
+    ) -> None:
         self._run, self._commit = run, commit
         self._spill_bytes, self._spill_rows, self._patience = spill_bytes, spill_rows, patience
         self._waiting: deque[Segment] = deque()  # its first one is being written
@@ -146,8 +153,14 @@ class RowsWriter(Generic[T]):
     flushed dies with the process. Every method raises the error of a disk or store that failed meanwhile.
     """
 
-    def __init__(self, folder: str, encode: Callable[[Sequence[T]], bytes], size_of: Callable[[T], int],
-                 queue: SegmentQueue, max_rows: int) -> None:
+    def __init__(
+        self,
+        folder: str,
+        encode: Callable[[Sequence[T]], bytes],
+        size_of: Callable[[T], int],
+        queue: SegmentQueue,
+        max_rows: int,
+    ) -> None:
         self._folder, self._encode, self._size_of = folder, encode, size_of
         self._queue, self._max_rows = queue, max_rows
         self._items: list[T] = []

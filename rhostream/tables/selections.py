@@ -137,10 +137,12 @@ class LogWriter:
     them all. Every method raises the error of a disk or store that failed meanwhile.
     """
 
-    def __init__(self, run: str, attempt: int, rank: int = 0, *, max_rows: int = MAX_ROWS,
-                 queue: SegmentQueue | None = None) -> None:
+    def __init__(
+        self, run: str, attempt: int, rank: int = 0, *, max_rows: int = MAX_ROWS, queue: SegmentQueue | None = None
+    ) -> None:
         self._writer: RowsWriter[_Step | pa.RecordBatch] = RowsWriter(
-            f"log/attempt={attempt}/rank={rank}", _encoded, _bytes_of, queue or SegmentQueue(run), max_rows)
+            f"log/attempt={attempt}/rank={rank}", _encoded, _bytes_of, queue or SegmentQueue(run), max_rows
+        )
 
     def take(self, candidates: Candidates, step: int | None, columns: Mapping[str, Array], at_step: int) -> None:
         """Add one buffer's rows, `columns` as in `rows_of`; `step` is None for a tail, `at_step` names the file.
@@ -201,14 +203,17 @@ def _damage(run: str, segment: Mapping[str, Any]) -> RhostreamError | None:
     try:
         size, digest = storage.digest_of(url)
     except NotFoundError:
-        return TableError(f"{storage.redact(url)} is listed by the checkpoint but is gone; of a run that is being "
-                          "written, ask again")
+        return TableError(
+            f"{storage.redact(url)} is listed by the checkpoint but is gone; of a run that is being written, ask again"
+        )
     except RhostreamError as exc:
         return exc
     if (size, digest) == (segment["bytes"], segment["sha256"]):
         return None
-    return TableError(f"{storage.redact(url)} isn't the file that the checkpoint lists ({size:,} bytes, expected "
-                      f"{segment['bytes']:,}, sha256 differs): it was damaged or replaced")
+    return TableError(
+        f"{storage.redact(url)} isn't the file that the checkpoint lists ({size:,} bytes, expected "
+        f"{segment['bytes']:,}, sha256 differs): it was damaged or replaced"
+    )
 
 
 def read(run: str, segments: Sequence[Mapping[str, Any]]) -> pa.Table:

@@ -35,8 +35,15 @@ def schema_of(rules: int) -> pa.Schema:
     """The columns for so many shadow rules."""
     pairs = [pair for number in range(rules) for pair in ((f"score_{number}", pa.float32()),
                                                           (f"kept_{number}", pa.bool_()))]  # fmt: skip
-    return pa.schema([("pass", pa.int32()), ("step", pa.int64()), ("shard", pa.dictionary(pa.int32(), pa.string())),
-                      ("ordinal", pa.int32()), *pairs])
+    return pa.schema(
+        [
+            ("pass", pa.int32()),
+            ("step", pa.int64()),
+            ("shard", pa.dictionary(pa.int32(), pa.string())),
+            ("ordinal", pa.int32()),
+            *pairs,
+        ]
+    )
 
 
 def encodings_of(schema: pa.Schema) -> dict[str, str]:
@@ -61,11 +68,20 @@ class ShadowWriter:
     """Collects the shadow rows of an attempt; like `LogWriter`."""
 
     def __init__(self, run: str, attempt: int, rank: int = 0, *, max_rows: int = MAX_ROWS) -> None:
-        self._writer: RowsWriter[_Rows] = RowsWriter(f"shadow/attempt={attempt}/rank={rank}", _encoded, _bytes_of,
-                                                     SegmentQueue(run), max_rows)
+        self._writer: RowsWriter[_Rows] = RowsWriter(
+            f"shadow/attempt={attempt}/rank={rank}", _encoded, _bytes_of, SegmentQueue(run), max_rows
+        )
 
-    def take(self, pass_index: int, step: int, shard: npt.NDArray[np.int32], shard_names: pa.StringArray,
-             ordinal: npt.NDArray[np.int32], score: npt.NDArray[np.float32], kept: npt.NDArray[np.bool_]) -> None:
+    def take(
+        self,
+        pass_index: int,
+        step: int,
+        shard: npt.NDArray[np.int32],
+        shard_names: pa.StringArray,
+        ordinal: npt.NDArray[np.int32],
+        score: npt.NDArray[np.float32],
+        kept: npt.NDArray[np.bool_],
+    ) -> None:
         """Add one step: shard and ordinal (m,), score and kept (rules, m)."""
         self._writer.add(_Rows(pass_index, step, shard, shard_names, ordinal, score, kept), len(ordinal), step)
 
@@ -84,14 +100,19 @@ def _encoded(items: Sequence[_Rows]) -> bytes:
     score, kept = (np.concatenate([getattr(item, name) for item in items], 1) for name in ("score", "kept"))
     schema = schema_of(len(score))
     used = pa.array(np.concatenate([item.shard for item in items]), pa.int32()).dictionary_encode()
-    pairs = [column for number in range(len(score))
-             for column in (pa.array(score[number], pa.float32(), from_pandas=True), pa.array(kept[number]))]
+    pairs = [
+        column
+        for number in range(len(score))
+        for column in (pa.array(score[number], pa.float32(), from_pandas=True), pa.array(kept[number]))
+    ]
     columns = [
         pa.array(np.repeat(np.array([item.pass_index for item in items], np.int32), rows)),
         pa.array(np.repeat(np.array([item.step for item in items], np.int64), rows)),
         pa.DictionaryArray.from_arrays(used.indices, items[0].shard_names.take(used.dictionary)),
-        pa.array(np.concatenate([item.ordinal for item in items]), pa.int32()), *pairs,
+        pa.array(np.concatenate([item.ordinal for item in items]), pa.int32()),
+        *pairs,
     ]
     encodings = encodings_of(schema)
-    return parquet.encode(pa.Table.from_arrays(columns, schema=schema), {"version": VERSION, "artifact": "shadow"},
-                          encodings, DICTIONARY)
+    return parquet.encode(
+        pa.Table.from_arrays(columns, schema=schema), {"version": VERSION, "artifact": "shadow"}, encodings, DICTIONARY
+    )

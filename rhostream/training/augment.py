@@ -12,8 +12,9 @@ from rhostream.errors import UnknownNameError
 KINDS = ("none", "flip", "shift", "flip-shift")
 
 
-def augment(x: Tensor, kind: str, seed: int, pixels: int = 2, *, rows: Tensor | None = None,
-            planned: int | None = None) -> Tensor:
+def augment(
+    x: Tensor, kind: str, seed: int, pixels: int = 2, *, rows: Tensor | None = None, planned: int | None = None
+) -> Tensor:
     """Random horizontal flips and shifts of each image, a function of `seed`: (B, C, H, W) -> same shape.
 
     Shifts are up to `pixels` in each direction; what comes in at the border repeats the edge. With `rows`, the images'

@@ -1,6 +1,6 @@
 """The cascade in front of the target's scores: what a setting such as `proxy:4` means, and what its stages cost.
 
-    band, keep-list (before a byte is read) > proxy or cheap view (a shortlist of R x n_b) > the target's fresh scores
+band, keep-list (before a byte is read) > proxy or cheap view (a shortlist of R x n_b) > the target's fresh scores
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ class Shortlist:
     factor: float
 
 
-def parse_shortlist(text: str | None, *, rule: str, buffer_size: int, batch_size: int,
-                    view_size: int | None) -> Shortlist | None:
+def parse_shortlist(
+    text: str | None, *, rule: str, buffer_size: int, batch_size: int, view_size: int | None
+) -> Shortlist | None:
     """`proxy:4` or `view:4`. Raises UsageError for what can't be, with the nearest that can."""
     if rule == "uniform" and (text or view_size):
         raise UsageError("--rule uniform makes no forward, so a shortlist or a cheap view has nothing to rank by")
@@ -48,18 +49,30 @@ def parse_shortlist(text: str | None, *, rule: str, buffer_size: int, batch_size
     try:
         factor = float(number)
     except ValueError:
-        raise UsageError(f"--shortlist {text!r}: expected KIND:R with R in multiples of the batch size, such as "
-                         f"{kind}:4") from None
+        raise UsageError(
+            f"--shortlist {text!r}: expected KIND:R with R in multiples of the batch size, such as {kind}:4"
+        ) from None
     if not 1 < factor < buffer_size / batch_size:
-        raise UsageError(f"--shortlist {text}: R must lie between 1 and n_B / n_b = {buffer_size / batch_size:g}, "
-                         "or it would leave nothing to choose or shorten nothing")
+        raise UsageError(
+            f"--shortlist {text}: R must lie between 1 and n_B / n_b = {buffer_size / batch_size:g}, "
+            "or it would leave nothing to choose or shorten nothing"
+        )
     if kind == "view" and view_size is None:
         raise UsageError(f"--shortlist {text} scores on a cheap view: say how small with --view-size")
     return Shortlist(kind, factor)
 
 
-def make_proxy(name: str, seen: AnyPreprocess, classes: int, *, lr: float, seed: int, device: torch.device,
-               synchronized: bool = False, loss: LossFunction | None = None) -> Proxy:
+def make_proxy(
+    name: str,
+    seen: AnyPreprocess,
+    classes: int,
+    *,
+    lr: float,
+    seed: int,
+    device: torch.device,
+    synchronized: bool = False,
+    loss: LossFunction | None = None,
+) -> Proxy:
     """The proxy of that name for images as the workers decode them; its first weights are a function of the seed.
 
     `synchronized`: over several ranks, with batch norm over all of them where the device can.
@@ -73,8 +86,15 @@ def make_proxy(name: str, seen: AnyPreprocess, classes: int, *, lr: float, seed:
     return Proxy(network, lr=lr, loss=loss)
 
 
-def set_macs(cost: Cost, model: str, network: nn.Module, proxy: Proxy | None, shortlist: Shortlist | None,
-             full: AnyPreprocess, view: AnyPreprocess | None) -> None:
+def set_macs(
+    cost: Cost,
+    model: str,
+    network: nn.Module,
+    proxy: Proxy | None,
+    shortlist: Shortlist | None,
+    full: AnyPreprocess,
+    view: AnyPreprocess | None,
+) -> None:
     """Enter what one sample costs at each stage. Raises UsageError for a model that can't take the view."""
     cost.macs = _macs(network, full)
     if shortlist is not None and proxy is not None:
@@ -84,9 +104,11 @@ def set_macs(cost: Cost, model: str, network: nn.Module, proxy: Proxy | None, sh
             cheap = _macs(network, view)
         except (RuntimeError, ValueError) as exc:
             assert isinstance(full, Preprocess) and isinstance(view, Preprocess)
-            raise UsageError(f"model {model!r} takes images of {full.image_size} pixels only, not a view of "
-                             f"{view.image_size} ({str(exc).splitlines()[0]}); let a proxy look at the view: "
-                             "--shortlist proxy:4") from exc
+            raise UsageError(
+                f"model {model!r} takes images of {full.image_size} pixels only, not a view of "
+                f"{view.image_size} ({str(exc).splitlines()[0]}); let a proxy look at the view: "
+                "--shortlist proxy:4"
+            ) from exc
         if shortlist is None:
             cost.scored_macs = cheap
         else:

@@ -25,8 +25,9 @@ _SAYS, _KINDS = settings_of(TrainConfig), kinds_of(TrainConfig)
 CHANGEABLE = tuple(name for name, says in _SAYS.items() if not says.fixed)
 WHY_NOT = {name: says.fixed for name, says in _SAYS.items() if says.fixed and name not in ("run", "change")}
 # What a run that doesn't state them began with.
-_AT_DEFAULT = {name: value for name, value in defaults_of(TrainConfig).items()
-               if name in CHANGEABLE and _SAYS[name].pin == ASKED}
+_AT_DEFAULT = {
+    name: value for name, value in defaults_of(TrainConfig).items() if name in CHANGEABLE and _SAYS[name].pin == ASKED
+}
 Change = dict[str, Any]
 
 
@@ -35,8 +36,9 @@ def parse_changes(given: Mapping[str, Any] | str | Iterable[str] | None) -> dict
     if not isinstance(given, Mapping):
         texts = [given] if isinstance(given, str) else list(given or ())
         pairs = [text.partition("=") for text in texts]
-        if bad := [text for text, (name, equals, value) in zip(texts, pairs, strict=True)
-                   if not (name and equals and value)]:
+        if bad := [
+            text for text, (name, equals, value) in zip(texts, pairs, strict=True) if not (name and equals and value)
+        ]:
             raise UsageError(f"--change {bad[0]!r}: expected NAME=VALUE, as lr=0.0005")
         given = {name: value for name, _, value in pairs}
     found = {}
@@ -78,9 +80,11 @@ def _require_known(pinned: Mapping[str, Any], run: str) -> None:
     if pinned.get("loop") == "own":  # of a loop of one's own, whose settings are the user's
         return
     if gone := sorted(name for name in pinned if name not in _PINS and not name.startswith("preprocess_")):
-        raise MismatchError(f"run {storage.redact(run)} was begun with {gone[0]} {pinned[gone[0]]!r}, a setting that "
-                            "this version doesn't have: go on with the version that began it (run.json names it), or "
-                            "begin it again in another --run")
+        raise MismatchError(
+            f"run {storage.redact(run)} was begun with {gone[0]} {pinned[gone[0]]!r}, a setting that "
+            "this version doesn't have: go on with the version that began it (run.json names it), or "
+            "begin it again in another --run"
+        )
 
 
 def in_force(settings: Settings, run: str, ranks: Ranks, turn: Turn) -> tuple[Settings, list[Change], list[Change]]:
@@ -93,14 +97,21 @@ def in_force(settings: Settings, run: str, ranks: Ranks, turn: Turn) -> tuple[Se
     told: dict[str, Any] | None = None
     if ranks.first and (record := recorded(run)):
         _require_known(record.get("fingerprints") or {}, run)
-        told = {"began": {**_AT_DEFAULT, **{k: v for k, v in (record.get("fingerprints") or {}).items()
-                                            if k in CHANGEABLE}},
-                "changes": [change for change in turn.changes if change["field"] in CHANGEABLE], "step": turn.step}
+        told = {
+            "began": {
+                **_AT_DEFAULT,
+                **{k: v for k, v in (record.get("fingerprints") or {}).items() if k in CHANGEABLE},
+            },
+            "changes": [change for change in turn.changes if change["field"] in CHANGEABLE],
+            "step": turn.step,
+        }
     told = ranks.from_first(told)
     if told is None:
         if wanted:
-            raise UsageError(f"--change {next(iter(wanted))}: there is no run in {storage.redact(run)} yet, so there "
-                             "is nothing to change: give the option itself")
+            raise UsageError(
+                f"--change {next(iter(wanted))}: there is no run in {storage.redact(run)} yet, so there "
+                "is nothing to change: give the option itself"
+            )
         return settings, [], []
     before, began = list[Change](told["changes"]), told["began"]
     now = {**began, **{change["field"]: change["new"] for change in before}}
@@ -110,9 +121,14 @@ def in_force(settings: Settings, run: str, ranks: Ranks, turn: Turn) -> tuple[Se
         given = getattr(settings, name)
         unset = given is None and _SAYS[name].pin == RESOLVED  # as it is in force
         if not unset and given not in (began[name], now[name], wanted.get(name, now[name])):
-            raise MismatchError(f"run {storage.redact(run)} began with {name} {began[name]!r} and has {now[name]!r} "
-                                f"now, not {given!r}; --change {name}={given} changes it from here on, and records it")
-    new = [{"field": name, "old": now[name], "new": value, "step": told["step"]}
-           for name, value in wanted.items() if value != now[name]]
+            raise MismatchError(
+                f"run {storage.redact(run)} began with {name} {began[name]!r} and has {now[name]!r} "
+                f"now, not {given!r}; --change {name}={given} changes it from here on, and records it"
+            )
+    new = [
+        {"field": name, "old": now[name], "new": value, "step": told["step"]}
+        for name, value in wanted.items()
+        if value != now[name]
+    ]
     changed = {name: {**now, **wanted}[name] for name in {c["field"] for c in [*before, *new]}}
     return (replace(settings, **changed) if changed else settings), before, new

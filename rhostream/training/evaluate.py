@@ -56,8 +56,15 @@ class TestSet:
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
-    def __init__(self, shards: Iterable[str], preprocess: AnyPreprocess, classes: int, decoder: str, workers: int,
-                 ranks: Ranks | None = None) -> None:
+    def __init__(
+        self,
+        shards: Iterable[str],
+        preprocess: AnyPreprocess,
+        classes: int,
+        decoder: str,
+        workers: int,
+        ranks: Ranks | None = None,
+    ) -> None:
         self._ranks = ranks or Ranks()
         self._all = storage.expand(shards)
         self._shards = self._all[self._ranks.rank :: self._ranks.size]
@@ -83,12 +90,19 @@ class TestSet:
             budget.check_shard(f"{shard} (test)", statuses, bad)
             budget.check_total(f"all test shards up to {storage.redact(shard)}", total, first)
         if not total[OK]:
-            raise BudgetError(f"no usable sample in the test shards ({storage.redact(self._all[0])}, ...)"
-                              + (f": {listed(total)}; first: {first[0]}" if first else ""))
+            raise BudgetError(
+                f"no usable sample in the test shards ({storage.redact(self._all[0])}, ...)"
+                + (f": {listed(total)}; first: {first[0]}" if first else "")
+            )
         if total.total() > total[OK] and self._ranks.first:
-            LOG.warning("warning: %s of %s test samples can't be used, and test_accuracy is of the other %s: %s; first "
-                        "%s", f"{total.total() - total[OK]:,}", f"{total.total():,}", f"{total[OK]:,}", listed(total),
-                        first[0])
+            LOG.warning(
+                "warning: %s of %s test samples can't be used, and test_accuracy is of the other %s: %s; first %s",
+                f"{total.total() - total[OK]:,}",
+                f"{total.total():,}",
+                f"{total[OK]:,}",
+                listed(total),
+                first[0],
+            )
         return dict(total)
 
     def evaluate(self, model: nn.Module) -> Evaluation:
@@ -161,8 +175,9 @@ class OwnEvaluation:
         try:
             inspect.signature(self._function).bind(None)
         except TypeError as exc:
-            raise UsageError(f"{self._what} can't be called with the model alone ({exc}), expected a function of one "
-                             "argument") from None
+            raise UsageError(
+                f"{self._what} can't be called with the model alone ({exc}), expected a function of one argument"
+            ) from None
         except ValueError:  # of a builtin: it doesn't say
             pass
 
@@ -192,8 +207,10 @@ class OwnEvaluation:
             value = value.item()
         number = math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
         expected = {"loss": "a number", "samples": "a whole number from 0 on"}.get(name, "a share from 0 to 1")
-        fine = {"loss": not math.isnan(number) or isinstance(value, float),  # of a model that diverged
-                "samples": number >= 0 and number.is_integer()}.get(name, 0 <= number <= 1)
+        fine = {
+            "loss": not math.isnan(number) or isinstance(value, float),  # of a model that diverged
+            "samples": number >= 0 and number.is_integer(),
+        }.get(name, 0 <= number <= 1)
         if not fine:
             raise UsageError(f"{self._what} returned {name} {str(value)[:40]}, expected {expected}")
         return int(number) if name == "samples" else number

@@ -17,8 +17,10 @@ def autocast(option: str, precision: str, device: torch.device) -> torch.dtype |
         raise UsageError(f"{option} {precision!r}: expected one of {', '.join(PRECISIONS)}")
     dtype = PRECISIONS[precision]
     if dtype is not None and not bf16_supported(device):
-        raise UsageError(f"{option} {precision}: this {device.type} has no bfloat16 arithmetic, and emulating it is "
-                         "slower than float32; leave it out")
+        raise UsageError(
+            f"{option} {precision}: this {device.type} has no bfloat16 arithmetic, and emulating it is "
+            "slower than float32; leave it out"
+        )
     return dtype
 
 

@@ -28,8 +28,15 @@ from rhostream.stream.text import TextPreprocess
 from rhostream.tables.il import Table
 
 
-def load_live(table: Table, folder: str | None, decoded: AnyPreprocess, device: torch.device, *, lr: float,
-              code: str | None = None) -> LiveIL:
+def load_live(
+    table: Table,
+    folder: str | None,
+    decoded: AnyPreprocess,
+    device: torch.device,
+    *,
+    lr: float,
+    code: str | None = None,
+) -> LiveIL:
     """The IL model of the table, ready to learn along at the rate `lr`.
 
     `folder` is where fit-il left it, by default where it lay when the table was made; `decoded` is what the stream
@@ -48,20 +55,24 @@ def load_live(table: Table, folder: str | None, decoded: AnyPreprocess, device: 
     else:
         given = f"--image-size {own.image_size}"
     if _sees(own) != _sees(decoded):
-        raise UsageError(f"the IL model takes {own.says}, and this run decodes {decoded.says}: a model that learns "
-                         f"along sees what the target sees; give {given}")
-    networks = [_network(place, shown, path, digest, architecture, own, int(made["classes"]))
-                for path, digest in zip(_weights(place, shown), made["weights"], strict=False)]
+        raise UsageError(
+            f"the IL model takes {own.says}, and this run decodes {decoded.says}: a model that learns "
+            f"along sees what the target sees; give {given}"
+        )
+    networks = [
+        _network(place, shown, path, digest, architecture, own, int(made["classes"]))
+        for path, digest in zip(_weights(place, shown), made["weights"], strict=False)
+    ]
     # The table's il is that of divided logits, and the first live il is the table's.
     for network, temperature in zip(networks, made.get("temperature") or [], strict=False):
         network.register_forward_hook(Divided(float(temperature)))
     if len(networks) != len(made["weights"]):
-        raise MismatchError(f"{shown} has {len(networks)} folds, the table was made with {len(made['weights'])}: it is "
-                            "another IL model")
+        raise MismatchError(
+            f"{shown} has {len(networks)} folds, the table was made with {len(made['weights'])}: it is another IL model"
+        )
     for network in networks:
         network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return LiveIL(networks, own.normalize, lr=lr,
-                  loss=find_loss(str(made.get("loss", "cross_entropy"))))
+    return LiveIL(networks, own.normalize, lr=lr, loss=find_loss(str(made.get("loss", "cross_entropy"))))
 
 
 def _sees(preprocess: AnyPreprocess) -> tuple[Any, ...]:
@@ -80,13 +91,16 @@ def _weights(folder: str, shown: str) -> list[str]:
         raise TableError(f"{shown}/model.json can't be understood: {exc}") from exc
 
 
-def _network(folder: str, shown: str, path: str, digest: str, architecture: str, seen: AnyPreprocess,
-             classes: int) -> nn.Module:
+def _network(
+    folder: str, shown: str, path: str, digest: str, architecture: str, seen: AnyPreprocess, classes: int
+) -> nn.Module:
     data = storage.read_bytes(storage.join(folder, path))
     found = hashlib.sha256(data).hexdigest()
     if found != digest:
-        raise MismatchError(f"{shown}/{path} has the sha256 {found[:12]}, the table was made with {digest[:12]}: it is "
-                            "another IL model, or a damaged one; give the table's with --il-model")
+        raise MismatchError(
+            f"{shown}/{path} has the sha256 {found[:12]}, the table was made with {digest[:12]}: it is "
+            "another IL model, or a damaged one; give the table's with --il-model"
+        )
     network = build(architecture, classes=classes, initial=False, **seen.model_arguments())
     try:
         network.load_state_dict(load_safetensors(data))

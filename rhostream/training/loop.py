@@ -68,11 +68,27 @@ class Trainer:
             assert run.candidates is not None
             part = run.candidates.slice_of(ranks.rank, ranks.size)
             start = 0 if run.selector.ranks.size == ranks.size else part.first
-            x = augmented(x, self.augment, torch_seed(self.seed, "augment", run.steps),
-                          rows=torch.from_numpy(kept.place) + start, planned=part.planned)
+            x = augmented(
+                x,
+                self.augment,
+                torch_seed(self.seed, "augment", run.steps),
+                rows=torch.from_numpy(kept.place) + start,
+                planned=part.planned,
+            )
         label, loss = kept.label, run.selector.loss
         if self.tokens is not None and kept.il_tokens is not None:
             label, loss = to_device(kept.il_tokens, run.device), self.tokens
-        return take_step(self.model, self.optimizer, x, label, loss, forward=self._forward,
-                         accumulate=self.accumulate, autocast=self.precision, ranks=ranks, total=run.total,
-                         weight=kept.factors, clip=self.clip)
+        return take_step(
+            self.model,
+            self.optimizer,
+            x,
+            label,
+            loss,
+            forward=self._forward,
+            accumulate=self.accumulate,
+            autocast=self.precision,
+            ranks=ranks,
+            total=run.total,
+            weight=kept.factors,
+            clip=self.clip,
+        )

@@ -31,8 +31,7 @@ LOG = logging.getLogger("rhostream")
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
-    """The optimizer of that name, of the model's parameters. Raises UsageError for what a user's function can't give.
-    """
+    """The optimizer of that name, of the model's parameters. Raises UsageError for what a user's function can't give."""
     lr, weight_decay = config.lr, config.weight_decay
     if ":" in config.optimizer:
         what, function = f"optimizer {config.optimizer!r}", own_function("optimizer", config.optimizer)
@@ -42,8 +41,10 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
         return made  # type: ignore[no-any-return]
     groups: Any = model.parameters()
     if config.no_decay:
-        groups = [{"params": [p for p in model.parameters() if p.ndim >= 2]},
-                  {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}]
+        groups = [
+            {"params": [p for p in model.parameters() if p.ndim >= 2]},
+            {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        ]
         groups = [group for group in groups if group["params"]]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay, fused=True)
@@ -58,18 +59,27 @@ def _require_optimizer(what: str, made: Any, model: nn.Module) -> None:
     if not isinstance(made, Optimizer):
         raise UsageError(f"{what} returned {_kind(made)}, expected a torch.optim.Optimizer")
     if not _callable_with_nothing(made.step):
-        raise UsageError(f"{what} returned a {type(made).__name__}, whose step() needs an argument (a closure): "
-                         "expected an optimizer that steps on the gradients as they are")
+        raise UsageError(
+            f"{what} returned a {type(made).__name__}, whose step() needs an argument (a closure): "
+            "expected an optimizer that steps on the gradients as they are"
+        )
     held = [p for group in made.param_groups for p in group["params"]]
     names = {id(p): name for name, p in model.named_parameters()}
     if strange := [p for p in held if id(p) not in names]:
-        raise UsageError(f"{what} holds {len(strange)} of {len(held)} parameters that the model hasn't (first of shape "
-                         f"{tuple(strange[0].shape)}): expected parameters of the model that it is given")
+        raise UsageError(
+            f"{what} holds {len(strange)} of {len(held)} parameters that the model hasn't (first of shape "
+            f"{tuple(strange[0].shape)}): expected parameters of the model that it is given"
+        )
     ids = {id(p) for p in held}
     left = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in ids]
     if left:
-        LOG.warning("warning: %s leaves %d of the model's %d parameters alone, which stay as they are: first %s", what,
-                    len(left), len(names), left[0])
+        LOG.warning(
+            "warning: %s leaves %d of the model's %d parameters alone, which stay as they are: first %s",
+            what,
+            len(left),
+            len(names),
+            left[0],
+        )
 
 
 def make_schedule(config: TrainConfig, optimizer: Optimizer, steps: int) -> Schedule:
@@ -100,8 +110,9 @@ class Schedule:
 
     def __init__(self, what: str, optimizer: Optimizer, make: Callable[[], Any] | None) -> None:
         self._what, self._optimizer, self._make = what, optimizer, make
-        self._groups = [copy.deepcopy({k: v for k, v in group.items() if k != "params"})
-                        for group in optimizer.param_groups]  # as they were made
+        self._groups = [
+            copy.deepcopy({k: v for k, v in group.items() if k != "params"}) for group in optimizer.param_groups
+        ]  # as they were made
         self.steps = 0
         self.scheduler: Any = None if make is None else self._made(make)
 
@@ -109,11 +120,15 @@ class Schedule:
         with users_code(self._what):
             made = make()
         if not all(callable(getattr(made, name, None)) for name in ("step", "state_dict", "load_state_dict")):
-            raise UsageError(f"{self._what} returned {_kind(made)}, expected a scheduler: anything with step(), "
-                             "state_dict() and load_state_dict(), as torch.optim.lr_scheduler has them")
+            raise UsageError(
+                f"{self._what} returned {_kind(made)}, expected a scheduler: anything with step(), "
+                "state_dict() and load_state_dict(), as torch.optim.lr_scheduler has them"
+            )
         if not _callable_with_nothing(made.step):
-            raise UsageError(f"{self._what} returned a {type(made).__name__}, whose step() needs an argument: expected "
-                             "one that goes by the number of its calls")
+            raise UsageError(
+                f"{self._what} returned a {type(made).__name__}, whose step() needs an argument: expected "
+                "one that goes by the number of its calls"
+            )
         return made
 
     def reach(self, step: int) -> None:
@@ -160,8 +175,10 @@ class Average:
         self.model.requires_grad_(False).eval()
         self._decay = decay
         # Parameters and buffers, each once though it may have several names.
-        pairs = [*zip(self.model.parameters(), model.parameters(), strict=True),
-                 *zip(self.model.buffers(), model.buffers(), strict=True)]
+        pairs = [
+            *zip(self.model.parameters(), model.parameters(), strict=True),
+            *zip(self.model.buffers(), model.buffers(), strict=True),
+        ]
         self._averaged = [(own, theirs) for own, theirs in pairs if own.is_floating_point()]
         self._copied = [(own, theirs) for own, theirs in pairs if not own.is_floating_point()]
 

@@ -43,8 +43,10 @@ def world_size() -> int:
     if int(said) > 1:
         lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
         if lacking:
-            raise UsageError(f"WORLD_SIZE is {said}, but {', '.join(lacking)} isn't set: start the ranks with torchrun "
-                             "(docs/distributed.md), or unset WORLD_SIZE to train on one")
+            raise UsageError(
+                f"WORLD_SIZE is {said}, but {', '.join(lacking)} isn't set: start the ranks with torchrun "
+                "(docs/distributed.md), or unset WORLD_SIZE to train on one"
+            )
     return int(said)
 
 
@@ -52,8 +54,10 @@ def local_device(name: str) -> str:
     """Each rank of a machine takes the GPU of its LOCAL_RANK where `name` is "auto" or "cuda"."""
     local = os.environ.get("LOCAL_RANK")
     if ":" in name and ranks_here() > 1:
-        raise UsageError(f"--device {name} would be that of {ranks_here()} ranks of this machine: say cuda, and each "
-                         "takes the GPU of its LOCAL_RANK (CUDA_VISIBLE_DEVICES chooses among them)")
+        raise UsageError(
+            f"--device {name} would be that of {ranks_here()} ranks of this machine: say cuda, and each "
+            "takes the GPU of its LOCAL_RANK (CUDA_VISIBLE_DEVICES chooses among them)"
+        )
     if world_size() == 1 or local is None or name not in ("auto", "cuda") or not torch.cuda.is_available():
         return name
     return f"cuda:{local}"
@@ -104,12 +108,19 @@ def _start(device: torch.device, timeout: float) -> Store:
         store = PrefixStore(f"rhostream/{len(_meetings)}", _meetings[0])
         _meetings.append(store)
         store.set_timeout(wait)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=rank,
-                                world_size=size, timeout=wait)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=wait,
+        )
     except (RuntimeError, ValueError) as exc:
-        raise RankLostError(f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not join the others at "
-                            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within {timeout:g} s; start all "
-                            f"ranks again [torch: {str(exc).splitlines()[0][:200]}]") from exc
+        raise RankLostError(
+            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not join the others at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within {timeout:g} s; start all "
+            f"ranks again [torch: {str(exc).splitlines()[0][:200]}]"
+        ) from exc
     return store
 
 
@@ -134,13 +145,17 @@ class _Reason:
                 found.append(self._store.get(_REASON).decode(errors="replace"))
 
         self._in_time(ask)
-        why = found[0] if found else (f"it was killed, its machine is gone, or it did nothing for {self._timeout:g} s "
-                                      "(--rank-timeout)")
+        why = (
+            found[0]
+            if found
+            else (f"it was killed, its machine is gone, or it did nothing for {self._timeout:g} s (--rank-timeout)")
+        )
         return f": {why}; nothing before the newest checkpoint is lost: the same command on all ranks resumes"
 
     @staticmethod
     def _in_time(ask: Any) -> None:
         """The store may live in the very rank that is stuck, so nobody waits for its answer for long."""
+
         def quietly() -> None:
             with contextlib.suppress(RuntimeError):
                 ask()
@@ -157,16 +172,20 @@ def require_alike(ranks: Ranks, settings: Mapping[str, Any]) -> None:
         differ = [k for k in sorted(settings) if other.get(k) != told[0].get(k)]
         if differ:
             detail = "; ".join(f"{k}: {told[0].get(k)!r} on rank 0, {other.get(k)!r} here" for k in differ)
-            raise UsageError(f"rank {number} (on {other['host']}) was started with other settings than rank 0: "
-                             f"{detail}")
+            raise UsageError(
+                f"rank {number} (on {other['host']}) was started with other settings than rank 0: {detail}"
+            )
 
 
 def with_synchronized_norms(model: nn.Module, device: torch.device) -> tuple[nn.Module, str | None]:
     """On GPUs batch norm takes its statistics over all ranks; elsewhere torch has no such thing: (model, warning)."""
-    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, nn.SyncBatchNorm)
-               for m in model.modules()):
+    if not any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, nn.SyncBatchNorm) for m in model.modules()
+    ):
         return model, None
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model), None
-    return model, ("this model has batch norm, whose statistics are those of each rank's share of a buffer on the "
-                   f"{device.type}: scores, and so the kept keys, depend on the number of ranks (docs/distributed.md)")
+    return model, (
+        "this model has batch norm, whose statistics are those of each rank's share of a buffer on the "
+        f"{device.type}: scores, and so the kept keys, depend on the number of ranks (docs/distributed.md)"
+    )

@@ -45,15 +45,19 @@ class Settings(TrainConfig):
         if not isinstance(self.shadow, str | None):
             object.__setattr__(self, "shadow", ",".join(self.shadow))
         if find_loss(self.loss) is sequence_mean:
-            raise UsageError("--loss sequence_mean takes a label for each token (B, T), and a sample of a shard has "
-                             "one label: a model of language (text-lm, --task language) has the mean over a sequence's "
-                             "tokens by itself; in a loop of your own it goes with Selector(loss=)")
+            raise UsageError(
+                "--loss sequence_mean takes a label for each token (B, T), and a sample of a shard has "
+                "one label: a model of language (text-lm, --task language) has the mean over a sequence's "
+                "tokens by itself; in a loop of your own it goes with Selector(loss=)"
+            )
         rule, options = self.found_rule, self.options
         options.check(rule, shortlist=self.shortlist is not None, live=True)
         self.check_quota(self.classes)
         if not rule.live and (self.il_model is not None or self.il_code is not None):
-            raise UsageError("--il-model and --il-code are the IL model that learns along, which the rule "
-                             f"{rule.name} has none of; they go with --rule rho_updated")
+            raise UsageError(
+                "--il-model and --il-code are the IL model that learns along, which the rule "
+                f"{rule.name} has none of; they go with --rule rho_updated"
+            )
 
     def check_quota(self, classes: int | None) -> None:
         """Raise UsageError for a class quota that a batch of some step can't have, as far as `classes` are known."""
@@ -76,8 +80,13 @@ class Settings(TrainConfig):
 
     @property
     def listed(self) -> Shortlist | None:
-        return parse_shortlist(self.shortlist, rule=self.rule, buffer_size=self.buffer_size, batch_size=self.batch_size,
-                               view_size=self.view_size)
+        return parse_shortlist(
+            self.shortlist,
+            rule=self.rule,
+            buffer_size=self.buffer_size,
+            batch_size=self.batch_size,
+            view_size=self.view_size,
+        )
 
     @property
     def budget(self) -> Budget:
@@ -114,11 +123,15 @@ class Settings(TrainConfig):
             raise UsageError(f"--augment {self.augment} is for images, and these samples are text")
         language = kind == "text" and self.found_task == "language"
         if self.token_share is not None and not language:
-            raise UsageError(f"--token-share {self.token_share:g} is for models of language (text-lm), which have a "
-                             "loss for each token")
+            raise UsageError(
+                f"--token-share {self.token_share:g} is for models of language (text-lm), which have a "
+                "loss for each token"
+            )
         if language and ":" not in self.rule and self.rule not in LANGUAGE_RULES:
-            raise UsageError(f"--rule {self.rule} looks at the logits of classes, which language has not; expected one "
-                             f"of {', '.join(LANGUAGE_RULES)}")
+            raise UsageError(
+                f"--rule {self.rule} looks at the logits of classes, which language has not; expected one "
+                f"of {', '.join(LANGUAGE_RULES)}"
+            )
         if language and self.loss != "cross_entropy":
             raise UsageError(f"--loss {self.loss}: the loss of language is the mean over a sequence's tokens")
         if language and self.options.quota is not None:
@@ -127,8 +140,10 @@ class Settings(TrainConfig):
             raise UsageError(f"--deduplicate {self.deduplicate:g} compares pictures, and these samples are text")
         shadows = [rule.name for rule in self.options.shadows if language and rule.name not in LANGUAGE_RULES]
         if shadows:
-            raise UsageError(f"--shadow {shadows[0]} looks at the logits of classes, which language has not; expected "
-                             f"some of {', '.join(LANGUAGE_RULES)}")
+            raise UsageError(
+                f"--shadow {shadows[0]} looks at the logits of classes, which language has not; expected "
+                f"some of {', '.join(LANGUAGE_RULES)}"
+            )
         if language and self.loss_cap:
             raise UsageError("--loss-cap clips at the loss of a guess among classes, which language has not")
 
@@ -137,17 +152,23 @@ class Settings(TrainConfig):
         if self.selection == "global":
             return self.batch_size
         if not ranks.alone and self.listed is not None and self.listed.kind == "proxy":
-            raise UsageError("--selection rank: a proxy learns from what all ranks keep; use --selection global, or "
-                             "--shortlist view")
-        stateful = {"--rule rho_updated": self.found_rule.live, "--tau": self.tau,
-                    "--class-quota reducr": self.options.quota is not None and self.options.quota.kind == "reducr"}
+            raise UsageError(
+                "--selection rank: a proxy learns from what all ranks keep; use --selection global, or --shortlist view"
+            )
+        stateful = {
+            "--rule rho_updated": self.found_rule.live,
+            "--tau": self.tau,
+            "--class-quota reducr": self.options.quota is not None and self.options.quota.kind == "reducr",
+        }
         if not ranks.alone and any(stateful.values()):
             named = next(name for name, given in stateful.items() if given)
             raise UsageError(f"--selection rank: {named} learns from what all ranks keep; use --selection global")
         if self.batch_size % ranks.size:
             near = max(round(self.batch_size / ranks.size), 1) * ranks.size
-            raise UsageError(f"--selection rank: --batch-size {self.batch_size} can't be split over {ranks.size} "
-                             f"ranks; nearest: {near}")
+            raise UsageError(
+                f"--selection rank: --batch-size {self.batch_size} can't be split over {ranks.size} "
+                f"ranks; nearest: {near}"
+            )
         return self.batch_size // ranks.size
 
     def pinned(self, stream: CandidateStream, classes: int, ranks: Ranks) -> dict[str, Any]:
@@ -165,7 +186,10 @@ class Settings(TrainConfig):
             "init": self.init and storage.redact(self.init),
             "il": table.info.fingerprint if self.uses_il else None,
             "shards": fingerprint({"names": list(table.names), "counts": table.counts.tolist()}),
-            "lanes": stream.lanes, "classes": classes, "draws": DRAWS, "decoder": stream.decoder_name,
+            "lanes": stream.lanes,
+            "classes": classes,
+            "draws": DRAWS,
+            "decoder": stream.decoder_name,
             "keep_list": None if self.keep_list is None else _sha256(self.keep_list),
             "proxy_model": self.proxy_model if proxied else None,
             # With one choice for the whole buffer the number of ranks changes nothing but float noise.

@@ -137,8 +137,10 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     run, tests = storage.resolve(settings.run), list(settings.test_shards)
     turn = turns.look(run, settings.asked, ranks, lambda: head(run))
     settings, changed, changing = in_force(settings, run, ranks, turn)
-    scoring, training = (autocast(*option, on) for option in (("--precision", settings.precision),
-                                                              ("--train-precision", settings.train_precision)))
+    scoring, training = (
+        autocast(*option, on)
+        for option in (("--precision", settings.precision), ("--train-precision", settings.train_precision))
+    )
     # One rank's look decides for all what is opened, and what is done together.
     before = ranks.from_first(recorded(run) if ranks.first else None)
     settings, loader = _open_at(turn, settings, on, ranks, before)
@@ -151,9 +153,19 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     if settings.schedule != "constant":
         pinned["schedule_steps"] = schedule_steps
     # Ranks that weren't started alike would wait for each other at different places.
-    require_alike(ranks, _plain({**pinned, "last_step": last_step, "tests": len(tests), "eval_every":
-                                 settings.eval_every, "checkpoint_every": settings.checkpoint_every,
-                                 "changing": turn.changing}))
+    require_alike(
+        ranks,
+        _plain(
+            {
+                **pinned,
+                "last_step": last_step,
+                "tests": len(tests),
+                "eval_every": settings.eval_every,
+                "checkpoint_every": settings.checkpoint_every,
+                "changing": turn.changing,
+            }
+        ),
+    )
     _require_quota(settings, stream.table, classes)
     network, proxy = _networks(settings, loader, classes, on, ranks)
     require_classes(settings.model, network, stream.preprocess, classes)
@@ -164,10 +176,20 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     selector = _selector(settings, network, proxy, live, scoring, ranks)
     threads = threads_of(settings.threads, settings.workers, before.get("threads"))
     record = _record(settings, loader, pinned, last_step, threads, on, ranks)
-    learners = [(network, stream.preprocess), *([(proxy.model, stream.decoded)] if proxy else []),
-                *((one, stream.decoded) for one in (live.networks if live else []))]
-    attempt = Attempt(run, pinned, ranks, changes=turn.changes, changing=turn.changing, grown=turn.grown,
-                  changed_draws=lambda: changed_draws(settings, learners))
+    learners = [
+        (network, stream.preprocess),
+        *([(proxy.model, stream.decoded)] if proxy else []),
+        *((one, stream.decoded) for one in (live.networks if live else [])),
+    ]
+    attempt = Attempt(
+        run,
+        pinned,
+        ranks,
+        changes=turn.changes,
+        changing=turn.changing,
+        grown=turn.grown,
+        changed_draws=lambda: changed_draws(settings, learners),
+    )
     if ranks.first:
         storage.probe_writable(run)
     test_set = own_test = None
@@ -193,9 +215,20 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         commit_every=settings.checkpoint_every, keep_checkpoints=settings.keep_checkpoints, metrics=settings.metrics,
         changeable=CHANGEABLE, note={name: record["settings"][name] for name in _ASKED}, job="train",
         evaluate=evaluations, start=turn.start)  # fmt: skip
-    trainer = Trainer(run=managed, model=network, optimizer=optimizer, schedule=schedule, seed=settings.seed,
-                      accumulate=settings.accumulate, augment=settings.augment, precision=training,
-                      compile=settings.compile, clip=settings.clip_gradient, average=average, tokens=settings.tokens)
+    trainer = Trainer(
+        run=managed,
+        model=network,
+        optimizer=optimizer,
+        schedule=schedule,
+        seed=settings.seed,
+        accumulate=settings.accumulate,
+        augment=settings.augment,
+        precision=training,
+        compile=settings.compile,
+        clip=settings.clip_gradient,
+        average=average,
+        tokens=settings.tokens,
+    )
     if managed.open() is not None:  # the optimizers' states know the rates of before
         _set_rates(settings, trainer, changed, changing)
     tested = record.get("test_set") or before.get("test_set") or {}
@@ -209,29 +242,41 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     return _summary(settings, attempt, last_step, evaluations.last, tested)
 
 
-def _summary(settings: Settings, attempt: Attempt, last_step: int, last: Evaluation | None,
-             tested: Mapping[str, int]) -> Summary:
+def _summary(
+    settings: Settings, attempt: Attempt, last_step: int, last: Evaluation | None, tested: Mapping[str, int]
+) -> Summary:
     """How it ended. Raises BudgetError for a run that came to its end and learned from nothing."""
     counts = dict(attempt.ranks.from_first(attempt.counts))
     if attempt.step >= last_step:
         _require_kept(attempt.url, settings.il, counts)
     left_out = {status: n for status, n in sorted(tested.items()) if status != OK}
-    return Summary(attempt.url, attempt.step, sum(counts.values()), counts, None if last is None else last.accuracy,
-                   attempt.cost.as_json(), tested.get(OK, 0) or (last and last.samples) or 0, left_out)
+    return Summary(
+        attempt.url,
+        attempt.step,
+        sum(counts.values()),
+        counts,
+        None if last is None else last.accuracy,
+        attempt.cost.as_json(),
+        tested.get(OK, 0) or (last and last.samples) or 0,
+        left_out,
+    )
 
 
 def _require_kept(run: str, il: str, counts: Mapping[str, int]) -> None:
     """Raise BudgetError for a run that ended without one sample to learn from; `counts`: rows of its log by reason."""
     # Rows without an il were left out because it was asked for; whatever else left nothing over wasn't.
     if not {Reason.kept.name, Reason.missing_il.name} & {*counts}:
-        raise BudgetError(f"{storage.redact(run)}: no sample of {sum(counts.values()):,} was kept ("
-                          + ", ".join(f"{reason} {n:,}" for reason, n in sorted(counts.items()))
-                          + f"), so nothing was learned; `rhostream sql {storage.redact(il)} "
-                          '"select status, error, count(*) from quarantine group by all"` says why')
+        raise BudgetError(
+            f"{storage.redact(run)}: no sample of {sum(counts.values()):,} was kept ("
+            + ", ".join(f"{reason} {n:,}" for reason, n in sorted(counts.items()))
+            + f"), so nothing was learned; `rhostream sql {storage.redact(il)} "
+            '"select status, error, count(*) from quarantine group by all"` says why'
+        )
 
 
-def _open_at(turn: turns.Turn, settings: Settings, on: torch.device, ranks: Ranks,
-             before: Mapping[str, Any]) -> tuple[Settings, Loader]:
+def _open_at(
+    turn: turns.Turn, settings: Settings, on: torch.device, ranks: Ranks, before: Mapping[str, Any]
+) -> tuple[Settings, Loader]:
     """The stream from the turn on. More shards bring a run neither more classes nor other thresholds of its band."""
     order = turn.plans[-1].names if turn.plans else None
     more = settings.grow or len(turn.plans) > 1
@@ -245,8 +290,9 @@ def _open_at(turn: turns.Turn, settings: Settings, on: torch.device, ranks: Rank
     return settings, loader
 
 
-def _open(settings: Settings, on: torch.device, ranks: Ranks, before: Mapping[str, Any],
-          order: Sequence[str] | None) -> Loader:
+def _open(
+    settings: Settings, on: torch.device, ranks: Ranks, before: Mapping[str, Any], order: Sequence[str] | None
+) -> Loader:
     """This rank's slice of the buffers. A run that goes on keeps its lanes, whatever the number of ranks now, and the
     order of its shards, whatever that of the list, and the size and channels of its images."""
     then = before.get("settings", {})
@@ -271,8 +317,9 @@ def _open(settings: Settings, on: torch.device, ranks: Ranks, before: Mapping[st
     return loader
 
 
-def _networks(settings: Settings, loader: Loader, classes: int, on: torch.device,
-              ranks: Ranks) -> tuple[nn.Module, Proxy | None]:
+def _networks(
+    settings: Settings, loader: Loader, classes: int, on: torch.device, ranks: Ranks
+) -> tuple[nn.Module, Proxy | None]:
     """The target and, where there is one, the proxy; on every rank with rank 0's weights."""
     preprocess = loader.stream.preprocess
     torch.manual_seed(torch_seed(settings.seed, "weights"))
@@ -292,25 +339,53 @@ def _networks(settings: Settings, loader: Loader, classes: int, on: torch.device
     ranks.copy_from_first(network)
     if settings.listed is None or settings.listed.kind != "proxy":
         return network, None
-    proxy = make_proxy(settings.proxy_model, loader.stream.decoded, classes, lr=settings.lr, seed=settings.seed,
-                       device=on, synchronized=not ranks.alone, loss=settings.own_loss)
+    proxy = make_proxy(
+        settings.proxy_model,
+        loader.stream.decoded,
+        classes,
+        lr=settings.lr,
+        seed=settings.seed,
+        device=on,
+        synchronized=not ranks.alone,
+        loss=settings.own_loss,
+    )
     ranks.copy_from_first(proxy.model)
     return network, proxy
 
 
-def _selector(settings: Settings, network: nn.Module, proxy: Proxy | None, live: LiveIL | None,
-              scoring: torch.dtype | None, ranks: Ranks) -> Selector:
+def _selector(
+    settings: Settings,
+    network: nn.Module,
+    proxy: Proxy | None,
+    live: LiveIL | None,
+    scoring: torch.dtype | None,
+    ranks: Ranks,
+) -> Selector:
     """Over all ranks together, or of each for itself."""
     together, listed = settings.selection == "global", settings.listed
-    return Selector(network, settings.rule, settings.own_batch(ranks), chunk=settings.chunk, loss=settings.own_loss,
-                    live=live, **vars(settings.options), batch_norm=settings.batch_norm, loss_cap=settings.loss_cap,
-                    seed=settings.seed, autocast=scoring, compile=settings.compile, proxy=proxy,
-                    shortlist=listed.factor if listed else None, group=ranks if together else None,
-                    rank=None if together else ranks.rank)
+    return Selector(
+        network,
+        settings.rule,
+        settings.own_batch(ranks),
+        chunk=settings.chunk,
+        loss=settings.own_loss,
+        live=live,
+        **vars(settings.options),
+        batch_norm=settings.batch_norm,
+        loss_cap=settings.loss_cap,
+        seed=settings.seed,
+        autocast=scoring,
+        compile=settings.compile,
+        proxy=proxy,
+        shortlist=listed.factor if listed else None,
+        group=ranks if together else None,
+        rank=None if together else ranks.rank,
+    )
 
 
-def _set_costs(cost: Cost, settings: Settings, loader: Loader, network: nn.Module, proxy: Proxy | None,
-               live: LiveIL | None) -> None:
+def _set_costs(
+    cost: Cost, settings: Settings, loader: Loader, network: nn.Module, proxy: Proxy | None, live: LiveIL | None
+) -> None:
     """Enter what a sample costs at each stage, and what was spent before the run."""
     stream = loader.stream
     set_macs(cost, settings.model, network, proxy, settings.listed, stream.preprocess, stream.view)
@@ -327,8 +402,11 @@ def _require_statistics(settings: Settings, network: nn.Module, seen: AnyPreproc
     sizes = settings.options.kept_schedule.sizes(settings.batch_size, settings.buffer_size)
     least = -(-(min(sizes) // ranks.size) // settings.accumulate)  # in a forward of the rank that has the fewest
     if least <= 1:
-        asked = f"--batch-size {settings.batch_size}" + (f" over {ranks.size} ranks" if ranks.size > 1 else "") + (
-            f" in --accumulate {settings.accumulate} pieces" if settings.accumulate > 1 else "")
+        asked = (
+            f"--batch-size {settings.batch_size}"
+            + (f" over {ranks.size} ranks" if ranks.size > 1 else "")
+            + (f" in --accumulate {settings.accumulate} pieces" if settings.accumulate > 1 else "")
+        )
         require_more_than_one(network, seen.example().to(next(network.parameters()).device), asked)
 
 
@@ -337,12 +415,21 @@ def _live(settings: Settings, loader: Loader, on: torch.device) -> LiveIL | None
     stream, made = loader.stream, loader.stream.table.info.ingredients.get("loss", "cross_entropy")
     own = "next_token" if stream.preprocess.task == "language" else settings.loss
     if settings.found_rule.needs_il and made != own:
-        warnings.warn(f"the il of {storage.redact(stream.table.url)} is {made}, and the run's loss is {own}: the "
-                      f"rule {settings.rule} compares two different losses", stacklevel=5)
+        warnings.warn(
+            f"the il of {storage.redact(stream.table.url)} is {made}, and the run's loss is {own}: the "
+            f"rule {settings.rule} compares two different losses",
+            stacklevel=5,
+        )
     if not settings.found_rule.live:
         return None
-    return load_live(stream.table, settings.il_model, stream.decoded, on, lr=settings.lr * settings.il_lr_scale,
-                     code=settings.il_code)
+    return load_live(
+        stream.table,
+        settings.il_model,
+        stream.decoded,
+        on,
+        lr=settings.lr * settings.il_lr_scale,
+        code=settings.il_code,
+    )
 
 
 def _require_quota(settings: Settings, table: Table, classes: int) -> None:
@@ -358,28 +445,49 @@ def _require_quota(settings: Settings, table: Table, classes: int) -> None:
             own = part.label[part.usable & (settings.keep_holdout | ~part.in_holdout)].astype(np.int64)
             found += np.bincount(own[(own >= 0) & (own < classes)], minlength=classes)
         if (empty := np.flatnonzero(found == 0)).size:
-            raise UsageError(f"--class-quota balanced: class {int(empty[0])} of {classes} has no usable sample in "
-                             "these shards, so no batch can be balanced; say how many there are with --classes, or "
-                             "give a share")
+            raise UsageError(
+                f"--class-quota balanced: class {int(empty[0])} of {classes} has no usable sample in "
+                "these shards, so no batch can be balanced; say how many there are with --classes, or "
+                "give a share"
+            )
 
 
-def _record(settings: Settings, loader: Loader, pinned: dict[str, Any], last_step: int, threads: int,
-            on: torch.device, ranks: Ranks) -> dict[str, Any]:
+def _record(
+    settings: Settings,
+    loader: Loader,
+    pinned: dict[str, Any],
+    last_step: int,
+    threads: int,
+    on: torch.device,
+    ranks: Ranks,
+) -> dict[str, Any]:
     """What run.json says beside the fingerprints."""
     stream, table = loader.stream, loader.stream.table
     return {
-        "settings": {**pinned, **{name: getattr(settings, name) for name in (*_ASKED, "selection")},
-                     "last_step": last_step,
-                     "keep_list": settings.keep_list and storage.redact(storage.resolve(settings.keep_list)),
-                     "prefilters": [repr(p) for p in stream.prefilters if isinstance(p, Band)]},
-        "config": written(settings), "arguments": arguments_of(settings),
-        "il": storage.redact(storage.resolve(settings.il)), "shards": list(table.names),
+        "settings": {
+            **pinned,
+            **{name: getattr(settings, name) for name in (*_ASKED, "selection")},
+            "last_step": last_step,
+            "keep_list": settings.keep_list and storage.redact(storage.resolve(settings.keep_list)),
+            "prefilters": [repr(p) for p in stream.prefilters if isinstance(p, Band)],
+        },
+        "config": written(settings),
+        "arguments": arguments_of(settings),
+        "il": storage.redact(storage.resolve(settings.il)),
+        "shards": list(table.names),
         "roots": {k: storage.redact(root) for k, root in {**table.info.roots, **(settings.roots or {})}.items()},
         # Without user and query: a presigned URL is a secret, and one of yesterday opens nothing.
-        "shard_urls": [storage.redact(url) for url in table.shards], "il_model": il_account(loader),
-        "device": str(on), "ranks": ranks.size, "left_out_shards": len(table.missing), "threads": threads,
-        "chunk": settings.chunk, "precision": settings.precision, "versions": versions(),
-        "samples": int(table.counts.sum()), "buffers_per_pass": stream.buffers_per_pass,
+        "shard_urls": [storage.redact(url) for url in table.shards],
+        "il_model": il_account(loader),
+        "device": str(on),
+        "ranks": ranks.size,
+        "left_out_shards": len(table.missing),
+        "threads": threads,
+        "chunk": settings.chunk,
+        "precision": settings.precision,
+        "versions": versions(),
+        "samples": int(table.counts.sum()),
+        "buffers_per_pass": stream.buffers_per_pass,
     }
 
 

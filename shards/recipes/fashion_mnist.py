@@ -13,7 +13,16 @@ from shards.idx import read_idx
 from shards.sample import Pixels, Sample, SampleSet, encode, seeded_rows
 
 CLASS_NAMES = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
 )
 FILE_PREFIX = {"train": "train", "test": "t10k"}
 CONFUSED = ((6, 0), (2, 4), (9, 7), (5, 7))
@@ -39,9 +48,7 @@ def samples(
     images = read_idx(folder / f"{FILE_PREFIX[split]}-images-idx3-ubyte.gz", dimensions=3)  # (N, H, W)
     labels = read_idx(folder / f"{FILE_PREFIX[split]}-labels-idx1-ubyte.gz", dimensions=1)  # (N,)
     if len(images) != len(labels):
-        raise UsageError(
-            f"{folder}: {len(images):,} images and {len(labels):,} labels, expected as many of each"
-        )
+        raise UsageError(f"{folder}: {len(images):,} images and {len(labels):,} labels, expected as many of each")
     if labels.max() >= len(CLASS_NAMES):
         raise UsageError(f"{folder}: label {labels.max()} found, expected 0 to {len(CLASS_NAMES) - 1}")
     rows = seeded_rows(len(labels), limit=limit, skip=skip, seed=seed)

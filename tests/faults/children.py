@@ -70,8 +70,9 @@ def cpu() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _run(pipe: Connection, function: Callable[..., Any], args: tuple[Any, ...], cpu_limit: int,
-         file_limit: int | None) -> None:
+def _run(
+    pipe: Connection, function: Callable[..., Any], args: tuple[Any, ...], cpu_limit: int, file_limit: int | None
+) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (int(cpu()) + cpu_limit, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if file_limit is not None:

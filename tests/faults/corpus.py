@@ -1,9 +1,9 @@
 """`python -m tests.faults.corpus DIR` writes every hostile file that we know of, the same bytes each time.
 
-    shards/NAME.tar     tars that lie, and one bad sample each (images, labels, json, pickles)
-    real/               an IL model, a table and a run that are true
-    foreign/            the same, each with one lie in it, and keep-lists
-    canary              must never appear: it is what the pickles and the foreign code would make
+shards/NAME.tar     tars that lie, and one bad sample each (images, labels, json, pickles)
+real/               an IL model, a table and a run that are true
+foreign/            the same, each with one lie in it, and keep-lists
+canary              must never appear: it is what the pickles and the foreign code would make
 """
 
 from __future__ import annotations

@@ -61,8 +61,12 @@ class Rig:
         self.running: list[Started] = []
         asked, answers = [os.pipe() for _ in range(servers)], [os.pipe() for _ in range(servers)]
         theirs = [fd for (read, _), (_, write) in zip(asked, answers, strict=True) for fd in (read, write)]
-        self._process = subprocess.Popen([sys.executable, "-m", __name__, *map(str, theirs)], cwd=REPOSITORY,
-                                         pass_fds=theirs, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, *map(str, theirs)],
+            cwd=REPOSITORY,
+            pass_fds=theirs,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        )
         self._all: list[Server] = []
         for (_, write), (read, _) in zip(asked, answers, strict=True):
             self._all.append((os.fdopen(write, "w"), os.fdopen(read)))
@@ -86,8 +90,15 @@ class Rig:
 
         `hangs`: a file that its disk doesn't give out as long as there is one of that name with `.hold` behind.
         """
-        return self._begin({"argv": [str(a) for a in argv], "log": str(log), "errors": str(errors or log),
-                            "hangs": hangs and str(hangs)}, log)
+        return self._begin(
+            {
+                "argv": [str(a) for a in argv],
+                "log": str(log),
+                "errors": str(errors or log),
+                "hangs": hangs and str(hangs),
+            },
+            log,
+        )
 
     def end_all(self) -> None:
         """Kill what a failed test left running."""
@@ -132,10 +143,17 @@ def _job(request: dict[str, Any], out: int) -> int:
     warnings.simplefilter("ignore")
     crashpoints.arm(request["crash_point"])
     os.environ["RHOSTREAM_CRASH_POINT"] = request["crash_point"]  # its loader workers are armed by this
-    verbs = {"fit-il": rhostream.fit_il, "compute-il": rhostream.compute_il, "index": rhostream.index,
-             "keep": rhostream.keep_fields,
-             "compute-ils": rhostream.compute_ils, "train": rhostream.train, "verify": verify,
-             "README's loop": run_readme, "loop": demanding}
+    verbs = {
+        "fit-il": rhostream.fit_il,
+        "compute-il": rhostream.compute_il,
+        "index": rhostream.index,
+        "keep": rhostream.keep_fields,
+        "compute-ils": rhostream.compute_ils,
+        "train": rhostream.train,
+        "verify": verify,
+        "README's loop": run_readme,
+        "loop": demanding,
+    }
     error = ""
     chain.WHOLE_EVERY = request["options"].pop("whole_every", chain.WHOLE_EVERY)
     try:
@@ -233,8 +251,18 @@ if HANGS in os.environ:  # in a worker process, which imports this file by anoth
     _hang(os.environ[HANGS])
 
 if __name__ == "__main__":
-    _preload("numpy.ma", "torch._dynamo", "torch.utils.flop_counter", "duckdb", "rhostream.cli",
-             "rhostream.audit.verify", "rhostream.irreducible", "rhostream.training.start", "simplejpeg", "imagecodecs")
+    _preload(
+        "numpy.ma",
+        "torch._dynamo",
+        "torch.utils.flop_counter",
+        "duckdb",
+        "rhostream.cli",
+        "rhostream.audit.verify",
+        "rhostream.irreducible",
+        "rhostream.training.start",
+        "simplejpeg",
+        "imagecodecs",
+    )
     fds = [int(fd) for fd in sys.argv[1:]]
     others = []
     for at in range(2, len(fds), 2):

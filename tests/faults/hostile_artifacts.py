@@ -33,8 +33,16 @@ def make_real(folder: Path) -> None:
     shards, roots = [str(folder / "a.tar")], {"r": str(folder)}
     rhostream.fit_il(shards, str(folder / "model"), model="mlp-64", epochs=1, roots=roots)
     rhostream.compute_il(shards, str(folder / "model"), str(folder / "table"), roots=roots)
-    rhostream.train(shards, str(folder / "table"), str(folder / "run"), model="mlp-64", buffer_size=8, batch_size=2, steps=4,
-                    roots=roots)
+    rhostream.train(
+        shards,
+        str(folder / "table"),
+        str(folder / "run"),
+        model="mlp-64",
+        buffer_size=8,
+        batch_size=2,
+        steps=4,
+        roots=roots,
+    )
 
 
 def rewritten(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -70,6 +78,7 @@ def members_at(rows: pa.Table, offset: int, size: int) -> pa.Table:
 
 def lying_safetensors() -> dict[str, bytes]:
     """Headers that promise what isn't there."""
+
     def of(header: bytes, length: int | None = None, body: bytes = b"") -> bytes:
         return struct.pack("<Q", len(header) if length is None else length) + header + body
 
@@ -86,6 +95,7 @@ def lying_safetensors() -> dict[str, bytes]:
 
 def models(canary: str) -> Iterator[tuple[str, Callable[[Path], None]]]:
     """(name, what is done to a copy of the IL model)."""
+
     def record(**fields: Any) -> Callable[[Path], None]:
         return lambda folder: rewritten(folder / "model.json", lambda r: r.update(fields))
 
@@ -101,6 +111,7 @@ def models(canary: str) -> Iterator[tuple[str, Callable[[Path], None]]]:
             (folder / "fold-0.safetensors").write_bytes(data)
             digest = hashlib.sha256(data).hexdigest()
             rewritten(folder / "model.json", lambda r: r["folds"][0].update(sha256=digest))
+
         return change
 
     yield "names-code", code
@@ -136,6 +147,7 @@ def models(canary: str) -> Iterator[tuple[str, Callable[[Path], None]]]:
 
 def tables() -> Iterator[tuple[str, Callable[[Path], None]]]:
     """(name, what is done to a copy of the table)."""
+
     def info(**fields: Any) -> Callable[[Path], None]:
         return lambda table: rewritten(table / "_table.json", lambda r: r.update(fields))
 
@@ -200,6 +212,7 @@ def newest_link(run: Path) -> Path:
 
 def runs(canary: str) -> Iterator[tuple[str, Callable[[Path], None]]]:
     """(name, what is done to a copy of the run)."""
+
     def point(**fields: Any) -> Callable[[Path], None]:
         return lambda run: rewritten(newest_link(run), lambda r: r.update(fields))
 
@@ -209,6 +222,7 @@ def runs(canary: str) -> Iterator[tuple[str, Callable[[Path], None]]]:
             path.write_bytes(data)
             digest, key = hashlib.sha256(data).hexdigest(), str(path.relative_to(run))
             rewritten(newest_link(run), lambda r: r["files"].update({key: digest}))
+
         return change
 
     def record(**fields: Any) -> Callable[[Path], None]:
@@ -240,8 +254,13 @@ def runs(canary: str) -> Iterator[tuple[str, Callable[[Path], None]]]:
     yield "link-merged-outside", point(merged=[{"path": "../x", "of": []}])
     yield "link-unknown-field", point(evil=1)
     yield "note-from-text", lambda run: rewritten(run / "attempts" / "0.json", lambda r: r.update({"from": "x"}))
-    yield "note-from-beyond", lambda run: rewritten(run / "attempts" / "0.json", lambda r: r.update(
-        {"from": {"attempt": 0, "number": 2**61, "step": 0, "sha256": ""}}))
+    yield (
+        "note-from-beyond",
+        lambda run: rewritten(
+            run / "attempts" / "0.json",
+            lambda r: r.update({"from": {"attempt": 0, "number": 2**61, "step": 0, "sha256": ""}}),
+        ),
+    )
     yield "run-json-list", lambda run: (run / "run.json").write_bytes(b"[]") and None
     yield "run-json-deep", lambda run: (run / "run.json").write_bytes(b"[" * 100_000) and None
     yield "run-settings-text", record(settings="x")
@@ -252,6 +271,7 @@ def runs(canary: str) -> Iterator[tuple[str, Callable[[Path], None]]]:
 
 def keep_lists(folder: Path) -> Iterator[tuple[str, Path]]:
     """(name, file)."""
+
     def write(name: str, data: bytes) -> tuple[str, Path]:
         path = folder / f"keep-{name}.csv"
         path.write_bytes(data)
@@ -273,7 +293,11 @@ def keep_lists(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def copies(real: Path, folder: Path, canary: str) -> Iterator[tuple[str, str, Path]]:
     """(kind, name, path) of every hostile artifact, made below `folder` from the real ones."""
-    for kind, of, changes in (("model", "model", models(canary)), ("table", "table", tables()), ("run", "run", runs(canary))):
+    for kind, of, changes in (
+        ("model", "model", models(canary)),
+        ("table", "table", tables()),
+        ("run", "run", runs(canary)),
+    ):
         for number, (name, change) in enumerate(changes):
             path = folder / f"{kind}-{number:02d}"
             shutil.copytree(real / of, path)

@@ -29,8 +29,13 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 def png_of(width: int, height: int, rows: bytes, *, depth: int = 8, colour: int = 2, before: bytes = b"") -> bytes:
     """A PNG whose image data are these rows, compressed."""
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)) + before
-            + chunk(b"IDAT", zlib.compress(rows, 1 if len(rows) > 1 << 24 else 9)) + chunk(b"IEND", b""))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+        + before
+        + chunk(b"IDAT", zlib.compress(rows, 1 if len(rows) > 1 << 24 else 9))
+        + chunk(b"IEND", b"")
+    )
 
 
 def saved(kind: str, image: Image.Image | None = None, **options: object) -> bytes:
@@ -48,14 +53,24 @@ def photo(size: int = 64) -> Image.Image:
 
 def scan_bomb(scans: int = 20_000, width: int = 8000, height: int = 6000) -> bytes:
     """A progressive JPEG of 48 Mpx whose every further scan is 60 bytes and a pass over all pixels: over a minute."""
-    tables = (seg(0xDB, b"\0" + bytes([1] * 64)) + seg(0xC2, struct.pack(">BHHB", 8, height, width, 1) + b"\1\x11\0")
-              + seg(0xC4, b"\0" + bytes([1] + [0] * 15) + b"\0") + seg(0xC4, b"\x10" + bytes([1] + [0] * 15) + b"\xe0"))
+    tables = (
+        seg(0xDB, b"\0" + bytes([1] * 64))
+        + seg(0xC2, struct.pack(">BHHB", 8, height, width, 1) + b"\1\x11\0")
+        + seg(0xC4, b"\0" + bytes([1] + [0] * 15) + b"\0")
+        + seg(0xC4, b"\x10" + bytes([1] + [0] * 15) + b"\xe0")
+    )
     blocks = (width // 8) * (height // 8)
     bits = ("0" + "1" * 14) * (blocks // 32767 + 1)
     bits += "1" * (-len(bits) % 8)
     body = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
-    return (b"\xff\xd8" + tables + seg(0xDA, b"\1\1\0\0\0\0") + bytes(blocks // 8 + 1)
-            + (seg(0xDA, b"\1\1\0\1\x3f\0") + body) * scans + b"\xff\xd9")
+    return (
+        b"\xff\xd8"
+        + tables
+        + seg(0xDA, b"\1\1\0\0\0\0")
+        + bytes(blocks // 8 + 1)
+        + (seg(0xDA, b"\1\1\0\1\x3f\0") + body) * scans
+        + b"\xff\xd9"
+    )
 
 
 def webp_header(width: int, height: int, *, animated: bool = False) -> bytes:
@@ -74,9 +89,24 @@ def images() -> Iterator[tuple[str, str, bytes, str]]:
     yield "zero-byte", "jpg", b"", "decode:empty"
     yield "one-byte", "jpg", b"\xff", "decode:not_an_image"
     yield "html", "jpg", b"<!doctype html><html><script>alert(1)</script></html>", "decode:not_an_image"
-    yield "svg", "png", b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>', "decode:not_an_image"
-    yield "eps", "jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n", "decode:not_an_image"
-    yield "psd", "jpg", b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 30000, 30000, 8, 3) + bytes(12), "decode:not_an_image"
+    yield (
+        "svg",
+        "png",
+        b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
+        "decode:not_an_image",
+    )
+    yield (
+        "eps",
+        "jpg",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n",
+        "decode:not_an_image",
+    )
+    yield (
+        "psd",
+        "jpg",
+        b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 30000, 30000, 8, 3) + bytes(12),
+        "decode:not_an_image",
+    )
     yield "pdf", "jpg", b"%PDF-1.4\n1 0 obj<</JS(app.alert)>>endobj", "decode:not_an_image"
     for kind in ("GIF", "TIFF", "BMP", "ICO", "PPM", "TGA", "PCX"):
         yield kind.lower(), "jpg", saved(kind), "decode:not_an_image"
@@ -88,14 +118,29 @@ def images() -> Iterator[tuple[str, str, bytes, str]]:
     yield "jpeg-zero-size", "jpg", jpeg[: at + 5] + b"\0\0\0\0" + jpeg[at + 9 :], "decode:"
     yield "jpeg-scan-bomb", "jpg", scan_bomb(), "image:too_large"
     yield "jpeg-app-segments", "jpg", jpeg[:2] + seg(0xE5, bytes(65000)) * 200 + jpeg[2:], "ok"
-    yield "jpeg-exif-garbage", "jpg", jpeg[:2] + seg(0xE1, b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\xff" * 900) + jpeg[2:], "ok"
-    ifd = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2000) + struct.pack("<HHII", 0x0112, 2, 0xFFFFFFFF, 8) * 2000 + b"\x08\0\0\0"
+    yield (
+        "jpeg-exif-garbage",
+        "jpg",
+        jpeg[:2] + seg(0xE1, b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\xff" * 900) + jpeg[2:],
+        "ok",
+    )
+    ifd = (
+        b"Exif\0\0II*\0\x08\0\0\0"
+        + struct.pack("<H", 2000)
+        + struct.pack("<HHII", 0x0112, 2, 0xFFFFFFFF, 8) * 2000
+        + b"\x08\0\0\0"
+    )
     yield "jpeg-exif-ifd-loop", "jpg", jpeg[:2] + seg(0xE1, ifd) + jpeg[2:], "ok"
     yield "jpeg-icc-lies", "jpg", jpeg[:2] + seg(0xE2, b"ICC_PROFILE\0\xff\xff" + bytes(500)) * 50 + jpeg[2:], "ok"
     yield "jpeg-marker-loop", "jpg", b"\xff\xd8" + b"\xff\xe0\0\2" * 5_000_000, "image:too_large"
     yield "jpeg-then-zip", "jpg", jpeg + b"PK\3\4" + bytes(1000), "ok"
     # -- PNG
-    yield "png-90mpx-11kb", "png", png_of(9500, 9500, (b"\0" + bytes(1188)) * 9500, depth=1, colour=0), "image:too_large"
+    yield (
+        "png-90mpx-11kb",
+        "png",
+        png_of(9500, 9500, (b"\0" + bytes(1188)) * 9500, depth=1, colour=0),
+        "image:too_large",
+    )
     yield "png-2-gpx", "png", png_of(2**31 - 1, 2**31 - 1, b"\0"), "image:too_large"
     yield "png-zero", "png", png_of(0, 0, b""), "decode:"
     yield "png-wide-strip", "png", png_of(50_000_000, 1, b"\0" * 50_000_001, colour=0), "ok"
@@ -104,13 +149,23 @@ def images() -> Iterator[tuple[str, str, bytes, str]]:
     rows = (b"\0" + bytes(48)) * 16
     bomb = zlib.compress(bytes(zeros), 1)
     yield "png-ztxt-bomb", "png", png_of(16, 16, rows, before=chunk(b"zTXt", b"Comment\0\0" + bomb)), "decode:broken"
-    yield "png-itxt-bomb", "png", png_of(16, 16, rows, before=chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + bomb)), "decode:broken"
+    yield (
+        "png-itxt-bomb",
+        "png",
+        png_of(16, 16, rows, before=chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + bomb)),
+        "decode:broken",
+    )
     yield "png-iccp-bomb", "png", png_of(16, 16, rows, before=chunk(b"iCCP", b"x\0\0" + bomb)), "decode:broken"
     yield "png-idat-bomb", "png", png_of(16, 16, rows + bytes(zeros)), ""
     yield "png-rgba-idat-bomb", "png", png_of(16, 16, (b"\0" + bytes(64)) * 16 + bytes(zeros), colour=6), ""
     yield "png-90k-chunks", "png", png_of(16, 16, rows, before=chunk(b"tEXt", b"a\0b") * 90_000), "ok"
     yield "png-2m-chunks", "png", png_of(16, 16, rows, before=chunk(b"tEXt", b"") * 2_000_000), "image:too_large"
-    yield "png-apng-2^32-frames", "png", png_of(16, 16, rows, before=chunk(b"acTL", struct.pack(">II", 2**32 - 1, 0))), ""
+    yield (
+        "png-apng-2^32-frames",
+        "png",
+        png_of(16, 16, rows, before=chunk(b"acTL", struct.pack(">II", 2**32 - 1, 0))),
+        "",
+    )
     yield "png-palette-missing", "png", png_of(16, 16, (b"\0" + bytes(16)) * 16, colour=3), ""
     yield "png-chunk-length-lies", "png", GOOD_PNG[:33] + struct.pack(">I", 2**31 - 1) + GOOD_PNG[37:], "ok"
     text = PngImagePlugin.PngInfo()
@@ -178,14 +233,28 @@ def sample_shards(canary: str) -> Iterator[Hostile]:
     """Every sample as a shard of its own, after a good one; `rows` ending in ":" is any status that begins so."""
     good = pair("good", b"2")
     for name, extension, data, status in images():
-        yield Hostile(f"image-{name}", good + member(f"bad.{extension}", data) + member("bad.cls", b"1") + END, rows=("ok", status))
+        yield Hostile(
+            f"image-{name}",
+            good + member(f"bad.{extension}", data) + member("bad.cls", b"1") + END,
+            rows=("ok", status),
+        )
     for name, members, status in labels():
         body = b"".join(member(f"bad.{e}", d) for e, d in members)
         yield Hostile(name, good + member("bad.png", GOOD_PNG) + body + END, rows=("ok", status))
-    yield Hostile("json-500mb", good + member("bad.png", GOOD_PNG) + block("bad.json", size=500 << 20), rows=("ok", "size"),
-                  hole=500 << 20, after=END)
-    yield Hostile("image-500mb", good + member("bad.cls", b"1") + block("bad.jpg", size=500 << 20), rows=("ok", "image:too_large"),
-                  hole=500 << 20, after=END)
+    yield Hostile(
+        "json-500mb",
+        good + member("bad.png", GOOD_PNG) + block("bad.json", size=500 << 20),
+        rows=("ok", "size"),
+        hole=500 << 20,
+        after=END,
+    )
+    yield Hostile(
+        "image-500mb",
+        good + member("bad.cls", b"1") + block("bad.jpg", size=500 << 20),
+        rows=("ok", "image:too_large"),
+        hole=500 << 20,
+        after=END,
+    )
     pickles = [(f"good.{e}", evil(canary)) for e in ("pkl", "pickle", "pyd", "joblib", "a.pkl", "DILL")]
     pickles += [("good.pth", torch_zip(canary)), ("good.pt", torch_zip(canary)), ("good.npy", npy_of_objects(canary))]
     yield Hostile("pickles", good + b"".join(member(n, d) for n, d in pickles) + END, rows=("ok",))

@@ -39,8 +39,9 @@ def page() -> str:
             if line.startswith(section):
                 made = tests.get(line, [])
                 says = " ".join(dict.fromkeys(doc for doc, *_ in made if doc))
-                links = ", ".join(f"[{name}](../tests/faults/{file})" + (" (slow)" if slow else "")
-                                  for _, file, name, slow in made)
+                links = ", ".join(
+                    f"[{name}](../tests/faults/{file})" + (" (slow)" if slow else "") for _, file, name, slow in made
+                )
                 out.append(f"| {line} | {_cell(fault)} | {_cell(says)} | {links} |")
         out.append("")
     return "\n".join(out).rstrip() + "\n"

@@ -49,5 +49,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     counts = {outcome: sum(w == outcome for w in worst.values()) for outcome in ORDER}
     untried = [line for line in LINES if line not in found]
     says = ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n)
-    terminalreporter.write_line(f"fault table: {len(found)} of {len(LINES)} lines tried: {says}"
-                                + (f"; not in this run: {', '.join(untried)}" if 0 < len(untried) < 20 else ""))
+    terminalreporter.write_line(
+        f"fault table: {len(found)} of {len(LINES)} lines tried: {says}"
+        + (f"; not in this run: {', '.join(untried)}" if 0 < len(untried) < 20 else "")
+    )

@@ -38,15 +38,20 @@ def test_A18_a_shard_that_is_replaced_in_a_store_while_it_is_opened_is_read_once
     it is then, and never mixed of two; one that is replaced during ranged reads is named."""
     (url,) = faulty.put_shards([20])
     (longer,) = make_shards(faulty.disk / "longer", [35])
-    faulty.proxy.inject("hook", method="GET", path="/shards/train-000.tar",
-                        hook=lambda: storage.replace(url, longer.read_bytes()))
+    faulty.proxy.inject(
+        "hook", method="GET", path="/shards/train-000.tar", hook=lambda: storage.replace(url, longer.read_bytes())
+    )
     summary = faulty.index()
     assert summary.samples == 35 and not summary.bad_shards
     part = il.read_part_facts(il.part_url(f"{faulty.url}/index", "data/train-000.tar"))
     assert part.shard_size == longer.stat().st_size == storage.identity(url).size
     storage.configure_spool(faulty.disk / "none", 0)  # by ranges, then
-    faulty.proxy.inject("hook", method="GET", path="/shards/train-000.tar",
-                        hook=lambda: storage.replace(url, longer.read_bytes() + bytes(512)))
+    faulty.proxy.inject(
+        "hook",
+        method="GET",
+        path="/shards/train-000.tar",
+        hook=lambda: storage.replace(url, longer.read_bytes() + bytes(512)),
+    )
     found = rhostream.index([url], f"{faulty.url}/ranged", roots={"data": faulty.shards}, content="image")
     (why,) = found.bad_shards.values()
     assert "changed while it was read" in why and found.made == 0

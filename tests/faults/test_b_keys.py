@@ -58,8 +58,11 @@ def test_B11_a_key_that_comes_twice_is_used_once_and_counted(tmp_path: Path) -> 
     assert [(row["ordinal"], row["key"], row["status"]) for row in bad] == [(10, "k9", "dup"), (21, "k0", "dup")]
     assert "the first one counts" in bad[0]["error"]
     (candidates,) = rhostream.open_stream(str(shard), str(tmp_path / "il"), buffer_size=22, needs_il=False)
-    used = [k for k, row in zip(candidates.key.to_pylist(), candidates.reason, strict=True)
-            if row == rhostream.candidates.CANDIDATE]
+    used = [
+        k
+        for k, row in zip(candidates.key.to_pylist(), candidates.reason, strict=True)
+        if row == rhostream.candidates.CANDIDATE
+    ]
     assert sorted(used) == sorted({*used}) and len(used) == 20
     found = verify(str(tmp_path / "il"))
     assert found["problems"] == [] and "2 samples repeat a key of their own shard" in found["warnings"][0]
@@ -69,8 +72,9 @@ def test_B13_a_key_in_several_shards_is_listed_and_never_mistaken(tmp_path: Path
     """A key may stand in many shards (web crawls do that): a sample is named by its shard and its ordinal, in the plan,
     the log and SQL; verify counts such keys and lists the first of them with their shards.
     """
-    shards = [write_tar(tmp_path / "data" / f"{n}.tar", [f"{i:04d}" for i in range(10 * n, 10 * n + 20)], n)
-              for n in range(3)]
+    shards = [
+        write_tar(tmp_path / "data" / f"{n}.tar", [f"{i:04d}" for i in range(10 * n, 10 * n + 20)], n) for n in range(3)
+    ]
     table = str(tmp_path / "il")
     rhostream.index([str(tmp_path / "data")], table)
     found = verify(table)
@@ -99,15 +103,17 @@ def test_B14_keys_that_differ_in_case_or_form_are_different_samples(tmp_path: Pa
     found = verify(str(tmp_path / "il"))
     assert found["problems"] == [] and found["duplicate_keys"] == 0
     assert [w for w in found["warnings"] if "only in case or in their Unicode form" in w] == [
-        "2 keys differ from another only in case or in their Unicode form (NFC, NFD): they are different samples"]
+        "2 keys differ from another only in case or in their Unicode form (NFC, NFD): they are different samples"
+    ]
 
 
 @pytest.mark.parametrize("memory", [1 << 40, 1 << 12], ids=["in memory", "on disk"])
 def test_B13_repeats_are_those_that_a_plain_count_finds(memory: int) -> None:
     """What verify counts in bounded memory, spilling to disk, is what a plain count of all keys finds."""
     rng = np.random.default_rng(0)
-    parts = [[f"{'K' if rng.random() < 0.1 else 'k'}{n}" for n in rng.choice(4_000, 300, replace=False)]
-             for _ in range(12)]
+    parts = [
+        [f"{'K' if rng.random() < 0.1 else 'k'}{n}" for n in rng.choice(4_000, 300, replace=False)] for _ in range(12)
+    ]
     where: dict[str, set[int]] = {}
     with Keys(memory) as keys:
         for number, own in enumerate(parts):
@@ -150,8 +156,9 @@ def test_B16_hostile_keys_are_stored_exactly_and_shown_inert(world: Path, tmp_pa
     rhostream.compute_il([str(shard), str(empty)], str(world / "il-model"), str(table))
     stored = [k for p in sorted(table.rglob("*.parquet")) for k in parquet.read(str(p), ["key"])[0]["key"].to_pylist()]
     assert set(HOSTILE) <= set(stored)
-    rhostream.train([str(shard), str(empty)], str(table), str(run), model="mlp-64", buffer_size=20, batch_size=4,
-                    passes=2)
+    rhostream.train(
+        [str(shard), str(empty)], str(table), str(run), model="mlp-64", buffer_size=20, batch_size=4, passes=2
+    )
     with rhostream.open_ledger(str(run)) as ledger:
         logged = set(ledger.sql("SELECT DISTINCT key FROM selections")[0].to_pylist())
         one = ledger.sql("SELECT count(*) FROM il WHERE key = $key", {"key": "nul\0key"})[0].to_pylist()
@@ -166,7 +173,7 @@ def test_B16_hostile_keys_are_stored_exactly_and_shown_inert(world: Path, tmp_pa
     asked = command(capsys, "status", table)[0] + command(capsys, "status", run)[0]
     (table / "parts" / "x.parquet").write_bytes(b"")
     _, refused = command(capsys, "sql", table, "SELECT * FROM il", code=3)
-    wrong = command(capsys, "sql", run, "SELECT \"\x1b[2J\"", code=2)[1]
+    wrong = command(capsys, "sql", run, 'SELECT "\x1b[2J"', code=2)[1]
     for text in (shown, found, asked, refused, wrong):
         assert all(c.isprintable() or c == "\n" for c in text)
     page = Path(rhostream.write_report(str(run), str(tmp_path / "r.html"))).read_text()

@@ -71,7 +71,8 @@ def set_il(rows: pa.Table, values: dict[int, float | None]) -> pa.Table:
 
 
 def test_C1_missing_parts_stop_a_run_before_its_first_step_or_are_left_out_and_counted(
-        world: Path, table: Path, tmp_path: Path) -> None:
+    world: Path, table: Path, tmp_path: Path
+) -> None:
     """A run whose table lacks parts stops before anything is made, with exit code 2, listing the first five shards and
     the count; with `--missing-il skip` or `uniform` these shards are left out, with a warning, and counted in run.json.
     """
@@ -85,8 +86,9 @@ def test_C1_missing_parts_stop_a_run_before_its_first_step_or_are_left_out_and_c
     assert refused.value.exit_code == 2 and not run.exists()
     for policy in ("skip", "uniform"):
         with pytest.warns(UserWarning, match=r"6 shards have no part .* left out"):
-            done = rhostream.train([str(world / "shards")], str(table), str(tmp_path / policy), missing_il=policy,
-                                   **{**TRAIN, "steps": 2})
+            done = rhostream.train(
+                [str(world / "shards")], str(table), str(tmp_path / policy), missing_il=policy, **{**TRAIN, "steps": 2}
+            )
         record = json.loads((tmp_path / policy / "run.json").read_text())
         assert (done.steps, done.planned, record["left_out_shards"]) == (2, 100, 6)
 
@@ -98,11 +100,20 @@ def test_C2_a_part_that_lacks_a_row_is_refused_by_name(world: Path, table: Path)
     whole = content(table)
     first, second = parts_of(table)[:2]
     rewrite(first, lambda rows, facts: (rows.slice(1), facts))
-    rewrite(second, lambda rows, facts: (pa.concat_tables([rows.slice(0, 9), rows.slice(10)]),
-                                         replace(facts, samples=facts.samples - 1,
-                                                 statuses={il.OK: facts.samples - 1}, il_rows=facts.samples - 1,
-                                                 members_used=facts.members_used - 3,
-                                                 members_seen=facts.members_seen - 3)))
+    rewrite(
+        second,
+        lambda rows, facts: (
+            pa.concat_tables([rows.slice(0, 9), rows.slice(10)]),
+            replace(
+                facts,
+                samples=facts.samples - 1,
+                statuses={il.OK: facts.samples - 1},
+                il_rows=facts.samples - 1,
+                members_used=facts.members_used - 3,
+                members_seen=facts.members_seen - 3,
+            ),
+        ),
+    )
     damaged, found = content(table), verify(str(table))
     assert [first.name in found["problems"][0], second.name in found["problems"][1]] == [True, True]
     for part, says in ((first, "has 199 rows, its footer says 200"), (second, r": ordinals are not 0\.\.148")):
@@ -115,22 +126,26 @@ def test_C2_a_part_that_lacks_a_row_is_refused_by_name(world: Path, table: Path)
 
 
 def test_C2_a_sample_without_an_il_is_an_error_or_a_row_of_the_log_with_its_reason(
-        world: Path, table: Path, tmp_path: Path) -> None:
+    world: Path, table: Path, tmp_path: Path
+) -> None:
     """A single sample whose il is missing follows `--missing-il`: `error` names its key and shard, `skip` logs it with
     reason `missing_il`, `uniform` lets it compete by chance.
     """
-    rewrite(parts_of(table)[0], lambda rows, facts: (set_il(rows, {3: None}),
-                                                     replace(facts, il_rows=facts.il_rows - 1)))
+    rewrite(
+        parts_of(table)[0], lambda rows, facts: (set_il(rows, {3: None}), replace(facts, il_rows=facts.il_rows - 1))
+    )
     with pytest.raises(MissingPartError, match=r"sample 's000003' of shard .*train-000.tar has no il"):
         rhostream.train([str(world / "shards")], str(table), str(tmp_path / "error"), **{**TRAIN, "steps": 25})
-    done = rhostream.train([str(world / "shards")], str(table), str(tmp_path / "skip"), missing_il="skip",
-                           **{**TRAIN, "steps": 25})
+    done = rhostream.train(
+        [str(world / "shards")], str(table), str(tmp_path / "skip"), missing_il="skip", **{**TRAIN, "steps": 25}
+    )
     assert done.reasons["missing_il"] == 1
     with rhostream.open_ledger(str(tmp_path / "skip")) as ledger:
         asked = ledger.sql("SELECT key, loss FROM selections WHERE reason = 'missing_il'").to_pylist()
     assert asked == [{"key": "s000003", "loss": None}]
-    done = rhostream.train([str(world / "shards")], str(table), str(tmp_path / "uniform"), missing_il="uniform",
-                           **{**TRAIN, "steps": 25})
+    done = rhostream.train(
+        [str(world / "shards")], str(table), str(tmp_path / "uniform"), missing_il="uniform", **{**TRAIN, "steps": 25}
+    )
     assert "missing_il" not in done.reasons and sum(done.reasons.values()) == 1003
 
 
@@ -147,7 +162,8 @@ def other(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_C3_il_of_another_model_never_mixes_and_a_resumed_run_refuses_it(
-        world: Path, other: Path, table: Path, tmp_path: Path) -> None:
+    world: Path, other: Path, table: Path, tmp_path: Path
+) -> None:
     """compute-il refuses a table that another model made ("fingerprint a1b2 != c3d4: weights differ"), a run that is
     resumed with another table names both fingerprints, and a target may have another size and architecture than the
     IL model.
@@ -158,15 +174,21 @@ def test_C3_il_of_another_model_never_mixes_and_a_resumed_run_refuses_it(
     rhostream.train([str(world / "shards")], str(table), run, image_size=20, **{**TRAIN, "model": "small-cnn"})
     old, new = (il.open_info(str(t)).fingerprint for t in (table, other / "il2"))
     with pytest.raises(MismatchError, match=f"il: was '{old}', now '{new}'"):
-        rhostream.train([str(world / "shards")], str(other / "il2"), run, image_size=20,
-                        **{**TRAIN, "model": "small-cnn", "steps": 5})
+        rhostream.train(
+            [str(world / "shards")],
+            str(other / "il2"),
+            run,
+            image_size=20,
+            **{**TRAIN, "model": "small-cnn", "steps": 5},
+        )
     with pytest.raises(MismatchError, match="weights"):
         parts_of(table)[0].unlink()
         repair(str(table), shards=[str(world / "shards")], il_model=str(other / "model"))
 
 
 def test_C4_two_fingerprints_in_one_table_are_refused_everywhere_and_mended(
-        world: Path, other: Path, table: Path) -> None:
+    world: Path, other: Path, table: Path
+) -> None:
     """A part of another model in a table is refused by name by a run, SQL, compute-il and verify, and `verify --repair`
     makes the right one.
     """
@@ -175,8 +197,10 @@ def test_C4_two_fingerprints_in_one_table_are_refused_everywhere_and_mended(
     shutil.copy(other / "il2" / part.relative_to(table), part)
     with pytest.raises(MismatchError, match=r"train-002.tar has fingerprint .* its table has"):
         open_stream(world, table)
-    with pytest.raises(MismatchError, match=r"train-002.tar.parquet has fingerprint"), \
-            rhostream.open_ledger(str(table)) as ledger:
+    with (
+        pytest.raises(MismatchError, match=r"train-002.tar.parquet has fingerprint"),
+        rhostream.open_ledger(str(table)) as ledger,
+    ):
         ledger.sql("SELECT count(*) FROM il")
     with pytest.raises(MismatchError, match=r"train-002.tar.parquet has fingerprint"):
         rhostream.compute_il([str(world / "shards")], str(world / "il-model"), str(table), keep=KEEP)
@@ -196,7 +220,8 @@ def indexed(tmp_path: Path) -> tuple[list[Path], Path]:
 
 
 def test_C5_shards_that_changed_are_counted_and_scored_again_on_request(
-        indexed: tuple[list[Path], Path], tmp_path: Path) -> None:
+    indexed: tuple[list[Path], Path], tmp_path: Path
+) -> None:
     """Shards whose bytes changed after they were scored are found by size, else by sha256, counted, and never used:
     verify says "re-score N shards: rhostream verify --repair", a job or a run that meets one names it and that command;
     the repair scores exactly these again.
@@ -232,8 +257,9 @@ def test_C6_the_same_bytes_with_a_new_time_are_a_copy(indexed: tuple[list[Path],
     assert found["problems"] == [] and len(found["warnings"]) == 1
     assert "3 shards have a new time or ETag" in found["warnings"][0] and "same bytes (sha256)" in found["warnings"][0]
     with pytest.warns(UserWarning, match="taken for a copy"):
-        assert len(list(rhostream.open_stream(str(tmp_path / "shards"), str(table), buffer_size=20,
-                                              needs_il=False))) == 9
+        assert (
+            len(list(rhostream.open_stream(str(tmp_path / "shards"), str(table), buffer_size=20, needs_il=False))) == 9
+        )
     assert repair(str(table), shards=[str(tmp_path / "shards")])["repaired"] == []
     # Without a recorded sha256 nothing can be compared, and the warning says so.
     for part in parts_of(table):
@@ -245,18 +271,25 @@ def test_C6_the_same_bytes_with_a_new_time_are_a_copy(indexed: tuple[list[Path],
 # -- C7: damaged bytes -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: data[:-1]],
-                         ids=["empty", "cut", "one byte short"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: data[:-1]],
+    ids=["empty", "cut", "one byte short"],
+)
 def test_C7_a_damaged_part_is_named_by_every_reader_and_rewritten_only_on_request(
-        world: Path, table: Path, damage: Callable[[bytes], bytes]) -> None:
+    world: Path, table: Path, damage: Callable[[bytes], bytes]
+) -> None:
     """An empty or cut part is an error that names the part, in a run, SQL, compute-il and verify (exit code 3). No job
     replaces it; `verify --repair` does, from its shard, and the new part is byte-equal to what was lost.
     """
     whole, part = content(table), parts_of(table)[3]
     part.write_bytes(damage(part.read_bytes()))
     damaged = content(table)
-    for read in (lambda: open_stream(world, table), lambda: _ask(table),
-                 lambda: rhostream.compute_il([str(world / "shards")], str(world / "il-model"), str(table), keep=KEEP)):
+    for read in (
+        lambda: open_stream(world, table),
+        lambda: _ask(table),
+        lambda: rhostream.compute_il([str(world / "shards")], str(world / "il-model"), str(table), keep=KEEP),
+    ):
         with pytest.raises(TableError, match=rf"{part.name}.*verify --repair") as refused:
             read()
         assert refused.value.exit_code == 3
@@ -274,7 +307,8 @@ def _ask(table: Path) -> None:
 
 
 def test_C7_sixty_flipped_bits_are_found_sixty_times_by_verify_and_by_the_join(
-        world: Path, table: Path, record_property: Callable[[str, object], None]) -> None:
+    world: Path, table: Path, record_property: Callable[[str, object], None]
+) -> None:
     """Any single bit that flips in a part, in its pages or in Parquet's own metadata, is found by verify and stops the
     join: never another value.
     """
@@ -302,8 +336,7 @@ def test_C7_sixty_flipped_bits_are_found_sixty_times_by_verify_and_by_the_join(
 
 
 def test_C7_a_part_written_before_there_were_seals_is_still_read(world: Path, table: Path) -> None:
-    """A part of an older version, without a seal over the whole file, is read as before; verify says what isn't proved.
-    """
+    """A part of an older version, without a seal over the whole file, is read as before; verify says what isn't proved."""
     part = parts_of(table)[1]
     rows, record = parquet.read(str(part))
     data = parquet.encode(rows, record, il._ENCODINGS, il._DICTIONARY)
@@ -323,7 +356,8 @@ def test_C7_a_part_written_before_there_were_seals_is_still_read(world: Path, ta
 
 
 def test_C7_a_repair_that_can_not_be_made_changes_nothing_and_says_what_to_pass(
-        world: Path, table: Path, tmp_path: Path) -> None:
+    world: Path, table: Path, tmp_path: Path
+) -> None:
     """A repair first looks for the shards and the IL model; without them it changes nothing and names the option that
     is needed.
     """
@@ -361,13 +395,15 @@ def test_C7_a_repair_that_can_not_be_made_changes_nothing_and_says_what_to_pass(
 
 
 def test_C9_a_part_of_a_newer_version_is_named_and_left_alone(world: Path, table: Path) -> None:
-    """A part or table that a newer rhostream wrote is refused with that sentence, and never overwritten by a repair.
-    """
+    """A part or table that a newer rhostream wrote is refused with that sentence, and never overwritten by a repair."""
     part = parts_of(table)[0]
     rewrite(part, lambda rows, facts: (rows, replace(facts, version=il.VERSION + 1)))
     newer = content(table)
-    for read in (lambda: open_stream(world, table), lambda: _ask(table),
-                 lambda: rhostream.compute_il([str(world / "shards")], str(world / "il-model"), str(table), keep=KEEP)):
+    for read in (
+        lambda: open_stream(world, table),
+        lambda: _ask(table),
+        lambda: rhostream.compute_il([str(world / "shards")], str(world / "il-model"), str(table), keep=KEEP),
+    ):
         says = rf"{part.name} was written by a newer rhostream \(part version {il.VERSION + 1}"
         with pytest.raises(TableError, match=says):
             read()
@@ -421,21 +457,32 @@ def test_C12_null_nan_and_infinite_il_are_missing_il(world: Path, table: Path, t
     """An il that is null, NaN or infinite counts as missing, never as a number: such samples get reason `missing_il`,
     and verify counts them.
     """
-    rewrite(parts_of(table)[0], lambda rows, facts: (
-        set_il(rows, {1: None, 2: float("nan"), 3: float("inf"), 4: float("-inf")}),
-        replace(facts, il_rows=facts.il_rows - 1)))
+    rewrite(
+        parts_of(table)[0],
+        lambda rows, facts: (
+            set_il(rows, {1: None, 2: float("nan"), 3: float("inf"), 4: float("-inf")}),
+            replace(facts, il_rows=facts.il_rows - 1),
+        ),
+    )
     found = verify(str(table))
     assert found["problems"] == []
     assert "4 usable samples of 1 parts have no il that can be used (null 1, NaN or infinite 3)" in found["warnings"][0]
     buffers = list(open_stream(world, table, missing_il="skip"))
     lost = {k for c in buffers for k, r in zip(c.key.to_pylist(), c.reason, strict=True) if r == Reason.missing_il}
     assert lost == {"s000001", "s000002", "s000003", "s000004"}
-    done = rhostream.train([str(world / "shards")], str(table), str(tmp_path / "run"), missing_il="skip",
-                           band="10%:90%", **{**TRAIN, "steps": 25})
+    done = rhostream.train(
+        [str(world / "shards")],
+        str(table),
+        str(tmp_path / "run"),
+        missing_il="skip",
+        band="10%:90%",
+        **{**TRAIN, "steps": 25},
+    )
     assert done.reasons.get("missing_il", 0) + done.reasons["band"] >= 4
     with rhostream.open_ledger(str(tmp_path / "run")) as ledger:
-        kept = ledger.sql("SELECT count(*) FROM selections WHERE kept AND ordinal BETWEEN 1 AND 4 "
-                          "AND shard LIKE '%train-000.tar'")[0].to_pylist()
+        kept = ledger.sql(
+            "SELECT count(*) FROM selections WHERE kept AND ordinal BETWEEN 1 AND 4 AND shard LIKE '%train-000.tar'"
+        )[0].to_pylist()
     assert kept == [0]
 
 

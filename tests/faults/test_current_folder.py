@@ -44,8 +44,14 @@ def verb(folder: Path, *arguments: object, code: int = 0) -> str:
     script.parent.mkdir(exist_ok=True)
     script.write_text("from rhostream.cli import main\nif __name__ == '__main__':\n    main()\n")
     known = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONSAFEPATH")}
-    done = subprocess.run([sys.executable, script, *map(str, arguments)], cwd=folder, env=known,
-                          capture_output=True, text=True, timeout=150)
+    done = subprocess.run(
+        [sys.executable, script, *map(str, arguments)],
+        cwd=folder,
+        env=known,
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
     assert done.returncode == code, done.stderr
     assert not (folder / "canary").exists(), f"{arguments[0]} ran code of the current folder"
     return done.stderr

@@ -49,23 +49,32 @@ def _same_index_in_spite_of(store: FaultyStore, *faults: tuple[str, dict[str, ob
 def test_D1_server_errors_are_tried_again_and_change_nothing(faulty: FaultyStore) -> None:
     """A store that answers 500 or 503 is asked again, after a random wait that grows; the result is the same, byte for
     byte, and what was tried again is counted by store and kind."""
-    _same_index_in_spite_of(faulty, ("500", {"method": "GET", "path": "/shards/train-", "times": 1}),
-                            ("503", {"method": "PUT", "path": "/parts/", "times": 2}))
+    _same_index_in_spite_of(
+        faulty,
+        ("500", {"method": "GET", "path": "/shards/train-", "times": 1}),
+        ("503", {"method": "PUT", "path": "/parts/", "times": 2}),
+    )
     assert faulty.retried == {"http 500": 1, "http 503": 2}
 
 
 def test_D2_a_connection_that_breaks_is_tried_again(faulty: FaultyStore) -> None:
     """A connection that is reset, before the answer or while results are written, costs a new attempt and no more."""
-    _same_index_in_spite_of(faulty, ("reset", {"method": "GET", "path": "/shards/train-", "times": 3}),
-                            ("reset", {"method": "PUT", "path": "/parts/", "times": 3}))
+    _same_index_in_spite_of(
+        faulty,
+        ("reset", {"method": "GET", "path": "/shards/train-", "times": 3}),
+        ("reset", {"method": "PUT", "path": "/parts/", "times": 3}),
+    )
     assert faulty.retried == {"reset": 6} and faulty.proxy.count(fault="reset") == 6
 
 
 def test_D3_a_body_cut_once_is_read_again(faulty: FaultyStore) -> None:
     """A body that ends early, whether the connection breaks or the store claims that this was all, is never taken for
     the object: it is read again."""
-    _same_index_in_spite_of(faulty, ("cut", {"method": "GET", "path": "/shards/train-", "times": 1}),
-                            ("short", {"method": "GET", "path": "/shards/train-", "times": 1}))
+    _same_index_in_spite_of(
+        faulty,
+        ("cut", {"method": "GET", "path": "/shards/train-", "times": 1}),
+        ("short", {"method": "GET", "path": "/shards/train-", "times": 1}),
+    )
     # The client may find a short body first, by the checksum that this server sends along.
     assert faulty.retried["cut body"] == 1 and sum(faulty.retried.values()) == 2
 
@@ -103,9 +112,12 @@ def test_D6_a_store_that_hangs_is_asked_again_after_the_deadline(faulty: FaultyS
     """A store that never answers, or stops in the middle of a body, is given up at a deadline (30 seconds unless
     configured) and asked again, rather than waited for."""
     storage.configure_retry(replace(PATIENT, first_byte=0.5, stall=0.5, slowest=16384))
-    _same_index_in_spite_of(faulty, ("hang", {"method": "GET", "path": "/shards/train-", "times": 1}),
-                            ("hang_body", {"method": "GET", "path": "/shards/train-", "times": 1}),
-                            ("hang", {"method": "PUT", "path": "/parts/", "times": 1}))
+    _same_index_in_spite_of(
+        faulty,
+        ("hang", {"method": "GET", "path": "/shards/train-", "times": 1}),
+        ("hang_body", {"method": "GET", "path": "/shards/train-", "times": 1}),
+        ("hang", {"method": "PUT", "path": "/parts/", "times": 1}),
+    )
     assert faulty.retried["first byte"] + faulty.retried["stalled"] >= 3
 
 
@@ -161,7 +173,7 @@ def test_D9_a_shard_that_is_not_there_is_named_and_the_others_go_on(faulty: Faul
     """A shard that the store doesn't have is named at the end; the others get their parts."""
     one, two = faulty.put_shards([10, 12])
     summary = rhostream.index([one, f"{faulty.shards}/train-999.tar", two], f"{faulty.url}/index")
-    (name, why), = summary.bad_shards.items()
+    ((name, why),) = summary.bad_shards.items()
     assert name.endswith("train-999.tar") and "does not exist" in why and summary.made == 2
 
 
@@ -182,8 +194,11 @@ def test_D10_retry_after_is_honoured(faulty: FaultyStore) -> None:
 def test_D11_a_conflict_is_done_again_and_a_lost_answer_is_recognised(faulty: FaultyStore) -> None:
     """A commit that meets 409 is made again. One whose answer was lost finds its own bytes there when it is made again,
     and knows them; anybody else's are never overwritten."""
-    _same_index_in_spite_of(faulty, ("409", {"method": "PUT", "path": "train-000", "times": 2}),
-                            ("lost", {"method": "PUT", "path": "train-001", "times": 1}))
+    _same_index_in_spite_of(
+        faulty,
+        ("409", {"method": "PUT", "path": "train-000", "times": 2}),
+        ("lost", {"method": "PUT", "path": "train-001", "times": 1}),
+    )
     assert faulty.retried == {"http 409": 2, "reset": 1}
     faulty.proxy.inject("lost", method="PUT", path="/mine", times=1)
     storage.create(f"{faulty.url}/mine", b"mine")
@@ -251,10 +266,13 @@ def _delete_behind(store: FaultyStore, server: Server) -> dict[str, object]:
     import botocore.session
 
     client = botocore.session.get_session().create_client(
-        "s3", region_name="us-east-1", endpoint_url=server.endpoint, aws_access_key_id=KEY,
-        aws_secret_access_key=SECRET)
-    return {"method": "PUT", "times": 10_000,
-            "hook": lambda path: client.delete_object(Bucket=BUCKET, Key=path.removeprefix(f"/{BUCKET}/"))}
+        "s3", region_name="us-east-1", endpoint_url=server.endpoint, aws_access_key_id=KEY, aws_secret_access_key=SECRET
+    )
+    return {
+        "method": "PUT",
+        "times": 10_000,
+        "hook": lambda path: client.delete_object(Bucket=BUCKET, Key=path.removeprefix(f"/{BUCKET}/")),
+    }
 
 
 def test_D15_a_store_that_ignores_the_condition_is_warned_of_once(faulty: FaultyStore, s3_server: Server) -> None:
@@ -304,12 +322,12 @@ def test_D17_a_place_that_cannot_be_written_stops_the_job_before_the_first_shard
 
 
 def test_D18_a_host_that_is_unknown_or_refuses_is_tried_and_named(
-        faulty: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    faulty: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A host name that can't be looked up, a port that refuses, and a proxy of the environment that isn't there are
     tried a few times, then named."""
     storage.configure_retry(replace(PATIENT, tries=2))
-    for endpoint, says in (("http://no-such-host.invalid:9", "can't be looked up"),
-                           ("http://127.0.0.1:1", "refused")):
+    for endpoint, says in (("http://no-such-host.invalid:9", "can't be looked up"), ("http://127.0.0.1:1", "refused")):
         storage.configure("s3", {**s3_options(1), "endpoint_url": endpoint})
         with pytest.raises(StorageError, match=rf"{says}.*tried 2 times"):
             storage.read_bytes(f"{faulty.url}/x")
@@ -329,8 +347,14 @@ def _command(*arguments: object, before: tuple[str, ...] = (), cwd: str = "/proc
     """A verb of the command line with no HOME, from a folder that nobody can write to."""
     root = str(Path(rhostream.__file__).parents[1])
     environment = {"PATH": os.environ["PATH"], "TMPDIR": os.environ.get("TMPDIR", "/tmp")}
-    return subprocess.run([*before, sys.executable, "-c", COMMAND.format(root=root), *map(str, arguments)], cwd=cwd,
-                          env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [*before, sys.executable, "-c", COMMAND.format(root=root), *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_D20_no_home_and_a_folder_that_cannot_be_written_are_enough(tmp_path: Path) -> None:
@@ -344,8 +368,15 @@ def test_D20_no_home_and_a_folder_that_cannot_be_written_are_enough(tmp_path: Pa
 def test_D20_without_shared_memory_workers_are_refused_by_name(tmp_path: Path) -> None:
     """Where shared memory (/dev/shm) is missing or full, loader workers are refused in one sentence; without workers
     the job runs."""
-    isolated = ("unshare", "--map-root-user", "--mount", "sh", "-c",
-                'mount -t tmpfs -o ro,size=4k none /dev/shm && exec "$@"', "sh")
+    isolated = (
+        "unshare",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        'mount -t tmpfs -o ro,size=4k none /dev/shm && exec "$@"',
+        "sh",
+    )
     if subprocess.run([*isolated, "true"], capture_output=True).returncode:
         pytest.skip("this machine lets nobody hide /dev/shm from a process")
     make_shards(tmp_path / "shards", [10, 12])

@@ -93,8 +93,10 @@ def all_that_a_rule_keeps(run: Path) -> tuple[Any, ...]:
     assert found is not None and found.shadow
     with rhostream.open_ledger(str(run)) as ledger:
         shadow = ledger.sql("SELECT * EXCLUDE (run) FROM shadow").to_pylist()
-    others = {name: {k: v.numpy().tobytes() for k, v in tensors.load_other(str(run), found, name)["model"].items()}
-              for name in tensors.others_of(found)}
+    others = {
+        name: {k: v.numpy().tobytes() for k, v in tensors.load_other(str(run), found, name)["model"].items()}
+        for name in tensors.others_of(found)
+    }
     return (*log_and_weights(run), [repr(row) for row in shadow], others, found.selector)
 
 
@@ -118,22 +120,35 @@ def jobs(tmp_path_factory: pytest.TempPathFactory, rig: Rig) -> dict[str, Job]:
     return {
         "README's loop": Job("README's loop", {"world": str(root), "buffer_size": 12, "every": 2}, "run", all_of),
         "loop of one's own": Job("loop", loop, "run", all_of),
-        "loop with checkpoints of its own": Job("loop", {**loop, "keeps_its_own": True}, "run",
-                                                functools.partial(all_of, keeps_its_own=True)),
+        "loop with checkpoints of its own": Job(
+            "loop", {**loop, "keeps_its_own": True}, "run", functools.partial(all_of, keeps_its_own=True)
+        ),
         "fit-il": Job("fit-il", fit, "out", weights_of_folds),
         "index": Job("index", {"shards": shards}, "out", parts_and_table),
-        "keep": Job("keep", {"shards": shards, "table": str(root / "il"), "keep": {"true_label": "int"}}, "out",
-                    parts_and_table),
+        "keep": Job(
+            "keep", {"shards": shards, "table": str(root / "il"), "keep": {"true_label": "int"}}, "out", parts_and_table
+        ),
         "compute-il": Job("compute-il", compute, "out", parts_and_table),
         "compute-il of two models": Job("compute-ils", several, "outs", parts_and_table),
         "train": Job("train", train, "run", log_and_weights),
         # Every second commit is a whole link: raw segments are merged twice and removed once.
-        "train with compaction": Job("train", {**train, "checkpoint_every": 1, "whole_every": 2}, "run",
-                                     log_and_weights),
+        "train with compaction": Job(
+            "train", {**train, "checkpoint_every": 1, "whole_every": 2}, "run", log_and_weights
+        ),
         "train of a network with batch norm": Job("train", {**train, "model": "small-cnn"}, "run", log_and_weights),
         "train by a rule that learns along": Job(
-            "train", {**train, "rule": "rho_updated", "class_quota": "reducr", "shadow": "loss,grad_norm_is",
-                      "uniform_every": 3, "shortlist": "proxy:2"}, "run", all_that_a_rule_keeps),
+            "train",
+            {
+                **train,
+                "rule": "rho_updated",
+                "class_quota": "reducr",
+                "shadow": "loss,grad_norm_is",
+                "uniform_every": 3,
+                "shortlist": "proxy:2",
+            },
+            "run",
+            all_that_a_rule_keeps,
+        ),
     }
 
 
@@ -158,8 +173,15 @@ def whole(rig: Rig, jobs: dict[str, Job], tmp_path_factory: pytest.TempPathFacto
     return Whole(rig, jobs, tmp_path_factory.mktemp("whole"))
 
 
-def matrix(rig: Rig, job: Job, whole: tuple[Any, dict[str, int]], folder: Path, passings: tuple[int, ...],
-           label: str, only: str = "") -> None:
+def matrix(
+    rig: Rig,
+    job: Job,
+    whole: tuple[Any, dict[str, int]],
+    folder: Path,
+    passings: tuple[int, ...],
+    label: str,
+    only: str = "",
+) -> None:
     """Kill at every point and passing there is (whose name begins with `only`), run the same command again, compare."""
     content = whole[0]
     passed = {point: n for point, n in whole[1].items() if point.startswith(only)}
@@ -180,9 +202,11 @@ def matrix(rig: Rig, job: Job, whole: tuple[Any, dict[str, int]], folder: Path, 
 
     wrong = list(filter(None, rig.each(crash, spots)))
     tries = Counter(n for _, n in spots)
-    tally.say(f"crash matrix of {label}: {len(passed)} points, {len(spots)} kills and as many second runs ("
-              + ", ".join(f"{count} at passing {n}" for n, count in sorted(tries.items()))
-              + f"); {sum(n < 3 for n in passed.values())} points are passed fewer than 3 times; {len(wrong)} wrong")
+    tally.say(
+        f"crash matrix of {label}: {len(passed)} points, {len(spots)} kills and as many second runs ("
+        + ", ".join(f"{count} at passing {n}" for n, count in sorted(tries.items()))
+        + f"); {sum(n < 3 for n in passed.values())} points are passed fewer than 3 times; {len(wrong)} wrong"
+    )
     assert not wrong, "\n".join(wrong)
 
 
@@ -199,23 +223,31 @@ def test_E1_every_crash_point_of_the_source_is_passed_by_some_job(whole: Whole) 
 
 
 def test_E1_a_killed_scorer_run_again_leaves_the_same_bytes(
-        rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path) -> None:
+    rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path
+) -> None:
     """compute-il killed with SIGKILL at any of its crash points and run again leaves the same parts and the same
     table, byte for byte, as if it had never been killed."""
     matrix(rig, jobs["compute-il"], whole["compute-il"], tmp_path, (1,), "compute-il")
 
 
 def test_E15_a_killed_trainer_run_again_has_the_same_log_and_weights(
-        rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path) -> None:
+    rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path
+) -> None:
     """train killed with SIGKILL at any of its crash points and run again ends with the same rows of `selections` in the
     same order, the same weights bit for bit, and every step once."""
     matrix(rig, jobs["train"], whole["train"], tmp_path, (1,), "train")
 
 
-@pytest.mark.parametrize("name", [pytest.param("loop of one's own", marks=pytest.mark.slow),  # `train` is one of these
-                                  "loop with checkpoints of its own"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("loop of one's own", marks=pytest.mark.slow),  # `train` is one of these
+        "loop with checkpoints of its own",
+    ],
+)
 def test_E15_a_killed_loop_of_ones_own_run_again_has_the_same_log_and_state(
-        rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path, name: str) -> None:
+    rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path, name: str
+) -> None:
     """A user's script with dropout, weight decay, an average of its weights, updates of two batches, importance
     sampling, buffers without candidates and a refused update, killed with SIGKILL at any of its crash points and run
     again, ends with the same log and the same state bit for bit: with our commits, and with `torch.save` of
@@ -224,13 +256,23 @@ def test_E15_a_killed_loop_of_ones_own_run_again_has_the_same_log_and_state(
 
 
 def test_E15_the_readmes_loop_killed_at_ten_moments_ends_as_if_it_never_was(
-        rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path) -> None:
+    rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path
+) -> None:
     """The README's twelve lines, killed with SIGKILL ten times at moments of all kinds, a script started again each
     time: the same log and weights bit for bit."""
     job, (content, passed) = jobs["README's loop"], whole["README's loop"]
-    moments = ["train: buffer scored@1", "train: step logged@1", "log: segment committed@1", "stream: buffer joined@2",
-               "checkpoint: committed@1", "train: buffer scored@4", "train: step logged@3", "checkpoint: committed@1",
-               "checkpoint: tensors written@2", "run: before cost.json@1"]
+    moments = [
+        "train: buffer scored@1",
+        "train: step logged@1",
+        "log: segment committed@1",
+        "stream: buffer joined@2",
+        "checkpoint: committed@1",
+        "train: buffer scored@4",
+        "train: step logged@3",
+        "checkpoint: committed@1",
+        "checkpoint: tensors written@2",
+        "run: before cost.json@1",
+    ]
     for moment in moments:
         assert passed[moment.partition("@")[0]]
         died = rig.job(job.verb, job.at(tmp_path / "run"), moment)
@@ -240,7 +282,8 @@ def test_E15_the_readmes_loop_killed_at_ten_moments_ends_as_if_it_never_was(
 
 
 def test_E15_a_trainer_killed_while_segments_are_merged_or_removed_has_the_same_log_and_weights(
-        rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path) -> None:
+    rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path
+) -> None:
     """train killed with SIGKILL while it merges small segments of its log, before the commit that names the merged
     ones, or while it removes those that were merged, and run again: the same rows, weights and steps, each once."""
     name = "train with compaction"
@@ -248,18 +291,31 @@ def test_E15_a_trainer_killed_while_segments_are_merged_or_removed_has_the_same_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["loop of one's own", "loop with checkpoints of its own", "fit-il", "index",
-                                  "keep", "compute-il", "compute-il of two models", "train", "train with compaction",
-                                  "train of a network with batch norm", "train by a rule that learns along"])
-def test_E1_the_whole_crash_matrix(rig: Rig, jobs: dict[str, Job], whole: Whole,
-                                   tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "loop of one's own",
+        "loop with checkpoints of its own",
+        "fit-il",
+        "index",
+        "keep",
+        "compute-il",
+        "compute-il of two models",
+        "train",
+        "train with compaction",
+        "train of a network with batch norm",
+        "train by a rule that learns along",
+    ],
+)
+def test_E1_the_whole_crash_matrix(rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path, name: str) -> None:
     """The same holds at the third passing of every point, for fit-il and index, for a network with batch norm, and for
     a rule with a live IL model, a proxy, class weights and a shadow log, which are the same bits too."""
     matrix(rig, jobs[name], whole[name], tmp_path, (1, 3), name)
 
 
 def test_E15_steps_and_log_agree_after_a_crash_in_every_checkpoint(
-        rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path) -> None:
+    rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path
+) -> None:
     """A run that is killed again and again, each time in the middle of a checkpoint, loses no step and repeats none."""
     job, kills = jobs["train"], 0
     while (done := rig.job(job.verb, job.at(tmp_path / "run"), "checkpoint: committed@1"))["code"]:
@@ -276,8 +332,8 @@ def test_E15_steps_and_log_agree_after_a_crash_in_every_checkpoint(
     ("train", "train: optimizer stepped@3"),
 ])  # fmt: skip
 def test_E1_with_workers_a_crash_in_them_or_beside_them_changes_nothing(
-        rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path, name: str,
-        spot: str) -> None:
+    rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path, name: str, spot: str
+) -> None:
     """With worker processes too: one of them killed in the middle of a shard stops the job with an error that says so,
     and the same command run again leaves the same bytes, log and weights."""
     job = jobs[name]

@@ -94,7 +94,8 @@ def test_E6_two_scorers_at_once_make_each_part_once(rig: Rig, model: str, tmp_pa
 
 
 def test_E6_a_part_that_came_meanwhile_is_not_made_again(
-        rig: Rig, shards: list[str], model: str, tmp_path: Path) -> None:
+    rig: Rig, shards: list[str], model: str, tmp_path: Path
+) -> None:
     """A scorer that was held up finds the parts that another one has made since, and reads none of their shards."""
     slow, hold = tmp_path / "slow.tar", tmp_path / "slow.tar.hold"
     slow.touch()
@@ -130,8 +131,9 @@ def test_an_index_that_names_no_machine_is_refused(text: str) -> None:
         parse_index(text)
 
 
-def test_E8_other_chunks_give_the_same_il(shards: list[str], model: str, table: Path, tmp_path: Path,
-                                          monkeypatch: pytest.MonkeyPatch) -> None:
+def test_E8_other_chunks_give_the_same_il(
+    shards: list[str], model: str, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A job that is continued with other sizes of chunks goes on, and its il are those of a job in one go, to a
     millionth of a nat."""
     rhostream.compute_il(shards[:4], model, str(tmp_path / "t"))
@@ -143,8 +145,9 @@ def test_E8_other_chunks_give_the_same_il(shards: list[str], model: str, table: 
 
 
 @pytest.mark.slow
-def test_E8_other_workers_give_the_same_bytes(rig: Rig, shards: list[str], model: str, rig_table: Path,
-                                              tmp_path: Path) -> None:
+def test_E8_other_workers_give_the_same_bytes(
+    rig: Rig, shards: list[str], model: str, rig_table: Path, tmp_path: Path
+) -> None:
     """A job that is continued with another number of workers leaves the same bytes."""
     for workers, these in ((1, shards[:3]), (2, shards[:6]), (0, shards)):
         options = {"shards": these, "il_model": model, "out": str(tmp_path / "t"), "workers": workers}
@@ -183,8 +186,9 @@ def short_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_D12_a_commit_that_fails_leaves_no_object(shards: list[str], model: str, table: Path, tmp_path: Path,
-                                                  short_files: None) -> None:
+def test_D12_a_commit_that_fails_leaves_no_object(
+    shards: list[str], model: str, table: Path, tmp_path: Path, short_files: None
+) -> None:
     """An error between the read of a shard and the commit of its part leaves no object, no temporary file, and a job
     that goes on with the same command."""
     rhostream.compute_il(shards[2:3], model, str(tmp_path / "t"))
@@ -199,8 +203,9 @@ def test_D12_a_commit_that_fails_leaves_no_object(shards: list[str], model: str,
 
 
 @pytest.mark.parametrize("point", ["commit: temporary file opened", "commit: temporary file written"])
-def test_D13_a_kill_during_a_write_leaves_no_object(rig: Rig, shards: list[str], model: str, tmp_path: Path,
-                                                    point: str) -> None:
+def test_D13_a_kill_during_a_write_leaves_no_object(
+    rig: Rig, shards: list[str], model: str, tmp_path: Path, point: str
+) -> None:
     """A job that is killed while it writes a part leaves no part of that name: what can be seen is whole."""
     options = {"shards": shards, "il_model": model, "out": str(tmp_path / "t")}
     # By the same kind of process: byte-equal means on the same number of threads.
@@ -226,8 +231,9 @@ def test_A5_a_tar_without_samples_has_a_part_without_rows(shards: list[str], tmp
     assert accounts(tmp_path / "t")[0]["empty_shards"] == 1
 
 
-def test_the_account_of_a_job_is_printed_and_stored_and_adds_up(rig: Rig, shards: list[str], model: str,
-                                                               tmp_path: Path) -> None:
+def test_the_account_of_a_job_is_printed_and_stored_and_adds_up(
+    rig: Rig, shards: list[str], model: str, tmp_path: Path
+) -> None:
     wrong, cut = bad_shard(tmp_path / "wrong.tar", 4), cut_shard(tmp_path / "cut.tar")
     log = tmp_path / "log"
     run = rig.cli(log, "compute-il", "--shards", *shards, wrong, cut, "--il-model", model, "--out", tmp_path / "t")
@@ -268,8 +274,13 @@ def test_bad_shards_have_a_budget(shards: list[str], tmp_path: Path) -> None:
 def test_what_fit_il_could_not_use_is_counted_and_has_a_budget(shards: list[str], tmp_path: Path) -> None:
     wrong, cut = bad_shard(tmp_path / "wrong.tar", 4), cut_shard(tmp_path / "cut.tar")
     info = rhostream.fit_il([*shards, wrong, cut], str(tmp_path / "m"), model="mlp-64", epochs=1, classes=4)
-    assert info.read == {"samples": 185, "ok": 181, "label:range": 4, "bad_shards": info.read["bad_shards"],
-                         "retried": {}}
+    assert info.read == {
+        "samples": 185,
+        "ok": 181,
+        "label:range": 4,
+        "bad_shards": info.read["bad_shards"],
+        "retried": {},
+    }
     assert list(info.read["bad_shards"]) == [cut] and "incomplete" in info.read["bad_shards"][cut]
     with pytest.raises(BudgetError, match=r"label:range 4.*--max-bad-samples"):
         rhostream.fit_il([*shards, wrong], str(tmp_path / "n"), model="mlp-64", epochs=1, max_bad_samples=3)
@@ -324,8 +335,9 @@ def test_every_error_has_the_exit_code_that_its_tree_shows() -> None:
     (3, "fit-il --shards {shards} {cut} --out {new} --model mlp-64 --epochs 1", "cut.tar incomplete"),
     (3, "verify {damaged}", "damaged"),
 ])  # fmt: skip
-def test_exit_codes_are_those_that_the_help_documents(rig: Rig, shards: list[str], table: Path, tmp_path: Path,
-                                                      code: int, arguments: str, says: str) -> None:
+def test_exit_codes_are_those_that_the_help_documents(
+    rig: Rig, shards: list[str], table: Path, tmp_path: Path, code: int, arguments: str, says: str
+) -> None:
     if "{damaged}" in arguments:
         shutil.copytree(table, tmp_path / "damaged")
         next((tmp_path / "damaged" / "parts").rglob("*.parquet")).write_bytes(b"PAR1")

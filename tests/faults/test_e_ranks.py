@@ -21,15 +21,26 @@ from tests.conftest import make_shards
 from tests.tables import without_il
 from tests.test_training import same, weights_of
 
-SETTINGS: dict[str, Any] = {"buffer_size": 40, "batch_size": 8, "model": "mlp-64", "steps": 20, "checkpoint_every": 5,
-                            "threads": 1}
+SETTINGS: dict[str, Any] = {
+    "buffer_size": 40,
+    "batch_size": 8,
+    "model": "mlp-64",
+    "steps": 20,
+    "checkpoint_every": 5,
+    "threads": 1,
+}
 
 
 @pytest.fixture
 def options(world: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     def of(name: str = "run", **changes: Any) -> dict[str, Any]:
-        return {"shards": [str(world / "shards")], "il": str(world / "il"), "run": str(tmp_path / name), **SETTINGS,
-                **changes}
+        return {
+            "shards": [str(world / "shards")],
+            "il": str(world / "il"),
+            "run": str(tmp_path / name),
+            **SETTINGS,
+            **changes,
+        }
 
     return of
 
@@ -56,8 +67,13 @@ def close(one: Path, other: Path, noise: float = 1e-4) -> bool:
 # -- E11 ---
 
 
-def falls(options: Callable[..., dict[str, Any]], started: Callable[..., ranks.Started], folder: Path, victim: int,
-          number: signal.Signals) -> None:
+def falls(
+    options: Callable[..., dict[str, Any]],
+    started: Callable[..., ranks.Started],
+    folder: Path,
+    victim: int,
+    number: signal.Signals,
+) -> None:
     """Send a signal to one of two ranks in the middle of a run; the other one ends, and the same command goes on."""
     settings = options(steps=40)
     # Who is gone is noticed at once; only who hangs is waited for.
@@ -91,7 +107,10 @@ def test_E11_a_rank_that_dies_ends_the_others_and_the_same_command_resumes(
 @pytest.mark.slow
 @pytest.mark.parametrize(("victim", "number"), [(0, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGSTOP)])
 def test_E11_any_rank_may_die_or_hang(
-    options: Callable[..., dict[str, Any]], started: Callable[..., ranks.Started], tmp_path: Path, victim: int,
+    options: Callable[..., dict[str, Any]],
+    started: Callable[..., ranks.Started],
+    tmp_path: Path,
+    victim: int,
     number: signal.Signals,
 ) -> None:
     """The same holds for the first rank, and for a rank that hangs."""
@@ -118,8 +137,9 @@ def train_breaking(rank: int, options: dict[str, Any]) -> None:
     rhostream.train(**options, make_model=lambda: Breaks(9))
 
 
-def test_E11_an_error_on_one_rank_is_what_the_others_report(options: Callable[..., dict[str, Any]],
-                                                           started: Callable[..., ranks.Started]) -> None:
+def test_E11_an_error_on_one_rank_is_what_the_others_report(
+    options: Callable[..., dict[str, Any]], started: Callable[..., ranks.Started]
+) -> None:
     """An error on one rank ends the others at once, and they report that error."""
     told = started(train_breaking, 2, options(rank_timeout=60.0)).join(40)
     own = "the forward of Breaks on a batch of shape"
@@ -128,8 +148,9 @@ def test_E11_an_error_on_one_rank_is_what_the_others_report(options: Callable[..
     assert "ValueError: a cosmic ray" in told[0]["error"]
 
 
-def test_E11_a_rank_that_never_comes_is_reported(options: Callable[..., dict[str, Any]],
-                                                started: Callable[..., ranks.Started]) -> None:
+def test_E11_a_rank_that_never_comes_is_reported(
+    options: Callable[..., dict[str, Any]], started: Callable[..., ranks.Started]
+) -> None:
     """A rank that never starts is reported after `--rank-timeout`."""
     run = started(ranks.train, 1, [options(rank_timeout=2.0)], WORLD_SIZE="2")
     told = run.join(40)
@@ -139,8 +160,9 @@ def test_E11_a_rank_that_never_comes_is_reported(options: Callable[..., dict[str
 # -- E13 ---
 
 
-def killed_and_resumed(started: Callable[..., ranks.Started], settings: dict[str, Any],
-                       pieces: list[tuple[int, int, int | None]]) -> None:
+def killed_and_resumed(
+    started: Callable[..., ranks.Started], settings: dict[str, Any], pieces: list[tuple[int, int, int | None]]
+) -> None:
     """Train in pieces of (ranks, workers, step after which rank 0 is killed)."""
     for size, workers, die_at in pieces:
         told = started(ranks.train, size, [{**settings, "workers": workers}], die_at).join()
@@ -149,8 +171,9 @@ def killed_and_resumed(started: Callable[..., ranks.Started], settings: dict[str
 
 
 @pytest.mark.slow
-def test_E13_a_run_goes_on_with_other_numbers_of_workers(options: Callable[..., dict[str, Any]],
-                                                         started: Callable[..., ranks.Started], tmp_path: Path) -> None:
+def test_E13_a_run_goes_on_with_other_numbers_of_workers(
+    options: Callable[..., dict[str, Any]], started: Callable[..., ranks.Started], tmp_path: Path
+) -> None:
     """A run that was killed goes on with another number of workers: the log and the weights are, bit for bit, those of a run in one piece."""  # noqa: E501
     rhostream.train(**options("whole", workers=1))
     killed_and_resumed(started, options(), [(1, 1, 6), (1, 2, 12), (1, 4, None)])
@@ -158,8 +181,9 @@ def test_E13_a_run_goes_on_with_other_numbers_of_workers(options: Callable[..., 
     assert checkpoint.latest(str(tmp_path / "run")).attempt == 2
 
 
-def test_E13_a_run_goes_on_with_other_numbers_of_ranks(options: Callable[..., dict[str, Any]],
-                                                       started: Callable[..., ranks.Started], tmp_path: Path) -> None:
+def test_E13_a_run_goes_on_with_other_numbers_of_ranks(
+    options: Callable[..., dict[str, Any]], started: Callable[..., ranks.Started], tmp_path: Path
+) -> None:
     """A run that was killed goes on with another number of ranks, more or fewer: the same buffers in every step and the same kept keys, but where scores differ by less than float noise."""  # noqa: E501
     rhostream.train(**options("whole"))
     killed_and_resumed(started, options(), [(1, 0, 6), (2, 0, 12), (1, 0, None)])
@@ -181,8 +205,9 @@ def steps_of_ranks(run: Path) -> dict[int, list[int]]:
     return found
 
 
-def test_E12_ranks_with_shards_of_unlike_size_take_the_same_steps(options: Callable[..., dict[str, Any]],
-                                                                  tmp_path: Path) -> None:
+def test_E12_ranks_with_shards_of_unlike_size_take_the_same_steps(
+    options: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
     """However unlike the shards are, every rank takes the same number of steps, by the plan; what fills no buffer is logged once, as the tail."""  # noqa: E501
     told = ranks.together(tmp_path, ranks.train, 2, [options(steps=None, passes=2)])
     rhostream.train(**options("whole", steps=None, passes=2))
@@ -214,9 +239,15 @@ def test_E16_sizes_that_ranks_can_not_share_are_refused_and_the_tail_is_counted(
     options: Callable[..., dict[str, Any]], tmp_path: Path, trained: Callable[..., Path]
 ) -> None:
     """A buffer that the ranks can't share equally, or a batch larger than the buffer, stops before any work and names the nearest size that works; samples that fill no buffer are logged with the reason `tail` and counted."""  # noqa: E501
-    cases = [options(buffer_size=41), options(batch_size=41), options(batch_size=7, selection="rank"),
-             options(lanes=5), options(steps=0), options(selection="rank", shortlist="proxy:2"),
-             options(device="cuda:0")]
+    cases = [
+        options(buffer_size=41),
+        options(batch_size=41),
+        options(batch_size=7, selection="rank"),
+        options(lanes=5),
+        options(steps=0),
+        options(selection="rank", shortlist="proxy:2"),
+        options(device="cuda:0"),
+    ]
     for said in ranks.together(tmp_path, refusals, 2, cases):
         assert "--buffer-size 41 can't be split over 2 ranks" in said[0] and "nearest: 40" in said[0]
         assert "1 <= n_b <= n_B" in said[1]
@@ -235,14 +266,28 @@ def test_E18_a_buffer_without_one_il_is_a_step_without_an_update(world: Path, tm
     shards = make_shards(tmp_path / "shards", [120, 120])
     with pytest.warns(UserWarning, match="seen by fit-il"):
         rhostream.compute_il([str(s) for s in shards], str(world / "il-model"), str(tmp_path / "il"))
-    tables = {"half": without_il(tmp_path / "il", tmp_path / "half", {0}),
-              "none": without_il(tmp_path / "il", tmp_path / "none", {0, 1})}
-    settings = {**SETTINGS, "shards": [str(s) for s in shards], "missing_il": "skip", "steps": 4, "lanes": 2,
-                "buffer_size": 20, "batch_size": 4}
+    tables = {
+        "half": without_il(tmp_path / "il", tmp_path / "half", {0}),
+        "none": without_il(tmp_path / "il", tmp_path / "none", {0, 1}),
+    }
+    settings = {
+        **SETTINGS,
+        "shards": [str(s) for s in shards],
+        "missing_il": "skip",
+        "steps": 4,
+        "lanes": 2,
+        "buffer_size": 20,
+        "batch_size": 4,
+    }
     # With and without batch norm, which refuses a forward of nothing.
     cases = [(table, model) for table in tables for model in ("mlp-64", "small-cnn")]
-    each = {size: [{**settings, "il": str(tables[table]), "model": model,
-                    "run": str(tmp_path / f"{size}-{table}-{model}")} for table, model in cases] for size in (1, 2)}
+    each = {
+        size: [
+            {**settings, "il": str(tables[table]), "model": model, "run": str(tmp_path / f"{size}-{table}-{model}")}
+            for table, model in cases
+        ]
+        for size in (1, 2)
+    }
     for one in each[1]:
         rhostream.train(**one)
     told = ranks.together(tmp_path, ranks.train, 2, each[2])[0]

@@ -53,11 +53,15 @@ def test_E22_the_log_keeps_passes_apart(trained: Callable[..., Path], world: Pat
     """The log of a second pass over the shards stands apart from that of the first by its column `pass`: each pass has every sample exactly once, in an order of its own."""  # noqa: E501
     run = trained(passes=2, steps=None, threads=1)
     with rhostream.open_ledger(str(run)) as ledger:
-        table = ledger.sql("SELECT pass, count(*) AS n, count(DISTINCT (shard, ordinal)) AS each, min(step) AS first, "
-                           "max(step) AS last FROM selections GROUP BY pass ORDER BY pass")
+        table = ledger.sql(
+            "SELECT pass, count(*) AS n, count(DISTINCT (shard, ordinal)) AS each, min(step) AS first, "
+            "max(step) AS last FROM selections GROUP BY pass ORDER BY pass"
+        )
         orders = [ledger.sql(f"SELECT shard, ordinal FROM selections WHERE step = {s}").to_pylist() for s in (0, 25)]
-    assert table.to_pylist() == [{"pass": 0, "n": 1003, "each": 1003, "first": 0, "last": 24},
-                                 {"pass": 1, "n": 1003, "each": 1003, "first": 25, "last": 49}]
+    assert table.to_pylist() == [
+        {"pass": 0, "n": 1003, "each": 1003, "first": 0, "last": 24},
+        {"pass": 1, "n": 1003, "each": 1003, "first": 25, "last": 49},
+    ]
     assert orders[0] != orders[1]
 
 

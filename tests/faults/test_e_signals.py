@@ -32,8 +32,10 @@ def data(tmp_path_factory: pytest.TempPathFactory, rig: Rig) -> Path:
     """shards/, and il-model/ and il/ of them."""
     root = tmp_path_factory.mktemp("signals")
     shards, model = [str(p) for p in make_shards(root / "shards", [40, 30, 37])], str(root / "il-model")
-    for verb, options in (("fit-il", {"shards": shards, "model": "mlp-64", "epochs": 1, "out": model}),
-                          ("compute-il", {"shards": shards, "il_model": model, "out": str(root / "il")})):
+    for verb, options in (
+        ("fit-il", {"shards": shards, "model": "mlp-64", "epochs": 1, "out": model}),
+        ("compute-il", {"shards": shards, "il_model": model, "out": str(root / "il")}),
+    ):
         assert rig.job(verb, options)["code"] == 0
     return root
 
@@ -110,8 +112,7 @@ def finish(rig: Rig, job: tuple[object, ...], data: Path, shards: list[Path], ta
 
 
 @pytest.mark.parametrize("verb", ["index", "compute-il"])
-def test_E2_sigterm_during_a_read_that_hangs_ends_the_job(
-        rig: Rig, data: Path, tmp_path: Path, verb: str) -> None:
+def test_E2_sigterm_during_a_read_that_hangs_ends_the_job(rig: Rig, data: Path, tmp_path: Path, verb: str) -> None:
     """SIGTERM ends a job within five seconds with exit code 143, even while it waits for a read that never comes back;
     what was finished is there, and the same command goes on."""
     shards = hung(data, tmp_path / "shards")
@@ -181,7 +182,8 @@ def test_E2_sigterm_in_the_middle_of_an_epoch_of_fit_il(rig: Rig, data: Path, tm
     (signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_E2_a_stopped_trainer_commits_its_step_and_goes_on(
-        rig: Rig, data: Path, tmp_path: Path, number: int, code: int) -> None:
+    rig: Rig, data: Path, tmp_path: Path, number: int, code: int
+) -> None:
     """A trainer that is asked to stop ends the step at hand, commits it and exits with 143 (SIGTERM) or 130 (Ctrl-C);
     the same command goes on at the next step."""
     job = ("train", "--shards", data / "shards", "--il", data / "il", "--model", "mlp-64", "--buffer-size", 20,
@@ -209,8 +211,16 @@ def begin_with_workers(rig: Rig, data: Path, tmp_path: Path, verb: str) -> tuple
     shards = hung(data, tmp_path / "shards") if verb == "compute-il" else [data / "shards"]
     options = [str(data / o) if o in ("il", "il-model") else str(tmp_path / o) if o in ("t", "run") else o
                for o in WORKERS[verb]]  # fmt: skip
-    running = rig.cli(tmp_path / "log", verb, "--shards", *shards, "--workers", 2, *options,
-                      hangs=shards[-1] if verb == "compute-il" else None)
+    running = rig.cli(
+        tmp_path / "log",
+        verb,
+        "--shards",
+        *shards,
+        "--workers",
+        2,
+        *options,
+        hangs=shards[-1] if verb == "compute-il" else None,
+    )
     eventually(lambda: any((tmp_path / "run" / "checkpoints").rglob("checkpoint.json"))
                or len(parts(tmp_path / "t")) == 2)  # fmt: skip
     workers = workers_of(running.pid)
@@ -221,7 +231,8 @@ def begin_with_workers(rig: Rig, data: Path, tmp_path: Path, verb: str) -> tuple
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", WORKERS)
 def test_E3_ctrl_c_at_a_terminal_reaches_the_workers_and_they_print_nothing(
-        rig: Rig, data: Path, tmp_path: Path, verb: str) -> None:
+    rig: Rig, data: Path, tmp_path: Path, verb: str
+) -> None:
     """Ctrl-C goes to the worker processes too: they print no traceback, and none is left."""
     running, below = begin_with_workers(rig, data, tmp_path, verb)
     os.killpg(running.pid, signal.SIGINT)
@@ -234,7 +245,8 @@ def test_E3_ctrl_c_at_a_terminal_reaches_the_workers_and_they_print_nothing(
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", WORKERS)
 def test_E2_sigterm_while_the_workers_hang_ends_the_job_and_them(
-        rig: Rig, data: Path, tmp_path: Path, verb: str) -> None:
+    rig: Rig, data: Path, tmp_path: Path, verb: str
+) -> None:
     """SIGTERM ends a job whose worker processes do not move at all, and ends them too."""
     running, below = begin_with_workers(rig, data, tmp_path, verb)
     for pid in below:

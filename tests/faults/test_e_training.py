@@ -71,8 +71,9 @@ class Overflowing(nn.Module):
         return (self.layers(x) * 1e9).half()  # type: ignore[no-any-return]
 
 
-def test_B20_whole_batches_that_are_not_finite_stop_the_run_with_advice(trained: Callable[..., Path],
-                                                                        tmp_path: Path) -> None:
+def test_B20_whole_batches_that_are_not_finite_stop_the_run_with_advice(
+    trained: Callable[..., Path], tmp_path: Path
+) -> None:
     """When no score of three buffers in a row is finite, or no loss of three batches, the run stops with exit code 3 and advises a lower learning rate, float32 or bfloat16."""  # noqa: E501
     with pytest.raises(NonFiniteError, match=r"3 buffers in a row.*float32 or bfloat16") as error:
         trained(make_model=Overflowing, model="overflowing")
@@ -101,8 +102,9 @@ class Hungry(nn.Module):
         return self.model(x)  # type: ignore[no-any-return]
 
 
-def test_E5_out_of_memory_while_scoring_halves_the_chunk_and_keeps_the_same_samples(trained: Callable[..., Path],
-                                                                                    tmp_path: Path) -> None:
+def test_E5_out_of_memory_while_scoring_halves_the_chunk_and_keeps_the_same_samples(
+    trained: Callable[..., Path], tmp_path: Path
+) -> None:
     """When the device runs out of memory while `train` scores a buffer, the chunk is halved with a warning and the run goes on; without batch norm the same samples are kept, but where scores differ by rounding alone, and with it the warning says that others may be kept."""  # noqa: E501
     model = Hungry(layers(), room=11)
     with warnings.catch_warnings(record=True) as told:
@@ -130,8 +132,7 @@ def test_E5_out_of_memory_in_compute_il_halves_the_batch_and_gives_the_same_tabl
     rhostream.fit_il(shards, str(tmp_path / "model"), model="tests.tiny:hungry", epochs=1, fit_samples=200, seed=0)
     rhostream.compute_il(shards, str(tmp_path / "model"), str(tmp_path / "fed"), model="tests.tiny:hungry")
     monkeypatch.setattr(tiny.Hungry, "room", 20)
-    rhostream.compute_il(shards, str(tmp_path / "model"), str(tmp_path / "hungry"),
-                         model="tests.tiny:hungry")
+    rhostream.compute_il(shards, str(tmp_path / "model"), str(tmp_path / "hungry"), model="tests.tiny:hungry")
     assert len([r for r in caplog.records if "out of memory" in r.message]) == 1
     for part in sorted((tmp_path / "fed" / "parts").rglob("*.parquet")):
         same_part = tmp_path / "hungry" / part.relative_to(tmp_path / "fed")
@@ -149,8 +150,11 @@ def test_E14_a_resume_with_other_settings_names_the_field_the_old_value_and_the_
     """A resume with another buffer size, seed or list of shards stops before any work and names the field, the old value and the new; nothing of the run is touched."""  # noqa: E501
     run = trained(checkpoint_every=10, threads=1)
     before = sorted((str(p), p.stat().st_mtime_ns) for p in run.rglob("*"))
-    for change, says in (({"buffer_size": 80}, "buffer_size: was 40, now 80"),
-                         ({"buffer_size": 50}, "buffer_size: was 40, now 50"), ({"seed": 1}, "seed: was 0, now 1")):
+    for change, says in (
+        ({"buffer_size": 80}, "buffer_size: was 40, now 80"),
+        ({"buffer_size": 50}, "buffer_size: was 40, now 50"),
+        ({"seed": 1}, "seed: was 0, now 1"),
+    ):
         with pytest.raises(MismatchError, match=says) as error:
             trained(**change)
         assert error.value.exit_code == 2
@@ -164,13 +168,16 @@ def test_E14_a_resume_with_other_settings_names_the_field_the_old_value_and_the_
 # -- E19 ---
 
 
-def test_E19_what_evaluates_inside_the_loop_changes_no_decision(trained: Callable[..., Path], tmp_path: Path,
-                                                                world: Path) -> None:
+def test_E19_what_evaluates_inside_the_loop_changes_no_decision(
+    trained: Callable[..., Path], tmp_path: Path, world: Path
+) -> None:
     """Scoring leaves modes, running statistics, gradients and the random state of a model as they were, and whatever an evaluation inside the loop does to the random state changes neither kept samples nor weights."""  # noqa: E501
+
     def model() -> nn.Module:
         torch.manual_seed(0)
-        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3),
-                             nn.Linear(4 * 14 * 14, 4))
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(4 * 14 * 14, 4)
+        )
 
     found = model().train()
     state, random, candidates = copy.deepcopy(found.state_dict()), torch.get_rng_state(), buffer()

@@ -41,8 +41,19 @@ def run(made: World, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def train_on(shards: str, table: str, run: str) -> None:
     """What the trainer's process does: a checkpoint every second step, and no older one kept."""
-    rhostream.train([shards], table, run, model="mlp-64", buffer_size=20, batch_size=4, steps=STEPS, passes=2,
-                    checkpoint_every=2, keep_checkpoints=1, threads=1)
+    rhostream.train(
+        [shards],
+        table,
+        run,
+        model="mlp-64",
+        buffer_size=20,
+        batch_size=4,
+        steps=STEPS,
+        passes=2,
+        checkpoint_every=2,
+        keep_checkpoints=1,
+        threads=1,
+    )
 
 
 def test_F1_questions_to_a_run_that_is_being_written_see_committed_steps_alone(world: Path, tmp_path: Path) -> None:
@@ -61,8 +72,9 @@ def test_F1_questions_to_a_run_that_is_being_written_see_committed_steps_alone(w
                 assert trainer.is_alive()
                 continue
             with rhostream.open_ledger(str(folder)) as ledger:
-                steps = ledger.sql("SELECT step, count(*) AS n FROM selections WHERE step IS NOT NULL GROUP BY step "
-                                   "ORDER BY step").to_pydict()
+                steps = ledger.sql(
+                    "SELECT step, count(*) AS n FROM selections WHERE step IS NOT NULL GROUP BY step ORDER BY step"
+                ).to_pydict()
                 beside = ledger.sql("SELECT step FROM steps ORDER BY step")[0].to_pylist()
                 recorded = ledger.sql("SELECT steps FROM runs")[0].to_pylist()[0]
             assert steps["step"] == beside == list(range(recorded)) and set(steps["n"]) <= {20}
@@ -100,8 +112,11 @@ def test_F3_a_run_nobody_knows_is_answered_with_the_nearest_names(run: str, tmp_
         shutil.copytree(run, tmp_path / name)
     (tmp_path / "rho-notes").mkdir()  # no run
     for verb, *rest in (("sql", "SELECT 1"), ("status",), ("verify",), ("report", "-o", tmp_path / "x.html")):
-        for typed, near in (("rh", "did you mean rho-1, rho-2, rho-3 or 1 more?"), ("unifrom", "did you mean uniform?"),
-                            ("rho-2x", "did you mean rho-2, rho-")):
+        for typed, near in (
+            ("rh", "did you mean rho-1, rho-2, rho-3 or 1 more?"),
+            ("unifrom", "did you mean uniform?"),
+            ("rho-2x", "did you mean rho-2, rho-"),
+        ):
             _, err = command(capsys, verb, tmp_path / typed, *rest, code=2)
             assert near in err and "neither a run folder" in err and "notes" not in err
     with pytest.raises(UsageError, match=r"neither a run folder \(no run.json\) nor a table \(no _table.json\)\Z"):
@@ -112,12 +127,14 @@ def test_F3_a_run_nobody_knows_is_answered_with_the_nearest_names(run: str, tmp_
 
 
 def test_F5_pictures_of_shards_that_can_not_be_reached_leave_a_place_and_one_warning(
-        made: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """When the shards can't be reached the report is made all the same, with a placeholder for each picture, and one
     warning that says how many, why, and the option that says where they lie.
     """
-    lost = make_run(made, str(tmp_path / "lost"), make_rows(made, 30), shard_urls=["/nowhere/a.tar", "/nowhere/b.tar"],
-                    roots={})
+    lost = make_run(
+        made, str(tmp_path / "lost"), make_rows(made, 30), shard_urls=["/nowhere/a.tar", "/nowhere/b.tar"], roots={}
+    )
     with caplog.at_level(logging.WARNING, "rhostream"):
         page = Path(rhostream.write_report(lost, str(tmp_path / "lost.html"))).read_text()
     (warning,) = [record.getMessage() for record in caplog.records]
@@ -150,10 +167,15 @@ def test_F6_hostile_keys_labels_and_names_are_inert_in_the_report(made: World, t
     page: it has no script, no event handler, no form and no address but its own pictures, and a policy (CSP) that
     would forbid them.
     """
-    evil = "\"><script>alert(1)</script><img src=x onerror=alert(2)>"
+    evil = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
     settings = {"rule": evil, "model": evil, "buffer_size": 12, "batch_size": 3, "seed": 0, "last_step": 30}
-    hurt = make_run(made, str(tmp_path / "a<b onload=1>"), make_rows(made, 30), settings=settings,
-                    class_names=[evil, "\x1b[2J\u202e", "{{ 7 * 7 }}"])
+    hurt = make_run(
+        made,
+        str(tmp_path / "a<b onload=1>"),
+        make_rows(made, 30),
+        settings=settings,
+        class_names=[evil, "\x1b[2J\u202e", "{{ 7 * 7 }}"],
+    )
     page = _Page(Path(rhostream.write_report(hurt, str(tmp_path / "page.html"))).read_text())
     assert {tag for tag, _ in page.elements}.isdisjoint({"script", "iframe", "object", "embed", "form", "link", "base"})
     for tag, attributes in page.elements:
@@ -173,8 +195,14 @@ def test_F6_hostile_keys_labels_and_names_are_inert_in_the_report(made: World, t
 
 
 def _long_options() -> list[tuple[str, str]]:
-    return [(verb, option) for verb, made in cli.commands.items() for parameter in made.params
-            if isinstance(parameter, click.Option) for option in parameter.opts if option.startswith("--")]
+    return [
+        (verb, option)
+        for verb, made in cli.commands.items()
+        for parameter in made.params
+        if isinstance(parameter, click.Option)
+        for option in parameter.opts
+        if option.startswith("--")
+    ]
 
 
 def test_F7_every_mistyped_verb_and_option_is_answered_with_the_one_that_was_meant() -> None:
@@ -211,7 +239,8 @@ MISTYPED = [
 
 @pytest.mark.parametrize(("arguments", "says"), MISTYPED, ids=[" ".join(a) for a, _ in MISTYPED])
 def test_F7_mistyped_names_are_answered_with_the_nearest(
-        world: Path, run: str, tmp_path: Path, capsys: Any, arguments: tuple[str, ...], says: str) -> None:
+    world: Path, run: str, tmp_path: Path, capsys: Any, arguments: tuple[str, ...], says: str
+) -> None:
     """A mistyped rule, model, policy, type of `--keep`, view, column, question or format is refused with exit code 2,
     before any work, with the nearest name that exists.
     """
@@ -219,10 +248,9 @@ def test_F7_mistyped_names_are_answered_with_the_nearest(
     shards = ("--shards", world / "shards")
     given: dict[str, tuple[object, ...]] = {
         "train": (*shards, "--il", world / "il", "--run", tmp_path / "never", "--steps", 1),
-        "fit-il": (*shards, "--out", tmp_path / "never"), "index": (*shards, "--out", tmp_path / "never"),
+        "fit-il": (*shards, "--out", tmp_path / "never"),
+        "index": (*shards, "--out", tmp_path / "never"),
         "sql": (run,),
     }
     _, err = command(capsys, verb, *given[verb], *rest, code=2)
     assert says in err and not [f for f in (tmp_path / "never").rglob("*") if f.is_file()]
-
-

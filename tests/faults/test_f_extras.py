@@ -12,20 +12,30 @@ from rhostream.errors import MissingExtraError
 from rhostream.storage import store
 
 
-@pytest.mark.parametrize(("url", "packages", "module", "extra"), [
-    ("s3://bucket/a.tar", ["s3fs"], "s3", "s3"),
-    ("gs://bucket/a.tar", ["gcsfs", "gcsfs.core"], "gcs", "gcs"),
-    ("https://host/a.tar", ["aiohttp"], "web", "https"),
-])
+@pytest.mark.parametrize(
+    ("url", "packages", "module", "extra"),
+    [
+        ("s3://bucket/a.tar", ["s3fs"], "s3", "s3"),
+        ("gs://bucket/a.tar", ["gcsfs", "gcsfs.core"], "gcs", "gcs"),
+        ("https://host/a.tar", ["aiohttp"], "web", "https"),
+    ],
+)
 def test_F8_a_store_without_its_client_names_the_extra(
-        monkeypatch: pytest.MonkeyPatch, url: str, packages: list[str], module: str, extra: str) -> None:
+    monkeypatch: pytest.MonkeyPatch, url: str, packages: list[str], module: str, extra: str
+) -> None:
     """A URL of a store whose client isn't installed is one sentence with the pip line that brings it."""
     for package in packages:
         monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(sys.modules, f"rhostream.storage.{module}", raising=False)
     monkeypatch.setattr(store, "_open", {})
-    for ask in (storage.identity, storage.read_bytes, storage.open_reader, storage.probe_writable,
-                lambda u: storage.create(u, b""), lambda u: storage.list_files(u, "")):
+    for ask in (
+        storage.identity,
+        storage.read_bytes,
+        storage.open_reader,
+        storage.probe_writable,
+        lambda u: storage.create(u, b""),
+        lambda u: storage.list_files(u, ""),
+    ):
         with pytest.raises(MissingExtraError, match=rf"pip install 'rhostream\[{extra}\]'"):
             ask(url)
 

@@ -50,8 +50,10 @@ class Tally:
 
     def says(self, what: str) -> str:
         listed = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.most_common())
-        return (f"{what}: {self.outcomes.total()} outcomes ({listed}); at most {self.peak_bytes >> 20} MiB over a "
-                f"baseline of {self.base_bytes >> 20} MiB and {self.seconds:.1f} s of CPU a file ({self.worst})")
+        return (
+            f"{what}: {self.outcomes.total()} outcomes ({listed}); at most {self.peak_bytes >> 20} MiB over a "
+            f"baseline of {self.base_bytes >> 20} MiB and {self.seconds:.1f} s of CPU a file ({self.worst})"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +86,19 @@ def examine_shards(shards: list[str], model: str, out: str) -> list[dict[str, To
     found = []
     for number, shard in enumerate(shards):
         table = f"{out}/{number}"
-        found.append({
-            "index": measured(partial(index, [shard], f"{table}-index", max_bad_fraction=1.0,
-                            max_bad_shards=1_000)),
-            "compute_il": measured(partial(compute_il, [shard], model, table, keep={"n": "int"}, max_bad_fraction=1.0,
-                            max_bad_shards=1_000)),
-            "check": measured(partial(problems, shard)),
-        })
+        found.append(
+            {
+                "index": measured(
+                    partial(index, [shard], f"{table}-index", max_bad_fraction=1.0, max_bad_shards=1_000)
+                ),
+                "compute_il": measured(
+                    partial(
+                        compute_il, [shard], model, table, keep={"n": "int"}, max_bad_fraction=1.0, max_bad_shards=1_000
+                    )
+                ),
+                "check": measured(partial(problems, shard)),
+            }
+        )
         shutil.rmtree(f"{table}-index")
     return found
 
@@ -107,8 +115,11 @@ def count(tally: Tally, name: str, outcome: str, told: Told) -> None:
 
 def fits(status: str, expected: str) -> bool:
     """Whether a status is the expected one; "decode:" stands for any of these, "" for those and ok."""
-    return status == expected or (expected == "" and status == "ok") or (
-        expected in ("", "decode:") and status.startswith("decode:"))
+    return (
+        status == expected
+        or (expected == "" and status == "ok")
+        or (expected in ("", "decode:") and status.startswith("decode:"))
+    )
 
 
 def judge(corpus: Corpus, hostile: Hostile, path: Path, why: str, table: Path) -> None:
@@ -139,8 +150,7 @@ def examine_together(shards: list[str], model: str, out: str) -> list[Told]:
             measured(lambda: check(shards).problems)]  # fmt: skip
 
 
-def test_the_hostile_corpus_is_counted_in_bounded_memory_and_nothing_in_it_runs(
-        corpus: Corpus) -> None:
+def test_the_hostile_corpus_is_counted_in_bounded_memory_and_nothing_in_it_runs(corpus: Corpus) -> None:
     before = set(corpus.folder.rglob("*"))
     shards = [str(path) for _, path in corpus.shards]
     with in_memory() as out:
@@ -154,10 +164,12 @@ def test_the_hostile_corpus_is_counted_in_bounded_memory_and_nothing_in_it_runs(
     assert max(one["peak"] for one in told) < MEMORY
     assert not corpus.canary.exists() and set(corpus.folder.rglob("*")) == before
     made = told[1]["gave"]
-    say(f"hostile corpus: {len(shards)} shards: {len(made.bad_shards)} bad ones named; {made.samples} samples "
+    say(
+        f"hostile corpus: {len(shards)} shards: {len(made.bad_shards)} bad ones named; {made.samples} samples "
         f"= {made.ok} ok + {sum(made.quarantined.values())} quarantined ({made.quarantined}); "
         f"{made.members_seen} members = {made.members_used} used + {made.members_ignored} ignored; at most "
-        f"{max(one['peak'] for one in told) >> 20} MiB")
+        f"{max(one['peak'] for one in told) >> 20} MiB"
+    )
 
 
 @pytest.mark.slow
@@ -216,8 +228,16 @@ def report_run(path: str, real: str) -> str:
 
 
 def resume_run(path: str, real: str) -> int:
-    return rhostream.train([f"{real}/a.tar"], f"{real}/table", path, model="mlp-64", buffer_size=8, batch_size=2,
-                           steps=6, roots={"r": real}).steps
+    return rhostream.train(
+        [f"{real}/a.tar"],
+        f"{real}/table",
+        path,
+        model="mlp-64",
+        buffer_size=8,
+        batch_size=2,
+        steps=6,
+        roots={"r": real},
+    ).steps
 
 
 def use_keep_list(path: str, real: str) -> int:
@@ -235,14 +255,14 @@ USES: dict[str, list[Callable[[str, str], Any]]] = {
 }  # fmt: skip
 
 
-def examine_artifacts(artifacts: list[tuple[str, str, str]], real: str,
-                      only: list[Callable[[str, str], Any]]) -> list[dict[str, Told]]:
+def examine_artifacts(
+    artifacts: list[tuple[str, str, str]], real: str, only: list[Callable[[str, str], Any]]
+) -> list[dict[str, Told]]:
     return [{use.__name__: measured(partial(use, path, real)) for use in only or USES[kind]}
             for kind, _, path in artifacts]  # fmt: skip
 
 
-def test_every_foreign_artifact_is_read_or_refused_in_words_and_nothing_in_it_runs(
-        corpus: Corpus) -> None:
+def test_every_foreign_artifact_is_read_or_refused_in_words_and_nothing_in_it_runs(corpus: Corpus) -> None:
     judge_artifacts(corpus, [])
 
 

@@ -112,12 +112,13 @@ def test_an_image_changed_at_random_has_a_status() -> None:
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_changed_tars_and_five_thousand_images_raise_nothing_else(
-        tmp_path: Path) -> None:
+def test_a_hundred_thousand_changed_tars_and_five_thousand_images_raise_nothing_else(tmp_path: Path) -> None:
     tars = in_child(fuzz_tars, 100_000, tmp_path, limit=140)
     pictures = in_child(fuzz_images, 5_000, limit=140)
-    say(f"mutated tars: {dict(tars.result)}, {tars.seconds:.0f} s; images: {dict(pictures.result)}, "
-        f"{pictures.seconds:.0f} s, {pictures.peak_bytes >> 20} MiB")
+    say(
+        f"mutated tars: {dict(tars.result)}, {tars.seconds:.0f} s; images: {dict(pictures.result)}, "
+        f"{pictures.seconds:.0f} s, {pictures.peak_bytes >> 20} MiB"
+    )
 
 
 # -- full disks --------------------------------------------------------------------------------------------------------
@@ -126,9 +127,11 @@ def test_a_hundred_thousand_changed_tars_and_five_thousand_images_raise_nothing_
 def _fill(shards: list[str], folder: str) -> dict[str, str]:
     """What each job says on a disk that takes no file of more than a few KB."""
     said = {}
-    for name, job in (("index", lambda: index(shards, f"{folder}/index")),
-                      ("compute_il", lambda: compute_il(shards, f"{folder}/model", f"{folder}/il")),
-                      ("fit_il", lambda: fit_il(shards, f"{folder}/model2", model="mlp-64", epochs=1))):
+    for name, job in (
+        ("index", lambda: index(shards, f"{folder}/index")),
+        ("compute_il", lambda: compute_il(shards, f"{folder}/model", f"{folder}/il")),
+        ("fit_il", lambda: fit_il(shards, f"{folder}/model2", model="mlp-64", epochs=1)),
+    ):
         try:
             job()
             said[name] = "done"
@@ -147,8 +150,10 @@ def test_a_disk_that_is_full_is_an_error_in_words_leaves_no_part_and_the_same_co
     assert not [p for p in written if p.name.endswith(".tmp")]
     for part in (p for p in written if p.suffix == ".parquet"):
         assert pq.read_table(part).num_rows == 20  # the small shard's, whole
-    for summary in (index(shards, str(tmp_path / "index")),
-                    compute_il(shards, str(tmp_path / "model"), str(tmp_path / "il"))):
+    for summary in (
+        index(shards, str(tmp_path / "index")),
+        compute_il(shards, str(tmp_path / "model"), str(tmp_path / "il")),
+    ):
         assert summary.samples == 1520 and not summary.bad_shards
     assert len(load_il_model(str(tmp_path / "model")).networks) == 2
 
@@ -168,8 +173,8 @@ def test_a_disk_that_is_full_is_an_error_in_words_leaves_no_part_and_the_same_co
     "SELECT * FROM duckdb_secrets()", "CREATE SECRET (TYPE s3, KEY_ID 'x', SECRET 'y')", "IMPORT DATABASE '{out}'",
 ])  # fmt: skip
 def test_the_sql_of_the_command_line_reads_its_views_and_reaches_nothing_else(
-        question: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str]) -> None:
+    question: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cr3tvalue")
     with pytest.raises(UsageError):
         cli.cli.main(["sql", str(world / "il"), question.format(out=tmp_path / "out")], standalone_mode=False)
@@ -180,7 +185,8 @@ def test_the_sql_of_the_command_line_reads_its_views_and_reaches_nothing_else(
 
 @pytest.mark.parametrize("style", ["table", "json", "csv"])
 def test_labels_and_errors_of_a_hostile_shard_cannot_move_a_cursor_or_become_a_formula(
-        style: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    style: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     escape, members = b"\x1b[2J\x1b]0;pwned\x07", []
     for number, label in enumerate((escape, b"=cmd|' /C calc'!A0", b"\r\n+1", "\u202e1".encode()) * 4):
         members += [(b"%d" % number + escape + b".png", GOOD_PNG), (b"%d" % number + escape + b".cls", label)]
@@ -193,8 +199,9 @@ def test_labels_and_errors_of_a_hostile_shard_cannot_move_a_cursor_or_become_a_f
     assert not {c for c in out if not c.isprintable()} - {"\n"}
     assert out.count("'=1.cls") == (16 if style == "csv" else 0)
     # The same shard within the usual budget: the error names a key.
-    monkeypatch.setattr("sys.argv", ["rhostream", "index", "--shards", str(tmp_path / "a.tar"), "--out",
-                                     str(tmp_path / "other")])
+    monkeypatch.setattr(
+        "sys.argv", ["rhostream", "index", "--shards", str(tmp_path / "a.tar"), "--out", str(tmp_path / "other")]
+    )
     with pytest.raises(SystemExit, match="3"):
         cli.main()
     err = capsys.readouterr().err

@@ -34,13 +34,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("il")
     members = [(f"{i:03d}.{e}", d) for i in range(60) for e, d in (("png", GOOD_PNG), ("cls", b"%d" % (i % 14)))]
     (folder / "x.tar").write_bytes(tar_of(members))
-    rhostream.fit_il([str(folder / "x.tar")], str(folder / "model"), model="mlp-64", epochs=1, classes=14,
-                     roots={"x": str(folder)})
+    rhostream.fit_il(
+        [str(folder / "x.tar")], str(folder / "model"), model="mlp-64", epochs=1, classes=14, roots={"x": str(folder)}
+    )
     return folder / "model"
 
 
-def statuses(tmp_path: Path, model: Path, members: Members, tail: bytes = END, hole: int = 0
-             ) -> list[tuple[str, str, Any]]:
+def statuses(
+    tmp_path: Path, model: Path, members: Members, tail: bytes = END, hole: int = 0
+) -> list[tuple[str, str, Any]]:
     """(key, status, il) of every row that compute-il makes of these members; bad rows have no il."""
     shard, table = tmp_path / "x.tar", tmp_path / "table"
     shutil.rmtree(table, ignore_errors=True)
@@ -50,17 +52,30 @@ def statuses(tmp_path: Path, model: Path, members: Members, tail: bytes = END, h
     summary = compute_il([str(shard)], str(model), str(table), roots={"x": str(tmp_path)})
     assert not summary.bad_shards and summary.samples == summary.ok + sum(summary.quarantined.values())
     rows = pq.read_table(next(table.rglob("*.parquet"))).to_pylist()
-    assert all((row["il"] is None) == (row["status"] != "ok") and (row["error"] is None) == (row["status"] == "ok")
-               for row in rows)
+    assert all(
+        (row["il"] is None) == (row["status"] != "ok") and (row["error"] is None) == (row["status"] == "ok")
+        for row in rows
+    )
     assert not summary.quarantined or dict(summary.quarantined) == {
-        s: sum(r["status"] == s for r in rows) for s in {r["status"] for r in rows} - {"ok"}}
+        s: sum(r["status"] == s for r in rows) for s in {r["status"] for r in rows} - {"ok"}
+    }
     return [(row["key"], row["status"], row["il"]) for row in rows]
 
 
 def bad(tmp_path: Path, model: Path, image: bytes, extension: str = "jpg") -> str:
     """The status of an image between two good ones."""
-    found = statuses(tmp_path, model, [("a.png", GOOD_PNG), ("a.cls", b"1"), (f"b.{extension}", image), ("b.cls", b"1"),
-                                       ("c.png", GOOD_PNG), ("c.cls", b"1")])
+    found = statuses(
+        tmp_path,
+        model,
+        [
+            ("a.png", GOOD_PNG),
+            ("a.cls", b"1"),
+            (f"b.{extension}", image),
+            ("b.cls", b"1"),
+            ("c.png", GOOD_PNG),
+            ("c.cls", b"1"),
+        ],
+    )
     assert [found[0][1], found[2][1]] == ["ok", "ok"]
     return found[1][1]
 
@@ -74,8 +89,9 @@ def test_B1_an_image_of_zero_bytes_is_quarantined_as_empty(tmp_path: Path, model
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
-def test_B2_a_truncated_jpeg_is_quarantined_wherever_it_was_cut(tmp_path: Path, model: Path,
-                                                                options: dict[str, Any]) -> None:
+def test_B2_a_truncated_jpeg_is_quarantined_wherever_it_was_cut(
+    tmp_path: Path, model: Path, options: dict[str, Any]
+) -> None:
     """A JPEG that ends early is `decode:truncated`, wherever it was cut; half a picture is never scored."""
     whole, out = saved("JPEG", photo(100), quality=90, **options), np.empty((SIDE, SIDE, 3), np.uint8)
     assert bad(tmp_path, model, whole[: len(whole) // 2]) == "decode:truncated"
@@ -129,7 +145,8 @@ def odd_images() -> dict[str, tuple[str, bytes]]:
 @pytest.mark.parametrize("decoder", sorted(decode.DECODERS))
 @pytest.mark.parametrize("channels", [1, 3])
 def test_B5_every_kind_of_picture_has_the_same_pixels_in_the_scorer_and_in_the_trainer(
-        tmp_path: Path, channels: int, decoder: str) -> None:
+    tmp_path: Path, channels: int, decoder: str
+) -> None:
     """CMYK, grey, palette, alpha, 16-bit, rotated (EXIF or XMP) and animated pictures become plain RGB (or grey) by one
     function, with the same pixels in the scorer and in the trainer, and at the full size behind a cheap view."""
     pictures = odd_images()
@@ -146,8 +163,13 @@ def test_B5_every_kind_of_picture_has_the_same_pixels_in_the_scorer_and_in_the_t
             scanned |= {int(o): message.image[i].numpy().copy() for i, o in enumerate(message.ordinal)}
     trained: dict[int, Any] = {}
     viewed: dict[int, Any] = {}
-    options: dict[str, Any] = {"buffer_size": len(pictures), "image_size": SIDE, "channels": channels,
-                               "decoder": decoder, "needs_il": False}
+    options: dict[str, Any] = {
+        "buffer_size": len(pictures),
+        "image_size": SIDE,
+        "channels": channels,
+        "decoder": decoder,
+        "needs_il": False,
+    }
     for buffer in open_stream(str(shard), str(table), **options):
         assert (buffer.reason == CANDIDATE).all() and buffer.image is not None
         trained |= {int(o): buffer.image[i].numpy().copy() for i, o in enumerate(buffer.ordinal)}
@@ -196,19 +218,39 @@ def test_B7_a_flipped_bit_in_a_jpeg_is_found_by_the_checksum_of_its_shard(tmp_pa
 
 def test_B8_a_sample_without_a_label_is_quarantined(tmp_path: Path, model: Path) -> None:
     """Without a .cls and without `label` in a .json a sample is `label:missing`."""
-    found = statuses(tmp_path, model, [("a.png", GOOD_PNG), ("b.png", GOOD_PNG), ("b.json", b'{"label": null}'),
-                                       ("c.png", GOOD_PNG), ("c.cls", b"1")])
+    found = statuses(
+        tmp_path,
+        model,
+        [
+            ("a.png", GOOD_PNG),
+            ("b.png", GOOD_PNG),
+            ("b.json", b'{"label": null}'),
+            ("c.png", GOOD_PNG),
+            ("c.cls", b"1"),
+        ],
+    )
     assert [status for _, status, _ in found] == ["label:missing", "label:missing", "ok"]
 
 
 @pytest.mark.parametrize("label", [-100, -1, 14, 2**31, 2**63])
-def test_B10_a_label_outside_the_classes_is_quarantined_and_never_has_a_loss(tmp_path: Path, model: Path,
-                                                                            label: int) -> None:
+def test_B10_a_label_outside_the_classes_is_quarantined_and_never_has_a_loss(
+    tmp_path: Path, model: Path, label: int
+) -> None:
     """A label below 0 or beyond the classes is `label:range`, in a .cls and in a .json; it never has a loss of 0.0, and
     the trainer takes none however a table may call it."""
     text = str(label).encode()
-    found = statuses(tmp_path, model, [("a.png", GOOD_PNG), ("a.cls", text), ("b.png", GOOD_PNG),
-                                       ("b.json", b'{"label": ' + text + b"}"), ("c.png", GOOD_PNG), ("c.cls", b"13")])
+    found = statuses(
+        tmp_path,
+        model,
+        [
+            ("a.png", GOOD_PNG),
+            ("a.cls", text),
+            ("b.png", GOOD_PNG),
+            ("b.json", b'{"label": ' + text + b"}"),
+            ("c.png", GOOD_PNG),
+            ("c.cls", b"13"),
+        ],
+    )
     assert [(status, il is None) for _, status, il in found] == [("label:range", True)] * 2 + [("ok", False)]
 
 
@@ -218,8 +260,16 @@ def test_B10_the_trainer_takes_no_label_beyond_its_own_classes(tmp_path: Path) -
     members = [(f"{i:02d}.{e}", d) for i in range(16) for e, d in (("png", GOOD_PNG), ("cls", b"%d" % i))]
     shard.write_bytes(tar_of(members))
     index([str(shard)], str(table))
-    rhostream.train([str(shard)], str(table), str(tmp_path / "run"), model="mlp-64", rule="loss", classes=10,
-                    buffer_size=8, batch_size=2)
+    rhostream.train(
+        [str(shard)],
+        str(table),
+        str(tmp_path / "run"),
+        model="mlp-64",
+        rule="loss",
+        classes=10,
+        buffer_size=8,
+        batch_size=2,
+    )
     with open_ledger(str(tmp_path / "run")) as ledger:
         rows = ledger.sql("SELECT label, reason, loss FROM selections ORDER BY label").to_pylist()
     assert {r["reason"] for r in rows[10:]} == {Reason.quarantined.name} and {r["loss"] for r in rows[10:]} == {None}
@@ -229,8 +279,9 @@ def test_B10_the_trainer_takes_no_label_beyond_its_own_classes(tmp_path: Path) -
 # -- other members -----------------------------------------------------------------------------------------------------
 
 
-def test_B17_pickles_beside_a_good_image_are_never_opened_and_said_once(tmp_path: Path, model: Path,
-                                                                        caplog: pytest.LogCaptureFixture) -> None:
+def test_B17_pickles_beside_a_good_image_are_never_opened_and_said_once(
+    tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Members that other readers unpickle (.pkl, .pth, .pyd, ...) are ignored and counted, with one warning; nothing in
     them runs."""
     canary = tmp_path / "canary"
@@ -239,8 +290,16 @@ def test_B17_pickles_beside_a_good_image_are_never_opened_and_said_once(tmp_path
     members += [(f"a.{e}", evil(str(canary))) for e in ("pkl", "pickle", "pyd")] + [("a.pth", torch_zip(str(canary)))]
     with caplog.at_level(logging.WARNING, "rhostream"):
         found = statuses(tmp_path, model, members)
-        list(open_stream(str(tmp_path / "x.tar"), str(tmp_path / "table"), buffer_size=1, roots={"x": str(tmp_path)},
-                         keep_holdout=True, lanes=1))
+        list(
+            open_stream(
+                str(tmp_path / "x.tar"),
+                str(tmp_path / "table"),
+                buffer_size=1,
+                roots={"x": str(tmp_path)},
+                keep_holdout=True,
+                lanes=1,
+            )
+        )
     said = [r.message for r in caplog.records if "unpickle" in r.message]
     assert [s for _, s, _ in found] == ["ok"] and not canary.exists()
     assert len(said) == 1 and "has 5 members" in said[0]
@@ -258,5 +317,6 @@ def test_B18_a_json_that_is_huge_or_deep_is_quarantined_without_being_loaded(tmp
 def test_the_pictures_of_these_tests_are_what_they_say() -> None:
     kinds = {name: Image.open(io.BytesIO(data)) for name, (_, data) in odd_images().items()}
     assert {name: kinds[name].mode for name in ("CMYK", "L", "P", "1", "LA", "I;16", "RGBA")} == {
-        name: name for name in ("CMYK", "L", "P", "1", "LA", "I;16", "RGBA")}
+        name: name for name in ("CMYK", "L", "P", "1", "LA", "I;16", "RGBA")
+    }
     assert all(getattr(kinds[name], "n_frames", 1) == 2 for name in ("APNG", "animated webp"))

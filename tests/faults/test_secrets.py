@@ -174,7 +174,7 @@ def run_and_search(tmp_path: Path) -> None:
     for name in ("cwd", "spool", "said", "shards", "store"):
         (tmp_path / name).mkdir()
     paths = make_shards(tmp_path / "shards", [40, 30])
-    (tmp_path / "shards" / "cut.tar").write_bytes(paths[0].read_bytes()[:9 * 512])
+    (tmp_path / "shards" / "cut.tar").write_bytes(paths[0].read_bytes()[: 9 * 512])
     leaky = f"raise ValueError('no weights, ' + os.environ['AWS_SECRET_ACCESS_KEY'])  # {CANARY['model-code']}"
     (tmp_path / "cwd" / "leaky.py").write_text(f"import os\ndef make(**_):\n    {leaky}\n")
     cases = list(commands(tmp_path))
@@ -183,24 +183,37 @@ def run_and_search(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "cwd" / "__pycache__", ignore_errors=True)
     said = {name: (tmp_path / "said" / f"{n:02d}.err").read_text() for n, (name, *_) in enumerate(cases)}
     # What a store that nobody answers for is called differs by verb and client: no such table, or no bytes.
-    wrong = {name: (code, expected, said[name][-300:]) for name, code, expected in told.result
-             if code != expected and not (name.startswith("nobody listens") and code in (2, 3))}
+    wrong = {
+        name: (code, expected, said[name][-300:])
+        for name, code, expected in told.result
+        if code != expected and not (name.startswith("nobody listens") and code in (2, 3))
+    }
     assert not wrong, "\n".join(map(str, wrong.items()))
     found, files, size = hits(tmp_path)
     codes = Counter(code for _, code, _ in told.result)
-    say(f"secrets: {len(CANARY)} canaries, {len(cases)} commands (exit codes {dict(codes)}), {files} files, "
-        f"{size:,} bytes searched: {found.total()} hits")
+    say(
+        f"secrets: {len(CANARY)} canaries, {len(cases)} commands (exit codes {dict(codes)}), {files} files, "
+        f"{size:,} bytes searched: {found.total()} hits"
+    )
     assert not found
     assert "raised ValueError: no weights, *** (leaky.py, line 3, in make)" in said["code that raises"]
     assert "Traceback" not in "".join(said.values())
     run = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert run["shard_urls"][0] == "memory://bucket/train-000.tar" and run["roots"]["elsewhere"] == "https://127.0.0.1/data"
+    assert (
+        run["shard_urls"][0] == "memory://bucket/train-000.tar"
+        and run["roots"]["elsewhere"] == "https://127.0.0.1/data"
+    )
 
 
 def test_the_search_finds_a_secret_in_text_and_in_a_compressed_page(tmp_path: Path) -> None:
     secrets = [CANARY["password"] + str(n) for n in range(100)]
-    pq.write_table(pa.table({"a": secrets}), tmp_path / "a.parquet", compression="zstd", use_dictionary=False,
-                   column_encoding="DELTA_BYTE_ARRAY")
+    pq.write_table(
+        pa.table({"a": secrets}),
+        tmp_path / "a.parquet",
+        compression="zstd",
+        use_dictionary=False,
+        column_encoding="DELTA_BYTE_ARRAY",
+    )
     (tmp_path / "b.txt").write_text(f"x{CANARY['signature']}x")
     assert set(hits(tmp_path)[0]) == {("password", "a.parquet"), ("signature", "b.txt")}
 
@@ -208,5 +221,7 @@ def test_the_search_finds_a_secret_in_text_and_in_a_compressed_page(tmp_path: Pa
 def test_the_console_shows_no_query_and_nothing_that_a_terminal_obeys(capsys: pytest.CaptureFixture[str]) -> None:
     console.say(f"error: GET {CLOSED} and s3://k:{CANARY['user']}@b/c failed\x1b[2J\x07\r\u202e; https://[bad")
     err = capsys.readouterr().err
-    assert err == ("error: GET https://127.0.0.1:9/bucket/a.tar and s3://b/c failed\\x1b[2J\\x07\\r\\u202e; https://...\n")
+    assert err == (
+        "error: GET https://127.0.0.1:9/bucket/a.tar and s3://b/c failed\\x1b[2J\\x07\\r\\u202e; https://...\n"
+    )
     assert storage.redact(CLOSED) == "https://127.0.0.1:9/bucket/a.tar"

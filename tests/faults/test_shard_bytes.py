@@ -119,18 +119,33 @@ def test_A7_a_compressed_shard_that_is_allowed_gets_the_rows_of_the_plain_one(tm
     two = gzip.compress(data[:9999]) + gzip.compress(data[9999:]) + bytes(100)
     for name, stored in (("plain", data), ("gz", gzip.compress(data)), ("two", two)):
         path, table = shard(tmp_path / name / "a.tar", [], stored), tmp_path / name / "table"
-        fit_il([str(path)], str(tmp_path / name / "model"), model="mlp-64", epochs=1, allow_compressed=True,
-               roots={"r": str(path.parent)})
-        summary = compute_il([str(path)], str(tmp_path / name / "model"), str(table), allow_compressed=True,
-                             roots={"r": str(path.parent)})
+        fit_il(
+            [str(path)],
+            str(tmp_path / name / "model"),
+            model="mlp-64",
+            epochs=1,
+            allow_compressed=True,
+            roots={"r": str(path.parent)},
+        )
+        summary = compute_il(
+            [str(path)],
+            str(tmp_path / name / "model"),
+            str(table),
+            allow_compressed=True,
+            roots={"r": str(path.parent)},
+        )
         assert not summary.bad_shards and summary.ok == 40
         rows[name] = pq.read_table(table / parts(table)[0]).drop(["il", "predicted", "fold"])
         facts = json.loads(pq.read_schema(table / parts(table)[0]).metadata[b"rhostream"])
         assert facts["compression"] == ("" if name == "plain" else "gzip") and facts["shard_size"] == len(stored)
     assert rows["plain"].equals(rows["gz"]) and rows["plain"].equals(rows["two"])
     with pytest.raises(MismatchError, match=r"gzip-compressed.*gunzip"):
-        open_stream(str(tmp_path / "gz" / "a.tar"), str(tmp_path / "gz" / "table"), buffer_size=8,
-                    roots={"r": str(tmp_path / "gz")})
+        open_stream(
+            str(tmp_path / "gz" / "a.tar"),
+            str(tmp_path / "gz" / "table"),
+            buffer_size=8,
+            roots={"r": str(tmp_path / "gz")},
+        )
 
 
 def test_A7_a_compressed_shard_that_is_damaged_or_cut_gets_no_part(tmp_path: Path) -> None:
@@ -190,15 +205,22 @@ def test_A11_a_header_that_cannot_be_is_an_error_that_says_where(tmp_path: Path,
     good, at = whole(samples(2)), f"{len(whole(samples(2))):,}"
     digits = b"5011 size=" + b"9" * 5000 + b"\n"
     bad = {
-        "negative": good + block("b.png", size=b"\xff" * 12), "words": good + block("b.png", size=b"twelve bytes"),
-        "checksum": good + block("b.png")[:100] + b"x" + block("b.png")[101:], "first checksum": b"x" + good[1:],
+        "negative": good + block("b.png", size=b"\xff" * 12),
+        "words": good + block("b.png", size=b"twelve bytes"),
+        "checksum": good + block("b.png")[:100] + b"x" + block("b.png")[101:],
+        "first checksum": b"x" + good[1:],
         "pax size": good + block("pax", size=len(digits), kind=b"x") + digits.ljust(5120, b"\0"),
     }[field]
     path = shard(tmp_path / "bad.tar", [], bad + bytes(1024))
     why = indexed(tmp_path, path)[0].bad_shards[str(path)]
     size = f"header at offset {at} has the size field"
-    says = {"negative": size, "words": size, "checksum": f"corrupt header at offset {at}",
-            "first checksum": "is not a tar", "pax size": "states the size"}
+    says = {
+        "negative": size,
+        "words": size,
+        "checksum": f"corrupt header at offset {at}",
+        "first checksum": "is not a tar",
+        "pax size": "states the size",
+    }
     assert says[field] in why
 
 
@@ -207,8 +229,9 @@ def test_A12_links_devices_and_folders_are_ignored_and_counted(tmp_path: Path) -
     (tmp_path / "secret.png").write_bytes(GOOD_PNG)
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as tar:
-        for number, kind in enumerate((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE,
-                                       tarfile.BLKTYPE, tarfile.DIRTYPE)):
+        for number, kind in enumerate(
+            (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE)
+        ):
             info = tarfile.TarInfo(f"x{number}.png")
             info.type, info.linkname = kind, str(tmp_path / "secret.png")
             tar.addfile(info)
@@ -225,8 +248,20 @@ def test_A12_links_devices_and_folders_are_ignored_and_counted(tmp_path: Path) -
 def test_A13_the_naming_rule_is_kept_and_what_it_leaves_out_is_counted(tmp_path: Path) -> None:
     """The key ends at the first dot of the last name, folders belong to it (`./` too); names without a key or an
     extension and `__names__` are ignored and counted."""
-    names = ["noext", ".hidden.png", "__meta__", "__x__.png__", "./a.png", "./a.cls", "d/e/b.seg.png", "d/e/b.png",
-             "d/e/b.cls", "d.ir/c.png", "d.ir/c.cls", "d/"]
+    names = [
+        "noext",
+        ".hidden.png",
+        "__meta__",
+        "__x__.png__",
+        "./a.png",
+        "./a.cls",
+        "d/e/b.seg.png",
+        "d/e/b.png",
+        "d/e/b.cls",
+        "d.ir/c.png",
+        "d.ir/c.cls",
+        "d/",
+    ]
     members = [(name, GOOD_PNG if name.endswith("png") else b"1") for name in names]
     summary, table = indexed(tmp_path, shard(tmp_path / "a.tar", members))
     rows = pq.read_table(table / parts(table)[0])
@@ -235,14 +270,19 @@ def test_A13_the_naming_rule_is_kept_and_what_it_leaves_out_is_counted(tmp_path:
     assert (summary.members_seen, summary.members_used, summary.members_ignored) == (12, 6, 6)
 
 
-def test_A14_a_missing_end_marker_is_accepted_on_request_with_a_warning(tmp_path: Path,
-                                                                       caplog: pytest.LogCaptureFixture) -> None:
+def test_A14_a_missing_end_marker_is_accepted_on_request_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """With `--accept-missing-eof` a tar without its end marker counts as whole, with one warning; a cut inside a member
     stays an error, and without the option so does the missing marker."""
     data = whole(samples(4))
     unpadded = data[: len(data.rstrip(b"\0"))]
-    endings = {"none.tar": data, "half.tar": data + bytes(512), "unpadded.tar": unpadded,
-               "whole.tar": data + bytes(1024)}
+    endings = {
+        "none.tar": data,
+        "half.tar": data + bytes(512),
+        "unpadded.tar": unpadded,
+        "whole.tar": data + bytes(1024),
+    }
     shards = [shard(tmp_path / name, [], stored) for name, stored in endings.items()]
     cut = shard(tmp_path / "cut.tar", [], data[:-512])
     garbage = shard(tmp_path / "garbage.tar", [], data + bytes(512) + b"x" * 512)
@@ -258,8 +298,12 @@ def big_shard(path: Path, n: int) -> Path:
     """`n` samples of two members of one byte each, written as they go by."""
     with open(path, "wb") as file:
         for start in range(0, n, 10_000):
-            file.write(b"".join(member(f"{i:08d}.jpg", b"x") + member(f"{i:08d}.cls", b"1")
-                                for i in range(start, min(start + 10_000, n))))
+            file.write(
+                b"".join(
+                    member(f"{i:08d}.jpg", b"x") + member(f"{i:08d}.cls", b"1")
+                    for i in range(start, min(start + 10_000, n))
+                )
+            )
         file.write(bytes(1024))
     return path
 
@@ -291,8 +335,10 @@ def test_A15_a_shard_of_many_samples_is_read_in_chunks_and_progress_moves_inside
 def test_A15_a_shard_of_a_million_samples_takes_bounded_memory(tmp_path: Path) -> None:
     """A million samples of one shard (2 GB) are indexed in less than 500 MB over the baseline."""
     told = in_child(_index_aloud, str(big_shard(tmp_path / "a.tar", 1_000_000)), str(tmp_path / "table"), limit=150)
-    say(f"1,000,000 samples: {told.peak_bytes >> 20} MiB over {told.base_bytes >> 20} MiB, "
-        f"{told.seconds:.1f} s of CPU, {len(told.result[1]):,} lines of progress inside the shard")
+    say(
+        f"1,000,000 samples: {told.peak_bytes >> 20} MiB over {told.base_bytes >> 20} MiB, "
+        f"{told.seconds:.1f} s of CPU, {len(told.result[1]):,} lines of progress inside the shard"
+    )
     assert told.result[0] == 1_000_000 and told.peak_bytes < 500 << 20
 
 

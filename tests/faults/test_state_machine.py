@@ -52,8 +52,7 @@ class Truth:
         self.folder, self.model = folder, str(folder / "model")
         rows = [sample(i, np.random.default_rng(i)) for i in range(48)]
         write_shard(folder / "fit" / "a.tar", rows)
-        rhostream.fit_il([str(folder / "fit")], self.model, model="mlp-64", epochs=1,
-                         roots={"r": str(folder / "fit")})
+        rhostream.fit_il([str(folder / "fit")], self.model, model="mlp-64", epochs=1, roots={"r": str(folder / "fit")})
         self.of = functools.cache(self._of)
         self.tar = functools.cache(self._tar)
 
@@ -114,8 +113,16 @@ class Folder(RuleBasedStateMachine):
             return {"shards": self.shards, "il_model": self.truth.model, "out": self.table, "roots": roots}
         name = "-".join(f"{n[0]}{c}" for n, c in sorted(self.content.items()))
         run = str(self.root / f"run-{self.trained}-{name}")
-        return {"shards": self.shards, "il": self.table, "run": run, "model": "mlp-64", "buffer_size": BUFFER,
-                "batch_size": BATCH, "checkpoint_every": 2, "roots": roots}
+        return {
+            "shards": self.shards,
+            "il": self.table,
+            "run": run,
+            "model": "mlp-64",
+            "buffer_size": BUFFER,
+            "batch_size": BATCH,
+            "checkpoint_every": 2,
+            "roots": roots,
+        }
 
     def look(self) -> None:
         """Which parts are there now; a new one must be of the shard's bytes, so says the invariant."""
@@ -257,8 +264,11 @@ class Folder(RuleBasedStateMachine):
         self.trained += 1  # the next one is another run
         with rhostream.open_ledger(options["run"]) as ledger:
             rows = ledger.sql("SELECT shard, ordinal, key, label, il, step FROM selections").to_pylist()
-        expected = {(f"r/{n}", at): (key, label, value) for n, c in self.content.items()
-                    for at, (key, label, value) in enumerate(zip(*self.truth.of(n, c).values(), strict=True))}
+        expected = {
+            (f"r/{n}", at): (key, label, value)
+            for n, c in self.content.items()
+            for at, (key, label, value) in enumerate(zip(*self.truth.of(n, c).values(), strict=True))
+        }
         assert len(rows) == len(expected) == summary.planned
         assert {(r["shard"], r["ordinal"]): (r["key"], r["label"], r["il"]) for r in rows} == expected
         steps = Counter(r["step"] for r in rows)
@@ -318,8 +328,10 @@ def explore(rig: Rig, folder: Path, examples: int, steps: int) -> None:
             phases=[Phase.generate],  # a history of jobs takes seconds: the one that fails is shown as it is
             suppress_health_check=list(HealthCheck)))  # fmt: skip
         os.sched_setaffinity(0, cores)
-    tally.say(f"state machine: {examples} histories of up to {steps} steps: "
-              + ", ".join(f"{n} {what}" for what, n in sorted(Folder.done.items())))
+    tally.say(
+        f"state machine: {examples} histories of up to {steps} steps: "
+        + ", ".join(f"{n} {what}" for what, n in sorted(Folder.done.items()))
+    )
     assert all(Folder.done[what] for what in ("train", "killed", "verify", "repair"))
 
 

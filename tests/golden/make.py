@@ -27,8 +27,15 @@ from PIL import Image
 
 SIDE, CLASSES, SAMPLES, SHARDS = 16, 3, 48, 2
 STEPS, COMMIT_EVERY, KILLED_AT = 12, 2, 3  # a pass has six steps
-TRAIN: dict[str, Any] = {"model": "tests.golden.make:tiny", "buffer_size": 16, "batch_size": 4, "device": "cpu",
-                         "threads": 1, "checkpoint_every": COMMIT_EVERY, "keep_checkpoints": 1}
+TRAIN: dict[str, Any] = {
+    "model": "tests.golden.make:tiny",
+    "buffer_size": 16,
+    "batch_size": 4,
+    "device": "cpu",
+    "threads": 1,
+    "checkpoint_every": COMMIT_EVERY,
+    "keep_checkpoints": 1,
+}
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -76,8 +83,16 @@ def samples(seed: int, count: int) -> list[tuple[str, dict[str, bytes]]]:
         noisy = bool(rng.random() < 0.2)
         sink = io.BytesIO()
         Image.fromarray(pixels).save(sink, "PNG")
-        made.append((f"k{number:04d}", {"png": sink.getvalue(), "cls": str((label + noisy) % CLASSES).encode(),
-                                        "json": json.dumps({"is_noisy": noisy}).encode()}))
+        made.append(
+            (
+                f"k{number:04d}",
+                {
+                    "png": sink.getvalue(),
+                    "cls": str((label + noisy) % CLASSES).encode(),
+                    "json": json.dumps({"is_noisy": noisy}).encode(),
+                },
+            )
+        )
     return made
 
 
@@ -139,8 +154,11 @@ def train(root: Path, name: str, steps: int, killed_at: int | None = None, run: 
     ranks = asked.pop("ranks", 1)
     code = f"from tests.golden.make import run_one; run_one({str(root)!r}, {name!r}, {steps}, {killed_at}, {run!r})"
     here = str(Path(__file__).parent.parent.parent)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1",
-                   "PYTHONPATH": os.pathsep.join(p for p in (os.environ.get("PYTHONPATH", ""), here) if p)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(p for p in (os.environ.get("PYTHONPATH", ""), here) if p),
+    }
     if ranks > 1:
         import socket
 
@@ -149,8 +167,15 @@ def train(root: Path, name: str, steps: int, killed_at: int | None = None, run: 
             port = free.getsockname()[1]
         environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
                         "MASTER_PORT": str(port)}  # fmt: skip
-    started = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env={
-        **environment, **({"RANK": str(r), "LOCAL_RANK": str(r)} if ranks > 1 else {})}) for r in range(ranks)]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**environment, **({"RANK": str(r), "LOCAL_RANK": str(r)} if ranks > 1 else {})},
+        )
+        for r in range(ranks)
+    ]
     said = [process.communicate(timeout=120)[1] for process in started]
     codes = [process.returncode for process in started]
     expected = {-signal.SIGKILL} if killed_at is not None else {0}
@@ -172,8 +197,9 @@ def run_one(root: str, name: str, steps: int, killed_at: int | None, run: str | 
 
     shards = Path(root, "texts" if name == "language" else "shards")
     more = {"roots": {"golden": root}} if not (table / "_table.json").exists() else {}
-    rhostream.train([str(shards)], str(table), run or str(Path(root, "runs", name)), steps=steps, metrics=note,
-                    **asked, **more)
+    rhostream.train(
+        [str(shards)], str(table), run or str(Path(root, "runs", name)), steps=steps, metrics=note, **asked, **more
+    )
 
 
 def decisions(run: Path) -> dict[str, list[list[Any]]]:

@@ -48,8 +48,12 @@ def free_ports(n: int) -> list[int]:
 
 
 def s3_options(port: int) -> dict[str, Any]:
-    return {"key": KEY, "secret": SECRET, "endpoint_url": f"http://127.0.0.1:{port}",
-            "client_kwargs": {"region_name": "us-east-1"}}
+    return {
+        "key": KEY,
+        "secret": SECRET,
+        "endpoint_url": f"http://127.0.0.1:{port}",
+        "client_kwargs": {"region_name": "us-east-1"},
+    }
 
 
 @contextlib.contextmanager
@@ -57,19 +61,44 @@ def run_s3(folder: Path) -> Iterator[Server]:
     """SeaweedFS with one bucket and one key that may do everything in it."""
     weed = Path(sys.executable).with_name("weed")
     assert weed.exists(), "the S3 server of the tests isn't installed: pip install -e '.[dev]'"
-    identities = [{"name": "tests", "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
-                   "actions": ["Admin", "Read", "Write", "List", "Tagging"]}]
+    identities = [
+        {
+            "name": "tests",
+            "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        }
+    ]
     config = folder / "s3.json"
     config.write_text(json.dumps({"identities": identities}))
     master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc = free_ports(8)
     command = [
-        str(weed), "-alsologtostderr=false", f"-logdir={folder}", "server", f"-dir={folder}", "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1", "-filer", "-s3", f"-s3.config={config}", "-master.telemetry=false",
-        "-s3.autoCreateBucket=false", "-s3.iam=false", f"-master.port={master}", f"-master.port.grpc={master_grpc}",
-        f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", f"-filer.port={filer}",
-        f"-filer.port.grpc={filer_grpc}", f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", "-volume.max=50",
-        "-master.volumeSizeLimitMB=64", "-master.electionTimeout=1s", "-master.heartbeatInterval=100ms",
-        "-s3.port.iceberg=0", "-s3.port.lance=0",
+        str(weed),
+        "-alsologtostderr=false",
+        f"-logdir={folder}",
+        "server",
+        f"-dir={folder}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        "-filer",
+        "-s3",
+        f"-s3.config={config}",
+        "-master.telemetry=false",
+        "-s3.autoCreateBucket=false",
+        "-s3.iam=false",
+        f"-master.port={master}",
+        f"-master.port.grpc={master_grpc}",
+        f"-volume.port={volume}",
+        f"-volume.port.grpc={volume_grpc}",
+        f"-filer.port={filer}",
+        f"-filer.port.grpc={filer_grpc}",
+        f"-s3.port={s3}",
+        f"-s3.port.grpc={s3_grpc}",
+        "-volume.max=50",
+        "-master.volumeSizeLimitMB=64",
+        "-master.electionTimeout=1s",
+        "-master.heartbeatInterval=100ms",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
     ]
     with _running(command, folder / "weed.log", lambda: _make_bucket(s3)):
         yield Server("127.0.0.1", s3, s3_options(s3))
@@ -82,8 +111,13 @@ def _make_bucket(port: int) -> bool:
 
     config = Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 1})
     client = botocore.session.get_session().create_client(
-        "s3", region_name="us-east-1", endpoint_url=f"http://127.0.0.1:{port}", aws_access_key_id=KEY,
-        aws_secret_access_key=SECRET, config=config)
+        "s3",
+        region_name="us-east-1",
+        endpoint_url=f"http://127.0.0.1:{port}",
+        aws_access_key_id=KEY,
+        aws_secret_access_key=SECRET,
+        config=config,
+    )
     try:
         if not any(b["Name"] == BUCKET for b in client.list_buckets().get("Buckets", [])):
             client.create_bucket(Bucket=BUCKET)
@@ -99,8 +133,18 @@ def _make_bucket(port: int) -> bool:
 def run_gcs(folder: Path) -> Iterator[Server]:
     """The emulator, in memory. It takes any credential and ignores ifGenerationMatch."""
     (port,) = free_ports(1)
-    command = [str(Path(sys.executable).with_name("gcp-storage-emulator")), "start", "--host", "127.0.0.1", "--port",
-               str(port), "--in-memory", "--default-bucket", BUCKET, "--quiet"]
+    command = [
+        str(Path(sys.executable).with_name("gcp-storage-emulator")),
+        "start",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--in-memory",
+        "--default-bucket",
+        BUCKET,
+        "--quiet",
+    ]
 
     def up() -> bool:
         try:
@@ -122,7 +166,8 @@ def _running(command: list[str], log: Path, up: Callable[[], bool]) -> Iterator[
         until = time.monotonic() + UP_SECONDS
         while not up():
             assert process.poll() is None and time.monotonic() < until, (
-                f"{Path(command[0]).name} doesn't start:\n{log.read_text(errors='replace')[-2000:]}")
+                f"{Path(command[0]).name} doesn't start:\n{log.read_text(errors='replace')[-2000:]}"
+            )
             time.sleep(0.1)
         yield
     finally:

@@ -34,7 +34,9 @@ if point:
     crashpoints.arm(point)
 """
 CLI = STUB + "from rhostream.cli import main; main()"
-LAWS = STUB + """
+LAWS = (
+    STUB
+    + """
 import warnings
 warnings.simplefilter("ignore")
 from rhostream.errors import AlreadyExistsError
@@ -65,23 +67,28 @@ if old == "new":
     assert won == [data[0]], won
 assert not [name for name in os.listdir(sys.argv[1]) if name.endswith(".tmp")]
 """
+)
 
 
 def child(program: str, *arguments: object, code: int = 0) -> str:
-    done = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True,
-                          timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(("how", "rename"), [("EPERM", "new"), ("EOPNOTSUPP", "refusing"), ("ENOSYS", "old")])
-def test_a_name_is_taken_once_and_seen_whole_where_there_are_no_hard_links(how: str, rename: str,
-                                                                           tmp_path: Path) -> None:
+def test_a_name_is_taken_once_and_seen_whole_where_there_are_no_hard_links(
+    how: str, rename: str, tmp_path: Path
+) -> None:
     child(LAWS, how, rename, "", tmp_path)
 
 
-@pytest.mark.parametrize(("rename", "point"), [("new", "commit: temporary file written"), pytest.param(
-    "old", "commit: published", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("rename", "point"),
+    [("new", "commit: temporary file written"), pytest.param("old", "commit: published", marks=pytest.mark.slow)],
+)
 def test_a_job_that_was_killed_there_goes_on_to_the_same_bytes(rename: str, point: str, tmp_path: Path) -> None:
     shards = make_shards(tmp_path / "data", [5, 4])
     rhostream.index(shards, str(tmp_path / "whole"))

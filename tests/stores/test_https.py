@@ -60,14 +60,23 @@ def _certificate(folder: Path) -> Path:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)
-    made = (x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-            .serial_number(1).not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=None), True).sign(key, hashes.SHA256()))
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+    )
     path = folder / "server.pem"
-    path.write_bytes(made.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    path.write_bytes(
+        made.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
     return path
 
 
@@ -114,8 +123,10 @@ def test_what_goes_wrong_is_said_without_the_signature(web: str) -> None:
     assert "c4n4ry" not in str(refused.value)
     with pytest.raises(NotFoundError, match=r"none.tar does not exist"):
         storage.read_bytes(f"{web}/none.tar?{SIGNATURE}")
-    with pytest.raises(UsageError, match="doesn't know ranges"), \
-            storage.open_reader(f"{web}/plain/train-000.tar?{SIGNATURE}", 0) as reader:
+    with (
+        pytest.raises(UsageError, match="doesn't know ranges"),
+        storage.open_reader(f"{web}/plain/train-000.tar?{SIGNATURE}", 0) as reader,
+    ):
         reader.pread(10, 0)
     with storage.open_reader(f"{web}/plain/train-000.tar?{SIGNATURE}") as reader:
         assert reader.size == len(reader.pread(1 << 30, 0))

@@ -133,8 +133,18 @@ def _end_to_end(shards: str, out: str) -> list[dict[str, object]]:
     rhostream.fit_il([shards], f"{out}/model", model="mlp-64", epochs=1, roots=roots)
     rhostream.compute_il([shards], f"{out}/model", f"{out}/il", roots=roots)
     for steps in (4, 9):
-        rhostream.train([shards], f"{out}/il", f"{out}/run", model="mlp-64", buffer_size=20, batch_size=5, passes=2,
-                        steps=steps, roots=roots, threads=1)
+        rhostream.train(
+            [shards],
+            f"{out}/il",
+            f"{out}/run",
+            model="mlp-64",
+            buffer_size=20,
+            batch_size=5,
+            passes=2,
+            steps=steps,
+            roots=roots,
+            threads=1,
+        )
     done = checkpoint.latest(storage.resolve(f"{out}/run"))
     assert done is not None and done.step == 9
     rows = selections.read(storage.resolve(f"{out}/run"), done.log)
@@ -150,7 +160,8 @@ def on_disk(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], list[
 
 @pytest.mark.parametrize("place", REMOTE, indirect=True)
 def test_a_table_and_a_run_are_made_resumed_and_read_there(
-        place: str, on_disk: tuple[list[Path], list[dict[str, object]]]) -> None:
+    place: str, on_disk: tuple[list[Path], list[dict[str, object]]]
+) -> None:
     """The same rows as on disk: shards and results in the store, and the same command again makes nothing anew."""
     shards, logged = on_disk
     for path in shards:
@@ -194,7 +205,8 @@ def test_a_gcs_that_misbehaves_is_asked_again(gcs_server: Server, gcs_proxy: Gen
         with storage.open_reader(url) as reader:
             assert isinstance(reader, storage.SpooledReader) and reader.pread(reader.size, 0) == data
         assert storage.retried_since(before) == {
-            f"gs://{BUCKET}": {"reset": 2, "cut body": 1, "checksum": 1, "http 503": 1}}
+            f"gs://{BUCKET}": {"reset": 2, "cut body": 1, "checksum": 1, "http 503": 1}
+        }
         gcs_proxy.inject("403", method="GET")
         with pytest.raises(AccessError, match="refused the credentials"):
             storage.read_bytes(url)

@@ -32,8 +32,9 @@ with storage.open_reader(sys.argv[1]) as reader:
 
 
 def _process(store: FaultyStore, url: str, prelude: str = "", spool_bytes: int = 1 << 30) -> subprocess.Popen[str]:
-    program = prelude + READ.format(options=s3_options(store.proxy.port), spool=str(store.disk / "spool"),
-                                    spool_bytes=spool_bytes)
+    program = prelude + READ.format(
+        options=s3_options(store.proxy.port), spool=str(store.disk / "spool"), spool_bytes=spool_bytes
+    )
     pipe = subprocess.PIPE
     return subprocess.Popen([sys.executable, "-c", program, url], stdout=pipe, stderr=pipe, text=True)
 
@@ -112,15 +113,17 @@ def test_a_spooled_file_that_was_cut_is_fetched_again(faulty: FaultyStore) -> No
 
 def test_a_full_disk_is_said_once_and_shards_are_read_by_ranges(faulty: FaultyStore) -> None:
     (url,) = faulty.put_shards([400])
-    limit = ("import resource, logging\nlogging.basicConfig()\n"
-             "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n")
+    limit = (
+        "import resource, logging\nlogging.basicConfig()\nresource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+    )
     out, err = _process(faulty, url, limit).communicate(timeout=60)
     assert out.startswith("RangeReader") and err.count("can't spool (File too large)") == 1
     assert _spooled(faulty) == []
 
 
 def test_a_spool_that_is_no_folder_of_ours_is_refused(
-        faulty: FaultyStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    faulty: FaultyStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (url,) = faulty.put_shards([4])
     storage.configure_spool(None)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -184,19 +187,22 @@ def test_options_come_from_the_environment_as_json_or_a_file(monkeypatch: pytest
     assert settings.settings().options == {"gs": {"token": "anon"}}
 
 
-@pytest.mark.parametrize(("name", "value", "says"), [
-    ("RHOSTREAM_STORAGE_OPTIONS", '{"s3": {"secret": "canary"', "no valid JSON"),
-    ("RHOSTREAM_STORAGE_OPTIONS", "canary", "neither JSON nor the path"),
-    ("RHOSTREAM_STORAGE_OPTIONS", '{"ftp": {"secret": "canary"}}', "options are for s3, gs or https"),
-    ("RHOSTREAM_RETRY", '{"trys": 3}', "expected numbers for some of tries"),
-    ("RHOSTREAM_RETRY", '{"tries": 0}', "at least one try"),
-    ("RHOSTREAM_SPOOL_BYTES", "16GB", "expected a number of bytes"),
-])
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("RHOSTREAM_STORAGE_OPTIONS", '{"s3": {"secret": "canary"', "no valid JSON"),
+        ("RHOSTREAM_STORAGE_OPTIONS", "canary", "neither JSON nor the path"),
+        ("RHOSTREAM_STORAGE_OPTIONS", '{"ftp": {"secret": "canary"}}', "options are for s3, gs or https"),
+        ("RHOSTREAM_RETRY", '{"trys": 3}', "expected numbers for some of tries"),
+        ("RHOSTREAM_RETRY", '{"tries": 0}', "at least one try"),
+        ("RHOSTREAM_SPOOL_BYTES", "16GB", "expected a number of bytes"),
+    ],
+)
 def test_a_mistake_in_the_environment_is_an_error_without_its_value(
-        monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str) -> None:
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
     monkeypatch.setattr(settings, "_current", None)
     monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=says) as refused:
         settings.settings()
     assert "canary" not in str(refused.value) and "canary" not in repr(refused.value.__context__)
-

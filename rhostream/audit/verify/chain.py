@@ -58,16 +58,20 @@ def _before(run: str, place: Place, url: str) -> Place | None:
 def chain_problems(run: str, newest: Link, whole: Link) -> list[str]:
     """What is wrong with the links behind a commit; `whole` is the same commit with all its segments."""
     problems, merged = list[str](), dict[str, str]()
-    problems += [f"{path} is named {n:,} times by the commit of step {whole.step:,}: its rows count {n:,} times"
-                 for path, n in Counter(s["path"] for kind in KINDS for s in getattr(whole, kind)).items() if n > 1]
+    problems += [
+        f"{path} is named {n:,} times by the commit of step {whole.step:,}: its rows count {n:,} times"
+        for path, n in Counter(s["path"] for kind in KINDS for s in getattr(whole, kind)).items()
+        if n > 1
+    ]
     try:
         newer = newest
         _rows_agree(newest, None, problems)
         merged |= _merged(run, newest, problems)
         for link in chain.behind(run, newest):
             if (link.step, link.pass_index, link.buffer) > (newer.step, newer.pass_index, newer.buffer):
-                problems.append(f"commit {newer.number:,} stands at step {newer.step:,}, the one before it at step "
-                                f"{link.step:,}")
+                problems.append(
+                    f"commit {newer.number:,} stands at step {newer.step:,}, the one before it at step {link.step:,}"
+                )
             _rows_agree(newer, link, problems)
             merged |= _merged(run, link, problems)
             newer = link
@@ -86,8 +90,9 @@ def _rows_agree(link: Link, before: Link | None, problems: list[str]) -> None:
     counted = sum(link.counts.values()) - (0 if link.whole or before is None else sum(before.counts.values()))
     rows = sum(segment["rows"] for segment in link.log)
     if rows != counted and not (link.whole and before is None):
-        problems.append(f"commit {link.number:,} of step {link.step:,} names log segments of {rows:,} rows and counts "
-                        f"{counted:,}")
+        problems.append(
+            f"commit {link.number:,} of step {link.step:,} names log segments of {rows:,} rows and counts {counted:,}"
+        )
 
 
 def _merged(run: str, link: Link, problems: list[str]) -> dict[str, str]:
@@ -95,6 +100,7 @@ def _merged(run: str, link: Link, problems: list[str]) -> dict[str, str]:
     for one in link.merged:
         urls = [storage.join(run, path) for path in (one["path"], *one["of"])]
         if all(map(storage.exists, urls)) and not same_rows(urls[0], urls[1:]):
-            problems.append(f"{one['path']} doesn't hold the rows of the {len(one['of']):,} segments that were merged "
-                            "into it")
+            problems.append(
+                f"{one['path']} doesn't hold the rows of the {len(one['of']):,} segments that were merged into it"
+            )
     return {path: one["path"] for one in link.merged for path in one["of"]}

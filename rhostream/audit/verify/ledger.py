@@ -43,6 +43,7 @@ def ledger_problems(run: str, record: Mapping[str, Any], at: Link) -> list[str]:
 
 def _in_order(segments: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """By first step, so that no more than two passes are at hand, however many ranks wrote."""
+
     def first(segment: dict[str, Any]) -> int:
         match = _FIRST_STEP.search(segment["path"])
         return int(match[1]) if match else 0
@@ -77,8 +78,10 @@ def _il_table(record: Mapping[str, Any]) -> Iterator[str]:
     except (NotFoundError, RhostreamError):
         return  # a table that was moved is no fault of the run
     if info.fingerprint != pinned:
-        yield (f"the run was trained with il of fingerprint {pinned}, {storage.redact(url)} has {info.fingerprint} "
-               "today: another table has taken its place")
+        yield (
+            f"the run was trained with il of fingerprint {pinned}, {storage.redact(url)} has {info.fingerprint} "
+            "today: another table has taken its place"
+        )
 
 
 class _Ledger:
@@ -99,8 +102,9 @@ class _Ledger:
     def add(self, rows: Any, segment: Mapping[str, Any]) -> None:
         """One segment."""
         if rows.num_rows != segment["rows"]:
-            self.problems.append(f"{segment['path']} has {rows.num_rows:,} rows, the checkpoint says "
-                                 f"{segment['rows']:,}")
+            self.problems.append(
+                f"{segment['path']} has {rows.num_rows:,} rows, the checkpoint says {segment['rows']:,}"
+            )
         rows = rows.combine_chunks().unify_dictionaries()
         passes, ordinal = rows["pass"].to_numpy(), rows["ordinal"].to_numpy()
         kept = rows["kept"].to_numpy()
@@ -111,8 +115,10 @@ class _Ledger:
             self.problems.append(f"{segment['path']}: a row is kept and its reason isn't, or the other way round")
         beyond = step >= len(self.per_step)
         if beyond.any():
-            self.problems.append(f"{segment['path']} has rows of step {int(step.max()):,}, the checkpoint is of step "
-                                 f"{len(self.per_step):,}")
+            self.problems.append(
+                f"{segment['path']} has rows of step {int(step.max()):,}, the checkpoint is of step "
+                f"{len(self.per_step):,}"
+            )
         inside = (step >= 0) & ~beyond
         self.per_step += np.bincount(step[inside], minlength=len(self.per_step))
         self.kept_per_step += np.bincount(step[inside & kept], minlength=len(self.per_step))
@@ -143,15 +149,19 @@ class _Ledger:
         twice[1:] |= ordinal[1:] == ordinal[:-1]
         if twice.any():
             self._twice += int(twice.sum())
-            self._first_twice = self._first_twice or (f"sample {int(ordinal[np.argmax(twice)])} of shard {shard} in "
-                                                      f"pass {pass_index}")
+            self._first_twice = self._first_twice or (
+                f"sample {int(ordinal[np.argmax(twice)])} of shard {shard} in pass {pass_index}"
+            )
         seen[ordinal] = True
 
     def _close(self, pass_index: int) -> None:
         shards = self._seen.pop(pass_index)
         self._of_pass[pass_index] = {shard: int(seen.sum()) for shard, seen in shards.items()}
-        over = [f"{shard} #{len(seen) - 1}" for shard, seen in shards.items()
-                if self._counts and seen[self._counts.get(shard, 0) :].any()]
+        over = [
+            f"{shard} #{len(seen) - 1}"
+            for shard, seen in shards.items()
+            if self._counts and seen[self._counts.get(shard, 0) :].any()
+        ]
         if over:
             self.problems.append(f"pass {pass_index} has samples that the IL table doesn't: {', '.join(over[:5])}")
 
@@ -162,15 +172,21 @@ class _Ledger:
         if self._twice:
             self.problems.append(f"{self._twice:,} samples are planned twice in a pass, first {self._first_twice}")
         if at.counts and dict(self._reasons) != {k: v for k, v in at.counts.items() if v}:
-            self.problems.append(f"the log has {dict(sorted(self._reasons.items()))}, the checkpoint counted "
-                                 f"{dict(sorted(at.counts.items()))}")
+            self.problems.append(
+                f"the log has {dict(sorted(self._reasons.items()))}, the checkpoint counted "
+                f"{dict(sorted(at.counts.items()))}"
+            )
         n_B = (record.get("settings") or {}).get("buffer_size")
         if n_B and (wrong := np.flatnonzero(self.per_step != n_B)).size:
-            self.problems.append(f"{wrong.size:,} of {at.step:,} steps don't have the {n_B:,} rows of a buffer, first "
-                                 f"step {int(wrong[0])} with {int(self.per_step[wrong[0]]):,}")
+            self.problems.append(
+                f"{wrong.size:,} of {at.step:,} steps don't have the {n_B:,} rows of a buffer, first "
+                f"step {int(wrong[0])} with {int(self.per_step[wrong[0]]):,}"
+            )
         if n_B and self._in_pass[at.pass_index] != at.buffer * n_B:
-            self.problems.append(f"the checkpoint stands {at.buffer:,} buffers into pass {at.pass_index}, the log has "
-                                 f"{self._in_pass[at.pass_index] // n_B:,}")
+            self.problems.append(
+                f"the checkpoint stands {at.buffer:,} buffers into pass {at.pass_index}, the log has "
+                f"{self._in_pass[at.pass_index] // n_B:,}"
+            )
         for pass_index, shards in self._of_pass.items():
             self._whole_pass(pass_index, shards, at)
 
@@ -179,18 +195,24 @@ class _Ledger:
         plan = plan_of_pass(self._plans, pass_index)
         strange = sorted(shards.keys() - {*plan.names}) if len(self._plans) > 1 else []
         if strange:
-            self.problems.append(f"pass {pass_index} has samples of {len(strange):,} shards that the run doesn't go by "
-                                 f"there, first {strange[0]}")
+            self.problems.append(
+                f"pass {pass_index} has samples of {len(strange):,} shards that the run doesn't go by "
+                f"there, first {strange[0]}"
+            )
         ended = pass_index < at.pass_index or (pass_index == at.pass_index and at.buffer > 0
                                                and at.buffer == plan.buffers_per_pass)  # fmt: skip
         if not ended:
             return
         if self._counts:
-            short = [f"{shard} ({shards.get(shard, 0):,} of {n:,})" for shard in plan.names
-                     if shards.get(shard, 0) < (n := self._counts[shard])]
+            short = [
+                f"{shard} ({shards.get(shard, 0):,} of {n:,})"
+                for shard in plan.names
+                if shards.get(shard, 0) < (n := self._counts[shard])
+            ]
             if short:
-                self.problems.append(f"pass {pass_index} lacks samples of {len(short):,} shards: "
-                                     f"{', '.join(short[:5])}")
+                self.problems.append(
+                    f"pass {pass_index} lacks samples of {len(short):,} shards: {', '.join(short[:5])}"
+                )
         elif (samples := plan.samples) and sum(shards.values()) != samples:
             says = "run.json" if plan is self._plans[0] else "the list of its shards"
             self.problems.append(f"pass {pass_index} has {sum(shards.values()):,} samples, {says} says {samples:,}")
@@ -206,10 +228,14 @@ def _steps(run: str, at: Link, ledger: _Ledger) -> Iterator[str]:
         rows = [parquet.read(storage.join(run, s["path"]), ["step", "kept"])[0] for s in segments]
         step = np.concatenate([r["step"].to_numpy() for r in rows])
         if not np.array_equal(step, np.arange(at.step)):
-            yield (f"the steps table of rank {rank} doesn't hold steps 0 to {at.step - 1:,} each once, in order "
-                   f"({len(step):,} rows)")
+            yield (
+                f"the steps table of rank {rank} doesn't hold steps 0 to {at.step - 1:,} each once, in order "
+                f"({len(step):,} rows)"
+            )
         elif len(by_rank) == 1 and rows[0]["kept"].null_count == 0:
             kept = np.concatenate([r["kept"].to_numpy() for r in rows])
             if (wrong := np.flatnonzero(kept != ledger.kept_per_step)).size:
-                yield (f"{wrong.size:,} steps kept another number of samples than the log says, first step "
-                       f"{int(wrong[0])}: {int(kept[wrong[0]])} != {int(ledger.kept_per_step[wrong[0]])}")
+                yield (
+                    f"{wrong.size:,} steps kept another number of samples than the log says, first step "
+                    f"{int(wrong[0])}: {int(kept[wrong[0]])} != {int(ledger.kept_per_step[wrong[0]])}"
+                )

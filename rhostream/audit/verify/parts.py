@@ -19,8 +19,16 @@ from rhostream.tables import il, parquet
 DAMAGED, STRANGER, CHANGED, MISSING = "damaged", "another fingerprint", "shard changed", "no part"
 NEWER, MISPLACED, UNREACHABLE, TWICE = "newer version", "misplaced", "unreachable", "key twice"
 # What a footer that somebody made up can make the checks raise.
-_FORGED = (TypeError, ValueError, AttributeError, KeyError, OverflowError, MemoryError, RecursionError,
-           pa.ArrowException)
+_FORGED = (
+    TypeError,
+    ValueError,
+    AttributeError,
+    KeyError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+    pa.ArrowException,
+)
 MENDABLE = (DAMAGED, STRANGER, CHANGED, MISSING)
 
 
@@ -65,24 +73,39 @@ def prove(url: str, table: str, info: il.TableInfo) -> Proof | Finding:
         data = storage.read_bytes(url)
         rows, record = parquet.parse(data, url)
         if int(record.get("version", 0)) > il.VERSION:
-            return Finding(NEWER, shard, url, f"{storage.redact(url)} was written by a newer rhostream (part version "
-                                              f"{record['version']}, this one reads up to {il.VERSION})")
+            return Finding(
+                NEWER,
+                shard,
+                url,
+                f"{storage.redact(url)} was written by a newer rhostream (part version "
+                f"{record['version']}, this one reads up to {il.VERSION})",
+            )
         return _held(url, table, info, rows, il.facts_of(record, url), parquet.is_sealed(data))
     except TableError as exc:
         return Finding(DAMAGED, shard, url, str(exc))
     except _FORGED as exc:
-        return Finding(DAMAGED, shard, url, f"{storage.redact(url)} can't be understood ({type(exc).__name__}): it is "
-                                            "damaged or forged")
+        return Finding(
+            DAMAGED,
+            shard,
+            url,
+            f"{storage.redact(url)} can't be understood ({type(exc).__name__}): it is damaged or forged",
+        )
     except RhostreamError as exc:
         return Finding(UNREACHABLE, shard, url, str(exc))
 
 
-def _held(url: str, table: str, info: il.TableInfo, rows: pa.Table, facts: il.PartFacts,
-          sealed: bool) -> Proof | Finding:
+def _held(
+    url: str, table: str, info: il.TableInfo, rows: pa.Table, facts: il.PartFacts, sealed: bool
+) -> Proof | Finding:
     shard, shown = il.shard_of_part(table, url), storage.redact(url)
     if facts.fingerprint != info.fingerprint or facts.kind != info.kind:
-        return Finding(STRANGER, shard, url, f"{shown} is of another making: fingerprint {facts.fingerprint} "
-                                             f"({facts.kind}) != {info.fingerprint} ({info.kind}) of its table")
+        return Finding(
+            STRANGER,
+            shard,
+            url,
+            f"{shown} is of another making: fingerprint {facts.fingerprint} "
+            f"({facts.kind}) != {info.fingerprint} ({info.kind}) of its table",
+        )
     if not rows.schema.equals(info.schema):
         return Finding(DAMAGED, shard, url, f"{shown}: its columns are not those of its table")
     if url != il.part_url(table, facts.shard):

@@ -36,10 +36,16 @@ class RunProof:
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
         at = self.checkpoint
-        return {"kind": "run", "files": len(at.log) + len(at.steps) + len(at.shadow) + len(at.files) if at else 0,
-                "rows": sum(s["rows"] for s in at.log) if at else 0, "step": at.step if at else 0,
-                "problems": self.problems, "warnings": self.warnings,
-                "resumable_from": self.older.step if self.older else None, "next": self.next}
+        return {
+            "kind": "run",
+            "files": len(at.log) + len(at.steps) + len(at.shadow) + len(at.files) if at else 0,
+            "rows": sum(s["rows"] for s in at.log) if at else 0,
+            "step": at.step if at else 0,
+            "problems": self.problems,
+            "warnings": self.warnings,
+            "resumable_from": self.older.step if self.older else None,
+            "next": self.next,
+        }
 
     @property
     def next(self) -> str:
@@ -47,8 +53,10 @@ class RunProof:
         if not self.problems:
             return "nothing: all is well"
         if self.older is not None:
-            return (f"rhostream verify {storage.redact(self.run)} --repair sets the damaged checkpoint aside; the same "
-                    f"train command then resumes from step {self.older.step:,}")
+            return (
+                f"rhostream verify {storage.redact(self.run)} --repair sets the damaged checkpoint aside; the same "
+                f"train command then resumes from step {self.older.step:,}"
+            )
         return "there is no whole checkpoint to resume from: train again in another --run"
 
 
@@ -139,8 +147,10 @@ def _unloadable(run: str, found: Link) -> Iterator[str]:
     except RhostreamError as exc:
         yield str(exc)
     except Exception as exc:  # whatever a file that somebody forged makes its reader raise; its text may be anything
-        yield (f"the checkpoint of step {found.step} in {storage.redact(run)} holds what can't be loaded "
-               f"({type(exc).__name__})")
+        yield (
+            f"the checkpoint of step {found.step} in {storage.redact(run)} holds what can't be loaded "
+            f"({type(exc).__name__})"
+        )
 
 
 def _attempts(proof: RunProof, found: Link) -> None:
@@ -162,11 +172,14 @@ def repair_run(proof: RunProof) -> list[str]:
     if not proof.damaged:
         return []
     if proof.older is None:
-        raise TableError(f"{storage.redact(proof.run)} has no whole checkpoint to resume from; nothing was changed: "
-                         "train again in another --run")
+        raise TableError(
+            f"{storage.redact(proof.run)} has no whole checkpoint to resume from; nothing was changed: "
+            "train again in another --run"
+        )
     if any("/commits/" in url for url in proof.damaged):
-        checkpoint.claim_attempt(proof.run, {"from": asdict(proof.older.place), "from_step": proof.older.step,
-                                             "repair": True})
+        checkpoint.claim_attempt(
+            proof.run, {"from": asdict(proof.older.place), "from_step": proof.older.step, "repair": True}
+        )
     aside = []
     for url in reversed(proof.damaged):  # the newest goes last: until then it is what an old run is, as before
         other = url.removesuffix(".json") + ".damaged.json"

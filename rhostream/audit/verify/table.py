@@ -53,11 +53,18 @@ class TableProof:
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
         problems = [f.says for f in self.findings]
-        return {"kind": self.info.kind, "fingerprint": self.info.fingerprint, "files": self.files, "rows": self.rows,
-                "problems": problems, "warnings": self.warnings, "duplicate_keys": self.duplicate_keys,
-                "first_duplicate_keys": self.first_duplicate_keys,
-                "bad": [{"shard": f.shard, "part": storage.redact(f.part), "why": f.kind} for f in self.bad],
-                "next": self.next}
+        return {
+            "kind": self.info.kind,
+            "fingerprint": self.info.fingerprint,
+            "files": self.files,
+            "rows": self.rows,
+            "problems": problems,
+            "warnings": self.warnings,
+            "duplicate_keys": self.duplicate_keys,
+            "first_duplicate_keys": self.first_duplicate_keys,
+            "bad": [{"shard": f.shard, "part": storage.redact(f.part), "why": f.kind} for f in self.bad],
+            "next": self.next,
+        }
 
     @property
     def next(self) -> str:
@@ -103,13 +110,17 @@ def prove_table(table: str, shards: Iterable[str] = (), roots: Mapping[str, str]
         proof.warnings.append(
             f"{missing_il['rows']:,} usable samples of {missing_il['parts']:,} parts have no il that can be used (null "
             f"{missing_il['null']:,}, NaN or infinite {missing_il['nonfinite']:,}): they count as missing, and "
-            "--missing-il decides in a run")
+            "--missing-il decides in a run"
+        )
     if twice:
-        proof.warnings.append(f"{twice:,} samples repeat a key of their own shard: the first counts, these are "
-                              "quarantined as dup")
+        proof.warnings.append(
+            f"{twice:,} samples repeat a key of their own shard: the first counts, these are quarantined as dup"
+        )
     if unsealed:
-        proof.warnings.append(f"{unsealed:,} parts were written before parts were sealed: their pages are proved by "
-                              "checksums, Parquet's own metadata is not")
+        proof.warnings.append(
+            f"{unsealed:,} parts were written before parts were sealed: their pages are proved by "
+            "checksums, Parquet's own metadata is not"
+        )
     listed = storage.listed(shards)
     if listed:
         _against_shards(proof, storage.expand(listed), il.roots_today(table, info, il.checked_roots(roots)), sound)
@@ -138,18 +149,24 @@ def _duplicates(proof: TableProof, keys: Keys, urls: list[str]) -> None:
         if len(shards) > 1:
             proof.first_duplicate_keys.append({"key": key, "shards": shards, "in_shards": one.parts})
     if found.across:
-        proof.warnings.append(f"{found.across:,} keys stand in several shards: a sample is named by its shard and its "
-                              "ordinal, so none is mistaken for another")
+        proof.warnings.append(
+            f"{found.across:,} keys stand in several shards: a sample is named by its shard and its "
+            "ordinal, so none is mistaken for another"
+        )
     if found.alike:
-        proof.warnings.append(f"{found.alike:,} keys differ from another only in case or in their Unicode form "
-                              "(NFC, NFD): they are different samples")
+        proof.warnings.append(
+            f"{found.alike:,} keys differ from another only in case or in their Unicode form "
+            "(NFC, NFD): they are different samples"
+        )
     for number in found.within:
         counts = pc.value_counts(_keys_of(urls[number])).flatten()
         repeated = counts[0].filter(pc.greater(counts[1], 1)).to_pylist()
         if repeated:
             shard = il.shard_of_part(proof.table, urls[number])
-            says = (f"{storage.redact(urls[number])}: {len(repeated):,} keys are twice in shard {shard} and not "
-                    f"quarantined as dup, first {repeated[0]!r}")
+            says = (
+                f"{storage.redact(urls[number])}: {len(repeated):,} keys are twice in shard {shard} and not "
+                f"quarantined as dup, first {repeated[0]!r}"
+            )
             proof.findings.append(Finding(TWICE, shard, urls[number], says))
 
 
@@ -165,8 +182,10 @@ def _misplaced(proof: TableProof, sound: Mapping[str, il.PartFacts]) -> None:
         if finding.kind == MISPLACED and (right := sound.get(finding.shard)) is not None:
             proof.copies.append(finding.part)
             if il.read_part_facts(finding.part) == right:
-                proof.warnings.append(f"{finding.says}; that shard's own part says the same: this copy is ignored, "
-                                      "and --repair removes it")
+                proof.warnings.append(
+                    f"{finding.says}; that shard's own part says the same: this copy is ignored, "
+                    "and --repair removes it"
+                )
                 continue
             says = f"{finding.says}: two parts claim that shard, and they differ; --repair removes this one"
             finding = Finding(MISPLACED, finding.shard, finding.part, says)
@@ -177,31 +196,41 @@ def _misplaced(proof: TableProof, sound: Mapping[str, il.PartFacts]) -> None:
 # -- against the shards ----------------------------------------------------------------------------------------------
 
 
-def _against_shards(proof: TableProof, shards: list[str], roots: Mapping[str, str],
-                    sound: Mapping[str, il.PartFacts]) -> None:
+def _against_shards(
+    proof: TableProof, shards: list[str], roots: Mapping[str, str], sound: Mapping[str, il.PartFacts]
+) -> None:
     names = il.named_shards(shards, roots)
     proof.shards = list(names)
     stale = [name for name in sound if name not in names]
     if stale:
-        proof.warnings.append(f"{len(stale):,} parts are of shards that are not in the list, and are ignored: "
-                              f"{_first(stale)}")
+        proof.warnings.append(
+            f"{len(stale):,} parts are of shards that are not in the list, and are ignored: {_first(stale)}"
+        )
     broken = {f.shard for f in proof.findings}
     missing = [name for name in names if name not in sound and name not in broken]
-    proof.findings += [Finding(MISSING, name, il.part_url(proof.table, name), f"shard {name} has no part")
-                       for name in missing]
+    proof.findings += [
+        Finding(MISSING, name, il.part_url(proof.table, name), f"shard {name} has no part") for name in missing
+    ]
     compared = [name for name in names if name in sound]
     with ThreadPoolExecutor(il.LOCAL_THREADS if storage.is_local(shards[0]) else il.REMOTE_THREADS) as pool:
         found = list(pool.map(lambda name: _compare(names[name], name, sound[name]), compared))
     copies = [name for name, one in zip(compared, found, strict=True) if one == ""]
     unknown = [name for name, one in zip(compared, found, strict=True) if one == "?"]
-    proof.findings += [Finding(one.kind, one.shard, il.part_url(proof.table, one.shard), one.says)
-                       for one in found if isinstance(one, Finding)]
+    proof.findings += [
+        Finding(one.kind, one.shard, il.part_url(proof.table, one.shard), one.says)
+        for one in found
+        if isinstance(one, Finding)
+    ]
     if copies:
-        proof.warnings.append(f"{len(copies):,} shards have a new time or ETag since they were indexed and the same "
-                              f"bytes (sha256): they are taken for copies: {_first(copies)}")
+        proof.warnings.append(
+            f"{len(copies):,} shards have a new time or ETag since they were indexed and the same "
+            f"bytes (sha256): they are taken for copies: {_first(copies)}"
+        )
     if unknown:
-        proof.warnings.append(f"{len(unknown):,} shards have a new time or ETag since they were indexed and the same "
-                              f"size; no sha256 was recorded to compare: {_first(unknown)}")
+        proof.warnings.append(
+            f"{len(unknown):,} shards have a new time or ETag since they were indexed and the same "
+            f"size; no sha256 was recorded to compare: {_first(unknown)}"
+        )
 
 
 def _compare(url: str, name: str, facts: il.PartFacts) -> Finding | str | None:

@@ -87,8 +87,9 @@ class Proxy:
 
     # What tests ask for.
 
-    def inject(self, fault: str, *, method: str = "", path: str = "", times: float = 1, skip: int = 0,
-               **settings: Any) -> None:
+    def inject(
+        self, fault: str, *, method: str = "", path: str = "", times: float = 1, skip: int = 0, **settings: Any
+    ) -> None:
         """The next `times` requests of that method whose target holds `path`, after the first `skip` of them.
 
         Settings: retry_after (seconds, for errors), rate (bytes a second, for slow), hook (called before the request
@@ -184,8 +185,16 @@ class Proxy:
                 request.fault = faults[drawn // n % len(faults)]
         return {}
 
-    async def _answer(self, request: Request, settings: dict[str, Any], reader: asyncio.StreamReader,
-                      writer: asyncio.StreamWriter, status: str, headers: list[tuple[str, str]], body: bytes) -> bool:
+    async def _answer(
+        self,
+        request: Request,
+        settings: dict[str, Any],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        status: str,
+        headers: list[tuple[str, str]],
+        body: bytes,
+    ) -> bool:
         fault, promised = request.fault, len(body)
         if fault in ON_BODIES and (request.method != "GET" or not body or status[:1] != "2"):
             return _reset(writer)
@@ -286,8 +295,9 @@ def _error(status: int, code: str, retry_after: float | None, head: bool) -> byt
     xml = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>"
     body = xml.encode() if code and not head else b""
     extra = f"Retry-After: {retry_after}\r\n" if retry_after is not None else ""
-    return (f"HTTP/1.1 {status} Injected\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n{extra}\r\n"
-            ).encode() + body
+    return (
+        f"HTTP/1.1 {status} Injected\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n{extra}\r\n"
+    ).encode() + body
 
 
 async def _body(reader: asyncio.StreamReader, headers: dict[str, str], to_the_end: bool = False) -> bytes:
@@ -317,5 +327,3 @@ def deaf_port() -> Iterator[int]:
             with contextlib.suppress(BlockingIOError):
                 filler.connect(deaf.getsockname())
         yield deaf.getsockname()[1]
-
-

@@ -16,8 +16,9 @@ from tests.conftest import make_shards
 from tests.faults.rig.proxy import Proxy
 from tests.stores.servers import BUCKET, Server, s3_options
 
-PATIENT = storage.Retry(tries=6, first_wait=0.02, longest_wait=0.1, total=60, connect=5, first_byte=10, stall=10,
-                        slowest=1)
+PATIENT = storage.Retry(
+    tries=6, first_wait=0.02, longest_wait=0.1, total=60, connect=5, first_byte=10, stall=10, slowest=1
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ class FaultyStore:
 
     def index(self, table: str = "index", workers: int = 0) -> Summary:
         """`rhostream index` of the shards, without the look at what the samples are: faults hit the job itself."""
-        return rhostream.index([self.shards], f"{self.url}/{table}", roots={"data": self.shards}, workers=workers,
-                               content="image")
+        return rhostream.index(
+            [self.shards], f"{self.url}/{table}", roots={"data": self.shards}, workers=workers, content="image"
+        )
 
     def parts(self, table: str = "index") -> dict[str, bytes]:
         """Name and bytes of every part."""
