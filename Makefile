@@ -17,6 +17,7 @@ test-slow: venv
 	$(BIN)/python -m pytest -m 'slow and not gpu' $(ARGS)
 
 lint: venv
+	$(BIN)/ruff format --check -q .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo

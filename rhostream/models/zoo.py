@@ -85,15 +85,8 @@ def _replace_stem(model: nn.Module, channels: int, name: str) -> None:
     if not isinstance(old, nn.Conv2d) or not where or old.in_channels != 3:
         raise UsageError(f"model {name!r} doesn't begin with a convolution of 3 channels that could take {channels}")
     parent, _, last = where.rpartition(".")
-    new = nn.Conv2d(
-        channels,
-        old.out_channels,
-        old.kernel_size,
-        old.stride,  # type: ignore[arg-type]
-        old.padding,
-        old.dilation,
-        bias=old.bias is not None,
-    )  # type: ignore[arg-type]
+    same: dict[str, Any] = {"stride": old.stride, "padding": old.padding, "dilation": old.dilation}
+    new = nn.Conv2d(channels, old.out_channels, old.kernel_size, bias=old.bias is not None, **same)  # type: ignore[arg-type]
     setattr(model.get_submodule(parent), last, new)
 
 

@@ -106,7 +106,7 @@ class Forward:
         self._run: nn.Module = torch.compile(model) if compile else model  # type: ignore[assignment]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Score `x`. Raises UsageError for an output that holds no logits, and in the model's own words what it raises."""
+        """Score `x`. Raises UsageError for an output that holds no logits, and what the model raises."""
         return self._in_memory(x, lambda: self._logits(x))
 
     def draws(self, x: Tensor, count: int, seed: int) -> Tensor:

@@ -31,7 +31,7 @@ LOG = logging.getLogger("rhostream")
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
-    """The optimizer of that name, of the model's parameters. Raises UsageError for what a user's function can't give."""
+    """The optimizer of that name, over its parameters. Raises UsageError for what a user's function can't make."""
     lr, weight_decay = config.lr, config.weight_decay
     if ":" in config.optimizer:
         what, function = f"optimizer {config.optimizer!r}", own_function("optimizer", config.optimizer)

@@ -11,8 +11,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-# ruff: noqa: E501
-
 END = bytes(1024)
 Members = Sequence[tuple[str | bytes, bytes]]
 

@@ -336,7 +336,7 @@ def test_C7_sixty_flipped_bits_are_found_sixty_times_by_verify_and_by_the_join(
 
 
 def test_C7_a_part_written_before_there_were_seals_is_still_read(world: Path, table: Path) -> None:
-    """A part of an older version, without a seal over the whole file, is read as before; verify says what isn't proved."""
+    """A part of an older version, without a seal over the whole file, is read ; verify says what isn't proved."""
     part = parts_of(table)[1]
     rows, record = parquet.read(str(part))
     data = parquet.encode(rows, record, il._ENCODINGS, il._DICTIONARY)

@@ -30,7 +30,7 @@ COUNTS = [60, 45, 70, 55, 40, 50]
 
 
 def _journey(shards: str, place: str, workers: int) -> tuple[list[tuple[object, ...]], dict[str, object], int]:
-    """Run it all below `place`: (step, shard, ordinal, key) of all that was kept, compute-il's accounts, retries told."""
+    """Run it all below `place`: (step, shard, ordinal, key) of all that was kept, compute-il's accounts, retries."""
     roots = {"data": shards}
     rhostream.fit_il([shards], f"{place}/il-model", model="mlp-64", epochs=2, seed=1, workers=workers, roots=roots)
     summary = rhostream.compute_il([shards], f"{place}/il-model", f"{place}/il", workers=workers, roots=roots)
