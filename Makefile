@@ -10,6 +10,8 @@ demo: venv
 # In three processes of one thread each, since tests wait as much as they compute, those of faults first, since they take
 # the longest; make test JOBS=0 in one. More arguments for pytest: make test ARGS="-k plan"
 JOBS ?= 3
+# Compiled once and kept, also where the environment says not to: pytest rewrites each assert, for seconds in each process.
+unexport PYTHONDONTWRITEBYTECODE
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 

@@ -23,6 +23,7 @@ from tests.faults.tally import (  # noqa: F401  # hooks
     pytest_testnodedown,
 )
 from tests.stores.servers import gcs_server, s3_server  # noqa: F401  # fixtures
+from tests.support import forks  # noqa: F401  # whoever starts the fork server, it imports these
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -21,10 +20,7 @@ import numpy as np
 
 from rhostream.runs import checkpoint
 from rhostream.tables import selections
-
-CONTEXT = multiprocessing.get_context("forkserver")
-# Before anything starts the server: its children then need no import of torch.
-CONTEXT.set_forkserver_preload(["torch", "rhostream.training.start", "tests.ranks"])
+from tests.support.forks import CONTEXT
 
 
 @dataclass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -30,6 +29,7 @@ from rhostream.runs.link import url_of
 from rhostream.tables import il, parquet, selections
 from tests.conftest import make_shards
 from tests.faults.command import command
+from tests.support.forks import CONTEXT
 
 TRAIN = {"model": "mlp-64", "buffer_size": 40, "batch_size": 8}
 
@@ -243,9 +243,7 @@ def test_a_repair_that_is_killed_leaves_bad_parts_or_good_ones_and_ends_when_run
     good = {p: p.read_bytes() for p in table.rglob("*.parquet")}
     for part in good:
         part.write_bytes(b"bad")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "rhostream.training.start"])
-    process = context.Process(target=mend, args=(str(table),))
+    process = CONTEXT.Process(target=mend, args=(str(table),))
     process.start()
     while process.is_alive() and all(p.read_bytes() == b"bad" for p in good):
         time.sleep(0.0005)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import resource
 import shutil
@@ -19,11 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([
-    "torch", "torch.utils.data", "pyarrow.parquet", "PIL.Image", "safetensors.torch", "duckdb", "rhostream.irreducible",
-    "rhostream.training.start", "rhostream.audit.report", "rhostream.audit.verify", "rhostream.cli", "shards.check",
-])  # fmt: skip
+from tests.support.forks import CONTEXT
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import importlib
 import json
 import os
 import signal
@@ -24,6 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TextIO, TypeVar
+
+from tests.support.forks import IMPORTS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HANGS = "RHOSTREAM_TEST_HANGS"
@@ -216,14 +219,6 @@ def _child(request: dict[str, Any], out: int) -> None:
         os._exit(code)
 
 
-def _preload(*names: str) -> None:
-    """What the jobs would import by and by, for seconds, in every child."""
-    import importlib
-
-    for name in names:
-        importlib.import_module(name)
-
-
 def _serve(asked: int, answers: int, number: int) -> None:
     # A core for each server: two jobs whose threads spin on the same cores take many times as long.
     cores = sorted(os.sched_getaffinity(0))
@@ -251,18 +246,8 @@ if HANGS in os.environ:  # in a worker process, which imports this file by anoth
     _hang(os.environ[HANGS])
 
 if __name__ == "__main__":
-    _preload(
-        "numpy.ma",
-        "torch._dynamo",
-        "torch.utils.flop_counter",
-        "duckdb",
-        "rhostream.cli",
-        "rhostream.audit.verify",
-        "rhostream.irreducible",
-        "rhostream.training.start",
-        "simplejpeg",
-        "imagecodecs",
-    )
+    for name in IMPORTS:
+        importlib.import_module(name)
     fds = [int(fd) for fd in sys.argv[1:]]
     others = []
     for at in range(2, len(fds), 2):

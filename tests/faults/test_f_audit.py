@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import re
 import shutil
 from html.parser import HTMLParser
@@ -21,6 +20,7 @@ from rhostream.cli import cli
 from rhostream.errors import UsageError
 from tests.audit_fixtures import HOSTILE, World, make_rows, make_run, make_world
 from tests.faults.command import command
+from tests.support.forks import CONTEXT
 
 STEPS = 80
 
@@ -61,9 +61,7 @@ def test_F1_questions_to_a_run_that_is_being_written_see_committed_steps_alone(w
     steps, none missing and none twice, and later answers never know less.
     """
     folder = tmp_path / "run"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "rhostream.training.start"])
-    trainer = context.Process(target=train_on, args=(str(world / "shards"), str(world / "il"), str(folder)))
+    trainer = CONTEXT.Process(target=train_on, args=(str(world / "shards"), str(world / "il"), str(folder)))
     trainer.start()
     seen: list[int] = []
     try:
