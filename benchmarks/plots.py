@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import matplotlib
-from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import NullLocator
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure import Figure
 from rhostream.audit.metrics import smooth
+
+if TYPE_CHECKING:  # its import takes as long as the rest of the page
+    from matplotlib.figure import Figure as Canvas
 
 OURS, OTHERS, LINE = "#1f5f8b", "#b9c3cc", "#444444"
 METHODS = {"uniform": "#8a949c", "everything": "#c9a227", "rho": OURS, "cascade": "#c0392b"}
@@ -27,6 +26,8 @@ def draw(name: str, figures: Sequence[Figure], path: Path) -> None:
     """Write the PNG of a benchmark to `path`; a benchmark without a plot, or without its figures, writes none."""
     if not can_draw(name, figures):
         return
+    import matplotlib
+
     with matplotlib.rc_context(STYLE):
         canvas = PLOTS[name](figures)
         canvas.savefig(path, dpi=130, metadata={"Software": None})
@@ -117,6 +118,9 @@ def accuracy(figures: Sequence[Figure]) -> Canvas:
 
 
 def _panels(count: int, width: float, height: float) -> tuple[Canvas, list[Any]]:
+    from matplotlib.figure import Figure as Canvas
+    from matplotlib.ticker import NullLocator
+
     canvas = Canvas(figsize=(width * count, height), layout="constrained")
     panels = list(canvas.subplots(1, count, squeeze=False)[0])
     for axes in panels:

@@ -1,4 +1,7 @@
-"""Small real shards, and an IL table made of them by the product itself."""
+"""Small real shards, and an IL table made of them by the product itself.
+
+No torch at import: of several processes that share a run, the one that reports imports this file and waits.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,9 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
-import torch
-import webdataset as wds
 from PIL import Image
 
 import rhostream
-from rhostream.selection.hardware import threads
 from tests.faults.tally import (  # noqa: F401  # hooks
     pytest_sessionfinish,
     pytest_terminal_summary,
@@ -34,6 +34,8 @@ SIDE = 16
 
 def write_shard(path: Path, samples: list[dict[str, object]]) -> Path:
     """A tar with webdataset's own writer, plain headers."""
+    import webdataset as wds
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with wds.TarWriter(str(path), mtime=0) as writer:
         for sample in samples:
@@ -80,6 +82,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import torch
+
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -99,6 +103,8 @@ def the_search_path_as_it_was() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Networks that are too small for more."""
+    from rhostream.selection.hardware import threads
+
     with threads(1):
         yield
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,14 @@ from rhostream.stream.text import TextDecoder, text_preprocess
 from rhostream.stream.tokenizers import find_tokenizer
 from tests.text_world import COMMON, WORDS, make_text_shards
 
-transformers = pytest.importorskip("transformers", reason="pip install 'rhostream[hf]'")
 pytestmark = pytest.mark.slow  # the import alone takes seconds
 LENGTH = 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def transformers() -> ModuleType:
+    """Not imported where these tests aren't run."""
+    return pytest.importorskip("transformers", reason="pip install 'rhostream[hf]'")
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +38,7 @@ def forget() -> Iterator[None]:
     find_tokenizer.cache_clear()
 
 
-def save_tokenizer(folder: Path, words: list[str]) -> None:
+def save_tokenizer(transformers: ModuleType, folder: Path, words: list[str]) -> None:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     vocabulary = {word: at for at, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
@@ -45,11 +51,11 @@ def save_tokenizer(folder: Path, words: list[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def albert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def albert(transformers: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ALBERT in its smallest: one layer, 32 wide, random weights, and a tokenizer of whole words."""
     folder = tmp_path_factory.mktemp("albert")
     words = [*COMMON, *" ".join(WORDS).split(), "."]
-    save_tokenizer(folder, words)
+    save_tokenizer(transformers, folder, words)
     torch.manual_seed(0)
     config = transformers.AlbertConfig(
         vocab_size=64,
@@ -65,14 +71,16 @@ def albert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_ids_are_those_of_transformers_and_its_files_are_digested(albert: Path, tmp_path: Path) -> None:
+def test_the_ids_are_those_of_transformers_and_its_files_are_digested(
+    transformers: ModuleType, albert: Path, tmp_path: Path
+) -> None:
     preprocess, row = text_preprocess(f"hf:{albert}", LENGTH), np.zeros(LENGTH, np.int32)
     own = transformers.AutoTokenizer.from_pretrained(str(albert))
     for text in ("The plum and a fig.", "iron " * 50, "unheard words"):
         assert TextDecoder(preprocess)(text.encode(), row) == "ok"
         assert row.tolist() == own(text, truncation=True, max_length=LENGTH, padding="max_length")["input_ids"]
     assert preprocess.vocabulary == len(own) and preprocess.padding == 0 and len(preprocess.digest) == 16
-    save_tokenizer(tmp_path / "other", ["plum", "fig"])
+    save_tokenizer(transformers, tmp_path / "other", ["plum", "fig"])
     assert text_preprocess(f"hf:{tmp_path / 'other'}", LENGTH).digest != preprocess.digest
     save_tokenizer(albert.parent / "moved", ["a"])
     there = text_preprocess(f"hf:{albert.parent / 'moved'}", LENGTH)
@@ -82,7 +90,9 @@ def test_the_ids_are_those_of_transformers_and_its_files_are_digested(albert: Pa
         TextDecoder(there)
 
 
-def test_the_model_gives_the_logits_of_transformers_whatever_is_filled_up(albert: Path) -> None:
+def test_the_model_gives_the_logits_of_transformers_whatever_is_filled_up(
+    transformers: ModuleType, albert: Path
+) -> None:
     model = models.build(f"hf:{albert}", classes=4, vocabulary=64, length=LENGTH, padding=0, task="label").eval()
     theirs = transformers.AlbertForSequenceClassification.from_pretrained(str(albert)).eval()
     x = torch.randint(4, 60, (3, 9))
