@@ -6,6 +6,7 @@ The first paragraph of a test's docstring is what its line of the page promises,
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -17,6 +18,7 @@ INTRO = Path(__file__).with_name("page_intro.md")
 NAME = re.compile(r"test_([A-F]\d+)_")
 
 
+@functools.cache
 def promises() -> dict[str, list[tuple[str, str, str, bool]]]:
     """line -> [(what its test promises, file, the test's name, whether it is slow)], read from the sources."""
     found: dict[str, list[tuple[str, str, str, bool]]] = {}
