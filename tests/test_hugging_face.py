@@ -82,9 +82,9 @@ def test_the_ids_are_those_of_transformers_and_its_files_are_digested(
     assert preprocess.vocabulary == len(own) and preprocess.padding == 0 and len(preprocess.digest) == 16
     save_tokenizer(transformers, tmp_path / "other", ["plum", "fig"])
     assert text_preprocess(f"hf:{tmp_path / 'other'}", LENGTH).digest != preprocess.digest
-    save_tokenizer(albert.parent / "moved", ["a"])
+    save_tokenizer(transformers, albert.parent / "moved", ["a"])
     there = text_preprocess(f"hf:{albert.parent / 'moved'}", LENGTH)
-    save_tokenizer(albert.parent / "moved", ["b"])
+    save_tokenizer(transformers, albert.parent / "moved", ["b"])
     find_tokenizer.cache_clear()
     with pytest.raises(MismatchError, match="is not the one of the table or model"):
         TextDecoder(there)
