@@ -40,6 +40,8 @@ MADE_HERE = {
 }  # the pages' own code
 SHELLS = {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "eval", "exec"}
 
+TELLING = {"shell", "weights_only", "timeout", "allow_pickle"}  # arguments that make a call dangerous or safe
+
 
 def _python(code: str) -> str:
     """What a fresh interpreter prints for `code`, run at the root of the repository."""
@@ -121,8 +123,8 @@ def _dangers(source: str) -> Iterator[str]:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
             yield from (f"{node.lineno}: import {n}" for n in names if n.split(".")[0] in UNPICKLERS)
         if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            given = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            called = _dotted(node.func)
+            given = {k.arg: ast.unparse(k.value) for k in node.keywords if k.arg in TELLING}
             if called in SHELLS or given.get("shell", "False") != "False":
                 yield f"{node.lineno}: {called} runs text"
             if called == "torch.load" and given.get("weights_only") != "True":
@@ -142,6 +144,15 @@ def _dangers(source: str) -> Iterator[str]:
                 yield f"{node.lineno}: {called} unpickles"
         if isinstance(node, ast.ImportFrom) and node.module == "torch" and any(a.name == "load" for a in node.names):
             yield f"{node.lineno}: torch.load by a name that hides it"
+
+
+def _dotted(called: ast.expr) -> str:
+    """What `ast.unparse` says, in a tenth of its time where it is names alone: nearly always."""
+    names, at = [], called
+    while isinstance(at, ast.Attribute):
+        names.append(at.attr)
+        at = at.value
+    return ".".join([at.id, *reversed(names)]) if isinstance(at, ast.Name) else ast.unparse(called)
 
 
 def _is_glued(text: ast.expr) -> bool:
