@@ -81,6 +81,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.sched_getaffinity = lambda pid: {0}
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Files that use the same server share a process."""
+    from tests.support.shares import Shares
+
+    return Shares(config, log) if config.getoption("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     import torch
 

@@ -14,7 +14,7 @@ from rhostream.audit.runs import read_record
 from rhostream.audit.verify.chain import Commit, chain_problems, commits_behind
 from rhostream.audit.verify.ledger import ledger_problems
 from rhostream.errors import AlreadyExistsError, NotFoundError, RhostreamError, TableError
-from rhostream.runs import chain, checkpoint, retention, tensors
+from rhostream.runs import chain, checkpoint, retention
 from rhostream.runs.link import Link
 from rhostream.tables import selections
 
@@ -138,6 +138,8 @@ def _file_problems(run: str, found: Link) -> Iterator[str]:
 
 def _unloadable(run: str, found: Link) -> Iterator[str]:
     """Why a run could not be resumed from files that are what their checkpoint says they are."""
+    from rhostream.runs import tensors  # torch, which a table's proof does without
+
     try:
         if not found.files:  # another trainer keeps the state
             return
