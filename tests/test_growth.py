@@ -114,7 +114,6 @@ def test_a_resume_inside_a_grown_pass_is_exact_with_and_without_grow(world: Path
     assert rows(run) == rows(once) and same_weights(run, once) and verify(str(run))["problems"] == []
 
 
-@pytest.mark.slow
 def test_a_run_may_grow_twice_and_ends_by_steps_too(world: Path, run: Path) -> None:
     go(world, run, 5, passes=2, grow=True)
     assert go(world, run, 7, steps=40, grow=True).steps == 40
@@ -192,7 +191,6 @@ def test_a_list_is_taken_up_only_where_a_pass_ends_and_only_with_what_was_there(
     assert "shards no longer given: 2, first" in error.value.__notes__[0]
 
 
-@pytest.mark.slow
 def test_a_schedule_is_stretched_on_purpose_only(world: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     go(world, run, schedule="cosine")
@@ -206,7 +204,6 @@ def test_a_schedule_is_stretched_on_purpose_only(world: Path, tmp_path: Path) ->
     assert rate["rate"] == pytest.approx(5e-4) and verify(str(run))["problems"] == []
 
 
-@pytest.mark.slow
 def test_going_back_behind_the_growth_takes_the_list_of_then(world: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     go(world, run, keep_checkpoints=20)
@@ -373,7 +370,6 @@ def test_a_growth_that_was_killed_is_the_growth_of_one_attempt(
 # -- two ranks ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_two_ranks_turn_and_grow_as_one_does(world: Path, tmp_path: Path) -> None:
     common = {
         "il": str(world / "il"),

@@ -341,7 +341,6 @@ def test_a_table_without_the_il_of_tokens_says_how_to_make_one(sayings: Path, tm
         rhostream.open_stream(str(sayings / "shards"), str(other), buffer_size=30, il_tokens=True)
 
 
-@pytest.mark.slow
 def test_two_ranks_keep_the_sequences_that_one_keeps_and_train_on_the_same_tokens(
     sayings: Path, tmp_path: Path
 ) -> None:

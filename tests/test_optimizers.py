@@ -361,7 +361,6 @@ def test_parameters_that_an_optimizer_leaves_alone_are_warned_of_with_their_numb
 # -- several ranks -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_two_ranks_clip_average_and_schedule_as_one(world: Path, tmp_path: Path) -> None:
     options = {
         "shards": str(world / "shards"),

@@ -463,7 +463,6 @@ def test_the_suite_names_the_nearest_experiment_and_lists_without_work(tmp_path:
     assert odd.exit_code == 2 and "expected NAME=PATH" in odd.output
 
 
-@pytest.mark.slow
 def test_processes_of_a_command_that_was_killed_end_too(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text("import os, time\nfrom jobs.reproduce.execute import pool\nif __name__ == '__main__':\n"

@@ -135,7 +135,6 @@ def one_rank_alone(rank: int, world: str, run: str) -> list[Any]:
     return [said, time.monotonic() - begun]
 
 
-@pytest.mark.slow
 def test_a_state_that_one_rank_asks_for_alone_says_so(world: Path, tmp_path: Path) -> None:
     (said, seconds), _ = ranks.together(tmp_path, one_rank_alone, 2, str(world), str(tmp_path / "run"))
     assert "by rank 0 and not, within 1 s, by rank 1" in said and seconds < 30

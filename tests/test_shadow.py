@@ -184,7 +184,6 @@ def test_a_rules_name_is_text_and_never_sql(shadowed: Path, tmp_path: Path) -> N
         ]
 
 
-@pytest.mark.slow
 def test_killed_and_started_again_the_shadow_holds_each_step_once(world: Path, tmp_path: Path, shadowed: Path) -> None:
     options = {
         "shards": [str(world / "shards")],

@@ -157,7 +157,6 @@ def test_going_back_takes_a_changed_rate_back_too_and_a_schedule_to_its_step(wor
     assert rows(run) == rows(fresh) and same_weights(run, fresh)
 
 
-@pytest.mark.slow
 def test_a_second_spike_is_a_second_turn_and_going_back_behind_the_first_forgets_it(
     world: Path, tmp_path: Path
 ) -> None:
@@ -353,7 +352,6 @@ def test_the_attempt_that_was_left_can_not_commit_any_more(world: Path, tmp_path
     assert verify(str(run))["problems"] == []
 
 
-@pytest.mark.slow
 def test_a_cost_account_of_an_earlier_end_is_made_again(world: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     go(world, run, 4)
