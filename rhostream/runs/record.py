@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -24,3 +25,14 @@ def recorded(run: str) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Of what decides the numbers."""
     return {name: metadata.version(name) for name in ("rhostream", "torch", "numpy", "pyarrow", "pillow")}
+
+
+def class_names(record: Mapping[str, Any]) -> dict[int, str]:
+    """{label: name} as run.json says it, {} where it says nothing; what isn't a name is left out."""
+    said = record.get("class_names") or {}
+    pairs = enumerate(said) if isinstance(said, list) else ((label, name) for label, name in said.items())
+    return {
+        int(label): name
+        for label, name in pairs
+        if isinstance(name, str) and name and str(label).isdecimal() and len(str(label)) < 11
+    }
