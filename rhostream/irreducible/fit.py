@@ -54,6 +54,7 @@ from rhostream.stream.look import choose, look
 from rhostream.stream.scan import ScanSettings
 from rhostream.stream.text import text_preprocess
 from rhostream.tables import il
+from rhostream.tables.classes import named as label_named
 from rhostream.tables.classes import require_same_classes
 
 LOG = logging.getLogger("rhostream")
@@ -227,7 +228,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         "IL model %s: accuracy %.4f%s, loss %.4f nats on samples it didn't learn from (%s of %s)%s; %s samples, %.0f s",
         redact(out),
         info.accuracy,
-        f" (worst class {worst['class']}: {worst['accuracy']:.4f})" if worst else "",
+        f" (worst class {label_named(info.class_names, worst['class'])}: {worst['accuracy']:.4f})" if worst else "",
         info.val_loss,
         f"{info.judged['samples']:,}",
         info.judged["on"],

@@ -8,7 +8,7 @@ from typing import Any
 
 from rhostream import storage
 from rhostream.errors import TableError
-from rhostream.foreign import checked_run, read_object
+from rhostream.foreign import checked_run, is_class_name, read_object
 
 VERSION = 1
 
@@ -28,11 +28,8 @@ def versions() -> dict[str, str]:
 
 
 def class_names(record: Mapping[str, Any]) -> dict[int, str]:
-    """{label: name} as run.json says it, {} where it says nothing; what isn't a name is left out."""
+    """{label: name} as run.json says it, {} where it says nothing; what can't be a label or a name is left out."""
     said = record.get("class_names") or {}
-    pairs = enumerate(said) if isinstance(said, list) else ((label, name) for label, name in said.items())
-    return {
-        int(label): name
-        for label, name in pairs
-        if isinstance(name, str) and name and str(label).isdecimal() and len(str(label)) < 11
-    }
+    pairs = enumerate(said) if isinstance(said, list) else said.items()
+    named = ((str(label), name) for label, name in pairs if is_class_name(name))
+    return {int(label): name for label, name in named if label.isdecimal() and len(label) < 11 and int(label) < 2**31}

@@ -12,9 +12,11 @@ from typing import Any
 
 from rhostream import storage
 from rhostream.errors import MismatchError
+from rhostream.inert import escape
 
 FIELD = "label_name"  # of a sample's json
 MOST = 1 << 20  # names of a set that are remembered
+SHOWN = 60  # characters of a name
 ADVICE = (
     "label both sets by one list (the shard maker's imagefolder: --classes-from SET, where SET is the shards' folder, "
     "the table or the IL model whose numbers hold)"
@@ -22,8 +24,14 @@ ADVICE = (
 
 
 def shown(name: str) -> str:
-    """A name in a message: quoted, without control characters, and not too long."""
-    return ascii(name[:60]) + ("..." if len(name) > 60 else "") if not name.isprintable() else repr(name[:60])
+    """A name in a message: quoted, on one line, and not too long."""
+    return f"'{escape(name[:SHOWN])}{'…' if len(name) > SHOWN else ''}'"
+
+
+def named(names: Mapping[int, str], label: int) -> str:
+    """A label for people, with its class's name where that is known: `3 sandal`, on one line and not too long."""
+    name = escape(names.get(label, ""))
+    return f"{label} {name if len(name) <= SHOWN else name[: SHOWN - 1] + '…'}".strip()
 
 
 def require_same_classes(one: Mapping[int, str], other: Mapping[int, str], of_one: str, of_other: str) -> None:
