@@ -27,11 +27,10 @@ class LabelsNamed:
 
     def of_fields(self, labels: Sequence[int | None], fields: Sequence[Mapping[str, Any]]) -> set[tuple[int, str]]:
         """Take the json of some samples, labels -1 or None where they have none. Returns the pairs that are new."""
-        pairs = {
-            (label, name)
-            for label, name in zip(labels, [one.get(FIELD) for one in fields], strict=True)
-            if label is not None and label >= 0 and is_class_name(name)
-        }
+        pairs = set[tuple[int, str]]()
+        for label, one in zip(labels, fields, strict=True):
+            if label is not None and label >= 0 and is_class_name(name := one.get(FIELD)):
+                pairs.add((label, name))
         return self._new(pairs)
 
     def of_first(self, labels: Sequence[int | None], read: Callable[[int], bytes]) -> set[tuple[int, str]]:
