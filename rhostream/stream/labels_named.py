@@ -37,11 +37,12 @@ class LabelsNamed:
         """Ask the first sample of each label that none was asked of; `read` gives a row's json. Returns new pairs."""
         if not self.pairs and len(self._asked) - 2 >= SILENT:
             return set()
-        pairs = set[tuple[int, str]]()
-        for label in set(labels) - self._asked:
+        pairs, unasked = set[tuple[int, str]](), set(labels) - self._asked
+        first = {label: row for row, label in reversed(list(enumerate(labels)))} if unasked else {}
+        for label in unasked:
             assert label is not None
             self._asked.add(label)
-            if is_class_name(name := _name(read, labels.index(label))):
+            if is_class_name(name := _name(read, first[label])):
                 pairs.add((label, name))
             elif not self.pairs and not pairs and len(self._asked) - 2 >= SILENT:
                 break
