@@ -216,7 +216,7 @@ class Ledger:
             names = {**run.class_names, **names}
         rows = {"label": sorted(names), "name": [names[label] for label in sorted(names)]}
         self._con.register("_classes", pa.table(rows, _CLASSES))
-        self._con.execute(f"CREATE OR REPLACE VIEW classes AS {_DEFINITIONS['classes']}")
+        self._con.execute("CREATE OR REPLACE VIEW classes AS SELECT * FROM _classes")
         self._classes_open = True
 
     def _shards_of(self, table: str, info: il_table.TableInfo) -> list[str]:
