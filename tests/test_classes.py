@@ -267,7 +267,7 @@ def test_what_has_no_names_is_what_it_was(world: Path) -> None:
 
 # -- names of a stranger ---------------------------------------------------------------------------------------------
 
-EVIL = ["<script>alert(1)</script>", "\x1b[2J\u202e", "x" * 1024, "'; DROP VIEW classes; --", "{{ 7 * 7 }}"]
+EVIL = ["<script>alert(1)</script>\x1b[2J\u202e", "x" * 1024, "'; DROP VIEW classes; --", "{{ 7 * 7 }}"]
 
 
 @pytest.mark.parametrize("name", [*EVIL, "\ud800", "x" * 1025, 7, ["a"], {"a": 1}, True, ""])
@@ -279,7 +279,7 @@ def test_names_of_a_stranger_are_text_or_none(tmp_path: Path, name: Any) -> None
     with rhostream.open_ledger(str(tmp_path / "il")) as ledger:
         found = dict(zip(*ledger.sql("SELECT * FROM classes").to_pydict().values(), strict=True))
     assert found == ({0: name, 1: "ok"} if usable else {1: "ok"})
-    if name not in EVIL[:2]:
+    if name != EVIL[0]:
         return
     rhostream.train(
         shards, str(tmp_path / "il"), str(run), rule="uniform", model="mlp-64", buffer_size=20, batch_size=5
