@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Container, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 MAX_SIDE, MAX_CHANNELS, MAX_CLASSES = 8192, 4, 10_000_000
 MAX_LENGTH, MAX_VOCABULARY, MAX_NAME = 65_536, 10_000_000, 4096  # of text: tokens a sample, ids, characters of a name
@@ -75,7 +75,7 @@ def checked_classes(classes: Any) -> None:
     _count(classes, "classes", 1, MAX_CLASSES)
 
 
-def is_class_name(name: Any) -> bool:
+def is_class_name(name: Any) -> TypeGuard[str]:
     """Whether it can be the name of a class: some text of at most 1,024 characters that is UTF-8."""
     if not isinstance(name, str) or not 0 < len(name) <= MAX_CLASS_NAME:
         return False
