@@ -202,8 +202,8 @@ def test_shards_of_one_list_are_numbered_alike(tmp_path: Path) -> None:
         rhostream.index(shards, str(tmp_path / "whole"))
     with pytest.raises(MismatchError, match="label 1 is 'coat'"):
         rhostream.fit_il(shards, str(tmp_path / "model"), model="mlp-64", epochs=1)
-    for index, workers in (("0/2", 0), ("1/2", 1)):  # two machines, each of which sees one of them
-        rhostream.index(shards, str(tmp_path / "index"), index=index, workers=workers)
+    for index in ("0/2", "1/2"):  # two machines, each of which sees one of them
+        rhostream.index(shards, str(tmp_path / "index"), index=index)
     with pytest.raises(MismatchError, match="label 1 is 'coat'"):
         rhostream.open_stream(shards, str(tmp_path / "index"), buffer_size=8, needs_il=False)
     (problem,) = verify(str(tmp_path / "index"))["problems"]
