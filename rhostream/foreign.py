@@ -10,10 +10,11 @@ import json
 import math
 import re
 from collections.abc import Container, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 MAX_SIDE, MAX_CHANNELS, MAX_CLASSES = 8192, 4, 10_000_000
 MAX_LENGTH, MAX_VOCABULARY, MAX_NAME = 65_536, 10_000_000, 4096  # of text: tokens a sample, ids, characters of a name
+MAX_CLASS_NAME = 1024  # characters
 MAX_SAMPLES = 100_000_000  # of a shard, which takes 50 GB of headers alone; a plan is made of what a part claims
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]*\Z")
 _KINDS = {"il", "index"}
@@ -72,6 +73,36 @@ def _checked_text(record: Mapping[str, Any]) -> None:
 def checked_classes(classes: Any) -> None:
     """A number of classes that a layer can have. Raises ValueError."""
     _count(classes, "classes", 1, MAX_CLASSES)
+
+
+def is_class_name(name: Any) -> TypeGuard[str]:
+    """Whether it can be the name of a class: some text of at most 1,024 characters that is UTF-8."""
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_CLASS_NAME:
+        return False
+    return not any("\ud800" <= c <= "\udfff" for c in name) if not name.isascii() else True
+
+
+def checked_class_names(names: Any) -> dict[int, str]:
+    """{label: name} of JSON's {"label": name}. Raises ValueError."""
+    _is(names, dict, "class_names")
+    found: dict[int, str] = {}
+    for label, name in names.items():
+        text = str(label)
+        if not (text.isascii() and text.isdecimal() and len(text) < 11 and int(text) < 2**31):
+            raise ValueError(f"class_names has the label {text[:40]!r}, expected a number from 0 on")
+        if not is_class_name(name):
+            raise ValueError(f"class_names[{text}] is {str(name)[:40]!r}, expected a name of 1 to 1,024 characters")
+        found[int(text)] = name
+    return found
+
+
+def checked_class_list(record: Any) -> dict[int, str]:
+    """{label: name} of an array of names (null: a label without one), of {"label": name}, or of a file of ours that
+    says `class_names`. Raises ValueError."""
+    if isinstance(record, dict):
+        return checked_class_names(record.get("class_names", {}) if "version" in record else record)
+    _is(record, list, "the list")
+    return checked_class_names({str(label): name for label, name in enumerate(record) if name is not None})
 
 
 def checked_versions(shards: Any) -> None:
@@ -160,6 +191,7 @@ def checked_table(info: T, kinds: Container[str]) -> T:
         raise ValueError("a root is no URL")
     if table.classes is not None:
         checked_classes(table.classes)
+    checked_class_names(table.class_names)
     if table.preprocess is not None:
         checked_preprocess(table.preprocess)
         text = table.preprocess.get("kind") == "text"
@@ -180,6 +212,7 @@ def checked_facts(facts: T) -> T:
     for name in ("statuses", "bad_fields"):
         _counts(getattr(part, name), name)
     _content(part.content)
+    checked_class_names(part.class_names)
     return facts
 
 
@@ -197,6 +230,8 @@ def checked_run(record: dict[str, Any]) -> dict[str, Any]:
         _is(root, str, "a root")
     if record.get("test_set") is not None:
         _counts(record["test_set"], "test_set")
+    if record.get("class_names") is not None and not isinstance(record["class_names"], list | dict):
+        raise ValueError(f"class_names is a {type(record['class_names']).__name__}, expected names by label")
     return record
 
 

@@ -2,7 +2,8 @@
 
     SampleSet > pack (webdataset's own writer) > create (fails when the name exists) > Summary
 
-A shard that exists already with the same bytes is left alone: the same command finishes a stopped run.
+A shard that exists already with the same bytes is left alone: the same command finishes a stopped run. `classes.json`
+beside the shards lists the classes by label, and each sample's json has the name of its label (`label_name`).
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from webdataset import TarWriter
 
 from rhostream.errors import AlreadyExistsError, UsageError
 from rhostream.storage import create, exists, is_local, join, list_files, read_bytes, redact, resolve
+from rhostream.tables.class_lists import LIST, read_class_list
+from rhostream.tables.classes import FIELD, require_same_classes, shown
 from shards.progress import progress
 from shards.sample import Ints, Sample, SampleSet
 
@@ -85,6 +88,7 @@ def write(samples: SampleSet, out: str | os.PathLike[str], *, samples_per_shard:
         for start in range(0, len(samples), samples_per_shard)
     ]
     _refuse_leftovers(folder, samples.split, len(ranges))
+    _publish_classes(join(folder, LIST), samples.class_names)
     summary = Summary(
         folder=folder,
         split=samples.split,
@@ -130,7 +134,8 @@ def _counted(samples: SampleSet, rows: range, summary: Summary) -> Iterator[Samp
     for row in rows:
         sample = samples.load(row)
         summary.add(sample)
-        yield sample
+        # Beside `class_name`, which is that of the true label where there is one.
+        yield replace(sample, facts=sample.facts | {FIELD: samples.class_names[sample.label]})
 
 
 def _publish(url: str, data: bytes) -> bool:
@@ -148,6 +153,23 @@ def _publish(url: str, data: bytes) -> bool:
             "--out, or remove that folder if it was made with other options"
         )
     return True
+
+
+def _publish_classes(url: str, names: Sequence[str]) -> None:
+    """Write the list of classes beside the shards. Raises UsageError where the shards there are numbered otherwise."""
+    data = json.dumps([name or None for name in names], indent=1).encode("ascii") + b"\n"
+    try:
+        if not exists(url):
+            return create(url, data)
+    except AlreadyExistsError:
+        pass  # another process made it in between
+    there, ours = read_class_list(url), {label: name for label, name in enumerate(names) if name}
+    require_same_classes(ours, there, "this set", f"the shards beside {redact(url)}")
+    if missing := sorted(ours.keys() - there.keys()):
+        raise UsageError(
+            f"{redact(url)} lists {len(there):,} classes, and label {missing[0]}, {shown(ours[missing[0]])}, isn't one "
+            "of them: choose another --out, or make the set with the longer list first"
+        )
 
 
 def _refuse_leftovers(folder: str, split: str, count: int) -> None:

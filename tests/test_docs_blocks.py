@@ -34,6 +34,7 @@ from torch.nn.functional import cross_entropy
 import rhostream
 from rhostream.cli import cli
 from rhostream.models import build
+from shards.recipes import BASES
 from tests.text_world import make_text_shards
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -278,7 +279,8 @@ def python_is_known(words: list[str]) -> None:
     assert file.is_file(), f"there is no module {words[1]}"
     family = [file, *file.parent.rglob("*.py")]
     known = {f"--{name}" for p in family for name in re.findall(r"[\"']--([a-z][a-z-]*)", p.read_text("utf-8"))}
-    options_are_known(words[2:], known | {"--help"})
+    recipes = {f"--{option.name.replace('_', '-')}" for recipe in BASES.values() for option in recipe.options}
+    options_are_known(words[2:], known | (recipes if words[1] == "shards.make" else set()) | {"--help"})
 
 
 def check(words: list[str]) -> None:

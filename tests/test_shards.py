@@ -120,11 +120,14 @@ def test_the_same_arguments_give_the_same_bytes_and_another_seed_gives_others(id
         make("web", tmp_path / name, base="fashion-mnist", source=idx, samples_per_shard=100, seed=seed)
     assert files(tmp_path / "one") == files(tmp_path / "two")
     one, other = files(tmp_path / "one"), files(tmp_path / "other")
+    assert one.pop("classes.json") == other.pop("classes.json")  # the classes are the same
     assert one.keys() == other.keys() and all(one[name] != other[name] for name in one)
 
 
 def test_shards_are_named_and_filled_in_order_and_their_headers_are_plain(idx: Path, tmp_path: Path) -> None:
     summary = make("fashion-mnist", tmp_path, source=idx, split="test", samples_per_shard=20)
+    assert json.loads((tmp_path / "classes.json").read_bytes())[:2] == ["T-shirt/top", "Trouser"]
+    (tmp_path / "classes.json").unlink()
     assert list(files(tmp_path)) == ["test-000000.tar", "test-000001.tar", "test-000002.tar"]
     assert (summary.shards, summary.samples, summary.bytes) == (
         3,
@@ -148,7 +151,7 @@ def test_what_is_read_back_is_what_was_in_the_idx_file(idx: Path, tmp_path: Path
     with tarfile.open(tmp_path / "test-000000.tar") as tar:
         content = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
     assert content["fashion-test-0000013.cls"] == b"3"
-    facts = {"true_label": 3, "class_name": "Dress", "index": 13}
+    facts = {"true_label": 3, "class_name": "Dress", "index": 13, "label_name": "Dress"}
     assert json.loads(content["fashion-test-0000013.json"]) == facts
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(content["fashion-test-0000013.png"]))), images[13])
 

@@ -17,6 +17,7 @@ from rhostream.audit.tabulate import UNKNOWN, number, percent
 from rhostream.audit.views import Ledger, open_ledger
 from rhostream.errors import TableError, UsageError
 from rhostream.tables import il as il_table
+from rhostream.tables.classes import named
 
 BINS = 40
 SHOWN_CLASSES = 40
@@ -60,8 +61,9 @@ _AUROC = """
 def il_quality(ledger: Ledger) -> dict[str, Any]:
     """The figures of the ledger's IL table: plain values, il in nats, shares of 1; of all rows that have an il.
 
-    {"rows", "mean_il", "accuracy", "quantiles", "in_holdout", "rest", "classes", "worst_class", "noise", "histogram",
-    "model"}; "noise" is None unless `is_noisy` (bool) or `true_label` (int) was kept. Raises UsageError for an index.
+    {"rows", "mean_il", "accuracy", "quantiles", "in_holdout", "rest", "classes", "class_names", "worst_class", "noise",
+    "histogram", "model"}; "noise" is None unless `is_noisy` (bool) or `true_label` (int) was kept. Raises UsageError
+    for an index.
     """
     info = il_table.open_info(ledger.table_url)
     if info.kind != "il":
@@ -77,6 +79,7 @@ def il_quality(ledger: Ledger) -> dict[str, Any]:
         "rows": all_rows["n"], "mean_il": all_rows["mean_il"], "accuracy": all_rows["accuracy"],
         "quantiles": {"5 %": low, "50 %": median, "95 %": high},
         "in_holdout": held.get(True), "rest": held.get(False), "classes": classes,
+        "class_names": {row["label"]: row["name"] for row in ledger.sql("SELECT * FROM classes").to_pylist()},
         "worst_class": min(counted, key=lambda c: (c["accuracy"], c["class"])) if counted else None,
         "noise": _noise(ledger, by) if by else None, "histogram": _histogram(ledger, by, top), "model": _model(info),
     }  # fmt: skip
@@ -127,7 +130,8 @@ def section(found: Mapping[str, Any]) -> dict[str, Any]:
         "rows": _rows(found), "says": _says(found),
         "histogram": il_plots.histogram(found["histogram"]) if found["rows"] else None,
         "reliability": il_plots.reliability(quality, bool(found["model"]["temperature"])) if quality else None,
-        "classes": [[str(c["class"]), number(c["n"]), f"{c['mean_il']:.3f}", percent(c["accuracy"])]
+        "classes": [[named(found["class_names"], c["class"]), number(c["n"]), f"{c['mean_il']:.3f}",
+                     percent(c["accuracy"])]
                     for c in sorted(found["classes"], key=lambda c: (c["accuracy"], c["class"]))[:SHOWN_CLASSES]],
         "hidden": max(0, len(found["classes"]) - SHOWN_CLASSES), "noise": noise,
     }  # fmt: skip
@@ -169,7 +173,8 @@ def _says(found: Mapping[str, Any]) -> list[str]:
         worst = found["worst_class"]
         says.append(
             f"The IL model predicts the given label for {percent(found['accuracy'])} of the rows, for "
-            f"{percent(worst['accuracy'])} of its worst class ({worst['class']})."
+            f"{percent(worst['accuracy'])} of its worst class "
+            f"({named(found['class_names'], worst['class'])})."
         )
     if noise and noise["auroc"] is not None:
         says.append(

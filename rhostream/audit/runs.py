@@ -20,6 +20,7 @@ from rhostream.runs.attempts import note_of
 from rhostream.runs.cost import Cost
 from rhostream.runs.link import Link
 from rhostream.runs.plans import SHARDS, RunPlan, plans_of
+from rhostream.runs.record import class_names
 from rhostream.tables.places import url_below
 
 NEAR = 3  # names that a mistyped one is answered with
@@ -58,6 +59,11 @@ class RunFolder:
         if spent and not {"forward_units", "il_units"} <= set(spent):
             spent = Cost.from_json(spent).as_json()
         return spent
+
+    @functools.cached_property
+    def class_names(self) -> dict[int, str]:
+        """{label: name}, as far as the shards it was trained on said it."""
+        return class_names(self.record)
 
     @functools.cached_property
     def plans(self) -> list[RunPlan]:

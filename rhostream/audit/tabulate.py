@@ -8,6 +8,7 @@ from typing import Any
 
 from rhostream.audit.compare import NOT_REACHED, UNIFORM, Comparison, even_of
 from rhostream.audit.facts import RunFacts
+from rhostream.tables.classes import named
 
 Groups = Mapping[str, Sequence[RunFacts]]
 UNKNOWN = "–"
@@ -38,10 +39,7 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 def class_name(run: RunFacts, label: int | None) -> str:
     """The label, with its class's name where run.json has one."""
-    names = run.folder.record.get("class_names") or ()
-    if label is None:
-        return UNKNOWN
-    return f"{label} {names[label]}" if 0 <= label < len(names) else str(label)
+    return UNKNOWN if label is None else named(run.folder.class_names, label)
 
 
 def tiles(groups: Groups, selected: Groups, found: Mapping[str, Mapping[str, Sequence[Comparison]]]) -> list[Any]:

@@ -4,6 +4,7 @@
     il           every column of a part + shard         samples      shard, ordinal, key, label, kept fields
     quarantine   shard, ordinal, key, status, error     runs         one row a run
     shadow       run, pass, step, shard, ordinal, rule, score, kept: what another rule would have kept
+    classes      label, name: what the classes are called, as far as the shards say it
 
 The newest checkpoint's list decides which segments exist, each proved by its sha256 when the ledger is opened; parts
 are opened only when a question mentions them. DuckDB gets Arrow datasets, never a path.
@@ -30,12 +31,15 @@ from rhostream.errors import MismatchError, RhostreamError, TableError, UnknownN
 from rhostream.runs.chain import newest_place
 from rhostream.tables import il as il_table
 from rhostream.tables import selections, shadow, steps
+from rhostream.tables.class_lists import table_names
 
 __all__ = ["VIEWS", "Ledger", "is_table", "open_ledger", "read_record"]
 
-VIEWS = ("selections", "steps", "runs", "il", "samples", "quarantine", "shadow")
+VIEWS = ("selections", "steps", "runs", "il", "samples", "quarantine", "shadow", "classes")
 # Parts are opened before a question that holds these words; a column may have the same name, which costs time only.
 _FROM_PARTS = re.compile(r"\b(il|samples|quarantine)\b", re.IGNORECASE)
+_OF_CLASSES = re.compile(r"\bclasses\b", re.IGNORECASE)
+_CLASSES = pa.schema([("label", pa.int32()), ("name", pa.string())])
 _SEGMENTS = (("log", selections.SCHEMA), ("steps", steps.SCHEMA))
 _SCAN_FAILED = (duckdb.InvalidInputException, duckdb.IOException, duckdb.InternalException, pa.ArrowException)
 _OF_PARTS = ("il", "samples", "quarantine")
@@ -59,6 +63,7 @@ _DEFINITIONS = {
     "samples": "",  # by the columns of the table at hand: `_definitions`
     "quarantine": "SELECT shard, ordinal, key, status, error FROM _parts WHERE status <> 'ok'",
     "shadow": "SELECT * FROM _shadow",
+    "classes": "SELECT * FROM _classes",
 }  # fmt: skip
 
 
@@ -78,7 +83,7 @@ class Ledger:
         self.roots = dict(roots or {})
         self._tables = tables or list(dict.fromkeys(run.il_url for run in self.runs if run.il_url))
         self._whole_table = bool(tables)
-        self._parts_open = False
+        self._parts_open = self._classes_open = False
         self._parts: list[tuple[str, str]] = []
         self._no_parts: RhostreamError | None = None
         # A sort larger than memory spills there; DuckDB's default is the user's working folder.
@@ -91,6 +96,7 @@ class Ledger:
         for what, schema in _SEGMENTS:
             self._register_segments(what, schema)
         self._register_shadow()
+        self._con.register("_classes", _CLASSES.empty_table())
         self._con.register("_parts", sources.dataset([], "shard", self._part_schema()))
         definitions = _definitions(self._part_schema())
         for name in VIEWS:
@@ -121,6 +127,8 @@ class Ledger:
                 raise UsageError("expected one SELECT: the ledger is for reading")
             if not self._parts_open and _FROM_PARTS.search(text):
                 self._open_parts()
+            if not self._classes_open and _OF_CLASSES.search(text):
+                self._open_classes()
             relation = self._con.sql(text, params=parameters) if parameters else self._con.sql(text)
             return relation.to_arrow_table()
         except (duckdb.Error, pa.ArrowException) as exc:
@@ -198,6 +206,18 @@ class Ledger:
             self._no_parts = exc
             for name in _OF_PARTS:
                 self._con.execute(f"DROP VIEW IF EXISTS {name}")
+
+    def _open_classes(self) -> None:
+        """The names as the runs recorded them, the first run's where they differ; of a table, as its parts say."""
+        names: dict[int, str] = {}
+        for url in self._tables if self._whole_table else ():
+            names = {**table_names(url), **names}
+        for run in self.runs:
+            names = {**run.class_names, **names}
+        rows = {"label": sorted(names), "name": [names[label] for label in sorted(names)]}
+        self._con.register("_classes", pa.table(rows, _CLASSES))
+        self._con.execute("CREATE OR REPLACE VIEW classes AS SELECT * FROM _classes")
+        self._classes_open = True
 
     def _shards_of(self, table: str, info: il_table.TableInfo) -> list[str]:
         mine = [run for run in self.runs if run.il_url == table]

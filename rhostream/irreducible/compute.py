@@ -32,6 +32,7 @@ from rhostream.stream.inputs import checked_content, checked_member
 from rhostream.stream.look import look
 from rhostream.stream.scan import ScanSettings
 from rhostream.tables import il
+from rhostream.tables.classes import require_same_classes
 from rhostream.tables.il import TableInfo
 from rhostream.tables.places import moved_hint, todays_roots
 
@@ -103,6 +104,7 @@ def _compute_ils(config: ComputeILConfig) -> list[Summary]:
             model=info.figures(),
             places=il.places_of(sources, folder),
             content=one.preprocess.content,
+            class_names=info.class_names,
         )
         targets.append(Target(out, table, marks.own(number, scorers[-1]), partial(gate.examine, info=info)))
     settings = ScanSettings(
@@ -171,6 +173,7 @@ def _require_alike(loaded: Sequence[ILModel], folders: Sequence[str]) -> None:
                     f"{redact(folders[0])} has {name} {first.get(name)!r}, {redact(folder)} has "
                     f"{theirs.get(name)!r}: one pass can't serve both; score them in two jobs"
                 )
+        require_same_classes(loaded[0].info.class_names, other.info.class_names, redact(folders[0]), redact(folder))
 
 
 @configured(IndexConfig, "shards", "out")

@@ -54,6 +54,8 @@ from rhostream.stream.look import choose, look
 from rhostream.stream.scan import ScanSettings
 from rhostream.stream.text import text_preprocess
 from rhostream.tables import il
+from rhostream.tables.classes import named as label_named
+from rhostream.tables.classes import require_same_classes
 
 LOG = logging.getLogger("rhostream")
 WEIGHT_DECAY = 0.01
@@ -173,6 +175,8 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     retried = storage.retried()
     with StopRequest("fit-il"):
         pool, of_d = _pools(rule, data, own, settings, config.fit_samples, config.seed, options)
+    theirs = {} if of_d is None else of_d.class_names
+    require_same_classes(pool.class_names, theirs, "the holdout", "the shards")  # a fraction's are the same shards
     labels = pool.labels if of_d is None else of_d.labels  # of all of D, drawn or not
     # A holdout may lack a class of D, whose samples are samples all the same.
     classes = classes or count_classes(torch.tensor(sorted({*pool.labels, *labels}) or [0]))
@@ -210,6 +214,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         sample={"taken": len(pool), "seen": sum(pool.seen.values())},
         shards={name: list(of) for name, of in {**(of_d.versions if of_d else {}), **pool.versions}.items()},
         on_d={"samples": 0, "left_out": _seen_in(of_d, own)} if rule.mode == "holdout" and of_d is not None else {},
+        class_names=dict(sorted({**theirs, **pool.class_names}.items())),
         versions={"torch": torch.__version__, "python": platform.python_version()},
     )  # fmt: skip
     with StopRequest("fit-il"):
@@ -223,7 +228,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         "IL model %s: accuracy %.4f%s, loss %.4f nats on samples it didn't learn from (%s of %s)%s; %s samples, %.0f s",
         redact(out),
         info.accuracy,
-        f" (worst class {worst['class']}: {worst['accuracy']:.4f})" if worst else "",
+        f" (worst class {label_named(info.class_names, worst['class'])}: {worst['accuracy']:.4f})" if worst else "",
         info.val_loss,
         f"{info.judged['samples']:,}",
         info.judged["on"],

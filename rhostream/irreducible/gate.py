@@ -25,6 +25,7 @@ from rhostream.errors import QualityError, TableError, UsageError
 from rhostream.irreducible.model import ModelInfo
 from rhostream.storage import redact
 from rhostream.tables import il
+from rhostream.tables.classes import named
 
 LOG = logging.getLogger("rhostream")
 MEMORISED, MEMORISED_NATS = 0.5, 0.05
@@ -48,8 +49,8 @@ def doubts(info: ModelInfo) -> list[str]:
         largest = quality["largest_class"]
         says.append(
             f"the IL model's accuracy of {info.accuracy:.4f} is no better than always naming the largest class "
-            f"({largest['class']}, {largest['share']:.4f} of the samples): its il says next to nothing of a "
-            "sample; train it longer, on more samples, or with another --model or --lr"
+            f"({named(info.class_names, largest['class'])}, {largest['share']:.4f} of the samples): its il says next "
+            "to nothing of a sample; train it longer, on more samples, or with another --model or --lr"
         )
     check, train = quality["loss"], quality["train_loss"]
     alike = info.rule.mode != "holdout" or bool(info.judged)  # a clean holdout and noisy D look memorised

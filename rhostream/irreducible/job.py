@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
@@ -40,6 +40,7 @@ from rhostream.stream.budget import SHOWN, Budget
 from rhostream.stream.progress import Progress
 from rhostream.stream.scan import Chunk, End, ScanSettings, scan
 from rhostream.tables import il
+from rhostream.tables.classes import ClassNames
 from rhostream.tables.il import OK, PartFacts, TableInfo
 
 LOG = logging.getLogger("rhostream")
@@ -115,10 +116,12 @@ class Target:
         self.missing = frozenset[str]()  # names of shards
         self.copies: list[str] = []  # names of shards with a new time or ETag and nothing that speaks against them
         self._builders: dict[int, PartBuilder] = {}
+        self._classes = ClassNames()  # as the shards say them, and before them the table
 
     def open(self) -> None:
         """Make the table, or check that the one there is of the same making. Raises MismatchError."""
         self.info = il.make_or_match(self.out, self._asked)
+        self._classes = ClassNames(dict(self.info.class_names), "the IL model" if self.score else "the table")
 
     @property
     def first(self) -> bool:
@@ -129,8 +132,13 @@ class Target:
         """Score some rows of a shard. Returns how many are bad."""
         if message.shard not in self._builders:
             self._builders[message.shard] = PartBuilder(self.info, self.out, name, url)
+        self.require_classes(message.class_names, name)  # before anything is scored
         self.summary.scored += int(message.ok.sum()) if self.score else 0
         return self._builders[message.shard].add(message, self.score(message, name) if self.score else None)
+
+    def require_classes(self, names: Iterable[tuple[int, str]], shard: str) -> None:
+        """Raise MismatchError where a shard calls a label otherwise than the IL model or the shards before it."""
+        self._classes.add(names, f"shard {shard}")
 
     def ended(self, number: int, url: str, name: str) -> PartBuilder:
         """The rows of a shard that is over; what a shard that broke has given is dropped with them."""
@@ -323,6 +331,7 @@ class Job:
     def _count(self, target: Target, name: str, found: PartFacts | StorageError | StaleShardError | None) -> None:
         """A part that is there, or why it can't be counted."""
         if isinstance(found, PartFacts):
+            target.require_classes(found.class_names.items(), name)
             target.summary.add(found)
             target.summary.present += 1
         else:

@@ -29,7 +29,9 @@ from rhostream.storage import Reader, redact
 from rhostream.stream import examine
 from rhostream.stream.budget import Budget
 from rhostream.stream.examine import BadSample
+from rhostream.stream.labels_named import LabelsNamed
 from rhostream.tables import il, parquet
+from rhostream.tables.classes import ClassNames
 from rhostream.tables.il import PartFacts, TableInfo
 
 LOG = logging.getLogger("rhostream")
@@ -143,6 +145,7 @@ def _with_fields(
         found, broken = _json_of(rows, reader)
         if not reader.unchanged():
             raise MismatchError(f"shard {name} changed while it was read; run again")
+    facts = _with_names(rows, facts, found, name, info)
     columns, bad = dict(zip(rows.column_names, rows.columns, strict=True)), dict(facts.bad_fields)
     for field, kind in fields.items():
         values, misfits = examine.fit_column([one.get(field) for one in found], kind)
@@ -150,6 +153,17 @@ def _with_fields(
     schema = info.schema
     bad = {field: count for field, count in bad.items() if count}
     return pa.table({f.name: columns[f.name] for f in schema}, schema=schema), replace(facts, bad_fields=bad)
+
+
+def _with_names(
+    rows: pa.Table, facts: PartFacts, found: list[dict[str, Any]], shard: str, info: TableInfo
+) -> PartFacts:
+    """The facts with the names of classes, which a table that was made before these were asked for lacks."""
+    labels = [-1 if label is None else label for label in rows["label"].to_pylist()]
+    known = ClassNames({**info.class_names, **facts.class_names})
+    known.add(sorted(LabelsNamed().of_fields(labels, found)), f"shard {shard}")
+    names = {label: name for label, name in sorted(known.names.items()) if label not in info.class_names}
+    return replace(facts, class_names=names)
 
 
 def _require_same(reader: Reader, url: str, name: str, facts: PartFacts) -> None:

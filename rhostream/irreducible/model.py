@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from safetensors import SafetensorError
@@ -17,6 +17,7 @@ from rhostream.irreducible.folds import FoldRule
 from rhostream.models.temperature import Divided
 from rhostream.stream.decode import DECODERS
 from rhostream.stream.inputs import TEXT_DECODER, AnyPreprocess, preprocess_from_json
+from rhostream.tables.classes import as_json
 
 VERSION = 1
 
@@ -52,6 +53,7 @@ class ModelInfo:
     sample: dict[str, Any] = field(default_factory=dict)  # {"taken", "seen"}: samples drawn, of all that were there
     # name of each shard that was read -> [bytes, ETag or mtime, sha256 or ""]; {} of a model of before this was told
     shards: dict[str, list[Any]] = field(default_factory=dict)
+    class_names: dict[int, str] = field(default_factory=dict)  # label -> name, as the shards said it; no ingredient
     version: int = VERSION
 
     @property
@@ -89,7 +91,7 @@ class ModelInfo:
         } | {name: value for name, value in known.items() if value}
 
     def encode(self) -> bytes:
-        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
+        return json.dumps(as_json(asdict(self)), indent=1, sort_keys=True).encode()
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ def read_info(folder: str) -> ModelInfo | None:
                 f"{storage.redact(url)} was written by a newer rhostream (version {record['version']}); "
                 "upgrade rhostream"
             )
-        return _checked(ModelInfo(**record))
+        info = _checked(ModelInfo(**record))
+        return replace(info, class_names=foreign.checked_class_names(info.class_names))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
 
@@ -128,6 +131,7 @@ def _checked(info: ModelInfo) -> ModelInfo:
     if info.decoder not in (known := (*DECODERS, TEXT_DECODER)):
         raise ValueError(f"decoder is {str(info.decoder)[:40]!r}, expected one of {', '.join(known)}")
     foreign.checked_classes(info.classes)
+    foreign.checked_class_names(info.class_names)
     foreign.checked_preprocess(info.preprocess)
     for fold in info.folds:
         if "/" in foreign.checked_path(fold["weights"]) or not isinstance(fold["sha256"], str):

@@ -46,6 +46,7 @@ class PartBuilder:
         self.statuses: Counter[str] = Counter()
         self._first_bad: list[tuple[str, str]] = []
         self._il_rows = self._in_holdout = 0
+        self._class_names = dict[int, str]()
 
     def add(self, chunk: Chunk, scored: Scored | None) -> int:
         """Take a chunk; rows whose loss is not finite become `nonfinite`. Returns how many rows are bad."""
@@ -72,6 +73,7 @@ class PartBuilder:
         schema = self._info.schema
         batch = pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
         self._batches.append(batch)
+        self._class_names.update(chunk.class_names)
         if chunk.ok.all() and columns["status"] is rows.column("status"):
             counts = Counter({OK: n})
         else:
@@ -117,6 +119,9 @@ class PartBuilder:
             in_holdout=self._in_holdout,
             compression=end.compression,
             content=self._info.content,
+            class_names={
+                label: name for label, name in sorted(self._class_names.items()) if label not in self._info.class_names
+            },
             version=self._info.version,
         )
 

@@ -23,6 +23,7 @@ from rhostream.storage import redact
 from rhostream.stream.budget import SHOWN, Budget
 from rhostream.stream.progress import Progress
 from rhostream.stream.scan import Chunk, End, ScanSettings, scan
+from rhostream.tables.classes import ClassNames
 
 LOG = logging.getLogger("rhostream")
 
@@ -44,6 +45,7 @@ class Pool:
     seen: dict[str, int]  # name of each shard that was read -> its samples
     labels: dict[int, int]  # valid label -> samples of these shards, drawn or not; {} where labels aren't needed
     versions: dict[str, ShardVersion]  # name of each shard that was read -> which version of it
+    class_names: dict[int, str]  # label -> name, of these shards
 
     def __len__(self) -> int:
         return len(self.label)
@@ -66,7 +68,8 @@ def fill(
     fewer when `memory_bytes` can't hold them. While a shard is read, what it gives is held beside.
 
     Raises UsageError when there is none (unless `may_be_empty`), the first shard's error when no shard can be read (or
-    any, with `fail_fast`), BudgetError when more of what was drawn is bad than `budget` bears.
+    any, with `fail_fast`), BudgetError when more of what was drawn is bad than `budget` bears, MismatchError where two
+    shards call a label otherwise.
     """
     assert settings.preprocess is not None
     shape = settings.preprocess.shape
@@ -110,6 +113,7 @@ def fill(
         accounts.seen,
         dict(accounts.labels),
         accounts.versions,
+        accounts.classes.names,
     )
 
 
@@ -205,6 +209,7 @@ class _Accounts:
         self.seen: dict[str, int] = {}
         self.versions: dict[str, ShardVersion] = {}
         self.labels: Counter[int] = Counter()
+        self.classes = ClassNames()
 
     def chunk(self, chunk: Chunk) -> None:
         """Rows of a shard."""
@@ -243,6 +248,7 @@ class _Accounts:
         self.seen[name] = end.samples_seen
         self.versions[name] = (end.identity.size, end.identity.tag, end.sha256)
         self.labels.update(end.labels)
+        self.classes.add(end.class_names, f"shard {name}")
         self._usable += self._ok[shard]
         if self._usable < self._samples:
             self._check(shard, np.inf, self._ok[shard])

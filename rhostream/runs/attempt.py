@@ -23,9 +23,10 @@ from rhostream.runs import chain, checkpoint, compaction, retention
 from rhostream.runs.cost import Cost
 from rhostream.runs.link import KINDS, OLD, Link, Place, told_link
 from rhostream.runs.plans import RunPlan, plans_of
-from rhostream.runs.record import VERSION, recorded
+from rhostream.runs.record import VERSION, class_names, recorded
 from rhostream.runs.turns import NO_SETTINGS
 from rhostream.selection.ranks import Ranks
+from rhostream.tables.classes import require_same_classes
 from rhostream.tables.selections import LogWriter
 from rhostream.tables.shadow import ShadowWriter
 from rhostream.tables.steps import StepsWriter
@@ -139,6 +140,8 @@ class Attempt:
                 if chain.head(self.url) is None:
                     exc.add_note("nothing of that run was committed: unless it is running, its folder can be deleted")
                 raise
+            began = class_names(recorded(self.url))
+            require_same_classes(class_names(record), began, "the table", f"run {storage.redact(self.url)}")
 
     def _require_same_draws(self) -> None:
         if changed := self.changed_draws():

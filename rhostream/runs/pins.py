@@ -24,7 +24,7 @@ from rhostream.selection.selector import Selector
 from rhostream.stream.dataset import Loader
 from rhostream.stream.join import UniformChoice
 from rhostream.stream.passing import PassOver
-from rhostream.tables.il import fingerprint
+from rhostream.tables.il import Table, fingerprint
 
 UNKNOWN = "unknown"
 
@@ -116,7 +116,14 @@ def record_of(loader: Loader, pins: Mapping[str, Any], last_step: int | None, ra
         "versions": versions(),
         "samples": int(table.counts.sum()),
         "buffers_per_pass": stream.buffers_per_pass,
+        **named_classes(table),
     }
+
+
+def named_classes(table: Table) -> dict[str, Any]:
+    """What run.json says of the classes' names, {} where none are known."""
+    names = {str(label): name for label, name in sorted(table.class_names.items())}
+    return {"class_names": names} if names else {}
 
 
 def il_account(loader: Loader) -> dict[str, Any]:

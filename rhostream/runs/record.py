@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
 from rhostream import storage
 from rhostream.errors import TableError
-from rhostream.foreign import checked_run, read_object
+from rhostream.foreign import checked_run, is_class_name, read_object
 
 VERSION = 1
 
@@ -24,3 +25,11 @@ def recorded(run: str) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Of what decides the numbers."""
     return {name: metadata.version(name) for name in ("rhostream", "torch", "numpy", "pyarrow", "pillow")}
+
+
+def class_names(record: Mapping[str, Any]) -> dict[int, str]:
+    """{label: name} as run.json says it, {} where it says nothing; what can't be a label or a name is left out."""
+    said = record.get("class_names") or {}
+    pairs = enumerate(said) if isinstance(said, list) else said.items()
+    named = ((str(label), name) for label, name in pairs if is_class_name(name))
+    return {int(label): name for label, name in named if label.isdecimal() and len(label) < 11 and int(label) < 2**31}

@@ -66,6 +66,7 @@ class Chunk:
     ok: npt.NDArray[np.bool_]  # (n,) status is "ok"
     mark: npt.NDArray[np.int64]  # (n,) 0 without `ScanSettings.mark`
     rows: pa.RecordBatch
+    class_names: tuple[tuple[int, str], ...] = ()  # (label, name) pairs that no chunk before it said
     number: npt.NDArray[np.float64] | None = None  # (n,) with `ScanSettings.quota`: the sample is the lowest ones
     slot: int = -1
     # (n, H, W, C) uint8 or (n, T) int32 ids, valid until the next message; meaningless where not ok
@@ -89,6 +90,7 @@ class End:
     bad_fields: dict[str, int] = field(default_factory=dict)
     watched: int = 0
     labels: dict[int, int] = field(default_factory=dict)  # with `ScanSettings.quota`: of all samples, drawn or not
+    class_names: tuple[tuple[int, str], ...] = ()  # (label, name) pairs of the shard
     several_images: int = 0  # samples that have more than one
     compression: str = ""  # "gzip": offsets are those of the inflated bytes
     notes: dict[str, str] = field(default_factory=dict)  # kind -> what is odd about the shard, in a sentence

@@ -358,6 +358,11 @@ class Loader:
         self._full: FullSize | None = None
         self._loops = 0
 
+    @property
+    def class_names(self) -> dict[int, str]:
+        """{label: name} as far as the shards and the IL model say it; compare those of a test set of your own."""
+        return dict(self.stream.table.class_names)
+
     def __len__(self) -> int:
         """Buffers from the cursor to the end of the passes."""
         end, cursor = self.stream.end_of_passes, self.stream.cursor

@@ -23,6 +23,7 @@ from rhostream.stream.decode import OK, Decoder
 from rhostream.stream.examine import BadSample
 from rhostream.stream.inflate import Inflated, plain
 from rhostream.stream.inputs import OF, decoder_for, member_order
+from rhostream.stream.labels_named import LabelsNamed
 from rhostream.stream.lowest import Lowest, numbers
 from rhostream.stream.seen import Seen
 from rhostream.stream.tar import TarWalk, walk
@@ -41,6 +42,7 @@ class _Rows:
     number: npt.NDArray[np.float64] | None = None  # of the rows of a sample
     bad: dict[int, tuple[str, str]] = field(default_factory=dict)  # row -> (status, why)
     kept: dict[str, list[Any]] = field(default_factory=dict)
+    class_names: tuple[tuple[int, str], ...] = ()  # (label, name) pairs that are new in the shard
 
 
 class ShardScan:
@@ -49,7 +51,7 @@ class ShardScan:
     def __init__(
         self, number: int, url: str, name: str, settings: ScanSettings, columns: Columns, lowest: Lowest | None = None
     ) -> None:
-        self._lowest, self._labels = lowest, Counter[int]()
+        self._lowest, self._labels, self._named = lowest, Counter[int](), LabelsNamed()
         self._number, self._url, self._name, self._settings, self._columns = number, url, name, settings, columns
         self._decode: Decoder = _no_decode
         if settings.preprocess is not None:
@@ -139,6 +141,7 @@ class ShardScan:
             bad_fields={k: v for k, v in self._bad_fields.items() if v},
             watched=self._watched,
             labels=dict(self._labels),
+            class_names=tuple(sorted(self._named.pairs)),
             compression=self._compression,
             notes=notes,
         )
@@ -185,6 +188,7 @@ class ShardScan:
                 except BadSample:
                     continue
         self._labels.update(label for row, label in enumerate(labels) if label is not None and row not in again)
+        self._named.of_first(labels, lambda row: self._read_json(batch, row))
 
     def _group(self, batch: Batch, row: int, key: str) -> str | None:
         if self._settings.group_by is None:
@@ -216,6 +220,12 @@ class ShardScan:
                 if known is None:
                     self._examine(rows, row, False)
         self._last_key = batch.key[-1] if n else self._last_key
+        if self._settings.needs_labels:
+            if self._needs_json:
+                new = self._named.of_fields(label, fields)
+            else:
+                new = self._named.of_first(label, lambda row: self._read_json(batch, row))
+            rows.class_names = tuple(sorted(new))
         for name, kind in self._settings.keep.items():
             rows.kept[name], misfits = examine.fit_column([f.get(name) for f in fields], kind)
             self._bad_fields[name] += misfits
@@ -326,6 +336,7 @@ class ShardScan:
             ok=ok,
             mark=mark,
             rows=pa.RecordBatch.from_pydict(columns),
+            class_names=rows.class_names,
             number=rows.number,
             slot=slot,
         )

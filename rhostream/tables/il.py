@@ -41,6 +41,7 @@ from rhostream.errors import (
 )
 from rhostream.storage import Identity
 from rhostream.tables import parquet
+from rhostream.tables.classes import ClassNames, as_json, require_same_classes
 from rhostream.tables.names import SUFFIX, by_name, file_of, name_of, plain, raw, unshortened
 from rhostream.tables.names import checked_roots as checked_roots
 from rhostream.tables.names import parse_roots as parse_roots
@@ -106,6 +107,7 @@ class TableInfo:
     model: dict[str, Any] = field(default_factory=dict)  # the IL model's own figures and cost, for the reports
     places: dict[str, str] = field(default_factory=dict)  # "il_model": where it lay, "scheme": of shards; for repairs
     content: str = "image"  # what the samples are, of CONTENTS
+    class_names: dict[int, str] = field(default_factory=dict)  # label -> name, as the IL model knows them
     version: int = VERSION
 
     @property
@@ -202,7 +204,8 @@ def open_info(table: str) -> TableInfo:
                 f"{storage.redact(url)} was written by a newer rhostream (table version "
                 f"{record['version']}, this one reads up to {VERSION}); upgrade rhostream"
             )
-        return foreign.checked_table(TableInfo(**record), KEEP_TYPES)
+        info = foreign.checked_table(TableInfo(**record), KEEP_TYPES)
+        return replace(info, class_names=foreign.checked_class_names(info.class_names))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
 
@@ -215,7 +218,7 @@ def make_or_match(table: str, info: TableInfo) -> TableInfo:
     url = storage.join(table, "_table.json")
     shown = {name: storage.redact(root) for name, root in info.roots.items()}
     info = info if shown == info.roots else replace(info, roots=shown)
-    data = json.dumps(asdict(info), sort_keys=True, indent=1).encode()
+    data = json.dumps(as_json(asdict(info)), sort_keys=True, indent=1).encode()
     crash_point("table: before _table.json")
     try:
         storage.create(url, data)
@@ -231,6 +234,7 @@ def make_or_match(table: str, info: TableInfo) -> TableInfo:
                 "use the same settings or another --out" + (_MORE_FIELDS if name == "keep" else "")
             )
     require_same_making(there, info.ingredients, storage.redact(table))
+    require_same_classes(info.class_names, there.class_names, "this job's IL model", f"table {storage.redact(table)}")
     return there
 
 
@@ -347,6 +351,7 @@ class PartFacts:
     in_holdout: int = 0
     compression: str = ""  # "gzip": offsets are those of the inflated shard, which can't be read by offset
     content: str = "image"  # what the samples are, of CONTENTS
+    class_names: dict[int, str] = field(default_factory=dict)  # of labels of this shard, beyond those of the table's
     version: int = VERSION
 
     @property
@@ -365,7 +370,7 @@ def encode_part(table: pa.Table, facts: PartFacts) -> bytes:
         broken.append("ordinals are 0..n-1")
     if broken:
         raise TableError(f"part of shard {facts.shard} breaks its laws: {'; '.join(broken)}; nothing was committed")
-    return parquet.encode(table, asdict(facts), _ENCODINGS, _DICTIONARY)
+    return parquet.encode(table, as_json(asdict(facts)), _ENCODINGS, _DICTIONARY)
 
 
 def broken_laws(table: pa.Table, facts: PartFacts) -> list[str]:
@@ -429,7 +434,10 @@ def _part_facts(record: dict[str, Any], url: str) -> PartFacts:
                 f"{storage.redact(url)} was written by a newer rhostream (part version "
                 f"{record['version']}, this one reads up to {VERSION}); upgrade rhostream"
             )
-        return foreign.checked_facts(PartFacts(**record))
+        facts = foreign.checked_facts(PartFacts(**record))
+        return (
+            replace(facts, class_names=foreign.checked_class_names(facts.class_names)) if facts.class_names else facts
+        )
     except (TypeError, ValueError, AttributeError) as exc:
         raise TableError(f"{storage.redact(url)}: the footer can't be understood: {exc}") from exc
 
@@ -563,6 +571,7 @@ class Table:
     counts: npt.NDArray[np.int64]  # samples seen in each shard, (shards,)
     missing: Strings = field(default_factory=Strings)  # names of shards without a part; not among `names`
     il_rows: int = 0  # samples with an il, over all parts
+    class_names: dict[int, str] = field(default_factory=dict)  # label -> name, as far as the shards say it
 
     @property
     def facts(self) -> Iterator[PartFacts]:
@@ -601,6 +610,7 @@ class _Opened:
         self._lost = ""  # the URL of the first shard without a part
         self._compressed: str | None = None  # the first shard that can't be read by offset
         self._stranger: tuple[str, str] | None = None  # the first part of another making, and its fingerprint
+        self._classes = ClassNames(dict(info.class_names))
 
     def add(self, shards: list[str], names: list[str], found: list[PartFacts | None]) -> None:
         """The footers of some shards, None where there is no part."""
@@ -617,6 +627,7 @@ class _Opened:
             self._names.extend([name])
             self._counts.append(facts.samples)
             self._il_rows += facts.il_rows
+            self._classes.add(facts.class_names.items(), name)
 
     def table(self, allow_missing: bool) -> Table:
         """What was opened. Raises MissingPartError, MismatchError."""
@@ -644,7 +655,8 @@ class _Opened:
         if int(pc.count_distinct(pa.array(names)).as_py()) < len(names):
             by_name(shards, names)  # which says so
         # Without roots a local shard's name is its path: kept once.
-        return Table(self._url, self._info, names if shards == names else shards, names, counts, missing, self._il_rows)
+        urls = names if shards == names else shards
+        return Table(self._url, self._info, urls, names, counts, missing, self._il_rows, self._classes.names)
 
 
 def _facts_or_none(url: str) -> PartFacts | None:

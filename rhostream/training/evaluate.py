@@ -26,6 +26,7 @@ from rhostream.selection.tokens import LanguageLoss, SequenceMean
 from rhostream.stream.budget import SHOWN, Budget, listed
 from rhostream.stream.inputs import AnyPreprocess
 from rhostream.stream.scan import Chunk, End, ScanSettings, scan
+from rhostream.tables.classes import ClassNames, require_same_classes
 from rhostream.tables.il import OK
 
 LOG = logging.getLogger("rhostream")
@@ -39,9 +40,11 @@ class _Seen:
 
     statuses: Counter[str] = field(default_factory=Counter)
     first_bad: list[str] = field(default_factory=list)
+    class_names: list[tuple[int, str]] = field(default_factory=list)
 
     def take(self, chunk: Chunk) -> None:
         """Rows of the shard."""
+        self.class_names += chunk.class_names
         self.statuses.update(chunk.rows.column("status").to_pylist())
         for row in (~chunk.ok).nonzero()[0][: SHOWN - len(self.first_bad)].tolist():
             key, error = (chunk.rows.column(name)[row].as_py() for name in ("key", "error"))
@@ -64,8 +67,9 @@ class TestSet:
         decoder: str,
         workers: int,
         ranks: Ranks | None = None,
+        class_names: Mapping[int, str] | None = None,
     ) -> None:
-        self._ranks = ranks or Ranks()
+        self._ranks, self._class_names = ranks or Ranks(), dict(class_names or {})
         self._all = storage.expand(shards)
         self._shards = self._all[self._ranks.rank :: self._ranks.size]
         self._preprocess, self._classes, self._decoder, self._workers = preprocess, classes, decoder, workers
@@ -75,18 +79,26 @@ class TestSet:
     def examine(self, budget: Budget) -> dict[str, int]:
         """Samples of the whole test set by status, "ok" among them; what can't be used is warned of. Collective.
 
-        It reads the shards, before a run begins. Raises BudgetError for more bad samples than `budget` bears
+        It reads the shards, before a run begins. Raises MismatchError for classes that are numbered otherwise than the
+        training set's, BudgetError for more bad samples than `budget` bears
         and where none can be used, and what a shard that can't be read raises.
         """
         self._seen = {}
         for _ in self._chunks():
             pass
-        own = [[self._shards[at], dict(one.statuses), one.first_bad] for at, one in sorted(self._seen.items())]
+        own = [
+            [self._shards[at], dict(one.statuses), one.first_bad, one.class_names]
+            for at, one in sorted(self._seen.items())
+        ]
         self._seen = None
-        total, first = Counter[str](), list[str]()
-        for shard, statuses, bad in (one for told in self._ranks.gather_json(own) for one in told):
+        total, first, classes = Counter[str](), list[str](), ClassNames()
+        for shard, statuses, bad, names in (one for told in self._ranks.gather_json(own) for one in told):
             total += Counter(statuses)
             first += [f"{storage.redact(shard)}: {says}" for says in bad[: SHOWN - len(first)]]
+            classes.add(((int(label), name) for label, name in names), f"test shard {shard}")
+            require_same_classes(
+                self._class_names, classes.names, "the training set", f"test shard {storage.redact(shard)}"
+            )
             budget.check_shard(f"{shard} (test)", statuses, bad)
             budget.check_total(f"all test shards up to {storage.redact(shard)}", total, first)
         if not total[OK]:

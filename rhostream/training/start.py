@@ -25,7 +25,7 @@ from rhostream.runs.attempt import Attempt
 from rhostream.runs.book import Evaluation
 from rhostream.runs.chain import head
 from rhostream.runs.cost import Cost
-from rhostream.runs.pins import il_account
+from rhostream.runs.pins import il_account, named_classes
 from rhostream.runs.record import recorded, versions
 from rhostream.runs.run import Run
 from rhostream.selection.hardware import device_of
@@ -196,7 +196,8 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     if settings.evaluate is not None:
         own_test = OwnEvaluation(settings.evaluate, ranks)
     if tests:
-        test_set = TestSet(tests, stream.preprocess, classes, stream.decoder_name, settings.workers, ranks)
+        names = stream.table.class_names
+        test_set = TestSet(tests, stream.preprocess, classes, stream.decoder_name, settings.workers, ranks, names)
     if test_set is not None and not before:
         record["test_set"] = test_set.examine(settings.budget)
     with threads_in_use(threads):
@@ -488,6 +489,7 @@ def _record(
         "versions": versions(),
         "samples": int(table.counts.sum()),
         "buffers_per_pass": stream.buffers_per_pass,
+        **named_classes(table),
     }
 
 

@@ -144,5 +144,14 @@ BASES: dict[str, Recipe] = {
         help="A folder with a subfolder a class; bytes are kept.",
         splits=_ANY,
         source="the folder with one subfolder a class",
+        options=(
+            Option(
+                name="classes_from",
+                type=str,
+                default=None,
+                help="Number the classes as this set does: its folder of subfolders, its shards' folder, its IL table "
+                "or model, or a file of names. [default: the sorted subfolders, from 0]",
+            ),
+        ),
     ),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ import numpy as np
 from PIL import Image
 
 from rhostream.errors import UsageError
+from rhostream.storage import redact
 from rhostream.stream.decode import FORMATS, MAX_PIXELS
+from rhostream.tables.class_lists import LIST, read_class_list
+from rhostream.tables.classes import MOST, shown
 from shards.sample import FORMAT_OF, Ints, Pixels, Sample, SampleSet, seeded_rows
 
 
@@ -24,12 +28,14 @@ def samples(
     limit: int | None = None,
     skip: int = 0,
     seed: int = 0,
+    classes_from: str | None = None,
 ) -> SampleSet:
     """The images below `source`, keyed `<folder's name>-<split>-<position>`, class by class, paths sorted.
 
-    Classes are the sorted subfolders; `split` only names the shards. Files that are not jpg, jpeg, png or
-    webp are left out and counted in the notes. Raises UsageError for a source without classes or a class
-    without images.
+    Classes are the sorted subfolders, numbered from 0, or as `classes_from` numbers them: a folder with subfolders, a
+    file (see `read_class_list`), or shards, a table or an IL model that were made before. `split` only names the
+    shards. Files that are not jpg, jpeg, png or webp are left out and counted in the notes.
+    Raises UsageError for a source without classes, a class without images, and one that the list lacks.
     """
     if source is None:
         raise UsageError("imagefolder needs --source DIR, a folder with one subfolder a class")
@@ -39,10 +45,45 @@ def samples(
     class_names = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
     if not class_names:
         raise UsageError(f"{root} has no subfolders; --source expects one subfolder a class")
-    files, classes, left_out = scan(root, class_names)
+    folders, notes = class_names, tuple[str, ...]()
+    if classes_from is not None:
+        class_names, notes = _listed(classes_from, class_names, root)
+        own = {_text(name): name for name in folders}
+        folders = tuple(own.get(name, "") for name in class_names)
+    files, classes, left_out = scan(root, folders)
     rows = seeded_rows(len(files), limit=limit, skip=skip, seed=seed)
     prefix = re.sub(r"[^A-Za-z0-9_-]+", "-", root.resolve().name)[:40].strip("-") or "images"
-    return of_files(root, files, classes, rows, name=prefix, split=split, class_names=class_names, left_out=left_out)
+    return of_files(
+        root, files, classes, rows, name=prefix, split=split, class_names=class_names, left_out=left_out, notes=notes
+    )
+
+
+def _listed(place: str, folders: tuple[str, ...], root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(the name of each label of another set, "" for one without; what to say of it).
+
+    Raises UsageError for a class folder of `root` that the set doesn't have, or has twice.
+    """
+    other = Path(place)
+    if other.is_dir() and not any((other / name).exists() for name in (LIST, "_table.json", "model.json")):
+        known = dict(enumerate(_text(name) for name in sorted(one.name for one in other.iterdir() if one.is_dir())))
+        if not known:
+            raise UsageError(f"{other} has no subfolders and no {LIST}; --classes-from expects the classes of a set")
+    else:
+        known = read_class_list(place)
+    if max(known) >= MOST:
+        raise UsageError(f"{redact(place)} has the label {max(known):,}, expected less than {MOST:,}")
+    count, here, shown_place = Counter(known.values()), {_text(name) for name in folders}, redact(place)
+    if strange := sorted(name for name in here if count[name] != 1):
+        why = "is the name of several" if count[strange[0]] else "is none"
+        raise UsageError(
+            f"class folder {shown(strange[0])} of {root} {why} of the {len(known):,} classes of {shown_place} "
+            f"({len(strange):,} such folders): name it as it is called there, or remove it"
+        )
+    notes = [f"numbered as the {len(known):,} classes of {shown_place}"]
+    if missing := [name for name in known.values() if name not in here]:
+        more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
+        notes.append(f"{len(missing):,} of these have no folder here: {', '.join(map(shown, missing[:5]))}{more}")
+    return tuple(known.get(label, "") for label in range(max(known) + 1)), tuple(notes)
 
 
 def of_files(
@@ -93,11 +134,16 @@ def of_files(
 
 
 def scan(root: Path, class_names: tuple[str, ...]) -> tuple[list[Path], Ints, int]:
-    """Every image file in order, the class of each, and how many other files there are."""
+    """Every image file in order, the class of each, and how many other files there are.
+
+    `class_names`: the subfolder of each label, "" for a label without one.
+    """
     files: list[Path] = []
     classes: list[int] = []
     left_out = sum(1 for entry in root.iterdir() if entry.is_file())
     for label, name in enumerate(class_names):
+        if not name:
+            continue
         inside = sorted(Path(at) / file for at, _, names in os.walk(root / name) for file in names)
         images = [path for path in inside if extension(path) in FORMAT_OF]
         if not images:

@@ -6,5 +6,6 @@ WITH latest AS (
     SELECT run, label, count(*) AS planned, round(count(*) FILTER (kept) / count(*), 4) AS kept_rate
     FROM selections WHERE step IS NOT NULL AND label IS NOT NULL GROUP BY run, label
 )
-SELECT run, label, round(accuracy, 4) AS accuracy, planned, kept_rate
-FROM latest FULL JOIN rates USING (run, label) ORDER BY run, accuracy NULLS LAST, kept_rate, label
+SELECT run, label, name AS class, round(accuracy, 4) AS accuracy, planned, kept_rate
+FROM latest FULL JOIN rates USING (run, label) LEFT JOIN classes USING (label)
+ORDER BY run, accuracy NULLS LAST, kept_rate, label

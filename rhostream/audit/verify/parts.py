@@ -15,9 +15,10 @@ from rhostream import storage
 from rhostream.errors import RhostreamError, TableError
 from rhostream.tables import il, parquet
 
-# What is wrong with a part or a shard; all but the last four are made again from the shard by `--repair`.
+# What is wrong with a part or a shard; all but the last five are made again from the shard by `--repair`.
 DAMAGED, STRANGER, CHANGED, MISSING = "damaged", "another fingerprint", "shard changed", "no part"
 NEWER, MISPLACED, UNREACHABLE, TWICE = "newer version", "misplaced", "unreachable", "key twice"
+CLASSES = "classes numbered otherwise"
 # What a footer that somebody made up can make the checks raise.
 _FORGED = (
     TypeError,

@@ -15,6 +15,7 @@ from rhostream import storage
 from rhostream.audit.verify.keys import Keys
 from rhostream.audit.verify.parts import (
     CHANGED,
+    CLASSES,
     MENDABLE,
     MISPLACED,
     MISSING,
@@ -24,8 +25,9 @@ from rhostream.audit.verify.parts import (
     Proof,
     prove_all,
 )
-from rhostream.errors import RhostreamError, StaleShardError
+from rhostream.errors import MismatchError, RhostreamError, StaleShardError
 from rhostream.tables import il, parquet
+from rhostream.tables.classes import ClassNames
 
 FIRST = 5  # things listed of many
 
@@ -92,6 +94,7 @@ def prove_table(table: str, shards: Iterable[str] = (), roots: Mapping[str, str]
     urls = il.part_urls(table)
     proof.files = len(urls)
     sound: dict[str, il.PartFacts] = {}
+    classes = ClassNames(dict(info.class_names))
     missing_il, unsealed, twice = Counter[str](), 0, 0
     with Keys() as keys:
         for number, one in enumerate(prove_all(urls, table, info)):
@@ -100,6 +103,10 @@ def prove_table(table: str, shards: Iterable[str] = (), roots: Mapping[str, str]
                 continue
             proof.rows += one.facts.samples
             sound[one.facts.shard] = one.facts
+            try:
+                classes.add(one.facts.class_names.items(), f"shard {one.facts.shard}")
+            except MismatchError as exc:
+                proof.findings.append(Finding(CLASSES, one.facts.shard, one.url, str(exc)))
             unsealed += not one.sealed
             twice += one.facts.statuses.get("dup", 0)
             missing_il.update(_missing(one))
