@@ -233,7 +233,7 @@ def test_a_second_set_of_other_sizes_changes_nothing(album: Path, tmp_path: Path
     found = []
     for name, there in (("small", small), ("large", large)):
         own = tmp_path / name
-        fit = {"model": "mlp-64", "epochs": 1, "resize": "squash"}
+        fit = {"model": "mlp-64", "epochs": 1, "resize": "squash", "roots": {"set": str(own / "set")}}
         rhostream.fit_il([str(album / "shards")], str(own / "model"), holdout=[there], **fit)
         rhostream.compute_il([there], str(tmp_path / "small" / "model"), str(own / "il"))
         table = il.read_part(next((own / "il").glob("**/*.parquet")).as_posix())
