@@ -318,7 +318,7 @@ def test_the_gallery_shows_the_whole_picture_and_what_the_model_saw() -> None:
 @pytest.mark.slow
 def test_a_model_learns_what_crop_cuts_off_from_a_squashed_or_padded_picture(tmp_path: Path) -> None:
     """Three seeds of a small plain training; the figures stand in decision 033."""
-    where = {name: photographs.shards(tmp_path / name, n, seed) for name, n, seed in (("d", 480, 1), ("t", 240, 2))}
+    where = {name: photographs.shards(tmp_path / name, n, seed) for name, n, seed in (("d", 960, 1), ("t", 480, 2))}
     for name, shards in where.items():
         rhostream.index([shards], str(tmp_path / f"{name}-index"))
     means = {}

@@ -50,7 +50,7 @@ def in_words(resize: str, share: float | None) -> str:
     """The geometry, and what share of the pixels of the pictures looked at crop cuts off, where that is known."""
     if not share or round(100 * share) == 0:
         return resize
-    return f"{resize} ({'cuts' if resize == CROP else 'crop would cut'} off {share:.0%} of the pixels)"
+    return f"{resize} ({'cuts' if resize == CROP else 'crop would cut'} off {100 * share:.0f} % of the pixels)"
 
 
 def content_of(width: int, height: int, size: int) -> tuple[int, int]:
