@@ -52,7 +52,7 @@ def table(shards: Sequence[str], folder: str) -> None:
     """An IL table of the shards as `folder`/il, by a model that learned next to nothing: the join doesn't mind."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fit_il(list(shards[:2]), f"{folder}/model", model="mlp-64", image_size=32, classes=data.CLASSES,
+        fit_il(list(shards[:2]), f"{folder}/model", model="mlp-64", image_size=32, resize="crop", classes=data.CLASSES,
                fit_samples=200, epochs=1)  # fmt: skip
         compute_il(list(shards), f"{folder}/model", f"{folder}/il")
 

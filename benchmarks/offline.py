@@ -44,7 +44,7 @@ def run(pairs: int) -> list[Figure]:
         own = shards[:count]
         with tempfile.TemporaryDirectory() as folder:
             fit_il(own[:1], f"{folder}/model", model=name, holdout=shards[-1:], classes=data.CLASSES, fit_samples=100,
-                   epochs=1)  # fmt: skip
+                   resize="crop", epochs=1)  # fmt: skip
             model = load_il_model(f"{folder}/model")
             chunks, encoded = pixels(own, model), images(own)
             network = model.networks[0].to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]

@@ -120,8 +120,9 @@ def prepare(places: Places, source: str | None, settings: Settings, il_init: str
     info = rhostream.fit_il(
         shards, places.il_model, model=settings.il_model, holdout_fraction=settings.il_share, group_by="group",
         fit_samples=settings.fit_samples, epochs=settings.il_epochs, lr=settings.lr, classes=14,
-        image_size=settings.image_size, channels=3, mean=settings.mean, std=settings.std, augment=settings.il_augment,
-        init=il_init, memory_bytes=settings.memory_bytes, workers=workers, roots=roots)  # fmt: skip
+        image_size=settings.image_size, channels=3, resize="crop", mean=settings.mean, std=settings.std,
+        augment=settings.il_augment, init=il_init, memory_bytes=settings.memory_bytes, workers=workers,
+        roots=roots)  # fmt: skip
     click.echo(f"IL model: accuracy {info.accuracy:.4f} on D, labels as given (paper: 0.622 on clean test)", err=True)
     rhostream.compute_il(
         shards, places.il_model, places.il, keep=KEEP, workers=workers, roots=roots, model=settings.il_model

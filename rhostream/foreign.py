@@ -18,6 +18,7 @@ MAX_CLASS_NAME = 1024  # characters
 MAX_SAMPLES = 100_000_000  # of a shard, which takes 50 GB of headers alone; a plan is made of what a part claims
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]*\Z")
 _KINDS = {"il", "index"}
+RESIZES = ("crop", "squash", "pad")  # how a picture becomes a square
 _CONTENTS = {"image", "text", "tokens"}
 T = TypeVar("T")
 
@@ -55,9 +56,15 @@ def checked_preprocess(record: Any) -> None:
             or (name == "std" and not all(values))
         ):
             raise ValueError(f"{name} is {str(values)[:80]}, expected 1 or {channels} numbers")
+    _resize(record)
     member = record.get("member", "")
     if not isinstance(member, str) or not set(member.split(",")) <= {"", "jpg", "jpeg", "png", "webp"}:
         raise ValueError(f"member is {str(member)[:80]!r}, expected extensions of images")
+
+
+def _resize(record: Mapping[str, Any]) -> None:
+    if record.get("resize", "crop") not in RESIZES:
+        raise ValueError(f"resize is {str(record['resize'])[:40]!r}, expected {' or '.join(RESIZES)}")
 
 
 def _checked_text(record: Mapping[str, Any]) -> None:
@@ -185,6 +192,7 @@ def checked_table(info: T, kinds: Container[str]) -> T:
         _is(getattr(table, name), dict, name)
     if table.ingredients.get("il_dtype", "float32") not in ("float32", "float16"):
         raise ValueError(f"il_dtype is {str(table.ingredients['il_dtype'])[:40]!r}, expected float32 or float16")
+    _resize(table.ingredients)
     if strange := [k for k, v in table.keep.items() if not isinstance(v, str) or v not in kinds]:
         raise ValueError(f"keep has the field {strange[0][:40]!r} of an unknown type")
     if not all(isinstance(v, str) for v in table.roots.values()):

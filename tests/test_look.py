@@ -107,28 +107,34 @@ def test_a_run_that_goes_on_keeps_the_size_that_it_began_with(tmp_path: Path) ->
 
 
 def test_large_images_are_bounded_unless_more_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
-    assert choose([(4000, 3)] * 3) == (MOST_PIXELS, 3)
+    assert choose([(4000, 4000, 3)] * 3) == (MOST_PIXELS, 3, "crop")
     assert caplog.records[-1].levelno == logging.WARNING and "at most 256" in caplog.text
-    assert choose([(4000, 3)] * 3, 1024) == (1024, 3)
-    assert choose([], 1024, 1) == (1024, 1)
+    assert choose([(4000, 4000, 3)] * 3, 1024) == (1024, 3, "crop")
+    assert choose([], 1024, 1, "pad") == (1024, 1, "pad")
 
 
-@given(st.lists(st.tuples(st.integers(1, 5000), st.sampled_from([1, 3])), min_size=1, max_size=64), st.randoms())
+SEEN = st.tuples(st.integers(1, 5000), st.integers(0, 5000), st.sampled_from([1, 3]))
+
+
+@given(st.lists(SEEN, min_size=1, max_size=64), st.randoms())
 def test_the_choice_is_one_of_the_sizes_seen_and_no_order_changes_it(
-    sizes: list[tuple[int, int]], chance: random.Random
+    drawn: list[tuple[int, int, int]], chance: random.Random
 ) -> None:
+    sizes = [(shorter, shorter + more, channels) for shorter, more, channels in drawn]
     other = list(sizes)
     chance.shuffle(other)
-    size, channels = choose(sizes)
-    assert (size, channels) == choose(other) and channels == max(own for _, own in sizes)
-    assert size == MOST_PIXELS or size in {side for side, _ in sizes}
-    assert sum(side < size for side, _ in sizes) <= len(sizes) / 2
+    size, channels, resize = choose(sizes)
+    assert (size, channels, resize) == choose(other) and channels == max(planes for _, _, planes in sizes)
+    assert size == MOST_PIXELS or size in {side for side, _, _ in sizes}
+    assert sum(side < size for side, _, _ in sizes) <= len(sizes) / 2
+    cut = np.mean([1 - shorter / longer for shorter, longer, _ in sizes])
+    assert resize == ("crop" if cut <= 0.1 else "squash") or abs(cut - 0.1) < 1e-9
 
 
 def test_sizes_that_differ_much_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "rhostream"):
-        choose([(100, 3)] * 10)
-        choose([(100, 3)] * 10 + [(20, 3)] * 4)
+        choose([(100, 100, 3)] * 10)
+        choose([(100, 100, 3)] * 10 + [(20, 20, 3)] * 4)
     assert [record.levelno for record in caplog.records] == [logging.INFO, logging.WARNING]
     assert "20 to 100; 4 of 14 differ" in caplog.text.replace(")", "").replace(", RGB (14 of 14 have colour", "")
 

@@ -154,7 +154,8 @@ CLOTHING1M = World(
     train=Shards(("clothing1m", "--split", "train"), "clothing1m"), samples=1_061_883,
     test=Shards(("clothing1m", "--split", "test"), "clothing1m"), keep={},
     ils={"il": IL(fit={"model": "torchvision:resnet18", "holdout_fraction": 0.1, "epochs": 3, "fit_samples": 110_000,
-                       "image_size": 224, "augment": "shift-flip", "memory_bytes": 24 << 30})})  # fmt: skip
+                       "image_size": 224, "resize": "crop", "augment": "shift-flip",
+                       "memory_bytes": 24 << 30})})  # fmt: skip
 # D is all of it: what the IL model learned from is a candidate like the rest.
 CLOTHING: dict[str, Any] = {
     "model": "torchvision:resnet50@IMAGENET1K_V2",

@@ -93,6 +93,7 @@ def estimate(
     text_length: int | None = None,
     task: str | None = None,
     channels: int | None = None,
+    resize: str | None = None,
 ) -> Estimate:
     """Measure for about `seconds` and predict what selection will cost with this model on these shards.
 
@@ -112,11 +113,11 @@ def estimate(
     given = None if tokenizer is None else "tokens" if tokenizer.startswith("ids:") else "text"
     task = task or models.task_of(model)
     samples = draw(shards, min(buffer_size, HELD), table, 0.1 * seconds, given, task == "language")
-    preprocess = preprocess_for(samples, table, image_size, tokenizer, text_length, task, channels)
+    preprocess = preprocess_for(samples, table, image_size, tokenizer, text_length, task, channels, resize)
     decoder_name = decoder_for(preprocess, decoder_name)[0]
     image = preprocess if isinstance(preprocess, Preprocess) else None
-    if image is None and (image_size or channels or (view_sizes := list(view_sizes))):
-        raise UsageError("--image-size and --view-size are for images, and these samples are text")
+    if image is None and (image_size or channels or resize or (view_sizes := list(view_sizes))):
+        raise UsageError("--image-size, --resize and --view-size are for images, and these samples are text")
     sizes = _views(view_sizes, image.image_size) if image else []
     classes = classes or (table.info.classes if table else None) or max(samples.label) + 1
     setting = Setting(
@@ -342,7 +343,7 @@ class _Bench:
         """Of one buffer."""
         p = self.preprocess
         size: dict[str, Any] = (
-            {"image_size": p.image_size}
+            {"image_size": p.image_size, "resize": p.resize}
             if isinstance(p, Preprocess)
             else {"tokenizer": p.tokenizer, "text_length": p.length, "task": p.task}
         )

@@ -28,6 +28,7 @@ class Question:
     batch_size: int = 32
     image_size: int | None = None
     channels: int | None = None
+    resize: str | None = None
     classes: int | None = None
     loss_cap: bool = False
     batch_norm: str = "buffer"
@@ -53,6 +54,7 @@ def of_run(run: str, **given: Any) -> tuple[Question, dict[str, torch.Tensor], s
         asked: dict[str, Any] = {
             "shards": record["shard_urls"], "il": record["il"], "image_size": s.get("preprocess_image_size"),
             "channels": s.get("preprocess_channels"), "tokenizer": s.get("preprocess_tokenizer"),
+            "resize": s.get("preprocess_resize") or ("crop" if "preprocess_image_size" in s else None),
             "text_length": s.get("preprocess_length"),
             **{name: s[name] for name in ("model", "rule", "buffer_size", "batch_size", "classes", "loss_cap",
                                           "batch_norm", "keep_holdout", "decoder") if name in s},

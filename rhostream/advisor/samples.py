@@ -15,7 +15,8 @@ from typing import Any
 
 from rhostream import storage
 from rhostream.errors import RhostreamError, UsageError
-from rhostream.stream.decode import Preprocess, probe_size
+from rhostream.stream.decode import Preprocess, Sides, probe_size
+from rhostream.stream.geometry import checked_resize
 from rhostream.stream.inputs import AnyPreprocess, preprocess_from_json, require_text
 from rhostream.stream.look import choose, look
 from rhostream.stream.scan import Chunk, ScanSettings, scan
@@ -36,7 +37,7 @@ class Samples:
     walk: float
     total: int  # samples in all shards
     counted: bool  # by a table; else guessed from sizes
-    sizes: list[tuple[int, int]]  # (shorter side in pixels, channels) of images that can be read
+    sizes: list[Sides]  # of images that can be read
     content: str = "image"
     failed: dict[str, str] = field(default_factory=dict)  # shards that couldn't be walked
 
@@ -148,6 +149,7 @@ def preprocess_for(
     text_length: int | None = None,
     task: str = "label",
     channels: int | None = None,
+    resize: str | None = None,
 ) -> AnyPreprocess:
     """As given, else as the table says, else as most images are. Raises UsageError for options of another kind."""
     known = table.info.preprocess if table is not None else None
@@ -161,6 +163,7 @@ def preprocess_for(
     require_text(samples.content, tokenizer, "the first shard")
     if known:
         made = Preprocess.from_json(known)
-        return made.resized(image_size, channels)
-    side, planes = choose(samples.sizes, image_size, channels)
-    return Preprocess(image_size=side, channels=planes)
+        return made.resized(image_size, channels, checked_resize(resize))
+    resize = checked_resize(resize) or (table.info.resize if table is not None else None)
+    side, planes, resize = choose(samples.sizes, image_size, channels, resize)
+    return Preprocess(image_size=side, channels=planes, resize=resize)

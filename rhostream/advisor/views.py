@@ -31,6 +31,7 @@ from rhostream.selection.outputs import called
 from rhostream.selection.selector import Selector
 from rhostream.stream.dataset import Loader
 from rhostream.stream.decode import Preprocess, probe_size
+from rhostream.stream.geometry import PAD
 from rhostream.stream.open import open_stream
 from rhostream.tables import il as il_table
 
@@ -84,6 +85,7 @@ class Views:
             passes=None,
             image_size=size or None,
             channels=q.channels,
+            resize=q.resize,
             decoder=q.decoder,
             missing_il="skip",
             keep_holdout=q.keep_holdout,
@@ -122,13 +124,13 @@ class Views:
             return f"not smaller than the model's {self.size} pixels"
         stored = self._stored_side()
         if stored and size > stored:
-            return f"larger than the images as stored (shorter side {stored} pixels)"
+            return f"larger than the images as stored ({stored} pixels)"
         if not measure.takes(network, size, self.channels, self.device):
             return f"{self.q.model} takes only {self.size} pixels"
         return ""
 
     def _stored_side(self) -> int:
-        """The largest shorter side of a few images of the first shard; 0 when none can be read."""
+        """The largest side that a view can be made of, of a few images of the first shard; 0 when none can be read."""
         table = self.full.stream.table
         part = il_table.read_part(il_table.part_url(table.url, table.names[0]))
         with storage.open_reader(table.shards[0]) as reader:
@@ -136,7 +138,8 @@ class Views:
                 probe_size(reader.pread(int(part.size[row]), int(part.offset[row])))
                 for row in np.flatnonzero(part.usable)[:PROBED].tolist()
             ]
-        return max((size[0] for size in sizes if size), default=0)
+        padded = isinstance(self.preprocess, Preprocess) and self.preprocess.resize == PAD
+        return max((seen.longer if padded else seen.shorter for seen in sizes if seen), default=0)
 
     def taught(self, proxy: nn.Module, network: nn.Module, batches: int) -> nn.Module:
         """The proxy, having learned from what the target keeps of the next buffers, as in a run."""

@@ -40,6 +40,8 @@ def setting_of(run: RunFolder) -> dict[str, Any]:
     pinned = {**run.settings, **(run.record.get("fingerprints") or {})}
     stated = {name: value for name, value in pinned.items() if name not in _FREE}
     stated.setdefault("selection", "global")  # a run of before ranks could differ chose among the whole buffer
+    if stated.get("preprocess_resize") == "crop":
+        del stated["preprocess_resize"]  # as runs of before there were other geometries, which don't state it
     changes = run.checkpoint.changes if run.checkpoint else []
     return stated | {f"change {n + 1}": says_change(change) for n, change in enumerate(changes)}
 

@@ -12,6 +12,7 @@ from rhostream.audit.runs import RunFolder
 from rhostream.audit.views import Ledger, open_ledger
 from rhostream.config.train import TrainConfig
 from rhostream.errors import RhostreamError
+from rhostream.foreign import RESIZES
 from rhostream.setting import CASCADE, defaults_of, settings_of
 
 POINTS = 4000  # of the scatter
@@ -83,6 +84,14 @@ class RunFacts:
         return self.row["buffer_size"] is not None and self.row["buffer_size"] == self.row["batch_size"]
 
     @property
+    def images(self) -> str:
+        """What the model sees of an image: "64 px, RGB, squash"; "" of text, and where run.json doesn't say."""
+        size, channels = (self.folder.settings.get(f"preprocess_{name}") for name in ("image_size", "channels"))
+        if not isinstance(size, int):
+            return ""
+        return f"{size} px, {'grey' if channels == 1 else 'RGB'}, {resize_of(self.folder.settings)}"
+
+    @property
     def is_baseline(self) -> bool:
         """Whether others may be measured by it: it chooses by chance, or nothing."""
         return self.rule == "uniform"
@@ -93,6 +102,12 @@ class RunFacts:
         if self.everything:
             return "train on everything"
         return ", ".join([self.rule, *self.stages]) + (" with loss cap" if self.row["loss_cap"] else "")
+
+
+def resize_of(settings: Mapping[str, Any]) -> str:
+    """How a run makes squares of its images; runs of before they could say so take the centre."""
+    resize = settings.get("preprocess_resize")
+    return resize if resize in RESIZES else RESIZES[0]
 
 
 def gather(ledger: Ledger, name: str) -> RunFacts:

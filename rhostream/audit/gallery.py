@@ -15,12 +15,14 @@ import pyarrow as pa
 from PIL import Image
 
 from rhostream import storage
+from rhostream.audit.facts import resize_of
 from rhostream.audit.plots import uri
 from rhostream.audit.runs import RunFolder
 from rhostream.audit.views import Ledger
 from rhostream.errors import RhostreamError
 from rhostream.storage import Reader
 from rhostream.stream.decode import OK, decode_into, probe_size
+from rhostream.stream.geometry import PAD
 from rhostream.stream.npy import BadTokens, token_ids
 from rhostream.tables import il as il_table
 from rhostream.tables import parquet
@@ -58,7 +60,8 @@ class Picture:
     """A sample of a gallery; `image` is a data URI, None where it can't be shown, and `facts` what its part knows."""
 
     row: dict[str, Any]  # shard, ordinal, key, label, step, loss, il, score
-    image: str | None = None
+    image: str | None = None  # all of the picture
+    seen: str | None = None  # what the model saw of it, where that differs
     text: str | None = None  # the beginning of a sample that is text
     facts: dict[str, Any] = field(default_factory=dict)  # predicted, true_label, is_noisy
 
@@ -114,7 +117,8 @@ class _Pictures:
             return
         try:
             if content == "image":
-                picture.image = thumbnail(reader.pread(min(image["size"], MAX_BYTES), image["offset"]))
+                data = reader.pread(min(image["size"], MAX_BYTES), image["offset"])
+                picture.image, picture.seen = thumbnail(data), as_seen(data, resize_of(self._run.settings))
             else:
                 start = reader.pread(min(image["size"], 4 * SHOWN + 1024), image["offset"])
                 picture.text = beginning(start) if content == "text" else numbers(start)
@@ -178,13 +182,22 @@ def numbers(data: bytes) -> str | None:
 
 
 def thumbnail(data: bytes) -> str | None:
-    """The image as a small PNG's data URI, None for bytes that our decoder refuses."""
-    size = probe_size(data)
-    if size is None:
+    """All of the image as a small square PNG's data URI, padded; None for bytes that our decoder refuses."""
+    sides = probe_size(data)
+    return None if sides is None else _square(data, sides.longer, PAD)
+
+
+def as_seen(data: bytes, resize: str) -> str | None:
+    """The image as the model saw it, None where that is all of it in its own aspect."""
+    sides = probe_size(data)
+    if sides is None or sides.shorter == sides.longer or resize == PAD:
         return None
-    side = min(max(size[0], 1), SIDE)
-    pixels = np.empty((side, side, 3), np.uint8)
-    if decode_into(data, pixels) != OK:
+    return _square(data, sides.shorter, resize)
+
+
+def _square(data: bytes, side: int, resize: str) -> str | None:
+    pixels = np.empty((min(max(side, 1), SIDE),) * 2 + (3,), np.uint8)
+    if decode_into(data, pixels, resize) != OK:
         return None
     sink = io.BytesIO()
     Image.fromarray(pixels).save(sink, "PNG", optimize=True)

@@ -166,6 +166,7 @@ def _detail(main: RunFacts, roots: Mapping[str, str] | None) -> dict[str, Any]:
         "galleries": [{"title": g.title, "says": g.says, "pictures": [_figure(main, p) for p in g.pictures]}
                       for g in pictures],
         "gallery_note": note, "il": il,
+        "pictures_seen": any(picture.seen for gallery in pictures for picture in gallery.pictures),
     }  # fmt: skip
 
 
@@ -180,5 +181,5 @@ def _figure(main: RunFacts, picture: Any) -> dict[str, Any]:
     numbers = [f"{name} {row[name]:.2f}" for name in ("loss", "il") if row[name] is not None]
     when = f"step {row['step']:,}" + (f", score {row['score']:.2f}" if row["score"] is not None else "")
     wrong = facts.get("is_noisy") or (truth is not None and truth != row["label"])
-    return {"image": picture.image, "text": picture.text, "lines": lines, "numbers": ", ".join(numbers),
-            "wrong": bool(wrong), "when": when, "key": row["key"]}  # fmt: skip
+    return {"image": picture.image, "seen": picture.seen, "text": picture.text, "lines": lines,
+            "numbers": ", ".join(numbers), "wrong": bool(wrong), "when": when, "key": row["key"]}  # fmt: skip

@@ -222,7 +222,7 @@ def runs(facts: Iterable[RunFacts]) -> list[list[str]]:
     for one in facts:
         row, record = one.row, one.folder.record
         rows.append([one.name, one.kind, str(row["model"] or UNKNOWN), f"{row['batch_size']} of {row['buffer_size']}",
-                     UNKNOWN if row["seed"] is None else str(row["seed"]), f"{row['steps']:,}",
+                     one.images or "-", UNKNOWN if row["seed"] is None else str(row["seed"]), f"{row['steps']:,}",
                      "yes" if row["complete"] else "no", str(record.get("precision") or UNKNOWN),
                      str(record.get("device") or UNKNOWN)])  # fmt: skip
     return rows

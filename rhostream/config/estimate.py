@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rhostream.config.shared import MODEL, ROOT, SHARDS, TASK, TASKS, TEXT_LENGTH, TOKENIZER, WORKERS
+from rhostream.config.shared import MODEL, RESIZE, ROOT, SHARDS, TASK, TASKS, TEXT_LENGTH, TOKENIZER, WORKERS
+from rhostream.foreign import RESIZES
 from rhostream.setting import check_types, setting
 
 
@@ -37,6 +38,7 @@ class EstimateConfig:
         metavar="1|3",
         unset="the table's, else RGB where any of some images has colour",
     )
+    resize: str | None = setting(None, help=RESIZE, choices=RESIZES, unset="the table's, else as fit-il chooses")
     view_sizes: Iterable[int] = setting(
         (), help="Cheap views to price, in pixels.", metavar="V...", option="view-size", unset="a half and a quarter"
     )

@@ -6,7 +6,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rhostream.config.shared import INIT, MODEL, ROOT, SHARDS, TASK, TASKS, TEXT_LENGTH, TOKENIZER, WORKERS
+from rhostream.config.shared import (
+    CHOSEN_RESIZE,
+    INIT,
+    MODEL,
+    RESIZE,
+    ROOT,
+    SHARDS,
+    TASK,
+    TASKS,
+    TEXT_LENGTH,
+    TOKENIZER,
+    WORKERS,
+)
+from rhostream.foreign import RESIZES
 from rhostream.setting import check_types, setting
 
 IMAGE_MEMBER = "Of several images in a sample the first of these is meant: jpg, or jpg,png."
@@ -73,6 +86,7 @@ class FitILConfig(_OfflineConfig):
     channels: int | None = setting(
         None, help="1 for grey, 3 for RGB.", metavar="1|3", unset="RGB where any of some images has colour"
     )
+    resize: str | None = setting(None, help=RESIZE, choices=RESIZES, unset=CHOSEN_RESIZE)
     image_member: str | None = setting(None, help=IMAGE_MEMBER, metavar="EXT,...")
     mean: Iterable[float] = setting((0.5,), help="Subtracted from pixels in [0, 1].", command_line=False)
     std: Iterable[float] = setting((0.5,), help="What pixels are divided by then.", command_line=False)
@@ -157,3 +171,6 @@ class IndexConfig(_TableConfig):
         unset="as most of those looked at",
     )
     image_member: str | None = setting(None, help=IMAGE_MEMBER, metavar="EXT,...")
+    resize: str | None = setting(
+        None, help="How a run over the index makes squares of its images.", choices=RESIZES, unset=CHOSEN_RESIZE
+    )

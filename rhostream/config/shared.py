@@ -8,4 +8,6 @@ INIT = "Start from these safetensors weights; the classifier may differ."
 TOKENIZER = "Of text: bytes, words:N, hf:NAME; ids:N for .npy arrays of ids."
 TEXT_LENGTH = "Tokens of a text; longer ones are cut."
 TASK = "What a model of text learns."
+RESIZE = "How images become squares: the centre, all of it squashed, or all of it padded with grey."
+CHOSEN_RESIZE = "crop where that cuts off at most a tenth of some images' pixels, else squash"
 TASKS = ("label", "language")

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rhostream.config.shared import INIT, MODEL, ROOT, SHARDS, TASK, TASKS, TEXT_LENGTH, TOKENIZER, WORKERS
+from rhostream.config.shared import INIT, MODEL, RESIZE, ROOT, SHARDS, TASK, TASKS, TEXT_LENGTH, TOKENIZER, WORKERS
 from rhostream.errors import UnknownNameError, UsageError
+from rhostream.foreign import RESIZES
 from rhostream.selection.options import Options
 from rhostream.selection.rules import RULES as RULE_NAMES
 from rhostream.setting import (
@@ -378,6 +379,16 @@ class TrainConfig(Options):
         metavar="1|3",
         pin=RESOLVED,
         pinned_as=("preprocess_channels",),
+        fixed=CANDIDATES,
+    )
+    resize: str | None = setting(
+        None,
+        help=RESIZE,
+        heading=MACHINE,
+        choices=RESIZES,
+        unset="the table's",
+        pin=RESOLVED,
+        pinned_as=("preprocess_resize",),
         fixed=CANDIDATES,
     )
     decoder: str = setting(

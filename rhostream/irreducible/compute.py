@@ -8,6 +8,7 @@ whatever is missing.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -28,14 +29,17 @@ from rhostream.irreducible.model import ILModel, load_il_model, read_info
 from rhostream.irreducible.score import Scorer
 from rhostream.storage import redact
 from rhostream.stream.budget import Budget
+from rhostream.stream.decode import Preprocess
+from rhostream.stream.geometry import CROP, checked_resize, choose_resize
 from rhostream.stream.inputs import checked_content, checked_member
-from rhostream.stream.look import look
+from rhostream.stream.look import look, say_index
 from rhostream.stream.scan import ScanSettings
 from rhostream.tables import il
 from rhostream.tables.classes import require_same_classes
 from rhostream.tables.il import TableInfo
 from rhostream.tables.places import moved_hint, todays_roots
 
+LOG = logging.getLogger("rhostream")
 __all__ = ["compute_il", "compute_ils", "index", "parse_index"]
 
 
@@ -128,6 +132,9 @@ def _compute_ils(config: ComputeILConfig) -> list[Summary]:
                 f"may score what it learned from; {how}",
                 stacklevel=4,
             )
+    seen = first.preprocess
+    if isinstance(seen, Preprocess):
+        LOG.info("images: %s (as those of %s)", seen.geometry, redact(il_models[0]))
     return job.run(config.workers)
 
 
@@ -182,7 +189,8 @@ def index(config: IndexConfig) -> Summary:
 
     `content`: image, text (.txt) or tokens (.npy); by default what most of a few samples are. `image_member`: "jpg", or
     "jpg,png": of several images in a sample the first of these extensions is meant, and a sample without any has no
-    image. A damaged image is found by the trainer only. Raises as `compute_il`.
+    image. `resize`: how a run over the index makes squares of its images, "crop", "squash" or "pad"; by default chosen
+    from a few of them, stored and logged. A damaged image is found by the trainer only. Raises as `compute_il`.
     """
     _require_scoring(config)
     budget = Budget(fraction=config.max_bad_fraction, samples=config.max_bad_samples, shards=config.max_bad_shards)
@@ -191,12 +199,11 @@ def index(config: IndexConfig) -> Summary:
         "allow_compressed": config.allow_compressed,
         "accept_missing_eof": config.accept_missing_eof,
     }
-    content, member = _content_of(
-        sources, config.out, checked_content(config.content), checked_member(config.image_member), lenient
-    )
+    content, member, resize = _images_of(config, sources, lenient)
+    ingredients = {"image_member": member, "resize": "" if resize == CROP else resize}
     info = TableInfo(
         kind="index",
-        ingredients={"image_member": member} if member else {},
+        ingredients={name: value for name, value in ingredients.items() if value},  # older tables know none of these
         keep=keep,
         roots=roots,
         places=il.places_of(sources),
@@ -207,23 +214,33 @@ def index(config: IndexConfig) -> Summary:
     return job.run(config.workers)[0]
 
 
-def _content_of(
-    shards: Iterable[str], out: str, content: str | None, member: str | None, lenient: dict[str, Any]
-) -> tuple[str, str]:
-    """What the samples are, and which image of one is meant ("": the first): as asked, else as the table that is there
-    says, else by a look at D; images where nothing can be used.
+def _images_of(config: IndexConfig, shards: Iterable[str], lenient: dict[str, Any]) -> tuple[str, str, str]:
+    """What the samples are, which image of one is meant ("": the first) and how it becomes a square: as asked, else as
+    the table that is there says, else by a look at D; images where nothing can be used.
 
     A shard that can't be read is no reason to stop: the job itself says so.
     """
-    if storage.exists(storage.join(out := storage.resolve(out), "_table.json")):
+    content, member = checked_content(config.content), checked_member(config.image_member)
+    resize = checked_resize(config.resize)
+    out = storage.resolve(config.out)
+    if storage.exists(storage.join(out, "_table.json")):
         there = il.open_info(out)
-        return content or there.content, member or there.image_member
+        if (content or there.content) == "image":
+            say_index((), resize or there.resize)
+        return content or there.content, member or there.image_member, resize or there.resize
     storage.probe_writable(out)  # before anything is read
-    if member and content not in (None, "image"):
-        raise UsageError(f"--image-member {member} is for images, and these samples are to be {content}")
-    if content is not None:
-        return content, member or ""  # as asked, without a look; several images are counted and warned of
-    found = look(named(shards, None), decode=False, once=True, **lenient)
-    content = ("image" if member else found.content) or "image"
-    found.say_mixed(content, member)
-    return content, member or (found.member if content == "image" else "")
+    for name, value in (("image-member", member), ("resize", resize)):
+        if value and content not in (None, "image"):
+            raise UsageError(f"--{name} {value} is for images, and these samples are to be {content}")
+    if content not in (None, "image"):
+        return content or "", "", CROP  # as asked, without a look
+    seen = look(named(shards, None), content=content, once=True, **lenient)
+    if content is None:
+        content = ("image" if member or resize else seen.content) or "image"
+        seen.say_mixed(content, member)
+        member = member or (seen.member if content == "image" else "")
+    if content != "image":
+        return content, "", CROP
+    resize = resize or choose_resize((sides.shorter, sides.longer) for sides in seen.sizes)[0]
+    say_index(seen.sizes, resize)
+    return content, member or "", resize  # of images that were asked for, several are counted and warned of

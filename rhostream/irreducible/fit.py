@@ -74,9 +74,9 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     on a CPU. Samples and shards that can't be used are counted in `ModelInfo.read`, and more of them than `Budget` says
     stop the job.
 
-    What the samples are, `image_size` and `channels` are chosen from a look at a few samples of D (`look`) unless they
-    are given, and logged. `image_member`: "jpg", or "jpg,png": of several images in a sample the first of these
-    extensions is meant, and a sample without any has no image.
+    What the samples are, `image_size`, `channels` and `resize` ("crop", "squash" or "pad") are chosen from a look at a
+    few samples of D (`look`) unless they are given, and logged. `image_member`: "jpg", or "jpg,png": of several images
+    in a sample the first of these extensions is meant, and a sample without any has no image.
 
     Where the samples are text (`tokenizer` is given, or most of those looked at have a .txt and no image):
     `text_length` tokens of `tokenizer`, of which the model learns the `task` "label" or "language" (the default of
@@ -138,6 +138,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     image_member, classes = checked_member(config.image_member), config.classes
     options_on = {
         "image_member": image_member,
+        "resize": config.resize,
         "balance": config.balance != "none" and config.balance,
         "checkpoints": config.checkpoints,
         "temperature": config.temperature,
@@ -451,11 +452,12 @@ def _preprocess(
 ) -> AnyPreprocess:
     """What samples of D become: text where a tokenizer is given or most of those looked at are, else images."""
     image_size, channels, mean, std = config.image_size, config.channels, tuple(config.mean), tuple(config.std)
+    resize = config.resize
     model, tokenizer, text_length, task = config.model, config.tokenizer, config.text_length, config.task
     tokenizer, task = tokenizer or (model if model.startswith("hf:") else None), task or models.task_of(model)
-    if tokenizer is not None and (image_size or channels or member):
+    if tokenizer is not None and (image_size or channels or resize or member):
         raise UsageError(
-            f"--tokenizer {tokenizer} is for text; --image-size, --channels and --image-member are for "
+            f"--tokenizer {tokenizer} is for text; --image-size, --channels, --resize and --image-member are for "
             "images: give one of them"
         )
     if channels not in (None, 1, 3):
@@ -470,24 +472,25 @@ def _preprocess(
         return preprocess
     found = look(shards, **lenient)
     content = found.require_usable() if not (image_size and channels) else found.content or "image"
-    if image_size or channels or member:
+    if image_size or channels or resize or member:
         if content != "image" and not found.kinds["image"]:
             raise UsageError(
-                f"--image-size, --channels and --image-member are for images, and {redact(shards[0][0])}, "
-                f"... hold {content}"
+                f"--image-size, --channels, --resize and --image-member are for images, and "
+                f"{redact(shards[0][0])}, ... hold {content}"
             )
         content = "image"
     found.say_mixed(content, member)
     if content != "image":
         require_text(content, tokenizer, redact(shards[0][0]))
         return text_preprocess(tokenizer, text_length, task)
-    image_size, channels = choose(found.sizes, image_size, channels)
+    image_size, channels, resize = choose(found.sizes, image_size, channels, resize)
     if text_length is not None:
         raise UsageError(f"--text-length {text_length} is for text, and these samples are images")
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
             raise UsageError(f"{name} has {len(values)} values, expected 1 or {channels} (one a channel)")
-    return Preprocess(image_size=image_size, channels=channels, mean=mean, std=std, member=member or found.member)
+    member = member or found.member
+    return Preprocess(image_size=image_size, channels=channels, mean=mean, std=std, member=member, resize=resize)
 
 
 def _require_fitting(preprocess: AnyPreprocess, augment: str, balance: str, temperature: bool) -> None:

@@ -26,6 +26,7 @@ from rhostream.runs.plans import RunPlan, plans_of
 from rhostream.runs.record import VERSION, class_names, recorded
 from rhostream.runs.turns import NO_SETTINGS
 from rhostream.selection.ranks import Ranks
+from rhostream.stream.geometry import CROP
 from rhostream.tables.classes import require_same_classes
 from rhostream.tables.selections import LogWriter
 from rhostream.tables.shadow import ShadowWriter
@@ -114,9 +115,12 @@ class Attempt:
             )
             self._made = True
         except AlreadyExistsError:
-            # A run that was started before ranks could differ chose among the whole buffer.
+            # A run that was started before ranks could differ chose among the whole buffer, and one of before there
+            # were other geometries saw the centre of its images.
+            geometry = {"preprocess_resize": CROP} if "preprocess_resize" in self.pinned else {}
             old = {
                 "selection": "global",
+                **geometry,
                 **recorded(self.url).get("fingerprints", {}),
                 **{
                     change["field"]: change["new"]

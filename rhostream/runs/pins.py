@@ -22,6 +22,7 @@ from rhostream.randomness import DRAWS
 from rhostream.runs.record import versions
 from rhostream.selection.selector import Selector
 from rhostream.stream.dataset import Loader
+from rhostream.stream.inputs import preprocess_pins
 from rhostream.stream.join import UniformChoice
 from rhostream.stream.passing import PassOver
 from rhostream.tables.il import Table, fingerprint
@@ -88,7 +89,7 @@ def pins_of(
         "seed_steps": seed_steps,
         "model": f"{type(model).__module__}:{type(model).__qualname__}",
         "parameters": sum(p.numel() for p in model.parameters()),
-        **{f"preprocess_{k}": v for k, v in stream.preprocess.to_json().items()},
+        **preprocess_pins(stream.preprocess),
         **more,
     }
 

@@ -1,8 +1,8 @@
 """From the bytes of an image to a row of a uint8 NHWC array, by one geometry, or to a status that says why not.
 
-Geometry: the shorter side is resized to `image_size` (bilinear, antialiased), then the centre square is cropped; both
-in one pass over the pixels that are needed. EXIF orientation is applied; palettes, greys, alpha, CMYK and 16 bits
-become plain RGB (or one grey channel). The same function serves the offline wing and the trainer.
+The geometry is `crop`, `squash` or `pad` (`stream/geometry.py`). EXIF orientation is applied first; palettes, greys,
+alpha, CMYK and 16 bits become plain RGB (or one grey channel). The same function serves the offline wing and the
+trainer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import struct
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from rhostream.candidates import Normalize
 from rhostream.errors import MissingExtraError, UnknownNameError
+from rhostream.stream.geometry import CROP, content_of, least_sides, place
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -46,7 +47,7 @@ class Preprocess:
     """What turns an image member into a model's input; part of every fingerprint.
 
     `member`: extensions, "jpg,png": of several images in a sample the first of these that is there is meant, and a
-    sample without any has no image; "" for the one that lies first in the tar.
+    sample without any has no image; "" for the one that lies first in the tar. `resize`: crop, squash or pad.
     """
 
     image_size: int
@@ -54,13 +55,14 @@ class Preprocess:
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
     member: str = ""
+    resize: str = CROP
     kind: ClassVar[str] = "image"
     content: ClassVar[str] = "image"
     task: ClassVar[str] = "image"
     dtype: ClassVar[torch.dtype] = torch.uint8
 
-    def resized(self, image_size: int | None, channels: int | None) -> Preprocess:
-        """With another size or number of channels, where one is given; other channels have a mean of 0.5 again."""
+    def resized(self, image_size: int | None, channels: int | None, resize: str | None = None) -> Preprocess:
+        """With another size, geometry or number of channels, where given; other channels have a mean of 0.5 again."""
         channels = channels or self.channels
         same = channels == self.channels
         return Preprocess(
@@ -69,6 +71,7 @@ class Preprocess:
             member=self.member,
             mean=self.mean if same else (0.5,),
             std=self.std if same else (0.5,),
+            resize=resize or self.resize,
         )
 
     @property
@@ -80,6 +83,11 @@ class Preprocess:
     def says(self) -> str:
         """A row in words."""
         return f"{self.channels} x {self.image_size} x {self.image_size}"
+
+    @property
+    def geometry(self) -> str:
+        """Size, colour and geometry in words: "64 px, RGB, squash"."""
+        return f"{self.image_size} px, {'RGB' if self.channels == 3 else 'grey'}, {self.resize}"
 
     def example(self, n: int = 1) -> Tensor:
         """A model's input of n samples that mean nothing, float32 (n, C, H, W)."""
@@ -100,9 +108,9 @@ class Preprocess:
         return Normalize(self.mean, self.std)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for model.json and _table.json."""
-        record = asdict(self)
-        return record if self.member else {name: value for name, value in record.items() if name != "member"}
+        """Plain values for model.json and _table.json; what stands at its default came later and is left out."""
+        plain = {"member": "", "resize": CROP}
+        return {name: value for name, value in asdict(self).items() if name not in plain or value != plain[name]}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Preprocess:
@@ -113,17 +121,18 @@ class Preprocess:
             mean=tuple(record["mean"]),
             std=tuple(record["std"]),
             member=str(record.get("member", "")),
+            resize=str(record.get("resize", CROP)),
         )
 
 
-def decode_into(data: bytes, out: Row) -> str:
+def decode_into(data: bytes, out: Row, resize: str = CROP) -> str:
     """Decode with Pillow into `out` (H, W, C); returns "ok" or the status of a bad image."""
     if not data:
         return "decode:empty"
     if len(data) > MAX_BYTES:
         return "image:too_large"
     try:
-        return _decode_pillow(data, out)
+        return _decode_pillow(data, out, resize)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return "image:too_large"
     except UnidentifiedImageError:
@@ -143,12 +152,12 @@ def _is_cut(data: bytes) -> bool:
     return data[:4] == b"RIFF" and data[8:12] == b"WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
 
 
-def _decode_pillow(data: bytes, out: Row) -> str:
+def _decode_pillow(data: bytes, out: Row, resize: str) -> str:
     if data[:8] == PNG and len(data) > 28:
         width, height = struct.unpack(">II", data[16:24])
         if width * height > MAX_PIXELS or (len(data) > 1 << 20 and _too_many_chunks(data)):
             return "image:too_large"
-        if data[24:26] == _PLAIN_PNG.get(out.shape[2]) and _decode_plain_png(data, (height, width), out):
+        if data[24:26] == _PLAIN_PNG.get(out.shape[2]) and _decode_plain_png(data, (height, width), out, resize):
             return OK
     if data[:2] == b"\xff\xd8" and _jpeg_header(data)[1]:
         return "image:too_large"
@@ -156,13 +165,17 @@ def _decode_pillow(data: bytes, out: Row) -> str:
     if image.width * image.height > MAX_PIXELS:
         return "image:too_large"
     size, channels = out.shape[0], out.shape[2]
+    content = content_of(*image.size, size)
     if image.format == "JPEG":
         # libjpeg scales by halves while it decodes; twice the target keeps the antialiasing honest.
-        image.draft("RGB" if channels == 3 else "L", (2 * size, 2 * size))
+        wide, high = least_sides(*image.size, size, resize)
+        image.draft("RGB" if channels == 3 else "L", (2 * wide, 2 * high))
     image.load()
     if image.format != "PNG" or "exif" in image.info:
+        drafted = image.size
         image = ImageOps.exif_transpose(image)
-    _write(_to_mode(image, channels), out)
+        content = content if image.size == drafted else content[::-1]
+    place(_to_mode(image, channels), out, resize, content)
     return OK
 
 
@@ -178,7 +191,7 @@ def libpng() -> Callable[..., npt.NDArray[Any]] | None:
     return png_decode
 
 
-def _decode_plain_png(data: bytes, shape: tuple[int, int], out: Row) -> bool:
+def _decode_plain_png(data: bytes, shape: tuple[int, int], out: Row, resize: str) -> bool:
     """Decode a PNG of 8-bit grey or RGB by libpng: the same pixels, for the format is lossless, so not a decoder of
     another name. False where it can't be done, or not surely as Pillow does it: then Pillow says what is wrong.
     """
@@ -193,7 +206,7 @@ def _decode_plain_png(data: bytes, shape: tuple[int, int], out: Row) -> bool:
         if shape == (size, size):
             png_decode(data, out=out if channels == 3 else out[..., 0])
         else:
-            _write(Image.fromarray(png_decode(data)), out)
+            place(Image.fromarray(png_decode(data)), out, resize)
     except (RuntimeError, ValueError, TypeError, OSError, MemoryError):
         return False
     return True
@@ -206,15 +219,6 @@ def _to_mode(image: Image.Image, channels: int) -> Image.Image:
         image = Image.fromarray(np.clip(np.asarray(image) / 256, 0, 255).astype(np.uint8))
     mode = "RGB" if channels == 3 else "L"
     return image if image.mode == mode else image.convert(mode)
-
-
-def _write(image: Image.Image, out: Row) -> None:
-    size, (width, height) = out.shape[0], image.size
-    if (width, height) != (size, size):
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        image = image.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + side, top + side))
-    out[:] = np.asarray(image).reshape(out.shape)
 
 
 def _too_many_chunks(data: bytes) -> bool:
@@ -266,13 +270,13 @@ def _unended(data: bytes) -> bytes:
     return data
 
 
-def _decode_simplejpeg(data: bytes, out: Row) -> str:
+def _decode_simplejpeg(data: bytes, out: Row, resize: str = CROP) -> str:
     """Like `decode_into`, with libjpeg-turbo and a finer scaled decode for plain JPEGs."""
     if data[:2] != b"\xff\xd8":
-        return decode_into(data, out)
+        return decode_into(data, out, resize)
     turned, too_many = _jpeg_header(data)
     if turned or too_many:
-        return decode_into(data, out)
+        return decode_into(data, out, resize)
     import simplejpeg
 
     size, channels = out.shape[0], out.shape[2]
@@ -281,21 +285,23 @@ def _decode_simplejpeg(data: bytes, out: Row) -> str:
         if width * height > MAX_PIXELS:
             return "image:too_large"
         if space not in ("YCbCr", "Gray", "RGB"):
-            return decode_into(data, out)
+            return decode_into(data, out, resize)
+        wide, high = least_sides(width, height, size, resize)
         pixels = simplejpeg.decode_jpeg(
-            data, "RGB" if channels == 3 else "GRAY", min_height=size, min_width=size, min_factor=1
+            data, "RGB" if channels == 3 else "GRAY", min_height=high, min_width=wide, min_factor=1
         )
     except ValueError as exc:
         # Pillow has words for the rest, and reads some of it: odd bytes between two segments, a colour space.
-        return "decode:truncated" if "premature end" in str(exc).lower() else decode_into(data, out)
+        return "decode:truncated" if "premature end" in str(exc).lower() else decode_into(data, out, resize)
     if pixels.shape == out.shape:
         out[:] = pixels
     else:
-        _write(Image.fromarray(pixels if channels == 3 else pixels[..., 0]), out)
+        image = Image.fromarray(pixels if channels == 3 else pixels[..., 0])
+        place(image, out, resize, content_of(width, height, size))
     return OK
 
 
-Decoder = Callable[[bytes, npt.NDArray[Any]], str]
+Decoder = Callable[..., str]  # (bytes, row) -> status; those of images take `resize` too
 DECODERS: dict[str, Decoder] = {"pillow": decode_into, "simplejpeg": _decode_simplejpeg}
 
 
@@ -324,10 +330,18 @@ def check_image(data: bytes) -> str:
     return decode_into(data, np.empty((8, 8, 3), np.uint8))
 
 
-def probe_size(data: bytes) -> tuple[int, int] | None:
-    """(shorter side in pixels, channels 1 or 3) of an image, None when it can't be read."""
+class Sides(NamedTuple):
+    """What the header of an image says."""
+
+    shorter: int  # pixels
+    longer: int
+    channels: int  # 1 or 3
+
+
+def probe_size(data: bytes) -> Sides | None:
+    """Sides and channels of an image, None when it can't be read."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        return min(image.size), 1 if image.mode in ("L", "1", "I;16", "LA") else 3
+        return Sides(min(image.size), max(image.size), 1 if image.mode in ("L", "1", "I;16", "LA") else 3)
     except (OSError, Image.DecompressionBombError, Image.DecompressionBombWarning, *_BROKEN):
         return None

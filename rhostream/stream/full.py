@@ -52,4 +52,4 @@ def require_smaller(view: int, full: int, source: int | None) -> None:
     if not 1 <= view < full:
         raise UsageError(f"--view-size {view}: expected less than the full size of {full} pixels")
     if source is not None and view > source:
-        raise UsageError(f"--view-size {view} is larger than the images themselves (shorter side {source} pixels)")
+        raise UsageError(f"--view-size {view} is larger than the images themselves ({source} pixels)")

@@ -13,6 +13,7 @@ from rhostream.errors import UnknownNameError, UsageError
 from rhostream.stream import npy
 from rhostream.stream.batch import Batch
 from rhostream.stream.decode import MAX_BYTES, Decoder, Preprocess, decoder
+from rhostream.stream.geometry import CROP
 from rhostream.stream.text import MAX_TEXT, TextDecoder, TextPreprocess
 from rhostream.tables.il import CONTENTS
 
@@ -71,10 +72,18 @@ def checked_member(member: str | None) -> str | None:
     return ",".join(dict.fromkeys(names))
 
 
+def preprocess_pins(preprocess: AnyPreprocess) -> dict[str, Any]:
+    """What a run pins of it; the geometry of images always, so that run.json says it."""
+    resize = {"resize": preprocess.resize} if isinstance(preprocess, Preprocess) else {}
+    return {f"preprocess_{name}": value for name, value in (preprocess.to_json() | resize).items()}
+
+
 def decoder_for(preprocess: AnyPreprocess, name: str) -> tuple[str, Decoder]:
-    """The decoder of images of that name, or the one of text: its name for the fingerprint, and the function."""
+    """The decoder of images of that name and geometry, or the one of text: its name for the fingerprint, and the
+    function, (bytes, row) -> status."""
     if isinstance(preprocess, Preprocess):
-        return decoder("auto" if name == TEXT_DECODER else name)
+        name, decode = decoder("auto" if name == TEXT_DECODER else name)
+        return name, decode if preprocess.resize == CROP else functools.partial(decode, resize=preprocess.resize)
     return TEXT_DECODER, _text_decoder(preprocess)
 
 

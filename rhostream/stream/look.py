@@ -1,6 +1,6 @@
 """A look at a few samples of D before any work: what they are, how large, whether in colour; never one sample alone.
 
-    some shards by chance > some of their first samples > headers of images > a kind, a size, channels, and why
+    some shards by chance > some of their first samples > headers of images > a kind, a size, channels, a geometry
 
 The choice is a function of the shards' names and their bytes: the same D, the same choice, in whatever order it is
 listed and wherever it lies. Stores are asked for a few ranges, and for whole shards only by a job that reads all of
@@ -18,7 +18,8 @@ from rhostream import storage
 from rhostream.errors import AccessError, BudgetError, RhostreamError, UsageError
 from rhostream.randomness import generator
 from rhostream.storage import RangeReader, Reader
-from rhostream.stream.decode import probe_size
+from rhostream.stream.decode import Sides, probe_size
+from rhostream.stream.geometry import choose_resize, in_words
 from rhostream.stream.inflate import GZIP, plain
 from rhostream.stream.inputs import OF
 from rhostream.stream.tar import TarSample, walk
@@ -43,7 +44,7 @@ class Look:
     looked: int = 0  # samples
     shards: int = 0  # that they are of
     kinds: Counter[str] = field(default_factory=Counter)  # samples by what they are, of CONTENTS
-    sizes: tuple[tuple[int, int], ...] = ()  # (shorter side in pixels, channels) of each image that can be read
+    sizes: tuple[Sides, ...] = ()  # of each image that can be read
     several: int = 0  # samples with more than one image
     images: tuple[str, ...] = ()  # the extensions of these
     unusable: tuple[str, ...] = ()  # the first members of samples that are of no kind
@@ -140,16 +141,27 @@ def look(
 
 
 def choose(
-    sizes: Sequence[tuple[int, int]], image_size: int | None = None, channels: int | None = None, *, of: str = ""
-) -> tuple[int, int]:
-    """(pixels of the square input, channels), as given or else of (shorter side, channels) of some images.
+    sizes: Sequence[tuple[int, int, int]],
+    image_size: int | None = None,
+    channels: int | None = None,
+    resize: str | None = None,
+    *,
+    of: str = "",
+) -> tuple[int, int, str]:
+    """(pixels of the square input, channels, geometry), as given or else of the (shorter side, longer side, channels)
+    of some images.
 
-    The size is the median of the shorter sides, at most 256; RGB where any image has colour. Logs what was chosen and
-    why, as a warning where sizes differ much. `sizes` must not be empty unless both are given.
+    The size is the median of the shorter sides, at most 256; RGB where any image has colour; `crop` where it would cut
+    off at most a tenth of the pixels, else `squash`. Logs what was chosen and why, as a warning where sizes differ
+    much. `sizes` must not be empty unless all three are given.
     """
+    chosen, share = choose_resize([(shorter, longer) for shorter, longer, _ in sizes])
+    resize = resize or chosen
     if image_size is not None and channels is not None:
-        return image_size, channels
-    sides, coloured = sorted(side for side, _ in sizes), sum(own == 3 for _, own in sizes)
+        colour = "RGB" if channels == 3 else "grey"
+        LOG.info("images%s: %d px, %s, %s", of, image_size, colour, in_words(resize, share))
+        return image_size, channels, resize
+    sides, coloured = sorted(shorter for shorter, _, _ in sizes), sum(planes == 3 for _, _, planes in sizes)
     median = sides[(len(sides) - 1) // 2]
     size, planes = image_size or min(median, MOST_PIXELS), channels or (3 if coloured else 1)
     far = sum(not size / FAR <= side <= size * FAR for side in sides)
@@ -161,19 +173,35 @@ def choose(
     level = logging.WARNING if bounded or (image_size is None and far * 8 > len(sides)) else logging.INFO
     LOG.log(
         level,
-        "images%s: %d px (%s), %s (%s)%s; --image-size and --channels say otherwise",
+        "images%s: %d px (%s), %s (%s)%s; %s; --image-size, --channels and --resize say otherwise",
         of,
         size,
         why,
         "RGB" if planes == 3 else "grey",
         colour,
         doubt,
+        in_words(resize, share),
     )
-    return size, planes
+    return size, planes, resize
 
 
-def size_of_image(reader: Reader, offset: int, size: int) -> tuple[int, int] | None:
-    """(shorter side in pixels, channels) of an image that lies there, by its header; None where it has none."""
+def say_index(sizes: Sequence[Sides], resize: str) -> None:
+    """Log the geometry that an index stores, and the sizes of which a run over it takes one."""
+    sides = sorted(seen.shorter for seen in sizes)
+    if not sides:
+        LOG.info("images: %s", resize)
+        return
+    LOG.info(
+        "images: %s; shorter sides of %d looked at: %s px, median %d",
+        in_words(resize, choose_resize([(seen.shorter, seen.longer) for seen in sizes])[1]),
+        len(sides),
+        _span(sides),
+        sides[(len(sides) - 1) // 2],
+    )
+
+
+def size_of_image(reader: Reader, offset: int, size: int) -> Sides | None:
+    """Sides and channels of an image that lies there, by its header; None where it has none."""
     found = probe_size(reader.pread(min(size, HEADER), offset))
     if found is None and size > HEADER:  # a header may hold a preview and a colour profile
         found = probe_size(reader.pread(min(size, WHOLE_HEADER), offset))
@@ -186,7 +214,7 @@ class _State:
     def __init__(self, content: str | None, decode: bool) -> None:
         self._wanted, self._decode = list(CONTENTS) if content is None else [content], decode
         self.looked = self.several = 0
-        self.kinds, self.sizes = Counter[str](), list[tuple[int, int]]()
+        self.kinds, self.sizes = Counter[str](), list[Sides]()
         self.images, self.unusable = set[str](), list[str]()
 
     def add_shard(

@@ -16,8 +16,9 @@ from rhostream.errors import BudgetError, MismatchError, UsageError
 from rhostream.randomness import generator
 from rhostream.stream.band import resolve_band
 from rhostream.stream.dataset import CandidateStream, Loader
-from rhostream.stream.decode import Preprocess
+from rhostream.stream.decode import Preprocess, Sides
 from rhostream.stream.full import require_smaller
+from rhostream.stream.geometry import PAD, checked_resize
 from rhostream.stream.inputs import AnyPreprocess, preprocess_from_json, require_text
 from rhostream.stream.join import JoinSettings, Prefilter
 from rhostream.stream.keep_list import read_keep_list
@@ -40,6 +41,7 @@ def open_stream(
     workers: int = 0,
     image_size: int | None = None,
     channels: int | None = None,
+    resize: str | None = None,
     lanes: int | None = None,
     decoder: str = "auto",
     missing_il: str = "error",
@@ -66,8 +68,9 @@ def open_stream(
 
     `shards`: paths, URLs, brace ranges, folders. `passes=None` streams without end. Samples that the IL model was
     trained on are left out (reason `holdout`) unless `keep_holdout`. `missing_il`: "error", "skip" (reason
-    `missing_il`) or "uniform" (they compete by chance). Image size and channels are the table's unless given; those of
-    an index are chosen from a few of its images (`look.choose`), and logged. Iterate the result for `Candidates`;
+    `missing_il`) or "uniform" (they compete by chance). Image size, channels and `resize` ("crop", "squash" or "pad":
+    `stream/geometry.py`) are the table's unless given; size and channels over an index are chosen from a few of its
+    images (`look.choose`), and logged. Iterate the result for `Candidates`;
     `state_dict()` and `load_state_dict()` resume exactly.
 
     What costs neither a read nor a decode: `band`, "LOW:HIGH" in nats or per cent of the table's il ("20%:90%"), drops
@@ -103,7 +106,9 @@ def open_stream(
         )
     if needs_il and table.info.kind != "il":
         raise UsageError(f"{storage.redact(table.url)} is an index without il; this rule needs `rhostream compute-il`")
-    preprocess = preprocess_of(table, image_size, channels, tokenizer=tokenizer, text_length=text_length, task=task)
+    preprocess = preprocess_of(
+        table, image_size, channels, resize, tokenizer=tokenizer, text_length=text_length, task=task
+    )
     if needs_il:
         _require_same_task(table, preprocess)
     prefilters: list[Prefilter] = [
@@ -188,26 +193,28 @@ def _view(table: il_table.Table, full: AnyPreprocess, size: int) -> Preprocess:
     """The cheap view. Raises UsageError when it isn't smaller than the full size and the source."""
     if not isinstance(full, Preprocess):
         raise UsageError(f"--view-size {size}: {storage.redact(table.url)} holds text, which has no smaller view")
-    require_smaller(size, full.image_size, max(side for side, _ in _sizes(table)))
+    sizes = _sizes(table)  # the longer side is what a padded view is made of
+    require_smaller(size, full.image_size, max(s.longer if full.resize == PAD else s.shorter for s in sizes))
     return replace(full, image_size=size)
 
 
-def preprocess_of(table: il_table.Table, image_size: int | None = None, channels: int | None = None, *,
-                  tokenizer: str | None = None, text_length: int | None = None, task: str | None = None,
-                  ) -> AnyPreprocess:  # fmt: skip
+def preprocess_of(table: il_table.Table, image_size: int | None = None, channels: int | None = None,
+                  resize: str | None = None, *, tokenizer: str | None = None, text_length: int | None = None,
+                  task: str | None = None) -> AnyPreprocess:  # fmt: skip
     """What images (texts) become: as given, else as the table says, else as a few of its images are.
 
     Raises UsageError for options of the other kind.
     """
     where = storage.redact(table.url)
     if table.info.content != "image":
-        if image_size or channels:
-            raise UsageError(f"--image-size is for images, and {where} holds text")
+        if image_size or channels or resize:
+            name = "--image-size" if image_size else "--channels" if channels else "--resize"
+            raise UsageError(f"{name} is for images, and {where} holds text")
         return _text_of(table, tokenizer, text_length, task)
     if text_length is not None:
         raise UsageError(f"--text-length {text_length} is for text, and {where} holds images")
     require_text(table.info.content, tokenizer, where)
-    return _images_of(table, image_size, channels)
+    return _images_of(table, image_size, channels, checked_resize(resize))
 
 
 def _text_of(table: il_table.Table, tokenizer: str | None, length: int | None, task: str | None) -> TextPreprocess:
@@ -224,34 +231,30 @@ def _text_of(table: il_table.Table, tokenizer: str | None, length: int | None, t
     return replace(there, length=length or there.length, task=task or there.task)
 
 
-def _images_of(table: il_table.Table, image_size: int | None, channels: int | None) -> Preprocess:
+def _images_of(table: il_table.Table, image_size: int | None, channels: int | None, resize: str | None) -> Preprocess:
     if channels not in (None, 1, 3):
         raise UsageError(f"--channels {channels}: expected 1 (grey) or 3 (RGB)")
+    where = storage.redact(table.url)
     if table.info.preprocess is not None:
         known = Preprocess.from_json(table.info.preprocess)
-        if image_size is None:
-            LOG.info(
-                "images: %d px, %s (as those of %s)",
-                known.image_size,
-                "RGB" if (channels or known.channels) == 3 else "grey",
-                storage.redact(table.url),
-            )
-    else:
-        given = image_size is not None and channels is not None
-        side, planes = choose(
-            [] if given else _sizes(table), image_size, channels, of=f" of {storage.redact(table.url)}"
-        )
-        known = Preprocess(image_size=side, channels=planes, member=table.info.image_member)
-    return known.resized(image_size, channels)
+        seen = known.resized(image_size, channels, resize)
+        there = f"as those of {where}" if seen == known else f"those of {where}: {known.geometry}"
+        LOG.info("images: %s (%s)", seen.geometry, there)
+        return seen
+    given = image_size is not None and channels is not None
+    side, planes, resize = choose(
+        [] if given else _sizes(table), image_size, channels, resize or table.info.resize, of=f" of {where}"
+    )
+    return Preprocess(image_size=side, channels=planes, member=table.info.image_member, resize=resize)
 
 
-def _sizes(table: il_table.Table) -> list[tuple[int, int]]:
-    """(shorter side in pixels, channels) of up to 64 images of up to 8 shards, drawn by the shards' names.
+def _sizes(table: il_table.Table) -> list[Sides]:
+    """Sides and channels of up to 64 images of up to 8 shards, drawn by the shards' names.
 
     Raises BudgetError where none can be used.
     """
     named = sorted(zip(table.names, table.shards, strict=True))
-    found, looked, each = list[tuple[int, int]](), 0, -(-SAMPLES // max(1, min(len(named), SHARDS)))
+    found, looked, each = list[Sides](), 0, -(-SAMPLES // max(1, min(len(named), SHARDS)))
     for shard in generator("look", len(named)).permutation(len(named)).tolist():
         name, url = named[shard]
         part = il_table.read_part(il_table.part_url(table.url, name))

@@ -121,6 +121,11 @@ class TableInfo:
         return str((self.preprocess or {}).get("member") or self.ingredients.get("image_member") or "")
 
     @property
+    def resize(self) -> str:
+        """How images become squares: crop, squash or pad."""
+        return str((self.preprocess or {}).get("resize") or self.ingredients.get("resize") or "crop")
+
+    @property
     def il_dtype(self) -> str:
         """What il is stored as: float32 or float16."""
         return str(self.ingredients.get("il_dtype", "float32"))

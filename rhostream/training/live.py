@@ -23,6 +23,7 @@ from rhostream.runs.cost import Cost
 from rhostream.runs.macs import macs_per_sample
 from rhostream.selection.live import LiveIL
 from rhostream.selection.losses import find_loss
+from rhostream.stream.decode import Preprocess
 from rhostream.stream.inputs import AnyPreprocess, preprocess_from_json
 from rhostream.stream.text import TextPreprocess
 from rhostream.tables.il import Table
@@ -53,10 +54,10 @@ def load_live(
     if isinstance(own, TextPreprocess):
         given = f"--tokenizer {own.tokenizer} --text-length {own.length}"
     else:
-        given = f"--image-size {own.image_size}"
+        given = f"--image-size {own.image_size} --resize {own.resize}"
     if _sees(own) != _sees(decoded):
         raise UsageError(
-            f"the IL model takes {own.says}, and this run decodes {decoded.says}: a model that learns "
+            f"the IL model takes {_in_words(own)}, and this run decodes {_in_words(decoded)}: a model that learns "
             f"along sees what the target sees; give {given}"
         )
     networks = [
@@ -77,7 +78,11 @@ def load_live(
 
 def _sees(preprocess: AnyPreprocess) -> tuple[Any, ...]:
     """What of a preprocessing a model can't do without; pixels are normalised by each model itself."""
-    return preprocess.says, preprocess.model_arguments(), getattr(preprocess, "digest", "")
+    return _in_words(preprocess), preprocess.model_arguments(), getattr(preprocess, "digest", "")
+
+
+def _in_words(preprocess: AnyPreprocess) -> str:
+    return f"{preprocess.says}, {preprocess.resize}" if isinstance(preprocess, Preprocess) else preprocess.says
 
 
 def _weights(folder: str, shown: str) -> list[str]:

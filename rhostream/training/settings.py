@@ -21,6 +21,7 @@ from rhostream.selection.tokens import TokenShare
 from rhostream.setting import ALWAYS, ASKED, defaults_of, settings_of
 from rhostream.stream.budget import Budget
 from rhostream.stream.dataset import CandidateStream
+from rhostream.stream.inputs import preprocess_pins
 from rhostream.stream.keep_list import keep_list_url
 from rhostream.tables.il import fingerprint
 from rhostream.training.augment import KINDS
@@ -194,7 +195,7 @@ class Settings(TrainConfig):
             "proxy_model": self.proxy_model if proxied else None,
             # With one choice for the whole buffer the number of ranks changes nothing but float noise.
             "selection": "global" if self.selection == "global" else f"each of {ranks.size} ranks",
-            **{f"preprocess_{k}": v for k, v in stream.preprocess.to_json().items()},
+            **preprocess_pins(stream.preprocess),
         }
 
 

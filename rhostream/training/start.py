@@ -38,6 +38,7 @@ from rhostream.selection.selector import Selector
 from rhostream.setting import RECORDED, settings_of
 from rhostream.stream.band import Band, resolve_band
 from rhostream.stream.dataset import CandidateStream, Loader
+from rhostream.stream.geometry import CROP
 from rhostream.stream.inputs import AnyPreprocess
 from rhostream.stream.join import UniformChoice
 from rhostream.stream.keep_list import keep_list_account
@@ -297,12 +298,14 @@ def _open(
     """This rank's slice of the buffers. A run that goes on keeps its lanes, whatever the number of ranks now, and the
     order of its shards, whatever that of the list, and the size and channels of its images."""
     then = before.get("settings", {})
+    centred = CROP if "preprocess_image_size" in then else None  # a run of before there were other geometries
     own = settings.lanes is None and then.get("buffer_size") == settings.buffer_size
     carried = then["lanes"] if own and isinstance(then.get("lanes"), int) else None
     loader = open_stream(
         settings.shards, settings.il, buffer_size=settings.buffer_size, seed=settings.seed, passes=None,
         workers=settings.workers, image_size=settings.image_size or then.get("preprocess_image_size"),
         channels=settings.channels or then.get("preprocess_channels"), lanes=settings.lanes, decoder=settings.decoder,
+        resize=settings.resize or then.get("preprocess_resize") or centred,
         missing_il=settings.missing_il, keep_holdout=settings.keep_holdout, needs_il=settings.found_rule.needs_il,
         roots=settings.roots, band=settings.band, keep_list=settings.keep_list, view_size=settings.view_size,
         device=on, classes=settings.classes, rank=ranks.rank, ranks=ranks.size, with_fold=settings.found_rule.live,
