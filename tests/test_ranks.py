@@ -113,7 +113,7 @@ def test_two_ranks_keep_what_one_keeps(runs: Path, kind: str) -> None:
             tables.append(
                 ledger.sql(
                     "SELECT step, candidates, kept, loss_kept, loss_candidates, accuracy_candidates, "
-                    "test_loss, test_samples FROM steps ORDER BY step"
+                    "effective_classes, effective_classes_uniform, test_loss, test_samples FROM steps ORDER BY step"
                 )
             )
     for column in tables[0].column_names:
