@@ -2,8 +2,8 @@
 
     python -m jobs.balance --out DIR        the same command again goes on; the tables of docs/results/balance.md
 
-Sets, all of Fashion-MNIST: two classes of equal size that are hard to tell apart; ten classes with wrong labels; ten
-classes of which the largest is 50 times the smallest. Every il is by an MLP-256 cross-fitted on D itself.
+Sets, all of Fashion-MNIST: two classes of equal size that are hard to tell apart, learned at two rates; ten classes
+with wrong labels; ten classes of which the largest is 50 times the smallest. The il is by an MLP-256 cross-fitted on D.
 """
 
 from __future__ import annotations
@@ -36,20 +36,24 @@ class Set:
     """A set of shards, the model that learns on it, and for how long; `pair`: of two classes, labelled 0 and 1."""
 
     name: str
+    folder: str  # of shards and IL table, which settings share
     train: tuple[str, ...]  # arguments of shards.make
     test: tuple[str, ...]
     model: str
     steps: int
+    lr: float = 1e-3
     pair: bool = False
 
 
 _TEST = ("fashion-mnist", "--split", "test")
 SETS = (
-    Set("two classes", ("fashion-mnist",), (*_TEST, "--limit", "5000"), "small-cnn", 150, pair=True),
-    Set("ten classes, 40 % of the labels redrawn",
+    Set("two classes", "two-classes", ("fashion-mnist",), (*_TEST, "--limit", "5000"), "small-cnn", 150, pair=True),
+    Set("two classes, a high rate", "two-classes", ("fashion-mnist",), (*_TEST, "--limit", "5000"), "small-cnn", 150,
+        lr=5e-3, pair=True),
+    Set("ten classes, 40 % of the labels redrawn", "ten-classes",
         ("web", "--base", "fashion-mnist", "--limit", "30000", "--copies", "0", "--noise-rate", "0.4"),
         (*_TEST, "--limit", "2000"), "mlp-512", 200),
-    Set("ten classes, the largest 50 times the smallest",
+    Set("ten classes, the largest 50 times the smallest", "ten-classes-tail",
         ("web", "--base", "fashion-mnist", "--copies", "0", "--noise", "none", "--imbalance", "50"),
         (*_TEST, "--limit", "2000"), "mlp-512", 200),
 )  # fmt: skip
@@ -72,26 +76,22 @@ class Training:
 
     @property
     def folder(self) -> str:
-        return str(place(self.out, self.of) / "runs" / f"{self.arm.replace(', ', '-')}-{self.seed}")
+        rate = "" if self.of.lr == 1e-3 else f"-lr{self.of.lr:g}"
+        return str(Path(self.out, self.of.folder, "runs", f"{self.arm.replace(', ', '-')}{rate}-{self.seed}"))
 
     def __call__(self) -> str:
         logging.basicConfig(level=logging.ERROR)
-        at, start = place(self.out, self.of), time.monotonic()
+        at, start = Path(self.out, self.of.folder), time.monotonic()
         rhostream.train(
             [str(at / "train")], str(at / "il"), self.folder, model=self.of.model, seed=self.seed, steps=self.of.steps,
             buffer_size=N_B, batch_size=N_b, test_shards=[str(at / "test")], eval_every=EVERY, smoothing=WINDOW,
-            threads=1, **ARMS[self.arm])  # fmt: skip
+            lr=self.of.lr, threads=1, **ARMS[self.arm])  # fmt: skip
         return f"{self.of.name}: {self.arm}, seed {self.seed} ({time.monotonic() - start:.0f} s)"
-
-
-def place(out: str, of: Set) -> Path:
-    """The folder of a set."""
-    return Path(out, of.name.partition(",")[0].replace(" ", "-") + ("-tail" if "times" in of.name else ""))
 
 
 def make(out: str, of: Set) -> None:
     """The shards, the IL model and the table of a set; what is there isn't made again."""
-    at = place(out, of)
+    at = Path(out, of.folder)
     for name, arguments in (("train", of.train), ("test", of.test)):
         whole = at / "all" / name if of.pair else at / name
         # The recipes are programs of the repository; a job stands on the library alone, so it calls them as one does.
@@ -189,9 +189,8 @@ def main(out: str, seeds: int, jobs: int) -> None:
         for future in [pool.submit(run) for run in runs]:
             click.echo(future.result(), err=True)
     for one in SETS:
-        click.echo(
-            f"\n**{one.name}** ({one.model}, {one.steps} steps, {seeds} seeds)\n\n{table(rows(out, one, seeds))}"
-        )
+        says = f"{one.model}, lr {one.lr:g}, {one.steps} steps, {seeds} seeds"
+        click.echo(f"\n**{one.name}** ({says})\n\n{table(rows(out, one, seeds))}")
 
 
 if __name__ == "__main__":
