@@ -20,8 +20,8 @@ from rhostream.runs import chain, checkpoint
 from rhostream.runs.cost import Cost
 from rhostream.runs.link import Link
 from rhostream.runs.tensors import payload
-from rhostream.stream.tar import walk
 from rhostream.selection.balance import effective_classes
+from rhostream.stream.tar import walk
 from rhostream.tables import il, selections, steps
 from rhostream.tables.selections import LogWriter
 from rhostream.tables.steps import StepsWriter

@@ -123,7 +123,7 @@ def of_balance(means: Sequence[tuple[int, float | None, float | None]]) -> str:
         if count >= EARLY and kept is not None and chance is not None and kept < FEW_CLASSES * chance:
             return (
                 f"kept batches held {kept:.2f} effective classes in the mean of {count:,} steps, where chance gives "
-                f"{chance:.2f}: selection takes few classes at a time; --class-quota balanced keeps that from happening "
+                f"{chance:.2f}: selection takes few classes at a time; --class-quota balanced prevents that "
                 "(rhostream sql RUN @effective_classes shows it over time)"
             )
     return ""
