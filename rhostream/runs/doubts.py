@@ -22,7 +22,7 @@ FEW_STEPS = 100  # of a run: rho needs 150 to 400 to reach what uniform reaches 
 FEW_A_PASS = 10  # buffers: D is so small that a plain loop over all of it costs less than choosing
 LONG_TAIL = 0.05  # of a pass
 EARLY = 40  # steps in which a model learns its classes at all, and a batch of one class costs the most
-FEW_CLASSES = 0.7  # of what chance gives; see docs/results.md: batches of few classes
+FEW_CLASSES = 0.7  # of what chance gives; see docs/results/balance.md
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def of_balance(means: Sequence[tuple[int, float | None, float | None]]) -> str:
     """What is to be said of kept batches, one sentence or ""; `means`: (steps, effective classes, those of chance).
 
     The first that is far below what chance gives is told. Chance moves one batch of 32 by some per cent and a mean of
-    `EARLY` by less than one; runs that selection sped up fivefold kept 77 to 80 % of it.
+    `EARLY` by one or two; runs that selection sped up fourfold kept 75 to 80 % of it (docs/results/balance.md).
     """
     for count, kept, chance in means:
         if count >= EARLY and kept is not None and chance is not None and kept < FEW_CLASSES * chance:
