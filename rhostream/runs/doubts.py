@@ -141,16 +141,29 @@ def doubts_of(run: str) -> list[str]:
 
 def after_work(run: str) -> str:
     """What is to be said of the batches that the steps in force kept; "" where nothing is, or can't be read."""
+    early, every = _Means(), _Means()  # sums only: a run may have millions of steps
     try:
         latest = checkpoint.latest(run)
-        rows = [] if latest is None else list(steps.balances(run, latest.steps))
+        for _, kept, chance in [] if latest is None else steps.balances(run, latest.steps):
+            every.add(kept, chance)
+            if every.count <= EARLY:
+                early.add(kept, chance)
     except RhostreamError:
         return ""  # `verify` says so
-    rows.sort()
-    return of_balance([_means(rows[:EARLY]), _means(rows)])
+    return of_balance([early.means, every.means])
 
 
-def _means(rows: Sequence[tuple[int, float, float]]) -> tuple[int, float | None, float | None]:
-    if not rows:
-        return 0, None, None
-    return len(rows), sum(r[1] for r in rows) / len(rows), sum(r[2] for r in rows) / len(rows)
+@dataclass
+class _Means:
+    """Sums of effective classes over steps."""
+
+    count: int = 0
+    kept: float = 0.0
+    chance: float = 0.0
+
+    def add(self, kept: float, chance: float) -> None:
+        self.count, self.kept, self.chance = self.count + 1, self.kept + kept, self.chance + chance
+
+    @property
+    def means(self) -> tuple[int, float | None, float | None]:
+        return (self.count, self.kept / self.count, self.chance / self.count) if self.count else (0, None, None)
