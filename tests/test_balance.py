@@ -20,6 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rhostream
+from rhostream.advisor.estimate import setting_doubts
+from rhostream.advisor.predict import Setting
 from rhostream.audit.questions import run_question
 from rhostream.audit.says import render_status
 from rhostream.audit.status import status_of
@@ -242,3 +244,10 @@ def test_few_steps_or_a_batch_that_chance_could_give_are_no_doubt() -> None:
     assert of_balance([(EARLY, 1.5, 1.97), (400, 6.7, 8.6)]) == ""
     assert "1.10 effective" in of_balance([(EARLY, 1.10, 1.97), (400, 1.9, 1.97)])
     assert "400 steps" in of_balance([(EARLY, 1.8, 1.97), (400, 1.2, 1.97)])
+
+
+def test_an_estimate_has_the_doubts_that_its_sizes_bring() -> None:
+    sizes = {"buffer_size": 320, "batch_size": 32}
+    assert setting_doubts(Setting(**sizes, samples=60_000)) == []
+    few, tail = setting_doubts(Setting(**sizes, samples=1_187))
+    assert few.startswith("3 a pass") and "19.1%" in tail
