@@ -210,6 +210,7 @@ def train(config: TrainConfig) -> None:
                     "test_accuracy": summary.test_accuracy,
                     "test_samples": summary.test_samples,
                     "test_left_out": summary.test_left_out,
+                    "doubts": summary.doubts,
                 },
                 indent=1,
             )

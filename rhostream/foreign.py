@@ -227,11 +227,11 @@ def checked_facts(facts: T) -> T:
 def checked_run(record: dict[str, Any]) -> dict[str, Any]:
     """The same run.json, its fields, where there are any, what they claim to be. Raises ValueError."""
     kinds = {"settings": dict, "fingerprints": dict, "il_model": dict, "roots": dict, "arguments": dict, "shards": list,
-             "shard_urls": list, "il": str}  # fmt: skip
+             "shard_urls": list, "doubts": list, "il": str}  # fmt: skip
     for name, kind in kinds.items():
         if record.get(name) is not None:
             _is(record[name], kind, name)
-    for name in ("shards", "shard_urls"):
+    for name in ("shards", "shard_urls", "doubts"):
         for one in record.get(name) or ():
             _is(one, str, name)
     for root in (record.get("roots") or {}).values():

@@ -20,6 +20,7 @@ from rhostream.runs import chain, checkpoint
 from rhostream.runs.cost import Cost
 from rhostream.runs.link import Link
 from rhostream.runs.tensors import payload
+from rhostream.selection.balance import effective_classes
 from rhostream.stream.tar import walk
 from rhostream.tables import il, selections, steps
 from rhostream.tables.selections import LogWriter
@@ -250,6 +251,8 @@ def make_run(
                 "step": step,
                 "pass": 0,
                 "kept": kept,
+                "effective_classes": effective_classes(np.array([r["label"] for r in now if r["kept"]])),
+                "effective_classes_uniform": 2.5,
                 "forward_units": cost.forward_units,
                 "seconds_wait": 0.5,
                 "seconds_train": 0.25,

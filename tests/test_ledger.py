@@ -459,6 +459,17 @@ def by_hand_kept_over_time(made: World, log: Rows) -> Iterator[dict[str, Any]]:
         }
 
 
+def by_hand_effective_classes(made: World, log: Rows) -> Iterator[dict[str, Any]]:
+    by_step = {}
+    for step, rows in groups([r for r in log if r["kept"]], "step").items():
+        shares = [n / len(rows) for n in Counter(r["label"] for r in rows).values()]
+        by_step[step] = np.exp(-sum(p * np.log(p) for p in shares))
+    for at in range(20):
+        kept = [by_step[step] for step in (2 * at, 2 * at + 1)]
+        yield {"from_step": 2 * at, "to_step": 2 * at + 1, "kept": np.mean(kept), "by_chance": 2.5}
+        assert 1 <= min(kept) <= 3
+
+
 def by_hand_worst_classes(made: World, log: Rows) -> Iterator[dict[str, Any]]:
     last = 1 - 0.9 / 41
     rates = {row["label"]: row for row in by_hand_kept_by_class(made, log)}

@@ -27,6 +27,7 @@ from rhostream.tables.il import open_table
 from tests import ranks
 from tests.ranks import join_group, leave_group
 from tests.tables import without_il
+from tests.test_balance import FROM_THE_LOG
 from tests.test_selection import buffer
 from tests.test_training import weights_of
 
@@ -113,7 +114,7 @@ def test_two_ranks_keep_what_one_keeps(runs: Path, kind: str) -> None:
             tables.append(
                 ledger.sql(
                     "SELECT step, candidates, kept, loss_kept, loss_candidates, accuracy_candidates, "
-                    "test_loss, test_samples FROM steps ORDER BY step"
+                    "effective_classes, effective_classes_uniform, test_loss, test_samples FROM steps ORDER BY step"
                 )
             )
     for column in tables[0].column_names:
@@ -339,5 +340,8 @@ def test_ranks_that_choose_alone_keep_their_own_share_and_belong_to_the_run(
         mine = [s for s in latest.log if f"/rank={rank}/" in s["path"]]
         rows = rhostream.tables.selections.read(str(run), mine).to_pylist()
         assert [sum(r["kept"] for r in rows if r["step"] == s) for s in range(5)] == [4] * 5
+    with rhostream.open_ledger(str(run)) as ledger:  # of the batch that both ranks made
+        known = ledger.sql("SELECT effective_classes FROM steps ORDER BY step")[0].to_pylist()
+        assert known == pytest.approx(ledger.sql(FROM_THE_LOG)["effective"].to_pylist(), rel=1e-5)
     with pytest.raises(rhostream.errors.MismatchError, match="selection: was 'each of 2 ranks'"):
         rhostream.train(**{**settings, "run": str(run), "steps": 5, "selection": "rank"})

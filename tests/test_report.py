@@ -203,7 +203,7 @@ def test_the_page_is_static_and_loads_nothing(page: str) -> None:
     assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]*)"', page))
     assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', page))
     figures = [base64.b64decode(f).decode() for f in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)]
-    assert len(figures) == 6 and not any("<script" in f for f in figures)
+    assert len(figures) == 7 and not any("<script" in f for f in figures)
 
 
 def test_hostile_keys_are_inert_on_the_page(made: World, log: Rows, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from rhostream.advisor.predict import ILCost, Measured, Setting
 from rhostream.advisor.samples import Samples, draw, preprocess_for, some
 from rhostream.errors import UntrustedCodeError, UsageError, users_code
 from rhostream.randomness import torch_seed
+from rhostream.runs.doubts import Plan
 from rhostream.runs.macs import macs_per_sample
 from rhostream.selection.hardware import bf16_supported, cores, device_of
 from rhostream.selection.hardware import threads as in_threads
@@ -31,6 +32,7 @@ from rhostream.stream.decode import Preprocess
 from rhostream.stream.inputs import AnyPreprocess, decoder_for
 from rhostream.stream.join import UniformChoice
 from rhostream.stream.open import open_stream
+from rhostream.stream.plan import buffers_in, choose_lanes
 from rhostream.tables import il as il_table
 
 PROXY = {"image": "mlp-64", "label": "text-bag", "language": "text-lm"}  # by what is learned of an image or a text
@@ -143,9 +145,24 @@ def estimate(
         image_size=image.image_size if image else 0, channels=image.channels if image else 0, input=preprocess.says,
         classes=classes, batch_norm=bench.batch_norm,
         il_there=table is not None and table.info.kind == "il", counted=samples.counted, setting=setting,
-        measured=measured, il=cost, advice=advise(measured, setting, cost), notes=tuple(bench.notes),
+        measured=measured, il=cost, advice=advise(measured, setting, cost),
+        notes=(*bench.notes, *(setting_doubts(setting) if samples.counted else ())),
         seconds=time.perf_counter() - started,
     )  # fmt: skip
+
+
+def setting_doubts(setting: Setting) -> list[str]:
+    """What makes it doubtful that selection pays with buffers of this size, whatever a step costs."""
+    n_B, lanes = setting.buffer_size, choose_lanes(setting.buffer_size)
+    return Plan(
+        samples=setting.samples,
+        buffer_size=n_B,
+        batch_size=setting.batch_size,
+        lanes=lanes,
+        buffers=buffers_in(setting.samples, n_B, lanes),
+        last_step=None,
+        scores=True,
+    ).doubts()
 
 
 def parse_band(text: str) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from rhostream.audit.views import Ledger, open_ledger
 from rhostream.config.train import TrainConfig
 from rhostream.errors import RhostreamError
 from rhostream.foreign import RESIZES
+from rhostream.runs.doubts import EARLY
 from rhostream.setting import CASCADE, defaults_of, settings_of
 
 POINTS = 4000  # of the scatter
@@ -59,6 +60,7 @@ class RunFacts:
     classes: dict[int, tuple[int, int]]  # label -> (planned, kept)
     class_accuracy: list[float | None]  # at the last evaluation, by label
     noisy: dict[bool, float]  # kept? -> share of wrong labels, where it is known
+    balance: tuple[tuple[int, float | None, float | None], ...] = ()  # (steps, effective classes, those of chance)
     no_table: str = ""  # why the run's IL table can't be asked, "" where it can
 
     @property
@@ -127,7 +129,19 @@ def gather(ledger: Ledger, name: str) -> RunFacts:
         classes={r["label"]: (r["planned"], r["kept"]) for r in classes.to_pylist()},
         class_accuracy=last[0]["class_accuracy"] if last else [],
         noisy=_noisy(ledger) if keeps(ledger, "is_noisy") else {}, no_table=_no_table(ledger),
+        balance=_balance(ledger),
     )  # fmt: skip
+
+
+def _balance(ledger: Ledger) -> tuple[tuple[int, float | None, float | None], ...]:
+    """Effective classes of the kept batches, and those of chance: means over the first `EARLY` steps, and over all."""
+    question = (
+        "SELECT count(*) AS n, avg(effective_classes)::DOUBLE AS kept, "
+        "avg(effective_classes_uniform)::DOUBLE AS chance FROM (SELECT *, row_number() OVER (ORDER BY step) AS place "
+        "FROM steps WHERE effective_classes IS NOT NULL) WHERE $most IS NULL OR place <= $most"
+    )
+    rows = [ledger.sql(question, {"most": most}).to_pylist()[0] for most in (EARLY, None)]
+    return tuple((row["n"], row["kept"], row["chance"]) for row in rows)
 
 
 def gather_all(folders: Mapping[str, str], roots: Mapping[str, str] | None) -> dict[str, RunFacts]:
@@ -189,5 +203,17 @@ def over_time(ledger: Ledger) -> dict[str, list[Any]]:
         "SELECT max(step) + 1 AS step, avg(correct::INT) FILTER (kept) AS right_kept, "
         f"avg(correct::INT) AS right_all, {noisy} FROM looks {join} "
         f"GROUP BY step * {SLICES} // greatest(steps, {SLICES}) ORDER BY step"
+    ).to_pydict()
+    return slices
+
+
+def balance_over_time(ledger: Ledger) -> dict[str, list[Any]]:
+    """Effective classes of kept batches and of chance, means in `2 SLICES` slices of the run; empty where unknown."""
+    slices: dict[str, list[Any]] = ledger.sql(
+        "SELECT max(step) + 1 AS step, avg(effective_classes)::DOUBLE AS kept, "
+        "avg(effective_classes_uniform)::DOUBLE AS chance FROM steps "
+        "CROSS JOIN (SELECT max(step) + 1 AS steps FROM steps) WHERE effective_classes IS NOT NULL "
+        "GROUP BY step * $slices // greatest(steps, $slices) ORDER BY step",
+        {"slices": 2 * SLICES},
     ).to_pydict()
     return slices

@@ -19,6 +19,7 @@ def environment() -> Any:
                                undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # fmt: skip
     # Names, keys and labels are hostile text: escaped for HTML by jinja2, and made visible and short by this.
     found.filters["t"] = lambda value: printable(value, 200)
+    found.filters["sentence"] = lambda value: printable(value, 1000)  # ours, with names in it: cut, it says nothing
     return found
 
 

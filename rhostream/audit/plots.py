@@ -159,3 +159,20 @@ def shares(x: Sequence[float], series: Mapping[str, tuple[Sequence[Any], str, st
         axes.legend(loc="best", fontsize=9)
 
     return _drawn(draw)
+
+
+def effective_classes(x: Sequence[float], kept: Sequence[float | None], chance: Sequence[float | None]) -> str:
+    """Effective classes of kept batches over gradient steps, and of batches drawn by chance."""
+
+    def draw(axes: Any) -> None:
+        for values, name, colour, dash in ((kept, "kept", BLUE, "-"), (chance, "by chance", GREY, "--")):
+            y = [np.nan if v is None else float(v) for v in values]
+            axes.plot(x, y, color=colour, linestyle=dash, linewidth=2, label=name)
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(_compact)
+        axes.set_xlabel("gradient steps")
+        axes.set_ylabel("effective classes of a batch")
+        axes.legend(loc="best", fontsize=9)
+
+    return _drawn(draw)

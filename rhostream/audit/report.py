@@ -21,7 +21,7 @@ from rhostream.audit.compare import (
     refused,
     verdict,
 )
-from rhostream.audit.facts import RunFacts, gather_all, over_time, scatter_points
+from rhostream.audit.facts import RunFacts, balance_over_time, gather_all, over_time, scatter_points
 from rhostream.audit.gallery import galleries
 from rhostream.audit.il_quality import il_quality, section
 from rhostream.audit.pages import environment
@@ -29,6 +29,7 @@ from rhostream.audit.plots import BLUE, GREEN, GREY, MINE, ORANGE, RED, Line
 from rhostream.audit.runs import is_table, open_runs
 from rhostream.audit.views import open_ledger
 from rhostream.errors import UsageError
+from rhostream.runs.doubts import doubts_in, of_balance
 from rhostream.tables.il import OK, checked_roots, open_info
 
 LOG = logging.getLogger("rhostream")
@@ -80,7 +81,7 @@ def _page(mine: Sequence[str], folders: Sequence[str], roots: Mapping[str, str] 
         "seconds": tabulate.seconds(groups),
         "il_texts": [(name if len(selected) > 1 else "", il_account(runs[0], found[name]))
                      for name, runs in selected.items()],
-        "reasons": tabulate.reasons(groups), "noisy": tabulate.noisy(groups),
+        "reasons": tabulate.reasons(groups), "balance": tabulate.balance(groups), "noisy": tabulate.noisy(groups),
         "classes": tabulate.classes(main, groups), "runs": tabulate.runs(facts.values()), **_detail(main, roots),
     }  # fmt: skip
 
@@ -120,6 +121,9 @@ def _warnings(facts: Iterable[RunFacts]) -> list[str]:
         if one.folder.checkpoint and one.folder.checkpoint.doubt
     ]
     for one in facts:
+        doubts = [*doubts_in(one.folder.record), of_balance(one.balance) if not one.is_baseline else ""]
+        says += [f"{one.name}: {doubt}." for doubt in doubts if doubt]
+    for one in facts:
         tested = one.folder.record.get("test_set") or {}
         if bad := {status: n for status, n in sorted(tested.items()) if status != OK}:
             says.append(
@@ -147,7 +151,7 @@ def _curves(groups: Groups, selected: Groups, found: Mapping[str, Found], window
 def _detail(main: RunFacts, roots: Mapping[str, str] | None) -> dict[str, Any]:
     """What is drawn and shown of one run."""
     with open_ledger(main.folder.url, roots=roots) as ledger:
-        points, slices = scatter_points(ledger), over_time(ledger)
+        points, slices, classes = scatter_points(ledger), over_time(ledger), balance_over_time(ledger)
         pictures, note = galleries(ledger)
         il = section(il_quality(ledger)) if not main.no_table and open_info(ledger.table_url).kind == "il" else None
     if note:
@@ -163,6 +167,9 @@ def _detail(main: RunFacts, roots: Mapping[str, str] | None) -> dict[str, Any]:
         "scatter": plots.scatter(points) if points["il"] else None,
         "right": plots.shares(slices["step"], right) if scored else None,
         "wrong": plots.shares(slices["step"], wrong) if known else None,
+        "effective": plots.effective_classes(classes["step"], classes["kept"], classes["chance"])
+        if classes["step"]
+        else None,
         "galleries": [{"title": g.title, "says": g.says, "pictures": [_figure(main, p) for p in g.pictures]}
                       for g in pictures],
         "gallery_note": note, "il": il,

@@ -82,6 +82,7 @@ def _run(found: Mapping[str, Any]) -> Iterator[str]:
         yield "  log          empty: no step is committed yet"
     for reason, count in sorted(rows.items(), key=lambda item: -item[1]):
         yield f"  {reason:12} {count:,} rows"
+    yield from (f"  doubtful     {says}" for says in found["doubts"])
     if found["left_out_shards"]:
         yield f"  left out     {found['left_out_shards']:,} shards without a part"
     if tested := found["test_set"]:

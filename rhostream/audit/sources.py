@@ -21,7 +21,7 @@ from rhostream import storage
 from rhostream.audit.runs import RunFolder
 from rhostream.errors import MismatchError, MissingPartError, NotFoundError, TableError
 from rhostream.tables import il as il_table
-from rhostream.tables import parquet, selections
+from rhostream.tables import parquet, selections, steps
 from rhostream.tables.names import unshortened
 
 THREADS = 16
@@ -31,8 +31,13 @@ _FORMAT = ds.ParquetFileFormat(
 )
 
 
-def dataset(files: Sequence[tuple[str, str | None]], column: str | None, schema: pa.Schema) -> Any:
-    """The rows of (url, value) files, with `value` as one more string `column` if it has a name; empty for no files."""
+def dataset(
+    files: Sequence[tuple[str, str | None]], column: str | None, schema: pa.Schema, later: Sequence[str] = ()
+) -> Any:
+    """The rows of (url, value) files, with `value` as one more string `column` if it has a name; empty for no files.
+
+    `later`: columns that files of an older version don't have, and which are null there.
+    """
     schema = pa.schema([field.with_type(_widened(field.type)) for field in schema])
     whole = pa.schema([*schema, (column, pa.string())]) if column else schema
     local = [(url, value) for url, value in files if _on_disk(url)]
@@ -40,7 +45,7 @@ def dataset(files: Sequence[tuple[str, str | None]], column: str | None, schema:
     fragments = [_FORMAT.make_fragment(url, disk, partition_expression=ds.field(column) == value if column else None)
                  for url, value in local]  # fmt: skip
     pieces = [ds.FileSystemDataset(fragments, whole, _FORMAT, disk)] if fragments else []
-    remote = [_remote(url, value, column, whole) for url, value in files if not _on_disk(url)]
+    remote = [_remote(url, value, column, whole, later) for url, value in files if not _on_disk(url)]
     if remote:
         pieces.append(ds.dataset(pa.concat_tables(remote).unify_dictionaries()))
     return pieces[0] if len(pieces) == 1 else ds.dataset(pieces or whole.empty_table())
@@ -58,9 +63,12 @@ def _widened(kind: pa.DataType) -> pa.DataType:
     return pa.float32() if pa.types.is_float16(kind) else kind
 
 
-def _remote(url: str, value: str | None, column: str | None, schema: pa.Schema) -> pa.Table:
+def _remote(url: str, value: str | None, column: str | None, schema: pa.Schema, later: Sequence[str] = ()) -> pa.Table:
     table = parquet.read(url)[0]
     try:
+        for name in later:
+            if name not in table.schema.names:
+                table = table.append_column(name, pa.nulls(len(table), schema.field(name).type))
         if column:
             table = table.append_column(column, pa.array([value] * len(table), pa.string()))
         return table.select(schema.names).cast(schema)
@@ -74,7 +82,8 @@ def segments(run: RunFolder, what: str, schema: pa.Schema) -> Any:
     Raises TableError naming the first segment that is damaged, replaced or gone.
     """
     listed = getattr(run.checkpoint, what) if run.checkpoint else []
-    return dataset([(url, None) for url in selections.verified_paths(run.url, listed)], None, schema)
+    later = steps.SINCE_2 if what == "steps" else ()
+    return dataset([(url, None) for url in selections.verified_paths(run.url, listed)], None, schema, later)
 
 
 def part_files(table: str, shards: Sequence[str]) -> list[tuple[str, str]]:

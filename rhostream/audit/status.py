@@ -18,6 +18,7 @@ from rhostream.config.train import TrainConfig
 from rhostream.errors import RhostreamError, StorageError, TableError, UsageError
 from rhostream.runs import checkpoint
 from rhostream.runs.attempts import note_of
+from rhostream.runs.doubts import doubts_in
 from rhostream.runs.link import Link
 from rhostream.runs.plans import plans_of
 from rhostream.setting import option_name, settings_of
@@ -142,7 +143,8 @@ def _run_status(run: str) -> dict[str, Any]:
         "rows_by_reason": counts, "unused": {k: counts[k] for k in _UNUSED if counts.get(k)},
         "examples": _run_examples(run, record, latest), "attempts": checkpoint.newest_attempt(run) + 1,
         "left_out_shards": record.get("left_out_shards") or 0, "changes": list(latest.changes) if latest else [],
-        "test_set": record.get("test_set") or {}, "unconfirmed": latest.doubt if latest else "",
+        "test_set": record.get("test_set") or {}, "doubts": doubts_in(record),
+        "unconfirmed": latest.doubt if latest else "",
         "next": "nothing: the run is complete" if complete else _go_on(run, record, latest),
     }  # fmt: skip
 

@@ -173,6 +173,17 @@ def noisy(groups: Groups) -> list[list[str]]:
             for name, runs in groups.items() if any(r.noisy for r in runs)]  # fmt: skip
 
 
+def balance(groups: Groups) -> list[list[str]]:
+    """Effective classes of kept batches beside those of chance, by group: over the first steps, and over all."""
+    rows = []
+    for name, runs in groups.items():
+        known = [run.balance for run in runs if run.balance and run.balance[0][1] is not None]
+        if known:
+            means = [mean(of[part][at] for of in known) for part in (0, 1) for at in (1, 2)]
+            rows.append([name, *(UNKNOWN if value is None else f"{value:.2f}" for value in means)])
+    return rows
+
+
 def classes(main: RunFacts, groups: Groups) -> dict[str, Any]:
     """Kept rates of the main run's group and accuracies of all groups, worst class first; and what stands out."""
     own = next((list(runs) for runs in groups.values() if main in runs), [main])

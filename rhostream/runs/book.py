@@ -19,6 +19,7 @@ from rhostream.candidates import CANDIDATE, Candidates, Reason
 from rhostream.crashpoints import crash_point
 from rhostream.errors import NonFiniteError
 from rhostream.runs.attempt import Attempt
+from rhostream.selection.balance import Balance, class_rows
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import NONFINITE_BUFFERS, Selection
 from rhostream.stream.dataset import CandidateStream
@@ -61,6 +62,7 @@ class Totals:
     live_trained: int
     signal: int  # the largest signal that a rank was asked to stop by, 0 for none
     due: bool  # whether a rank's clock says that it is time for a commit
+    balance: Balance  # the classes of what was kept
 
 
 @dataclass
@@ -93,8 +95,23 @@ def totals_of(candidates: Candidates, selection: Selection, signal: int, due: bo
         int(n) for n in told.sum(0).nan_to_num().tolist()
     )
     return Totals(
-        of_all, kept, count, loss, correct, scored, short, reread, live, learned, int(told[:, -1].max()), asked > 0
-    )
+        of_all, kept, count, loss, correct, scored, short, reread, live, learned, int(told[:, -1].max()), asked > 0,
+        _balance(candidates, selection, ranks),
+    )  # fmt: skip
+
+
+def _balance(candidates: Candidates, selection: Selection, ranks: Ranks) -> Balance:
+    """The classes of what all ranks kept, against what their rules could choose from. Collective."""
+    host = candidates.host
+    rows = class_rows(host.label)
+    # `below` before the choice: `uniform` has chosen in the stream, before anything was decoded.
+    offered = (host.reason == CANDIDATE) | (host.reason == Reason.below)
+    if ranks.alone:
+        return Balance.of(host.label.numpy()[rows], selection.kept[rows], offered[rows])
+    label = host.label.double() if host.label.ndim == 1 else torch.zeros(len(rows), dtype=torch.float64)
+    own = torch.stack([label, torch.from_numpy(selection.kept).double(), torch.from_numpy(offered).double()], 1)
+    told = ranks.concat(own[torch.from_numpy(rows)], candidates.slice_of(ranks.rank, ranks.size).most)[0].numpy()
+    return Balance.of(told[:, 0].astype(np.int64), told[:, 1] > 0, told[:, 2] > 0)
 
 
 class Book:
@@ -183,14 +200,17 @@ class Book:
         self._end_of_pass(step)
         if not run.ranks.first:
             return
+        trained = finite and applied
         row = {
             "step": step.number,
             "pass": step.candidates.pass_index,
             "candidates": totals.candidates,
-            "kept": totals.kept if finite and applied else 0,
+            "kept": totals.kept if trained else 0,
             "loss_kept": self.loss,
             "loss_candidates": totals.loss / totals.reached if totals.reached else None,
             "accuracy_candidates": totals.correct / totals.reached if totals.reached else None,
+            "effective_classes": totals.balance.kept if trained else None,
+            "effective_classes_uniform": totals.balance.uniform if trained else None,
             "learning_rate": step.learning_rate,
             "forward_units": step.units,
             **{f"seconds_{phase}": step.seconds.get(phase, 0.0) for phase in ("wait", "score", "train", "log")},

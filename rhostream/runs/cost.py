@@ -7,7 +7,7 @@ RHO-LOSS costs n_B + 3 n_b units against 3 n_b for a uniform one, so selection p
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -65,6 +65,32 @@ class Cost:
         forwards = int(account.get("checked_samples", 0)) + int(account.get("scored_samples", 0))
         spent = 3 * int(account.get("fit_samples", 0)) + forwards
         return spent * float(account.get("macs", 0)) / self.macs
+
+    def planned_units(
+        self,
+        steps: int,
+        buffer_size: int,
+        batch_size: int,
+        *,
+        scores: bool = True,
+        shortlist: float | None = None,
+        proxy: bool = False,
+    ) -> float:
+        """What so many steps will cost in forward units, with the multiply-adds that are known here.
+
+        `shortlist`: how many times n_b of each buffer reach the target's scores; None for all of it.
+        """
+        looked = steps * buffer_size if scores else 0
+        listed = looked if shortlist is None else min(looked, round(steps * shortlist * batch_size))
+        return replace(
+            self,
+            scored=listed,
+            trained=steps * batch_size,
+            shortlisted=0 if shortlist is None else looked,
+            proxy_trained=steps * batch_size if proxy else 0,
+            live_scored=looked if self.live_macs else 0,
+            live_trained=steps * batch_size if self.live_macs else 0,
+        ).forward_units
 
     def add_seconds(self, phase: str, seconds: float) -> None:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds

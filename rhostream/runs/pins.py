@@ -19,6 +19,7 @@ from torch import nn
 from rhostream import storage
 from rhostream.errors import UsageError
 from rhostream.randomness import DRAWS
+from rhostream.runs.doubts import Plan, cheap_choice
 from rhostream.runs.record import versions
 from rhostream.selection.selector import Selector
 from rhostream.stream.dataset import Loader
@@ -97,7 +98,15 @@ def pins_of(
 def record_of(loader: Loader, pins: Mapping[str, Any], last_step: int | None, ranks: int) -> dict[str, Any]:
     """What run.json says beside the pins."""
     stream, table = loader.stream, loader.stream.table
+    doubts = Plan.of(
+        stream,
+        int(pins["batch_size"]),
+        last_step,
+        scores=pins["rule"] != "uniform",
+        cheap=cheap_choice(stream, pins["proxy"] and "a proxy", pins["shortlist"]),
+    ).doubts()
     return {
+        **({"doubts": doubts} if doubts else {}),
         "settings": {
             **pins,
             "workers": loader.workers,

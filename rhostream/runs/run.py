@@ -35,6 +35,7 @@ from rhostream.runs import turns
 from rhostream.runs.attempt import Attempt
 from rhostream.runs.book import Book, Clock, Evaluation, Metrics, Step, totals_of
 from rhostream.runs.chain import head
+from rhostream.runs.doubts import after_work, doubts_in
 from rhostream.runs.fitting import choose_before_decoding, require_ranks
 from rhostream.runs.link import Link, Place, place_of
 from rhostream.runs.measure import measure
@@ -447,6 +448,9 @@ class Run:
                     f"{cursor['buffer']} of pass {cursor['pass']}: a run moves the cursor itself, so give "
                     "it a stream that nobody has moved"
                 )
+        if self.ranks.first and not self.steps:
+            for says in doubts_in(self._record):
+                LOG.warning("warning: %s", says)
         if self.complete:
             turns.require_steps(self.attempt.changing, self.attempt.url, self.steps)
         elif not self._claimed:
@@ -537,6 +541,8 @@ class Run:
         self._clock.lap("checkpoint")
 
     def _end(self) -> None:
+        if self.ranks.first and (says := after_work(self.attempt.url)):
+            LOG.warning("warning: %s", says)
         if not self.objects and self.attempt.uncommitted:
             LOG.warning(
                 "warning: the run is through at step %d, and the ledger will hold nothing after the last "

@@ -45,9 +45,9 @@ class Options:
     )
     class_quota: str | float | None = option(
         None,
-        "No class has more than the share F of a batch; equal shares; or class weights that follow the "
-        "classes' excess losses.",
-        metavar="F|balanced|reducr[:ETA]",
+        "No class has more than the share F of a batch; equal shares; at most 1.5 (TIMES) times its share of the "
+        "buffer; or class weights that follow the classes' excess losses.",
+        metavar="F|balanced|mild[:TIMES]|reducr[:ETA]",
         words="class quota",
     )
     deduplicate: float | None = option(

@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from rhostream.errors import MismatchError, UnknownNameError, UsageError
 
-KINDS = ("balanced", "reducr")
+KINDS = ("balanced", "mild", "reducr")
 ETA = 0.05
+TIMES = 1.5  # of its share of the buffer, that `mild` leaves a class
 BOUND = 100.0  # of a class's weight, up and down: what grows without end would leave one class alone
 Ints = npt.NDArray[np.int64]
 
@@ -25,16 +26,24 @@ Ints = npt.NDArray[np.int64]
 class ClassQuota:
     """`share`: no class has more than that share of a batch. `balanced`: equal shares as far as a buffer has them.
 
+    `mild`: no class has more than `value` times the share that it has of the candidates, rounded up.
     `reducr`: the score of a class is weighed by how far its losses lie above its irreducible ones.
     """
 
     kind: str
     value: float = 0.0
 
-    def caps(self, label: Ints, n: int) -> int | None:
-        """The most that one class may have of `n` kept among candidates of these labels, None for no bound."""
+    def caps(self, label: Ints, n: int) -> int | Ints | None:
+        """The most that one class may have of `n` kept among candidates of these labels (m,), None for no bound.
+
+        Where classes have different bounds, (m,): that of each candidate's class.
+        """
         if self.kind == "share":
             return math.floor(self.value * n + 1e-9)
+        if self.kind == "mild" and len(label):
+            _, own, count = np.unique(label, return_inverse=True, return_counts=True)
+            most = np.ceil(self.value * n * count / len(label) - 1e-9)
+            return most.astype(np.int64)[own]
         if self.kind != "balanced" or not len(label):
             return None
         counts = np.sort(np.unique(label, return_counts=True)[1])
@@ -61,7 +70,7 @@ class ClassQuota:
 
 
 def parse_quota(text: str | float | None) -> ClassQuota | None:
-    """`0.25`, `balanced`, `reducr` or `reducr:ETA`. Raises UsageError."""
+    """`0.25`, `balanced`, `mild` or `mild:TIMES`, `reducr` or `reducr:ETA`. Raises UsageError."""
     if text is None:
         return None
     kind, colon, number = str(text).partition(":")
@@ -69,13 +78,17 @@ def parse_quota(text: str | float | None) -> ClassQuota | None:
         if kind in KINDS:
             if colon and kind == "balanced":
                 raise ValueError
-            value = float(number) if colon else ETA
-            if not 0 < value < math.inf:
+            value = float(number) if colon else {"reducr": ETA, "mild": TIMES}.get(kind, 0.0)
+            if kind == "reducr" and not 0 < value < math.inf:
                 raise UsageError(f"--class-quota {text}: ETA must be a number above 0")
-            return ClassQuota(kind, value if kind == "reducr" else 0.0)
+            if kind == "mild" and not 1 <= value < math.inf:
+                raise UsageError(f"--class-quota {text}: a class may have TIMES its share, expected at least 1")
+            return ClassQuota(kind, value)
         share = float(str(text))
     except ValueError:
-        raise UnknownNameError.of("class quota", str(text), [*KINDS, "reducr:ETA", "a share such as 0.25"]) from None
+        raise UnknownNameError.of(
+            "class quota", str(text), [*KINDS, "mild:TIMES", "reducr:ETA", "a share such as 0.25"]
+        ) from None
     if not 0 < share <= 1:
         raise UsageError(f"--class-quota {text}: a share lies above 0 and is at most 1")
     return ClassQuota("share", share)

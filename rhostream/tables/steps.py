@@ -1,7 +1,10 @@
 """The steps table: what each step cost and gave; written and committed exactly like the selection log.
 
     step int64 | pass int32 | candidates int32 | kept int32 | loss_kept float32 | loss_candidates float32 (nats, means)
-    accuracy_candidates float32 | learning_rate float64 | forward_units float64 (so far; one unit = one sample forward)
+    accuracy_candidates float32
+    effective_classes float32: exp(entropy) of the labels of the kept batch (selection/balance.py); version 2
+    effective_classes_uniform float32: expected of as many drawn by chance from what the rule could choose from
+    learning_rate float64 | forward_units float64 (so far; one unit = one sample forward)
     seconds_wait, seconds_score, seconds_train, seconds_log float32
     test_loss float32, test_accuracy float32, class_accuracy list<float32> (null where there was no evaluation)
     test_samples int64
@@ -11,6 +14,7 @@ An evaluation stands at the step after which it was made. `<run>/steps/attempt=K
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +24,8 @@ from rhostream.crashpoints import crash_point
 from rhostream.tables import parquet
 from rhostream.tables.segments import segment_record
 
-VERSION = 1
+VERSION = 2  # 1 had no effective classes: its segments are read with nulls there
+SINCE_2 = ("effective_classes", "effective_classes_uniform")
 ENCODINGS: dict[str, str] = {}
 DICTIONARY = ["pass"]
 SCHEMA = pa.schema(
@@ -32,6 +37,8 @@ SCHEMA = pa.schema(
         ("loss_kept", pa.float32()),
         ("loss_candidates", pa.float32()),
         ("accuracy_candidates", pa.float32()),
+        ("effective_classes", pa.float32()),
+        ("effective_classes_uniform", pa.float32()),
         ("learning_rate", pa.float64()),
         ("forward_units", pa.float64()),
         ("seconds_wait", pa.float32()),
@@ -69,3 +76,14 @@ class StepsWriter:
         crash_point("steps: segment committed")
         self._rows = []
         return [segment_record(path, data, table.num_rows)]
+
+
+def balances(run: str, segments: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, float, float]]:
+    """(step, effective classes of the kept batch, those of chance) of the steps that have them. Raises TableError."""
+    for segment in segments:
+        rows = parquet.read(storage.join(run, str(segment["path"])))[0]
+        if not set(SINCE_2) <= set(rows.schema.names):
+            continue
+        for step, kept, chance in zip(*(rows[name].to_pylist() for name in ("step", *SINCE_2)), strict=True):
+            if kept is not None and chance is not None:
+                yield step, kept, chance

@@ -25,6 +25,7 @@ from rhostream.runs.attempt import Attempt
 from rhostream.runs.book import Evaluation
 from rhostream.runs.chain import head
 from rhostream.runs.cost import Cost
+from rhostream.runs.doubts import Plan, cheap_choice, doubts_of
 from rhostream.runs.pins import il_account, named_classes
 from rhostream.runs.record import recorded, versions
 from rhostream.runs.run import Run
@@ -70,6 +71,7 @@ class Summary:
     cost: dict[str, Any]
     test_samples: int = 0  # of which the accuracy is
     test_left_out: dict[str, int] = field(default_factory=dict)  # test samples that can't be used, by status
+    doubts: list[str] = field(default_factory=list)  # why selection may not pay here, a sentence each
 
 
 @configured(TrainConfig, "shards", "il", "run")
@@ -203,6 +205,8 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         record["test_set"] = test_set.examine(settings.budget)
     with threads_in_use(threads):
         _set_costs(attempt.cost, settings, loader, network, proxy, live)
+    if doubts := _plan(settings, stream, last_step, attempt.cost).doubts():
+        record["doubts"] = doubts
     optimizer = make_optimizer(settings, network)
     schedule = make_schedule(settings, optimizer, schedule_steps)
     average = None if settings.ema is None else Average(network, settings.ema)
@@ -261,6 +265,7 @@ def _summary(
         attempt.cost.as_json(),
         tested.get(OK, 0) or (last and last.samples) or 0,
         left_out,
+        attempt.ranks.from_first(doubts_of(attempt.url) if attempt.ranks.first else None),
     )
 
 
@@ -397,6 +402,23 @@ def _set_costs(
         set_live_macs(cost, live, stream.decoded)
     cost.il = il_account(loader) if settings.uses_il else {}
     cost.keep_list = {} if settings.keep_list is None else keep_list_account(settings.keep_list)
+
+
+def _plan(settings: Settings, stream: CandidateStream, last_step: int, cost: Cost) -> Plan:
+    """What is known of the run before its first step, for what is doubtful about it."""
+    listed, scores = settings.listed, settings.found_rule.score is not None
+    proxied = listed is not None and listed.kind == "proxy"
+    factor = None if listed is None else listed.factor
+    n_B, n_b = settings.buffer_size, settings.batch_size
+    return Plan.of(
+        stream,
+        n_b,
+        last_step,
+        scores=scores,
+        il_units=cost.il_units,
+        run_units=cost.planned_units(last_step, n_B, n_b, scores=scores, shortlist=factor, proxy=proxied),
+        cheap=cheap_choice(stream, proxied and f"the proxy {settings.proxy_model}", factor),
+    )
 
 
 def _require_statistics(settings: Settings, network: nn.Module, seen: AnyPreprocess, ranks: Ranks) -> None:
