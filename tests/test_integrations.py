@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import random
 from collections import Counter
 from pathlib import Path
@@ -27,7 +28,7 @@ def samples(shards: list[Path], **options: object) -> list[dict[str, object]]:
 
 def test_every_sample_of_a_pipeline_gets_the_il_of_its_row(world: Path) -> None:
     shards = sorted((world / "shards").iterdir())
-    found = {(s["__url__"], s["__key__"]): s["il"] for s in samples(shards, table=world / "il")}
+    found = {(s["__url__"], s["__key__"]): s["__il__"] for s in samples(shards, table=world / "il")}
     assert len(found) == 1003
     for shard in shards:
         part = il.read_part(il.part_url(str(world / "il"), str(shard)))
@@ -40,7 +41,7 @@ def test_a_sample_without_il_is_an_error_dropped_or_nan_as_asked(world: Path, tm
     with pytest.raises(MissingPartError, match="compute-il"):
         samples(other, table=world / "il")
     assert samples(other, table=world / "il", missing="skip") == []
-    assert all(math.isnan(s["il"]) for s in samples(other, table=world / "il", missing="nan"))
+    assert all(math.isnan(s["__il__"]) for s in samples(other, table=world / "il", missing="nan"))
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +66,9 @@ def test_samples_that_the_il_model_learned_from_are_left_out_as_the_stream_leave
     assert {(s["__url__"], s["__key__"]) for s in found} == streamed and 600 < len(streamed) < 800
     assert f"holdout {1003 - len(streamed)} (left out)" in caplog.text
     kept = samples(shards, table=halved, keep_holdout=True)
-    marked = Counter(s["il_status"] for s in kept)
+    marked = Counter(s["__il_status__"] for s in kept)
     assert marked == {"ok": len(streamed), "holdout": 1003 - len(streamed)}
-    assert {(s["__url__"], s["__key__"]) for s in kept if s["il_status"] == "ok"} == streamed
+    assert {(s["__url__"], s["__key__"]) for s in kept if s["__il_status__"] == "ok"} == streamed
 
 
 def test_a_holdout_of_shards_of_its_own_is_left_out(world: Path, tmp_path: Path) -> None:
@@ -97,9 +98,9 @@ def test_a_repeated_key_never_gets_the_il_of_another_sample(repeats: tuple[Path,
     part = il.read_part(il.part_url(str(table), str(shard)))
     stage = join_il(str(table), missing="nan")
     found = list(wds.DataPipeline(wds.SimpleShardList([str(shard)] * 2), wds.tarfile_to_samples(), stage))
-    assert [s["il_status"] == "dup" for s in found] == [at in (7, 15) for at in range(20)] * 2
-    assert all(s["il"] == part.il[at % 20] for at, s in enumerate(found) if at % 20 not in (7, 15))
-    assert all(math.isnan(s["il"]) for s in found if s["il_status"] == "dup")
+    assert [s["__il_status__"] == "dup" for s in found] == [at in (7, 15) for at in range(20)] * 2
+    assert all(s["__il__"] == part.il[at % 20] for at, s in enumerate(found) if at % 20 not in (7, 15))
+    assert all(math.isnan(s["__il__"]) for s in found if s["__il_status__"] == "dup")
     assert stage.counts == {"ok": 36, "dup": 4}
     assert len(samples([shard], table=table, missing="skip")) == 18
     with pytest.raises(MissingPartError, match="repeats a key"):
@@ -116,10 +117,10 @@ def test_out_of_the_shards_order_no_sample_of_a_repeated_key_gets_an_il(repeats:
                 wds.tarfile_to_samples(),
                 shuffled,
                 join_il(str(table), missing="nan"),
-                wds.decode("l8", partial=True),
+                wds.decode("l8"),
             )
         )
-        assert Counter(s["il_status"] for s in found) == {"ok": 16, "dup": 4}
+        assert Counter(s["__il_status__"] for s in found) == {"ok": 16, "dup": 4}
 
 
 def test_an_index_is_refused_before_the_pipeline_runs(world: Path, tmp_path: Path) -> None:
@@ -139,6 +140,49 @@ def test_no_sample_of_the_holdout_is_handed_out_with_a_nan(tmp_path: Path) -> No
     )
     rhostream.compute_il([str(tmp_path / "d")], str(tmp_path / "m"), str(tmp_path / "il"), max_bad_fraction=0.9)
     shards = [tmp_path / "d" / "a.tar"]
-    got = [(s["il_status"], s["il"]) for s in samples(shards, table=tmp_path / "il", keep_holdout=True, missing="nan")]
+    got = [
+        (s["__il_status__"], s["__il__"])
+        for s in samples(shards, table=tmp_path / "il", keep_holdout=True, missing="nan")
+    ]
     assert len(got) == 80 and {status for status, _ in got} == {"ok", "holdout", "dup", "quarantined"}
     assert all(math.isnan(il) == (status in ("dup", "quarantined")) for status, il in got)
+
+
+def pipeline(world: Path, *stages: object, shuffle: int = 0) -> list[dict[str, object]]:
+    shards = [str(s) for s in sorted((world / "shards").iterdir())]
+    mixed = [wds.shuffle(shuffle, rng=random.Random(1))] if shuffle else []
+    return list(wds.DataPipeline(wds.SimpleShardList(shards), wds.tarfile_to_samples(), *mixed, *stages))
+
+
+def test_the_join_stands_before_and_behind_webdatasets_decoder(world: Path) -> None:
+    before = pipeline(world, join_il(str(world / "il")), wds.decode("l8"))
+    behind = pipeline(world, wds.decode("l8"), join_il(str(world / "il"), field="il"))
+    assert [s["__il__"] for s in before] == [s["il"] for s in behind] and len(before) == 1003
+    assert {s["__il_status__"] for s in before} == {s["il_status"] for s in behind} == {"ok"}
+    assert isinstance(before[0]["__il__"], float) and isinstance(before[0]["png"], np.ndarray)
+
+
+def test_behind_a_shuffle_each_part_is_read_once_and_no_il_is_another_samples(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = {(s["__url__"], s["__key__"]): s["__il__"] for s in pipeline(world, join_il(str(world / "il")))}
+    read, opened = il.read_part, list[str]()
+    monkeypatch.setattr(il, "read_part", lambda url, **how: opened.append(url) or read(url, **how))
+    stage = join_il(str(world / "il"))
+    for _ in range(2):  # epochs
+        mixed = pipeline(world, stage, shuffle=500)
+        assert {(s["__url__"], s["__key__"]): s["__il__"] for s in mixed} == plain
+        assert [s["__key__"] for s in mixed] != [key for _, key in plain]
+    assert len(opened) == len(set(opened)) == len({url for url, _ in plain})
+    assert pickle.loads(pickle.dumps(stage))._parts == {}  # a worker reads its own
+
+
+def test_parts_beyond_the_bound_are_read_again_and_the_il_stay_right(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = {(s["__url__"], s["__key__"]): s["__il__"] for s in pipeline(world, join_il(str(world / "il")))}
+    monkeypatch.setattr("rhostream.integrations.webdataset.ROWS_KEPT", 300)
+    stage = join_il(str(world / "il"))
+    mixed = pipeline(world, stage, shuffle=500)
+    assert {(s["__url__"], s["__key__"]): s["__il__"] for s in mixed} == plain
+    assert sum(map(len, stage._parts.values())) <= 300

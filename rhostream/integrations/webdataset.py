@@ -1,16 +1,16 @@
-"""The IL join as a stage of anybody's webdataset pipeline: samples come in, samples with an `il` go out.
+"""The IL join as a stage of anybody's webdataset pipeline: samples come in, samples with an il go out.
 
-    wds.DataPipeline(wds.SimpleShardList(urls), wds.tarfile_to_samples(), join_il("il"),
-                     wds.decode("rgb8", partial=True), ...)
+    wds.DataPipeline(wds.SimpleShardList(urls), wds.tarfile_to_samples(), join_il("il"), wds.decode("rgb8"),
+                     wds.to_tuple("jpg", "cls", "__il__"), ...)
 
-`partial`, because webdataset's decoder otherwise takes every field for bytes, the il too.
+`__il__`, because webdataset's decoder takes every field for bytes but those between double underscores.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -22,6 +22,7 @@ from rhostream.tables import il as il_table
 
 LOG = logging.getLogger("rhostream")
 Sample = dict[str, Any]
+ROWS_KEPT = 400_000  # of parts at hand, about 100 MB a process; a shuffle mixes shards, and each asks for its part
 OK, HOLDOUT, REPEATED, QUARANTINED, MISSING = "ok", "holdout", "dup", "quarantined", "missing"
 _SAYS = {
     REPEATED: "repeats a key of its shard, and the table holds the il of the first one",
@@ -36,20 +37,24 @@ def join_il(
     roots: Mapping[str, str] | None = None,
     missing: str = "error",
     keep_holdout: bool = False,
-    field: str = "il",
+    field: str = "__il__",
 ) -> JoinStage:
     """A stage that sets `sample[field]` to the irreducible loss (nats), joined by (shard, `__key__`).
 
+    It may stand anywhere in the pipeline. A `field` without double underscores, such as "il", must come behind
+    `decode`, or before one with `partial=True`: webdataset's decoder takes any other field for bytes.
+
     Samples that the IL model was trained on are left out unless `keep_holdout`, as `open_stream` does.
-    `sample[field + "_status"]` says what the number is: "ok", "holdout" (the IL model learned from it), or NaN's why:
+    `sample["__il_status__"]` (`field` with `_status` behind its name) says what the number is: "ok", "holdout" (the IL
+    model learned from it), or NaN's why:
     "missing" (no part, a key that the part doesn't hold, no il), "quarantined" (the table says that it can't be used)
     or "dup" (its key came before in its shard: the first one counts). `missing` is what happens to the last three:
     "error" raises MissingPartError, "skip" drops the sample, "nan" lets it through with il = NaN. Every sample is
     counted in the stage's `counts` (of its process), and the counts are logged when the pipeline ends.
 
     A repeated key names no sample, so its first one is told by its place in the shard: put the stage right behind
-    `tarfile_to_samples`. Behind a shuffle or a filter all samples of such a key are "dup". One part is in memory at a
-    time. Raises UsageError for a table without il.
+    `tarfile_to_samples`. Behind a shuffle or a filter all samples of such a key are "dup". Parts stay in memory up to
+    400,000 rows, so that a shuffle doesn't read them again and again. Raises UsageError for a table without il.
     """
     if missing not in ("error", "skip", "nan"):
         raise UsageError(f"missing {missing!r}: expected error, skip or nan")
@@ -67,21 +72,32 @@ class JoinStage:
         self._table, self._roots, self._missing, self._field = table, roots, missing, field
         self._keep_holdout = keep_holdout
         self.counts = Counter[str]()  # samples by status
+        self._status_field = f"{field[:-2]}_status__" if field.endswith("__") else f"{field}_status"
+        self._parts = OrderedDict[str, _Rows]()  # by URL of the shard, the one asked for last at the end
+        self._held = 0  # their rows
+        self._seen = set[str]()  # shards of this loop whose part was read: where it comes again the order is unknown
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the parts at hand: each process reads those of its own shards."""
+        return self.__dict__ | {"_parts": OrderedDict(), "_held": 0}
 
     def __call__(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         url, rows, before = "", _Rows(None), self.counts.copy()
+        self._seen = set(self._parts)
+        for kept in self._parts.values():
+            kept.begin()
         try:
             for sample in samples:
                 if sample["__url__"] != url:
                     url = sample["__url__"]
-                    rows = self._rows(il_table.shard_name(storage.resolve(url), self._roots))
+                    rows = self._rows(url)
                 status, value = rows.next(sample["__key__"])
                 self.counts[status] += 1
                 if status in _SAYS and self._missing == "error":
                     raise MissingPartError(self._refusal(sample["__key__"], url, status))
                 if (status == HOLDOUT and not self._keep_holdout) or (status in _SAYS and self._missing == "skip"):
                     continue
-                yield {**sample, self._field: value, f"{self._field}_status": status}
+                yield {**sample, self._field: value, self._status_field: status}
         finally:
             self._say(self.counts - before)
 
@@ -105,11 +121,21 @@ class JoinStage:
                 listed,
             )
 
-    def _rows(self, name: str) -> _Rows:
-        try:
-            return _Rows(il_table.read_part(il_table.part_url(self._table, name)), self._keep_holdout)
-        except NotFoundError:
-            return _Rows(None)
+    def _rows(self, url: str) -> _Rows:
+        rows = self._parts.pop(url, None)
+        if rows is None:
+            name = il_table.shard_name(storage.resolve(url), self._roots)
+            try:
+                rows = _Rows(il_table.read_part(il_table.part_url(self._table, name)), self._keep_holdout)
+            except NotFoundError:
+                rows = _Rows(None)
+            rows.begin(in_order=url not in self._seen)
+            self._seen.add(url)
+            self._held += len(rows)
+        self._parts[url] = rows
+        while len(self._parts) > 1 and self._held > ROWS_KEPT:
+            self._held -= len(self._parts.popitem(last=False)[1])
+        return rows
 
 
 class _Rows:
@@ -118,12 +144,19 @@ class _Rows:
     def __init__(self, part: il_table.Part | None, keep_holdout: bool = False) -> None:
         self._part, self._keep_holdout = part, keep_holdout
         self._keys: list[str] = [] if part is None else part.key.to_pylist()
-        self._first = {key: row for row, key in reversed(list(enumerate(self._keys)))}
+        self._first = dict(zip(reversed(self._keys), reversed(range(len(self._keys))), strict=True))
         self._repeated = frozenset[str]()
         if len(self._first) < len(self._keys):
             counts = pc.value_counts(part.key).flatten()  # type: ignore[union-attr]
             self._repeated = frozenset(counts[0].filter(pc.greater(counts[1], 1)).to_pylist())
-        self._place, self._in_order = 0, True
+        self.begin()
+
+    def __len__(self) -> int:
+        return len(self._keys) or 1  # what isn't there takes its place too
+
+    def begin(self, in_order: bool = True) -> None:
+        """A new loop over the pipeline: the shard from its beginning, in its order or in another."""
+        self._place, self._in_order = 0, in_order
 
     def next(self, key: str) -> tuple[str, float]:
         """Status and il (nats) of the next sample of the shard; NaN unless it is "ok" or "holdout"."""
