@@ -23,10 +23,11 @@ from multiprocessing import connection, forkserver
 from types import FrameType, TracebackType
 from typing import TypeVar
 
-from rhostream.errors import Interrupted, WorkerError
+from rhostream.errors import Interrupted, UsageError, WorkerError
 
 PATIENCE_SECONDS = 4.0  # a machine that is taken away gives little more
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+UNGUARDED = 79  # exit code of a worker that runs the user's script instead of what it was started for
 T = TypeVar("T")
 
 
@@ -216,12 +217,23 @@ def _end_all(workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
             worker.kill()
 
 
+def end_if_unguarded() -> None:
+    """End a process that is being started and runs the user's script once more, for want of a `__main__` guard.
+
+    To be called before any work: that process would claim runs and write tables beside its parent, until Python
+    refuses it children of its own.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        os._exit(UNGUARDED)  # a fork server makes 1 of any exit by an exception
+
+
 @contextlib.contextmanager
 def working(loader: Iterable[T]) -> Iterator[Iterator[T]]:
     """Iterate a DataLoader with workers; left early, its workers end now and not when what they read has come.
 
-    Raises WorkerError for a worker that died.
+    Raises WorkerError for a worker that died, UsageError where the user's script has no `__main__` guard.
     """
+    end_if_unguarded()
     deaf_fork_server()
     before = set(multiprocessing.active_children())
     iterator = iter(loader)
@@ -230,6 +242,11 @@ def working(loader: Iterable[T]) -> Iterator[Iterator[T]]:
         yield iterator
     except BaseException as exc:
         _end_all(workers)
+        if any(worker.exitcode == UNGUARDED for worker in workers):
+            raise UsageError(
+                "workers import the script that starts them, and this one begins its job again when it is imported: "
+                'put what it runs under `if __name__ == "__main__":`, or take workers=0'
+            ) from None
         if isinstance(exc, RuntimeError) and "DataLoader worker" in str(exc):
             raise WorkerError(
                 f"a loader worker died ({str(exc).splitlines()[0]}); often the machine is out of memory: "

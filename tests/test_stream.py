@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -247,3 +249,38 @@ def test_a_commit_is_whole_or_nothing_and_never_twice(tmp_path: Path) -> None:
             storage.create(url, b"two")
         assert storage.read_bytes(url) == b"one"
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["x"]
+
+
+NO_GUARD = """
+import sys, rhostream
+shards, table, out = sys.argv[1:]
+{}
+"""
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        "print(sum(map(len, rhostream.open_stream(shards, table, buffer_size=40, workers=1))))",
+        "rhostream.index([shards], out, workers=1, content='image', resize='crop')",
+    ],
+)
+def test_a_script_that_starts_workers_without_a_guard_is_told_what_it_lacks(
+    world: Path, tmp_path: Path, job: str
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(NO_GUARD.format(job))
+    command = [sys.executable, str(script), str(world / "shards"), str(world / "il"), str(tmp_path / "out")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1 and ended.stderr.count("Traceback") == 1
+    assert "UsageError: workers import the script that starts them" in ended.stderr and "__main__" in ended.stderr
+    assert "memory" not in ended.stderr
+
+
+def test_a_shard_that_is_not_there_is_called_so_and_not_one_without_a_part(world: Path, tmp_path: Path) -> None:
+    there, absent = str(sorted((world / "shards").iterdir())[0]), str(world / "shards" / "gone.tar")
+    with pytest.raises(MissingPartError, match=r"no such shard: .*gone\.tar"):
+        rhostream.train([there, absent], str(world / "il"), str(tmp_path / "run"), model="mlp-64")
+    (other,) = make_shards(tmp_path / "other", [5])
+    with pytest.raises(MissingPartError, match="has no part for 1 of 2 shards"):
+        rhostream.open_stream([there, str(other)], str(world / "il"))

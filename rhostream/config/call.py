@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from rhostream.errors import UsageError
 from rhostream.setting import defaults_of, require_known, settings_of
+from rhostream.signals import end_if_unguarded
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -30,6 +31,7 @@ def configured(
     def decorate(function: Callable[[C], R]) -> Callable[..., R]:
         @functools.wraps(function)
         def called(*args: Any, **given: Any) -> R:
+            end_if_unguarded()
             base = given.pop("config", None)
             if base is None and args and dataclasses.is_dataclass(args[0]):
                 base, args = args[0], args[1:]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
@@ -70,6 +70,7 @@ SCHEMA = pa.schema(
     ]
 )
 _SINCE_2 = ("il_tokens",)
+LOOKED_FOR = 5  # shards without a part that are looked for before it is said that they have none
 SLICE, LOCAL_THREADS, REMOTE_THREADS = 128, 4, 16  # footers read at a time when a table is opened
 RESCORE = "re-score what changed: `rhostream verify TABLE --repair --shards URL...`"
 IL_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
@@ -631,7 +632,7 @@ class _Opened:
         self._url, self._info, self._il_rows = url, info, 0
         self._shards, self._names, self._missing = StringsBuilder(), StringsBuilder(), StringsBuilder()
         self._counts = array("q")
-        self._lost = ""  # the URL of the first shard without a part
+        self._lost = list[str]()  # the URLs of the first shards without a part
         self._compressed: str | None = None  # the first shard that can't be read by offset
         self._stranger: tuple[str, str] | None = None  # the first part of another making, and its fingerprint
         self._classes = ClassNames(dict(info.class_names))
@@ -641,7 +642,7 @@ class _Opened:
         for shard, name, facts in zip(shards, names, found, strict=True):
             if facts is None:
                 self._missing.extend([name])
-                self._lost = self._lost or shard
+                self._lost += [shard] if len(self._lost) < LOOKED_FOR else []
                 continue
             require_part_of(name, facts)
             if self._stranger is None and facts.fingerprint != self._info.fingerprint:
@@ -657,11 +658,12 @@ class _Opened:
         """What was opened. Raises MissingPartError, MismatchError."""
         missing, counts = self._missing.build(), np.array(self._counts, np.int64)
         if missing and not allow_missing:
+            _require_there(self._lost, len(missing))
             listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             raise MissingPartError(
                 f"{storage.redact(self._url)} has no part for {len(missing)} of "
                 f"{len(counts) + len(missing)} shards: {listed}; "
-                f"{moved_hint([self._lost], _names_in(self._url))}run `rhostream compute-il` (or "
+                f"{moved_hint(self._lost[:1], _names_in(self._url))}run `rhostream compute-il` (or "
                 "`index`) on them, or pass --missing-il skip"
             )
         if self._stranger is not None:
@@ -681,6 +683,15 @@ class _Opened:
         # Without roots a local shard's name is its path: kept once.
         urls = names if shards == names else shards
         return Table(self._url, self._info, urls, names, counts, missing, self._il_rows, self._classes.names)
+
+
+def _require_there(shards: Sequence[str], missing: int) -> None:
+    """Raise MissingPartError for shards that lack a part because they don't exist: no table would help these."""
+    if absent := [shard for shard in shards if not storage.exists(shard)]:
+        others = f" ({missing} shards have no part, and {len(shards)} of these were looked for)" if missing > 1 else ""
+        raise MissingPartError(
+            f"no such shard: {', '.join(map(storage.redact, absent))}{others}; correct the list, or bring the data back"
+        )
 
 
 def _facts_or_none(url: str) -> PartFacts | None:
