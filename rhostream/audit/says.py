@@ -33,7 +33,7 @@ def render_verify(found: Mapping[str, Any]) -> str:
 
 def render_status(found: Mapping[str, Any]) -> str:
     """How far it is."""
-    render = {"run": _run, "il-model": _il_model}.get(found["kind"], _table)
+    render = {"run": _run, "il-model": _il_model, "unfinished-il-model": _fit}.get(found["kind"], _table)
     return "\n".join(map(escape, [*render(found), f"next: {found['next']}"])) + "\n"
 
 
@@ -74,6 +74,7 @@ def _run(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"  steps        {step:,}" + (f" of {of:,}{share}" if of else "") + complete
     if found["unconfirmed"]:
         yield f"  unconfirmed  {found['unconfirmed']}"
+    yield from _evaluated(found["evaluation"])
     yield f"  attempts     {found['attempts']}"
     for change in found["changes"]:
         yield f"  changed      {says_change(change)} (attempt {change.get('attempt')})"
@@ -91,10 +92,41 @@ def _run(found: Mapping[str, Any]) -> Iterator[str]:
     yield from _bad("unused", found["unused"], found["examples"])
 
 
+def _evaluated(found: Mapping[str, Any] | None) -> Iterator[str]:
+    if found is None:
+        return
+    figures = [
+        f"{word} {found[name]:.4f}{unit}"
+        for name, word, unit in (("test_accuracy", "accuracy", ""), ("test_loss", "loss", " nats"))
+        if found[name] is not None
+    ]
+    samples = f" on {found['test_samples']:,} samples" if found["test_samples"] else ""
+    yield f"  evaluated    {', '.join(figures) or 'class by class'}{samples}, after step {found['step']:,}"
+
+
 def _il_model(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"IL model, {found['networks']} x {found['architecture']}, {found['classes']} classes"
     yield f"  accuracy     {found['accuracy']:.4f}, loss {found['val_loss']:.4f} nats"
     yield from (f"  doubtful     {says}" for says in found["doubts"])
+
+
+def _fit(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "IL model, not finished"
+    for fit in found["fits"]:
+        for number in range(1, fit["models"] + 1):
+            kept = fit["kept"].get(number)
+            yield f"  model        {number} of {fit['models']}: " + (
+                "no epoch is kept" if kept is None else f"{kept:,} of {fit['epochs']:,} epochs are kept"
+            )
+        if fit["seconds_ago"] is not None:
+            yield f"  written      {ago(fit['seconds_ago'])} ago"
+
+
+def ago(seconds: float) -> str:
+    """A while, as one says it: "40 s", "12 min", "3.5 h"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _bad(word: str, counts: Mapping[str, int], examples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:

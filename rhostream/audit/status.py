@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +19,15 @@ from rhostream.config.train import TrainConfig
 from rhostream.errors import RhostreamError, StorageError, TableError, UsageError
 from rhostream.runs import checkpoint
 from rhostream.runs.attempts import note_of
+from rhostream.runs.chain import segments
 from rhostream.runs.doubts import doubts_in
 from rhostream.runs.link import Link
 from rhostream.runs.plans import plans_of
 from rhostream.setting import option_name, settings_of
 from rhostream.tables import il as il_table
 from rhostream.tables import parquet
+from rhostream.tables.steps import last_evaluation
+from rhostream.tables.unfinished import Unfinished, unfinished_in
 
 FIRST = 3  # examples of each status, or reason
 _UNUSED = ("quarantined", "unreadable", "nonfinite", "missing_il")  # reasons that are nobody's choice
@@ -43,6 +47,8 @@ def status_of(folder: str, shards: Iterable[str] = (), roots: Mapping[str, str] 
         return _table_status(folder, storage.listed(shards), il_table.checked_roots(roots))
     if is_il_model(folder):
         return _model_status(folder)
+    if unfinished := unfinished_in(folder):
+        return _fit_status(folder, unfinished)
     return _run_status(folder)
 
 
@@ -144,9 +150,19 @@ def _run_status(run: str) -> dict[str, Any]:
         "examples": _run_examples(run, record, latest), "attempts": checkpoint.newest_attempt(run) + 1,
         "left_out_shards": record.get("left_out_shards") or 0, "changes": list(latest.changes) if latest else [],
         "test_set": record.get("test_set") or {}, "doubts": doubts_in(record),
-        "unconfirmed": latest.doubt if latest else "",
+        "unconfirmed": latest.doubt if latest else "", "evaluation": _evaluation(run, latest),
         "next": "nothing: the run is complete" if complete else _go_on(run, record, latest),
     }  # fmt: skip
+
+
+def _evaluation(run: str, latest: Link | None) -> dict[str, Any] | None:
+    """The newest evaluation of the steps table: {step, test_loss, test_accuracy, class_accuracy, test_samples}."""
+    if latest is None:
+        return None
+    try:
+        return last_evaluation(run, segments(run, latest, "steps"))
+    except RhostreamError:
+        return None  # `verify` says so
 
 
 def _as_it_goes_on(run: str, record: dict[str, Any], latest: Link | None) -> dict[str, Any]:
@@ -264,6 +280,30 @@ def _model_status(folder: str) -> dict[str, Any]:
         "networks": len(record["folds"]), "accuracy": record.get("accuracy"), "val_loss": record.get("val_loss"),
         "next": f"rhostream compute-il --shards URL... --il-model {shlex.quote(storage.redact(folder))} --out URL",
     }  # fmt: skip
+
+
+def _fit_status(folder: str, files: Mapping[str, Unfinished]) -> dict[str, Any]:
+    """Of a fit-il that goes on, or was stopped: what a second one would find."""
+    fits: dict[str, dict[str, Any]] = {}
+    for url, one in sorted(files.items(), key=lambda item: item[1]):
+        fit = fits.setdefault(one.identity, {"models": one.models, "epochs": one.of, "kept": {}, "seconds_ago": None})
+        fit["kept"][one.model] = one.epochs  # of each network the highest comes last
+        fit["seconds_ago"] = min(filter(None, [fit["seconds_ago"], seconds_ago(url)]), default=None)
+    return {
+        "kind": "unfinished-il-model",
+        "fits": list(fits.values()),
+        "next": f"the same `rhostream fit-il ... --out {shlex.quote(storage.redact(folder))}` again, unless it is "
+        "running: it reads the samples and goes on behind the epochs that are kept",
+    }
+
+
+def seconds_ago(url: str) -> float | None:
+    """How long ago a file was written, by this machine's clock; None where nobody knows. Decides nothing."""
+    try:
+        written = storage.modified(url)
+    except RhostreamError:
+        return None
+    return None if written is None else round(max(time.time() - written, 0.0), 1)
 
 
 # -- words -----------------------------------------------------------------------------------------------------------

@@ -36,6 +36,17 @@ class Evaluation:
     class_accuracy: list[float | None] | None  # None for a class without test samples
     samples: int | None
 
+    @property
+    def says(self) -> str:
+        """For people: "test accuracy 0.8312, loss 0.5012 nats on 1,003 samples"."""
+        figures = [
+            f"{word} {value:.4f}{unit}"
+            for value, word, unit in ((self.accuracy, "accuracy", ""), (self.loss, "loss", " nats"))
+            if value is not None
+        ]
+        on = f" on {self.samples:,} samples" if self.samples else ""
+        return f"test {', '.join(figures) or 'figures class by class'}{on}"
+
     def columns(self) -> dict[str, Any]:
         """As the steps table names them."""
         return {

@@ -65,15 +65,15 @@ class Progress:
 
 
 class StepProgress:
-    """Counts the steps of a training run; to be used as a context manager."""
+    """Counts the steps of a training run, or the batches of a fit; to be used as a context manager."""
 
-    def __init__(self, title: str, total: int, done: int = 0, *, silent: bool = False) -> None:
+    def __init__(self, title: str, total: int, done: int = 0, *, silent: bool = False, unit: str = "step") -> None:
         self._title, self._total, self._done, self._first = title, total, done, done
         self._start = self._said = time.monotonic()
-        self._silent = silent  # another rank says it
+        self._unit, self._silent = unit, silent  # another rank says it
         self._bar: tqdm[None] | None = None
         if sys.stderr.isatty() and not silent:
-            self._bar = tqdm(total=total, initial=done, desc=title, unit="step", leave=False, dynamic_ncols=True)
+            self._bar = tqdm(total=total, initial=done, desc=title, unit=unit, leave=False, dynamic_ncols=True)
 
     def __enter__(self) -> Self:
         return self
@@ -92,4 +92,5 @@ class StepProgress:
         elif not self._silent and now - self._said >= EVERY_SECONDS:
             self._said = now
             rate = (self._done - self._first) / (now - self._start)
-            LOG.info("%s: step %s of %s (%.1f/s), %s", self._title, f"{self._done:,}", f"{self._total:,}", rate, says)
+            done, total = f"{self._done:,}", f"{self._total:,}"
+            LOG.info("%s: %s %s of %s (%.1f/s), %s", self._title, self._unit, done, total, rate, says)

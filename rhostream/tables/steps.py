@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from rhostream import storage
@@ -26,6 +27,7 @@ from rhostream.tables.segments import segment_record
 
 VERSION = 2  # 1 had no effective classes: its segments are read with nulls there
 SINCE_2 = ("effective_classes", "effective_classes_uniform")
+EVALUATION = ("step", "test_loss", "test_accuracy", "class_accuracy", "test_samples")
 ENCODINGS: dict[str, str] = {}
 DICTIONARY = ["pass"]
 SCHEMA = pa.schema(
@@ -76,6 +78,26 @@ class StepsWriter:
         crash_point("steps: segment committed")
         self._rows = []
         return [segment_record(path, data, table.num_rows)]
+
+
+def last_evaluation(run: str, segments: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """{step, test_loss, test_accuracy, class_accuracy, test_samples} of the newest evaluation, None before the first.
+
+    Raises TableError for a segment that can't be read.
+    """
+    for segment in reversed(segments):
+        rows = parquet.read(storage.join(run, str(segment["path"])), [*EVALUATION])[0]
+        for row in reversed(rows.to_pylist()):
+            if any(row[name] is not None for name in EVALUATION[1:]):
+                return {name: _shortest(value) for name, value in row.items()}
+    return None
+
+
+def _shortest(value: Any) -> Any:
+    """float32 numbers as the shortest decimals that mean them: 0.9, where a double would say 0.8999999761581421."""
+    if isinstance(value, list):
+        return [_shortest(one) for one in value]
+    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def balances(run: str, segments: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, float, float]]:
