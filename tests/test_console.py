@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,16 +29,3 @@ def test_a_second_train_of_a_complete_run_and_its_status_give_the_figures_of_the
     assert evaluation["test_accuracy"] == second.test_accuracy
     assert f"accuracy {first.test_accuracy:.4f}" in render_status(status_of(run))
     assert status_of(str(trained("untested", steps=2)))["evaluation"] is None
-
-
-def test_an_evaluation_is_a_line_of_the_log_where_there_is_no_bar(
-    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "rhostream")
-    summary = rhostream.train(
-        str(world / "shards"), str(world / "il"), str(tmp_path / "run"), model="mlp-64", buffer_size=40, batch_size=8,
-        steps=4, test_shards=[str(world / "test")], eval_every=2,
-    )  # fmt: skip
-    lines = [record.message for record in caplog.records if "test accuracy" in record.message]
-    assert [line.split(":")[1].strip() for line in lines] == ["step 1", "step 3"]
-    assert f"accuracy {summary.test_accuracy:.4f}" in lines[1] and f"{summary.test_samples:,} samples" in lines[1]

@@ -19,7 +19,7 @@ from rhostream.tables.il import OK, PartFacts
 LOG = logging.getLogger("rhostream")
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class Summary:
     """What a job found, over all its shards, those included whose part was there already."""
 
@@ -42,6 +42,11 @@ class Summary:
     retried: dict[str, dict[str, int]] = field(default_factory=dict)  # store -> fault -> times it was tried again
     seconds: float = 0.0
     doubts: list[str] = field(default_factory=list)  # of the IL model, and whether the table's il leak
+
+    def __repr__(self) -> str:
+        bad = f", {len(self.bad_shards):,} bad" if self.bad_shards else ""
+        parts = f"{self.shards:,} shards{bad}: {self.made:,} parts made"
+        return f"<summary of a job: {parts}, {self.ok:,} of {self.samples:,} samples usable, {len(self.doubts)} doubts>"
 
     def add(self, facts: PartFacts) -> None:
         """Count a part."""

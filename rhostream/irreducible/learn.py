@@ -112,6 +112,7 @@ def learn(
     device: torch.device,
     classes: int,
     kept: Kept | None = None,
+    progress: StepProgress | None = None,
 ) -> Learned:
     """Train on rows `train` of image (N, H, W, C) uint8 or (N, T) ids; keep the state of lowest mean loss on rows
     `check` of `check_image` (of the mean over classes of their mean losses, where the fit is balanced).
@@ -130,53 +131,55 @@ def learn(
     check_at = {-(-batches * i // CHECKS_PER_EPOCH) for i in range(1, CHECKS_PER_EPOCH + 1)}
     at = kept.restore(network, optimizer, generator, ladder) if kept else Standing()
     before = at.seconds
-    progress = _progress(kept, recipe, batches, at.epochs)
-    with progress:
-        for epoch in range(at.epochs, recipe.epochs):
-            order = drawn(train, label, recipe.balance, generator)
-            running = torch.zeros((), device=device)
-            climb_at = ladder.checks(epoch, batches) if ladder else set[int]()
-            for number, rows in enumerate(torch.split(order, recipe.batch_size), 1):
-                says = kept.says if kept else ""
-                stop_if_asked(says)
-                # Batch norm can't learn from one sample.
-                if len(rows) > 1 or batches == 1 or recipe.batch_size == 1:
-                    network.train()
-                    x = augmented(normalize(image[rows].to(device)), recipe.augment, generator)
-                    loss = _mean_loss(network, called(network, x), label[rows].to(device), weight_C)
-                    for group in optimizer.param_groups:  # at a constant rate the last states differ by points
-                        group["lr"] = recipe.lr * (1 - at.steps / (batches * recipe.epochs))
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    applied = finite_or_nan(network.parameters(), loss.detach())
-                    step_if_finite(optimizer, applied)
-                    at.dead = 0 if bool(torch.isfinite(applied)) else at.dead + 1
-                    if at.dead >= NONFINITE_STEPS:
-                        raise NonFiniteError(
-                            f"the IL model's loss or its gradient is NaN or infinite in {at.dead} batches in "
-                            f"a row (epoch {epoch + 1} of {recipe.epochs}); lower --lr"
-                        )
-                    running += 0.0 if at.dead else loss.detach()
-                    at.steps, at.samples = at.steps + 1, at.samples + len(rows)
-                    crash_point("fit-il: step taken")
-                progress.step(_so_far(at, epoch, recipe))
-                if number not in check_at and number not in climb_at:
-                    continue
-                found = evaluate(network, check_image, check_label, check, normalize, device, says)
-                at.checked += len(check)
-                at_epoch = round(epoch + number / batches, 3)
-                if ladder and number in climb_at:
-                    ladder.offer(
-                        found.loss,
-                        lambda f=found, e=at_epoch, s=at.samples, c=at.checked: Rung(  # type: ignore[misc]
-                            f.loss, f.accuracy, e, s, _state(network), c
-                        ),
+    if progress is not None:
+        progress.resume(at.epochs * batches)
+    for epoch in range(at.epochs, recipe.epochs):
+        order = drawn(train, label, recipe.balance, generator)
+        running = torch.zeros((), device=device)
+        climb_at = ladder.checks(epoch, batches) if ladder else set[int]()
+        for number, rows in enumerate(torch.split(order, recipe.batch_size), 1):
+            says = kept.says if kept else ""
+            stop_if_asked(says)
+            # Batch norm can't learn from one sample.
+            if len(rows) > 1 or batches == 1 or recipe.batch_size == 1:
+                network.train()
+                x = augmented(normalize(image[rows].to(device)), recipe.augment, generator)
+                loss = _mean_loss(network, called(network, x), label[rows].to(device), weight_C)
+                for group in optimizer.param_groups:  # at a constant rate the last states differ by points
+                    group["lr"] = recipe.lr * (1 - at.steps / (batches * recipe.epochs))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                applied = finite_or_nan(network.parameters(), loss.detach())
+                step_if_finite(optimizer, applied)
+                at.dead = 0 if bool(torch.isfinite(applied)) else at.dead + 1
+                if at.dead >= NONFINITE_STEPS:
+                    raise NonFiniteError(
+                        f"the IL model's loss or its gradient is NaN or infinite in {at.dead} batches in "
+                        f"a row (epoch {epoch + 1} of {recipe.epochs}); lower --lr"
                     )
-                if number in check_at:
-                    _check(at, found, at_epoch, float(running) / number, recipe, network)
-            at.epochs, at.seconds = epoch + 1, before + time.monotonic() - started
-            if kept:
-                kept.save(at, network, optimizer, generator, ladder)
+                running += 0.0 if at.dead else loss.detach()
+                at.steps, at.samples = at.steps + 1, at.samples + len(rows)
+                crash_point("fit-il: step taken")
+            if progress is not None:  # the loss of a batch would have to be waited for
+                checked_loss = f", loss {at.curve[-1]['val_loss']:.3f} on others" if at.curve else ""
+                progress.step(f"epoch {epoch + 1} of {recipe.epochs}{checked_loss}")
+            if number not in check_at and number not in climb_at:
+                continue
+            found = evaluate(network, check_image, check_label, check, normalize, device, says)
+            at.checked += len(check)
+            at_epoch = round(epoch + number / batches, 3)
+            if ladder and number in climb_at:
+                ladder.offer(
+                    found.loss,
+                    lambda f=found, e=at_epoch, s=at.samples, c=at.checked: Rung(  # type: ignore[misc]
+                        f.loss, f.accuracy, e, s, _state(network), c
+                    ),
+                )
+            if number in check_at:
+                _check(at, found, at_epoch, float(running) / number, recipe, network)
+        at.epochs, at.seconds = epoch + 1, before + time.monotonic() - started
+        if kept:
+            kept.save(at, network, optimizer, generator, ladder)
     if not at.state:
         raise NonFiniteError(f"the IL model's loss was never finite in {recipe.epochs} epochs; lower --lr")
     return Learned(
@@ -209,23 +212,6 @@ def _check(
     choice = found.loss if recipe.balance == "none" else found.balanced_loss
     if choice < at.best["choice"]:
         at.best, at.state = {**point, "choice": choice}, _state(network)
-
-
-def _progress(kept: Kept | None, recipe: Recipe, batches: int, epochs: int) -> StepProgress:
-    whose = f"model {kept.model} of {kept.models}" if kept else "model"
-    return StepProgress(
-        f"fit-il: {whose}",
-        recipe.epochs * batches,
-        epochs * batches,
-        silent=kept is None or epochs == recipe.epochs,
-        unit="batch",
-    )
-
-
-def _so_far(at: Standing, epoch: int, recipe: Recipe) -> str:
-    """What a bar says beside the batches: the epoch, and the newest loss on samples that aren't learned from."""
-    checked = f", loss {at.curve[-1]['val_loss']:.3f} on others" if at.curve else ""
-    return f"epoch {epoch + 1} of {recipe.epochs}{checked}"
 
 
 def _state(network: nn.Module) -> dict[str, Tensor]:

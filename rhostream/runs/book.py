@@ -36,16 +36,11 @@ class Evaluation:
     class_accuracy: list[float | None] | None  # None for a class without test samples
     samples: int | None
 
-    @property
-    def says(self) -> str:
-        """For people: "test accuracy 0.8312, loss 0.5012 nats on 1,003 samples"."""
-        figures = [
-            f"{word} {value:.4f}{unit}"
-            for value, word, unit in ((self.accuracy, "accuracy", ""), (self.loss, "loss", " nats"))
-            if value is not None
-        ]
-        on = f" on {self.samples:,} samples" if self.samples else ""
-        return f"test {', '.join(figures) or 'figures class by class'}{on}"
+    def in_words(self) -> str:
+        """For people: `accuracy 87.1 %, loss 0.402, of 10,000 test samples`."""
+        accuracy = "" if self.accuracy is None else f"accuracy {100 * self.accuracy:.1f} %"
+        loss = "" if self.loss is None else f"test loss {self.loss:.3f}"
+        return ", ".join(filter(None, (accuracy, loss))) or "evaluated"
 
     def columns(self) -> dict[str, Any]:
         """As the steps table names them."""

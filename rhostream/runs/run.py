@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -30,6 +29,7 @@ from rhostream import storage
 from rhostream.candidates import Candidates
 from rhostream.crashpoints import crash_point
 from rhostream.errors import MismatchError, UsageError
+from rhostream.inert import shortened
 from rhostream.randomness import torch_seed
 from rhostream.runs import state as states
 from rhostream.runs import turns
@@ -199,7 +199,7 @@ class Run:
         self._saver = Saver(attempt, self.objects, selector, stream, keep_checkpoints)
         self._evaluate, self._signal, self._due = evaluate, 0, False
         self._evaluation: Evaluation | None = None
-        self._tested = ""  # what the newest evaluation found, for people
+        self._evaluated: Evaluation | None = None  # of the step that was closed last, not shown yet
         self._book, self._clock = Book(attempt, stream.stream, metrics, accumulate), Clock({})
         self._measured, self._over = True, False
         self._opened = self._claimed = False
@@ -207,6 +207,11 @@ class Run:
         self._at_hand: Selection | None = None  # drawn, and not closed yet
         self._taken: Step | None = None  # what `step` was told of it
         self._committed_at = time.monotonic()
+
+    def __repr__(self) -> str:
+        """Where it lies and how far it is."""
+        of = "" if self.last_step is None else f" of {self.last_step:,}"
+        return f"<Run {shortened(self.attempt.url)}: step {self.steps:,}{of}, {self.selector!r}>"
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -270,8 +275,10 @@ class Run:
         """Close the batch at hand and commit where it is time to; whether the run is over. Collective."""
         self._close()
         crash_point("train: step closed")
-        loss = "" if self._book.loss is None else f"loss {self._book.loss:.3f}"
-        progress.step(", ".join(filter(None, (loss, self._tested))))
+        progress.step("" if self._book.loss is None else f"loss {self._book.loss:.3f}")
+        if self._evaluated is not None:
+            progress.evaluated(self._evaluated.in_words())
+            self._evaluated = None
         # A rank may know of a signal that another will only see a step later: all go by what was gathered.
         signal = stop.signal if self.ranks.alone else self._signal
         if not self._book.open and (self.complete or signal or self._is_due()):
@@ -520,18 +527,11 @@ class Run:
         if self._evaluation is not None:
             self.attempt.cost.evaluated += self._evaluation.samples or 0
             self._clock.lap("evaluate")
-            self._tell(self._evaluation)
-        step.evaluation, self._evaluation = self._evaluation, None
+        step.evaluation, self._evaluated, self._evaluation = self._evaluation, self._evaluation, None
         self._book.add(step, done)
         self.stream.consumed()
         self.attempt.step += 1
         self._at_hand = self._taken = None
-
-    def _tell(self, evaluation: Evaluation) -> None:
-        """An evaluation stands in the bar from now on; where there is no bar, it is a line."""
-        self._tested = f"{evaluation.says} after step {self.steps:,}"
-        if self.ranks.first and (self.last_step is None or not sys.stderr.isatty()):
-            LOG.info("%s: step %s: %s", self._job, f"{self.steps:,}", evaluation.says)
 
     def _log(self) -> None:
         """Enter what is closed into the book; its losses are on the host, or on their way."""
