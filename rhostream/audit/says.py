@@ -51,6 +51,8 @@ def _table(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"  parts        {done:,} of {of:,} shards ({done / of:.1%})"
     else:
         yield f"  parts        {found['parts']:,} (how many are missing is known with --shards)"
+    if found["last_part_seconds_ago"] is not None:
+        yield f"  last part    written {ago(found['last_part_seconds_ago'])} ago"
     yield f"  samples      {found['samples']:,}, of which {found['ok']:,} can be used"
     yield from _bad("quarantined", found["quarantined"], found["examples"])
     if found["missing"]:
@@ -72,6 +74,7 @@ def _run(found: Mapping[str, Any]) -> Iterator[str]:
     share = f" ({step / of:.1%})" if of else ""
     complete = ", complete" if found["complete"] else ""
     yield f"  steps        {step:,}" + (f" of {of:,}{share}" if of else "") + complete
+    yield from _job(found["job"], step)
     if found["unconfirmed"]:
         yield f"  unconfirmed  {found['unconfirmed']}"
     yield from _evaluated(found["evaluation"])
@@ -90,6 +93,23 @@ def _run(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"  test set     {tested.get('ok', 0):,} of {sum(tested.values()):,} samples can be used"
         yield from (f"  test set     {n:,} {status}" for status, n in sorted(tested.items()) if status != "ok")
     yield from _bad("unused", found["unused"], found["examples"])
+
+
+def _job(job: Mapping[str, Any] | None, committed: int) -> Iterator[str]:
+    """The newest attempt, where it is not known to have ended, or has left steps that nothing counts."""
+    if job is None:
+        return
+    who = f"attempt {job['attempt']}" + (f" since {job['begun']}" if job["begun"] else "")
+    age = "" if job["seconds_ago"] is None else f" {ago(job['seconds_ago'])} ago"
+    step = job["step"]
+    far = f"step {step:,} was reached{age}, {committed:,} are committed" if step else "no step is written yet"
+    if job["running"]:
+        yield f"  running      {who}, process {job['pid']} of this machine; {far}"
+    elif job["running"] is None:
+        where = f", process {job['pid']} on {job['host']}" if job["pid"] else ""
+        yield f"  begun        {who}{where}: whether it still runs can't be seen from here; {far}"
+    elif step > committed:
+        yield f"  ended        {who}, at step {step:,} or later; what isn't committed is gone through again"
 
 
 def _evaluated(found: Mapping[str, Any] | None) -> Iterator[str]:

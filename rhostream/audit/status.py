@@ -18,7 +18,7 @@ from rhostream.audit.runs import is_table, read_record
 from rhostream.config.train import TrainConfig
 from rhostream.errors import RhostreamError, StorageError, TableError, UsageError
 from rhostream.runs import checkpoint
-from rhostream.runs.attempts import note_of
+from rhostream.runs.attempts import going_on, note_of
 from rhostream.runs.chain import segments
 from rhostream.runs.doubts import doubts_in
 from rhostream.runs.link import Link
@@ -26,7 +26,7 @@ from rhostream.runs.plans import plans_of
 from rhostream.setting import option_name, settings_of
 from rhostream.tables import il as il_table
 from rhostream.tables import parquet
-from rhostream.tables.steps import last_evaluation
+from rhostream.tables.steps import last_evaluation, steps_seen
 from rhostream.tables.unfinished import Unfinished, unfinished_in
 
 FIRST = 3  # examples of each status, or reason
@@ -80,9 +80,16 @@ def _table_status(table: str, shards: list[str], roots: Mapping[str, str] | None
         "samples": sum(statuses.values()), "ok": statuses[il_table.OK],
         "quarantined": {k: v for k, v in sorted(statuses.items()) if k != il_table.OK},
         "examples": _examples(table, first), "damaged": damaged, "missing": len(missing),
+        "last_part_seconds_ago": _last_part(table, urls),
         "first_missing": missing[:5], "missing_shards": missing, "stale": len(stale), "first_stale": stale[:5],
         "next": _table_next(table, info, [wanted[name] for name in missing], shards, len(damaged)),
     }  # fmt: skip
+
+
+def _last_part(table: str, urls: Sequence[str]) -> float | None:
+    """How long ago the newest part was written; None in a store, which would be asked about each."""
+    ages = [seconds_ago(url) for url in urls] if storage.is_local(table) else []
+    return min((age for age in ages if age is not None), default=None)
 
 
 def _footer(url: str) -> il_table.PartFacts | str:
@@ -141,6 +148,7 @@ def _run_status(run: str) -> dict[str, Any]:
     record = _as_it_goes_on(run, record, latest)
     settings = record.get("settings") or {}
     complete = bool(latest and latest.complete)
+    job = None if complete else _job(run, latest)
     counts = dict(latest.counts) if latest else {}
     return {
         "kind": "run", "rule": settings.get("rule"), "model": settings.get("model"),
@@ -151,8 +159,36 @@ def _run_status(run: str) -> dict[str, Any]:
         "left_out_shards": record.get("left_out_shards") or 0, "changes": list(latest.changes) if latest else [],
         "test_set": record.get("test_set") or {}, "doubts": doubts_in(record),
         "unconfirmed": latest.doubt if latest else "", "evaluation": _evaluation(run, latest),
-        "next": "nothing: the run is complete" if complete else _go_on(run, record, latest),
+        "job": job,
+        "next": "nothing: the run is complete" if complete else _run_next(job, _go_on(run, record, latest)),
     }  # fmt: skip
+
+
+def _job(run: str, latest: Link | None) -> dict[str, Any] | None:
+    """The newest attempt: {"attempt", "begun", "host", "pid", "running" (None: can't be seen from here), "step",
+    "seconds_ago"}. `step`: how far its steps are written, committed or not, and how long ago the newest of them were.
+    """
+    newest = going_on(run, latest)
+    if newest is None:
+        return None
+    attempt, note, running = newest
+    seen = steps_seen(run, attempt)
+    step, url = seen if seen is not None else (0, None)
+    return {
+        "attempt": attempt, **{name: note.get(name) for name in ("begun", "host", "pid")}, "running": running,
+        "step": max(step, latest.step if latest else 0), "seconds_ago": None if url is None else seconds_ago(url),
+    }  # fmt: skip
+
+
+def _run_next(job: Mapping[str, Any] | None, command: str) -> str:
+    """What to do with a run that isn't complete: nothing that would undo the steps of a job which is going on."""
+    if job is None or job["running"] is False:
+        return command
+    if job["running"]:
+        return f"wait: it is running; `kill {job['pid']}` ends it after its step, which it commits"
+    return (
+        f"{command}   (once attempt {job['attempt']} has ended, which nobody can see from here: it takes the run over)"
+    )
 
 
 def _evaluation(run: str, latest: Link | None) -> dict[str, Any] | None:

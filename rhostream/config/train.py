@@ -469,6 +469,14 @@ class TrainConfig(Options):
         kept=False,
         free="it is recorded as a change",
     )
+    take_over: bool = setting(
+        False,
+        help="Go on from the newest commit though another process of this machine is at the run, whose steps since "
+        "then are lost.",
+        heading=RECORDS,
+        kept=False,
+        free="who runs it changes nothing",
+    )
     tensorboard: bool = setting(
         False, help="Also write TensorBoard events below the run.", heading=RECORDS, free="who looks on changes nothing"
     )

@@ -77,6 +77,9 @@ class Run:
     the stream's list of shards, which has those of before and more. All three are recorded as changes, and the same
     script again doesn't do them twice. Without `state` go back by loading an older one.
 
+    `take_over`: go on from the newest commit even while another process of this machine is at the run, whose steps
+    since then are lost; without it that is refused.
+
     The same script again goes on after the last commit, with the same batches. Raises UsageError for what can't go
     together, MismatchError where the folder is of another run, SupersededError where a newer attempt took over,
     NonFiniteError instead of committing weights or losses that aren't finite, Interrupted after a signal and a commit,
@@ -105,6 +108,7 @@ class Run:
         from_step: int | None = None,
         skip_buffers: str | None = None,
         grow: bool = False,
+        take_over: bool = False,
     ) -> None:
         if not isinstance(stream, Loader) or not isinstance(selector, Selector):
             raise UsageError("a run takes the stream of open_stream and a Selector, in this order, after its folder")
@@ -130,7 +134,7 @@ class Run:
         self._ends = stream.stream.passes, steps
         last_step = turns.last_step(stream.stream, *self._ends)
         pins = pins_of(stream, selector, selector.model, config, accumulate=accumulate, seed_steps=seed_steps)
-        attempt = Attempt(storage.resolve(storage.text_of(folder)), pins, ranks)
+        attempt = Attempt(storage.resolve(storage.text_of(folder)), pins, ranks, take_over=take_over)
         attempt.cost.il = il_account(stream) if pins["il"] else {}
         choose_before_decoding(stream, selector)
         self._assemble(

@@ -123,6 +123,7 @@ def train(config: TrainConfig) -> Summary:
     chunk, precision, train_precision and compile can change. `from_step`: a new attempt from the commit of that step.
     `skip_buffers`, "A:B": these buffers are passed over, unread, and logged as that. `grow`: where a pass has ended,
     the run goes on with this longer list of shards. These three are recorded as changes, too, and done once.
+    `take_over`: go on from the newest commit even while another process of this machine is at the run; else refused.
 
     Raises UsageError and its kin before any work, Interrupted after a signal, NonFiniteError when training diverges,
     RankLostError when another rank is gone.
@@ -201,6 +202,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         changing=turn.changing,
         grown=turn.grown,
         changed_draws=lambda: changed_draws(settings, learners),
+        take_over=settings.take_over,
     )
     if ranks.first:
         storage.probe_writable(run)
