@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,20 +13,19 @@ import pyarrow.compute as pc
 
 from rhostream import storage
 from rhostream.audit.il_model import is_il_model, read_model
+from rhostream.audit.live import evaluation_of, fit_status, job_of, last_part, run_next
 from rhostream.audit.runs import is_table, read_record
 from rhostream.config.train import TrainConfig
 from rhostream.errors import RhostreamError, StorageError, TableError, UsageError
 from rhostream.runs import checkpoint
-from rhostream.runs.attempts import going_on, note_of
-from rhostream.runs.chain import segments
+from rhostream.runs.attempts import note_of
 from rhostream.runs.doubts import doubts_in
 from rhostream.runs.link import Link
 from rhostream.runs.plans import plans_of
 from rhostream.setting import option_name, settings_of
 from rhostream.tables import il as il_table
 from rhostream.tables import parquet
-from rhostream.tables.steps import last_evaluation, steps_seen
-from rhostream.tables.unfinished import Unfinished, unfinished_in
+from rhostream.tables.unfinished import unfinished_in
 
 FIRST = 3  # examples of each status, or reason
 _UNUSED = ("quarantined", "unreadable", "nonfinite", "missing_il")  # reasons that are nobody's choice
@@ -48,7 +46,7 @@ def status_of(folder: str, shards: Iterable[str] = (), roots: Mapping[str, str] 
     if is_il_model(folder):
         return _model_status(folder)
     if unfinished := unfinished_in(folder):
-        return _fit_status(folder, unfinished)
+        return fit_status(folder, unfinished)
     return _run_status(folder)
 
 
@@ -80,16 +78,10 @@ def _table_status(table: str, shards: list[str], roots: Mapping[str, str] | None
         "samples": sum(statuses.values()), "ok": statuses[il_table.OK],
         "quarantined": {k: v for k, v in sorted(statuses.items()) if k != il_table.OK},
         "examples": _examples(table, first), "damaged": damaged, "missing": len(missing),
-        "last_part_seconds_ago": _last_part(table, urls),
+        "last_part_seconds_ago": last_part(table, urls),
         "first_missing": missing[:5], "missing_shards": missing, "stale": len(stale), "first_stale": stale[:5],
         "next": _table_next(table, info, [wanted[name] for name in missing], shards, len(damaged)),
     }  # fmt: skip
-
-
-def _last_part(table: str, urls: Sequence[str]) -> float | None:
-    """How long ago the newest part was written; None in a store, which would be asked about each."""
-    ages = [seconds_ago(url) for url in urls] if storage.is_local(table) else []
-    return min((age for age in ages if age is not None), default=None)
 
 
 def _footer(url: str) -> il_table.PartFacts | str:
@@ -148,7 +140,7 @@ def _run_status(run: str) -> dict[str, Any]:
     record = _as_it_goes_on(run, record, latest)
     settings = record.get("settings") or {}
     complete = bool(latest and latest.complete)
-    job = None if complete else _job(run, latest)
+    job = None if complete else job_of(run, latest)
     counts = dict(latest.counts) if latest else {}
     return {
         "kind": "run", "rule": settings.get("rule"), "model": settings.get("model"),
@@ -158,47 +150,10 @@ def _run_status(run: str) -> dict[str, Any]:
         "examples": _run_examples(run, record, latest), "attempts": checkpoint.newest_attempt(run) + 1,
         "left_out_shards": record.get("left_out_shards") or 0, "changes": list(latest.changes) if latest else [],
         "test_set": record.get("test_set") or {}, "doubts": doubts_in(record),
-        "unconfirmed": latest.doubt if latest else "", "evaluation": _evaluation(run, latest),
+        "unconfirmed": latest.doubt if latest else "", "evaluation": evaluation_of(run, latest),
         "job": job,
-        "next": "nothing: the run is complete" if complete else _run_next(job, _go_on(run, record, latest)),
+        "next": "nothing: the run is complete" if complete else run_next(job, _go_on(run, record, latest)),
     }  # fmt: skip
-
-
-def _job(run: str, latest: Link | None) -> dict[str, Any] | None:
-    """The newest attempt: {"attempt", "begun", "host", "pid", "running" (None: can't be seen from here), "step",
-    "seconds_ago"}. `step`: how far its steps are written, committed or not, and how long ago the newest of them were.
-    """
-    newest = going_on(run, latest)
-    if newest is None:
-        return None
-    attempt, note, running = newest
-    seen = steps_seen(run, attempt)
-    step, url = seen if seen is not None else (0, None)
-    return {
-        "attempt": attempt, **{name: note.get(name) for name in ("begun", "host", "pid")}, "running": running,
-        "step": max(step, latest.step if latest else 0), "seconds_ago": None if url is None else seconds_ago(url),
-    }  # fmt: skip
-
-
-def _run_next(job: Mapping[str, Any] | None, command: str) -> str:
-    """What to do with a run that isn't complete: nothing that would undo the steps of a job which is going on."""
-    if job is None or job["running"] is False:
-        return command
-    if job["running"]:
-        return f"wait: it is running; `kill {job['pid']}` ends it after its step, which it commits"
-    return (
-        f"{command}   (once attempt {job['attempt']} has ended, which nobody can see from here: it takes the run over)"
-    )
-
-
-def _evaluation(run: str, latest: Link | None) -> dict[str, Any] | None:
-    """The newest evaluation of the steps table: {step, test_loss, test_accuracy, class_accuracy, test_samples}."""
-    if latest is None:
-        return None
-    try:
-        return last_evaluation(run, segments(run, latest, "steps"))
-    except RhostreamError:
-        return None  # `verify` says so
 
 
 def _as_it_goes_on(run: str, record: dict[str, Any], latest: Link | None) -> dict[str, Any]:
@@ -316,30 +271,6 @@ def _model_status(folder: str) -> dict[str, Any]:
         "networks": len(record["folds"]), "accuracy": record.get("accuracy"), "val_loss": record.get("val_loss"),
         "next": f"rhostream compute-il --shards URL... --il-model {shlex.quote(storage.redact(folder))} --out URL",
     }  # fmt: skip
-
-
-def _fit_status(folder: str, files: Mapping[str, Unfinished]) -> dict[str, Any]:
-    """Of a fit-il that goes on, or was stopped: what a second one would find."""
-    fits: dict[str, dict[str, Any]] = {}
-    for url, one in sorted(files.items(), key=lambda item: item[1]):
-        fit = fits.setdefault(one.identity, {"models": one.models, "epochs": one.of, "kept": {}, "seconds_ago": None})
-        fit["kept"][one.model] = one.epochs  # of each network the highest comes last
-        fit["seconds_ago"] = min(filter(None, [fit["seconds_ago"], seconds_ago(url)]), default=None)
-    return {
-        "kind": "unfinished-il-model",
-        "fits": list(fits.values()),
-        "next": f"the same `rhostream fit-il ... --out {shlex.quote(storage.redact(folder))}` again, unless it is "
-        "running: it reads the samples and goes on behind the epochs that are kept",
-    }
-
-
-def seconds_ago(url: str) -> float | None:
-    """How long ago a file was written, by this machine's clock; None where nobody knows. Decides nothing."""
-    try:
-        written = storage.modified(url)
-    except RhostreamError:
-        return None
-    return None if written is None else round(max(time.time() - written, 0.0), 1)
 
 
 # -- words -----------------------------------------------------------------------------------------------------------

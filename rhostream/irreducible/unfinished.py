@@ -39,7 +39,7 @@ def identity_of(settings: Mapping[str, Any], pools: list[Pool]) -> str:
     for pool in pools:
         for tensor in (pool.image, pool.label, pool.mark):
             digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(memoryview(tensor.contiguous().numpy()).cast("B") if tensor.numel() else b"")
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:12]
 
 

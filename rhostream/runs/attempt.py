@@ -52,6 +52,7 @@ class Attempt:
     changing: list[dict[str, Any]] = field(default_factory=list)  # what this attempt changes, once it is claimed
     grown: RunPlan | None = None  # the longer list of shards, where that is among it
     take_over: bool = False  # also from a process of this machine that is at it
+    process: dict[str, Any] = field(default_factory=dict)  # what its note says of this one
     _committed: int = 0  # the step of the newest checkpoint
     _made: bool = False  # run.json is of this process
     _retried: dict[str, dict[str, int]] = field(default_factory=storage.retried)  # before this attempt
@@ -197,8 +198,9 @@ class Attempt:
         The attempt's note says which commit it goes on from, what it changes, and what it does by `settings` that
         nothing pins.
         """
+        self.process = this_process(self.url)
         note = {
-            **this_process(),
+            **self.process,
             "from_step": self.step,
             "ranks": self.ranks.size,
             "from": None if self._link is None else asdict(self._link.place),

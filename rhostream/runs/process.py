@@ -1,50 +1,58 @@
-"""Which process an attempt is, so that one can say whether it still runs: by what the system knows, never by a clock.
+"""Whether a loop is at work on a run, by what the system knows of its process: no file, no lock, no clock.
 
-A process id comes again; together with the moment that the process began, the boot of its machine and the namespace
-that counts it, it means one process only. From another machine nobody can tell, and nobody claims to.
+While a loop goes on, its process holds an unnamed file in memory open whose label stands in the attempt's note. Others
+on that machine see it among the open files of the process, and it is gone the moment that the loop ends or the process
+dies, however it does. From another machine nobody can tell, and nobody claims to.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import platform
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 _BOOT = "/proc/sys/kernel/random/boot_id"
-_STATE, _STARTED = 0, 19  # of the fields of /proc/PID/stat behind the name
-_ENDED = "ZX"  # a process that is only waited for
 
 
-def this_process() -> dict[str, Any]:
-    """What an attempt notes of its process: {"host", "pid", "begun"}, and what tells it from others where that is
-    known.
+def this_process(run: str) -> dict[str, Any]:
+    """What an attempt at a run notes of its process: {"host", "pid", "begun"}; and, where the system shows open files,
+    {"machine", "label"}.
     """
     own = {"host": platform.node(), "pid": os.getpid(), "begun": datetime.now(UTC).isoformat(timespec="seconds")}
-    with contextlib.suppress(OSError, IndexError, ValueError):
-        own |= {"started": int(_stat(os.getpid())[_STARTED]), "machine": _machine()}
+    with contextlib.suppress(OSError):
+        words = (run, os.getpid(), _machine(), time.monotonic_ns())  # no two attempts have these in common
+        label = hashlib.sha256(repr(words).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        own |= {"machine": _machine(), "label": f"rhostream-{label}"}
     return own
 
 
-def is_running(note: Mapping[str, Any]) -> bool | None:
-    """Whether another process of this machine is the one of this note, and runs; None where that can't be seen from
-    here. The process that asks is no other one: a loop of its own that it asks about isn't at work.
-    """
-    pid, started = note.get("pid"), note.get("started")
+@contextlib.contextmanager
+def at_work(note: Mapping[str, Any]) -> Iterator[None]:
+    """Show in here that the loop of the attempt of this note is at work, where the system can."""
+    with contextlib.ExitStack() as stack:
+        if "label" in note and hasattr(os, "memfd_create"):
+            with contextlib.suppress(OSError):
+                stack.callback(os.close, os.memfd_create(str(note["label"])))
+        yield
+
+
+def is_at_work(note: Mapping[str, Any]) -> bool | None:
+    """Whether the loop of an attempt is at work on this machine; None where that can't be seen from here."""
+    pid, label = note.get("pid"), note.get("label")
     try:
-        if not isinstance(pid, int) or not isinstance(started, int) or note.get("machine") != _machine():
+        if not isinstance(pid, int) or not isinstance(label, str) or note.get("machine") != _machine():
             return None
-    except OSError:  # no Linux
+        folder = f"/proc/{pid}/fd"
+        return any(_target(f"{folder}/{number}").startswith(f"/memfd:{label} ") for number in os.listdir(folder))
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except OSError:  # another user's process
         return None
-    if pid == os.getpid():
-        return False
-    try:
-        found = _stat(pid)
-        return int(found[_STARTED]) == started and found[_STATE] not in _ENDED
-    except (OSError, IndexError, ValueError, OverflowError):
-        return False
 
 
 def _machine() -> str:
@@ -53,7 +61,8 @@ def _machine() -> str:
         return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
 
 
-def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat behind the name, which may hold anything."""
-    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-        return file.read().rpartition(")")[2].split()
+def _target(link: str) -> str:
+    try:
+        return os.readlink(link)
+    except FileNotFoundError:  # closed meanwhile
+        return ""

@@ -41,6 +41,7 @@ from rhostream.runs.fitting import choose_before_decoding, require_ranks
 from rhostream.runs.link import Link, Place, place_of
 from rhostream.runs.measure import measure
 from rhostream.runs.pins import il_account, pins_of, plain_config, record_of
+from rhostream.runs.process import at_work
 from rhostream.runs.record import recorded
 from rhostream.runs.saving import Saver
 from rhostream.selection.ranks import default_ranks
@@ -239,7 +240,7 @@ class Run:
         self._clock = Clock(self.attempt.cost.seconds)
         silent = not self.ranks.first or self.last_step is None
         progress = StepProgress(self._job, self.last_step or 0, self.steps, silent=silent)
-        with self.attempt.beginning(), self._stop as stop, progress:
+        with at_work(self.attempt.process), self.attempt.beginning(), self._stop as stop, progress:
             yield from self._batches(stop, progress)
             self._over = True
 

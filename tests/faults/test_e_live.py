@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 import rhostream
 from rhostream.audit.status import status_of
-from rhostream.errors import UsageError
+from rhostream.errors import Interrupted, UsageError
 from rhostream.runs import checkpoint
-from rhostream.runs.process import is_running, this_process
+from rhostream.runs.process import at_work, is_at_work, this_process
 from rhostream.tables import steps
 from tests.conftest import make_shards
 from tests.faults.crash_server import Rig
@@ -123,35 +123,54 @@ def test_E17_of_an_attempt_on_another_machine_it_is_said_that_nobody_can_see_it(
     found = status_of(str(run))
     assert found["job"]["running"] is None and found["job"]["host"] == "elsewhere"
     assert "rhostream train" in found["next"] and "attempt 0" in found["next"]
-    older = {name: note[name] for name in note if name not in ("machine", "started", "begun")}
+    older = {name: note[name] for name in note if name not in ("machine", "label", "begun")}
     (run / "attempts" / "0.json").write_text(json.dumps(older))
     assert status_of(str(run))["job"]["running"] is None
 
 
-def test_a_process_is_told_from_another_of_the_same_number() -> None:
-    own, parent = this_process(), os.getppid()
-    fields = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()
-    assert is_running(own) is False  # its own loop isn't at work while it asks
-    assert is_running({**own, "pid": parent, "started": int(fields[19])}) is True
-    assert is_running({**own, "pid": parent, "started": int(fields[19]) - 1}) is False
-    assert is_running({**own, "pid": 2**40}) is False
-    assert is_running({**own, "machine": "another"}) is None and is_running({"pid": parent}) is None
-    assert is_running({**own, "pid": "1", "started": None}) is None
+def test_a_loop_is_seen_while_it_is_at_work_and_at_no_other_time() -> None:
+    own, other = this_process("run"), this_process("run")
+    assert is_at_work(own) is False
+    with at_work(own):
+        assert is_at_work(own) is True and is_at_work(other) is False
+        assert is_at_work({**own, "pid": os.getppid()}) is False and is_at_work({**own, "pid": 2**40}) is False
+        assert is_at_work({**own, "machine": "another"}) is None and is_at_work({"pid": os.getpid()}) is None
+        assert is_at_work({**own, "label": 7}) is None and is_at_work({**own, "pid": "1"}) is None
+    assert is_at_work(own) is False
+    with pytest.raises(ZeroDivisionError), at_work(own):
+        raise ZeroDivisionError
+    assert is_at_work(own) is False
 
 
-def test_a_loop_of_ones_own_is_refused_too(data: Path, tmp_path: Path) -> None:
-    def run(take_over: bool = False) -> rhostream.Run:
-        model = nn.Sequential(nn.Flatten(), nn.Linear(256, 4))
-        stream = rhostream.open_stream(str(data / "shards"), str(data / "index"), buffer_size=20, needs_il=False)
-        return rhostream.Run(str(tmp_path / "run"), stream, rhostream.Selector(model, "loss", 4),
-                             state={"model": model}, take_over=take_over)  # fmt: skip
+def test_a_loop_that_ended_in_a_process_that_lives_on_holds_nothing(rig: Rig, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
 
-    next(iter(run()))
-    url = tmp_path / "run" / "attempts" / "0.json"
-    parent = os.getppid()
-    started = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19])
-    url.write_text(json.dumps({**json.loads(url.read_text()), "pid": parent, "started": started}))
-    with pytest.raises(UsageError, match=f"process {parent}"):
-        next(iter(run()))
-    next(iter(run(take_over=True)))
-    assert (tmp_path / "run" / "attempts" / "1.json").exists()
+    def stop(row: dict[str, object]) -> None:
+        assert status_of(str(run))["job"]["running"] is True
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    settings = {"rule": "loss", "model": "mlp-64", "buffer_size": 20, "batch_size": 4, "steps": 4}
+    with pytest.raises(Interrupted):
+        rhostream.train(str(data / "shards"), str(data / "index"), str(run), **settings, metrics=stop)
+    found = status_of(str(run))["job"]
+    assert (found["pid"], found["running"]) == (os.getpid(), False)
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    again = rig.cli(
+        tmp_path / "log", "train", "--shards", data / "shards", "--il", data / "index", "--run", run, *options
+    )
+    assert again.wait()["code"] == 0
+
+
+def test_a_loop_of_ones_own_is_refused_too(rig: Rig, data: Path, tmp_path: Path) -> None:
+    first = rig.cli(tmp_path / "first", *job(data, tmp_path / "run"))
+    eventually(lambda: status_of_begun(tmp_path / "run") is True)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 4))
+    stream = rhostream.open_stream(str(data / "shards"), str(data / "index"), buffer_size=20, needs_il=False)
+    run = rhostream.Run(str(tmp_path / "run"), stream, rhostream.Selector(model, "loss", 4), state={"model": model})
+    with pytest.raises(UsageError, match=f"process {first.pid}"):
+        next(iter(run))
+
+
+def status_of_begun(run: Path) -> bool | None:
+    """Whether it is at work, None before its first attempt."""
+    return status_of(str(run))["job"]["running"] if (run / "attempts" / "0.json").exists() else None
