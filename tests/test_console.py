@@ -29,3 +29,31 @@ def test_a_second_train_of_a_complete_run_and_its_status_give_the_figures_of_the
     assert evaluation["test_accuracy"] == second.test_accuracy
     assert f"accuracy {first.test_accuracy:.4f}" in render_status(status_of(run))
     assert status_of(str(trained("untested", steps=2)))["evaluation"] is None
+
+
+SHORT = 200
+MANY = [f"https://me:hunter2@host/shard-{n:05d}.tar?token=hunter2" for n in range(1000)]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        rhostream.TrainConfig(shards=MANY, il=MANY[0], run="runs/a\x1b[31m", lr=0.5, test_shards=MANY, seed=7),
+        rhostream.FitILConfig(shards=MANY[0], out="m" * 5000, epochs=3),
+        rhostream.ComputeILConfig(shards=MANY, il_model=MANY[:1], out=[f"t{n}" for n in range(500)], keep={"a": "int"}),
+        rhostream.IndexConfig(shards=MANY[:1], out="t", roots={"a": MANY[0], "b": "https://[::1hunter2"}),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_the_repr_of_a_config_is_one_short_line_of_what_was_asked_for_without_secrets(config: Any) -> None:
+    text = repr(config)
+    assert len(text) <= SHORT and text.isprintable() and text.startswith(f"{type(config).__name__}(")
+    assert "hunter2" not in text and "max_bad_fraction" not in text
+    assert "shards=" in text
+
+
+def test_nothing_of_the_public_face_has_a_long_repr(trained: Callable[..., Path]) -> None:
+    with rhostream.open_ledger(str(trained("run", steps=2))) as ledger:
+        assert "step 2" in repr(ledger.runs[0])
+        things = [ledger, ledger.runs[0], *(getattr(rhostream, name) for name in rhostream.__all__)]
+        assert {repr(thing)[:40]: len(repr(thing)) for thing in things if len(repr(thing)) > SHORT} == {}

@@ -10,7 +10,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rhostream.config.shared import INIT, MODEL, RESIZE, ROOT, SHARDS, TASK, TASKS, TEXT_LENGTH, TOKENIZER, WORKERS
+from rhostream.config.shared import (
+    INIT,
+    MODEL,
+    RESIZE,
+    ROOT,
+    SHARDS,
+    TASK,
+    TASKS,
+    TEXT_LENGTH,
+    TOKENIZER,
+    WORKERS,
+    brief_config,
+)
 from rhostream.errors import UnknownNameError, UsageError
 from rhostream.foreign import RESIZES
 from rhostream.selection.options import Options
@@ -50,6 +62,7 @@ class TrainConfig(Options):
     """What a run of `train` is asked for. Raises UsageError for a value that can't be, naming the field."""
 
     verb: ClassVar[str] = "train"
+    __repr__ = brief_config
 
     shards: str | Iterable[str] = setting(
         help=SHARDS, metavar="URL...", place=True, pin=RESOLVED, pinned_as=("shards",), fixed=PLAN
