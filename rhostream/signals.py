@@ -28,6 +28,7 @@ from rhostream.errors import Interrupted, UsageError, WorkerError
 PATIENCE_SECONDS = 4.0  # a machine that is taken away gives little more
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 UNGUARDED = 79  # exit code of a worker that runs the user's script instead of what it was started for
+RESUMES = "the same command resumes"
 T = TypeVar("T")
 
 
@@ -42,11 +43,13 @@ class Stopped(KeyboardInterrupt):
 class StopRequest:
     """A context that remembers the first signal; outside the main thread it does nothing.
 
-    `patient`: the job is given the time that it needs to come to a safe place (a step and its checkpoint).
+    `patient`: the job is given the time that it needs to come to a safe place (a step and its checkpoint). `again`:
+    what the same command does next.
     """
 
-    def __init__(self, job: str = "", *, patient: bool = False) -> None:
+    def __init__(self, job: str = "", *, patient: bool = False, again: str = RESUMES) -> None:
         self.signal: int | None = None
+        self._again = again
         self._job, self._patient, self._waiting = job, patient, False
         self._before: dict[int, object] = {}
 
@@ -109,7 +112,7 @@ class StopRequest:
         number = self.signal or signal.SIGINT
         where = f"after step {says}" if isinstance(says, int) else ""
         what = " ".join(filter(None, (self._job, "stopped", where, f"by {signal.Signals(number).name}")))
-        error = Interrupted(what + (f": {says}" if says and not where else "") + "; the same command resumes")
+        error = Interrupted(what + (f": {says}" if says and not where else "") + f"; {self._again}")
         error.exit_code = 128 + number
         return error
 
@@ -119,10 +122,10 @@ _owned = False  # the command line: nobody else lives in this process
 _leaving = False
 
 
-def stop_if_asked() -> None:
-    """Raise Interrupted when the job that runs was asked to stop; for loops deep inside it."""
+def stop_if_asked(says: str = "") -> None:
+    """Raise Interrupted, which says how far it is, when the job that runs was asked to stop; for loops deep inside."""
     if _current is not None:
-        _current.raise_if_asked()
+        _current.raise_if_asked(says)
 
 
 def while_waiting(items: Iterable[T]) -> Iterator[T]:

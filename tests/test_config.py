@@ -248,6 +248,7 @@ def test_the_config_in_run_json_is_whole_and_holds_no_secret() -> None:
         "from_step",
         "skip_buffers",
         "grow",
+        "take_over",
     }
     assert found["make_model"] is True and found["il"] == os.path.abspath("il") and found["version"] == VERSION
 

@@ -33,7 +33,7 @@ def render_verify(found: Mapping[str, Any]) -> str:
 
 def render_status(found: Mapping[str, Any]) -> str:
     """How far it is."""
-    render = {"run": _run, "il-model": _il_model}.get(found["kind"], _table)
+    render = {"run": _run, "il-model": _il_model, "unfinished-il-model": _fit}.get(found["kind"], _table)
     return "\n".join(map(escape, [*render(found), f"next: {found['next']}"])) + "\n"
 
 
@@ -51,6 +51,8 @@ def _table(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"  parts        {done:,} of {of:,} shards ({done / of:.1%})"
     else:
         yield f"  parts        {found['parts']:,} (how many are missing is known with --shards)"
+    if found["last_part_seconds_ago"] is not None:
+        yield f"  last part    written {ago(found['last_part_seconds_ago'])} ago"
     yield f"  samples      {found['samples']:,}, of which {found['ok']:,} can be used"
     yield from _bad("quarantined", found["quarantined"], found["examples"])
     if found["missing"]:
@@ -72,8 +74,10 @@ def _run(found: Mapping[str, Any]) -> Iterator[str]:
     share = f" ({step / of:.1%})" if of else ""
     complete = ", complete" if found["complete"] else ""
     yield f"  steps        {step:,}" + (f" of {of:,}{share}" if of else "") + complete
+    yield from _job(found["job"], step)
     if found["unconfirmed"]:
         yield f"  unconfirmed  {found['unconfirmed']}"
+    yield from _evaluated(found["evaluation"])
     yield f"  attempts     {found['attempts']}"
     for change in found["changes"]:
         yield f"  changed      {says_change(change)} (attempt {change.get('attempt')})"
@@ -91,10 +95,58 @@ def _run(found: Mapping[str, Any]) -> Iterator[str]:
     yield from _bad("unused", found["unused"], found["examples"])
 
 
+def _job(job: Mapping[str, Any] | None, committed: int) -> Iterator[str]:
+    """The newest attempt, where it is not known to have ended, or has left steps that nothing counts."""
+    if job is None:
+        return
+    who = f"attempt {job['attempt']}" + (f" since {job['begun']}" if job["begun"] else "")
+    age = "" if job["seconds_ago"] is None else f" {ago(job['seconds_ago'])} ago"
+    step = job["step"]
+    far = f"step {step:,} was reached{age}, {committed:,} are committed" if step else "no step is written yet"
+    if job["running"]:
+        yield f"  running      {who}, process {job['pid']} of this machine; {far}"
+    elif job["running"] is None:
+        where = f", process {job['pid']} on {job['host']}" if job["pid"] else ""
+        yield f"  begun        {who}{where}: whether it still runs can't be seen from here; {far}"
+    elif step > committed:
+        yield f"  ended        {who}, at step {step:,} or later; what isn't committed is gone through again"
+
+
+def _evaluated(found: Mapping[str, Any] | None) -> Iterator[str]:
+    if found is None:
+        return
+    figures = [
+        f"{word} {found[name]:.4f}{unit}"
+        for name, word, unit in (("test_accuracy", "accuracy", ""), ("test_loss", "loss", " nats"))
+        if found[name] is not None
+    ]
+    samples = f" on {found['test_samples']:,} samples" if found["test_samples"] else ""
+    yield f"  evaluated    {', '.join(figures) or 'class by class'}{samples}, after step {found['step']:,}"
+
+
 def _il_model(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"IL model, {found['networks']} x {found['architecture']}, {found['classes']} classes"
     yield f"  accuracy     {found['accuracy']:.4f}, loss {found['val_loss']:.4f} nats"
     yield from (f"  doubtful     {says}" for says in found["doubts"])
+
+
+def _fit(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "IL model, not finished"
+    for fit in found["fits"]:
+        for number in range(1, fit["models"] + 1):
+            kept = fit["kept"].get(number)
+            yield f"  model        {number} of {fit['models']}: " + (
+                "no epoch is kept" if kept is None else f"{kept:,} of {fit['epochs']:,} epochs are kept"
+            )
+        if fit["seconds_ago"] is not None:
+            yield f"  written      {ago(fit['seconds_ago'])} ago"
+
+
+def ago(seconds: float) -> str:
+    """A while, as one says it: "40 s", "12 min", "3.5 h"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _bad(word: str, counts: Mapping[str, int], examples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:

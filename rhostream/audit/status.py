@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from rhostream import storage
 from rhostream.audit.il_model import is_il_model, read_model
+from rhostream.audit.live import evaluation_of, fit_status, job_of, last_part, run_next
 from rhostream.audit.runs import is_table, read_record
 from rhostream.config.train import TrainConfig
 from rhostream.errors import RhostreamError, StorageError, TableError, UsageError
@@ -24,6 +25,7 @@ from rhostream.runs.plans import plans_of
 from rhostream.setting import option_name, settings_of
 from rhostream.tables import il as il_table
 from rhostream.tables import parquet
+from rhostream.tables.unfinished import unfinished_in
 
 FIRST = 3  # examples of each status, or reason
 _UNUSED = ("quarantined", "unreadable", "nonfinite", "missing_il")  # reasons that are nobody's choice
@@ -43,6 +45,8 @@ def status_of(folder: str, shards: Iterable[str] = (), roots: Mapping[str, str] 
         return _table_status(folder, storage.listed(shards), il_table.checked_roots(roots))
     if is_il_model(folder):
         return _model_status(folder)
+    if unfinished := unfinished_in(folder):
+        return fit_status(folder, unfinished)
     return _run_status(folder)
 
 
@@ -74,6 +78,7 @@ def _table_status(table: str, shards: list[str], roots: Mapping[str, str] | None
         "samples": sum(statuses.values()), "ok": statuses[il_table.OK],
         "quarantined": {k: v for k, v in sorted(statuses.items()) if k != il_table.OK},
         "examples": _examples(table, first), "damaged": damaged, "missing": len(missing),
+        "last_part_seconds_ago": last_part(table, urls),
         "first_missing": missing[:5], "missing_shards": missing, "stale": len(stale), "first_stale": stale[:5],
         "next": _table_next(table, info, [wanted[name] for name in missing], shards, len(damaged)),
     }  # fmt: skip
@@ -135,6 +140,7 @@ def _run_status(run: str) -> dict[str, Any]:
     record = _as_it_goes_on(run, record, latest)
     settings = record.get("settings") or {}
     complete = bool(latest and latest.complete)
+    job = None if complete else job_of(run, latest)
     counts = dict(latest.counts) if latest else {}
     return {
         "kind": "run", "rule": settings.get("rule"), "model": settings.get("model"),
@@ -144,8 +150,9 @@ def _run_status(run: str) -> dict[str, Any]:
         "examples": _run_examples(run, record, latest), "attempts": checkpoint.newest_attempt(run) + 1,
         "left_out_shards": record.get("left_out_shards") or 0, "changes": list(latest.changes) if latest else [],
         "test_set": record.get("test_set") or {}, "doubts": doubts_in(record),
-        "unconfirmed": latest.doubt if latest else "",
-        "next": "nothing: the run is complete" if complete else _go_on(run, record, latest),
+        "unconfirmed": latest.doubt if latest else "", "evaluation": evaluation_of(run, latest),
+        "job": job,
+        "next": "nothing: the run is complete" if complete else run_next(job, _go_on(run, record, latest)),
     }  # fmt: skip
 
 

@@ -6,7 +6,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rhostream.config.shared import MODEL, RESIZE, ROOT, SHARDS, TASK, TASKS, TEXT_LENGTH, TOKENIZER, WORKERS
+from rhostream.config.shared import (
+    MODEL,
+    RESIZE,
+    ROOT,
+    SHARDS,
+    TASK,
+    TASKS,
+    TEXT_LENGTH,
+    TOKENIZER,
+    WORKERS,
+    brief_config,
+)
 from rhostream.foreign import RESIZES
 from rhostream.setting import check_types, setting
 
@@ -16,6 +27,7 @@ class EstimateConfig:
     """What `estimate` is asked for. Raises UsageError for a value of another type, naming the field."""
 
     verb: ClassVar[str] = "estimate"
+    __repr__ = brief_config
 
     shards: str | Iterable[str] = setting(help=SHARDS, metavar="URL...", place=True)
     roots: Mapping[str, str] | None = setting(None, help=ROOT, metavar="NAME=URL", option="root", place=True)

@@ -18,6 +18,7 @@ from rhostream.config.shared import (
     TEXT_LENGTH,
     TOKENIZER,
     WORKERS,
+    brief_config,
 )
 from rhostream.foreign import RESIZES
 from rhostream.setting import check_types, setting
@@ -61,6 +62,7 @@ class FitILConfig(_OfflineConfig):
     """What `fit-il` is asked for. Raises UsageError for a value of another type, naming the field."""
 
     verb: ClassVar[str] = "fit-il"
+    __repr__ = brief_config
 
     out: str = setting(help="Folder of the IL model (weights and model.json).", metavar="DIR", place=True)
     model: str = setting("small-cnn", help=MODEL, imports=True)
@@ -139,6 +141,7 @@ class ComputeILConfig(_TableConfig):
     """What `compute-il` is asked for. Raises UsageError for a value of another type, naming the field."""
 
     verb: ClassVar[str] = "compute-il"
+    __repr__ = brief_config
 
     model: str | Iterable[str] | None = setting(
         None, help="The IL model's package.module:function, where it is your own code.", metavar="NAME...", imports=True
@@ -162,6 +165,7 @@ class IndexConfig(_TableConfig):
     """What `index` is asked for. Raises UsageError for a value of another type, naming the field."""
 
     verb: ClassVar[str] = "index"
+    __repr__ = brief_config
 
     out: str = setting(help="The table.", metavar="URL", place=True)
     content: str | None = setting(

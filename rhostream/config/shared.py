@@ -1,4 +1,6 @@
-"""What several verbs say alike of a setting."""
+"""What several verbs say alike of a setting, and how a config is shown."""
+
+from __future__ import annotations
 
 SHARDS = "Tar shards: paths, s3:// gs:// https:// URLs, brace ranges, patterns or folders."
 ROOT = "Name the place of the shards, so that tables and logs survive when the data moves."
@@ -11,3 +13,10 @@ TASK = "What a model of text learns."
 RESIZE = "How images become squares: the centre, all of it squashed, or all of it padded with grey."
 CHOSEN_RESIZE = "crop where that cuts off at most a tenth of some images' pixels, else squash"
 TASKS = ("label", "language")
+
+
+def brief_config(config: object) -> str:
+    """The `__repr__` of a config; see `written.brief`."""
+    from rhostream.config.written import brief  # --help has no use for the storage below it
+
+    return brief(config)

@@ -10,7 +10,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rhostream.config.shared import INIT, MODEL, RESIZE, ROOT, SHARDS, TASK, TASKS, TEXT_LENGTH, TOKENIZER, WORKERS
+from rhostream.config.shared import (
+    INIT,
+    MODEL,
+    RESIZE,
+    ROOT,
+    SHARDS,
+    TASK,
+    TASKS,
+    TEXT_LENGTH,
+    TOKENIZER,
+    WORKERS,
+    brief_config,
+)
 from rhostream.errors import UnknownNameError, UsageError
 from rhostream.foreign import RESIZES
 from rhostream.selection.options import Options
@@ -50,6 +62,7 @@ class TrainConfig(Options):
     """What a run of `train` is asked for. Raises UsageError for a value that can't be, naming the field."""
 
     verb: ClassVar[str] = "train"
+    __repr__ = brief_config
 
     shards: str | Iterable[str] = setting(
         help=SHARDS, metavar="URL...", place=True, pin=RESOLVED, pinned_as=("shards",), fixed=PLAN
@@ -468,6 +481,14 @@ class TrainConfig(Options):
         heading=RECORDS,
         kept=False,
         free="it is recorded as a change",
+    )
+    take_over: bool = setting(
+        False,
+        help="Go on from the newest commit though another process of this machine is at the run, whose steps since "
+        "then are lost.",
+        heading=RECORDS,
+        kept=False,
+        free="who runs it changes nothing",
     )
     tensorboard: bool = setting(
         False, help="Also write TensorBoard events below the run.", heading=RECORDS, free="who looks on changes nothing"

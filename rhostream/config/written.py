@@ -7,6 +7,7 @@ from typing import Any
 
 from rhostream import storage
 from rhostream.config.files import VERSION
+from rhostream.inert import shortened
 from rhostream.setting import defaults_of, settings_of
 
 
@@ -30,6 +31,35 @@ def arguments_of(config: Any) -> dict[str, Any]:
         for name, value in written(config).items()
         if name not in left_out and value not in (None, [], {}) and value != defaults.get(name)
     }
+
+
+def brief(config: Any) -> str:
+    """A config on one short line: what isn't at its default, without secrets; a list by its length."""
+    shown = []
+    for name, value in vars(config).items():
+        says = settings_of(config)[name]
+        if name in (defaults := defaults_of(config)) and value == defaults[name]:
+            continue
+        if says.code:
+            text = "..."
+        elif isinstance(value, tuple | list) and len(value) > 1:
+            text = f"[{len(value):,}]"
+        else:
+            text = shortened(repr(_redacted(value) if says.place else _plain(value)), 50)
+        shown.append(f"{name}={text}")
+    return shortened(f"{type(config).__name__}({', '.join(shown)})", 200)
+
+
+def _redacted(value: Any) -> Any:
+    """Places as they were given, without their secrets."""
+    if isinstance(value, tuple | list):
+        return [_redacted(one) for one in value]
+    if isinstance(value, Mapping):
+        return {name: _redacted(one) for name, one in value.items()}
+    try:
+        return storage.redact(value) if isinstance(value, str) else value
+    except ValueError:  # no URL after all, such as an IPv6 address that is never closed
+        return value.partition("://")[0] + "://..."
 
 
 def _plain(value: Any) -> Any:

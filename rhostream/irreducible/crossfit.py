@@ -22,6 +22,7 @@ from rhostream.irreducible.folds import FoldRule
 from rhostream.irreducible.learn import Checked, Learned, Recipe, evaluate, learn
 from rhostream.irreducible.pool import Pool
 from rhostream.irreducible.quality import Logits, logits_of, measured
+from rhostream.irreducible.unfinished import KeptOf
 from rhostream.models.temperature import Divided
 from rhostream.randomness import generator
 from rhostream.runs.macs import macs_per_sample
@@ -51,6 +52,7 @@ class Fit:
     recipe: Recipe
     device: torch.device
     init: str | None = None  # weights to start from
+    kept: KeptOf | None = None  # where the states of an unfinished fit are
 
     def network(self) -> nn.Module:
         """A fresh network of a fold, random by torch's generator."""
@@ -83,6 +85,7 @@ class Fit:
                 normalize=normalize,
                 device=self.device,
                 classes=self.classes,
+                kept=self.kept and self.kept(number),
                 progress=progress,
             )
         return learned, macs

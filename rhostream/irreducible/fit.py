@@ -43,6 +43,8 @@ from rhostream.irreducible.ladder import Spec, chosen, parse_checkpoints
 from rhostream.irreducible.learn import AUGMENT, BALANCE, Recipe
 from rhostream.irreducible.model import ModelInfo, read_info
 from rhostream.irreducible.pool import Pool, fill
+from rhostream.irreducible.unfinished import Kept, clear, identity_of
+from rhostream.runs.record import versions
 from rhostream.selection.outputs import called, require_more_than_one, require_width
 from rhostream.selection.tokens import is_language
 from rhostream.signals import StopRequest
@@ -59,6 +61,7 @@ from rhostream.tables.classes import require_same_classes
 
 LOG = logging.getLogger("rhostream")
 WEIGHT_DECAY = 0.01
+_READ_AGAIN = "the same command reads the samples again and goes on behind the epochs that are kept"
 
 
 @configured(FitILConfig, "shards", "out")
@@ -72,7 +75,8 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     give accuracy, loss, quality and temperature. `init`: safetensors weights that every network starts from (what may
     differ: `models.load_initial`). `allow_compressed`, `accept_missing_eof`: see `compute_il`. Deterministic by `seed`
     on a CPU. Samples and shards that can't be used are counted in `ModelInfo.read`, and more of them than `Budget` says
-    stop the job.
+    stop the job. A fit that was stopped goes on, by the same call, behind the epochs that it kept: the samples are read
+    again, and the weights are those of a fit in one piece.
 
     What the samples are, `image_size`, `channels` and `resize` ("crop", "squash" or "pad") are chosen from a look at a
     few samples of D (`look`) unless they are given, and logged. `image_member`: "jpg", or "jpg,png": of several images
@@ -150,6 +154,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         there = _same(there, asked, out)
         _require_unchanged(there, {name: url for url, name in [*data, *own]}, out)
         LOG.info("IL model %s is complete already", redact(out))
+        clear(out)
         return gate.passed(there, config.min_accuracy, out)
     storage.probe_writable(out)
     started = time.monotonic()
@@ -174,7 +179,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         "fail_fast": config.fail_fast,
     }
     retried = storage.retried()
-    with StopRequest("fit-il"):
+    with StopRequest("fit-il", again=_READ_AGAIN):
         pool, of_d = _pools(rule, data, own, settings, config.fit_samples, config.seed, options)
     theirs = {} if of_d is None else of_d.class_names
     require_same_classes(pool.class_names, theirs, "the holdout", "the shards")  # a fraction's are the same shards
@@ -191,13 +196,20 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         balance=config.balance,
         checkpoints=spec,
     )
+    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    made_of = {
+        **asked, "classes": classes, "preprocess": preprocess.to_json(), "decoding": decoding, "device": device.type,
+        "versions": versions(),
+    }  # fmt: skip
+    identity = identity_of(made_of, [pool, *([] if of_d is None else [of_d])])
     fit = Fit(
         model,
         classes,
         preprocess,
         recipe,
-        torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        device,
         config.init,
+        lambda number: Kept(out, identity, number, rule.models, config.epochs),
     )
     empty = [] if preprocess.task == "language" else empty_classes(rule, pool, labels)
     for says in empty:
@@ -218,12 +230,13 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         class_names=dict(sorted({**theirs, **pool.class_names}.items())),
         versions={"torch": torch.__version__, "python": platform.python_version()},
     )  # fmt: skip
-    with StopRequest("fit-il"):
-        info = _fitted(fit, rule, (pool, of_d), out, info, config.temperature)
-    info = replace(info, cost=info.cost | {"seconds": round(time.monotonic() - started, 3)})
+    with StopRequest("fit-il", again=_READ_AGAIN):
+        info, before = _fitted(fit, rule, (pool, of_d), out, info, config.temperature)
+    info = replace(info, cost=info.cost | {"seconds": round(before + time.monotonic() - started, 3)})
     crash_point("fit-il: before model.json")
     storage.create(storage.join(out, "model.json"), info.encode())
     crash_point("fit-il: model.json written")
+    clear(out)
     worst = info.quality.get("worst_class")
     LOG.info(
         "IL model %s: accuracy %.4f%s, loss %.4f nats on samples it didn't learn from (%s of %s)%s; %s samples, %.0f s",
@@ -257,8 +270,11 @@ def _try(model: str, preprocess: AnyPreprocess, classes: int | None, init: str |
 
 def _fitted(
     fit: Fit, rule: FoldRule, pools: tuple[Pool, Pool | None], out: str, info: ModelInfo, tempered: bool
-) -> ModelInfo:
-    """Train the networks, and write their weights and the checkpoints on the way. Returns what model.json will say."""
+) -> tuple[ModelInfo, float]:
+    """Train the networks, and write their weights and the checkpoints on the way.
+
+    Returns what model.json will say, and the seconds of training in earlier processes that it goes on from.
+    """
     pool, of_d = pools
     check = of_d if rule.mode == "fraction" and of_d is not None else pool
     found = fit_folds(fit, rule, pool, check)
@@ -315,7 +331,7 @@ def _fitted(
     about = described(best, out)
     # The fit as a whole also measured the earlier states.
     cost = about.cost | {"checked_samples": sum(f.learned.checked for f in found) + measured}
-    return replace(about, checkpoints=listed, cost=cost)
+    return replace(about, checkpoints=listed, cost=cost), sum(f.learned.seconds_before for f in found)
 
 
 def _described(info: ModelInfo, records: list[dict[str, Any]], quality: dict[str, Any], tempered: bool) -> ModelInfo:

@@ -67,6 +67,11 @@ class Ladder:
         self._spec, self._pending = spec, list(spec.losses)
         self.rungs: list[Rung] = []  # of falling loss
 
+    def restore(self, rungs: list[Rung]) -> None:
+        """Go on from these rungs of an earlier process."""
+        self.rungs = rungs
+        self._pending = [loss for loss in self._spec.losses if not any(rung.loss <= loss for rung in rungs)]
+
     def checks(self, epoch: int, batches: int) -> set[int]:
         """After which batches of an epoch (from 1) to look."""
         return {max(1, math.ceil(batches * part)) for part in (FIRST_EPOCH if epoch == 0 else EPOCH)}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from rhostream.candidates import Prepare
 from rhostream.crashpoints import crash_point
 from rhostream.errors import NonFiniteError
 from rhostream.irreducible.ladder import Ladder, Rung, Spec
+from rhostream.irreducible.unfinished import Kept, Standing
 from rhostream.randomness import torch_seed
 from rhostream.selection.gradient import finite_or_nan, step_if_finite
 from rhostream.selection.outputs import called
@@ -60,6 +60,7 @@ class Learned:
     checked: int  # through a forward alone, to look at the network
     seconds: float
     rungs: list[Rung]  # states on the way, where checkpoints were asked for
+    seconds_before: float = 0.0  # of `seconds`, those of earlier processes
 
 
 def augmented(image: Tensor, how: str, generator: torch.Generator) -> Tensor:
@@ -110,13 +111,15 @@ def learn(
     normalize: Prepare,
     device: torch.device,
     classes: int,
+    kept: Kept | None = None,
     progress: StepProgress | None = None,
 ) -> Learned:
     """Train on rows `train` of image (N, H, W, C) uint8 or (N, T) ids; keep the state of lowest mean loss on rows
     `check` of `check_image` (of the mean over classes of their mean losses, where the fit is balanced).
 
     The learning rate falls linearly to 0 over the epochs. Checkpoints on the way change nothing of what is learned or
-    kept. Raises NonFiniteError when no check had a finite loss.
+    kept. `kept`: where states after epochs are kept, and gone on from, with torch's generators as they then were.
+    Raises NonFiniteError when no check had a finite loss, Interrupted.
     """
     started = time.monotonic()
     network.to(device)
@@ -126,77 +129,89 @@ def learn(
     ladder = Ladder(recipe.checkpoints) if recipe.checkpoints else None
     batches = -(-len(train) // recipe.batch_size)
     check_at = {-(-batches * i // CHECKS_PER_EPOCH) for i in range(1, CHECKS_PER_EPOCH + 1)}
-    curve: list[dict[str, float]] = []
-    best: dict[str, Any] = {"val_loss": float("inf"), "choice": float("inf")}
-    state: dict[str, Tensor] = {}
-    steps = samples = checked = dead = 0
-    for epoch in range(recipe.epochs):
+    at = kept.restore(network, optimizer, generator, ladder) if kept else Standing()
+    before = at.seconds
+    if progress is not None:
+        progress.resume(at.epochs * batches)
+    for epoch in range(at.epochs, recipe.epochs):
         order = drawn(train, label, recipe.balance, generator)
         running = torch.zeros((), device=device)
         climb_at = ladder.checks(epoch, batches) if ladder else set[int]()
         for number, rows in enumerate(torch.split(order, recipe.batch_size), 1):
-            stop_if_asked()
+            says = kept.says if kept else ""
+            stop_if_asked(says)
             # Batch norm can't learn from one sample.
             if len(rows) > 1 or batches == 1 or recipe.batch_size == 1:
                 network.train()
                 x = augmented(normalize(image[rows].to(device)), recipe.augment, generator)
                 loss = _mean_loss(network, called(network, x), label[rows].to(device), weight_C)
                 for group in optimizer.param_groups:  # at a constant rate the last states differ by points
-                    group["lr"] = recipe.lr * (1 - steps / (batches * recipe.epochs))
+                    group["lr"] = recipe.lr * (1 - at.steps / (batches * recipe.epochs))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 applied = finite_or_nan(network.parameters(), loss.detach())
                 step_if_finite(optimizer, applied)
-                dead = 0 if bool(torch.isfinite(applied)) else dead + 1
-                if dead >= NONFINITE_STEPS:
+                at.dead = 0 if bool(torch.isfinite(applied)) else at.dead + 1
+                if at.dead >= NONFINITE_STEPS:
                     raise NonFiniteError(
-                        f"the IL model's loss or its gradient is NaN or infinite in {dead} batches in "
+                        f"the IL model's loss or its gradient is NaN or infinite in {at.dead} batches in "
                         f"a row (epoch {epoch + 1} of {recipe.epochs}); lower --lr"
                     )
-                running += 0.0 if dead else loss.detach()
-                steps, samples = steps + 1, samples + len(rows)
+                running += 0.0 if at.dead else loss.detach()
+                at.steps, at.samples = at.steps + 1, at.samples + len(rows)
                 crash_point("fit-il: step taken")
             if progress is not None:  # the loss of a batch would have to be waited for
-                checked_loss = f", loss {curve[-1]['val_loss']:.3f} on others" if curve else ""
+                checked_loss = f", loss {at.curve[-1]['val_loss']:.3f} on others" if at.curve else ""
                 progress.step(f"epoch {epoch + 1} of {recipe.epochs}{checked_loss}")
             if number not in check_at and number not in climb_at:
                 continue
-            found = evaluate(network, check_image, check_label, check, normalize, device)
-            checked += len(check)
+            found = evaluate(network, check_image, check_label, check, normalize, device, says)
+            at.checked += len(check)
             at_epoch = round(epoch + number / batches, 3)
             if ladder and number in climb_at:
                 ladder.offer(
                     found.loss,
-                    lambda f=found, e=at_epoch, s=samples, c=checked: Rung(  # type: ignore[misc]
+                    lambda f=found, e=at_epoch, s=at.samples, c=at.checked: Rung(  # type: ignore[misc]
                         f.loss, f.accuracy, e, s, _state(network), c
                     ),
                 )
             if number in check_at:
-                at = {
-                    "epoch": at_epoch,
-                    "train_loss": float(running) / number,
-                    "val_loss": found.loss,
-                    "val_accuracy": found.accuracy,
-                }
-                at |= {} if recipe.balance == "none" else {"val_balanced_loss": found.balanced_loss}
-                curve.append(at)
-                choice = found.loss if recipe.balance == "none" else found.balanced_loss
-                if choice < best["choice"]:
-                    best, state = {**at, "choice": choice}, _state(network)
-    if not state:
+                _check(at, found, at_epoch, float(running) / number, recipe, network)
+        at.epochs, at.seconds = epoch + 1, before + time.monotonic() - started
+        if kept:
+            kept.save(at, network, optimizer, generator, ladder)
+    if not at.state:
         raise NonFiniteError(f"the IL model's loss was never finite in {recipe.epochs} epochs; lower --lr")
     return Learned(
-        state,
-        best["val_loss"],
-        best["val_accuracy"],
-        best["epoch"],
-        curve,
-        steps,
-        samples,
-        checked,
-        time.monotonic() - started,
+        at.state,
+        at.best["val_loss"],
+        at.best["val_accuracy"],
+        at.best["epoch"],
+        at.curve,
+        at.steps,
+        at.samples,
+        at.checked,
+        before + time.monotonic() - started,
         ladder.rungs if ladder else [],
+        before,
     )
+
+
+def _check(
+    at: Standing, found: Checked, at_epoch: float, train_loss: float, recipe: Recipe, network: nn.Module
+) -> None:
+    """Enter a look at the network into its curve, and keep its weights where they are the best so far."""
+    point = {
+        "epoch": at_epoch,
+        "train_loss": train_loss,
+        "val_loss": found.loss,
+        "val_accuracy": found.accuracy,
+    }
+    point |= {} if recipe.balance == "none" else {"val_balanced_loss": found.balanced_loss}
+    at.curve.append(point)
+    choice = found.loss if recipe.balance == "none" else found.balanced_loss
+    if choice < at.best["choice"]:
+        at.best, at.state = {**point, "choice": choice}, _state(network)
 
 
 def _state(network: nn.Module) -> dict[str, Tensor]:
@@ -223,15 +238,21 @@ def _mean_loss(network: nn.Module, output: Tensor, label: Tensor, weight_C: Tens
 
 @torch.no_grad()  # not inference mode: what a forward keeps must serve the next step too
 def evaluate(
-    network: nn.Module, image: Tensor, label: Tensor, rows: Tensor, normalize: Prepare, device: torch.device
+    network: nn.Module,
+    image: Tensor,
+    label: Tensor,
+    rows: Tensor,
+    normalize: Prepare,
+    device: torch.device,
+    says: str = "",
 ) -> Checked:
     """Loss and accuracy on rows of image (N, H, W, C) uint8 or (N, T) ids, in eval mode; of language those of tokens,
-    and the balanced loss is the mean.
+    and the balanced loss is the mean. `says`: what Interrupted says, where a signal asks to stop.
     """
     network.eval()
     correct, losses = 0.0, []
     for some in torch.split(rows, EVAL_CHUNK):
-        stop_if_asked()
+        stop_if_asked(says)
         x, target = normalize(image[some].to(device)), label[some].to(device)
         if isinstance(network, LanguageLoss):
             of_tokens, right = network.judge(x)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,9 +18,11 @@ from rhostream.crashpoints import crash_point
 from rhostream.errors import AlreadyExistsError, Interrupted, MismatchError, RhostreamError, TableError, UsageError
 from rhostream.foreign import read_object
 from rhostream.runs import chain, checkpoint, compaction, retention
+from rhostream.runs.attempts import require_free
 from rhostream.runs.cost import Cost
 from rhostream.runs.link import KINDS, OLD, Link, Place, told_link
 from rhostream.runs.plans import RunPlan, plans_of
+from rhostream.runs.process import this_process
 from rhostream.runs.record import VERSION, class_names, recorded
 from rhostream.runs.turns import NO_SETTINGS
 from rhostream.selection.ranks import Ranks
@@ -51,6 +51,8 @@ class Attempt:
     changes: list[dict[str, Any]] = field(default_factory=list)  # of settings, in force at the newest checkpoint
     changing: list[dict[str, Any]] = field(default_factory=list)  # what this attempt changes, once it is claimed
     grown: RunPlan | None = None  # the longer list of shards, where that is among it
+    take_over: bool = False  # also from a process of this machine that is at it
+    process: dict[str, Any] = field(default_factory=dict)  # what its note says of this one
     _committed: int = 0  # the step of the newest checkpoint
     _made: bool = False  # run.json is of this process
     _retried: dict[str, dict[str, int]] = field(default_factory=storage.retried)  # before this attempt
@@ -71,10 +73,13 @@ class Attempt:
         or the one at `start`; with `fresh` none, so that the attempt begins at step 0.
 
         It names its own segments only (see `chain.with_segments`). Raises MismatchError naming the fields that differ,
-        and for a `start` that is no commit of this run, NotWritableError, UsageError where a rank can't see the folder.
+        and for a `start` that is no commit of this run, NotWritableError, UsageError where a rank can't see
+        the folder, and where another process of this machine is at the run (unless `take_over`).
         """
         told = None
         if self.ranks.first:
+            if not self.take_over:
+                require_free(self.url, chain.head(self.url))
             self._make(record, changeable)
             chosen = None if fresh else chain.head(self.url) if start is None else self.at(start)
             self._held = not chain.is_tip(self.url, chosen)
@@ -193,9 +198,9 @@ class Attempt:
         The attempt's note says which commit it goes on from, what it changes, and what it does by `settings` that
         nothing pins.
         """
+        self.process = this_process(self.url)
         note = {
-            "host": platform.node(),
-            "pid": os.getpid(),
+            **self.process,
             "from_step": self.step,
             "ranks": self.ranks.size,
             "from": None if self._link is None else asdict(self._link.place),

@@ -9,9 +9,10 @@ from typing import Any
 
 from rhostream import storage
 from rhostream.crashpoints import crash_point
-from rhostream.errors import AlreadyExistsError, NotFoundError, SupersededError, TableError
+from rhostream.errors import AlreadyExistsError, NotFoundError, RhostreamError, SupersededError, TableError, UsageError
 from rhostream.foreign import read_object
-from rhostream.runs.link import Place, place_of
+from rhostream.runs.link import Link, Place, place_of
+from rhostream.runs.process import is_at_work
 
 
 def claim_attempt(run: str, note: Mapping[str, Any]) -> int:
@@ -67,3 +68,37 @@ def start_of(run: str, attempt: int) -> tuple[bool, Place | None]:
         return False, None
     except (ValueError, TypeError) as exc:
         raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
+
+
+def going_on(run: str, latest: Link | None) -> tuple[int, dict[str, Any], bool | None] | None:
+    """The newest attempt, its note, and whether its loop is at work (None: that can't be seen from here).
+
+    None where there is no attempt, or where it came to the run's end. `latest`: the state in force.
+    """
+    attempt = newest_attempt(run)
+    if attempt < 0 or (latest is not None and latest.complete and latest.attempt == attempt):
+        return None
+    try:
+        note = note_of(run, attempt)
+    except RhostreamError:
+        return attempt, {}, None  # `verify` says so
+    return attempt, note, is_at_work(note)
+
+
+def require_free(run: str, latest: Link | None) -> None:
+    """Raise UsageError for a run that another process of this machine is at: taking it over would undo its steps.
+
+    The process that asks is never in its own way.
+    """
+    if (newest := going_on(run, latest)) is None:
+        return
+    attempt, note, running = newest
+    if not running or note["pid"] == os.getpid():
+        return
+    since = f" since {note['begun']}" if note.get("begun") else ""
+    pid = note["pid"]
+    raise UsageError(
+        f"{storage.redact(run)} is going on: attempt {attempt} is process {pid} of this machine{since}. Wait for it, "
+        f"or end it by `kill {pid}`, upon which it commits its step; --take-over (take_over=True) goes on from its "
+        "newest commit all the same, and its steps since then are lost"
+    )

@@ -41,6 +41,7 @@ from rhostream.runs.fitting import choose_before_decoding, require_ranks
 from rhostream.runs.link import Link, Place, place_of
 from rhostream.runs.measure import measure
 from rhostream.runs.pins import il_account, pins_of, plain_config, record_of
+from rhostream.runs.process import at_work
 from rhostream.runs.record import recorded
 from rhostream.runs.saving import Saver
 from rhostream.selection.ranks import default_ranks
@@ -77,6 +78,9 @@ class Run:
     the stream's list of shards, which has those of before and more. All three are recorded as changes, and the same
     script again doesn't do them twice. Without `state` go back by loading an older one.
 
+    `take_over`: go on from the newest commit even while another process of this machine is at the run, whose steps
+    since then are lost; without it that is refused.
+
     The same script again goes on after the last commit, with the same batches. Raises UsageError for what can't go
     together, MismatchError where the folder is of another run, SupersededError where a newer attempt took over,
     NonFiniteError instead of committing weights or losses that aren't finite, Interrupted after a signal and a commit,
@@ -105,6 +109,7 @@ class Run:
         from_step: int | None = None,
         skip_buffers: str | None = None,
         grow: bool = False,
+        take_over: bool = False,
     ) -> None:
         if not isinstance(stream, Loader) or not isinstance(selector, Selector):
             raise UsageError("a run takes the stream of open_stream and a Selector, in this order, after its folder")
@@ -130,7 +135,7 @@ class Run:
         self._ends = stream.stream.passes, steps
         last_step = turns.last_step(stream.stream, *self._ends)
         pins = pins_of(stream, selector, selector.model, config, accumulate=accumulate, seed_steps=seed_steps)
-        attempt = Attempt(storage.resolve(storage.text_of(folder)), pins, ranks)
+        attempt = Attempt(storage.resolve(storage.text_of(folder)), pins, ranks, take_over=take_over)
         attempt.cost.il = il_account(stream) if pins["il"] else {}
         choose_before_decoding(stream, selector)
         self._assemble(
@@ -235,7 +240,7 @@ class Run:
         self._clock = Clock(self.attempt.cost.seconds)
         silent = not self.ranks.first or self.last_step is None
         progress = StepProgress(self._job, self.last_step or 0, self.steps, silent=silent)
-        with self.attempt.beginning(), self._stop as stop, progress:
+        with at_work(self.attempt.process), self.attempt.beginning(), self._stop as stop, progress:
             yield from self._batches(stop, progress)
             self._over = True
 

@@ -9,6 +9,7 @@ import base64
 import contextlib
 import io
 from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -106,7 +107,14 @@ def _found(record: Mapping[str, Any]) -> Found:
     if "size" not in record:
         raise StatusError(502, "no size in the answer")
     return Found(Identity(int(record["size"]), str(record.get("generation") or record.get("etag") or "")),
-                 _decoded(record.get("md5Hash")), _decoded(record.get("crc32c")))  # fmt: skip
+                 _decoded(record.get("md5Hash")), _decoded(record.get("crc32c")),
+                 modified=_seconds(record.get("updated")))  # fmt: skip
+
+
+def _seconds(text: Any) -> float | None:
+    with contextlib.suppress(ValueError, TypeError):
+        return datetime.fromisoformat(text).timestamp()
+    return None
 
 
 def _found_in(headers: Mapping[str, str]) -> Found | None:

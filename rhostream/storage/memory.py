@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from datetime import datetime
 
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -20,7 +21,9 @@ class Memory:
         info = self._fs.info(path)
         if info["type"] == "directory":
             raise FileNotFoundError(path)
-        return Found(Identity(int(info["size"]), str(info.get("created", ""))))
+        created = info.get("created")
+        modified = created.timestamp() if isinstance(created, datetime) else None
+        return Found(Identity(int(info["size"]), str(created or "")), modified=modified)
 
     @contextlib.asynccontextmanager
     async def get(self, path: str, span: tuple[int, int] | None, tag: str) -> AsyncIterator[_Body]:

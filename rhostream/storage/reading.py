@@ -58,6 +58,16 @@ def look(url: str, tries: int | None = None) -> Found:
     return run(url, lambda patience: asked(store.info(path), patience), tries)
 
 
+def modified(url: str) -> float | None:
+    """When an object was written, in seconds since 1970; None where its store doesn't say. For people alone: nothing
+    is decided by a clock. Raises NotFoundError, AccessError, StorageError.
+    """
+    if is_local(url):
+        with _translated(url):
+            return os.stat(url).st_mtime
+    return look(url).modified
+
+
 def exists(url: str) -> bool:
     """Whether there is such an object."""
     try:

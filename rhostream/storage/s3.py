@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
 from typing import Any
 
 import s3fs
@@ -144,4 +145,6 @@ def _found(path: str, answer: Mapping[str, Any]) -> Found:
     except ValueError:
         md5 = None
     once = str((answer.get("Metadata") or {}).get(ONCE, ""))
-    return Found(Identity(int(answer["ContentLength"]), tag), md5, once=once)
+    written = answer.get("LastModified")
+    modified = written.timestamp() if isinstance(written, datetime) else None
+    return Found(Identity(int(answer["ContentLength"]), tag), md5, once=once, modified=modified)

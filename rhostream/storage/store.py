@@ -37,6 +37,7 @@ class Found:
     md5: bytes | None = None
     crc32c: bytes | None = None
     once: str = ""  # the word of the create-only write that made it, where the store keeps such
+    modified: float | None = None  # seconds since 1970, where the store says when it was written
 
 
 class Body(Protocol):

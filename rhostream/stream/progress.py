@@ -83,6 +83,12 @@ class StepProgress:
         if self._bar is not None:
             self._bar.close()
 
+    def resume(self, done: int) -> None:
+        """So many steps were done by an earlier process."""
+        self._done = self._first = done
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+
     def evaluated(self, says: str) -> None:
         """An evaluation was made: it stays in the bar, and is a line of its own where there is none."""
         self._evaluation = says

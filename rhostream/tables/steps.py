@@ -14,18 +14,26 @@ An evaluation stands at the step after which it was made. `<run>/steps/attempt=K
 
 from __future__ import annotations
 
+import contextlib
+import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from rhostream import storage
 from rhostream.crashpoints import crash_point
+from rhostream.errors import RhostreamError
 from rhostream.tables import parquet
 from rhostream.tables.segments import segment_record
 
 VERSION = 2  # 1 had no effective classes: its segments are read with nulls there
 SINCE_2 = ("effective_classes", "effective_classes_uniform")
+EVALUATION = ("step", "test_loss", "test_accuracy", "class_accuracy", "test_samples")
+SEEN_SECONDS = 15.0  # after a commit the first rows are written so soon, the next ones after twice the time
+_LAST = re.compile(r"/\d{10}-(\d{10})\.parquet\Z")
 ENCODINGS: dict[str, str] = {}
 DICTIONARY = ["pass"]
 SCHEMA = pa.schema(
@@ -54,28 +62,74 @@ SCHEMA = pa.schema(
 
 
 class StepsWriter:
-    """Collects one row a step; `flush` writes them as a segment."""
+    """Collects one row a step; `flush` writes them as a segment.
+
+    Between commits rows are written too, at growing intervals, so that one can see how far a run is that commits
+    seldom; like every segment they count once a commit names them.
+    """
 
     def __init__(self, run: str, attempt: int, rank: int = 0) -> None:
         self._run = run
         self._folder = f"steps/attempt={attempt}/rank={rank}"
         self._rows: list[dict[str, Any]] = []
+        self._written: list[dict[str, Any]] = []  # segments since the last flush
+        self._flushed = time.monotonic()
+        self._wait = SEEN_SECONDS  # since then, until rows are written
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a step; missing columns are null."""
         self._rows.append(row)
+        if time.monotonic() - self._flushed >= self._wait:
+            self._wait *= 2  # a few small segments a commit, however long it takes
+            with contextlib.suppress(RhostreamError):  # the commit will write them, or raise
+                self._write()
 
     def flush(self) -> list[dict[str, Any]]:
-        """Write what is pending; returns the new segments."""
+        """Write what is pending; returns the segments since the last flush."""
+        self._write()
+        written, self._written = self._written, []
+        self._flushed, self._wait = time.monotonic(), SEEN_SECONDS
+        return written
+
+    def _write(self) -> None:
         if not self._rows:
-            return []
+            return
         table = pa.Table.from_pylist(self._rows, SCHEMA)
         path = f"{self._folder}/{self._rows[0]['step']:010d}-{self._rows[-1]['step']:010d}.parquet"
         data = parquet.encode(table, {"version": VERSION, "artifact": "steps"}, ENCODINGS, DICTIONARY)
         storage.create(storage.join(self._run, path), data)
         crash_point("steps: segment committed")
         self._rows = []
-        return [segment_record(path, data, table.num_rows)]
+        self._written.append(segment_record(path, data, table.num_rows))
+
+
+def steps_seen(run: str, attempt: int) -> tuple[int, str] | None:
+    """How many steps an attempt's segments tell of, committed or not, and the URL of the newest; None before the
+    first. Nothing is read.
+    """
+    folder = storage.join(run, f"steps/attempt={attempt}")
+    found = [(int(match[1]) + 1, url) for url in storage.list_files(folder, ".parquet") if (match := _LAST.search(url))]
+    return max(found, default=None)
+
+
+def last_evaluation(run: str, segments: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """{step, test_loss, test_accuracy, class_accuracy, test_samples} of the newest evaluation, None before the first.
+
+    Raises TableError for a segment that can't be read.
+    """
+    for segment in reversed(segments):
+        rows = parquet.read(storage.join(run, str(segment["path"])), [*EVALUATION])[0]
+        for row in reversed(rows.to_pylist()):
+            if any(row[name] is not None for name in EVALUATION[1:]):
+                return {name: _shortest(value) for name, value in row.items()}
+    return None
+
+
+def _shortest(value: Any) -> Any:
+    """float32 numbers as the shortest decimals that mean them: 0.9, where a double would say 0.8999999761581421."""
+    if isinstance(value, list):
+        return [_shortest(one) for one in value]
+    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def balances(run: str, segments: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, float, float]]:

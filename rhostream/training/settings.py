@@ -28,7 +28,7 @@ from rhostream.training.augment import KINDS
 from rhostream.training.cascade import Shortlist, parse_shortlist
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Settings(TrainConfig):
     """The config of a run, all of it checked, and what follows from it. Raises UsageError and its kin."""
 

@@ -24,7 +24,7 @@ from rhostream.randomness import torch_seed
 from rhostream.runs import turns
 from rhostream.runs.attempt import Attempt
 from rhostream.runs.book import Evaluation
-from rhostream.runs.chain import head
+from rhostream.runs.chain import head, with_segments
 from rhostream.runs.cost import Cost
 from rhostream.runs.doubts import Plan, cheap_choice, doubts_of
 from rhostream.runs.pins import il_account, named_classes
@@ -46,6 +46,7 @@ from rhostream.stream.join import UniformChoice
 from rhostream.stream.keep_list import keep_list_account
 from rhostream.stream.open import open_stream
 from rhostream.tables.il import OK, Table, part_url, read_part
+from rhostream.tables.steps import last_evaluation
 from rhostream.training.cascade import make_proxy, require_classes, set_macs
 from rhostream.training.changes import CHANGEABLE, Change, in_force
 from rhostream.training.draws import changed_draws
@@ -122,6 +123,7 @@ def train(config: TrainConfig) -> Summary:
     chunk, precision, train_precision and compile can change. `from_step`: a new attempt from the commit of that step.
     `skip_buffers`, "A:B": these buffers are passed over, unread, and logged as that. `grow`: where a pass has ended,
     the run goes on with this longer list of shards. These three are recorded as changes, too, and done once.
+    `take_over`: go on from the newest commit even while another process of this machine is at the run; else refused.
 
     Raises UsageError and its kin before any work, Interrupted after a signal, NonFiniteError when training diverges,
     RankLostError when another rank is gone.
@@ -200,6 +202,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         changing=turn.changing,
         grown=turn.grown,
         changed_draws=lambda: changed_draws(settings, learners),
+        take_over=settings.take_over,
     )
     if ranks.first:
         storage.probe_writable(run)
@@ -253,7 +256,19 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
             trainer.loop()
     else:
         turns.require_steps(turn.changing, run, attempt.step)
-    return _summary(settings, attempt, last_step, evaluations.last, tested)
+    return _summary(settings, attempt, last_step, evaluations.last or _evaluated_before(attempt), tested)
+
+
+def _evaluated_before(attempt: Attempt) -> Evaluation | None:
+    """The newest evaluation in the ledger, of a run that an earlier call has brought here. Collective."""
+    newest = None
+    if attempt.ranks.first and (link := head(attempt.url)) is not None:
+        newest = last_evaluation(attempt.url, with_segments(attempt.url, link).steps)
+    newest = attempt.ranks.from_first(newest)
+    if newest is None:
+        return None
+    classes, samples = newest["class_accuracy"], newest["test_samples"]
+    return Evaluation(newest["test_loss"], newest["test_accuracy"], classes, samples)
 
 
 def _summary(

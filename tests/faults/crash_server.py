@@ -138,6 +138,7 @@ def _job(request: dict[str, Any], out: int) -> int:
     import rhostream
     from rhostream import crashpoints
     from rhostream.audit.verify import verify
+    from rhostream.irreducible import unfinished
     from rhostream.runs import chain
     from tests.own_loop import demanding, run_readme
 
@@ -159,6 +160,7 @@ def _job(request: dict[str, Any], out: int) -> int:
     }
     error = ""
     chain.WHOLE_EVERY = request["options"].pop("whole_every", chain.WHOLE_EVERY)
+    unfinished.SHARE = request["options"].pop("keep_share", unfinished.SHARE)
     try:
         verbs[request["verb"]](**request["options"])
     except rhostream.RhostreamError as exc:

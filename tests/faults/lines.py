@@ -113,6 +113,10 @@ LINES = {
         "n_B not divisible by world size; n_b > n_B; last partial buffer",
         "E / documented tail rule (keep ratio, or drop, counted)",
     ),
+    "E17": (
+        "a second trainer, or status, while a run is going on",
+        "E names the process; --take-over; no step lost unawares",
+    ),
     "E18": ("all samples of a buffer missing IL", "policy; never crash with empty batch"),
     "E19": (
         "validation/eval inside loop moves RNG or BN",

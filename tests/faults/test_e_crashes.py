@@ -240,6 +240,32 @@ def test_E15_a_killed_trainer_run_again_has_the_same_log_and_weights(
     matrix(rig, jobs["train"], whole["train"], tmp_path, (1,), "train")
 
 
+def test_E1_a_fit_killed_after_each_of_its_epochs_has_the_weights_of_one_in_one_piece(
+    rig: Rig, jobs: dict[str, Job], tmp_path: Path
+) -> None:
+    """fit-il killed with SIGKILL after every epoch of each of its networks and run again goes on behind that epoch. It
+    ends with the same weights and figures as in one piece: with dropout, batch norm, augmentation, drawn classes and
+    checkpoints on the way. Nothing of the unfinished states stays."""
+    fit = {**jobs["fit-il"].options, "model": "small-cnn-dropout", "image_size": 18, "epochs": 2, "balance": "sample",
+           "augment": "shift-flip", "keep_share": 0}  # fmt: skip
+
+    def figures(folder: Path) -> Any:
+        record = json.loads((folder / "model.json").read_text())
+        record["cost"].pop("seconds"), record["read"].pop("retried")
+        for fold in record["folds"]:
+            fold.pop("seconds")
+        return record, sorted(p.name for p in folder.iterdir())
+
+    done = rig.job("fit-il", {**fit, "out": str(tmp_path / "whole")})
+    assert done["code"] == 0, done["error"]
+    for _ in range(2 * 2):  # an epoch each: a process that began anew would never come to the end
+        killed = rig.job("fit-il", {**fit, "out": str(tmp_path / "m")}, "fit-il: state kept@1")
+        assert killed["code"] == -signal.SIGKILL, killed
+    assert rig.job("fit-il", {**fit, "out": str(tmp_path / "m")}, "fit-il: step taken@1")["code"] == 0
+    assert weights_of_folds(tmp_path / "m") == weights_of_folds(tmp_path / "whole")
+    assert figures(tmp_path / "m") == figures(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rhostream.runs import checkpoint
+from rhostream.tables.unfinished import unfinished_in
 from tests.conftest import make_shards
 from tests.faults import tally
 from tests.faults.crash_server import Rig, Started
@@ -176,6 +177,25 @@ def test_E2_sigterm_in_the_middle_of_an_epoch_of_fit_il(rig: Rig, data: Path, tm
     assert end(running, signal.SIGTERM, title="fit-il in an epoch") == 143
     assert not (tmp_path / "m" / "model.json").exists()
     assert rig.cli(tmp_path / "again.log", *job, 1).wait()["code"] == 0
+
+
+def test_E3_ctrl_c_in_fit_il_says_what_is_kept_and_the_same_command_goes_on_there(
+    rig: Rig, data: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C ends fit-il with exit code 130 and a sentence that says how many epochs are kept. `status` says it, and
+    the same command goes on behind them."""
+    job = ("fit-il", "--shards", data / "shards", "--model", "mlp-64", "--out", tmp_path / "m", "--epochs", 10**4)
+    running = rig.cli(tmp_path / "log", *job)
+    eventually(lambda: bool(unfinished_in(str(tmp_path / "m"))))
+    assert end(running, signal.SIGINT, title="fit-il, Ctrl-C") == 130
+    (kept,) = unfinished_in(str(tmp_path / "m")).values()
+    assert f"model 1 of 2, {kept.epochs:,} of 10,000 epochs are kept" in running.log.read_text()
+    assert "reads the samples again and goes on" in running.log.read_text()
+    status = rig.cli(tmp_path / "status", "status", tmp_path / "m")
+    assert status.wait()["code"] == 0 and f"1 of 2: {kept.epochs:,} of 10,000 epochs" in status.log.read_text()
+    again = rig.cli(tmp_path / "again", *job)
+    eventually(lambda: max(one.epochs for one in unfinished_in(str(tmp_path / "m")).values()) > kept.epochs)
+    assert end(again, signal.SIGINT, title="fit-il again, Ctrl-C") == 130
 
 
 @pytest.mark.parametrize(("number", "code"), [
