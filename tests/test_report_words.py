@@ -12,12 +12,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from rhostream.audit.metrics import common_window, final
+from rhostream.audit.compare import UNIFORM, comparisons
+from rhostream.audit.facts import gather_all
+from rhostream.audit.gallery import galleries
+from rhostream.audit.metrics import common_window
 from rhostream.audit.plots import Line
 from rhostream.audit.report import write_report
-from rhostream.audit.verdict import ordinal
+from rhostream.audit.tabulate import costs
+from rhostream.audit.verdict import final_accuracy, ordinal, verdict
+from rhostream.audit.views import open_ledger
 from rhostream.inert import shell_words, shortened
 from tests.audit_fixtures import N_B, World, make_rows, make_run, make_world
 from tests.test_cli import run as rhostream
@@ -126,27 +132,42 @@ def test_what_was_not_reached_is_measured_as_what_is_called_final(
 ) -> None:
     # Its last evaluation alone lies above uniform's best, the mean of its last two below it.
     late = make_run(made, str(tmp_path / "late"), log, accuracy=lambda step: 0.8 if step > 22 else 0.6)
-    text = text_of(Path(write_report(late, str(tmp_path / "late.html"), against=baselines)).read_text())
+    run, uniform = gather_all({"late": late, "uniform": baselines[0]}, None).values()
+    compared = comparisons([run], [uniform], UNIFORM, 2)
+    text = verdict([run], compared, 2).text
     assert "reaches 72.0 % test accuracy (mean of 2 evaluations" in text
     assert "at best 70.0 % by that measure (the last evaluation alone: 80.0 %)" in text
-    assert "70.0 % final test accuracy (mean of 2 evaluations), rho" in text
-    assert final([0.6, 0.6, 0.8], 2) == pytest.approx(0.7)
+    assert f"{final_accuracy([run], 2):.6f}" == "0.700000"
+    assert costs({"rho": [run]}, 2)["rows"][0][3:5] == ["70.0 %", "80.0 %"]
 
 
 def test_a_window_that_one_run_can_not_fill_is_used_for_none() -> None:
     assert [common_window(counts, 5) for counts in ([5, 9], [4, 9], [0, 5], [])] == [5, 1, 5, 5]
 
 
-def test_below_a_full_window_the_lines_go_through_the_evaluations_and_the_page_says_so(
-    made: World, log: list[dict[str, Any]], baselines: list[str], tmp_path: Path
-) -> None:
-    few = make_run(made, str(tmp_path / "few"), log, eval_every=24, accuracy=lambda step: 0.9)
-    page = Path(write_report(few, str(tmp_path / "few.html"), against=baselines)).read_text()
-    text = text_of(page)
+LONG = "beginning-" + 300 * "x" + "-end"
+
+
+@pytest.fixture(scope="module")
+def few(made: World, log: list[dict[str, Any]], baselines: list[str]) -> str:
+    """A run of one evaluation, with long keys, whose shards lie deep and nowhere."""
+    deep = "/nowhere/" + 60 * "deep/"
+    run = make_run(made, str(made.root / "few"), [{**row, "key": LONG} for row in log], eval_every=24,
+                   accuracy=lambda step: 0.9, shard_urls=[deep + name for name in made.shards], roots={})  # fmt: skip
+    return Path(write_report(run, str(made.root / "few.html"), against=baselines)).read_text()
+
+
+def test_below_a_full_window_the_lines_go_through_the_evaluations_and_the_page_says_so(few: str) -> None:
+    text = text_of(few)
     assert "that takes 2 and few has 1." in text and "Bests are single evaluations" in text
     assert "mean of 2 evaluations" not in text and "reaches 73.0 % test accuracy (single evaluations" in text
-    (figure,) = figures(page, "Test accuracy over gradient steps")
+    (figure,) = figures(few, "Test accuracy over gradient steps")
     assert figure.count("<use ") > 12 + 12 + 1  # a marker each: two baselines, and the run's only evaluation
+
+
+def test_a_sentence_is_never_cut_and_a_long_name_is_whole_in_its_title(few: str) -> None:
+    assert f'title="{LONG}">{shortened(LONG, 200)}<' in few
+    assert re.search(r"could not be read: /nowhere/\S+ does not exist; say where .* --root NAME=URL\.", text_of(few))
 
 
 def figures(page: str, alt: str) -> list[str]:
@@ -178,41 +199,24 @@ def test_no_two_of_42_groups_look_alike() -> None:
 
 
 def test_nothing_is_called_noise_or_learnt_that_is_not_and_the_heading_says_the_rule(
-    made: World, log: list[dict[str, Any]], tmp_path: Path
+    made: World, log: list[dict[str, Any]], seeds: list[str], tmp_path: Path
 ) -> None:
-    page = Path(write_report(make_run(made, str(tmp_path / "a"), log), str(tmp_path / "a.html"))).read_text()
     il = sorted({(r["shard"], r["ordinal"]): r["il"] for r in log if r["il"] is not None}.values())
-    at = 0.9 * (len(il) - 1)
-    cut = il[int(at)] + (at % 1) * (il[int(at) + 1] - il[int(at)])
+    cut = float(np.quantile(il, 0.9))
     share = 100 * sum(value > cut for value in il) / len(il)
-    noise = text_of(section(page, "Skipped as noise"))
-    assert f"il above {cut:.2f} nats, the highest {share:.1f} % of the samples looked at" in noise
-    assert (shown := [float(x) for x in re.findall(r", il (\d+\.\d+)", noise)]) and min(shown) >= round(cut, 2)
-    learnt = text_of(section(page, "Skipped as learnt"))
-    assert all(float(x) <= 0.11 for x in re.findall(r"loss (\d+\.\d+)(?=, il)", learnt)) and "below 0.11" in learnt
+    with open_ledger(seeds[0]) as ledger:
+        _, noise, learnt = galleries(ledger)[0]
+    assert f"il above {cut:.2f} nats, the highest {share:.1f} % of the samples looked at" in noise.says
+    assert noise.pictures and min(p.row["il"] for p in noise.pictures) > cut
+    assert "below 0.11 nats" in learnt.says and all(p.row["loss"] < 0.106 for p in learnt.pictures)
     # A clean table on which a model has not learnt: its highest il is no noise, its lowest loss not learnt.
     rows = [{**r, "il": None if r["il"] is None else min(r["il"], 0.18), "loss": r["loss"] and r["loss"] + 0.45}
             for r in log]  # fmt: skip
-    page = Path(write_report(make_run(made, str(tmp_path / "b"), rows), str(tmp_path / "b.html"))).read_text()
-    noise, learnt = section(page, "Skipped as noise"), section(page, "Skipped as learnt")
-    assert "<figure>" not in noise + learnt
-    assert "il above 0.69 nats" in noise and "None: the highest il of what was skipped is 0.18 nats." in noise
-    assert re.search(r"None: the lowest loss of what was skipped then is 0\.[4-9]\d nats\.", learnt)
-
-
-def section(page: str, title: str) -> str:
-    return page.split(f"<h3>{title}</h3>")[1].split("<h3>")[0].split("<h2")[0]
-
-
-def test_a_sentence_is_never_cut_and_a_long_name_is_whole_in_its_title(
-    made: World, log: list[dict[str, Any]], tmp_path: Path
-) -> None:
-    long, deep = "beginning-" + 300 * "x" + "-end", "/nowhere/" + 60 * "deep/"
-    run = make_run(made, str(tmp_path / "run"), [{**row, "key": long} for row in log],
-                   shard_urls=[deep + name for name in made.shards], roots={})  # fmt: skip
-    page = Path(write_report(run, str(tmp_path / "x.html"))).read_text()
-    assert f'title="{long}">{shortened(long, 200)}<' in page
-    assert re.search(r"could not be read: /nowhere/\S+ does not exist; say where .* --root NAME=URL\.", text_of(page))
+    with open_ledger(make_run(made, str(tmp_path / "clean"), rows)) as ledger:
+        _, noise, learnt = galleries(ledger)[0]
+    assert noise.pictures == learnt.pictures == [] and "il above 0.69 nats" in noise.says
+    assert noise.empty == "None: the highest il of what was skipped is 0.18 nats."
+    assert re.fullmatch(r"None: the lowest loss of what was skipped then is 0\.[4-9]\d nats\.", learnt.empty)
 
 
 def test_shortening_keeps_both_ends_and_the_length() -> None:
