@@ -43,7 +43,8 @@ def write_report(run: str | Sequence[str], out_path: str, *, against: Sequence[s
 
     `against` are the baselines: runs of rule `uniform`, with the same sizes and with buffer_size = batch_size (train
     on everything). A run is measured by those that differ from it in the rule alone; what the others differ in is said.
-    Pictures and details are of the first run. Returns the path. Raises UsageError, MissingExtraError
+    Pictures and details are of the first run; accuracies are means of `smoothing` evaluations where every run has as
+    many, else single ones. Returns the path. Raises UsageError, MissingExtraError
     without the extra `report`, TableError for damaged files.
     """
     templates = environment()
