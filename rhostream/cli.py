@@ -222,12 +222,11 @@ def train(config: TrainConfig) -> None:
 
 
 @cli.command("sql")
-@click.argument("folder", metavar="DIR")
-@click.argument("query", required=False)
+@click.argument("words", nargs=-1, required=True, metavar="DIR... [QUERY]")
 @click.option("--format", "style", default="table", show_default=True, type=Choice(["table", "json", "csv"]))
 @ROOT
-def sql(folder: str, query: str | None, style: str, roots: tuple[str, ...]) -> None:
-    """Ask a run (or an IL table) a question in SQL, or a named one: @noisy_share. Without a question, list them.
+def sql(words: tuple[str, ...], style: str, roots: tuple[str, ...]) -> None:
+    """Ask runs (or an IL table) a question in SQL, or a named one: @noisy_share. Without a question, list them.
 
     Views: selections, steps, il, samples, quarantine, runs, shadow.
 
@@ -235,17 +234,20 @@ def sql(folder: str, query: str | None, style: str, roots: tuple[str, ...]) -> N
     Examples:
       rhostream sql runs/rho "select reason, count(*) from selections group by all"
       rhostream sql runs/rho @kept_by_class
+      rhostream sql runs/rho runs/uniform "select run, avg(test_accuracy) from steps group by all"
     """
     from rhostream.audit.questions import QUESTIONS, run_question
     from rhostream.audit.render import escape, render
     from rhostream.audit.views import open_ledger
     from rhostream.tables.il import parse_roots
 
-    if query is None or query == "@":
+    # Of several words the last is the question, as a shell gives no other sign of where the folders end.
+    folders, query = (words[:-1], words[-1]) if len(words) > 1 else (words, "@")
+    if query == "@":
         for name, question in QUESTIONS.items():
             click.echo(f"@{name:24} {question.says}")
         return
-    with open_ledger(folder, roots=parse_roots(roots)) as ledger:
+    with open_ledger(folders, roots=parse_roots(roots)) as ledger:
         for run in ledger.runs:
             if run.checkpoint is None or not run.checkpoint.log:
                 click.echo(f"run {escape(run.name)} has no committed step yet: its log is empty", err=True)
@@ -256,30 +258,33 @@ def sql(folder: str, query: str | None, style: str, roots: tuple[str, ...]) -> N
 
 
 @cli.command("report")
-@click.argument("folder", metavar="DIR|TABLE")
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...|TABLE")
 @click.option("--against", multiple=True, metavar="DIR...", help="Runs to compare with: uniform, train-on-everything.")
 @click.option("-o", "--out", default="report.html", show_default=True, help="The page: static, without script.")
 @click.option("--json", "as_json", is_flag=True, help="Of an IL table: print its figures instead of a page.")
 @ROOT
-def report(folder: str, against: tuple[str, ...], out: str, as_json: bool, roots: tuple[str, ...]) -> None:
+def report(folders: tuple[str, ...], against: tuple[str, ...], out: str, as_json: bool, roots: tuple[str, ...]) -> None:
     """Write a page that says what was kept and skipped, why, and whether selection paid; or what an IL table is worth.
+
+    Several runs are seeds of one setting, or settings to compare; pictures and details are of the first.
 
     \b
     Examples:
       rhostream report runs/rho --against runs/uniform runs/everything -o report.html
+      rhostream report runs/rho-0 runs/rho-1 --against runs/uniform-0 runs/uniform-1
       rhostream report il -o il.html
     """
     from rhostream import storage
     from rhostream.audit.runs import is_table
     from rhostream.tables.il import parse_roots
 
-    table = storage.resolve(folder)
-    if not is_table(table):
+    table = storage.resolve(folders[0])
+    if len(folders) > 1 or not is_table(table):
         from rhostream.audit.report import write_report
 
         if as_json:
             raise click.UsageError("--json is for IL tables; ask a run with `rhostream sql`")
-        click.echo(write_report([folder], out, against=list(against), roots=parse_roots(roots)))
+        click.echo(write_report(folders, out, against=list(against), roots=parse_roots(roots)))
         return
     if against:
         raise click.UsageError("--against compares runs; the page of a table is of that table alone")

@@ -202,10 +202,14 @@ def make_run(
     eval_every: int = 2,
     complete: bool = True,
     cut: int = 0,
+    bill: dict[str, Any] | None = None,
     **record: Any,
 ) -> str:
-    """A run folder with these log rows, by the real writers; `cut` > 0 makes a checkpoint there too."""
-    cost = Cost(macs=20, il={"fit_samples": 60, "scored_samples": 58, "macs": 10} if rule == "rho" else {})
+    """A run folder with these log rows, by the real writers; `cut` > 0 makes a checkpoint there too.
+
+    `bill`: what the irreducible loss cost, where it isn't 60 samples fitted and 58 scored.
+    """
+    cost = Cost(macs=20, il=(bill or {"fit_samples": 60, "scored_samples": 58, "macs": 10}) if rule == "rho" else {})
     settings = {
         "rule": rule,
         "buffer_size": N_B,

@@ -140,7 +140,7 @@ def test_hostile_keys_are_stored_exactly_and_shown_safely(world: Path, tmp_path:
                 tar.addfile(info, io.BytesIO(data))
     rhostream.compute_il([str(path)], str(world / "il-model"), str(tmp_path / "il"))
     run = str(tmp_path / "run")
-    rhostream.train([str(path)], str(tmp_path / "il"), run, model="mlp-64", buffer_size=20, batch_size=4, passes=4)
+    rhostream.train([str(path)], str(tmp_path / "il"), run, model="mlp-64", buffer_size=20, batch_size=16, passes=4)
     with rhostream.open_ledger(run) as ledger:
         table = ledger.sql("SELECT DISTINCT key FROM selections ORDER BY key")
     keys = table[0].to_pylist()

@@ -12,9 +12,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rhostream.audit.render import escape
 from rhostream.audit.runs import RunFolder
 from rhostream.config.train import TrainConfig
+from rhostream.inert import escape, shortened
 from rhostream.setting import RECORDED, settings_of
 
 _SAYS = settings_of(TrainConfig)
@@ -86,6 +86,5 @@ def unfair(run: Mapping[str, Any], baseline: Mapping[str, Any], everything: bool
 
 
 def shown(value: Any) -> str:
-    """A value in a sentence: short, on one line."""
-    text = escape(f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value))
-    return text if len(text) <= 40 else text[:39] + "…"
+    """A value in a sentence: on one line, and a long one shortened in its middle."""
+    return shortened(escape(f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)), 40)

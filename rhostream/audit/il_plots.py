@@ -10,6 +10,7 @@ import numpy as np
 from rhostream.audit.plots import BLUE, GREY, ORANGE, RED, _drawn
 
 _COLOURS = {"all": BLUE, "right labels": BLUE, "wrong labels": RED, "unknown": GREY}
+_DASHES = {"wrong labels": "--", "unknown": ":"}
 
 
 def histogram(found: Mapping[str, Any]) -> str:
@@ -25,13 +26,13 @@ def histogram(found: Mapping[str, Any]) -> str:
                 edges,
                 color=_COLOURS[name],
                 linewidth=1.6,
+                linestyle=_DASHES.get(name, "-"),
                 label=f"{name} ({int(counts.sum()):,})",
             )
         axes.set_xlim(0, edges[-1])
         axes.set_ylim(bottom=0)
         axes.set_xlabel("irreducible loss, nats")
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-        axes.legend(loc="upper right", fontsize=9)
 
     return _drawn(draw)
 
@@ -61,6 +62,5 @@ def reliability(quality: Mapping[str, Any], tempered: bool) -> str:
             )
             axes.scatter(x, y, s=6 + 60 * n / n.max(), color=colour, linewidths=0)
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence of the predicted class", ylabel="accuracy")
-        axes.legend(loc="upper left", fontsize=9)
 
-    return _drawn(draw, height=4.2)
+    return _drawn(draw, height=3.9)

@@ -127,7 +127,7 @@ def section(found: Mapping[str, Any]) -> dict[str, Any]:
     """What the template of the section needs: rows of text and figures."""
     quality, noise = found["model"]["quality"], found["noise"]
     return {
-        "rows": _rows(found), "says": _says(found),
+        "rows": _rows(found), "says": _says(found), "url": found["table"],
         "histogram": il_plots.histogram(found["histogram"]) if found["rows"] else None,
         "reliability": il_plots.reliability(quality, bool(found["model"]["temperature"])) if quality else None,
         "classes": [[named(found["class_names"], c["class"]), number(c["n"]), f"{c['mean_il']:.3f}",

@@ -6,7 +6,7 @@ evaluation that is NaN counts for nothing: no window that holds it can be a best
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,20 @@ def smooth(values: Floats, window: int = 5) -> npt.NDArray[np.float64]:
     array = np.asarray(values, np.float64)
     means = [array[max(0, at + 1 - window) : at + 1].mean() for at in range(len(array))]
     return np.asarray(means, np.float64)
+
+
+def common_window(counts: Iterable[int], window: int) -> int:
+    """The window for curves of that many evaluations: `window` where each has as many, else 1, which smooths nothing.
+
+    One for all that are compared, because a best of means is lower than a best of single evaluations. Curves without an
+    evaluation don't count.
+    """
+    return window if all(count >= window for count in counts if count) else 1
+
+
+def final(values: Floats, window: int = 5) -> float:
+    """The mean of the last `window` values, as bests and targets are measured; NaN for none."""
+    return float(smooth(values, window)[-1]) if len(values) else float("nan")
 
 
 def best(values: Floats, window: int = 5) -> float:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import resources
 from typing import Any
 
 from rhostream.audit.render import printable
 from rhostream.errors import MissingExtraError
+from rhostream.inert import shell_words, shortened
+
+WIDTH = 200  # characters of a name
 
 
 def environment() -> Any:
@@ -18,9 +22,20 @@ def environment() -> Any:
     found = jinja2.Environment(loader=jinja2.FunctionLoader(_template), autoescape=True,
                                undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # fmt: skip
     # Names, keys and labels are hostile text: escaped for HTML by jinja2, and made visible and short by this.
-    found.filters["t"] = lambda value: printable(value, 200)
-    found.filters["sentence"] = lambda value: printable(value, 1000)  # ours, with names in it: cut, it says nothing
+    found.filters["t"] = _short
+    found.filters["sentence"] = lambda value: printable(value, sys.maxsize)  # ours, with names in it: never cut
+    found.filters["command"] = lambda words: shell_words(*words)
     return found
+
+
+def _short(value: Any) -> Any:
+    """A name on one line; a long one is shortened in its middle and whole in its `title`."""
+    from markupsafe import Markup
+
+    text = printable(value, sys.maxsize)
+    if len(text) <= WIDTH:
+        return text
+    return Markup('<span title="{}">{}</span>').format(text, shortened(text, WIDTH))
 
 
 def _template(name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,20 @@ import numpy as np
 
 from rhostream.audit.facts import Curve
 from rhostream.audit.metrics import smooth
-from rhostream.audit.render import printable
 from rhostream.errors import MissingExtraError
+from rhostream.inert import escape, shortened
 
 # Told apart by people with any colour vision, and in grey by their lightness or dashes.
 BLUE, ORANGE, GREEN, PURPLE, GREY, RED = "#0b5cad", "#c2570c", "#1f7a55", "#7b3aa0", "#7a828c", "#c0262d"
-MINE = (BLUE, ORANGE, PURPLE)
+# Of groups of runs (after Okabe and Ito): as many colours as dashes and one more, so that both differ up to the sixth
+# group, and no pair comes twice before the 43rd. None is the target's dots.
+_COLOURS = (BLUE, "#d55e00", "#009e73", "#b0428f", "#4a5058", "#e09a00", "#56a4d9")
+_DASHES: tuple[Any, ...] = (
+    "-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 1.6, 1.2, 1.6)), (0, (10, 3)), (0, (6, 1.4, 1.2, 1.4, 1.2, 1.4)),
+)  # fmt: skip
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKED = 12  # points up to which each is marked: a line of one point would not be seen
+WRAP = 62  # characters of a name in a line of the legend
 _STYLE: dict[Any, Any] = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e3e7eb",
     "axes.edgecolor": "#9aa3ad", "axes.labelcolor": "#3d444c", "xtick.color": "#3d444c", "ytick.color": "#3d444c",
@@ -37,8 +46,13 @@ class Line:
 
     name: str
     curves: Sequence[Curve]
-    colour: str
-    dash: str = "-"
+    style: int  # which of the styles: the same in every figure of a page
+
+    @property
+    def look(self) -> dict[str, Any]:
+        """Colour, dash and marker."""
+        return {"color": _COLOURS[self.style % len(_COLOURS)], "linestyle": _DASHES[self.style % len(_DASHES)],
+                "marker": _MARKERS[self.style % len(_MARKERS)]}  # fmt: skip
 
 
 def require() -> None:
@@ -54,7 +68,8 @@ def uri(data: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _drawn(draw: Callable[[Any], None], width: float = 5.2, height: float = 3.6) -> str:
+def _drawn(draw: Callable[[Any], None], width: float = 5.2, height: float = 3.2) -> str:
+    """The figure with its legend below the axes, on no curve; it grows by the legend's lines."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -65,9 +80,21 @@ def _drawn(draw: Callable[[Any], None], width: float = 5.2, height: float = 3.6)
         FigureCanvasSVG(figure)
         axes = figure.subplots()
         draw(axes)
+        _legend(figure, axes, width, height)
         sink = io.BytesIO()
         figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
     return uri(sink.getvalue(), "image/svg+xml")
+
+
+def _legend(figure: Any, axes: Any, width: float, height: float) -> None:
+    handles, names = axes.get_legend_handles_labels()
+    names = ["\n".join(textwrap.wrap(name, WRAP)) or name for name in names]
+    columns = 2 if len(names) > 1 and max(map(len, names)) <= WRAP // 2 - 4 else 1
+    lines = sum(1 + name.count("\n") for name in names)
+    figure.set_size_inches(width, height + 0.19 * -(-lines // columns))
+    if names:
+        figure.legend(handles, names, loc="outside lower center", ncol=columns, fontsize=9, handlelength=3.4,
+                      markerscale=1.4)  # fmt: skip
 
 
 def _compact(value: float, _: object = None) -> str:
@@ -78,27 +105,31 @@ def _compact(value: float, _: object = None) -> str:
 
 
 def accuracy(lines: Sequence[Line], over: str, window: int, target: float | None) -> str:
-    """Test accuracy over "steps" or "units": thin each run as it was, bold the mean of the smoothed seeds."""
+    """Test accuracy over "steps" or "units": thin each run, bold the mean over seeds and `window` evaluations."""
 
     def draw(axes: Any) -> None:
         low, high = 1.0, 0.0
         for line in lines:
+            look = line.look
             for curve in line.curves:
-                axes.plot(getattr(curve, over), curve.accuracy, color=line.colour, alpha=0.28, linewidth=0.8)
+                axes.plot(getattr(curve, over), curve.accuracy, color=look["color"], alpha=0.28, linewidth=0.8)
             x, mean = mean_curve(line.curves, over, window)
-            name = printable(line.name, 40) + (f" (mean of {len(line.curves)})" if len(line.curves) > 1 else "")
-            axes.plot(x, mean, color=line.colour, linewidth=2.2, linestyle=line.dash, label=name)
+            name = shortened(escape(line.name), 4 * WRAP)
+            name += f" (mean of {len(line.curves)})" if len(line.curves) > 1 else ""
+            axes.plot(x, mean, **{**look, "marker": look["marker"] if len(x) <= MARKED else None}, linewidth=2.2,
+                      markersize=4.5, label=name)  # fmt: skip
             if len(mean):
                 low, high = min(low, float(np.quantile(mean, 0.06))), max(high, float(np.max(mean)))
         if target is not None:
-            axes.axhline(target, color="#3d444c", linewidth=1, linestyle=(0, (2, 2)), label="uniform's best")
+            low, high = min(low, target), max(high, target)
+            axes.axhline(target, color="#1c2126", linewidth=0.9, linestyle=(0, (1, 3)),
+                         label=f"uniform's best: {100 * target:.1f} %")  # fmt: skip
         if high > low:
             axes.set_ylim(low - 0.1 * (high - low), high + 0.12 * (high - low))
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(_compact)
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
         axes.set_xlabel("gradient steps" if over == "steps" else "forward units spent (selection and training)")
-        axes.legend(loc="lower right", fontsize=9)
 
     return _drawn(draw)
 
@@ -106,9 +137,9 @@ def accuracy(lines: Sequence[Line], over: str, window: int, target: float | None
 def mean_curve(curves: Sequence[Curve], over: str, window: int) -> tuple[list[float], Any]:
     """The mean of the smoothed accuracies at the steps that all curves have; x is the mean of `over` there.
 
-    Full windows only (all, where a curve has fewer evaluations), as for bests and targets.
+    Full windows only, as for bests and targets.
     """
-    full = [set(c.steps[min(window, len(c.steps)) - 1 :]) for c in curves]
+    full = [set(c.steps[window - 1 :]) for c in curves]
     common = sorted(set.intersection(*full)) if full else []
     at = [[c.steps.index(step) for step in common] for c in curves]
     x = np.mean([np.asarray(getattr(c, over), np.float64)[rows] for c, rows in zip(curves, at, strict=True)], axis=0)
@@ -131,17 +162,15 @@ def scatter(points: Mapping[str, Sequence[Any]]) -> str:
             (~kept & ~noisy, "#b4bcc5", "o", 5, f"skipped{label}"),
             (~kept & noisy, "#e39a5b", "x", 12, "skipped, wrong label"),
             (kept & ~noisy, BLUE, "o", 9, f"kept{label}"),
-            (kept & noisy, RED, "x", 18, "kept, wrong label"),
+            (kept & noisy, RED, "+", 30, "kept, wrong label"),
         ):
             if chosen.any():
                 axes.scatter(il[chosen], loss[chosen], s=size, color=colour, marker=marker, label=name, alpha=0.75,
                              linewidths=0 if marker == "o" else 0.9, rasterized=True)  # fmt: skip
         axes.plot([0, top], [0, top], color=GREY, linewidth=0.9, linestyle="--")
         axes.set(xlim=(0, top), ylim=(0, top), xlabel="irreducible loss, nats", ylabel="loss of the model, nats")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.17), ncol=2, fontsize=8, markerscale=1.4,
-                    handletextpad=0.2, columnspacing=1.2)  # fmt: skip
 
-    return _drawn(draw, height=4.2)
+    return _drawn(draw, height=3.9)
 
 
 def shares(x: Sequence[float], series: Mapping[str, tuple[Sequence[Any], str, str]]) -> str:
@@ -156,7 +185,6 @@ def shares(x: Sequence[float], series: Mapping[str, tuple[Sequence[Any], str, st
         axes.xaxis.set_major_formatter(_compact)
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
         axes.set_xlabel("gradient steps")
-        axes.legend(loc="best", fontsize=9)
 
     return _drawn(draw)
 
@@ -173,6 +201,5 @@ def effective_classes(x: Sequence[float], kept: Sequence[float | None], chance: 
         axes.xaxis.set_major_formatter(_compact)
         axes.set_xlabel("gradient steps")
         axes.set_ylabel("effective classes of a batch")
-        axes.legend(loc="best", fontsize=9)
 
     return _drawn(draw)

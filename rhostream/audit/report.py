@@ -16,17 +16,17 @@ from rhostream.audit.compare import (
     Comparison,
     comparisons,
     grouped,
-    il_account,
     not_compared,
     refused,
-    verdict,
 )
 from rhostream.audit.facts import RunFacts, balance_over_time, gather_all, over_time, scatter_points
 from rhostream.audit.gallery import galleries
 from rhostream.audit.il_quality import il_quality, section
+from rhostream.audit.metrics import common_window
 from rhostream.audit.pages import environment
-from rhostream.audit.plots import BLUE, GREEN, GREY, MINE, ORANGE, RED, Line
+from rhostream.audit.plots import BLUE, GREY, ORANGE, RED, Line
 from rhostream.audit.runs import is_table, open_runs
+from rhostream.audit.verdict import il_account, ordinal, verdict
 from rhostream.audit.views import open_ledger
 from rhostream.errors import UsageError
 from rhostream.runs.doubts import doubts_in, of_balance
@@ -43,7 +43,8 @@ def write_report(run: str | Sequence[str], out_path: str, *, against: Sequence[s
 
     `against` are the baselines: runs of rule `uniform`, with the same sizes and with buffer_size = batch_size (train
     on everything). A run is measured by those that differ from it in the rule alone; what the others differ in is said.
-    Pictures and details are of the first run. Returns the path. Raises UsageError, MissingExtraError
+    Pictures and details are of the first run; accuracies are means of `smoothing` evaluations where every run has as
+    many, else single ones. Returns the path. Raises UsageError, MissingExtraError
     without the extra `report`, TableError for damaged files.
     """
     templates = environment()
@@ -63,7 +64,8 @@ def _page(mine: Sequence[str], folders: Sequence[str], roots: Mapping[str, str] 
     facts = gather_all(names, roots)
     main, own = next(iter(facts.values())), [facts[name] for name, url in names.items() if url in mine]
     others = [one for one in facts.values() if one.folder.url not in mine]
-    window = int(main.folder.settings.get("smoothing") or 5)
+    asked = int(main.folder.settings.get("smoothing") or 5)
+    window = common_window((len(one.curve.steps) for one in facts.values()), asked)
     groups = grouped(facts.values())
     selected = {name: runs for name, runs in groups.items() if any(run in own for run in runs)}
     found = {name: {kind: comparisons([r for r in runs if r in own], [*others, *own], kind, window)
@@ -71,15 +73,17 @@ def _page(mine: Sequence[str], folders: Sequence[str], roots: Mapping[str, str] 
              for name, runs in selected.items()}  # fmt: skip
     return {
         "title": main.name, "more": len(own) - 1, "main": main, "window": window, "version": version("rhostream"),
+        "url": storage.redact(main.folder.url), "urls": [storage.redact(url) for url in names.values()],
+        "drawn": _drawn_as(facts.values(), window, asked),
         "samples": main.folder.plans[-1].samples if main.folder.plans else None, "shards": len(main.folder.shards),
         "verdicts": [_verdict(name, runs, found[name], window, len(selected) > 1, bool(refused(groups, name)))
                      for name, runs in selected.items()],
-        "tiles": tabulate.tiles(groups, selected, found),
+        "tiles": tabulate.tiles(groups, selected, found, window),
         "warnings": _warnings(facts.values()) + not_compared(groups, selected),
-        **_curves(groups, selected, found, window),
-        "compared": tabulate.compared(found), "costs": tabulate.costs(groups),
+        **_curves(groups, found, window),
+        "compared": tabulate.compared(found), "costs": tabulate.costs(groups, window),
         "seconds": tabulate.seconds(groups),
-        "il_texts": [(name if len(selected) > 1 else "", il_account(runs[0], found[name]))
+        "il_texts": [(name if len(selected) > 1 else "", il_account(runs, found[name], window))
                      for name, runs in selected.items()],
         "reasons": tabulate.reasons(groups), "balance": tabulate.balance(groups), "noisy": tabulate.noisy(groups),
         "classes": tabulate.classes(main, groups), "runs": tabulate.runs(facts.values()), **_detail(main, roots),
@@ -134,18 +138,23 @@ def _warnings(facts: Iterable[RunFacts]) -> list[str]:
     return says + [f"Left out what only the IL table knows (pictures, wrong labels): {why}" for why in closed]
 
 
-def _curves(groups: Groups, selected: Groups, found: Mapping[str, Found], window: int) -> dict[str, str | None]:
-    lines, colours = [], iter(MINE * len(groups))
-    for name, runs in groups.items():
-        curves = [run.curve for run in runs if run.curve.steps]
-        uniform = name not in selected or runs[0].rule == "uniform"
-        colour, dash = (GREEN, "-.") if runs[0].everything else (GREY, "--") if uniform else (next(colours), "-")
-        if curves:
-            lines.append(Line(name, curves, colour, dash))
+def _curves(groups: Groups, found: Mapping[str, Found], window: int) -> dict[str, str | None]:
+    drawn = {name: [run.curve for run in runs if run.curve.steps] for name, runs in groups.items()}
+    lines = [Line(name, curves, style) for style, (name, curves) in enumerate(drawn.items()) if curves]
     goals = [c.target for kinds in found.values() for c in kinds[UNIFORM]]
     goal = sum(goals) / len(goals) if goals else None
     return {f"accuracy_{over}": plots.accuracy(lines, over, window, goal) if lines else None
             for over in ("steps", "units")}  # fmt: skip
+
+
+def _drawn_as(facts: Iterable[RunFacts], window: int, asked: int) -> str:
+    """What the bold and the thin lines of the accuracy figures are, in words."""
+    if window > 1:
+        first = ordinal(window)
+        return f"Bold: mean over seeds of {window} evaluations each, from the {first} on; thin: every run as it was."
+    few = [f"{one.name} has {len(one.curve.steps)}" for one in facts if 0 < len(one.curve.steps) < asked]
+    why = f" Nothing is averaged over evaluations, because that takes {asked} and {few[0]}." if few else ""
+    return f"Bold: mean over seeds through the evaluations; thin: every run as it was.{why}"
 
 
 def _detail(main: RunFacts, roots: Mapping[str, str] | None) -> dict[str, Any]:
@@ -170,8 +179,8 @@ def _detail(main: RunFacts, roots: Mapping[str, str] | None) -> dict[str, Any]:
         "effective": plots.effective_classes(classes["step"], classes["kept"], classes["chance"])
         if classes["step"]
         else None,
-        "galleries": [{"title": g.title, "says": g.says, "pictures": [_figure(main, p) for p in g.pictures]}
-                      for g in pictures],
+        "galleries": [{"title": g.title, "says": g.says, "empty": g.empty,
+                       "pictures": [_figure(main, p) for p in g.pictures]} for g in pictures],
         "gallery_note": note, "il": il,
         "pictures_seen": any(picture.seen for gallery in pictures for picture in gallery.pictures),
     }  # fmt: skip
@@ -188,5 +197,7 @@ def _figure(main: RunFacts, picture: Any) -> dict[str, Any]:
     numbers = [f"{name} {row[name]:.2f}" for name in ("loss", "il") if row[name] is not None]
     when = f"step {row['step']:,}" + (f", score {row['score']:.2f}" if row["score"] is not None else "")
     wrong = facts.get("is_noisy") or (truth is not None and truth != row["label"])
+    if wrong and truth in (None, row["label"]):
+        lines.append("known to be wrong")
     return {"image": picture.image, "seen": picture.seen, "text": picture.text, "lines": lines,
             "numbers": ", ".join(numbers), "wrong": bool(wrong), "when": when, "key": row["key"]}  # fmt: skip

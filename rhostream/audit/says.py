@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rhostream.audit.alike import says_change
-from rhostream.audit.render import escape
+from rhostream.inert import escape, shortened
 
 LISTED = 20  # problems shown; all are in --json
 
@@ -159,7 +159,7 @@ def _bad(word: str, counts: Mapping[str, int], examples: Mapping[str, Sequence[M
 
 
 def _short(key: str) -> str:
-    return repr(key if len(key) <= 80 else key[:79] + "…")
+    return repr(shortened(key, 80))
 
 
 def _more(count: int, first: Sequence[str]) -> str:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rhostream.audit.compare import NOT_REACHED, UNIFORM, Comparison, even_of
+from rhostream.audit.compare import NOT_REACHED, UNIFORM, Comparison
 from rhostream.audit.facts import RunFacts
+from rhostream.audit.verdict import break_even_of, final_accuracy, group_mean, of_evaluations
 from rhostream.tables.classes import named
 
 Groups = Mapping[str, Sequence[RunFacts]]
@@ -33,8 +34,7 @@ def number(value: float | None) -> str:
 
 def mean(values: Iterable[float | None]) -> float | None:
     """The mean of the known values, None without one."""
-    known = [v for v in values if v is not None and math.isfinite(v)]
-    return sum(known) / len(known) if known else None
+    return group_mean(list(values))
 
 
 def class_name(run: RunFacts, label: int | None) -> str:
@@ -42,25 +42,29 @@ def class_name(run: RunFacts, label: int | None) -> str:
     return UNKNOWN if label is None else named(run.folder.class_names, label)
 
 
-def tiles(groups: Groups, selected: Groups, found: Mapping[str, Mapping[str, Sequence[Comparison]]]) -> list[Any]:
+def tiles(
+    groups: Groups, selected: Groups, found: Mapping[str, Mapping[str, Sequence[Comparison]]], window: int
+) -> list[Any]:
     """The numbers under the headline: (value, what it is)."""
     shown = []
     for name, runs in selected.items():
-        of, even = f", {name}" if len(selected) > 1 else "", even_of(runs[0])
+        of, even = f", {name}" if len(selected) > 1 else "", break_even_of(runs)
         gains = [c.speedup for c in found[name][UNIFORM]]
         if gains:
             reached = [g for g in gains if g is not None]
             value = f"{sum(reached) / len(reached):.2f}x" if len(reached) == len(gains) else NOT_REACHED
             shown.append((value, f"fewer steps to uniform's best{of}"))
-        says = f"break-even in forwards{of if len({even_of(r[0]) for r in selected.values()}) > 1 else ''}"
+        says = f"break-even in forwards{of if len({break_even_of(r) for r in selected.values()}) > 1 else ''}"
         if math.isfinite(even) and not runs[0].everything and runs[0].rule != "uniform":
             shown.append((f"{even:.2f}x", says))
         shares = [mean(r.noisy.get(flag) for r in runs) for flag in (True, False)]
         if shares[0] is not None and shares[1] is not None:
             shown.append((percent(shares[0]), f"wrong labels among kept{of} ({percent(shares[1])} among skipped)"))
-    finals = [(percent(mean(r.row["final_test_accuracy"] for r in runs)), f"final test accuracy, {name}")
+    over = f" ({of_evaluations(window)})" if window > 1 else ""
+    finals = [(percent(final_accuracy(runs, window)), f"final test accuracy{over}, {name}")
               for name, runs in groups.items()]  # fmt: skip
-    il = [percent(r[0].row["il_accuracy"]) for r in selected.values() if r[0].row["il_accuracy"] is not None]
+    il = [percent(known) for known in (mean(run.row["il_accuracy"] for run in runs) for runs in selected.values())
+          if known is not None]  # fmt: skip
     shown += [final for final in finals if final[0] != UNKNOWN]
     return list(dict.fromkeys(shown + [(value, "accuracy of the IL model on given labels") for value in il]))
 
@@ -94,9 +98,10 @@ def compared(found: Mapping[str, Mapping[str, Sequence[Comparison]]]) -> list[li
     ]  # fmt: skip
 
 
-def costs(groups: Groups) -> list[list[str]]:
-    """What every group did and spent: means over its runs."""
+def costs(groups: Groups, window: int) -> dict[str, Any]:
+    """What every group did and spent: means over its runs, and the names of the columns."""
     rows = []
+    smoothed = [f"final accuracy, {of_evaluations(window)}"] if window > 1 else []
     for name, runs in groups.items():
         spent = [run.folder.cost for run in runs]
         units = mean(c.get("forward_units") for c in spent)
@@ -104,11 +109,14 @@ def costs(groups: Groups) -> list[list[str]]:
         work = None if units is None or not macs else units * macs
         rows.append([
             name, f"{len(runs)}", number(mean(run.row["steps"] for run in runs)),
-            percent(mean(run.row["final_test_accuracy"] for run in runs)), number(mean(c.get("scored") for c in spent)),
+            *(percent(final_accuracy(runs, size)) for size in ((window, 1) if window > 1 else (1,))),
+            number(mean(c.get("scored") for c in spent)),
             number(mean(c.get("trained") for c in spent)), number(units), number(work),
             number(mean(c.get("il_units") for c in spent)),
         ])  # fmt: skip
-    return rows
+    head = ["group (means of its runs)", "runs", "steps", *smoothed, "last evaluation", "samples scored",
+            "samples trained", "forward units", "multiply-adds", "IL, in units"]  # fmt: skip
+    return {"head": head, "rows": rows}
 
 
 def seconds(groups: Groups) -> list[list[str]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rhostream import storage
 from rhostream.errors import MismatchError
-from rhostream.inert import escape
+from rhostream.inert import escape, shortened
 
 FIELD = "label_name"  # of a sample's json
 MOST = 1 << 20  # names of a set that are remembered
@@ -31,7 +31,7 @@ def shown(name: str) -> str:
 def named(names: Mapping[int, str], label: int) -> str:
     """A label for people, with its class's name where that is known: `3 sandal`, on one line and not too long."""
     name = escape(names.get(label, ""))
-    return f"{label} {name if len(name) <= SHOWN else name[: SHOWN - 1] + '…'}".strip()
+    return f"{label} {shortened(name, SHOWN)}".strip()
 
 
 def require_same_classes(one: Mapping[int, str], other: Mapping[int, str], of_one: str, of_other: str) -> None:
