@@ -63,7 +63,8 @@ class StepsWriter:
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a step; missing columns are null."""
-        self._rows.append(row)
+        # A mean of certain predictions is -0.0; -0.0 + 0.0 is 0.0.
+        self._rows.append({name: value + 0.0 if isinstance(value, float) else value for name, value in row.items()})
 
     def flush(self) -> list[dict[str, Any]]:
         """Write what is pending; returns the new segments."""
