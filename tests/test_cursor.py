@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import random
@@ -15,6 +16,7 @@ import torch
 import rhostream
 from rhostream.candidates import Candidates
 from rhostream.errors import MismatchError, UsageError
+from rhostream.stream import dataset
 from rhostream.stream.dataset import Loader
 from rhostream.stream.plan import Plan, choose_lanes
 from tests import ranks
@@ -83,6 +85,117 @@ def test_a_loop_inside_a_loop_over_the_same_stream_is_refused(data: Path) -> Non
     next(iter(stream))
     with pytest.raises(UsageError, match="a newer loop"):
         next(outer)
+
+
+def two_passes(data: Path, **options: Any) -> Loader:
+    return opened(data, **{"buffer_size": 100, "passes": 2, **options})
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow), 2])
+def test_a_state_saved_in_the_body_of_any_buffer_goes_on_with_the_next(data: Path, workers: int) -> None:
+    expected = [planned(c) for c in two_passes(data)]
+    stream, other = two_passes(data, workers=workers), two_passes(data)
+    states = [stream.state_dict()]
+    for k, _ in enumerate(stream, 1):
+        assert len(stream) == len(expected) - k
+        states.append(stream.state_dict())
+        assert stream.state_dict() == states[-1]
+    assert len(states) == len(expected) + 1 == 15
+    for k, state in enumerate(states):
+        other.load_state_dict(json.loads(json.dumps(state)))
+        assert [planned(c) for c in other] == expected[k:]
+    assert (stream.state_dict()["pass"], stream.state_dict()["buffer"]) == (2, 0)  # the loop is over: the next passes
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_loop_left_by_break_goes_on_with_the_next_buffer_whether_or_not_a_state_was_saved(
+    data: Path, saves: bool
+) -> None:
+    expected = [planned(c) for c in two_passes(data)]
+    for k in (1, 7, 13):  # within a pass, its last buffer, and the last but one of all
+        stream, seen = two_passes(data), []
+        for candidates in stream:
+            seen.append(planned(candidates))
+            if len(seen) == k:
+                break
+        if saves:
+            again = two_passes(data)
+            again.load_state_dict(stream.state_dict())
+            assert [*seen, *(planned(c) for c in again)] == expected
+        assert [*seen, *(planned(c) for c in stream)] == expected
+
+
+def test_a_buffer_that_a_run_drew_and_its_loop_never_saw_is_in_no_commit_and_comes_again(data: Path) -> None:
+    expected = [planned(c) for c in two_passes(data)]
+    stream = two_passes(data)
+    seen = iter(stream)
+    next(seen)
+    stream.consumed()
+    next(seen)
+    assert (stream.state_dict()["buffer"], stream.consumed_state_dict()["buffer"]) == (2, 1)
+    stream.give_back()
+    assert [planned(c) for c in stream] == expected[1:]
+
+
+def test_states_of_two_ranks_go_on_with_the_next_buffer(data: Path) -> None:
+    for rank in range(2):
+        expected = [planned(c) for c in two_passes(data, rank=rank, ranks=2)]
+        states = []
+        for _ in (stream := two_passes(data, rank=rank, ranks=2)):
+            states.append(stream.state_dict())
+        for k, state in enumerate(states, 1):
+            (again := two_passes(data, rank=rank, ranks=2)).load_state_dict(state)
+            assert [planned(c) for c in again] == expected[k:]
+
+
+def test_buffers_copied_ahead_are_no_part_of_the_state(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ahead:
+        """What a GPU's copier does to the order of things."""
+
+        start = finish = staticmethod(lambda candidates: candidates)
+
+    buffers = Loader._buffers
+    monkeypatch.setattr(Loader, "_buffers", lambda self, messages: dataset.ahead(buffers(self, messages), Ahead()))
+    expected = [planned(c) for c in two_passes(data)]
+    states = []
+    for _ in (stream := two_passes(data)):
+        states.append(stream.state_dict())
+    assert [(s["pass"], s["buffer"]) for s in states] == [(k // 7, k % 7 + 1) for k in range(14)]
+    (again := two_passes(data)).load_state_dict(states[4])
+    assert [planned(c) for c in again] == expected[5:]
+
+
+def test_a_bare_loop_that_saves_in_its_body_and_is_begun_again_makes_the_same_steps_and_weights(world: Path) -> None:
+    """The loop without a run: the model, the optimizer, the stream and the selector are all of its state."""
+
+    def loop(stop: int | None, saved: dict[str, Any] | None) -> tuple[list[list[int]], dict[str, Any]]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 4))
+        optimizer = torch.optim.AdamW(model.parameters())
+        stream = rhostream.open_stream(str(world / "shards"), il=str(world / "il"), buffer_size=40)
+        selector = rhostream.Selector(model, rule="rho", batch_size=8)
+        parts = {"model": model, "optimizer": optimizer, "stream": stream, "selector": selector}
+        for name, state in (saved or {}).items():
+            parts[name].load_state_dict(state)
+        steps = []
+        for candidates in stream:
+            kept = selector(candidates)
+            loss = torch.nn.functional.cross_entropy(model(kept.input), kept.label)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            steps.append(kept.label.tolist())
+            saved = copy.deepcopy({name: part.state_dict() for name, part in parts.items()})
+            if len(steps) == stop:
+                break
+        assert saved is not None
+        return steps, saved
+
+    steps, whole = loop(None, None)
+    first, saved = loop(9, None)
+    rest, resumed = loop(None, saved)
+    assert len(steps) == 25 and first + rest == steps
+    assert all(torch.equal(whole["model"][name], tensor) for name, tensor in resumed["model"].items())
 
 
 # -- whose cursor it is ---

@@ -378,3 +378,13 @@ def test_a_part_has_the_columns_that_the_table_promises(shards: Path, model: Pat
     compute_il([str(shards / "train-000.tar")], str(model), str(tmp_path), keep=KEEP)
     schema = pq.read_schema(next(tmp_path.rglob("*.parquet"))).remove_metadata()
     assert schema == pa.schema([*il.SCHEMA, ("is_noisy", pa.bool_()), ("n", pa.int64())])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_il_of_a_certain_prediction_is_stored_as_zero_without_a_sign(dtype: str) -> None:
+    loss = torch.nn.functional.cross_entropy(torch.tensor([[200.0, 0.0]]), torch.tensor([0]), reduction="none").numpy()
+    assert np.signbit(loss).all()  # as torch gives it
+    stored = il.stored_il(np.array([*loss, -1e-12, 0.25, np.nan], np.float32), dtype)
+    assert stored.dtype == dtype and not np.signbit(stored[0]) and stored[0] == 0
+    assert not np.signbit(stored[1]) or dtype == "float32"
+    assert stored[2] == 0.25 and np.isnan(stored[3])

@@ -11,7 +11,8 @@ import pytest
 import rhostream
 from rhostream.audit.verify import verify
 from rhostream.errors import BudgetError, MismatchError, UsageError
-from rhostream.tables import il
+from rhostream.repair import repair
+from rhostream.tables import il, parquet
 from tests.conftest import write_shard
 from tests.test_cli import run as command
 
@@ -163,3 +164,55 @@ def test_what_adds_nothing_is_refused(made: Path, world: Path, tmp_path: Path) -
         with pytest.raises(UsageError, match=says):
             rhostream.keep_fields(two_of(world), str(made / "one"), str(out), keep)
     assert not (tmp_path / "x").exists()
+
+
+# -- the order of kept fields ----------------------------------------------------------------------------------------
+
+ANY_ORDER = "true_label:int,is_noisy:bool"
+
+
+def of_before(table: Path, out: Path) -> Path:
+    """The table as it was written before fields had an order: those of its parts as `ANY_ORDER` has them."""
+    shutil.copytree(table, out)
+    for url in il.part_urls(str(out)):
+        rows, record = parquet.read(url)
+        order = [name for name in rows.column_names if name not in BOTH] + ["true_label", "is_noisy"]
+        Path(url).unlink()
+        Path(url).write_bytes(
+            il.encode_part(rows.select(order).replace_schema_metadata(None), il.facts_of(record, url))
+        )
+    return out
+
+
+def test_fields_kept_in_any_order_make_the_same_table_and_it_verifies(made: Path, world: Path, tmp_path: Path) -> None:
+    rhostream.compute_il(two_of(world), str(world / "il-model"), str(tmp_path / "any"), keep=ANY_ORDER)
+    assert parts(tmp_path / "any") == parts(made / "two")
+    assert not verify(str(tmp_path / "any"))["problems"]
+    again = rhostream.compute_il(two_of(world), str(world / "il-model"), str(tmp_path / "any"), keep=BOTH)
+    assert (again.made, again.present) == (0, 2)
+
+
+def test_a_table_whose_parts_have_their_fields_in_another_order_verifies_is_mended_and_goes_on(
+    made: Path, world: Path, tmp_path: Path
+) -> None:
+    old = of_before(made / "two", tmp_path / "old")
+    assert parts(old) != parts(made / "two") and not verify(str(old))["problems"]
+    with rhostream.open_ledger(str(old)) as one, rhostream.open_ledger(str(made / "two")) as other:
+        question = "select key, is_noisy, true_label from samples order by shard, ordinal"
+        assert one.sql(question).equals(other.sql(question))
+    first, second = (Path(url) for url in sorted(il.part_urls(str(old))))
+    kept = second.read_bytes()
+    first.write_bytes(first.read_bytes()[:-9])
+    assert len(verify(str(old))["problems"]) == 1
+    repair(str(old), shards=two_of(world), il_model=str(world / "il-model"))
+    assert not verify(str(old))["problems"] and second.read_bytes() == kept
+    assert parts(old)[str(first.relative_to(old))] == parts(made / "two")[str(first.relative_to(old))]
+    second.unlink()
+    done = rhostream.compute_il(two_of(world), str(world / "il-model"), str(old), keep=ANY_ORDER)
+    assert (done.made, done.present) == (1, 1) and parts(old) == parts(made / "two")
+
+
+def test_fields_are_added_to_a_table_of_another_order(made: Path, world: Path, tmp_path: Path) -> None:
+    old = of_before(made / "two", tmp_path / "old")
+    rhostream.keep_fields(two_of(world), str(old), str(tmp_path / "new"), {"true_label": "int"})
+    assert parts(tmp_path / "new") == parts(made / "two")

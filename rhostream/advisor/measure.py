@@ -1,7 +1,8 @@
 """The stop-watch of the advisor: parts of a step, timed on this machine with the product's own functions.
 
 Each measurement has a share of the seconds that the user grants. A part too slow for its share is measured on fewer
-samples, and says so; medians are reported, because a busy machine has long tails and no short ones.
+samples, down to two, and by a single call where that alone takes the share; medians are reported, because a busy
+machine has long tails and no short ones.
 """
 
 from __future__ import annotations
@@ -26,9 +27,27 @@ from rhostream.stream.decode import OK
 from rhostream.stream.inputs import AnyPreprocess, decoder_for
 from rhostream.tables.selections import LogWriter, rows_of
 
-FIRST = 8  # samples of the trial that decides how many a measurement takes
+FIRST, SECOND = 2, 8  # samples of the trials that decide how many a measurement takes; batch norm needs two
 REFUSALS = (RuntimeError, ValueError, AssertionError, TypeError, IndexError)  # how networks refuse a size
 LOG_BUFFERS = 30
+SHARES = 18  # of the seconds granted: one a measurement, and what trials and building take
+
+
+class Budget:
+    """The seconds that the user grants to all measurements together; a call that has begun is never cut off."""
+
+    def __init__(self, seconds: float, started: float) -> None:
+        """`started`: by time.perf_counter()."""
+        self.share = seconds / SHARES
+        self.end = started + seconds
+        self.unmeasured: list[str] = []  # what the seconds didn't reach
+
+    def reaches(self, what: str, least: float = 0.0) -> bool:
+        """Whether there is time for a measurement whose shortest call takes `least` seconds; notes it if not."""
+        there = time.perf_counter() + max(self.share, least) < self.end
+        if not there:
+            self.unmeasured.append(what)
+        return there
 
 
 def seconds_of(work: Callable[[], Any], share: float, least: int = 3) -> float:
@@ -58,36 +77,59 @@ def fitting(n: int, work: Callable[[int], Any], share: float, least: int = FIRST
     Grows by four from a few samples: a call's fixed cost, or one bad moment of a busy machine, must not make a fast
     model look slow.
     """
+    return _fitted(n, work, share, least)[0]
+
+
+def seconds_each(n: int, work: Callable[[int], Any], share: float, least: int = FIRST) -> tuple[float, int]:
+    """Seconds a sample of `work(k)` for the largest k <= n that a few calls in the share can take, and that k.
+
+    The first trial is the measurement where it took the whole share: work that slow isn't called twice.
+    """
+    size, took = _fitted(n, work, share, least)
+    return (took if took > share else seconds_of(lambda: work(size), share)) / size, size
+
+
+def _fitted(n: int, work: Callable[[int], Any], share: float, least: int) -> tuple[int, float]:
+    """The number of samples, and the seconds of its last trial; 0 where that number was not tried."""
     size = min(n, least)
     while size < n:
         took = _once(lambda: work(size))  # noqa: B023
+        if size < SECOND and took * SECOND / size < share:  # so few are nearly all fixed cost
+            size = min(n, SECOND)
+            continue
         if took < share / 4:
             took = min(took, *(_once(lambda: work(size)) for _ in range(2)))  # noqa: B023
         room = int(size * share / 4 / max(took, 1e-9))
         if room < 2 * size:
-            break
+            return size, took
         size = min(n, 4 * size, room)
-    return size
+    return size, 0.0
 
 
 # -- data ------------------------------------------------------------------------------------------------------------
 
 
-def decode_all(images: list[bytes], preprocess: AnyPreprocess, name: str) -> tuple[np.ndarray[Any, Any], list[int]]:
-    """(n, H, W, C) uint8 (or (n, T) ids) of what this decoder can read, and which ones those were."""
-    decode, good = decoder_for(preprocess, name)[1], list[int]()
+def decode_all(
+    images: list[bytes], preprocess: AnyPreprocess, name: str, share: float
+) -> tuple[np.ndarray[Any, Any], list[int]]:
+    """(n, H, W, C) uint8 (or (n, T) ids) of what this decoder can read in the share, and which ones those were.
+
+    At least one, if any can be read.
+    """
+    decode, good, end = decoder_for(preprocess, name)[1], list[int](), time.perf_counter() + share
     out = torch.zeros((len(images), *preprocess.shape), dtype=preprocess.dtype).numpy()
     for row, data in enumerate(images):
         if decode(data, out[len(good)]) == OK:
             good.append(row)
+            if time.perf_counter() > end:
+                break
     return out[: len(good)], good
 
 
 def decode_seconds(images: list[bytes], preprocess: AnyPreprocess, name: str, share: float) -> float:
     """Seconds a sample and core, into a reused buffer."""
     decode, out = decoder_for(preprocess, name)[1], torch.zeros(preprocess.shape, dtype=preprocess.dtype).numpy()
-    n = fitting(len(images), lambda k: [decode(data, out) for data in images[:k]], share, least=1)
-    return seconds_of(lambda: [decode(data, out) for data in images[:n]], share) / n
+    return seconds_each(len(images), lambda k: [decode(data, out) for data in images[:k]], share, least=1)[0]
 
 
 def candidates_of(pixels: np.ndarray[Any, Any], label: list[int], preprocess: AnyPreprocess, n: int) -> Candidates:
@@ -137,8 +179,7 @@ def score_seconds(selector: Selector, buffer: Candidates, device: torch.device, 
         selector(parts[n].to(device))
         _wait(device)
 
-    n = fitting(len(buffer), work, share)
-    return seconds_of(lambda: work(n), share) / n, n
+    return seconds_each(len(buffer), work, share)
 
 
 def forward_seconds(model: nn.Module, x: torch.Tensor, share: float) -> float:
@@ -149,8 +190,7 @@ def forward_seconds(model: nn.Module, x: torch.Tensor, share: float) -> float:
             model(x[:n])
         _wait(x.device)
 
-    n = fitting(len(x), work, share)
-    return seconds_of(lambda: work(n), share) / n
+    return seconds_each(len(x), work, share)[0]
 
 
 def train_seconds(model: nn.Module, x: torch.Tensor, label: torch.Tensor, share: float) -> tuple[float, int]:
@@ -164,8 +204,7 @@ def train_seconds(model: nn.Module, x: torch.Tensor, label: torch.Tensor, share:
         optimizer.step()
         _wait(x.device)
 
-    n = fitting(len(x), work, share)
-    return seconds_of(lambda: work(n), share) / n, n
+    return seconds_each(len(x), work, share)
 
 
 def _wait(device: torch.device) -> None:
@@ -176,7 +215,7 @@ def _wait(device: torch.device) -> None:
 # -- the log ---------------------------------------------------------------------------------------------------------
 
 
-def log_seconds(buffer: Candidates) -> float:
+def log_seconds(buffer: Candidates, share: float) -> float:
     """Seconds a row of the selection log: columns, encoding, and the commit on the disk for temporary files."""
     n = len(buffer)
     columns = {
@@ -193,5 +232,7 @@ def log_seconds(buffer: Candidates) -> float:
         start = time.perf_counter()
         for step in range(LOG_BUFFERS):
             log.append(rows_of(buffer, step, columns), step)
+            if time.perf_counter() > start + share:
+                break
         log.flush()
-        return (time.perf_counter() - start) / (LOG_BUFFERS * n)
+        return (time.perf_counter() - start) / ((step + 1) * n)

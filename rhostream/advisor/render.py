@@ -63,7 +63,8 @@ def _measured(e: Estimate) -> list[str]:
     if m.score_chunked is not None:
         remark = "changes scores: batch norm sees half" if e.batch_norm else "same scores: no batch norm"
         lines.append(_line("    in two chunks", duration(m.score_chunked), remark))
-    lines.append(_line("    bfloat16", duration(m.score_bf16), "" if m.score_bf16 else "not supported here"))
+    without = "not measured: no time" if "bfloat16" in e.unmeasured else "not supported here"
+    lines.append(_line("    bfloat16", duration(m.score_bf16), "" if m.score_bf16 else without))
     lines += [_line(f"    on {v} px", duration(t)) for v, t in m.view_score.items()]
     lines.append(_line(f"    by the proxy {e.proxy}", duration(m.proxy)))
     lines.append(_line(f"training step of {e.setting.batch_size}", duration(m.train), "forward, backward, AdamW"))

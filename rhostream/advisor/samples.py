@@ -40,6 +40,7 @@ class Samples:
     sizes: list[Sides]  # of images that can be read
     content: str = "image"
     failed: dict[str, str] = field(default_factory=dict)  # shards that couldn't be walked
+    urls: list[str] = field(default_factory=list)  # shards that were
 
 
 def some(items: list[Any], n: int) -> list[Any]:
@@ -55,17 +56,17 @@ def draw(
     content: str | None = None,
     unlabelled: bool = False,
 ) -> Samples:
-    """At most `wanted` usable samples of at most 4 shards. Raises UsageError when there is none.
+    """At most `wanted` usable samples of at most 4 shards, fewer where `seconds` are over. UsageError: there is none.
 
     What they are is the table's word, or the caller's, else what most of those looked at are.
     """
     urls = storage.expand(shards)
-    image, label, failed = list[bytes](), list[int](), dict[str, str]()
+    image, label, failed, looked = list[bytes](), list[int](), dict[str, str](), list[str]()
     walked, walking, reading, fetching, per_byte = 0, 0.0, 0.0, 0.0, 0.0
     chosen = some(urls, SHARDS)
     content = table.info.content if table else content or _content_of(chosen)
     deadline = time.monotonic() + seconds
-    for at, url in enumerate(chosen):
+    for url in chosen:
         started = time.perf_counter()
         try:
             with storage.open_reader(url) as reader:
@@ -76,6 +77,7 @@ def draw(
                 found, seen, took, end = _walk(url, settings, -(-wanted // len(chosen)), deadline)
                 if not seen:
                     continue
+                looked.append(url)
                 walked, walking, per_byte = walked + seen, walking + took, max(per_byte, seen / max(end, 1))
                 fetching += fetched / (reader.size * seen / max(end, 1)) * len(found)
                 for offset, length, number in found:
@@ -86,7 +88,7 @@ def draw(
                     label.append(number)
         except RhostreamError as exc:
             failed[storage.redact(url)] = str(exc)
-        if image and at and time.monotonic() > deadline:
+        if image and time.monotonic() > deadline:
             break
     sizes = list(filter(None, map(probe_size, image[:wanted]))) if content == "image" else []
     if not image or (content == "image" and not sizes):
@@ -103,6 +105,7 @@ def draw(
         sizes,
         content,
         failed,
+        looked,
     )
 
 

@@ -177,8 +177,7 @@ class Commits:
 def _token_lists(il_BT: npt.NDArray[np.float32], finite: npt.NDArray[np.bool_]) -> pa.Array:
     """The losses of each row's tokens as a column, null where the row has no il."""
     there = ~np.isnan(il_BT) & finite[:, None]
-    # A float16 ends at 65,504 nats.
-    values = pa.array(np.minimum(il_BT[there], np.finfo(np.float16).max).astype(np.float16))
+    values = pa.array(il.stored_il(il_BT[there], "float16"))
     ends = np.cumsum([0, *there.sum(1)], dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(ends), values, mask=pa.array(~finite))
 

@@ -249,6 +249,7 @@ class Run:
         clock, alone = self._clock, self.ranks.alone
         if self._at_hand is not None and self._after_step(stop, progress):  # the loop before was left after its step
             return
+        self.stream.give_back()  # what a loop that a signal ended had drawn, and didn't see
         # A rank that stopped waiting would leave the others in their next collective.
         for candidates in stop.while_waiting(self.stream) if alone else self.stream:  # line 5: the next n_B
             clock.lap("wait")
@@ -392,7 +393,7 @@ class Run:
             "version": STATE_VERSION,
             "link": asdict(link.place),
             "step": self.steps,
-            "cursor": self.stream.state_dict(),
+            "cursor": self.stream.consumed_state_dict(),
             "selector": {"calls": self.steps, **self.selector.state_dict()},
             "models": dict(states.own_models(self.selector)),
         }

@@ -86,7 +86,7 @@ class Saver:
         self._proved = True
 
     def _position(self, done: bool) -> dict[str, Any]:
-        cursor = self._stream.state_dict()
+        cursor = self._stream.consumed_state_dict()
         return {
             "pass_index": cursor["pass"],
             "buffer": cursor["buffer"],

@@ -339,12 +339,14 @@ class CandidateStream(IterableDataset[Message]):
 class Loader:
     """Iterates a stream with worker processes, keeping the cursor: after k buffers, `state_dict()` resumes at k.
 
+    A buffer counts from the moment it is handed out: saved in the body of the k-th, or after a `break` in it, the state
+    goes on with the next one, and so does another loop over the same object.
+
     A loop ends after the stream's `passes`; the next one over the same object is the next pass (of as many), in its own
-    order. One that was left by `break` goes on with the buffer that was at hand, or with the next after `consumed()`.
+    order.
 
     With a `device` that is a GPU the next buffer is copied to it while the current one is worked on, from pinned slots;
-    on another device it must be copied with `Candidates.to`. The cursor moves when the *next* buffer is asked for, so a
-    checkpoint made inside the loop body must call `consumed()` first, once it has trained on the buffer at hand.
+    on another device it must be copied with `Candidates.to`.
     """
 
     def __init__(
@@ -370,13 +372,14 @@ class Loader:
 
     def __len__(self) -> int:
         """Buffers from the cursor to the end of the passes."""
-        end, cursor = self.stream.end_of_passes, self.stream.cursor
+        end, cursor = self.stream.end_of_passes, self._position
         if end is None:
             raise TypeError("an endless stream has no length")
         return (end - cursor.pass_index) * self.stream.buffers_per_pass - cursor.buffer
 
     def __iter__(self) -> Iterator[Candidates]:
-        end, self._pending, self._loops = self.stream.end_of_passes, None, self._loops + 1
+        self.consumed()  # of a loop that was left by `break`
+        end, self._loops = self.stream.end_of_passes, self._loops + 1
         number = self._loops
         yield from self._loop(number)
         if end is not None and number == self._loops:
@@ -428,18 +431,35 @@ class Loader:
                 candidates = replace(candidates, full=partial(self._full, message.joined))
             yield candidates
 
+    @property
+    def _position(self) -> Cursor:
+        return self._pending or self.stream.cursor
+
     def consumed(self) -> None:
-        """Move the cursor past the buffer at hand."""
+        """Let go of the buffer that was handed out last: it is done with. No state needs this call."""
         if self._pending is not None:
             self.stream.cursor, self._pending = self._pending, None
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursor and the plan that it is of, as plain values: {"pass": p, "buffer": b, "plan": {...}}."""
-        return {
-            "pass": self.stream.cursor.pass_index,
-            "buffer": self.stream.cursor.buffer,
-            "plan": self.stream.identity,
-        }
+        """Where the stream goes on, behind every buffer that was handed out, and the plan that it is of.
+
+        Plain values: {"pass": p, "buffer": b, "plan": {...}}.
+        """
+        return self._state_at(self._position)
+
+    def consumed_state_dict(self) -> dict[str, Any]:
+        """A `state_dict()` that counts a buffer once it was `consumed()` or followed by another: what a run commits.
+
+        A run may have drawn a buffer that its loop never saw, because a signal came first.
+        """
+        return self._state_at(self.stream.cursor)
+
+    def give_back(self) -> None:
+        """Hand out again, in the next loop, a buffer that was drawn and isn't consumed."""
+        self._pending = None
+
+    def _state_at(self, cursor: Cursor) -> dict[str, Any]:
+        return {"pass": cursor.pass_index, "buffer": cursor.buffer, "plan": self.stream.identity}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a cursor, with any number of workers, and of ranks up to its lanes, which the stream keeps.

@@ -71,7 +71,7 @@ def open_stream(
     `missing_il`) or "uniform" (they compete by chance). Image size, channels and `resize` ("crop", "squash" or "pad":
     `stream/geometry.py`) are the table's unless given; size and channels over an index are chosen from a few of its
     images (`look.choose`), and logged. Iterate the result for `Candidates`;
-    `state_dict()` and `load_state_dict()` resume exactly.
+    `state_dict()` and `load_state_dict()` resume exactly, behind the buffer that was handed out last.
 
     What costs neither a read nor a decode: `band`, "LOW:HIGH" in nats or per cent of the table's il ("20%:90%"), drops
     the il outside; `keep_list`, a Parquet, CSV or JSON file of (shard, ordinal) or (shard, key), drops what it doesn't

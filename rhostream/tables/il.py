@@ -144,19 +144,24 @@ class TableInfo:
 
     @property
     def read_schema(self) -> pa.Schema:
-        """The same as it is read: il is float32."""
+        """The columns of a part as it is read: il is float32; kept fields by name, however they were asked for.
+
+        Parts may have their columns in another order, which says nothing: readers go by name.
+        """
         own = [column for column in SCHEMA if self.version > 1 or column.name not in _SINCE_2]
-        return pa.schema([*own, *((name, KEEP_TYPES[kind]) for name, kind in self.keep.items())])
+        return pa.schema([*own, *((name, KEEP_TYPES[kind]) for name, kind in sorted(self.keep.items()))])
 
 
 def stored_il(il: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.floating[Any]]:
     """il (nats, any shape) as a table of that type stores it: float16 is rounded to nearest, what is finite stays so.
 
-    Its relative error is at most 2^-11 above 6.1e-5 nats, its absolute error at most 3e-8 below.
+    The relative error of float16 is at most 2^-11 above 6.1e-5 nats, the absolute error at most 3e-8 below. The -0.0
+    of a certain prediction is stored as 0.0.
     """
     if dtype == "float32":
-        return il.astype(np.float32, copy=False)
-    return np.where(np.isfinite(il), np.clip(il, -FLOAT16_MAX, FLOAT16_MAX), il).astype(np.float16)
+        return il.astype(np.float32, copy=False) + np.float32(0)  # -0.0 + 0.0 is 0.0
+    clipped = np.where(np.isfinite(il), np.clip(il, -FLOAT16_MAX, FLOAT16_MAX), il)
+    return clipped.astype(np.float16) + np.float16(0)
 
 
 def places_of(shards: Any, il_model: str = "") -> dict[str, str]:
@@ -271,7 +276,7 @@ def shard_name(url: str, roots: Mapping[str, str]) -> str:
     Without a matching root: the bucket and path of a remote shard, the absolute path of a local one.
     """
     name = plain(url)  # a name goes into tables and logs, so no user and no query may be in it
-    for root, place in sorted(roots.items(), key=lambda item: -len(item[1])):
+    for root, place in sorted(roots.items(), key=lambda item: (-len(item[1]), item[0])):
         folder = plain(storage.resolve(place)).rstrip("/")
         if name.startswith(folder + "/"):
             return root + name[len(folder) :]

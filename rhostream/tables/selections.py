@@ -104,6 +104,7 @@ def _rows(steps: Sequence[_Step]) -> pa.RecordBatch:
     label = np.concatenate([s.label for s in steps])
     il, loss, score = np.concatenate([s.il for s in steps]), scored["loss"], scored["score"]
     reached = ~np.isnan(loss)
+    il, loss, score = (values + np.float32(0) for values in (il, loss, score))  # a certain prediction's -0.0 is 0.0
     number = np.repeat([-1 if s.step is None else s.step for s in steps], rows)
     columns = [
         pa.array(np.repeat(np.array([s.pass_index for s in steps], np.int32), rows)),

@@ -78,7 +78,8 @@ class StepsWriter:
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a step; missing columns are null."""
-        self._rows.append(row)
+        # A mean of certain predictions is -0.0; -0.0 + 0.0 is 0.0.
+        self._rows.append({name: value + 0.0 if isinstance(value, float) else value for name, value in row.items()})
         if time.monotonic() - self._flushed >= self._wait:
             self._wait *= 2  # a few small segments a commit, however long it takes
             with contextlib.suppress(RhostreamError):  # the commit will write them, or raise

@@ -107,7 +107,7 @@ def _held(
             f"{shown} is of another making: fingerprint {facts.fingerprint} "
             f"({facts.kind}) != {info.fingerprint} ({info.kind}) of its table",
         )
-    if not rows.schema.equals(info.schema):
+    if not _same_columns(rows.schema, info.schema):
         return Finding(DAMAGED, shard, url, f"{shown}: its columns are not those of its table")
     if url != il.part_url(table, facts.shard):
         return Finding(MISPLACED, facts.shard, url, f"{shown} is the part of another shard ({facts.shard})")
@@ -123,6 +123,12 @@ def _held(
         finite = int(np.isfinite(values.cast(pa.float32()).fill_null(np.nan).to_numpy(zero_copy_only=False)).sum())
         missing = usable - facts.il_rows, facts.il_rows - finite
     return Proof(url, facts, sealed, keys, missing)
+
+
+def _same_columns(there: pa.Schema, expected: pa.Schema) -> bool:
+    """Whether both have the same columns of the same types; in which order is no part of what a table is."""
+    names = sorted(expected.names)
+    return sorted(there.names) == names and all(there.field(name).equals(expected.field(name)) for name in names)
 
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:
