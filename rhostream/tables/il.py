@@ -116,6 +116,11 @@ class TableInfo:
         return fingerprint(self.ingredients)
 
     @property
+    def label(self) -> dict[str, Any]:
+        """Where labels stand, as `stream.label_from` writes it; {} for a .cls, or `label` in a .json."""
+        return dict(self.ingredients.get("label") or {})
+
+    @property
     def image_member(self) -> str:
         """Which image of a sample is meant: extensions, the first that is there; "" for the one that lies first."""
         return str((self.preprocess or {}).get("member") or self.ingredients.get("image_member") or "")
@@ -357,6 +362,7 @@ class PartFacts:
     compression: str = ""  # "gzip": offsets are those of the inflated shard, which can't be read by offset
     content: str = "image"  # what the samples are, of CONTENTS
     class_names: dict[int, str] = field(default_factory=dict)  # of labels of this shard, beyond those of the table's
+    apart: int = 0  # samples whose members don't lie next to each other, of which no one is usable
     version: int = VERSION
 
     @property
