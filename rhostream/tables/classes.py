@@ -19,7 +19,7 @@ NEWER = ("class_names", "label", "apart")  # fields of files of ours
 MOST = 1 << 20  # names of a set that are remembered
 SHOWN = 60  # characters of a name
 ADVICE = (
-    "label both sets by one list (the shard maker's imagefolder: --classes-from SET, where SET is the shards' folder, "
+    "label both sets by one list (`rhostream shards FOLDER --classes-from SET`, where SET is the shards' folder, "
     "the table or the IL model whose numbers hold)"
 )
 
