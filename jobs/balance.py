@@ -1,9 +1,11 @@
 """Does a class quota help? Batches of few classes, measured: three sets, seeds, and what each quota does to a run.
 
-    python -m jobs.balance --out DIR        the same command again goes on; the tables of docs/results/balance.md
+    python -m jobs.balance --out DIR                    the tables of docs/results/balance.md; again: it goes on
+    python -m jobs.balance --out DIR --cifar10 FOLDER   photographs too, of the files that recipe cifar10 reads
 
-Sets, all of Fashion-MNIST: two classes of equal size that are hard to tell apart, learned at two rates; ten classes
-with wrong labels; ten classes of which the largest is 50 times the smallest. The il is by an MLP-256 cross-fitted on D.
+Sets of Fashion-MNIST: two classes of equal size that are hard to tell apart, learned at two rates; ten classes with
+wrong labels; ten classes of which the largest is 50 times the smallest. Of CIFAR-10: cats and dogs. The il is by a
+model cross-fitted on D: MLP-256, and a small CNN for photographs.
 """
 
 from __future__ import annotations
@@ -28,12 +30,13 @@ import rhostream
 from rhostream.audit.metrics import best, smooth, steps_to_reach
 
 N_B, N_b, EVERY, WINDOW, EARLY = 320, 32, 5, 3, 40
-PAIR = (0, 6)  # T-shirt and shirt: the two classes of Fashion-MNIST that are confused most often
+SHIRTS = (0, 6)  # T-shirt and shirt: the two classes of Fashion-MNIST that are confused most often
+CATS_AND_DOGS = (3, 5)  # of CIFAR-10, likewise
 
 
 @dataclass(frozen=True)
 class Set:
-    """A set of shards, the model that learns on it, and for how long; `pair`: of two classes, labelled 0 and 1."""
+    """A set of shards, the model that learns on it, and for how long; `pair`: of these two classes, as 0 and 1."""
 
     name: str
     folder: str  # of shards and IL table, which settings share
@@ -42,20 +45,25 @@ class Set:
     model: str
     steps: int
     lr: float = 1e-3
-    pair: bool = False
+    pair: tuple[int, ...] = ()
+    il_model: str = "mlp-256"
 
 
 _TEST = ("fashion-mnist", "--split", "test")
 SETS = (
-    Set("two classes", "two-classes", ("fashion-mnist",), (*_TEST, "--limit", "5000"), "small-cnn", 150, pair=True),
+    Set("two classes", "two-classes", ("fashion-mnist",), (*_TEST, "--limit", "5000"), "small-cnn", 150, pair=SHIRTS),
     Set("two classes, a high rate", "two-classes", ("fashion-mnist",), (*_TEST, "--limit", "5000"), "small-cnn", 150,
-        lr=5e-3, pair=True),
+        lr=5e-3, pair=SHIRTS),
     Set("ten classes, 40 % of the labels redrawn", "ten-classes",
         ("web", "--base", "fashion-mnist", "--limit", "30000", "--copies", "0", "--noise-rate", "0.4"),
         (*_TEST, "--limit", "2000"), "mlp-512", 200),
     Set("ten classes, the largest 50 times the smallest", "ten-classes-tail",
         ("web", "--base", "fashion-mnist", "--copies", "0", "--noise", "none", "--imbalance", "50"),
         (*_TEST, "--limit", "2000"), "mlp-512", 200),
+)  # fmt: skip
+PHOTOGRAPHS = Set(
+    "cats and dogs", "cats-and-dogs", ("cifar10",), ("cifar10", "--split", "test"), "small-cnn", 200,
+    pair=CATS_AND_DOGS, il_model="small-cnn"
 )  # fmt: skip
 ARMS: dict[str, dict[str, Any]] = {
     "uniform": {"rule": "uniform"},
@@ -89,21 +97,22 @@ class Training:
         return f"{self.of.name}: {self.arm}, seed {self.seed} ({time.monotonic() - start:.0f} s)"
 
 
-def make(out: str, of: Set) -> None:
-    """The shards, the IL model and the table of a set; what is there isn't made again."""
+def make(out: str, of: Set, source: str | None) -> None:
+    """The shards, the IL model and the table of a set; what is there isn't made again. `source`: of photographs."""
     at = Path(out, of.folder)
     for name, arguments in (("train", of.train), ("test", of.test)):
         whole = at / "all" / name if of.pair else at / name
         # The recipes are programs of the repository; a job stands on the library alone, so it calls them as one does.
         asked = [sys.executable, "-m", "shards.make", *arguments, "--out", str(whole)]
+        asked += ["--source", source] if source and of is PHOTOGRAPHS else []
         subprocess.run(asked, check=True, stdout=subprocess.DEVNULL)
         if of.pair:
-            _take_pair(whole, at / name)
-    rhostream.fit_il([str(at / "train")], str(at / "il-model"), model="mlp-256", epochs=5)
+            _take_pair(whole, at / name, of.pair)
+    rhostream.fit_il([str(at / "train")], str(at / "il-model"), model=of.il_model, epochs=5)
     rhostream.compute_il([str(at / "train")], str(at / "il-model"), str(at / "il"))
 
 
-def _take_pair(whole: Path, out: Path) -> None:
+def _take_pair(whole: Path, out: Path, pair: Sequence[int]) -> None:
     """The samples of two classes, as classes 0 and 1, in shards of the same names."""
     out.mkdir(parents=True, exist_ok=True)
     for shard in sorted(whole.glob("*.tar")):
@@ -115,9 +124,9 @@ def _take_pair(whole: Path, out: Path) -> None:
         with tarfile.open(part, "w") as tar:
             for name, data in files.items():
                 label = int(files[f"{name.partition('.')[0]}.cls"])
-                if label in PAIR and not name.endswith(".json"):
+                if label in pair and not name.endswith(".json"):
                     member = tarfile.TarInfo(name)
-                    data = str(PAIR.index(label)).encode() if name.endswith(".cls") else data
+                    data = str(pair.index(label)).encode() if name.endswith(".cls") else data
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
         part.rename(out / shard.name)
@@ -179,16 +188,18 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 @click.option("--out", default="balance", show_default=True, help="Folder of everything that is made.")
 @click.option("--seeds", default=3, show_default=True, help="Seeds of each arm.")
 @click.option("--jobs", default=2, show_default=True, help="Runs at a time, one thread each.")
-def main(out: str, seeds: int, jobs: int) -> None:
+@click.option("--cifar10", default=None, help="Folder of CIFAR-10's files: cats and dogs are measured too.")
+def main(out: str, seeds: int, jobs: int, cifar10: str | None) -> None:
     """Measure it; what is there already is not made again."""
-    for one in SETS:
-        make(out, one)
-    runs = [Training(one, arm, seed, out) for seed in range(seeds) for one in SETS for arm in ARMS]
+    sets = [*SETS, *([PHOTOGRAPHS] if cifar10 else [])]
+    for one in sets:
+        make(out, one, cifar10)
+    runs = [Training(one, arm, seed, out) for seed in range(seeds) for one in sets for arm in ARMS]
     # Not forked: a child of a process whose threads have computed waits for them for ever.
     with ProcessPoolExecutor(jobs, get_context("forkserver")) as pool:
         for future in [pool.submit(run) for run in runs]:
             click.echo(future.result(), err=True)
-    for one in SETS:
+    for one in sets:
         says = f"{one.model}, lr {one.lr:g}, {one.steps} steps, {seeds} seeds"
         click.echo(f"\n**{one.name}** ({says})\n\n{table(rows(out, one, seeds))}")
 

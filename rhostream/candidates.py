@@ -21,6 +21,11 @@ CANDIDATE = 255  # not a reason yet: the row goes to the forward
 ReadFull = Callable[[npt.NDArray[np.int64]], tuple[Tensor, npt.NDArray[np.bool_]]]
 
 
+def array_in_words(tensor: Tensor) -> str:
+    """Its shape, type and device, for a repr: `(320, 28, 28, 1) uint8 on cpu`."""
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
+
+
 @dataclass(frozen=True, slots=True)
 class Normalize:
     """How uint8 pixels become the model's input: (x / 255 - mean) / std for each channel."""
@@ -76,7 +81,7 @@ class Slice(NamedTuple):
     ranks: int  # that the stream was opened for
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Candidates:
     """One buffer: n_B planned samples (or a slice of them), all arrays of the same length B.
 
@@ -105,6 +110,11 @@ class Candidates:
 
     def __len__(self) -> int:
         return len(self.ordinal)
+
+    def __repr__(self) -> str:
+        image = "no images" if self.image is None else array_in_words(self.image)
+        where = f"pass {self.pass_index}, buffer {self.index}"
+        return f"<Candidates {where}: {len(self)} samples, {len(self.candidate_rows)} to score, {image}>"
 
     def slice_of(self, rank: int, ranks: int) -> Slice:
         """Which part of the buffer it is where `ranks` select together; alone, a slice is the whole buffer.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import json
 import os
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rhostream import console
+from rhostream import console, summaries
 from rhostream.config.command_line import Choice, Group
 from rhostream.config.shared import ROOT as ROOT_HELP
 from rhostream.errors import Interrupted, RhostreamError, UsageError
@@ -100,7 +101,7 @@ def fit_il(config: FitILConfig) -> None:
     from rhostream.storage import redact
 
     info = run(config)
-    shown = {
+    shown: dict[str, Any] = {
         "accuracy": round(info.accuracy, 4),
         "val_loss": round(info.val_loss, 4),
         "out": redact(config.out),
@@ -113,19 +114,25 @@ def fit_il(config: FitILConfig) -> None:
             "temperature": quality["temperature"],
             "doubts": quality["doubts"] + quality["empty_classes"],
         }
-    click.echo(json.dumps(shown | ({"checkpoints": info.checkpoints} if info.checkpoints else {})))
+    shown |= {"checkpoints": info.checkpoints} if info.checkpoints else {}
+    following = summaries.command("compute-il", "--il-model", shown["out"], "--out", "il", "--shards")
+    following += f" {summaries.shards_again(config.shards)}"
+    lines = summaries.fit_lines(shown, info.class_names)
+    summaries.show(shown, lines, doubts=shown.get("doubts", ()), next_=following, indent=None)
     _bad_shards(info.read.get("bad_shards", {}))
 
 
-def _finish(*summaries: Any) -> None:
+def _finish(*accounts: Any) -> None:
     """Print the accounts of an offline job, a list where it made several tables; bad shards are exit code 3, and so is
     a job that has no usable sample, however few there are."""
     from dataclasses import asdict
 
-    found = [asdict(summary) for summary in summaries]
-    click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=1))
-    _bad_shards(summaries[0].bad_shards)
-    if any(summary.useless for summary in summaries):
+    found = [asdict(account) for account in accounts]
+    lines = itertools.chain(*(summaries.job_lines(account) for account in found))
+    doubts = [doubt for account in found for doubt in account["doubts"]]
+    summaries.show(found[0] if len(found) == 1 else found, lines, doubts=doubts)
+    _bad_shards(accounts[0].bad_shards)
+    if any(account.useless for account in accounts):
         raise SystemExit(3)
 
 
@@ -216,25 +223,22 @@ def train(config: TrainConfig) -> None:
     summary = run(config)
     if os.environ.get("RANK", "0") == "0":  # the other ranks of a launcher have nothing to add
         kept, tail = (summary.reasons.get(reason, 0) for reason in ("kept", "tail"))
-        click.echo(
-            json.dumps(
-                {
-                    "run": redact(summary.run),
-                    "steps": summary.steps,
-                    "planned": summary.planned,
-                    "kept": kept,
-                    "skipped": summary.planned - kept - tail,
-                    "tail": tail,
-                    "reasons": summary.reasons,
-                    "retried": summary.cost["retried"],
-                    "test_accuracy": summary.test_accuracy,
-                    "test_samples": summary.test_samples,
-                    "test_left_out": summary.test_left_out,
-                    "doubts": summary.doubts,
-                },
-                indent=1,
-            )
-        )
+        shown = {
+            "run": redact(summary.run),
+            "steps": summary.steps,
+            "planned": summary.planned,
+            "kept": kept,
+            "skipped": summary.planned - kept - tail,
+            "tail": tail,
+            "reasons": summary.reasons,
+            "retried": summary.cost["retried"],
+            "test_accuracy": summary.test_accuracy,
+            "test_samples": summary.test_samples,
+            "test_left_out": summary.test_left_out,
+            "doubts": summary.doubts,
+        }
+        page = summaries.command("report", shown["run"], "-o", "report.html")
+        summaries.show(shown, summaries.train_lines(shown), doubts=summary.doubts, next_=page)
 
 
 @cli.command("sql")

@@ -24,6 +24,12 @@ def escape(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def shortened(text: str, most: int = 60) -> str:
+    """The text escaped, its middle left out where it is longer than `most` letters: for a line of a repr."""
+    text = escape(text)
+    return text if len(text) <= most else f"{text[: most // 2 - 2]}...{text[1 - most // 2 :]}"
+
+
 def csv_text(text: str) -> str:
     """The text as our CSV shows it: escaped, and behind a `'` where a spreadsheet would take it for a formula.
 

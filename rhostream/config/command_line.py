@@ -42,6 +42,10 @@ class SettingOption(click.Option):
         return names, text + ("  [required]" if self.needed else "")
 
 
+# Of a verb that ends with a summary; where stdout is no terminal that is JSON anyway.
+JSON = SettingOption(["--json", "as_json"], is_flag=True, group="More", help="The summary as JSON, on a terminal too.")
+
+
 class Choice(click.Choice[str]):
     """A choice that guesses what was meant."""
 
@@ -122,6 +126,8 @@ class _Verb(Command):
         """--config, and an option for each field of the config."""
         if not self._made:
             self._made = options_of(getattr(configs, self._config))
+            if not any(option.name == "as_json" for option in self._made):
+                self._made.append(JSON)
         return self._made
 
     @params.setter
@@ -166,15 +172,15 @@ def _option(name: str, says: Setting, kinds: tuple[str, ...], defaults: dict[str
 def config_of(config: type[Any], ctx: click.Context) -> Any:
     """The config that the command line and its --config ask for. Raises click's errors, UsageError."""
     given: dict[str, Any] = {}
+    says, kinds = settings_of(config), kinds_of(config)
     typed = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     if url := ctx.params.get("config"):
         from rhostream.config.files import read_config
 
         given = read_config(url, config)
     for name, value in ctx.params.items():
-        if name != "config" and name in typed:
+        if name in says and name in typed:
             given[name] = value
-    says, kinds = settings_of(config), kinds_of(config)
     for name in {*given} - typed:  # what the file gave
         if says[name].imports:
             _require_typed(given[name], option_name(name, says[name]), str(url))

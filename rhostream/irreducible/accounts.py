@@ -21,7 +21,7 @@ from rhostream.tables.il import OK, PartFacts
 LOG = logging.getLogger("rhostream")
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class Summary:
     """What a job found, over all its shards, those included whose part was there already."""
 
@@ -48,6 +48,11 @@ class Summary:
 
     def __post_init__(self) -> None:
         self.labels, self.advice = Counter[int](), Advice()  # of the shards that this job read; told in `doubts`
+
+    def __repr__(self) -> str:
+        bad = f", {len(self.bad_shards):,} bad" if self.bad_shards else ""
+        parts = f"{self.shards:,} shards{bad}: {self.made:,} parts made"
+        return f"<summary of a job: {parts}, {self.ok:,} of {self.samples:,} samples usable, {len(self.doubts)} doubts>"
 
     def add(self, facts: PartFacts) -> None:
         """Count a part."""

@@ -253,6 +253,9 @@ def _images_of(config: IndexConfig, shards: Iterable[str], lenient: dict[str, An
             raise UsageError(f"--{name} {value} is for images, and these samples are to be {content}")
     if content not in (None, "image"):
         return content or "", "", CROP  # as asked, without a look
+    if content and resize:
+        say_index((), resize)
+        return content, member or "", resize  # likewise; several images of a sample are counted and warned of
     seen = look(named(shards, None), content=content, once=True, **lenient)
     if content is None:
         content = ("image" if member or resize else seen.content) or "image"
@@ -262,4 +265,4 @@ def _images_of(config: IndexConfig, shards: Iterable[str], lenient: dict[str, An
         return content, "", CROP
     resize = resize or choose_resize((sides.shorter, sides.longer) for sides in seen.sizes)[0]
     say_index(seen.sizes, resize)
-    return content, member or "", resize  # of images that were asked for, several are counted and warned of
+    return content, member or "", resize

@@ -28,6 +28,7 @@ from rhostream.runs.macs import macs_per_sample
 from rhostream.selection.outputs import require_logits
 from rhostream.selection.tokens import is_language
 from rhostream.stream.inputs import AnyPreprocess
+from rhostream.stream.progress import StepProgress
 
 LOG = logging.getLogger("rhostream")
 CHECK_SAMPLES = 10_000  # at most, for the choice of the checkpoint; as many of D are looked at
@@ -55,7 +56,9 @@ class Fit:
         """A fresh network of a fold, random by torch's generator."""
         return models.build(self.model, classes=self.classes, **self.preprocess.model_arguments())
 
-    def learned(self, number: int, pool: Pool, train: Tensor, check: Pool, rows: Tensor) -> tuple[Learned, int]:
+    def learned(
+        self, number: int, pool: Pool, train: Tensor, check: Pool, rows: Tensor, progress: StepProgress | None = None
+    ) -> tuple[Learned, int]:
         """Train the network of one fold; its initial weights and dropout are functions of (seed, fold). Also the MACs
         of one forward.
         """
@@ -80,6 +83,7 @@ class Fit:
                 normalize=normalize,
                 device=self.device,
                 classes=self.classes,
+                progress=progress,
             )
         return learned, macs
 
@@ -113,7 +117,10 @@ def fit_folds(fit: Fit, rule: FoldRule, pool: Pool, check: Pool) -> list[Fold]:
     splits = [_split(rule, number, pool, check, fit.recipe.seed) for number in range(rule.models)]
     found = []
     for number, (train, rows) in enumerate(splits):
-        learned, macs = fit.learned(number, pool, train, check, rows)
+        batches = -(-len(train) // fit.recipe.batch_size)
+        title = f"fit-il: model {number + 1} of {rule.models}"
+        with StepProgress(title, fit.recipe.epochs * batches) as progress:
+            learned, macs = fit.learned(number, pool, train, check, rows, progress)
         found.append(Fold(number, learned, train, rows, macs))
         LOG.info(
             "fit-il: model %d of %d: loss %.4f, accuracy %.4f on %s (epoch %.1f of %d)",

@@ -23,6 +23,7 @@ from rhostream.selection.gradient import finite_or_nan, step_if_finite
 from rhostream.selection.outputs import called
 from rhostream.selection.tokens import LanguageLoss, SequenceMean
 from rhostream.signals import stop_if_asked
+from rhostream.stream.progress import StepProgress
 
 CHECKS_PER_EPOCH = 2
 NONFINITE_STEPS = 3  # in a row, none of which changes a weight
@@ -109,6 +110,7 @@ def learn(
     normalize: Prepare,
     device: torch.device,
     classes: int,
+    progress: StepProgress | None = None,
 ) -> Learned:
     """Train on rows `train` of image (N, H, W, C) uint8 or (N, T) ids; keep the state of lowest mean loss on rows
     `check` of `check_image` (of the mean over classes of their mean losses, where the fit is balanced).
@@ -154,6 +156,9 @@ def learn(
                 running += 0.0 if dead else loss.detach()
                 steps, samples = steps + 1, samples + len(rows)
                 crash_point("fit-il: step taken")
+            if progress is not None:  # the loss of a batch would have to be waited for
+                checked_loss = f", loss {curve[-1]['val_loss']:.3f} on others" if curve else ""
+                progress.step(f"epoch {epoch + 1} of {recipe.epochs}{checked_loss}")
             if number not in check_at and number not in climb_at:
                 continue
             found = evaluate(network, check_image, check_label, check, normalize, device)

@@ -13,6 +13,7 @@ from torch import nn
 
 from rhostream import foreign, models, storage
 from rhostream.errors import TableError, UntrustedCodeError, UsageError
+from rhostream.inert import shortened
 from rhostream.irreducible.folds import FoldRule
 from rhostream.models.temperature import Divided
 from rhostream.stream.decode import DECODERS
@@ -22,7 +23,7 @@ from rhostream.tables.classes import as_json
 VERSION = 1
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ModelInfo:
     """model.json: what the model is, what it was made of, and how good it is on samples it didn't learn from."""
 
@@ -56,6 +57,10 @@ class ModelInfo:
     class_names: dict[int, str] = field(default_factory=dict)  # label -> name, as the shards said it; no ingredient
     label: dict[str, Any] = field(default_factory=dict)  # where labels stand, of `LabelFrom`; {} for the default
     version: int = VERSION
+
+    def __repr__(self) -> str:
+        made = f"{shortened(self.architecture)}, {self.classes:,} classes, {len(self.folds)} folds"
+        return f"<info of an IL model: {made}, accuracy {self.accuracy:.4f}, loss {self.val_loss:.4f} nats>"
 
     @property
     def rule(self) -> FoldRule:
@@ -96,12 +101,15 @@ class ModelInfo:
         return json.dumps(as_json(asdict(self)), indent=1, sort_keys=True).encode()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ILModel:
     """A loaded IL model: one network a fold, in eval mode; its logits are divided by the fold's temperature."""
 
     info: ModelInfo
     networks: list[nn.Module]
+
+    def __repr__(self) -> str:
+        return f"<IL model: {self.info!r}>"
 
     @property
     def preprocess(self) -> AnyPreprocess:

@@ -36,6 +36,12 @@ class Evaluation:
     class_accuracy: list[float | None] | None  # None for a class without test samples
     samples: int | None
 
+    def in_words(self) -> str:
+        """For people: `accuracy 87.1 %, loss 0.402, of 10,000 test samples`."""
+        accuracy = "" if self.accuracy is None else f"accuracy {100 * self.accuracy:.1f} %"
+        loss = "" if self.loss is None else f"test loss {self.loss:.3f}"
+        return ", ".join(filter(None, (accuracy, loss))) or "evaluated"
+
     def columns(self) -> dict[str, Any]:
         """As the steps table names them."""
         return {

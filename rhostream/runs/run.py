@@ -29,6 +29,7 @@ from rhostream import storage
 from rhostream.candidates import Candidates
 from rhostream.crashpoints import crash_point
 from rhostream.errors import MismatchError, UsageError
+from rhostream.inert import shortened
 from rhostream.randomness import torch_seed
 from rhostream.runs import state as states
 from rhostream.runs import turns
@@ -198,6 +199,7 @@ class Run:
         self._saver = Saver(attempt, self.objects, selector, stream, keep_checkpoints)
         self._evaluate, self._signal, self._due = evaluate, 0, False
         self._evaluation: Evaluation | None = None
+        self._evaluated: Evaluation | None = None  # of the step that was closed last, not shown yet
         self._book, self._clock = Book(attempt, stream.stream, metrics, accumulate), Clock({})
         self._measured, self._over = True, False
         self._opened = self._claimed = False
@@ -205,6 +207,11 @@ class Run:
         self._at_hand: Selection | None = None  # drawn, and not closed yet
         self._taken: Step | None = None  # what `step` was told of it
         self._committed_at = time.monotonic()
+
+    def __repr__(self) -> str:
+        """Where it lies and how far it is."""
+        of = "" if self.last_step is None else f" of {self.last_step:,}"
+        return f"<Run {shortened(self.attempt.url)}: step {self.steps:,}{of}, {self.selector!r}>"
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -269,6 +276,9 @@ class Run:
         self._close()
         crash_point("train: step closed")
         progress.step("" if self._book.loss is None else f"loss {self._book.loss:.3f}")
+        if self._evaluated is not None:
+            progress.evaluated(self._evaluated.in_words())
+            self._evaluated = None
         # A rank may know of a signal that another will only see a step later: all go by what was gathered.
         signal = stop.signal if self.ranks.alone else self._signal
         if not self._book.open and (self.complete or signal or self._is_due()):
@@ -517,7 +527,7 @@ class Run:
         if self._evaluation is not None:
             self.attempt.cost.evaluated += self._evaluation.samples or 0
             self._clock.lap("evaluate")
-        step.evaluation, self._evaluation = self._evaluation, None
+        step.evaluation, self._evaluated, self._evaluation = self._evaluation, self._evaluation, None
         self._book.add(step, done)
         self.stream.consumed()
         self.attempt.step += 1

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rhostream.candidates import Candidates, Reason, Slice, to_device
 from rhostream.errors import NonFiniteError, UnknownNameError, UsageError
+from rhostream.inert import shortened
 from rhostream.selection.choice import Draws, Whole, choose, columns_of, leading, whole_of
 from rhostream.selection.chooser import Chooser
 from rhostream.selection.deal import Batch, batch_of
@@ -59,6 +60,10 @@ class Selector:
     Raises UsageError for what can't go together, for a loss or a rule of another shape and for labels that the model
     doesn't know; NonFiniteError after three buffers in a row without one finite score; RankLostError.
     """
+
+    def __repr__(self) -> str:
+        model = shortened(type(self.model).__name__)
+        return f"<Selector {shortened(self.rule.name)}: keeps {self.batch_size} of each buffer, by a {model}>"
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rhostream.candidates import Candidates, Reason, to_device
+from rhostream.candidates import Candidates, Reason, array_in_words, to_device
 from rhostream.errors import UsageError
 
 Rows = npt.NDArray[np.int64]
@@ -72,7 +72,7 @@ class ShadowScores:
     kept: npt.NDArray[np.bool_]  # (rules, m)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Selection:
     """What was decided about one buffer; all (B,) arrays stand in the buffer's canonical order."""
 
@@ -104,6 +104,11 @@ class Selection:
     def __len__(self) -> int:
         """Samples that this rank trains on."""
         return len(self.label)
+
+    def __repr__(self) -> str:
+        inputs = "no inputs" if self.input is None else array_in_words(self.input)
+        of = "" if self.ranks == 1 else f" ({self.total} over {self.ranks} ranks)"
+        return f"<Selection: {len(self)} kept{of} of {len(self.kept)}, {self.scored} scored, {inputs}>"
 
     @property
     def inputs(self) -> Tensor | None:

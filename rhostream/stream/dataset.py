@@ -358,6 +358,11 @@ class Loader:
         self._full: FullSize | None = None
         self._loops = 0
 
+    def __repr__(self) -> str:
+        cursor, of = self.stream.cursor, self.stream.buffers_per_pass
+        where = f"pass {cursor.pass_index}, buffer {cursor.buffer} of {of}"
+        return f"<stream of {self.stream.table!r}: {self.stream.buffer_size} a buffer, {where}, {self.workers} workers>"
+
     @property
     def class_names(self) -> dict[int, str]:
         """{label: name} as far as the shards and the IL model say it; compare those of a test set of your own."""

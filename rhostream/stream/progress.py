@@ -65,12 +65,13 @@ class Progress:
 
 
 class StepProgress:
-    """Counts the steps of a training run; to be used as a context manager."""
+    """Counts the steps of a run or of a fit; to be used as a context manager."""
 
     def __init__(self, title: str, total: int, done: int = 0, *, silent: bool = False) -> None:
         self._title, self._total, self._done, self._first = title, total, done, done
         self._start = self._said = time.monotonic()
         self._silent = silent  # another rank says it
+        self._evaluation = ""
         self._bar: tqdm[None] | None = None
         if sys.stderr.isatty() and not silent:
             self._bar = tqdm(total=total, initial=done, desc=title, unit="step", leave=False, dynamic_ncols=True)
@@ -82,12 +83,18 @@ class StepProgress:
         if self._bar is not None:
             self._bar.close()
 
+    def evaluated(self, says: str) -> None:
+        """An evaluation was made: it stays in the bar, and is a line of its own where there is none."""
+        self._evaluation = says
+        if self._bar is None and not self._silent:
+            LOG.info("%s: step %s of %s, %s", self._title, f"{self._done:,}", f"{self._total:,}", says)
+
     def step(self, says: str) -> None:
         """One more step is done; `says` is what there is to say of it."""
         self._done += 1
         now = time.monotonic()
         if self._bar is not None:
-            self._bar.set_postfix_str(says, refresh=False)
+            self._bar.set_postfix_str(", ".join(filter(None, (says, self._evaluation))), refresh=False)
             self._bar.update(1)
         elif not self._silent and now - self._said >= EVERY_SECONDS:
             self._said = now

@@ -39,6 +39,7 @@ from rhostream.errors import (
     UnknownNameError,
     UsageError,
 )
+from rhostream.inert import shortened
 from rhostream.storage import Identity
 from rhostream.tables import parquet
 from rhostream.tables.classes import ClassNames, as_json, require_same_classes
@@ -94,7 +95,7 @@ def fingerprint(ingredients: Mapping[str, Any]) -> str:
 # -- _table.json -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TableInfo:
     """What holds for the whole table; fixed when it is made."""
 
@@ -109,6 +110,10 @@ class TableInfo:
     content: str = "image"  # what the samples are, of CONTENTS
     class_names: dict[int, str] = field(default_factory=dict)  # label -> name, as the IL model knows them
     version: int = VERSION
+
+    def __repr__(self) -> str:
+        classes = "" if self.classes is None else f", {self.classes:,} classes"
+        return f"<info of an {self.kind} table: {self.content}{classes}, fingerprint {self.fingerprint}>"
 
     @property
     def fingerprint(self) -> str:
@@ -341,7 +346,7 @@ def shard_url(name: str, info: TableInfo, roots: Mapping[str, str] | None = None
 # -- parts -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class PartFacts:
     """The footer of a part: what it is a part of, which bytes it describes, and its laws."""
 
@@ -364,6 +369,11 @@ class PartFacts:
     class_names: dict[int, str] = field(default_factory=dict)  # of labels of this shard, beyond those of the table's
     apart: int = 0  # samples whose members don't lie next to each other, of which no one is usable
     version: int = VERSION
+
+    def __repr__(self) -> str:
+        return (
+            f"<facts of a part of {shortened(self.shard)}: {self.samples:,} samples, {self.quarantined:,} quarantined>"
+        )
 
     @property
     def quarantined(self) -> int:
@@ -458,7 +468,7 @@ def facts_of(record: dict[str, Any], url: str) -> PartFacts:
     return _part_facts(record, url)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Part:
     """One part in memory, as the join needs it: arrays of (samples,), indexed by ordinal and not to be written to.
 
@@ -476,6 +486,11 @@ class Part:
     key: pa.StringArray
     fold: npt.NDArray[np.int8] | None = None  # -1 where null; only where it was asked for
     il_tokens: pa.ListArray | None = None  # of float16 nats; None unless asked for
+
+    def __repr__(self) -> str:
+        return (
+            f"<part of {shortened(self.facts.shard)}: {len(self.usable):,} samples, {int(self.usable.sum()):,} usable>"
+        )
 
 
 def read_part(url: str, *, with_fold: bool = False, tokens: bool = False) -> Part:
@@ -568,7 +583,7 @@ def _content_members(members: Any, extensions: tuple[str, ...]) -> tuple[npt.NDA
 # -- the table as a whole --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Table:
     """A table opened for a list of shards: their names and counts, not the rows.
 
@@ -583,6 +598,10 @@ class Table:
     missing: Strings = field(default_factory=Strings)  # names of shards without a part; not among `names`
     il_rows: int = 0  # samples with an il, over all parts
     class_names: dict[int, str] = field(default_factory=dict)  # label -> name, as far as the shards say it
+
+    def __repr__(self) -> str:
+        what = f"{len(self.names):,} shards, {int(self.counts.sum()):,} samples"
+        return f"<{self.info.kind} table {shortened(storage.redact(self.url))}: {what}>"
 
     @property
     def facts(self) -> Iterator[PartFacts]:

@@ -18,6 +18,7 @@ from rhostream.config.call import configured
 from rhostream.config.train import TrainConfig
 from rhostream.config.written import arguments_of, written
 from rhostream.errors import BudgetError, UsageError, users_code
+from rhostream.inert import shortened
 from rhostream.models import build, load_initial
 from rhostream.randomness import torch_seed
 from rhostream.runs import turns
@@ -73,6 +74,13 @@ class Summary:
     test_samples: int = 0  # of which the accuracy is
     test_left_out: dict[str, int] = field(default_factory=dict)  # test samples that can't be used, by status
     doubts: list[str] = field(default_factory=list)  # why selection may not pay here, a sentence each
+
+    def __repr__(self) -> str:
+        accuracy = "" if self.test_accuracy is None else f", test accuracy {self.test_accuracy:.4f}"
+        kept = f"{self.reasons.get('kept', 0):,} of {self.planned:,} kept"
+        return (
+            f"<summary of run {shortened(self.run)}: {self.steps:,} steps, {kept}{accuracy}, {len(self.doubts)} doubts>"
+        )
 
 
 @configured(TrainConfig, "shards", "il", "run")

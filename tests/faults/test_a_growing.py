@@ -52,6 +52,8 @@ def test_A18_a_shard_that_is_replaced_in_a_store_while_it_is_opened_is_read_once
         path="/shards/train-000.tar",
         hook=lambda: storage.replace(url, longer.read_bytes() + bytes(512)),
     )
-    found = rhostream.index([url], f"{faulty.url}/ranged", roots={"data": faulty.shards}, content="image")
+    found = rhostream.index(
+        [url], f"{faulty.url}/ranged", roots={"data": faulty.shards}, content="image", resize="crop"
+    )
     (why,) = found.bad_shards.values()
     assert "changed while it was read" in why and found.made == 0

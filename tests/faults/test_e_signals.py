@@ -117,7 +117,7 @@ def test_E2_sigterm_during_a_read_that_hangs_ends_the_job(rig: Rig, data: Path, 
     what was finished is there, and the same command goes on."""
     shards = hung(data, tmp_path / "shards")
     job = (verb, "--shards", *shards, "--out", tmp_path / "t", "--root", f"r={tmp_path}/shards")
-    job += ("--il-model", data / "il-model") if verb == "compute-il" else ("--content", "image")
+    job += ("--il-model", data / "il-model") if verb == "compute-il" else ("--content", "image", "--resize", "crop")
     running = rig.cli(tmp_path / "log", *job, hangs=shards[-1])
     eventually(lambda: len(parts(tmp_path / "t")) == 2)
     assert end(running, signal.SIGTERM, title=f"{verb} in a read that hangs") == 143

@@ -50,7 +50,12 @@ class FaultyStore:
     def index(self, table: str = "index", workers: int = 0) -> Summary:
         """`rhostream index` of the shards, without the look at what the samples are: faults hit the job itself."""
         return rhostream.index(
-            [self.shards], f"{self.url}/{table}", roots={"data": self.shards}, workers=workers, content="image"
+            [self.shards],
+            f"{self.url}/{table}",
+            roots={"data": self.shards},
+            workers=workers,
+            content="image",
+            resize="crop",
         )
 
     def parts(self, table: str = "index") -> dict[str, bytes]:

@@ -1,0 +1,128 @@
+"""What a verb prints when it is done: JSON for whoever reads it by program, aligned lines for people at a terminal.
+
+`--json`, or a stdout that is no terminal, asks for JSON. What people read holds no more than the JSON does.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import click
+
+from rhostream import console
+from rhostream.inert import escape
+
+AGAIN = 4  # shards of a command that are named in the next one
+JSON_OPTION = "as_json"  # click's name of --json
+Line = tuple[str, str]  # name, value
+
+
+def wants_json() -> bool:
+    """Whether the verb at hand was given --json, or nobody looks at its stdout."""
+    return bool(click.get_current_context().params.get(JSON_OPTION)) or not sys.stdout.isatty()
+
+
+def show(
+    data: Any, lines: Iterator[Line], *, doubts: Sequence[str] = (), next_: str = "", indent: int | None = 1
+) -> None:
+    """Print `data` as JSON, or `lines` for people: names and values aligned, a doubt a line, then the next command."""
+    if wants_json():
+        click.echo(json.dumps(data, indent=indent))
+        return
+    found = [(name, value) for name, value in lines if value]
+    width = max((len(name) for name, _ in found), default=0)
+    text = [f"{name:<{width}}  {value}" for name, value in found]
+    text += [f"{'doubtful':<{width}}  {doubt}" for doubt in doubts] + ([f"next: {next_}"] if next_ else [])
+    click.echo("\n".join(escape(line) for line in text))
+
+
+def counts(by_name: Mapping[str, int]) -> str:
+    """`12 dup, 3 json`, the most frequent first."""
+    return ", ".join(f"{n:,} {name}" for name, n in sorted(by_name.items(), key=lambda item: -item[1]) if n)
+
+
+def share(part: int, whole: int) -> str:
+    """`3,200 (10.0 %)`."""
+    return f"{part:,}" + (f" ({part / whole:.1%})".replace("%", " %") if whole else "")
+
+
+def command(verb: str, *words: object) -> str:
+    """A command of rhostream, to be pasted into a shell."""
+    return shlex.join(["rhostream", verb, *(str(word) for word in words)])
+
+
+def shards_again(shards: str | Iterable[Any]) -> str:
+    """The shards of a command for the next one: as given, quoted; in words where a shell made a long list of them."""
+    given = [shards] if isinstance(shards, str) else [str(shard) for shard in shards]
+    return shlex.join(map(console.clean, given)) if len(given) <= AGAIN else f"... (the same {len(given):,})"
+
+
+def fit_lines(found: Mapping[str, Any], class_names: Mapping[int, str]) -> Iterator[Line]:
+    """Of the summary of fit-il."""
+    from rhostream.tables.classes import named as label_named  # --help has no use for the storage below it
+
+    yield "IL model", str(found["out"])
+    yield "accuracy", f"{found['accuracy']:.1%}".replace("%", " %") + " on samples that it didn't learn from"
+    yield "loss", f"{found['val_loss']:.3f} nats"
+    if worst := found.get("worst_class"):
+        yield (
+            "worst class",
+            f"{label_named(class_names, worst['class'])}: {worst['accuracy']:.1%} of {worst['samples']:,}".replace(
+                "%", " %"
+            ),
+        )
+    if "ece" in found:
+        yield "calibration", f"expected error {found['ece']:.3f}, best temperature {_plain(found['temperature'])}"
+    yield "read", _read(found["read"])
+
+
+def _read(read: Mapping[str, Any]) -> str:
+    """Samples by status, and shards that could not be read."""
+    bad = counts({name: n for name, n in read.items() if isinstance(n, int) and name not in ("samples", "ok")})
+    said = f"{read.get('samples', 0):,} samples" + (f", of which can't be used: {bad}" if bad else "")
+    return said + (f"; {len(read['bad_shards']):,} bad shards" if read.get("bad_shards") else "")
+
+
+def _plain(value: Any) -> str:
+    """A figure, or a record of some, without the marks of JSON."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name.replace('_', ' ')} {_plain(v)}" for name, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_plain(v) for v in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def job_lines(found: Mapping[str, Any]) -> Iterator[Line]:
+    """Of the account of one table of compute-il or index."""
+    yield "table", str(found.get("out", ""))
+    bad = f", {len(found['bad_shards']):,} bad" if found["bad_shards"] else ""
+    yield "shards", f"{found['shards']:,}: {found['made']:,} made, {found['present']:,} there already{bad}"
+    yield "samples", f"{found['samples']:,}: {share(found['ok'], found['samples'])} can be used"
+    yield "quarantined", counts(found["quarantined"])
+    yield "first", "; ".join(found["first_bad"])
+    yield "bad fields", counts(found["bad_fields"])
+    if found["scored"]:
+        rate = found["scored"] / found["seconds"] if found["seconds"] else 0
+        yield "scored", f"{found['scored']:,} samples in {found['seconds']:.0f} s ({rate:,.0f}/s)"
+    yield "tried again", "; ".join(f"{place}: {counts(kinds)}" for place, kinds in found["retried"].items())
+
+
+def train_lines(found: Mapping[str, Any]) -> Iterator[Line]:
+    """Of the summary of train."""
+    yield "run", str(found["run"])
+    yield "steps", f"{found['steps']:,}"
+    yield "kept", f"{share(found['kept'], found['planned'])} of {found['planned']:,} samples that were drawn"
+    reasons = {name: n for name, n in found["reasons"].items() if name != "kept"}
+    yield "skipped", counts(reasons)
+    if found["test_accuracy"] is not None:
+        of = f" of {found['test_samples']:,} test samples" if found["test_samples"] else ""
+        left = found["test_left_out"]
+        yield (
+            "accuracy",
+            f"{found['test_accuracy']:.2%}".replace("%", " %") + of + (f"; left out: {counts(left)}" if left else ""),
+        )
+    yield "tried again", "; ".join(f"{place}: {counts(kinds)}" for place, kinds in found["retried"].items())
