@@ -82,7 +82,9 @@ def test_every_option_of_before_is_there_under_its_name() -> None:
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.verb)
 def test_the_options_and_the_keywords_of_a_verb_are_the_fields_of_its_config(config: type[Any]) -> None:
     offered = {p.name: p for p in cli.commands[config.verb].params}
-    assert {*offered} == {"config", "as_json"} | {name for name, says in settings_of(config).items() if says.command_line}
+    assert {*offered} == {"config", "as_json"} | {
+        name for name, says in settings_of(config).items() if says.command_line
+    }
     python = getattr(rhostream, config.verb.replace("-", "_"), None)
     if python is not None:
         parameters = inspect.signature(python).parameters

@@ -18,6 +18,7 @@ from rhostream import storage
 from rhostream.config.call import configured
 from rhostream.config.shards import ShardsConfig
 from rhostream.errors import UsageError
+from rhostream.inert import escape
 from rhostream.making.folder import class_folders, numbered, of_files, scan
 from rhostream.making.listed import read_listed
 from rhostream.making.sample import FORMAT_OF, Ints, Sample
@@ -68,7 +69,8 @@ class Made:
             what = _count(self.unreadable, "image")
             lines.append(f"note     {what} can't be opened: kept, and given a status by compute-il, first {first}")
         lines += [f"note     {note}" for note in self.notes]
-        return "\n".join([*lines, *(["", "Next:", ""] if self.next else []), *(f"    {line}" for line in self.next)])
+        lines += ["", "Next:", "", *(f"    {command}" for command in self.next)] if self.next else []
+        return "\n".join(map(escape, lines))
 
     def _classes(self) -> str:
         total = Counter[str]()
