@@ -73,6 +73,7 @@ _SINCE_2 = ("il_tokens",)
 SLICE, LOCAL_THREADS, REMOTE_THREADS = 128, 4, 16  # footers read at a time when a table is opened
 RESCORE = "re-score what changed: `rhostream verify TABLE --repair --shards URL...`"
 IL_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
+DETAIL = 400  # characters of a value in a message
 FLOAT16_MAX = 65504.0  # nats; what is beyond is stored as this, never as infinity
 _MORE_FIELDS = "; for more kept fields without scoring again: --from TABLE --keep FIELD:TYPE,... and a new --out"
 KEEP_TYPES = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "str": pa.string()}
@@ -259,7 +260,8 @@ def require_same_making(there: TableInfo, ingredients: Mapping[str, Any], name: 
     if there.fingerprint == new:
         return
     fields = [k for k in sorted({*there.ingredients, *ingredients}) if there.ingredients.get(k) != ingredients.get(k)]
-    detail = "; ".join(f"{k}: {there.ingredients.get(k)!r} != {ingredients.get(k)!r}" for k in fields)
+    sides = [(k, repr(there.ingredients.get(k)), repr(ingredients.get(k))) for k in fields]
+    detail = "; ".join(f"{k}: {old[:DETAIL]} != {new[:DETAIL]}" for k, old, new in sides)  # a list of classes is long
     raise MismatchError(
         f"{name}: fingerprint {there.fingerprint} != {new}: {', '.join(fields)} differ ({detail}); "
         "two irreducible losses never mix: use another --out"
