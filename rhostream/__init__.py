@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from rhostream.audit.views import open_ledger
     from rhostream.candidates import Candidates, Reason
     from rhostream.config.offline import ComputeILConfig, FitILConfig, IndexConfig
+    from rhostream.config.shards import ShardsConfig
     from rhostream.config.train import TrainConfig
     from rhostream.errors import RhostreamError
     from rhostream.integrations.webdataset import join_il
     from rhostream.irreducible import compute_il, compute_ils, fit_il, index, keep_fields
+    from rhostream.making.job import make_shards
     from rhostream.runs.run import Run
     from rhostream.selection.selector import Selection, Selector
     from rhostream.stream.open import open_stream
@@ -34,6 +36,7 @@ _HOME = {
     "Run": "rhostream.runs.run",
     "Selection": "rhostream.selection.selector",
     "Selector": "rhostream.selection.selector",
+    "ShardsConfig": "rhostream.config.shards",
     "TrainConfig": "rhostream.config.train",
     "compute_il": "rhostream.irreducible",
     "compute_ils": "rhostream.irreducible",
@@ -41,6 +44,7 @@ _HOME = {
     "index": "rhostream.irreducible",
     "join_il": "rhostream.integrations.webdataset",
     "keep_fields": "rhostream.irreducible",
+    "make_shards": "rhostream.making.job",
     "open_ledger": "rhostream.audit.views",
     "open_stream": "rhostream.stream.open",
     "train": "rhostream.training.start",
@@ -56,6 +60,7 @@ __all__ = [
     "Run",
     "Selection",
     "Selector",
+    "ShardsConfig",
     "TrainConfig",
     "compute_il",
     "compute_ils",
@@ -63,6 +68,7 @@ __all__ = [
     "index",
     "join_il",
     "keep_fields",
+    "make_shards",
     "open_ledger",
     "open_stream",
     "train",

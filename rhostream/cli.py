@@ -26,7 +26,7 @@ from rhostream.setting import defaults_of
 from rhostream.signals import own_process
 
 if TYPE_CHECKING:
-    from rhostream.config import ComputeILConfig, EstimateConfig, FitILConfig, IndexConfig, TrainConfig
+    from rhostream.config import ComputeILConfig, EstimateConfig, FitILConfig, IndexConfig, ShardsConfig, TrainConfig
 
 EPILOG = (
     "Exit codes: 0 all well; 1 internal error; 2 usage or configuration, before any work; 3 bad shards, samples "
@@ -64,6 +64,26 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def _given(config: Any, *left_out: str) -> dict[str, Any]:
     """The fields of a config as keywords, without some."""
     return {name: value for name, value in vars(config).items() if name not in left_out}
+
+
+@cli.verb("shards", "ShardsConfig")
+def shards(config: ShardsConfig) -> None:
+    """Make shards of a folder of images, one subfolder a class: a training set, a test set and a list of the classes.
+
+    The same command again finishes a stopped one; nothing is ever overwritten.
+
+    \b
+    Examples:
+      rhostream shards photos --out data --test-fraction 0.2
+      rhostream shards photos --out s3://bucket/photos --labels photos/labels.csv
+      rhostream shards photos/test --out data --split test --classes-from data
+    """
+    from dataclasses import asdict
+
+    from rhostream.making.job import make_shards as run
+
+    made = run(config)
+    click.echo(json.dumps(asdict(made), indent=1) if config.as_json else made.text())
 
 
 @cli.verb("fit-il", "FitILConfig")

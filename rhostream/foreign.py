@@ -103,13 +103,38 @@ def checked_class_names(names: Any) -> dict[int, str]:
     return found
 
 
+def checked_label(record: Any) -> dict[str, Any]:
+    """{"from": "member:EXT" | "json:FIELD", "names": {name: label}}, each of which may be absent. Raises ValueError."""
+    _is(record, dict, "label")
+    if strange := sorted(set(record) - {"from", "names"}):
+        raise ValueError(f"label has {str(strange[0])[:40]!r}, expected from and names")
+    kind, _, what = str(record.get("from", "json:label")).partition(":")
+    if kind not in ("member", "json") or not what:
+        raise ValueError(f"label is from {str(record['from'])[:40]!r}, expected member:EXTENSION or json:FIELD")
+    names = record.get("names", {})
+    _is(names, dict, "names of label")
+    for name, label in names.items():
+        if type(label) is not int or not 0 <= label < 2**31:
+            raise ValueError(f"names[{str(name)[:40]!r}] is {str(label)[:40]}, expected a label from 0 on")
+    return dict(record)
+
+
 def checked_class_list(record: Any) -> dict[int, str]:
-    """{label: name} of an array of names (null: a label without one), of {"label": name}, or of a file of ours that
-    says `class_names`. Raises ValueError."""
+    """{label: name} of an array of names (null: a label without one), of {"label": name} or {name: label}, or of a file
+    of ours that says `class_names`. Raises ValueError."""
+    if isinstance(record, dict) and "version" not in record and _numbers_names(record):
+        if twice := len(record) - len({*record.values()}):
+            raise ValueError(f"{twice:,} names have a label that another one has")
+        return checked_class_names({str(label): name for name, label in record.items()})
     if isinstance(record, dict):
         return checked_class_names(record.get("class_names", {}) if "version" in record else record)
     _is(record, list, "the list")
     return checked_class_names({str(label): name for label, name in enumerate(record) if name is not None})
+
+
+def _numbers_names(record: dict[str, Any]) -> bool:
+    """Whether it is {name: label}; where all names are digits it is taken for {"label": name}."""
+    return all(type(label) is int for label in record.values()) and not all(name.isdecimal() for name in record)
 
 
 def checked_versions(shards: Any) -> None:
@@ -200,6 +225,7 @@ def checked_table(info: T, kinds: Container[str]) -> T:
     if table.classes is not None:
         checked_classes(table.classes)
     checked_class_names(table.class_names)
+    checked_label(table.ingredients.get("label") or {})
     if table.preprocess is not None:
         checked_preprocess(table.preprocess)
         text = table.preprocess.get("kind") == "text"
@@ -213,7 +239,7 @@ def checked_facts(facts: T) -> T:
     """The same PartFacts, its counts counts. Raises ValueError."""
     part: Any = facts
     _count(part.samples, "samples", 0, MAX_SAMPLES)
-    for name in ("shard_size", "members_seen", "members_used", "members_ignored", "il_rows", "in_holdout"):
+    for name in ("shard_size", "members_seen", "members_used", "members_ignored", "il_rows", "in_holdout", "apart"):
         _count(getattr(part, name), name, 0, 2**62)
     for name in ("fingerprint", "kind", "shard", "shard_tag", "shard_sha256", "compression"):
         _is(getattr(part, name), str, name)

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 import click
 
 from rhostream.errors import RhostreamError, ShardError
+from rhostream.making.progress import progress
 from rhostream.storage import Reader, expand, open_reader, redact
 from rhostream.stream.batch import MAX_CLS
 from rhostream.stream.decode import MAX_BYTES, OK, check_image
 from rhostream.stream.examine import MAX_JSON
 from rhostream.stream.tar import TarSample, walk
 from rhostream.tables.il import IMAGE_EXTENSIONS
-from shards.progress import progress
 from shards.texts import MAX_TEXT
 
 SHOWN = 5  # of each kind of problem

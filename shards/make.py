@@ -14,8 +14,8 @@ from typing import Any
 import click
 
 from rhostream.errors import RhostreamError, UnknownNameError, UsageError
+from rhostream.making.write import Summary, write
 from shards.recipes import BASES, Option, Recipe, web
-from shards.write import Summary, write
 
 Command = Callable[..., Any]
 WEB_OPTIONS = tuple(name for name in inspect.signature(web.samples).parameters if name not in ("base", "seed"))

@@ -5,6 +5,7 @@ A fenced block names its language; an indented one is known by its first word. A
     <!-- test: FROM -> TO; ... -->      it runs with these substitutions: small sizes for large ones
     <!-- test: run; FROM -> TO -->      commands, which are really run (else only their names and options are looked up)
     <!-- test: text; FROM -> TO -->     it runs in a folder of texts instead of images
+    <!-- test: 6 steps -->              its run has so many steps, not 3
     <!-- run by tests/FILE.py -->       that file runs it
     <!-- not run: WHY -->               it can't be
 """
@@ -35,6 +36,7 @@ import rhostream
 from rhostream.cli import cli
 from rhostream.models import build
 from shards.recipes import BASES
+from tests.test_classes import NAMES, photographs
 from tests.text_world import make_text_shards
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -208,7 +210,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_block_of_python_runs(
     block: Block, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = "text" in block.words
+    text, small = "text" in block.words, block.small
     world = request.getfixturevalue("texts" if text else "world")
     size: dict[str, Any] = {"vocabulary": 1002, "length": 24, "padding": 0, "task": "label"}
     model = build("text-bag", classes=4, **size) if text else build("mlp-64", image_size=16, channels=1, classes=4)
@@ -219,11 +221,13 @@ def test_a_block_of_python_runs(
     if "rhostream.Run(" in block.text:  # it writes; what it reads was opened before
         names["stream"] = rhostream.open_stream(str(world / "shards"), str(world / "il"), buffer_size=320)
         monkeypatch.chdir(tmp_path)
-    exec(compile(block.small, str(block), "exec"), names)
+        for there in ("shards", "il"):  # as the page names them; a link's shards would have other names
+            small = small.replace(f'"{there}"', repr(str(world / there)))
+    exec(compile(small, str(block), "exec"), names)
     if "kept = " in block.text:
         assert names["kept"].total == 32
     if "rhostream.Run(" in block.text:
-        assert names["run"].steps == 3
+        assert names["run"].steps == next((int(word.split()[0]) for word in block.words if word.endswith(" steps")), 3)
 
 
 # -- sql, and files of settings ----------------------------------------------------------------------------------------
@@ -320,7 +324,10 @@ def test_every_command_and_option_of_a_block_exists(block: Block) -> None:
 def test_commands_that_are_marked_run_one_after_the_other(
     block: Block, request: pytest.FixtureRequest, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if "rhostream fit-il" in block.text:  # what makes everything begins with nothing but shards
+    if "rhostream shards" in block.text:  # what makes everything begins with nothing but pictures
+        photographs(tmp_path / "photos", NAMES, 12, seed=0)
+        monkeypatch.chdir(tmp_path)
+    elif "rhostream fit-il" in block.text:  # or with shards
         (tmp_path / "data").symlink_to(world / "shards")
         monkeypatch.chdir(tmp_path)
     else:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from rhostream.errors import UsageError
+from rhostream.making.write import pack
 from shards.check import check
 from shards.make import make
 from shards.recipes import cola, rotten_tomatoes, sst2, web
 from shards.sample import Sample, SampleSet
-from shards.write import pack
 
 COLA = """gj04\t1\t\tOur friends won't buy this analysis, let alone the next one we propose.
 gj04\t0\t*\tThe car honked down the road.

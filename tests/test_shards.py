@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from rhostream.errors import UsageError
+from rhostream.making.write import pack, write
 from shards import check as check_program
 from shards import make as make_program
 from shards.check import check
@@ -29,7 +30,6 @@ from shards.idx import read_idx
 from shards.make import make
 from shards.recipes import fashion_mnist, imagefolder, web
 from shards.sample import Sample, SampleSet, seeded_rows
-from shards.write import pack, write
 
 CLASSES = 10
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -18,6 +18,7 @@ from rhostream.errors import RhostreamError, UsageError
 from rhostream.stream.decode import Preprocess, Sides, probe_size
 from rhostream.stream.geometry import checked_resize
 from rhostream.stream.inputs import AnyPreprocess, preprocess_from_json, require_text
+from rhostream.stream.label_from import LabelFrom
 from rhostream.stream.look import choose, look
 from rhostream.stream.scan import Chunk, ScanSettings, scan
 from rhostream.stream.text import TextPreprocess, text_preprocess
@@ -72,7 +73,10 @@ def draw(
             with storage.open_reader(url) as reader:
                 fetched = time.perf_counter() - started
                 settings = ScanSettings(
-                    content=content, unlabelled=unlabelled, member=table.info.image_member if table else ""
+                    content=content,
+                    unlabelled=unlabelled,
+                    member=table.info.image_member if table else "",
+                    label=LabelFrom.from_json(table.info.label if table else None),
                 )
                 found, seen, took, end = _walk(url, settings, -(-wanted // len(chosen)), deadline)
                 if not seen:

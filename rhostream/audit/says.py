@@ -7,6 +7,7 @@ from typing import Any
 
 from rhostream.audit.alike import says_change
 from rhostream.inert import escape, shortened
+from rhostream.stream.statuses import NEIGHBOURS
 
 LISTED = 20  # problems shown; all are in --json
 
@@ -55,6 +56,8 @@ def _table(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"  last part    written {ago(found['last_part_seconds_ago'])} ago"
     yield f"  samples      {found['samples']:,}, of which {found['ok']:,} can be used"
     yield from _bad("quarantined", found["quarantined"], found["examples"])
+    if found["apart"]:
+        yield f"warning: members of {found['apart']:,} samples lie apart in their tars: {NEIGHBOURS}"
     if found["missing"]:
         yield f"  missing      {found['missing']:,} shards: {', '.join(found['first_missing'])}" + _more(
             found["missing"], found["first_missing"]

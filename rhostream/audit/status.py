@@ -77,6 +77,7 @@ def _table_status(table: str, shards: list[str], roots: Mapping[str, str] | None
         "kind": info.kind, "fingerprint": info.fingerprint, "parts": len(urls), "of": len(wanted) or None,
         "samples": sum(statuses.values()), "ok": statuses[il_table.OK],
         "quarantined": {k: v for k, v in sorted(statuses.items()) if k != il_table.OK},
+        "apart": sum(facts.apart for facts in footers if isinstance(facts, il_table.PartFacts)),
         "examples": _examples(table, first), "damaged": damaged, "missing": len(missing),
         "last_part_seconds_ago": last_part(table, urls),
         "first_missing": missing[:5], "missing_shards": missing, "stale": len(stale), "first_stale": stale[:5],

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rhostream.config.estimate import EstimateConfig
     from rhostream.config.offline import ComputeILConfig, FitILConfig, IndexConfig
+    from rhostream.config.shards import ShardsConfig
     from rhostream.config.train import TrainConfig
 
 _HOME = {
@@ -20,9 +21,10 @@ _HOME = {
     "EstimateConfig": "rhostream.config.estimate",
     "FitILConfig": "rhostream.config.offline",
     "IndexConfig": "rhostream.config.offline",
+    "ShardsConfig": "rhostream.config.shards",
     "TrainConfig": "rhostream.config.train",
 }
-__all__ = ["ComputeILConfig", "EstimateConfig", "FitILConfig", "IndexConfig", "TrainConfig"]
+__all__ = ["ComputeILConfig", "EstimateConfig", "FitILConfig", "IndexConfig", "ShardsConfig", "TrainConfig"]
 
 
 def __getattr__(name: str) -> Any:

@@ -139,7 +139,11 @@ def options_of(config: type[Any]) -> list[click.Parameter]:
     """--config and an option for each field that the command line has."""
     says, kinds, defaults = settings_of(config), kinds_of(config), defaults_of(config)
     found: list[click.Parameter] = [click.Option(["--config"], metavar="FILE", help=CONFIG_HELP)]
-    found += [_option(name, field, kinds[name], defaults) for name, field in says.items() if field.command_line]
+    for name, field in says.items():
+        if field.positional:  # --config may say it as well
+            found.append(click.Argument([name], required=False, metavar=field.metavar))
+        elif field.command_line:
+            found.append(_option(name, field, kinds[name], defaults))
     return found
 
 

@@ -24,6 +24,8 @@ from rhostream.foreign import RESIZES
 from rhostream.setting import check_types, setting
 
 IMAGE_MEMBER = "Of several images in a sample the first of these is meant: jpg, or jpg,png."
+LABEL = "Where labels stand: a field of the .json (category_id, a.b) or a member (label.cls, txt)."
+CLASS_NAMES = "Names of the classes, one a line from label 0 on, or JSON: a label may be such a name."
 MIN_ACCURACY = "Refuse an IL model that is worse, or no better than naming the largest class."
 
 
@@ -90,6 +92,8 @@ class FitILConfig(_OfflineConfig):
     )
     resize: str | None = setting(None, help=RESIZE, choices=RESIZES, unset=CHOSEN_RESIZE)
     image_member: str | None = setting(None, help=IMAGE_MEMBER, metavar="EXT,...")
+    label: str | None = setting(None, help=LABEL, metavar="FIELD|EXT", unset=".cls, else label of the .json")
+    class_names: str | None = setting(None, help=CLASS_NAMES, metavar="FILE", place=True)
     mean: Iterable[float] = setting((0.5,), help="Subtracted from pixels in [0, 1].", command_line=False)
     std: Iterable[float] = setting((0.5,), help="What pixels are divided by then.", command_line=False)
     decoder_name: str = setting("auto", help="auto, pillow or simplejpeg.", command_line=False)
@@ -175,6 +179,8 @@ class IndexConfig(_TableConfig):
         unset="as most of those looked at",
     )
     image_member: str | None = setting(None, help=IMAGE_MEMBER, metavar="EXT,...")
+    label: str | None = setting(None, help=LABEL, metavar="FIELD|EXT", unset=".cls, else label of the .json")
+    class_names: str | None = setting(None, help=CLASS_NAMES, metavar="FILE", place=True)
     resize: str | None = setting(
         None, help="How a run over the index makes squares of its images.", choices=RESIZES, unset=CHOSEN_RESIZE
     )

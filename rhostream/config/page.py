@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rhostream.config import ComputeILConfig, EstimateConfig, FitILConfig, IndexConfig, TrainConfig
+from rhostream.config import ComputeILConfig, EstimateConfig, FitILConfig, IndexConfig, ShardsConfig, TrainConfig
 from rhostream.setting import (
     ALWAYS,
     ASKED,
@@ -41,7 +41,7 @@ purpose while the run goes on, which is recorded.
 
 def page() -> str:
     """The whole page."""
-    configs: list[type[Any]] = [TrainConfig, FitILConfig, ComputeILConfig, IndexConfig, EstimateConfig]
+    configs: list[type[Any]] = [TrainConfig, FitILConfig, ComputeILConfig, IndexConfig, ShardsConfig, EstimateConfig]
     return "\n".join([INTRO, *(_section(config) for config in configs)])
 
 
@@ -76,6 +76,8 @@ def _row(name: str, says: Setting, kinds: tuple[str, ...], defaults: dict[str, A
         {"Mapping": "dict", "Iterable": "list"}.get(kind.partition("[")[0], kind) for kind in kinds if kind != "None"
     ]
     text = says.help if says.command_line else f"{says.help} Not on the command line."
+    if says.positional:
+        text += f" On the command line `{says.metavar}`, without a name."
     if says.option:
         text += f" `{option_name(name, says)}`."
     cells = [f"`{name}`", ", ".join(values), default, text]

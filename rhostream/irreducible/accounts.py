@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from rhostream import storage
 from rhostream.errors import AlreadyExistsError, TableError
+from rhostream.stream.advice import Advice
 from rhostream.stream.budget import SHOWN, listed
 from rhostream.tables.il import OK, PartFacts
 
@@ -41,7 +43,11 @@ class Summary:
     empty_shards: int = 0  # parts without a row
     retried: dict[str, dict[str, int]] = field(default_factory=dict)  # store -> fault -> times it was tried again
     seconds: float = 0.0
-    doubts: list[str] = field(default_factory=list)  # of the IL model, and whether the table's il leak
+    # of the IL model, whether the table's il leak, labels with gaps, how shards were written
+    doubts: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.labels, self.advice = Counter[int](), Advice()  # of the shards that this job read; told in `doubts`
 
     def __repr__(self) -> str:
         bad = f", {len(self.bad_shards):,} bad" if self.bad_shards else ""

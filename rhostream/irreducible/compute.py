@@ -32,6 +32,7 @@ from rhostream.stream.budget import Budget
 from rhostream.stream.decode import Preprocess
 from rhostream.stream.geometry import CROP, checked_resize, choose_resize
 from rhostream.stream.inputs import checked_content, checked_member
+from rhostream.stream.label_from import LabelFrom, label_from
 from rhostream.stream.look import look, say_index
 from rhostream.stream.scan import ScanSettings
 from rhostream.tables import il
@@ -115,6 +116,7 @@ def _compute_ils(config: ComputeILConfig) -> list[Summary]:
         preprocess=first.preprocess,
         decoder_name=first.info.decoder,
         classes=first.info.classes,
+        label=LabelFrom.from_json(first.info.label),
         keep=keep,
         group_by=first.info.rule.group_by,
         allow_compressed=config.allow_compressed,
@@ -169,7 +171,13 @@ def _require_alike(loaded: Sequence[ILModel], folders: Sequence[str]) -> None:
     def wants(one: ILModel) -> dict[str, Any]:
         info = one.info
         pixels = {k: v for k, v in info.preprocess.items() if k not in ("mean", "std")}
-        return {**pixels, "decoder": info.decoder, "classes": info.classes, "group_by": info.rule.group_by}
+        return {
+            **pixels,
+            "decoder": info.decoder,
+            "classes": info.classes,
+            "label": info.label,
+            "group_by": info.rule.group_by,
+        }
 
     first = wants(loaded[0])
     for other, folder in zip(loaded[1:], folders[1:], strict=True):
@@ -200,7 +208,9 @@ def index(config: IndexConfig) -> Summary:
         "accept_missing_eof": config.accept_missing_eof,
     }
     content, member, resize = _images_of(config, sources, lenient)
-    ingredients = {"image_member": member, "resize": "" if resize == CROP else resize}
+    label = _label_of(config, sources, lenient)
+    label.require_beside(content)
+    ingredients = {"image_member": member, "resize": "" if resize == CROP else resize, "label": label.to_json()}
     info = TableInfo(
         kind="index",
         ingredients={name: value for name, value in ingredients.items() if value},  # older tables know none of these
@@ -208,10 +218,19 @@ def index(config: IndexConfig) -> Summary:
         roots=roots,
         places=il.places_of(sources),
         content=content,
+        class_names=label.class_names,
     )
-    settings = ScanSettings(keep=info.keep, content=content, member=member, **lenient)
+    settings = ScanSettings(keep=info.keep, content=content, member=member, label=label, **lenient)
     job = Job(sources, [Target(config.out, info)], settings, budget, config.fail_fast, config.index)
     return job.run(config.workers)[0]
+
+
+def _label_of(config: IndexConfig, shards: Iterable[str], lenient: dict[str, Any]) -> LabelFrom:
+    """Where labels stand: as asked, else as the table that is there says."""
+    out = storage.resolve(config.out)
+    if config.label is None and config.class_names is None and storage.exists(storage.join(out, "_table.json")):
+        return LabelFrom.from_json(il.open_info(out).label)
+    return label_from(config.label, config.class_names, named(shards, None), **lenient)
 
 
 def _images_of(config: IndexConfig, shards: Iterable[str], lenient: dict[str, Any]) -> tuple[str, str, str]:

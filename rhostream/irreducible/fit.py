@@ -7,6 +7,7 @@ fraction of D by hash, or, the default, by cross-fitting: model i learns from al
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
 import platform
@@ -49,9 +50,11 @@ from rhostream.selection.outputs import called, require_more_than_one, require_w
 from rhostream.selection.tokens import is_language
 from rhostream.signals import StopRequest
 from rhostream.storage import redact
+from rhostream.stream.advice import gaps
 from rhostream.stream.budget import Budget
 from rhostream.stream.decode import Preprocess, decoder
 from rhostream.stream.inputs import AnyPreprocess, checked_member, decoder_for, require_text
+from rhostream.stream.label_from import label_from, numbers_of
 from rhostream.stream.look import choose, look
 from rhostream.stream.scan import ScanSettings
 from rhostream.stream.text import text_preprocess
@@ -142,6 +145,8 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     image_member, classes = checked_member(config.image_member), config.classes
     options_on = {
         "image_member": image_member,
+        "label": config.label,
+        "class_names": config.class_names and _digest_of_names(config.class_names),
         "resize": config.resize,
         "balance": config.balance != "none" and config.balance,
         "checkpoints": config.checkpoints,
@@ -159,7 +164,11 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     storage.probe_writable(out)
     started = time.monotonic()
     lenient: Any = {"allow_compressed": config.allow_compressed, "accept_missing_eof": config.accept_missing_eof}
+    label = label_from(config.label, config.class_names, data, **lenient)
+    if classes is None and label.names:
+        classes = max(label.names.values()) + 1
     preprocess = _preprocess(data, config, image_member, lenient)
+    label.require_beside(preprocess.content)
     _require_fitting(preprocess, config.augment, config.balance, config.temperature)
     _try(model, preprocess, classes, config.init, config.batch_size)
     decoding = decoder_for(preprocess, asked["decoder"])[0]
@@ -167,6 +176,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         preprocess=preprocess,
         decoder_name=decoding,
         classes=classes,
+        label=label,
         group_by=config.group_by,
         mark=rule,
         watch=None if config.group_by else "duplicate_of",
@@ -182,6 +192,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     with StopRequest("fit-il", again=_READ_AGAIN):
         pool, of_d = _pools(rule, data, own, settings, config.fit_samples, config.seed, options)
     theirs = {} if of_d is None else of_d.class_names
+    require_same_classes(label.class_names, {**theirs, **pool.class_names}, "--class-names", "the shards")
     require_same_classes(pool.class_names, theirs, "the holdout", "the shards")  # a fraction's are the same shards
     labels = pool.labels if of_d is None else of_d.labels  # of all of D, drawn or not
     # A holdout may lack a class of D, whose samples are samples all the same.
@@ -211,7 +222,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         config.init,
         lambda number: Kept(out, identity, number, rule.models, config.epochs),
     )
-    empty = [] if preprocess.task == "language" else empty_classes(rule, pool, labels)
+    empty = [] if preprocess.task == "language" else empty_classes(rule, pool, labels) + gaps(labels, label.class_names)
     for says in empty:
         LOG.warning("%s", says)
     read = {
@@ -227,7 +238,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         sample={"taken": len(pool), "seen": sum(pool.seen.values())},
         shards={name: list(of) for name, of in {**(of_d.versions if of_d else {}), **pool.versions}.items()},
         on_d={"samples": 0, "left_out": _seen_in(of_d, own)} if rule.mode == "holdout" and of_d is not None else {},
-        class_names=dict(sorted({**theirs, **pool.class_names}.items())),
+        class_names=dict(sorted({**theirs, **pool.class_names, **label.class_names}.items())), label=label.to_json(),
         versions={"torch": torch.__version__, "python": platform.python_version()},
     )  # fmt: skip
     with StopRequest("fit-il", again=_READ_AGAIN):
@@ -425,6 +436,11 @@ def _rule(
 def _digest(shards: list[tuple[str, str]]) -> dict[str, Any]:
     names = "\n".join(sorted(name for _, name in shards))
     return {"count": len(shards), "sha256": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()[:16]}
+
+
+def _digest_of_names(place: str) -> str:
+    names = json.dumps(numbers_of(place), sort_keys=True)
+    return hashlib.sha256(names.encode()).hexdigest()[:16]
 
 
 def _same(there: ModelInfo, asked: dict[str, Any], out: str) -> ModelInfo:

@@ -36,6 +36,7 @@ from rhostream.irreducible.parts import Commits, PartBuilder, Scored
 from rhostream.selection.hardware import spare_cores, threads
 from rhostream.signals import StopRequest
 from rhostream.storage import redact
+from rhostream.stream.advice import gaps
 from rhostream.stream.budget import SHOWN, Budget
 from rhostream.stream.progress import Progress
 from rhostream.stream.scan import Chunk, End, ScanSettings, scan
@@ -227,9 +228,12 @@ class Job:
                 LOG.error("no part for %s: %s", redact(name), why)
             summary.require_laws()
             if target.examine is not None:
-                summary.doubts = target.examine(target.out, [name for _, name in self._mine], summary.quarantined)
-                for says in summary.doubts:
-                    LOG.warning("%s: %s", redact(target.out), says)
+                summary.doubts += target.examine(target.out, [name for _, name in self._mine], summary.quarantined)
+            if not summary.present and self.part_of is None and self.settings.needs_labels:  # all labels were read
+                summary.doubts += gaps(summary.labels, target.info.class_names)
+            summary.doubts += summary.advice.sentences
+            for says in summary.doubts:
+                LOG.warning("%s: %s", redact(target.out), says)
             store(target.out, title, self.part_of, summary)
             LOG.info("%s: %s%s", title, f"{redact(target.out)}: " if len(self.targets) > 1 else "", summary.says())
             if summary.useless:
@@ -279,6 +283,7 @@ class Job:
         if message.error is not None:
             self._bad_shard(target, name, message.error)
             return
+        summary.advice.add(message.advice)
         self._check(builder, name, summary)
         if not message.samples_seen and target is self.targets[0]:
             warnings.warn(f"shard {redact(name)} holds no sample; its part has no row", stacklevel=5)
@@ -286,6 +291,7 @@ class Job:
         commits.begin(builder, facts)
         summary.add(facts)
         summary.several_images += message.several_images
+        summary.labels.update(builder.labels)
         summary.made += 1
 
     def _check(self, builder: PartBuilder, name: str, summary: Summary) -> None:
@@ -299,6 +305,7 @@ class Job:
             self.budget.check_total(f"all shards up to {redact(name)}", so_far, summary.first_bad)
         except BudgetError as exc:
             exc.add_note(f"before this shard: {summary.says()}")
+            summary.advice.onto(exc)
             raise
 
     def _look(self, target: Target, stop: StopRequest) -> None:

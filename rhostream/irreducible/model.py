@@ -55,6 +55,7 @@ class ModelInfo:
     # name of each shard that was read -> [bytes, ETag or mtime, sha256 or ""]; {} of a model of before this was told
     shards: dict[str, list[Any]] = field(default_factory=dict)
     class_names: dict[int, str] = field(default_factory=dict)  # label -> name, as the shards said it; no ingredient
+    label: dict[str, Any] = field(default_factory=dict)  # where labels stand, of `LabelFrom`; {} for the default
     version: int = VERSION
 
     def __repr__(self) -> str:
@@ -68,7 +69,8 @@ class ModelInfo:
 
     def ingredients(self, il_dtype: str = "float32") -> dict[str, Any]:
         """What makes an il: the fingerprint of a table is taken of this. Options that are off leave no trace."""
-        options = {"il_dtype": il_dtype if il_dtype != "float32" else None, "temperature": self.temperature}
+        stored = il_dtype if il_dtype != "float32" else None
+        options = {"il_dtype": stored, "temperature": self.temperature, "label": self.label}
         return {name: value for name, value in options.items() if value} | {
             "weights": [f["sha256"] for f in self.folds],
             "architecture": self.architecture,
@@ -154,6 +156,7 @@ def _checked(info: ModelInfo) -> ModelInfo:
         foreign.checked_path(listed["folder"])
     if info.quality:
         foreign.checked_quality(info.quality)
+    foreign.checked_label(info.label)
     foreign.checked_judges(info.judged, info.on_d)
     foreign.checked_temperature(info.temperature, len(info.folds))
     info.figures(), info.ingredients()

@@ -44,6 +44,7 @@ class PartBuilder:
         self._info, self._table, self._name, self._url = info, table, name, url
         self._batches: list[pa.RecordBatch] = []
         self.statuses: Counter[str] = Counter()
+        self.labels: Counter[int] = Counter()  # of usable rows
         self._first_bad: list[tuple[str, str]] = []
         self._il_rows = self._in_holdout = 0
         self._class_names = dict[int, str]()
@@ -51,6 +52,7 @@ class PartBuilder:
     def add(self, chunk: Chunk, scored: Scored | None) -> int:
         """Take a chunk; rows whose loss is not finite become `nonfinite`. Returns how many rows are bad."""
         n, rows = len(chunk), chunk.rows
+        self.labels.update(chunk.label[chunk.ok].tolist())
         columns: dict[str, Any] = {name: rows.column(name) for name in rows.schema.names}
         columns["ordinal"] = pa.array(chunk.ordinal)
         columns["il_tokens"] = pa.nulls(n, il.SCHEMA.field("il_tokens").type)
@@ -119,6 +121,7 @@ class PartBuilder:
             in_holdout=self._in_holdout,
             compression=end.compression,
             content=self._info.content,
+            apart=end.apart,
             class_names={
                 label: name for label, name in sorted(self._class_names.items()) if label not in self._info.class_names
             },

@@ -20,6 +20,7 @@ from torch import Tensor
 from rhostream.errors import BudgetError, RhostreamError, UsageError
 from rhostream.signals import while_waiting
 from rhostream.storage import redact
+from rhostream.stream.advice import Advice
 from rhostream.stream.budget import SHOWN, Budget
 from rhostream.stream.progress import Progress
 from rhostream.stream.scan import Chunk, End, ScanSettings, scan
@@ -95,11 +96,15 @@ def fill(
     if not sample.filled and not may_be_empty:
         if accounts.first_error is not None:
             raise accounts.first_error
-        raise BudgetError(
-            f"{title}: no sample of {accounts.statuses.total():,} in {len(visits)} shards can be used "
-            f"({', '.join(f'{status} {n:,}' for status, n in accounts.statuses.most_common())}; first: "
-            f"{'; '.join(accounts.first_bad) or 'none'}); look at the reasons with `rhostream index`"
+        raise accounts.advice.onto(
+            BudgetError(
+                f"{title}: no sample of {accounts.statuses.total():,} in {len(visits)} shards can be used "
+                f"({', '.join(f'{status} {n:,}' for status, n in accounts.statuses.most_common())}; first: "
+                f"{'; '.join(accounts.first_bad) or 'none'}); look at the reasons with `rhostream index`"
+            )
         )
+    for sentence in accounts.advice.sentences:
+        LOG.warning("%s", sentence)
     sample.sort()
     n, names = sample.filled, [visits[shard][1] for shard in np.unique(sample.place[: sample.filled, 0]).tolist()]
     return Pool(
@@ -203,6 +208,7 @@ class _Accounts:
         self._ended: dict[int, End] = {}
         self.statuses: Counter[str] = Counter()
         self.bad_shards: dict[str, str] = {}
+        self.advice = Advice()
         self.first_error: RhostreamError | None = None
         self.first_bad: list[str] = []
         self.watched = 0
@@ -245,6 +251,7 @@ class _Accounts:
             self._budget.check_shards(self.bad_shards, len(self._names))
             return
         self.watched += end.watched
+        self.advice.add(end.advice)
         self.seen[name] = end.samples_seen
         self.versions[name] = (end.identity.size, end.identity.tag, end.sha256)
         self.labels.update(end.labels)
@@ -259,8 +266,11 @@ class _Accounts:
         first = [text for number, text in self._first[shard] if number <= limit]
         self.first_bad += [f"{redact(self._names[shard])}: {text}" for text in first[: SHOWN - len(self.first_bad)]]
         self.statuses += drawn
-        self._budget.check_shard(self._names[shard], drawn, first)
-        self._budget.check_total("what was read to learn from", self.statuses, self.first_bad)
+        try:
+            self._budget.check_shard(self._names[shard], drawn, first)
+            self._budget.check_total("what was read to learn from", self.statuses, self.first_bad)
+        except BudgetError as exc:
+            raise self.advice.onto(exc) from None
 
     def finish(self, sample: _Sample) -> None:
         """Count what is of the sample, where that is not everything."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from rhostream.errors import RhostreamError
 from rhostream.storage import Identity
 from rhostream.stream.inputs import AnyPreprocess
+from rhostream.stream.label_from import LabelFrom
 
 CHUNK = 512
 CHUNK_BYTES = 32 << 20
@@ -25,6 +26,7 @@ class ScanSettings:
 
     preprocess: AnyPreprocess | None = None  # None: images (texts) are not decoded
     content: str = "image"  # what samples are, of CONTENTS, where there is no preprocess to say so
+    label: LabelFrom = field(default_factory=LabelFrom)  # where labels stand
     member: str = ""  # which image of a sample is meant, where there is no preprocess to say so: see `Preprocess`
     decoder_name: str = "auto"
     classes: int | None = None  # labels beyond it are label:range; negative ones always are
@@ -94,6 +96,9 @@ class End:
     several_images: int = 0  # samples that have more than one
     compression: str = ""  # "gzip": offsets are those of the inflated bytes
     notes: dict[str, str] = field(default_factory=dict)  # kind -> what is odd about the shard, in a sentence
+    # what the shard's maker should have done, by its kind, in a sentence; see `advice`
+    advice: dict[str, str] = field(default_factory=dict)
+    apart: int = 0  # samples whose members lie apart
     retried: dict[str, dict[str, int]] = field(default_factory=dict)  # as `storage.retried`, of a worker's share
     skipped: bool = False  # not read, as `ScanSettings.wanted` said no
     error: RhostreamError | None = None

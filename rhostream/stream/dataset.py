@@ -370,6 +370,11 @@ class Loader:
         """{label: name} as far as the shards and the IL model say it; compare those of a test set of your own."""
         return dict(self.stream.table.class_names)
 
+    @property
+    def preprocess(self) -> AnyPreprocess:
+        """What makes a model's input of an image or a text: a test set of your own takes the same."""
+        return self.stream.preprocess
+
     def __len__(self) -> int:
         """Buffers from the cursor to the end of the passes."""
         end, cursor = self.stream.end_of_passes, self._position

@@ -12,8 +12,6 @@ import re
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from rhostream.stream.batch import MAX_CLS
-
 MAX_JSON = 1 << 20
 MAX_LABEL = 2**31 - 1  # the table's column is int32
 _INTEGER = re.compile(rb"-?[0-9]{1,40}\Z")
@@ -66,27 +64,18 @@ def _loaded(raw: bytes) -> Any:
     return json.loads(raw)
 
 
-def parse_cls(text: bytes) -> int:
-    """The integer that a .cls member holds. Raises BadSample (label:invalid)."""
+def parse_cls(text: bytes, member: str = ".cls") -> int:
+    """The integer that a .cls member (or another one) holds. Raises BadSample (label:invalid)."""
     text = text.strip()
     if not _INTEGER.match(text):
-        raise BadSample("label:invalid", f".cls holds {text!r}, expected an integer")
+        named = "" if text[:1].isdigit() or not text else "; --class-names FILE gives names their numbers"
+        raise BadSample("label:invalid", f"{member} holds {text!r}, expected an integer{named}")
     return int(text)
 
 
-def too_long_cls(size: int, offset: int) -> BadSample:
-    """What a .cls of more than MAX_CLS bytes is."""
-    return BadSample("size", f".cls of {size:,} bytes at offset {offset:,}, at most {MAX_CLS} are read")
-
-
-def label_of_json(fields: Mapping[str, Any]) -> int:
-    """The integer in the field `label`. Raises BadSample (label:missing, label:invalid)."""
-    label = fields.get("label")
-    if label is None:
-        raise BadSample("label:missing", "no .cls member and no label in a .json")
-    if isinstance(label, bool) or not isinstance(label, int):
-        raise BadSample("label:invalid", f"label is {str(label)[:80]!r} in the .json, expected an integer")
-    return label
+def too_long_label(member: str, size: int, offset: int, most: int) -> BadSample:
+    """What a label's member of more than `most` bytes is."""
+    return BadSample("size", f".{member} of {size:,} bytes at offset {offset:,}, at most {most} are read")
 
 
 def check_range(label: int, classes: int | None) -> int:

@@ -37,17 +37,19 @@ KINDS: dict[bytes, tuple[str, Role]] = {}
 CHECKSUMS: dict[bytes, int] = {}
 
 
-def remember_kind(raw: bytes) -> tuple[str, Role]:
-    """An extension as text, and what it is to us."""
+def remember_kind(raw: bytes, kinds: dict[bytes, tuple[str, Role]], label: str) -> tuple[str, Role]:
+    """An extension as text, and what it is to us where labels stand in members called `label`; noted in `kinds`."""
     extension = raw.decode("utf-8", "replace").lower()
     role = Role.pickle if extension.rpartition(".")[2] in PICKLES else Role.ignored
     if extension in USED_EXTENSIONS:
         role = Role.image if extension in IMAGE_EXTENSIONS else _ROLES.get(extension, Role.other)
     elif extension.rpartition(".")[2] in USED_EXTENSIONS:
         role = Role.dotted
-    if len(KINDS) >= _REMEMBERED:
-        KINDS.clear()
-    KINDS[raw] = extension, role
+    if label != "cls" and (extension == label or role == Role.cls):
+        role = Role.cls if extension == label else Role.other
+    if len(kinds) >= _REMEMBERED:
+        kinds.clear()
+    kinds[raw] = extension, role
     return extension, role
 
 

@@ -22,6 +22,7 @@ from rhostream.stream.decode import Sides, probe_size
 from rhostream.stream.geometry import choose_resize, in_words
 from rhostream.stream.inflate import GZIP, plain
 from rhostream.stream.inputs import OF
+from rhostream.stream.statuses import NEIGHBOURS
 from rhostream.stream.tar import TarSample, walk
 from rhostream.stream.windows import Windows
 from rhostream.tables.il import CONTENTS, IMAGE_EXTENSIONS
@@ -87,9 +88,15 @@ class Look:
             if self.error is not None and not self.looked:
                 raise self.error
             why = f", whose members are {'; '.join(self.unusable)}" if self.unusable else ""
+            labels_alone = bool(self.unusable) and all({*one.split(", ")} <= {"cls", "json"} for one in self.unusable)
             raise BudgetError(
                 f"no sample can be used: no readable image, no text and no array of ids among "
-                f"{self.looked} samples of {self.shards} shards{why}; `rhostream index` says why of each"
+                f"{self.looked} samples of {self.shards} shards{why}; "
+                + (
+                    f"where their images lie apart: {NEIGHBOURS}"
+                    if labels_alone
+                    else "`rhostream index` says why of each"
+                )
             )
         return content
 

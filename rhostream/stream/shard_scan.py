@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,8 @@ from rhostream.crashpoints import crash_point
 from rhostream.errors import ChangedError
 from rhostream.storage import RangeReader, Reader
 from rhostream.stream import examine
+from rhostream.stream.advice import Unlabelled
+from rhostream.stream.apart import Apart
 from rhostream.stream.batch import Batch
 from rhostream.stream.chunks import Chunk, End, ScanSettings
 from rhostream.stream.columns import Columns
@@ -58,7 +60,8 @@ class ShardScan:
             self._decode = decoder_for(settings.preprocess, settings.decoder_name)[1]
         self._content = OF[settings.preprocess.content if settings.preprocess else settings.content]
         self._member = member_order(settings.preprocess, settings.member)
-        self._last_key = b""
+        self._labelled = False  # whether any row that was examined has a label
+        self._apart, self._unlabelled = Apart(alone=not settings.needs_labels), Unlabelled(settings.label)
         if not settings.needs_labels:
             columns.labels[None] = 0
         self._seen = Seen()
@@ -78,7 +81,14 @@ class ShardScan:
         inflated = self._reader if isinstance(self._reader, Inflated) else None
         self._compression = "gzip" if inflated else ""
         self._source = Windows(self._reader, whole=inflated is None)
-        self._walk: TarWalk = walk(self._source, self._name, accept_missing_eof=self._settings.accept_missing_eof)
+        label = self._settings.label
+        self._walk: TarWalk = walk(
+            self._source,
+            self._name,
+            accept_missing_eof=self._settings.accept_missing_eof,
+            label=label.member,
+            label_bytes=label.max_bytes,
+        )
         chunk = self._settings.chunk
         if self._lowest is not None:
             yield from self._drawn(chunk, self._lowest)
@@ -86,7 +96,7 @@ class ShardScan:
             start = 0
             for batch in self._walk.batches(chunk):
                 crash_point("scan: rows read")
-                yield self._examined(batch, np.arange(start, start + len(batch), dtype=np.int32))
+                yield self._examined(batch, np.arange(start, start + len(batch), dtype=np.int32), self._repeats(batch))
                 start += len(batch)
         self._sha256 = inflated.sha256 if inflated else self._source.sha256()
         if not self._reader.unchanged() or size != self._identity.size or not (self._sha256 or ranged):
@@ -144,7 +154,17 @@ class ShardScan:
             class_names=tuple(sorted(self._named.pairs)),
             compression=self._compression,
             notes=notes,
+            apart=self._apart.samples,
+            advice=self._advice(),
         )
+
+    def _advice(self) -> dict[str, str]:
+        shard = f"shard {self._name}"
+        # What lies apart has no label for that reason.
+        says = {"apart": self._apart.says(self._name)}
+        if not self._apart.samples:
+            says["unlabelled"] = "" if self._labelled or self._labels else self._unlabelled.says(shard)
+        return {kind: text for kind, text in says.items() if text}
 
     def close(self) -> None:
         if self._reader is not None:
@@ -154,7 +174,7 @@ class ShardScan:
         """The rows that may be of the sample; the labels of all others are counted too."""
         draw, start = numbers(self._settings.seed, self._name), 0
         for batch in self._walk.batches(chunk):
-            n, again = len(batch), self._seen.repeated(batch.key)
+            n, again = len(batch), self._repeats(batch)
             number, may = draw.random(n), np.ones(n, bool)
             if (mark := self._settings.mark) is not None:
                 for row, raw in enumerate(batch.key):
@@ -164,13 +184,18 @@ class ShardScan:
                 self._count_labels(batch, again)
             for rows in lowest.drawn(number, may):
                 some = batch if len(rows) == n else Batch.of((batch, int(row)) for row in rows)
-                repeats = frozenset(at for at, row in enumerate(rows.tolist()) if row in again)
+                repeats = {at: again[row] for at, row in enumerate(rows.tolist()) if row in again}
                 examined = self._examined(some, (start + rows).astype(np.int32), repeats)
                 examined.number = number[rows]
                 yield examined
             start += n
 
-    def _count_labels(self, batch: Batch, again: frozenset[int]) -> None:
+    def _repeats(self, batch: Batch) -> Mapping[int, str]:
+        """Rows whose key came before in this shard, and why they are no samples. To be asked of each batch once."""
+        again = self._seen.repeated(batch.key)
+        return self._apart.reasons(batch, again, self._content.rows(batch) if again else ())
+
+    def _count_labels(self, batch: Batch, again: Mapping[int, str]) -> None:
         """Count the valid labels of a batch, but for repeated keys."""
         labels = list(map(self._columns.labels.get, batch.cls))
         for row, label in enumerate(labels):
@@ -178,9 +203,9 @@ class ShardScan:
                 try:
                     text = batch.cls[row]
                     known = (
-                        examine.parse_cls(text)
+                        self._settings.label.of_text(text)
                         if text is not None
-                        else examine.label_of_json(examine.parse_json(self._read_json(batch, row)))
+                        else self._settings.label.of_fields(examine.parse_json(self._read_json(batch, row)))
                     )
                     labels[row] = examine.check_range(known, self._settings.classes)
                     if text is not None:
@@ -203,9 +228,9 @@ class ShardScan:
         member = batch.json[row]
         return b"" if member < 0 else examine.read_json(batch.size[member], batch.offset[member], self._source)
 
-    def _examined(self, batch: Batch, ordinal: npt.NDArray[np.int32], again: frozenset[int] | None = None) -> _Rows:
+    def _examined(self, batch: Batch, ordinal: npt.NDArray[np.int32], again: Mapping[int, str]) -> _Rows:
         """What the small members of a batch say. Labels are looked up: there are few texts that a .cls can hold."""
-        n, again = len(batch), self._seen.repeated(batch.key) if again is None else again
+        n = len(batch)
         if self._member and self._content.name == "image":
             for row, image in enumerate(batch.image):
                 if image >= 0:
@@ -214,18 +239,18 @@ class ShardScan:
         rows = _Rows(batch, ordinal, label, None)
         fields: list[dict[str, Any]] = []
         if again or self._needs_json or self._watch:
-            fields = [self._examine(rows, row, row in again) for row in range(n)]
+            fields = [self._examine(rows, row, again.get(row)) for row in range(n)]
         elif None in label:
             for row, known in enumerate(label):
                 if known is None:
-                    self._examine(rows, row, False)
-        self._last_key = batch.key[-1] if n else self._last_key
+                    self._examine(rows, row, None)
         if self._settings.needs_labels:
             if self._needs_json:
                 new = self._named.of_fields(label, fields)
             else:
                 new = self._named.of_first(label, lambda row: self._read_json(batch, row))
             rows.class_names = tuple(sorted(new))
+        self._labelled = self._labelled or any(known is not None and known >= 0 for known in label)
         for name, kind in self._settings.keep.items():
             rows.kept[name], misfits = examine.fit_column([f.get(name) for f in fields], kind)
             self._bad_fields[name] += misfits
@@ -238,35 +263,36 @@ class ShardScan:
                 rows.mark.append(mark(self._name, key, group))
         return rows
 
-    def _examine(self, rows: _Rows, row: int, again: bool) -> dict[str, Any]:
-        """Put a row's label, or the status against it, into `rows`; returns the fields of its json where needed."""
-        batch, fields = rows.batch, dict[str, Any]()
+    def _examine(self, rows: _Rows, row: int, again: str | None) -> dict[str, Any]:
+        """Put a row's label, or the status against it, into `rows`; returns the fields of its json where needed.
+
+        `again`: why it is no sample, where its key came before.
+        """
+        batch, fields, source = rows.batch, dict[str, Any](), self._settings.label
         number = rows.label[row]
         try:
-            if again:
-                before = batch.key[row - 1] if row else self._last_key
-                sort = "" if before == batch.key[row] else ": sort the tar by name, so that a sample's members adjoin"
-                raise BadSample("dup", f"the key came before in this shard{sort}; the first one counts")
+            if again is not None:
+                raise BadSample("dup", again)
             text = batch.cls[row]
-            if number is None and text is None:
-                size_offset = next(((n, o) for e, o, n in batch.members(row) if e == "cls"), None)
+            if number is None and text is None and source.member:
+                size_offset = next(((n, o) for e, o, n in batch.members(row) if e == source.member), None)
                 if size_offset is not None:
-                    raise examine.too_long_cls(*size_offset)
+                    raise examine.too_long_label(source.member, *size_offset, source.max_bytes)
             known: int | None = number
             if known is None and text is not None:
-                known = examine.parse_cls(text)
+                known = source.of_text(text)
             fields = self._fields(batch, row, known is None)
             if number is None:
-                label = examine.label_of_json(fields) if known is None else known
+                label = source.of_fields(fields) if known is None else known
                 label = rows.label[row] = examine.check_range(label, self._settings.classes)
                 if text is not None:
                     self._columns.remember(text, label)
         except BadSample as bad:
-            rows.label[row] = -1
-            rows.bad[row] = (
-                bad.status,
-                (f"{bad.why}; {batch.members_say(row)}" if bad.status == "label:missing" else bad.why),
-            )
+            rows.label[row], why = -1, bad.why
+            if bad.status == "label:missing":
+                self._unlabelled.add(batch, row, fields)
+                why = f"{why}; {batch.members_say(row)}"
+            rows.bad[row] = bad.status, why
         return fields
 
     def _fields(self, batch: Batch, row: int, label_wanted: bool) -> dict[str, Any]:

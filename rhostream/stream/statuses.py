@@ -20,11 +20,15 @@ STATUSES = {
     "tokens:type": "the .npy is no one-dimensional array of integers (an object array is never opened)",
     "tokens:range": "an id is negative, or beyond the vocabulary",
     "tokens:too_large": "a .npy of more than 64 MiB: never read",
-    "label:missing": "no .cls member, and no `label` in a .json",
+    "label:missing": "no .cls member, and no `label` in a .json (or what --label names)",
     "label:invalid": "the label is no integer",
     "label:range": "the label is negative, or beyond the classes",
-    "dup": "the key came before in this shard; the first one counts",
+    "dup": "the key came before in this shard; the first one counts (also what lies apart of a sample)",
     "json": "the .json can't be parsed, is nested too deep, or is no object",
     "size": "the .cls has more than 64 bytes or the .json more than 1 MiB: never read",
     "nonfinite": "the IL model's loss is NaN or infinite",
 }
+NEIGHBOURS = (
+    "a sample's members must be neighbours: make the tar again with `tar --sort=name -cf SHARD.tar FOLDER`, or shards "
+    "of the folder with `rhostream shards FOLDER --out DIR`"
+)

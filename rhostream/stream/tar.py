@@ -19,6 +19,7 @@ from rhostream.stream.headers import (
     KINDS,
     MAX_EXTENDED,
     USED_EXTENSIONS,
+    Role,
     bad_header,
     checksum_matches,
     compressed_error,
@@ -54,10 +55,21 @@ class TarWalk:
 
     With `accept_missing_eof` an archive may end without its end marker, right behind a whole member, and
     `missing_eof` says so: nothing tells it from one that was cut there.
+
+    `label`: the extension of the member whose bytes, at most `label_bytes`, are each row's `cls`; "" for none.
     """
 
-    def __init__(self, source: Windows, shard: str, *, accept_missing_eof: bool = False) -> None:
+    def __init__(
+        self,
+        source: Windows,
+        shard: str,
+        *,
+        accept_missing_eof: bool = False,
+        label: str = "cls",
+        label_bytes: int = MAX_CLS,
+    ) -> None:
         self._source, self._shard, self._accept = source, shard, accept_missing_eof
+        self._label, self._label_bytes = label, label_bytes
         self.members_seen = self.members_ignored = self.samples_seen = self.pickles = 0
         self.links = self.several = 0
         self._swallowed = 0
@@ -79,7 +91,8 @@ class TarWalk:
         # One loop without a call of our own for a plain member: at 200,000 headers a second a call is a tenth of it.
         at_window, size_of_file = self._source.at, self._source.size
         window, start, end, position = b"", 0, 0, 0  # of the window: bytes, offset of its first and last whole block
-        checksums, kinds = CHECKSUMS, KINDS
+        checksums, kinds = CHECKSUMS, KINDS if self._label == "cls" else dict[bytes, tuple[str, Role]]()
+        label_bytes = self._label_bytes
         long_name: bytes | None = None
         long_size: int | None = None
         current: bytes | None = None  # the key of the open row
@@ -178,7 +191,7 @@ class TarWalk:
             try:
                 extension, role = kinds[raw]
             except KeyError:
-                extension, role = remember_kind(raw)
+                extension, role = remember_kind(raw, kinds, self._label)
             if key != current or extension in own:
                 if current is not None:
                     self.samples_seen += 1
@@ -216,7 +229,7 @@ class TarWalk:
                     several = self.samples_seen
                     self.several += 1
             elif role == 2:
-                if size <= MAX_CLS:
+                if size <= label_bytes:
                     batch.cls[-1] = (
                         window[data - start : data - start + size]
                         if data + size <= end
@@ -286,10 +299,12 @@ class TarWalk:
         )
 
 
-def walk(reader: Reader, shard: str, *, accept_missing_eof: bool = False) -> TarWalk:
-    """Walk an open shard; `shard` is the name that errors carry.
+def walk(
+    reader: Reader, shard: str, *, accept_missing_eof: bool = False, label: str = "cls", label_bytes: int = MAX_CLS
+) -> TarWalk:
+    """Walk an open shard; `shard` is the name that errors carry, `label` the member that holds a sample's label.
 
     Raises ShardError (while iterating) for anything that is not a complete, plain tar.
     """
     source = reader if isinstance(reader, Windows) else Windows(reader)
-    return TarWalk(source, shard, accept_missing_eof=accept_missing_eof)
+    return TarWalk(source, shard, accept_missing_eof=accept_missing_eof, label=label, label_bytes=label_bytes)

@@ -15,10 +15,11 @@ from rhostream.errors import MismatchError
 from rhostream.inert import escape, shortened
 
 FIELD = "label_name"  # of a sample's json
+NEWER = ("class_names", "label", "apart")  # fields of files of ours
 MOST = 1 << 20  # names of a set that are remembered
 SHOWN = 60  # characters of a name
 ADVICE = (
-    "label both sets by one list (the shard maker's imagefolder: --classes-from SET, where SET is the shards' folder, "
+    "label both sets by one list (`rhostream shards FOLDER --classes-from SET`, where SET is the shards' folder, "
     "the table or the IL model whose numbers hold)"
 )
 
@@ -72,5 +73,5 @@ class ClassNames:
 
 
 def as_json(record: dict[str, Any]) -> dict[str, Any]:
-    """The same record of a file of ours, without `class_names` where none are known: as files of before had it."""
-    return {name: value for name, value in record.items() if name != "class_names" or value}
+    """The same record of a file of ours, without what is newer and says nothing there: as files of before had it."""
+    return {name: value for name, value in record.items() if name not in NEWER or value}

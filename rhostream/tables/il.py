@@ -74,6 +74,7 @@ LOOKED_FOR = 5  # shards without a part that are looked for before it is said th
 SLICE, LOCAL_THREADS, REMOTE_THREADS = 128, 4, 16  # footers read at a time when a table is opened
 RESCORE = "re-score what changed: `rhostream verify TABLE --repair --shards URL...`"
 IL_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
+DETAIL = 400  # characters of a value in a message
 FLOAT16_MAX = 65504.0  # nats; what is beyond is stored as this, never as infinity
 _MORE_FIELDS = "; for more kept fields without scoring again: --from TABLE --keep FIELD:TYPE,... and a new --out"
 KEEP_TYPES = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "str": pa.string()}
@@ -120,6 +121,11 @@ class TableInfo:
     def fingerprint(self) -> str:
         """What made the il, in 16 hex digits."""
         return fingerprint(self.ingredients)
+
+    @property
+    def label(self) -> dict[str, Any]:
+        """Where labels stand, as `stream.label_from` writes it; {} for a .cls, or `label` in a .json."""
+        return dict(self.ingredients.get("label") or {})
 
     @property
     def image_member(self) -> str:
@@ -260,7 +266,8 @@ def require_same_making(there: TableInfo, ingredients: Mapping[str, Any], name: 
     if there.fingerprint == new:
         return
     fields = [k for k in sorted({*there.ingredients, *ingredients}) if there.ingredients.get(k) != ingredients.get(k)]
-    detail = "; ".join(f"{k}: {there.ingredients.get(k)!r} != {ingredients.get(k)!r}" for k in fields)
+    sides = [(k, repr(there.ingredients.get(k)), repr(ingredients.get(k))) for k in fields]
+    detail = "; ".join(f"{k}: {old[:DETAIL]} != {new[:DETAIL]}" for k, old, new in sides)  # a list of classes is long
     raise MismatchError(
         f"{name}: fingerprint {there.fingerprint} != {new}: {', '.join(fields)} differ ({detail}); "
         "two irreducible losses never mix: use another --out"
@@ -368,6 +375,7 @@ class PartFacts:
     compression: str = ""  # "gzip": offsets are those of the inflated shard, which can't be read by offset
     content: str = "image"  # what the samples are, of CONTENTS
     class_names: dict[int, str] = field(default_factory=dict)  # of labels of this shard, beyond those of the table's
+    apart: int = 0  # samples whose members don't lie next to each other, of which no one is usable
     version: int = VERSION
 
     def __repr__(self) -> str:

@@ -23,8 +23,10 @@ from rhostream.selection.outputs import called, described
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import scoring
 from rhostream.selection.tokens import LanguageLoss, SequenceMean
+from rhostream.stream.advice import Advice
 from rhostream.stream.budget import SHOWN, Budget, listed
 from rhostream.stream.inputs import AnyPreprocess
+from rhostream.stream.label_from import LabelFrom
 from rhostream.stream.scan import Chunk, End, ScanSettings, scan
 from rhostream.tables.classes import ClassNames, require_same_classes
 from rhostream.tables.il import OK
@@ -41,6 +43,7 @@ class _Seen:
     statuses: Counter[str] = field(default_factory=Counter)
     first_bad: list[str] = field(default_factory=list)
     class_names: list[tuple[int, str]] = field(default_factory=list)
+    advice: dict[str, str] = field(default_factory=dict)
 
     def take(self, chunk: Chunk) -> None:
         """Rows of the shard."""
@@ -68,7 +71,9 @@ class TestSet:
         workers: int,
         ranks: Ranks | None = None,
         class_names: Mapping[int, str] | None = None,
+        label: LabelFrom | None = None,
     ) -> None:
+        self._label = label or LabelFrom()
         self._ranks, self._class_names = ranks or Ranks(), dict(class_names or {})
         self._all = storage.expand(shards)
         self._shards = self._all[self._ranks.rank :: self._ranks.size]
@@ -87,25 +92,32 @@ class TestSet:
         for _ in self._chunks():
             pass
         own = [
-            [self._shards[at], dict(one.statuses), one.first_bad, one.class_names]
+            [self._shards[at], dict(one.statuses), one.first_bad, one.class_names, one.advice]
             for at, one in sorted(self._seen.items())
         ]
         self._seen = None
-        total, first, classes = Counter[str](), list[str](), ClassNames()
-        for shard, statuses, bad, names in (one for told in self._ranks.gather_json(own) for one in told):
+        total, first, classes, advice = Counter[str](), list[str](), ClassNames(), Advice()
+        for shard, statuses, bad, names, said in (one for told in self._ranks.gather_json(own) for one in told):
             total += Counter(statuses)
+            advice.add(said)
             first += [f"{storage.redact(shard)}: {says}" for says in bad[: SHOWN - len(first)]]
             classes.add(((int(label), name) for label, name in names), f"test shard {shard}")
             require_same_classes(
                 self._class_names, classes.names, "the training set", f"test shard {storage.redact(shard)}"
             )
-            budget.check_shard(f"{shard} (test)", statuses, bad)
-            budget.check_total(f"all test shards up to {storage.redact(shard)}", total, first)
+            try:
+                budget.check_shard(f"{shard} (test)", statuses, bad)
+                budget.check_total(f"all test shards up to {storage.redact(shard)}", total, first)
+            except BudgetError as exc:
+                raise advice.onto(exc) from None
         if not total[OK]:
-            raise BudgetError(
+            error = BudgetError(
                 f"no usable sample in the test shards ({storage.redact(self._all[0])}, ...)"
                 + (f": {listed(total)}; first: {first[0]}" if first else "")
             )
+            raise advice.onto(error)
+        for sentence in advice.sentences if self._ranks.first else ():
+            LOG.warning("warning: %s", sentence)
         if total.total() > total[OK] and self._ranks.first:
             LOG.warning(
                 "warning: %s of %s test samples can't be used, and test_accuracy is of the other %s: %s; first %s",
@@ -150,11 +162,15 @@ class TestSet:
             return
         kept: list[tuple[Tensor, Tensor]] | None = []
         held = 0
-        settings = ScanSettings(preprocess=self._preprocess, decoder_name=self._decoder, classes=self._classes)
+        settings = ScanSettings(
+            preprocess=self._preprocess, decoder_name=self._decoder, classes=self._classes, label=self._label
+        )
         for message in scan([(shard, shard) for shard in self._shards], settings, workers=self._workers):
             if isinstance(message, End):
                 if message.error is not None:
                     raise message.error
+                if self._seen is not None and message.shard in self._seen:
+                    self._seen[message.shard].advice = message.advice
                 continue
             if self._seen is not None:
                 self._seen.setdefault(message.shard, _Seen()).take(message)

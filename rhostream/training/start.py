@@ -44,6 +44,7 @@ from rhostream.stream.geometry import CROP
 from rhostream.stream.inputs import AnyPreprocess
 from rhostream.stream.join import UniformChoice
 from rhostream.stream.keep_list import keep_list_account
+from rhostream.stream.label_from import LabelFrom
 from rhostream.stream.open import open_stream
 from rhostream.tables.il import OK, Table, part_url, read_part
 from rhostream.tables.steps import last_evaluation
@@ -211,7 +212,10 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         own_test = OwnEvaluation(settings.evaluate, ranks)
     if tests:
         names = stream.table.class_names
-        test_set = TestSet(tests, stream.preprocess, classes, stream.decoder_name, settings.workers, ranks, names)
+        label = LabelFrom.from_json(stream.table.info.label)
+        test_set = TestSet(
+            tests, stream.preprocess, classes, stream.decoder_name, settings.workers, ranks, names, label
+        )
     if test_set is not None and not before:
         record["test_set"] = test_set.examine(settings.budget)
     with threads_in_use(threads):

@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from rhostream.errors import UnknownNameError, UsageError
-from shards.recipes import imagefolder
+from rhostream.making.folder import of_files, scan
 from shards.recipes.cifar10 import CLASS_NAMES, CONFUSED
 from shards.sample import SampleSet, seeded_rows
 from shards.sources import folder_of
@@ -47,7 +47,7 @@ def samples(
         missing, extra = sorted(set(CLASS_NAMES) - found), sorted(found - set(CLASS_NAMES))
         what = f"has no folder {missing[0]}" if missing else f"has a folder {extra[0]!r}, which is no class"
         raise UsageError(f"{folder} {what}; expected {', '.join(CLASS_NAMES)}")
-    files, classes, left_out = imagefolder.scan(folder, CLASS_NAMES)
+    files, classes, left_out = scan(folder, CLASS_NAMES)
     unknown = sum(origin(path.name) == "unknown" for path in files)
 
     def facts(index: int) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def samples(
         return own | ({"synset": name.split("_")[0]} if where == "imagenet" else {})
 
     notes = [f"{unknown:,} files have names that don't say their origin"] if unknown else []
-    return imagefolder.of_files(
+    return of_files(
         folder,
         files,
         classes,

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from rhostream.errors import UnknownNameError, UsageError
+from rhostream.making.folder import decode_image, extension, read_image
 from shards.key_lists import KeyList, LabelFile, read_key_list, read_label_file, safe_join
-from shards.recipes.imagefolder import decode_image, extension, read_image
 from shards.sample import Ints, Pixels, Sample, SampleSet, seeded_rows
 from shards.sources import find, folder_of, read_text
 

@@ -12,18 +12,18 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from webdataset import TarWriter
 
 from rhostream.errors import AlreadyExistsError, UsageError
+from rhostream.making.progress import progress
+from rhostream.making.sample import Ints, Sample, SampleSet
 from rhostream.storage import create, exists, is_local, join, list_files, read_bytes, redact, resolve
 from rhostream.tables.class_lists import LIST, read_class_list
 from rhostream.tables.classes import FIELD, require_same_classes, shown
-from shards.progress import progress
-from shards.sample import Ints, Sample, SampleSet
 
 MAX_SAMPLES_PER_SHARD = 1_000_000
 
@@ -73,22 +73,29 @@ class Summary:
         return "\n".join(lines)
 
 
-def write(samples: SampleSet, out: str | os.PathLike[str], *, samples_per_shard: int = 1000) -> Summary:
+def write(
+    samples: SampleSet,
+    out: str | os.PathLike[str],
+    *,
+    samples_per_shard: int = 1000,
+    bytes_per_shard: int | None = None,
+    look: Callable[[Sample], None] | None = None,
+) -> Summary:
     """Write the set below `out` as `<split>-000000.tar`, `<split>-000001.tar`, ...
 
-    Raises UsageError, and overwrites nothing, when `out` holds another set under these names.
+    A shard ends before the sample that would take it over `bytes_per_shard` (where sizes are known), which is also what
+    is held in memory. `look` is shown every sample. Raises UsageError, and overwrites nothing, when `out` holds another
+    set under these names.
     """
     if not 1 <= samples_per_shard <= MAX_SAMPLES_PER_SHARD:
         raise UsageError(f"{samples_per_shard:,} samples a shard, expected 1 to {MAX_SAMPLES_PER_SHARD:,}")
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,31}", samples.split):
         raise UsageError(f"split {samples.split!r} can't name shards; expected up to 32 letters, digits, - and _")
     folder = resolve(out)
-    ranges = [
-        range(start, min(start + samples_per_shard, len(samples)))
-        for start in range(0, len(samples), samples_per_shard)
-    ]
-    _refuse_leftovers(folder, samples.split, len(ranges))
-    _publish_classes(join(folder, LIST), samples.class_names)
+    ranges = _ranges(samples, samples_per_shard, bytes_per_shard)
+    refuse_leftovers(folder, samples.split, len(ranges))
+    if any(samples.class_names):
+        _publish_classes(join(folder, LIST), samples.class_names)
     summary = Summary(
         folder=folder,
         split=samples.split,
@@ -97,7 +104,7 @@ def write(samples: SampleSet, out: str | os.PathLike[str], *, samples_per_shard:
         notes=samples.notes,
     )
     for number, rows in progress(enumerate(ranges), len(ranges), "shards written"):
-        data = pack(_counted(samples, rows, summary))
+        data = pack(_counted(samples, rows, summary, look))
         summary.found += _publish(join(folder, shard_name(samples.split, number)), data)
         summary.shards += 1
         summary.bytes += len(data)
@@ -130,10 +137,27 @@ def _share(part: int, whole: int) -> str:
     return f"{part:,} ({part / max(whole, 1):.1%})"
 
 
-def _counted(samples: SampleSet, rows: range, summary: Summary) -> Iterator[Sample]:
+def _ranges(samples: SampleSet, most: int, most_bytes: int | None) -> list[range]:
+    """The rows of each shard."""
+    if most_bytes is None or samples.sizes is None:
+        return [range(start, min(start + most, len(samples))) for start in range(0, len(samples), most)]
+    ranges, start, held = list[range](), 0, 0
+    for row, size in enumerate(samples.sizes.tolist()):
+        if row > start and (row - start >= most or held + size > most_bytes):
+            ranges.append(range(start, row))
+            start, held = row, 0
+        held += size
+    return [*ranges, range(start, len(samples))] if len(samples) else []
+
+
+def _counted(
+    samples: SampleSet, rows: range, summary: Summary, look: Callable[[Sample], None] | None
+) -> Iterator[Sample]:
     for row in rows:
         sample = samples.load(row)
         summary.add(sample)
+        if look is not None:
+            look(sample)
         # Beside `class_name`, which is that of the true label where there is one.
         yield replace(sample, facts=sample.facts | {FIELD: samples.class_names[sample.label]})
 
@@ -172,7 +196,7 @@ def _publish_classes(url: str, names: Sequence[str]) -> None:
         )
 
 
-def _refuse_leftovers(folder: str, split: str, count: int) -> None:
+def refuse_leftovers(folder: str, split: str, count: int) -> None:
     """Shards of a larger set under the same names would silently join this one."""
     if is_local(folder) and os.path.exists(folder) and not os.path.isdir(folder):
         raise UsageError(f"{folder} is a file; --out expects a folder")
