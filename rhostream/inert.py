@@ -26,12 +26,6 @@ def escape(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def shortened(text: str, most: int = 60) -> str:
-    """The text escaped, its middle left out where it is longer than `most` letters: for a line of a repr."""
-    text = escape(text)
-    return text if len(text) <= most else f"{text[: most // 2 - 2]}...{text[1 - most // 2 :]}"
-
-
 def csv_text(text: str) -> str:
     """The text as our CSV shows it: escaped, and behind a `'` where a spreadsheet would take it for a formula.
 
@@ -40,11 +34,12 @@ def csv_text(text: str) -> str:
     return escape("'" + text if text.startswith(FORMULA) else text)
 
 
-def shortened(text: str, width: int) -> str:
-    """The text as it is up to `width` characters; a longer one keeps its beginning and its end around a `…`.
+def shortened(text: str, width: int = 60) -> str:
+    """The text escaped, whole up to `width` characters; a longer one keeps its beginning and its end around a `…`.
 
     What tells two long names apart is as often at the end as at the beginning.
     """
+    text = escape(text)
     if len(text) <= width:
         return text
     end = (width - 1) // 2
