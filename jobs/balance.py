@@ -27,6 +27,7 @@ import click
 import numpy as np
 
 import rhostream
+from jobs.reproduce.tables import table
 from rhostream.audit.metrics import best, smooth, steps_to_reach
 
 N_B, N_b, EVERY, WINDOW, EARLY = 320, 32, 5, 3, 40
@@ -135,17 +136,15 @@ def _take_pair(whole: Path, out: Path, pair: Sequence[int]) -> None:
 def facts(run: str) -> dict[str, Any]:
     """What is read of a run: effective classes of its kept batches, and its evaluations."""
     with rhostream.open_ledger(run) as ledger:
-        shares = ledger.sql(
-            "WITH counts AS (SELECT step, label, count(*) AS n FROM selections WHERE kept GROUP BY ALL), "
-            "shares AS (SELECT step, n / sum(n) OVER (PARTITION BY step) AS p FROM counts) "
-            "SELECT step, exp(-sum(p * ln(p))) AS effective FROM shares GROUP BY step ORDER BY step"
-        ).to_pydict()["effective"]
+        effective = ledger.sql(
+            "SELECT effective_classes FROM steps WHERE effective_classes IS NOT NULL ORDER BY step"
+        ).to_pydict()["effective_classes"]
         tests = ledger.sql(
             "SELECT step + 1 AS step, test_accuracy, class_accuracy FROM steps WHERE test_accuracy IS NOT NULL "
             "ORDER BY step"
         ).to_pydict()
     return {
-        "early": float(np.mean(shares[:EARLY])), "overall": float(np.mean(shares)), "steps": tests["step"],
+        "early": float(np.mean(effective[:EARLY])), "overall": float(np.mean(effective)), "steps": tests["step"],
         "accuracy": tests["test_accuracy"], "final": float(smooth(tests["test_accuracy"], WINDOW)[-1]),
         "worst": float(np.mean([min(a for a in one if a is not None) for one in tests["class_accuracy"][-WINDOW:]])),
     }  # fmt: skip
@@ -178,12 +177,6 @@ def _each(values: Sequence[float], form: str) -> str:
     return f"{np.mean(values):{form}} ({' '.join(format(v, form) for v in values)})"
 
 
-def table(found: Sequence[dict[str, Any]]) -> str:
-    """As Markdown."""
-    lines = [list(found[0]), ["---"] * len(found[0]), *([str(v) for v in row.values()] for row in found)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 @click.command()
 @click.option("--out", default="balance", show_default=True, help="Folder of everything that is made.")
 @click.option("--seeds", default=3, show_default=True, help="Seeds of each arm.")
@@ -200,8 +193,10 @@ def main(out: str, seeds: int, jobs: int, cifar10: str | None) -> None:
         for future in [pool.submit(run) for run in runs]:
             click.echo(future.result(), err=True)
     for one in sets:
+        found = rows(out, one, seeds)
         says = f"{one.model}, lr {one.lr:g}, {one.steps} steps, {seeds} seeds"
-        click.echo(f"\n**{one.name}** ({says})\n\n{table(rows(out, one, seeds))}")
+        listed = table([*found[0]], ([str(value) for value in row.values()] for row in found))
+        click.echo(f"\n**{one.name}** ({says})\n\n{listed}")
 
 
 if __name__ == "__main__":

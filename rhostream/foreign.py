@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Container, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, TypeGuard, TypeVar
 
 MAX_SIDE, MAX_CHANNELS, MAX_CLASSES = 8192, 4, 10_000_000
@@ -89,17 +90,22 @@ def is_class_name(name: Any) -> TypeGuard[str]:
     return not any("\ud800" <= c <= "\udfff" for c in name) if not name.isascii() else True
 
 
+def as_label(text: Any) -> int | None:
+    """The label that a key of a JSON object means: a number from 0 below 2^31; None for any other."""
+    text = str(text)
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 11 and int(text) < 2**31 else None
+
+
 def checked_class_names(names: Any) -> dict[int, str]:
     """{label: name} of JSON's {"label": name}. Raises ValueError."""
     _is(names, dict, "class_names")
     found: dict[int, str] = {}
-    for label, name in names.items():
-        text = str(label)
-        if not (text.isascii() and text.isdecimal() and len(text) < 11 and int(text) < 2**31):
-            raise ValueError(f"class_names has the label {text[:40]!r}, expected a number from 0 on")
+    for key, name in names.items():
+        if (label := as_label(key)) is None:
+            raise ValueError(f"class_names has the label {str(key)[:40]!r}, expected a number from 0 on")
         if not is_class_name(name):
-            raise ValueError(f"class_names[{text}] is {str(name)[:40]!r}, expected a name of 1 to 1,024 characters")
-        found[int(text)] = name
+            raise ValueError(f"class_names[{label}] is {str(name)[:40]!r}, expected a name of 1 to 1,024 characters")
+        found[label] = name
     return found
 
 
@@ -208,7 +214,7 @@ def _number(value: Any, name: str) -> None:
 
 
 def checked_table(info: T, kinds: Container[str]) -> T:
-    """The same TableInfo, its fields what they claim to be. Raises ValueError."""
+    """The TableInfo of these fields, each what it claims to be; names of classes by labels. Raises ValueError."""
     table: Any = info
     if table.kind not in _KINDS:
         raise ValueError(f"kind is {str(table.kind)[:40]!r}, expected il or index")
@@ -224,7 +230,7 @@ def checked_table(info: T, kinds: Container[str]) -> T:
         raise ValueError("a root is no URL")
     if table.classes is not None:
         checked_classes(table.classes)
-    checked_class_names(table.class_names)
+    names = checked_class_names(table.class_names)
     checked_label(table.ingredients.get("label") or {})
     if table.preprocess is not None:
         checked_preprocess(table.preprocess)
@@ -232,11 +238,11 @@ def checked_table(info: T, kinds: Container[str]) -> T:
         of = ("tokens" if table.preprocess["tokenizer"].startswith("ids:") else "text") if text else "image"
         if of != table.content:
             raise ValueError(f"content is {table.content}, but preprocess is of {of}")
-    return info
+    return replace(table, class_names=names) if names else info
 
 
 def checked_facts(facts: T) -> T:
-    """The same PartFacts, its counts counts. Raises ValueError."""
+    """The PartFacts of these fields, its counts counts; names of classes by labels. Raises ValueError."""
     part: Any = facts
     _count(part.samples, "samples", 0, MAX_SAMPLES)
     for name in ("shard_size", "members_seen", "members_used", "members_ignored", "il_rows", "in_holdout", "apart"):
@@ -246,8 +252,8 @@ def checked_facts(facts: T) -> T:
     for name in ("statuses", "bad_fields"):
         _counts(getattr(part, name), name)
     _content(part.content)
-    checked_class_names(part.class_names)
-    return facts
+    names = checked_class_names(part.class_names)
+    return replace(part, class_names=names) if names else facts
 
 
 def checked_run(record: dict[str, Any]) -> dict[str, Any]:

@@ -34,16 +34,20 @@ def csv_text(text: str) -> str:
     return escape("'" + text if text.startswith(FORMULA) else text)
 
 
-def shortened(text: str, width: int = 60) -> str:
-    """The text escaped, whole up to `width` characters; a longer one keeps its beginning and its end around a `…`.
+def shortened(text: str, width: int) -> str:
+    """The text as it is up to `width` characters; a longer one keeps its beginning and its end around a `…`.
 
     What tells two long names apart is as often at the end as at the beginning.
     """
-    text = escape(text)
     if len(text) <= width:
         return text
     end = (width - 1) // 2
     return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
+
+
+def one_line(text: str, width: int = 60) -> str:
+    """A stranger's text for a message or a repr: escaped, and shortened to `width` characters."""
+    return shortened(escape(text), width)
 
 
 def shell_words(*words: str) -> str:

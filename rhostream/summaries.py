@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import click
 
 from rhostream import console
-from rhostream.inert import escape
+from rhostream.inert import escape, shell_words
 
 AGAIN = 4  # shards of a command that are named in the next one
 JSON_OPTION = "as_json"  # click's name of --json
@@ -45,20 +44,25 @@ def counts(by_name: Mapping[str, int]) -> str:
     return ", ".join(f"{n:,} {name}" for name, n in sorted(by_name.items(), key=lambda item: -item[1]) if n)
 
 
+def percent(share: float, digits: int = 1) -> str:
+    """`10.0 %`."""
+    return f"{100 * share:.{digits}f} %"
+
+
 def share(part: int, whole: int) -> str:
     """`3,200 (10.0 %)`."""
-    return f"{part:,}" + (f" ({part / whole:.1%})".replace("%", " %") if whole else "")
+    return f"{part:,}" + (f" ({percent(part / whole)})" if whole else "")
 
 
 def command(verb: str, *words: object) -> str:
     """A command of rhostream, to be pasted into a shell."""
-    return shlex.join(["rhostream", verb, *(str(word) for word in words)])
+    return shell_words("rhostream", verb, *map(str, words))
 
 
 def shards_again(shards: str | Iterable[Any]) -> str:
     """The shards of a command for the next one: as given, quoted; in words where a shell made a long list of them."""
     given = [shards] if isinstance(shards, str) else [str(shard) for shard in shards]
-    return shlex.join(map(console.clean, given)) if len(given) <= AGAIN else f"... (the same {len(given):,})"
+    return shell_words(*map(console.clean, given)) if len(given) <= AGAIN else f"... (the same {len(given):,})"
 
 
 def fit_lines(found: Mapping[str, Any], class_names: Mapping[int, str]) -> Iterator[Line]:
@@ -66,17 +70,14 @@ def fit_lines(found: Mapping[str, Any], class_names: Mapping[int, str]) -> Itera
     from rhostream.tables.classes import named as label_named  # --help has no use for the storage below it
 
     yield "IL model", str(found["out"])
-    yield "accuracy", f"{found['accuracy']:.1%}".replace("%", " %") + " on samples that it didn't learn from"
+    yield "accuracy", percent(found["accuracy"]) + " on samples that it didn't learn from"
     yield "loss", f"{found['val_loss']:.3f} nats"
     if worst := found.get("worst_class"):
-        yield (
-            "worst class",
-            f"{label_named(class_names, worst['class'])}: {worst['accuracy']:.1%} of {worst['samples']:,}".replace(
-                "%", " %"
-            ),
-        )
+        name = label_named(class_names, worst["class"])
+        yield "worst class", f"{name}: {percent(worst['accuracy'])} of {worst['samples']:,}"
     if "ece" in found:
-        yield "calibration", f"expected error {found['ece']:.3f}, best temperature {_plain(found['temperature'])}"
+        best = ", ".join(f"{value:.4g}" for value in found["temperature"])  # of each fold
+        yield "calibration", f"expected error {found['ece']:.3f}, best temperature {best}"
     yield "read", _read(found["read"])
 
 
@@ -87,18 +88,12 @@ def _read(read: Mapping[str, Any]) -> str:
     return said + (f"; {len(read['bad_shards']):,} bad shards" if read.get("bad_shards") else "")
 
 
-def _plain(value: Any) -> str:
-    """A figure, or a record of some, without the marks of JSON."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name.replace('_', ' ')} {_plain(v)}" for name, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_plain(v) for v in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _retried(retried: Mapping[str, Mapping[str, int]]) -> str:
+    return "; ".join(f"{place}: {counts(kinds)}" for place, kinds in retried.items())
 
 
 def job_lines(found: Mapping[str, Any]) -> Iterator[Line]:
     """Of the account of one table of compute-il or index."""
-    yield "table", str(found.get("out", ""))
     bad = f", {len(found['bad_shards']):,} bad" if found["bad_shards"] else ""
     yield "shards", f"{found['shards']:,}: {found['made']:,} made, {found['present']:,} there already{bad}"
     yield "samples", f"{found['samples']:,}: {share(found['ok'], found['samples'])} can be used"
@@ -108,7 +103,7 @@ def job_lines(found: Mapping[str, Any]) -> Iterator[Line]:
     if found["scored"]:
         rate = found["scored"] / found["seconds"] if found["seconds"] else 0
         yield "scored", f"{found['scored']:,} samples in {found['seconds']:.0f} s ({rate:,.0f}/s)"
-    yield "tried again", "; ".join(f"{place}: {counts(kinds)}" for place, kinds in found["retried"].items())
+    yield "tried again", _retried(found["retried"])
 
 
 def train_lines(found: Mapping[str, Any]) -> Iterator[Line]:
@@ -121,8 +116,5 @@ def train_lines(found: Mapping[str, Any]) -> Iterator[Line]:
     if found["test_accuracy"] is not None:
         of = f" of {found['test_samples']:,} test samples" if found["test_samples"] else ""
         left = found["test_left_out"]
-        yield (
-            "accuracy",
-            f"{found['test_accuracy']:.2%}".replace("%", " %") + of + (f"; left out: {counts(left)}" if left else ""),
-        )
-    yield "tried again", "; ".join(f"{place}: {counts(kinds)}" for place, kinds in found["retried"].items())
+        yield "accuracy", percent(found["test_accuracy"], 2) + of + (f"; left out: {counts(left)}" if left else "")
+    yield "tried again", _retried(found["retried"])

@@ -14,7 +14,7 @@ from typing import Any
 
 from rhostream.audit.runs import RunFolder
 from rhostream.config.train import TrainConfig
-from rhostream.inert import escape, shortened
+from rhostream.inert import one_line
 from rhostream.setting import RECORDED, settings_of
 
 _SAYS = settings_of(TrainConfig)
@@ -87,4 +87,4 @@ def unfair(run: Mapping[str, Any], baseline: Mapping[str, Any], everything: bool
 
 def shown(value: Any) -> str:
     """A value in a sentence: on one line, and a long one shortened in its middle."""
-    return shortened(escape(f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)), 40)
+    return one_line((f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)), 40)

@@ -5,13 +5,13 @@ For people alone: nothing is decided by what stands here.
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rhostream import storage
 from rhostream.errors import RhostreamError
+from rhostream.inert import shell_words
 from rhostream.runs.attempts import going_on
 from rhostream.runs.chain import segments
 from rhostream.runs.link import Link
@@ -66,7 +66,7 @@ def fit_status(folder: str, files: Mapping[str, Unfinished]) -> dict[str, Any]:
     return {
         "kind": "unfinished-il-model",
         "fits": list(fits.values()),
-        "next": f"the same `rhostream fit-il ... --out {shlex.quote(storage.redact(folder))}` again, unless it is "
+        "next": f"the same `rhostream fit-il ... --out {shell_words(storage.redact(folder))}` again, unless it is "
         "running: it reads the samples and goes on behind the epochs that are kept",
     }
 

@@ -19,7 +19,7 @@ import numpy as np
 from rhostream.audit.facts import Curve
 from rhostream.audit.metrics import smooth
 from rhostream.errors import MissingExtraError
-from rhostream.inert import escape, shortened
+from rhostream.inert import one_line
 
 # Told apart by people with any colour vision, and in grey by their lightness or dashes.
 BLUE, ORANGE, GREEN, PURPLE, GREY, RED = "#0b5cad", "#c2570c", "#1f7a55", "#7b3aa0", "#7a828c", "#c0262d"
@@ -114,7 +114,7 @@ def accuracy(lines: Sequence[Line], over: str, window: int, target: float | None
             for curve in line.curves:
                 axes.plot(getattr(curve, over), curve.accuracy, color=look["color"], alpha=0.28, linewidth=0.8)
             x, mean = mean_curve(line.curves, over, window)
-            name = shortened(escape(line.name), 4 * WRAP)
+            name = one_line(line.name, 4 * WRAP)
             name += f" (mean of {len(line.curves)})" if len(line.curves) > 1 else ""
             axes.plot(x, mean, **{**look, "marker": look["marker"] if len(x) <= MARKED else None}, linewidth=2.2,
                       markersize=4.5, label=name)  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any
 from rhostream import storage
 from rhostream.errors import TableError, UsageError
 from rhostream.foreign import checked_run, read_object
-from rhostream.inert import shortened
+from rhostream.inert import one_line
 from rhostream.runs import checkpoint
 from rhostream.runs.attempts import note_of
 from rhostream.runs.cost import Cost
@@ -39,7 +39,7 @@ class RunFolder:
 
     def __repr__(self) -> str:
         at = "nothing committed" if self.checkpoint is None else f"step {self.checkpoint.step:,}"
-        return f"<run {shortened(storage.redact(self.url), 120)}: {at}>"
+        return f"<run {one_line(storage.redact(self.url), 120)}: {at}>"
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from rhostream.audit.compare import NOT_REACHED, UNIFORM, Comparison
 from rhostream.audit.facts import RunFacts
-from rhostream.audit.verdict import break_even_of, final_accuracy, group_mean, of_evaluations
+from rhostream.audit.verdict import break_even_of, final_accuracy, of_evaluations
+from rhostream.audit.verdict import group_mean as mean
 from rhostream.tables.classes import named
 
 Groups = Mapping[str, Sequence[RunFacts]]
@@ -30,11 +31,6 @@ def number(value: float | None) -> str:
         if abs(value) >= size:
             return f"{value / size:.3g} {unit}"
     return f"{value:,.0f}"
-
-
-def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of the known values, None without one."""
-    return group_mean(list(values))
 
 
 def class_name(run: RunFacts, label: int | None) -> str:

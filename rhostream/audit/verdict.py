@@ -7,7 +7,7 @@ a keep-list. All figures of a group are means over its runs, the ones that stand
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rhostream.audit.compare import UNIFORM, Comparison, even_of
@@ -24,7 +24,7 @@ class Verdict:
     text: str
 
 
-def group_mean(values: Sequence[float | None]) -> float | None:
+def group_mean(values: Iterable[float | None]) -> float | None:
     """The mean of the known values, None without one."""
     known = [v for v in values if v is not None and math.isfinite(v)]
     return sum(known) / len(known) if known else None

@@ -13,7 +13,7 @@ from torch import nn
 
 from rhostream import foreign, models, storage
 from rhostream.errors import TableError, UntrustedCodeError, UsageError
-from rhostream.inert import shortened
+from rhostream.inert import one_line
 from rhostream.irreducible.folds import FoldRule
 from rhostream.models.temperature import Divided
 from rhostream.stream.decode import DECODERS
@@ -59,7 +59,7 @@ class ModelInfo:
     version: int = VERSION
 
     def __repr__(self) -> str:
-        made = f"{shortened(self.architecture)}, {self.classes:,} classes, {len(self.folds)} folds"
+        made = f"{one_line(self.architecture)}, {self.classes:,} classes, {len(self.folds)} folds"
         return f"<info of an IL model: {made}, accuracy {self.accuracy:.4f}, loss {self.val_loss:.4f} nats>"
 
     @property
@@ -128,20 +128,19 @@ def read_info(folder: str) -> ModelInfo | None:
                 f"{storage.redact(url)} was written by a newer rhostream (version {record['version']}); "
                 "upgrade rhostream"
             )
-        info = _checked(ModelInfo(**record))
-        return replace(info, class_names=foreign.checked_class_names(info.class_names))
+        return _checked(ModelInfo(**record))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
 
 
 def _checked(info: ModelInfo) -> ModelInfo:
-    """The same record, of which nothing can lead out of the folder or ask for more than a machine has."""
+    """The record, names of classes by labels; nothing of it leads out of the folder or asks for more than there is."""
     if not isinstance(info.architecture, str) or not isinstance(info.folds, list) or not info.folds:
         raise ValueError("architecture is no name, or there is no fold")
     if info.decoder not in (known := (*DECODERS, TEXT_DECODER)):
         raise ValueError(f"decoder is {str(info.decoder)[:40]!r}, expected one of {', '.join(known)}")
     foreign.checked_classes(info.classes)
-    foreign.checked_class_names(info.class_names)
+    names = foreign.checked_class_names(info.class_names)
     foreign.checked_preprocess(info.preprocess)
     for fold in info.folds:
         if "/" in foreign.checked_path(fold["weights"]) or not isinstance(fold["sha256"], str):
@@ -160,7 +159,7 @@ def _checked(info: ModelInfo) -> ModelInfo:
     foreign.checked_judges(info.judged, info.on_d)
     foreign.checked_temperature(info.temperature, len(info.folds))
     info.figures(), info.ingredients()
-    return info
+    return replace(info, class_names=names)
 
 
 def _require_trusted(architecture: str, named: str | None, folder: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -158,6 +159,11 @@ def extension(path: Path) -> str:
 def text(name: str) -> str:
     """File names may hold bytes that are not UTF-8; as lone surrogates they break readers of JSON."""
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def key_prefix(root: Path) -> str:
+    """What the keys of a folder's samples begin with: its name, in letters that any reader takes."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", root.resolve().name)[:40].strip("-") or "images"
 
 
 def read_image(path: Path) -> bytes:

@@ -7,8 +7,6 @@ The same command again finishes a stopped one: shards appear whole or not at all
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,8 +16,8 @@ from rhostream import storage
 from rhostream.config.call import configured
 from rhostream.config.shards import ShardsConfig
 from rhostream.errors import UsageError
-from rhostream.inert import escape
-from rhostream.making.folder import class_folders, numbered, of_files, scan
+from rhostream.inert import escape, shell_words
+from rhostream.making.folder import class_folders, key_prefix, numbered, of_files, scan
 from rhostream.making.listed import read_listed
 from rhostream.making.sample import FORMAT_OF, Ints, Sample
 from rhostream.making.split import copies, split
@@ -106,7 +104,7 @@ def make_shards(config: ShardsConfig) -> Made:
     name = config.split or "train"
     whole = {name: sides.train, TEST: sides.test} if config.split is None else {name: sides.train}
     sets = {
-        of: of_files(root, files, classes, rows, name=_prefix(root), split=of, class_names=names, sizes=sizes)
+        of: of_files(root, files, classes, rows, name=key_prefix(root), split=of, class_names=names, sizes=sizes)
         for of, rows in whole.items()
     }
     for of, rows in whole.items():
@@ -157,7 +155,7 @@ def _images(root: Path, config: ShardsConfig) -> tuple[list[Path], Ints, tuple[s
             f"{root} has no subfolders, and one subfolder a class was expected"
             + (
                 f": it holds {_count(loose, 'image')}; if a table lists their labels, --labels FILE; if each has a "
-                f".txt, .cls or .json beside it, `tar --sort=name -cf shard.tar -C {shlex.quote(str(root))} .`, and "
+                f".txt, .cls or .json beside it, `tar --sort=name -cf shard.tar -C {shell_words(str(root))} .`, and "
                 "--label of fit-il"
                 if loose
                 else " (and it holds no image)"
@@ -166,7 +164,7 @@ def _images(root: Path, config: ShardsConfig) -> tuple[list[Path], Ints, tuple[s
     if len(folders) > 1 and {name.lower() for name in folders} <= SPLITS:
         held = "test" if "test" in folders else folders[0]
         train = next((name for name in folders if name.lower().startswith("train")), folders[-1])
-        shown, out = shlex.quote(str(root)), shlex.quote(storage.redact(config.out))
+        shown, out = shell_words(str(root)), shell_words(storage.redact(config.out))
         raise UsageError(
             f"{root} holds {', '.join(folders)}, which are sets and no classes: `rhostream shards {shown}/{train} "
             f"--out {out} --test-fraction 0`, then `rhostream shards {shown}/{held} --out {out} --split {held} "
@@ -197,10 +195,6 @@ def _of_copies(root: Path, files: Sequence[Path], classes: Ints, copy_of: Ints) 
     return said
 
 
-def _prefix(root: Path) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", root.resolve().name)[:40].strip("-") or "images"
-
-
 def _part(summary: Summary, out: str, names: Sequence[str]) -> Part:
     last, first = shard_name(summary.split, summary.shards - 1), shard_name(summary.split, 0)
     shown = first if summary.shards == 1 else f"{summary.split}-{{{first[-10:-4]}..{last[-10:-4]}}}.tar"
@@ -211,7 +205,7 @@ def _part(summary: Summary, out: str, names: Sequence[str]) -> Part:
         found=summary.found,
         samples=summary.samples,
         bytes=summary.bytes,
-        urls=shlex.quote(storage.join(storage.redact(out), shown)),
+        urls=shell_words(storage.join(storage.redact(out), shown)),
         class_counts={name: count for name, count in counts.items() if count},
     )
 

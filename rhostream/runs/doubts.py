@@ -134,9 +134,12 @@ def doubts_in(record: Mapping[str, Any]) -> list[str]:
     return list(record.get("doubts") or ())
 
 
-def doubts_of(run: str) -> list[str]:
-    """All that makes it doubtful whether selection pays in a run: what was said at its start, and of its batches."""
-    return [*doubts_in(recorded(run)), *filter(None, [after_work(run)])]
+def doubts_of(run: str, after: str | None = None) -> list[str]:
+    """All that makes it doubtful whether selection pays in a run: what was said at its start, and of its batches.
+
+    `after`: what `after_work` said of it, where that was asked already.
+    """
+    return [*doubts_in(recorded(run)), *filter(None, [after_work(run) if after is None else after])]
 
 
 def after_work(run: str) -> str:

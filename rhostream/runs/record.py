@@ -8,7 +8,7 @@ from typing import Any
 
 from rhostream import storage
 from rhostream.errors import TableError
-from rhostream.foreign import checked_run, is_class_name, read_object
+from rhostream.foreign import as_label, checked_run, is_class_name, read_object
 
 VERSION = 1
 
@@ -31,5 +31,5 @@ def class_names(record: Mapping[str, Any]) -> dict[int, str]:
     """{label: name} as run.json says it, {} where it says nothing; what can't be a label or a name is left out."""
     said = record.get("class_names") or {}
     pairs = enumerate(said) if isinstance(said, list) else said.items()
-    named = ((str(label), name) for label, name in pairs if is_class_name(name))
-    return {int(label): name for label, name in named if label.isdecimal() and len(label) < 11 and int(label) < 2**31}
+    named = ((as_label(key), name) for key, name in pairs if is_class_name(name))
+    return {label: name for label, name in named if label is not None}

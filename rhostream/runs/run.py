@@ -29,7 +29,7 @@ from rhostream import storage
 from rhostream.candidates import Candidates
 from rhostream.crashpoints import crash_point
 from rhostream.errors import MismatchError, UsageError
-from rhostream.inert import shortened
+from rhostream.inert import one_line
 from rhostream.randomness import torch_seed
 from rhostream.runs import state as states
 from rhostream.runs import turns
@@ -204,6 +204,7 @@ class Run:
         self._saver = Saver(attempt, self.objects, selector, stream, keep_checkpoints)
         self._evaluate, self._signal, self._due = evaluate, 0, False
         self._evaluation: Evaluation | None = None
+        self.doubt: str | None = None  # what was to be said of its batches when it ended; None before
         self._evaluated: Evaluation | None = None  # of the step that was closed last, not shown yet
         self._book, self._clock = Book(attempt, stream.stream, metrics, accumulate), Clock({})
         self._measured, self._over = True, False
@@ -216,7 +217,7 @@ class Run:
     def __repr__(self) -> str:
         """Where it lies and how far it is."""
         of = "" if self.last_step is None else f" of {self.last_step:,}"
-        return f"<Run {shortened(self.attempt.url)}: step {self.steps:,}{of}, {self.selector!r}>"
+        return f"<Run {one_line(self.attempt.url)}: step {self.steps:,}{of}, {self.selector!r}>"
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -557,8 +558,9 @@ class Run:
         self._clock.lap("checkpoint")
 
     def _end(self) -> None:
-        if self.ranks.first and (says := after_work(self.attempt.url)):
-            LOG.warning("warning: %s", says)
+        self.doubt = after_work(self.attempt.url) if self.ranks.first else ""
+        if self.doubt:
+            LOG.warning("warning: %s", self.doubt)
         if not self.objects and self.attempt.uncommitted:
             LOG.warning(
                 "warning: the run is through at step %d, and the ledger will hold nothing after the last "

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rhostream.candidates import Candidates, Reason, Slice, to_device
 from rhostream.errors import NonFiniteError, UnknownNameError, UsageError
-from rhostream.inert import shortened
+from rhostream.inert import one_line
 from rhostream.selection.choice import Draws, Whole, choose, columns_of, leading, whole_of
 from rhostream.selection.chooser import Chooser
 from rhostream.selection.deal import Batch, batch_of
@@ -62,8 +62,8 @@ class Selector:
     """
 
     def __repr__(self) -> str:
-        model = shortened(type(self.model).__name__)
-        return f"<Selector {shortened(self.rule.name)}: keeps {self.batch_size} of each buffer, by a {model}>"
+        model = one_line(type(self.model).__name__)
+        return f"<Selector {one_line(self.rule.name)}: keeps {self.batch_size} of each buffer, by a {model}>"
 
     def __init__(
         self,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from datetime import datetime
 
 from fsspec.implementations.memory import MemoryFileSystem
 
-from rhostream.storage.store import Found, Identity
+from rhostream.storage.store import Found, Identity, seconds_since_1970
 
 
 class Memory:
@@ -22,8 +21,8 @@ class Memory:
         if info["type"] == "directory":
             raise FileNotFoundError(path)
         created = info.get("created")
-        modified = created.timestamp() if isinstance(created, datetime) else None
-        return Found(Identity(int(info["size"]), str(created or "")), modified=modified)
+        identity = Identity(int(info["size"]), str(created or ""))
+        return Found(identity, modified=seconds_since_1970(created))
 
     @contextlib.asynccontextmanager
     async def get(self, path: str, span: tuple[int, int] | None, tag: str) -> AsyncIterator[_Body]:

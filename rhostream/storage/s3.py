@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping
-from datetime import datetime
 from typing import Any
 
 import s3fs
@@ -16,7 +15,7 @@ import s3fs
 from rhostream.storage.faults import VersionError, diagnose
 from rhostream.storage.retry import asked, only_once
 from rhostream.storage.settings import Retry
-from rhostream.storage.store import PIECE, Found, Identity
+from rhostream.storage.store import PIECE, Found, Identity, seconds_since_1970
 
 SINGLE_PUT = 64 << 20  # bytes; larger objects go up in parts of that size
 PART_TRIES = 4  # a part that fails is sent again before the whole upload is
@@ -145,6 +144,5 @@ def _found(path: str, answer: Mapping[str, Any]) -> Found:
     except ValueError:
         md5 = None
     once = str((answer.get("Metadata") or {}).get(ONCE, ""))
-    written = answer.get("LastModified")
-    modified = written.timestamp() if isinstance(written, datetime) else None
+    modified = seconds_since_1970(answer.get("LastModified"))
     return Found(Identity(int(answer["ContentLength"]), tag), md5, once=once, modified=modified)

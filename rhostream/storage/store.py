@@ -10,6 +10,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol
 
 from rhostream.errors import AccessError, MissingExtraError, RhostreamError, UsageError
@@ -38,6 +39,11 @@ class Found:
     crc32c: bytes | None = None
     once: str = ""  # the word of the create-only write that made it, where the store keeps such
     modified: float | None = None  # seconds since 1970, where the store says when it was written
+
+
+def seconds_since_1970(when: object) -> float | None:
+    """Of what a library gives as the time of an object; None for what is no time."""
+    return when.timestamp() if isinstance(when, datetime) else None
 
 
 class Body(Protocol):

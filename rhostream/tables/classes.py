@@ -12,7 +12,7 @@ from typing import Any
 
 from rhostream import storage
 from rhostream.errors import MismatchError
-from rhostream.inert import escape, shortened
+from rhostream.inert import escape, one_line
 
 FIELD = "label_name"  # of a sample's json
 NEWER = ("class_names", "label", "apart")  # fields of files of ours
@@ -31,8 +31,7 @@ def shown(name: str) -> str:
 
 def named(names: Mapping[int, str], label: int) -> str:
     """A label for people, with its class's name where that is known: `3 sandal`, on one line and not too long."""
-    name = escape(names.get(label, ""))
-    return f"{label} {shortened(name, SHOWN)}".strip()
+    return f"{label} {one_line(names.get(label, ''), SHOWN)}".strip()
 
 
 def require_same_classes(one: Mapping[int, str], other: Mapping[int, str], of_one: str, of_other: str) -> None:

@@ -39,7 +39,7 @@ from rhostream.errors import (
     UnknownNameError,
     UsageError,
 )
-from rhostream.inert import shortened
+from rhostream.inert import one_line
 from rhostream.storage import Identity
 from rhostream.tables import parquet
 from rhostream.tables.classes import ClassNames, as_json, require_same_classes
@@ -226,8 +226,7 @@ def open_info(table: str) -> TableInfo:
                 f"{storage.redact(url)} was written by a newer rhostream (table version "
                 f"{record['version']}, this one reads up to {VERSION}); upgrade rhostream"
             )
-        info = foreign.checked_table(TableInfo(**record), KEEP_TYPES)
-        return replace(info, class_names=foreign.checked_class_names(info.class_names))
+        return foreign.checked_table(TableInfo(**record), KEEP_TYPES)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
 
@@ -380,7 +379,7 @@ class PartFacts:
 
     def __repr__(self) -> str:
         return (
-            f"<facts of a part of {shortened(self.shard)}: {self.samples:,} samples, {self.quarantined:,} quarantined>"
+            f"<facts of a part of {one_line(self.shard)}: {self.samples:,} samples, {self.quarantined:,} quarantined>"
         )
 
     @property
@@ -463,10 +462,7 @@ def _part_facts(record: dict[str, Any], url: str) -> PartFacts:
                 f"{storage.redact(url)} was written by a newer rhostream (part version "
                 f"{record['version']}, this one reads up to {VERSION}); upgrade rhostream"
             )
-        facts = foreign.checked_facts(PartFacts(**record))
-        return (
-            replace(facts, class_names=foreign.checked_class_names(facts.class_names)) if facts.class_names else facts
-        )
+        return foreign.checked_facts(PartFacts(**record))
     except (TypeError, ValueError, AttributeError) as exc:
         raise TableError(f"{storage.redact(url)}: the footer can't be understood: {exc}") from exc
 
@@ -497,7 +493,7 @@ class Part:
 
     def __repr__(self) -> str:
         return (
-            f"<part of {shortened(self.facts.shard)}: {len(self.usable):,} samples, {int(self.usable.sum()):,} usable>"
+            f"<part of {one_line(self.facts.shard)}: {len(self.usable):,} samples, {int(self.usable.sum()):,} usable>"
         )
 
 
@@ -609,7 +605,7 @@ class Table:
 
     def __repr__(self) -> str:
         what = f"{len(self.names):,} shards, {int(self.counts.sum()):,} samples"
-        return f"<{self.info.kind} table {shortened(storage.redact(self.url))}: {what}>"
+        return f"<{self.info.kind} table {one_line(storage.redact(self.url))}: {what}>"
 
     @property
     def facts(self) -> Iterator[PartFacts]:

@@ -18,7 +18,7 @@ from rhostream.config.call import configured
 from rhostream.config.train import TrainConfig
 from rhostream.config.written import arguments_of, written
 from rhostream.errors import BudgetError, UsageError, users_code
-from rhostream.inert import shortened
+from rhostream.inert import one_line
 from rhostream.models import build, load_initial
 from rhostream.randomness import torch_seed
 from rhostream.runs import turns
@@ -80,7 +80,7 @@ class Summary:
         accuracy = "" if self.test_accuracy is None else f", test accuracy {self.test_accuracy:.4f}"
         kept = f"{self.reasons.get('kept', 0):,} of {self.planned:,} kept"
         return (
-            f"<summary of run {shortened(self.run)}: {self.steps:,} steps, {kept}{accuracy}, {len(self.doubts)} doubts>"
+            f"<summary of run {one_line(self.run)}: {self.steps:,} steps, {kept}{accuracy}, {len(self.doubts)} doubts>"
         )
 
 
@@ -260,7 +260,8 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
             trainer.loop()
     else:
         turns.require_steps(turn.changing, run, attempt.step)
-    return _summary(settings, attempt, last_step, evaluations.last or _evaluated_before(attempt), tested)
+    last = evaluations.last or _evaluated_before(attempt)
+    return _summary(settings, attempt, last_step, last, tested, managed.doubt)
 
 
 def _evaluated_before(attempt: Attempt) -> Evaluation | None:
@@ -276,9 +277,17 @@ def _evaluated_before(attempt: Attempt) -> Evaluation | None:
 
 
 def _summary(
-    settings: Settings, attempt: Attempt, last_step: int, last: Evaluation | None, tested: Mapping[str, int]
+    settings: Settings,
+    attempt: Attempt,
+    last_step: int,
+    last: Evaluation | None,
+    tested: Mapping[str, int],
+    doubt: str | None,
 ) -> Summary:
-    """How it ended. Raises BudgetError for a run that came to its end and learned from nothing."""
+    """How it ended; `doubt`: what the run said of its batches at its end, None where an earlier call ended it.
+
+    Raises BudgetError for a run that came to its end and learned from nothing.
+    """
     counts = dict(attempt.ranks.from_first(attempt.counts))
     if attempt.step >= last_step:
         _require_kept(attempt.url, settings.il, counts)
@@ -292,7 +301,7 @@ def _summary(
         attempt.cost.as_json(),
         tested.get(OK, 0) or (last and last.samples) or 0,
         left_out,
-        attempt.ranks.from_first(doubts_of(attempt.url) if attempt.ranks.first else None),
+        attempt.ranks.from_first(doubts_of(attempt.url, doubt) if attempt.ranks.first else None),
     )
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from rhostream.errors import UsageError
-from rhostream.making.folder import class_folders, numbered, of_files, scan
+from rhostream.making.folder import class_folders, key_prefix, numbered, of_files, scan
 from shards.sample import SampleSet, seeded_rows
 
 
@@ -38,7 +37,7 @@ def samples(
     class_names, folders, notes = numbered(root, folders, classes_from)
     files, classes, left_out = scan(root, folders)
     rows = seeded_rows(len(files), limit=limit, skip=skip, seed=seed)
-    prefix = re.sub(r"[^A-Za-z0-9_-]+", "-", root.resolve().name)[:40].strip("-") or "images"
+    prefix = key_prefix(root)
     return of_files(
         root, files, classes, rows, name=prefix, split=split, class_names=class_names, left_out=left_out, notes=notes
     )
