@@ -281,6 +281,10 @@ def test_a_shard_that_is_not_there_is_called_so_and_not_one_without_a_part(world
     there, absent = str(sorted((world / "shards").iterdir())[0]), str(world / "shards" / "gone.tar")
     with pytest.raises(MissingPartError, match=r"no such shard: .*gone\.tar"):
         rhostream.train([there, absent], str(world / "il"), str(tmp_path / "run"), model="mlp-64")
+    with pytest.raises(MissingPartError, match=r"no such shard: .*gone\.tar"):  # which can do without the part only
+        rhostream.open_stream([there, absent], str(world / "il"), missing_il="skip")
+    found = verify(str(world / "il"), shards=[there, absent])
+    assert any("no such shard" in problem and "gone.tar" in problem for problem in found["problems"])
     (other,) = make_shards(tmp_path / "other", [5])
     with pytest.raises(MissingPartError, match="has no part for 1 of 2 shards"):
         rhostream.open_stream([there, str(other)], str(world / "il"))

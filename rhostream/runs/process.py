@@ -51,8 +51,17 @@ def is_at_work(note: Mapping[str, Any]) -> bool | None:
         return any(_target(f"{folder}/{number}").startswith(f"/memfd:{label} ") for number in os.listdir(folder))
     except (FileNotFoundError, ProcessLookupError):
         return False
-    except OSError:  # another user's process
-        return None
+    except OSError:  # another user's process, or one that ended and that nobody has waited for yet
+        return False if _ended(pid) else None
+
+
+def _ended(pid: Any) -> bool:
+    """Whether all that is left of a process is its exit status: the system then shows its files to root alone."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] in ("Z", "X")  # behind its name, which may hold anything
+    except OSError:
+        return False
 
 
 def _machine() -> str:

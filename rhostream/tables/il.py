@@ -618,8 +618,9 @@ def open_table(
 ) -> Table:
     """Open the table for these shards (resolved URLs), reading every part's footer.
 
-    Raises MissingPartError listing the first five shards without a part (unless `allow_missing`), MismatchError for a
-    part of another making or a shard that changed after it was indexed, TableError for a damaged part.
+    Raises MissingPartError listing the first five shards without a part (unless `allow_missing`) and those of them that
+    don't exist (in any case), MismatchError for a part of another making or a shard that changed after it was indexed,
+    TableError for a damaged part.
     """
     url = storage.resolve(url)
     info = open_info(url)
@@ -666,8 +667,9 @@ class _Opened:
     def table(self, allow_missing: bool) -> Table:
         """What was opened. Raises MissingPartError, MismatchError."""
         missing, counts = self._missing.build(), np.array(self._counts, np.int64)
-        if missing and not allow_missing:
+        if missing:
             _require_there(self._lost, len(missing))
+        if missing and not allow_missing:
             listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             raise MissingPartError(
                 f"{storage.redact(self._url)} has no part for {len(missing)} of "

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import rhostream
 from rhostream.audit.status import status_of
 from rhostream.errors import Interrupted, UsageError
-from rhostream.runs import checkpoint
+from rhostream.runs import checkpoint, process
 from rhostream.runs.process import at_work, is_at_work, this_process
 from rhostream.tables import steps
 from tests.conftest import make_shards
@@ -140,6 +140,18 @@ def test_a_loop_is_seen_while_it_is_at_work_and_at_no_other_time() -> None:
     with pytest.raises(ZeroDivisionError), at_work(own):
         raise ZeroDivisionError
     assert is_at_work(own) is False
+
+
+def test_a_process_that_ended_and_was_not_waited_for_is_at_no_work() -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    try:
+        eventually(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+        assert process._ended(pid) and not process._ended(os.getpid()) and not process._ended(2**40)
+        assert is_at_work({**this_process("run"), "pid": pid}) is False
+    finally:
+        os.waitpid(pid, 0)
 
 
 def test_a_loop_that_ended_in_a_process_that_lives_on_holds_nothing(rig: Rig, data: Path, tmp_path: Path) -> None:

@@ -215,12 +215,21 @@ def _against_shards(
         )
     broken = {f.shard for f in proof.findings}
     missing = [name for name in names if name not in sound and name not in broken]
-    proof.findings += [
-        Finding(MISSING, name, il.part_url(proof.table, name), f"shard {name} has no part") for name in missing
-    ]
     compared = [name for name in names if name in sound]
     with ThreadPoolExecutor(il.LOCAL_THREADS if storage.is_local(shards[0]) else il.REMOTE_THREADS) as pool:
+        there = list(pool.map(lambda name: storage.exists(names[name]), missing))
         found = list(pool.map(lambda name: _compare(names[name], name, sound[name]), compared))
+    proof.findings += [
+        Finding(
+            MISSING,
+            name,
+            il.part_url(proof.table, name),
+            f"shard {name} has no part"
+            if known
+            else f"no such shard, and no part of it: {storage.redact(names[name])}",
+        )
+        for name, known in zip(missing, there, strict=True)
+    ]
     copies = [name for name, one in zip(compared, found, strict=True) if one == ""]
     unknown = [name for name, one in zip(compared, found, strict=True) if one == "?"]
     proof.findings += [
