@@ -216,7 +216,9 @@ def test_without_a_table_samples_are_guessed_from_the_shards_sizes(world: Path) 
 
 
 class Slow(torch.nn.Module):
-    """A model of which a sample takes 50 ms, whatever the machine, and a backward no more."""
+    """A model of which a sample takes 50 ms at least, whatever the machine, and a backward no more."""
+
+    samples = 0  # that were looked at, by all of them
 
     def __init__(self, image_size: int, channels: int, classes: int) -> None:
         super().__init__()
@@ -224,32 +226,31 @@ class Slow(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         time.sleep(0.05 * len(x))
+        Slow.samples += len(x)
         return self.linear(x.flatten(1))
 
 
 def test_an_estimate_of_a_slow_model_ends_within_its_seconds_and_names_what_they_did_not_reach(world: Path) -> None:
-    started = time.perf_counter()
+    Slow.samples = 0
     found = estimate(
         [str(world / "shards")], model="tests.test_advisor:Slow", il=str(world / "il"), buffer_size=64, batch_size=16,
         seconds=1.5,
     )  # fmt: skip
-    assert time.perf_counter() - started < 1.5 * 1.5 + 1  # building the models included
+    assert (
+        0.05 * Slow.samples < 1.5 + 16 * 0.05
+    )  # a call that has begun is not cut off; no clock, this machine is shared
     assert found.unmeasured and any(note.startswith("the seconds were over before") for note in found.notes)
-    assert found.measured.score == pytest.approx(0.05, rel=0.5)
-    assert found.measured.train == pytest.approx(16 * 0.05, rel=0.5)
+    assert found.measured.score >= 0.05 and found.measured.train >= 16 * 0.05
     assert found.measured.il_forward > 0 and found.measured.il_train > 0 and found.measured.proxy > 0
     assert all(name in render(found) for name in found.unmeasured)
 
 
-def test_work_that_takes_its_whole_share_is_called_once() -> None:
+def test_work_that_takes_its_whole_share_is_called_once(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
+    monkeypatch.setattr(time, "perf_counter", lambda: 0.01 * sum(sizes))  # 10 ms a sample
 
-    def work(n: int) -> None:
-        sizes.append(n)
-        time.sleep(0.01 * n)
-
-    took, n = measure.seconds_each(100, work, share=0.001)
-    assert sizes == [measure.FIRST] == [n] and took == pytest.approx(0.01, rel=0.5)
+    took, n = measure.seconds_each(100, sizes.append, share=0.001)
+    assert sizes == [measure.FIRST] == [n] and took == pytest.approx(0.01)
 
 
 def test_the_models_threads_are_what_they_were_after_an_estimate(world: Path) -> None:
