@@ -227,11 +227,12 @@ def test_batches_of_one_class_are_doubted_by_their_number_with_the_option_that_m
         caplog.clear()
         run = str(tmp_path / name)
         summary = rhostream.train([str(world / "shards")], str(world / "il"), run, **asked, **more)
-        page = Path(rhostream.write_report(run, str(tmp_path / f"{name}.html"))).read_text()
-        assert "Effective classes of a kept batch" in page
         told = [one for one in summary.doubts if "effective classes" in one]
         assert len(told) == (name == "one"), told
-        assert ("effective classes in the mean of" in page) == bool(told)
+        if name in ("one", "rho"):
+            page = Path(rhostream.write_report(run, str(tmp_path / f"{name}.html"))).read_text()
+            assert "Effective classes of a kept batch" in page
+            assert ("effective classes in the mean of" in page) == bool(told)
         assert sum("--class-quota" in record.getMessage() for record in caplog.records) == len(told)
         with rhostream.open_ledger(run) as ledger:
             slices = run_question(ledger, "effective_classes").to_pylist()

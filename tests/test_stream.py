@@ -262,7 +262,9 @@ shards, table, out = sys.argv[1:]
     "job",
     [
         "print(sum(map(len, rhostream.open_stream(shards, table, buffer_size=40, workers=1))))",
-        "rhostream.index([shards], out, workers=1, content='image', resize='crop')",
+        pytest.param(
+            "rhostream.index([shards], out, workers=1, content='image', resize='crop')", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_script_that_starts_workers_without_a_guard_is_told_what_it_lacks(
