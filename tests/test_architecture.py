@@ -113,6 +113,24 @@ print("torch" in sys.modules)
     assert _python(code).endswith("False")
 
 
+def test_who_reads_an_il_models_record_needs_no_torch() -> None:
+    assert _python("import sys, rhostream.il_model.info; print('torch' in sys.modules)") == "False"
+
+
+def test_one_room_reads_and_writes_il_models() -> None:
+    naming = [path for path in (REPOSITORY / "rhostream").rglob("*.py") if '"model.json"' in path.read_text("utf-8")]
+    lists = {"class_lists.py", "folder.py"}  # a list of class names may stand in such a file, among others
+    assert {path.name for path in naming} - lists == {"info.py"}
+
+
+def test_the_checks_of_foreign_json_know_every_decoder() -> None:
+    from rhostream.foreign import DECODERS as KNOWN
+    from rhostream.stream.decode import DECODERS
+    from rhostream.stream.inputs import TEXT_DECODER
+
+    assert {*DECODERS, TEXT_DECODER} == {*KNOWN}
+
+
 # -- nothing that runs what it reads -----------------------------------------------------------------------------------
 
 
