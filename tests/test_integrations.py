@@ -35,6 +35,23 @@ def test_every_sample_of_a_pipeline_gets_the_il_of_its_row(world: Path) -> None:
             assert found[str(shard), key] == value
 
 
+def test_over_nodes_and_workers_each_sample_comes_once_with_the_il_of_its_row(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, joined = sorted((world / "shards").iterdir()), list[tuple[str, str, float]]()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        stages = [wds.split_by_node, wds.split_by_worker, wds.tarfile_to_samples(), join_il(str(world / "il"))]
+        pipeline = wds.DataPipeline(wds.SimpleShardList([str(s) for s in shards]), *stages, wds.shuffle(50))
+        loader = wds.WebLoader(pipeline, batch_size=None, num_workers=2, multiprocessing_context="fork")
+        joined += [(s["__url__"], s["__key__"], s["__il__"]) for s in loader]
+    parts = {str(shard): il.read_part(il.part_url(str(world / "il"), str(shard))) for shard in shards}
+    rows = [(url, key, value) for url, part in parts.items()
+            for key, value in zip(part.key.to_pylist(), part.il.tolist(), strict=True)]  # fmt: skip
+    assert sorted(joined) == sorted(rows) and len(rows) == 1003
+
+
 def test_a_sample_without_il_is_an_error_dropped_or_nan_as_asked(world: Path, tmp_path: Path) -> None:
     other = make_shards(tmp_path, [5])
     with pytest.raises(MissingPartError, match="compute-il"):
