@@ -13,17 +13,20 @@ import logging
 import struct
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
-from rhostream.candidates import Normalize
 from rhostream.errors import MissingExtraError, UnknownNameError
 from rhostream.stream.geometry import CROP, content_of, least_sides, place
+
+if TYPE_CHECKING:  # the pictures of a report are decoded without torch
+    import torch
+    from torch import Tensor
+
+    from rhostream.candidates import Normalize
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -59,7 +62,6 @@ class Preprocess:
     kind: ClassVar[str] = "image"
     content: ClassVar[str] = "image"
     task: ClassVar[str] = "image"
-    dtype: ClassVar[torch.dtype] = torch.uint8
 
     def resized(self, image_size: int | None, channels: int | None, resize: str | None = None) -> Preprocess:
         """With another size, geometry or number of channels, where given; other channels have a mean of 0.5 again."""
@@ -89,9 +91,18 @@ class Preprocess:
         """Size, colour and geometry in words: "64 px, RGB, squash"."""
         return f"{self.image_size} px, {'RGB' if self.channels == 3 else 'grey'}, {self.resize}"
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of a decoded row."""
+        import torch
+
+        return torch.uint8
+
     def example(self, n: int = 1) -> Tensor:
         """A model's input of n samples that mean nothing, float32 (n, C, H, W)."""
-        return self.normalize(torch.zeros(n, *self.shape, dtype=torch.uint8))
+        import torch
+
+        return self.normalize(torch.zeros(n, *self.shape, dtype=self.dtype))
 
     def model_arguments(self) -> dict[str, Any]:
         """What a model is made for."""
@@ -105,6 +116,8 @@ class Preprocess:
     @property
     def normalize(self) -> Normalize:
         """The part of it that runs on the device."""
+        from rhostream.candidates import Normalize
+
         return Normalize(self.mean, self.std)
 
     def to_json(self) -> dict[str, Any]:
