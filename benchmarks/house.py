@@ -151,8 +151,8 @@ def unpacked(commit: str | None, folder: Path) -> Path:
     """The package as it was at a commit, or as it stands, below `folder`."""
     if commit is None:
         listed = ["git", "ls-files", "-z", "--", "rhostream"]
-        names = subprocess.run(listed, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.split("\0")
-        for name in filter(None, names):
+        done = subprocess.run(listed, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+        for name in filter(None, done.stdout.split("\0")):
             if (REPOSITORY / name).exists():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes((REPOSITORY / name).read_bytes())
