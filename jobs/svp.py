@@ -36,7 +36,7 @@ from rhostream.selection.rules import entropy
 from rhostream.stream.full import FullSize
 from rhostream.stream.join import Join, JoinSettings
 from rhostream.stream.keep_list import COST
-from rhostream.tables.il import parse_roots
+from rhostream.tables.names import parse_roots
 
 BUFFER = 512  # scored at once
 

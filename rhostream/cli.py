@@ -259,7 +259,7 @@ def sql(words: tuple[str, ...], style: str, roots: tuple[str, ...]) -> None:
     from rhostream.audit.questions import QUESTIONS, run_question
     from rhostream.audit.render import escape, render
     from rhostream.audit.views import open_ledger
-    from rhostream.tables.il import parse_roots
+    from rhostream.tables.names import parse_roots
 
     # Of several words the last is the question, as a shell gives no other sign of where the folders end.
     folders, query = (words[:-1], words[-1]) if len(words) > 1 else (words, "@")
@@ -296,7 +296,7 @@ def report(folders: tuple[str, ...], against: tuple[str, ...], out: str, as_json
     """
     from rhostream import storage
     from rhostream.audit.runs import is_table
-    from rhostream.tables.il import parse_roots
+    from rhostream.tables.names import parse_roots
 
     table = storage.resolve(folders[0])
     if len(folders) > 1 or not is_table(table):
@@ -338,7 +338,7 @@ def status(folder: str, shards: tuple[str, ...], roots: tuple[str, ...], as_json
     """
     from rhostream.audit.says import render_status
     from rhostream.audit.status import status_of
-    from rhostream.tables.il import parse_roots
+    from rhostream.tables.names import parse_roots
 
     found = status_of(folder, shards, parse_roots(roots))
     click.echo(json.dumps(found, indent=1) if as_json else render_status(found), nl=as_json)
@@ -375,7 +375,7 @@ def verify(
       rhostream verify runs/rho
     """
     from rhostream.audit.says import render_verify
-    from rhostream.tables.il import parse_roots
+    from rhostream.tables.names import parse_roots
 
     given = {name: value for name, value in options.items() if value is not None and value is not False}
     if repair:
@@ -477,7 +477,7 @@ def doctor(url: str | None, as_json: bool, scoring: bool, roots: tuple[str, ...]
         if url:
             raise click.UsageError("--scoring takes no URL: name the data with --shards and --il, or --run")
         from rhostream.advisor.scoring import render_scoring, scoring_report
-        from rhostream.tables.il import parse_roots
+        from rhostream.tables.names import parse_roots
 
         report = scoring_report(roots=parse_roots(roots), **given)
         click.echo(json.dumps(report.as_json(), indent=1) if as_json else render_scoring(report), nl=as_json)

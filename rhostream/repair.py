@@ -24,6 +24,7 @@ from rhostream.audit.verify.run import prove_run, repair_run
 from rhostream.audit.verify.table import TableProof, prove_table
 from rhostream.errors import RhostreamError, UsageError
 from rhostream.tables import il
+from rhostream.tables.names import checked_roots
 
 
 def repair(
@@ -42,7 +43,7 @@ def repair(
     and "not_repaired" ({name: why}). Raises UsageError, and its kin MismatchError for another IL model, before anything
     is changed.
     """
-    folder, listed, roots = storage.resolve(folder), storage.listed(shards), il.checked_roots(roots)
+    folder, listed, roots = storage.resolve(folder), storage.listed(shards), checked_roots(roots)
     if is_table(folder):
         proof = prove_table(folder, listed, roots)
         done, failed = _repair_table(proof, listed, roots, il_model, options)

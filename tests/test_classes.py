@@ -23,7 +23,7 @@ from rhostream.audit.verify import verify
 from rhostream.errors import MismatchError, RhostreamError, TableError, UsageError
 from rhostream.irreducible.model import read_info
 from rhostream.storage import resolve
-from rhostream.tables import il
+from rhostream.tables import il, parquet
 from rhostream.tables.class_lists import read_class_list
 from rhostream.tables.classes import ClassNames, named, require_same_classes
 from shards.make import make
@@ -245,10 +245,10 @@ def test_fields_that_are_kept_later_bring_the_names_to_a_table_that_had_none(tmp
     shards, old = [str(tmp_path / "shards")], str(tmp_path / "old")
     rhostream.index(shards, old)
     (part,) = il.part_urls(old)
-    rows, record = il.parquet.read(part)
+    rows, record = parquet.read(part)
     del record["class_names"]
     Path(part).write_bytes(il.encode_part(rows, il.PartFacts(**record)))
-    assert "class_names" not in il.parquet.read_facts(part)
+    assert "class_names" not in parquet.read_facts(part)
     rhostream.keep_fields(shards, old, str(tmp_path / "new"), {"label_name": "str"})
     rhostream.index(shards, str(tmp_path / "anew"), keep={"label_name": "str"})
     new, anew = (il.part_urls(str(tmp_path / name))[0] for name in ("new", "anew"))
@@ -260,7 +260,7 @@ def test_what_has_no_names_is_what_it_was(world: Path) -> None:
     table = world / "il"
     assert "class_names" not in json.loads((table / "_table.json").read_text())
     assert "class_names" not in json.loads((world / "il-model" / "model.json").read_text())
-    assert "class_names" not in il.parquet.read_facts(il.part_urls(str(table))[0])
+    assert "class_names" not in parquet.read_facts(il.part_urls(str(table))[0])
     with rhostream.open_ledger(str(table)) as ledger:
         assert ledger.sql("SELECT * FROM classes").num_rows == 0
 

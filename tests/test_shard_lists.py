@@ -22,6 +22,7 @@ from rhostream.audit.verify import verify
 from rhostream.errors import AccessError, MismatchError, RhostreamError, UsageError
 from rhostream.repair import repair
 from rhostream.tables import il
+from rhostream.tables.names import parse_roots
 from tests.conftest import make_shards
 
 
@@ -316,11 +317,11 @@ ROOTS: dict[str, list[str]] = {
 @pytest.mark.parametrize("form", ROOTS)
 def test_a_root_that_names_no_place_is_refused(form: str) -> None:
     with pytest.raises(UsageError, match=r"--root|no path"):
-        il.parse_roots(ROOTS[form])
+        parse_roots(ROOTS[form])
 
 
 def test_a_root_may_hold_equal_signs_and_be_relative(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert il.parse_roots(["a=memory://b/x=1"]) == {"a": "memory://b/x=1"}
+    assert parse_roots(["a=memory://b/x=1"]) == {"a": "memory://b/x=1"}
     monkeypatch.chdir(small)
     table = str(small / "named")
     rhostream.index("shards", table, roots={"d": "shards"})

@@ -38,6 +38,7 @@ from rhostream.stream.statuses import STATUSES
 from rhostream.stream.text import TextDecoder, TextPreprocess, text_preprocess
 from rhostream.stream.tokenizers import find_tokenizer
 from rhostream.tables import il, parquet
+from rhostream.tables.il.part import DICTIONARY, ENCODINGS
 from tests.conftest import png, write_shard
 from tests.text_world import CLASSES, make_text_shards, npy, sentence, text_sample
 
@@ -536,7 +537,7 @@ def test_a_table_of_the_first_version_stays_readable_and_is_filled_as_it_was_mad
         rows, facts = parquet.read(str(part))
         facts = {k: v for k, v in facts.items() if k != "content"} | {"version": 1}
         (new := old / part.relative_to(world / "il")).parent.mkdir(parents=True, exist_ok=True)
-        new.write_bytes(parquet.encode(rows.drop_columns("il_tokens"), facts, il._ENCODINGS, il._DICTIONARY))
+        new.write_bytes(parquet.encode(rows.drop_columns("il_tokens"), facts, ENCODINGS, DICTIONARY))
     shards = [str(world / "shards")]
     summary = rhostream.compute_il(
         shards, str(world / "il-model"), str(old), keep={"is_noisy": "bool", "true_label": "int"}
@@ -557,9 +558,7 @@ def test_a_repair_makes_parts_as_the_table_has_them(world: Path, text_world: Pat
     (old / "_table.json").write_text(json.dumps({**record, "version": 1}))
     for part in old.rglob("*.parquet"):
         rows, facts = parquet.read(str(part))
-        part.write_bytes(
-            parquet.encode(rows.drop_columns("il_tokens"), {**facts, "version": 1}, il._ENCODINGS, il._DICTIONARY)
-        )
+        part.write_bytes(parquet.encode(rows.drop_columns("il_tokens"), {**facts, "version": 1}, ENCODINGS, DICTIONARY))
     picture = png(np.zeros((16, 16), np.uint8))
     write_shard(
         tmp_path / "a.tar", [{"__key__": f"s{n}", "png": picture, "txt": b"a plum", "cls": "0"} for n in range(5)]

@@ -27,6 +27,7 @@ from rhostream.stream.decode import Preprocess
 from rhostream.stream.inputs import decoder_for
 from rhostream.stream.plan import buffers_in, choose_lanes
 from rhostream.tables import il as il_table
+from rhostream.tables.names import checked_roots
 
 PROXY = {"image": "mlp-64", "label": "text-bag", "language": "text-lm"}  # by what is learned of an image or a text
 SMALL = {**PROXY, "image": "small-cnn"}
@@ -102,7 +103,7 @@ def estimate(
     budget = Budget(seconds, started)
     _check(buffer_size, batch_size, workers, seconds, steps, band, shortlist)
     place = device_of(device)
-    shards, roots = storage.listed(shards), il_table.checked_roots(roots)
+    shards, roots = storage.listed(shards), checked_roots(roots)
     table = None
     if il is not None:
         table = il_table.open_table(il, storage.expand(shards), roots, allow_missing=True)

@@ -30,7 +30,8 @@ from rhostream.audit.verdict import il_account, ordinal, verdict
 from rhostream.audit.views import open_ledger
 from rhostream.errors import UsageError
 from rhostream.runs.doubts import doubts_in, of_balance
-from rhostream.tables.il import OK, checked_roots, open_info
+from rhostream.tables.il import OK, open_info
+from rhostream.tables.names import checked_roots
 
 LOG = logging.getLogger("rhostream")
 Groups = dict[str, list[RunFacts]]

@@ -25,6 +25,7 @@ from rhostream.runs.plans import plans_of
 from rhostream.setting import option_name, settings_of
 from rhostream.tables import il as il_table
 from rhostream.tables import parquet
+from rhostream.tables.names import checked_roots
 from rhostream.tables.unfinished import unfinished_in
 
 FIRST = 3  # examples of each status, or reason
@@ -42,7 +43,7 @@ def status_of(folder: str, shards: Iterable[str] = (), roots: Mapping[str, str] 
     """
     folder = storage.resolve(folder)
     if is_table(folder):
-        return _table_status(folder, storage.listed(shards), il_table.checked_roots(roots))
+        return _table_status(folder, storage.listed(shards), checked_roots(roots))
     if is_il_model(folder):
         return _model_status(folder)
     if unfinished := unfinished_in(folder):

@@ -32,6 +32,7 @@ from rhostream.runs.chain import newest_place
 from rhostream.tables import il as il_table
 from rhostream.tables import selections, shadow, steps
 from rhostream.tables.class_lists import table_names
+from rhostream.tables.names import checked_roots
 
 __all__ = ["VIEWS", "Ledger", "is_table", "open_ledger", "read_record"]
 
@@ -270,7 +271,7 @@ def open_ledger(folders: str | Iterable[str], *, roots: Mapping[str, str] | None
     named = storage.listed(folders, "run folders")
     if not named:
         raise UsageError("no run folder and no table was given")
-    known, moved = il_table.checked_roots(roots), list[Any]()
+    known, moved = checked_roots(roots), list[Any]()
     while True:
         try:
             return Ledger(named, known)

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from rhostream import storage
 from rhostream.errors import MissingPartError, NotFoundError, UsageError
 from rhostream.tables import il as il_table
+from rhostream.tables.names import checked_roots
 
 LOG = logging.getLogger("rhostream")
 Sample = dict[str, Any]
@@ -62,7 +63,7 @@ def join_il(
     info = il_table.open_info(url)
     if info.kind != "il":
         raise UsageError(f"{storage.redact(url)} is an index without il; make a table with `rhostream compute-il`")
-    return JoinStage(url, il_table.roots_today(url, info, il_table.checked_roots(roots)), missing, keep_holdout, field)
+    return JoinStage(url, il_table.roots_today(url, info, checked_roots(roots)), missing, keep_holdout, field)
 
 
 class JoinStage:

@@ -38,6 +38,7 @@ from rhostream.stream.scan import ScanSettings
 from rhostream.tables import il
 from rhostream.tables.classes import require_same_classes
 from rhostream.tables.il import TableInfo
+from rhostream.tables.names import checked_roots
 from rhostream.tables.places import moved_hint, todays_roots
 
 LOG = logging.getLogger("rhostream")
@@ -88,7 +89,7 @@ def _compute_ils(config: ComputeILConfig) -> list[Summary]:
     if len({storage.resolve(out) for out in outs}) < len(outs):
         raise UsageError("two IL models would fill the same table: give each its own --out")
     gate.require_share(config.min_accuracy)
-    sources, roots, keep = storage.listed(config.shards), il.checked_roots(config.roots), il.checked_keep(config.keep)
+    sources, roots, keep = storage.listed(config.shards), checked_roots(config.roots), il.checked_keep(config.keep)
     loaded = [load_il_model(folder, _code_of(folder, config.model, len(il_models))) for folder in il_models]
     _require_alike(loaded, il_models)
     for one, folder in zip(loaded, il_models, strict=True):
@@ -202,7 +203,7 @@ def index(config: IndexConfig) -> Summary:
     """
     _require_scoring(config)
     budget = Budget(fraction=config.max_bad_fraction, samples=config.max_bad_samples, shards=config.max_bad_shards)
-    sources, roots, keep = storage.listed(config.shards), il.checked_roots(config.roots), il.checked_keep(config.keep)
+    sources, roots, keep = storage.listed(config.shards), checked_roots(config.roots), il.checked_keep(config.keep)
     lenient: dict[str, Any] = {
         "allow_compressed": config.allow_compressed,
         "accept_missing_eof": config.accept_missing_eof,

@@ -61,6 +61,7 @@ from rhostream.stream.text import text_preprocess
 from rhostream.tables import il
 from rhostream.tables.classes import named as label_named
 from rhostream.tables.classes import require_same_classes
+from rhostream.tables.names import checked_roots
 
 LOG = logging.getLogger("rhostream")
 WEIGHT_DECAY = 0.01
@@ -114,7 +115,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         if value < 1:
             raise UsageError(f"--{name} {value}: expected 1 or more")
     out, model = storage.resolve(config.out), config.model
-    roots = il.checked_roots(config.roots)
+    roots = checked_roots(config.roots)
     data = named(config.shards, roots)
     own = named(storage.listed(config.holdout, "--holdout"), roots) if config.holdout is not None else data
     asked = {

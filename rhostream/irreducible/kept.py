@@ -33,6 +33,7 @@ from rhostream.stream.labels_named import LabelsNamed
 from rhostream.tables import il, parquet
 from rhostream.tables.classes import ClassNames
 from rhostream.tables.il import PartFacts, TableInfo
+from rhostream.tables.names import checked_roots
 
 LOG = logging.getLogger("rhostream")
 
@@ -67,7 +68,7 @@ def keep_fields(
             else f"{redact(table)} stays as it is: write the table with more fields to another --out"
         )
     info = replace(there, keep={**there.keep, **il.checked_keep(keep)})
-    listed = named(shards, il.roots_today(table, there, il.checked_roots(roots)))
+    listed = named(shards, il.roots_today(table, there, checked_roots(roots)))
     mine = {name for _, name in sorted(listed, key=lambda shard: shard[1])[own::machines]}
     listed = [shard for shard in listed if shard[1] in mine]
     storage.probe_writable(out)

@@ -27,6 +27,7 @@ from rhostream.stream.plan import few_lanes
 from rhostream.stream.text import TextPreprocess, require_length, text_preprocess
 from rhostream.stream.tokenizers import find_tokenizer
 from rhostream.tables import il as il_table
+from rhostream.tables.names import checked_roots
 
 LOG = logging.getLogger("rhostream")
 
@@ -94,7 +95,7 @@ def open_stream(
     Raises UsageError and its kin before any work: no table, missing parts, a shard list or buffer that can't be.
     """
     rank, ranks = _place(rank, ranks)
-    urls, roots, url = storage.expand(shards), il_table.checked_roots(roots), storage.resolve(il)
+    urls, roots, url = storage.expand(shards), checked_roots(roots), storage.resolve(il)
     if order is not None:
         urls = _ordered(urls, order, il_table.roots_today(url, il_table.open_info(url), roots))
     table = il_table.open_table(storage.text_of(il), urls, roots, allow_missing=not needs_il or missing_il != "error")

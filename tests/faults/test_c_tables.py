@@ -23,6 +23,7 @@ from rhostream.candidates import Reason
 from rhostream.errors import MismatchError, MissingPartError, RhostreamError, TableError, UsageError
 from rhostream.repair import repair
 from rhostream.tables import il, parquet
+from rhostream.tables.il.part import DICTIONARY, ENCODINGS
 from tests.conftest import make_shards
 from tests.faults import tally
 
@@ -49,7 +50,7 @@ def rewrite(part: Path, change: Change) -> None:
     """Write a part again as a foreign writer may: sealed and whole, whatever its laws."""
     rows, record = parquet.read(str(part))
     rows, facts = change(rows, il.PartFacts(**record))
-    part.write_bytes(parquet.encode(rows, asdict(facts), il._ENCODINGS, il._DICTIONARY))
+    part.write_bytes(parquet.encode(rows, asdict(facts), ENCODINGS, DICTIONARY))
 
 
 def open_stream(world: Path, table: Path, **options: Any) -> Any:
@@ -339,7 +340,7 @@ def test_C7_a_part_written_before_there_were_seals_is_still_read(world: Path, ta
     """A part of an older version, without a seal over the whole file, is read ; verify says what isn't proved."""
     part = parts_of(table)[1]
     rows, record = parquet.read(str(part))
-    data = parquet.encode(rows, record, il._ENCODINGS, il._DICTIONARY)
+    data = parquet.encode(rows, record, ENCODINGS, DICTIONARY)
     # What the writer of then wrote: no mark in the record, no seal beside it.
     sink, metadata = pa.BufferOutputStream(), {b"rhostream": json.dumps(record).encode()}
     import hashlib

@@ -28,6 +28,7 @@ from rhostream.audit.verify.parts import (
 from rhostream.errors import MismatchError, RhostreamError, StaleShardError
 from rhostream.tables import il, parquet
 from rhostream.tables.classes import ClassNames
+from rhostream.tables.names import checked_roots
 
 FIRST = 5  # things listed of many
 
@@ -130,7 +131,7 @@ def prove_table(table: str, shards: Iterable[str] = (), roots: Mapping[str, str]
         )
     listed = storage.listed(shards)
     if listed:
-        _against_shards(proof, storage.expand(listed), il.roots_today(table, info, il.checked_roots(roots)), sound)
+        _against_shards(proof, storage.expand(listed), il.roots_today(table, info, checked_roots(roots)), sound)
     return proof
 
 

@@ -1,0 +1,106 @@
+"""The IL table: `_table.json` and one Parquet part per shard, keyed by (shard, ordinal); also each shard's index.
+
+    key string | ordinal int32 | members list<(ext, offset, size)> | label int32 | il float32 (nats) | predicted int32
+    fold int8 | in_holdout bool | status string | error string | il_tokens list<float16> | + the kept fields of the json
+
+One row per sample seen, in the order of the shard. A sample that can't be used is a row whose `status` says why and
+whose `il` is null: never a missing row, never il = 0. `rhostream index` writes the same table with every il null.
+On request il is stored as float16, which is one of the table's ingredients; whoever reads gets float32.
+`il_tokens` is null but where the IL model is a language model: then `il` is the mean of these (decision 013).
+"""
+
+from __future__ import annotations
+
+from rhostream.tables.il.info import (
+    CONTENTS,
+    IL_TYPES,
+    IMAGE_EXTENSIONS,
+    KEEP_TYPES,
+    MEMBER,
+    OK,
+    SCHEMA,
+    VERSION,
+    TableInfo,
+    checked_keep,
+    fingerprint,
+    make_or_match,
+    open_info,
+    places_of,
+    require_same_making,
+    stored_il,
+)
+from rhostream.tables.il.names import (
+    named_shards,
+    part_url,
+    part_urls,
+    roots_today,
+    shard_name,
+    shard_of_part,
+    shard_url,
+)
+from rhostream.tables.il.part import (
+    Part,
+    PartFacts,
+    broken_laws,
+    encode_part,
+    facts_of,
+    footer_beginning,
+    read_part,
+    read_part_facts,
+    read_part_footer,
+)
+from rhostream.tables.il.table import (
+    LOCAL_THREADS,
+    REMOTE_THREADS,
+    RESCORE,
+    Table,
+    open_table,
+    require_part_of,
+    require_same_shard,
+    require_unchanged,
+    same_bytes,
+)
+
+__all__ = [
+    "CONTENTS",
+    "IL_TYPES",
+    "IMAGE_EXTENSIONS",
+    "KEEP_TYPES",
+    "LOCAL_THREADS",
+    "MEMBER",
+    "OK",
+    "REMOTE_THREADS",
+    "RESCORE",
+    "SCHEMA",
+    "VERSION",
+    "Part",
+    "PartFacts",
+    "Table",
+    "TableInfo",
+    "broken_laws",
+    "checked_keep",
+    "encode_part",
+    "facts_of",
+    "fingerprint",
+    "footer_beginning",
+    "make_or_match",
+    "named_shards",
+    "open_info",
+    "open_table",
+    "part_url",
+    "part_urls",
+    "places_of",
+    "read_part",
+    "read_part_facts",
+    "read_part_footer",
+    "require_part_of",
+    "require_same_making",
+    "require_same_shard",
+    "require_unchanged",
+    "roots_today",
+    "same_bytes",
+    "shard_name",
+    "shard_of_part",
+    "shard_url",
+    "stored_il",
+]

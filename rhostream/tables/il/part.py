@@ -1,0 +1,262 @@
+"""A part of an IL table: the rows of one shard in Parquet, its laws and its facts; also the shard's index.
+
+A part's facts stand in its footer: which bytes it describes, and how many samples have which status.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rhostream import foreign, storage
+from rhostream.errors import TableError
+from rhostream.inert import one_line
+from rhostream.storage import Identity
+from rhostream.tables import parquet
+from rhostream.tables.classes import as_json
+from rhostream.tables.il.info import CONTENTS, IL_TYPES, OK, SCHEMA, VERSION, TableInfo
+
+ENCODINGS = {
+    "key": "DELTA_BYTE_ARRAY",
+    "ordinal": "DELTA_BINARY_PACKED",
+    "members.list.element.offset": "DELTA_BINARY_PACKED",
+    "members.list.element.size": "DELTA_BINARY_PACKED",
+    "il": "BYTE_STREAM_SPLIT",
+}
+DICTIONARY = ["members.list.element.ext", "label", "predicted", "status", "error"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class PartFacts:
+    """The footer of a part: what it is a part of, which bytes it describes, and its laws."""
+
+    fingerprint: str
+    kind: str
+    shard: str
+    shard_size: int
+    shard_tag: str
+    samples: int
+    statuses: dict[str, int]
+    members_seen: int
+    members_used: int
+    members_ignored: int
+    bad_fields: dict[str, int] = field(default_factory=dict)  # kept fields that didn't fit their type, as null
+    shard_sha256: str = ""  # tells a copy of the shard from another shard of the same size; "" for ranged reads
+    il_rows: int = 0
+    in_holdout: int = 0
+    compression: str = ""  # "gzip": offsets are those of the inflated shard, which can't be read by offset
+    content: str = "image"  # what the samples are, of CONTENTS
+    class_names: dict[int, str] = field(default_factory=dict)  # of labels of this shard, beyond those of the table's
+    apart: int = 0  # samples whose members don't lie next to each other, of which no one is usable
+    version: int = VERSION
+
+    def __repr__(self) -> str:
+        return (
+            f"<facts of a part of {one_line(self.shard)}: {self.samples:,} samples, {self.quarantined:,} quarantined>"
+        )
+
+    @property
+    def quarantined(self) -> int:
+        return self.samples - self.statuses.get(OK, 0)
+
+    @property
+    def shard_identity(self) -> Identity:
+        return Identity(self.shard_size, self.shard_tag)
+
+
+def encode_part(table: pa.Table, facts: PartFacts) -> bytes:
+    """The bytes of a part, its laws checked first. Raises TableError when they don't hold (a bug, not bad data)."""
+    broken = broken_laws(table, facts)
+    if not np.array_equal(table["ordinal"], np.arange(table.num_rows)):
+        broken.append("ordinals are 0..n-1")
+    if broken:
+        raise TableError(f"part of shard {facts.shard} breaks its laws: {'; '.join(broken)}; nothing was committed")
+    return parquet.encode(table, as_json(asdict(facts)), ENCODINGS, DICTIONARY)
+
+
+def broken_laws(table: pa.Table, facts: PartFacts) -> list[str]:
+    """The laws that the rows of a part and its footer break, in words; the rows' order is no law here."""
+    statuses = {v["values"]: v["counts"] for v in pc.value_counts(table["status"]).to_pylist()}
+    used = int(pc.sum(pc.list_value_length(table["members"])).as_py() or 0)
+    has_il = pc.is_valid(table["il"])
+    laws = {
+        "samples seen = ok + quarantined": facts.samples == table.num_rows == sum(facts.statuses.values()),
+        "statuses counted": statuses == {k: v for k, v in facts.statuses.items() if v},
+        "members seen = used + ignored": facts.members_seen == used + facts.members_ignored,
+        "members used counted": facts.members_used == used,
+        "each ordinal once": np.array_equal(np.sort(table["ordinal"]), np.arange(table.num_rows)),
+        "il counted": (pc.sum(has_il).as_py() or 0) == facts.il_rows,
+        "float16 il is finite": table["il"].type != pa.float16() or not np.isinf(_il(table["il"])).any(),
+        "il is the mean of il_tokens": _is_mean(table),
+        "il only where ok": not pc.any(pc.and_(has_il, pc.not_equal(table["status"], OK))).as_py(),
+    }
+    return [law for law, holds in laws.items() if not holds]
+
+
+def _is_mean(table: pa.Table) -> bool:
+    """Whether the il of rows with losses of tokens is the mean of these, as far as float16 can tell."""
+    if "il_tokens" not in table.schema.names or table["il_tokens"].null_count == len(table):
+        return True
+    tokens = _flat(table["il_tokens"])
+    lengths = pc.list_value_length(tokens).fill_null(0).to_numpy(zero_copy_only=False)
+    values = tokens.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    il = _flat(table["il"]).fill_null(np.nan).to_numpy(zero_copy_only=False)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.bincount(row, values, len(lengths)) / lengths
+    # Of a token beyond 65,504 nats a float16 knows no more than that.
+    told = (lengths > 0) & (np.bincount(row, values >= np.finfo(np.float16).max, len(lengths)) == 0)
+    return bool(np.isclose(il[told], mean[told], rtol=2e-3, atol=1e-4).all() and np.isfinite(il[lengths > 0]).all())
+
+
+def read_part_facts(url: str) -> PartFacts:
+    """The footer alone. Raises NotFoundError, TableError."""
+    return _part_facts(parquet.read_facts(url), url)
+
+
+def footer_beginning(info: TableInfo) -> bytes:
+    """How the footers of parts with the table's columns begin; for `read_part_footer`."""
+    return parquet.footer_beginning(info.schema, ENCODINGS, DICTIONARY)
+
+
+def read_part_footer(url: str, beginning: bytes = b"") -> tuple[PartFacts, list[str] | None]:
+    """The footer and the names of the part's columns, None where they are those of `beginning`.
+
+    Raises NotFoundError, TableError.
+    """
+    record, names = parquet.read_footer(url, beginning)
+    return _part_facts(record, url), names
+
+
+def _part_facts(record: dict[str, Any], url: str) -> PartFacts:
+    try:
+        if int(record.get("version", 0)) > VERSION:
+            raise TableError(
+                f"{storage.redact(url)} was written by a newer rhostream (part version "
+                f"{record['version']}, this one reads up to {VERSION}); upgrade rhostream"
+            )
+        return foreign.checked_facts(PartFacts(**record))
+    except (TypeError, ValueError, AttributeError) as exc:
+        raise TableError(f"{storage.redact(url)}: the footer can't be understood: {exc}") from exc
+
+
+def facts_of(record: dict[str, Any], url: str) -> PartFacts:
+    """The facts of a footer that is at hand. Raises TableError: a newer version, or one that can't be understood."""
+    return _part_facts(record, url)
+
+
+@dataclass(frozen=True, repr=False)
+class Part:
+    """One part in memory, as the join needs it: arrays of (samples,), indexed by ordinal and not to be written to.
+
+    A stream holds one for each of its lanes, so integers stand in the narrowest signed type that holds them all, and
+    flags that are all equal take no memory.
+    """
+
+    facts: PartFacts
+    usable: npt.NDArray[np.bool_]  # status ok and an image (a text) to read
+    label: npt.NDArray[np.signedinteger[Any]]  # -1 where null
+    il: npt.NDArray[np.float32]  # nats; NaN where null
+    in_holdout: npt.NDArray[np.bool_]
+    offset: npt.NDArray[np.signedinteger[Any]]  # of the image (text) member, bytes
+    size: npt.NDArray[np.signedinteger[Any]]
+    key: pa.StringArray
+    fold: npt.NDArray[np.int8] | None = None  # -1 where null; only where it was asked for
+    il_tokens: pa.ListArray | None = None  # of float16 nats; None unless asked for
+
+    def __repr__(self) -> str:
+        return (
+            f"<part of {one_line(self.facts.shard)}: {len(self.usable):,} samples, {int(self.usable.sum()):,} usable>"
+        )
+
+
+def read_part(url: str, *, with_fold: bool = False, tokens: bool = False) -> Part:
+    """Load a part, checksums verified; rows stored in another order are put in theirs by ordinal.
+
+    With `tokens` also the il of each token.
+    """
+    asked = [*(["fold"] if with_fold else []), *(["il_tokens"] if tokens else [])]
+    columns = ["key", "ordinal", "members", "label", "il", "in_holdout", "status", *asked]
+    table, record = parquet.read(url, columns)
+    facts = _part_facts(record, url)
+    table = table.combine_chunks()
+    ordinal = table["ordinal"].to_numpy()
+    if table.schema.names != columns or not all(
+        f.type == SCHEMA.field(f.name).type or (f.name == "il" and f.type in IL_TYPES.values()) for f in table.schema
+    ):
+        raise TableError(f"{storage.redact(url)} has other columns than a part has: it is damaged or forged")
+    if table.num_rows != facts.samples:
+        raise TableError(f"{storage.redact(url)} has {table.num_rows} rows, its footer says {facts.samples}")
+    if not np.array_equal(ordinal, np.arange(len(ordinal))):
+        if not np.array_equal(np.sort(ordinal), np.arange(len(ordinal))):
+            raise TableError(f"{storage.redact(url)}: ordinals are not 0..{len(ordinal) - 1}, each once")
+        table = table.take(np.argsort(ordinal)).combine_chunks()
+    offset, size = _content_members(_flat(table["members"]), CONTENTS[facts.content])
+    outside = (offset < 0) | (size < 0) | (size > facts.shard_size - offset)
+    if outside.any() and not facts.compression:
+        raise TableError(
+            f"{storage.redact(url)} names bytes outside its shard of {facts.shard_size:,} bytes: it is "
+            "damaged or forged"
+        )
+    ok = pc.equal(_flat(table["status"]), OK).to_numpy(zero_copy_only=False)
+    return Part(
+        facts=facts,
+        usable=_flags(ok & (size > 0)),
+        label=_narrow(_flat(table["label"]).fill_null(-1).to_numpy(zero_copy_only=False)),
+        il=_il(table["il"]),
+        in_holdout=_flags(_flat(table["in_holdout"]).fill_null(False).to_numpy(zero_copy_only=False)),
+        offset=_narrow(offset),
+        size=_narrow(size),
+        key=_apart(_flat(table["key"])),
+        fold=_flat(table["fold"]).fill_null(-1).to_numpy(zero_copy_only=False).copy() if with_fold else None,
+        il_tokens=_flat(table["il_tokens"]) if tokens else None,
+    )
+
+
+def _flat(column: pa.ChunkedArray) -> Any:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _il(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
+    """As float32, NaN where null."""
+    return _flat(column).cast(pa.float32()).fill_null(np.nan).to_numpy(zero_copy_only=False).astype(np.float32)  # type: ignore[no-any-return]
+
+
+def _narrow(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A copy in the narrowest signed type that holds every value."""
+    bounds = (values.min(), values.max()) if len(values) else (0, 0)
+    kinds = (np.int8, np.int16, np.int32, np.int64)
+    return values.astype(next(k for k in kinds if np.iinfo(k).min <= bounds[0] and bounds[1] <= np.iinfo(k).max))
+
+
+def _apart(strings: pa.StringArray) -> pa.StringArray:
+    """A copy outside Arrow's memory pool, where what stays would hold pages of what was only read."""
+    _, ends, data = strings.buffers()
+    if strings.offset or strings.null_count or data is None:
+        return strings
+    return pa.StringArray.from_buffers(len(strings), *(pa.py_buffer(b.to_pybytes()) for b in (ends, data)))
+
+
+def _flags(values: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """A copy that takes one byte when all are equal."""
+    equal = len(values) > 0 and bool((values == values[0]).all())
+    return np.broadcast_to(values[0].copy(), values.shape) if equal else values.copy()
+
+
+def _content_members(members: Any, extensions: tuple[str, ...]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Offset and size of each row's first member of these extensions; size 0 where there is none."""
+    rows = len(members)
+    offset, size = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+    lengths = pc.list_value_length(members).fill_null(0).to_numpy(zero_copy_only=False)
+    flat = members.flatten()
+    is_image = pc.is_in(flat.field("ext"), pa.array(extensions)).to_numpy(zero_copy_only=False)
+    image = np.flatnonzero(is_image)[::-1]  # the first one wins: it is written last
+    row = np.repeat(np.arange(rows), lengths)[image]
+    offset[row] = flat.field("offset").to_numpy(zero_copy_only=False)[image]
+    size[row] = flat.field("size").to_numpy(zero_copy_only=False)[image]
+    return offset, size
