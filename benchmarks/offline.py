@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from benchmarks import data
 from benchmarks.measure import Figure, cpu_seconds, interleave, ratios, timed
 from rhostream import storage
+from rhostream.il_model.networks import ILModel, load_il_model
 from rhostream.irreducible import compute_il, fit_il
-from rhostream.irreducible.model import ILModel, load_il_model
 from rhostream.stream.decode import Preprocess, decoder
 from rhostream.stream.scan import Chunk, ScanSettings, scan
 from rhostream.stream.tar import walk

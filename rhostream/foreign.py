@@ -21,6 +21,7 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]*\Z")
 _KINDS = {"il", "index"}
 RESIZES = ("crop", "squash", "pad")  # how a picture becomes a square
 _CONTENTS = {"image", "text", "tokens"}
+DECODERS = ("pillow", "simplejpeg", "text")  # what an IL model's pixels, or ids, were made by
 T = TypeVar("T")
 
 
@@ -76,6 +77,12 @@ def _checked_text(record: Mapping[str, Any]) -> None:
         _is(record.get(name), str, name)
         if len(record[name]) > MAX_NAME:
             raise ValueError(f"{name} is {len(record[name]):,} characters long")
+
+
+def checked_decoder(name: Any) -> None:
+    """The name of a decoder. Raises ValueError."""
+    if name not in DECODERS:
+        raise ValueError(f"decoder is {str(name)[:40]!r}, expected one of {', '.join(DECODERS)}")
 
 
 def checked_classes(classes: Any) -> None:

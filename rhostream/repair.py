@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from rhostream import storage
-from rhostream.audit.il_model import is_il_model, prove_il_model
 from rhostream.audit.runs import is_table
+from rhostream.audit.verify.il_model import prove_il_model
 from rhostream.audit.verify.parts import Finding, Proof, prove
 from rhostream.audit.verify.run import prove_run, repair_run
 from rhostream.audit.verify.table import TableProof, prove_table
 from rhostream.errors import RhostreamError, UsageError
+from rhostream.il_model.info import is_il_model, read_info
 from rhostream.tables import il
 from rhostream.tables.names import checked_roots
 
@@ -128,8 +129,6 @@ def _there(url: str) -> bool:
 
 def _find_model(proof: TableProof, il_model: str | None, bad: int) -> str:
     """The IL model, proved to be the one that made the table. Raises UsageError, MismatchError."""
-    from rhostream.irreducible.model import read_info
-
     place = il_model or proof.info.places.get("il_model", "")
     place = storage.resolve(place) if place else ""
     info = read_info(place) if place else None

@@ -113,6 +113,24 @@ print("torch" in sys.modules)
     assert _python(code).endswith("False")
 
 
+def test_who_reads_an_il_models_record_needs_no_torch() -> None:
+    assert _python("import sys, rhostream.il_model.info; print('torch' in sys.modules)") == "False"
+
+
+def test_one_room_reads_and_writes_il_models() -> None:
+    naming = [path for path in (REPOSITORY / "rhostream").rglob("*.py") if '"model.json"' in path.read_text("utf-8")]
+    lists = {"class_lists.py", "folder.py"}  # a list of class names may stand in such a file, among others
+    assert {path.name for path in naming} - lists == {"info.py"}
+
+
+def test_the_checks_of_foreign_json_know_every_decoder() -> None:
+    from rhostream.foreign import DECODERS as KNOWN
+    from rhostream.stream.decode import DECODERS
+    from rhostream.stream.inputs import TEXT_DECODER
+
+    assert {*DECODERS, TEXT_DECODER} == {*KNOWN}
+
+
 # -- nothing that runs what it reads -----------------------------------------------------------------------------------
 
 
@@ -164,18 +182,26 @@ def _is_glued(text: ast.expr) -> bool:
     return isinstance(text, ast.Call) and ast.unparse(text.func).endswith(".format")
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_no_source_unpickles_or_starts_a_shell(path: Path) -> None:
-    found = list(_dangers(path.read_text(encoding="utf-8")))
-    glued = [danger for danger in found if danger.endswith(GLUED)]
-    assert [danger for danger in found if danger not in glued] == []
-    assert len(glued) == OWN_SQL.get(str(path.relative_to(REPOSITORY)), 0), glued
+def _dangers_of(paths: list[Path]) -> dict[str, list[str]]:
+    """The dangers of each file that has any, under its path in the repository."""
+    found = {str(p.relative_to(REPOSITORY)): list(_dangers(p.read_text(encoding="utf-8"))) for p in paths}
+    return {path: dangers for path, dangers in found.items() if dangers}
 
 
-@pytest.mark.parametrize("path", HELPERS, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_no_benchmark_and_no_test_unpickles_or_starts_a_shell(path: Path) -> None:
-    allowed = MADE_HERE.get(str(path.relative_to(REPOSITORY)), GLUED)
-    assert [d for d in _dangers(path.read_text(encoding="utf-8")) if not d.endswith((GLUED, allowed))] == []
+def test_no_source_unpickles_or_starts_a_shell() -> None:
+    assert len(SOURCES) > 200
+    found = _dangers_of(SOURCES)
+    assert {path: other for path, dangers in found.items() if (other := [d for d in dangers if GLUED not in d])} == {}
+    assert {path: len(dangers) for path, dangers in found.items()} == OWN_SQL
+
+
+def test_no_benchmark_and_no_test_unpickles_or_starts_a_shell() -> None:
+    assert len(HELPERS) > 100
+    found = {
+        path: [d for d in dangers if not d.endswith((GLUED, MADE_HERE.get(path, GLUED)))]
+        for path, dangers in _dangers_of(HELPERS).items()
+    }
+    assert {path: dangers for path, dangers in found.items() if dangers} == {}
 
 
 @pytest.mark.parametrize(

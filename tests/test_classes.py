@@ -21,7 +21,7 @@ from rhostream.audit.questions import run_question
 from rhostream.audit.report import write_report
 from rhostream.audit.verify import verify
 from rhostream.errors import MismatchError, RhostreamError, TableError, UsageError
-from rhostream.irreducible.model import read_info
+from rhostream.il_model.info import read_info
 from rhostream.storage import resolve
 from rhostream.tables import il, parquet
 from rhostream.tables.class_lists import read_class_list

@@ -17,7 +17,9 @@ from torch.nn import functional as F
 
 from rhostream.audit.verify import verify
 from rhostream.errors import MismatchError, QualityError, TableError, UnknownNameError, UsageError
-from rhostream.irreducible import ModelInfo, compute_il, compute_ils, fit_il, gate, load_il_model
+from rhostream.il_model.info import ModelInfo
+from rhostream.il_model.networks import load_il_model
+from rhostream.irreducible import compute_il, compute_ils, fit_il, gate
 from rhostream.irreducible.gate import Group, leaks
 from rhostream.irreducible.ladder import Ladder, Rung, Spec, chosen, parse_checkpoints
 from rhostream.irreducible.learn import class_weights, drawn

@@ -13,9 +13,11 @@ import torch
 
 from rhostream import models
 from rhostream.errors import BudgetError, QualityError, TableError, UsageError
-from rhostream.irreducible import ModelInfo, compute_il, fit_il, gate, load_il_model
+from rhostream.il_model.info import ModelInfo
+from rhostream.il_model.networks import load_il_model
+from rhostream.irreducible import compute_il, fit_il, gate
 from rhostream.irreducible.crossfit import kept_back
-from rhostream.irreducible.folds import Places
+from rhostream.irreducible.marks import Places
 from rhostream.irreducible.pool import Pool, fill
 from rhostream.runs.cost import Cost
 from rhostream.stream.budget import Budget

@@ -16,8 +16,10 @@ from rhostream.audit.status import status_of
 from rhostream.audit.verify import verify
 from rhostream.audit.views import open_ledger
 from rhostream.errors import MismatchError, TableError, UnknownNameError, UntrustedCodeError, UsageError
-from rhostream.irreducible import FoldRule, compute_il, compute_ils, fit_il, load_il_model
-from rhostream.irreducible.folds import Marks
+from rhostream.il_model.folds import FoldRule
+from rhostream.il_model.networks import load_il_model
+from rhostream.irreducible import compute_il, compute_ils, fit_il
+from rhostream.irreducible.marks import Marks
 from rhostream.repair import repair
 from rhostream.tables import il, parquet
 from tests.conftest import make_shards

@@ -25,7 +25,9 @@ from safetensors.torch import load_file, save_file
 
 from rhostream import models
 from rhostream.errors import BudgetError, MismatchError, NotWritableError, ShardError, TableError, UsageError
-from rhostream.irreducible import FoldRule, compute_il, fit_il, fold_of, index, load_il_model
+from rhostream.il_model.folds import FoldRule, fold_of
+from rhostream.il_model.networks import load_il_model
+from rhostream.irreducible import compute_il, fit_il, index
 from rhostream.irreducible.fit import count_classes
 from rhostream.tables import il
 from tests.test_scan import HOSTILE, hostile_shard, write_tar

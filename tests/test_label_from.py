@@ -17,7 +17,7 @@ from rhostream.audit.says import render_status
 from rhostream.audit.status import status_of
 from rhostream.audit.verify import verify
 from rhostream.errors import BudgetError, MismatchError, RhostreamError, UsageError
-from rhostream.irreducible.model import read_info
+from rhostream.il_model.info import read_info
 from rhostream.repair import repair
 from rhostream.storage import resolve
 from rhostream.stream.advice import gaps

@@ -22,7 +22,7 @@ from rhostream import models
 from rhostream.advisor.estimate import estimate
 from rhostream.audit.verify import verify
 from rhostream.errors import MismatchError, UsageError
-from rhostream.irreducible import load_il_model
+from rhostream.il_model.networks import load_il_model
 from rhostream.selection import tokens
 from rhostream.selection.gradient import take_step
 from rhostream.selection.tokens import LanguageLoss, SequenceMean, TokenShare, kept_tokens

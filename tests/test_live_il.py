@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import nn
 
 import rhostream
 from rhostream.candidates import Normalize
-from rhostream.errors import MismatchError, UntrustedCodeError, UsageError
+from rhostream.errors import MismatchError, TableError, UntrustedCodeError, UsageError
 from rhostream.models import build
 from rhostream.runs import checkpoint, tensors
 from rhostream.selection.live import LiveIL
@@ -137,6 +138,11 @@ def test_another_il_model_than_the_tables_is_refused(world: Path, tmp_path: Path
         trained(rule="rho_updated", il_model=str(other))
     with pytest.raises(UsageError, match="no IL model"):
         trained(rule="rho_updated", il_model=str(world / "shards"))
+    damaged = tmp_path / "damaged"
+    shutil.copytree(world / "il-model", damaged)
+    (damaged / "fold-1.safetensors").write_bytes((damaged / "fold-0.safetensors").read_bytes())
+    with pytest.raises(TableError, match=r"fold-1\.safetensors.*sha256"):
+        trained(rule="rho_updated", il_model=str(damaged))
     with pytest.raises(UsageError, match=r"takes 1 x 16 x 16, .*--image-size 16"):
         trained(rule="rho_updated", image_size=20)
     assert not (tmp_path / "run").exists()

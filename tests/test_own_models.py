@@ -16,7 +16,7 @@ from torch.nn import functional
 
 import rhostream
 from rhostream.errors import BudgetError, NonFiniteError, UsageError
-from rhostream.models.temperature import Divided
+from rhostream.il_model.networks import Divided
 from rhostream.runs import checkpoint
 from rhostream.selection.gradient import require_finite, take_step
 from rhostream.selection.losses import cross_entropy, per_sample

@@ -22,7 +22,8 @@ import torch
 
 import rhostream
 from rhostream import summaries
-from rhostream.irreducible.model import load_il_model, read_info
+from rhostream.il_model.info import read_info
+from rhostream.il_model.networks import load_il_model
 from rhostream.runs.book import Evaluation
 from rhostream.stream.progress import StepProgress
 from rhostream.tables import il

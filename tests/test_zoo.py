@@ -295,46 +295,6 @@ def test_a_target_starts_from_weights_made_for_other_classes(
 # -- the real libraries ----------------------------------------------------------------------------------------------
 
 
-def stemmed(name: str) -> nn.Module:
-    """torchvision's own model with the changes that make it the CIFAR form."""
-    from torchvision import models as zoo
-
-    options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    model = zoo.get_model(name, weights=None, num_classes=10, **options)
-    if name.startswith("resnet"):
-        model.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-    elif name == "densenet121":
-        model.features.conv0 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-    elif name == "mobilenet_v2":
-        model.features[0][0].stride = model.features[2].conv[1][0].stride = (1, 1)
-    elif name == "vgg11_bn":
-        model.avgpool, model.classifier[0] = nn.AdaptiveAvgPool2d(1), nn.Linear(512, 4096)
-    elif name == "googlenet":
-        model.conv1.conv, model.conv1.bn = nn.Conv2d(3, 192, 3, 1, 1, bias=False), nn.BatchNorm2d(192, eps=1e-3)
-        model.maxpool1 = model.conv2 = model.conv3 = model.maxpool2 = nn.Identity()
-        model.maxpool3, model.maxpool4 = nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(3, 2, 1)
-    else:
-        stem = model.Conv2d_1a_3x3
-        stem.conv, stem.bn = nn.Conv2d(3, 192, 3, 1, 1, bias=False), nn.BatchNorm2d(192, eps=1e-3)
-        for part in ("Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "maxpool2"):
-            setattr(model, part, nn.Identity())
-    return model  # type: ignore[no-any-return]
-
-
-@needs_torchvision
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["vgg11-bn", "googlenet", "resnet34", "resnet50", "densenet121", "mobilenet-v2",
-                                  "inception-v3"])  # fmt: skip
-def test_a_cifar_form_computes_what_torchvisions_model_with_that_stem_computes(name: str) -> None:
-    theirs, ours = stemmed(name.replace("-", "_")), build(f"{name}-cifar", image_size=32, channels=3, classes=10)
-    theirs.train()(torch.randn(8, 3, 32, 32))  # running statistics that are not those of a fresh norm
-    pairs = zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True)
-    ours.load_state_dict({name: tensor for (name, _), tensor in pairs})
-    x = torch.randn(4, 3, 32, 32)
-    with torch.no_grad():
-        assert torch.allclose(ours.eval()(x), theirs.eval()(x), rtol=1e-3, atol=1e-4)
-
-
 @needs_torchvision
 @pytest.mark.slow
 def test_torchvisions_own_pretrained_weights_load_with_a_classifier_of_ours(

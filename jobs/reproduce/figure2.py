@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from jobs.reproduce import worlds
+from jobs.reproduce import nets, worlds
 from jobs.reproduce.command import command
 from jobs.reproduce.settings import IL, Arm, Claim, Experiment, Scale, World
 
@@ -23,15 +23,7 @@ ILS = {
 }
 WORLD = replace(worlds.CLEAN, ils=ILS)
 CNN_WORLD = worlds.on_2000(worlds.CLEAN)
-ARCHITECTURES = (
-    "vgg11-bn-cifar",
-    "googlenet-cifar",
-    "resnet34-cifar",
-    "resnet50-cifar",
-    "densenet121-cifar",
-    "mobilenet-v2-cifar",
-    "inception-v3-cifar",
-)
+ARCHITECTURES = tuple(f"{nets.__name__}:{name}" for name in nets.__all__)
 
 
 def _both(world: World, name: str, steps: int, every: int, il: str = "il", **train: Any) -> list[Arm]:
@@ -117,7 +109,7 @@ def _full() -> Scale:
         found += [Arm(name=f"IL {il}", world=world, steps=budget, eval_every=epoch, train={"rule": "rho", **train},
                       il=il, baselines=("uniform, target resnet18",)) for il in ("resnet18", "cross-fit")]  # fmt: skip
         for model in ARCHITECTURES:
-            found += _both(world, f"target {model}", budget, epoch, **{**train, "model": model})
+            found += _both(world, f"target {model.partition(':')[2]}", budget, epoch, **{**train, "model": model})
         found += _grid(world, budget, epoch, (160, 320, 960), (1e-4, 1e-3, 1e-2), (1e-3, 1e-2, 1e-1), **train)
     return Scale(says="100 epochs of |D|/n_B steps for both", arms=found, seeds=2)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.reproduce.prepare import model_of, shards_of
-from rhostream.irreducible.model import ILModel, load_il_model
+from rhostream.il_model.networks import ILModel, load_il_model
 from rhostream.runs import retention, tensors
 from rhostream.training.evaluate import TestSet
 

@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow.compute as pc
 
 from rhostream import storage
-from rhostream.audit.il_model import is_il_model, read_model
 from rhostream.audit.live import evaluation_of, fit_status, job_of, last_part, run_next
 from rhostream.audit.runs import is_table, read_record
 from rhostream.config.train import TrainConfig
 from rhostream.errors import RhostreamError, StorageError, TableError, UsageError
+from rhostream.il_model.info import is_il_model, require_info
 from rhostream.runs import checkpoint
 from rhostream.runs.attempts import note_of
 from rhostream.runs.doubts import doubts_in
@@ -264,13 +264,10 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _model_status(folder: str) -> dict[str, Any]:
-    record = read_model(folder)
-    quality = record.get("quality")
-    says = quality.get("doubts") if isinstance(quality, dict) else None
+    info = require_info(folder)
     return {
-        "kind": "il-model", "doubts": [str(one) for one in says] if isinstance(says, list) else [],
-        "architecture": record.get("architecture"), "classes": record.get("classes"),
-        "networks": len(record["folds"]), "accuracy": record.get("accuracy"), "val_loss": record.get("val_loss"),
+        "kind": "il-model", "doubts": list(info.quality.get("doubts") or ()), "architecture": info.architecture,
+        "classes": info.classes, "networks": len(info.folds), "accuracy": info.accuracy, "val_loss": info.val_loss,
         "next": f"rhostream compute-il --shards URL... --il-model {shlex.quote(storage.redact(folder))} --out URL",
     }  # fmt: skip
 

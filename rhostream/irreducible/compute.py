@@ -20,12 +20,13 @@ from rhostream import storage
 from rhostream.config.call import configured
 from rhostream.config.offline import ComputeILConfig, IndexConfig
 from rhostream.errors import MismatchError, UnknownNameError, UsageError
+from rhostream.il_model.info import read_info
+from rhostream.il_model.networks import ILModel, load_il_model
 from rhostream.irreducible import gate
 from rhostream.irreducible.accounts import Summary
 from rhostream.irreducible.fit import named
-from rhostream.irreducible.folds import Marks
 from rhostream.irreducible.job import Job, Target, parse_index
-from rhostream.irreducible.model import ILModel, load_il_model, read_info
+from rhostream.irreducible.marks import Marks
 from rhostream.irreducible.score import Scorer
 from rhostream.storage import redact
 from rhostream.stream.budget import Budget

@@ -5,25 +5,23 @@ split (rows to learn from, rows to check on) > learn > records of model.json, on
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from rhostream import models, storage
+from rhostream import models
 from rhostream.crashpoints import crash_point
 from rhostream.errors import UsageError
-from rhostream.irreducible.folds import FoldRule
+from rhostream.il_model.folds import FoldRule
+from rhostream.il_model.networks import Divided, write_weights
 from rhostream.irreducible.learn import Checked, Learned, Recipe, evaluate, learn
 from rhostream.irreducible.pool import Pool
 from rhostream.irreducible.quality import Logits, logits_of, measured
 from rhostream.irreducible.unfinished import KeptOf
-from rhostream.models.temperature import Divided
 from rhostream.randomness import generator
 from rhostream.runs.macs import macs_per_sample
 from rhostream.selection.outputs import require_logits
@@ -238,17 +236,14 @@ def on_d(fit: Fit, state: State, pool: Pool, temperature: Sequence[float]) -> Ch
     return evaluate(network, pool.image, pool.label, torch.arange(len(pool)), fit.preprocess.normalize, fit.device)
 
 
-def write_weights(out: str, folds: Sequence[Fold], states: Sequence[State]) -> list[dict[str, Any]]:
+def write_folds(out: str, folds: Sequence[Fold], states: Sequence[State]) -> list[dict[str, Any]]:
     """Write a file for each network. Returns their records in model.json."""
     records = []
     for fold, state in zip(folds, states, strict=True):
-        name = f"fold-{fold.number}.safetensors" if len(folds) > 1 else "weights.safetensors"
-        weights = save_safetensors(state.tensors)
-        # Weights without a model.json are the rest of a fit that was stopped: nothing can refer to them.
-        storage.replace(storage.join(out, name), weights)
+        file = write_weights(out, fold.number, len(folds), state.tensors)
         crash_point("fit-il: weights written")
         records.append({
-            "weights": name, "sha256": hashlib.sha256(weights).hexdigest(), "val_loss": state.val_loss,
+            **file, "val_loss": state.val_loss,
             "val_accuracy": state.val_accuracy, "best_epoch": state.epoch, "curve": state.curve,
             "train_samples": len(fold.train), "val_samples": len(fold.check),
             "seconds": round(fold.learned.seconds, 3),

@@ -26,6 +26,8 @@ from rhostream.config.call import configured
 from rhostream.config.offline import FitILConfig
 from rhostream.crashpoints import crash_point
 from rhostream.errors import MismatchError, StaleShardError, UnknownNameError, UsageError
+from rhostream.il_model.folds import FoldRule
+from rhostream.il_model.info import ModelInfo, read_info, remove_info, write_info
 from rhostream.irreducible import gate
 from rhostream.irreducible.crossfit import (
     CHECK_SAMPLES,
@@ -37,12 +39,11 @@ from rhostream.irreducible.crossfit import (
     fit_folds,
     on_d,
     quality_of,
-    write_weights,
+    write_folds,
 )
-from rhostream.irreducible.folds import FoldRule, Only, Outside, Places
 from rhostream.irreducible.ladder import Spec, chosen, parse_checkpoints
 from rhostream.irreducible.learn import AUGMENT, BALANCE, Recipe
-from rhostream.irreducible.model import ModelInfo, read_info
+from rhostream.irreducible.marks import Only, Outside, Places
 from rhostream.irreducible.pool import Pool, fill
 from rhostream.irreducible.unfinished import Kept, clear, identity_of
 from rhostream.runs.record import versions
@@ -246,7 +247,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         info, before = _fitted(fit, rule, (pool, of_d), out, info, config.temperature)
     info = replace(info, cost=info.cost | {"seconds": round(before + time.monotonic() - started, 3)})
     crash_point("fit-il: before model.json")
-    storage.create(storage.join(out, "model.json"), info.encode())
+    write_info(out, info)
     crash_point("fit-il: model.json written")
     clear(out)
     worst = info.quality.get("worst_class")
@@ -304,7 +305,7 @@ def _fitted(
         if fit.preprocess.task != "language":  # else there are no classes to be calibrated on
             quality, looked_at = quality_of(fit, found, states, pool, check)
             quality |= info.quality
-        about = _described(info, write_weights(folder, found, states), quality, tempered)
+        about = _described(info, write_folds(folder, found, states), quality, tempered)
         if rule.mode == "holdout" and of_d is not None and len(of_d):
             on = on_d(fit, states[0], of_d, about.temperature)
             looked_at += len(of_d)
@@ -382,12 +383,10 @@ def _checkpoints(
     for number, (target, rungs) in enumerate(picked):
         name = f"checkpoint-{number}"
         folder = storage.join(out, name)
-        url = storage.join(folder, "model.json")
-        if storage.exists(url):
-            storage.delete(url)
+        remove_info(folder)
         info = described([State(r.state, r.loss, r.accuracy, r.epoch, r.samples, r.checked) for r in rungs], folder)
         info = replace(info, checkpoint={"number": number, "target": target})
-        storage.create(url, info.encode())
+        write_info(folder, info)
         crash_point("fit-il: checkpoint written")
         listed.append(
             {

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from rhostream import storage
 from rhostream.errors import QualityError, TableError, UsageError
-from rhostream.irreducible.model import ModelInfo
+from rhostream.il_model.info import ModelInfo
 from rhostream.storage import redact
 from rhostream.tables import il
 from rhostream.tables.classes import named

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rhostream.crashpoints import crash_point
-from rhostream.irreducible.model import ILModel
+from rhostream.il_model.networks import ILModel
 from rhostream.irreducible.parts import Scored
 from rhostream.selection.outputs import called
 from rhostream.selection.tokens import LanguageLoss, SequenceMean

@@ -10,14 +10,9 @@ from typing import Any
 from torch import nn
 
 from rhostream.errors import UnknownNameError, UsageError, users_code
-from rhostream.models.densenet import densenet121_cifar
-from rhostream.models.googlenet import googlenet_cifar
-from rhostream.models.inception import inception_v3_cifar
-from rhostream.models.mobilenet import mobilenet_v2_cifar
 from rhostream.models.networks import lenet_cnn, mlp, small_cnn
-from rhostream.models.resnet import resnet18_small, resnet34_cifar, resnet50_cifar
+from rhostream.models.resnet import resnet18_small
 from rhostream.models.text import TEXT_MODELS, build_text, is_text
-from rhostream.models.vgg import vgg11_bn_cifar
 from rhostream.models.zoo import build_from_zoo, is_from_zoo
 from rhostream.own_code import own_function
 from rhostream.selection.tokens import LanguageLoss
@@ -33,14 +28,9 @@ _BUILT_IN: dict[str, Callable[..., nn.Module]] = {
     "small-cnn-dropout": partial(lenet_cnn, dropout=0.05),
     "resnet18-small": resnet18_small,
     "resnet18-small-unpooled": partial(resnet18_small, pooled=False),
-    "vgg11-bn-cifar": vgg11_bn_cifar,
-    "googlenet-cifar": googlenet_cifar,
-    "resnet34-cifar": resnet34_cifar,
-    "resnet50-cifar": resnet50_cifar,
-    "densenet121-cifar": densenet121_cifar,
-    "mobilenet-v2-cifar": mobilenet_v2_cifar,
-    "inception-v3-cifar": inception_v3_cifar,
 }
+# Once built in under these names and "-cifar"; a run folder or an IL model of then may still say so.
+_OF_FIGURE_2 = ("densenet121", "googlenet", "inception_v3", "mobilenet_v2", "resnet34", "resnet50", "vgg11_bn")
 _LEAST_SIZE = {"small-cnn-lenet": 18, "small-cnn-dropout": 18}  # pixels, where 16 are too few
 NAMES = (*_BUILT_IN, *TEXT_MODELS)
 OTHERS = ("torchvision:NAME", "timm:NAME", "hf:NAME", "package.module:function")
@@ -72,6 +62,11 @@ def _built(name: str, classes: int, image_size: int, channels: int, initial: boo
     if is_text(name):
         return build_text(name, classes=classes, initial=initial, **text)
     if ":" not in name:
+        if (net := name.removesuffix("-cifar").replace("-", "_")) in _OF_FIGURE_2 and name.endswith("-cifar"):
+            raise UnknownNameError(
+                f"model {name!r} is built in no more: it is jobs.reproduce.nets:{net} now, in a clone of rhostream's "
+                "repository. What was made under the old name stays readable (sql, report, verify); begin anew to go on"
+            )
         if name not in _BUILT_IN:
             raise UnknownNameError.of("model", name, [*NAMES, *OTHERS])
         if image_size < (least := _LEAST_SIZE.get(name, 16)):

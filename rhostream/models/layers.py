@@ -1,10 +1,9 @@
-"""What the convolutional families are made of: convolution with batch norm, branches side by side, residual sums."""
+"""What the convolutional networks are made of: convolution with batch norm, residual sums, a pooled head."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 Kernel = int | tuple[int, int]
@@ -29,18 +28,6 @@ def convolution(
         nn.BatchNorm2d(outputs, eps=eps),
         activation(inplace=True),
     ]
-
-
-class Branches(nn.Module):
-    """Several modules on the same input; their channels stand one after the other in the output."""
-
-    def __init__(self, *branches: nn.Module) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(branches)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, sum of the branches' channels, H', W')."""
-        return torch.cat([branch(x) for branch in self.branches], 1)
 
 
 class Residual(nn.Module):
@@ -70,13 +57,4 @@ def he_normal(model: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_out") 
             nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    return model
-
-
-def small_linears(model: nn.Module) -> nn.Module:
-    """The same model, its linear layers drawn from a normal distribution of deviation 0.01, their biases zero."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, 0.0, 0.01)
-            nn.init.zeros_(module.bias)
     return model

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from rhostream.models.temperature import Divided
+from rhostream.il_model.networks import Divided
 from rhostream.selection.outputs import called
 from rhostream.stream.inputs import AnyPreprocess
 from rhostream.training.settings import Settings

@@ -1,24 +1,19 @@
 """The live IL model of the rule `rho_updated`: the very weights that made the table, found in the IL model's folder.
 
-The table says itself what made its il (architecture, preprocessing, the sha256 of each fold's weights); the folder only
-has to hold files of these hashes. So what is loaded is the table's model and nothing else.
+The table says itself what made its il: architecture, preprocessing, temperature, the sha256 of each fold's weights. The
+folder only has to hold files of these hashes. So what is loaded is the table's model and nothing else.
 """
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from torch import nn
 
 from rhostream import storage
-from rhostream.errors import MismatchError, TableError, UntrustedCodeError, UsageError
-from rhostream.foreign import checked_path, read_object
-from rhostream.models import build
-from rhostream.models.temperature import Divided
+from rhostream.errors import MismatchError, UntrustedCodeError, UsageError
+from rhostream.il_model.info import require_info
+from rhostream.il_model.networks import load_networks
 from rhostream.runs.cost import Cost
 from rhostream.runs.macs import macs_per_sample
 from rhostream.selection.live import LiveIL
@@ -60,17 +55,14 @@ def load_live(
             f"the IL model takes {_in_words(own)}, and this run decodes {_in_words(decoded)}: a model that learns "
             f"along sees what the target sees; give {given}"
         )
-    networks = [
-        _network(place, shown, path, digest, architecture, own, int(made["classes"]))
-        for path, digest in zip(_weights(place, shown), made["weights"], strict=False)
-    ]
-    # The table's il is that of divided logits, and the first live il is the table's.
-    for network, temperature in zip(networks, made.get("temperature") or [], strict=False):
-        network.register_forward_hook(Divided(float(temperature)))
-    if len(networks) != len(made["weights"]):
+    files = require_info(place).weights
+    if [digest for _, digest in files] != made["weights"]:
+        theirs, ours = (", ".join(digest[:12] for digest in of) for of in ([d for _, d in files], made["weights"]))
         raise MismatchError(
-            f"{shown} has {len(networks)} folds, the table was made with {len(made['weights'])}: it is another IL model"
+            f"{shown} has weights of sha256 {theirs}, the table was made with {ours}: it is another IL model; "
+            "give the table's with --il-model"
         )
+    networks = load_networks(place, [name for name, _ in files], made)
     for network in networks:
         network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return LiveIL(networks, own.normalize, lr=lr, loss=find_loss(str(made.get("loss", "cross_entropy"))))
@@ -83,35 +75,6 @@ def _sees(preprocess: AnyPreprocess) -> tuple[Any, ...]:
 
 def _in_words(preprocess: AnyPreprocess) -> str:
     return f"{preprocess.says}, {preprocess.resize}" if isinstance(preprocess, Preprocess) else preprocess.says
-
-
-def _weights(folder: str, shown: str) -> list[str]:
-    """The names of the folds' weights, by model.json."""
-    url = storage.join(folder, "model.json")
-    if not storage.exists(url):
-        raise UsageError(f"{shown} is no IL model (no model.json); give --il-model DIR, what fit-il wrote")
-    try:
-        return [checked_path(fold["weights"]) for fold in read_object(storage.read_bytes(url))["folds"]]
-    except (ValueError, KeyError, TypeError) as exc:
-        raise TableError(f"{shown}/model.json can't be understood: {exc}") from exc
-
-
-def _network(
-    folder: str, shown: str, path: str, digest: str, architecture: str, seen: AnyPreprocess, classes: int
-) -> nn.Module:
-    data = storage.read_bytes(storage.join(folder, path))
-    found = hashlib.sha256(data).hexdigest()
-    if found != digest:
-        raise MismatchError(
-            f"{shown}/{path} has the sha256 {found[:12]}, the table was made with {digest[:12]}: it is "
-            "another IL model, or a damaged one; give the table's with --il-model"
-        )
-    network = build(architecture, classes=classes, initial=False, **seen.model_arguments())
-    try:
-        network.load_state_dict(load_safetensors(data))
-    except (SafetensorError, RuntimeError) as exc:
-        raise TableError(f"{shown}/{path} doesn't fit {architecture}: {' '.join(str(exc).split())[:300]}") from exc
-    return network
 
 
 def set_live_macs(cost: Cost, live: LiveIL, seen: AnyPreprocess) -> None:

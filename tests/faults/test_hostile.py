@@ -24,7 +24,8 @@ from rhostream.audit.verify import status_of, verify
 from rhostream.audit.views import open_ledger
 from rhostream.candidates import CANDIDATE, Reason
 from rhostream.errors import RhostreamError, UntrustedCodeError, UsageError
-from rhostream.irreducible import Summary, compute_il, index, load_il_model
+from rhostream.il_model.networks import load_il_model
+from rhostream.irreducible import Summary, compute_il, index
 from rhostream.stream.open import open_stream
 from rhostream.tables.il import part_url
 from shards.check import check

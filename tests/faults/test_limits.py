@@ -15,7 +15,8 @@ import pytest
 
 from rhostream import cli, storage
 from rhostream.errors import NotWritableError, RhostreamError, ShardError, UsageError
-from rhostream.irreducible import compute_il, fit_il, index, load_il_model
+from rhostream.il_model.networks import load_il_model
+from rhostream.irreducible import compute_il, fit_il, index
 from rhostream.stream import decode
 from rhostream.stream.statuses import STATUSES
 from rhostream.stream.tar import walk

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.faults.lines import LINES
 from tests.faults.page import PAGE, page, promises
 
 
-@pytest.mark.parametrize("line", LINES)
-def test_every_line_has_a_test_with_a_promise(line: str) -> None:
-    assert any(doc for doc, *_ in promises().get(line, []))
+def test_every_line_has_a_test_with_a_promise() -> None:
+    promised = promises()
+    assert [line for line in LINES if not any(doc for doc, *_ in promised.get(line, []))] == [] and len(LINES) > 80
 
 
 def test_no_test_names_a_line_that_is_not_in_the_table() -> None:

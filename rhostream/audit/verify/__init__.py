@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rhostream import storage
-from rhostream.audit.il_model import is_il_model, prove_il_model
 from rhostream.audit.runs import is_table
 from rhostream.audit.status import status_of
+from rhostream.audit.verify.il_model import prove_il_model
 from rhostream.audit.verify.run import prove_run
 from rhostream.audit.verify.table import prove_table
+from rhostream.il_model.info import is_il_model
 
 __all__ = ["status_of", "verify"]
 

@@ -6,7 +6,8 @@ from functools import partial
 
 from torch import nn
 
-from rhostream.models.layers import Branches, Kernel, convolution, pooled_head
+from jobs.reproduce.nets.layers import Branches
+from rhostream.models.layers import Kernel, convolution, pooled_head
 
 _conv = partial(convolution, eps=1e-3)
 
@@ -81,7 +82,7 @@ def _e(inputs: int) -> Branches:
     )
 
 
-def inception_v3_cifar(*, image_size: int, channels: int, classes: int) -> nn.Module:
+def inception_v3(*, image_size: int, channels: int, classes: int) -> nn.Module:
     """Eleven blocks on three grids (32, 15 and 7 at 32x32), dropout 0.5 before the head."""
     return nn.Sequential(
         *_conv(channels, 192),

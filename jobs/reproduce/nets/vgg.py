@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
-from rhostream.models.layers import he_normal, small_linears
+from jobs.reproduce.nets.layers import small_linears
+from rhostream.models.layers import he_normal
 
 STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))  # channels of the 3x3 convolutions between the pools
 HIDDEN = 4096
 
 
-def vgg11_bn_cifar(*, image_size: int, channels: int, classes: int) -> nn.Module:
+def vgg11_bn(*, image_size: int, channels: int, classes: int) -> nn.Module:
     """Eight convolutions with bias and batch norm, five max-pools, three linear layers with dropout 0.5.
 
     Odd sizes are rounded up where they are halved, so that 28 pixels survive five pools; 32 pixels don't notice.

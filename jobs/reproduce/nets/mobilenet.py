@@ -6,7 +6,8 @@ from functools import partial
 
 from torch import nn
 
-from rhostream.models.layers import Residual, convolution, he_normal, pooled_head, small_linears
+from jobs.reproduce.nets.layers import small_linears
+from rhostream.models.layers import Residual, convolution, he_normal, pooled_head
 
 _conv = partial(convolution, activation=nn.ReLU6)
 STAGES = (
@@ -28,7 +29,7 @@ def _inverted(inputs: int, outputs: int, stride: int, expansion: int) -> nn.Modu
     return Residual(body) if stride == 1 and inputs == outputs else body
 
 
-def mobilenet_v2_cifar(*, image_size: int, channels: int, classes: int) -> nn.Module:
+def mobilenet_v2(*, image_size: int, channels: int, classes: int) -> nn.Module:
     """Seventeen inverted residuals; dropout 0.2 before the head."""
     layers, inputs = [*_conv(channels, 32)], 32
     for expansion, outputs, blocks, stride in STAGES:

@@ -25,7 +25,7 @@ class Dense(nn.Sequential):
         return torch.cat([x, super().forward(x)], 1)
 
 
-def densenet121_cifar(*, image_size: int, channels: int, classes: int) -> nn.Module:
+def densenet121(*, image_size: int, channels: int, classes: int) -> nn.Module:
     """Four dense blocks; a 1x1 convolution halves the channels and a mean the picture between them."""
     width = 2 * GROWTH
     layers = [*convolution(channels, width), nn.MaxPool2d(3, 2, 1)]

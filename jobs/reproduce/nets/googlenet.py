@@ -9,7 +9,8 @@ from functools import partial
 
 from torch import nn
 
-from rhostream.models.layers import Branches, convolution, pooled_head
+from jobs.reproduce.nets.layers import Branches
+from rhostream.models.layers import convolution, pooled_head
 
 _conv = partial(convolution, eps=1e-3)
 # Channels of a block's branches: 1x1 | 1x1 before 3x3, 3x3 | 1x1 before "5x5", "5x5" | 1x1 after the pool.
@@ -32,7 +33,7 @@ def _inception(inputs: int, block: Block) -> Branches:
     )
 
 
-def googlenet_cifar(*, image_size: int, channels: int, classes: int) -> nn.Module:
+def googlenet(*, image_size: int, channels: int, classes: int) -> nn.Module:
     """Nine inception blocks in three stages with a max-pool between them; dropout 0.2 before the head."""
     layers = [*_conv(channels, 192)]
     inputs = 192

@@ -1,26 +1,22 @@
-"""The IL model on disk: one safetensors file a fold, then `model.json`, whose presence means the model is complete."""
+"""model.json of an IL model: what it is and was made of. Its presence means that the folder is complete.
+
+Beside it stands one safetensors file a fold, which `networks` reads and writes. Nothing here needs torch.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from torch import nn
-
-from rhostream import foreign, models, storage
-from rhostream.errors import TableError, UntrustedCodeError, UsageError
+from rhostream import foreign, storage
+from rhostream.errors import TableError, UsageError
+from rhostream.il_model.folds import MODES, FoldRule
 from rhostream.inert import one_line
-from rhostream.irreducible.folds import FoldRule
-from rhostream.models.temperature import Divided
-from rhostream.stream.decode import DECODERS
-from rhostream.stream.inputs import TEXT_DECODER, AnyPreprocess, preprocess_from_json
 from rhostream.tables.classes import as_json
 
 VERSION = 1
+FILE = "model.json"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -97,30 +93,37 @@ class ModelInfo:
             "mode": self.split["mode"],
         } | {name: value for name, value in known.items() if value}
 
+    @property
+    def weights(self) -> list[tuple[str, str]]:
+        """(file name, sha256) of each fold's weights."""
+        return [(fold["weights"], fold["sha256"]) for fold in self.folds]
+
     def encode(self) -> bytes:
+        """The bytes of model.json."""
         return json.dumps(as_json(asdict(self)), indent=1, sort_keys=True).encode()
 
 
-@dataclass(frozen=True, repr=False)
-class ILModel:
-    """A loaded IL model: one network a fold, in eval mode; its logits are divided by the fold's temperature."""
+def write_info(folder: str, info: ModelInfo) -> None:
+    """Make the model complete: its weights are there. Raises AlreadyExistsError, StorageError."""
+    storage.create(storage.join(folder, FILE), info.encode())
 
-    info: ModelInfo
-    networks: list[nn.Module]
 
-    def __repr__(self) -> str:
-        return f"<IL model: {self.info!r}>"
+def remove_info(folder: str) -> None:
+    """Undo what `write_info` did, where it did: the folder is to be written anew."""
+    if is_il_model(folder):
+        storage.delete(storage.join(folder, FILE))
 
-    @property
-    def preprocess(self) -> AnyPreprocess:
-        return preprocess_from_json(self.info.preprocess)
+
+def is_il_model(folder: str) -> bool:
+    """Whether what fit-il writes stands in a (resolved) folder."""
+    return storage.exists(storage.join(folder, FILE))
 
 
 def read_info(folder: str) -> ModelInfo | None:
-    """model.json of a folder, None when there is none. Raises TableError when it can't be understood."""
-    url = storage.join(folder, "model.json")
-    if not storage.exists(url):
+    """model.json of a (resolved) folder, None when there is none. Raises TableError when it can't be understood."""
+    if not is_il_model(folder):
         return None
+    url = storage.join(folder, FILE)
     try:
         record = json.loads(storage.read_bytes(url))
         if int(record["version"]) > VERSION:
@@ -133,18 +136,27 @@ def read_info(folder: str) -> ModelInfo | None:
         raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
 
 
+def require_info(folder: str) -> ModelInfo:
+    """model.json of a (resolved) folder. Raises UsageError when there is none, TableError."""
+    info = read_info(folder)
+    if info is None:
+        raise UsageError(f"{storage.redact(folder)} is no IL model (no {FILE}); make one with `rhostream fit-il`")
+    return info
+
+
 def _checked(info: ModelInfo) -> ModelInfo:
     """The record, names of classes by labels; nothing of it leads out of the folder or asks for more than there is."""
     if not isinstance(info.architecture, str) or not isinstance(info.folds, list) or not info.folds:
         raise ValueError("architecture is no name, or there is no fold")
-    if info.decoder not in (known := (*DECODERS, TEXT_DECODER)):
-        raise ValueError(f"decoder is {str(info.decoder)[:40]!r}, expected one of {', '.join(known)}")
+    foreign.checked_decoder(info.decoder)
     foreign.checked_classes(info.classes)
     names = foreign.checked_class_names(info.class_names)
     foreign.checked_preprocess(info.preprocess)
     for fold in info.folds:
         if "/" in foreign.checked_path(fold["weights"]) or not isinstance(fold["sha256"], str):
             raise ValueError(f"{fold['weights']!r} is no file of this folder")
+    if info.rule.mode not in MODES:
+        raise ValueError(f"mode of the split is {str(info.rule.mode)[:40]!r}, expected one of {', '.join(MODES)}")
     if info.rule.models != len(info.folds):
         raise ValueError(f"{len(info.folds)} folds are listed, the split has {info.rule.models}")
     foreign.checked_versions(info.shards)
@@ -152,7 +164,8 @@ def _checked(info: ModelInfo) -> ModelInfo:
         if not isinstance(getattr(info, name), kind):
             raise ValueError(f"{name} is a {type(getattr(info, name)).__name__}, expected {kind.__name__}")
     for listed in info.checkpoints:
-        foreign.checked_path(listed["folder"])
+        if "/" in foreign.checked_path(listed["folder"]):
+            raise ValueError(f"checkpoint {listed['folder']!r} is no folder of this one")
     if info.quality:
         foreign.checked_quality(info.quality)
     foreign.checked_label(info.label)
@@ -160,45 +173,3 @@ def _checked(info: ModelInfo) -> ModelInfo:
     foreign.checked_temperature(info.temperature, len(info.folds))
     info.figures(), info.ingredients()
     return replace(info, class_names=names)
-
-
-def _require_trusted(architecture: str, named: str | None, folder: str) -> None:
-    if named not in (None, architecture):
-        raise UsageError(f"{storage.redact(folder)} was made with --model {architecture}, not {named}")
-    UntrustedCodeError.unless_named(architecture, named, storage.redact(folder), "--model")
-
-
-def load_il_model(folder: str, model: str | None = None) -> ILModel:
-    """Load an IL model, each file proved by its sha256.
-
-    One whose architecture is not built in is `package.module:function`, code that would be imported: it is loaded only
-    when `model` is that same name. Raises UsageError when there is none or its code isn't named, TableError.
-    """
-    folder = storage.resolve(folder)
-    info = read_info(folder)
-    if info is None:
-        raise UsageError(f"{storage.redact(folder)} is no IL model (no model.json); make one with `rhostream fit-il`")
-    _require_trusted(info.architecture, model, folder)
-    preprocess = preprocess_from_json(info.preprocess)
-    networks: list[nn.Module] = []
-    for fold in info.folds:
-        url = storage.join(folder, fold["weights"])
-        data = storage.read_bytes(url)
-        if hashlib.sha256(data).hexdigest() != fold["sha256"]:
-            raise TableError(
-                f"{storage.redact(url)} isn't the file that model.json names (sha256 differs): it was "
-                "damaged or replaced; run `rhostream fit-il` again in another folder"
-            )
-        network = models.build(info.architecture, classes=info.classes, initial=False, **preprocess.model_arguments())
-        try:
-            network.load_state_dict(load_safetensors(data))
-        except SafetensorError as exc:
-            raise TableError(f"{storage.redact(url)} is no safetensors file ({exc}); pickles are never loaded") from exc
-        except RuntimeError as exc:
-            raise TableError(
-                f"{storage.redact(url)} doesn't fit {info.architecture}: {' '.join(str(exc).split())[:300]}"
-            ) from exc
-        if info.temperature:
-            network.register_forward_hook(Divided(info.temperature[len(networks)]))
-        networks.append(network.eval())
-    return ILModel(info, networks)
