@@ -125,10 +125,11 @@ def test_one_room_reads_and_writes_il_models() -> None:
 
 def test_the_checks_of_foreign_json_know_every_decoder() -> None:
     from rhostream.foreign import DECODERS as KNOWN
-    from rhostream.stream.decode import DECODERS
-    from rhostream.stream.inputs import TEXT_DECODER
+    from rhostream.samples.decoders import DECODERS
+    from rhostream.samples.kind import Kind
+    from rhostream.samples.text import TextKind
 
-    assert {*DECODERS, TEXT_DECODER} == {*KNOWN}
+    assert {*DECODERS, TextKind.decoder, Kind.decoder} == {*KNOWN}
 
 
 # -- nothing that runs what it reads -----------------------------------------------------------------------------------
