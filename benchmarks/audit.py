@@ -6,7 +6,6 @@ made once and kept below the folder for temporary files (about 2 GB); each round
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from rhostream.audit.views import open_ledger
 from rhostream.candidates import Reason
 from rhostream.runs import chain
 from rhostream.runs.link import Link
+from rhostream.runs.record import write_record
 from rhostream.runs.tensors import payload
 from rhostream.tables import selections
 
@@ -113,7 +113,7 @@ def _write_run(folder: Path) -> None:
         writer.append(rows, step)
         counts += np.bincount(rows["reason"].indices, minlength=len(Reason))
         listed += writer.flush()
-    (folder / "run.json").write_text(json.dumps({"version": 1, "settings": {"rule": "rho"}, "fingerprints": {}}))
+    write_record(str(folder), {"settings": {"rule": "rho"}, "fingerprints": {}})
     done = Link(step=SEGMENTS * ROWS // BUFFER, pass_index=0, buffer=0, attempt=0, complete=True,
                       log=listed, counts={r.name: int(counts[r]) for r in Reason if counts[r]})  # fmt: skip
     chain.commit(str(folder), chain.save_files(str(folder), done, payload({"w": torch.zeros(1)}, {})))

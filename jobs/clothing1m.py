@@ -9,7 +9,6 @@ The same command again goes on where it stopped. Where paper and reference code 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import subprocess
@@ -24,6 +23,7 @@ import rhostream
 from rhostream import console
 from rhostream.audit.metrics import best, smooth, steps_to_reach
 from rhostream.errors import RhostreamError, UsageError
+from rhostream.runs.record import recorded
 from rhostream.selection.rules import find_rule
 
 STAGES = ("prepare", "train", "report")
@@ -150,7 +150,7 @@ def report(places: Places, rules: list[str], settings: Settings) -> str:
                 {"run": Path(run).name},
             ).to_pydict()
             steps, accuracy = rows["step"], rows["test_accuracy"]
-            per_pass = json.loads(Path(run, "run.json").read_text())["buffers_per_pass"]
+            per_pass = recorded(run)["buffers_per_pass"]
             reached = [steps_to_reach(steps, accuracy, target, settings.smoothing) for target in TARGETS]
             passes = " and ".join("never" if at is None else f"{at / per_pass:.1f}" for at in reached)
             lines.append(

@@ -6,6 +6,7 @@ import ast
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -117,10 +118,16 @@ def test_who_reads_an_il_models_record_needs_no_torch() -> None:
     assert _python("import sys, rhostream.il_model.info; print('torch' in sys.modules)") == "False"
 
 
-def test_one_room_reads_and_writes_il_models() -> None:
-    naming = [path for path in (REPOSITORY / "rhostream").rglob("*.py") if '"model.json"' in path.read_text("utf-8")]
-    lists = {"class_lists.py", "folder.py"}  # a list of class names may stand in such a file, among others
-    assert {path.name for path in naming} - lists == {"info.py"}
+def test_an_il_models_record_and_a_runs_have_one_room_each() -> None:
+    """No other source joins the name of one to a folder, or gives it a name; lists of class names may stand in both."""
+    owners = {"model.json": "rhostream/il_model/info.py", "run.json": "rhostream/runs/record.py"}
+    lists = {"rhostream/tables/class_lists.py", "rhostream/making/folder.py"}
+    named = {
+        (file, place)
+        for path in SOURCES if (place := str(path.relative_to(REPOSITORY))) not in lists
+        for file in re.findall(r'(?:, |/|= )"(model\.json|run\.json)"(?:\)|\n)', path.read_text("utf-8"))
+    }  # fmt: skip
+    assert named == {*owners.items()}
 
 
 def test_the_checks_of_foreign_json_know_every_decoder() -> None:

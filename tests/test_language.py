@@ -66,8 +66,9 @@ def sayings(tmp_path_factory: pytest.TempPathFactory) -> Path:
         epochs=7,
         lr=5e-3,
         batch_size=32,
+        roots={"sayings": str(root)},  # draws are of names, and a path differs from run to run
     )
-    rhostream.compute_il([str(root / "shards")], str(root / "il-model"), str(root / "il"))
+    rhostream.compute_il([str(root / "shards")], str(root / "il-model"), str(root / "il"), roots={"sayings": str(root)})
     return root
 
 

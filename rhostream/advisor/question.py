@@ -11,8 +11,8 @@ from torch import nn
 
 from rhostream import storage
 from rhostream.errors import MismatchError, TableError, UntrustedCodeError, UsageError
-from rhostream.foreign import checked_run, read_object
 from rhostream.runs import checkpoint
+from rhostream.runs.record import FILE, recorded
 from rhostream.runs.tensors import load_tensors
 
 
@@ -44,12 +44,11 @@ def of_run(run: str, **given: Any) -> tuple[Question, dict[str, torch.Tensor], s
     Raises UsageError when there is no such run or it has no checkpoint yet.
     """
     run = storage.resolve(run)
-    url = storage.join(run, "run.json")
-    found = checkpoint.head(run) if storage.exists(url) else None
+    record = recorded(run)
+    found = checkpoint.head(run) if record else None
     if found is None:
         raise UsageError(f"{storage.redact(run)} is no run with a checkpoint; give --weights, or the folder of a run")
     try:
-        record = checked_run(read_object(storage.read_bytes(url)))
         s = record["settings"]
         asked: dict[str, Any] = {
             "shards": record["shard_urls"], "il": record["il"], "image_size": s.get("preprocess_image_size"),
@@ -59,8 +58,8 @@ def of_run(run: str, **given: Any) -> tuple[Question, dict[str, torch.Tensor], s
             **{name: s[name] for name in ("model", "rule", "buffer_size", "batch_size", "classes", "loss_cap",
                                           "batch_norm", "keep_holdout", "decoder") if name in s},
         }  # fmt: skip
-    except (ValueError, KeyError, TypeError) as exc:
-        raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
+    except (KeyError, TypeError) as exc:
+        raise TableError(f"{storage.redact(storage.join(run, FILE))} can't be understood: {exc}") from exc
     for name in ("model", "rule"):
         UntrustedCodeError.unless_named(str(asked.get(name, "")), given.get(name), storage.redact(run), f"--{name}")
     asked |= {name: value for name, value in given.items() if value}

@@ -14,18 +14,17 @@ from typing import Any
 
 from rhostream import storage
 from rhostream.errors import TableError, UsageError
-from rhostream.foreign import checked_run, read_object
 from rhostream.inert import one_line
 from rhostream.runs import checkpoint
 from rhostream.runs.attempts import note_of
 from rhostream.runs.cost import Cost
 from rhostream.runs.link import Link
 from rhostream.runs.plans import SHARDS, RunPlan, plans_of
-from rhostream.runs.record import class_names
+from rhostream.runs.record import FILE, class_names, is_run, recorded
 from rhostream.tables.places import url_below
 
 NEAR = 3  # names that a mistyped one is answered with
-_MARKS = ("run.json", "_table.json")  # what makes a folder a run, or a table
+_MARKS = (FILE, "_table.json")  # what makes a folder a run, or a table
 
 
 @dataclass(frozen=True)
@@ -137,14 +136,11 @@ def _names(urls: Sequence[str]) -> list[str]:
 def read_record(run: str) -> dict[str, Any]:
     """run.json of a run folder. Raises UsageError when it is none, TableError when it can't be understood."""
     run = storage.resolve(run)
-    url = storage.join(run, "run.json")
-    if not storage.exists(url):
-        raise UsageError(f"{storage.redact(run)} is neither a run folder (no run.json) nor a table (no _table.json)"
+    record = recorded(run)
+    if not record and not is_run(run):
+        raise UsageError(f"{storage.redact(run)} is neither a run folder (no {FILE}) nor a table (no _table.json)"
                          f"{_near(run)}")  # fmt: skip
-    try:
-        return checked_run(read_object(storage.read_bytes(url)))
-    except ValueError as exc:
-        raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
+    return record
 
 
 def _near(run: str) -> str:

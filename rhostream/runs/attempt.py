@@ -23,7 +23,7 @@ from rhostream.runs.cost import Cost
 from rhostream.runs.link import KINDS, OLD, Link, Place, told_link
 from rhostream.runs.plans import RunPlan, plans_of
 from rhostream.runs.process import this_process
-from rhostream.runs.record import VERSION, class_names, recorded
+from rhostream.runs.record import class_names, recorded, remove_record, write_record
 from rhostream.runs.turns import NO_SETTINGS
 from rhostream.samples.geometry import CROP
 from rhostream.selection.ranks import Ranks
@@ -112,12 +112,9 @@ class Attempt:
             ) from exc
 
     def _make(self, record: Mapping[str, Any], changeable: Iterable[str]) -> None:
-        body = {"version": VERSION, "fingerprints": self.pinned, **record}
         crash_point("run: before run.json")
         try:
-            storage.create(
-                storage.join(self.url, "run.json"), json.dumps(body, indent=1, sort_keys=True, default=str).encode()
-            )
+            write_record(self.url, {"fingerprints": self.pinned, **record})
             self._made = True
         except AlreadyExistsError:
             # A run that was started before ranks could differ chose among the whole buffer, and one of before there
@@ -171,7 +168,7 @@ class Attempt:
         except RhostreamError:
             alone = checkpoint.newest_attempt(self.url) == self.attempt
             if self._made and alone and chain.head(self.url) is None:
-                storage.delete(storage.join(self.url, "run.json"))
+                remove_record(self.url)
             raise
 
     def _require_shared(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
@@ -11,13 +12,30 @@ from rhostream.errors import TableError
 from rhostream.foreign import as_label, checked_run, is_class_name, read_object
 
 VERSION = 1
+FILE = "run.json"
+
+
+def is_run(folder: str) -> bool:
+    """Whether a run began in a (resolved) folder."""
+    return storage.exists(storage.join(folder, FILE))
+
+
+def write_record(run: str, body: Mapping[str, Any]) -> None:
+    """Write run.json of a (resolved) folder; values that JSON has no word for as text. Raises AlreadyExistsError."""
+    data = json.dumps({"version": VERSION, **body}, indent=1, sort_keys=True, default=str).encode()
+    storage.create(storage.join(run, FILE), data)
+
+
+def remove_record(run: str) -> None:
+    """Undo `write_record` of a run that was refused before its first commit."""
+    storage.delete(storage.join(run, FILE))
 
 
 def recorded(run: str) -> dict[str, Any]:
-    """What run.json says, {} before the run's start."""
-    url = storage.join(run, "run.json")
+    """What run.json of a (resolved) folder says, {} before the run's start. Raises TableError for a damaged one."""
+    url = storage.join(run, FILE)
     try:
-        return checked_run(read_object(storage.read_bytes(url))) if storage.exists(url) else {}
+        return checked_run(read_object(storage.read_bytes(url))) if is_run(run) else {}
     except ValueError as exc:
         raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
 

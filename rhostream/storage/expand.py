@@ -15,7 +15,6 @@ from math import prod
 from typing import Any
 
 import braceexpand
-from fsspec.utils import glob_translate
 
 from rhostream.errors import UsageError
 from rhostream.storage.names import is_local, listed, redact, resolve, scheme_of
@@ -157,10 +156,17 @@ def _on_disk_matching(url: str, suffix: str) -> list[str]:
 def _deep(folder: str, rest: Sequence[str]) -> list[str]:
     """The files that `**` means; links are followed as in a folder, where `glob` would go round and round."""
     files = below(folder)
-    pattern = re.compile(glob_translate("/".join(rest)))
+    pattern = _compiled("/".join(rest))
     _tell_again(files.again, folder)
     start = len(folder.rstrip("/")) + 1
     return sorted(f for f in files.files if pattern.match(f[start:]) and "/." not in f"/{f[start:]}")
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """A pattern of paths, with `**`, as an expression."""
+    from fsspec.utils import glob_translate  # a package that a reader of plain folders does without
+
+    return re.compile(glob_translate(pattern))
 
 
 def _tell_again(linked: Sequence[str], folder: str) -> None:
@@ -181,7 +187,7 @@ def _matching(url: str) -> list[str]:
         if not any(mark in url for mark in marks):
             continue
         folder = url[: min(url.index(mark) for mark in marks if mark in url)].rsplit("/", 1)[0]
-        pattern = re.compile(glob_translate(text))
+        pattern = _compiled(text)
         found = sorted(f for f in below(folder).files if pattern.match(f) and not _hidden(f))
         if found:
             return found

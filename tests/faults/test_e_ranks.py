@@ -209,8 +209,9 @@ def test_E12_ranks_with_shards_of_unlike_size_take_the_same_steps(
     options: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     """However unlike the shards are, every rank takes the same number of steps, by the plan; what fills no buffer is logged once, as the tail."""  # noqa: E501
-    told = ranks.together(tmp_path, ranks.train, 2, [options(steps=None, passes=2)])
-    rhostream.train(**options("whole", steps=None, passes=2))
+    sizes = {"steps": None, "passes": 2, "lr": 1e-5}  # so slow that 50 steps don't make float noise grow
+    told = ranks.together(tmp_path, ranks.train, 2, [options(**sizes)])
+    rhostream.train(**options("whole", **sizes))
     assert steps_of_ranks(tmp_path / "run") == {0: list(range(50)), 1: list(range(50))}
     assert ranks.assert_same_but_for_noise(tmp_path / "whole", tmp_path / "run") == 50
     assert told[0][0] | {"cost": 0} == told[1][0] | {"cost": 0} and told[0][0]["planned"] == 2 * 1003
