@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import io
-import itertools
 import json
 import os
 from collections.abc import Callable
@@ -95,7 +94,7 @@ def fit_il(config: FitILConfig) -> None:
     \b
     Examples:
       rhostream fit-il --shards data/*.tar --out il-model --model mlp-256 --group-by duplicate_of
-      rhostream fit-il --shards data/*.tar --out il-model --checkpoints 4 --min-accuracy 0.7
+      rhostream fit-il --shards data/*.tar --out il-model --min-accuracy 0.7
     """
     from rhostream.irreducible import fit_il as run
     from rhostream.storage import redact
@@ -111,10 +110,8 @@ def fit_il(config: FitILConfig) -> None:
         shown |= {
             "worst_class": quality["worst_class"],
             "ece": quality["reliability"]["ece"],
-            "temperature": quality["temperature"],
             "doubts": quality["doubts"] + quality["empty_classes"],
         }
-    shown |= {"checkpoints": info.checkpoints} if info.checkpoints else {}
     following = summaries.command("compute-il", "--il-model", shown["out"], "--out", "il", "--shards")
     following += f" {summaries.shards_again(config.shards)}"
     lines = summaries.fit_lines(shown, info.class_names)
@@ -122,17 +119,15 @@ def fit_il(config: FitILConfig) -> None:
     _bad_shards(info.read.get("bad_shards", {}))
 
 
-def _finish(*accounts: Any) -> None:
-    """Print the accounts of an offline job, a list where it made several tables; bad shards are exit code 3, and so is
-    a job that has no usable sample, however few there are."""
+def _finish(account: Any) -> None:
+    """Print the account of an offline job; bad shards are exit code 3, and so is a job that has no usable sample,
+    however few there are."""
     from dataclasses import asdict
 
-    found = [asdict(account) for account in accounts]
-    lines = itertools.chain(*(summaries.job_lines(account) for account in found))
-    doubts = [doubt for account in found for doubt in account["doubts"]]
-    summaries.show(found[0] if len(found) == 1 else found, lines, doubts=doubts)
-    _bad_shards(accounts[0].bad_shards)
-    if any(account.useless for account in accounts):
+    record = asdict(account)
+    summaries.show(record, summaries.job_lines(record), doubts=record["doubts"])
+    _bad_shards(account.bad_shards)
+    if account.useless:
         raise SystemExit(3)
 
 
@@ -147,20 +142,17 @@ def _bad_shards(found: dict[str, str]) -> None:
 def _keep_fields(config: ComputeILConfig | IndexConfig) -> None:
     """`--from`: options of a job that scores (or examines) samples are refused, not ignored."""
     from rhostream.irreducible import keep_fields as run
-    from rhostream.storage import listed
     from rhostream.tables.il import checked_keep
 
     taken = ("shards", "roots", "keep", "table", "out", "index", "max_bad_shards", "fail_fast")
     defaults = defaults_of(config)
     if other := [name for name, value in _given(config, *taken).items() if value != defaults[name]]:
         raise click.UsageError(f"--{other[0].replace('_', '-')} goes with scoring; --from TABLE copies rows")
-    if len(out := listed(config.out)) != 1:
-        raise click.UsageError(f"--from makes one table: {len(out)} --out were given")
     _finish(
         run(
             config.shards,
             str(config.table),
-            out[0],
+            config.out,
             checked_keep(config.keep),
             roots=config.roots,
             index=config.index,
@@ -177,16 +169,15 @@ def compute_il(config: ComputeILConfig) -> None:
     \b
     Examples:
       rhostream compute-il --shards data/*.tar --il-model il-model --out il --keep is_noisy:bool,true_label:int
-      rhostream compute-il --shards data/*.tar --il-model il-a il-b il-c --out tables/a tables/b tables/c
       rhostream compute-il --shards data/*.tar --from il --keep source:str --out il-with-source
     """
     if config.table is not None:
         return _keep_fields(config)
     if not config.il_model:
         raise click.UsageError("--il-model is required: the folder that fit-il wrote (or --from TABLE)")
-    from rhostream.irreducible import compute_ils as run
+    from rhostream.irreducible import compute_il as run
 
-    _finish(*run(config))
+    _finish(run(config))
 
 
 @cli.verb("index", "IndexConfig")

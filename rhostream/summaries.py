@@ -76,8 +76,7 @@ def fit_lines(found: Mapping[str, Any], class_names: Mapping[int, str]) -> Itera
         name = label_named(class_names, worst["class"])
         yield "worst class", f"{name}: {percent(worst['accuracy'])} of {worst['samples']:,}"
     if "ece" in found:
-        best = ", ".join(f"{value:.4g}" for value in found["temperature"])  # of each fold
-        yield "calibration", f"expected error {found['ece']:.3f}, best temperature {best}"
+        yield "calibration", f"expected error {found['ece']:.3f}"
     yield "read", _read(found["read"])
 
 
