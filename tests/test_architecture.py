@@ -144,10 +144,25 @@ def test_an_il_models_record_and_a_runs_have_one_room_each() -> None:
 
 def test_the_checks_of_foreign_json_know_every_decoder() -> None:
     from rhostream.foreign import DECODERS as KNOWN
-    from rhostream.stream.decode import DECODERS
-    from rhostream.stream.inputs import TEXT_DECODER
+    from rhostream.samples.decoders import DECODERS
+    from rhostream.samples.kind import Kind
+    from rhostream.samples.text import TextKind
 
-    assert {*DECODERS, TEXT_DECODER} == {*KNOWN}
+    assert {*DECODERS, TextKind.decoder, Kind.decoder} == {*KNOWN}
+
+
+def test_reading_a_part_starts_no_thread_that_could_outlive_the_interpreter() -> None:
+    """One of Arrow's that lets go of Python's bytes while the interpreter ends aborts a job that is done (exit 134)."""
+    code = """
+import os
+import pyarrow as pa
+from rhostream.tables import parquet
+data = parquet.encode(pa.table({"key": [str(n) for n in range(200_000)]}), {}, {}, ["key"])
+before = len(os.listdir("/proc/self/task"))
+rows, _ = parquet.parse(data, "part")
+print(rows.num_rows, len(os.listdir("/proc/self/task")) - before)
+"""
+    assert _python(code) == "200000 0"
 
 
 # -- nothing that runs what it reads -----------------------------------------------------------------------------------

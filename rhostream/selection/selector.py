@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from rhostream.candidates import Candidates, Reason, Slice, to_device
 from rhostream.errors import NonFiniteError, UnknownNameError, UsageError
 from rhostream.inert import one_line
+from rhostream.samples.fields import Fields
 from rhostream.selection.choice import Draws, Whole, choose, columns_of, leading, whole_of
 from rhostream.selection.chooser import Chooser
 from rhostream.selection.deal import Batch, batch_of
@@ -214,12 +215,12 @@ class Selector:
             return None
         index = to_device(torch.from_numpy(rows), candidates.label.device)
         fold = None if candidates.fold is None else candidates.fold[rows]
-        return self.live(_image(candidates).index_select(0, index), candidates.label[index], fold)
+        return self.live(_fields(candidates).index_select(0, index), candidates.label[index], fold)
 
     def _views(self, candidates: Candidates, rows: Rows, at: Tensor) -> Tensor:
         """(V, m) grey views of the rows that reached the target."""
         index = to_device(torch.from_numpy(rows), at.device)[at]
-        return grey_views(_image(candidates).index_select(0, index)).T
+        return grey_views(_fields(candidates).only.index_select(0, index)).T
 
     # -- decisions ---------------------------------------------------------------------------------------------------
 
@@ -375,8 +376,8 @@ class Selector:
             return 0
         kept = rows[at.numpy()]
         own = to_device(torch.from_numpy(kept), batch.label.device)
-        image, label = _image(candidates).index_select(0, own), candidates.label.index_select(0, own)
-        learned = self.live.learn(image, label, None if candidates.fold is None else candidates.fold[kept], self.ranks)
+        fields, label = _fields(candidates).index_select(0, own), candidates.label.index_select(0, own)
+        learned = self.live.learn(fields, label, None if candidates.fold is None else candidates.fold[kept], self.ranks)
         return learned if self.ranks.first else 0
 
     # -- state -------------------------------------------------------------------------------------------------------
@@ -391,10 +392,10 @@ class Selector:
         self.chooser.load(state)
 
 
-def _image(candidates: Candidates) -> Tensor:
-    if candidates.image is None:
-        raise UsageError("these candidates carry no images, and this rule or option looks at them")
-    return candidates.image
+def _fields(candidates: Candidates) -> Fields:
+    if candidates.fields is None:
+        raise UsageError("these candidates carry nothing decoded, and this rule or option looks at it")
+    return candidates.fields
 
 
 def _bounds(candidates: Candidates, rows: Rows) -> Bounds:

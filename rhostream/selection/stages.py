@@ -44,14 +44,14 @@ class Reading:
     def __call__(self, stage: Stage, position: Tensor) -> tuple[Stage, Tensor]:
         assert self._candidates.full is not None
         at = position.cpu()
-        image, ok = self._candidates.full(self._rows[at.numpy()])
-        self.count += len(image)
+        fields, ok = self._candidates.full(self._rows[at.numpy()])
+        self.count += len(fields)
         if not ok.all():
             self.failed = at.numpy()[~ok]
             good = torch.from_numpy(np.flatnonzero(ok))
-            image, position = image[good], position[to_device(good, position.device)]
+            fields, position = fields[good], position[to_device(good, position.device)]
             stage = stage.take(to_device(good, stage.x.device))
-        x = self._candidates.normalize(image.to(stage.x.device, non_blocking=True))
+        x = self._candidates.prepare(fields.to(stage.x.device, non_blocking=True))
         return replace(stage, x=x), position
 
 
