@@ -8,12 +8,19 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rhostream import console
 from rhostream.inert import escape, shell_words
+
+if TYPE_CHECKING:
+    from rhostream.config import FitILConfig
+    from rhostream.il_model.info import ModelInfo
+    from rhostream.irreducible.accounts import Summary as JobSummary
+    from rhostream.training.start import Summary as TrainSummary
 
 AGAIN = 4  # shards of a command that are named in the next one
 JSON_OPTION = "as_json"  # click's name of --json
@@ -63,6 +70,57 @@ def shards_again(shards: str | Iterable[Any]) -> str:
     """The shards of a command for the next one: as given, quoted; in words where a shell made a long list of them."""
     given = [shards] if isinstance(shards, str) else [str(shard) for shard in shards]
     return shell_words(*map(console.clean, given)) if len(given) <= AGAIN else f"... (the same {len(given):,})"
+
+
+def show_fit(info: ModelInfo, config: FitILConfig) -> None:
+    """Print what fit-il made."""
+    from rhostream.storage import redact
+
+    shown: dict[str, Any] = {
+        "accuracy": round(info.accuracy, 4),
+        "val_loss": round(info.val_loss, 4),
+        "out": redact(config.out),
+        "read": info.read,
+    }
+    if quality := info.quality:
+        shown |= {
+            "worst_class": quality["worst_class"],
+            "ece": quality["reliability"]["ece"],
+            "doubts": quality["doubts"] + quality["empty_classes"],
+        }
+    following = command("compute-il", "--il-model", shown["out"], "--out", "il", "--shards")
+    following += f" {shards_again(config.shards)}"
+    lines = fit_lines(shown, info.class_names)
+    show(shown, lines, doubts=shown.get("doubts", ()), next_=following, indent=None)
+
+
+def show_job(account: JobSummary) -> None:
+    """Print the account of an offline job."""
+    record = asdict(account)
+    show(record, job_lines(record), doubts=record["doubts"])
+
+
+def show_train(summary: TrainSummary) -> None:
+    """Print what train did."""
+    from rhostream.storage import redact
+
+    kept, tail = (summary.reasons.get(reason, 0) for reason in ("kept", "tail"))
+    shown = {
+        "run": redact(summary.run),
+        "steps": summary.steps,
+        "planned": summary.planned,
+        "kept": kept,
+        "skipped": summary.planned - kept - tail,
+        "tail": tail,
+        "reasons": summary.reasons,
+        "retried": summary.cost["retried"],
+        "test_accuracy": summary.test_accuracy,
+        "test_samples": summary.test_samples,
+        "test_left_out": summary.test_left_out,
+        "doubts": summary.doubts,
+    }
+    page = command("report", shown["run"], "-o", "report.html")
+    show(shown, train_lines(shown), doubts=summary.doubts, next_=page)
 
 
 def fit_lines(found: Mapping[str, Any], class_names: Mapping[int, str]) -> Iterator[Line]:

@@ -97,7 +97,6 @@ class Selection:
     live_trained: int = 0  # samples through its forward and backward, counted on the first rank
     il: Float32 | None = None  # (B,) of the live IL model, NaN where it made no forward
     shadow: ShadowScores | None = None
-    lag: int = 0
     ranks: int = 1  # that the choice was made over
     reduced: str | None = None  # what reduces the gradients over them: "mean" or "sum"
 
@@ -146,7 +145,6 @@ class Selection:
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """The (B,) columns that the selection log takes."""
         live = {} if self.il is None else {"il": self.il}
-        lag = np.full(len(self.loss), self.lag, np.uint8)
         return {
             "loss": self.loss,
             "score": self.score,
@@ -154,7 +152,6 @@ class Selection:
             "kept": self.kept,
             "reason": self.reason,
             "weight": self.weight,
-            "lag": lag,
             **live,
         }
 
