@@ -348,6 +348,7 @@ def test_a_file_does_not_decide_what_code_is_run(world: Path, tmp_path: Path) ->
         ("model", "mine:net"),
         ("loss", "mine:loss"),
         ("shadow", "rho,mine:x"),
+        ("adjust", "mine:x"),
         ("il_code", "mine:net"),
         ("proxy_model", "mine:net"),
         ("optimizer", "mine:opt"),

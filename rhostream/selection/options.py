@@ -36,6 +36,14 @@ class Options:
     One that re-ranks is told here in one field, with its `adjust`.
     """
 
+    adjust: str | None = option(
+        None,
+        "Your own function that re-ranks: module:name of (scores, buffer); before the other options.",
+        metavar="MODULE:NAME",
+        imports=True,
+        words="adjusted by",
+        adjust="own",
+    )
     gumbel: float | None = option(
         None, "Draw without replacement from softmax(score / T): Gumbel top-k.", metavar="T", adjust="gumbel"
     )
@@ -82,7 +90,7 @@ class Options:
             raise UsageError(f"--deduplicate {self.deduplicate:g}: expected a correlation above 0 and at most 1")
         if self.mc_draws < 1:
             raise UsageError(f"--mc-draws {self.mc_draws}: expected at least 1")
-        _ = self.kept_schedule, self.quota, self.shadows
+        _ = self.kept_schedule, self.quota, self.shadows, self.adjusts
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
