@@ -24,7 +24,7 @@ from benchmarks.peers import environment
 from benchmarks.peers.side import Absent, Rate, measure
 from benchmarks.peers.sides import OWN, SIDES, Task
 from rhostream.irreducible import compute_il, fit_il
-from rhostream.stream.decode import decoder
+from rhostream.samples.decoders import decoder
 
 SIZE, WORKERS, IMAGES = 224, 2, 2_000
 BARE_TARGET, CPU_TARGET, AS_USED = 0.90, 1.15, "webdataset as used"

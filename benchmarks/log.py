@@ -62,7 +62,7 @@ def _buffer(number: int) -> tuple[Candidates, Columns]:
         buffer(), shard=shard, ordinal=rng.integers(0, 10_000, BUFFER).astype(np.int32),
         key=pa.array([f"{key:09d}" for key in rng.integers(0, 10**9, BUFFER)]),
         label=torch.from_numpy(rng.integers(0, CLASSES, BUFFER)),
-        il=torch.from_numpy(rng.exponential(1, BUFFER).astype(np.float32)), image=None, shard_names=NAMES,
+        il=torch.from_numpy(rng.exponential(1, BUFFER).astype(np.float32)), fields=None, shard_names=NAMES,
     )  # fmt: skip
     return candidates, {
         "loss": np.where(scored, loss, np.float32(np.nan)), "score": loss - candidates.il.numpy(), "kept": kept,

@@ -28,7 +28,7 @@ from benchmarks.data import FOLDER
 from benchmarks.measure import Figure, interleave
 from rhostream import open_stream
 from rhostream.candidates import CANDIDATE, Reason
-from rhostream.stream.decode import Preprocess
+from rhostream.samples.image import ImageKind
 from rhostream.stream.join import Joined
 from rhostream.tables import il
 
@@ -80,7 +80,7 @@ def write_table(table: Path, rows: int, n: int) -> None:
     """A table of synthetic parts of n rows, valid to the last law."""
     rng = np.random.default_rng(0)
     info = il.TableInfo(kind="il", ingredients={"benchmark": "memory"}, classes=10, roots={"data": "/nowhere"},
-                        preprocess=Preprocess(image_size=32).to_json())  # fmt: skip
+                        preprocess=ImageKind(image_size=32).to_json())  # fmt: skip
     member = [[{"ext": "jpg", "offset": 512 + 14_336 * row, "size": 12_000 + row}] for row in range(n)]
     part = pa.table(
         {"key": [f"{row:09d}" for row in range(n)], "ordinal": np.arange(n), "members": member,

@@ -21,10 +21,12 @@ from benchmarks.measure import Figure, cpu_seconds, interleave, ratios, timed
 from rhostream import storage
 from rhostream.il_model.networks import ILModel, load_il_model
 from rhostream.irreducible import compute_il, fit_il
-from rhostream.stream.decode import Preprocess, decoder
+from rhostream.samples.decoders import decoder
+from rhostream.samples.fields import Fields
+from rhostream.samples.image import EXTENSIONS as IMAGE_EXTENSIONS
+from rhostream.samples.image import ImageKind
 from rhostream.stream.scan import Chunk, ScanSettings, scan
 from rhostream.stream.tar import walk
-from rhostream.tables.il import IMAGE_EXTENSIONS
 
 # (model, shards, samples a shard, target): the heavier the model, the fewer samples a side needs to be timed well
 CASES = [
@@ -72,7 +74,7 @@ def run(pairs: int) -> list[Figure]:
 def busy(pairs: int) -> list[Figure]:
     """The decoder's share of the workers' CPU time, with nobody slower behind them."""
     figures = []
-    small, large = Preprocess(image_size=28, channels=1), Preprocess(image_size=224)
+    small, large = ImageKind(image_size=28, channels=1), ImageKind(image_size=224)
     cases = [
         ("28-pixel PNGs", data.drawings(12, 1000), small, "pillow", 4),
         ("256-pixel JPEGs to 224", data.photos(), large, "pillow", 1),
@@ -102,23 +104,23 @@ def images(shards: list[str]) -> list[bytes]:
     return found
 
 
-def decode(encoded: list[bytes], preprocess: Preprocess, name: str) -> None:
+def decode(encoded: list[bytes], preprocess: ImageKind, name: str) -> None:
     """The first floor: the decoder and a buffer that is used again."""
-    buffer, into = np.empty((512, *preprocess.shape), np.uint8), decoder(name)[1]
+    buffer, into = np.empty((512, *preprocess.fields()["pixels"].shape), np.uint8), decoder(name)[1]
     for number, image in enumerate(encoded):
         into(image, buffer[number % 512])
 
 
-def bare_cpu(encoded: list[bytes], preprocess: Preprocess, name: str) -> float:
+def bare_cpu(encoded: list[bytes], preprocess: ImageKind, name: str) -> float:
     """CPU seconds a sample of the first floor."""
     start = time.process_time()
     decode(encoded, preprocess, name)
     return (time.process_time() - start) / len(encoded)
 
 
-def worker_cpu(shards: list[str], preprocess: Preprocess, name: str, workers: int) -> float:
+def worker_cpu(shards: list[str], preprocess: ImageKind, name: str, workers: int) -> float:
     """CPU seconds a sample of a scan's workers, from their first chunk on."""
-    settings, rows, started = ScanSettings(preprocess=preprocess, decoder_name=name), 0, 0.0
+    settings, rows, started = ScanSettings(kind=preprocess.with_decoder(name)), 0, 0.0
     for message in scan([(url, str(number)) for number, url in enumerate(shards)], settings, workers=workers):
         if isinstance(message, Chunk):
             rows += len(message)
@@ -131,11 +133,11 @@ def worker_cpu(shards: list[str], preprocess: Preprocess, name: str, workers: in
 
 def pixels(shards: list[str], model: ILModel) -> list[Tensor]:
     """The chunks that compute-il forwards, as uint8 tensors in memory."""
-    settings = ScanSettings(preprocess=model.preprocess, decoder_name=model.info.decoder)
+    settings = ScanSettings(kind=model.preprocess)
     chunks = []
     for message in scan([(shard, shard) for shard in shards], settings):
-        if isinstance(message, Chunk) and message.image is not None:
-            chunks.append(message.image.clone())
+        if isinstance(message, Chunk):
+            chunks.append(message.fields["pixels"].clone())
     return chunks
 
 
@@ -143,4 +145,4 @@ def pixels(shards: list[str], model: ILModel) -> list[Tensor]:
 def forward(network: nn.Module, model: ILModel, chunks: list[Tensor]) -> None:
     """The second floor: normalise and forward, nothing else."""
     for chunk in chunks:
-        network(model.preprocess.normalize(chunk))
+        network(model.preprocess.inputs(Fields({"pixels": chunk})))

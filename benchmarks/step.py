@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from benchmarks.measure import Figure, interleave, ratios
 from rhostream.candidates import CANDIDATE, Candidates
 from rhostream.models import build
+from rhostream.samples.fields import Fields
 from rhostream.selection.forward import scoring
 from rhostream.selection.hardware import bf16_supported
 from rhostream.selection.selector import Selector
@@ -101,7 +102,7 @@ def buffer(size: int = 32) -> Candidates:
         label=torch.from_numpy(rng.integers(0, CLASSES, BUFFER)),
         il=torch.from_numpy(rng.exponential(1, BUFFER).astype(np.float32)),
         reason=np.full(BUFFER, CANDIDATE, np.uint8),
-        image=torch.from_numpy(rng.integers(0, 256, (BUFFER, size, size, 3), dtype=np.uint8)),
+        fields=Fields({"pixels": torch.from_numpy(rng.integers(0, 256, (BUFFER, size, size, 3), dtype=np.uint8))}),
     )  # fmt: skip
 
 

@@ -166,11 +166,11 @@ def _all_of(shards: list[str], il: str, seed: int, **how: Any) -> Iterator[tuple
     join = Join(stream.table, JoinSettings(needs_il=False, keep_holdout=True, classes=stream.table.info.classes))
     tail = join(stream.plan(0).tail())
     rows = np.flatnonzero(tail.reason == CANDIDATE)
-    full = FullSize(stream.table, stream.preprocess, stream.decoder_name, stream.lanes)
-    image, ok = full(tail, rows)
+    full = FullSize(stream.table, stream.preprocess, stream.lanes)
+    fields, ok = full(tail, rows)
     full.close()
     join.close()
-    x = stream.preprocess.normalize(image[torch.from_numpy(np.flatnonzero(ok))].to(device))
+    x = stream.preprocess.inputs(fields[torch.from_numpy(np.flatnonzero(ok))].to(device))
     yield tail.rows.shard[rows[ok]], tail.rows.ordinal[rows[ok]], x, names
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -15,54 +14,18 @@ from torch import Tensor
 
 from rhostream.errors import UsageError
 from rhostream.reasons import Reason as Reason
+from rhostream.samples.fields import Fields
+from rhostream.samples.registry import IMAGES
 
 CANDIDATE = 255  # not a reason yet: the row goes to the forward
-# rows (n,) -> uint8 (n, H, W, C) at full size, and (n,) whether each could be read
-ReadFull = Callable[[npt.NDArray[np.int64]], tuple[Tensor, npt.NDArray[np.bool_]]]
+# rows (n,) -> their fields at full size, and (n,) whether each could be read
+ReadFull = Callable[[npt.NDArray[np.int64]], tuple[Fields, npt.NDArray[np.bool_]]]
+Prepare = Callable[[Fields], Tensor]  # decoded rows, as they lie in a slot, to the model's input
 
 
 def array_in_words(tensor: Tensor) -> str:
     """Its shape, type and device, for a repr: `(320, 28, 28, 1) uint8 on cpu`."""
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
-
-
-@dataclass(frozen=True, slots=True)
-class Normalize:
-    """How uint8 pixels become the model's input: (x / 255 - mean) / std for each channel."""
-
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """uint8 (B, H, W, C) to float32 (B, C, H, W), on the device of `image`, channels-last in memory for C > 1."""
-        mean, scale = _a_row(self.mean, self.std, image.shape[3], image.shape[2], image.device)
-        # A whole row of pixels at a time: broadcasting over an innermost dimension of 3 costs forty times as much.
-        rows = image.float().flatten(2).sub_(mean).mul_(scale)
-        return rows.view(image.shape).permute(0, 3, 1, 2)
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """How token ids become the model's input: as they are, in the type that embeddings are looked up by."""
-
-    padding: int = 0
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """int32 (B, T) to int64 (B, T), short rows filled up with `padding`, on the device of `tokens`."""
-        return tokens.long()
-
-
-Prepare = Normalize | Tokens  # decoded rows, as they lie in a slot, to the model's input
-
-
-@functools.lru_cache(64)
-def _a_row(means: tuple[float, ...], stds: tuple[float, ...], channels: int, width: int,
-           device: torch.device) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """255 mean and 1 / (255 std) for each value of a row of pixels; kept, because making one on a GPU waits for it."""
-    mean, scale = torch.tensor(means) * 255, 1 / (torch.tensor(stds) * 255)
-    if len(means) != channels:
-        mean, scale = mean[:1].expand(channels), scale[:1].expand(channels)
-    return mean.repeat(width).to(device), scale.repeat(width).to(device)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -85,10 +48,9 @@ class Slice(NamedTuple):
 class Candidates:
     """One buffer: n_B planned samples (or a slice of them), all arrays of the same length B.
 
-    `image` is a view into a slot that the loader will reuse: it is valid until the next buffer is asked for. Rows
-    whose `reason` is not `CANDIDATE` never reach the forward and their pixels mean nothing. Where the stream decodes a
-    cheap view, `image` holds that view and `full` reads rows at full size. Where the samples are text, `image` holds
-    their token ids, int32 (B, T).
+    `fields` are views into a slot that the loader will reuse: they are valid until the next buffer is asked for. Rows
+    whose `reason` is not `CANDIDATE` never reach the forward and their fields mean nothing. Where the stream decodes a
+    cheap view, `fields` hold that view and `full` reads rows at full size.
     """
 
     pass_index: int
@@ -99,10 +61,10 @@ class Candidates:
     label: Tensor  # (B,) int64
     il: Tensor  # (B,) float32, nats; NaN where there is none
     reason: npt.NDArray[np.uint8]  # (B,) CANDIDATE or a Reason
-    image: Tensor | None  # (B, H, W, C) uint8, or (B, T) int32 token ids
-    normalize: Prepare = Normalize()
+    fields: Fields | None  # (B, ...) each: pixels (B, H, W, C) uint8, or tokens (B, T) int32; None: nothing is decoded
+    prepare: Prepare = IMAGES.inputs
     shard_names: pa.StringArray | None = None
-    full: ReadFull | None = None  # None: `image` is the full size already
+    full: ReadFull | None = None  # None: `fields` are the full size already
     fold: npt.NDArray[np.int8] | None = None  # (B,) which IL model scored it, on the host
     il_tokens: Tensor | None = None  # (B, T) float16 nats, NaN where there is no token; where the stream was asked
     slice: Slice | None = None  # which part of the buffer of all ranks it is; None: one of equal parts
@@ -112,9 +74,12 @@ class Candidates:
         return len(self.ordinal)
 
     def __repr__(self) -> str:
-        image = "no images" if self.image is None else array_in_words(self.image)
+        fields = [array_in_words(array) for _, array in self.fields.items()] if self.fields is not None else []
         where = f"pass {self.pass_index}, buffer {self.index}"
-        return f"<Candidates {where}: {len(self)} samples, {len(self.candidate_rows)} to score, {image}>"
+        return (
+            f"<Candidates {where}: {len(self)} samples, {len(self.candidate_rows)} to score, "
+            f"{', '.join(fields) or 'no images'}>"
+        )
 
     def slice_of(self, rank: int, ranks: int) -> Slice:
         """Which part of the buffer it is where `ranks` select together; alone, a slice is the whole buffer.
@@ -136,11 +101,19 @@ class Candidates:
         return np.flatnonzero(self.reason == CANDIDATE)
 
     @property
+    def image(self) -> Tensor | None:
+        """The field of a kind that has one: pixels (B, H, W, C) uint8, or tokens (B, T) int32."""
+        return None if self.fields is None else self.fields.only
+
+    @property
     def input(self) -> Tensor:
-        """(B, C, H, W) float32: the normalised images, or int64 (B, T) of text; on the device of `image`."""
-        if self.image is None:
-            raise ValueError("this buffer carries no images")
-        return self.normalize(self.image)
+        """What the model is called with: (B, C, H, W) float32 normalised images, or (B, T) int64 tokens."""
+        return self.prepare(self._decoded())
+
+    def _decoded(self) -> Fields:
+        if self.fields is None:
+            raise ValueError("this buffer carries no decoded samples")
+        return self.fields
 
     @property
     def host(self) -> Candidates:
@@ -148,18 +121,21 @@ class Candidates:
         return self.on_host or self
 
     def inputs(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        """(n, C, H, W) float32: the normalised images of the given rows, or (n, T); on the device of `image`.
+        """What the model is called with for the given rows, (n, ...), on the device of `fields`.
 
-        Rows are gathered as they lie (NHWC), so the result is channels-last in memory; all of them cost no copy.
+        Rows are gathered as they lie (NHWC), so images are channels-last in memory; all of them cost no copy.
         """
-        if self.image is None:
-            raise ValueError("this buffer carries no images")
         if len(rows) == len(self):
             return self.input
-        return self.normalize(self.image.index_select(0, to_device(torch.from_numpy(rows), self.image.device)))
+        return self.prepare(self.fields_of(rows))
+
+    def fields_of(self, rows: npt.NDArray[np.int64]) -> Fields:
+        """The fields of the given rows, copied, on their device."""
+        fields = self._decoded()
+        return fields.index_select(0, to_device(torch.from_numpy(rows), fields.device))
 
     def take(self, rows: npt.NDArray[np.int64]) -> Candidates:
-        """The given rows, in that order; pixels are copied, so the result outlives the slot."""
+        """The given rows, in that order; fields are copied, so the result outlives the slot."""
         index = torch.from_numpy(rows)
         return replace(
             self,
@@ -169,7 +145,7 @@ class Candidates:
             label=self.label.index_select(0, index.to(self.label.device)),
             il=self.il.index_select(0, index.to(self.il.device)),
             reason=self.reason[rows],
-            image=None if self.image is None else self.image.index_select(0, index.to(self.image.device)),
+            fields=None if self.fields is None else self.fields_of(rows),
             full=None if self.full is None else _of_some(self.full, rows),
             fold=None if self.fold is None else self.fold[rows],
             il_tokens=None if self.il_tokens is None else self.il_tokens.index_select(0, index),
@@ -183,8 +159,8 @@ class Candidates:
         if self.label.device == device or (device.type == "cpu" and self.label.device.type == "cpu"):
             return self
         move: Callable[[Tensor], Tensor] = lambda t: t.to(device, non_blocking=True)  # noqa: E731
-        image = None if self.image is None else move(self.image)
-        return replace(self, label=move(self.label), il=move(self.il), image=image, on_host=self.host)
+        fields = None if self.fields is None else self.fields.to(device, non_blocking=True)
+        return replace(self, label=move(self.label), il=move(self.il), fields=fields, on_host=self.host)
 
 
 def _of_some(full: ReadFull, taken: npt.NDArray[np.int64]) -> ReadFull:

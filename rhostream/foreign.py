@@ -20,8 +20,7 @@ MAX_SAMPLES = 100_000_000  # of a shard, which takes 50 GB of headers alone; a p
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]*\Z")
 _KINDS = {"il", "index"}
 RESIZES = ("crop", "squash", "pad")  # how a picture becomes a square
-_CONTENTS = {"image", "text", "tokens"}
-DECODERS = ("pillow", "simplejpeg", "text")  # what an IL model's pixels, or ids, were made by
+DECODERS = ("pillow", "simplejpeg", "text", "own")  # what an IL model's pixels, ids or fields were made by
 T = TypeVar("T")
 
 
@@ -31,7 +30,7 @@ def read_object(data: bytes) -> dict[str, Any]:
         record = json.loads(data)
     except RecursionError as exc:
         raise ValueError("nested too deep") from exc
-    _is(record, dict, "the file")
+    require_type(record, dict, "the file")
     return dict(record)
 
 
@@ -42,41 +41,36 @@ def checked_path(path: Any) -> str:
     return path
 
 
-def checked_preprocess(record: Any) -> None:
-    """What turns images (or text) into inputs: sizes that can be. Raises ValueError."""
-    _is(record, dict, "preprocess")
-    if record.get("kind") == "text":
-        return _checked_text(record)
-    _count(record.get("image_size"), "image_size", 1, MAX_SIDE)
-    channels = _count(record.get("channels"), "channels", 1, MAX_CHANNELS)
-    for name in ("mean", "std"):
-        values = record.get(name)
-        if (
-            not isinstance(values, (list, tuple))
-            or len(values) not in (1, channels)
-            or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
-            or (name == "std" and not all(values))
-        ):
-            raise ValueError(f"{name} is {str(values)[:80]}, expected 1 or {channels} numbers")
-    _resize(record)
-    member = record.get("member", "")
-    if not isinstance(member, str) or not set(member.split(",")) <= {"", "jpg", "jpeg", "png", "webp"}:
-        raise ValueError(f"member is {str(member)[:80]!r}, expected extensions of images")
+def checked_numbers(values: Any, name: str, length: int, *, nonzero: bool = False) -> None:
+    """A list of 1 or `length` finite numbers. Raises ValueError."""
+    if (
+        not isinstance(values, (list, tuple))
+        or len(values) not in (1, length)
+        or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
+        or (nonzero and not all(values))
+    ):
+        raise ValueError(f"{name} is {str(values)[:80]}, expected 1 or {length} numbers")
 
 
-def _resize(record: Mapping[str, Any]) -> None:
+def checked_text(value: Any, name: str) -> str:
+    """A text that isn't too long to be a name. Raises ValueError."""
+    require_type(value, str, name)
+    if len(value) > MAX_NAME:
+        raise ValueError(f"{name} is {len(value):,} characters long")
+    return str(value)
+
+
+def plain_json(record: Any) -> dict[str, Any]:
+    """The record as JSON gives it back. Raises ValueError, TypeError for what JSON hasn't."""
+    plain = json.loads(json.dumps(record, allow_nan=False))
+    require_type(plain, dict, "what it is made of")
+    return dict(plain)
+
+
+def checked_resize(record: Mapping[str, Any]) -> None:
+    """How a picture becomes a square, where the record says so. Raises ValueError."""
     if record.get("resize", "crop") not in RESIZES:
         raise ValueError(f"resize is {str(record['resize'])[:40]!r}, expected {' or '.join(RESIZES)}")
-
-
-def _checked_text(record: Mapping[str, Any]) -> None:
-    _count(record.get("length"), "length", 1, MAX_LENGTH)
-    vocabulary = _count(record.get("vocabulary"), "vocabulary", 2, MAX_VOCABULARY)
-    _count(record.get("padding"), "padding", 0, vocabulary - 1)
-    for name in ("tokenizer", "digest", "task"):
-        _is(record.get(name), str, name)
-        if len(record[name]) > MAX_NAME:
-            raise ValueError(f"{name} is {len(record[name]):,} characters long")
 
 
 def checked_decoder(name: Any) -> None:
@@ -87,7 +81,7 @@ def checked_decoder(name: Any) -> None:
 
 def checked_classes(classes: Any) -> None:
     """A number of classes that a layer can have. Raises ValueError."""
-    _count(classes, "classes", 1, MAX_CLASSES)
+    checked_count(classes, "classes", 1, MAX_CLASSES)
 
 
 def is_class_name(name: Any) -> TypeGuard[str]:
@@ -105,7 +99,7 @@ def as_label(text: Any) -> int | None:
 
 def checked_class_names(names: Any) -> dict[int, str]:
     """{label: name} of JSON's {"label": name}. Raises ValueError."""
-    _is(names, dict, "class_names")
+    require_type(names, dict, "class_names")
     found: dict[int, str] = {}
     for key, name in names.items():
         if (label := as_label(key)) is None:
@@ -118,14 +112,14 @@ def checked_class_names(names: Any) -> dict[int, str]:
 
 def checked_label(record: Any) -> dict[str, Any]:
     """{"from": "member:EXT" | "json:FIELD", "names": {name: label}}, each of which may be absent. Raises ValueError."""
-    _is(record, dict, "label")
+    require_type(record, dict, "label")
     if strange := sorted(set(record) - {"from", "names"}):
         raise ValueError(f"label has {str(strange[0])[:40]!r}, expected from and names")
     kind, _, what = str(record.get("from", "json:label")).partition(":")
     if kind not in ("member", "json") or not what:
         raise ValueError(f"label is from {str(record['from'])[:40]!r}, expected member:EXTENSION or json:FIELD")
     names = record.get("names", {})
-    _is(names, dict, "names of label")
+    require_type(names, dict, "names of label")
     for name, label in names.items():
         if type(label) is not int or not 0 <= label < 2**31:
             raise ValueError(f"names[{str(name)[:40]!r}] is {str(label)[:40]}, expected a label from 0 on")
@@ -141,7 +135,7 @@ def checked_class_list(record: Any) -> dict[int, str]:
         return checked_class_names({str(label): name for name, label in record.items()})
     if isinstance(record, dict):
         return checked_class_names(record.get("class_names", {}) if "version" in record else record)
-    _is(record, list, "the list")
+    require_type(record, list, "the list")
     return checked_class_names({str(label): name for label, name in enumerate(record) if name is not None})
 
 
@@ -167,35 +161,35 @@ def checked_versions(shards: Any) -> None:
 
 def checked_temperature(values: Any, folds: int) -> None:
     """Temperatures that logits can be divided by: none, or one for each fold. Raises ValueError."""
-    _is(values, list, "temperature")
+    require_type(values, list, "temperature")
     if values and (len(values) != folds or not all(type(v) in (int, float) and 1e-3 <= v <= 1e3 for v in values)):
         raise ValueError(f"temperature is {str(values)[:80]}, expected {folds} numbers from 0.001 to 1,000")
 
 
 def checked_quality(record: Any) -> None:
     """What an IL model says of its quality: numbers where there are to be numbers. Raises ValueError."""
-    _is(record, dict, "quality")
+    require_type(record, dict, "quality")
     for name in ("samples", "accuracy", "loss", "train_loss", "balanced_accuracy", "loss_tempered"):
         _number(record.get(name), name)
     _number(record.get("loss_error", 0.0), "loss_error")
     for name, numbers in (("largest_class", ("class", "share")), ("worst_class", ("class", "accuracy", "samples"))):
-        _is(record.get(name), dict, name)
+        require_type(record.get(name), dict, name)
         for one in numbers:
             _number(record[name].get(one), f"{one} of {name}")
     for name in ("doubts", "empty_classes"):
-        _is(record.get(name), list, name)
+        require_type(record.get(name), list, name)
         for text in record[name]:
-            _is(text, str, f"one of {name}")
-    _is(record.get("temperature"), list, "temperature")
+            require_type(text, str, f"one of {name}")
+    require_type(record.get("temperature"), list, "temperature")
     for value in record["temperature"]:
         _number(value, "temperature")
     for name in ("reliability", "reliability_tempered"):
-        _is(record.get(name), dict, name)
+        require_type(record.get(name), dict, name)
         _number(record[name].get("ece"), "ece")
         count = record[name].get("count")
         for part in ("count", "confidence", "accuracy"):
             values = record[name].get(part)
-            _is(values, list, f"{part} of {name}")
+            require_type(values, list, f"{part} of {name}")
             if len(values) != len(count) or len(values) > 1000 or not any(count):
                 raise ValueError(f"{name} has {len(values)} bins of {part}, expected as many as there are counts")
             for value, n in zip(values, count, strict=True):
@@ -205,10 +199,10 @@ def checked_quality(record: Any) -> None:
 
 def checked_judges(judged: Any, on_d: Any) -> None:
     """What an IL model was judged on, and its figures on D; {} of models of before. Raises ValueError."""
-    _is(judged, dict, "judged")
-    _is(on_d, dict, "on_d")
+    require_type(judged, dict, "judged")
+    require_type(on_d, dict, "on_d")
     if judged:
-        _is(judged.get("on"), str, "on of judged")
+        require_type(judged.get("on"), str, "on of judged")
         _number(judged.get("samples"), "samples of judged")
     there = ("samples", "left_out", *(("loss", "loss_error", "accuracy") if on_d.get("samples") else ()))
     for name in there if on_d else ():
@@ -225,12 +219,11 @@ def checked_table(info: T, kinds: Container[str]) -> T:
     table: Any = info
     if table.kind not in _KINDS:
         raise ValueError(f"kind is {str(table.kind)[:40]!r}, expected il or index")
-    _content(table.content)
     for name in ("ingredients", "keep", "roots", "model"):
-        _is(getattr(table, name), dict, name)
+        require_type(getattr(table, name), dict, name)
     if table.ingredients.get("il_dtype", "float32") not in ("float32", "float16"):
         raise ValueError(f"il_dtype is {str(table.ingredients['il_dtype'])[:40]!r}, expected float32 or float16")
-    _resize(table.ingredients)
+    checked_resize(table.ingredients)
     if strange := [k for k, v in table.keep.items() if not isinstance(v, str) or v not in kinds]:
         raise ValueError(f"keep has the field {strange[0][:40]!r} of an unknown type")
     if not all(isinstance(v, str) for v in table.roots.values()):
@@ -239,26 +232,19 @@ def checked_table(info: T, kinds: Container[str]) -> T:
         checked_classes(table.classes)
     names = checked_class_names(table.class_names)
     checked_label(table.ingredients.get("label") or {})
-    if table.preprocess is not None:
-        checked_preprocess(table.preprocess)
-        text = table.preprocess.get("kind") == "text"
-        of = ("tokens" if table.preprocess["tokenizer"].startswith("ids:") else "text") if text else "image"
-        if of != table.content:
-            raise ValueError(f"content is {table.content}, but preprocess is of {of}")
     return replace(table, class_names=names) if names else info
 
 
 def checked_facts(facts: T) -> T:
     """The PartFacts of these fields, its counts counts; names of classes by labels. Raises ValueError."""
     part: Any = facts
-    _count(part.samples, "samples", 0, MAX_SAMPLES)
+    checked_count(part.samples, "samples", 0, MAX_SAMPLES)
     for name in ("shard_size", "members_seen", "members_used", "members_ignored", "il_rows", "in_holdout", "apart"):
-        _count(getattr(part, name), name, 0, 2**62)
+        checked_count(getattr(part, name), name, 0, 2**62)
     for name in ("fingerprint", "kind", "shard", "shard_tag", "shard_sha256", "compression"):
-        _is(getattr(part, name), str, name)
+        require_type(getattr(part, name), str, name)
     for name in ("statuses", "bad_fields"):
         _counts(getattr(part, name), name)
-    _content(part.content)
     names = checked_class_names(part.class_names)
     return replace(part, class_names=names) if names else facts
 
@@ -269,12 +255,12 @@ def checked_run(record: dict[str, Any]) -> dict[str, Any]:
              "shard_urls": list, "doubts": list, "il": str}  # fmt: skip
     for name, kind in kinds.items():
         if record.get(name) is not None:
-            _is(record[name], kind, name)
+            require_type(record[name], kind, name)
     for name in ("shards", "shard_urls", "doubts"):
         for one in record.get(name) or ():
-            _is(one, str, name)
+            require_type(one, str, name)
     for root in (record.get("roots") or {}).values():
-        _is(root, str, "a root")
+        require_type(root, str, "a root")
     if record.get("test_set") is not None:
         _counts(record["test_set"], "test_set")
     if record.get("class_names") is not None and not isinstance(record["class_names"], list | dict):
@@ -287,20 +273,20 @@ def checked_link(link: T) -> T:
     saved: Any = link
     _chained(saved)
     for name in ("step", "pass_index", "buffer", "attempt"):
-        _count(getattr(saved, name), name, 0, 2**62)
+        checked_count(getattr(saved, name), name, 0, 2**62)
     for name in ("cost", "files", "selector"):
-        _is(getattr(saved, name), dict, name)
+        require_type(getattr(saved, name), dict, name)
     _counts(saved.counts, "counts")
     for path, digest in saved.files.items():
         checked_path(path)
-        _is(digest, str, "a sha256")
+        require_type(digest, str, "a sha256")
     for name in ("log", "steps", "shadow"):
         _segments(getattr(saved, name), name)
-    _is(saved.changes, list, "changes")
+    require_type(saved.changes, list, "changes")
     for change in saved.changes:
-        _is(change, dict, "a change")
-        _is(change.get("field"), str, "field of a change")
-        _count(change.get("step"), "step of a change", 0, 2**62)
+        require_type(change, dict, "a change")
+        require_type(change.get("field"), str, "field of a change")
+        checked_count(change.get("step"), "step of a change", 0, 2**62)
         for name in ("old", "new"):
             if type(change.get(name)) not in (str, int, float, bool, type(None)):
                 raise ValueError(f"{name} of a change is a {type(change[name]).__name__}, expected a plain value")
@@ -311,58 +297,55 @@ def checked_place(place: T) -> T:
     """The same name of a commit. Raises ValueError."""
     named: Any = place
     for name, least in (("attempt", 0), ("number", -1), ("step", 0)):
-        _count(getattr(named, name), f"{name} of a commit", least, 2**62)
-    _is(named.sha256, str, "sha256 of a commit")
+        checked_count(getattr(named, name), f"{name} of a commit", least, 2**62)
+    require_type(named.sha256, str, "sha256 of a commit")
     return place
 
 
 def _chained(link: Any) -> None:
     """Numbers count up by one along a chain, so that who walks it comes to its end."""
-    _count(link.number, "number", 0, 2**62)
-    _count(link.first, "first", 0, link.number)
+    checked_count(link.number, "number", 0, 2**62)
+    checked_count(link.first, "first", 0, link.number)
     for name in ("complete", "whole", "handed_out", "held"):
-        _is(getattr(link, name), bool, name)
+        require_type(getattr(link, name), bool, name)
     before = link.previous
     if (before is None and link.number) or (before is not None and before.number != link.number - 1):
         raise ValueError(f"link {link.number} doesn't name link {link.number - 1} as the one before it")
     if link.number != link.first and before.attempt != link.attempt:
         raise ValueError(f"link {link.number} of attempt {link.attempt} isn't its first, and follows one of another")
-    _is(link.merged, list, "merged")
+    require_type(link.merged, list, "merged")
     for record in link.merged:
-        _is(record, dict, "a merged segment")
-        _is(record.get("of"), list, "of a merged segment")
+        require_type(record, dict, "a merged segment")
+        require_type(record.get("of"), list, "of a merged segment")
         for path in (record.get("path"), *record["of"]):
             checked_path(path)
 
 
 def _segments(records: Any, name: str) -> None:
-    _is(records, list, name)
+    require_type(records, list, name)
     for record in records:
-        _is(record, dict, name)
+        require_type(record, dict, name)
         checked_path(record.get("path"))
-        _is(record.get("sha256"), str, "a sha256")
+        require_type(record.get("sha256"), str, "a sha256")
         for count in ("rows", "bytes"):
-            _count(record.get(count), count, 0, 2**62)
+            checked_count(record.get(count), count, 0, 2**62)
 
 
-def _content(value: Any) -> None:
-    if not isinstance(value, str) or value not in _CONTENTS:
-        raise ValueError(f"content is {str(value)[:40]!r}, expected one of {', '.join(sorted(_CONTENTS))}")
-
-
-def _is(value: Any, kind: type, name: str) -> None:
+def require_type(value: Any, kind: type, name: str) -> None:
+    """Raise ValueError for a value of another type."""
     if not isinstance(value, kind):
         raise ValueError(f"{name} is a {type(value).__name__}, expected {kind.__name__}")
 
 
-def _count(value: Any, name: str, least: int, most: int) -> int:
+def checked_count(value: Any, name: str, least: int, most: int) -> int:
+    """A whole number of that range. Raises ValueError."""
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{name} is {str(value)[:40]}, expected a number from {least} to {most:,}")
     return value
 
 
 def _counts(record: Any, name: str) -> None:
-    _is(record, dict, name)
+    require_type(record, dict, name)
     values: Iterable[Any] = record.values() if isinstance(record, Mapping) else ()
     for value in values:
-        _count(value, name, 0, 2**62)
+        checked_count(value, name, 0, 2**62)

@@ -18,12 +18,13 @@ import click
 
 from rhostream.errors import RhostreamError, ShardError
 from rhostream.making.progress import progress
+from rhostream.samples.decoders import MAX_BYTES, check_image
+from rhostream.samples.image import EXTENSIONS as IMAGE_EXTENSIONS
+from rhostream.samples.kind import OK
 from rhostream.storage import Reader, expand, open_reader, redact
 from rhostream.stream.batch import MAX_CLS
-from rhostream.stream.decode import MAX_BYTES, OK, check_image
 from rhostream.stream.examine import MAX_JSON
 from rhostream.stream.tar import TarSample, walk
-from rhostream.tables.il import IMAGE_EXTENSIONS
 from shards.texts import MAX_TEXT
 
 SHOWN = 5  # of each kind of problem

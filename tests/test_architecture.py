@@ -20,6 +20,7 @@ import pytest
 from packaging.version import Version
 
 import rhostream
+from benchmarks.house import circles, imported, modules
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCES = sorted(path for folder in ("rhostream", "shards", "jobs") for path in (REPOSITORY / folder).rglob("*.py"))
@@ -63,6 +64,17 @@ def test_imports_only_go_down() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 kept, 0 broken" in done.stdout
+
+
+def test_no_module_is_in_a_circle_of_imports() -> None:
+    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in modules(REPOSITORY).items()}
+    assert circles({name: imported(tree, set(trees)) - {name} for name, tree in trees.items()}) == []
+
+
+def test_a_circle_is_seen_though_a_function_hides_it() -> None:
+    texts = {"a": "from b import x", "b": "def f():\n    import c", "c": "import a", "d": "import a"}
+    graph = {name: imported(ast.parse(text), set(texts)) for name, text in texts.items()}
+    assert circles(graph) == [["a", "b", "c"]]
 
 
 # -- the face --------------------------------------------------------------------------------------------------------
@@ -147,10 +159,25 @@ def test_an_option_that_re_ranks_is_one_file_that_its_field_names() -> None:
 
 def test_the_checks_of_foreign_json_know_every_decoder() -> None:
     from rhostream.foreign import DECODERS as KNOWN
-    from rhostream.stream.decode import DECODERS
-    from rhostream.stream.inputs import TEXT_DECODER
+    from rhostream.samples.decoders import DECODERS
+    from rhostream.samples.kind import Kind
+    from rhostream.samples.text import TextKind
 
-    assert {*DECODERS, TEXT_DECODER} == {*KNOWN}
+    assert {*DECODERS, TextKind.decoder, Kind.decoder} == {*KNOWN}
+
+
+def test_reading_a_part_starts_no_thread_that_could_outlive_the_interpreter() -> None:
+    """One of Arrow's that lets go of Python's bytes while the interpreter ends aborts a job that is done (exit 134)."""
+    code = """
+import os
+import pyarrow as pa
+from rhostream.tables import parquet
+data = parquet.encode(pa.table({"key": [str(n) for n in range(200_000)]}), {}, {}, ["key"])
+before = len(os.listdir("/proc/self/task"))
+rows, _ = parquet.parse(data, "part")
+print(rows.num_rows, len(os.listdir("/proc/self/task")) - before)
+"""
+    assert _python(code) == "200000 0"
 
 
 # -- nothing that runs what it reads -----------------------------------------------------------------------------------

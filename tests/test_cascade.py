@@ -20,12 +20,12 @@ from rhostream.candidates import CANDIDATE, Candidates, Reason
 from rhostream.errors import MismatchError, NonFiniteError, UnknownNameError, UsageError
 from rhostream.models import build
 from rhostream.runs import checkpoint, tensors
+from rhostream.samples.decoders import decode_into
 from rhostream.selection.gradient import step_if_finite
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.selector import Selector
 from rhostream.stream.band import Band, resolve_band
 from rhostream.stream.dataset import ahead
-from rhostream.stream.decode import decode_into
 from rhostream.tables import il, selections
 from rhostream.training import hardware
 from tests.ranks import train_killed_at

@@ -51,7 +51,7 @@ def test_what_a_field_says_of_pins_is_what_run_json_holds(world: Path, tmp_path:
     go(world, tmp_path / "run", 2, rule="loss", loss="tests.tiny:smooth_loss", gumbel=0.5)
     record = read_record(str(tmp_path / "run"))
     pins, says = record["fingerprints"], settings_of(TrainConfig)
-    text = ("tokenizer", "text_length", "task")
+    text = ("kind", "tokenizer", "text_length", "task")  # of other samples than these
     for name, field in says.items():
         if field.pin == ALWAYS or name in ("loss", "gumbel"):
             assert name in pins, name

@@ -20,6 +20,7 @@ from rhostream.audit.verify import verify
 from rhostream.candidates import CANDIDATE, Reason
 from rhostream.errors import UsageError
 from rhostream.runs import checkpoint
+from rhostream.samples.image import ImageKind
 from rhostream.selection.deal import overlaps, shares
 from rhostream.selection.selector import Selector
 from tests import ranks
@@ -311,7 +312,7 @@ def odd(rank: int, size: int) -> dict[str, Any]:
     kept = Selector(model, "loss", size, group=group, gradients="mean")(candidates)
     leave_group()
     assert kept.input is not None and kept.place is not None
-    same = torch.equal(kept.input, candidates.normalize(pixels[torch.from_numpy(kept.place)]))
+    same = torch.equal(kept.input, ImageKind().normalize(pixels[torch.from_numpy(kept.place)]))
     return {"rows": len(kept), "same": same}
 
 

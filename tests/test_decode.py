@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rhostream.stream import decode
+from rhostream.samples import decoders as decode
 
 pytest.importorskip("imagecodecs")
 RNG = np.random.default_rng(0)

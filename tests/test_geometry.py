@@ -15,15 +15,14 @@ from click.testing import CliRunner
 from PIL import Image, ImageOps
 
 import rhostream
-from rhostream import foreign
-from rhostream.audit.gallery import as_seen, thumbnail
 from rhostream.audit.report import write_report
 from rhostream.cli import cli
 from rhostream.errors import MismatchError, UnknownNameError, UsageError
 from rhostream.models import build
-from rhostream.stream import decode, geometry
-from rhostream.stream.decode import Preprocess
-from rhostream.stream.geometry import BACKGROUND, RESIZES, choose_resize, content_of
+from rhostream.samples import decoders as decode
+from rhostream.samples import geometry, registry
+from rhostream.samples.geometry import BACKGROUND, RESIZES, choose_resize, content_of
+from rhostream.samples.image import ImageKind
 from rhostream.stream.open import open_stream
 from rhostream.tables import il
 from tests import photographs
@@ -211,7 +210,11 @@ def test_the_geometry_of_many_sizes_is_chosen_stored_and_said(
     assert "squash (crop would cut off" in said[0] and "median of the shorter sides" in said[0]
     assert "squash" in said[1] and "squash (crop would cut off" in said[2] and "squash" in said[3]
     assert json.loads((tmp_path / "model" / "model.json").read_text())["preprocess"]["resize"] == "squash"
-    assert il.open_info(str(tmp_path / "il")).resize == il.open_info(str(tmp_path / "index")).resize == "squash"
+    assert (
+        il.open_info(str(tmp_path / "il")).kind_of_samples().resize
+        == il.open_info(str(tmp_path / "index")).kind_of_samples().resize
+        == "squash"
+    )
     assert pins(tmp_path / "run")["preprocess_resize"] == "squash"
     page = Path(write_report([str(tmp_path / "run")], str(tmp_path / "page.html"))).read_text()
     assert "px, RGB, squash" in page
@@ -219,11 +222,11 @@ def test_the_geometry_of_many_sizes_is_chosen_stored_and_said(
 
 def test_a_square_D_is_cropped_and_its_artifacts_are_as_before(world: Path) -> None:
     info = il.open_info(str(world / "il"))
-    assert info.preprocess is not None and "resize" not in info.preprocess and info.resize == "crop"
+    assert info.preprocess is not None and "resize" not in info.preprocess and info.kind_of_samples().resize == "crop"
     assert "resize" not in info.ingredients["preprocess"]
-    assert Preprocess(image_size=8, resize="crop").to_json() == Preprocess(image_size=8).to_json()
-    padded = Preprocess(image_size=8, resize="pad")
-    assert Preprocess.from_json(padded.to_json()) == padded
+    assert ImageKind(image_size=8, resize="crop").to_json() == ImageKind(image_size=8).to_json()
+    padded = ImageKind(image_size=8, resize="pad")
+    assert ImageKind.from_json(padded.to_json()) == padded
 
 
 def test_a_second_set_of_other_sizes_changes_nothing(album: Path, tmp_path: Path) -> None:
@@ -282,7 +285,7 @@ def test_an_index_keeps_its_geometry_and_takes_one_that_is_asked_for(
         rhostream.index([str(album / "shards")], out, resize="pad")
     assert "images: pad (crop would cut off" in caplog.text
     assert il.open_info(out).ingredients == {"resize": "pad"}
-    assert CliRunner().invoke(cli, arguments).exit_code == 0 and il.open_info(out).resize == "pad"
+    assert CliRunner().invoke(cli, arguments).exit_code == 0 and il.open_info(out).kind_of_samples().resize == "pad"
     assert CliRunner().invoke(cli, [*arguments, "--resize", "crop"]).exit_code != 0
     loader = open_stream(str(album / "shards"), out, needs_il=False, buffer_size=24)
     assert loader.stream.preprocess.resize == "pad"  # type: ignore[union-attr]
@@ -292,7 +295,8 @@ def test_views_and_full_size_reads_have_the_geometry_of_the_stream(album: Path) 
     loader = open_stream(str(album / "shards"), str(album / "index"), needs_il=False, buffer_size=24, view_size=20,
                          image_size=48, resize="pad")  # fmt: skip
     buffer = next(iter(loader))
-    image, ok = buffer.full(np.arange(5))  # type: ignore[misc]
+    fields, ok = buffer.full(np.arange(5))  # type: ignore[misc]
+    image = fields["pixels"]
     view = buffer.image
     assert ok.all() and image.shape == (5, 48, 48, 3) and view is not None and view.shape[1:] == (20, 20, 3)
     for pixels in (*image.numpy(), *view[:5].numpy()):
@@ -300,16 +304,20 @@ def test_views_and_full_size_reads_have_the_geometry_of_the_stream(album: Path) 
 
 
 def test_a_stranger_s_geometry_is_checked() -> None:
-    record = Preprocess(image_size=8).to_json()
-    foreign.checked_preprocess({**record, "resize": "pad"})
+    record = ImageKind(image_size=8).to_json()
+    registry.check_record({**record, "resize": "pad"})
     with pytest.raises(ValueError, match="'zoom'"):
-        foreign.checked_preprocess({**record, "resize": "zoom"})
+        registry.check_record({**record, "resize": "zoom"})
 
 
 def test_the_gallery_shows_the_whole_picture_and_what_the_model_saw() -> None:
     wide, square = png(quarters(90, 40)), png(quarters(40, 40))
-    assert thumbnail(wide) != as_seen(wide, "squash") != as_seen(wide, "crop")
-    assert as_seen(wide, "pad") is None and as_seen(square, "crop") is None and thumbnail(square) is not None
+    squashed, cropped, padded = (
+        ImageKind().preview({"image": wide}, {"preprocess_resize": how}) for how in ("squash", "crop", "pad")
+    )
+    assert squashed.image == cropped.image != squashed.seen != cropped.seen
+    same = ImageKind().preview({"image": square}, {"preprocess_resize": "crop"})
+    assert padded.seen is None and same.seen is None and same.image is not None
 
 
 # -- what it is worth --------------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 import rhostream
 from rhostream import models
 from rhostream.errors import MismatchError, UntrustedCodeError, UsageError
-from rhostream.stream.text import TextDecoder, text_preprocess
-from rhostream.stream.tokenizers import find_tokenizer
+from rhostream.samples.text import TextKind
+from rhostream.samples.tokenizers import find_tokenizer
 from tests.text_world import COMMON, WORDS, make_text_shards
 
 pytestmark = pytest.mark.slow  # the import alone takes seconds
@@ -74,20 +74,20 @@ def albert(transformers: ModuleType, tmp_path_factory: pytest.TempPathFactory) -
 def test_the_ids_are_those_of_transformers_and_its_files_are_digested(
     transformers: ModuleType, albert: Path, tmp_path: Path
 ) -> None:
-    preprocess, row = text_preprocess(f"hf:{albert}", LENGTH), np.zeros(LENGTH, np.int32)
+    preprocess, row = TextKind.of_tokenizer(f"hf:{albert}", LENGTH), np.zeros(LENGTH, np.int32)
     own = transformers.AutoTokenizer.from_pretrained(str(albert))
     for text in ("The plum and a fig.", "iron " * 50, "unheard words"):
-        assert TextDecoder(preprocess)(text.encode(), row) == "ok"
+        assert preprocess.decode({"text": text.encode()}, {"tokens": row}) == "ok"
         assert row.tolist() == own(text, truncation=True, max_length=LENGTH, padding="max_length")["input_ids"]
     assert preprocess.vocabulary == len(own) and preprocess.padding == 0 and len(preprocess.digest) == 16
     save_tokenizer(transformers, tmp_path / "other", ["plum", "fig"])
-    assert text_preprocess(f"hf:{tmp_path / 'other'}", LENGTH).digest != preprocess.digest
+    assert TextKind.of_tokenizer(f"hf:{tmp_path / 'other'}", LENGTH).digest != preprocess.digest
     save_tokenizer(transformers, albert.parent / "moved", ["a"])
-    there = text_preprocess(f"hf:{albert.parent / 'moved'}", LENGTH)
+    there = TextKind.of_tokenizer(f"hf:{albert.parent / 'moved'}", LENGTH)
     save_tokenizer(transformers, albert.parent / "moved", ["b"])
     find_tokenizer.cache_clear()
     with pytest.raises(MismatchError, match="is not the one of the table or model"):
-        TextDecoder(there)
+        there.with_decoder("auto")
 
 
 def test_the_model_gives_the_logits_of_transformers_whatever_is_filled_up(
@@ -171,7 +171,7 @@ def test_what_does_not_fit_together_is_said(albert: Path, tmp_path: Path) -> Non
             models.build(f"hf:{albert}", **{**given, **change})
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match=r"tokenizer 'hf:.*empty' can't be loaded"):
-        text_preprocess(f"hf:{tmp_path / 'empty'}", 9)
+        TextKind.of_tokenizer(f"hf:{tmp_path / 'empty'}", 9)
     save_file({"x": torch.zeros(1)}, tmp_path / "empty" / "model.safetensors")
     with pytest.raises(UsageError, match=r"model 'hf:.*empty' can't be loaded"):
         models.build(f"hf:{tmp_path / 'empty'}", **given)

@@ -20,8 +20,8 @@ from rhostream.irreducible.crossfit import kept_back
 from rhostream.irreducible.marks import Places
 from rhostream.irreducible.pool import Pool, fill
 from rhostream.runs.cost import Cost
+from rhostream.samples.image import ImageKind
 from rhostream.stream.budget import Budget
-from rhostream.stream.decode import Preprocess
 from rhostream.stream.scan import ScanSettings
 from rhostream.stream.shard_scan import ShardScan
 from tests.conftest import make_shards, sample, write_shard
@@ -210,7 +210,7 @@ def test_min_accuracy_asks_the_slice_and_not_the_rows_that_were_learned_from(tmp
 
 
 def filled(paths: list[str], samples: int, seed: int = 0, workers: int = 0, **more: Any) -> Pool:
-    settings = ScanSettings(preprocess=Preprocess(image_size=16, channels=1, mean=(0.5,), std=(0.5,)))
+    settings = ScanSettings(kind=ImageKind(image_size=16, channels=1, mean=(0.5,), std=(0.5,)))
     return fill(
         [(p, Path(p).name) for p in paths],
         settings,
@@ -265,15 +265,15 @@ def test_the_sample_and_its_account_are_the_same_in_any_order_and_with_any_worke
     pools = [filled(damaged, 300, budget=BEARS), filled(damaged[::-1], 300, budget=BEARS),
              filled(damaged, 300, workers=2, budget=BEARS)]  # fmt: skip
     for pool in pools[1:]:
-        assert torch.equal(pool.image, pools[0].image) and torch.equal(pool.label, pools[0].label)
+        assert torch.equal(pool.fields.only, pools[0].fields.only) and torch.equal(pool.label, pools[0].label)
         assert pool.statuses == pools[0].statuses and pool.shards == pools[0].shards
         assert pool.labels == pools[0].labels and pool.seen == pools[0].seen
-    assert not torch.equal(filled(damaged, 300, seed=1, budget=BEARS).image, pools[0].image)
+    assert not torch.equal(filled(damaged, 300, seed=1, budget=BEARS).fields.only, pools[0].fields.only)
 
 
 def test_a_smaller_sample_is_the_beginning_of_a_larger_one(unequal: list[str]) -> None:
     small, large = filled(unequal, 60), filled(unequal, 400)
-    assert torch.equal(small.image, large.image[:60]) and torch.equal(small.label, large.label[:60])
+    assert torch.equal(small.fields.only, large.fields.only[:60]) and torch.equal(small.label, large.label[:60])
 
 
 def test_bad_samples_and_broken_shards_are_replaced_by_others_and_counted(damaged: list[str]) -> None:

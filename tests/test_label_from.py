@@ -96,7 +96,7 @@ def test_apart_are_exactly_the_keys_that_are_in_several_groups_whatever_the_orde
         for row, (key, extensions) in enumerate(groups[start : start + rows]):
             batch.key.append(key.encode())
             batch.first.append(len(batch.size))
-            batch.image.append(len(batch.size) if "png" in extensions else -1)
+            batch.main.append(len(batch.size) if "png" in extensions else -1)
             for extension in extensions:
                 batch.extension.append(extension)
                 batch.offset.append(0)
@@ -104,7 +104,7 @@ def test_apart_are_exactly_the_keys_that_are_in_several_groups_whatever_the_orde
             if key in seen:
                 again.add(row)
             seen.add(key)
-        apart.reasons(batch, again, batch.image)
+        apart.reasons(batch, again, batch.main)
     several = {key for key in "abc" if sum(own == key for own, _ in groups) > 1}
     # A first group of two members is not remembered: of its rest it is known only that it has no image.
     known = {key for key in several if _is_told(key, groups)}

@@ -293,7 +293,7 @@ def test_token_selection_leaves_out_the_words_that_nothing_explains_and_learns_t
 
 
 def _ids(word: str) -> list[int]:
-    from rhostream.stream.tokenizers import find_tokenizer
+    from rhostream.samples.tokenizers import find_tokenizer
 
     encode = find_tokenizer("words:500").encode
     assert encode is not None

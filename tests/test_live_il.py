@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 import rhostream
-from rhostream.candidates import Normalize
 from rhostream.errors import MismatchError, TableError, UntrustedCodeError, UsageError
 from rhostream.models import build
 from rhostream.runs import checkpoint, tensors
+from rhostream.samples.image import ImageKind
 from rhostream.selection.live import LiveIL
 from rhostream.selection.selector import Selector
 from tests.test_rules import rows_of
@@ -50,7 +50,7 @@ def test_each_network_scores_its_fold_and_learns_from_the_kept_of_the_others() -
     optimizers = [torch.optim.AdamW(t.parameters(), lr=1e-3, weight_decay=0.01, fused=True) for t in twins]
     fold = np.random.default_rng(0).integers(0, 3, 40).astype(np.int8)
     fold[7] = -1  # scored by nobody
-    live, target = LiveIL(networks, Normalize(), lr=1e-3), build("mlp-64", image_size=16, channels=1, classes=4)
+    live, target = LiveIL(networks, ImageKind().inputs, lr=1e-3), build("mlp-64", image_size=16, channels=1, classes=4)
     selector = Selector(target, "rho_updated", 8, live=live, shadow="rho,rho_updated")
     for seed in range(4):
         candidates = buffer(seed=seed, fold=fold)
@@ -81,8 +81,8 @@ def test_each_network_scores_its_fold_and_learns_from_the_kept_of_the_others() -
 def test_candidates_without_a_fold_are_refused_where_there_are_several_networks() -> None:
     target = build("mlp-64", image_size=16, channels=1, classes=4)
     with pytest.raises(UsageError, match="carry no fold"):
-        Selector(target, "rho_updated", 8, live=LiveIL([network(0), network(1)], Normalize()))(buffer())
-    alone = Selector(target, "rho_updated", 8, live=LiveIL([network(0)], Normalize()))(buffer())
+        Selector(target, "rho_updated", 8, live=LiveIL([network(0), network(1)], ImageKind().inputs))(buffer())
+    alone = Selector(target, "rho_updated", 8, live=LiveIL([network(0)], ImageKind().inputs))(buffer())
     assert len(alone) == 8 and alone.live_trained == 8
 
 

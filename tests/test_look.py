@@ -21,8 +21,8 @@ from rhostream import storage
 from rhostream.advisor.samples import draw, preprocess_for
 from rhostream.cli import cli
 from rhostream.errors import BudgetError, UsageError
-from rhostream.stream.decode import Preprocess
-from rhostream.stream.look import MOST_PIXELS, choose, look
+from rhostream.samples.image import MOST_PIXELS, ImageKind, choose
+from rhostream.stream.look import look
 from rhostream.stream.open import open_stream, preprocess_of
 from rhostream.tables import il
 from tests.faults.hostile_tars import Members, tar_of
@@ -89,10 +89,10 @@ def test_an_index_and_the_run_on_it_see_the_size_of_most_images_too(tmp_path: Pa
     path = shard(tmp_path / "a.tar", labelled([picture(20, "L")] + [picture(48)] * 30))
     rhostream.index([path], str(tmp_path / "index"))
     table = il.open_table(str(tmp_path / "index"), [path])
-    assert preprocess_of(table) == Preprocess(image_size=48, channels=3)
-    assert preprocess_of(table, 24, 1) == Preprocess(image_size=24, channels=1)
+    assert preprocess_of(table) == ImageKind(image_size=48, channels=3)
+    assert preprocess_of(table, 24, 1) == ImageKind(image_size=24, channels=1)
     found = preprocess_for(draw([path], 31, table), table, None)
-    assert isinstance(found, Preprocess) and (found.image_size, found.channels) == (48, 3)
+    assert isinstance(found, ImageKind) and (found.image_size, found.channels) == (48, 3)
 
 
 def test_a_run_that_goes_on_keeps_the_size_that_it_began_with(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_of_several_images_the_same_one_is_taken_in_every_sample(
             assert {m["ext"]: (m["offset"], m["size"]) for m in row["members"]}.keys() == {"jpg", "png", "cls", "json"}
         opened = open_stream(path, url, buffer_size=40, needs_il=False, image_size=None if url == table else size)
         assert next(iter(opened)).candidate_rows.size == 40
-        assert opened.stream.preprocess.member == il.open_info(url).image_member  # type: ignore[union-attr]
+        assert opened.stream.preprocess.member == il.open_info(url).kind_of_samples().member  # type: ignore[union-attr]
     assert summary.ok == 40
 
 

@@ -20,7 +20,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhostream.audit.gallery import thumbnail
 from rhostream.audit.metrics import best, smooth, speedup, steps_to_reach
 from rhostream.audit.questions import run_question
 from rhostream.audit.render import escape, printable, render
@@ -28,6 +27,7 @@ from rhostream.audit.report import write_report
 from rhostream.audit.verdict import paid_after
 from rhostream.audit.views import open_ledger
 from rhostream.errors import MissingExtraError, UnknownNameError, UsageError
+from rhostream.samples.image import ImageKind
 from tests.audit_fixtures import HOSTILE, N_B, World, make_rows, make_run, make_world
 
 Rows = list[dict[str, Any]]
@@ -255,7 +255,7 @@ def test_pictures_are_encoded_again_and_never_copied(page: str, made: World, log
 
 @pytest.mark.parametrize("data", [b"", b"<svg onload='x'/>", b"\x89PNG\r\n\x1a\n" + bytes(40), b"GIF89a" + bytes(30)])
 def test_bytes_that_are_no_image_give_no_picture(data: bytes) -> None:
-    assert thumbnail(data) is None
+    assert ImageKind().preview({"image": data}, {}).image is None
 
 
 def test_pictures_that_can_not_be_read_leave_a_place_and_a_reason(

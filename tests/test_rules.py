@@ -276,7 +276,7 @@ def test_with_tau_the_choice_begins_uniform_and_is_sampled_once_that_pays(traine
     model = Sure()
     model.label = buffer().label
     numbers = torch.arange(40, dtype=torch.uint8)[:, None, None, None].expand(40, 2, 2, 1)
-    candidates = buffer(image=numbers, normalize=lambda image: image.permute(0, 3, 1, 2).float())
+    candidates = buffer(image=numbers, prepare=lambda fields: fields.only.permute(0, 3, 1, 2).float())
     selector = Selector(model, "grad_norm_is", 30, tau=True)
     scored, taus = [], []
     for _ in range(12):

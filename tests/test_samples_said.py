@@ -18,8 +18,8 @@ from PIL import Image
 import rhostream
 from rhostream.errors import BudgetError, ShardError
 from rhostream.irreducible.accounts import Summary
+from rhostream.samples.decoders import DECODERS
 from rhostream.storage import open_reader
-from rhostream.stream.decode import DECODERS
 from rhostream.stream.headers import swallowed
 from rhostream.stream.tar import walk
 from rhostream.tables import il

@@ -20,7 +20,7 @@ import torch
 from rhostream import storage
 from rhostream.candidates import Candidates
 from rhostream.errors import AlreadyExistsError, MissingExtraError, NotWritableError, StorageError, TableError
-from rhostream.stream.decode import decoder
+from rhostream.samples.decoders import decoder
 from rhostream.stream.join import Join, JoinSettings
 from rhostream.stream.plan import Plan
 from rhostream.tables import il, parquet, selections
@@ -196,7 +196,7 @@ def test_a_join_keeps_the_parts_of_the_buffer_at_hand_and_no_other(tmp_path: Pat
 def test_a_part_in_memory_takes_the_narrowest_types_and_keeps_every_value(tmp_path: Path) -> None:
     part = il.read_part(il.part_url(made(tmp_path, 1, 300), "data/000.tar"))
     assert (part.label.dtype, part.offset.dtype, part.size.dtype) == (np.int16, np.int16, np.int32)
-    assert part.label.tolist() == list(range(300)) and part.offset.tolist() == list(range(512, 812))
+    assert part.label.tolist() == list(range(300)) and part.offset[0].tolist() == list(range(512, 812))
     assert part.usable.all() and not part.in_holdout.any() and part.key[299].as_py() == "0-299"
 
 

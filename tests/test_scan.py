@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rhostream.errors import ShardError, StorageError, UsageError
-from rhostream.stream.decode import Preprocess
+from rhostream.samples.image import ImageKind
 from rhostream.stream.scan import Chunk, End, ScanSettings, scan
 from rhostream.stream.seen import Seen
 
-PREPROCESS = Preprocess(image_size=16, channels=3)
+PREPROCESS = ImageKind(image_size=16, channels=3)
 JPEG, PNG = "jpg", "png"
 
 
@@ -100,7 +100,7 @@ def everything(path: Path, settings: ScanSettings, workers: int = 0) -> tuple[li
 
 def test_every_bad_sample_is_a_row_with_its_status(tmp_path: Path) -> None:
     path, expected = hostile_shard(tmp_path / "a.tar")
-    chunks, end = everything(path, ScanSettings(preprocess=PREPROCESS, classes=14, keep={"n": "int"}))
+    chunks, end = everything(path, ScanSettings(kind=PREPROCESS, classes=14, keep={"n": "int"}))
     rows = [row for chunk in chunks for row in chunk.rows.to_pylist()]
     assert {r["key"]: r["status"] for r in rows[:-2]} == {k: s for k, (_, s) in HOSTILE.items()} | {"twice": "ok"}
     assert [r["status"] for r in rows] == expected
@@ -121,7 +121,7 @@ def test_without_decoding_only_missing_and_empty_images_are_found(tmp_path: Path
 
 def test_a_json_that_nobody_needs_is_not_read(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", [("a.png", GOOD), ("a.cls", b"1"), ("a.json", DEEP)])
-    chunks, _ = everything(path, ScanSettings(preprocess=PREPROCESS))
+    chunks, _ = everything(path, ScanSettings(kind=PREPROCESS))
     assert chunks[0].ok.all()
 
 
@@ -146,7 +146,7 @@ def test_a_key_that_is_not_utf8_is_kept_readably(tmp_path: Path) -> None:
             header = tarfile.TarInfo(f"caf\xe9.{ext}")
             header.size = len(data)
             tar.addfile(header, io.BytesIO(data))
-    chunks, _ = everything(tmp_path / "a.tar", ScanSettings(preprocess=PREPROCESS))
+    chunks, _ = everything(tmp_path / "a.tar", ScanSettings(kind=PREPROCESS))
     assert chunks[0].rows.column("key").to_pylist() == ["caf\\xe9"]
 
 
@@ -155,14 +155,16 @@ def test_workers_change_no_row_and_no_pixel(tmp_path: Path) -> None:
     for s in range(3):
         members = [(f"{s}-{i}.{e}", d) for i in range(40) for e, d in (("png", image_bytes(i)), ("cls", b"1"))]
         shards.append((str(write_tar(tmp_path / f"{s}.tar", members)), f"{s}"))
-    big = Preprocess(image_size=256, channels=3)  # chunks of 170 rows
+    big = ImageKind(image_size=256, channels=3)  # chunks of 170 rows
 
     def run(workers: int) -> dict[tuple[int, int], tuple[object, bytes]]:
         found = {}
-        for message in scan(shards, ScanSettings(preprocess=big), workers=workers):
+        for message in scan(shards, ScanSettings(kind=big), workers=workers):
             if isinstance(message, Chunk):
-                assert message.image is not None
-                found[message.shard, int(message.ordinal[0])] = (message.rows, message.image.numpy().tobytes())
+                found[message.shard, int(message.ordinal[0])] = (
+                    message.rows,
+                    message.fields["pixels"].numpy().tobytes(),
+                )
         return found
 
     assert run(0) == run(2)

@@ -16,6 +16,7 @@ from torch import nn
 from rhostream.candidates import CANDIDATE, Candidates, Reason
 from rhostream.errors import NonFiniteError, UnknownNameError, UsageError
 from rhostream.models import build
+from rhostream.samples.fields import Fields
 from rhostream.selection.adjust.shape import Adjust, Buffer
 from rhostream.selection.choice import largest
 from rhostream.selection.rules import RULES, find_rule
@@ -36,8 +37,11 @@ def buffer(n: int = 40, seed: int = 0, classes: int = 4, **changes: object) -> C
         "label": torch.from_numpy(rng.integers(0, classes, n)),
         "il": torch.from_numpy(rng.exponential(1.0, n).astype(np.float32)),
         "reason": np.full(n, CANDIDATE, np.uint8),
-        "image": torch.from_numpy(rng.integers(0, 255, (n, 16, 16, 1), dtype=np.uint8)),
+        "fields": Fields({"pixels": torch.from_numpy(rng.integers(0, 255, (n, 16, 16, 1), dtype=np.uint8))}),
     }
+    if "image" in changes:
+        changes = {**changes, "fields": Fields({"pixels": changes["image"]})}  # type: ignore[dict-item]
+        del changes["image"]
     return Candidates(**{**fields, **changes})
 
 

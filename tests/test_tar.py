@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from rhostream import storage
 from rhostream.errors import ShardError
+from rhostream.samples.image import EXTENSIONS as IMAGE_EXTENSIONS
 from rhostream.stream import windows
 from rhostream.stream.tar import USED_EXTENSIONS, TarWalk, walk
 from rhostream.stream.windows import Windows
-from rhostream.tables.il import IMAGE_EXTENSIONS
 from tests.conftest import make_shards
 
 
@@ -196,7 +196,7 @@ def test_batches_are_what_tarfile_and_the_naming_rule_give(
                         reader.pread(own["cls"][1], own["cls"][0]) if own.get("cls", (0, 65))[1] <= 64 else None
                     )
                     for column, member in (
-                        (batch.image[row], image),
+                        (batch.main[row], image),
                         (batch.json[row], ("json", *own["json"]) if "json" in own else None),
                     ):
                         assert (

@@ -30,13 +30,13 @@ from rhostream.candidates import Reason
 from rhostream.cli import cli
 from rhostream.errors import MismatchError, MissingExtraError, TableError, UnknownNameError, UsageError
 from rhostream.repair import repair
-from rhostream.stream.inputs import OF
+from rhostream.samples.registry import BUILT_IN, from_json
+from rhostream.samples.statuses import STATUSES
+from rhostream.samples.text import TextKind
+from rhostream.samples.tokenizers import find_tokenizer
+from rhostream.samples.tokens import BadTokens, TokensKind, token_ids
 from rhostream.stream.look import look
-from rhostream.stream.npy import BadTokens, token_ids
 from rhostream.stream.scan import Chunk, ScanSettings, scan
-from rhostream.stream.statuses import STATUSES
-from rhostream.stream.text import TextDecoder, TextPreprocess, text_preprocess
-from rhostream.stream.tokenizers import find_tokenizer
 from rhostream.tables import il, parquet
 from rhostream.tables.il.part import DICTIONARY, ENCODINGS
 from tests.conftest import png, write_shard
@@ -44,6 +44,11 @@ from tests.text_world import CLASSES, make_text_shards, npy, sentence, text_samp
 
 WORDS = "words:1000"
 TRAIN = {"buffer_size": 40, "batch_size": 8, "model": "text-cnn", "lr": 3e-3, "device": "cpu", "threads": 1}
+
+
+def made(tokenizer: str, length: int) -> TextKind:
+    """The kind of that tokenizer."""
+    return (TokensKind if tokenizer.startswith("ids:") else TextKind).of_tokenizer(tokenizer, length)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +139,7 @@ def test_rows_hold_the_ids_of_the_text_that_the_shard_holds(text_world: Path) ->
         part = il.read_part(il.part_url(str(text_world / "il"), names[candidates.shard[row]]))
         ordinal = int(candidates.ordinal[row])
         shard = Path(loader.stream.table.shards[candidates.shard[row]]).read_bytes()
-        text = shard[int(part.offset[ordinal]) :][: int(part.size[ordinal])].decode()
+        text = shard[int(part.offset[0, ordinal]) :][: int(part.size[0, ordinal])].decode()
         assert candidates.image[row].tolist() == oracle(text, 1000, 24)
         assert candidates.label[row] == part.label[ordinal] and candidates.il[row] == part.il[ordinal]
 
@@ -374,7 +379,7 @@ def test_what_is_no_text_is_a_row_of_its_own_status(bad: Any, tokenizer: str, tm
     path = write_shard(
         tmp_path / "a.tar", [{"__key__": key, "cls": "1", **members} for key, (members, _) in samples.items()]
     )
-    settings = ScanSettings(preprocess=text_preprocess(tokenizer, 8), classes=4)
+    settings = ScanSettings(kind=made(tokenizer, 8), classes=4)
     chunks = [m for m in scan([(str(path), "a")], settings) if isinstance(m, Chunk)]
     found = dict(
         zip(chunks[0].rows.column("key").to_pylist(), chunks[0].rows.column("status").to_pylist(), strict=True)
@@ -421,8 +426,8 @@ def test_a_text_of_a_hundred_megabytes_is_refused_before_it_is_read(tmp_path: Pa
         file.write(header)
         file.truncate(at + 1536 + (100 << 20) + 1024)  # a hole, then the end marker
     tracemalloc.start()
-    preprocess = text_preprocess(WORDS, 8)
-    messages = scan([(str(path), "a")], ScanSettings(preprocess=preprocess))
+    preprocess = made(WORDS, 8)
+    messages = scan([(str(path), "a")], ScanSettings(kind=preprocess))
     rows = next(messages).rows
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -447,7 +452,7 @@ def test_the_first_usable_sample_says_what_a_shard_holds_and_the_odd_ones_are_qu
         rhostream.index([str(path)], str(tmp_path / "index"))
     assert il.open_info(str(tmp_path / "index")).content == content
     status = pq.read_table(next((tmp_path / "index").rglob("*.parquet")))["status"].to_pylist()
-    assert status == [odd, OF[content].empty, "ok", odd, odd]
+    assert status == [odd, BUILT_IN[content].verdicts[1], "ok", odd, odd]
 
 
 def test_an_image_with_a_caption_is_an_image_unless_text_is_asked_for(tmp_path: Path) -> None:
@@ -478,7 +483,7 @@ def test_an_image_with_a_caption_is_an_image_unless_text_is_asked_for(tmp_path: 
     [
         ({"model": "mlp"}, r"'mlp' takes images, and these samples are text; built in for text: text-bag"),
         ({"model": "text-bga"}, r"did you mean 'text-bag'"),
-        ({"image_size": 32}, r"--image-size is for images"),
+        ({"image_size": 32}, r"--image-size 32 is for images"),
         ({"view_size": 8}, r"holds text, which has no smaller view"),
         ({"augment": "flip"}, r"--augment flip is for images"),
         ({"tokenizer": "wrods:100"}, r"unknown tokenizer 'wrods:100'; did you mean"),
@@ -600,7 +605,7 @@ def test_a_forged_preprocess_is_refused(change: dict[str, Any], text_world: Path
 
 def test_a_tokenizer_that_is_not_the_one_it_was_is_refused() -> None:
     with pytest.raises(MismatchError, match="is not the one of the table or model"):
-        TextDecoder(replace(text_preprocess(WORDS, 8), vocabulary=999))
+        replace(made(WORDS, 8), vocabulary=999).with_decoder("auto")
 
 
 # -- tokenizers and arrays ---------------------------------------------------------------------------------------------
@@ -608,16 +613,16 @@ def test_a_tokenizer_that_is_not_the_one_it_was_is_refused() -> None:
 
 def test_the_ids_of_words_are_the_same_on_every_machine_for_ever() -> None:
     row = np.zeros(10, np.int32)
-    assert TextDecoder(text_preprocess("words:30000", 10))("Ça va, the Plum?".encode(), row) == "ok"
+    assert made("words:30000", 10).decode({"text": "Ça va, the Plum?".encode()}, {"tokens": row}) == "ok"
     assert row.tolist() == [7724, 9785, 21749, 6342, 25200, 15185, 1, 0, 0, 0]
-    assert TextDecoder(text_preprocess("bytes", 10))(b"plum", row) == "ok"
+    assert made("bytes", 10).decode({"text": b"plum"}, {"tokens": row}) == "ok"
     assert row.tolist() == [114, 110, 119, 111, 1, 0, 0, 0, 0, 0]
 
 
 @given(st.text(max_size=200), st.sampled_from(["bytes", "words:100"]), st.integers(1, 40))
 def test_any_text_becomes_ids_of_the_vocabulary_or_a_status(text: str, name: str, length: int) -> None:
-    preprocess, row = text_preprocess(name, length), np.full(length, -7, np.int32)
-    status = TextDecoder(preprocess)(text.encode("utf-8", "surrogatepass"), row)
+    preprocess, row = made(name, length), np.full(length, -7, np.int32)
+    status = preprocess.decode({"text": text.encode("utf-8", "surrogatepass")}, {"tokens": row})
     if status == "ok":
         assert row.min() >= 0 and row.max() < preprocess.vocabulary
         filled = row != 0
@@ -707,7 +712,7 @@ def test_a_proxy_of_text_makes_a_shortlist(text_world: Path, tmp_path: Path) -> 
 
 def test_the_names_of_tokenizers_are_of_four_kinds() -> None:
     assert find_tokenizer("ids:50257").encode is None and find_tokenizer("bytes").vocabulary == 259
-    assert TextPreprocess.from_json(text_preprocess(WORDS, 9).to_json()) == text_preprocess(WORDS, 9)
+    assert from_json(made(WORDS, 9).to_json()) == made(WORDS, 9)
     for name in ("", "bytes:5", "hf:", "gpt2"):
         with pytest.raises(UnknownNameError, match="known: bytes, hf:NAME, ids:N, words:N"):
             find_tokenizer(name)

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import DataLoader
 
-from rhostream.stream.decode import OK, decoder
+from rhostream.samples.decoders import decoder
+from rhostream.samples.kind import OK
 
 SHUFFLE = 1000  # samples in a shuffle buffer, where a library has one
 

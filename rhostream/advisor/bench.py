@@ -22,12 +22,11 @@ from rhostream.advisor.samples import Samples, some
 from rhostream.errors import UsageError, users_code
 from rhostream.randomness import torch_seed
 from rhostream.runs.macs import macs_per_sample
+from rhostream.samples.kind import Kind
 from rhostream.selection.hardware import bf16_supported, cores
 from rhostream.selection.hardware import threads as in_threads
 from rhostream.selection.selector import Selector
 from rhostream.stream.dataset import PREFETCH
-from rhostream.stream.decode import Preprocess
-from rhostream.stream.inputs import AnyPreprocess
 from rhostream.stream.join import UniformChoice
 from rhostream.stream.open import open_stream
 from rhostream.tables import il as il_table
@@ -41,7 +40,7 @@ class Bench:
 
     def __init__(
         self,
-        preprocess: AnyPreprocess,
+        preprocess: Kind,
         classes: int,
         samples: Samples,
         decoder_name: str,
@@ -52,12 +51,12 @@ class Bench:
         self.preprocess, self.classes, self.device, self.setting = preprocess, classes, device, setting
         self.decoder_name, self.budget, self.samples = decoder_name, budget, samples
         self.notes: list[str] = []
-        pixels, good = measure.decode_all(samples.image, preprocess, decoder_name, budget.share)
+        fields, good = measure.decode_all(samples.image, preprocess, budget.share)
         if not good:
             raise UsageError(f"none of {len(samples.image)} samples could be decoded with {decoder_name}")
         label = [samples.label[row] % classes for row in good]
         self.images = [samples.image[row] for row in good]
-        self.buffer = measure.candidates_of(pixels, label, preprocess, setting.buffer_size)
+        self.buffer = measure.candidates_of(fields, label, preprocess, setting.buffer_size)
         self.x, self.label = self.buffer.input.to(device), self.buffer.label.to(device)
         self.batch_norm = False
         self._first_notes()
@@ -74,7 +73,7 @@ class Bench:
                 f"the machine is busy with other work (load {load:.1f} on {cores()} cores): these "
                 "are the figures of a shared machine"
             )
-        slots = max(self.setting.workers, 1) * (PREFETCH + 2) * self.buffer.image.nbytes  # type: ignore[union-attr]
+        slots = max(self.setting.workers, 1) * (PREFETCH + 2) * self.buffer.fields.nbytes  # type: ignore[union-attr]
         if self.setting.workers and slots > 1 << 30:
             self.notes.append(
                 f"the loader's slots take {slots / 2**30:.1f} GiB of shared memory with "
@@ -92,7 +91,7 @@ class Bench:
             train = self._train(model, share)
             m = Measured(
                 cores=cores(), on_cpu=self.device.type == "cpu", read=self.samples.read, walk=self.samples.walk,
-                decode=measure.decode_seconds(self.images, self.preprocess, self.decoder_name, share),
+                decode=measure.decode_seconds(self.images, self.preprocess, share),
                 hand_over=0.0, join=0.0, log=measure.log_seconds(self.buffer, share), score=score, train=train,
                 proxy=0.0, score_slowdown=slow_score, macs=self._macs(model),
             )  # fmt: skip
@@ -158,19 +157,15 @@ class Bench:
 
     def _views(self, model: torch.nn.Module, name: str, sizes: list[int], score: float, share: float) -> dict[str, Any]:
         """Decode and forward at cheap sizes; forwards only where the model takes them."""
-        if not isinstance(self.preprocess, Preprocess) or not sizes:
+        if not sizes:
             return {}
         if not self.budget.reaches("views", FIRST * score):
             return {}
-        full, channels = self.preprocess.image_size, self.preprocess.channels
-        taken = [v for v in sizes if measure.takes(model, v, channels, self.device)]
+        taken = [v for v in sizes if measure.takes(model, self.preprocess, v, self.device)]
         if len(taken) < len(sizes):
             left = " or ".join(str(v) for v in sizes if v not in taken)
-            self.notes.append(f"{name} takes only {full} pixels: no view of {left} px for it")
-        decode = {
-            v: measure.decode_seconds(self.images, replace(self.preprocess, image_size=v), self.decoder_name, share / 2)
-            for v in sizes
-        }
+            self.notes.append(f"{name} takes only {self.preprocess.side} pixels: no view of {left} px for it")
+        decode = {v: measure.decode_seconds(self.images, self.preprocess, share / 2, v) for v in sizes}
         forward = measure.forward_seconds(model, self.x, share / 2) if taken else 0.0
         # Only the forward shrinks with the view; copy, normalisation and choice are charged as for the full size.
         rest, view_score, view_macs = max(score - forward, 0.0), dict[int, float](), dict[int, int]()
@@ -217,12 +212,6 @@ class Bench:
 
     def _stream_seconds(self, urls: list[str], table: str, n: int, choice: UniformChoice | None) -> float:
         """Of one buffer."""
-        p = self.preprocess
-        size: dict[str, Any] = (
-            {"image_size": p.image_size, "resize": p.resize}
-            if isinstance(p, Preprocess)
-            else {"tokenizer": p.tokenizer, "text_length": p.length, "task": p.task}
-        )
         buffers = iter(
             open_stream(
                 urls,
@@ -233,7 +222,8 @@ class Bench:
                 needs_il=False,
                 keep_holdout=True,
                 prefilter=choice,
-                **size,
+                task=self.preprocess.task,
+                **self.preprocess.asked(),
             )
         )
         return measure.seconds_of(lambda: next(buffers), self.budget.share / 2)

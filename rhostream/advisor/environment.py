@@ -20,8 +20,8 @@ import torch
 from rhostream import storage
 from rhostream.errors import UsageError
 from rhostream.inert import names_a_secret
+from rhostream.samples.decoders import DECODERS, decoder
 from rhostream.selection.hardware import bf16_supported, cores
-from rhostream.stream.decode import DECODERS, decoder
 
 PACKAGES = ("rhostream", "torch", "webdataset", "pyarrow", "duckdb", "pillow", "fsspec")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")

@@ -22,15 +22,13 @@ from rhostream.advisor.predict import ILCost, Measured, Setting
 from rhostream.advisor.samples import draw, preprocess_for
 from rhostream.errors import UntrustedCodeError, UsageError
 from rhostream.runs.doubts import Plan
+from rhostream.samples.kind import Wanted
+from rhostream.samples.registry import asked
 from rhostream.selection.hardware import device_of
-from rhostream.stream.decode import Preprocess
-from rhostream.stream.inputs import decoder_for
 from rhostream.stream.plan import buffers_in, choose_lanes
 from rhostream.tables import il as il_table
 from rhostream.tables.names import checked_roots
 
-PROXY = {"image": "mlp-64", "label": "text-bag", "language": "text-lm"}  # by what is learned of an image or a text
-SMALL = {**PROXY, "image": "small-cnn"}
 HELD = 512  # samples at most that are kept in memory as bytes
 FIT_SAMPLES, FIT_EPOCHS, FIT_CHECK, FIT_FOLDS = 100_000, 5, 10_000, 2  # fit-il's own defaults
 
@@ -109,15 +107,14 @@ def estimate(
         table = il_table.open_table(il, storage.expand(shards), roots, allow_missing=True)
         if not table.names:
             raise UsageError(f"{storage.redact(il)} has no part for any of these shards; leave --il out")
-    given = None if tokenizer is None else "tokens" if tokenizer.startswith("ids:") else "text"
+    given = asked(Wanted(tokenizer=tokenizer))
     task = task or models.task_of(model)
     samples = draw(shards, min(buffer_size, HELD), table, 0.1 * seconds, given, task == "language")
     preprocess = preprocess_for(samples, table, image_size, tokenizer, text_length, task, channels, resize)
-    decoder_name = decoder_for(preprocess, decoder_name)[0]
-    image = preprocess if isinstance(preprocess, Preprocess) else None
-    if image is None and (image_size or channels or resize or (view_sizes := list(view_sizes))):
-        raise UsageError("--image-size, --resize and --view-size are for images, and these samples are text")
-    sizes = _views(view_sizes, image.image_size) if image else []
+    preprocess, view_sizes = preprocess.with_decoder(decoder_name), list(view_sizes)
+    if view_sizes and not preprocess.side:
+        raise UsageError(f"--view-size {view_sizes[0]} is for images, and these samples are {preprocess.holds}")
+    sizes = _views(view_sizes, preprocess.side) if preprocess.side else []
     classes = classes or (table.info.classes if table else None) or max(samples.label) + 1
     setting = Setting(
         buffer_size=buffer_size,
@@ -129,15 +126,17 @@ def estimate(
         shortlist=shortlist,
     )
     known = table.info.model if table else {}
-    il_name = il_model or known.get("architecture") or SMALL[preprocess.task]
+    small, proxy = preprocess.small_models
+    il_name = il_model or known.get("architecture") or small
     UntrustedCodeError.unless_named(str(il_name), il_model, storage.redact(il or ""), "--il-model")
-    bench = Bench(preprocess, classes, samples, decoder_name, place, setting, budget)
-    measured = bench.measure(model, il_name, PROXY[preprocess.task], sizes, table)
+    bench = Bench(preprocess, classes, samples, preprocess.decoder, place, setting, budget)
+    measured = bench.measure(model, il_name, proxy, sizes, table)
     cost = _il_cost(samples.total, known if il_model in (None, known.get("architecture")) else {}, table)
     return Estimate(
-        model=model, il_model=il_name, proxy=PROXY[preprocess.task], device=str(place), decoder=decoder_name,
+        model=model, il_model=il_name, proxy=proxy, device=str(place), decoder=preprocess.decoder,
         machine=torch.cuda.get_device_name(place) if place.type == "cuda" else cpu_name(),
-        image_size=image.image_size if image else 0, channels=image.channels if image else 0, input=preprocess.says,
+        image_size=preprocess.side, channels=preprocess.model_arguments().get("channels", 0),
+        input=preprocess.in_words(),
         classes=classes, batch_norm=bench.batch_norm,
         il_there=table is not None and table.info.kind == "il", counted=samples.counted, setting=setting,
         measured=measured, il=cost, advice=advise(measured, setting, cost),

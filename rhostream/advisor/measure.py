@@ -20,11 +20,11 @@ from torch import nn
 
 from rhostream.candidates import CANDIDATE, Candidates
 from rhostream.randomness import generator
+from rhostream.samples.fields import Fields
+from rhostream.samples.kind import OK, Kind, View
 from rhostream.selection.outputs import called
 from rhostream.selection.selector import Selector, scoring
 from rhostream.selection.tokens import loss_of
-from rhostream.stream.decode import OK
-from rhostream.stream.inputs import AnyPreprocess, decoder_for
 from rhostream.tables.selections import LogWriter, rows_of
 
 FIRST, SECOND = 2, 8  # samples of the trials that decide how many a measurement takes; batch norm needs two
@@ -109,39 +109,38 @@ def _fitted(n: int, work: Callable[[int], Any], share: float, least: int) -> tup
 # -- data ------------------------------------------------------------------------------------------------------------
 
 
-def decode_all(
-    images: list[bytes], preprocess: AnyPreprocess, name: str, share: float
-) -> tuple[np.ndarray[Any, Any], list[int]]:
-    """(n, H, W, C) uint8 (or (n, T) ids) of what this decoder can read in the share, and which ones those were.
+def decode_all(images: list[bytes], kind: Kind, share: float) -> tuple[Fields, list[int]]:
+    """The fields (n, ...) of what can be decoded in the share, and which ones those were.
 
     At least one, if any can be read.
     """
-    decode, good, end = decoder_for(preprocess, name)[1], list[int](), time.perf_counter() + share
-    out = torch.zeros((len(images), *preprocess.shape), dtype=preprocess.dtype).numpy()
+    good, end, member = list[int](), time.perf_counter() + share, next(iter(kind.members))
+    out = {name: np.zeros((len(images), *spec.shape), spec.dtype) for name, spec in kind.fields().items()}
     for row, data in enumerate(images):
-        if decode(data, out[len(good)]) == OK:
+        if kind.decode({member: data}, {name: array[len(good)] for name, array in out.items()}) == OK:
             good.append(row)
             if time.perf_counter() > end:
                 break
-    return out[: len(good)], good
+    return Fields({name: torch.from_numpy(array[: len(good)]) for name, array in out.items()}), good
 
 
-def decode_seconds(images: list[bytes], preprocess: AnyPreprocess, name: str, share: float) -> float:
+def decode_seconds(images: list[bytes], kind: Kind, share: float, view: View = None) -> float:
     """Seconds a sample and core, into a reused buffer."""
-    decode, out = decoder_for(preprocess, name)[1], torch.zeros(preprocess.shape, dtype=preprocess.dtype).numpy()
-    return seconds_each(len(images), lambda k: [decode(data, out) for data in images[:k]], share, least=1)[0]
+    member, out = next(iter(kind.members)), {n: np.zeros(s.shape, s.dtype) for n, s in kind.fields(view).items()}
+    return seconds_each(len(images), lambda k: [kind.decode({member: data}, out) for data in images[:k]], share,
+                        least=1)[0]  # fmt: skip
 
 
-def candidates_of(pixels: np.ndarray[Any, Any], label: list[int], preprocess: AnyPreprocess, n: int) -> Candidates:
+def candidates_of(fields: Fields, label: list[int], kind: Kind, n: int) -> Candidates:
     """A buffer of n candidates with an il; the samples come again when there are fewer."""
-    rows = np.resize(np.arange(len(pixels)), n)
+    rows = np.resize(np.arange(len(fields)), n)
     rng = generator("measured candidates")
     return Candidates(
         pass_index=0, index=0, shard=np.zeros(n, np.int32), ordinal=np.arange(n, dtype=np.int32),
         key=pa.array([f"{row:09d}" for row in rng.integers(0, 10**9, n)]),
         label=torch.from_numpy(np.asarray(label, np.int64)[rows]),
         il=torch.from_numpy(rng.exponential(1, n).astype(np.float32)), reason=np.full(n, CANDIDATE, np.uint8),
-        image=torch.from_numpy(pixels[rows]), normalize=preprocess.normalize,
+        fields=fields[torch.from_numpy(rows)], prepare=kind.inputs,
         shard_names=pa.array(["shard"]),
     )  # fmt: skip
 
@@ -159,11 +158,11 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
 
 
-def takes(model: nn.Module, size: int, channels: int, device: torch.device) -> bool:
-    """Whether the model can forward square images of that many pixels."""
+def takes(model: nn.Module, kind: Kind, view: View, device: torch.device) -> bool:
+    """Whether the model can forward such a view of the samples."""
     try:
         with scoring(model):
-            model(torch.zeros(2, channels, size, size, device=device))
+            model(kind.example(2, view).to(device))
     except REFUSALS:
         return False
     return True

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from rhostream import storage
 from rhostream.errors import RhostreamError, UsageError
-from rhostream.stream.decode import Preprocess, Sides, probe_size
-from rhostream.stream.geometry import checked_resize
-from rhostream.stream.inputs import AnyPreprocess, preprocess_from_json, require_text
+from rhostream.samples import registry
+from rhostream.samples.decoders import Sides
+from rhostream.samples.kind import Kind, Wanted
 from rhostream.stream.label_from import LabelFrom
-from rhostream.stream.look import choose, look
+from rhostream.stream.look import look
 from rhostream.stream.scan import Chunk, ScanSettings, scan
-from rhostream.stream.text import TextPreprocess, text_preprocess
 from rhostream.tables import il as il_table
 
 SHARDS = 4  # looked into
@@ -39,7 +38,7 @@ class Samples:
     total: int  # samples in all shards
     counted: bool  # by a table; else guessed from sizes
     sizes: list[Sides]  # of images that can be read
-    content: str = "image"
+    content: str = registry.IMAGES.name
     failed: dict[str, str] = field(default_factory=dict)  # shards that couldn't be walked
     urls: list[str] = field(default_factory=list)  # shards that were
 
@@ -66,6 +65,7 @@ def draw(
     walked, walking, reading, fetching, per_byte = 0, 0.0, 0.0, 0.0, 0.0
     chosen = some(urls, SHARDS)
     content = table.info.content if table else content or _content_of(chosen)
+    kind = table.info.kind_of_samples() if table else registry.undecided(content)
     deadline = time.monotonic() + seconds
     for url in chosen:
         started = time.perf_counter()
@@ -73,9 +73,9 @@ def draw(
             with storage.open_reader(url) as reader:
                 fetched = time.perf_counter() - started
                 settings = ScanSettings(
-                    content=content,
+                    kind=kind,
+                    decodes=False,
                     unlabelled=unlabelled,
-                    member=table.info.image_member if table else "",
                     label=LabelFrom.from_json(table.info.label if table else None),
                 )
                 found, seen, took, end = _walk(url, settings, -(-wanted // len(chosen)), deadline)
@@ -94,8 +94,9 @@ def draw(
             failed[storage.redact(url)] = str(exc)
         if image and time.monotonic() > deadline:
             break
-    sizes = list(filter(None, map(probe_size, image[:wanted]))) if content == "image" else []
-    if not image or (content == "image" and not sizes):
+    probed = [kind.probe(lambda n, data=data: data[:n], len(data)) for data in image[:wanted]]  # type: ignore[misc]
+    sizes = [size for _, size in probed if size is not None]
+    if not any(usable for usable, _ in probed):
         why = f"; {next(iter(failed.values()))}" if failed else ""
         raise UsageError(f"no usable {content} in {len(chosen)} of {len(urls)} shards{why}; see `rhostream index`")
     total, counted = (int(table.counts.sum()), True) if table else (_guess(urls, per_byte), False)
@@ -115,7 +116,7 @@ def draw(
 
 def _content_of(urls: list[str]) -> str:
     found = look([(url, url) for url in urls], decode=False)  # a shard that can't be read is told when it is walked
-    content = found.content or "image"
+    content = found.content or registry.IMAGES.name
     found.say_mixed(content)
     return content
 
@@ -135,7 +136,7 @@ def _walk(url: str, settings: ScanSettings, wanted: int,
         rows = message.rows.select(["members"]).to_pylist()
         for row, label, ok in zip(rows, message.label.tolist(), message.ok.tolist(), strict=True):
             end = max([end, *(m["offset"] + m["size"] for m in row["members"])])
-            images = [m for m in row["members"] if m["ext"] in il_table.CONTENTS[settings.content]]
+            images = [m for m in row["members"] if m["ext"] in settings.kind.main]
             if ok and images and images[0]["size"]:
                 found.append((images[0]["offset"], images[0]["size"], label))
         if len(found) >= wanted or time.monotonic() > deadline:
@@ -157,20 +158,10 @@ def preprocess_for(
     task: str = "label",
     channels: int | None = None,
     resize: str | None = None,
-) -> AnyPreprocess:
+) -> Kind:
     """As given, else as the table says, else as most images are. Raises UsageError for options of another kind."""
-    known = table.info.preprocess if table is not None else None
-    if samples.content != "image":
-        there = preprocess_from_json(known) if known and tokenizer is None and text_length is None else None
-        if there is None:
-            require_text(samples.content, tokenizer, "the first shard")
-        if isinstance(there, TextPreprocess):
-            return replace(there, task=task)
-        return text_preprocess(tokenizer, text_length, task)
-    require_text(samples.content, tokenizer, "the first shard")
-    if known:
-        made = Preprocess.from_json(known)
-        return made.resized(image_size, channels, checked_resize(resize))
-    resize = checked_resize(resize) or (table.info.resize if table is not None else None)
-    side, planes, resize = choose(samples.sizes, image_size, channels, resize)
-    return Preprocess(image_size=side, channels=planes, resize=resize)
+    wanted = Wanted(image_size=image_size, channels=channels, resize=resize, tokenizer=tokenizer,
+                    text_length=text_length, task=task)  # fmt: skip
+    known = None if table is None else table.info.kind_of_samples()
+    where = "the first shard" if table is None else storage.redact(table.url)
+    return registry.made(samples.content, wanted, known, lambda: samples.sizes, where)

@@ -11,7 +11,6 @@ from typing import Any
 
 from rhostream import models, storage
 from rhostream.advisor.agreement import ENOUGH, FACTORS, Agreement
-from rhostream.advisor.estimate import PROXY
 from rhostream.advisor.question import Question, load_state, of_run
 from rhostream.advisor.views import Views
 from rhostream.errors import UsageError
@@ -86,7 +85,7 @@ def scoring_report(shards: Iterable[str] = (), il: str | None = None, *, model: 
     sizes = views.checked(network, set(view_sizes))
     if not source:
         views.notes.append("the model is untrained: agreement of its scores says little; give --weights or --run")
-    proxy = proxy or PROXY[views.preprocess.task]
+    proxy = proxy or views.preprocess.small_models[1]
     small = views.taught(views.network(proxy), network, proxy_batches)
     ways = views.compare(network, sizes, (proxy, small), buffers)
     return ScoringReport(

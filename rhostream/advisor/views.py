@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -30,8 +31,6 @@ from rhostream.selection.hardware import bf16_supported
 from rhostream.selection.outputs import called
 from rhostream.selection.selector import Selector
 from rhostream.stream.dataset import Loader
-from rhostream.stream.decode import Preprocess, probe_size
-from rhostream.stream.geometry import PAD
 from rhostream.stream.open import open_stream
 from rhostream.tables import il as il_table
 
@@ -68,8 +67,7 @@ class Views:
         self.notes: list[str] = []
         full = self._open(question.image_size)
         self.full, self.preprocess, table = full, full.stream.preprocess, full.stream.table
-        image = self.preprocess if isinstance(self.preprocess, Preprocess) else None
-        self.size, self.channels = (image.image_size, image.channels) if image else (0, 0)  # 0: text has no views
+        self.size = self.preprocess.side  # 0: there are no views
         classes = question.classes or table.info.classes
         if classes is None:
             raise UsageError(f"{storage.redact(table.url)} doesn't say how many classes there are")
@@ -107,7 +105,9 @@ class Views:
         can't be."""
         if not self.size:
             if asked:
-                raise UsageError(f"--view-size {min(asked)}: these samples are text, which has no smaller view")
+                raise UsageError(
+                    f"--view-size {min(asked)}: these samples are {self.preprocess.holds}, which has no smaller view"
+                )
             return []
         refused = {
             size: why for size in asked or {self.size // 2, self.size // 4} if (why := self._refusal(network, size))
@@ -125,7 +125,7 @@ class Views:
         stored = self._stored_side()
         if stored and size > stored:
             return f"larger than the images as stored ({stored} pixels)"
-        if not measure.takes(network, size, self.channels, self.device):
+        if not measure.takes(network, self.preprocess, size, self.device):
             return f"{self.q.model} takes only {self.size} pixels"
         return ""
 
@@ -134,12 +134,12 @@ class Views:
         table = self.full.stream.table
         part = il_table.read_part(il_table.part_url(table.url, table.names[0]))
         with storage.open_reader(table.shards[0]) as reader:
+            offset, length = part.offset[0].tolist(), part.size[0].tolist()
             sizes = [
-                probe_size(reader.pread(int(part.size[row]), int(part.offset[row])))
+                self.preprocess.probe(partial(reader.pread, offset=offset[row]), length[row])[1]
                 for row in np.flatnonzero(part.usable)[:PROBED].tolist()
             ]
-        padded = isinstance(self.preprocess, Preprocess) and self.preprocess.resize == PAD
-        return max((seen.longer if padded else seen.shorter for seen in sizes if seen), default=0)
+        return self.preprocess.source_side([seen for seen in sizes if seen])
 
     def taught(self, proxy: nn.Module, network: nn.Module, batches: int) -> nn.Module:
         """The proxy, having learned from what the target keeps of the next buffers, as in a run."""

@@ -5,33 +5,25 @@ Of a text its beginning is shown, which the page escapes.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from rhostream import storage
-from rhostream.audit.facts import resize_of
 from rhostream.audit.plots import uri
 from rhostream.audit.runs import RunFolder
 from rhostream.audit.views import Ledger
 from rhostream.errors import RhostreamError
+from rhostream.samples import registry
+from rhostream.samples.registry import IMAGES
 from rhostream.storage import Reader
-from rhostream.stream.decode import OK, decode_into, probe_size
-from rhostream.stream.geometry import PAD
-from rhostream.stream.npy import BadTokens, token_ids
 from rhostream.tables import il as il_table
 from rhostream.tables import parquet
 
 PICTURES = 12
-SIDE = 96  # pixels, at most
-MAX_BYTES = 32 << 20
-SHOWN = 200  # characters of a text
 FAILURES = 3  # unreadable shards after which the rest isn't tried: each try of a store that is down takes seconds
 _CHOSEN = """
 WITH looks AS (
@@ -156,19 +148,19 @@ class _Pictures:
             return
         row = part[0].slice(ordinal, 1).to_pylist()[0]
         picture.facts = {k: row[k] for k in ("predicted", "true_label", "is_noisy") if k in row}
-        content = str(part[1].get("content", "image"))
-        known = il_table.CONTENTS.get(content, ())
-        image = next((m for m in row["members"] or () if m["ext"] in known), None)
-        reader = self._reader(shard, int(part[1]["shard_size"])) if image else None
-        if image is None or reader is None:
+        content = str(part[1].get("content", IMAGES.name))
+        kind = registry.BUILT_IN[content]() if content in registry.BUILT_IN else None
+        member = next((m for m in row["members"] or () if kind and m["ext"] in kind.main), None)
+        reader = self._reader(shard, int(part[1]["shard_size"])) if member else None
+        if kind is None or member is None or reader is None:
             return
         try:
-            if content == "image":
-                data = reader.pread(min(image["size"], MAX_BYTES), image["offset"])
-                picture.image, picture.seen = thumbnail(data), as_seen(data, resize_of(self._run.settings))
-            else:
-                start = reader.pread(min(image["size"], 4 * SHOWN + 1024), image["offset"])
-                picture.text = beginning(start) if content == "text" else numbers(start)
+            data = reader.pread(min(member["size"], kind.preview_bytes), member["offset"])
+            seen = kind.preview({next(iter(kind.members)): data}, self._run.settings)
+            picture.image, picture.seen = (
+                None if png is None else uri(png, "image/png") for png in (seen.image, seen.seen)
+            )
+            picture.text = seen.text
         except (RhostreamError, OSError) as exc:
             self.reason = _said(exc)
 
@@ -211,41 +203,3 @@ class _Pictures:
 
 def _said(exc: Exception) -> str:
     return str(exc) if isinstance(exc, RhostreamError) else type(exc).__name__
-
-
-def beginning(data: bytes) -> str:
-    """The first characters of a text, in one line."""
-    words = " ".join(data.decode("utf-8-sig", "ignore").split())
-    return words if len(words) <= SHOWN else words[: SHOWN - 1] + "…"
-
-
-def numbers(data: bytes) -> str | None:
-    """The first ids of an array, None for bytes that hold none."""
-    try:
-        ids = token_ids(data, 40, whole=False)
-    except BadTokens:
-        return None
-    return " ".join(map(str, ids.tolist())) + " …"
-
-
-def thumbnail(data: bytes) -> str | None:
-    """All of the image as a small square PNG's data URI, padded; None for bytes that our decoder refuses."""
-    sides = probe_size(data)
-    return None if sides is None else _square(data, sides.longer, PAD)
-
-
-def as_seen(data: bytes, resize: str) -> str | None:
-    """The image as the model saw it, None where that is all of it in its own aspect."""
-    sides = probe_size(data)
-    if sides is None or sides.shorter == sides.longer or resize == PAD:
-        return None
-    return _square(data, sides.shorter, resize)
-
-
-def _square(data: bytes, side: int, resize: str) -> str | None:
-    pixels = np.empty((min(max(side, 1), SIDE),) * 2 + (3,), np.uint8)
-    if decode_into(data, pixels, resize) != OK:
-        return None
-    sink = io.BytesIO()
-    Image.fromarray(pixels).save(sink, "PNG", optimize=True)
-    return uri(sink.getvalue(), "image/png")

@@ -7,7 +7,7 @@ from typing import Any
 
 from rhostream.audit.alike import says_change
 from rhostream.inert import escape, shortened
-from rhostream.stream.statuses import NEIGHBOURS
+from rhostream.samples.statuses import NEIGHBOURS
 
 LISTED = 20  # problems shown; all are in --json
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 from rhostream.config.shared import (
     CHOSEN_RESIZE,
     INIT,
+    KIND,
     MODEL,
     RESIZE,
     ROOT,
@@ -113,6 +114,7 @@ class FitILConfig(_OfflineConfig):
     )
     temperature: bool = setting(False, help="Divide logits by the temperature that suits unseen samples.")
     min_accuracy: float | None = setting(None, help=MIN_ACCURACY, metavar="F")
+    kind: str | None = setting(None, help=KIND, metavar="NAME", imports=True)
     tokenizer: str | None = setting(None, help=TOKENIZER, metavar="NAME", unset="the model's, else words:30000")
     text_length: int | None = setting(None, help=TEXT_LENGTH, metavar="T", unset="128")
     task: str | None = setting(None, help=TASK, choices=TASKS, unset="language of text-lm, label of any other")
@@ -138,6 +140,7 @@ class _TableConfig(_OfflineConfig):
         option="from",
         place=True,
     )
+    kind: str | None = setting(None, help=KIND, metavar="NAME", imports=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ MODEL = "Built-in name, torchvision:NAME, timm:NAME or package.module:function; 
 INIT = "Start from these safetensors weights; the classifier may differ."
 TOKENIZER = "Of text: bytes, words:N, hf:NAME; ids:N for .npy arrays of ids."
 TEXT_LENGTH = "Tokens of a text; longer ones are cut."
+KIND = "A kind of samples of your own, package.module:name (docs/kinds.md); its code is imported only so."
 TASK = "What a model of text learns."
 RESIZE = "How images become squares: the centre, all of it squashed, or all of it padded with grey."
 CHOSEN_RESIZE = "crop where that cuts off at most a tenth of some images' pixels, else squash"

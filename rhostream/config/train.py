@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rhostream.config.shared import (
     INIT,
+    KIND,
     MODEL,
     RESIZE,
     ROOT,
@@ -71,6 +72,9 @@ class TrainConfig(Options):
         None, help=ROOT, metavar="NAME=URL", option="root", place=True, pin=RESOLVED, pinned_as=("shards",), fixed=PLAN
     )
     workers: int = setting(0, help=WORKERS, pin=RECORDED, free=_HARDWARE)
+    kind: str | None = setting(
+        None, help=KIND, metavar="NAME", imports=True, pin=RESOLVED, pinned_as=("preprocess_kind",), fixed=CANDIDATES
+    )
     tokenizer: str | None = setting(
         None,
         help=TOKENIZER,

@@ -13,6 +13,7 @@ from rhostream import foreign, storage
 from rhostream.errors import TableError, UsageError
 from rhostream.il_model.folds import MODES, FoldRule
 from rhostream.inert import one_line
+from rhostream.samples import registry
 from rhostream.tables.classes import as_json
 
 VERSION = 1
@@ -151,7 +152,7 @@ def _checked(info: ModelInfo) -> ModelInfo:
     foreign.checked_decoder(info.decoder)
     foreign.checked_classes(info.classes)
     names = foreign.checked_class_names(info.class_names)
-    foreign.checked_preprocess(info.preprocess)
+    registry.check_record(info.preprocess)
     for fold in info.folds:
         if "/" in foreign.checked_path(fold["weights"]) or not isinstance(fold["sha256"], str):
             raise ValueError(f"{fold['weights']!r} is no file of this folder")

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from rhostream import models, storage
 from rhostream.errors import TableError, UntrustedCodeError, UsageError
 from rhostream.il_model.info import ModelInfo, require_info
+from rhostream.samples import registry
+from rhostream.samples.kind import Kind
 from rhostream.selection.outputs import logits_of_output
-from rhostream.stream.inputs import AnyPreprocess, preprocess_from_json
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,14 +26,10 @@ class ILModel:
 
     info: ModelInfo
     networks: list[nn.Module]
+    preprocess: Kind  # of the samples that it learned from
 
     def __repr__(self) -> str:
         return f"<IL model: {self.info!r}>"
-
-    @property
-    def preprocess(self) -> AnyPreprocess:
-        """What turns a sample into the networks' input."""
-        return preprocess_from_json(self.info.preprocess)
 
 
 class Divided:
@@ -45,27 +42,29 @@ class Divided:
         return logits_of_output(output, len(inputs[0]), module) / self.temperature
 
 
-def load_il_model(folder: str, model: str | None = None) -> ILModel:
+def load_il_model(folder: str, model: str | None = None, kind: str | None = None) -> ILModel:
     """Load the IL model of a folder.
 
     One whose architecture is not built in is `package.module:function`, code that would be imported: it is loaded only
-    when `model` is that same name. Raises UsageError when there is none or its code isn't named, TableError.
+    when `model` is that same name; so is a kind of samples that is somebody's own, where `kind` names it. Raises
+    UsageError when there is none or its code isn't named, TableError.
     """
     folder = storage.resolve(folder)
     info, shown = require_info(folder), storage.redact(folder)
     if model not in (None, info.architecture):
         raise UsageError(f"{shown} was made with --model {info.architecture}, not {model}")
     UntrustedCodeError.unless_named(info.architecture, model, shown, "--model")
-    return ILModel(info, load_networks(folder, [name for name, _ in info.weights], info.ingredients()))
+    samples = registry.from_json(info.preprocess, kind, shown).with_decoder(info.decoder)
+    networks = load_networks(folder, [name for name, _ in info.weights], info.ingredients(), samples)
+    return ILModel(info, networks, samples)
 
 
-def load_networks(folder: str, names: Sequence[str], made: Mapping[str, Any]) -> list[nn.Module]:
+def load_networks(folder: str, names: Sequence[str], made: Mapping[str, Any], kind: Kind) -> list[nn.Module]:
     """The networks in the files `names` of a (resolved) folder, in eval mode, their logits divided by the temperature.
 
     `made` is what makes an il, of a model or of a table (`ModelInfo.ingredients`): the sha256 of each file, and what
-    networks they are for. Raises TableError for a file that is another one, or doesn't fit.
+    networks they are for; `kind`: of the samples. Raises TableError for a file that is another one, or doesn't fit.
     """
-    preprocess = preprocess_from_json(made["preprocess"])
     temperatures = made.get("temperature") or [1.0] * len(names)
     networks: list[nn.Module] = []
     for name, digest, temperature in zip(names, made["weights"], temperatures, strict=True):
@@ -76,9 +75,7 @@ def load_networks(folder: str, names: Sequence[str], made: Mapping[str, Any]) ->
                 f"{storage.redact(url)} isn't the file that model.json names (sha256 differs): it was "
                 "damaged or replaced; run `rhostream fit-il` again in another folder"
             )
-        network = models.build(
-            made["architecture"], classes=made["classes"], initial=False, **preprocess.model_arguments()
-        )
+        network = models.build(made["architecture"], classes=made["classes"], initial=False, **kind.model_arguments())
         try:
             network.load_state_dict(load_safetensors(data))
         except SafetensorError as exc:

@@ -63,13 +63,16 @@ def join_il(
     info = il_table.open_info(url)
     if info.kind != "il":
         raise UsageError(f"{storage.redact(url)} is an index without il; make a table with `rhostream compute-il`")
-    return JoinStage(url, il_table.roots_today(url, info, checked_roots(roots)), missing, keep_holdout, field)
+    today = il_table.roots_today(url, info, checked_roots(roots))
+    return JoinStage(url, today, missing, keep_holdout, field, info.members)
 
 
 class JoinStage:
     """What `join_il` returns. Picklable, because webdataset's loader sends its stages to worker processes."""
 
-    def __init__(self, table: str, roots: dict[str, str], missing: str, keep_holdout: bool, field: str) -> None:
+    def __init__(self, table: str, roots: dict[str, str], missing: str, keep_holdout: bool, field: str,
+                 members: tuple[tuple[str, ...], ...]) -> None:  # fmt: skip
+        self._members = members  # of a sample: the extensions of each
         self._table, self._roots, self._missing, self._field = table, roots, missing, field
         self._keep_holdout = keep_holdout
         self.counts = Counter[str]()  # samples by status
@@ -127,7 +130,9 @@ class JoinStage:
         if rows is None:
             name = il_table.shard_name(storage.resolve(url), self._roots)
             try:
-                rows = _Rows(il_table.read_part(il_table.part_url(self._table, name)), self._keep_holdout)
+                rows = _Rows(
+                    il_table.read_part(il_table.part_url(self._table, name), members=self._members), self._keep_holdout
+                )
             except NotFoundError:
                 rows = _Rows(None)
             rows.begin(in_order=url not in self._seen)

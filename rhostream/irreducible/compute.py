@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,13 +29,13 @@ from rhostream.irreducible.fit import named
 from rhostream.irreducible.job import Job, Target, parse_index
 from rhostream.irreducible.marks import Marks
 from rhostream.irreducible.score import Scorer
+from rhostream.samples import registry
+from rhostream.samples.geometry import checked_resize
+from rhostream.samples.kind import Kind, Wanted
 from rhostream.storage import redact
 from rhostream.stream.budget import Budget
-from rhostream.stream.decode import Preprocess
-from rhostream.stream.geometry import CROP, checked_resize, choose_resize
-from rhostream.stream.inputs import checked_content, checked_member
 from rhostream.stream.label_from import LabelFrom, label_from
-from rhostream.stream.look import look, say_index
+from rhostream.stream.look import look
 from rhostream.stream.scan import ScanSettings
 from rhostream.tables import il
 from rhostream.tables.classes import require_same_classes
@@ -91,7 +92,9 @@ def _compute_ils(config: ComputeILConfig) -> list[Summary]:
         raise UsageError("two IL models would fill the same table: give each its own --out")
     gate.require_share(config.min_accuracy)
     sources, roots, keep = storage.listed(config.shards), checked_roots(config.roots), il.checked_keep(config.keep)
-    loaded = [load_il_model(folder, _code_of(folder, config.model, len(il_models))) for folder in il_models]
+    loaded = [
+        load_il_model(folder, _code_of(folder, config.model, len(il_models)), config.kind) for folder in il_models
+    ]
     _require_alike(loaded, il_models)
     for one, folder in zip(loaded, il_models, strict=True):
         gate.passed(one.info, config.min_accuracy, folder)
@@ -110,13 +113,12 @@ def _compute_ils(config: ComputeILConfig) -> list[Summary]:
             roots=_roots_of(out, roots, info.learned_from),
             model=info.figures(),
             places=il.places_of(sources, folder),
-            content=one.preprocess.content,
+            content=one.preprocess.name,
             class_names=info.class_names,
         )
         targets.append(Target(out, table, marks.own(number, scorers[-1]), partial(gate.examine, info=info)))
     settings = ScanSettings(
-        preprocess=first.preprocess,
-        decoder_name=first.info.decoder,
+        kind=first.preprocess,
         classes=first.info.classes,
         label=LabelFrom.from_json(first.info.label),
         keep=keep,
@@ -136,9 +138,7 @@ def _compute_ils(config: ComputeILConfig) -> list[Summary]:
                 f"may score what it learned from; {how}",
                 stacklevel=4,
             )
-    seen = first.preprocess
-    if isinstance(seen, Preprocess):
-        LOG.info("images: %s (as those of %s)", seen.geometry, redact(il_models[0]))
+    first.preprocess.log(f"as those of {redact(il_models[0])}")
     return job.run(config.workers)
 
 
@@ -209,20 +209,21 @@ def index(config: IndexConfig) -> Summary:
         "allow_compressed": config.allow_compressed,
         "accept_missing_eof": config.accept_missing_eof,
     }
-    content, member, resize = _images_of(config, sources, lenient)
+    kind = _kind_of(config, sources, lenient)
     label = _label_of(config, sources, lenient)
-    label.require_beside(content)
-    ingredients = {"image_member": member, "resize": "" if resize == CROP else resize, "label": label.to_json()}
+    label.require_beside(kind)
+    ingredients = kind.ingredients() | {"label": label.to_json()}
     info = TableInfo(
         kind="index",
         ingredients={name: value for name, value in ingredients.items() if value},  # older tables know none of these
         keep=keep,
         roots=roots,
         places=il.places_of(sources),
-        content=content,
+        content=kind.name,
+        preprocess=kind.to_json() if kind.fields() else None,
         class_names=label.class_names,
     )
-    settings = ScanSettings(keep=info.keep, content=content, member=member, label=label, **lenient)
+    settings = ScanSettings(keep=info.keep, kind=kind, decodes=False, label=label, **lenient)
     job = Job(sources, [Target(config.out, info)], settings, budget, config.fail_fast, config.index)
     return job.run(config.workers)[0]
 
@@ -235,36 +236,31 @@ def _label_of(config: IndexConfig, shards: Iterable[str], lenient: dict[str, Any
     return label_from(config.label, config.class_names, named(shards, None), **lenient)
 
 
-def _images_of(config: IndexConfig, shards: Iterable[str], lenient: dict[str, Any]) -> tuple[str, str, str]:
-    """What the samples are, which image of one is meant ("": the first) and how it becomes a square: as asked, else as
-    the table that is there says, else by a look at D; images where nothing can be used.
+def _kind_of(config: IndexConfig, shards: Iterable[str], lenient: dict[str, Any]) -> Kind:
+    """What the samples are, which image of one is meant and how it becomes a square: as asked, else as the table that
+    is there says, else by a look at D; images where nothing can be used.
 
     A shard that can't be read is no reason to stop: the job itself says so.
     """
-    content, member = checked_content(config.content), checked_member(config.image_member)
-    resize = checked_resize(config.resize)
-    out = storage.resolve(config.out)
+    wanted = Wanted(member=registry.checked_member(config.image_member), resize=checked_resize(config.resize))
+    out, name = storage.resolve(config.out), config.content
+    if config.kind is not None:
+        if name is not None:
+            raise UsageError(f"--content {name} is for built-in kinds: give it or --kind {config.kind}")
+        return registry.made(config.kind, wanted, None, tuple, redact(out))
+    asked = None if name is None else registry.undecided(name)
     if storage.exists(storage.join(out, "_table.json")):
         there = il.open_info(out)
-        if (content or there.content) == "image":
-            say_index((), resize or there.resize)
-        return content or there.content, member or there.image_member, resize or there.resize
+        if asked is None or name == there.content:
+            asked = there.kind_of_samples(None, redact(out))
+        return asked.indexed(wanted, None)
     storage.probe_writable(out)  # before anything is read
-    for name, value in (("image-member", member), ("resize", resize)):
-        if value and content not in (None, "image"):
-            raise UsageError(f"--{name} {value} is for images, and these samples are to be {content}")
-    if content not in (None, "image"):
-        return content or "", "", CROP  # as asked, without a look
-    if content and resize:
-        say_index((), resize)
-        return content, member or "", resize  # likewise; several images of a sample are counted and warned of
-    seen = look(named(shards, None), content=content, once=True, **lenient)
-    if content is None:
-        content = ("image" if member or resize else seen.content) or "image"
-        seen.say_mixed(content, member)
-        member = member or (seen.member if content == "image" else "")
-    if content != "image":
-        return content, "", CROP
-    resize = resize or choose_resize((sides.shorter, sides.longer) for sides in seen.sizes)[0]
-    say_index(seen.sizes, resize)
-    return content, member or "", resize
+    if asked is not None and (wanted.resize or not registry.takes(asked.name, "resize")):
+        return asked.indexed(wanted, None)  # without a look; several images of a sample are counted and warned of
+    seen = look(named(shards, None), content=name, once=True, **lenient)
+    if asked is None:
+        asked = registry.undecided(registry.asked(wanted) or seen.content or registry.IMAGES.name)
+        seen.say_mixed(asked.name, wanted.member)
+        if registry.takes(asked.name, "member"):
+            wanted = replace(wanted, member=wanted.member or seen.member or None)
+    return asked.indexed(wanted, lambda: seen.sizes)

@@ -24,9 +24,9 @@ from rhostream.irreducible.quality import Logits, logits_of, measured
 from rhostream.irreducible.unfinished import KeptOf
 from rhostream.randomness import generator
 from rhostream.runs.macs import macs_per_sample
+from rhostream.samples.kind import Kind
 from rhostream.selection.outputs import require_logits
 from rhostream.selection.tokens import is_language
-from rhostream.stream.inputs import AnyPreprocess
 from rhostream.stream.progress import StepProgress
 
 LOG = logging.getLogger("rhostream")
@@ -46,7 +46,7 @@ class Fit:
 
     model: str
     classes: int
-    preprocess: AnyPreprocess
+    preprocess: Kind
     recipe: Recipe
     device: torch.device
     init: str | None = None  # weights to start from
@@ -65,22 +65,22 @@ class Fit:
         with torch.random.fork_rng():
             torch.manual_seed(int(generator(self.recipe.seed, "fit", number).integers(2**62)))
             network = self.network()
-            normalize = self.preprocess.normalize
+            prepare = self.preprocess.inputs
             if not is_language(network):
-                require_logits(self.model, network.eval(), normalize(pool.image[:1]), self.classes)
-            macs = macs_per_sample(network, normalize(pool.image[:1]))
+                require_logits(self.model, network.eval(), prepare(pool.fields[:1]), self.classes)
+            macs = macs_per_sample(network, prepare(pool.fields[:1]))
             if self.init:
                 models.load_initial(network, self.init)
             learned = learn(
                 network,
-                pool.image,
+                pool.fields,
                 pool.label,
                 train,
                 rows,
-                check_image=check.image,
+                check_image=check.fields,
                 check_label=check.label,
                 recipe=self.recipe,
-                normalize=normalize,
+                normalize=prepare,
                 device=self.device,
                 classes=self.classes,
                 kept=self.kept and self.kept(number),
@@ -220,7 +220,7 @@ def quality_of(
             (on_train, pool, _some(fold.train, fit.recipe.seed, fold.number)),
         ):
             found.append(
-                logits_of(network, own.image, own.label, rows, fit.preprocess.normalize, fit.device, fit.classes)
+                logits_of(network, own.fields, own.label, rows, fit.preprocess.inputs, fit.device, fit.classes)
             )
     return measured(on_check, on_train, fit.classes), sum(len(one.label) for one in (*on_check, *on_train))
 
@@ -233,7 +233,7 @@ def on_d(fit: Fit, state: State, pool: Pool, temperature: Sequence[float]) -> Ch
     network = _loaded(fit, state)
     if temperature:
         network.register_forward_hook(Divided(temperature[0]))
-    return evaluate(network, pool.image, pool.label, torch.arange(len(pool)), fit.preprocess.normalize, fit.device)
+    return evaluate(network, pool.fields, pool.label, torch.arange(len(pool)), fit.preprocess.inputs, fit.device)
 
 
 def write_folds(out: str, folds: Sequence[Fold], states: Sequence[State]) -> list[dict[str, Any]]:

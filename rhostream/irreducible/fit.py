@@ -47,18 +47,18 @@ from rhostream.irreducible.marks import Only, Outside, Places
 from rhostream.irreducible.pool import Pool, fill
 from rhostream.irreducible.unfinished import Kept, clear, identity_of
 from rhostream.runs.record import versions
+from rhostream.samples import registry
+from rhostream.samples.decoders import decoder
+from rhostream.samples.kind import Kind, Wanted
 from rhostream.selection.outputs import called, require_more_than_one, require_width
 from rhostream.selection.tokens import is_language
 from rhostream.signals import StopRequest
 from rhostream.storage import redact
 from rhostream.stream.advice import gaps
 from rhostream.stream.budget import Budget
-from rhostream.stream.decode import Preprocess, decoder
-from rhostream.stream.inputs import AnyPreprocess, checked_member, decoder_for, require_text
 from rhostream.stream.label_from import label_from, numbers_of
-from rhostream.stream.look import choose, look
+from rhostream.stream.look import look
 from rhostream.stream.scan import ScanSettings
-from rhostream.stream.text import text_preprocess
 from rhostream.tables import il
 from rhostream.tables.classes import named as label_named
 from rhostream.tables.classes import require_same_classes
@@ -144,12 +144,13 @@ def fit_il(config: FitILConfig) -> ModelInfo:
             )
         },
     }
-    image_member, classes = checked_member(config.image_member), config.classes
+    image_member, classes = registry.checked_member(config.image_member), config.classes
     options_on = {
         "image_member": image_member,
         "label": config.label,
         "class_names": config.class_names and _digest_of_names(config.class_names),
         "resize": config.resize,
+        "kind": config.kind,
         "balance": config.balance != "none" and config.balance,
         "checkpoints": config.checkpoints,
         "temperature": config.temperature,
@@ -169,14 +170,14 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     label = label_from(config.label, config.class_names, data, **lenient)
     if classes is None and label.names:
         classes = max(label.names.values()) + 1
-    preprocess = _preprocess(data, config, image_member, lenient)
-    label.require_beside(preprocess.content)
+    preprocess = _kind_of(data, config, image_member, lenient)
+    label.require_beside(preprocess)
     _require_fitting(preprocess, config.augment, config.balance, config.temperature)
     _try(model, preprocess, classes, config.init, config.batch_size)
-    decoding = decoder_for(preprocess, asked["decoder"])[0]
+    preprocess = preprocess.with_decoder(asked["decoder"])
+    decoding = preprocess.decoder
     settings = ScanSettings(
-        preprocess=preprocess,
-        decoder_name=decoding,
+        kind=preprocess,
         classes=classes,
         label=label,
         group_by=config.group_by,
@@ -224,7 +225,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         config.init,
         lambda number: Kept(out, identity, number, rule.models, config.epochs),
     )
-    empty = [] if preprocess.task == "language" else empty_classes(rule, pool, labels) + gaps(labels, label.class_names)
+    empty = [] if not preprocess.needs_label else empty_classes(rule, pool, labels) + gaps(labels, label.class_names)
     for says in empty:
         LOG.warning("%s", says)
     read = {
@@ -268,7 +269,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     return gate.passed(info, config.min_accuracy, out)
 
 
-def _try(model: str, preprocess: AnyPreprocess, classes: int | None, init: str | None, batch_size: int) -> None:
+def _try(model: str, preprocess: Kind, classes: int | None, init: str | None, batch_size: int) -> None:
     """Refuse a model that can't be fitted before a shard is read. Raises UsageError."""
     trial = models.build(model, classes=classes or 2, **preprocess.model_arguments())
     if init:
@@ -479,62 +480,57 @@ def _require_unchanged(there: ModelInfo, urls: Mapping[str, str], out: str) -> N
         )
 
 
-def _preprocess(
-    shards: list[tuple[str, str]], config: FitILConfig, member: str | None, lenient: dict[str, Any]
-) -> AnyPreprocess:
-    """What samples of D become: text where a tokenizer is given or most of those looked at are, else images."""
-    image_size, channels, mean, std = config.image_size, config.channels, tuple(config.mean), tuple(config.std)
-    resize = config.resize
-    model, tokenizer, text_length, task = config.model, config.tokenizer, config.text_length, config.task
-    tokenizer, task = tokenizer or (model if model.startswith("hf:") else None), task or models.task_of(model)
-    if tokenizer is not None and (image_size or channels or resize or member):
-        raise UsageError(
-            f"--tokenizer {tokenizer} is for text; --image-size, --channels, --resize and --image-member are for "
-            "images: give one of them"
-        )
-    if channels not in (None, 1, 3):
-        raise UsageError(f"--channels {channels}: expected 1 (grey) or 3 (RGB)")
-    if tokenizer is not None:
-        preprocess = text_preprocess(tokenizer, text_length, task)
-        if not look(shards, content=preprocess.content, **lenient).kinds:
+def _kind_of(shards: list[tuple[str, str]], config: FitILConfig, member: str | None, lenient: dict[str, Any]) -> Kind:
+    """What samples of D are decoded to: the kind that is named or that options are of, else what most of those looked
+    at are."""
+    model, where = config.model, redact(shards[0][0])
+    wanted = Wanted(
+        image_size=config.image_size,
+        channels=config.channels,
+        resize=config.resize,
+        member=member,
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        tokenizer=config.tokenizer or (model if model.startswith("hf:") else None),
+        text_length=config.text_length,
+        task=config.task or models.task_of(model),
+    )
+    if config.kind is not None:
+        return registry.made(config.kind, wanted, None, tuple, where)
+    asked = registry.asked(wanted)
+    if wanted.tokenizer is not None and asked is not None:
+        kind = registry.made(asked, wanted, None, tuple, where)
+        if not look(shards, content=asked, **lenient).kinds:
             raise UsageError(
-                f"--tokenizer {tokenizer} reads .{il.CONTENTS[preprocess.content][0]} members, and the "
-                f"first samples of {redact(shards[0][0])}, ... hold none that can be used"
+                f"--tokenizer {wanted.tokenizer} reads .{kind.main[0]} members, and the "
+                f"first samples of {where}, ... hold none that can be used"
             )
-        return preprocess
-    found = look(shards, **lenient)
-    content = found.require_usable() if not (image_size and channels) else found.content or "image"
-    if image_size or channels or resize or member:
-        if content != "image" and not found.kinds["image"]:
+        return kind
+    seen = look(shards, **lenient)
+    given = config.image_size and config.channels
+    content = seen.content or registry.IMAGES.name if given else seen.require_usable()
+    if asked is not None:
+        if content != asked and not seen.kinds[asked]:
             raise UsageError(
-                f"--image-size, --channels, --resize and --image-member are for images, and "
-                f"{redact(shards[0][0])}, ... hold {content}"
+                f"--image-size, --channels, --resize and --image-member are for images, and {where}, ... hold {content}"
             )
-        content = "image"
-    found.say_mixed(content, member)
-    if content != "image":
-        require_text(content, tokenizer, redact(shards[0][0]))
-        return text_preprocess(tokenizer, text_length, task)
-    image_size, channels, resize = choose(found.sizes, image_size, channels, resize)
-    if text_length is not None:
-        raise UsageError(f"--text-length {text_length} is for text, and these samples are images")
-    for name, values in (("mean", mean), ("std", std)):
-        if len(values) not in (1, channels):
-            raise UsageError(f"{name} has {len(values)} values, expected 1 or {channels} (one a channel)")
-    member = member or found.member
-    return Preprocess(image_size=image_size, channels=channels, mean=mean, std=std, member=member, resize=resize)
+        content = asked
+    seen.say_mixed(content, member)
+    if registry.takes(content, "member"):
+        wanted = replace(wanted, member=member or seen.member or None)
+    return registry.made(content, wanted, None, lambda: seen.sizes, where)
 
 
-def _require_fitting(preprocess: AnyPreprocess, augment: str, balance: str, temperature: bool) -> None:
+def _require_fitting(preprocess: Kind, augment: str, balance: str, temperature: bool) -> None:
     """Raise UsageError for an option that such samples don't have."""
-    if preprocess.kind == "text" and augment != "none":
-        raise UsageError(f"augment {augment!r} is for images, and these samples are text")
+    if not preprocess.pictures and augment != "none":
+        raise UsageError(f"augment {augment!r} is for images, and these samples are {preprocess.holds}")
     for name, given in (("balance", balance != "none"), ("temperature", temperature)):
         if preprocess.task == "language" and given:
             raise UsageError(f"--{name} is for models of labels, and language has none")
 
 
-def _plain(preprocess: AnyPreprocess) -> dict[str, Any]:
+def _plain(preprocess: Kind) -> dict[str, Any]:
     """As it is read again from JSON, tuples as lists."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in preprocess.to_json().items()}
 

@@ -19,6 +19,7 @@ from rhostream.errors import NonFiniteError
 from rhostream.irreducible.ladder import Ladder, Rung, Spec
 from rhostream.irreducible.unfinished import Kept, Standing
 from rhostream.randomness import torch_seed
+from rhostream.samples.fields import Fields
 from rhostream.selection.gradient import finite_or_nan, step_if_finite
 from rhostream.selection.outputs import called
 from rhostream.selection.tokens import LanguageLoss, SequenceMean
@@ -100,12 +101,12 @@ def class_weights(label: Tensor, classes: int) -> Tensor:
 
 def learn(
     network: nn.Module,
-    image: Tensor,
+    image: Fields,
     label: Tensor,
     train: Tensor,
     check: Tensor,
     *,
-    check_image: Tensor,
+    check_image: Fields,
     check_label: Tensor,
     recipe: Recipe,
     normalize: Prepare,
@@ -114,7 +115,7 @@ def learn(
     kept: Kept | None = None,
     progress: StepProgress | None = None,
 ) -> Learned:
-    """Train on rows `train` of image (N, H, W, C) uint8 or (N, T) ids; keep the state of lowest mean loss on rows
+    """Train on rows `train` of image (N, ...); keep the state of lowest mean loss on rows
     `check` of `check_image` (of the mean over classes of their mean losses, where the fit is balanced).
 
     The learning rate falls linearly to 0 over the epochs. Checkpoints on the way change nothing of what is learned or
@@ -239,14 +240,14 @@ def _mean_loss(network: nn.Module, output: Tensor, label: Tensor, weight_C: Tens
 @torch.no_grad()  # not inference mode: what a forward keeps must serve the next step too
 def evaluate(
     network: nn.Module,
-    image: Tensor,
+    image: Fields,
     label: Tensor,
     rows: Tensor,
     normalize: Prepare,
     device: torch.device,
     says: str = "",
 ) -> Checked:
-    """Loss and accuracy on rows of image (N, H, W, C) uint8 or (N, T) ids, in eval mode; of language those of tokens,
+    """Loss and accuracy on rows of image (N, ...), in eval mode; of language those of tokens,
     and the balanced loss is the mean. `says`: what Interrupted says, where a signal asks to stop.
     """
     network.eval()

@@ -1,4 +1,4 @@
-"""A bounded uniform sample of shards in memory, as uint8: what the IL model learns from.
+"""A bounded uniform sample of shards in memory, decoded: what the IL model learns from.
 
 All shards are walked, for the number of their samples isn't known before; only what may be of the sample is decoded
 (see `stream.lowest`). The sample is a function of the seed and of what the shards hold, not of their sizes, their order
@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 from rhostream.errors import BudgetError, RhostreamError, UsageError
+from rhostream.samples.fields import Fields
 from rhostream.signals import while_waiting
 from rhostream.storage import redact
 from rhostream.stream.advice import Advice
 from rhostream.stream.budget import SHOWN, Budget
 from rhostream.stream.progress import Progress
 from rhostream.stream.scan import Chunk, End, ScanSettings, scan
+from rhostream.stream.slots import slots
 from rhostream.tables.classes import ClassNames
 
 LOG = logging.getLogger("rhostream")
@@ -36,7 +38,7 @@ ShardVersion = tuple[int, str, str]  # bytes, ETag or mtime, sha256 ("" for a sh
 class Pool:
     """(N,) samples in memory, in the order of their random numbers."""
 
-    image: Tensor  # (N, H, W, C) uint8, or (N, T) int32 token ids
+    fields: Fields  # (N, ...) each
     label: Tensor  # (N,) int64
     mark: Tensor  # (N,) int64: the fold
     shards: tuple[str, ...]  # names of those that gave samples
@@ -72,15 +74,13 @@ def fill(
     any, with `fail_fast`), BudgetError when more of what was drawn is bad than `budget` bears, MismatchError where two
     shards call a label otherwise.
     """
-    assert settings.preprocess is not None
-    shape = settings.preprocess.shape
-    fits = memory_bytes // settings.preprocess.row_bytes
+    fits = memory_bytes // settings.kind.row_bytes()
     if fits < samples:
         LOG.warning(
             "%s: %s samples of %s don't fit into %s MiB; taking %s",
             title,
             f"{samples:,}",
-            shape,
+            settings.kind.in_words(),
             f"{memory_bytes >> 20:,}",
             f"{fits:,}",
         )
@@ -108,7 +108,7 @@ def fill(
     sample.sort()
     n, names = sample.filled, [visits[shard][1] for shard in np.unique(sample.place[: sample.filled, 0]).tolist()]
     return Pool(
-        sample.image[:n],
+        sample.fields[:n],
         sample.label[:n],
         sample.mark[:n],
         tuple(names),
@@ -124,27 +124,27 @@ def fill(
 
 @dataclass
 class _Piece:
-    """Usable rows of a chunk: number, ordinal, label, mark, image, (n,) each."""
+    """Usable rows of a chunk: number, ordinal, label, mark (n,), fields (n, ...)."""
 
     number: npt.NDArray[np.float64]
     ordinal: npt.NDArray[np.int64]
     label: Tensor
     mark: Tensor
-    image: Tensor
+    fields: Fields
 
     def rows(self, keep: npt.NDArray[np.int64]) -> _Piece:
         """Some of them."""
         at = torch.from_numpy(keep)
-        return _Piece(self.number[keep], self.ordinal[keep], self.label[at], self.mark[at], self.image[at])
+        return _Piece(self.number[keep], self.ordinal[keep], self.label[at], self.mark[at], self.fields[at])
 
 
 class _Sample:
     """The rows of the lowest numbers of all shards that were read to their end."""
 
     def __init__(self, samples: int, settings: ScanSettings) -> None:
-        assert settings.preprocess is not None
         # Pages that are never touched cost nothing.
-        self.image = torch.empty((samples, *settings.preprocess.shape), dtype=settings.preprocess.dtype)
+        room = slots(1, samples, settings.kind.fields(), shared=False)
+        self.fields = Fields({name: array[0] for name, array in room.items()})
         self.label, self.mark = torch.empty(samples, dtype=torch.int64), torch.empty(samples, dtype=torch.int64)
         self.number = np.empty(samples)
         self.place = np.empty((samples, 2), np.int64)  # shard, ordinal
@@ -173,7 +173,9 @@ class _Sample:
         slots = np.concatenate([free, np.arange(filled, self.filled)])[: len(new)]
         piece, at = piece.rows(new), torch.from_numpy(slots)
         self.number[slots], self.place[slots] = piece.number, place[filled + new]
-        self.image[at], self.label[at], self.mark[at] = piece.image, piece.label, piece.mark
+        for name, array in self.fields.items():
+            array[at] = piece.fields[name]
+        self.label[at], self.mark[at] = piece.label, piece.mark
 
     def sort(self) -> None:
         """By number, in place: a second copy might not fit."""
@@ -185,11 +187,14 @@ class _Sample:
         for start in range(self.filled):
             if done[start] or order[start] == start:
                 continue
-            first, to = self.image[start].clone(), start
+            first, to = {name: array[start].clone() for name, array in self.fields.items()}, start
             while order[to] != start:
-                self.image[to] = self.image[order[to]]
+                for _, array in self.fields.items():
+                    array[to] = array[order[to]]
                 done[to], to = True, int(order[to])
-            self.image[to], done[to] = first, True
+            for name, array in self.fields.items():
+                array[to] = first[name]
+            done[to] = True
 
 
 class _Accounts:
@@ -296,10 +301,10 @@ def _collect(
             if isinstance(message, Chunk):
                 rows = message.ok.nonzero()[0]
                 at = torch.from_numpy(rows)
-                assert message.image is not None and message.number is not None
+                assert message.number is not None
                 pieces.setdefault(message.shard, []).append(_Piece(
                     message.number[rows], message.ordinal[rows].astype(np.int64), torch.from_numpy(message.label)[at],
-                    torch.from_numpy(message.mark)[at], message.image[at]))  # fmt: skip
+                    torch.from_numpy(message.mark)[at], message.fields[at]))  # fmt: skip
                 _bound(pieces[message.shard], sample.samples)
                 accounts.chunk(message)
                 progress.rows(len(message), len(message) - len(rows))

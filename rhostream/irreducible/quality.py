@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rhostream.candidates import Prepare
 from rhostream.irreducible.learn import EVAL_CHUNK
+from rhostream.samples.fields import Fields
 from rhostream.selection.outputs import called
 from rhostream.signals import stop_if_asked
 
@@ -54,14 +55,14 @@ class Logits:
 @torch.no_grad()
 def logits_of(
     network: nn.Module,
-    image: Tensor,
+    image: Fields,
     label: Tensor,
     rows: Tensor,
     normalize: Prepare,
     device: torch.device,
     classes: int,
 ) -> Logits:
-    """Of the rows of image (N, H, W, C) uint8 or (N, T) ids, in eval mode; evenly fewer where they wouldn't fit."""
+    """Of the rows of image (N, ...), in eval mode; evenly fewer where they wouldn't fit."""
     network.eval()
     rows = rows[:: -(-len(rows) // max(1, MAX_LOGITS // classes))]
     found = []

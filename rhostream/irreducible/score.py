@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from rhostream.crashpoints import crash_point
 from rhostream.il_model.networks import ILModel
 from rhostream.irreducible.parts import Scored
+from rhostream.samples.fields import Fields
 from rhostream.selection.outputs import called
 from rhostream.selection.tokens import LanguageLoss, SequenceMean
 from rhostream.stream.scan import Chunk
@@ -27,7 +28,7 @@ class Scorer:
     def __init__(self, model: ILModel, device: torch.device) -> None:
         self._info, self._device = model.info, device
         self._rule = model.info.rule
-        self._normalize = model.preprocess.normalize
+        self._prepare = model.preprocess.inputs
         self._networks = [_prepared(n, device) for n in model.networks]
         self._learned_from = frozenset(model.info.learned_from)
         self._halved = False
@@ -46,18 +47,17 @@ class Scorer:
             chunk.mark if by_fold else np.zeros(n, np.int64),
             self._holdout(chunk, name),
         )
-        assert chunk.image is not None
         if isinstance(self._networks[0], LanguageLoss):
-            scored.il_tokens = np.full(chunk.image.shape, np.nan, np.float32)
+            scored.il_tokens = np.full(chunk.fields.only.shape, np.nan, np.float32)
         for number, network in enumerate(self._networks):
             rows = np.flatnonzero(chunk.ok & (scored.fold == number))
             if not len(rows):
                 continue
-            image = chunk.image if len(rows) == n else chunk.image[torch.from_numpy(rows)]
+            fields = chunk.fields if len(rows) == n else chunk.fields[torch.from_numpy(rows)]
             if isinstance(network, LanguageLoss):
-                self._language(network, image, rows, scored)
+                self._language(network, fields, rows, scored)
             else:
-                loss, predicted = self._forward(network, image, torch.from_numpy(chunk.label[rows]))
+                loss, predicted = self._forward(network, fields, torch.from_numpy(chunk.label[rows]))
                 scored.il[rows], scored.predicted[rows] = loss.cpu().numpy(), predicted.cpu().numpy()
             crash_point("compute-il: forward made")
         return scored
@@ -68,26 +68,26 @@ class Scorer:
         return np.full(len(chunk), self._rule.mode == "holdout" and name in self._learned_from)
 
     @torch.no_grad()
-    def _language(self, network: LanguageLoss, image: Tensor, rows: npt.NDArray[np.int64], scored: Scored) -> None:
+    def _language(self, network: LanguageLoss, fields: Fields, rows: npt.NDArray[np.int64], scored: Scored) -> None:
         """The losses of the tokens, and their mean; logits are made for few sequences at a time as it is."""
-        loss = network(self._normalize(image.to(self._device)))
+        loss = network(self._prepare(fields.to(self._device)))
         assert scored.il_tokens is not None
         scored.il_tokens[rows] = loss.cpu().numpy()
         scored.il[rows] = SequenceMean()(loss, loss).cpu().numpy()
 
     @torch.no_grad()
-    def _forward(self, network: nn.Module, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, network: nn.Module, fields: Fields, label: Tensor) -> tuple[Tensor, Tensor]:
         try:
-            logits = called(network, self._normalize(image.to(self._device))).float()
+            logits = called(network, self._prepare(fields.to(self._device))).float()
             return F.cross_entropy(logits, label.to(self._device), reduction="none"), logits.argmax(1)
         except torch.OutOfMemoryError:
-            if len(image) == 1:
+            if len(fields) == 1:
                 raise
             if not self._halved:
-                LOG.warning("the device is out of memory for %d images: scoring in halves", len(image))
+                LOG.warning("the device is out of memory for %d samples: scoring in halves", len(fields))
                 self._halved = True
-        half = len(image) // 2
-        parts = [self._forward(network, image[s], label[s]) for s in (slice(half), slice(half, None))]
+        half = len(fields) // 2
+        parts = [self._forward(network, fields[s], label[s]) for s in (slice(half), slice(half, None))]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
 

@@ -37,7 +37,7 @@ def identity_of(settings: Mapping[str, Any], pools: list[Pool]) -> str:
     """Twelve letters that stand for what a fit is made of: its settings, and each sample's pixels, label and fold."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for pool in pools:
-        for tensor in (pool.image, pool.label, pool.mark):
+        for tensor in (*(array for _, array in pool.fields.items()), pool.label, pool.mark):
             digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:12]

@@ -15,8 +15,8 @@ from PIL import Image
 
 from rhostream.errors import UsageError
 from rhostream.making.sample import FORMAT_OF, Ints, Pixels, Sample, SampleSet
+from rhostream.samples.decoders import FORMATS, MAX_PIXELS
 from rhostream.storage import redact
-from rhostream.stream.decode import FORMATS, MAX_PIXELS
 from rhostream.tables.class_lists import LIST, read_class_list
 from rhostream.tables.classes import MOST, shown
 

@@ -22,7 +22,7 @@ from rhostream.making.listed import read_listed
 from rhostream.making.sample import FORMAT_OF, Ints, Sample
 from rhostream.making.split import copies, split
 from rhostream.making.write import Summary, refuse_leftovers, shard_name, write
-from rhostream.stream.decode import probe_size
+from rhostream.samples.decoders import probe_size
 
 TEST, FRACTION = "test", 0.1
 SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing", "dev"))

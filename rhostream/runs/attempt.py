@@ -25,8 +25,8 @@ from rhostream.runs.plans import RunPlan, plans_of
 from rhostream.runs.process import this_process
 from rhostream.runs.record import class_names, recorded, remove_record, write_record
 from rhostream.runs.turns import NO_SETTINGS
+from rhostream.samples.geometry import CROP
 from rhostream.selection.ranks import Ranks
-from rhostream.stream.geometry import CROP
 from rhostream.tables.classes import require_same_classes
 from rhostream.tables.selections import LogWriter
 from rhostream.tables.shadow import ShadowWriter

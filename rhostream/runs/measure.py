@@ -9,9 +9,9 @@ from torch import nn
 
 from rhostream.runs.cost import Cost
 from rhostream.runs.macs import macs_per_sample
+from rhostream.samples.kind import Kind, View
 from rhostream.selection.selector import Selector
 from rhostream.stream.dataset import CandidateStream
-from rhostream.stream.inputs import AnyPreprocess
 
 LOG = logging.getLogger("rhostream")
 
@@ -25,13 +25,13 @@ def measure(cost: Cost, selector: Selector, stream: CandidateStream) -> None:
         with torch.random.fork_rng(devices=[]):
             cost.macs = _macs(selector.model, stream.preprocess)
             if selector.proxy is not None:
-                cost.shortlist_macs = _macs(selector.proxy.model, stream.decoded)
+                cost.shortlist_macs = _macs(selector.proxy.model, stream.preprocess, stream.view)
             elif stream.view is not None and selector.shortlist is not None:
-                cost.shortlist_macs = _macs(selector.model, stream.view)
+                cost.shortlist_macs = _macs(selector.model, stream.preprocess, stream.view)
             elif stream.view is not None:
-                cost.scored_macs = _macs(selector.model, stream.view)
+                cost.scored_macs = _macs(selector.model, stream.preprocess, stream.view)
             if selector.live is not None:
-                cost.live_macs = _macs(selector.live.networks[0], stream.decoded)
+                cost.live_macs = _macs(selector.live.networks[0], stream.preprocess, stream.view)
     except Exception as exc:  # a user's model may do what no counter follows
         LOG.warning(
             "warning: the multiply-adds of a sample can't be counted (%s: %s): the cost account counts samples alone",
@@ -40,5 +40,5 @@ def measure(cost: Cost, selector: Selector, stream: CandidateStream) -> None:
         )
 
 
-def _macs(network: nn.Module, seen: AnyPreprocess) -> int:
-    return macs_per_sample(network, seen.example().to(next(network.parameters()).device))
+def _macs(network: nn.Module, seen: Kind, view: View = None) -> int:
+    return macs_per_sample(network, seen.example(view=view).to(next(network.parameters()).device))

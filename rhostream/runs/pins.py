@@ -23,7 +23,6 @@ from rhostream.runs.doubts import Plan, cheap_choice
 from rhostream.runs.record import versions
 from rhostream.selection.selector import Selector
 from rhostream.stream.dataset import Loader
-from rhostream.stream.inputs import preprocess_pins
 from rhostream.stream.join import UniformChoice
 from rhostream.stream.passing import PassOver
 from rhostream.tables.il import Table, fingerprint
@@ -78,7 +77,7 @@ def pins_of(
         "classes": join.classes,
         "draws": DRAWS,
         "decoder": stream.decoder_name,
-        "view_size": None if stream.view is None else stream.view.to_json().get("image_size"),
+        "view_size": stream.view,
         "prefilters": [_shown(p) for p in stream.prefilters if not isinstance(p, UniformChoice | PassOver)],
         "chunk": forward.chunk,
         "precision": str(forward.autocast or torch.float32).removeprefix("torch."),
@@ -90,7 +89,7 @@ def pins_of(
         "seed_steps": seed_steps,
         "model": f"{type(model).__module__}:{type(model).__qualname__}",
         "parameters": sum(p.numel() for p in model.parameters()),
-        **preprocess_pins(stream.preprocess),
+        **stream.preprocess.pins(),
         **more,
     }
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rhostream.candidates import Candidates, to_device
+from rhostream.samples.fields import Fields
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.uniform import Ints as Rows
 
@@ -82,12 +83,13 @@ def batch_of(
         if candidates.full is not None:
             columns["x"] = x
         if candidates.full is None or viewed:
-            columns["image"] = _images(candidates, rows)
+            columns |= {f"field {name}": array for name, array in candidates.fields_of(rows).items()}
         if tokens is not None:
             columns["tokens"] = to_device(tokens, label.device)
         dealt = _dealt(columns, ranks, *overlaps(held, wanted, ranks.rank))
         label, tokens = dealt["label"], dealt.get("tokens")
-        seen = candidates.normalize(dealt["image"]) if "image" in dealt else None
+        own_fields = {name.removeprefix("field "): array for name, array in dealt.items() if name.startswith("field ")}
+        seen = candidates.prepare(Fields(own_fields)) if own_fields else None
         x = dealt["x"].contiguous(memory_format=_layout(x)) if candidates.full is not None or seen is None else seen
     else:
         seen = candidates.inputs(rows) if viewed else x
@@ -109,11 +111,6 @@ def _dealt(columns: Mapping[str, Tensor], ranks: Ranks, sent: list[int], receive
         own = part.clone(memory_format=torch.contiguous_format).view(column.dtype)
         dealt[name] = own.reshape(len(found), *column.shape[1:])
     return dealt
-
-
-def _images(candidates: Candidates, rows: Rows) -> Tensor:
-    assert candidates.image is not None
-    return candidates.image.index_select(0, to_device(torch.from_numpy(rows), candidates.image.device))
 
 
 def _layout(x: Tensor) -> torch.memory_format:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rhostream.candidates import Prepare, to_device
 from rhostream.errors import UsageError
+from rhostream.samples.fields import Fields
 from rhostream.selection.forward import Forward
 from rhostream.selection.gradient import take_step
 from rhostream.selection.losses import LossFunction, cross_entropy, per_sample
@@ -48,21 +49,21 @@ class LiveIL:
         ]
 
     @torch.no_grad()
-    def __call__(self, image: Tensor, label: Tensor, fold: Folds | None) -> Tensor:
-        """The il (n,) float32, nats, of uint8 images (n, H, W, C); NaN for a fold that has no network.
+    def __call__(self, fields: Fields, label: Tensor, fold: Folds | None) -> Tensor:
+        """The il (n,) float32, nats, of decoded samples (n, ...); NaN for a fold that has no network.
 
         `fold` (n,) is on the host. Raises UsageError without folds where there are several networks.
         """
-        il = torch.full((len(label),), torch.nan, device=image.device)
+        il = torch.full((len(label),), torch.nan, device=fields.device)
         for number, forward in enumerate(self._forwards):
             rows = self._rows(fold, number, len(label), True)
             if len(rows):
-                at = to_device(torch.from_numpy(rows), image.device)
+                at = to_device(torch.from_numpy(rows), fields.device)
                 own = label[at]
-                il[at] = per_sample(self.loss, forward(self.normalize(image.index_select(0, at))), own).float()
+                il[at] = per_sample(self.loss, forward(self.normalize(fields.index_select(0, at))), own).float()
         return il
 
-    def learn(self, image: Tensor, label: Tensor, fold: Folds | None, ranks: Ranks | None = None) -> int:
+    def learn(self, fields: Fields, label: Tensor, fold: Folds | None, ranks: Ranks | None = None) -> int:
         """One step of each network on the kept samples that it may learn from; how many went through, over all ranks.
 
         Collective over several `ranks`; a loss that isn't finite leaves the weights alone.
@@ -72,11 +73,11 @@ class LiveIL:
             rows = self._rows(fold, number, len(label), False)
             total = int(ranks.sum([len(rows)])[0])
             if total:
-                at = to_device(torch.from_numpy(rows), image.device)
+                at = to_device(torch.from_numpy(rows), fields.device)
                 take_step(
                     network,
                     optimizer,
-                    self.normalize(image.index_select(0, at)),
+                    self.normalize(fields.index_select(0, at)),
                     label[at],
                     self.loss,
                     ranks=ranks,

@@ -33,7 +33,7 @@ from rhostream.selection.ranks import Ranks, default_ranks, in_lockstep, is_shar
 from rhostream.selection.rules import find_rule
 from rhostream.selection.scores import RuleScores, bounds_of
 from rhostream.selection.shadow import shadow_kept
-from rhostream.selection.stages import Columns, Rows, Selection, Stage, image_of, pack, unpack
+from rhostream.selection.stages import Columns, Rows, Selection, Stage, fields_of, pack, unpack
 from rhostream.selection.tokens import is_language, loss_of
 from rhostream.selection.uniform import Draws
 from rhostream.selection.whole import Host, buffer_of, shortlist, slice_of, uniform_of
@@ -167,7 +167,7 @@ class Selector:
         if stage.live_m is not None:
             columns["il"] = stage.live_m
         if self.chooser.needs_views:
-            columns["view"] = grey_views(image_of(candidates).index_select(0, stage.row_m))
+            columns["view"] = grey_views(fields_of(candidates).only.index_select(0, stage.row_m))
         host = unpack(*pack(columns))  # the one wait for the device
         reached = host["row"]
         log.scored(reached, host, candidates.host.il.numpy())
@@ -237,8 +237,8 @@ class Selector:
         if self.live is None:
             return None
         index = to_device(torch.from_numpy(rows), candidates.label.device)
-        image, label = image_of(candidates).index_select(0, index), candidates.label[index]
-        return self.live(image, label, None if candidates.fold is None else candidates.fold[rows])
+        fields, label = fields_of(candidates).index_select(0, index), candidates.label[index]
+        return self.live(fields, label, None if candidates.fold is None else candidates.fold[rows])
 
     def _shortlist(self, stage: Stage, candidates: Candidates, rows: Rows, n: int, draws: Draws) -> Tensor:
         """Positions of the stage that go on to the target, on the device; nothing waits for it on one rank."""
@@ -284,8 +284,8 @@ class Selector:
         if self.live is None or not total:
             return 0
         own = to_device(torch.from_numpy(kept), batch.label.device)
-        image, label = image_of(candidates).index_select(0, own), candidates.label.index_select(0, own)
-        learned = self.live.learn(image, label, None if candidates.fold is None else candidates.fold[kept], self.ranks)
+        fields, label = fields_of(candidates).index_select(0, own), candidates.label.index_select(0, own)
+        learned = self.live.learn(fields, label, None if candidates.fold is None else candidates.fold[kept], self.ranks)
         return learned if self.ranks.first else 0
 
     # -- state -------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rhostream.candidates import CANDIDATE, Candidates, Reason, array_in_words, to_device
 from rhostream.errors import UsageError
+from rhostream.samples.fields import Fields
 from rhostream.selection.shadow import ShadowScores
 
 Rows = npt.NDArray[np.int64]
@@ -50,19 +51,19 @@ class Stage:
     def at_full_size(self, candidates: Candidates, rows: Rows) -> tuple[Stage, Rows]:
         """The stage with inputs at full size, without rows that can't be read; `rows` (m,) are its on the host."""
         assert candidates.full is not None
-        stage, (image, readable_m) = self, candidates.full(rows)
+        stage, (fields, readable_m) = self, candidates.full(rows)
         if not readable_m.all():
             good = torch.from_numpy(np.flatnonzero(readable_m))
-            image, rows = image[good], rows[readable_m]
+            fields, rows = fields[good], rows[readable_m]
             stage = self.take(to_device(good, self.x_m.device))
-        return replace(stage, x_m=candidates.normalize(image.to(self.x_m.device, non_blocking=True))), rows
+        return replace(stage, x_m=candidates.prepare(fields.to(self.x_m.device, non_blocking=True))), rows
 
 
-def image_of(candidates: Candidates) -> Tensor:
-    """(B, H, W, C) uint8, as it was decoded. Raises UsageError where there is none."""
-    if candidates.image is None:
-        raise UsageError("these candidates carry no images, and this rule or option looks at them")
-    return candidates.image
+def fields_of(candidates: Candidates) -> Fields:
+    """The samples (B, ...) as they were decoded. Raises UsageError where nothing is."""
+    if candidates.fields is None:
+        raise UsageError("these candidates carry nothing decoded, and this rule or option looks at it")
+    return candidates.fields
 
 
 def pack(columns: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, tuple[torch.dtype, torch.Size]]]:

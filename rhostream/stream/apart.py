@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence, Set
 from operator import sub
 
 from rhostream.inert import escape
+from rhostream.samples.statuses import NEIGHBOURS
 from rhostream.storage import redact
 from rhostream.stream.batch import Batch
-from rhostream.stream.statuses import NEIGHBOURS
 
 MOST = 1 << 20  # keys that are remembered
 REPEATED = "the key came before in this shard; the first one counts"

@@ -5,7 +5,7 @@ An object a sample costs as much as reading its headers; one that wants objects 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 MAX_CLS = 64  # bytes of a .cls that are read
@@ -30,7 +30,7 @@ class Batch:
 
     key: list[bytes] = field(default_factory=list)
     first: list[int] = field(default_factory=list)
-    image: list[int] = field(default_factory=list)  # member that is the row's first image
+    main: list[int] = field(default_factory=list)  # member that is the row's first of the kind's first extensions
     json: list[int] = field(default_factory=list)  # member that is the row's .json
     cls: list[bytes | None] = field(default_factory=list)  # what a .cls of at most MAX_CLS bytes holds
     extension: list[str] = field(default_factory=list)
@@ -46,6 +46,16 @@ class Batch:
         own = slice(self.first[row], self.first[row + 1] if row + 1 < len(self.first) else None)
         return list(zip(self.extension[own], self.offset[own], self.size[own], strict=True))
 
+    def rows_of(self, members: Sequence[Sequence[str]]) -> Iterator[tuple[int, ...]]:
+        """Of each row the member that is the first of each of these extensions, -1 for none; the first is `main`."""
+        ends = [*self.first[1:], len(self.size)]
+        others = [
+            [next((m for m in range(start, end) if self.extension[m] in extensions), -1)
+             for start, end in zip(self.first, ends, strict=True)]
+            for extensions in members[1:]
+        ]  # fmt: skip
+        return zip(self.main, *others, strict=True)
+
     def ignore(self, row: int, extension: str) -> None:
         """Remember a member of a row that is not used."""
         names = self.ignored.setdefault(row, [])
@@ -60,15 +70,16 @@ class Batch:
         return f"members: {shown}" + ("; a key ends at its first dot" if dots else "")
 
     def prefer(self, row: int, extensions: tuple[str, ...]) -> None:
-        """Make the row's image the first of these extensions that it has, or none; it is listed before its others."""
+        """Make the row's main member the first of these extensions that it has, or none; it is listed before the others
+        that it might have been."""
         start, end = self.first[row], self.first[row + 1] if row + 1 < len(self.first) else len(self.size)
-        first, own = self.image[row], self.extension[start:end]
-        self.image[row] = next((start + own.index(e) for e in extensions if e in own), -1)
-        if (chosen := self.image[row]) > first:
+        first, own = self.main[row], self.extension[start:end]
+        self.main[row] = next((start + own.index(e) for e in extensions if e in own), -1)
+        if (chosen := self.main[row]) > first:
             self.extension.insert(first, self.extension.pop(chosen))
             for numbers in (self.offset, self.size):
                 numbers.insert(first, numbers.pop(chosen))
-            self.image[row] = first
+            self.main[row] = first
             if first <= self.json[row] < chosen:
                 self.json[row] += 1
 
@@ -88,7 +99,7 @@ class Batch:
             new.key.append(batch.key[row])
             new.first.append(moved)
             new.cls.append(batch.cls[row])
-            for mine, theirs in ((new.image, batch.image[row]), (new.json, batch.json[row])):
+            for mine, theirs in ((new.main, batch.main[row]), (new.json, batch.json[row])):
                 mine.append(theirs - first + moved if theirs >= 0 else -1)
             for extension, offset, size in members:
                 new.extension.append(extension)
@@ -100,7 +111,7 @@ class Batch:
         """Leave the last row out: the walk broke before it was known to be whole."""
         if self.key:
             start = self.first.pop()
-            for rows in (self.key, self.image, self.json, self.cls):
+            for rows in (self.key, self.main, self.json, self.cls):
                 rows.pop()
             for members in (self.extension, self.offset, self.size):
                 del members[start:]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from torch import Tensor
 
 from rhostream.errors import RhostreamError
+from rhostream.samples.fields import Fields
+from rhostream.samples.kind import FieldSpec, Kind
+from rhostream.samples.registry import IMAGES
 from rhostream.storage import Identity
-from rhostream.stream.inputs import AnyPreprocess
 from rhostream.stream.label_from import LabelFrom
 
 CHUNK = 512
@@ -24,11 +25,9 @@ Mark = Callable[[str, str, str | None], int]
 class ScanSettings:
     """What to read of each sample; picklable, because it goes to the workers."""
 
-    preprocess: AnyPreprocess | None = None  # None: images (texts) are not decoded
-    content: str = "image"  # what samples are, of CONTENTS, where there is no preprocess to say so
+    kind: Kind = IMAGES  # what samples are
+    decodes: bool = True  # else samples are examined only, as they are where their fields aren't decided
     label: LabelFrom = field(default_factory=LabelFrom)  # where labels stand
-    member: str = ""  # which image of a sample is meant, where there is no preprocess to say so: see `Preprocess`
-    decoder_name: str = "auto"
     classes: int | None = None  # labels beyond it are label:range; negative ones always are
     keep: dict[str, str] = field(default_factory=dict)  # field of the json -> bool | int | float | str
     group_by: str | None = None
@@ -45,14 +44,18 @@ class ScanSettings:
     @property
     def needs_labels(self) -> bool:
         """Whether a sample without a label can't be used; language is its own."""
-        return not self.unlabelled and (self.preprocess is None or self.preprocess.task != "language")
+        return not self.unlabelled and self.kind.needs_label
+
+    @property
+    def fields(self) -> Mapping[str, FieldSpec]:
+        """What is decoded of each sample."""
+        return self.kind.fields() if self.decodes else {}
 
     @property
     def chunk(self) -> int:
-        """Rows in a message: a function of the image size alone, so that results are too."""
-        if self.preprocess is None:
-            return CHUNK
-        return max(16, min(CHUNK, CHUNK_BYTES // self.preprocess.row_bytes))
+        """Rows in a message: a function of a sample's bytes alone, so that results are too."""
+        held = sum(spec.nbytes for spec in self.fields.values())
+        return max(16, min(CHUNK, CHUNK_BYTES // max(held, 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +74,8 @@ class Chunk:
     class_names: tuple[tuple[int, str], ...] = ()  # (label, name) pairs that no chunk before it said
     number: npt.NDArray[np.float64] | None = None  # (n,) with `ScanSettings.quota`: the sample is the lowest ones
     slot: int = -1
-    # (n, H, W, C) uint8 or (n, T) int32 ids, valid until the next message; meaningless where not ok
-    image: Tensor | None = None
+    # (n, ...) each, valid until the next message; meaningless where not ok; none where nothing was decoded
+    fields: Fields = field(default_factory=lambda: Fields({}))
 
     def __len__(self) -> int:
         return len(self.ordinal)

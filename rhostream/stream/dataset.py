@@ -2,7 +2,7 @@
 
     table.open_table > CandidateStream (an IterableDataset of messages) > DataLoader > Candidates, one per buffer
 
-A worker decodes straight into rows of a slot (uint8 NHWC, or int32 token ids; shared memory, allocated once) and sends
+A worker decodes straight into rows of a slot (an array a field; shared memory, allocated once) and sends
 only the slot's number and a few small arrays. A DataLoader has at most `prefetch_factor` messages of a worker in flight
 while the consumer holds one buffer and, on a GPU, the next one that is being copied: so `prefetch_factor + 3` slots a
 worker are never overwritten too early.
@@ -29,13 +29,14 @@ from rhostream import storage
 from rhostream.candidates import CANDIDATE, Candidates, Reason, Slice
 from rhostream.crashpoints import crash_point
 from rhostream.errors import MismatchError, RhostreamError, UsageError
+from rhostream.samples.fields import Fields
+from rhostream.samples.kind import OK, Kind, View
 from rhostream.signals import settle_worker, working
-from rhostream.stream.decode import OK
 from rhostream.stream.full import FullSize
-from rhostream.stream.inputs import AnyPreprocess, decoder_for
 from rhostream.stream.join import Join, Joined, JoinSettings, Prefilter, UniformChoice
 from rhostream.stream.passing import PassOver
 from rhostream.stream.plan import Numbering, Plan, choose_lanes
+from rhostream.stream.slots import slots
 from rhostream.tables import il
 
 LOG = logging.getLogger("rhostream")
@@ -74,7 +75,7 @@ class CandidateStream(IterableDataset[Message]):
     """Buffers of n_B planned samples, exactly once per pass, in an order that no worker count changes.
 
     `buffer_size` counts over all ranks. `carried_lanes` are those of a plan that began with other ranks, which goes on
-    with them. `view`, when given, is what is decoded instead of `preprocess`: a cheap look, from which the candidates'
+    with them. `view`, when given, is how samples are decoded instead: a cheap look, from which the candidates'
     `full` goes on to full size. `prefilters` decide before a byte is read, in that order; of the tail of a pass too,
     but for one with a true attribute `draws_batch`. Iterate through `loader()`.
     """
@@ -82,7 +83,7 @@ class CandidateStream(IterableDataset[Message]):
     def __init__(
         self,
         table: il.Table,
-        preprocess: AnyPreprocess,
+        preprocess: Kind,
         *,
         buffer_size: int,
         seed: int = 0,
@@ -91,20 +92,20 @@ class CandidateStream(IterableDataset[Message]):
         decoder_name: str = "auto",
         join: JoinSettings | None = None,
         prefilters: Sequence[Prefilter] = (),
-        view: AnyPreprocess | None = None,
+        view: View = None,
         rank: int = 0,
         ranks: int = 1,
         carried_lanes: int | None = None,
     ) -> None:
-        self.table, self.preprocess, self.view, self.passes = table, preprocess, view, passes
+        self.table, self.preprocess, self.view, self.passes = table, preprocess.with_decoder(decoder_name), view, passes
         self.buffer_size, self.seed, self.rank, self.ranks = buffer_size, seed, rank, ranks
         self.lanes, self._asked_lanes = choose_lanes(buffer_size, ranks, lanes, carried=carried_lanes), lanes
         self.cursor = Cursor()
         self.first_pass = self.first_step = 0  # at which the list of shards was taken up
-        self.decoder_name, _ = decoder_for(preprocess, decoder_name)
-        self.join_settings = join or JoinSettings()
+        members = tuple(preprocess.members.values())
+        self.join_settings = replace(join or JoinSettings(), members=members)
         self.prefilters = tuple(prefilters)
-        self._slots: Tensor | None = None
+        self._slots: dict[str, Tensor] | None = None
         self._carried = storage.Carried()
         self._remote = not all(storage.is_local(url) for url in table.shards)
         self._names = pa.array(table.names, pa.string())
@@ -234,9 +235,9 @@ class CandidateStream(IterableDataset[Message]):
         return self._candidates(Message(pass_index, index, -1, joined), None)
 
     @property
-    def decoded(self) -> AnyPreprocess:
-        """What the workers decode: the view where there is one."""
-        return self.view or self.preprocess
+    def decoder_name(self) -> str:
+        """Of what decodes, as it stands in the run's pins."""
+        return self.preprocess.decoder
 
     def loader(self, workers: int = 0, context: str | None = None, device: torch.device | None = None) -> Loader:
         """An iterator over `Candidates` from the cursor on; see `Loader`."""
@@ -249,9 +250,8 @@ class CandidateStream(IterableDataset[Message]):
         self._slots = slots(
             max(workers, 1) * SLOTS,
             len(self.plan(0).own_rows),
-            self.decoded.shape,
+            self.preprocess.fields(self.view),
             shared=workers > 0,
-            dtype=self.decoded.dtype,
         )
 
     def __iter__(self) -> Iterator[Message]:
@@ -259,7 +259,7 @@ class CandidateStream(IterableDataset[Message]):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         join = Join(self.table, self.join_settings, open_shards=2 * self.lanes + 2)
-        pixels, turn = self._slots.numpy(), 0
+        fields, turn = {name: slots.numpy() for name, slots in self._slots.items()}, 0
         try:
             for number, (pass_index, index) in enumerate(self._remaining()):
                 if number % workers != worker:
@@ -268,7 +268,8 @@ class CandidateStream(IterableDataset[Message]):
                 turn += 1
                 if self._remote:
                     join.ahead(self.plan(pass_index).coming(index, AHEAD)[: self.lanes + AHEAD_SHARDS])
-                joined = self._fill(join, pixels[slot], pass_index, index)
+                held = {name: array[slot] for name, array in fields.items()}
+                joined = self._fill(join, held, pass_index, index)
                 yield Message(pass_index, index, slot, joined, retried=storage.take_retried() if info else {})
         except RhostreamError as exc:
             # An exception that crosses the process border by itself arrives as a wall of text.
@@ -288,10 +289,12 @@ class CandidateStream(IterableDataset[Message]):
                 yield pass_index, index
             pass_index, start = pass_index + 1, 0
 
-    def _fill(self, join: Join, pixels: npt.NDArray[Any], pass_index: int, index: int) -> Joined:
+    def _fill(self, join: Join, fields: Mapping[str, npt.NDArray[Any]], pass_index: int, index: int) -> Joined:
+        """The joined rows of a buffer, those that are read decoded into `fields` (B, ...)."""
         joined = self._joined(join, pass_index, index)
         rows = joined.rows
-        decode = decoder_for(self.decoded, self.decoder_name)[1]
+        decode, names, view = self.preprocess.decode, tuple(self.preprocess.members), self.view
+        offset, size = joined.offset.tolist(), joined.size.tolist()
         candidates = np.flatnonzero(joined.reason == CANDIDATE)
         # Rows stand lane by lane: neighbours share a shard, and its reader is looked up once per run.
         reader, opened = None, -1
@@ -299,8 +302,8 @@ class CandidateStream(IterableDataset[Message]):
             shard = int(rows.shard[row])
             if shard != opened or reader is None:
                 reader, opened = join.reader(shard), shard
-            data = reader.pread(int(joined.size[row]), int(joined.offset[row]))
-            if decode(data, pixels[row]) != OK:
+            members = {name: reader.pread(size[m][row], offset[m][row]) for m, name in enumerate(names)}
+            if decode(members, {name: array[row] for name, array in fields.items()}, view) != OK:
                 joined.reason[row] = Reason.unreadable
             crash_point("stream: image decoded")
         return joined
@@ -315,7 +318,7 @@ class CandidateStream(IterableDataset[Message]):
         own = self.plan(pass_index).own_rows
         return joined.slice(own.start, own.stop) if whole else joined
 
-    def _candidates(self, message: Message, slots: Tensor | None) -> Candidates:
+    def _candidates(self, message: Message, slots: Mapping[str, Tensor] | None) -> Candidates:
         joined, plan = message.joined, self.plan(message.pass_index)
         assert joined is not None
         return Candidates(
@@ -327,9 +330,9 @@ class CandidateStream(IterableDataset[Message]):
             label=torch.from_numpy(joined.label),
             il=torch.from_numpy(joined.il),
             reason=joined.reason,
-            image=None if slots is None else slots[message.slot],
+            fields=None if slots is None else Fields({name: held[message.slot] for name, held in slots.items()}),
             slice=None if slots is None else Slice(plan.own_rows.start, self.buffer_size, plan.most_rows, self.ranks),
-            normalize=self.decoded.normalize,
+            prepare=self.preprocess.inputs,
             shard_names=self._names,
             fold=joined.fold,
             il_tokens=None if joined.il_tokens is None else torch.from_numpy(joined.il_tokens),
@@ -371,8 +374,8 @@ class Loader:
         return dict(self.stream.table.class_names)
 
     @property
-    def preprocess(self) -> AnyPreprocess:
-        """What makes a model's input of an image or a text: a test set of your own takes the same."""
+    def preprocess(self) -> Kind:
+        """The kind of the samples, which makes a model's input of one: a test set of your own takes the same."""
         return self.stream.preprocess
 
     def __len__(self) -> int:
@@ -426,7 +429,7 @@ class Loader:
     def _buffers(self, messages: Iterable[Message]) -> Iterator[Candidates]:
         stream = self.stream
         if stream.view is not None and self._full is None:
-            self._full = FullSize(stream.table, stream.preprocess, stream.decoder_name, stream.lanes)
+            self._full = FullSize(stream.table, stream.preprocess, stream.lanes)
         for message in messages:
             storage.add_retried(message.retried)
             if message.error is not None:
@@ -495,20 +498,6 @@ class Loader:
         self.stream.cursor, self._pending, self._full = cursor, None, None
 
 
-def slots(count: int, rows: int, shape: tuple[int, ...], *, shared: bool, dtype: torch.dtype = torch.uint8) -> Tensor:
-    """(count, rows, *shape), in shared memory where workers fill it. Raises UsageError when that is too small."""
-    made = torch.empty((count, rows, *shape), dtype=dtype)
-    if shared:
-        try:
-            made.share_memory_()
-        except RuntimeError as exc:
-            raise UsageError(
-                f"no room for {made.nbytes >> 20:,} MiB of samples in shared memory (/dev/shm), which the "
-                "workers need: make it larger (docker: --shm-size), or use --workers 0"
-            ) from exc
-    return made
-
-
 def ahead(buffers: Iterator[Candidates], copier: Copier) -> Iterator[Candidates]:
     """The same buffers on the device, each copied while the one before it is worked on."""
     moving = None
@@ -532,10 +521,11 @@ class Copier(Protocol):
 class _Copier:
     """To a GPU, on a CUDA stream of its own."""
 
-    def __init__(self, device: torch.device, slots: Tensor) -> None:
+    def __init__(self, device: torch.device, slots: Mapping[str, Tensor]) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)
         # Shared memory can't be asked for pinned; it is pinned where it lies, or copies would wait.
-        if int(torch.cuda.cudart().cudaHostRegister(slots.data_ptr(), slots.nbytes, 0)):
+        pinned = [torch.cuda.cudart().cudaHostRegister(a.data_ptr(), a.nbytes, 0) for a in slots.values()]
+        if any(map(int, pinned)):
             LOG.warning("the loader's slots can't be pinned: copies to %s are slower", device)
 
     def start(self, candidates: Candidates) -> Candidates:
@@ -546,9 +536,9 @@ class _Copier:
     def finish(self, candidates: Candidates) -> Candidates:
         current = torch.cuda.current_stream(self._device)
         current.wait_stream(self._stream)
-        for tensor in (candidates.image, candidates.label, candidates.il):
-            if tensor is not None:
-                tensor.record_stream(current)
+        arrays = [] if candidates.fields is None else [array for _, array in candidates.fields.items()]
+        for tensor in (*arrays, candidates.label, candidates.il):
+            tensor.record_stream(current)
         return candidates
 
 

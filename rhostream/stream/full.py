@@ -10,46 +10,43 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from rhostream.errors import UsageError
+from rhostream.samples.fields import Fields
+from rhostream.samples.kind import OK, Kind
 from rhostream.selection.hardware import cores
-from rhostream.stream.decode import OK
-from rhostream.stream.inputs import AnyPreprocess, decoder_for
 from rhostream.stream.join import Join, Joined, JoinSettings
+from rhostream.stream.slots import slots
 from rhostream.tables import il
 
 THREADS = 4
 
 
 class FullSize:
-    """Reads rows of joined buffers at `preprocess`'s size."""
+    """Reads rows of joined buffers as `kind` decodes them."""
 
-    def __init__(self, table: il.Table, preprocess: AnyPreprocess, decoder_name: str, lanes: int) -> None:
-        self._join = Join(table, JoinSettings(needs_il=False, keep_holdout=True), open_shards=2 * lanes + 2)
-        self._shape, self._decode = preprocess.shape, decoder_for(preprocess, decoder_name)[1]
+    def __init__(self, table: il.Table, kind: Kind, lanes: int) -> None:
+        settings = JoinSettings(needs_il=False, keep_holdout=True, members=tuple(kind.members.values()))
+        self._join, self._kind = Join(table, settings, open_shards=2 * lanes + 2), kind
         self._pool = ThreadPoolExecutor(min(THREADS, cores()), "full-size")
 
-    def __call__(self, joined: Joined, rows: npt.NDArray[np.int64]) -> tuple[Tensor, npt.NDArray[np.bool_]]:
-        """uint8 (n, H, W, C), and (n,) whether each row could be decoded. Raises as the stream does."""
-        image = torch.empty((len(rows), *self._shape), dtype=torch.uint8)
-        pixels = image.numpy()
+    def __call__(self, joined: Joined, rows: npt.NDArray[np.int64]) -> tuple[Fields, npt.NDArray[np.bool_]]:
+        """The fields of n rows, and (n,) whether each row could be decoded. Raises as the stream does."""
+        fields = {name: array[0] for name, array in slots(1, len(rows), self._kind.fields(), shared=False).items()}
+        arrays = {name: array.numpy() for name, array in fields.items()}
         # Shards are opened and read here, one by one: readers aren't made for several threads.
-        data = [self._join.reader(int(joined.rows.shard[row])).pread(int(joined.size[row]), int(joined.offset[row]))
-                for row in rows.tolist()]  # fmt: skip
-        ok = np.array([status == OK for status in self._pool.map(self._decode, data, pixels)], bool)
-        return image, ok
+        members = [self._members(joined, row) for row in rows.tolist()]
+        out = [{name: array[at] for name, array in arrays.items()} for at in range(len(rows))]
+        ok = np.array([status == OK for status in self._pool.map(self._kind.decode, members, out)], bool)
+        return Fields(fields), ok
+
+    def _members(self, joined: Joined, row: int) -> dict[str, bytes]:
+        reader = self._join.reader(int(joined.rows.shard[row]))
+        return {
+            name: reader.pread(int(joined.size[m, row]), int(joined.offset[m, row]))
+            for m, name in enumerate(self._kind.members)
+        }
 
     def close(self) -> None:
         """Close the shards and end the threads."""
         self._pool.shutdown(wait=False)
         self._join.close()
-
-
-def require_smaller(view: int, full: int, source: int | None) -> None:
-    """Raise UsageError for a view that isn't cheaper than what it stands for."""
-    if not 1 <= view < full:
-        raise UsageError(f"--view-size {view}: expected less than the full size of {full} pixels")
-    if source is not None and view > source:
-        raise UsageError(f"--view-size {view} is larger than the images themselves ({source} pixels)")

@@ -10,11 +10,10 @@ from enum import IntEnum
 from zlib import adler32
 
 from rhostream.errors import ShardError
+from rhostream.samples.registry import USED_EXTENSIONS
 from rhostream.storage import redact
-from rhostream.tables.il import IMAGE_EXTENSIONS
 
 MAX_EXTENDED = 1 << 20  # bytes of one pax or long-name header: a 300 KB gzip can hold a 600 MB one
-USED_EXTENSIONS = frozenset((*IMAGE_EXTENSIONS, "cls", "txt", "json", "npy"))
 # What other readers unpickle, which runs whatever it says; here it is never opened, and said once.
 PICKLES = frozenset(("pickle", "pkl", "pth", "pt", "pyd", "joblib", "dill"))
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -25,7 +24,7 @@ class Role(IntEnum):
     dotted = -2  # ignored, and of an extension that is used behind its last dot: photo.0001.png
     pickle = -1
     ignored = 0
-    image = 1
+    main = 1
     cls = 2
     json = 3
     other = 4
@@ -33,17 +32,30 @@ class Role(IntEnum):
 
 # What was worked out once, for any shard: extensions by their bytes, sums by the bytes of their field.
 _ROLES = {"cls": Role.cls, "json": Role.json}
-KINDS: dict[bytes, tuple[str, Role]] = {}
+_KINDS: dict[tuple[str, tuple[str, ...], frozenset[str]], dict[bytes, tuple[str, Role]]] = {}
 CHECKSUMS: dict[bytes, int] = {}
 
 
-def remember_kind(raw: bytes, kinds: dict[bytes, tuple[str, Role]], label: str) -> tuple[str, Role]:
-    """An extension as text, and what it is to us where labels stand in members called `label`; noted in `kinds`."""
+def kinds_of(label: str, main: tuple[str, ...], used: frozenset[str]) -> dict[bytes, tuple[str, Role]]:
+    """What `remember_kind` noted for these settings."""
+    if len(_KINDS) >= _REMEMBERED:
+        _KINDS.clear()
+    return _KINDS.setdefault((label, main, used), {})
+
+
+def remember_kind(
+    raw: bytes, kinds: dict[bytes, tuple[str, Role]], label: str, main: tuple[str, ...], used: frozenset[str]
+) -> tuple[str, Role]:
+    """An extension as text, and what it is to us; noted in `kinds`.
+
+    Labels stand in members called `label`, a sample's main member has one of the extensions `main`, and of `used` ones
+    it is noted where they lie.
+    """
     extension = raw.decode("utf-8", "replace").lower()
     role = Role.pickle if extension.rpartition(".")[2] in PICKLES else Role.ignored
-    if extension in USED_EXTENSIONS:
-        role = Role.image if extension in IMAGE_EXTENSIONS else _ROLES.get(extension, Role.other)
-    elif extension.rpartition(".")[2] in USED_EXTENSIONS:
+    if extension in used:
+        role = Role.main if extension in main else _ROLES.get(extension, Role.other)
+    elif extension.rpartition(".")[2] in used:
         role = Role.dotted
     if label != "cls" and (extension == label or role == Role.cls):
         role = Role.cls if extension == label else Role.other

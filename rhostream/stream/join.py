@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from rhostream import storage
 from rhostream.candidates import CANDIDATE, Reason
 from rhostream.errors import MissingPartError, ShardError, UsageError
+from rhostream.samples.registry import IMAGES
 from rhostream.selection.quota import ClassQuota
 from rhostream.selection.schedule import PLAIN, Schedule
 from rhostream.selection.uniform import uniform_rows
@@ -35,14 +36,14 @@ POLICIES = ("error", "skip", "uniform")
 
 @dataclass(frozen=True)
 class Joined:
-    """The planned rows of one buffer with what the table knows of them; all (B,)."""
+    """The planned rows of one buffer with what the table knows of them; (B,) unless said otherwise."""
 
     rows: Rows
     key: pa.StringArray
     label: npt.NDArray[np.int64]  # -1 where null
     il: npt.NDArray[np.float32]  # nats; NaN where null
-    offset: npt.NDArray[np.int64]
-    size: npt.NDArray[np.int64]
+    offset: npt.NDArray[np.int64]  # (M, B) of each member of a sample
+    size: npt.NDArray[np.int64]  # (M, B)
     reason: npt.NDArray[np.uint8]  # CANDIDATE, or why it is dropped unread
     fold: npt.NDArray[np.int8] | None = None  # which IL model scored it; where the join was asked for it
     il_tokens: npt.NDArray[np.float16] | None = None  # (B, T) nats, NaN where there is no token; where asked for
@@ -51,7 +52,7 @@ class Joined:
         """The rows from `start` up to `stop`."""
         at = slice(start, stop)
         return Joined(Rows(self.rows.shard[at], self.rows.ordinal[at]), self.key[at], self.label[at], self.il[at],
-                      self.offset[at], self.size[at], self.reason[at],
+                      self.offset[:, at], self.size[:, at], self.reason[at],
                       None if self.fold is None else self.fold[at],
                       None if self.il_tokens is None else self.il_tokens[at])  # fmt: skip
 
@@ -117,6 +118,7 @@ class JoinSettings:
     keep_holdout: bool = False
     classes: int | None = None  # a label beyond it is quarantined, whatever the table says of it
     with_fold: bool = False  # carry the fold of each sample along
+    members: tuple[tuple[str, ...], ...] = (IMAGES.main,)  # of a sample: the extensions of each
     tokens: int = 0  # T: the il of so many tokens of each sample is joined too
 
     def __post_init__(self) -> None:
@@ -162,7 +164,7 @@ class Join:
         """Join planned rows. Raises MissingPartError (policy `error`), TableError for a damaged part."""
         n = len(rows)
         label, il_B = np.full(n, -1, np.int64), np.full(n, np.nan, np.float32)
-        offset, size = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        offset, size = np.zeros((2, len(self._settings.members), n), np.int64)
         reason = np.full(n, CANDIDATE, np.uint8)
         fold = np.full(n, -1, np.int8) if self._settings.with_fold else None
         keys: list[pa.StringArray] = []
@@ -173,7 +175,7 @@ class Join:
                 continue
             part, at = self._part(int(rows.shard[start])), rows.ordinal[start:stop]
             label[start:stop], il_B[start:stop] = part.label[at], part.il[at]
-            offset[start:stop], size[start:stop] = part.offset[at], part.size[at]
+            offset[:, start:stop], size[:, start:stop] = part.offset[:, at], part.size[:, at]
             if fold is not None and part.fold is not None:
                 fold[start:stop] = part.fold[at]
             keys.append(part.key.take(pa.array(at)))
@@ -217,6 +219,7 @@ class Join:
         if part is None:
             part = il.read_part(
                 il.part_url(self._table.url, self._table.names[shard]),
+                members=self._settings.members,
                 with_fold=self._settings.with_fold,
                 tokens=self._settings.tokens > 0,
             )

@@ -16,6 +16,7 @@ from typing import Any
 from rhostream import foreign, storage
 from rhostream.errors import RhostreamError, UsageError
 from rhostream.inert import escape
+from rhostream.samples.kind import Kind
 from rhostream.storage import redact
 from rhostream.stream import examine
 from rhostream.stream.batch import MAX_CLS
@@ -23,7 +24,6 @@ from rhostream.stream.examine import BadSample
 from rhostream.stream.inflate import plain
 from rhostream.stream.tar import walk
 from rhostream.tables.class_lists import read_class_list
-from rhostream.tables.il import CONTENTS
 
 MAX_NAMED = 4 * foreign.MAX_CLASS_NAME  # bytes of a member that may hold a name
 LOOKED_AT, ROWS = 4, 64  # shards, and samples of each, that say whether WHAT is a member or a field
@@ -57,10 +57,10 @@ class LabelFrom:
         ]
         return " and ".join(filter(None, lacking))
 
-    def require_beside(self, content: str) -> None:
+    def require_beside(self, kind: Kind) -> None:
         """Raise UsageError where the label's member is what the samples are."""
-        if self.member in CONTENTS[content]:
-            raise UsageError(f"--label {self.member}: .{self.member} is what these samples are ({content})")
+        if any(self.member in extensions for extensions in kind.members.values()):
+            raise UsageError(f"--label {self.member}: .{self.member} is what these samples are ({kind.name})")
 
     def of_text(self, text: bytes) -> int:
         """The label that a member's bytes mean. Raises BadSample (label:invalid)."""

@@ -11,31 +11,25 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from rhostream import storage
 from rhostream.errors import AccessError, BudgetError, RhostreamError, UsageError
 from rhostream.randomness import generator
+from rhostream.samples.decoders import Sides
+from rhostream.samples.registry import BUILT_IN, IMAGES, takes
+from rhostream.samples.statuses import NEIGHBOURS
 from rhostream.storage import RangeReader, Reader
-from rhostream.stream.decode import Sides, probe_size
-from rhostream.stream.geometry import choose_resize, in_words
 from rhostream.stream.inflate import GZIP, plain
-from rhostream.stream.inputs import OF
-from rhostream.stream.statuses import NEIGHBOURS
 from rhostream.stream.tar import TarSample, walk
 from rhostream.stream.windows import Windows
-from rhostream.tables.il import CONTENTS, IMAGE_EXTENSIONS
 
 LOG = logging.getLogger("rhostream")
 SAMPLES, SHARDS = 64, 8  # looked at, at most
 ROWS, BYTES = 256, 2 << 20  # the beginning of a shard of which its samples are drawn
 LEAST = SAMPLES // SHARDS  # of a shard, however large they are
-MOST_PIXELS = 256  # of an image's side, unless more are asked for: memory and time grow with the square
-FAR = 2.0  # sizes that differ by this factor from the one that was chosen are far from it
-# Bytes of an image that are read for its size; again where that is too little. More than a quarter of a window, so that
-# it is read alone where the window isn't at hand.
-HEADER, WHOLE_HEADER = (64 << 10) + 1, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -44,10 +38,10 @@ class Look:
 
     looked: int = 0  # samples
     shards: int = 0  # that they are of
-    kinds: Counter[str] = field(default_factory=Counter)  # samples by what they are, of CONTENTS
+    kinds: Counter[str] = field(default_factory=Counter)  # samples by the name of their kind
     sizes: tuple[Sides, ...] = ()  # of each image that can be read
     several: int = 0  # samples with more than one image
-    images: tuple[str, ...] = ()  # the extensions of these
+    images: tuple[str, ...] = ()  # the extensions of those images
     unusable: tuple[str, ...] = ()  # the first members of samples that are of no kind
     error: RhostreamError | None = None  # of the first shard that could not be read
 
@@ -59,7 +53,7 @@ class Look:
     @property
     def member(self) -> str:
         """Which image of a sample is meant where there are several: the fixed order; "" where there are none."""
-        return ",".join(IMAGE_EXTENSIONS) if self.several else ""
+        return ",".join(IMAGES.main) if self.several else ""
 
     def say_mixed(self, content: str, member: str | None = None) -> None:
         """Warn where samples taken as `content` differ in kind, or have several images and no `member` was named."""
@@ -72,14 +66,14 @@ class Look:
                 counts,
                 content,
             )
-        if content == "image" and self.several and not member:
+        if takes(content, "member") and self.several and not member:
             LOG.warning(
                 "%d of %d samples looked at have several images (%s): the first of %s that is there is taken; "
                 "say which is meant with --image-member",
                 self.several,
                 self.looked,
                 ", ".join(f".{extension}" for extension in self.images),
-                ", ".join(IMAGE_EXTENSIONS),
+                ", ".join(IMAGES.main),
             )
 
     def require_usable(self) -> str:
@@ -141,85 +135,18 @@ def look(
         state.kinds,
         tuple(state.sizes),
         state.several,
-        tuple(e for e in IMAGE_EXTENSIONS if e in state.images),
+        tuple(e for e in IMAGES.main if e in state.images),
         tuple(state.unusable),
         error,
     )
-
-
-def choose(
-    sizes: Sequence[tuple[int, int, int]],
-    image_size: int | None = None,
-    channels: int | None = None,
-    resize: str | None = None,
-    *,
-    of: str = "",
-) -> tuple[int, int, str]:
-    """(pixels of the square input, channels, geometry), as given or else of the (shorter side, longer side, channels)
-    of some images.
-
-    The size is the median of the shorter sides, at most 256; RGB where any image has colour; `crop` where it would cut
-    off at most a tenth of the pixels, else `squash`. Logs what was chosen and why, as a warning where sizes differ
-    much. `sizes` must not be empty unless all three are given.
-    """
-    chosen, share = choose_resize([(shorter, longer) for shorter, longer, _ in sizes])
-    resize = resize or chosen
-    if image_size is not None and channels is not None:
-        colour = "RGB" if channels == 3 else "grey"
-        LOG.info("images%s: %d px, %s, %s", of, image_size, colour, in_words(resize, share))
-        return image_size, channels, resize
-    sides, coloured = sorted(shorter for shorter, _, _ in sizes), sum(planes == 3 for _, _, planes in sizes)
-    median = sides[(len(sides) - 1) // 2]
-    size, planes = image_size or min(median, MOST_PIXELS), channels or (3 if coloured else 1)
-    far = sum(not size / FAR <= side <= size * FAR for side in sides)
-    bounded = f", at most {MOST_PIXELS} unless --image-size says more" if image_size is None and median > size else ""
-    median_of = f"median of the shorter sides of {len(sides)} looked at: {_span(sides)}{bounded}"
-    why = "as given" if image_size else median_of
-    colour = "as given" if channels else f"{coloured} of {len(sizes)} have colour"
-    doubt = f"; {far} of {len(sides)} differ from it by more than a factor of {FAR:g}" if far else ""
-    level = logging.WARNING if bounded or (image_size is None and far * 8 > len(sides)) else logging.INFO
-    LOG.log(
-        level,
-        "images%s: %d px (%s), %s (%s)%s; %s; --image-size, --channels and --resize say otherwise",
-        of,
-        size,
-        why,
-        "RGB" if planes == 3 else "grey",
-        colour,
-        doubt,
-        in_words(resize, share),
-    )
-    return size, planes, resize
-
-
-def say_index(sizes: Sequence[Sides], resize: str) -> None:
-    """Log the geometry that an index stores, and the sizes of which a run over it takes one."""
-    sides = sorted(seen.shorter for seen in sizes)
-    if not sides:
-        LOG.info("images: %s", resize)
-        return
-    LOG.info(
-        "images: %s; shorter sides of %d looked at: %s px, median %d",
-        in_words(resize, choose_resize([(seen.shorter, seen.longer) for seen in sizes])[1]),
-        len(sides),
-        _span(sides),
-        sides[(len(sides) - 1) // 2],
-    )
-
-
-def size_of_image(reader: Reader, offset: int, size: int) -> Sides | None:
-    """Sides and channels of an image that lies there, by its header; None where it has none."""
-    found = probe_size(reader.pread(min(size, HEADER), offset))
-    if found is None and size > HEADER:  # a header may hold a preview and a colour profile
-        found = probe_size(reader.pread(min(size, WHOLE_HEADER), offset))
-    return found
 
 
 class _State:
     """What was seen so far."""
 
     def __init__(self, content: str | None, decode: bool) -> None:
-        self._wanted, self._decode = list(CONTENTS) if content is None else [content], decode
+        self._wanted = [kind() for kind in BUILT_IN.values() if content in (None, kind.name)]
+        self._decode = decode
         self.looked = self.several = 0
         self.kinds, self.sizes = Counter[str](), list[Sides]()
         self.images, self.unusable = set[str](), list[str]()
@@ -246,23 +173,22 @@ class _State:
     def add(self, sample: TarSample, reader: Reader) -> None:
         """One more sample."""
         self.looked += 1
-        images = {extension for extension, _, _ in sample.members if extension in IMAGE_EXTENSIONS}
+        images = {extension for extension, _, _ in sample.members if extension in IMAGES.main}
         if len(images) > 1:
             self.several += 1
             self.images |= images
         for kind in self._wanted:
-            member = next((m for m in sample.members if m[0] in CONTENTS[kind]), None)
+            member = next((m for m in sample.members if m[0] in kind.main), None)
             if member is None:
                 continue
             _, offset, size = member
             # A sample with an image is an image, and one that can't be used says nothing of the others.
-            usable = 0 < size <= OF[kind].max_bytes
-            if usable and kind == "image" and self._decode:
-                own = size_of_image(reader, offset, size)
-                usable = own is not None
-                self.sizes += [own] if own else []
+            usable = 0 < size <= kind.max_bytes
+            if usable and self._decode:
+                usable, sides = kind.probe(partial(reader.pread, offset=offset), size)
+                self.sizes += [sides] if sides else []
             if usable:
-                self.kinds[kind] += 1
+                self.kinds[kind.name] += 1
                 return
             break
         if len(self.unusable) < 3:
@@ -294,10 +220,6 @@ def _beginning(reader: Reader, name: str, wanted: int, accept_missing_eof: bool)
         seen = row + 1
         if seen >= ROWS or (end >= BYTES and seen >= wanted) or (end >= BYTES * wanted // LEAST and seen >= LEAST):
             return
-
-
-def _span(sides: Sequence[int]) -> str:
-    return f"{sides[0]} to {sides[-1]}" if sides[0] < sides[-1] else f"all {sides[0]}"
 
 
 def _begun(shard: Reader) -> tuple[Reader, bytes]:

@@ -6,7 +6,8 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,18 +15,14 @@ import torch.distributed as dist
 from rhostream import storage
 from rhostream.errors import BudgetError, MismatchError, UsageError
 from rhostream.randomness import generator
+from rhostream.samples import registry
+from rhostream.samples.kind import Kind, Wanted
 from rhostream.stream.band import resolve_band
 from rhostream.stream.dataset import CandidateStream, Loader
-from rhostream.stream.decode import Preprocess, Sides
-from rhostream.stream.full import require_smaller
-from rhostream.stream.geometry import PAD, checked_resize
-from rhostream.stream.inputs import AnyPreprocess, preprocess_from_json, require_text
 from rhostream.stream.join import JoinSettings, Prefilter
 from rhostream.stream.keep_list import read_keep_list
-from rhostream.stream.look import SAMPLES, SHARDS, choose, size_of_image
+from rhostream.stream.look import SAMPLES, SHARDS
 from rhostream.stream.plan import few_lanes
-from rhostream.stream.text import TextPreprocess, require_length, text_preprocess
-from rhostream.stream.tokenizers import find_tokenizer
 from rhostream.tables import il as il_table
 from rhostream.tables.names import checked_roots
 
@@ -61,6 +58,7 @@ def open_stream(
     tokenizer: str | None = None,
     text_length: int | None = None,
     task: str | None = None,
+    kind: str | None = None,
     il_tokens: bool = False,
     order: Sequence[str] | None = None,
     carried_lanes: int | None = None,
@@ -85,6 +83,8 @@ def open_stream(
     .npy), each the table's unless given. `task`: "label", or "language" for samples that need no label. `il_tokens`:
     the candidates bring the il of each token too, of a table that a language model made of the very same tokens.
 
+    `kind`: the name of a kind of your own, `package.module:name`, of which the table is: its code is imported only so.
+
     `rank` of `ranks`: whose slice of each buffer is read; where torch.distributed is initialised those of its default
     group unless given (`ranks=1` for none).
 
@@ -108,7 +108,7 @@ def open_stream(
     if needs_il and table.info.kind != "il":
         raise UsageError(f"{storage.redact(table.url)} is an index without il; this rule needs `rhostream compute-il`")
     preprocess = preprocess_of(
-        table, image_size, channels, resize, tokenizer=tokenizer, text_length=text_length, task=task
+        table, image_size, channels, resize, tokenizer=tokenizer, text_length=text_length, task=task, kind=kind
     )
     if needs_il:
         _require_same_task(table, preprocess)
@@ -126,7 +126,7 @@ def open_stream(
         lanes=lanes,
         decoder_name=decoder,
         prefilters=prefilters,
-        view=None if view_size is None else _view(table, preprocess, view_size),
+        view=None if view_size is None else preprocess.viewed(view_size, lambda: _sizes(table, preprocess)),
         rank=rank,
         ranks=ranks,
         carried_lanes=carried_lanes,
@@ -162,7 +162,7 @@ def _ordered(urls: list[str], order: Sequence[str], roots: Mapping[str, str]) ->
     return sorted(urls, key=lambda url: place.get(il_table.shard_name(url, roots), len(place)))
 
 
-def _require_same_task(table: il_table.Table, preprocess: AnyPreprocess) -> None:
+def _require_same_task(table: il_table.Table, preprocess: Kind) -> None:
     """Raise MismatchError for an il of labels where language is learned, or the other way round."""
     made = (table.info.preprocess or {}).get("task", preprocess.task)
     if made != preprocess.task:
@@ -173,7 +173,7 @@ def _require_same_task(table: il_table.Table, preprocess: AnyPreprocess) -> None
         )
 
 
-def _tokens_of(table: il_table.Table, preprocess: AnyPreprocess) -> int:
+def _tokens_of(table: il_table.Table, preprocess: Kind) -> int:
     """T. Raises UsageError where the table has no il of tokens, MismatchError where they are of other tokens."""
     where, made = storage.redact(table.url), table.info.preprocess or {}
     if table.info.kind != "il" or made.get("task") != "language":
@@ -190,72 +190,29 @@ def _tokens_of(table: il_table.Table, preprocess: AnyPreprocess) -> int:
     return int(made["length"])
 
 
-def _view(table: il_table.Table, full: AnyPreprocess, size: int) -> Preprocess:
-    """The cheap view. Raises UsageError when it isn't smaller than the full size and the source."""
-    if not isinstance(full, Preprocess):
-        raise UsageError(f"--view-size {size}: {storage.redact(table.url)} holds text, which has no smaller view")
-    sizes = _sizes(table)  # the longer side is what a padded view is made of
-    require_smaller(size, full.image_size, max(s.longer if full.resize == PAD else s.shorter for s in sizes))
-    return replace(full, image_size=size)
-
-
 def preprocess_of(table: il_table.Table, image_size: int | None = None, channels: int | None = None,
                   resize: str | None = None, *, tokenizer: str | None = None, text_length: int | None = None,
-                  task: str | None = None) -> AnyPreprocess:  # fmt: skip
-    """What images (texts) become: as given, else as the table says, else as a few of its images are.
+                  task: str | None = None, kind: str | None = None) -> Kind:  # fmt: skip
+    """What the table's samples are decoded to: as given, else as the table says, else as a few of its images are.
 
-    Raises UsageError for options of the other kind.
+    Raises UsageError for options of another kind.
     """
-    where = storage.redact(table.url)
-    if table.info.content != "image":
-        if image_size or channels or resize:
-            name = "--image-size" if image_size else "--channels" if channels else "--resize"
-            raise UsageError(f"{name} is for images, and {where} holds text")
-        return _text_of(table, tokenizer, text_length, task)
-    if text_length is not None:
-        raise UsageError(f"--text-length {text_length} is for text, and {where} holds images")
-    require_text(table.info.content, tokenizer, where)
-    return _images_of(table, image_size, channels, checked_resize(resize))
+    where, info = storage.redact(table.url), table.info
+    if kind not in (None, info.content):
+        raise MismatchError(f"{where} holds samples of the kind {info.content}, not {kind}")
+    wanted = Wanted(image_size=image_size, channels=channels, resize=resize, tokenizer=tokenizer,
+                    text_length=text_length, task=task)  # fmt: skip
+    known = info.kind_of_samples(kind, where)
+    return registry.made(info.content, wanted, known, lambda: _sizes(table, known), where)
 
 
-def _text_of(table: il_table.Table, tokenizer: str | None, length: int | None, task: str | None) -> TextPreprocess:
-    """The tokenizer, length and task that are given, else the table's, else the defaults."""
-    known = table.info.preprocess
-    there = preprocess_from_json(known) if known is not None else None
-    assert there is None or isinstance(there, TextPreprocess)
-    if there is None or (tokenizer or there.tokenizer) != there.tokenizer:
-        require_text(table.info.content, tokenizer, storage.redact(table.url))
-        return text_preprocess(tokenizer, length or (there.length if there else None), task or "label")
-    require_length(length)
-    if tokenizer is not None:
-        find_tokenizer(tokenizer, fetch=True)  # it was named here, so its files may be fetched
-    return replace(there, length=length or there.length, task=task or there.task)
-
-
-def _images_of(table: il_table.Table, image_size: int | None, channels: int | None, resize: str | None) -> Preprocess:
-    if channels not in (None, 1, 3):
-        raise UsageError(f"--channels {channels}: expected 1 (grey) or 3 (RGB)")
-    where = storage.redact(table.url)
-    if table.info.preprocess is not None:
-        known = Preprocess.from_json(table.info.preprocess)
-        seen = known.resized(image_size, channels, resize)
-        there = f"as those of {where}" if seen == known else f"those of {where}: {known.geometry}"
-        LOG.info("images: %s (%s)", seen.geometry, there)
-        return seen
-    given = image_size is not None and channels is not None
-    side, planes, resize = choose(
-        [] if given else _sizes(table), image_size, channels, resize or table.info.resize, of=f" of {where}"
-    )
-    return Preprocess(image_size=side, channels=planes, member=table.info.image_member, resize=resize)
-
-
-def _sizes(table: il_table.Table) -> list[Sides]:
+def _sizes(table: il_table.Table, kind: Kind) -> list[Any]:
     """Sides and channels of up to 64 images of up to 8 shards, drawn by the shards' names.
 
     Raises BudgetError where none can be used.
     """
     named = sorted(zip(table.names, table.shards, strict=True))
-    found, looked, each = list[Sides](), 0, -(-SAMPLES // max(1, min(len(named), SHARDS)))
+    found, looked, each = list[Any](), 0, -(-SAMPLES // max(1, min(len(named), SHARDS)))
     for shard in generator("look", len(named)).permutation(len(named)).tolist():
         name, url = named[shard]
         part = il_table.read_part(il_table.part_url(table.url, name))
@@ -264,7 +221,8 @@ def _sizes(table: il_table.Table) -> list[Sides]:
             continue
         with storage.open_reader(url) as reader:
             for row in sorted(generator("look", name).permutation(usable)[:each].tolist()):
-                size = size_of_image(reader, int(part.offset[row]), int(part.size[row]))
+                read = partial(reader.pread, offset=int(part.offset[0, row]))
+                _, size = kind.probe(read, int(part.size[0, row]))
                 found += [size] if size is not None else []
         looked += 1
         if looked >= SHARDS and found:

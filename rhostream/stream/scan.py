@@ -18,12 +18,14 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from rhostream import storage
 from rhostream.errors import AccessError, RhostreamError, StorageError, UsageError
+from rhostream.samples.fields import Fields
 from rhostream.signals import settle_worker, working
 from rhostream.stream.chunks import CHUNK, Chunk, End, Mark, ScanSettings
 from rhostream.stream.columns import Columns
-from rhostream.stream.dataset import PREFETCH, slots
+from rhostream.stream.dataset import PREFETCH
 from rhostream.stream.lowest import Lowest
 from rhostream.stream.shard_scan import ShardScan
+from rhostream.stream.slots import slots
 
 LOG = logging.getLogger("rhostream")
 AHEAD = 2  # shards that a worker has fetched while it reads one
@@ -63,8 +65,8 @@ def _received(dataset: _Scan, messages: Iterable[Chunk | End]) -> Iterator[Chunk
     said = set[str]()
     for message in messages:
         if isinstance(message, Chunk):
-            if dataset.slots is not None:
-                message = replace(message, image=dataset.slots[message.slot, : len(message)])
+            rows = {name: slots[message.slot, : len(message)] for name, slots in dataset.slots.items()}
+            message = replace(message, fields=Fields(rows))
         else:
             storage.add_retried(message.retried)
             error, remote = message.error, not storage.is_local(dataset.url(message.shard))
@@ -87,15 +89,9 @@ class _Scan(IterableDataset[Chunk | End]):
 
     def __init__(self, shards: Sequence[tuple[str, str]], settings: ScanSettings, workers: int) -> None:
         self._shards, self._settings, self._carried = list(shards), settings, storage.Carried()
-        self.slots: Tensor | None = None
-        if settings.preprocess is not None:
-            self.slots = slots(
-                max(workers, 1) * (PREFETCH + 2),
-                settings.chunk,
-                settings.preprocess.shape,
-                shared=workers > 0,
-                dtype=settings.preprocess.dtype,
-            )
+        self.slots: dict[str, Tensor] = slots(
+            max(workers, 1) * (PREFETCH + 2), settings.chunk, settings.fields, shared=workers > 0
+        )
 
     def url(self, shard: int) -> str:
         """Of the shard of this number."""
@@ -124,7 +120,7 @@ class _Scan(IterableDataset[Chunk | End]):
                 for rows in shard.chunks():
                     slot = worker * own + turn % own
                     turn += 1
-                    yield shard.finish(rows, slot, None if self.slots is None else self.slots[slot].numpy())
+                    yield shard.finish(rows, slot, {name: held[slot].numpy() for name, held in self.slots.items()})
                 end, whole = shard.end(), True
                 yield end
             except RhostreamError as exc:

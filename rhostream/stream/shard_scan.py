@@ -14,6 +14,7 @@ import pyarrow as pa
 from rhostream import storage
 from rhostream.crashpoints import crash_point
 from rhostream.errors import ChangedError
+from rhostream.samples.kind import OK
 from rhostream.storage import RangeReader, Reader
 from rhostream.stream import examine
 from rhostream.stream.advice import Unlabelled
@@ -21,10 +22,8 @@ from rhostream.stream.apart import Apart
 from rhostream.stream.batch import Batch
 from rhostream.stream.chunks import Chunk, End, ScanSettings
 from rhostream.stream.columns import Columns
-from rhostream.stream.decode import OK, Decoder
 from rhostream.stream.examine import BadSample
 from rhostream.stream.inflate import Inflated, plain
-from rhostream.stream.inputs import OF, decoder_for, member_order
 from rhostream.stream.labels_named import LabelsNamed
 from rhostream.stream.lowest import Lowest, numbers
 from rhostream.stream.seen import Seen
@@ -55,11 +54,7 @@ class ShardScan:
     ) -> None:
         self._lowest, self._labels, self._named = lowest, Counter[int](), LabelsNamed()
         self._number, self._url, self._name, self._settings, self._columns = number, url, name, settings, columns
-        self._decode: Decoder = _no_decode
-        if settings.preprocess is not None:
-            self._decode = decoder_for(settings.preprocess, settings.decoder_name)[1]
-        self._content = OF[settings.preprocess.content if settings.preprocess else settings.content]
-        self._member = member_order(settings.preprocess, settings.member)
+        self._kind = settings.kind
         self._labelled = False  # whether any row that was examined has a label
         self._apart, self._unlabelled = Apart(alone=not settings.needs_labels), Unlabelled(settings.label)
         if not settings.needs_labels:
@@ -88,6 +83,7 @@ class ShardScan:
             accept_missing_eof=self._settings.accept_missing_eof,
             label=label.member,
             label_bytes=label.max_bytes,
+            members=tuple(self._kind.members.values()),
         )
         chunk = self._settings.chunk
         if self._lowest is not None:
@@ -131,14 +127,10 @@ class ShardScan:
                 f"{where}: {self._walk.links:,} of its {seen:,} members are links, which are never "
                 "followed: write it with `tar --dereference --hard-dereference`"
             )
-        several = self._walk.several if self._content.name == "image" else 0
+        several, order = self._walk.several, self._kind.order
         if several:
-            taken = (
-                f"the first of {', '.join(self._member)} that is there"
-                if self._member
-                else ("the one that lies first in the tar: say which is meant with --image-member")
-            )
-            notes["several"] = f"{where}: {several:,} of its samples have several images; taken is {taken}"
+            taken = f"the first of {', '.join(order)} that is there" if order else self._kind.first_of_several
+            notes["several"] = f"{where}: {several:,} of its samples have several {self._kind.plural}; taken is {taken}"
         return End(
             shard=self._number,
             several_images=several,
@@ -193,7 +185,7 @@ class ShardScan:
     def _repeats(self, batch: Batch) -> Mapping[int, str]:
         """Rows whose key came before in this shard, and why they are no samples. To be asked of each batch once."""
         again = self._seen.repeated(batch.key)
-        return self._apart.reasons(batch, again, self._content.rows(batch) if again else ())
+        return self._apart.reasons(batch, again, batch.main)
 
     def _count_labels(self, batch: Batch, again: Mapping[int, str]) -> None:
         """Count the valid labels of a batch, but for repeated keys."""
@@ -231,10 +223,10 @@ class ShardScan:
     def _examined(self, batch: Batch, ordinal: npt.NDArray[np.int32], again: Mapping[int, str]) -> _Rows:
         """What the small members of a batch say. Labels are looked up: there are few texts that a .cls can hold."""
         n = len(batch)
-        if self._member and self._content.name == "image":
-            for row, image in enumerate(batch.image):
-                if image >= 0:
-                    batch.prefer(row, self._member)
+        if order := self._kind.order:
+            for row, main in enumerate(batch.main):
+                if main >= 0:
+                    batch.prefer(row, order)
         label = list(map(self._columns.labels.get, batch.cls))
         rows = _Rows(batch, ordinal, label, None)
         fields: list[dict[str, Any]] = []
@@ -313,32 +305,28 @@ class ShardScan:
             self._watched += fields.get(self._settings.watch) is not None
         return fields
 
-    def finish(self, rows: _Rows, slot: int, pixels: npt.NDArray[Any] | None) -> Chunk:
-        """Decode the images (or texts) of usable rows into the slot and hand the chunk over."""
-        batch, bad = rows.batch, rows.bad
-        decode, pread, sizes, offsets = self._decode, self._source.pread, batch.size, batch.offset
-        content, most = self._content, self._content.max_bytes
-        for row, member in enumerate(content.rows(batch)):
-            if member < 0:
-                if row not in bad:
-                    wanted = self._member if self._member and content.name == "image" else content.extensions
-                    bad[row] = content.missing, f"no member is one of {', '.join(wanted)}; {batch.members_say(row)}"
-                continue
-            size = sizes[member]
-            if pixels is None and 0 < size <= most:
-                continue
+    def finish(self, rows: _Rows, slot: int, fields: Mapping[str, npt.NDArray[Any]]) -> Chunk:
+        """Decode the usable rows into the slot's `fields` (rows, ...) and hand the chunk over; examined only where
+        there are none."""
+        batch, bad, kind = rows.batch, rows.bad, self._kind
+        decode, pread, sizes, offsets = kind.decode, self._source.pread, batch.size, batch.offset
+        names, most, simple = tuple(kind.members), kind.max_bytes, len(kind.members) == 1 and not kind.examines
+        for row, held in enumerate(batch.rows_of(tuple(kind.members.values()))):
             if row in bad:
                 continue
-            if size == 0:
-                verdict = content.empty
-            elif size > most:
-                verdict = content.too_large
-            else:
-                assert pixels is not None
-                verdict = decode(pread(size, offsets[member]), pixels[row])
+            if not (simple and held[0] >= 0 and 0 < sizes[held[0]] <= most):
+                verdict = kind.examine({name: sizes[at] for name, at in zip(names, held, strict=True) if at >= 0})
+                if verdict != OK:
+                    bad[row] = verdict, self._why(batch, row, held)
+                    continue
+            if fields:
+                verdict = decode(
+                    {name: pread(sizes[at], offsets[at]) for name, at in zip(names, held, strict=True)},
+                    {name: array[row] for name, array in fields.items()},
+                )
                 crash_point("scan: image decoded")
-            if verdict != OK:
-                bad[row] = verdict, f".{batch.extension[member]} of {size:,} bytes at offset {offsets[member]:,}"
+                if verdict != OK:
+                    bad[row] = verdict, self._why(batch, row, held)
         n = len(batch)
         ok = np.ones(n, bool)
         ok[list(bad)] = False
@@ -367,6 +355,12 @@ class ShardScan:
             slot=slot,
         )
 
-
-def _no_decode(data: bytes, out: npt.NDArray[Any]) -> str:
-    raise AssertionError("no slot to decode into")
+    def _why(self, batch: Batch, row: int, held: tuple[int, ...]) -> str:
+        """Which member of a row is bad, and what the kind says of it. `held`: where each member lies, -1 for none."""
+        for (_, extensions), at in zip(self._kind.members.items(), held, strict=True):
+            if at < 0:
+                wanted = self._kind.order or extensions
+                return f"no member is one of {', '.join(wanted)}; {batch.members_say(row)}"
+        at = next((m for m in held if not 0 < batch.size[m] <= self._kind.max_bytes), held[0])
+        where = f".{batch.extension[at]} of {batch.size[at]:,} bytes at offset {batch.offset[at]:,}"
+        return f"{where}; {self._kind.why}" if self._kind.why else where

@@ -8,22 +8,21 @@ in one loop; whatever differs in one bit goes to the functions of `headers`, whi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from zlib import adler32
 
 from rhostream.errors import ShardError
+from rhostream.samples.registry import IMAGES, USED_EXTENSIONS
 from rhostream.storage import Reader, redact
 from rhostream.stream.batch import MAX_CLS, Batch, TarSample, samples_of
 from rhostream.stream.headers import (
     CHECKSUMS,
-    KINDS,
     MAX_EXTENDED,
-    USED_EXTENSIONS,
-    Role,
     bad_header,
     checksum_matches,
     compressed_error,
     dots_error,
+    kinds_of,
     pax_records,
     pax_size,
     plain_name,
@@ -48,13 +47,15 @@ class TarWalk:
     `members_seen = members_used + members_ignored` (directories, links, devices, names without a key or an
     extension, extensions that are not used). A key that comes again, adjacent or not, is a sample of its own: the
     caller decides what a duplicate is. Of those ignored, `pickles` have an extension that other readers unpickle, and
-    `links` are names of other members' (or files') data. `several` samples have more than one image.
+    `links` are names of other members' (or files') data. `several` samples have more than one main member.
 
     A shard in which samples would be members of another one, for the dots in their names, is an error (see
     `headers.swallowed`): none of them goes without a row unsaid.
 
     With `accept_missing_eof` an archive may end without its end marker, right behind a whole member, and
     `missing_eof` says so: nothing tells it from one that was cut there.
+
+    `members`: the extensions of each member of a sample; the first ones are those of the main member.
 
     `label`: the extension of the member whose bytes, at most `label_bytes`, are each row's `cls`; "" for none.
     """
@@ -67,7 +68,10 @@ class TarWalk:
         accept_missing_eof: bool = False,
         label: str = "cls",
         label_bytes: int = MAX_CLS,
+        members: Sequence[Sequence[str]] = (IMAGES.main,),
     ) -> None:
+        self._main = tuple(members[0])
+        self._used = USED_EXTENSIONS.union(*members)
         self._source, self._shard, self._accept = source, shard, accept_missing_eof
         self._label, self._label_bytes = label, label_bytes
         self.members_seen = self.members_ignored = self.samples_seen = self.pickles = 0
@@ -91,14 +95,14 @@ class TarWalk:
         # One loop without a call of our own for a plain member: at 200,000 headers a second a call is a tenth of it.
         at_window, size_of_file = self._source.at, self._source.size
         window, start, end, position = b"", 0, 0, 0  # of the window: bytes, offset of its first and last whole block
-        checksums, kinds = CHECKSUMS, KINDS if self._label == "cls" else dict[bytes, tuple[str, Role]]()
+        checksums, kinds = CHECKSUMS, kinds_of(self._label, self._main, self._used)
         label_bytes = self._label_bytes
         long_name: bytes | None = None
         long_size: int | None = None
         current: bytes | None = None  # the key of the open row
         own = set[str]()  # its extensions
         dotted = False  # whether one of them would end at another dot
-        several = -1  # the row that was last found to have several images
+        several = -1  # the row that was last found to have several main members
         linked: list[tuple[bytes, str]] = []  # key and extension of links before the first member of their row
         self._torn = batch = Batch()
         add_extension, add_offset, add_size = batch.extension.append, batch.offset.append, batch.size.append
@@ -191,7 +195,7 @@ class TarWalk:
             try:
                 extension, role = kinds[raw]
             except KeyError:
-                extension, role = remember_kind(raw, kinds, self._label)
+                extension, role = remember_kind(raw, kinds, self._label, self._main, self._used)
             if key != current or extension in own:
                 if current is not None:
                     self.samples_seen += 1
@@ -205,7 +209,7 @@ class TarWalk:
                         add_size = batch.size.append
                 batch.key.append(key)
                 batch.first.append(len(batch.size))
-                batch.image.append(-1)
+                batch.main.append(-1)
                 batch.json.append(-1)
                 batch.cls.append(None)
                 current, own = key, {extension}
@@ -223,8 +227,8 @@ class TarWalk:
                 batch.ignore(len(batch.key) - 1, extension)
                 continue
             if role == 1:
-                if batch.image[-1] < 0:
-                    batch.image[-1] = len(batch.size)
+                if batch.main[-1] < 0:
+                    batch.main[-1] = len(batch.size)
                 elif several != self.samples_seen:
                     several = self.samples_seen
                     self.several += 1
@@ -300,11 +304,20 @@ class TarWalk:
 
 
 def walk(
-    reader: Reader, shard: str, *, accept_missing_eof: bool = False, label: str = "cls", label_bytes: int = MAX_CLS
+    reader: Reader,
+    shard: str,
+    *,
+    accept_missing_eof: bool = False,
+    label: str = "cls",
+    label_bytes: int = MAX_CLS,
+    members: Sequence[Sequence[str]] = (IMAGES.main,),
 ) -> TarWalk:
-    """Walk an open shard; `shard` is the name that errors carry, `label` the member that holds a sample's label.
+    """Walk an open shard; `shard` is the name that errors carry, `label` the member that holds a sample's label,
+    `members` the extensions of each member of a sample.
 
     Raises ShardError (while iterating) for anything that is not a complete, plain tar.
     """
     source = reader if isinstance(reader, Windows) else Windows(reader)
-    return TarWalk(source, shard, accept_missing_eof=accept_missing_eof, label=label, label_bytes=label_bytes)
+    return TarWalk(
+        source, shard, accept_missing_eof=accept_missing_eof, label=label, label_bytes=label_bytes, members=members
+    )

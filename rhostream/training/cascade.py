@@ -15,13 +15,12 @@ from rhostream.models import build
 from rhostream.randomness import torch_seed
 from rhostream.runs.cost import Cost
 from rhostream.runs.macs import macs_per_sample
+from rhostream.samples.kind import Kind, View
 from rhostream.selection.forward import scoring
 from rhostream.selection.losses import LossFunction
 from rhostream.selection.outputs import called, require_width
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.tokens import is_language
-from rhostream.stream.decode import Preprocess
-from rhostream.stream.inputs import AnyPreprocess
 from rhostream.training.ranks import with_synchronized_norms
 
 KINDS = ("proxy", "view")
@@ -64,7 +63,8 @@ def parse_shortlist(
 
 def make_proxy(
     name: str,
-    seen: AnyPreprocess,
+    seen: Kind,
+    view: View,
     classes: int,
     *,
     lr: float,
@@ -73,13 +73,13 @@ def make_proxy(
     synchronized: bool = False,
     loss: LossFunction | None = None,
 ) -> Proxy:
-    """The proxy of that name for images as the workers decode them; its first weights are a function of the seed.
+    """The proxy of that name for samples as the workers decode them; its first weights are a function of the seed.
 
     `synchronized`: over several ranks, with batch norm over all of them where the device can.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, "proxy weights"))
-        network = build(name, classes=classes, **seen.model_arguments())
+        network = build(name, classes=classes, **seen.model_arguments(view))
     if synchronized:
         network, _ = with_synchronized_norms(network, device)
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -92,21 +92,20 @@ def set_macs(
     network: nn.Module,
     proxy: Proxy | None,
     shortlist: Shortlist | None,
-    full: AnyPreprocess,
-    view: AnyPreprocess | None,
+    full: Kind,
+    view: View,
 ) -> None:
     """Enter what one sample costs at each stage. Raises UsageError for a model that can't take the view."""
     cost.macs = _macs(network, full)
     if shortlist is not None and proxy is not None:
-        cost.shortlist_macs = _macs(proxy.model, view or full)
+        cost.shortlist_macs = _macs(proxy.model, full, view)
     elif view is not None:
         try:
-            cheap = _macs(network, view)
+            cheap = _macs(network, full, view)
         except (RuntimeError, ValueError) as exc:
-            assert isinstance(full, Preprocess) and isinstance(view, Preprocess)
             raise UsageError(
-                f"model {model!r} takes images of {full.image_size} pixels only, not a view of "
-                f"{view.image_size} ({str(exc).splitlines()[0]}); let a proxy look at the view: "
+                f"model {model!r} takes images of {full.side} pixels only, not a view of "
+                f"{view} pixels ({str(exc).splitlines()[0]}); let a proxy look at the view: "
                 "--shortlist proxy:4"
             ) from exc
         if shortlist is None:
@@ -115,13 +114,13 @@ def set_macs(
             cost.shortlist_macs = cheap
 
 
-def require_classes(model: str, network: nn.Module, seen: AnyPreprocess, classes: int) -> None:
+def require_classes(model: str, network: nn.Module, seen: Kind, classes: int, view: View = None) -> None:
     """Raise UsageError for a model that gives no logits, or fewer than there are labels."""
     with scoring(network, batch_norm="eval"):
-        logits = called(network, seen.example().to(next(network.parameters()).device))
+        logits = called(network, seen.example(view=view).to(next(network.parameters()).device))
     if not is_language(network):
         require_width(model, logits, classes)
 
 
-def _macs(network: nn.Module, preprocess: AnyPreprocess) -> int:
-    return macs_per_sample(network, preprocess.example().to(next(network.parameters()).device))
+def _macs(network: nn.Module, kind: Kind, view: View = None) -> int:
+    return macs_per_sample(network, kind.example(view=view).to(next(network.parameters()).device))

@@ -10,17 +10,16 @@ import copy
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rhostream.il_model.networks import Divided
 from rhostream.selection.outputs import called
-from rhostream.stream.inputs import AnyPreprocess
 from rhostream.training.settings import Settings
 
 
-def changed_draws(settings: Settings, learners: Iterable[tuple[nn.Module, AnyPreprocess]]) -> list[str]:
+def changed_draws(settings: Settings, learners: Iterable[tuple[nn.Module, Tensor]]) -> list[str]:
     """What of a run of the first edition would be drawn or computed otherwise today, in words; nothing for a run that
-    goes on exactly. `learners`: each network that is trained, and what it sees.
+    goes on exactly. `learners`: each network that is trained, and an input of two samples.
     """
     options, rule, pairs = settings.options, settings.found_rule, list(learners)
     drawn = {
@@ -44,10 +43,10 @@ def tempered(network: nn.Module) -> bool:
     return any(isinstance(hook, Divided) and hook.temperature != 1 for hook in network._forward_hooks.values())
 
 
-def draws_in_training(network: nn.Module, seen: AnyPreprocess) -> bool:
+def draws_in_training(network: nn.Module, example: Tensor) -> bool:
     """Whether a training forward asks torch for random numbers; the network stays as it is."""
     own = copy.deepcopy(network).train()
-    example = seen.example(2).to(next(own.parameters()).device)
+    example = example.to(next(own.parameters()).device)
     with torch.no_grad(), torch.random.fork_rng():
         before = torch.random.get_rng_state(), torch.cuda.get_rng_state() if example.is_cuda else None
         called(own, example)

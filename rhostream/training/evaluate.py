@@ -18,6 +18,8 @@ from rhostream import storage
 from rhostream.errors import BudgetError, UsageError, users_code
 from rhostream.own_code import own_function
 from rhostream.runs.book import Evaluation
+from rhostream.samples.fields import Fields
+from rhostream.samples.kind import Kind
 from rhostream.selection.losses import cross_entropy, is_correct
 from rhostream.selection.outputs import called, described
 from rhostream.selection.ranks import Ranks
@@ -25,7 +27,6 @@ from rhostream.selection.selector import scoring
 from rhostream.selection.tokens import LanguageLoss, SequenceMean
 from rhostream.stream.advice import Advice
 from rhostream.stream.budget import SHOWN, Budget, listed
-from rhostream.stream.inputs import AnyPreprocess
 from rhostream.stream.label_from import LabelFrom
 from rhostream.stream.scan import Chunk, End, ScanSettings, scan
 from rhostream.tables.classes import ClassNames, require_same_classes
@@ -55,7 +56,7 @@ class _Seen:
 
 
 class TestSet:
-    """Test shards, decoded once and kept as uint8 when they fit into 1 GiB, else read again each time.
+    """Test shards, decoded once and kept when they fit into 1 GiB, else read again each time.
 
     Over several `ranks` each evaluates its share of the shards, and `evaluate` is collective.
     """
@@ -65,7 +66,7 @@ class TestSet:
     def __init__(
         self,
         shards: Iterable[str],
-        preprocess: AnyPreprocess,
+        preprocess: Kind,
         classes: int,
         decoder: str,
         workers: int,
@@ -77,8 +78,8 @@ class TestSet:
         self._ranks, self._class_names = ranks or Ranks(), dict(class_names or {})
         self._all = storage.expand(shards)
         self._shards = self._all[self._ranks.rank :: self._ranks.size]
-        self._preprocess, self._classes, self._decoder, self._workers = preprocess, classes, decoder, workers
-        self._cached: list[tuple[Tensor, Tensor]] | None = None
+        self._preprocess, self._classes, self._workers = preprocess.with_decoder(decoder), classes, workers
+        self._cached: list[tuple[Fields, Tensor]] | None = None
         self._seen: dict[int, _Seen] | None = None  # by the number of the shard, while they are counted
 
     def examine(self, budget: Budget) -> dict[str, int]:
@@ -135,8 +136,8 @@ class TestSet:
         right, seen = torch.zeros(self._classes), torch.zeros(self._classes)
         loss = 0.0
         with scoring(model, batch_norm="eval"):
-            for image, label in self._chunks():
-                label, x = label.to(device), self._preprocess.normalize(image.to(device))
+            for fields, label in self._chunks():
+                label, x = label.to(device), self._preprocess.inputs(fields.to(device))
                 if isinstance(model, LanguageLoss):
                     of_tokens, hit = model.judge(x)
                     loss += float(SequenceMean()(of_tokens, label).sum())
@@ -156,15 +157,13 @@ class TestSet:
         by_class = [r / s if s else None for r, s in zip(right_C, seen_C, strict=True)]
         return Evaluation(loss / total, sum(right_C) / total, by_class, total)
 
-    def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _chunks(self) -> Iterator[tuple[Fields, Tensor]]:
         if self._cached is not None:
             yield from self._cached
             return
-        kept: list[tuple[Tensor, Tensor]] | None = []
+        kept: list[tuple[Fields, Tensor]] | None = []
         held = 0
-        settings = ScanSettings(
-            preprocess=self._preprocess, decoder_name=self._decoder, classes=self._classes, label=self._label
-        )
+        settings = ScanSettings(kind=self._preprocess, classes=self._classes, label=self._label)
         for message in scan([(shard, shard) for shard in self._shards], settings, workers=self._workers):
             if isinstance(message, End):
                 if message.error is not None:
@@ -174,21 +173,20 @@ class TestSet:
                 continue
             if self._seen is not None:
                 self._seen.setdefault(message.shard, _Seen()).take(message)
-            image, label = _usable(message)
-            held += image.nbytes
+            fields, label = _usable(message)
+            held += fields.nbytes
             if kept is not None and held <= CACHE_BYTES:
-                kept.append((image, label))
+                kept.append((fields, label))
             else:
                 kept = None
-            yield image, label
+            yield fields, label
         self._cached = kept
 
 
-def _usable(chunk: Chunk) -> tuple[Tensor, Tensor]:
-    """The images (a copy: the slot is used again) and labels of the rows that are ok."""
-    assert chunk.image is not None
+def _usable(chunk: Chunk) -> tuple[Fields, Tensor]:
+    """The fields (a copy: the slot is used again) and labels of the rows that are ok."""
     rows = torch.from_numpy(chunk.ok.nonzero()[0])
-    return chunk.image.index_select(0, rows), torch.from_numpy(chunk.label).index_select(0, rows)
+    return chunk.fields.index_select(0, rows), torch.from_numpy(chunk.label).index_select(0, rows)
 
 
 class OwnEvaluation:

@@ -16,27 +16,27 @@ from rhostream.il_model.info import require_info
 from rhostream.il_model.networks import load_networks
 from rhostream.runs.cost import Cost
 from rhostream.runs.macs import macs_per_sample
+from rhostream.samples import registry
+from rhostream.samples.kind import Kind, View
 from rhostream.selection.live import LiveIL
 from rhostream.selection.losses import find_loss
-from rhostream.stream.decode import Preprocess
-from rhostream.stream.inputs import AnyPreprocess, preprocess_from_json
-from rhostream.stream.text import TextPreprocess
 from rhostream.tables.il import Table
 
 
 def load_live(
     table: Table,
     folder: str | None,
-    decoded: AnyPreprocess,
+    decoded: Kind,
     device: torch.device,
     *,
     lr: float,
+    view: View = None,
     code: str | None = None,
 ) -> LiveIL:
     """The IL model of the table, ready to learn along at the rate `lr`.
 
-    `folder` is where fit-il left it, by default where it lay when the table was made; `decoded` is what the stream
-    decodes. Raises UsageError, MismatchError when it isn't the table's or takes images of another size,
+    `folder` is where fit-il left it, by default where it lay when the table was made; `decoded`, at `view`, is what the
+    stream decodes. Raises UsageError, MismatchError when it isn't the table's or takes images of another size,
     UntrustedCodeError for an architecture of somebody's own that `code` doesn't name.
     """
     made, place = table.info.ingredients, folder or table.info.places.get("il_model")
@@ -45,15 +45,12 @@ def load_live(
     place, shown = storage.resolve(place), storage.redact(storage.resolve(place))
     architecture = str(made.get("architecture"))
     UntrustedCodeError.unless_named(architecture, code, storage.redact(table.url), "--il-code")
-    own = preprocess_from_json(made["preprocess"])
-    if isinstance(own, TextPreprocess):
-        given = f"--tokenizer {own.tokenizer} --text-length {own.length}"
-    else:
-        given = f"--image-size {own.image_size} --resize {own.resize}"
-    if _sees(own) != _sees(decoded):
+    # A user's own kind was named when the stream was opened.
+    own = registry.from_json(made["preprocess"], decoded.name, storage.redact(table.url))
+    if own.sees() != decoded.sees(view):
         raise UsageError(
-            f"the IL model takes {_in_words(own)}, and this run decodes {_in_words(decoded)}: a model that learns "
-            f"along sees what the target sees; give {given}"
+            f"the IL model takes {own.in_words()}, and this run decodes {decoded.in_words(view)}: a model that learns "
+            f"along sees what the target sees; give {own.options()}"
         )
     files = require_info(place).weights
     if [digest for _, digest in files] != made["weights"]:
@@ -62,25 +59,16 @@ def load_live(
             f"{shown} has weights of sha256 {theirs}, the table was made with {ours}: it is another IL model; "
             "give the table's with --il-model"
         )
-    networks = load_networks(place, [name for name, _ in files], made)
+    networks = load_networks(place, [name for name, _ in files], made, own)
     for network in networks:
         network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return LiveIL(networks, own.normalize, lr=lr, loss=find_loss(str(made.get("loss", "cross_entropy"))))
+    return LiveIL(networks, own.inputs, lr=lr, loss=find_loss(str(made.get("loss", "cross_entropy"))))
 
 
-def _sees(preprocess: AnyPreprocess) -> tuple[Any, ...]:
-    """What of a preprocessing a model can't do without; pixels are normalised by each model itself."""
-    return _in_words(preprocess), preprocess.model_arguments(), getattr(preprocess, "digest", "")
-
-
-def _in_words(preprocess: AnyPreprocess) -> str:
-    return f"{preprocess.says}, {preprocess.resize}" if isinstance(preprocess, Preprocess) else preprocess.says
-
-
-def set_live_macs(cost: Cost, live: LiveIL, seen: AnyPreprocess) -> None:
+def set_live_macs(cost: Cost, live: LiveIL, seen: Kind, view: View) -> None:
     """Enter what one sample costs the IL model that learns along."""
     network = live.networks[0]
-    cost.live_macs = macs_per_sample(network, seen.example().to(next(network.parameters()).device))
+    cost.live_macs = macs_per_sample(network, seen.example(view=view).to(next(network.parameters()).device))
 
 
 def states_of(proxy: Any, live: LiveIL | None) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from rhostream.errors import UnknownNameError, UsageError
 from rhostream.models import task_of
 from rhostream.randomness import DRAWS
 from rhostream.runs.turns import Asked
+from rhostream.samples.kind import Kind
 from rhostream.selection.losses import LossFunction, find_loss, sequence_mean
 from rhostream.selection.options import Options
 from rhostream.selection.ranks import Ranks
@@ -21,7 +22,6 @@ from rhostream.selection.tokens import TokenShare
 from rhostream.setting import ALWAYS, ASKED, defaults_of, settings_of
 from rhostream.stream.budget import Budget
 from rhostream.stream.dataset import CandidateStream
-from rhostream.stream.inputs import preprocess_pins
 from rhostream.stream.keep_list import keep_list_url
 from rhostream.tables.il import fingerprint
 from rhostream.training.augment import KINDS
@@ -118,11 +118,11 @@ class Settings(TrainConfig):
         """Which tokens the gradient goes through, None for all. Raises UsageError."""
         return None if self.token_share is None else TokenShare(self.token_share)
 
-    def require_fitting(self, kind: str) -> None:
-        """Raise UsageError for an option that samples of this kind (image, text) don't have."""
-        if kind == "text" and self.augment != "none":
-            raise UsageError(f"--augment {self.augment} is for images, and these samples are text")
-        language = kind == "text" and self.found_task == "language"
+    def require_fitting(self, kind: Kind) -> None:
+        """Raise UsageError for an option that samples of this kind don't have."""
+        if not kind.pictures and self.augment != "none":
+            raise UsageError(f"--augment {self.augment} is for images, and these samples are {kind.holds}")
+        language = kind.task == "language"
         if self.token_share is not None and not language:
             raise UsageError(
                 f"--token-share {self.token_share:g} is for models of language (text-lm), which have a "
@@ -137,8 +137,10 @@ class Settings(TrainConfig):
             raise UsageError(f"--loss {self.loss}: the loss of language is the mean over a sequence's tokens")
         if language and self.options.quota is not None:
             raise UsageError(f"--class-quota {self.class_quota} is for samples with labels, which language has not")
-        if kind == "text" and self.deduplicate is not None:
-            raise UsageError(f"--deduplicate {self.deduplicate:g} compares pictures, and these samples are text")
+        if not kind.pictures and self.deduplicate is not None:
+            raise UsageError(
+                f"--deduplicate {self.deduplicate:g} compares pictures, and these samples are {kind.holds}"
+            )
         shadows = [rule.name for rule in self.options.shadows if language and rule.name not in LANGUAGE_RULES]
         if shadows:
             raise UsageError(
@@ -196,7 +198,7 @@ class Settings(TrainConfig):
             "proxy_model": self.proxy_model if proxied else None,
             # With one choice for the whole buffer the number of ranks changes nothing but float noise.
             "selection": "global" if self.selection == "global" else f"each of {ranks.size} ranks",
-            **preprocess_pins(stream.preprocess),
+            **stream.preprocess.pins(),
         }
 
 

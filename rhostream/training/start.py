@@ -30,6 +30,8 @@ from rhostream.runs.doubts import Plan, cheap_choice, doubts_of
 from rhostream.runs.pins import il_account, named_classes
 from rhostream.runs.record import recorded, versions
 from rhostream.runs.run import Run
+from rhostream.samples.geometry import CROP
+from rhostream.samples.kind import Kind
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
 from rhostream.selection.live import LiveIL
@@ -40,8 +42,6 @@ from rhostream.selection.selector import Selector
 from rhostream.setting import RECORDED, settings_of
 from rhostream.stream.band import Band, resolve_band
 from rhostream.stream.dataset import CandidateStream, Loader
-from rhostream.stream.geometry import CROP
-from rhostream.stream.inputs import AnyPreprocess
 from rhostream.stream.join import UniformChoice
 from rhostream.stream.keep_list import keep_list_account
 from rhostream.stream.label_from import LabelFrom
@@ -161,7 +161,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     turn.changing += changing
     stream, info = loader.stream, loader.stream.table.info
     classes = settings.classes or info.classes or _count_classes(stream.table)
-    settings.require_fitting(stream.preprocess.kind)
+    settings.require_fitting(stream.preprocess)
     pinned, last_step = settings.pinned(stream, classes, ranks), _last_step(settings, stream)
     schedule_steps = settings.schedule_steps or last_step
     if settings.schedule != "constant":
@@ -184,16 +184,18 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     network, proxy = _networks(settings, loader, classes, on, ranks)
     require_classes(settings.model, network, stream.preprocess, classes)
     if proxy is not None:
-        require_classes(settings.proxy_model, proxy.model, stream.decoded, classes)
+        require_classes(settings.proxy_model, proxy.model, stream.preprocess, classes, stream.view)
     _require_statistics(settings, network, stream.preprocess, ranks)
     live = _live(settings, loader, on)
     selector = _selector(settings, network, proxy, live, scoring, ranks)
     threads = threads_of(settings.threads, settings.workers, before.get("threads"))
     record = _record(settings, loader, pinned, last_step, threads, on, ranks)
     learners = [
-        (network, stream.preprocess),
-        *([(proxy.model, stream.decoded)] if proxy else []),
-        *((one, stream.decoded) for one in (live.networks if live else [])),
+        (network, stream.preprocess.example(2)),
+        *(
+            (one, stream.preprocess.example(2, stream.view))
+            for one in (*([proxy.model] if proxy else []), *(live.networks if live else []))
+        ),
     ]
     attempt = Attempt(
         run,
@@ -352,6 +354,7 @@ def _open(
         device=on, classes=settings.classes, rank=ranks.rank, ranks=ranks.size, with_fold=settings.found_rule.live,
         tokenizer=settings.asked_tokenizer, text_length=settings.text_length, task=settings.found_task,
         il_tokens=settings.token_share is not None, carried_lanes=carried, order=order,
+        kind=settings.kind,
     )  # fmt: skip
     schedule, always = settings.options.kept_schedule, settings.found_rule.score is None
     if always or schedule.has_uniform_steps:
@@ -386,7 +389,8 @@ def _networks(
         return network, None
     proxy = make_proxy(
         settings.proxy_model,
-        loader.stream.decoded,
+        loader.stream.preprocess,
+        loader.stream.view,
         classes,
         lr=settings.lr,
         seed=settings.seed,
@@ -435,7 +439,7 @@ def _set_costs(
     stream = loader.stream
     set_macs(cost, settings.model, network, proxy, settings.listed, stream.preprocess, stream.view)
     if live is not None:
-        set_live_macs(cost, live, stream.decoded)
+        set_live_macs(cost, live, stream.preprocess, stream.view)
     cost.il = il_account(loader) if settings.uses_il else {}
     cost.keep_list = {} if settings.keep_list is None else keep_list_account(settings.keep_list)
 
@@ -457,7 +461,7 @@ def _plan(settings: Settings, stream: CandidateStream, last_step: int, cost: Cos
     )
 
 
-def _require_statistics(settings: Settings, network: nn.Module, seen: AnyPreprocess, ranks: Ranks) -> None:
+def _require_statistics(settings: Settings, network: nn.Module, seen: Kind, ranks: Ranks) -> None:
     """Raise UsageError for batch norm that would have to learn from one sample in a forward."""
     if not own_norms(network):
         return
@@ -475,7 +479,7 @@ def _require_statistics(settings: Settings, network: nn.Module, seen: AnyPreproc
 def _live(settings: Settings, loader: Loader, on: torch.device) -> LiveIL | None:
     """The IL model that learns along, where the rule has one."""
     stream, made = loader.stream, loader.stream.table.info.ingredients.get("loss", "cross_entropy")
-    own = "next_token" if stream.preprocess.task == "language" else settings.loss
+    own = "next_token" if not stream.preprocess.needs_label else settings.loss
     if settings.found_rule.needs_il and made != own:
         warnings.warn(
             f"the il of {storage.redact(stream.table.url)} is {made}, and the run's loss is {own}: the "
@@ -487,9 +491,10 @@ def _live(settings: Settings, loader: Loader, on: torch.device) -> LiveIL | None
     return load_live(
         stream.table,
         settings.il_model,
-        stream.decoded,
+        stream.preprocess,
         on,
         lr=settings.lr * settings.il_lr_scale,
+        view=stream.view,
         code=settings.il_code,
     )
 

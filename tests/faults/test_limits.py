@@ -17,8 +17,8 @@ from rhostream import cli, storage
 from rhostream.errors import NotWritableError, RhostreamError, ShardError, UsageError
 from rhostream.il_model.networks import load_il_model
 from rhostream.irreducible import compute_il, fit_il, index
-from rhostream.stream import decode
-from rhostream.stream.statuses import STATUSES
+from rhostream.samples import decoders as decode
+from rhostream.samples.statuses import STATUSES
 from rhostream.stream.tar import walk
 from tests.conftest import make_shards
 from tests.faults.children import in_child
@@ -213,8 +213,10 @@ def test_labels_and_errors_of_a_hostile_shard_cannot_move_a_cursor_or_become_a_f
 
 
 def test_every_status_of_the_code_is_listed_and_every_listed_one_is_in_the_reference() -> None:
-    word, found = re.compile(r"(decode|image|text|tokens|label):[a-z_]+\Z|nonfinite\Z"), set[str]()
-    for path in [p for room in ("stream", "irreducible") for p in (REPOSITORY / "rhostream" / room).glob("*.py")]:
+    word, found = re.compile(r"(decode|image|text|tokens|kind|label):[a-z_]+\Z|nonfinite\Z"), set[str]()
+    for path in [
+        p for room in ("samples", "stream", "irreducible") for p in (REPOSITORY / "rhostream" / room).glob("*.py")
+    ]:
         if path.name == "statuses.py":
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

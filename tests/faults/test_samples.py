@@ -18,8 +18,8 @@ from rhostream.audit.views import open_ledger
 from rhostream.candidates import CANDIDATE, Reason
 from rhostream.errors import MismatchError
 from rhostream.irreducible import compute_il, index
-from rhostream.stream import decode
-from rhostream.stream.decode import Preprocess
+from rhostream.samples import decoders as decode
+from rhostream.samples.image import ImageKind
 from rhostream.stream.open import open_stream
 from rhostream.stream.scan import Chunk, ScanSettings, scan
 from tests.faults.hostile_samples import evil, npy_of_objects, photo, png_of, saved, torch_zip
@@ -155,12 +155,12 @@ def test_B5_every_kind_of_picture_has_the_same_pixels_in_the_scorer_and_in_the_t
     shard, table = tmp_path / "a.tar", tmp_path / "table"
     shard.write_bytes(tar_of(members))
     index([str(shard)], str(table))
-    full = Preprocess(image_size=SIDE, channels=channels)
+    full = ImageKind(image_size=SIDE, channels=channels)
     scanned: dict[int, Any] = {}
-    for message in scan([(str(shard), "a")], ScanSettings(preprocess=full, decoder_name=decoder)):
+    for message in scan([(str(shard), "a")], ScanSettings(kind=full.with_decoder(decoder))):
         if isinstance(message, Chunk):
-            assert message.ok.all() and message.image is not None
-            scanned |= {int(o): message.image[i].numpy().copy() for i, o in enumerate(message.ordinal)}
+            assert message.ok.all()
+            scanned |= {int(o): message.fields["pixels"][i].numpy().copy() for i, o in enumerate(message.ordinal)}
     trained: dict[int, Any] = {}
     viewed: dict[int, Any] = {}
     options: dict[str, Any] = {
@@ -177,7 +177,7 @@ def test_B5_every_kind_of_picture_has_the_same_pixels_in_the_scorer_and_in_the_t
         assert buffer.full is not None
         image, ok = buffer.full(np.arange(len(buffer)))
         assert ok.all()
-        viewed |= {int(o): image[i].numpy() for i, o in enumerate(buffer.ordinal)}
+        viewed |= {int(o): image["pixels"][i].numpy() for i, o in enumerate(buffer.ordinal)}
     assert len(scanned) == len(trained) == len(viewed) == len(pictures)
     upright = {name: scanned[i] for i, name in enumerate(pictures)}
     for i, name in enumerate(pictures):

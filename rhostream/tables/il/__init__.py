@@ -12,9 +12,7 @@ On request il is stored as float16, which is one of the table's ingredients; who
 from __future__ import annotations
 
 from rhostream.tables.il.info import (
-    CONTENTS,
     IL_TYPES,
-    IMAGE_EXTENSIONS,
     KEEP_TYPES,
     MEMBER,
     OK,
@@ -62,9 +60,7 @@ from rhostream.tables.il.table import (
 )
 
 __all__ = [
-    "CONTENTS",
     "IL_TYPES",
-    "IMAGE_EXTENSIONS",
     "KEEP_TYPES",
     "LOCAL_THREADS",
     "MEMBER",

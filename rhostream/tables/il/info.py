@@ -19,12 +19,12 @@ import pyarrow as pa
 from rhostream import foreign, storage
 from rhostream.crashpoints import crash_point
 from rhostream.errors import AlreadyExistsError, MismatchError, TableError, UnknownNameError, UsageError
+from rhostream.samples import registry
+from rhostream.samples.kind import Kind
 from rhostream.tables.classes import as_json, require_same_classes
 
 VERSION = 2
 OK = "ok"
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-CONTENTS = {"image": IMAGE_EXTENSIONS, "text": ("txt",), "tokens": ("npy",)}  # what samples are -> member that holds it
 MEMBER = pa.struct([("ext", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 SCHEMA = pa.schema(
     [
@@ -67,7 +67,7 @@ class TableInfo:
     roots: dict[str, str] = field(default_factory=dict)  # name -> URL
     model: dict[str, Any] = field(default_factory=dict)  # the IL model's own figures and cost, for the reports
     places: dict[str, str] = field(default_factory=dict)  # "il_model": where it lay, "scheme": of shards; for repairs
-    content: str = "image"  # what the samples are, of CONTENTS
+    content: str = "image"  # the name of the samples' kind
     class_names: dict[int, str] = field(default_factory=dict)  # label -> name, as the IL model knows them
     version: int = VERSION
 
@@ -86,14 +86,16 @@ class TableInfo:
         return dict(self.ingredients.get("label") or {})
 
     @property
-    def image_member(self) -> str:
-        """Which image of a sample is meant: extensions, the first that is there; "" for the one that lies first."""
-        return str((self.preprocess or {}).get("member") or self.ingredients.get("image_member") or "")
+    def members(self) -> tuple[tuple[str, ...], ...]:
+        """The extensions of each member of a sample."""
+        return registry.members_of(self.content, self.preprocess)
 
-    @property
-    def resize(self) -> str:
-        """How images become squares: crop, squash or pad."""
-        return str((self.preprocess or {}).get("resize") or self.ingredients.get("resize") or "crop")
+    def kind_of_samples(self, code: str | None = None, where: str = "the table") -> Kind:
+        """What the samples are; of an index of images the fields aren't decided.
+
+        `code`: the user's own kind that may be imported for it; raises as `registry.from_json`.
+        """
+        return registry.in_table(self.content, self.preprocess, self.ingredients, code, where)
 
     @property
     def il_dtype(self) -> str:
@@ -184,7 +186,9 @@ def open_info(table: str) -> TableInfo:
                 f"{storage.redact(url)} was written by a newer rhostream (table version "
                 f"{record['version']}, this one reads up to {VERSION}); upgrade rhostream"
             )
-        return foreign.checked_table(TableInfo(**record), KEEP_TYPES)
+        info = foreign.checked_table(TableInfo(**record), KEEP_TYPES)
+        registry.check(info.content, info.preprocess)
+        return info
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         raise TableError(f"{storage.redact(url)} can't be understood: {exc}") from exc
 

@@ -5,6 +5,7 @@ A part's facts stand in its footer: which bytes it describes, and how many sampl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,10 +17,11 @@ import pyarrow.compute as pc
 from rhostream import foreign, storage
 from rhostream.errors import TableError
 from rhostream.inert import one_line
+from rhostream.samples import registry
 from rhostream.storage import Identity
 from rhostream.tables import parquet
 from rhostream.tables.classes import as_json
-from rhostream.tables.il.info import CONTENTS, IL_TYPES, OK, SCHEMA, VERSION, TableInfo
+from rhostream.tables.il.info import IL_TYPES, OK, SCHEMA, VERSION, TableInfo
 
 ENCODINGS = {
     "key": "DELTA_BYTE_ARRAY",
@@ -50,7 +52,7 @@ class PartFacts:
     il_rows: int = 0
     in_holdout: int = 0
     compression: str = ""  # "gzip": offsets are those of the inflated shard, which can't be read by offset
-    content: str = "image"  # what the samples are, of CONTENTS
+    content: str = "image"  # the name of the samples' kind
     class_names: dict[int, str] = field(default_factory=dict)  # of labels of this shard, beyond those of the table's
     apart: int = 0  # samples whose members don't lie next to each other, of which no one is usable
     version: int = VERSION
@@ -140,7 +142,9 @@ def _part_facts(record: dict[str, Any], url: str) -> PartFacts:
                 f"{storage.redact(url)} was written by a newer rhostream (part version "
                 f"{record['version']}, this one reads up to {VERSION}); upgrade rhostream"
             )
-        return foreign.checked_facts(PartFacts(**record))
+        facts = foreign.checked_facts(PartFacts(**record))
+        registry.check_name(facts.content)
+        return facts
     except (TypeError, ValueError, AttributeError) as exc:
         raise TableError(f"{storage.redact(url)}: the footer can't be understood: {exc}") from exc
 
@@ -152,19 +156,20 @@ def facts_of(record: dict[str, Any], url: str) -> PartFacts:
 
 @dataclass(frozen=True, repr=False)
 class Part:
-    """One part in memory, as the join needs it: arrays of (samples,), indexed by ordinal and not to be written to.
+    """One part in memory, as the join needs it: arrays of (samples,), those of members (M, samples), indexed by ordinal
+    and not to be written to.
 
     A stream holds one for each of its lanes, so integers stand in the narrowest signed type that holds them all, and
     flags that are all equal take no memory.
     """
 
     facts: PartFacts
-    usable: npt.NDArray[np.bool_]  # status ok and an image (a text) to read
+    usable: npt.NDArray[np.bool_]  # status ok and all members there
     label: npt.NDArray[np.signedinteger[Any]]  # -1 where null
     il: npt.NDArray[np.float32]  # nats; NaN where null
     in_holdout: npt.NDArray[np.bool_]
-    offset: npt.NDArray[np.signedinteger[Any]]  # of the image (text) member, bytes
-    size: npt.NDArray[np.signedinteger[Any]]
+    offset: npt.NDArray[np.signedinteger[Any]]  # (M, samples) of each member of a sample, bytes
+    size: npt.NDArray[np.signedinteger[Any]]  # (M, samples)
     key: pa.StringArray
     fold: npt.NDArray[np.int8] | None = None  # -1 where null; only where it was asked for
     il_tokens: pa.ListArray | None = None  # of float16 nats; None unless asked for
@@ -175,10 +180,17 @@ class Part:
         )
 
 
-def read_part(url: str, *, with_fold: bool = False, tokens: bool = False) -> Part:
+def read_part(
+    url: str,
+    *,
+    members: Sequence[Sequence[str]] | None = None,
+    with_fold: bool = False,
+    tokens: bool = False,
+) -> Part:
     """Load a part, checksums verified; rows stored in another order are put in theirs by ordinal.
 
-    With `tokens` also the il of each token.
+    `members`: the extensions of each member of a sample, those of the part's kind unless given; of a user's own kind
+    only its table knows them. With `tokens` also the il of each token.
     """
     asked = [*(["fold"] if with_fold else []), *(["il_tokens"] if tokens else [])]
     columns = ["key", "ordinal", "members", "label", "il", "in_holdout", "status", *asked]
@@ -196,7 +208,11 @@ def read_part(url: str, *, with_fold: bool = False, tokens: bool = False) -> Par
         if not np.array_equal(np.sort(ordinal), np.arange(len(ordinal))):
             raise TableError(f"{storage.redact(url)}: ordinals are not 0..{len(ordinal) - 1}, each once")
         table = table.take(np.argsort(ordinal)).combine_chunks()
-    offset, size = _content_members(_flat(table["members"]), CONTENTS[facts.content])
+    members = registry.members_of(facts.content) if members is None else members
+    held = _flat(table["members"])
+    offset, size = np.zeros((2, len(members), len(held)), np.int64)
+    for number, extensions in enumerate(members):
+        offset[number], size[number] = _first_members(held, extensions)
     outside = (offset < 0) | (size < 0) | (size > facts.shard_size - offset)
     if outside.any() and not facts.compression:
         raise TableError(
@@ -206,7 +222,7 @@ def read_part(url: str, *, with_fold: bool = False, tokens: bool = False) -> Par
     ok = pc.equal(_flat(table["status"]), OK).to_numpy(zero_copy_only=False)
     return Part(
         facts=facts,
-        usable=_flags(ok & (size > 0)),
+        usable=_flags(ok & (size > 0).all(0)),
         label=_narrow(_flat(table["label"]).fill_null(-1).to_numpy(zero_copy_only=False)),
         il=_il(table["il"]),
         in_holdout=_flags(_flat(table["in_holdout"]).fill_null(False).to_numpy(zero_copy_only=False)),
@@ -229,7 +245,7 @@ def _il(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
 
 def _narrow(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """A copy in the narrowest signed type that holds every value."""
-    bounds = (values.min(), values.max()) if len(values) else (0, 0)
+    bounds = (values.min(), values.max()) if values.size else (0, 0)
     kinds = (np.int8, np.int16, np.int32, np.int64)
     return values.astype(next(k for k in kinds if np.iinfo(k).min <= bounds[0] and bounds[1] <= np.iinfo(k).max))
 
@@ -248,15 +264,15 @@ def _flags(values: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     return np.broadcast_to(values[0].copy(), values.shape) if equal else values.copy()
 
 
-def _content_members(members: Any, extensions: tuple[str, ...]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _first_members(members: Any, extensions: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Offset and size of each row's first member of these extensions; size 0 where there is none."""
     rows = len(members)
     offset, size = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
     lengths = pc.list_value_length(members).fill_null(0).to_numpy(zero_copy_only=False)
     flat = members.flatten()
-    is_image = pc.is_in(flat.field("ext"), pa.array(extensions)).to_numpy(zero_copy_only=False)
-    image = np.flatnonzero(is_image)[::-1]  # the first one wins: it is written last
-    row = np.repeat(np.arange(rows), lengths)[image]
-    offset[row] = flat.field("offset").to_numpy(zero_copy_only=False)[image]
-    size[row] = flat.field("size").to_numpy(zero_copy_only=False)[image]
+    is_meant = pc.is_in(flat.field("ext"), pa.array(extensions)).to_numpy(zero_copy_only=False)
+    meant = np.flatnonzero(is_meant)[::-1]  # the first one wins: it is written last
+    row = np.repeat(np.arange(rows), lengths)[meant]
+    offset[row] = flat.field("offset").to_numpy(zero_copy_only=False)[meant]
+    size[row] = flat.field("size").to_numpy(zero_copy_only=False)[meant]
     return offset, size

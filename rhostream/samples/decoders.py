@@ -1,6 +1,6 @@
 """From the bytes of an image to a row of a uint8 NHWC array, by one geometry, or to a status that says why not.
 
-The geometry is `crop`, `squash` or `pad` (`stream/geometry.py`). EXIF orientation is applied first; palettes, greys,
+The geometry is `crop`, `squash` or `pad` (`samples/geometry.py`). EXIF orientation is applied first; palettes, greys,
 alpha, CMYK and 16 bits become plain RGB (or one grey channel). The same function serves the offline wing and the
 trainer.
 """
@@ -12,21 +12,15 @@ import io
 import logging
 import struct
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rhostream.errors import MissingExtraError, UnknownNameError
-from rhostream.stream.geometry import CROP, content_of, least_sides, place
-
-if TYPE_CHECKING:  # the pictures of a report are decoded without torch
-    import torch
-    from torch import Tensor
-
-    from rhostream.candidates import Normalize
+from rhostream.samples.geometry import CROP, content_of, least_sides, place
+from rhostream.samples.kind import OK
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -37,105 +31,11 @@ MAX_SCANS = 100  # of a progressive JPEG: each passes over all pixels, and a few
 MAX_SEGMENTS, MAX_CHUNKS = 10_000, 100_000
 # In place of an end marker: eight bytes of ones, which is no code, and what libjpeg reads ahead of the last block.
 _UNENDED = b"\xff\x00" * 8
-OK = "ok"
 # What Pillow's plugins are known to raise on hostile bytes, beside OSError.
 _BROKEN = (SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error, ArithmeticError,
            AttributeError, AssertionError, NotImplementedError, RuntimeError, MemoryError)  # fmt: skip
 _PLAIN_PNG = {1: b"\x08\x00", 3: b"\x08\x02"}  # bit depth and colour type, by channels
 Row = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Preprocess:
-    """What turns an image member into a model's input; part of every fingerprint.
-
-    `member`: extensions, "jpg,png": of several images in a sample the first of these that is there is meant, and a
-    sample without any has no image; "" for the one that lies first in the tar. `resize`: crop, squash or pad.
-    """
-
-    image_size: int
-    channels: int = 3
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
-    member: str = ""
-    resize: str = CROP
-    kind: ClassVar[str] = "image"
-    content: ClassVar[str] = "image"
-    task: ClassVar[str] = "image"
-
-    def resized(self, image_size: int | None, channels: int | None, resize: str | None = None) -> Preprocess:
-        """With another size, geometry or number of channels, where given; other channels have a mean of 0.5 again."""
-        channels = channels or self.channels
-        same = channels == self.channels
-        return Preprocess(
-            image_size=image_size or self.image_size,
-            channels=channels,
-            member=self.member,
-            mean=self.mean if same else (0.5,),
-            std=self.std if same else (0.5,),
-            resize=resize or self.resize,
-        )
-
-    @property
-    def row_bytes(self) -> int:
-        """Of a decoded row."""
-        return self.image_size * self.image_size * self.channels
-
-    @property
-    def says(self) -> str:
-        """A row in words."""
-        return f"{self.channels} x {self.image_size} x {self.image_size}"
-
-    @property
-    def geometry(self) -> str:
-        """Size, colour and geometry in words: "64 px, RGB, squash"."""
-        return f"{self.image_size} px, {'RGB' if self.channels == 3 else 'grey'}, {self.resize}"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of a decoded row."""
-        import torch
-
-        return torch.uint8
-
-    def example(self, n: int = 1) -> Tensor:
-        """A model's input of n samples that mean nothing, float32 (n, C, H, W)."""
-        import torch
-
-        return self.normalize(torch.zeros(n, *self.shape, dtype=self.dtype))
-
-    def model_arguments(self) -> dict[str, Any]:
-        """What a model is made for."""
-        return {"image_size": self.image_size, "channels": self.channels}
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of a decoded row."""
-        return (self.image_size, self.image_size, self.channels)
-
-    @property
-    def normalize(self) -> Normalize:
-        """The part of it that runs on the device."""
-        from rhostream.candidates import Normalize
-
-        return Normalize(self.mean, self.std)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for model.json and _table.json; what stands at its default came later and is left out."""
-        plain = {"member": "", "resize": CROP}
-        return {name: value for name, value in asdict(self).items() if name not in plain or value != plain[name]}
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Preprocess:
-        """The inverse of `to_json`."""
-        return cls(
-            image_size=int(record["image_size"]),
-            channels=int(record["channels"]),
-            mean=tuple(record["mean"]),
-            std=tuple(record["std"]),
-            member=str(record.get("member", "")),
-            resize=str(record.get("resize", CROP)),
-        )
 
 
 def decode_into(data: bytes, out: Row, resize: str = CROP) -> str:

@@ -1,0 +1,347 @@
+"""Images: one member of JPEG, PNG or WebP, decoded to a square of uint8 pixels (H, W, C)."""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rhostream import foreign
+from rhostream.errors import UsageError
+from rhostream.samples.decoders import MAX_BYTES, Decoder, Sides, decode_into, decoder, probe_size
+from rhostream.samples.fields import Fields
+from rhostream.samples.geometry import CROP, PAD, checked_resize, choose_resize, in_words
+from rhostream.samples.kind import OK, FieldSpec, Kind, Preview, Row, View, Wanted
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+LOG = logging.getLogger("rhostream")
+EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+PIXELS = "pixels"  # the field
+MOST_PIXELS = 256  # of an image's side, unless more are asked for: memory and time grow with the square
+FAR = 2.0  # sizes that differ by this factor from the one that was chosen are far from it
+# Bytes of an image that are read for its size; again where that is too little. More than a quarter of a window, so that
+# it is read alone where the window isn't at hand.
+HEADER, WHOLE_HEADER = (64 << 10) + 1, 1 << 20
+SHOWN_SIDE, SHOWN_BYTES = 96, 32 << 20  # of a picture for a person to look at, at most
+
+
+@dataclass(frozen=True, slots=True)
+class Normalize:
+    """How uint8 pixels become the model's input: (x / 255 - mean) / std for each channel."""
+
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """uint8 (B, H, W, C) to float32 (B, C, H, W), on the device of `image`, channels-last in memory for C > 1."""
+        mean, scale = _a_row(self.mean, self.std, image.shape[3], image.shape[2], image.device)
+        # A whole row of pixels at a time: broadcasting over an innermost dimension of 3 costs forty times as much.
+        rows = image.float().flatten(2).sub_(mean).mul_(scale)
+        return rows.view(image.shape).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(64)
+def _a_row(means: tuple[float, ...], stds: tuple[float, ...], channels: int, width: int,
+           device: torch.device) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """255 mean and 1 / (255 std) for each value of a row of pixels; kept, because making one on a GPU waits for it."""
+    import torch
+
+    mean, scale = torch.tensor(means) * 255, 1 / (torch.tensor(stds) * 255)
+    if len(means) != channels:
+        mean, scale = mean[:1].expand(channels), scale[:1].expand(channels)
+    return mean.repeat(width).to(device), scale.repeat(width).to(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageKind(Kind):
+    """Squares of pixels, and how they are normalised on the device.
+
+    `member`: extensions, "jpg,png": of several images in a sample the first of these that is there is meant, and a
+    sample without any has no image; "" for the one that lies first in the tar. `resize`: crop, squash or pad.
+    """
+
+    image_size: int = 0  # 0: not decided, as in an index
+    channels: int = 3
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    member: str = ""
+    resize: str = CROP
+    decoder: str = field(default="auto", compare=False)  # its name stands beside in fingerprints
+
+    name = "image"
+    members = MappingProxyType({"image": EXTENSIONS})
+    max_bytes = MAX_BYTES
+    verdicts = ("image:missing", "decode:empty", "image:too_large")
+    holds = "images"
+    plural = "images"
+    first_of_several = "the one that lies first in the tar: say which is meant with --image-member"
+    pictures = True
+    takes = frozenset(("image_size", "channels", "resize", "member"))
+    preview_bytes = SHOWN_BYTES
+
+    def fields(self, view: View = None) -> Mapping[str, FieldSpec]:
+        """(H, W, C) of uint8; of a view so many pixels high and wide."""
+        size = view or self.image_size
+        return {PIXELS: FieldSpec((size, size, self.channels), "uint8")} if size else {}
+
+    def decode(self, members: Mapping[str, bytes], out: dict[str, Row], view: View = None,
+               rng: np.random.Generator | None = None) -> str:  # fmt: skip
+        """Into `out["pixels"]` (H, W, C) of any size; returns "ok" or the status of a bad image."""
+        return _decode_function(self.decoder)(members["image"], out[PIXELS], self.resize)
+
+    @property
+    def normalize(self) -> Normalize:
+        """The part of it that runs on the device."""
+        return Normalize(self.mean, self.std)
+
+    def inputs(self, fields: Fields) -> Tensor:
+        """uint8 (n, H, W, C) to float32 (n, C, H, W)."""
+        return self.normalize(fields[PIXELS])
+
+    def with_decoder(self, name: str) -> ImageKind:
+        """With Pillow or simplejpeg. Raises MissingExtraError, UnknownNameError."""
+        return replace(self, decoder=decoder(name)[0])
+
+    def to_json(self) -> dict[str, Any]:
+        """What stands at its default came later and is left out."""
+        plain = {"member": "", "resize": CROP}
+        record = {name: value for name, value in asdict(self).items() if name != "decoder"}
+        return {name: value for name, value in record.items() if name not in plain or value != plain[name]}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> ImageKind:
+        """The inverse of `to_json`."""
+        return cls(
+            image_size=int(record["image_size"]),
+            channels=int(record["channels"]),
+            mean=tuple(record["mean"]),
+            std=tuple(record["std"]),
+            member=str(record.get("member", "")),
+            resize=str(record.get("resize", CROP)),
+        )
+
+    @classmethod
+    def check(cls, record: Mapping[str, Any]) -> None:
+        """Raise ValueError for a stranger's record that can't be."""
+        foreign.checked_count(record.get("image_size"), "image_size", 1, foreign.MAX_SIDE)
+        channels = foreign.checked_count(record.get("channels"), "channels", 1, foreign.MAX_CHANNELS)
+        for name in ("mean", "std"):
+            foreign.checked_numbers(record.get(name), name, channels, nonzero=name == "std")
+        foreign.checked_resize(record)
+        member = record.get("member", "")
+        if not isinstance(member, str) or not set(member.split(",")) <= {"", *EXTENSIONS}:
+            raise ValueError(f"member is {str(member)[:80]!r}, expected extensions of images")
+
+    def pins(self) -> dict[str, Any]:
+        """The geometry always, so that run.json says it."""
+        return super().pins() | {"preprocess_resize": self.resize}
+
+    def ingredients(self) -> dict[str, Any]:
+        """What was decided of an index's images; older tables know none of these."""
+        return {name: value for name, value in (("image_member", self.member), ("resize", self.resize))
+                if value not in ("", CROP)}  # fmt: skip
+
+    def sees(self, view: View = None) -> tuple[Any, ...]:
+        """Pixels, which each model normalises itself."""
+        return (self.in_words(view),)
+
+    def model_arguments(self, view: View = None) -> dict[str, Any]:
+        """Of a square of pixels."""
+        return {"image_size": view or self.image_size, "channels": self.channels}
+
+    def in_words(self, view: View = None) -> str:
+        """Channels, sides and geometry: "3 x 64 x 64, crop"."""
+        size = view or self.image_size
+        return f"{self.channels} x {size} x {size}, {self.resize}"
+
+    @property
+    def geometry(self) -> str:
+        """Size, colour and geometry in words: "64 px, RGB, squash"."""
+        return f"{self.image_size} px, {'RGB' if self.channels == 3 else 'grey'}, {self.resize}"
+
+    def asked(self) -> dict[str, Any]:
+        """Size and geometry."""
+        return {"image_size": self.image_size, "resize": self.resize}
+
+    def options(self) -> str:
+        """Size and geometry, as options."""
+        return f"--image-size {self.image_size} --resize {self.resize}"
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The extensions of which a sample's image is the first that it has."""
+        return tuple(filter(None, self.member.split(",")))
+
+    def probe(self, read: Callable[[int], bytes], size: int) -> tuple[bool, Sides | None]:
+        """Whether it is an image, by its header; its sides and channels."""
+        sides = probe_size(read(min(size, HEADER)))
+        if sides is None and size > HEADER:  # a header may hold a preview and a colour profile
+            sides = probe_size(read(min(size, WHOLE_HEADER)))
+        return sides is not None, sides
+
+    def indexed(self, wanted: Wanted, sizes: Callable[[], Sequence[Sides]] | None) -> ImageKind:
+        """Which image is meant, and its geometry; logged."""
+        seen, resize = [] if sizes is None else sizes(), wanted.resize
+        if sizes is not None:
+            resize = resize or choose_resize((sides.shorter, sides.longer) for sides in seen)[0]
+        resize = resize or self.resize
+        say_index(seen, resize)
+        return replace(self, member=wanted.member or self.member, resize=resize)
+
+    @property
+    def small_models(self) -> tuple[str, str]:
+        """Small networks for pictures."""
+        return "small-cnn", "mlp-64"
+
+    @property
+    def side(self) -> int:
+        """Pixels."""
+        return self.image_size
+
+    def source_side(self, sizes: Sequence[Sides]) -> int:
+        """The longer side is what a padded view is made of."""
+        return max((seen.longer if self.resize == PAD else seen.shorter for seen in sizes), default=0)
+
+    def viewed(self, view: int, sizes: Callable[[], Sequence[Sides]]) -> int:
+        """`view`, pixels of a cheap look. Raises UsageError when it isn't smaller than the full size and the source."""
+        if not 1 <= view < self.image_size:
+            raise UsageError(f"--view-size {view}: expected less than the full size of {self.image_size} pixels")
+        if view > (source := self.source_side(sizes())):
+            raise UsageError(f"--view-size {view} is larger than the images themselves ({source} pixels)")
+        return view
+
+    def log(self, there: str) -> None:
+        """Say what images become, and `there`, where that stands."""
+        LOG.info("images: %s (%s)", self.geometry, there)
+
+    @classmethod
+    def made(cls, wanted: Wanted, known: Kind | None, sizes: Callable[[], Sequence[Sides]], where: str) -> ImageKind:
+        """As given, else as `known` is, else as a few of the images are; logged."""
+        image_size, channels, resize = wanted.image_size, wanted.channels, checked_resize(wanted.resize)
+        if isinstance(known, ImageKind) and known.image_size:
+            made = known.resized(image_size, channels, resize)
+            made.log(f"as those of {where}" if made == known else f"those of {where}: {known.geometry}")
+            return made
+        member, of = wanted.member or "", f" of {where}" if known is not None else ""
+        if isinstance(known, ImageKind):
+            member, resize = known.member, resize or known.resize
+        decided = known is not None and image_size is not None and channels is not None
+        image_size, channels, resize = choose([] if decided else sizes(), image_size, channels, resize, of=of)
+        for name, values in (("mean", wanted.mean), ("std", wanted.std)):
+            if len(values) not in (1, channels):
+                raise UsageError(f"{name} has {len(values)} values, expected 1 or {channels} (one a channel)")
+        return cls(image_size=image_size, channels=channels, mean=wanted.mean, std=wanted.std, member=member,
+                   resize=resize)  # fmt: skip
+
+    def resized(self, image_size: int | None, channels: int | None, resize: str | None = None) -> ImageKind:
+        """With another size, geometry or number of channels, where given; other channels have a mean of 0.5 again."""
+        channels = channels or self.channels
+        same = channels == self.channels
+        return replace(
+            self,
+            image_size=image_size or self.image_size,
+            channels=channels,
+            mean=self.mean if same else (0.5,),
+            std=self.std if same else (0.5,),
+            resize=resize or self.resize,
+        )
+
+    def preview(self, members: Mapping[str, bytes], record: Mapping[str, Any]) -> Preview:
+        """All of the picture as a small square PNG, padded, and as the model saw it where that isn't all of it."""
+        data, sides = members["image"], probe_size(members["image"])
+        if sides is None:
+            return Preview()
+        resize = record.get("preprocess_resize")
+        resize = resize if resize in foreign.RESIZES else CROP
+        whole = sides.shorter == sides.longer or resize == PAD
+        return Preview(_square(data, sides.longer, PAD), None if whole else _square(data, sides.shorter, resize))
+
+
+@functools.lru_cache(8)
+def _decode_function(name: str) -> Decoder:
+    return decoder(name)[1]
+
+
+def _square(data: bytes, side: int, resize: str) -> bytes | None:
+    """A PNG of the image; None for bytes that our decoder refuses."""
+    from PIL import Image
+
+    pixels = np.empty((min(max(side, 1), SHOWN_SIDE),) * 2 + (3,), np.uint8)
+    if decode_into(data, pixels, resize) != OK:
+        return None
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "PNG", optimize=True)
+    return sink.getvalue()
+
+
+def choose(
+    sizes: Sequence[tuple[int, int, int]],
+    image_size: int | None = None,
+    channels: int | None = None,
+    resize: str | None = None,
+    *,
+    of: str = "",
+) -> tuple[int, int, str]:
+    """(pixels of the square input, channels, geometry), as given or else of the (shorter side, longer side, channels)
+    of some images.
+
+    The size is the median of the shorter sides, at most 256; RGB where any image has colour; `crop` where it would cut
+    off at most a tenth of the pixels, else `squash`. Logs what was chosen and why, as a warning where sizes differ
+    much. `sizes` must not be empty unless all three are given.
+    """
+    chosen, share = choose_resize([(shorter, longer) for shorter, longer, _ in sizes])
+    resize = resize or chosen
+    if image_size is not None and channels is not None:
+        colour = "RGB" if channels == 3 else "grey"
+        LOG.info("images%s: %d px, %s, %s", of, image_size, colour, in_words(resize, share))
+        return image_size, channels, resize
+    sides, coloured = sorted(shorter for shorter, _, _ in sizes), sum(planes == 3 for _, _, planes in sizes)
+    median = sides[(len(sides) - 1) // 2]
+    size, planes = image_size or min(median, MOST_PIXELS), channels or (3 if coloured else 1)
+    far = sum(not size / FAR <= side <= size * FAR for side in sides)
+    bounded = f", at most {MOST_PIXELS} unless --image-size says more" if image_size is None and median > size else ""
+    median_of = f"median of the shorter sides of {len(sides)} looked at: {_span(sides)}{bounded}"
+    why = "as given" if image_size else median_of
+    colour = "as given" if channels else f"{coloured} of {len(sizes)} have colour"
+    doubt = f"; {far} of {len(sides)} differ from it by more than a factor of {FAR:g}" if far else ""
+    level = logging.WARNING if bounded or (image_size is None and far * 8 > len(sides)) else logging.INFO
+    LOG.log(
+        level,
+        "images%s: %d px (%s), %s (%s)%s; %s; --image-size, --channels and --resize say otherwise",
+        of,
+        size,
+        why,
+        "RGB" if planes == 3 else "grey",
+        colour,
+        doubt,
+        in_words(resize, share),
+    )
+    return size, planes, resize
+
+
+def say_index(sizes: Sequence[Sides], resize: str) -> None:
+    """Log the geometry that an index stores, and the sizes of which a run over it takes one."""
+    sides = sorted(seen.shorter for seen in sizes)
+    if not sides:
+        LOG.info("images: %s", resize)
+        return
+    LOG.info(
+        "images: %s; shorter sides of %d looked at: %s px, median %d",
+        in_words(resize, choose_resize([(seen.shorter, seen.longer) for seen in sizes])[1]),
+        len(sides),
+        _span(sides),
+        sides[(len(sides) - 1) // 2],
+    )
+
+
+def _span(sides: Sequence[int]) -> str:
+    return f"{sides[0]} to {sides[-1]}" if sides[0] < sides[-1] else f"all {sides[0]}"

@@ -1,0 +1,247 @@
+"""What a sample is, as one value: its members, its fields, how it is examined and decoded, and what a model is given.
+
+    members (bytes in the tar) --examine--> a status --decode--> fields (rows of a slot) --inputs--> the model's input
+
+Whoever needs to know something of samples asks the kind for it; nobody outside this folder asks which kind it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rhostream.errors import UsageError
+from rhostream.samples.fields import Fields
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OK = "ok"
+View = int | None  # pixels of a cheap picture; None: what the model is given
+Row = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FieldSpec:
+    """One array of a sample: its shape, the same for all samples, and numpy's name of its type."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a sample's row."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def __str__(self) -> str:
+        return f"{self.shape} {self.dtype}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """What was asked of a kind by options; None where the shards, or the table, are to say."""
+
+    image_size: int | None = None
+    channels: int | None = None
+    resize: str | None = None
+    member: str | None = None  # --image-member
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    tokenizer: str | None = None
+    text_length: int | None = None
+    task: str | None = None  # of the model, whatever the samples are
+
+    def __post_init__(self) -> None:
+        if self.channels not in (None, 1, 3):
+            raise UsageError(f"--channels {self.channels}: expected 1 (grey) or 3 (RGB)")
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Name of each option that only some kinds take -> how it was given."""
+        named = {
+            "image_size": "image-size", "channels": "channels", "resize": "resize", "member": "image-member",
+            "tokenizer": "tokenizer", "text_length": "text-length",
+        }  # fmt: skip
+        return {
+            name: f"--{option} {value}" for name, option in named.items() if (value := getattr(self, name)) is not None
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A sample for a person to look at: a PNG that was made here, or words; `seen` is what the model sees of a picture
+    where that isn't all of it."""
+
+    image: bytes | None = None
+    seen: bytes | None = None
+    text: str | None = None
+
+
+class Kind:
+    """A kind of sample. A user's own subclasses it and has at least `members`, `fields` and `decode`.
+
+    `members` names what is read: the first extension that a sample has of each tuple is meant, and a sample without one
+    is a row with a status. All that a kind is made of is in `to_json()`, which goes into the fingerprint.
+    """
+
+    name: str = ""  # as it stands in a table; a user's own: package.module:name
+    members: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    max_bytes: int = 256 << 20  # of a member: a larger one is never read
+    verdicts: tuple[str, str, str] = ("kind:missing", "kind:empty", "kind:too_large")  # statuses of `examine`
+    holds: str = "samples of a kind of their own"  # what shards of it hold, in words
+    task: str = "label"  # what a model learns of it: the sample's label, or language
+    pictures: bool = False  # whether inputs are (n, C, H, W) pictures: they may be augmented and compared
+    decoder: str = "own"  # the decoder's name, in fingerprints
+    takes: frozenset[str] = frozenset()  # options of `Wanted` that are its own
+    plural: str = "first members"  # its first member in words, of several samples
+    first_of_several: str = "the one that lies first in the tar"  # of several that could be the first member
+    why: str = ""  # what was wrong with the sample that was refused last, where the status doesn't say it all
+    preview_bytes: int = 0  # of a member that `preview` wants to see, at most
+
+    # What every kind says.
+
+    def fields(self, view: View = None) -> Mapping[str, FieldSpec]:
+        """The arrays that a sample is decoded to, by name; none while that isn't decided, as in an index of images."""
+        raise NotImplementedError
+
+    def decode(self, members: Mapping[str, bytes], out: dict[str, Row], view: View = None,
+               rng: np.random.Generator | None = None) -> str:  # fmt: skip
+        """Decode one sample into its rows of a slot. Returns "ok", or why it can't be used."""
+        raise NotImplementedError
+
+    # What has an answer for most.
+
+    def examine(self, sizes: Mapping[str, int]) -> str:
+        """May a sample whose members have these sizes in bytes be a row that is used? "ok" or a status; reads nothing.
+
+        A member that the sample hasn't got is left out of `sizes`.
+        """
+        missing, empty, too_large = self.verdicts
+        for member in self.members:
+            if member not in sizes:
+                return missing
+            if not 0 < sizes[member] <= self.max_bytes:
+                return too_large if sizes[member] else empty
+        return OK
+
+    def inputs(self, fields: Fields) -> Tensor:
+        """What the model is called with, (n, ...), of decoded rows (n, ...), on their device."""
+        return fields.only
+
+    def example(self, n: int = 1, view: View = None) -> Tensor:
+        """A model's input of n samples that mean nothing."""
+        import torch
+
+        rows = {name: np.zeros((n, *spec.shape), spec.dtype) for name, spec in self.fields(view).items()}
+        return self.inputs(Fields({name: torch.from_numpy(array) for name, array in rows.items()}))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that the kind is made of."""
+        return {}
+
+    def pins(self) -> dict[str, Any]:
+        """What of it a run pins, by names that begin with `preprocess_`."""
+        return {f"preprocess_{name}": value for name, value in self.to_json().items()}
+
+    def ingredients(self) -> dict[str, Any]:
+        """What of it the fingerprint of an index is made of; a table of il has `to_json()`."""
+        return {}
+
+    def sees(self, view: View = None) -> tuple[Any, ...]:
+        """What of a decoded sample a model can't do without: kinds that differ in it are for different models."""
+        return self.in_words(view), self.to_json()
+
+    def model_arguments(self, view: View = None) -> dict[str, Any]:
+        """What a model is made for: keywords of its maker, beside `classes`."""
+        return {}
+
+    def row_bytes(self, view: View = None) -> int:
+        """Of a decoded sample."""
+        return sum(spec.nbytes for spec in self.fields(view).values())
+
+    def in_words(self, view: View = None) -> str:
+        """A decoded sample in words."""
+        return ", ".join(f"{name} {spec}" for name, spec in self.fields(view).items())
+
+    def asked(self) -> dict[str, Any]:
+        """Keywords of `open_stream` that ask for this kind."""
+        return {}
+
+    def options(self) -> str:
+        """The options of the command line that ask for this kind."""
+        return f"--kind {self.name}"
+
+    def preview(self, members: Mapping[str, bytes], record: Mapping[str, Any]) -> Preview:
+        """A sample for a person to look at, of the first `preview_bytes` of its members; empty where nothing is shown.
+
+        `record`: the settings of the run that is shown.
+        """
+        return Preview()
+
+    def probe(self, read: Callable[[int], bytes], size: int) -> tuple[bool, Any]:
+        """Whether the first member, of `size` bytes, looks like one by what it begins with, `read(n)`; and how large
+        what it holds is, where that is a choice (else None)."""
+        return True, None
+
+    def indexed(self, wanted: Wanted, sizes: Callable[[], Sequence[Any]] | None) -> Kind:
+        """As an index stores it: as asked, else by the `sizes` of some samples, where they were looked at.
+
+        Raises UsageError for options of another kind.
+        """
+        for given in wanted.options.values():
+            raise UsageError(f"{given} is for images, and these samples are to be {self.name}")
+        return self
+
+    def viewed(self, view: int, sizes: Callable[[], Sequence[Any]]) -> int:
+        """`view`, where samples of these sizes have such a cheap one. Raises UsageError."""
+        raise UsageError(f"--view-size {view}: the table holds {self.holds}, which has no smaller view")
+
+    def log(self, there: str) -> None:
+        """Say what samples become, where that is worth a line, and `there`, where it stands."""
+
+    def with_decoder(self, name: str) -> Kind:
+        """With the decoder of that name, where a kind has several; "auto" takes the best that is installed."""
+        return self
+
+    @property
+    def side(self) -> int:
+        """Pixels of a side of the square that a sample is; 0 for what has no cheaper view."""
+        return 0
+
+    def source_side(self, sizes: Sequence[Any]) -> int:
+        """The largest side of a view that samples of these sizes can be made."""
+        return 0
+
+    @property
+    def small_models(self) -> tuple[str, str]:
+        """Built-in models that are cheap on such samples: for an IL model, and for a proxy.
+
+        Raises UsageError where there is none.
+        """
+        raise UsageError(f"no built-in model takes {self.holds}: name models of your own")
+
+    @property
+    def examines(self) -> bool:
+        """Whether `examine` looks at more than what is missing, empty or too large."""
+        return False
+
+    @property
+    def needs_label(self) -> bool:
+        """Whether a sample without a label can't be used; language is its own."""
+        return self.task != "language"
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """Of several members that could be the first one, in which order they are looked for; () as they lie."""
+        return ()
+
+    @property
+    def main(self) -> tuple[str, ...]:
+        """The extensions of the first member."""
+        return next(iter(self.members.values()))

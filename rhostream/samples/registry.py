@@ -1,0 +1,139 @@
+"""From a name, a record or some options to a kind: the only place that knows which kinds there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rhostream import foreign
+from rhostream.errors import UnknownNameError, UsageError
+from rhostream.samples.image import EXTENSIONS, ImageKind
+from rhostream.samples.kind import Kind, Wanted
+from rhostream.samples.own import OwnKind, is_own
+from rhostream.samples.text import TextKind
+from rhostream.samples.tokens import TokensKind
+
+# A sample with members of several kinds is of the first of these.
+BUILT_IN: dict[str, type[ImageKind | TextKind]] = {kind.name: kind for kind in (ImageKind, TextKind, TokensKind)}
+IMAGES = ImageKind()  # what samples are where nobody says otherwise
+USED_EXTENSIONS = frozenset(
+    ("cls", "json", *(e for kind in BUILT_IN.values() for extensions in kind.members.values() for e in extensions))
+)
+
+
+def undecided(name: str) -> Kind:
+    """A built-in kind of that name that can be examined and isn't decoded: its fields aren't chosen yet.
+
+    Raises UnknownNameError.
+    """
+    if name not in BUILT_IN:
+        raise UnknownNameError.of("content", name, BUILT_IN)
+    return BUILT_IN[name]()
+
+
+def from_json(record: Mapping[str, Any], code: str | None = None, where: str = "the table") -> Kind:
+    """The kind that `to_json()` wrote down. `code`: the user's own kind that may be imported for it, if it names that;
+    `where` the record stands, for errors. Raises as `OwnKind.from_json`."""
+    name = _name_of(record)
+    return OwnKind.from_json(record, code, where) if is_own(name) else BUILT_IN[name].from_json(record)
+
+
+def in_table(name: str, record: Mapping[str, Any] | None, ingredients: Mapping[str, Any], code: str | None = None,
+             where: str = "the table") -> Kind:  # fmt: skip
+    """The kind of a table's samples, undecided where the table is an index that leaves that open."""
+    if record is not None:
+        return from_json(record, code, where)
+    if name != ImageKind.name:
+        return undecided(name)
+    return ImageKind(member=ingredients.get("image_member", ""), resize=ingredients.get("resize", ImageKind.resize))
+
+
+def members_of(name: str, record: Mapping[str, Any] | None = None) -> tuple[tuple[str, ...], ...]:
+    """The extensions of each member of a kind of that name; a user's own says so in its record alone, as its code isn't
+    asked."""
+    if is_own(name):
+        return tuple(tuple(extensions) for extensions in (record or {"members": {}})["members"].values())
+    return tuple(BUILT_IN[name].members.values())
+
+
+def check_name(name: Any) -> None:
+    """Raise ValueError for a stranger's name of a kind that can't be."""
+    if not isinstance(name, str) or (name not in BUILT_IN and not is_own(name)) or len(name) > foreign.MAX_NAME:
+        raise ValueError(f"content is {str(name)[:40]!r}, expected one of {', '.join(sorted(BUILT_IN))}")
+
+
+def check(name: Any, record: Any) -> None:
+    """Raise ValueError for a stranger's name of a kind and its record (None: there is none) that can't be."""
+    check_name(name)
+    if record is None:
+        if is_own(name):
+            raise ValueError(f"content is {name[:40]!r}, and nothing says what that is")
+        return
+    check_record(record)
+    if (of := _name_of(record)) != name:
+        raise ValueError(f"content is {name[:40]}, but preprocess is of {of[:40]}")
+
+
+def check_record(record: Any) -> None:
+    """Raise ValueError for a stranger's record of a kind that can't be."""
+    foreign.require_type(record, dict, "preprocess")
+    name = _name_of(record)
+    (OwnKind if is_own(name) else BUILT_IN[name]).check(record)
+
+
+def _name_of(record: Mapping[str, Any]) -> str:
+    """Records of images say no kind, those of ids that are there already the kind of a text."""
+    kind = record.get("kind", ImageKind.name)
+    if kind == TextKind.name:
+        return TokensKind.name if str(record.get("tokenizer")).startswith("ids:") else TextKind.name
+    if kind != ImageKind.name and not is_own(str(kind)):
+        raise ValueError(f"kind is {str(kind)[:40]!r}, which is unknown here")
+    return str(kind)
+
+
+def asked(wanted: Wanted) -> str | None:
+    """The name of the kind that the options are of; None where they name none. Raises UsageError for options of two."""
+    kinds = {
+        kind.name for kind in (ImageKind, TextKind) if kind.takes & {*wanted.options} - {"text_length"}
+    }  # fmt: skip
+    if len(kinds) > 1:
+        raise UsageError(
+            f"{wanted.options['tokenizer']} is for text; --image-size, --channels, --resize and --image-member are for "
+            "images: give one of them"
+        )
+    if wanted.tokenizer is not None:
+        return TokensKind.name if wanted.tokenizer.startswith("ids:") else TextKind.name
+    return next(iter(kinds), None)
+
+
+def made(name: str, wanted: Wanted, known: Kind | None, sizes: Callable[[], Sequence[Any]], where: str) -> Kind:
+    """The kind of that name, its fields decided: as `wanted`, else as `known` is, else by the `sizes` of some samples.
+
+    `where`: the table or shards, for errors. Raises UsageError for options that aren't of that kind.
+    """
+    if is_own(name):
+        kind = known if isinstance(known, OwnKind) else OwnKind(name)
+        if wanted.options:
+            raise UsageError(f"{next(iter(wanted.options.values()))} isn't for samples of {name}, which {where} holds")
+        return kind
+    own = BUILT_IN[name]
+    for option, given in wanted.options.items():
+        if option not in own.takes:
+            others = next(kind.holds for kind in BUILT_IN.values() if option in kind.takes)
+            raise UsageError(f"{given} is for {others}, and {where} holds {own.holds}")
+    return own.made(wanted, known, sizes, where)
+
+
+def takes(name: str, option: str) -> bool:
+    """Whether a kind of that name has such an option of `Wanted`."""
+    return name in BUILT_IN and option in BUILT_IN[name].takes
+
+
+def checked_member(member: str | None) -> str | None:
+    """Extensions of images in small letters, "jpg,png". Raises UsageError for one that is none."""
+    if member is None:
+        return None
+    names = [name.strip().lower().lstrip(".") for name in member.split(",")]
+    if unknown := [name for name in names if name not in EXTENSIONS]:
+        raise UsageError(f"--image-member {member!r}: {unknown[0]!r} is none of {', '.join(EXTENSIONS)}")
+    return ",".join(dict.fromkeys(names))
