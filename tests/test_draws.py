@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 import rhostream
 from rhostream.candidates import CANDIDATE, Reason
 from rhostream.models import build
-from rhostream.selection.choice import Draws, by_chance
+from rhostream.selection.choice import by_chance
 from rhostream.selection.quota import ClassQuota
 from rhostream.selection.selector import Selector
-from rhostream.selection.uniform import uniform_rows
+from rhostream.selection.uniform import Draws, uniform_rows
 from rhostream.stream.band import Band
 from rhostream.stream.join import UniformChoice
 from rhostream.stream.plan import Rows
