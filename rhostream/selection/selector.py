@@ -365,6 +365,8 @@ class Selector:
             "place": batch.place,
             "il_tokens": batch.il_tokens,
             "reduced": self.reduced,
+            "decoded": batch.decoded,
+            "field": batch.field,
             "ranks": self.ranks.size,
         }
 

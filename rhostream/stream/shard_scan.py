@@ -322,7 +322,7 @@ class ShardScan:
             if fields:
                 verdict = decode(
                     {name: pread(sizes[at], offsets[at]) for name, at in zip(names, held, strict=True)},
-                    {name: array[row] for name, array in fields.items()},
+                    {name: array[row, ...] for name, array in fields.items()},
                 )
                 crash_point("scan: image decoded")
                 if verdict != OK:
