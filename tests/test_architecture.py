@@ -165,6 +165,20 @@ def test_nobody_outside_samples_asks_which_kind_a_sample_is_of() -> None:
     assert asking == {}
 
 
+def test_reading_a_part_starts_no_thread_that_could_outlive_the_interpreter() -> None:
+    """One of Arrow's that lets go of Python's bytes while the interpreter ends aborts a job that is done (exit 134)."""
+    code = """
+import os
+import pyarrow as pa
+from rhostream.tables import parquet
+data = parquet.encode(pa.table({"key": [str(n) for n in range(200_000)]}), {}, {}, ["key"])
+before = len(os.listdir("/proc/self/task"))
+rows, _ = parquet.parse(data, "part")
+print(rows.num_rows, len(os.listdir("/proc/self/task")) - before)
+"""
+    assert _python(code) == "200000 0"
+
+
 # -- nothing that runs what it reads -----------------------------------------------------------------------------------
 
 

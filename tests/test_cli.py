@@ -39,6 +39,16 @@ def process(*arguments: object, code: int = 0) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
+READERS = """
+import json, sys
+from rhostream.cli import cli
+heavy = {"torch", "matplotlib", "PIL", "duckdb", "fsspec"}
+for verb in json.loads(sys.argv[1]):
+    cli.main(verb, standalone_mode=False)
+    print(json.dumps(sorted(heavy & {*sys.modules})), file=sys.stderr)
+"""
+
+
 def test_help_names_every_verb_and_every_verb_explains_itself() -> None:
     from click.testing import CliRunner
 
@@ -87,9 +97,20 @@ def test_the_whole_journey_from_shards_to_a_report(world: Path, tmp_path: Path) 
     assert "noisy_share" in run("sql", folder, "@")[0] and "noisy_share" in run("sql", folder, "@noisy_share")[0]
     assert json.loads(run("status", folder, "--json")[0])["complete"] is True
     assert json.loads(run("verify", il, "--json")[0])["problems"] == []
-    page = tmp_path / "r.html"
-    run("report", folder, "-o", page)
-    assert "<h1>" in page.read_text()
+    # What is read afterwards is read without torch, in one fresh process; each verb imports what it needs.
+    page, il_page = tmp_path / "r.html", tmp_path / "il.html"
+    verbs = [["status", folder], ["status", il], ["verify", il], ["verify", folder], ["sql", folder, "select 1"],
+             ["sql", il, "select count(*) from il"], ["report", folder, "-o", page],
+             ["report", il, "-o", il_page]]  # fmt: skip
+    asked = json.dumps([[str(word) for word in verb] for verb in verbs])
+    done = subprocess.run([sys.executable, "-c", READERS, asked], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    reports = ["PIL", "duckdb", "matplotlib"]
+    assert [json.loads(line) for line in done.stderr.splitlines() if line.startswith("[")] == [
+        *([], []), *([["duckdb"]] * 4), reports, reports,
+    ]  # fmt: skip
+    assert "<h1>" in page.read_text() and "<h1>" in il_page.read_text()
+    assert page.read_text().count("data:image/png") > 3  # with pictures
 
 
 @pytest.mark.parametrize(

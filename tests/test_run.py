@@ -412,6 +412,13 @@ def test_names_of_weights_do_not_depend_on_compile(make: Make, tmp_path: Path) -
     assert run.objects["model"] is model
 
 
+def test_a_run_that_saves_its_model_by_another_name_is_proved(make: Make, tmp_path: Path) -> None:
+    model = network()
+    learn(*make(state={"student": model, "plan": torch.optim.lr_scheduler.MultiStepLR(
+        torch.optim.SGD(model.parameters()), [3])}, model=model, steps=3))  # fmt: skip
+    assert verify(str(tmp_path / "run"))["problems"] == []
+
+
 # -- attempts ----------------------------------------------------------------------------------------------------------
 
 

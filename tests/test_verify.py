@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import shutil
 import signal
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import torch
 
 import rhostream
 from rhostream import storage
@@ -26,6 +29,8 @@ from rhostream.errors import MismatchError, TableError, UsageError
 from rhostream.repair import repair
 from rhostream.runs import chain, checkpoint
 from rhostream.runs.link import url_of
+from rhostream.runs.loadable import is_loadable
+from rhostream.runs.tensors import payload
 from rhostream.tables import il, parquet, selections
 from tests.conftest import make_shards
 from tests.faults.command import command
@@ -200,6 +205,39 @@ def test_a_checkpoint_whose_files_are_as_committed_and_can_not_be_loaded_is_a_pr
     record["files"][path] = hashlib.sha256((run / path).read_bytes()).hexdigest()
     newest(run).write_text(json.dumps(record))
     assert "holds what" in problems(run) and verify(str(run))["resumable_from"] == 20
+
+
+def _zipped(data: bytes, pickled: bytes) -> bytes:
+    """The zip of a state with another pickle in it, its checksums made anew."""
+    sink = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(sink, "w") as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, pickled if entry.filename.endswith("data.pkl") else old.read(entry))
+    return sink.getvalue()
+
+
+def test_what_is_proved_without_torch_is_what_torch_loads() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    files = payload(model.state_dict(), optimizer.state_dict())
+    assert all(is_loadable(name, data) for name, data in files.items())
+    whole, rng = files["optimizer.pt"], np.random.default_rng(0)
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        pickled = archive.read("archive/data.pkl")
+    proved = 0
+    for _ in range(200):
+        changed = bytearray(pickled)
+        changed[rng.integers(len(pickled))] = rng.integers(256)
+        data = _zipped(whole, bytes(changed))
+        if is_loadable("optimizer.pt", data):
+            torch.load(io.BytesIO(data), weights_only=True)
+            proved += 1
+    assert 20 < proved < 150  # another number, another name of a setting: still a state
+    for name, data in files.items():
+        assert not is_loadable(name, data[:-9]) and not is_loadable(name, b"")
+        assert not is_loadable(name, _zipped(whole, b"cos\nsystem\n(S'true'\ntR."))
 
 
 def test_a_run_with_no_whole_checkpoint_is_left_as_it_is(run: Path) -> None:

@@ -9,18 +9,16 @@ A selector's own models stand beside them: `proxy`, `live-0`, ... with `-optimiz
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rhostream.errors import UsageError
-from rhostream.runs.tensors import save_plain, save_tensors
+from rhostream.runs.tensors import load, save_plain, save_tensors
 from rhostream.selection.ranks import Ranks, is_sharded
 from rhostream.selection.selector import Selector
 
@@ -117,12 +115,7 @@ def read_states(files: Mapping[str, bytes]) -> dict[str, Any]:
     """
     read: dict[str, Any] = {}
     for path, data in files.items():
-        name, _, kind = path.rpartition(".")
-        read[name] = (
-            load_safetensors(data)
-            if kind == "safetensors"
-            else torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-        )
+        read[path.rpartition(".")[0]] = load(path, data)
     for name in [n for n in read if f"{n}-optimizer" in read]:
         read[name] = {"model": read[name], "optimizer": read.pop(f"{name}-optimizer")}
     return read
@@ -151,7 +144,7 @@ def require_readable(files: Mapping[str, bytes]) -> None:
         if not path.endswith(".pt"):
             continue
         try:
-            torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+            load(path, data)
         except Exception as exc:  # whatever the reader makes of it
             raise UsageError(
                 f"state[{path.removesuffix('.pt')!r}]: its state_dict() holds more than tensors and plain "

@@ -139,9 +139,9 @@ class _Reading:
         data = storage.read_bytes(self.url)
         begins = data[:256].removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
         if data[:4] == b"PAR1":
-            file = pq.ParquetFile(io.BytesIO(data))
+            file = pq.ParquetFile(io.BytesIO(data), pre_buffer=False)
             columns = self._columns(file.schema_arrow.names)
-            yield from file.iter_batches(columns=columns, batch_size=1 << 18)
+            yield from file.iter_batches(columns=columns, batch_size=1 << 18, use_threads=False)
         elif begins in (b"[", b"{"):
             yield self._json(data)
         else:
@@ -152,10 +152,15 @@ class _Reading:
                 )
             self.shown = True
             parse = pa.csv.ParseOptions(newlines_in_values=True)
-            columns = self._columns(pa.csv.open_csv(io.BytesIO(data), parse_options=parse).schema.names)
+            memory = (
+                pa.BufferOutputStream()
+            )  # Arrow's: its reading threads may outlive this one, and Python's bytes not
+            memory.write(data)
+            text = memory.getvalue()
+            columns = self._columns(pa.csv.open_csv(pa.BufferReader(text), parse_options=parse).schema.names)
             # Only these: a column that is none of ours may change its type half-way.
             types = pa.csv.ConvertOptions(column_types=_CSV_TYPES, include_columns=columns)
-            yield from pa.csv.open_csv(io.BytesIO(data), parse_options=parse, convert_options=types)
+            yield from pa.csv.open_csv(pa.BufferReader(text), parse_options=parse, convert_options=types)
 
     def _json(self, data: bytes) -> pa.RecordBatch:
         """An array of objects, as `rhostream sql --format json` writes it, or one object a line."""

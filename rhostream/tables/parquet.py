@@ -172,9 +172,10 @@ def parse(data: bytes, url: str, columns: Sequence[str] | None = None) -> tuple[
     """`read` for bytes that are at hand; `url` is for the message. Raises TableError."""
     try:
         sealed = is_sealed(data)
-        file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+        # In this thread: one of Arrow's that lets go of Python's bytes while the interpreter ends aborts the process.
+        file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True, pre_buffer=False)
         facts = _facts(file.schema_arrow.metadata, url, sealed)
-        # One thread: parts are small, loader workers are many, and a pool that lives on can abort a short process.
+        # One thread: parts are small, and loader workers are many.
         _require_plausible(file, len(data), columns, url)
         return file.read(columns=columns, use_threads=False), facts
     except _DAMAGE as exc:

@@ -4,7 +4,8 @@ once a pass."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -16,8 +17,10 @@ from rhostream.audit.verify.ledger import ledger_problems
 from rhostream.errors import AlreadyExistsError, NotFoundError, RhostreamError, TableError
 from rhostream.runs import chain, checkpoint, retention
 from rhostream.runs.link import Link
+from rhostream.runs.loadable import is_loadable
 from rhostream.tables import selections
 
+_OF_A_SELECTOR = re.compile(r"(proxy|live-\d+)\.safetensors\Z")
 _LOOK_BACK = 10_000  # commits; behind a handful, most have no tensors any more
 _RACES = 20  # a trainer that runs on may remove the state at hand: look for its newest again
 
@@ -69,13 +72,13 @@ def prove_run(run: str) -> RunProof:
         if newest is None:
             proof.warnings.append("no checkpoint yet: nothing of this run is committed")
             return proof
-        _prove_files(proof, newest)
+        _prove_files(proof, record, newest)
         again = next(commits_behind(run), None) if proof.problems else newest
         if again is not None and again.url == newest.url:
             break
     if proof.problems:
         proof.damaged = [newest.url] if newest is not None else []
-        _look_back(proof, commits)
+        _look_back(proof, record, commits)
     elif proof.checkpoint is not None and newest is not None and newest.link is not None:
         _attempts(proof, proof.checkpoint)
         proof.problems += chain_problems(run, newest.link, proof.checkpoint)
@@ -84,42 +87,42 @@ def prove_run(run: str) -> RunProof:
     return proof
 
 
-def _prove_files(proof: RunProof, newest: Commit) -> None:
+def _prove_files(proof: RunProof, record: Mapping[str, Any], newest: Commit) -> None:
     """The state in force and the files that it counts."""
     try:
         if newest.error is not None:
             raise newest.error
         if newest.link is not None:
             proof.checkpoint = chain.with_segments(proof.run, newest.link)
-            proof.problems = list(_file_problems(proof.run, proof.checkpoint))
+            proof.problems = list(_file_problems(proof.run, record, proof.checkpoint))
     except RhostreamError as exc:
         proof.problems = [str(exc)]
 
 
-def _look_back(proof: RunProof, older: Iterator[Commit]) -> None:
+def _look_back(proof: RunProof, record: Mapping[str, Any], older: Iterator[Commit]) -> None:
     """Find the newest sound commit behind the damaged one, among those whose tensors are there."""
     there = retention.states(proof.run)
     for commit in islice(older, _LOOK_BACK):
         link = commit.link
         if link is not None and link.files and retention.Kept(link.attempt, link.step) not in there:
             continue
-        if (sound := _sound(proof.run, link)) is not None:
+        if (sound := _sound(proof.run, record, link)) is not None:
             proof.older = sound
             return
         proof.damaged.append(commit.url)
 
 
-def _sound(run: str, link: Link | None) -> Link | None:
+def _sound(run: str, record: Mapping[str, Any], link: Link | None) -> Link | None:
     """The commit with all its segments, if a run could be resumed from it."""
     with contextlib.suppress(RhostreamError):
         if link is not None and (link.files or link.handed_out):
             whole = chain.with_segments(run, link)
-            if next(_file_problems(run, whole), None) is None:
+            if next(_file_problems(run, record, whole), None) is None:
                 return whole
     return None
 
 
-def _file_problems(run: str, found: Link) -> Iterator[str]:
+def _file_problems(run: str, record: Mapping[str, Any], found: Link) -> Iterator[str]:
     """What is wrong with the files that a checkpoint names, one sentence each."""
     whole = True
     yield from (str(p) for p in selections.damages(run, [*found.log, *found.steps, *found.shadow]) if p is not None)
@@ -133,26 +136,32 @@ def _file_problems(run: str, found: Link) -> Iterator[str]:
             yield f"{storage.redact(url)} is named by its checkpoint but is gone"
         whole = False
     if whole:
-        yield from _unloadable(run, found)
+        yield from _unloadable(run, record, found)
 
 
-def _unloadable(run: str, found: Link) -> Iterator[str]:
+def _unloadable(run: str, record: Mapping[str, Any], found: Link) -> Iterator[str]:
     """Why a run could not be resumed from files that are what their checkpoint says they are."""
-    from rhostream.runs import tensors  # torch, which a table's proof does without
+    if not found.files:  # another trainer keeps the state
+        return
+    where = f"the checkpoint of step {found.step} in {storage.redact(run)}"
+    names = {path.rsplit("/", 1)[1]: path for path in found.files}
+    needed = {f"{name.removesuffix('.safetensors')}-optimizer.pt" for name in names if _OF_A_SELECTOR.match(name)}
+    if (record.get("settings") or {}).get("loop") != "own":  # which names what it saves
+        needed |= {"model.safetensors", "optimizer.pt"}
+    if missing := needed - {*names}:
+        yield f"{where} lists no {' and no '.join(sorted(missing))}"
+    for name, path in names.items():
+        data = storage.read_bytes(storage.join(run, path))
+        if is_loadable(name, data):
+            continue
+        from rhostream.runs.tensors import load  # torch, where its word is needed
 
-    try:
-        if not found.files:  # another trainer keeps the state
-            return
-        tensors.load_tensors(run, found)
-        for name in tensors.others_of(found):
-            tensors.load_other(run, found, name)
-    except RhostreamError as exc:
-        yield str(exc)
-    except Exception as exc:  # whatever a file that somebody forged makes its reader raise; its text may be anything
-        yield (
-            f"the checkpoint of step {found.step} in {storage.redact(run)} holds what can't be loaded "
-            f"({type(exc).__name__})"
-        )
+        try:
+            load(name, data)
+        except (
+            Exception
+        ) as exc:  # whatever a file that somebody forged makes its reader raise; its text may be anything
+            yield f"{where} holds what is no tensor or can't be read: {name} ({type(exc).__name__})"
 
 
 def _attempts(proof: RunProof, found: Link) -> None:
