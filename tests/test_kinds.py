@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -243,6 +245,32 @@ def test_a_forged_kind_of_a_table_is_refused(change: dict[str, Any], made: Path,
     (tmp_path / "il" / "_table.json").write_text(json.dumps(record))
     with pytest.raises(TableError, match="can't be understood"):
         il.open_info(str(tmp_path / "il"))
+
+
+def test_the_sounds_of_the_page_are_indexed_and_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "kinds.md").read_text(encoding="utf-8")
+    code = page.split("<!-- run by tests/test_kinds.py -->\n```python\n")[1].split("```")[0]
+    (tmp_path / "sounds.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    samples = []
+    for number in range(8):
+        sink = io.BytesIO()
+        with wave.open(sink, "wb") as sound:
+            sound.setparams((1, 2, 8000 if number else 16000, 0, "NONE", ""))
+            sound.writeframes(np.full(100 + number, 1000 * number, "<i2").tobytes())
+        samples.append({"__key__": f"s{number}", "wav": sink.getvalue(), "cls": str(number % 2)})
+    write_shard(tmp_path / "a.tar", samples)
+    rhostream.index([str(tmp_path / "a.tar")], str(tmp_path / "index"), kind="sounds:Sounds")
+    (buffer,) = rhostream.open_stream(
+        [str(tmp_path / "a.tar")], str(tmp_path / "index"), kind="sounds:Sounds", needs_il=False, buffer_size=8
+    )
+    assert buffer.image is not None and buffer.image.shape == (8, 8000)
+    for row, ordinal in enumerate(buffer.ordinal.tolist()):
+        if ordinal == 0:
+            assert rhostream.Reason(buffer.reason[row]) is rhostream.Reason.unreadable
+        else:
+            assert (buffer.input[row] != 0).sum() == 100 + ordinal
+            assert buffer.input[row].max() == np.float32(1000 * ordinal / 32768)
 
 
 def test_every_built_in_kind_is_what_its_record_says() -> None:
