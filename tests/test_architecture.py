@@ -20,6 +20,7 @@ import pytest
 from packaging.version import Version
 
 import rhostream
+from benchmarks.house import circles, imported, modules
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCES = sorted(path for folder in ("rhostream", "shards", "jobs") for path in (REPOSITORY / folder).rglob("*.py"))
@@ -63,6 +64,17 @@ def test_imports_only_go_down() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 kept, 0 broken" in done.stdout
+
+
+def test_no_module_is_in_a_circle_of_imports() -> None:
+    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in modules(REPOSITORY).items()}
+    assert circles({name: imported(tree, set(trees)) - {name} for name, tree in trees.items()}) == []
+
+
+def test_a_circle_is_seen_though_a_function_hides_it() -> None:
+    texts = {"a": "from b import x", "b": "def f():\n    import c", "c": "import a", "d": "import a"}
+    graph = {name: imported(ast.parse(text), set(texts)) for name, text in texts.items()}
+    assert circles(graph) == [["a", "b", "c"]]
 
 
 # -- the face --------------------------------------------------------------------------------------------------------

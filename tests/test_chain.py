@@ -24,7 +24,7 @@ from rhostream.runs import chain, checkpoint, compaction, retention
 from rhostream.runs.attempt import Attempt
 from rhostream.runs.link import BLOCK, Link, url_of
 from rhostream.runs.prune import prune
-from rhostream.storage.store import store_of
+from rhostream.storage.clients import store_of
 from rhostream.tables import merged, parquet, selections
 from rhostream.tables.segments import segment_record
 from rhostream.tables.selections import LogWriter

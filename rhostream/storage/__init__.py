@@ -8,6 +8,7 @@ plain system calls, because a commit on disk needs `link` and `fsync`, which fss
 """
 
 from rhostream.storage.ahead import ReadAhead
+from rhostream.storage.clients import EXTRA_OF
 from rhostream.storage.commits import create, delete, probe_writable, replace
 from rhostream.storage.expand import expand
 from rhostream.storage.faults import add_retried, retried, retried_since, take_retried
@@ -27,7 +28,7 @@ from rhostream.storage.reading import (
     sha256_of,
 )
 from rhostream.storage.settings import SPOOL_BYTES, Carried, Retry, configure, configure_retry, configure_spool
-from rhostream.storage.store import EXTRA_OF, Identity
+from rhostream.storage.store import Identity
 
 __all__ = [
     "EXTRA_OF",

@@ -20,11 +20,11 @@ from typing import Any
 
 from rhostream.crashpoints import crash_point
 from rhostream.errors import AlreadyExistsError, NotFoundError, NotWritableError, StorageError
+from rhostream.storage.clients import store_of
 from rhostream.storage.names import is_local, join, place_of, redact
 from rhostream.storage.reading import look, read_bytes
 from rhostream.storage.retry import asked, run
 from rhostream.storage.settings import Retry
-from rhostream.storage.store import store_of
 
 _said: set[str] = set()
 _LACKING = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # what a file system can't do

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from rhostream.errors import AccessError, ChangedError, NotFoundError, StorageError, UsageError
 from rhostream.storage import spool
+from rhostream.storage.clients import store_of
 from rhostream.storage.listing import Below, walk
 from rhostream.storage.names import is_local, redact, scheme_of
 from rhostream.storage.retry import asked, run, transfer
 from rhostream.storage.settings import Retry, settings
-from rhostream.storage.store import Found, Identity, store_of
+from rhostream.storage.store import Found, Identity
 
 _PIECE = 1 << 20
 

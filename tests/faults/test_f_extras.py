@@ -9,7 +9,7 @@ import pytest
 
 from rhostream import storage
 from rhostream.errors import MissingExtraError
-from rhostream.storage import store
+from rhostream.storage import clients
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_F8_a_store_without_its_client_names_the_extra(
     for package in packages:
         monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(sys.modules, f"rhostream.storage.{module}", raising=False)
-    monkeypatch.setattr(store, "_open", {})
+    monkeypatch.setattr(clients, "_open", {})
     for ask in (
         storage.identity,
         storage.read_bytes,
