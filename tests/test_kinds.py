@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import sys
 import wave
 from collections.abc import Iterator
@@ -221,6 +222,23 @@ def test_a_row_that_decode_leaves_unwritten_is_zeros() -> None:
     row = {"vector": np.full(8, 7, np.float32)}
     assert OwnKind("tests.own_kinds:Flat").decode({"vector": b""}, row) == "ok"
     assert row["vector"].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("folder", ["il", "index"])
+def test_a_damaged_part_is_made_again_where_the_kind_is_named(folder: str, made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / folder, tmp_path / "t")
+    part = next((tmp_path / "t").rglob("train-1*.parquet"))
+    whole = part.read_bytes()
+    part.write_bytes(whole[: len(whole) // 2])
+    table, repair = str(tmp_path / "t"), ["--repair", *(["--model", NET] if folder == "il" else [])]
+    assert "--kind" in run("verify", table, *repair, code=2)
+    run("verify", table, *repair, "--kind", NAME, "--max-bad-fraction", "0.5")
+    assert part.read_bytes() == whole
+
+
+def test_an_estimate_knows_built_in_kinds_alone(made: Path) -> None:
+    said = run("estimate", "--shards", str(made / "shards"), "--il", str(made / "il"), "--model", NET, code=2)
+    assert f"samples of {NAME}" in said
 
 
 @pytest.mark.parametrize(
