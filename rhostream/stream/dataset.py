@@ -303,7 +303,7 @@ class CandidateStream(IterableDataset[Message]):
             if shard != opened or reader is None:
                 reader, opened = join.reader(shard), shard
             members = {name: reader.pread(size[m][row], offset[m][row]) for m, name in enumerate(names)}
-            if decode(members, {name: array[row] for name, array in fields.items()}, view) != OK:
+            if decode(members, {name: array[row, ...] for name, array in fields.items()}, view) != OK:
                 joined.reason[row] = Reason.unreadable
             crash_point("stream: image decoded")
         return joined
