@@ -110,12 +110,12 @@ def _dealt(columns: Mapping[str, Tensor], ranks: Ranks, sent: list[int], receive
         column.reshape(len(column), math.prod(column.shape[1:])).contiguous().view(torch.uint8)
         for column in columns.values()
     ]
-    found = ranks.exchange(torch.cat(parts, 1), sent, received)
+    arrived = ranks.exchange(torch.cat(parts, 1), sent, received)
     dealt = {}
-    for (name, column), part in zip(columns.items(), found.split([p.shape[1] for p in parts], 1), strict=True):
+    for (name, column), part in zip(columns.items(), arrived.split([p.shape[1] for p in parts], 1), strict=True):
         # A copy: of one row a slice counts as contiguous, with the stride of the row that it was cut from.
         own = part.clone(memory_format=torch.contiguous_format).view(column.dtype)
-        dealt[name] = own.reshape(len(found), *column.shape[1:])
+        dealt[name] = own.reshape(len(arrived), *column.shape[1:])
     return dealt
 
 

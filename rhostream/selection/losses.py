@@ -53,13 +53,13 @@ def per_sample(loss: LossFunction, logits: Tensor, label: Tensor) -> Tensor:
     """`loss` of a batch, (B,). Raises UsageError when the function gives anything but one number a sample."""
     name = getattr(loss, "__name__", type(loss).__name__)
     with users_code(f"the loss function {name}, of outputs {tuple(logits.shape)} and labels {tuple(label.shape)},"):
-        found = loss(logits, label)
-    if not isinstance(found, Tensor) or found.shape != (len(label),) or not found.is_floating_point():
+        loss_B = loss(logits, label)
+    if not isinstance(loss_B, Tensor) or loss_B.shape != (len(label),) or not loss_B.is_floating_point():
         raise UsageError(
-            f"the loss function {name} returned {described(found)}, expected one loss for each sample, a "
+            f"the loss function {name} returned {described(loss_B)}, expected one loss for each sample, a "
             f"floating-point tensor of shape ({len(label)},): in torch's own losses, reduction='none'"
         )
-    return found
+    return loss_B
 
 
 def is_correct(logits: Tensor, label: Tensor) -> Tensor:

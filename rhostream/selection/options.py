@@ -181,17 +181,17 @@ class Options:
 
     def changed(self) -> dict[str, Any]:
         """The options that aren't at their default, as plain values."""
-        found = {
+        changed = {
             field.name: getattr(self, field.name)
             for field in fields(Options)
             if getattr(self, field.name) != field.default
         }
-        found |= {name: str(found[name]) for name in ("ratio", "class_quota") if name in found}
+        changed |= {name: str(changed[name]) for name in ("ratio", "class_quota") if name in changed}
         if self.shadows:
-            found["shadow"] = ",".join(rule.name for rule in self.shadows)
+            changed["shadow"] = ",".join(rule.name for rule in self.shadows)
         else:
-            found.pop("shadow", None)
-        return found
+            changed.pop("shadow", None)
+        return changed
 
 
 def _refuse(given: Mapping[str, Any], why: str) -> None:

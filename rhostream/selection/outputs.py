@@ -24,16 +24,16 @@ EXPECTED = (
 
 def logits_of_output(output: Any, samples: int, model: nn.Module | None = None) -> Tensor:
     """The logits (samples, ..., C), floating point, in what a model returned. Raises UsageError naming the model."""
-    found = output
+    logits = output
     if isinstance(output, Mapping):
-        found = output.get("logits")
+        logits = output.get("logits")
     elif not isinstance(output, Tensor) and hasattr(output, "logits"):
-        found = output.logits
+        logits = output.logits
     elif isinstance(output, (tuple, list)):
-        found = output[0] if output else None
-    if (isinstance(found, Tensor) and found.ndim >= 2 and len(found) == samples
-            and found.is_floating_point()):  # fmt: skip
-        return found
+        logits = output[0] if output else None
+    if (isinstance(logits, Tensor) and logits.ndim >= 2 and len(logits) == samples
+            and logits.is_floating_point()):  # fmt: skip
+        return logits
     name = "the model" if model is None else f"the model {type(model).__name__}"
     raise UsageError(f"{name} returned {described(output)} for a batch of {samples}; {EXPECTED}")
 

@@ -56,10 +56,10 @@ class Ranks:
         if self.alone:
             return values[None]
         own = values.to(self._device)
-        found = [torch.empty_like(own) for _ in range(self.size)]
+        gathered = [torch.empty_like(own) for _ in range(self.size)]
         with self._waiting():
-            dist.all_gather(found, own, self._group)
-        return torch.stack(found).cpu()
+            dist.all_gather(gathered, own, self._group)
+        return torch.stack(gathered).cpu()
 
     def concat(self, rows: Tensor, capacity: int) -> tuple[Tensor, int]:
         """Rows (m, k) of all ranks in their order, m <= `capacity` as each has them: (all, k), and where ours begin."""
@@ -67,9 +67,9 @@ class Ranks:
             return rows, 0
         padded = rows.new_zeros(capacity + 1, rows.shape[1])
         padded[0, 0], padded[1 : len(rows) + 1] = len(rows), rows
-        found = self.gather(padded)
-        lengths = [int(n) for n in found[:, 0, 0].tolist()]
-        parts = [part[1 : n + 1] for part, n in zip(found, lengths, strict=True)]
+        gathered = self.gather(padded)
+        lengths = [int(n) for n in gathered[:, 0, 0].tolist()]
+        parts = [part[1 : n + 1] for part, n in zip(gathered, lengths, strict=True)]
         return torch.cat(parts), sum(lengths[: self.rank])
 
     def concat_columns(self, columns: Mapping[str, Column], capacity: int) -> dict[str, Column]:
@@ -86,8 +86,8 @@ class Ranks:
         for name, column in columns.items():
             own[name] = column
         rows = self.concat(torch.from_numpy(own.view(np.int64).reshape(len(own), record.itemsize // 8)), capacity)[0]
-        found = rows.contiguous().numpy().view(record)[:, 0]
-        return {name: np.ascontiguousarray(found[name]) for name in columns}
+        records = rows.contiguous().numpy().view(record)[:, 0]
+        return {name: np.ascontiguousarray(records[name]) for name in columns}
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """The numbers of all ranks, added up in float64: the same on every rank."""
@@ -103,8 +103,8 @@ class Ranks:
         lengths = self.gather(torch.tensor([len(data)]))[:, 0].tolist()
         padded = torch.zeros(max(lengths), dtype=torch.uint8)
         padded[: len(data)] = data
-        found = self.gather(padded)
-        return [json.loads(row[:n].numpy().tobytes()) for row, n in zip(found, lengths, strict=True)]
+        gathered = self.gather(padded)
+        return [json.loads(row[:n].numpy().tobytes()) for row, n in zip(gathered, lengths, strict=True)]
 
     def from_first(self, value: Any) -> Any:
         """The JSON value that rank 0 gave; what the others give is ignored."""
@@ -137,10 +137,10 @@ class Ranks:
             return rows
         # A group of NCCL and gloo carries what lies on the device; one of gloo alone, what lies in the host's memory.
         there = rows.device if "cuda:nccl" in str(dist.get_backend_config(self._group)) else self._device
-        found = torch.empty(sum(received), rows.shape[1], dtype=torch.uint8, device=there)
+        arrived = torch.empty(sum(received), rows.shape[1], dtype=torch.uint8, device=there)
         with self._waiting():
-            dist.all_to_all_single(found, rows.contiguous().to(there), list(received), list(sent), self._group)
-        return found.to(rows.device)
+            dist.all_to_all_single(arrived, rows.contiguous().to(there), list(received), list(sent), self._group)
+        return arrived.to(rows.device)
 
     def add_up(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its sum over the ranks, in flat buckets of one type; all ranks hold the same bits."""
@@ -165,28 +165,28 @@ class Ranks:
         """
         trained = [p for p in parameters if p.requires_grad]
         unused = [at for at, p in enumerate(trained) if p.grad is None]
-        told = torch.ones(len(trained) + 1, device=loss.device)
-        told[-1] = loss
+        used_and_loss = torch.ones(len(trained) + 1, device=loss.device)
+        used_and_loss[-1] = loss
         for at in unused:
-            told[at] = 0.0
+            used_and_loss[at] = 0.0
             trained[at].grad = torch.zeros_like(trained[at])
         with torch.no_grad():
-            self.add_up([*(p.grad for p in trained if p.grad is not None), told])
+            self.add_up([*(p.grad for p in trained if p.grad is not None), used_and_loss])
         # Only a rank that lacks gradients has to ask the device whether others have them.
-        for at, used in zip(unused, told[unused].tolist() if unused else [], strict=True):
+        for at, used in zip(unused, used_and_loss[unused].tolist() if unused else [], strict=True):
             if not used:
                 trained[at].grad = None
-        return told[-1]
+        return used_and_loss[-1]
 
     def average_norms(self, model: nn.Module) -> None:
         """Give every rank the mean of the running statistics of batch norm: then all models are the same."""
         if self.alone:
             return
-        found = [t for m in own_norms(model) for t in (m.running_mean, m.running_var) if t is not None]
-        if found:
+        statistics = [t for m in own_norms(model) for t in (m.running_mean, m.running_var) if t is not None]
+        if statistics:
             with torch.no_grad():
-                self.add_up(found)
-                for tensor in found:
+                self.add_up(statistics)
+                for tensor in statistics:
                     tensor.div_(self.size)
 
     def copy_from_first(self, model: nn.Module) -> None:

@@ -56,7 +56,7 @@ def parse_ratios(text: str | float | None) -> tuple[tuple[int, float], ...]:
     """`0.1`, or `0:0.5,1000:0.1`: from step s on keep that share of the buffer. Raises UsageError."""
     if text is None:
         return ()
-    found: list[tuple[int, float]] = []
+    ratios: list[tuple[int, float]] = []
     for entry in str(text).split(","):
         step, colon, share = entry.strip().rpartition(":")
         try:
@@ -67,10 +67,10 @@ def parse_ratios(text: str | float | None) -> tuple[tuple[int, float], ...]:
             raise UsageError(
                 f"--ratio {text}: {share.strip()} of a buffer can't be kept; a share lies above 0 and is at most 1"
             )
-        if at < 0 or (found and at <= found[-1][0]):
+        if at < 0 or (ratios and at <= ratios[-1][0]):
             raise UsageError(
                 f"--ratio {text}: steps must rise from 0 on, and {at} comes after "
-                f"{found[-1][0] if found else 'nothing'}"
+                f"{ratios[-1][0] if ratios else 'nothing'}"
             )
-        found.append((at, ratio))
-    return tuple(found)
+        ratios.append((at, ratio))
+    return tuple(ratios)

@@ -4,7 +4,7 @@
 
 It leaves the model as it found it (`forward`), and waits for the device once: when the losses and scores of a buffer
 come to the host, where the choice is made and from where the log takes them. Over several ranks each scores its slice
-of the buffer, scores are gathered, and every rank makes the choice of the whole buffer and takes its own rows of it.
+of the buffer, scores are gathered, and every rank makes the choice of the whole buffer and takes its rows of it.
 """
 
 from __future__ import annotations
@@ -56,8 +56,7 @@ class Selector:
     default group where it is initialised, None for none. Each call is then collective, and the kept rows are dealt out:
     each rank gets n_b / ranks of them, whoever read them. Without one the choice is made among the candidates at hand;
     `rank` says whose slice of the buffer these are where every rank chooses alone, so that each has draws of its own.
-    `gradients`: what reduces them over the ranks, "mean"
-    (DDP and FSDP, which are recognised) or "sum"; `Selection.mean` goes by it.
+    `gradients`: what reduces them, "mean" (DDP and FSDP, which are recognised) or "sum"; `Selection.mean` goes by it.
 
     Raises UsageError for what can't go together, for a loss or a rule of another shape and for labels that the model
     doesn't know; NonFiniteError after three buffers in a row without one finite score; RankLostError.
@@ -145,9 +144,8 @@ class Selector:
         """
         step = self._calls if step is None else step
         self._calls = step + 1
-        n_B = slice_of(candidates, self.ranks).planned
+        n_B, rows = slice_of(candidates, self.ranks).planned, candidates.candidate_rows
         n = self.chooser.schedule.kept(step, self.batch_size, n_B)
-        rows = candidates.candidate_rows
         if self.rule.score is None or self.chooser.schedule.is_uniform(step):
             return self._uniform(candidates, rows, n, step)
         if not self.chooser.pays(n_B, n):
@@ -226,8 +224,8 @@ class Selector:
             self._unproved = not proved_by_one(self.model, batch.x, asked, self.ranks)
         return Selection(
             **vars(log), **counts, total=total, ranks=self.ranks.size, reduced=self.reduced,
-            input=batch.x if total else None, label=batch.label, place=batch.place, il_tokens=batch.il_tokens,
-            decoded=batch.decoded, field=batch.field,
+            input=batch.x if total else None, label=batch.label, place=batch.place, decoded=batch.decoded,
+            field=batch.field, il_tokens=batch.il_tokens,
             factors=to_device(torch.from_numpy(batch.weight), batch.label.device) if weighed else None,
             live_trained=self._learn(candidates, log.rows, batch, total),
         )  # fmt: skip
@@ -238,8 +236,8 @@ class Selector:
         if self.live is None:
             return None
         index = to_device(torch.from_numpy(rows), candidates.label.device)
-        fields, label = fields_of(candidates).index_select(0, index), candidates.label[index]
-        return self.live(fields, label, None if candidates.fold is None else candidates.fold[rows])
+        fields = fields_of(candidates).index_select(0, index)
+        return self.live(fields, candidates.label[index], None if candidates.fold is None else candidates.fold[rows])
 
     def _shortlist(self, stage: Stage, candidates: Candidates, rows: Rows, n: int, draws: Draws) -> Tensor:
         """Positions of the stage that go on to the target, on the device; nothing waits for it on one rank."""
