@@ -142,6 +142,21 @@ def test_an_il_models_record_and_a_runs_have_one_room_each() -> None:
     assert named == {*owners.items()}
 
 
+def test_arithmetic_that_wings_share_has_one_room_each() -> None:
+    rooms = {
+        "except torch.OutOfMemoryError": {"rhostream/selection/forward.py"},  # halving
+        'mode="replicate"': {"rhostream/compute/images.py"},  # shifts
+        "model.judge(": {"rhostream/compute/judge.py"},  # what is right of a text, and its loss
+        ".backward(": {"rhostream/selection/gradient.py", "rhostream/irreducible/learn.py"},  # IL's weighs classes
+    }
+    library = {
+        str(path.relative_to(REPOSITORY)): path.read_text("utf-8")
+        for path in (REPOSITORY / "rhostream").rglob("*.py")
+        if path.name != "run.py"  # a docstring shows a user's own loop
+    }
+    assert {what: {place for place, text in library.items() if what in text} for what in rooms} == rooms
+
+
 def test_the_checks_of_foreign_json_know_every_decoder() -> None:
     from rhostream.foreign import DECODERS as KNOWN
     from rhostream.samples.decoders import DECODERS
