@@ -19,6 +19,7 @@ import torch
 from benchmarks.data import FOLDER
 from benchmarks.measure import Figure
 from benchmarks.memory import table
+from rhostream import storage
 from rhostream.audit.questions import run_question
 from rhostream.audit.verify import verify
 from rhostream.audit.views import open_ledger
@@ -28,6 +29,7 @@ from rhostream.runs.link import Link
 from rhostream.runs.record import write_record
 from rhostream.runs.tensors import payload
 from rhostream.tables import selections
+from rhostream.tables.segments import segment_record
 
 SEGMENTS, ROWS, BUFFER, CLASSES, SHARDS, LANES = 100, 1_000_000, 320, 14, 1_000, 32
 TARGET, VERIFY_TARGET = 5.0, 10.0  # seconds
@@ -106,21 +108,22 @@ def log() -> Path:
 
 
 def _write_run(folder: Path) -> None:
-    writer, listed = selections.LogWriter(str(folder), 0), list[dict[str, Any]]()
+    listed = list[dict[str, Any]]()
     counts = np.zeros(len(Reason), np.int64)
     for number in range(SEGMENTS):
-        rows, step = _segment(number)
-        writer.append(rows, step)
-        counts += np.bincount(rows["reason"].indices, minlength=len(Reason))
-        listed += writer.flush()
+        rows, path = _segment(number), f"log/attempt=0/rank=0/{number}.parquet"
+        data = selections.encode(rows)
+        storage.create(str(folder / path), data)
+        counts += np.bincount(rows["reason"].combine_chunks().indices, minlength=len(Reason))
+        listed.append(segment_record(path, data, ROWS))
     write_record(str(folder), {"settings": {"rule": "rho"}, "fingerprints": {}})
     done = Link(step=SEGMENTS * ROWS // BUFFER, pass_index=0, buffer=0, attempt=0, complete=True,
                       log=listed, counts={r.name: int(counts[r]) for r in Reason if counts[r]})  # fmt: skip
     chain.commit(str(folder), chain.save_files(str(folder), done, payload({"w": torch.zeros(1)}, {})))
 
 
-def _segment(number: int) -> tuple[pa.RecordBatch, int]:
-    """A million rows of consecutive steps, and the number of the first."""
+def _segment(number: int) -> pa.Table:
+    """A million rows of consecutive steps."""
     rng, row = np.random.default_rng(number), np.arange(number * ROWS, (number + 1) * ROWS)
     shard = np.repeat(rng.integers(0, SHARDS, LANES), BUFFER // LANES)[row % BUFFER].astype(np.int32)
     reason = np.select([rng.random(ROWS) < 0.1, rng.random(ROWS) < 0.01], [Reason.kept, Reason.quarantined],
@@ -135,6 +138,5 @@ def _segment(number: int) -> tuple[pa.RecordBatch, int]:
         pa.array(rng.integers(0, CLASSES, ROWS).astype(np.int32)), pa.array(loss, mask=never), pa.array(il, mask=never),
         pa.array(loss - il, mask=never), pa.array(loss < 0.7, mask=never), pa.array(reason == Reason.kept),
         pa.DictionaryArray.from_arrays(pa.array(reason), selections.REASONS), pa.array(np.ones(ROWS, np.float32)),
-        pa.array(np.zeros(ROWS, np.uint8)),
     ]  # fmt: skip
-    return pa.RecordBatch.from_arrays(columns, schema=selections.SCHEMA), int(row[0] // BUFFER)
+    return pa.Table.from_arrays(columns, schema=selections.SCHEMA)

@@ -23,7 +23,7 @@ from benchmarks.measure import Figure, ratios, timed
 from rhostream import storage
 from rhostream.runs.attempt import Attempt
 from rhostream.tables.selections import LogWriter
-from tests.audit_fixtures import batch
+from tests.audit_fixtures import log_rows
 from tests.chains import PINNED, RECORD, commit, long_chain, rows
 from tests.stores.servers import BUCKET, run_s3
 
@@ -39,7 +39,7 @@ class Ranks8:
 
     def append(self, step: int) -> None:
         for writer in self._writers:
-            writer.append(batch(rows(step, 0)), step)
+            log_rows(writer, rows(step, 0), step)
 
     def flush(self) -> list[dict[str, Any]]:
         with ThreadPoolExecutor(RANKS) as pool:  # as ranks do: each its own, at the same time

@@ -67,7 +67,7 @@ def _buffer(number: int) -> tuple[Candidates, Columns]:
     return candidates, {
         "loss": np.where(scored, loss, np.float32(np.nan)), "score": loss - candidates.il.numpy(), "kept": kept,
         "correct": loss < 0.7, "reason": np.where(kept, 0, 1).astype(np.uint8),
-        "weight": np.ones(BUFFER, np.float32), "lag": np.zeros(BUFFER, np.uint8),
+        "weight": np.ones(BUFFER, np.float32),
     }  # fmt: skip
 
 

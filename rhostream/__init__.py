@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rhostream.config.train import TrainConfig
     from rhostream.errors import RhostreamError
     from rhostream.integrations.webdataset import join_il
-    from rhostream.irreducible import compute_il, compute_ils, fit_il, index, keep_fields
+    from rhostream.irreducible import compute_il, fit_il, index, keep_fields
     from rhostream.making.job import make_shards
     from rhostream.runs.run import Run
     from rhostream.samples.kind import FieldSpec, Kind
@@ -42,7 +42,6 @@ _HOME = {
     "ShardsConfig": "rhostream.config.shards",
     "TrainConfig": "rhostream.config.train",
     "compute_il": "rhostream.irreducible",
-    "compute_ils": "rhostream.irreducible",
     "fit_il": "rhostream.irreducible",
     "index": "rhostream.irreducible",
     "join_il": "rhostream.integrations.webdataset",
@@ -68,7 +67,6 @@ __all__ = [
     "ShardsConfig",
     "TrainConfig",
     "compute_il",
-    "compute_ils",
     "fit_il",
     "index",
     "join_il",

@@ -7,26 +7,22 @@ resumes.
 
 from __future__ import annotations
 
-import errno
-import io
-import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rhostream import console, summaries
-from rhostream.config.command_line import Choice, Group
-from rhostream.config.shared import ROOT as ROOT_HELP
-from rhostream.errors import Interrupted, RhostreamError, UsageError
+from rhostream import console, readers, summaries
+from rhostream.config.command_line import Group
 from rhostream.own_code import keep_out_current_folder
 from rhostream.setting import defaults_of
 from rhostream.signals import own_process
 
 if TYPE_CHECKING:
     from rhostream.config import ComputeILConfig, EstimateConfig, FitILConfig, IndexConfig, ShardsConfig, TrainConfig
+    from rhostream.irreducible.accounts import Summary
 
 EPILOG = (
     "Exit codes: 0 all well; 1 internal error; 2 usage or configuration, before any work; 3 bad shards, samples "
@@ -49,16 +45,8 @@ def cli() -> None:
     """
 
 
-ROOT = click.option("--root", "roots", multiple=True, metavar="NAME=URL", help=ROOT_HELP)
-
-
-def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def decorate(function: Any) -> Any:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
+for _verb in readers.VERBS:
+    cli.add_command(_verb)
 
 
 def _given(config: Any, *left_out: str) -> dict[str, Any]:
@@ -95,72 +83,45 @@ def fit_il(config: FitILConfig) -> None:
     \b
     Examples:
       rhostream fit-il --shards data/*.tar --out il-model --model mlp-256 --group-by duplicate_of
-      rhostream fit-il --shards data/*.tar --out il-model --checkpoints 4 --min-accuracy 0.7
+      rhostream fit-il --shards data/*.tar --out il-model --min-accuracy 0.7
     """
     from rhostream.irreducible import fit_il as run
-    from rhostream.storage import redact
 
     info = run(config)
-    shown: dict[str, Any] = {
-        "accuracy": round(info.accuracy, 4),
-        "val_loss": round(info.val_loss, 4),
-        "out": redact(config.out),
-        "read": info.read,
-    }
-    if quality := info.quality:
-        shown |= {
-            "worst_class": quality["worst_class"],
-            "ece": quality["reliability"]["ece"],
-            "temperature": quality["temperature"],
-            "doubts": quality["doubts"] + quality["empty_classes"],
-        }
-    shown |= {"checkpoints": info.checkpoints} if info.checkpoints else {}
-    following = summaries.command("compute-il", "--il-model", shown["out"], "--out", "il", "--shards")
-    following += f" {summaries.shards_again(config.shards)}"
-    lines = summaries.fit_lines(shown, info.class_names)
-    summaries.show(shown, lines, doubts=shown.get("doubts", ()), next_=following, indent=None)
+    summaries.show_fit(info, config)
     _bad_shards(info.read.get("bad_shards", {}))
 
 
-def _finish(*accounts: Any) -> None:
-    """Print the accounts of an offline job, a list where it made several tables; bad shards are exit code 3, and so is
-    a job that has no usable sample, however few there are."""
-    from dataclasses import asdict
-
-    found = [asdict(account) for account in accounts]
-    lines = itertools.chain(*(summaries.job_lines(account) for account in found))
-    doubts = [doubt for account in found for doubt in account["doubts"]]
-    summaries.show(found[0] if len(found) == 1 else found, lines, doubts=doubts)
-    _bad_shards(accounts[0].bad_shards)
-    if any(account.useless for account in accounts):
+def _finish(account: Summary) -> None:
+    """Print the account of an offline job; bad shards are exit code 3, and so is a job that has no usable sample."""
+    summaries.show_job(account)
+    _bad_shards(account.bad_shards)
+    if account.useless:
         raise SystemExit(3)
 
 
-def _bad_shards(found: dict[str, str]) -> None:
+def _bad_shards(found: Mapping[str, str]) -> None:
     """Name the shards that gave nothing: exit code 3."""
+    for name, why in found.items():
+        console.say(f"bad shard {name}: {why}")
     if found:
-        for name, why in found.items():
-            console.say(f"bad shard {name}: {why}")
         raise SystemExit(3)
 
 
 def _keep_fields(config: ComputeILConfig | IndexConfig) -> None:
     """`--from`: options of a job that scores (or examines) samples are refused, not ignored."""
     from rhostream.irreducible import keep_fields as run
-    from rhostream.storage import listed
     from rhostream.tables.il import checked_keep
 
     taken = ("shards", "roots", "keep", "table", "out", "index", "max_bad_shards", "fail_fast")
     defaults = defaults_of(config)
     if other := [name for name, value in _given(config, *taken).items() if value != defaults[name]]:
         raise click.UsageError(f"--{other[0].replace('_', '-')} goes with scoring; --from TABLE copies rows")
-    if len(out := listed(config.out)) != 1:
-        raise click.UsageError(f"--from makes one table: {len(out)} --out were given")
     _finish(
         run(
             config.shards,
             str(config.table),
-            out[0],
+            config.out,
             checked_keep(config.keep),
             roots=config.roots,
             index=config.index,
@@ -177,16 +138,15 @@ def compute_il(config: ComputeILConfig) -> None:
     \b
     Examples:
       rhostream compute-il --shards data/*.tar --il-model il-model --out il --keep is_noisy:bool,true_label:int
-      rhostream compute-il --shards data/*.tar --il-model il-a il-b il-c --out tables/a tables/b tables/c
       rhostream compute-il --shards data/*.tar --from il --keep source:str --out il-with-source
     """
     if config.table is not None:
         return _keep_fields(config)
     if not config.il_model:
         raise click.UsageError("--il-model is required: the folder that fit-il wrote (or --from TABLE)")
-    from rhostream.irreducible import compute_ils as run
+    from rhostream.irreducible import compute_il as run
 
-    _finish(*run(config))
+    _finish(run(config))
 
 
 @cli.verb("index", "IndexConfig")
@@ -217,201 +177,11 @@ def train(config: TrainConfig) -> None:
       rhostream train --config runs/rho/run.json --run runs/rho-1 --seed 1
       torchrun --nproc-per-node 4 --no-python -- rhostream train --shards data/*.tar --il il --run runs/rho
     """
-    from rhostream.storage import redact
     from rhostream.training.start import train as run
 
     summary = run(config)
     if os.environ.get("RANK", "0") == "0":  # the other ranks of a launcher have nothing to add
-        kept, tail = (summary.reasons.get(reason, 0) for reason in ("kept", "tail"))
-        shown = {
-            "run": redact(summary.run),
-            "steps": summary.steps,
-            "planned": summary.planned,
-            "kept": kept,
-            "skipped": summary.planned - kept - tail,
-            "tail": tail,
-            "reasons": summary.reasons,
-            "retried": summary.cost["retried"],
-            "test_accuracy": summary.test_accuracy,
-            "test_samples": summary.test_samples,
-            "test_left_out": summary.test_left_out,
-            "doubts": summary.doubts,
-        }
-        page = summaries.command("report", shown["run"], "-o", "report.html")
-        summaries.show(shown, summaries.train_lines(shown), doubts=summary.doubts, next_=page)
-
-
-@cli.command("sql")
-@click.argument("words", nargs=-1, required=True, metavar="DIR... [QUERY]")
-@click.option("--format", "style", default="table", show_default=True, type=Choice(["table", "json", "csv"]))
-@ROOT
-def sql(words: tuple[str, ...], style: str, roots: tuple[str, ...]) -> None:
-    """Ask runs (or an IL table) a question in SQL, or a named one: @noisy_share. Without a question, list them.
-
-    Views: selections, steps, il, samples, quarantine, runs, shadow.
-
-    \b
-    Examples:
-      rhostream sql runs/rho "select reason, count(*) from selections group by all"
-      rhostream sql runs/rho @kept_by_class
-      rhostream sql runs/rho runs/uniform "select run, avg(test_accuracy) from steps group by all"
-    """
-    from rhostream.audit.questions import QUESTIONS, run_question
-    from rhostream.audit.render import escape, render
-    from rhostream.audit.views import open_ledger
-    from rhostream.tables.names import parse_roots
-
-    # Of several words the last is the question, as a shell gives no other sign of where the folders end.
-    folders, query = (words[:-1], words[-1]) if len(words) > 1 else (words, "@")
-    if query == "@":
-        for name, question in QUESTIONS.items():
-            click.echo(f"@{name:24} {question.says}")
-        return
-    with open_ledger(folders, roots=parse_roots(roots)) as ledger:
-        for run in ledger.runs:
-            if run.checkpoint is None or not run.checkpoint.log:
-                click.echo(f"run {escape(run.name)} has no committed step yet: its log is empty", err=True)
-            elif run.checkpoint.doubt:
-                click.echo(f"run {escape(run.name)}: {run.checkpoint.doubt}", err=True)
-        table = run_question(ledger, query[1:]) if query.startswith("@") else ledger.sql(query)
-    click.echo(render(table, style))
-
-
-@cli.command("report")
-@click.argument("folders", nargs=-1, required=True, metavar="DIR...|TABLE")
-@click.option("--against", multiple=True, metavar="DIR...", help="Runs to compare with: uniform, train-on-everything.")
-@click.option("-o", "--out", default="report.html", show_default=True, help="The page: static, without script.")
-@click.option("--json", "as_json", is_flag=True, help="Of an IL table: print its figures instead of a page.")
-@ROOT
-def report(folders: tuple[str, ...], against: tuple[str, ...], out: str, as_json: bool, roots: tuple[str, ...]) -> None:
-    """Write a page that says what was kept and skipped, why, and whether selection paid; or what an IL table is worth.
-
-    Several runs are seeds of one setting, or settings to compare; pictures and details are of the first.
-
-    \b
-    Examples:
-      rhostream report runs/rho --against runs/uniform runs/everything -o report.html
-      rhostream report runs/rho-0 runs/rho-1 --against runs/uniform-0 runs/uniform-1
-      rhostream report il -o il.html
-    """
-    from rhostream import storage
-    from rhostream.audit.runs import is_table
-    from rhostream.tables.names import parse_roots
-
-    table = storage.resolve(folders[0])
-    if len(folders) > 1 or not is_table(table):
-        from rhostream.audit.report import write_report
-
-        if as_json:
-            raise click.UsageError("--json is for IL tables; ask a run with `rhostream sql`")
-        click.echo(write_report(folders, out, against=list(against), roots=parse_roots(roots)))
-        return
-    if against:
-        raise click.UsageError("--against compares runs; the page of a table is of that table alone")
-    from rhostream.audit.il_quality import il_quality, write_il_report
-    from rhostream.audit.views import open_ledger
-
-    if as_json:
-        with open_ledger(table, roots=parse_roots(roots)) as ledger:
-            click.echo(json.dumps(il_quality(ledger), indent=1))
-    else:
-        click.echo(write_il_report(table, out, roots=parse_roots(roots)))
-
-
-JSON = click.option("--json", "as_json", is_flag=True, help="As JSON.")
-
-
-@cli.command("status")
-@click.argument("folder", metavar="URL|DIR")
-@_options(
-    click.option("--shards", multiple=True, metavar="URL...", help="Also say which of these shards have no part yet."),
-    ROOT,
-    JSON,
-)
-def status(folder: str, shards: tuple[str, ...], roots: tuple[str, ...], as_json: bool) -> None:
-    """Say how far a table or a run is, what is quarantined and why, and what to do next.
-
-    \b
-    Examples:
-      rhostream status il --shards data/train-{000..059}.tar
-      rhostream status runs/rho --json
-    """
-    from rhostream.audit.says import render_status
-    from rhostream.audit.status import status_of
-    from rhostream.tables.names import parse_roots
-
-    found = status_of(folder, shards, parse_roots(roots))
-    click.echo(json.dumps(found, indent=1) if as_json else render_status(found), nl=as_json)
-
-
-@cli.command("verify")
-@click.argument("folder", metavar="URL|DIR")
-@_options(
-    click.option(
-        "--shards",
-        multiple=True,
-        metavar="URL...",
-        help="Compare these shards with a table: changed or without a part is a problem.",
-    ),
-    ROOT,
-    click.option("--repair", is_flag=True, help="Make bad parts again, or set a run's damaged checkpoint aside."),
-    click.option("--il-model", metavar="DIR", help="With --repair: the table's IL model.  [default: where it lay]"),
-    click.option("--workers", type=int, help="With --repair: processes that read and decode."),
-    click.option("--max-bad-fraction", type=float, help="With --repair: as for compute-il."),
-    click.option("--model", metavar="NAME", help="With --repair: as for compute-il."),
-    click.option("--kind", metavar="NAME", help="With --repair: as for compute-il."),
-    click.option("--allow-compressed", is_flag=True, help="With --repair: as for compute-il."),
-    click.option("--accept-missing-eof", is_flag=True, help="With --repair: as for compute-il."),
-    JSON,
-)
-def verify(
-    folder: str, shards: tuple[str, ...], roots: tuple[str, ...], repair: bool, as_json: bool, **options: Any
-) -> None:
-    """Prove a table, a run or an IL model: every byte, laws, keys, steps. Exit code 3: something is wrong.
-
-    \b
-    Examples:
-      rhostream verify il
-      rhostream verify il --shards data/*.tar --repair
-      rhostream verify runs/rho
-    """
-    from rhostream.audit.says import render_verify
-    from rhostream.tables.names import parse_roots
-
-    given = {name: value for name, value in options.items() if value is not None and value is not False}
-    if repair:
-        from rhostream.repair import repair as mend
-
-        found = mend(folder, shards=shards, roots=parse_roots(roots), **given)
-    else:
-        from rhostream.audit.verify import verify as prove
-
-        if given:
-            raise click.UsageError(f"--{next(iter(given)).replace('_', '-')} needs --repair")
-        found = prove(folder, shards=shards, roots=parse_roots(roots))
-    click.echo(json.dumps(found, indent=1) if as_json else render_verify(found), nl=as_json)
-    if found["problems"]:
-        raise SystemExit(3)
-
-
-@cli.command("prune")
-@click.argument("folder", metavar="RUN")
-@click.option(
-    "--before", type=click.IntRange(0), required=True, metavar="STEP", help="The first step whose state stays."
-)
-@click.option("--delete", is_flag=True, help="Do it; without, only say what would go.")
-def prune(folder: str, before: int, delete: bool) -> None:
-    """Remove tensors and merged log segments that only states before STEP need; those can't be loaded afterwards.
-
-    \b
-    Examples:
-      rhostream prune runs/rho --before 90000
-      rhostream prune runs/rho --before 90000 --delete
-    """
-    from rhostream.audit.render import escape
-    from rhostream.runs.prune import prune as run
-
-    click.echo(escape(str(run(folder, before=before, delete=delete))))
+        summaries.show_train(summary)
 
 
 @cli.verb("estimate", "EstimateConfig")
@@ -434,110 +204,9 @@ def estimate(config: EstimateConfig) -> None:
     click.echo(json.dumps(found.as_json(), indent=1) if config.as_json else render(found), nl=config.as_json)
 
 
-@cli.command("doctor")
-@click.argument("url", required=False, metavar="[URL]")
-@_options(
-    click.option("--json", "as_json", is_flag=True, help="As JSON."),
-    click.option("--scoring", is_flag=True, help="Measure how well cheap scores agree with full ones."),
-    click.option("--shards", multiple=True, metavar="URL...", help="With --scoring: tar shards."),
-    ROOT,
-    click.option("--il", metavar="URL", help="With --scoring: the table of compute-il."),
-    click.option("--model", help="With --scoring: built-in name or package.module:function."),
-    click.option("--weights", metavar="FILE", help="With --scoring: safetensors weights of the model."),
-    click.option("--run", metavar="DIR", help="With --scoring: a run's newest weights; its settings where none given."),
-    click.option(
-        "--view-size",
-        "view_sizes",
-        type=int,
-        multiple=True,
-        metavar="V...",
-        help="With --scoring: cheap views in pixels.  [default: a half and a quarter]",
-    ),
-    click.option("--rule", help="With --scoring.  [default: the run's, else rho]"),
-    click.option("--buffer-size", type=int, help="n_B, with --scoring.  [default: the run's, else 320]"),
-    click.option("--batch-size", type=int, help="n_b, with --scoring.  [default: the run's, else 32]"),
-    click.option("--buffers", type=int, help="How many buffers to compare, with --scoring.  [default: 5]"),
-    click.option("--proxy-batches", type=int, help="Kept batches a proxy learns from first.  [default: 50]"),
-    click.option("--device", help="With --scoring: auto, cpu, cuda, cuda:1.  [default: auto]"),
-)
-def doctor(url: str | None, as_json: bool, scoring: bool, roots: tuple[str, ...], **options: Any) -> None:
-    """Show what is installed and what this machine can do; probe a store; or examine scoring on your data.
-
-    With a URL: whether results can be kept there, and whether a second commit is refused; exit code 3 when they can't.
-    With --scoring: rank agreement of scores by cheap views, bfloat16, chunks, il alone and a proxy with full float32
-    scores, and the shortlist that finds 95 % of what would be kept.
-
-    \b
-    Examples:
-      rhostream doctor
-      rhostream doctor s3://bucket/runs
-      rhostream doctor --scoring --run runs/rho --view-size 16 12
-    """
-    given = {name: value for name, value in options.items() if value}
-    if scoring:
-        if url:
-            raise click.UsageError("--scoring takes no URL: name the data with --shards and --il, or --run")
-        from rhostream.advisor.scoring import render_scoring, scoring_report
-        from rhostream.tables.names import parse_roots
-
-        report = scoring_report(roots=parse_roots(roots), **given)
-        click.echo(json.dumps(report.as_json(), indent=1) if as_json else render_scoring(report), nl=as_json)
-        return
-    if given or roots:
-        raise click.UsageError(f"--{next(iter(given), 'root').replace('_', '-')} needs --scoring")
-    from rhostream.advisor.environment import examine_environment
-    from rhostream.advisor.render import render_environment
-    from rhostream.advisor.store import probe_store, render_store
-
-    there, store = examine_environment(), probe_store(url) if url else None
-    if as_json:
-        click.echo(json.dumps(there.as_json() | ({"store": store.as_json()} if store else {}), indent=1))
-    else:
-        click.echo(render_environment(there) + (render_store(store) if store else ""), nl=False)
-    if store is not None and not store.usable:
-        raise SystemExit(3)
-
-
 def main() -> None:
     """The console script: errors become one line on stderr and a documented exit code."""
     keep_out_current_folder()
     console.open_console()
     with own_process():
-        _run()
-
-
-def _run() -> None:
-    try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Exit as exc:
-        raise SystemExit(exc.exit_code) from None
-    except click.ClickException as exc:
-        shown = io.StringIO()
-        exc.show(shown)
-        console.say(shown.getvalue().rstrip())
-        raise SystemExit(2) from None
-    except (KeyboardInterrupt, click.Abort) as exc:
-        click.echo("interrupted; the same command resumes", err=True)
-        raise SystemExit(getattr(exc.__cause__ or exc, "exit_code", 130)) from None
-    except BrokenPipeError:
-        raise SystemExit(0) from None
-    except Interrupted as exc:
-        console.say(str(exc))
-        raise SystemExit(exc.exit_code) from None
-    except RhostreamError as exc:
-        console.say(f"{'usage' if exc.exit_code == UsageError.exit_code else 'error'}: {exc}")
-        for note in getattr(exc, "__notes__", []):
-            console.say(f"  {note}")
-        raise SystemExit(exc.exit_code) from None
-    except OSError as exc:
-        if exc.errno not in (errno.EMFILE, errno.ENFILE):
-            console.say_internal(exc)
-            raise SystemExit(1) from None
-        console.say(
-            "error: too many open files: raise the limit (`ulimit -n 4096`), or take fewer --workers and, in a "
-            "stream, fewer --lanes"
-        )
-        raise SystemExit(3) from None
-    except Exception as exc:
-        console.say_internal(exc)
-        raise SystemExit(1) from None
+        console.run(cli)

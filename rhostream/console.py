@@ -7,6 +7,8 @@ a key, a token or a password are blotted out. A traceback may hold anything, so 
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import os
 import re
@@ -19,6 +21,7 @@ from typing import Any
 
 import click
 
+from rhostream.errors import Interrupted, RhostreamError, UsageError
 from rhostream.inert import names_a_secret
 
 TRACEBACK = "RHOSTREAM_TRACEBACK"
@@ -103,3 +106,41 @@ def say_internal(error: BaseException) -> None:
         f"internal error: {type(error).__name__}{where}; please report it. {TRACEBACK}=1 shows all of it, secrets "
         "included, so read it before you pass it on"
     )
+
+
+def run(command: click.Command) -> None:
+    """Run the command line: an error becomes one message on stderr and a documented exit code."""
+    try:
+        command.main(standalone_mode=False)
+    except click.exceptions.Exit as exc:
+        raise SystemExit(exc.exit_code) from None
+    except click.ClickException as exc:
+        shown = io.StringIO()
+        exc.show(shown)
+        say(shown.getvalue().rstrip())
+        raise SystemExit(2) from None
+    except (KeyboardInterrupt, click.Abort) as exc:
+        click.echo("interrupted; the same command resumes", err=True)
+        raise SystemExit(getattr(exc.__cause__ or exc, "exit_code", 130)) from None
+    except BrokenPipeError:
+        raise SystemExit(0) from None
+    except Interrupted as exc:
+        say(str(exc))
+        raise SystemExit(exc.exit_code) from None
+    except RhostreamError as exc:
+        say(f"{'usage' if exc.exit_code == UsageError.exit_code else 'error'}: {exc}")
+        for note in getattr(exc, "__notes__", []):
+            say(f"  {note}")
+        raise SystemExit(exc.exit_code) from None
+    except OSError as exc:
+        if exc.errno not in (errno.EMFILE, errno.ENFILE):
+            say_internal(exc)
+            raise SystemExit(1) from None
+        say(
+            "error: too many open files: raise the limit (`ulimit -n 4096`), or take fewer --workers and, in a "
+            "stream, fewer --lanes"
+        )
+        raise SystemExit(3) from None
+    except Exception as exc:
+        say_internal(exc)
+        raise SystemExit(1) from None

@@ -169,7 +169,7 @@ def checked_temperature(values: Any, folds: int) -> None:
 def checked_quality(record: Any) -> None:
     """What an IL model says of its quality: numbers where there are to be numbers. Raises ValueError."""
     require_type(record, dict, "quality")
-    for name in ("samples", "accuracy", "loss", "train_loss", "balanced_accuracy", "loss_tempered"):
+    for name in ("samples", "accuracy", "loss", "train_loss", "balanced_accuracy"):
         _number(record.get(name), name)
     _number(record.get("loss_error", 0.0), "loss_error")
     for name, numbers in (("largest_class", ("class", "share")), ("worst_class", ("class", "accuracy", "samples"))):
@@ -180,10 +180,7 @@ def checked_quality(record: Any) -> None:
         require_type(record.get(name), list, name)
         for text in record[name]:
             require_type(text, str, f"one of {name}")
-    require_type(record.get("temperature"), list, "temperature")
-    for value in record["temperature"]:
-        _number(value, "temperature")
-    for name in ("reliability", "reliability_tempered"):
+    for name in ("reliability", *({"reliability_tempered"} & record.keys())):  # an older one's, at a temperature
         require_type(record.get(name), dict, name)
         _number(record[name].get("ece"), "ece")
         count = record[name].get("count")

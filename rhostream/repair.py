@@ -146,10 +146,14 @@ def _compute(
     info: il.TableInfo, urls: Mapping[str, str], il_model: str, scratch: str, options: Mapping[str, Any]
 ) -> dict[str, str]:
     """The parts of these shards, in a table of their own. Returns the shards that can't be read, and why."""
-    from rhostream.irreducible import compute_il, index
+    from rhostream.config.call import config_with
+    from rhostream.config.offline import ComputeILConfig
+    from rhostream.irreducible import index
+    from rhostream.irreducible.compute import scored_into
 
     if info.kind == "index":
         if refused := {"model", "device"} & options.keys():
             raise UsageError(f"--{min(refused)}: this table is an index, which no model made; nothing was changed")
         return index(urls.values(), scratch, keep=info.keep, **options).bad_shards
-    return compute_il(urls.values(), il_model, scratch, keep=info.keep, il_dtype=info.il_dtype, **options).bad_shards
+    asked = {"shards": urls.values(), "il_model": il_model, "out": scratch, "keep": info.keep, **options}
+    return scored_into(config_with(ComputeILConfig, None, asked), info.il_dtype).bad_shards

@@ -62,8 +62,8 @@ class Setting:
     fixed: str = UNPINNED  # why a run can't change it while it goes on; "" where it can
     part: str = ""  # "rule": the choice alone, in which a baseline differs; "sizes": of one that trains on everything
     words: str | None = None  # in the name of a run of a report, before its value; None: not in it
-    # of an option of a rule: (score (m,), value, whole buffer, step) -> score, applied before the choice
-    adjust: Callable[..., Any] | None = None
+    # of an option that re-ranks: a file of selection/adjust/, or a function of its value, that makes what does so
+    adjust: str | Callable[[Any], Any] | None = None
 
 
 def setting(default: Any = MISSING, **says: Any) -> Any:

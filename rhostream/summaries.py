@@ -8,12 +8,19 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rhostream import console
 from rhostream.inert import escape, shell_words
+
+if TYPE_CHECKING:
+    from rhostream.config import FitILConfig
+    from rhostream.il_model.info import ModelInfo
+    from rhostream.irreducible.accounts import Summary as JobSummary
+    from rhostream.training.start import Summary as TrainSummary
 
 AGAIN = 4  # shards of a command that are named in the next one
 JSON_OPTION = "as_json"  # click's name of --json
@@ -65,6 +72,57 @@ def shards_again(shards: str | Iterable[Any]) -> str:
     return shell_words(*map(console.clean, given)) if len(given) <= AGAIN else f"... (the same {len(given):,})"
 
 
+def show_fit(info: ModelInfo, config: FitILConfig) -> None:
+    """Print what fit-il made."""
+    from rhostream.storage import redact
+
+    shown: dict[str, Any] = {
+        "accuracy": round(info.accuracy, 4),
+        "val_loss": round(info.val_loss, 4),
+        "out": redact(config.out),
+        "read": info.read,
+    }
+    if quality := info.quality:
+        shown |= {
+            "worst_class": quality["worst_class"],
+            "ece": quality["reliability"]["ece"],
+            "doubts": quality["doubts"] + quality["empty_classes"],
+        }
+    following = command("compute-il", "--il-model", shown["out"], "--out", "il", "--shards")
+    following += f" {shards_again(config.shards)}"
+    lines = fit_lines(shown, info.class_names)
+    show(shown, lines, doubts=shown.get("doubts", ()), next_=following, indent=None)
+
+
+def show_job(account: JobSummary) -> None:
+    """Print the account of an offline job."""
+    record = asdict(account)
+    show(record, job_lines(record), doubts=record["doubts"])
+
+
+def show_train(summary: TrainSummary) -> None:
+    """Print what train did."""
+    from rhostream.storage import redact
+
+    kept, tail = (summary.reasons.get(reason, 0) for reason in ("kept", "tail"))
+    shown = {
+        "run": redact(summary.run),
+        "steps": summary.steps,
+        "planned": summary.planned,
+        "kept": kept,
+        "skipped": summary.planned - kept - tail,
+        "tail": tail,
+        "reasons": summary.reasons,
+        "retried": summary.cost["retried"],
+        "test_accuracy": summary.test_accuracy,
+        "test_samples": summary.test_samples,
+        "test_left_out": summary.test_left_out,
+        "doubts": summary.doubts,
+    }
+    page = command("report", shown["run"], "-o", "report.html")
+    show(shown, train_lines(shown), doubts=summary.doubts, next_=page)
+
+
 def fit_lines(found: Mapping[str, Any], class_names: Mapping[int, str]) -> Iterator[Line]:
     """Of the summary of fit-il."""
     from rhostream.tables.classes import named as label_named  # --help has no use for the storage below it
@@ -76,8 +134,7 @@ def fit_lines(found: Mapping[str, Any], class_names: Mapping[int, str]) -> Itera
         name = label_named(class_names, worst["class"])
         yield "worst class", f"{name}: {percent(worst['accuracy'])} of {worst['samples']:,}"
     if "ece" in found:
-        best = ", ".join(f"{value:.4g}" for value in found["temperature"])  # of each fold
-        yield "calibration", f"expected error {found['ece']:.3f}, best temperature {best}"
+        yield "calibration", f"expected error {found['ece']:.3f}"
     yield "read", _read(found["read"])
 
 

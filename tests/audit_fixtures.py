@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import webdataset as wds
 from PIL import Image
 
 from rhostream import storage
+from rhostream.candidates import Candidates
+from rhostream.reasons import Reason
 from rhostream.runs import chain, checkpoint
 from rhostream.runs.cost import Cost
 from rhostream.runs.link import Link
@@ -175,19 +178,39 @@ def _log_row(part: dict[str, Any], pass_index: int, step: int | None, reason: st
         "kept": False,
         "reason": reason,
         "weight": 1.0,
-        "lag": 0,
     }
 
 
-def batch(rows: list[dict[str, Any]]) -> pa.RecordBatch:
-    """Log rows as the writer takes them."""
-    columns = [
-        pa.array([row[f.name] for row in rows], f.type.value_type).dictionary_encode().cast(f.type)
-        if pa.types.is_dictionary(f.type)
-        else pa.array([row[f.name] for row in rows], f.type)
-        for f in selections.SCHEMA
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=selections.SCHEMA)
+def log_rows(log: LogWriter, rows: list[dict[str, Any]], at_step: int) -> None:
+    """Log plain rows as a loop logs its buffers: those of one pass and step together."""
+    for (pass_index, step), group in groupby(rows, lambda row: (row["pass"], row["step"])):
+        buffer = list(group)
+        names = list(dict.fromkeys(row["shard"] for row in buffer))
+
+        def column(name: str, dtype: type, null: Any, buffer: list[dict[str, Any]] = buffer) -> Any:
+            return np.array([null if row[name] is None else row[name] for row in buffer], dtype)
+
+        candidates = Candidates(
+            pass_index,
+            0,
+            np.array([names.index(row["shard"]) for row in buffer], np.int32),
+            column("ordinal", np.int32, None),
+            pa.array([row["key"] for row in buffer], pa.string()),
+            torch.from_numpy(column("label", np.int64, -1)),
+            torch.from_numpy(column("il", np.float32, np.nan)),
+            np.zeros(len(buffer), np.uint8),
+            None,
+            shard_names=pa.array(names),
+        )
+        columns = {
+            "loss": column("loss", np.float32, np.nan),
+            "score": column("score", np.float32, np.nan),
+            "correct": column("correct", np.bool_, False),
+            "kept": column("kept", np.bool_, None),
+            "reason": np.array([Reason[row["reason"]] for row in buffer], np.uint8),
+            "weight": column("weight", np.float32, None),
+        }
+        log.take(candidates, step, columns, at_step)
 
 
 def make_run(
@@ -236,7 +259,7 @@ def make_run(
     log, curve = LogWriter(url, attempt), StepsWriter(url, attempt)
     for step in range(settings["last_step"] if rows else 0):
         now = [r for r in rows if r["step"] == step]
-        log.append(batch(now), step)
+        log_rows(log, now, step)
         kept = sum(r["kept"] for r in now)
         cost.scored += sum(r["loss"] is not None for r in now)
         cost.trained += kept
@@ -267,7 +290,7 @@ def make_run(
             _commit(url, step + 1, attempt, False, log, curve, cost)
     tails = [r for r in rows if r["step"] is None]
     if tails:
-        log.append(batch(tails), settings["last_step"])
+        log_rows(log, tails, settings["last_step"])
     if rows:
         cost.seconds = {"wait": 1.5, "score": 2.0, "train": 3.0}
         _commit(url, settings["last_step"], attempt, complete, log, curve, cost)

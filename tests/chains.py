@@ -14,7 +14,7 @@ from rhostream.runs import chain, compaction
 from rhostream.runs.attempt import Attempt
 from rhostream.runs.link import BLOCK, Link, Place, url_of
 from rhostream.runs.tensors import payload
-from tests.audit_fixtures import batch
+from tests.audit_fixtures import log_rows
 
 ROWS = 4  # of a step; the first is kept
 STATE = payload({"w": torch.zeros(2)}, {})
@@ -46,7 +46,6 @@ def rows(step: int, label: int) -> list[dict[str, Any]]:
             "kept": n == 0,
             "reason": "below" if n else "kept",
             "weight": 1.0,
-            "lag": 0,
         }
         for n in range(ROWS)
     ]
@@ -55,7 +54,7 @@ def rows(step: int, label: int) -> list[dict[str, Any]]:
 def take(attempt: Attempt, steps: int = 1) -> None:
     """Take steps; each of their rows says by its label which attempt took it."""
     for _ in range(steps):
-        attempt.log.append(batch(rows(attempt.step, attempt.attempt)), attempt.step)
+        log_rows(attempt.log, rows(attempt.step, attempt.attempt), attempt.step)
         attempt.steps.append({"step": attempt.step, "pass": 0, "kept": 1})
         for reason, n in (("kept", 1), ("below", ROWS - 1)):
             attempt.counts[reason] = attempt.counts.get(reason, 0) + n
@@ -86,7 +85,7 @@ def two_ranks(rank: int, run: str) -> list[str]:
     attempt.claim()
     digests = []
     for step in range(6):
-        attempt.log.append(batch(rows(step, rank)[2 * rank : 2 * rank + 2]), step)
+        log_rows(attempt.log, rows(step, rank)[2 * rank : 2 * rank + 2], step)
         attempt.counts["below"] = attempt.counts.get("below", 0) + 2 - (rank == 0)
         if ranks.first:
             attempt.counts["kept"] = attempt.counts.get("kept", 0) + 1

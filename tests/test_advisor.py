@@ -31,6 +31,7 @@ from rhostream.models import build
 from rhostream.runs.tensors import save_tensors
 from rhostream.selection.hardware import bf16_supported
 from tests.test_cli import process as command
+from tests.test_selection import kept_of
 
 # Round numbers, so that every expectation can be computed in the head: 100 of n_B, 10 of n_b.
 S = Setting(buffer_size=100, batch_size=10, samples=10_000)
@@ -343,11 +344,9 @@ def test_ranks_keep_their_sum_and_the_order(values: list[int]) -> None:
 
 
 def test_the_top_is_the_selectors_top() -> None:
-    from rhostream.selection.choice import top
-
     scores = np.array([1.0, np.nan, 3.0, 3.0, np.inf, 2.0, -np.inf], np.float32)
     for n in range(8):
-        assert sorted(agreement.top_rows(scores, n)) == top(torch.from_numpy(scores), n).tolist()
+        assert sorted(agreement.top_rows(scores, n)) == kept_of(scores, n)
 
 
 def test_a_shortlist_is_as_long_as_it_takes_to_find_the_kept() -> None:

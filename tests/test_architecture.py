@@ -142,6 +142,21 @@ def test_an_il_models_record_and_a_runs_have_one_room_each() -> None:
     assert named == {*owners.items()}
 
 
+def test_an_option_that_re_ranks_is_one_file_that_its_field_names() -> None:
+    """Each file of selection/adjust/ but the shape and what it shares is named by a field, and by nothing else."""
+    from rhostream.selection.options import Options
+    from rhostream.setting import settings_of
+
+    folder = REPOSITORY / "rhostream" / "selection" / "adjust"
+    made = {path.stem for path in folder.glob("*.py") if "\ndef make(" in path.read_text("utf-8")}
+    named = {says.adjust for says in settings_of(Options).values() if says.adjust is not None}
+    assert made == named and "own" in named and len(named) >= 6
+    for path in SOURCES:
+        if path.parent != folder and path.name != "selector.py":  # which makes the views that duplicates compare
+            for name in made:
+                assert f"selection.adjust.{name} import" not in path.read_text("utf-8") or name == "own", path
+
+
 def test_the_checks_of_foreign_json_know_every_decoder() -> None:
     from rhostream.foreign import DECODERS as KNOWN
     from rhostream.samples.decoders import DECODERS

@@ -11,9 +11,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from rhostream import storage
+from rhostream.audit import sources
 from rhostream.audit.report import write_report
 from rhostream.audit.status import status_of
 from rhostream.audit.verify import verify
@@ -28,7 +30,7 @@ from rhostream.storage.clients import store_of
 from rhostream.tables import merged, parquet, selections
 from rhostream.tables.segments import segment_record
 from rhostream.tables.selections import LogWriter
-from tests.audit_fixtures import batch
+from tests.audit_fixtures import log_rows
 from tests.chains import PINNED, RECORD, STATE, begin, branch, commit, long_chain, rows, take, two_ranks
 from tests.faults.command import command
 from tests.ranks import together
@@ -301,7 +303,7 @@ def test_each_rank_is_merged_for_itself_in_its_order(run: str) -> None:
     writers = [LogWriter(run, 0, rank) for rank in range(3)]
     for step in range(4):
         for rank, writer in enumerate(writers):
-            writer.append(batch([rows(step, rank)[rank]]), step)
+            log_rows(writer, [rows(step, rank)[rank]], step)
             listed += writer.flush()
     jobs = compaction.plan({"log": listed, "steps": [], "shadow": []}, 1, 256)
     assert [(job["rank"], len(job["of"])) for job in jobs] == [(0, 4), (1, 4), (2, 4)]
@@ -358,15 +360,22 @@ def test_a_damaged_raw_segment_is_left_as_it_is_named_and_verify_says_so(run: st
 def test_segments_of_other_columns_go_together_for_themselves(run: str) -> None:
     attempt = committed(run, 4, keep=9)
     lists, records = dict[str, list[Any]](log=[], steps=[], shadow=[]), [chain.at(run, 0, n, "").log for n in range(4)]
-    for (segment,) in records[:2]:  # as a version wrote them that knew no `lag`
+    for (segment,) in records[:2]:  # as older versions wrote them, with a `lag` that was always 0
         url = str(Path(run, segment["path"]))
         table, facts = parquet.read(url)
-        data = parquet.encode(table.drop(["lag"]), facts, {}, [])
+        data = parquet.encode(table.append_column("lag", pa.array([0] * len(table), pa.uint8())), facts, {}, [])
         Path(url).write_bytes(data)
         lists["log"].append(segment_record(segment["path"], data, segment["rows"]))
     lists["log"] += [segment for each in records[2:] for segment in each]
     (job,) = compaction.plan(lists, attempt.attempt, 4)
-    assert [(one["segment"]["rows"], len(one["of"])) for one in compaction.merge(run, job)] == [(8, 2), (8, 2)]
+    made = compaction.merge(run, job)
+    assert [(one["segment"]["rows"], len(one["of"])) for one in made] == [(8, 2), (8, 2)]
+    # Read together, as a run that was begun then and goes on today has them: of today's columns, in rows and in SQL.
+    for segments in (lists["log"], [one["segment"] for one in made]):
+        whole = selections.read(run, segments)
+        assert whole.schema.names == selections.SCHEMA.names and whole["step"].to_pylist() == sorted([0, 1, 2, 3] * 4)
+        paths = [(str(Path(run, segment["path"])), None) for segment in segments]
+        assert sources.dataset(paths, None, selections.SCHEMA).to_table().to_pylist() == whole.to_pylist()
 
 
 # -- proofs ----------------------------------------------------------------------------------------------------------

@@ -225,6 +225,19 @@ def test_a_selector_refuses_a_batch_of_one_for_such_a_model_and_no_other() -> No
     assert len(Selector(roomy, "rho", 1)(buffer())) == 1
 
 
+def buffers_of_one(rank: int) -> list[int]:
+    join_group()
+    roomy = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(392, 4))
+    selector = Selector(roomy, "loss", 1, gradients="mean")
+    kept = [len(selector(buffer(20, seed=step))) for step in range(3)]
+    leave_group()
+    return kept
+
+
+def test_a_rank_that_never_has_a_sample_asks_with_the_others_or_not_at_all(tmp_path: Path) -> None:
+    assert ranks.together(tmp_path, buffers_of_one, 2) == [[1, 1, 1], [0, 0, 0]]
+
+
 def test_a_lone_candidate_is_scored_and_learned_by_running_statistics(settings: dict[str, Any], tmp_path: Path) -> None:
     reason = np.full(40, Reason.quarantined, np.uint8)
     reason[7] = CANDIDATE

@@ -17,6 +17,7 @@ from rhostream.errors import MismatchError
 from rhostream.runs import checkpoint
 from tests.golden.make import RUNS, STEPS, TABLES, TRAIN, decisions, table_values
 from tests.ranks import together, train
+from tests.support.older import in_float16
 
 # A folder that was unpacked has other times than it had, and the same bytes.
 pytestmark = pytest.mark.filterwarnings("ignore:shard golden/.* has a new time:UserWarning")
@@ -71,10 +72,8 @@ def test_an_il_model_of_an_older_version_gives_the_il_that_it_gave(
 ) -> None:
     root = golden[version]
     shards = [str(root / TABLES[name].get("shards", "shards"))]
-    options = {"il_dtype": "float16"} if name == "float16" else {}
-    rhostream.compute_il(
-        shards, str(root / "models" / name), str(tmp_path / "il"), roots={"golden": str(root)}, **options
-    )
+    score = in_float16 if name == "float16" else rhostream.compute_il
+    score(shards, str(root / "models" / name), str(tmp_path / "il"), roots={"golden": str(root)})
     made, expected = table_values(tmp_path / "il"), EXPECTED[version]["tables"][name]
     assert made.keys() == expected.keys()
     for part, columns in made.items():

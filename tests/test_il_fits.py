@@ -1,4 +1,4 @@
-"""Fits of the IL model: checkpoints on the way, balance, temperature, what is measured, and when it is doubted."""
+"""Fits of the IL model: balance, what is measured, and when it is doubted; older ones with a temperature."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from rhostream.audit.verify import verify
 from rhostream.errors import MismatchError, QualityError, TableError, UnknownNameError, UsageError
 from rhostream.il_model.info import ModelInfo
 from rhostream.il_model.networks import load_il_model
-from rhostream.irreducible import compute_il, compute_ils, fit_il, gate
+from rhostream.irreducible import compute_il, fit_il, gate
 from rhostream.irreducible.gate import Group, leaks
-from rhostream.irreducible.ladder import Ladder, Rung, Spec, chosen, parse_checkpoints
 from rhostream.irreducible.learn import class_weights, drawn
-from rhostream.irreducible.quality import Logits, fit_temperature, measured, reliability
+from rhostream.irreducible.quality import Logits, measured, reliability
 from tests.conftest import make_shards, sample, write_shard
+from tests.support.older import divide_logits, in_float16
 
 FIT: dict[str, Any] = {"model": "mlp-64", "epochs": 3, "lr": 3e-3, "classes": 4}
 
@@ -53,92 +53,7 @@ def logits(n: int, classes: int, sharpness: float, seed: int = 0) -> Logits:
     return Logits(true * sharpness, label)
 
 
-# -- checkpoints -----------------------------------------------------------------------------------------------------
-
-
-def test_checkpoints_are_whole_il_models_of_rising_quality_and_the_model_itself_is_as_without(
-    shards: list[str], plain: tuple[str, ModelInfo], tmp_path: Path
-) -> None:
-    info = fit_il(shards, str(tmp_path / "m"), **FIT, checkpoints="3")
-    assert [f["sha256"] for f in info.folds] == [f["sha256"] for f in plain[1].folds]
-    assert [c["folder"] for c in info.checkpoints] == ["checkpoint-0", "checkpoint-1", "checkpoint-2"]
-    losses = [c["val_loss"] for c in info.checkpoints]
-    assert losses == sorted(losses, reverse=True) and losses[0] > losses[2] + 0.1
-    folders = [str(tmp_path / "m" / c["folder"]) for c in info.checkpoints]
-    summaries = compute_ils(shards, folders, [str(tmp_path / f"t{n}") for n in range(3)])
-    assert [s.made for s in summaries] == [3, 3, 3]
-    for folder, listed in zip(folders, info.checkpoints, strict=True):
-        own = load_il_model(folder).info
-        assert own.val_loss == listed["val_loss"] and own.quality["samples"] == 400
-        assert all(f["val_loss"] <= listed["target"] + 1e-6 for f in own.folds)
-    costs = [load_il_model(f).info.cost["fit_samples"] for f in folders]
-    assert costs == sorted(costs) and 0 < costs[0] < costs[-1] <= info.cost["fit_samples"]
-    assert fit_il(shards, str(tmp_path / "m"), **FIT, checkpoints="3") == info
-    with pytest.raises(MismatchError, match="checkpoints '3', this job has None"):
-        fit_il(shards, str(tmp_path / "m"), **FIT)
-    with pytest.raises(MismatchError, match="is a checkpoint of another fit"):
-        fit_il(shards, folders[0], **FIT, checkpoints="3")
-
-
-def test_checkpoints_at_stated_losses_and_one_that_is_not_reached_is_said(
-    shards: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING, "rhostream"):
-        info = fit_il(shards, str(tmp_path / "m"), **FIT, checkpoints="0.01,1.5,1.2")
-    assert [c["target"] for c in info.checkpoints] == [1.5, 1.2]
-    for listed in info.checkpoints:
-        folds = load_il_model(str(tmp_path / "m" / listed["folder"])).info.folds
-        assert all(f["val_loss"] <= listed["target"] for f in folds)
-    assert "1 of 3 checkpoints have no state: a mean loss of 0.01 nats was not reached" in caplog.text
-
-
-def test_what_checkpoints_can_be() -> None:
-    assert parse_checkpoints(None) is None and parse_checkpoints("4") == Spec(4)
-    assert parse_checkpoints("0.7, 1.5") == Spec(2, (1.5, 0.7)) and parse_checkpoints("1.0") == Spec(1, (1.0,))
-    for wrong in ("0", "65", "many", "1.0,-2", "1,inf", ""):
-        with pytest.raises(UsageError, match="--checkpoints"):
-            parse_checkpoints(wrong)
-
-
-def test_a_ladder_holds_few_states_and_spreads_them_over_the_losses() -> None:
-    ladder = Ladder(Spec(4))
-    for n in range(1000):
-        loss = 2.0 * 0.995**n
-        ladder.offer(loss, lambda loss=loss, n=n: Rung(loss, 0.5, n, n, {}))  # type: ignore[misc]
-    ladder.offer(math.nan, lambda: Rung(math.nan, 0, 0, 0, {}))
-    losses = [rung.loss for rung in ladder.rungs]
-    assert len(losses) <= 18 and losses == sorted(losses, reverse=True)
-    (found, missed) = chosen([ladder.rungs], Spec(4))
-    assert not missed and [round(t, 2) for t, _ in found] == [2.0, 1.34, 0.68, 0.01]
-    assert all(t - 0.25 < rungs[0].loss <= t for t, rungs in found)
-
-
-def test_rungs_of_all_folds_have_reached_the_same_loss() -> None:
-    a = [Rung(loss, 0, 0, 0, {}) for loss in (2.0, 1.0, 0.5)]
-    b = [Rung(loss, 0, 0, 0, {}) for loss in (1.8, 1.4, 0.9)]
-    found, missed = chosen([a, b], Spec(3, (1.9, 1.5, 0.7)))
-    assert missed == [0.7] and [[r.loss for r in rungs] for _, rungs in found] == [[1.0, 1.8], [1.0, 1.4]]
-    found, missed = chosen([a, b], Spec(2))
-    assert not missed and [(t, [r.loss for r in rungs]) for t, rungs in found] == [(2.0, [2.0, 1.8]), (0.9, [0.5, 0.9])]
-
-
 # -- what is measured ------------------------------------------------------------------------------------------------
-
-
-def test_the_temperature_is_that_of_lowest_loss_found_by_a_plain_search() -> None:
-    for sharpness in (0.4, 1.0, 3.0):
-        found = logits(4000, 5, sharpness)
-        grid = np.exp(np.linspace(np.log(0.2), np.log(5), 301))
-        loss = [F.cross_entropy(torch.from_numpy(found.logit / t), torch.from_numpy(found.label)).item() for t in grid]
-        assert abs(math.log(fit_temperature(found) / grid[int(np.argmin(loss))])) < 0.02
-        assert abs(fit_temperature(found) / sharpness - 1) < 0.06
-
-
-def test_a_temperature_stays_finite_where_every_answer_is_right_or_the_logits_are_equal() -> None:
-    sure = Logits(np.eye(3) * 5, np.arange(3))
-    assert 0.05 <= fit_temperature(sure) < 0.2  # the loss is 0 to the last bit
-    assert fit_temperature(Logits(np.eye(3) * 5, np.array([1, 2, 0]))) == 20.0
-    assert math.isfinite(fit_temperature(Logits(np.zeros((4, 3)), np.array([0, 1, 2, 0]))))
 
 
 def test_the_reliability_diagram_equals_a_loop_over_its_bins() -> None:
@@ -169,22 +84,19 @@ def test_the_figures_of_a_model_are_those_of_its_logits_over_all_folds() -> None
     assert quality["classes"]["accuracy"] == pytest.approx(by_class, abs=1e-6)
     assert quality["worst_class"]["class"] == int(np.argmin(by_class))
     assert quality["balanced_accuracy"] == pytest.approx(np.mean(by_class))
-    assert quality["loss_tempered"] < quality["loss"]
-    assert quality["reliability_tempered"]["ece"] < quality["reliability"]["ece"]
 
 
 # -- temperature -----------------------------------------------------------------------------------------------------
 
 
-def test_a_tempered_model_has_il_of_divided_logits_and_another_fingerprint(
+def test_an_older_model_with_a_temperature_has_il_of_divided_logits_and_another_fingerprint(
     shards: list[str], plain: tuple[str, ModelInfo], tmp_path: Path
 ) -> None:
-    info = fit_il(shards, str(tmp_path / "m"), **FIT, temperature=True)
-    assert [f["sha256"] for f in info.folds] == [f["sha256"] for f in plain[1].folds]
-    assert info.temperature == plain[1].quality["temperature"] and plain[1].temperature == []
-    assert info.val_loss == info.quality["loss_tempered"] <= plain[1].val_loss + 1e-9
+    shutil.copytree(plain[0], tmp_path / "m")
+    divide_logits(tmp_path / "m", [1.25, 0.8])
+    info = load_il_model(str(tmp_path / "m")).info
     without = plain[1].ingredients()
-    assert "temperature" not in without and info.ingredients() == without | {"temperature": info.temperature}
+    assert "temperature" not in without and info.ingredients() == without | {"temperature": [1.25, 0.8]}
     x = torch.randn(5, 1, 16, 16)
     for one, other, t in zip(
         load_il_model(str(tmp_path / "m")).networks, load_il_model(plain[0]).networks, info.temperature, strict=True
@@ -437,28 +349,8 @@ def test_a_holdout_without_the_last_class_does_not_quarantine_that_class(
     assert summary.quarantined == {} and summary.ok == 80
 
 
-def test_checkpoints_and_their_tables_lie_in_an_object_store_as_well(shards: list[str]) -> None:
-    info = fit_il(shards, "memory://il-fits/m", **FIT, checkpoints="2")
-    folders = ["memory://il-fits/m", *(f"memory://il-fits/m/{c['folder']}" for c in info.checkpoints)]
-    outs = [f"memory://il-fits/t{n}" for n in range(3)]
-    assert [s.made for s in compute_ils(shards, folders, outs, il_dtype="float16")] == [3, 3, 3]
-    assert [verify(url)["problems"] for url in (*outs, *folders)] == [[]] * 6
-    assert [s.present for s in compute_ils(shards, folders, outs, il_dtype="float16")] == [3, 3, 3]
-
-
-def test_a_stopped_fit_leaves_no_checkpoint_that_a_second_one_would_trip_over(
-    shards: list[str], plain: tuple[str, ModelInfo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from rhostream.irreducible import fit
-
-    def stop(point: str) -> None:
-        if point == "fit-il: before model.json":
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(fit, "crash_point", stop)
-        fit_il(shards, str(tmp_path / "m"), **FIT, checkpoints="2")
-    assert (tmp_path / "m" / "checkpoint-1" / "model.json").exists() and not (tmp_path / "m" / "model.json").exists()
-    info = fit_il(shards, str(tmp_path / "m"), **FIT, checkpoints="2")
-    assert [f["sha256"] for f in info.folds] == [f["sha256"] for f in plain[1].folds]
-    assert verify(str(tmp_path / "m"))["problems"] == [] and verify(str(tmp_path / "m"))["files"] == 6
+def test_a_model_and_its_table_lie_in_an_object_store_as_well(shards: list[str]) -> None:
+    fit_il(shards, "memory://il-fits/m", **FIT)
+    assert in_float16(shards, "memory://il-fits/m", "memory://il-fits/t").made == 3
+    assert [verify(f"memory://il-fits/{name}")["problems"] for name in ("m", "t")] == [[], []]
+    assert compute_il(shards, "memory://il-fits/m", "memory://il-fits/t").present == 3  # as it is stored there

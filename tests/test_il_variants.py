@@ -1,4 +1,4 @@
-"""IL variants: several models in one pass, il in half the bytes, and what a table of either is good for."""
+"""IL variants: older tables with il in half the bytes, and what a table is good for."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from rhostream.audit.il_quality import il_quality, write_il_report
 from rhostream.audit.status import status_of
 from rhostream.audit.verify import verify
 from rhostream.audit.views import open_ledger
-from rhostream.errors import MismatchError, TableError, UnknownNameError, UntrustedCodeError, UsageError
-from rhostream.il_model.folds import FoldRule
+from rhostream.errors import MismatchError, TableError, UsageError
 from rhostream.il_model.networks import load_il_model
-from rhostream.irreducible import compute_il, compute_ils, fit_il
-from rhostream.irreducible.marks import Marks
+from rhostream.irreducible import compute_il, fit_il
 from rhostream.repair import repair
 from rhostream.tables import il, parquet
 from tests.conftest import make_shards
 from tests.faults.hostile_artifacts import forge_part, replaced
+from tests.support.older import in_float16
 
 
 @pytest.fixture(scope="module")
@@ -52,103 +51,14 @@ def column(table: Path | str, name: str) -> list[object]:
     return [v for p in sorted(Path(table).rglob("*.parquet")) for v in pq.read_table(p)[name].to_pylist()]
 
 
-# -- several models in one pass --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_several_models_in_one_pass_write_what_each_would_write_alone(
-    shards: list[str], models: dict[str, str], tmp_path: Path, workers: int
-) -> None:
-    compute_ils(shards, list(models.values()), [str(tmp_path / name) for name in models], workers=workers)
-    for name, folder in list(models.items())[: 1 if workers else 4]:
-        compute_il(shards, folder, str(tmp_path / "alone" / name), workers=workers)
-        assert parts(tmp_path / name) == parts(tmp_path / "alone" / name) != {}
-    assert {*column(tmp_path / "thirds", "fold")} == {0, 1, 2}
-    assert sum(map(bool, column(tmp_path / "holdout", "in_holdout"))) == 60
-
-
-def test_each_shard_is_read_once_however_many_models_score_it(
-    shards: list[str], models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from rhostream.stream import shard_scan
-
-    decoded = []
-    real = shard_scan.ShardScan.finish
-    monkeypatch.setattr(shard_scan.ShardScan, "finish", lambda self, *a: (decoded.append(1), real(self, *a))[1])
-    compute_ils(shards, list(models.values()), [str(tmp_path / name) for name in models])
-    assert len(decoded) == len(shards)
-
-
-def test_a_pass_of_several_models_makes_only_what_each_table_lacks(
-    shards: list[str], models: dict[str, str], tmp_path: Path
-) -> None:
-    both = [models["halves"], models["fraction"]], [str(tmp_path / "a"), str(tmp_path / "b")]
-    compute_il(shards[:2], both[0][0], both[1][0])
-    before = parts(tmp_path / "a")
-    first = compute_ils(shards, *both)
-    assert [(s.made, s.present, s.scored, s.samples) for s in first] == [(2, 2, 80, 180), (4, 0, 180, 180)]
-    assert parts(tmp_path / "a").items() >= before.items()
-    again = compute_ils(shards, *both)
-    assert [(s.made, s.present, s.scored) for s in again] == [(0, 4, 0), (0, 4, 0)]
-    assert all(len(list((tmp_path / t / "jobs").iterdir())) == n for t, n in (("a", 3), ("b", 2)))
-
-
-def test_models_that_one_pass_cannot_serve_are_refused_by_name(
-    shards: list[str], models: dict[str, str], tmp_path: Path
-) -> None:
-    small, grouped = str(tmp_path / "small"), str(tmp_path / "grouped")
-    fit_il(shards, small, model="mlp-64", epochs=1, image_size=20, classes=4)
-    fit_il(shards, grouped, model="mlp-64", epochs=1, group_by="true_label", classes=4)
-    outs = [str(tmp_path / "a"), str(tmp_path / "b")]
-    for other, says in ((small, "image_size 16.*has 20"), (grouped, "group_by None.*has 'true_label'")):
-        with pytest.raises(MismatchError, match=f"has {says}.*two jobs"):
-            compute_ils(shards, [models["halves"], other], outs)
-    with pytest.raises(UsageError, match="2 IL models and 1 tables"):
-        compute_ils(shards, [models["halves"], models["thirds"]], outs[:1])
-    with pytest.raises(UsageError, match="the same table"):
-        compute_ils(shards, [models["halves"], models["thirds"]], outs[:1] * 2)
-    assert not any(Path(out).exists() for out in outs)
-
-
-def test_code_of_ones_own_among_several_models_is_loaded_only_when_it_is_named(
-    shards: list[str], models: dict[str, str], tmp_path: Path
-) -> None:
-    fit_il(shards, str(tmp_path / "own"), model="tests.tiny:linear", epochs=1, classes=4)
-    both = [models["halves"], str(tmp_path / "own")], [str(tmp_path / "a"), str(tmp_path / "b")]
-    for named in (None, "tests.tiny:pooled"):
-        with pytest.raises(UntrustedCodeError, match=r"tests\.tiny:linear"):
-            compute_ils(shards, *both, model=named)
-    assert [s.made for s in compute_ils(shards, *both, model=["tests.tiny:linear"])] == [4, 4]
-
-
-def test_a_table_of_another_model_stops_the_pass_before_the_other_table_is_made(
-    shards: list[str], models: dict[str, str], tmp_path: Path
-) -> None:
-    compute_il(shards[:1], models["halves"], str(tmp_path / "a"))
-    with pytest.raises(MismatchError, match="split, weights differ"):
-        compute_ils(shards, [models["thirds"], models["fraction"]], [str(tmp_path / "new"), str(tmp_path / "a")])
-    assert not (tmp_path / "new" / "_table.json").exists()
-
-
-def test_marks_of_several_rules_come_apart_again() -> None:
-    rules = [FoldRule(folds=100), FoldRule(folds=3, seed=1), FoldRule(mode="holdout", folds=1), FoldRule(folds=100)]
-    marks = Marks.of(rules)
-    assert len(marks.rules) == 2 and marks.digit == (0, 1, -1, 0)
-    for n in range(200):
-        number = marks("s", f"k{n}", None)
-        assert [number // 128**d % 128 for d in (0, 1)] == [r("s", f"k{n}", None) for r in rules[:2]]
-    with pytest.raises(UsageError, match="9 different splits"):
-        Marks.of([FoldRule(folds=n) for n in range(2, 11)])
-
-
 # -- float16 ---------------------------------------------------------------------------------------------------------
 
 
 def test_il_in_float16_is_the_nearest_half_and_every_reader_gets_float32(
     shards: list[str], models: dict[str, str], tmp_path: Path
 ) -> None:
-    for dtype in ("float32", "float16"):
-        compute_il(shards, models["halves"], str(tmp_path / dtype), il_dtype=dtype, keep={"is_noisy": "bool"})
+    compute_il(shards, models["halves"], str(tmp_path / "float32"), keep={"is_noisy": "bool"})
+    in_float16(shards, models["halves"], str(tmp_path / "float16"), keep={"is_noisy": "bool"})
     full, half = (np.array(column(tmp_path / d, "il"), np.float32) for d in ("float32", "float16"))
     np.testing.assert_array_equal(half, full.astype(np.float16).astype(np.float32))
     assert (half != full).any()
@@ -163,15 +73,13 @@ def test_il_in_float16_is_the_nearest_half_and_every_reader_gets_float32(
     infos = [il.open_info(str(tmp_path / d)) for d in ("float32", "float16")]
     assert infos[1].il_dtype == "float16" and infos[0].fingerprint != infos[1].fingerprint
     with pytest.raises(MismatchError, match="il_dtype differ"):
-        compute_il(shards, models["halves"], str(tmp_path / "float32"), il_dtype="float16", keep={"is_noisy": "bool"})
-    with pytest.raises(UnknownNameError, match="did you mean 'float16'"):
-        compute_il(shards, models["halves"], str(tmp_path / "x"), il_dtype="float61")
+        in_float16(shards, models["halves"], str(tmp_path / "float32"), keep={"is_noisy": "bool"})
 
 
 def test_a_run_reads_a_float16_table_and_its_log_holds_those_values(
     shards: list[str], models: dict[str, str], tmp_path: Path
 ) -> None:
-    compute_il(shards, models["halves"], str(tmp_path / "t"), il_dtype="float16")
+    in_float16(shards, models["halves"], str(tmp_path / "t"))
     rhostream.train(shards, str(tmp_path / "t"), str(tmp_path / "run"), model="mlp-64", buffer_size=40, batch_size=8)
     with open_ledger(str(tmp_path / "run")) as ledger:
         pairs = ledger.sql(
@@ -181,11 +89,13 @@ def test_a_run_reads_a_float16_table_and_its_log_holds_those_values(
     assert len(pairs) == 160 and pairs["a"] == pairs["b"]
 
 
-def test_status_names_the_command_that_fills_a_float16_table(
+def test_the_command_that_status_names_fills_a_float16_table_as_it_was_begun(
     shards: list[str], models: dict[str, str], tmp_path: Path
 ) -> None:
-    compute_il(shards[:1], models["halves"], str(tmp_path / "t"), il_dtype="float16")
-    assert " --il-dtype float16" in status_of(str(tmp_path / "t"), shards)["next"]
+    in_float16(shards[:1], models["halves"], str(tmp_path / "t"))
+    assert "rhostream compute-il" in status_of(str(tmp_path / "t"), shards)["next"]
+    assert compute_il(shards, models["halves"], str(tmp_path / "t")).made == 3
+    assert {pq.read_schema(p).field("il").type for p in (tmp_path / "t").rglob("*.parquet")} == {pa.float16()}
     assert status_of(models["halves"])["doubts"] == load_il_model(models["halves"]).info.quality["doubts"]
 
 
@@ -203,7 +113,7 @@ def test_verify_finds_an_infinite_float16_il_and_repair_makes_the_part_again(
     shards: list[str], models: dict[str, str], tmp_path: Path
 ) -> None:
     table = tmp_path / "t"
-    compute_il(shards[:1], models["halves"], str(table), il_dtype="float16")
+    in_float16(shards[:1], models["halves"], str(table))
     before = parts(table)
     forge_part(table, lambda rows, _: replaced(rows, "il", np.full(len(rows), np.inf, np.float16)))
     (problem,) = verify(str(table))["problems"]

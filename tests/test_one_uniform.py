@@ -17,6 +17,7 @@ from rhostream.errors import MismatchError
 from rhostream.models import build
 from rhostream.selection.selector import Selector
 from tests.ranks import together, train
+from tests.support.older import divide_logits
 from tests.test_selection import buffer
 
 Kept = dict[int, list[tuple[str, int]]]
@@ -124,7 +125,8 @@ def test_an_older_run_whose_meaning_would_change_is_refused(
     il = str(world / "il")
     if named == "temperature":
         il = str(tmp_path / "il")
-        rhostream.fit_il(shards, str(tmp_path / "m"), model="mlp-64", epochs=2, lr=1e-2, temperature=True)
+        rhostream.fit_il(shards, str(tmp_path / "m"), model="mlp-64", epochs=2, lr=1e-2)
+        divide_logits(tmp_path / "m", [1.3, 0.7])
         rhostream.compute_il(shards, str(tmp_path / "m"), il)
     asked = {"model": "mlp-64", "buffer_size": 40, "batch_size": 8, **options}
     rhostream.train(shards, il, str(tmp_path / "run"), **asked, steps=2)

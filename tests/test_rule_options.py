@@ -17,15 +17,16 @@ from rhostream.candidates import Reason
 from rhostream.errors import MismatchError, UnknownNameError, UsageError
 from rhostream.models import build
 from rhostream.runs import checkpoint
-from rhostream.selection.choice import Draws, Whole, largest
-from rhostream.selection.duplicates import grey_views
+from rhostream.selection.adjust.class_quota import Quota
+from rhostream.selection.adjust.class_weights import ClassWeights
+from rhostream.selection.adjust.duplicates import grey_views
 from rhostream.selection.options import Options
-from rhostream.selection.quota import ClassQuota, ClassWeights, parse_quota
+from rhostream.selection.quota import ClassQuota, parse_quota
 from rhostream.selection.rules import find_rule
 from rhostream.selection.schedule import Schedule, parse_ratios
 from rhostream.selection.selector import Selector
 from tests.test_rules import rows_of
-from tests.test_selection import buffer, oracle
+from tests.test_selection import buffer, kept_of, oracle, scored
 from tests.test_training import weights_of
 
 
@@ -42,19 +43,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def model() -> torch.nn.Module:
     torch.manual_seed(0)
     return build("mlp-64", image_size=16, channels=1, classes=4)
-
-
-def whole(score: Any, label: Any = None, view: Any = None) -> Whole:
-    score = np.asarray(score, np.float64)
-    n = len(score)
-    return Whole(
-        score,
-        np.zeros(n, bool),
-        np.arange(n),
-        np.zeros(n, np.int64) if label is None else np.asarray(label),
-        np.zeros(n),
-        view,
-    )
 
 
 # -- the schedule ------------------------------------------------------------------------------------------------------
@@ -120,8 +108,7 @@ def test_gumbel_top_k_draws_without_replacement_from_the_softmax(model: torch.nn
     rounds = 6000
     found: dict[tuple[int, ...], int] = {}
     for step in range(rounds):
-        draws = Draws(seed=0, step=step, pass_index=0, index=step, planned=4)
-        kept = tuple(chooser(whole(score), 2, draws).kept.tolist())
+        kept = tuple(chooser(scored(score, 2, step)).kept.tolist())
         found[kept] = found.get(kept, 0) + 1
     p = np.exp(score / temperature) / np.exp(score / temperature).sum()
     for a in range(4):
@@ -148,7 +135,8 @@ def test_quotas_equal_a_greedy_choice(seed: int) -> None:
             if taken[label[row]] < most and len(expected) < n:
                 taken[label[row]] += 1
                 expected.append(int(row))
-        assert largest(whole(score, label), score, n, rng, quota=quota).kept.tolist() == sorted(expected)
+        adjusts = () if quota is None else (Quota(quota),)
+        assert kept_of(score, n, *adjusts, label_B=label) == sorted(expected)
 
 
 def test_no_class_has_more_than_its_share_of_any_batch(trained: Callable[..., Path]) -> None:

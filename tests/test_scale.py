@@ -20,12 +20,13 @@ import torch
 from rhostream import storage
 from rhostream.candidates import Candidates
 from rhostream.errors import AlreadyExistsError, MissingExtraError, NotWritableError, StorageError, TableError
+from rhostream.reasons import Reason
 from rhostream.samples.decoders import decoder
 from rhostream.stream.join import Join, JoinSettings
 from rhostream.stream.plan import Plan
 from rhostream.tables import il, parquet, selections
 from rhostream.tables.segments import SegmentQueue
-from rhostream.tables.selections import LogWriter, rows_of
+from rhostream.tables.selections import LogWriter
 from rhostream.tables.strings import Strings, StringsBuilder
 from tests.conftest import png
 
@@ -43,8 +44,8 @@ def buffer(step: int) -> tuple[Candidates, dict[str, Any]]:
         shard_names=NAMES,
     )  # fmt: skip
     return candidates, {"loss": loss, "score": loss, "kept": rng.random(ROWS) < 0.1, "correct": rng.random(ROWS) < 0.5,
-                        "reason": rng.integers(0, 3, ROWS).astype(np.uint8), "weight": np.ones(ROWS, np.float32),
-                        "lag": np.zeros(ROWS, np.uint8)}  # fmt: skip
+                        "reason": rng.integers(0, 3, ROWS).astype(np.uint8),
+                        "weight": np.ones(ROWS, np.float32)}  # fmt: skip
 
 
 def take(writer: LogWriter, steps: range) -> None:
@@ -56,16 +57,33 @@ def take(writer: LogWriter, steps: range) -> None:
 # -- the log is written in the background ----------------------------------------------------------------------------
 
 
-def test_steps_taken_by_reference_give_the_bytes_of_steps_appended_as_rows(tmp_path: Path) -> None:
-    taken, appended = LogWriter(str(tmp_path / "a"), 0), LogWriter(str(tmp_path / "b"), 0)
-    expected = []
+def plain(candidates: Candidates, step: int | None, columns: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a buffer, one by one."""
+    rows = []
+    for n in range(len(candidates)):
+        values = {"label": candidates.label[n].item(), "il": candidates.il[n].item()}
+        values |= {name: column[n].item() for name, column in columns.items()}
+        reached = not np.isnan(values["loss"])
+        rows.append({
+            "pass": candidates.pass_index, "step": step, "key": candidates.key[n].as_py(),
+            "shard": NAMES[candidates.shard[n]].as_py(), "ordinal": candidates.ordinal[n].item(),
+            "label": values["label"] if values["label"] >= 0 else None, "loss": values["loss"] if reached else None,
+            "il": None if np.isnan(values["il"]) else values["il"], "score": values["score"] if reached else None,
+            "correct": values["correct"] if reached else None, "kept": values["kept"],
+            "reason": Reason(values["reason"]).name, "weight": values["weight"],
+        })  # fmt: skip
+    return rows
+
+
+def test_a_segment_holds_the_rows_that_were_taken_and_the_same_steps_give_the_same_bytes(tmp_path: Path) -> None:
+    writers, expected = [LogWriter(str(tmp_path / folder), 0) for folder in "ab"], []
     for step in [*range(9), None]:
         at = 9 if step is None else step
         candidates, columns = buffer(at)
-        taken.take(candidates, step, columns, at)
-        appended.append(rows_of(candidates, step, columns), at)
-        expected += rows_of(candidates, step, columns).to_pylist()
-    one, other = taken.flush(), appended.flush()
+        for writer in writers:
+            writer.take(candidates, step, columns, at)
+        expected += plain(candidates, step, columns)
+    one, other = (writer.flush() for writer in writers)
     assert one == other and one[0]["path"].endswith("0000000000-0000000009.parquet")
     assert selections.read(str(tmp_path / "a"), one).to_pylist() == expected
 
@@ -180,7 +198,7 @@ def test_an_opened_table_is_its_names_and_counts_also_when_it_is_sent_to_a_worke
     for one in (table, again):
         assert list(one.shards) == shards and list(one.names) == [f"data/{n:03d}.tar" for n in range(300)]
         assert one.counts.tolist() == [3] * 300 and not one.missing and one.il_rows == 0
-    assert [facts.shard for facts in table.facts] == list(table.names)
+    assert [il.read_part_facts(il.part_url(table.url, name)).shard for name in table.names] == list(table.names)
 
 
 def test_a_join_keeps_the_parts_of_the_buffer_at_hand_and_no_other(tmp_path: Path) -> None:

@@ -17,9 +17,11 @@ from rhostream.candidates import CANDIDATE, Candidates, Reason
 from rhostream.errors import NonFiniteError, UnknownNameError, UsageError
 from rhostream.models import build
 from rhostream.samples.fields import Fields
-from rhostream.selection.choice import top
+from rhostream.selection.adjust.shape import Adjust, Buffer
+from rhostream.selection.choice import largest
 from rhostream.selection.rules import RULES, find_rule
 from rhostream.selection.selector import Selector, scoring
+from rhostream.selection.uniform import Draws
 
 VALUES = st.one_of(st.floats(width=32), st.sampled_from([0.0, 1.0, math.nan, math.inf, -math.inf]))
 
@@ -43,6 +45,28 @@ def buffer(n: int = 40, seed: int = 0, classes: int = 4, **changes: object) -> C
     return Candidates(**{**fields, **changes})
 
 
+def scored(score: object, n: int, step: int = 0, **changes: object) -> Buffer:
+    """A buffer of which every row reached its forward and has such a score."""
+    score_B = np.asarray(score, np.float64)
+    zeros, size = np.zeros(len(score_B), np.float32), len(score_B)
+    fields = {
+        "score_B": score_B,
+        "loss_B": zeros,
+        "il_B": zeros,
+        "label_B": np.zeros(size, np.int64),
+        "reached_B": np.ones(size, bool),
+        "chance_B": np.zeros(size, bool),
+        "n": n,
+        "draws": Draws(seed=0, step=step, pass_index=0, index=step, planned=size),
+        "shadow_SB": np.zeros((0, size)),
+    }
+    return Buffer(**{**fields, **changes})
+
+
+def kept_of(score: object, n: int, *adjusts: Adjust, **changes: object) -> list[int]:
+    return largest(scored(score, n, **changes), adjusts).kept.tolist()
+
+
 def oracle(loss: np.ndarray, il: np.ndarray, n: int) -> list[int]:
     """Algorithm 1, lines 7 and 8, written again with NumPy: stable, NaN-safe."""
     score = loss.astype(np.float32) - il.astype(np.float32)
@@ -53,7 +77,7 @@ def oracle(loss: np.ndarray, il: np.ndarray, n: int) -> list[int]:
 @given(st.lists(VALUES, max_size=30), st.integers(1, 10))
 def test_top_keeps_the_largest_finite_scores_with_ties_to_the_lower_row(values: list[float], n: int) -> None:
     score = np.array(values, np.float32)
-    kept = top(torch.from_numpy(score), n).tolist()
+    kept = kept_of(score, n)
     assert kept == oracle(score, np.zeros_like(score), n)
 
 

@@ -283,9 +283,8 @@ def test_a_row_of_the_log_takes_at_most_24_bytes(world: Path, tmp_path: Path) ->
             "correct": rng.random(n) < 0.5,
             "reason": (rng.random(n) < 0.9).astype(np.uint8),
             "weight": np.ones(n, np.float32),
-            "lag": np.zeros(n, np.uint8),
         }
-        writer.append(selections.rows_of(candidates, step, columns), step)
+        writer.take(candidates, step, columns, step)
     segment = writer.flush()[0]
     assert segment["bytes"] / segment["rows"] < 24
 

@@ -1,8 +1,8 @@
 """Where selection by reducible loss may fail, each case beside uniform, and beside what mends it where something does.
 
 Noisy holdout with structured noise; near-duplicates in a buffer; an imbalanced or shifted holdout; late training;
-strong augmentation; a high ratio; an IL model stronger than the target; a memorised IL; and loss_cap, band and
-temperature where the IL is noisy. Full: the last of these on CIFAR-10.
+strong augmentation; a high ratio; an IL model stronger than the target; a memorised IL; and loss_cap and band
+where the IL is noisy. Full: the last of these on CIFAR-10.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ IMBALANCED = replace(NOISE10, name="imbalanced-holdout",
                      says="10 % noise; the holdout's classes differ 17 times in size",
                      ils={"il": IL(fit=FIT, holdout=TAIL), "balanced": IL(fit={**FIT, "balance": "sample"},
                                                                           holdout=TAIL)})  # fmt: skip
-NOISY_IL = replace(NOISE40_CROSS, ils={**NOISE40_CROSS.ils, "tempered": IL(fit={**FIT, "temperature": True})})
 SHIFTED = _held(
     NOISE10,
     "shifted-holdout",
@@ -86,7 +85,7 @@ def _all(steps: int) -> list[Arm]:
         *_beside(replace(NOISE10, name="high-ratio"), steps, {"rho, 80 %": {"buffer_size": 40}}, buffer_size=64),
         *_beside(STRONG_IL, steps, {}, model="mlp-64"),
         *_beside(MEMORISED, steps, CAP, keep_holdout=True),  # all of D is the holdout
-        *_beside(NOISY_IL, steps, HOT, {"rho, il by a fitted temperature": "tempered"}),
+        *_beside(NOISE40_CROSS, steps, HOT),
     ]  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from rhostream.samples.kind import OK, Kind, View
 from rhostream.selection.outputs import called
 from rhostream.selection.selector import Selector, scoring
 from rhostream.selection.tokens import loss_of
-from rhostream.tables.selections import LogWriter, rows_of
+from rhostream.tables.selections import LogWriter
 
 FIRST, SECOND = 2, 8  # samples of the trials that decide how many a measurement takes; batch norm needs two
 REFUSALS = (RuntimeError, ValueError, AssertionError, TypeError, IndexError)  # how networks refuse a size
@@ -224,13 +224,12 @@ def log_seconds(buffer: Candidates, share: float) -> float:
         "kept": np.zeros(n, bool),
         "reason": np.ones(n, np.uint8),
         "weight": np.ones(n, np.float32),
-        "lag": np.zeros(n, np.uint8),
     }
     with tempfile.TemporaryDirectory(prefix="rhostream-estimate-") as folder:
         log = LogWriter(folder, 0)
         start = time.perf_counter()
         for step in range(LOG_BUFFERS):
-            log.append(rows_of(buffer, step, columns), step)
+            log.take(buffer, step, columns, step)
             if time.perf_counter() > start + share:
                 break
         log.flush()

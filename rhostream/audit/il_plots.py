@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rhostream.audit.plots import BLUE, GREY, ORANGE, RED, _drawn
+from rhostream.audit.plots import BLUE, GREY, RED, _drawn
 
 _COLOURS = {"all": BLUE, "right labels": BLUE, "wrong labels": RED, "unknown": GREY}
 _DASHES = {"wrong labels": "--", "unknown": ":"}
@@ -37,30 +37,15 @@ def histogram(found: Mapping[str, Any]) -> str:
     return _drawn(draw)
 
 
-def reliability(quality: Mapping[str, Any], tempered: bool) -> str:
-    """Accuracy over confidence, as the model was and with its temperature; what the table was made with is solid."""
+def reliability(bins: Mapping[str, Any]) -> str:
+    """Accuracy over confidence; `bins`: {"confidence", "accuracy", "count"} of as many bins, and "ece"."""
 
     def draw(axes: Any) -> None:
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.9, linestyle="--")
-        for key, name, colour, used in (
-            ("reliability", "logits as they are", ORANGE, not tempered),
-            ("reliability_tempered", "divided by the temperature", BLUE, tempered),
-        ):
-            bins = [
-                (c, a, n)
-                for c, a, n in zip(*(quality[key][k] for k in ("confidence", "accuracy", "count")), strict=True)
-                if n
-            ]
-            x, y, n = (np.asarray(values, np.float64) for values in zip(*bins, strict=True))
-            axes.plot(
-                x,
-                y,
-                color=colour,
-                linewidth=2 if used else 1.2,
-                linestyle="-" if used else ":",
-                label=f"{name}: ECE {100 * quality[key]['ece']:.1f} %",
-            )
-            axes.scatter(x, y, s=6 + 60 * n / n.max(), color=colour, linewidths=0)
+        rows = [row for row in zip(*(bins[k] for k in ("confidence", "accuracy", "count")), strict=True) if row[2]]
+        x, y, n = (np.asarray(values, np.float64) for values in zip(*rows, strict=True))
+        axes.plot(x, y, color=BLUE, linewidth=2, label=f"IL model: ECE {100 * bins['ece']:.1f} %")
+        axes.scatter(x, y, s=6 + 60 * n / n.max(), color=BLUE, linewidths=0)
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence of the predicted class", ylabel="accuracy")
 
     return _drawn(draw, height=3.9)

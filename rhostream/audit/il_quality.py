@@ -117,7 +117,9 @@ def _model(info: il_table.TableInfo) -> dict[str, Any]:
             foreign.checked_quality(quality)
     except ValueError as exc:
         raise TableError(f"what the table says of its IL model can't be understood: {exc}") from exc
-    return known | {"quality": quality, "temperature": info.ingredients.get("temperature") or []}
+    # An older model may have divided its logits by a temperature.
+    name = "reliability_tempered" if info.ingredients.get("temperature") else "reliability"
+    return known | {"quality": quality, "reliability": quality.get(name)}
 
 
 # -- the page --------------------------------------------------------------------------------------------------------
@@ -125,11 +127,11 @@ def _model(info: il_table.TableInfo) -> dict[str, Any]:
 
 def section(found: Mapping[str, Any]) -> dict[str, Any]:
     """What the template of the section needs: rows of text and figures."""
-    quality, noise = found["model"]["quality"], found["noise"]
+    noise = found["noise"]
     return {
         "rows": _rows(found), "says": _says(found), "url": found["table"],
         "histogram": il_plots.histogram(found["histogram"]) if found["rows"] else None,
-        "reliability": il_plots.reliability(quality, bool(found["model"]["temperature"])) if quality else None,
+        "reliability": il_plots.reliability(found["model"]["reliability"]) if found["model"]["reliability"] else None,
         "classes": [[named(found["class_names"], c["class"]), number(c["n"]), f"{c['mean_il']:.3f}",
                      percent(c["accuracy"])]
                     for c in sorted(found["classes"], key=lambda c: (c["accuracy"], c["class"]))[:SHOWN_CLASSES]],
@@ -182,15 +184,9 @@ def _says(found: Mapping[str, Any]) -> list[str]:
             f"{noise['auroc']:.3f} (AUROC; 0.5 would be no help)."
         )
     if quality:
-        raw, tempered = quality["reliability"]["ece"], quality["reliability_tempered"]["ece"]
-        by = ", ".join(f"{t:g}" for t in quality["temperature"])
-        used = bool(found["model"]["temperature"])
-        use = "this table was made so" if used else "this table was made without (fit-il --temperature does it)"
-        says.append(
-            f"Its confidence is off by {percent(raw)} on average (expected calibration error, 15 bins). "
-            f"Dividing its logits by {by} makes that {percent(tempered)} and its loss "
-            f"{quality['loss_tempered']:.4f} instead of {quality['loss']:.4f} nats; {use}."
-        )
+        if reliability := found["model"]["reliability"]:
+            off = percent(reliability["ece"])
+            says.append(f"Its confidence is off by {off} on average (expected calibration error, 15 bins).")
         says += [*quality["doubts"], *quality["empty_classes"]]
     return says
 

@@ -127,11 +127,10 @@ def _table_next(
         if "/" not in name
     )  # else a folder's whole path: the table knows where it went
     verb = "compute-il" if info.kind == "il" else "index"
-    stored = "" if info.il_dtype == "float32" else f" --il-dtype {info.il_dtype}"
     named = shortened(missing)
     if named.endswith(" more)"):  # the whole list as it was asked about: what is there is left out
         named = shortened(asked, len(asked))
-    return f"rhostream {verb} --shards {named}{model} --out {shown}{keep}{roots}{stored}"
+    return f"rhostream {verb} --shards {named}{model} --out {shown}{keep}{roots}"
 
 
 # -- a run -----------------------------------------------------------------------------------------------------------

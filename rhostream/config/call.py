@@ -20,10 +20,8 @@ C = TypeVar("C")
 R = TypeVar("R")
 
 
-def configured(
-    config: type[C], *positional: str, aliases: Mapping[str, str] | None = None
-) -> Callable[[Callable[[C], R]], Callable[..., R]]:
-    """Decorate a function of a config. `positional`: fields that may be given by position; `aliases`: other names.
+def configured(config: type[C], *positional: str) -> Callable[[Callable[[C], R]], Callable[..., R]]:
+    """Decorate a function of a config. `positional`: fields that may be given by position.
 
     Called, it raises UnknownNameError for a keyword that is no field, UsageError for a field that is missing.
     """
@@ -40,7 +38,6 @@ def configured(
                     f"{function.__name__}() takes {len(positional)} values by position "
                     f"({', '.join(positional)}), {len(args)} were given"
                 )
-            given = {(aliases or {}).get(name, name): value for name, value in given.items()}
             for name, value in zip(positional, args, strict=False):
                 if name in given:
                     raise TypeError(f"{function.__name__}() got {name} twice: by position and by name")

@@ -107,12 +107,6 @@ class FitILConfig(_OfflineConfig):
         help="Learn from every class alike: by drawing it as often, or by weighing its losses.",
         choices=("none", "sample", "weight"),
     )
-    checkpoints: str | None = setting(
-        None,
-        help="Keep earlier states as IL models: OUT/checkpoint-0, ... : so many, or at these losses in nats.",
-        metavar="N|LOSS,...",
-    )
-    temperature: bool = setting(False, help="Divide logits by the temperature that suits unseen samples.")
     min_accuracy: float | None = setting(None, help=MIN_ACCURACY, metavar="F")
     kind: str | None = setting(None, help=KIND, metavar="NAME", imports=True)
     tokenizer: str | None = setting(None, help=TOKENIZER, metavar="NAME", unset="the model's, else words:30000")
@@ -150,21 +144,13 @@ class ComputeILConfig(_TableConfig):
     verb: ClassVar[str] = "compute-il"
     __repr__ = brief_config
 
-    model: str | Iterable[str] | None = setting(
-        None, help="The IL model's package.module:function, where it is your own code.", metavar="NAME...", imports=True
+    model: str | None = setting(
+        None, help="The IL model's package.module:function, where it is your own code.", metavar="NAME", imports=True
     )
-    il_model: str | Iterable[str] | None = setting(
-        None,
-        help="What fit-il wrote; several are scored in one pass, each into its own --out.",
-        metavar="DIR...",
-        place=True,
-    )
-    out: str | Iterable[str] = setting(
-        help="Where the IL table goes: one Parquet part a shard; as many as IL models.", metavar="URL...", place=True
-    )
+    il_model: str | None = setting(None, help="What fit-il wrote.", metavar="DIR", place=True)
+    out: str = setting(help="Where the IL table goes: one Parquet part a shard.", metavar="URL", place=True)
     min_accuracy: float | None = setting(None, help=MIN_ACCURACY, metavar="F")
     device: str | None = setting(None, help="cpu, cuda, cuda:1.", unset="cuda where there is one", command_line=False)
-    il_dtype: str = setting("float32", help="How il is stored; readers get float32.", choices=("float32", "float16"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
-"""Score every shard once: models > tables > missing shards > scan > forward by fold > one part a shard and table.
+"""Score every shard once: model > table > missing shards > scan > forward by fold > one part a shard.
 
 The same command again computes only what is missing. A part depends on its shard and the model alone: chunks are cut
-by ordinal, never by workers or by what else is in the list, so parts are byte-equal however often a job was killed and
-whichever models are scored beside. Several jobs may fill one table: split by `index` ("0/4", "1/4", ...), or each at
+by ordinal, never by workers or by what else is in the list, so parts are byte-equal however often a job was killed.
+Several jobs may fill one table: split by `index` ("0/4", "1/4", ...), or each at
 whatever is missing.
 """
 
@@ -20,14 +20,12 @@ import torch
 from rhostream import storage
 from rhostream.config.call import configured
 from rhostream.config.offline import ComputeILConfig, IndexConfig
-from rhostream.errors import MismatchError, UnknownNameError, UsageError
-from rhostream.il_model.info import read_info
-from rhostream.il_model.networks import ILModel, load_il_model
+from rhostream.errors import UsageError
+from rhostream.il_model.networks import load_il_model
 from rhostream.irreducible import gate
 from rhostream.irreducible.accounts import Summary
 from rhostream.irreducible.fit import named
 from rhostream.irreducible.job import Job, Target, parse_index
-from rhostream.irreducible.marks import Marks
 from rhostream.irreducible.score import Scorer
 from rhostream.samples import registry
 from rhostream.samples.geometry import checked_resize
@@ -38,13 +36,12 @@ from rhostream.stream.label_from import LabelFrom, label_from
 from rhostream.stream.look import look
 from rhostream.stream.scan import ScanSettings
 from rhostream.tables import il
-from rhostream.tables.classes import require_same_classes
 from rhostream.tables.il import TableInfo
 from rhostream.tables.names import checked_roots
 from rhostream.tables.places import moved_hint, todays_roots
 
 LOG = logging.getLogger("rhostream")
-__all__ = ["compute_il", "compute_ils", "index", "parse_index"]
+__all__ = ["compute_il", "index", "parse_index", "scored_into"]
 
 
 @configured(ComputeILConfig, "shards", "il_model", "out")
@@ -56,89 +53,62 @@ def compute_il(config: ComputeILConfig) -> Summary:
     status, a bad shard is named in `Summary.bad_shards` and the others go on, unless `fail_fast`; what the job bears
     of both is in `Budget`. `model`: the name of the IL model's code, where that is your own
     (`package.module:function`). `allow_compressed`: gzip shards are inflated into the spool (a table of those can be
-    asked, not streamed from); `accept_missing_eof`: a tar without its end marker counts as whole. `il_dtype`: float16
-    stores il in half the bytes, rounded to 11 significant bits. A doubtful model, and at the end a table whose il
-    leak, are said and stand in `Summary.doubts`; a model worse than `min_accuracy` or than guessing is refused.
+    asked, not streamed from); `accept_missing_eof`: a tar without its end marker counts as whole. A doubtful model,
+    and at the end a table whose il leak, are said and stand in `Summary.doubts`; a model worse than `min_accuracy` or
+    than guessing is refused.
 
     Raises UsageError (settings, unwritable place, code that wasn't named), MismatchError (a table of another model),
     QualityError, BudgetError (too much is bad), Interrupted after a signal.
     """
-    if len(storage.listed(config.il_model or (), "il_model")) != 1:
-        raise UsageError("compute_il scores one IL model; several are scored in one pass by compute_ils")
-    return _compute_ils(config)[0]
+    return scored_into(config)
 
 
-@configured(ComputeILConfig, "shards", "il_model", "out", aliases={"il_models": "il_model", "outs": "out"})
-def compute_ils(config: ComputeILConfig) -> list[Summary]:
-    """`compute_il` for several IL models in one pass: each sample is read and decoded once, `outs[i]` is the table of
-    `il_models[i]` and equals, byte for byte, what a job of that model alone writes.
-
-    The models must take the same pixels and be grouped alike; splits, architectures and mean and std may differ.
-    `model`: the names of those models' code that is your own.
-    Raises MismatchError naming what differs, and what `compute_il` raises.
-    """
-    return _compute_ils(config)
-
-
-def _compute_ils(config: ComputeILConfig) -> list[Summary]:
+def scored_into(config: ComputeILConfig, il_dtype: str | None = None) -> Summary:
+    """`compute_il`, il stored as "float32" or "float16"; None: as the table that is there stores it, else float32."""
     _require_scoring(config)
     budget = Budget(fraction=config.max_bad_fraction, samples=config.max_bad_samples, shards=config.max_bad_shards)
-    if config.il_dtype not in il.IL_TYPES:
-        raise UnknownNameError.of("il dtype", config.il_dtype, il.IL_TYPES)
-    il_models, outs = storage.listed(config.il_model or (), "il_model"), storage.listed(config.out, "out")
-    if not il_models or len(il_models) != len(outs):
-        raise UsageError(f"{len(il_models)} IL models and {len(outs)} tables: expected one --out for each --il-model")
-    if len({storage.resolve(out) for out in outs}) < len(outs):
-        raise UsageError("two IL models would fill the same table: give each its own --out")
+    if not config.il_model:
+        raise UsageError("an IL model is needed: the folder that fit-il wrote (--il-model)")
     gate.require_share(config.min_accuracy)
     sources, roots, keep = storage.listed(config.shards), checked_roots(config.roots), il.checked_keep(config.keep)
-    loaded = [
-        load_il_model(folder, _code_of(folder, config.model, len(il_models)), config.kind) for folder in il_models
-    ]
-    _require_alike(loaded, il_models)
-    for one, folder in zip(loaded, il_models, strict=True):
-        gate.passed(one.info, config.min_accuracy, folder)
-    marks, first = Marks.of([one.info.rule for one in loaded]), loaded[0]
-    on = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    scorers, targets = [], []
-    for number, (one, folder, out) in enumerate(zip(loaded, il_models, outs, strict=True)):
-        info = one.info
-        scorers.append(Scorer(one, on))
-        table = TableInfo(
-            kind="il",
-            ingredients=info.ingredients(config.il_dtype),
-            classes=info.classes,
-            preprocess=info.preprocess,
-            keep=keep,
-            roots=_roots_of(out, roots, info.learned_from),
-            model=info.figures(),
-            places=il.places_of(sources, folder),
-            content=one.preprocess.name,
-            class_names=info.class_names,
-        )
-        targets.append(Target(out, table, marks.own(number, scorers[-1]), partial(gate.examine, info=info)))
-    settings = ScanSettings(
-        kind=first.preprocess,
-        classes=first.info.classes,
-        label=LabelFrom.from_json(first.info.label),
+    model, out = load_il_model(config.il_model, config.model, config.kind), storage.resolve(config.out)
+    info, rule = model.info, model.info.rule
+    gate.passed(info, config.min_accuracy, config.il_model)
+    scorer = Scorer(model, torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    there = il.open_info(out) if storage.exists(storage.join(out, "_table.json")) else None
+    table = TableInfo(
+        kind="il",
+        ingredients=info.ingredients(il_dtype or (there.il_dtype if there else "float32")),
+        classes=info.classes,
+        preprocess=info.preprocess,
         keep=keep,
-        group_by=first.info.rule.group_by,
+        roots=_roots_of(there, roots, info.learned_from),
+        model=info.figures(),
+        places=il.places_of(sources, config.il_model),
+        content=model.preprocess.name,
+        class_names=info.class_names,
+    )
+    settings = ScanSettings(
+        kind=model.preprocess,
+        classes=info.classes,
+        label=LabelFrom.from_json(info.label),
+        keep=keep,
+        group_by=rule.group_by,
         allow_compressed=config.allow_compressed,
         accept_missing_eof=config.accept_missing_eof,
-        mark=marks.mark,
+        mark=rule if rule.mode != "holdout" else None,
     )
-    job = Job(sources, targets, settings, budget, config.fail_fast, config.index)
-    for one, scorer in zip(loaded, scorers, strict=True):
-        rule = one.info.rule
-        if rule.mode in ("folds", "fraction") and not rule.group_by and not scorer.knows(job.names):
-            moved = moved_hint(job.urls, one.info.learned_from).removesuffix("; else ")
-            how = moved or "if they are the same data in another place, name it with --root as it was then"
-            warnings.warn(
-                "none of these shards was seen by fit-il, whose folds depend on the shards' names: a network "
-                f"may score what it learned from; {how}",
-                stacklevel=4,
-            )
-    first.preprocess.log(f"as those of {redact(il_models[0])}")
+    target = Target(out, table, scorer, partial(gate.examine, info=info))
+    job = Job(sources, target, settings, budget, config.fail_fast, config.index)
+    if rule.mode in ("folds", "fraction") and not rule.group_by and not scorer.knows(job.names):
+        moved = moved_hint(job.urls, info.learned_from).removesuffix("; else ")
+        how = moved or "if they are the same data in another place, name it with --root as it was then"
+        warnings.warn(
+            "none of these shards was seen by fit-il, whose folds depend on the shards' names: a network "
+            f"may score what it learned from; {how}",
+            stacklevel=4,
+        )
+    model.preprocess.log(f"as those of {redact(config.il_model)}")
     return job.run(config.workers)
 
 
@@ -151,46 +121,10 @@ def _require_scoring(config: ComputeILConfig | IndexConfig) -> None:
         )
 
 
-def _roots_of(out: str, roots: Mapping[str, str], learned_from: Sequence[str]) -> dict[str, str]:
+def _roots_of(there: TableInfo | None, roots: Mapping[str, str], learned_from: Sequence[str]) -> dict[str, str]:
     """The roots by which shards have the names that fit-il knew them by, unless the table there knows them itself."""
-    out = storage.resolve(out)
-    there = il.open_info(out).roots if storage.exists(storage.join(out, "_table.json")) else {}
-    return dict(roots) if set(roots) <= set(there) else todays_roots({}, roots, lambda: learned_from)
-
-
-def _code_of(folder: str, model: str | Iterable[str] | None, of: int) -> str | None:
-    """The name that stands for a folder's code; of several models each takes its own, and built-in ones need none."""
-    names = [model] if isinstance(model, str) else list(model or ())
-    if of == 1 and len(names) < 2:
-        return names[0] if names else None
-    info = read_info(storage.resolve(folder))
-    return info.architecture if info is not None and info.architecture in names else None
-
-
-def _require_alike(loaded: Sequence[ILModel], folders: Sequence[str]) -> None:
-    """Raise MismatchError unless one decoded image serves all models; where they normalise is their own business."""
-
-    def wants(one: ILModel) -> dict[str, Any]:
-        info = one.info
-        pixels = {k: v for k, v in info.preprocess.items() if k not in ("mean", "std")}
-        return {
-            **pixels,
-            "decoder": info.decoder,
-            "classes": info.classes,
-            "label": info.label,
-            "group_by": info.rule.group_by,
-        }
-
-    first = wants(loaded[0])
-    for other, folder in zip(loaded[1:], folders[1:], strict=True):
-        theirs = wants(other)
-        for name in sorted({*first, *theirs}):
-            if first.get(name) != theirs.get(name):
-                raise MismatchError(
-                    f"{redact(folders[0])} has {name} {first.get(name)!r}, {redact(folder)} has "
-                    f"{theirs.get(name)!r}: one pass can't serve both; score them in two jobs"
-                )
-        require_same_classes(loaded[0].info.class_names, other.info.class_names, redact(folders[0]), redact(folder))
+    known = set(roots) <= set(there.roots if there else ())
+    return dict(roots) if known else todays_roots({}, roots, lambda: learned_from)
 
 
 @configured(IndexConfig, "shards", "out")
@@ -224,8 +158,8 @@ def index(config: IndexConfig) -> Summary:
         class_names=label.class_names,
     )
     settings = ScanSettings(keep=info.keep, kind=kind, decodes=False, label=label, **lenient)
-    job = Job(sources, [Target(config.out, info)], settings, budget, config.fail_fast, config.index)
-    return job.run(config.workers)[0]
+    job = Job(sources, Target(config.out, info), settings, budget, config.fail_fast, config.index)
+    return job.run(config.workers)
 
 
 def _label_of(config: IndexConfig, shards: Iterable[str], lenient: dict[str, Any]) -> LabelFrom:

@@ -1,13 +1,13 @@
 """The networks of an IL model: one a fold trained, looked at on what they didn't learn from, and written.
 
-split (rows to learn from, rows to check on) > learn > records of model.json, once for each checkpoint
+split (rows to learn from, rows to check on) > learn > records of model.json
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from rhostream import models
 from rhostream.crashpoints import crash_point
 from rhostream.errors import UsageError
 from rhostream.il_model.folds import FoldRule
-from rhostream.il_model.networks import Divided, write_weights
+from rhostream.il_model.networks import write_weights
 from rhostream.irreducible.learn import Checked, Learned, Recipe, evaluate, learn
 from rhostream.irreducible.pool import Pool
 from rhostream.irreducible.quality import Logits, logits_of, measured
@@ -87,19 +87,6 @@ class Fit:
                 progress=progress,
             )
         return learned, macs
-
-
-@dataclass(frozen=True)
-class State:
-    """Weights of one network and what they reached."""
-
-    tensors: dict[str, Tensor]
-    val_loss: float
-    val_accuracy: float
-    epoch: float
-    samples: int  # through forward and backward until then
-    checked: int  # through a forward alone until then
-    curve: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -200,21 +187,19 @@ def empty_classes(rule: FoldRule, pool: Pool, labels: Mapping[int, int]) -> list
     return says
 
 
-def _loaded(fit: Fit, state: State) -> nn.Module:
+def _loaded(fit: Fit, learned: Learned) -> nn.Module:
     with torch.random.fork_rng():
         network = fit.network()
-    network.load_state_dict(state.tensors)
+    network.load_state_dict(learned.state)
     return network.to(fit.device)
 
 
-def quality_of(
-    fit: Fit, folds: Sequence[Fold], states: Sequence[State], pool: Pool, check: Pool
-) -> tuple[dict[str, Any], int]:
-    """`measured` of some states of the networks, and how many samples that took through a forward."""
+def quality_of(fit: Fit, folds: Sequence[Fold], pool: Pool, check: Pool) -> tuple[dict[str, Any], int]:
+    """`measured` of the networks, and how many samples that took through a forward."""
     on_check: list[Logits] = []
     on_train: list[Logits] = []
-    for fold, state in zip(folds, states, strict=True):
-        network = _loaded(fit, state)
+    for fold in folds:
+        network = _loaded(fit, fold.learned)
         for found, own, rows in (
             (on_check, check, fold.check),
             (on_train, pool, _some(fold.train, fit.recipe.seed, fold.number)),
@@ -225,27 +210,27 @@ def quality_of(
     return measured(on_check, on_train, fit.classes), sum(len(one.label) for one in (*on_check, *on_train))
 
 
-def on_d(fit: Fit, state: State, pool: Pool, temperature: Sequence[float]) -> Checked:
+def on_d(fit: Fit, learned: Learned, pool: Pool) -> Checked:
     """Loss and accuracy of the network of a holdout on samples of D that are not the holdout's.
 
     It chooses nothing: where D is noisier than the holdout, the state of the lowest loss on D is an under-trained one.
     """
-    network = _loaded(fit, state)
-    if temperature:
-        network.register_forward_hook(Divided(temperature[0]))
-    return evaluate(network, pool.fields, pool.label, torch.arange(len(pool)), fit.preprocess.inputs, fit.device)
+    return evaluate(
+        _loaded(fit, learned), pool.fields, pool.label, torch.arange(len(pool)), fit.preprocess.inputs, fit.device
+    )
 
 
-def write_folds(out: str, folds: Sequence[Fold], states: Sequence[State]) -> list[dict[str, Any]]:
+def write_folds(out: str, folds: Sequence[Fold]) -> list[dict[str, Any]]:
     """Write a file for each network. Returns their records in model.json."""
     records = []
-    for fold, state in zip(folds, states, strict=True):
-        file = write_weights(out, fold.number, len(folds), state.tensors)
+    for fold in folds:
+        learned = fold.learned
+        file = write_weights(out, fold.number, len(folds), learned.state)
         crash_point("fit-il: weights written")
         records.append({
-            **file, "val_loss": state.val_loss,
-            "val_accuracy": state.val_accuracy, "best_epoch": state.epoch, "curve": state.curve,
+            **file, "val_loss": learned.val_loss,
+            "val_accuracy": learned.val_accuracy, "best_epoch": learned.best_epoch, "curve": learned.curve,
             "train_samples": len(fold.train), "val_samples": len(fold.check),
-            "seconds": round(fold.learned.seconds, 3),
+            "seconds": round(learned.seconds, 3),
         })  # fmt: skip
     return records

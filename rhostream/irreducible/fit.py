@@ -13,7 +13,7 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -27,21 +27,18 @@ from rhostream.config.offline import FitILConfig
 from rhostream.crashpoints import crash_point
 from rhostream.errors import MismatchError, StaleShardError, UnknownNameError, UsageError
 from rhostream.il_model.folds import FoldRule
-from rhostream.il_model.info import ModelInfo, read_info, remove_info, write_info
+from rhostream.il_model.info import ModelInfo, read_info, write_info
 from rhostream.irreducible import gate
 from rhostream.irreducible.crossfit import (
     CHECK_SAMPLES,
     JUDGES,
     Fit,
-    Fold,
-    State,
     empty_classes,
     fit_folds,
     on_d,
     quality_of,
     write_folds,
 )
-from rhostream.irreducible.ladder import Spec, chosen, parse_checkpoints
 from rhostream.irreducible.learn import AUGMENT, BALANCE, Recipe
 from rhostream.irreducible.marks import Only, Outside, Places
 from rhostream.irreducible.pool import Pool, fill
@@ -77,7 +74,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     lowest mean loss on samples that the network doesn't learn from and that are distributed like those it learns from,
     labels as they are: the fold left out, D outside a fraction, or the tenth of a holdout that is kept back, each at
     most 10,000. Beside a holdout D never chooses: noisier, it would choose an under-trained state. The same samples
-    give accuracy, loss, quality and temperature. `init`: safetensors weights that every network starts from (what may
+    give accuracy, loss and quality. `init`: safetensors weights that every network starts from (what may
     differ: `models.load_initial`). `allow_compressed`, `accept_missing_eof`: see `compute_il`. Deterministic by `seed`
     on a CPU. Samples and shards that can't be used are counted in `ModelInfo.read`, and more of them than `Budget` says
     stop the job. A fit that was stopped goes on, by the same call, behind the epochs that it kept: the samples are read
@@ -92,9 +89,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     text-lm, which needs no labels).
 
     `balance`: "sample" draws every class equally often, "weight" weighs its losses; the checkpoint is then that of the
-    lowest mean over classes. `checkpoints`: "4", or losses "1.5,1.0", keeps as many states on the way as IL models of
-    their own in `out`/checkpoint-0, ...; the model itself is the same with and without. `temperature`: il is made of
-    logits divided by the temperature that suits the check samples best. What is doubtful about the model is said,
+    lowest mean over classes. What is doubtful about the model is said,
     and stands in `ModelInfo.quality`; worse than `min_accuracy` or than guessing it is refused, though it is kept.
 
     Raises UsageError, MismatchError naming the setting that changed, BudgetError, QualityError, Interrupted after a
@@ -102,7 +97,6 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     """
     budget = Budget(fraction=config.max_bad_fraction, samples=config.max_bad_samples, shards=config.max_bad_shards)
     rule = _rule(config.holdout, config.holdout_fraction, config.folds, config.seed, config.group_by)
-    spec = parse_checkpoints(config.checkpoints)
     if config.augment not in AUGMENT:
         raise UsageError(f"augment {config.augment!r}: expected one of {', '.join(AUGMENT)}")
     if config.balance not in BALANCE:
@@ -152,8 +146,6 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         "resize": config.resize,
         "kind": config.kind,
         "balance": config.balance != "none" and config.balance,
-        "checkpoints": config.checkpoints,
-        "temperature": config.temperature,
         "init": config.init and hashlib.sha256(storage.read_bytes(storage.resolve(config.init))).hexdigest(),
     }
     asked |= {name: value for name, value in options_on.items() if value}  # older folders know none of these
@@ -172,7 +164,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         classes = max(label.names.values()) + 1
     preprocess = _kind_of(data, config, image_member, lenient)
     label.require_beside(preprocess)
-    _require_fitting(preprocess, config.augment, config.balance, config.temperature)
+    _require_fitting(preprocess, config.augment, config.balance)
     _try(model, preprocess, classes, config.init, config.batch_size)
     preprocess = preprocess.with_decoder(asked["decoder"])
     decoding = preprocess.decoder
@@ -208,7 +200,6 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         augment=config.augment,
         seed=config.seed,
         balance=config.balance,
-        checkpoints=spec,
     )
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     made_of = {
@@ -245,7 +236,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         versions={"torch": torch.__version__, "python": platform.python_version()},
     )  # fmt: skip
     with StopRequest("fit-il", again=_READ_AGAIN):
-        info, before = _fitted(fit, rule, (pool, of_d), out, info, config.temperature)
+        info, before = _fitted(fit, rule, (pool, of_d), out, info)
     info = replace(info, cost=info.cost | {"seconds": round(before + time.monotonic() - started, 3)})
     crash_point("fit-il: before model.json")
     write_info(out, info)
@@ -283,122 +274,52 @@ def _try(model: str, preprocess: Kind, classes: int | None, init: str | None, ba
 
 
 def _fitted(
-    fit: Fit, rule: FoldRule, pools: tuple[Pool, Pool | None], out: str, info: ModelInfo, tempered: bool
+    fit: Fit, rule: FoldRule, pools: tuple[Pool, Pool | None], out: str, info: ModelInfo
 ) -> tuple[ModelInfo, float]:
-    """Train the networks, and write their weights and the checkpoints on the way.
+    """Train the networks and write their weights.
 
     Returns what model.json will say, and the seconds of training in earlier processes that it goes on from.
     """
     pool, of_d = pools
     check = of_d if rule.mode == "fraction" and of_d is not None else pool
-    found = fit_folds(fit, rule, pool, check)
-    info = replace(
-        info,
-        judged={"on": JUDGES[rule.mode], "samples": sum(len(f.check) for f in found)},
-        cost={"macs": found[-1].macs, "seconds": round(sum(f.learned.seconds for f in found), 3)},
+    folds = fit_folds(fit, rule, pool, check)
+    learned = [fold.learned for fold in folds]
+    quality, measured = dict[str, Any](), 0  # samples through the networks after their training
+    if fit.preprocess.task != "language":  # else there are no classes to be calibrated on
+        quality, measured = quality_of(fit, folds, pool, check)
+        quality |= info.quality
+    of_data = info.on_d
+    if rule.mode == "holdout" and of_d is not None and len(of_d):
+        found = on_d(fit, learned[0], of_d)
+        measured += len(of_d)
+        figures = {"loss": found.loss, "loss_error": found.loss_error, "accuracy": found.accuracy}
+        # JSON has no number for an infinite loss.
+        known = {name: value if math.isfinite(value) else 1e30 for name, value in figures.items()}
+        of_data = info.on_d | {"samples": len(of_d)} | known
+    records = write_folds(out, folds)
+    weight = sum(record["val_samples"] for record in records)
+    loss, accuracy = (
+        sum(record[name] * record["val_samples"] for record in records) / weight
+        for name in ("val_loss", "val_accuracy")
     )
-    measured = 0  # samples through the networks of this fit after their training
-
-    def described(states: list[State], folder: str) -> ModelInfo:
-        nonlocal measured
-        quality: dict[str, Any] = {}
-        looked_at = 0
-        if fit.preprocess.task != "language":  # else there are no classes to be calibrated on
-            quality, looked_at = quality_of(fit, found, states, pool, check)
-            quality |= info.quality
-        about = _described(info, write_folds(folder, found, states), quality, tempered)
-        if rule.mode == "holdout" and of_d is not None and len(of_d):
-            on = on_d(fit, states[0], of_d, about.temperature)
-            looked_at += len(of_d)
-            figures = {"loss": on.loss, "loss_error": on.loss_error, "accuracy": on.accuracy}
-            # JSON has no number for an infinite loss.
-            about = replace(
-                about,
-                on_d=info.on_d
-                | {"samples": len(of_d)}
-                | {name: value if math.isfinite(value) else 1e30 for name, value in figures.items()},
-            )
-        measured += looked_at
-        return replace(
-            about,
-            cost=info.cost
-            | {
-                "fit_samples": sum(s.samples for s in states),
-                "checked_samples": sum(s.checked for s in states) + looked_at,
-            },
-        )
-
-    spec = fit.recipe.checkpoints
-    listed = _checkpoints(found, spec, out, described) if spec else []
-    best = [
-        State(
-            f.learned.state,
-            f.learned.val_loss,
-            f.learned.val_accuracy,
-            f.learned.best_epoch,
-            f.learned.samples,
-            f.learned.checked,
-            f.learned.curve,
-        )
-        for f in found
-    ]
-    about = described(best, out)
-    # The fit as a whole also measured the earlier states.
-    cost = about.cost | {"checked_samples": sum(f.learned.checked for f in found) + measured}
-    return replace(about, checkpoints=listed, cost=cost), sum(f.learned.seconds_before for f in found)
-
-
-def _described(info: ModelInfo, records: list[dict[str, Any]], quality: dict[str, Any], tempered: bool) -> ModelInfo:
-    """The model.json of these networks: their means over all check samples."""
-    weight = sum(r["val_samples"] for r in records)
-    mean = {name: sum(r[name] * r["val_samples"] for r in records) / weight for name in ("val_loss", "val_accuracy")}
-    found = replace(
+    info = replace(
         info,
         folds=records,
         quality=quality,
-        accuracy=mean["val_accuracy"],
-        val_loss=quality["loss_tempered"] if tempered else mean["val_loss"],
-        temperature=quality["temperature"] if tempered else [],
+        accuracy=accuracy,
+        val_loss=loss,
+        on_d=of_data,
+        judged={"on": JUDGES[rule.mode], "samples": sum(len(fold.check) for fold in folds)},
+        cost={
+            "macs": folds[-1].macs,
+            "seconds": round(sum(one.seconds for one in learned), 3),
+            "fit_samples": sum(one.samples for one in learned),
+            "checked_samples": sum(one.checked for one in learned) + measured,
+        },
     )
-    return replace(found, quality={**quality, "doubts": gate.doubts(found)} if quality else {})
-
-
-def _checkpoints(
-    found: list[Fold], spec: Spec, out: str, described: Callable[[list[State], str], ModelInfo]
-) -> list[dict[str, Any]]:
-    """Write the IL models on the way, each whole; what an unfinished fit left of them goes first."""
-    picked, missed = chosen([fold.learned.rungs for fold in found], spec)
-    if missed:
-        LOG.warning(
-            "%d of %d checkpoints have no state: a mean loss of %s nats was not reached (lowest: %.4f)",
-            len(missed),
-            spec.count,
-            ", ".join(f"{loss:g}" for loss in missed),
-            max(min((r.loss for r in f.learned.rungs), default=f.learned.val_loss) for f in found),
-        )
-    elif len(picked) < spec.count:
-        LOG.warning(
-            "%d of %d checkpoints differ: more --epochs or a lower --lr would tell more apart", len(picked), spec.count
-        )
-    listed = []
-    for number, (target, rungs) in enumerate(picked):
-        name = f"checkpoint-{number}"
-        folder = storage.join(out, name)
-        remove_info(folder)
-        info = described([State(r.state, r.loss, r.accuracy, r.epoch, r.samples, r.checked) for r in rungs], folder)
-        info = replace(info, checkpoint={"number": number, "target": target})
-        write_info(folder, info)
-        crash_point("fit-il: checkpoint written")
-        listed.append(
-            {
-                "folder": name,
-                "target": round(target, 6),
-                "val_loss": info.val_loss,
-                "accuracy": info.accuracy,
-                "epochs": [r.epoch for r in rungs],
-            }
-        )
-    return listed
+    if quality:
+        info = replace(info, quality={**quality, "doubts": gate.doubts(info)})
+    return info, sum(one.seconds_before for one in learned)
 
 
 def named(shards: Iterable[str], roots: Mapping[str, str] | None) -> list[tuple[str, str]]:
@@ -521,13 +442,12 @@ def _kind_of(shards: list[tuple[str, str]], config: FitILConfig, member: str | N
     return registry.made(content, wanted, None, lambda: seen.sizes, where)
 
 
-def _require_fitting(preprocess: Kind, augment: str, balance: str, temperature: bool) -> None:
+def _require_fitting(preprocess: Kind, augment: str, balance: str) -> None:
     """Raise UsageError for an option that such samples don't have."""
     if not preprocess.pictures and augment != "none":
         raise UsageError(f"augment {augment!r} is for images, and these samples are {preprocess.holds}")
-    for name, given in (("balance", balance != "none"), ("temperature", temperature)):
-        if preprocess.task == "language" and given:
-            raise UsageError(f"--{name} is for models of labels, and language has none")
+    if preprocess.task == "language" and balance != "none":
+        raise UsageError("--balance is for models of labels, and language has none")
 
 
 def _plain(preprocess: Kind) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""An offline job: one pass over the shards that some table still lacks a part of, and a part for each such table.
+"""An offline job: one pass over the shards that a table still lacks a part of, and a part for each of them.
 
-    list > missing shards, table by table > scan > score by each table's model > check the budget > commit a part
+    list > missing shards > scan > score > check the budget > commit a part
 
-A part depends on its shard and its own table alone, so it is the same whichever tables a job fills beside it.
+A part depends on its shard and its table alone: whichever shards a job reads beside it, it is the same.
 """
 
 from __future__ import annotations
@@ -90,22 +90,21 @@ def _ahead(messages: Iterator[Chunk | End]) -> Generator[Chunk | End]:
 
 @dataclass(frozen=True)
 class _Unmade:
-    """Whether a shard still lacks a part; asked right before it is read, as other jobs may fill the same tables."""
+    """Whether a shard still lacks a part; asked right before it is read, as other jobs may fill the same table."""
 
-    tables: tuple[str, ...]
+    table: str
 
     def __call__(self, name: str) -> bool:
-        return not all(storage.exists(il.part_url(table, name)) for table in self.tables)
+        return not storage.exists(il.part_url(self.table, name))
 
 
 class Target:
-    """One table that a job fills: what it lacks, its accounts, and what scores for it (None: an index)."""
+    """The table that a job fills: what it lacks, its accounts, and what scores for it (None: an index)."""
 
     def __init__(self, out: str, info: TableInfo, score: Score | None = None, examine: Examine | None = None) -> None:
         self.out, self.score, self.examine = storage.resolve(out), score, examine
         self.summary = Summary()
         there = il.open_info(self.out) if storage.exists(storage.join(self.out, "_table.json")) else None
-        self.exists = there is not None
         self.roots = info.roots
         if there is not None:
             # The table keeps the roots it was made with; data that moved is still the same shards.
@@ -172,7 +171,7 @@ class Job:
     """One run over a list of shards."""
 
     shards: Sequence[str]  # URLs, patterns, folders
-    targets: Sequence[Target]
+    target: Target
     settings: ScanSettings
     budget: Budget
     fail_fast: bool = False
@@ -183,109 +182,80 @@ class Job:
     def __post_init__(self) -> None:
         self._started, self._retried = time.monotonic(), storage.retried()
         own, machines = parse_index(self.part_of)
-        listed = self._listed()
+        listed = named(self.shards, self.target.roots)
         self.urls, self.names = [url for url, _ in listed], [name for _, name in listed]
         mine = set(sorted(self.names)[own::machines])
         self._mine: list[Shard] = [shard for shard in listed if shard[1] in mine]
-        self._settings = replace(self.settings, wanted=_Unmade(tuple(target.out for target in self.targets)))
-        for target in self.targets:
-            storage.probe_writable(target.out)
-        for target in sorted(self.targets, key=lambda t: not t.exists):  # one that can't be matched makes none
-            target.open()
-            target.summary.shards = len(self._mine)
+        self._settings = replace(self.settings, wanted=_Unmade(self.target.out))
+        storage.probe_writable(self.target.out)
+        self.target.open()
+        self.target.summary.shards = len(self._mine)
 
-    def _listed(self) -> list[Shard]:
-        first = self.targets[0]
-        listed = named(self.shards, first.roots)
-        for target in self.targets[1:]:
-            if target.roots != first.roots and named(self.shards, target.roots) != listed:
-                raise MismatchError(
-                    f"{redact(first.out)} and {redact(target.out)} name these shards differently (they "
-                    "were made with another --root): fill them in two jobs"
-                )
-        return listed
-
-    def run(self, workers: int) -> list[Summary]:
-        """Make the missing parts, with the cores that the workers leave for the models. A summary for each target."""
+    def run(self, workers: int) -> Summary:
+        """Make the missing parts, with the cores that the workers leave for the model."""
         with threads(spare_cores(workers)):
             return self._run(workers)
 
-    def _run(self, workers: int) -> list[Summary]:
-        title = "index" if self.targets[0].score is None else "compute-il"
+    def _run(self, workers: int) -> Summary:
+        target, summary = self.target, self.target.summary
+        title = "index" if target.score is None else "compute-il"
         with StopRequest(title) as stop:
-            for target in self.targets:
-                self._look(target, stop)
+            self._look(stop)
             crash_point("compute-il: shards listed")
-            missing = [shard for shard in self._mine if any(shard[1] in target.missing for target in self.targets)]
-            if missing:
+            if missing := [shard for shard in self._mine if shard[1] in target.missing]:
                 self._make(missing, workers, stop, title)
             crash_point("compute-il: all parts committed")
-        for target in self.targets:
-            summary = target.summary
-            summary.seconds, summary.retried = time.monotonic() - self._started, storage.retried_since(self._retried)
-            summary.bad_shards = dict(sorted(summary.bad_shards.items()))
-            for name, why in summary.bad_shards.items():
-                LOG.error("no part for %s: %s", redact(name), why)
-            summary.require_laws()
-            if target.examine is not None:
-                summary.doubts += target.examine(target.out, [name for _, name in self._mine], summary.quarantined)
-            if not summary.present and self.part_of is None and self.settings.needs_labels:  # all labels were read
-                summary.doubts += gaps(summary.labels, target.info.class_names)
-            summary.doubts += summary.advice.sentences
-            for says in summary.doubts:
-                LOG.warning("%s: %s", redact(target.out), says)
-            store(target.out, title, self.part_of, summary)
-            LOG.info("%s: %s%s", title, f"{redact(target.out)}: " if len(self.targets) > 1 else "", summary.says())
-            if summary.useless:
-                LOG.error("%s: %s", redact(target.out), summary.says_useless())
-        return [target.summary for target in self.targets]
+        summary.seconds, summary.retried = time.monotonic() - self._started, storage.retried_since(self._retried)
+        summary.bad_shards = dict(sorted(summary.bad_shards.items()))
+        for name, why in summary.bad_shards.items():
+            LOG.error("no part for %s: %s", redact(name), why)
+        summary.require_laws()
+        if target.examine is not None:
+            summary.doubts += target.examine(target.out, [name for _, name in self._mine], summary.quarantined)
+        if not summary.present and self.part_of is None and self.settings.needs_labels:  # all labels were read
+            summary.doubts += gaps(summary.labels, target.info.class_names)
+        summary.doubts += summary.advice.sentences
+        for doubt in summary.doubts:
+            LOG.warning("%s: %s", redact(target.out), doubt)
+        store(target.out, title, self.part_of, summary)
+        LOG.info("%s: %s", title, summary.says())
+        if summary.useless:
+            LOG.error("%s: %s", redact(target.out), summary.says_useless())
+        return summary
 
     def _make(self, missing: list[Shard], workers: int, stop: StopRequest, title: str) -> None:
-        if not all(target.first for target in self.targets):
+        target, summary = self.target, self.target.summary
+        if not target.first:
             # Whoever made the table goes through the list. Others may be at work on it: in any other order two jobs
             # that begin together would stay together, each reading what the other one commits.
             random.Random(time.time_ns()).shuffle(missing)
-        scores = self.targets[0].score is not None
         messages = scan(missing, self._settings, workers=workers)
-        source = _ahead(messages) if scores and not workers else messages
-        with contextlib.ExitStack() as stack:
-            progress = stack.enter_context(Progress(title, len(missing)))
-            commits = [stack.enter_context(Commits()) for _ in self.targets]
-            stack.enter_context(contextlib.closing(source))
+        source = _ahead(messages) if target.score is not None and not workers else messages
+        with Progress(title, len(missing)) as progress, Commits() as commits, contextlib.closing(source):
             for message in stop.while_waiting(source):
                 shard = missing[message.shard]
-                own = [pair for pair in zip(self.targets, commits, strict=True) if shard[1] in pair[0].missing]
                 if isinstance(message, Chunk):
-                    progress.rows(len(message), max(target.add(message, *shard) for target, _ in own))
-                    continue
-                progress.shard()
-                for target, commit in own:
-                    self._end(target, commit, message, shard)
-        for target, commit in zip(self.targets, commits, strict=True):
-            summary = target.summary
-            summary.twice = commit.lost
-            summary.made, summary.present = summary.made - commit.lost, summary.present + commit.lost
-        there, wanted = (
-            sum(counts)
-            for counts in zip(
-                *((t.summary.made + t.summary.present, t.summary.shards) for t in self.targets), strict=True
-            )
-        )
-        stop.raise_if_asked(f"{there:,} of {wanted:,} parts are there")
+                    progress.rows(len(message), target.add(message, *shard))
+                else:
+                    progress.shard()
+                    self._end(commits, message, shard)
+        summary.twice = commits.lost
+        summary.made, summary.present = summary.made - commits.lost, summary.present + commits.lost
+        stop.raise_if_asked(f"{summary.made + summary.present:,} of {summary.shards:,} parts are there")
 
-    def _end(self, target: Target, commits: Commits, message: End, shard: Shard) -> None:
-        """A shard is over, for one of the tables that wanted it."""
-        summary, name = target.summary, shard[1]
+    def _end(self, commits: Commits, message: End, shard: Shard) -> None:
+        """A shard is over."""
+        target, summary, name = self.target, self.target.summary, shard[1]
         builder = target.ended(message.shard, *shard)
         if message.skipped:
-            self._count(target, name, target.present(shard))
+            self._count(name, target.present(shard))
             return
         if message.error is not None:
-            self._bad_shard(target, name, message.error)
+            self._bad_shard(name, message.error)
             return
         summary.advice.add(message.advice)
         self._check(builder, name, summary)
-        if not message.samples_seen and target is self.targets[0]:
+        if not message.samples_seen:
             warnings.warn(f"shard {redact(name)} holds no sample; its part has no row", stacklevel=5)
         facts = builder.facts(message)
         commits.begin(builder, facts)
@@ -308,8 +278,9 @@ class Job:
             summary.advice.onto(exc)
             raise
 
-    def _look(self, target: Target, stop: StopRequest) -> None:
-        """Which shards have no part in a table; parts that are there are checked against the table and their shard."""
+    def _look(self, stop: StopRequest) -> None:
+        """Which shards have no part; parts that are there are checked against the table and their shard."""
+        target = self.target
         with ThreadPoolExecutor(16) as pool:
             found = list(stop.while_waiting(pool.map(target.present, self._mine)))
             if stop.signal:
@@ -331,23 +302,23 @@ class Job:
         target.missing = frozenset(name for (_, name), facts in zip(self._mine, found, strict=True) if facts is None)
         for (_, name), facts in zip(self._mine, found, strict=True):
             if facts is not None:
-                self._count(target, name, facts)
+                self._count(name, facts)
         if target.summary.present:
             LOG.info("%d of %d parts are there already", target.summary.present, target.summary.shards)
 
-    def _count(self, target: Target, name: str, found: PartFacts | StorageError | StaleShardError | None) -> None:
+    def _count(self, name: str, found: PartFacts | StorageError | StaleShardError | None) -> None:
         """A part that is there, or why it can't be counted."""
+        target = self.target
         if isinstance(found, PartFacts):
             target.require_classes(found.class_names.items(), name)
             target.summary.add(found)
             target.summary.present += 1
         else:
-            self._bad_shard(target, name, found or NotFoundError(f"the part of {redact(name)} vanished; run again"))
+            self._bad_shard(name, found or NotFoundError(f"the part of {redact(name)} vanished; run again"))
 
-    def _bad_shard(self, target: Target, name: str, error: RhostreamError) -> None:
+    def _bad_shard(self, name: str, error: RhostreamError) -> None:
         if self.fail_fast:
             raise error
-        if target is self.targets[0]:
-            LOG.warning("%s", error)
-        target.summary.bad_shards[name] = str(error)
-        self.budget.check_shards(target.summary.bad_shards, len(self._mine))
+        LOG.warning("%s", error)
+        self.target.summary.bad_shards[name] = str(error)
+        self.budget.check_shards(self.target.summary.bad_shards, len(self._mine))

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from rhostream.candidates import Prepare
 from rhostream.crashpoints import crash_point
 from rhostream.errors import NonFiniteError
-from rhostream.irreducible.ladder import Ladder, Rung, Spec
 from rhostream.irreducible.unfinished import Kept, Standing
 from rhostream.randomness import torch_seed
 from rhostream.samples.fields import Fields
@@ -44,7 +43,6 @@ class Recipe:
     augment: str
     seed: int
     balance: str = "none"  # sample: every class is drawn equally often; weight: its losses weigh as much together
-    checkpoints: Spec | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,6 @@ class Learned:
     samples: int  # through forward and backward
     checked: int  # through a forward alone, to look at the network
     seconds: float
-    rungs: list[Rung]  # states on the way, where checkpoints were asked for
     seconds_before: float = 0.0  # of `seconds`, those of earlier processes
 
 
@@ -115,29 +112,26 @@ def learn(
     kept: Kept | None = None,
     progress: StepProgress | None = None,
 ) -> Learned:
-    """Train on rows `train` of image (N, ...); keep the state of lowest mean loss on rows
-    `check` of `check_image` (of the mean over classes of their mean losses, where the fit is balanced).
+    """Train on rows `train` of image (N, ...); keep the state of lowest mean loss on rows `check` of `check_image` (of
+    the mean over classes of their mean losses, where the fit is balanced).
 
-    The learning rate falls linearly to 0 over the epochs. Checkpoints on the way change nothing of what is learned or
-    kept. `kept`: where states after epochs are kept, and gone on from, with torch's generators as they then were.
-    Raises NonFiniteError when no check had a finite loss, Interrupted.
+    The learning rate falls linearly to 0 over the epochs. `kept`: where states after epochs are kept, and gone on from,
+    with torch's generators as they then were. Raises NonFiniteError when no check had a finite loss, Interrupted.
     """
     started = time.monotonic()
     network.to(device)
     generator = torch.Generator().manual_seed(torch_seed("fit batches", recipe.seed))
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     weight_C = class_weights(label[train], classes).to(device) if recipe.balance == "weight" else None
-    ladder = Ladder(recipe.checkpoints) if recipe.checkpoints else None
     batches = -(-len(train) // recipe.batch_size)
     check_at = {-(-batches * i // CHECKS_PER_EPOCH) for i in range(1, CHECKS_PER_EPOCH + 1)}
-    at = kept.restore(network, optimizer, generator, ladder) if kept else Standing()
+    at = kept.restore(network, optimizer, generator) if kept else Standing()
     before = at.seconds
     if progress is not None:
         progress.resume(at.epochs * batches)
     for epoch in range(at.epochs, recipe.epochs):
         order = drawn(train, label, recipe.balance, generator)
         running = torch.zeros((), device=device)
-        climb_at = ladder.checks(epoch, batches) if ladder else set[int]()
         for number, rows in enumerate(torch.split(order, recipe.batch_size), 1):
             says = kept.says if kept else ""
             stop_if_asked(says)
@@ -164,23 +158,13 @@ def learn(
             if progress is not None:  # the loss of a batch would have to be waited for
                 checked_loss = f", loss {at.curve[-1]['val_loss']:.3f} on others" if at.curve else ""
                 progress.step(f"epoch {epoch + 1} of {recipe.epochs}{checked_loss}")
-            if number not in check_at and number not in climb_at:
-                continue
-            found = evaluate(network, check_image, check_label, check, normalize, device, says)
-            at.checked += len(check)
-            at_epoch = round(epoch + number / batches, 3)
-            if ladder and number in climb_at:
-                ladder.offer(
-                    found.loss,
-                    lambda f=found, e=at_epoch, s=at.samples, c=at.checked: Rung(  # type: ignore[misc]
-                        f.loss, f.accuracy, e, s, _state(network), c
-                    ),
-                )
             if number in check_at:
-                _check(at, found, at_epoch, float(running) / number, recipe, network)
+                checked = evaluate(network, check_image, check_label, check, normalize, device, says)
+                at.checked += len(check)
+                _check(at, checked, round(epoch + number / batches, 3), float(running) / number, recipe, network)
         at.epochs, at.seconds = epoch + 1, before + time.monotonic() - started
         if kept:
-            kept.save(at, network, optimizer, generator, ladder)
+            kept.save(at, network, optimizer, generator)
     if not at.state:
         raise NonFiniteError(f"the IL model's loss was never finite in {recipe.epochs} epochs; lower --lr")
     return Learned(
@@ -193,7 +177,6 @@ def learn(
         at.samples,
         at.checked,
         before + time.monotonic() - started,
-        ladder.rungs if ladder else [],
         before,
     )
 

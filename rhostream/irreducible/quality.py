@@ -1,7 +1,7 @@
-"""How good an IL model is, from its logits on samples that it didn't learn from: calibration, classes, temperature.
+"""How good an IL model is, from its logits on samples that it didn't learn from: calibration and classes.
 
 An il is used as a number of nats, so a model that is right but too sure of itself is a bad one: the reliability diagram
-and its temperature (Guo et al. 2017) are made when the model is, because a table holds p(label) and no confidence.
+(Guo et al. 2017) is made when the model is, because a table holds p(label) and no confidence.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ BINS = 15  # of confidence, equally wide
 MAX_LOGITS = 1 << 24  # held at once, by network: with more than 1,677 classes fewer than 10,000 samples are looked at
 LISTED_CLASSES = 1000
 FEW = 10  # samples of a class below which its accuracy says little
-LOWEST, HIGHEST = 0.05, 20.0  # temperatures
 Floats = npt.NDArray[np.float64]
 
 
@@ -35,10 +34,6 @@ class Logits:
 
     logit: Floats  # (N, C)
     label: npt.NDArray[np.int64]  # (N,)
-
-    def at(self, temperature: float) -> Logits:
-        """The same, divided by a temperature."""
-        return Logits(self.logit / temperature, self.label)
 
     def log_probability(self) -> Floats:
         """(N, C), nats."""
@@ -72,27 +67,6 @@ def logits_of(
     return Logits(torch.cat(found).double().numpy(), label[rows].numpy())
 
 
-def fit_temperature(found: Logits) -> float:
-    """The temperature (4 digits) of lowest mean loss; logits are to be divided by it.
-
-    The loss is convex in 1/T: Newton's steps on its derivative, kept inside a bracket that shrinks.
-    """
-    low, high, inverse = 1 / HIGHEST, 1 / LOWEST, 1.0
-    given = found.logit[np.arange(len(found.label)), found.label]
-    for _ in range(60):
-        p = np.exp(Logits(found.logit * inverse, found.label).log_probability())
-        mean = (p * found.logit).sum(1)
-        slope = float((mean - given).mean())
-        curvature = float(((p * found.logit**2).sum(1) - mean**2).mean())
-        low, high = (inverse, high) if slope < 0 else (low, inverse)
-        step = inverse - slope / curvature if curvature > 1e-12 else np.inf
-        new = step if low < step < high else (low + high) / 2
-        if abs(new - inverse) < 1e-7 * inverse:
-            break
-        inverse = new
-    return round(float(np.clip(1 / inverse, LOWEST, HIGHEST)), 4)
-
-
 def reliability(folds: Sequence[Logits]) -> dict[str, Any]:
     """{"ece", "count", "confidence", "accuracy"}: of all networks together, the last three (BINS,), null where empty.
 
@@ -114,12 +88,10 @@ def measured(check: Sequence[Logits], train: Sequence[Logits], classes: int) -> 
     """What model.json says of the model's quality; `check`, `train`: of each network, on samples that it didn't learn
     from (those that chose its checkpoint) and on some that it did.
 
-    Labels are those of the shards, wrong ones included. The temperatures are fitted on `check` itself.
+    Labels are those of the shards, wrong ones included.
     """
     loss, label = np.concatenate([one.loss() for one in check]), np.concatenate([one.label for one in check])
     right = np.concatenate([one.logit.argmax(1) == one.label for one in check])
-    temperatures = [fit_temperature(one) for one in check]
-    tempered = [one.at(t) for one, t in zip(check, temperatures, strict=True)]
     n = np.bincount(label, minlength=classes)
     with np.errstate(invalid="ignore", divide="ignore"):
         accuracy_C, loss_C = (np.bincount(label, weights=v, minlength=classes) / n for v in (right.astype(float), loss))
@@ -132,9 +104,7 @@ def measured(check: Sequence[Logits], train: Sequence[Logits], classes: int) -> 
         "balanced_accuracy": float(np.nanmean(accuracy_C)),
         "largest_class": {"class": largest, "share": float(n[largest] / len(label))},
         "worst_class": {"class": worst, "accuracy": float(accuracy_C[worst]), "samples": int(n[worst])},
-        "reliability": reliability(check), "temperature": temperatures,
-        "loss_tempered": _mean(np.concatenate([one.loss() for one in tempered])),
-        "reliability_tempered": reliability(tempered),
+        "reliability": reliability(check),
         "classes": {"samples": n.tolist(), "accuracy": _known(accuracy_C), "loss": _known(loss_C)}
                    if classes <= LISTED_CLASSES else {},
     }  # fmt: skip

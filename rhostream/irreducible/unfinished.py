@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from rhostream import storage
 from rhostream.crashpoints import crash_point
 from rhostream.errors import AlreadyExistsError, NotFoundError
-from rhostream.irreducible.ladder import Ladder, Rung
 from rhostream.irreducible.pool import Pool
 from rhostream.runs.tensors import save_plain
 from rhostream.tables.unfinished import Unfinished, unfinished_in
@@ -85,9 +84,7 @@ class Kept:
             if (one.identity, one.model, one.models, one.of) == (self._identity, self.model, self.models, self._epochs)
         )
 
-    def restore(
-        self, network: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator, ladder: Ladder | None
-    ) -> Standing:
+    def restore(self, network: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> Standing:
         """Set everything to the newest state there is; a damaged one is passed over."""
         device = next(network.parameters()).device
         for epochs in reversed(self._there()):
@@ -100,8 +97,6 @@ class Kept:
             torch.set_rng_state(found["chance"])
             if device.type == "cuda":
                 torch.cuda.set_rng_state(found["chance_cuda"], device)
-            if ladder is not None:
-                ladder.restore([Rung(**rung) for rung in found["rungs"]])
             self._saved = epochs
             return Standing(**found["standing"])
         return Standing()
@@ -112,7 +107,6 @@ class Kept:
         network: nn.Module,
         optimizer: torch.optim.Optimizer,
         generator: torch.Generator,
-        ladder: Ladder | None,
     ) -> None:
         """Keep the state after an epoch: the first, the last, and of those between as many as cost little time."""
         begun, device = time.monotonic(), next(network.parameters()).device
@@ -123,7 +117,6 @@ class Kept:
             "network": network.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state(),
             "chance": torch.get_rng_state(), "standing": vars(standing),
             "chance_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-            "rungs": [vars(rung) for rung in ladder.rungs] if ladder else [],
         })  # fmt: skip
         with contextlib.suppress(AlreadyExistsError):  # the same command runs twice: its state is this one
             storage.create(self._url(standing.epochs), hashlib.sha256(body).hexdigest().encode() + body)

@@ -282,7 +282,6 @@ class Book:
                 "kept": np.zeros(n, bool),
                 "reason": tail.reason,
                 "weight": np.ones(n, np.float32),
-                "lag": np.zeros(n, np.uint8),
             }
             self._run.log.take(tail, None, columns, step.number)
             _count(self._run.counts, tail.reason)

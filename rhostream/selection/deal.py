@@ -19,7 +19,7 @@ from torch import Tensor
 from rhostream.candidates import Candidates, to_device
 from rhostream.samples.fields import Fields
 from rhostream.selection.ranks import Ranks
-from rhostream.selection.stages import Rows
+from rhostream.selection.uniform import Ints as Rows
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Batch:
 
     x: Tensor  # at full size, normalised
     label: Tensor
-    weight: npt.NDArray[np.float64]  # factors of the losses
+    weight: npt.NDArray[np.float32]  # factors of the losses
     place: Rows  # row in the buffer of all ranks
     seen: Tensor  # what a proxy looks at: `x`, or the cheap view where there is one
     il_tokens: Tensor | None = None  # (n, T) float16 nats, of language where the stream was asked for them
@@ -59,7 +59,7 @@ def batch_of(
     rows: Rows,
     x: Tensor,
     label: Tensor,
-    weight: npt.NDArray[np.float64],
+    weight: npt.NDArray[np.float32],
     ranks: Ranks,
     *,
     proxy: bool,
@@ -78,9 +78,9 @@ def batch_of(
     if ranks.alone:
         return Batch(x, label, weight, place, candidates.inputs(rows) if viewed else x, tokens, decoded, field)
     reader = np.full(len(rows), ranks.rank)
-    told, _ = ranks.concat(torch.from_numpy(np.stack([place, weight, reader], 1)), part.most)
-    held = np.bincount(told[:, 2].long().numpy(), minlength=ranks.size).tolist()
-    wanted = shares(len(told), ranks.size, least)
+    kept = ranks.concat_columns({"place": place, "weight": weight, "reader": reader}, part.most)
+    held = np.bincount(kept["reader"], minlength=ranks.size).tolist()
+    wanted = shares(len(kept["place"]), ranks.size, least)
     if held != wanted:
         columns = {"label": label}
         # Pixels travel as the bytes that they were read as, a quarter of what is made of them.
@@ -100,8 +100,8 @@ def batch_of(
     else:
         seen = candidates.inputs(rows) if viewed else x
     start = sum(wanted[: ranks.rank])
-    own = told[start : start + wanted[ranks.rank]].numpy()
-    return Batch(x, label, own[:, 1], own[:, 0].astype(np.int64), x if seen is None else seen, tokens, decoded, field)
+    own = slice(start, start + wanted[ranks.rank])
+    return Batch(x, label, kept["weight"][own], kept["place"][own], x if seen is None else seen, tokens, decoded, field)
 
 
 def _dealt(columns: Mapping[str, Tensor], ranks: Ranks, sent: list[int], received: list[int]) -> dict[str, Tensor]:

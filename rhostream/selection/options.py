@@ -13,16 +13,16 @@ from rhostream.selection.schedule import Schedule, parse_ratios
 from rhostream.setting import ASKED, CHOICE, RULES, check_types, defaults_of, setting, settings_of
 
 if TYPE_CHECKING:
-    from rhostream.selection.choice import Floats, Whole
+    from rhostream.selection.adjust.shape import Adjust
     from rhostream.selection.quota import ClassQuota
 
-Adjust = Callable[["Floats", Any, "Whole", int], "Floats"]
+Make = Callable[[Any], Any]  # an option's value to its `Adjust`, or to a function of (scores (B,), the buffer)
 
 
-def option(default: Any, help: str, *, words: str | None = "", adjust: Adjust | None = None, **says: Any) -> Any:
+def option(default: Any, help: str, *, words: str | None = "", adjust: str | Make | None = None, **says: Any) -> Any:
     """A field of `Options`. `words`: in the names of runs, before its value; "" for its own name, None for nothing.
 
-    `adjust`: (score (m,) float64, the option's value, the whole buffer, step) -> score, where that is all it does.
+    `adjust`, where it re-ranks: the file of `selection/adjust/` whose `make` takes its value, or such a function.
     """
     return setting(
         default, help=help, heading=RULES, pin=ASKED, fixed=CHOICE, part="rule", words=words, adjust=adjust, **says
@@ -33,10 +33,20 @@ def option(default: Any, help: str, *, words: str | None = "", adjust: Adjust | 
 class Options:
     """Options on a rule; docs/rules.md says what each is for. Raises UsageError for a value that can't be.
 
-    One that only changes scores is told here alone: its field, and its `adjust`.
+    One that re-ranks is told here in one field, with its `adjust`.
     """
 
-    gumbel: float | None = option(None, "Draw without replacement from softmax(score / T): Gumbel top-k.", metavar="T")
+    adjust: str | None = option(
+        None,
+        "Your own function that re-ranks: module:name of (scores, buffer); before the other options.",
+        metavar="MODULE:NAME",
+        imports=True,
+        words="adjusted by",
+        adjust="own",
+    )
+    gumbel: float | None = option(
+        None, "Draw without replacement from softmax(score / T): Gumbel top-k.", metavar="T", adjust="gumbel"
+    )
     warm_up: int = option(0, "Uniform for the first N steps.", metavar="N", words="warm-up of")
     stop_after: int | None = option(None, "Uniform from step N on.", metavar="N", words="stop after")
     uniform_every: int | None = option(None, "One step in K is uniform.", metavar="K", words="uniform every")
@@ -49,15 +59,19 @@ class Options:
         "buffer; or class weights that follow the classes' excess losses.",
         metavar="F|balanced|mild[:TIMES]|reducr[:ETA]",
         words="class quota",
+        adjust="class_quota",
     )
     deduplicate: float | None = option(
         None,
         "Of pictures of one buffer whose small views correlate by R (0.95) only the best is kept.",
         metavar="R",
         words="no duplicates above",
+        adjust="duplicates",
     )
-    clip: bool = option(False, "Scores below 0 count as 0; equal ones are ranked by chance.", words="clipped at 0")
-    tau: bool = option(False, "grad_norm_is: uniform until importance sampling pays.")
+    clip: bool = option(
+        False, "Scores below 0 count as 0; equal ones are ranked by chance.", words="clipped at 0", adjust="clip"
+    )
+    tau: bool = option(False, "grad_norm_is: uniform until importance sampling pays.", adjust="tau")
     mc_draws: int = option(10, "Forwards with dropout on, for the rules that compare them.", metavar="K", words=None)
     shadow: str | Iterable[str] | None = option(
         None,
@@ -76,7 +90,7 @@ class Options:
             raise UsageError(f"--deduplicate {self.deduplicate:g}: expected a correlation above 0 and at most 1")
         if self.mc_draws < 1:
             raise UsageError(f"--mc-draws {self.mc_draws}: expected at least 1")
-        _ = self.kept_schedule, self.quota, self.shadows
+        _ = self.kept_schedule, self.quota, self.shadows, self.adjusts
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
@@ -110,33 +124,21 @@ class Options:
 
     def check(self, rule: Rule, *, shortlist: bool = False, live: bool = False) -> None:
         """Raise UsageError for what this rule can't have."""
-        adjusts = {
-            name.replace("_", "-"): getattr(self, name) != defaults_of(Options)[name]
-            for name, says in settings_of(Options).items()
-            if says.adjust is not None
-        }
+        reranks: dict[str, Any] = {**self._reranks}
         if rule.score is None:
+            if self.quota is not None and self.quota.kind != "reducr":
+                del reranks["class_quota"]
             useless = {
-                **adjusts,
-                "clip": self.clip,
-                "gumbel": self.gumbel,
-                "deduplicate": self.deduplicate,
+                **reranks,
                 "shadow": self.shadows,
-                "warm-up": self.warm_up,
-                "stop-after": self.stop_after,
-                "uniform-every": self.uniform_every,
-                "class-quota reducr": self.quota is not None and self.quota.kind == "reducr",
+                "warm_up": self.warm_up,
+                "stop_after": self.stop_after,
+                "uniform_every": self.uniform_every,
             }
             _refuse(useless, "--{} needs scores, and the rule uniform makes no forward")
         if rule.sampled:
             _refuse(
-                {
-                    "gumbel": self.gumbel,
-                    "class-quota": self.class_quota,
-                    "deduplicate": self.deduplicate,
-                    "shortlist": shortlist,
-                    **adjusts,
-                },
+                {**{name: value for name, value in reranks.items() if name != "tau"}, "shortlist": shortlist},
                 f"--{{}} would bias the rule {rule.name}, whose weights make its draws stand for the whole buffer; "
                 "take --rule grad_norm",
             )
@@ -162,13 +164,20 @@ class Options:
                 )
 
     @property
-    def adjusts(self) -> tuple[tuple[Adjust, Any], ...]:
-        """What each option that is asked for does to the scores, with its value, in the order of the fields."""
-        return tuple(
-            (says.adjust, getattr(self, name))
-            for name, says in settings_of(Options).items()
-            if says.adjust is not None and getattr(self, name) != defaults_of(Options)[name]
-        )
+    def _reranks(self) -> dict[str, tuple[str | Make, Any]]:
+        """The options that re-rank and are asked for: what makes each, and its value."""
+        given = ((name, says.adjust, getattr(self, name)) for name, says in settings_of(Options).items())
+        defaults = defaults_of(Options)
+        return {name: (how, value) for name, how, value in given if how is not None and value != defaults[name]}
+
+    @property
+    def adjusts(self) -> tuple[Adjust, ...]:
+        """What re-ranks, made anew, in the order in which it is applied. Raises UsageError."""
+        if not (reranks := self._reranks):
+            return ()
+        from rhostream.selection.adjust.own import made  # NumPy, and some of them torch
+
+        return tuple(sorted((made(name, *how) for name, how in reranks.items()), key=lambda adjust: adjust.turn))
 
     def changed(self) -> dict[str, Any]:
         """The options that aren't at their default, as plain values."""
@@ -188,4 +197,4 @@ class Options:
 def _refuse(given: Mapping[str, Any], why: str) -> None:
     for name, value in given.items():
         if value not in (None, False, 0, ()):
-            raise UsageError(why.format(name))
+            raise UsageError(why.format(name.replace("_", "-")))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rhostream.errors import UsageError, users_code
-from rhostream.selection.ranks import in_lockstep, own_norms
+from rhostream.selection.ranks import Ranks, in_lockstep, own_norms
 
 EXPECTED = (
     "expected logits of shape (B, C), one row a sample: a tensor, or a tuple with it first, or a dict or an "
@@ -100,6 +100,24 @@ def require_more_than_one(model: nn.Module, example: Tensor, asked: str) -> None
     finally:
         for norm, mode, was in zip(norms, modes, tracked, strict=True):
             norm.training, norm.track_running_stats = mode, was
+
+
+def proved_by_one(model: nn.Module, x: Tensor, asked: str, ranks: Ranks) -> bool:
+    """Whether any rank had inputs (n, ...), one of which showed that the model can learn from it alone. Collective.
+
+    Raises UsageError on every rank where it can't.
+    """
+    refusal = None
+    if len(x):
+        try:
+            require_more_than_one(model, x[:1], asked)
+            refusal = ""
+        except UsageError as exc:
+            refusal = str(exc)
+    answers = [answer for answer in ranks.gather_json(refusal) if answer is not None]
+    if first := next(filter(None, answers), None):
+        raise UsageError(first)
+    return bool(answers)
 
 
 def require_logits(name: str, model: nn.Module, example: Tensor, classes: int) -> None:

@@ -1,24 +1,21 @@
-"""Class quotas: how many of one class a batch may hold, and class weights that follow the excess losses.
+"""Class quotas: how many of one class a batch may hold.
 
-Selection starves classes that the IL model finds hard or that are rare (the paper's ethics statement; REDUCR, Bankes et
-al. 2024, which is where the multiplicative weights come from).
+Selection starves classes that the IL model finds hard or that are rare (the paper's ethics statement).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rhostream.errors import MismatchError, UnknownNameError, UsageError
+from rhostream.errors import UnknownNameError, UsageError
 
 KINDS = ("balanced", "mild", "reducr")
 ETA = 0.05
 TIMES = 1.5  # of its share of the buffer, that `mild` leaves a class
-BOUND = 100.0  # of a class's weight, up and down: what grows without end would leave one class alone
 Ints = npt.NDArray[np.int64]
 
 
@@ -105,47 +102,3 @@ def limited(order: Ints, label: Ints, n: int, quota: ClassQuota | None) -> Ints:
     rank = np.empty(len(own), np.int64)  # place among those of the same class
     rank[by_class] = np.arange(len(own)) - np.repeat(starts, np.diff(np.append(starts, len(own))))
     return order[rank < most][:n]
-
-
-class ClassWeights:
-    """A weight for each class, multiplied by exp(eta x excess) each step and brought back to a mean logarithm of 0.
-
-    The excess of a class is the mean of max(loss - il, 0) over its candidates in the buffer, in nats; of the loss alone
-    where the run has no il.
-    """
-
-    def __init__(self, eta: float) -> None:
-        self.eta = eta
-        self.log = np.zeros(0)  # (C,) of the classes seen so far, 0 for one that has not come yet
-
-    def update(self, label: Ints, excess: npt.NDArray[np.float64]) -> None:
-        """Learn from one buffer; what isn't finite is left out."""
-        fine = np.isfinite(excess)
-        label, excess = label[fine], np.maximum(excess[fine], 0.0)
-        if not len(label):
-            return
-        self._grow(int(label.max()) + 1)
-        count = np.bincount(label, minlength=len(self.log))
-        mean = np.bincount(label, excess, len(self.log)) / np.maximum(count, 1)
-        self.log[count > 0] += self.eta * mean[count > 0]
-        bound = math.log(BOUND)
-        self.log = np.clip(self.log - self.log.mean(), -bound, bound)
-
-    def apply(self, score: npt.NDArray[np.float64], label: Ints) -> npt.NDArray[np.float64]:
-        """Scores (m,) weighed by class; one below 0 is divided, so that a larger weight always ranks higher."""
-        if not len(label):
-            return score
-        self._grow(int(label.max()) + 1)
-        weight = np.exp(self.log[label])
-        return np.where(score >= 0, score * weight, score / weight)
-
-    def _grow(self, classes: int) -> None:
-        self.log = np.pad(self.log, (0, max(classes - len(self.log), 0)))
-
-    def state(self) -> list[float]:
-        return [float(v) for v in self.log]
-
-    def load(self, state: Any) -> None:
-        if not isinstance(state, list) or not all(isinstance(v, float) and math.isfinite(v) for v in state):
-            raise MismatchError("the class weights of the checkpoint are no list of numbers")
-        self.log = np.array(state, np.float64)

@@ -9,16 +9,19 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from rhostream.errors import RankLostError, UsageError
 
+Column = npt.NDArray[Any]  # of the host
 BUCKET = 16 << 20  # elements of a gradient bucket: 64 MiB of float32
 
 
@@ -68,6 +71,23 @@ class Ranks:
         lengths = [int(n) for n in found[:, 0, 0].tolist()]
         parts = [part[1 : n + 1] for part, n in zip(found, lengths, strict=True)]
         return torch.cat(parts), sum(lengths[: self.rank])
+
+    def concat_columns(self, columns: Mapping[str, Column], capacity: int) -> dict[str, Column]:
+        """Columns (m, ...) of all ranks, below each other in their order, each of its own type; m <= `capacity`.
+
+        Rows travel as records of whole 8 bytes.
+        """
+        if self.alone:
+            return dict(columns)
+        fields = [(name, column.dtype, column.shape[1:]) for name, column in columns.items()]
+        packed = np.dtype(fields)
+        record = np.dtype([*fields, ("filler", np.uint8, (-packed.itemsize % 8,))])
+        own = np.zeros(len(next(iter(columns.values()))), record)
+        for name, column in columns.items():
+            own[name] = column
+        rows = self.concat(torch.from_numpy(own.view(np.int64).reshape(len(own), record.itemsize // 8)), capacity)[0]
+        found = rows.contiguous().numpy().view(record)[:, 0]
+        return {name: np.ascontiguousarray(found[name]) for name in columns}
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """The numbers of all ranks, added up in float64: the same on every rank."""

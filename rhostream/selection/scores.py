@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from rhostream.candidates import Candidates
 from rhostream.errors import UsageError
 from rhostream.randomness import torch_seed
 from rhostream.selection.forward import Forward
@@ -15,10 +16,16 @@ from rhostream.selection.losses import LossFunction, per_sample, require_known
 from rhostream.selection.ranks import in_lockstep
 from rhostream.selection.rules import Evidence, Rule, cap, mean_prediction
 from rhostream.selection.shadow import shadow_scores
-from rhostream.selection.stages import Stage
+from rhostream.selection.stages import Rows, Stage
 from rhostream.selection.tokens import SequenceMean, correct_of
 
 Bounds = tuple[int, int]  # the smallest and the largest label
+
+
+def bounds_of(candidates: Candidates, rows: Rows) -> Bounds:
+    """The smallest and the largest label of the rows, on the host; (0, -1) where there is none."""
+    label = candidates.host.label[torch.from_numpy(rows)]
+    return (int(label.min()), int(label.max())) if len(rows) and label.ndim == 1 else (0, -1)
 
 
 class RuleScores:
@@ -44,22 +51,26 @@ class RuleScores:
         self._drawn = False
 
     @torch.no_grad()  # a loss may have parameters
-    def __call__(
-        self, forward: Forward, stage: Stage, bounds: Bounds, step: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Loss, score and whether the prediction was right, (m,) each, and the shadows' scores (rules, m)."""
-        if not len(stage.x) and not in_lockstep(forward.model):
-            nothing = stage.il.new_zeros(0)  # batch norm refuses a forward of nothing
-            return nothing, nothing, nothing.bool(), nothing.new_zeros(len(self.shadows), 0)
-        draws = self._dropout_draws(forward, stage.x, step) if self.rule.needs_draws else None
-        logits = forward(stage.x) if draws is None else mean_prediction(draws)
+    def __call__(self, forward: Forward, stage: Stage, bounds: Bounds, step: int) -> dict[str, Tensor]:
+        """`loss`, `score`, `correct` (whether the prediction was right), (m,) each; the `shadow` rules' (rules, m)."""
+        if not len(stage.x_m) and not in_lockstep(forward.model):
+            nothing = stage.il_m.new_zeros(0)  # batch norm refuses a forward of nothing
+            shadow = nothing.new_zeros(len(self.shadows), 0)
+            return {"loss": nothing, "score": nothing, "correct": nothing.bool(), "shadow": shadow}
+        draws = self._dropout_draws(forward, stage.x_m, step) if self.rule.needs_draws else None
+        logits = forward(stage.x_m) if draws is None else mean_prediction(draws)
         if not isinstance(self.loss, SequenceMean):  # of language no label is looked at
             require_known(bounds, logits)
-        loss = per_sample(self.loss, logits, stage.label).float()
-        evidence = Evidence(loss, stage.il, logits, stage.label, draws)
-        live = None if stage.live is None else replace(evidence, il_B=stage.live)
+        loss = per_sample(self.loss, logits, stage.label_m).float()
+        evidence = Evidence(loss, stage.il_m, logits, stage.label_m, draws)
+        live = None if stage.live_m is None else replace(evidence, il_B=stage.live_m)
         score = self.rule(self._capped(live if self.rule.live and live is not None else evidence))
-        return loss, score, correct_of(self.loss)(logits, stage.label), shadow_scores(self.shadows, evidence, live)
+        return {
+            "loss": loss,
+            "score": score,
+            "correct": correct_of(self.loss)(logits, stage.label_m),
+            "shadow": shadow_scores(self.shadows, evidence, live),
+        }
 
     def _capped(self, evidence: Evidence) -> Evidence:
         """What the run's own rule sees; its shadows see the losses as they are, whatever the run's options."""

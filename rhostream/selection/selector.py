@@ -12,30 +12,31 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rhostream.candidates import Candidates, Reason, Slice, to_device
+from rhostream.candidates import CANDIDATE, Candidates, Reason, to_device
 from rhostream.errors import NonFiniteError, UnknownNameError, UsageError
 from rhostream.inert import one_line
-from rhostream.samples.fields import Fields
-from rhostream.selection.choice import Draws, Whole, choose, columns_of, leading, whole_of
+from rhostream.selection.adjust.duplicates import grey_views
+from rhostream.selection.adjust.shape import Bools, Buffer
 from rhostream.selection.chooser import Chooser
 from rhostream.selection.deal import Batch, batch_of
-from rhostream.selection.duplicates import grey_views
 from rhostream.selection.forward import Forward, require_dropout, scoring
 from rhostream.selection.live import LiveIL
 from rhostream.selection.losses import LossFunction
 from rhostream.selection.options import Options
-from rhostream.selection.outputs import require_more_than_one
+from rhostream.selection.outputs import proved_by_one
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.ranks import Ranks, default_ranks, in_lockstep, is_sharded, own_norms
 from rhostream.selection.rules import find_rule
-from rhostream.selection.scores import Bounds, RuleScores
-from rhostream.selection.stages import Reached, Reading, Rows, Selection, ShadowScores, Stage, Taken, decided, take
+from rhostream.selection.scores import RuleScores, bounds_of
+from rhostream.selection.shadow import shadow_kept
+from rhostream.selection.stages import Columns, Rows, Selection, Stage, fields_of, pack, unpack
 from rhostream.selection.tokens import is_language, loss_of
+from rhostream.selection.uniform import Draws
+from rhostream.selection.whole import Host, buffer_of, shortlist, slice_of, uniform_of
 
 __all__ = ["NONFINITE_BUFFERS", "Selection", "Selector", "scoring"]
 
@@ -91,11 +92,11 @@ class Selector:
             raise UsageError(f"batch_size {batch_size}: expected at least 1")
         if shortlist is not None and not shortlist > 1:
             raise UsageError(f"shortlist {shortlist}: expected more than 1 (times the {batch_size} kept)")
-        wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
         if gradients not in (None, *GRADIENTS):
             raise UnknownNameError.of("gradients", str(gradients), GRADIENTS)
-        self.reduced = gradients or ("mean" if wrapped or is_sharded(model) else None)
+        self.reduced = gradients or ("mean" if is_sharded(model) else None)
         if isinstance(model, nn.parallel.DistributedDataParallel):
+            self.reduced = gradients or "mean"
             model = model.module  # its forward talks to other ranks, and a rank without candidates makes none
         self.ranks = default_ranks(group)
         if chunk is not None and in_lockstep(model):
@@ -105,22 +106,22 @@ class Selector:
             )
         self.model, self.rule, self.batch_size = model, find_rule(rule), batch_size
         self.loss = loss or loss_of(model)
-        self.loss_cap, self.seed, self.live, self.shortlist = loss_cap, seed, live, shortlist
+        self.loss_cap, self.seed, self.rank = loss_cap, seed, rank
+        self.live, self.proxy, self.shortlist = live, proxy, shortlist
         if loss_cap and is_language(model):
             raise UsageError("loss_cap clips at the loss of a guess among classes, which language has not")
         self.forward = Forward(model, chunk=chunk, batch_norm=batch_norm, autocast=autocast, compile=compile)
-        self.proxy = proxy
         if proxy is not None and shortlist is None:
             raise UsageError("a proxy makes a shortlist: say how long, as a multiple of the batch size (shortlist=4)")
         if self.rule.score is None and self.shortlist is not None:
             raise UsageError(f"the rule {rule!r} makes no forward, so a shortlist has nothing to rank by")
         self.options = Options.of(options)
         self.options.check(self.rule, shortlist=shortlist is not None, live=live is not None)
-        self.rank = rank
         self.chooser = Chooser(self.rule, self.options)
+        learners = [model, *([] if proxy is None else [proxy.model])]
         if self.rule.needs_draws:
-            for scorer in (model, *([] if proxy is None else [proxy.model])):
-                require_dropout(scorer, self.rule.name)
+            for learner in learners:
+                require_dropout(learner, self.rule.name)
         self._scores = RuleScores(
             self.rule,
             self.chooser.shadows,
@@ -133,7 +134,6 @@ class Selector:
         # Batch norm of each rank's own rows can't learn from one: no rank is left with one where two are to be had, and
         # where there never are two it is proved that the model can.
         few = batch_size < 2 * self.ranks.size
-        learners = [model, *([] if proxy is None else [proxy.model])]
         self._least = 2 if not few and any(map(own_norms, learners)) else 1
         self._unproved = few and bool(own_norms(model)) and not in_lockstep(model)
         self._calls = self._nonfinite = 0
@@ -145,7 +145,7 @@ class Selector:
         """
         step = self._calls if step is None else step
         self._calls = step + 1
-        n_B = self._slice(candidates).planned
+        n_B = slice_of(candidates, self.ranks).planned
         n = self.chooser.schedule.kept(step, self.batch_size, n_B)
         rows = candidates.candidate_rows
         if self.rule.score is None or self.chooser.schedule.is_uniform(step):
@@ -155,58 +155,82 @@ class Selector:
         return self._by_score(candidates, rows, n, step)
 
     def _by_score(self, candidates: Candidates, rows: Rows, n: int, step: int) -> Selection:
-        chance, draws = self._by_chance(candidates, rows), self._draws(candidates, step)
-        stage = Stage(candidates.inputs(rows), *take(candidates, rows), chance, self._live_il(candidates, rows))
-        reading, bounds, position = Reading(candidates, rows), _bounds(candidates, rows), None
+        log, draws, reread = Columns(candidates, Reason.shortlist), self._draws(candidates, step), 0
+        stage = Stage.of(candidates, rows, self._live_il(candidates, rows))
         if self.shortlist is not None:
-            position = self._shortlist(stage, candidates, bounds, n, draws)
-            stage = stage.take(position)
+            stage = stage.take(self._shortlist(stage, candidates, rows, n, draws))
             if candidates.full is not None:
-                stage, position = reading(stage, position)
-        loss, score, correct, shadows = self._scores(self.forward, stage, bounds, step)
-        # The one wait for the device: everything that the choice and the log need comes in one copy.
-        at = torch.arange(len(score), device=score.device) if position is None else position
-        parts = [
-            loss.float()[None],
-            score[None],
-            correct.float()[None],
-            at.float()[None],
-            (stage.il if stage.live is None else stage.live)[None],
-            shadows,
-        ]
-        if self.options.deduplicate is not None:
-            parts.append(self._views(candidates, rows, at))
-        table = torch.cat(parts).cpu()
-        at, live = table[3].long(), None if stage.live is None else table[4].numpy()
-        reached = Reached(at.numpy(), table[0].numpy(), table[1].numpy(), table[2].numpy() > 0, live)
-        whole, start = self._whole(candidates, rows, table, stage.chance)
-        self._watch(whole)
-        choice = self.chooser(whole, n, draws)
-        own = _own(choice.kept, start, len(score))
-        kept_at = torch.from_numpy(choice.kept[own] - start)
-        kept, kept_at = stage.take(to_device(kept_at, score.device)), at[kept_at]
-        times, weight, total, drawn = choice.times[own], choice.weight[own], len(choice.kept), choice.draws
+                listed = stage.row_m.cpu().numpy()
+                stage, readable = stage.at_full_size(candidates, listed)
+                log.reason[np.setdiff1d(listed, readable)], reread = Reason.unreadable, len(listed)
+        columns = {"row": stage.row_m, **self._scores(self.forward, stage, bounds_of(candidates, rows), step)}
+        if stage.live_m is not None:
+            columns["il"] = stage.live_m
+        if self.chooser.needs_views:
+            columns["view"] = grey_views(fields_of(candidates).only.index_select(0, stage.row_m))
+        host = unpack(*pack(columns))  # the one wait for the device
+        reached = host["row"]
+        log.scored(reached, host, candidates.host.il.numpy())
+        buffer, first = self._buffer(candidates, reached, host, n, draws), slice_of(candidates, self.ranks).first
+        own = slice(first, first + len(candidates))
+        self._watch(buffer)
+        choice = self.chooser(buffer)
+        times_B, weight_B, reason_B = choice.times_B[own], choice.weight_B[own], choice.reason_B[own]
+        log.reason[reason_B != Reason.below] = reason_B[reason_B != Reason.below]
+        kept, total, drawn = np.flatnonzero(times_B), len(choice.kept), choice.draws
+        trained = stage.take(to_device(torch.from_numpy(np.searchsorted(reached, kept)), stage.row_m.device))
         if candidates.full is not None and self.shortlist is None:
-            before = kept_at
-            kept, kept_at = reading(kept, kept_at)
-            left = torch.isin(before, kept_at).numpy()
-            times, weight = times[left], weight[left]
-            total, drawn = (int(v) for v in self.ranks.sum([len(kept_at), times.sum()]))
-        batch = self._batch(candidates, rows[kept_at.numpy()], kept.x, kept.label, weight)
-        trained = self._learn(candidates, rows, kept_at, batch, total)
-        copies = choice.duplicates[_own(choice.duplicates, start, len(score))] - start
-        taken = Taken(kept_at.numpy(), weight, reading.failed, reached.at[copies])
-        columns = decided(candidates, rows, reached, taken, Reason.shortlist)
-        return Selection(
-            **columns, **self._trained_on(batch, total, weighed=self.rule.sampled), total=total, draws=drawn,
-            scored=len(score) * (self.options.mc_draws if self.rule.needs_draws else 1),
-            shortlisted=0 if self.shortlist is None else len(rows), reread=reading.count,
-            live_scored=0 if self.live is None else len(rows), live_trained=trained,
-            shadow=self._shadow(whole, rows[reached.at], n, draws, start),
+            chosen, reread = kept, len(kept)
+            trained, kept = trained.at_full_size(candidates, chosen)
+            log.reason[np.setdiff1d(chosen, kept)] = Reason.unreadable
+            total, drawn = (int(v) for v in self.ranks.sum([len(kept), times_B[kept].sum()]))
+        log.keep(kept, weight_B[kept])
+        return self._selected(
+            candidates, log, trained, total, draws=drawn, reread=reread,
+            scored=len(reached) * (self.options.mc_draws if self.rule.needs_draws else 1),
+            shortlisted=0 if self.shortlist is None else len(rows),
+            live_scored=0 if self.live is None else len(rows),
+            weighed=self.rule.sampled, shadow=shadow_kept(self.chooser.shadows, buffer, own),
         )  # fmt: skip
 
-    def _slice(self, candidates: Candidates) -> Slice:
-        return candidates.slice_of(self.ranks.rank, self.ranks.size)
+    def _uniform(self, candidates: Candidates, rows: Rows, n: int, step: int, *, measure: bool = False) -> Selection:
+        """A random n_b of the candidates, unless the stream has chosen them before decoding.
+
+        `measure`: their gradient norms are scored, for tau.
+        """
+        log, reread, scored, draws = Columns(candidates, Reason.below), 0, 0, self._draws(candidates, step)
+        rows = uniform_of(candidates, rows, self.ranks, n, draws, self.chooser.quota)
+        stage, kept = Stage.of(candidates, rows), rows
+        if candidates.full is not None:
+            stage, kept = stage.at_full_size(candidates, rows)
+            log.reason[np.setdiff1d(rows, kept)], reread = Reason.unreadable, len(rows)
+        if measure:
+            host = unpack(*pack(self._scores(self.forward, stage, bounds_of(candidates, rows), 0)))
+            log.scored(kept, host, candidates.host.il.numpy())
+            self.chooser.see(self._buffer(candidates, kept, host, n, draws))
+            scored = len(kept)
+        log.keep(kept)
+        total = int(self.ranks.sum([len(kept)])[0])
+        return self._selected(candidates, log, stage, total, draws=total, reread=reread, scored=scored)
+
+    def _selected(
+        self, candidates: Candidates, log: Columns, stage: Stage, total: int, *, weighed: bool = False, **counts: Any
+    ) -> Selection:
+        """The selection, of the rows that were kept of this rank's slice and those of the others; proxies learn."""
+        batch = batch_of(
+            candidates, log.rows, stage.x_m, stage.label_m, log.weight[log.rows], self.ranks,
+            proxy=self.proxy is not None, least=self._least,
+        )  # fmt: skip
+        if self._unproved:
+            asked = f"batch_size {self.batch_size} on {self.ranks.size} rank{'s' if self.ranks.size > 1 else ''}"
+            self._unproved = not proved_by_one(self.model, batch.x, asked, self.ranks)
+        return Selection(
+            **vars(log), **counts, total=total, ranks=self.ranks.size, reduced=self.reduced,
+            input=batch.x if total else None, label=batch.label, place=batch.place, il_tokens=batch.il_tokens,
+            decoded=batch.decoded, field=batch.field,
+            factors=to_device(torch.from_numpy(batch.weight), batch.label.device) if weighed else None,
+            live_trained=self._learn(candidates, log.rows, batch, total),
+        )  # fmt: skip
 
     # -- what else is looked at ----------------------------------------------------------------------------------------
 
@@ -214,70 +238,39 @@ class Selector:
         if self.live is None:
             return None
         index = to_device(torch.from_numpy(rows), candidates.label.device)
-        fold = None if candidates.fold is None else candidates.fold[rows]
-        return self.live(_fields(candidates).index_select(0, index), candidates.label[index], fold)
+        fields, label = fields_of(candidates).index_select(0, index), candidates.label[index]
+        return self.live(fields, label, None if candidates.fold is None else candidates.fold[rows])
 
-    def _views(self, candidates: Candidates, rows: Rows, at: Tensor) -> Tensor:
-        """(V, m) grey views of the rows that reached the target."""
-        index = to_device(torch.from_numpy(rows), at.device)[at]
-        return grey_views(_fields(candidates).only.index_select(0, index)).T
-
-    # -- decisions ---------------------------------------------------------------------------------------------------
-
-    def _shortlist(self, stage: Stage, candidates: Candidates, bounds: Bounds, n: int, draws: Draws) -> Tensor:
-        """Positions (m,) of the stage that go on to the target, on the device; nothing waits for it on one rank."""
+    def _shortlist(self, stage: Stage, candidates: Candidates, rows: Rows, n: int, draws: Draws) -> Tensor:
+        """Positions of the stage that go on to the target, on the device; nothing waits for it on one rank."""
         if self.proxy is None and candidates.full is None:
             raise UsageError(
                 "a shortlist without a proxy is made on the stream's cheap view, and this stream has "
                 "none: open_stream(view_size=...), or Selector(proxy=Proxy(small_model))"
             )
         assert self.shortlist is not None
-        score = self._scores(self.proxy.forward if self.proxy else self.forward, stage, bounds, draws.step)[1]
-        length = round(self.shortlist * n)
-        if self.ranks.alone:
-            return choose(score, stage.chance, length, draws.among_missing("shortlist"), leading)
-        whole, start = self.ranks.concat(
-            torch.stack([score.float().cpu(), stage.chance.float()], 1), self._slice(candidates).most
-        )
-        chosen = choose(whole[:, 0], whole[:, 1] > 0, length, draws.among_missing("shortlist"), leading)
-        return to_device(chosen[_own(chosen.numpy(), start, len(score))] - start, score.device)
+        forward, chance_B = self.proxy.forward if self.proxy else self.forward, self._by_chance(candidates)
+        score_m = self._scores(forward, stage, bounds_of(candidates, rows), draws.step)["score"]
+        return shortlist(candidates, rows, score_m, chance_B, self.ranks, round(self.shortlist * n), draws)
 
-    def _whole(self, candidates: Candidates, rows: Rows, table: Tensor, chance: Tensor) -> tuple[Whole, int]:
-        """What is known of the whole buffer, in canonical order, and the position where this rank's rows begin."""
-        own = torch.from_numpy(rows)[table[3].long()]
-        label, place = candidates.host.label[own], own + self._slice(candidates).first
-        columns = torch.cat([columns_of(table[0], table[1], table[4], chance, place, label), table[5:]])
-        found, start = self.ranks.concat(columns.T, self._slice(candidates).most)
-        return whole_of(found.numpy(), len(self.chooser.shadows)), start
-
-    def _shadow(self, whole: Whole, rows: Rows, n: int, draws: Draws, start: int) -> ShadowScores | None:
-        if not self.chooser.shadows:
-            return None
-        kept = np.zeros(whole.shadows.shape, bool)
-        for number, choice in enumerate(self.chooser.shadow_choices(whole, n, draws)):
-            kept[number, choice.kept] = True
-        mine = slice(start, start + len(rows))
-        return ShadowScores(rows, whole.shadows[:, mine].astype(np.float32), kept[:, mine])
+    def _buffer(self, candidates: Candidates, rows: Rows, host: Host, n: int, draws: Draws) -> Buffer:
+        return buffer_of(candidates, rows, host, self._by_chance(candidates), self.ranks, n=n, draws=draws)
 
     def _draws(self, candidates: Candidates, step: int) -> Draws:
-        return Draws(
-            seed=self.seed,
-            step=step,
-            pass_index=candidates.pass_index,
-            index=candidates.index,
-            planned=self._slice(candidates).planned,
-            rank=self.rank,
-        )
+        where = {"pass_index": candidates.pass_index, "index": candidates.index}
+        planned = slice_of(candidates, self.ranks).planned
+        return Draws(seed=self.seed, step=step, planned=planned, rank=self.rank, **where)
 
-    def _by_chance(self, candidates: Candidates, rows: Rows) -> Tensor:
-        """Candidate rows (as a mask on the host) without an il, which the policy `uniform` lets compete by chance."""
+    def _by_chance(self, candidates: Candidates) -> Bools:
+        """(B,) candidates without an il, which the policy `uniform` lets compete by chance."""
         if not self.rule.needs_il or self.live is not None:
-            return torch.zeros(len(rows), dtype=torch.bool)
-        return ~torch.isfinite(candidates.host.il[torch.from_numpy(rows)])
+            return np.zeros(len(candidates), bool)
+        missing_B: Bools = (candidates.reason == CANDIDATE) & ~np.isfinite(candidates.host.il.numpy())
+        return missing_B
 
-    def _watch(self, whole: Whole) -> None:
-        scored = whole.score[~whole.chance]
-        dead = len(scored) > 0 and not np.isfinite(scored).any()
+    def _watch(self, buffer: Buffer) -> None:
+        score = buffer.score_B[buffer.reached_B & ~buffer.chance_B]
+        dead = len(score) > 0 and not np.isfinite(score).any()
         self._nonfinite = self._nonfinite + 1 if dead else 0
         if self._nonfinite >= NONFINITE_BUFFERS:
             raise NonFiniteError(
@@ -285,100 +278,14 @@ class Selector:
                 "diverged or overflows; lower the learning rate, or use float32 or bfloat16"
             )
 
-    def _uniform(self, candidates: Candidates, rows: Rows, n: int, step: int, *, measure: bool = False) -> Selection:
-        """A random n_b of the candidates, unless the stream has chosen them before decoding.
-
-        `measure`: their gradient norms are scored, for tau.
-        """
-        passed, quota, left = len(rows), self.chooser.quota, rows
-        label = candidates.host.label
-        classes = label[torch.from_numpy(rows)] if label.ndim == 1 else torch.zeros(len(rows))
-        place = torch.from_numpy(rows) + self._slice(candidates).first
-        told, start = self.ranks.concat(torch.stack([place.float(), classes.float()], 1), self._slice(candidates).most)
-        if len(told) > n or (quota is not None and quota.kind != "reducr"):
-            places, labels = told.numpy().astype(np.int64).T
-            drawn = self.chooser.by_chance(places, labels, n, self._draws(candidates, step))
-            rows = rows[drawn[_own(drawn, start, passed)] - start]
-        stage = Stage(candidates.inputs(rows), *take(candidates, rows), torch.zeros(len(rows), dtype=torch.bool))
-        reading, at = Reading(candidates, rows), torch.arange(len(rows))
-        if candidates.full is not None:
-            stage, at = reading(stage, at)
-        reached = Reached(np.zeros(0, np.int64), *(np.zeros(0, np.float32),) * 2, np.zeros(0, bool))
-        scored = 0
-        if measure:
-            loss, score, correct, _ = self._scores(self.forward, stage, _bounds(candidates, rows), 0)
-            table = torch.stack([loss.float(), score, correct.float()]).cpu()
-            whole, _ = self.ranks.concat(table[1][:, None], self._slice(candidates).most)
-            self.chooser.see(whole[:, 0].numpy())
-            reached = Reached(at.numpy(), table[0].numpy(), table[1].numpy(), table[2].numpy() > 0)
-            scored = len(at)
-        total = int(self.ranks.sum([len(at)])[0])
-        batch = self._batch(candidates, rows[at.numpy()], stage.x, stage.label, np.ones(len(at)))
-        trained = self._learn(candidates, rows, at, batch, total)
-        columns = decided(candidates, rows, reached, Taken(at.numpy(), np.ones(len(at)), reading.failed), Reason.below)
-        skipped = np.setdiff1d(left, rows)
-        columns["reason"][skipped] = Reason.below
-        return Selection(
-            **columns,
-            **self._trained_on(batch, total),
-            total=total,
-            draws=total,
-            scored=scored,
-            reread=reading.count,
-            live_trained=trained,
-        )
-
-    def _batch(
-        self, candidates: Candidates, kept: Rows, x: Tensor, label: Tensor, weight: npt.NDArray[np.float64]
-    ) -> Batch:
-        """What this rank trains on, of the rows that were kept of its slice and those of the others."""
-        batch = batch_of(
-            candidates, kept, x, label, weight, self.ranks, proxy=self.proxy is not None, least=self._least
-        )
-        if self._unproved:
-            self._require_statistics(batch.x)
-        return batch
-
-    def _require_statistics(self, x: Tensor) -> None:
-        """Prove once that the model can learn from one sample; a rank that has none learns of it from the others."""
-        refusal = ""
-        if len(x):
-            self._unproved = False
-            try:
-                require_more_than_one(
-                    self.model,
-                    x[:1],
-                    f"batch_size {self.batch_size} on {self.ranks.size} rank{'s' if self.ranks.size > 1 else ''}",
-                )
-            except UsageError as exc:
-                refusal = str(exc)
-        if first := next(filter(None, self.ranks.gather_json(refusal)), None):
-            raise UsageError(first)
-
-    def _trained_on(self, batch: Batch, total: int, weighed: bool = False) -> dict[str, Any]:
-        """The columns of a selection that say what this rank trains on."""
-        factors = to_device(torch.from_numpy(batch.weight.astype(np.float32)), batch.label.device) if weighed else None
-        return {
-            "input": batch.x if total else None,
-            "label": batch.label,
-            "factors": factors,
-            "place": batch.place,
-            "il_tokens": batch.il_tokens,
-            "reduced": self.reduced,
-            "decoded": batch.decoded,
-            "field": batch.field,
-            "ranks": self.ranks.size,
-        }
-
-    def _learn(self, candidates: Candidates, rows: Rows, at: Tensor, batch: Batch, total: int) -> int:
+    def _learn(self, candidates: Candidates, kept: Rows, batch: Batch, total: int) -> int:
         """A step of the proxy and of the live IL model on what is kept; samples that went through the latter."""
         if self.proxy is not None and total:
             self.proxy.learn(batch.seen, batch.label, self.ranks, total)
         if self.live is None or not total:
             return 0
-        kept = rows[at.numpy()]
         own = to_device(torch.from_numpy(kept), batch.label.device)
-        fields, label = _fields(candidates).index_select(0, own), candidates.label.index_select(0, own)
+        fields, label = fields_of(candidates).index_select(0, own), candidates.label.index_select(0, own)
         learned = self.live.learn(fields, label, None if candidates.fold is None else candidates.fold[kept], self.ranks)
         return learned if self.ranks.first else 0
 
@@ -392,20 +299,3 @@ class Selector:
         """The inverse of `state_dict`. Raises MismatchError for what is none."""
         self._calls = int(state.get("calls", 0))
         self.chooser.load(state)
-
-
-def _fields(candidates: Candidates) -> Fields:
-    if candidates.fields is None:
-        raise UsageError("these candidates carry nothing decoded, and this rule or option looks at it")
-    return candidates.fields
-
-
-def _bounds(candidates: Candidates, rows: Rows) -> Bounds:
-    """The smallest and the largest label of the rows, on the host."""
-    label = candidates.host.label[torch.from_numpy(rows)]
-    return (int(label.min()), int(label.max())) if len(rows) and label.ndim == 1 else (0, -1)
-
-
-def _own(chosen: Rows, start: int, count: int) -> Rows:
-    """Which of some positions in the whole buffer are those of the `count` rows from `start` on."""
-    return np.flatnonzero((chosen >= start) & (chosen < start + count))

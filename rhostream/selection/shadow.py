@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rhostream.selection.choice import Choice, Draws, Floats, Whole, by_importance, largest, the_best
+from rhostream.selection.adjust.shape import Bools, Buffer, Float32
+from rhostream.selection.choice import Choice, largest, once_each, sampled
 from rhostream.selection.rules import Evidence, Rule
+from rhostream.selection.uniform import Ints
+
+
+@dataclass(frozen=True)
+class ShadowScores:
+    """What each shadow rule made of the rows that reached the target: rules in the order of the selector's."""
+
+    rows: Ints  # (m,) of the buffer, ascending
+    score: Float32  # (rules, m); NaN where a rule had nothing to rank by
+    kept: Bools  # (rules, m)
 
 
 def shadow_scores(rules: Sequence[Rule], evidence: Evidence, live: Evidence | None) -> Tensor:
@@ -24,17 +35,22 @@ def shadow_scores(rules: Sequence[Rule], evidence: Evidence, live: Evidence | No
     return torch.stack(scores) if scores else evidence.loss_B.new_zeros(0, len(evidence.loss_B))
 
 
-def plain_choice(rule: Rule, whole: Whole, score: Floats, n: int, draws: Draws) -> Choice:
-    """What the rule keeps without any option: a random n, the n largest, or n draws."""
+def shadow_kept(rules: Sequence[Rule], buffer: Buffer, own: slice) -> ShadowScores | None:
+    """What each rule keeps without any option, of a rank's `own` slice of the buffer; None without rules."""
+    if not rules:
+        return None
+    kept_SB = np.zeros(buffer.shadow_SB.shape, bool)
+    for kept_B, rule, score_B in zip(kept_SB, rules, buffer.shadow_SB, strict=True):
+        kept_B[_plain(rule, replace(buffer, score_B=score_B)).kept] = True
+    rows = np.flatnonzero(buffer.reached_B[own])
+    return ShadowScores(rows, buffer.shadow_SB[:, own][:, rows].astype(np.float32), kept_SB[:, own][:, rows])
+
+
+def _plain(rule: Rule, buffer: Buffer) -> Choice:
     if rule.score is None:
-        return the_best(draws.uniform(whole.place, whole.label, n))
+        rows = np.flatnonzero(buffer.reached_B)
+        return once_each(buffer.draws.uniform(rows, buffer.label_B[rows], buffer.n), len(buffer.score_B))
     if rule.sampled:
-        return sampled(score, n, draws)
-    chance = whole.chance if rule.needs_il and not rule.live else np.zeros(len(score), bool)
-    return largest(replace(whole, chance=chance), score, n, draws.among_missing("batch"))
-
-
-def sampled(score: Floats, n: int, draws: Draws) -> Choice:
-    """Importance sampling; of n candidates and fewer each is taken once, which is their mean without any variance."""
-    finite = np.flatnonzero(np.isfinite(score))
-    return the_best(finite) if len(finite) <= n else by_importance(score, n, draws.by_step("importance"))
+        return sampled(buffer)
+    by_chance = rule.needs_il and not rule.live
+    return largest(buffer if by_chance else replace(buffer, chance_B=np.zeros_like(buffer.chance_B)))

@@ -1,8 +1,13 @@
-"""What a selector passes from one forward to the next, and the columns of a decision that come out at the end."""
+"""From a buffer to a forward and back: rows are picked out for the forward, what it gave goes into (B,) columns.
+
+All rows are those of the buffer (of this rank's slice of it); arrays named `_m` are of the rows that reached a stage,
+in ascending order, and nothing but `Stage` holds one.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rhostream.candidates import Candidates, Reason, array_in_words, to_device
+from rhostream.candidates import CANDIDATE, Candidates, Reason, array_in_words, to_device
 from rhostream.errors import UsageError
 from rhostream.samples.fields import Fields
+from rhostream.selection.shadow import ShadowScores
 
 Rows = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
@@ -20,57 +26,102 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Stage:
-    """What goes through a forward; all (m,) and, but for `chance`, on the device."""
+    """What goes through a forward: the m rows of a buffer that came so far, ascending; all on the device."""
 
-    x: Tensor
-    label: Tensor
-    il: Tensor
-    chance: Tensor  # bool, on the host: without an il, competes by chance
-    live: Tensor | None = None  # the il of a model that learns along
+    row_m: Tensor  # int64
+    x_m: Tensor  # the model's input
+    label_m: Tensor
+    il_m: Tensor  # of the table, nats; NaN where there is none
+    live_m: Tensor | None = None  # the il of a model that learns along
+
+    @classmethod
+    def of(cls, candidates: Candidates, rows: Rows, live_m: Tensor | None = None) -> Stage:
+        """Those rows, with the inputs that the buffer has: all rows cost no copy."""
+        x, label, il = candidates.inputs(rows), candidates.label, candidates.il
+        if len(rows) == len(candidates):
+            return cls(torch.arange(len(rows), device=label.device), x, label, il, live_m)
+        row_m = to_device(torch.from_numpy(rows), label.device)
+        return cls(row_m, x, label.index_select(0, row_m), il.index_select(0, row_m), live_m)
 
     def take(self, position: Tensor) -> Stage:
-        # Only where some row has no il does the host have to know which rows these are.
-        chance = self.chance[position.cpu()] if self.chance.any() else self.chance[: len(position)]
-        live = None if self.live is None else self.live[position]
-        return Stage(self.x[position], self.label[position], self.il[position], chance, live)
+        """The rows at these positions of the stage, int64 on the device."""
+        live_m = None if self.live_m is None else self.live_m[position]
+        return Stage(self.row_m[position], self.x_m[position], self.label_m[position], self.il_m[position], live_m)
+
+    def at_full_size(self, candidates: Candidates, rows: Rows) -> tuple[Stage, Rows]:
+        """The stage with inputs at full size, without rows that can't be read; `rows` (m,) are its on the host."""
+        assert candidates.full is not None
+        stage, (fields, readable_m) = self, candidates.full(rows)
+        if not readable_m.all():
+            good = torch.from_numpy(np.flatnonzero(readable_m))
+            fields, rows = fields[good], rows[readable_m]
+            stage = self.take(to_device(good, self.x_m.device))
+        return replace(stage, x_m=candidates.prepare(fields.to(self.x_m.device, non_blocking=True))), rows
 
 
-class Reading:
-    """Replaces cheap views by the full size; rows that can't be read are left out and remembered."""
-
-    def __init__(self, candidates: Candidates, rows: Rows) -> None:
-        self._candidates, self._rows = candidates, rows
-        self.count, self.failed = 0, np.zeros(0, np.int64)
-
-    def __call__(self, stage: Stage, position: Tensor) -> tuple[Stage, Tensor]:
-        assert self._candidates.full is not None
-        at = position.cpu()
-        fields, ok = self._candidates.full(self._rows[at.numpy()])
-        self.count += len(fields)
-        if not ok.all():
-            self.failed = at.numpy()[~ok]
-            good = torch.from_numpy(np.flatnonzero(ok))
-            fields, position = fields[good], position[to_device(good, position.device)]
-            stage = stage.take(to_device(good, stage.x.device))
-        x = self._candidates.prepare(fields.to(stage.x.device, non_blocking=True))
-        return replace(stage, x=x), position
+def fields_of(candidates: Candidates) -> Fields:
+    """The samples (B, ...) as they were decoded. Raises UsageError where nothing is."""
+    if candidates.fields is None:
+        raise UsageError("these candidates carry nothing decoded, and this rule or option looks at it")
+    return candidates.fields
 
 
-def take(candidates: Candidates, rows: Rows) -> tuple[Tensor, Tensor]:
-    """Label and il of the given rows."""
-    if len(rows) == len(candidates):
-        return candidates.label, candidates.il
-    index = to_device(torch.from_numpy(rows), candidates.label.device)
-    return candidates.label.index_select(0, index), candidates.il.index_select(0, index)
+def pack(columns: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, tuple[torch.dtype, torch.Size]]]:
+    """Tensors of one device as one of bytes, uint8, and what `unpack` has to know of them.
+
+    Each keeps its type: an integer that travels as a float is another one beyond 2^24.
+    """
+    wide_first = sorted(columns.items(), key=lambda item: -item[1].element_size())  # so that each lies aligned
+    data = torch.cat([column.contiguous().reshape(-1).view(torch.uint8) for _, column in wide_first])
+    return data, {name: (column.dtype, column.shape) for name, column in wide_first}
 
 
-@dataclass(frozen=True)
-class ShadowScores:
-    """What each shadow rule made of the rows that reached the target: rules in the order of the selector's."""
+def unpack(data: Tensor, layout: Mapping[str, tuple[torch.dtype, torch.Size]]) -> dict[str, npt.NDArray[Any]]:
+    """The columns that were packed, on the host; this is where the host waits for the device."""
+    columns, start, host = {}, 0, data.cpu()
+    for name, (dtype, shape) in layout.items():
+        size = shape.numel() * dtype.itemsize
+        columns[name] = host[start : start + size].view(dtype).view(shape).numpy()
+        start += size
+    return columns
 
-    rows: Rows  # (m,) of the buffer, ascending
-    score: Float32  # (rules, m); NaN where a rule had nothing to rank by
-    kept: npt.NDArray[np.bool_]  # (rules, m)
+
+def scatter(rows: Rows, values_m: npt.NDArray[Any], size: int) -> Float32:
+    """(size, ...) float32: the values (m, ...) at their rows, NaN elsewhere."""
+    values_B = np.full((size, *values_m.shape[1:]), np.nan, np.float32)
+    values_B[rows] = values_m
+    return values_B
+
+
+class Columns:
+    """What the log says of a buffer's rows, (B,) each, filled as the choice goes on; not a candidate, not touched."""
+
+    def __init__(self, candidates: Candidates, left: Reason) -> None:
+        """`left`: the reason of a candidate of which nothing more will be known."""
+        size = len(candidates)
+        self.loss, self.score = np.full(size, np.nan, np.float32), np.full(size, np.nan, np.float32)
+        self.correct, self.kept = np.zeros(size, bool), np.zeros(size, bool)
+        self.reason, self.weight = candidates.reason.copy(), np.ones(size, np.float32)
+        self.reason[candidates.reason == CANDIDATE] = left
+        self.rows = np.zeros(0, np.int64)
+        self.il: Float32 | None = None
+
+    def scored(self, rows: Rows, host: Mapping[str, npt.NDArray[Any]], il_B: Float32) -> None:
+        """These rows reached the target, and their forward gave `loss`, `score`, `correct` and perhaps a live `il`."""
+        loss, score, il = host["loss"], host["score"], host.get("il", il_B[rows])
+        finite_loss, finite_score = np.isfinite(loss), np.isfinite(score)
+        self.correct[rows] = host["correct"]
+        self.reason[rows] = np.where(finite_loss & (finite_score | ~np.isfinite(il)), Reason.below, Reason.nonfinite)
+        # An infinite loss must not look like one that was never computed, nor reach the log as a number.
+        self.loss[rows], self.score[rows] = np.where(finite_loss, loss, np.nan), np.where(finite_score, score, np.nan)
+        if "il" in host:
+            self.il = np.full(len(il_B), np.nan, np.float32)
+            self.il[rows] = il
+
+    def keep(self, rows: Rows, weight: npt.NDArray[np.float64] | float = 1.0) -> None:
+        """These rows are kept, with the factors of their losses."""
+        self.rows = rows
+        self.kept[rows], self.reason[rows], self.weight[rows] = True, Reason.kept, weight
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,7 +149,6 @@ class Selection:
     live_trained: int = 0  # samples through its forward and backward, counted on the first rank
     il: Float32 | None = None  # (B,) of the live IL model, NaN where it made no forward
     shadow: ShadowScores | None = None
-    lag: int = 0
     ranks: int = 1  # that the choice was made over
     decoded: Fields | None = None  # (n, ...) each, of a kind with several fields
     field: str = "pixels"  # the name of the field of a kind that has one
@@ -151,7 +201,6 @@ class Selection:
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """The (B,) columns that the selection log takes."""
         live = {} if self.il is None else {"il": self.il}
-        lag = np.full(len(self.loss), self.lag, np.uint8)
         return {
             "loss": self.loss,
             "score": self.score,
@@ -159,61 +208,5 @@ class Selection:
             "kept": self.kept,
             "reason": self.reason,
             "weight": self.weight,
-            "lag": lag,
             **live,
         }
-
-
-@dataclass(frozen=True)
-class Reached:
-    """What the host knows of the rows that reached the target, (m,) each, once their forward has come back."""
-
-    at: Rows  # positions among the candidates
-    loss: Float32
-    score: Float32
-    correct: npt.NDArray[np.bool_]
-    live: Float32 | None = None
-
-
-@dataclass(frozen=True)
-class Taken:
-    """The kept ones, as positions among the candidates, and what the log says of them and of those left out."""
-
-    at: Rows
-    weight: npt.NDArray[np.float64]
-    failed: Rows = field(default_factory=lambda: np.zeros(0, np.int64))  # could not be read at full size
-    duplicates: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
-
-
-def decided(candidates: Candidates, rows: Rows, reached: Reached, taken: Taken, left: Reason) -> dict[str, Any]:
-    """The (B,) columns of a selection; `left` is the reason of a candidate that didn't reach the target."""
-    n = len(candidates)
-    loss, score = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float32)
-    correct, kept, weight = np.zeros(n, bool), np.zeros(n, bool), np.ones(n, np.float32)
-    reason = candidates.reason.copy()
-    reason[rows] = left
-    at = rows[reached.at]
-    il = candidates.host.il.numpy()[at] if reached.live is None else reached.live
-    finite_loss, finite_score = np.isfinite(reached.loss), np.isfinite(reached.score)
-    correct[at] = reached.correct
-    reason[at] = np.where(finite_loss & (finite_score | ~np.isfinite(il)), Reason.below, Reason.nonfinite)
-    # An infinite loss must not look like one that was never computed, nor reach the log as a number.
-    loss[at] = np.where(finite_loss, reached.loss, np.nan)
-    score[at] = np.where(finite_score, reached.score, np.nan)
-    reason[rows[taken.duplicates]] = Reason.duplicate
-    reason[rows[taken.failed]] = Reason.unreadable
-    kept_rows = rows[taken.at]
-    kept[kept_rows], reason[kept_rows], weight[kept_rows] = True, Reason.kept, taken.weight
-    columns: dict[str, Any] = {
-        "loss": loss,
-        "score": score,
-        "correct": correct,
-        "kept": kept,
-        "reason": reason,
-        "weight": weight,
-        "rows": kept_rows,
-    }
-    if reached.live is not None:
-        columns["il"] = np.full(n, np.nan, np.float32)
-        columns["il"][at] = reached.live
-    return columns

@@ -1,10 +1,12 @@
-"""The one uniform choice: a random n of a buffer's eligible rows, the same in a stream, a selector and a shadow.
+"""What the random numbers of a choice are functions of, and the one uniform choice, the same in a stream and a shadow.
 
-Each planned row has a random number of its own, and the n smallest are taken: so the choice depends neither on the
-number of ranks nor on which rows are left out before it.
+Each planned row has a random number of its own, and the n smallest are taken: so a uniform choice depends neither on
+the number of ranks nor on which rows are left out before it.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,7 @@ from rhostream.randomness import generator
 from rhostream.selection.quota import ClassQuota, limited
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
 def uniform_rows(
@@ -35,3 +38,44 @@ def uniform_rows(
     words = (seed, "uniform", pass_index, index, *(() if rank is None else (rank,)))
     order = np.argsort(generator(*words).random(planned)[place], kind="stable")
     return np.sort(limited(order, label, n, None if quota is None or quota.kind == "reducr" else quota))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """What the random numbers of one buffer's choice are a function of."""
+
+    seed: int
+    step: int
+    pass_index: int
+    index: int  # of the buffer in its pass
+    planned: int  # rows of the buffer over all ranks: n_B
+    rank: int | None = None  # where each rank chooses among its own slice, whose rows `planned` are then
+
+    def by_step(self, purpose: str) -> np.random.Generator:
+        """For a purpose that comes once a step."""
+        return generator(self.seed, purpose, self.step, *self._alone)
+
+    def among_missing(self, stage: str) -> np.random.Generator:
+        """For the rows without an il, in one of the stages of a choice."""
+        return generator(self.seed, "missing il", stage, self.pass_index, self.index, *self._alone)
+
+    def uniform(self, row_m: Ints, label_m: Ints, n: int, quota: ClassQuota | None = None) -> Ints:
+        """Of these rows of the buffer those that are kept by chance, ascending; see `uniform_rows`."""
+        return row_m[
+            uniform_rows(
+                row_m,
+                label_m,
+                n,
+                planned=self.planned,
+                seed=self.seed,
+                pass_index=self.pass_index,
+                index=self.index,
+                quota=quota,
+                rank=self.rank,
+            )
+        ]
+
+    @property
+    def _alone(self) -> tuple[int, ...]:
+        """Ranks that choose alone draw apart: with the same noise their errors would add up instead of cancelling."""
+        return () if self.rank is None else (self.rank,)

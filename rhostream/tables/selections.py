@@ -2,10 +2,11 @@
 
     pass int32 | step int64 (null for the tail) | key string | shard string | ordinal int32 | label int32
     loss float32 | il float32 | score float32 (nats, null when never computed) | correct bool | kept bool
-    reason string | weight float32 | lag uint8
+    reason string | weight float32
 
 `<run>/log/attempt=K/rank=R/<first step>-<last step>.parquet`; a segment never spans a checkpoint and is cut at a
 million rows. What stands in a folder means nothing by itself: a reader takes the list in the newest checkpoint.
+Segments of older versions have one more column, `lag`, which was always 0: readers leave it out.
 """
 
 from __future__ import annotations
@@ -50,7 +51,6 @@ SCHEMA = pa.schema(
         ("kept", pa.bool_()),
         ("reason", pa.dictionary(pa.int8(), pa.string())),
         ("weight", pa.float32()),
-        ("lag", pa.uint8()),
     ]
 )
 ENCODINGS = {
@@ -61,7 +61,7 @@ ENCODINGS = {
     "il": "BYTE_STREAM_SPLIT",
     "score": "BYTE_STREAM_SPLIT",
 }
-DICTIONARY = ["pass", "shard", "label", "reason", "weight", "lag"]
+DICTIONARY = ["pass", "shard", "label", "reason", "weight"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +78,10 @@ class _Step:
     il: Array
     scored: Mapping[str, Array]
 
-
-def rows_of(candidates: Candidates, step: int | None, scored: Mapping[str, Array]) -> pa.RecordBatch:
-    """The log rows of one buffer.
-
-    `scored` holds (B,) arrays: loss, score (float32, NaN where never computed), correct (bool), kept (bool), reason
-    (uint8 of `Reason`), weight (float32), lag (int), and il (float32) where another than the candidates' was used.
-    """
-    return _rows([_step(candidates, step, scored)])
+    def nbytes(self) -> int:
+        """What it holds in memory."""
+        arrays = (self.shard, self.ordinal, *self.scored.values())
+        return int(self.key.nbytes + self.label.nbytes + self.il.nbytes + sum(array.nbytes for array in arrays))
 
 
 def _step(candidates: Candidates, step: int | None, scored: Mapping[str, Array]) -> _Step:
@@ -120,7 +116,6 @@ def _rows(steps: Sequence[_Step]) -> pa.RecordBatch:
         pa.array(scored["kept"]),
         pa.DictionaryArray.from_arrays(pa.array(scored["reason"].astype(np.int8)), REASONS),
         pa.array(scored["weight"], pa.float32()),
-        pa.array(scored["lag"], pa.uint8()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
@@ -141,44 +136,37 @@ class LogWriter:
     def __init__(
         self, run: str, attempt: int, rank: int = 0, *, max_rows: int = MAX_ROWS, queue: SegmentQueue | None = None
     ) -> None:
-        self._writer: RowsWriter[_Step | pa.RecordBatch] = RowsWriter(
-            f"log/attempt={attempt}/rank={rank}", _encoded, _bytes_of, queue or SegmentQueue(run), max_rows
+        self._writer: RowsWriter[_Step] = RowsWriter(
+            f"log/attempt={attempt}/rank={rank}", _encoded, _Step.nbytes, queue or SegmentQueue(run), max_rows
         )
 
     def take(self, candidates: Candidates, step: int | None, columns: Mapping[str, Array], at_step: int) -> None:
-        """Add one buffer's rows, `columns` as in `rows_of`; `step` is None for a tail, `at_step` names the file.
+        """Add one buffer's rows; `step` is None for a tail, `at_step` (of a tail the next one) names the file.
 
+        `columns` holds (B,) arrays: loss, score (float32 nats, NaN where never computed), correct (bool), kept (bool),
+        reason (uint8 of `Reason`), weight (float32), and il (float32) where another than the candidates' was used.
         Costs microseconds: the arrays are kept as they are and must not change afterwards. The pixels are not kept.
         """
         self._writer.add(_step(candidates, step, columns), len(candidates), at_step)
-
-    def append(self, batch: pa.RecordBatch, step: int) -> None:
-        """Add the rows of one step (`step` also for a tail: the number of the step that would come next)."""
-        self._writer.add(batch, batch.num_rows, step)
 
     def flush(self) -> list[dict[str, Any]]:
         """Write what is pending; returns the segments made since the last flush, for the checkpoint to list."""
         return self._writer.flush()
 
 
-def _bytes_of(item: _Step | pa.RecordBatch) -> int:
-    if isinstance(item, pa.RecordBatch):
-        return int(item.nbytes)
-    arrays = (item.shard, item.ordinal, *item.scored.values())
-    return int(item.key.nbytes + item.label.nbytes + item.il.nbytes + sum(array.nbytes for array in arrays))
-
-
-def _encoded(items: Sequence[_Step | pa.RecordBatch]) -> bytes:
-    """The bytes of a segment; the same rows give the same bytes, however they came."""
-    batches: list[pa.RecordBatch] = []
-    for names, group in groupby(items, lambda item: id(item.shard_names) if isinstance(item, _Step) else None):
-        alike: list[Any] = list(group)
-        batches += alike if names is None else [_rows(alike)]
-    table = pa.Table.from_batches(batches).unify_dictionaries()
-    at = table.schema.get_field_index("shard")
-    if len(batches) > 1 or not isinstance(items[0], _Step):
+def _encoded(steps: Sequence[_Step]) -> bytes:
+    """The bytes of a segment."""
+    alike = [list(group) for _, group in groupby(steps, lambda step: id(step.shard_names))]
+    table = pa.Table.from_batches([_rows(group) for group in alike]).unify_dictionaries()
+    if len(alike) > 1:  # the names that are there, in their order
+        at = table.schema.get_field_index("shard")
         plain = table.column("shard").cast(pa.string())
         table = table.set_column(at, SCHEMA.field("shard"), plain.dictionary_encode())
+    return encode(table)
+
+
+def encode(table: pa.Table) -> bytes:
+    """The bytes of a segment of these rows, whose columns are those of `SCHEMA`."""
     return parquet.encode(table.combine_chunks(), {"version": VERSION, "artifact": "log"}, ENCODINGS, DICTIONARY)
 
 
@@ -219,5 +207,5 @@ def _damage(run: str, segment: Mapping[str, Any]) -> RhostreamError | None:
 
 def read(run: str, segments: Sequence[Mapping[str, Any]]) -> pa.Table:
     """All committed rows of a run as one Arrow table, in the order in which the steps were taken."""
-    tables = [parquet.read(url)[0] for url in verified_paths(run, segments)]
+    tables = [parquet.read(url, SCHEMA.names)[0] for url in verified_paths(run, segments)]
     return pa.concat_tables(tables).unify_dictionaries() if tables else SCHEMA.empty_table()

@@ -162,6 +162,7 @@ class Settings(TrainConfig):
             "--rule rho_updated": self.found_rule.live,
             "--tau": self.tau,
             "--class-quota reducr": self.options.quota is not None and self.options.quota.kind == "reducr",
+            f"--adjust {self.adjust}": any(adjust.state_name == "adjust" for adjust in self.options.adjusts),
         }
         if not ranks.alone and any(stateful.values()):
             named = next(name for name, given in stateful.items() if given)

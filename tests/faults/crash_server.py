@@ -152,7 +152,6 @@ def _job(request: dict[str, Any], out: int) -> int:
         "compute-il": rhostream.compute_il,
         "index": rhostream.index,
         "keep": rhostream.keep_fields,
-        "compute-ils": rhostream.compute_ils,
         "train": rhostream.train,
         "verify": verify,
         "README's loop": run_readme,

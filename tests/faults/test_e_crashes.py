@@ -60,8 +60,6 @@ class Job:
     content: Callable[[Path], Any]
 
     def at(self, folder: Path) -> dict[str, Any]:
-        if self.result == "outs":
-            return {**self.options, "outs": [str(folder / name) for name in "ab"]}
         return {**self.options, self.result: str(folder)}
 
 
@@ -109,12 +107,10 @@ def jobs(tmp_path_factory: pytest.TempPathFactory, rig: Rig) -> dict[str, Job]:
     make_shards(root / "shards", [40, 30, 1, 37, 24])
     make_shards(root / "test", [20], seed=1)
     shards = [str(root / "shards")]
-    fit = {"shards": shards, "model": "mlp-64", "epochs": 2, "checkpoints": "2"}
+    fit = {"shards": shards, "model": "mlp-64", "epochs": 2}
     assert rig.job("fit-il", {**fit, "out": str(root / "il-model")})["code"] == 0
     compute = {"shards": shards, "il_model": str(root / "il-model"), "keep": {"is_noisy": "bool"}}
     assert rig.job("compute-il", {**compute, "out": str(root / "il")})["code"] == 0
-    several = {k: v for k, v in compute.items() if k != "il_model"}
-    several["il_models"] = [str(root / "il-model"), str(root / "il-model" / "checkpoint-0")]
     train = {"shards": shards, "il": str(root / "il"), "model": "mlp-64", "buffer_size": 24, "batch_size": 4,
              "steps": 6, "checkpoint_every": 2, "test_shards": [str(root / "test")], "eval_every": 3}  # fmt: skip
     few = without_il(root / "il", root / "few", {1, 4})  # buffers without candidates
@@ -131,7 +127,6 @@ def jobs(tmp_path_factory: pytest.TempPathFactory, rig: Rig) -> dict[str, Job]:
             "keep", {"shards": shards, "table": str(root / "il"), "keep": {"true_label": "int"}}, "out", parts_and_table
         ),
         "compute-il": Job("compute-il", compute, "out", parts_and_table),
-        "compute-il of two models": Job("compute-ils", several, "outs", parts_and_table),
         "train": Job("train", train, "run", log_and_weights),
         # Every second commit is a whole link: raw segments are merged twice and removed once.
         "train with compaction": Job(
@@ -328,7 +323,6 @@ def test_E15_a_trainer_killed_while_segments_are_merged_or_removed_has_the_same_
         "index",
         "keep",
         "compute-il",
-        "compute-il of two models",
         "train",
         "train with compaction",
         "train of a network with batch norm",

@@ -118,7 +118,7 @@ def _is_mean(table: pa.Table) -> bool:
 
 def read_part_facts(url: str) -> PartFacts:
     """The footer alone. Raises NotFoundError, TableError."""
-    return _part_facts(parquet.read_facts(url), url)
+    return facts_of(parquet.read_facts(url), url)
 
 
 def footer_beginning(info: TableInfo) -> bytes:
@@ -132,10 +132,11 @@ def read_part_footer(url: str, beginning: bytes = b"") -> tuple[PartFacts, list[
     Raises NotFoundError, TableError.
     """
     record, names = parquet.read_footer(url, beginning)
-    return _part_facts(record, url), names
+    return facts_of(record, url), names
 
 
-def _part_facts(record: dict[str, Any], url: str) -> PartFacts:
+def facts_of(record: dict[str, Any], url: str) -> PartFacts:
+    """The facts of a footer that is at hand. Raises TableError: a newer version, or one that can't be understood."""
     try:
         if int(record.get("version", 0)) > VERSION:
             raise TableError(
@@ -147,11 +148,6 @@ def _part_facts(record: dict[str, Any], url: str) -> PartFacts:
         return facts
     except (TypeError, ValueError, AttributeError) as exc:
         raise TableError(f"{storage.redact(url)}: the footer can't be understood: {exc}") from exc
-
-
-def facts_of(record: dict[str, Any], url: str) -> PartFacts:
-    """The facts of a footer that is at hand. Raises TableError: a newer version, or one that can't be understood."""
-    return _part_facts(record, url)
 
 
 @dataclass(frozen=True, repr=False)
@@ -195,7 +191,7 @@ def read_part(
     asked = [*(["fold"] if with_fold else []), *(["il_tokens"] if tokens else [])]
     columns = ["key", "ordinal", "members", "label", "il", "in_holdout", "status", *asked]
     table, record = parquet.read(url, columns)
-    facts = _part_facts(record, url)
+    facts = facts_of(record, url)
     table = table.combine_chunks()
     ordinal = table["ordinal"].to_numpy()
     if table.schema.names != columns or not all(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -49,11 +49,6 @@ class Table:
     def __repr__(self) -> str:
         what = f"{len(self.names):,} shards, {int(self.counts.sum()):,} samples"
         return f"<{self.info.kind} table {one_line(storage.redact(self.url))}: {what}>"
-
-    @property
-    def facts(self) -> Iterator[PartFacts]:
-        """Every part's footer, read again one by one: a stream has no use for them all at once."""
-        return (read_part_facts(part_url(self.url, name)) for name in self.names)
 
 
 def open_table(

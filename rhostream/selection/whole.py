@@ -1,0 +1,102 @@
+"""From a rank's slice to the buffer of all ranks, (B,) in canonical order: the same on every rank, so all choose alike.
+
+Every function is collective over several ranks, and on one rank the slice is the buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rhostream.candidates import CANDIDATE, Candidates, Slice, to_device
+from rhostream.selection.adjust.shape import Bools, Buffer
+from rhostream.selection.choice import shortlisted
+from rhostream.selection.ranks import Ranks
+from rhostream.selection.stages import Rows, scatter
+from rhostream.selection.uniform import Draws
+
+Host = Mapping[str, npt.NDArray[Any]]  # what came off the device: (m, ...) each
+
+
+def slice_of(candidates: Candidates, ranks: Ranks) -> Slice:
+    """Which part of the buffer of all ranks these candidates are. Raises UsageError."""
+    return candidates.slice_of(ranks.rank, ranks.size)
+
+
+def classes_of(candidates: Candidates) -> Rows:
+    """(B,) labels on the host; 0 for a sequence, which has no class."""
+    label = candidates.host.label
+    return label.long().numpy() if label.ndim == 1 else np.zeros(len(label), np.int64)
+
+
+def own_rows(rows: Rows, part: Slice, size: int) -> Rows:
+    """Of rows of the buffer of all ranks those of this slice of `size` rows, as rows of the slice."""
+    return rows[(rows >= part.first) & (rows < part.first + size)] - part.first
+
+
+def buffer_of(
+    candidates: Candidates, rows: Rows, host: Host, chance_B: Bools, ranks: Ranks, *, n: int, draws: Draws
+) -> Buffer:
+    """What is known of the buffer of all ranks; `rows` (m,) of this slice reached the target and gave `host`."""
+    size, part, reached_B = len(candidates), slice_of(candidates, ranks), np.zeros(len(candidates), bool)
+    reached_B[rows] = True
+    own: dict[str, npt.NDArray[Any]] = {
+        "score": scatter(rows, host["score"], size),
+        "loss": scatter(rows, host["loss"], size),
+        "il": scatter(rows, host.get("il", candidates.host.il.numpy()[rows]), size),
+        "shadow": scatter(rows, host["shadow"].T, size),
+        "label": classes_of(candidates),
+        "reached": reached_B,
+        "chance": chance_B & reached_B,
+    }
+    whole, view_mV = ranks.concat_columns(own, part.most), host.get("view")
+    if view_mV is not None:
+        view_mV = ranks.concat(torch.from_numpy(view_mV), part.most)[0].numpy()
+    return Buffer(
+        score_B=whole["score"].astype(np.float64),
+        loss_B=whole["loss"],
+        il_B=whole["il"],
+        label_B=whole["label"],
+        reached_B=whole["reached"],
+        chance_B=whole["chance"],
+        n=n,
+        draws=draws,
+        shadow_SB=whole["shadow"].T.astype(np.float64),
+        view_mV=view_mV,
+    )
+
+
+def shortlist(
+    candidates: Candidates, rows: Rows, score_m: Tensor, chance_B: Bools, ranks: Ranks, length: int, draws: Draws
+) -> Tensor:
+    """Which of `rows` (m,), by their scores, are among the `length` of the whole buffer that go on to the target.
+
+    Positions on the device, ascending. Nothing waits for the device on one rank.
+    """
+    rng = draws.among_missing("shortlist")
+    if ranks.alone:
+        return shortlisted(score_m, chance_B[rows], length, rng)
+    size, part = len(candidates), slice_of(candidates, ranks)
+    own = {"score": scatter(rows, score_m.cpu().numpy(), size), "in": candidates.reason == CANDIDATE}
+    whole = ranks.concat_columns({**own, "chance": chance_B}, part.most)
+    eligible = np.flatnonzero(whole["in"])
+    score = torch.from_numpy(whole["score"][eligible])
+    listed = eligible[shortlisted(score, whole["chance"][eligible], length, rng).numpy()]
+    position = np.searchsorted(rows, own_rows(listed, part, size))
+    return to_device(torch.from_numpy(position), score_m.device)
+
+
+def uniform_of(candidates: Candidates, rows: Rows, ranks: Ranks, n: int, draws: Draws, quota: Any) -> Rows:
+    """A random n of the candidates of the whole buffer, of which `rows` are ours: those of this slice, ascending."""
+    part, size = slice_of(candidates, ranks), len(candidates)
+    own = {"in": candidates.reason == CANDIDATE, "label": classes_of(candidates)}
+    whole = ranks.concat_columns(own, part.most)
+    eligible = np.flatnonzero(whole["in"])
+    if len(eligible) <= n and (quota is None or quota.kind == "reducr"):
+        return rows
+    return own_rows(draws.uniform(eligible, whole["label"][eligible], n, quota), part, size)
