@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rhostream.irreducible import compute_il, fit_il, index, keep_fields
     from rhostream.making.job import make_shards
     from rhostream.runs.run import Run
+    from rhostream.samples.kind import FieldSpec, Kind
     from rhostream.selection.selector import Selection, Selector
     from rhostream.stream.open import open_stream
     from rhostream.training.start import train
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
 _HOME = {
     "Candidates": "rhostream.candidates",
     "ComputeILConfig": "rhostream.config.offline",
+    "FieldSpec": "rhostream.samples.kind",
     "FitILConfig": "rhostream.config.offline",
     "IndexConfig": "rhostream.config.offline",
+    "Kind": "rhostream.samples.kind",
     "Reason": "rhostream.candidates",
     "RhostreamError": "rhostream.errors",
     "Run": "rhostream.runs.run",
@@ -52,8 +55,10 @@ _HOME = {
 __all__ = [
     "Candidates",
     "ComputeILConfig",
+    "FieldSpec",
     "FitILConfig",
     "IndexConfig",
+    "Kind",
     "Reason",
     "RhostreamError",
     "Run",

@@ -129,6 +129,7 @@ def status(folder: str, shards: tuple[str, ...], roots: tuple[str, ...], as_json
 @click.option("--workers", type=int, help="With --repair: processes that read and decode.")
 @click.option("--max-bad-fraction", type=float, help="With --repair: as for compute-il.")
 @click.option("--model", metavar="NAME", help="With --repair: as for compute-il.")
+@click.option("--kind", metavar="NAME", help="With --repair: as for compute-il.")
 @click.option("--allow-compressed", is_flag=True, help="With --repair: as for compute-il.")
 @click.option("--accept-missing-eof", is_flag=True, help="With --repair: as for compute-il.")
 @JSON

@@ -181,6 +181,32 @@ def test_the_checks_of_foreign_json_know_every_decoder() -> None:
     assert {*DECODERS, TextKind.decoder, Kind.decoder} == {*KNOWN}
 
 
+def _asks_for_the_kind(source: str) -> Iterator[str]:
+    """Where `source` compares something with the name of a built-in kind of samples, or takes hold of its class."""
+    names, classes = {"image", "text", "tokens"}, {"ImageKind", "TextKind", "TokensKind", "OwnKind"}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare | ast.MatchValue):
+            said = {one.value for one in ast.walk(node) if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+            if names & said:
+                yield f"{node.lineno}: {ast.unparse(node)}"
+        if isinstance(node, ast.ImportFrom) and (asked := classes & {alias.name for alias in node.names}):
+            yield f"{node.lineno}: imports {', '.join(asked)}"
+        if isinstance(node, ast.Attribute) and node.attr in classes:
+            yield f"{node.lineno}: {ast.unparse(node)}"
+
+
+def test_nobody_outside_samples_asks_which_kind_a_sample_is_of() -> None:
+    assert [*_asks_for_the_kind("if kind.name == 'image' or content in ('text', 'x'):\n    pass")]
+    assert [*_asks_for_the_kind("from rhostream.samples.image import ImageKind")]
+    asking = {
+        str(path.relative_to(REPOSITORY)): asked
+        for path in SOURCES
+        if path.is_relative_to(REPOSITORY / "rhostream") or path.is_relative_to(REPOSITORY / "jobs")
+        if path.parent.name != "samples" and (asked := [*_asks_for_the_kind(path.read_text(encoding="utf-8"))])
+    }
+    assert asking == {}
+
+
 def test_reading_a_part_starts_no_thread_that_could_outlive_the_interpreter() -> None:
     """One of Arrow's that lets go of Python's bytes while the interpreter ends aborts a job that is done (exit 134)."""
     code = """

@@ -18,7 +18,7 @@ from rhostream.advisor.advice import Advice, advise
 from rhostream.advisor.bench import Bench
 from rhostream.advisor.measure import Budget
 from rhostream.advisor.predict import ILCost, Measured, Setting
-from rhostream.advisor.samples import draw, preprocess_for
+from rhostream.advisor.samples import draw, preprocess_for, require_built_in
 from rhostream.doctor import cpu_name
 from rhostream.errors import UntrustedCodeError, UsageError
 from rhostream.runs.doubts import Plan
@@ -107,6 +107,7 @@ def estimate(
         table = il_table.open_table(il, storage.expand(shards), roots, allow_missing=True)
         if not table.names:
             raise UsageError(f"{storage.redact(il)} has no part for any of these shards; leave --il out")
+        require_built_in(table)
     given = asked(Wanted(tokenizer=tokenizer))
     task = task or models.task_of(model)
     samples = draw(shards, min(buffer_size, HELD), table, 0.1 * seconds, given, task == "language")

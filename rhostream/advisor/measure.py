@@ -117,7 +117,7 @@ def decode_all(images: list[bytes], kind: Kind, share: float) -> tuple[Fields, l
     good, end, member = list[int](), time.perf_counter() + share, next(iter(kind.members))
     out = {name: np.zeros((len(images), *spec.shape), spec.dtype) for name, spec in kind.fields().items()}
     for row, data in enumerate(images):
-        if kind.decode({member: data}, {name: array[len(good)] for name, array in out.items()}) == OK:
+        if kind.decode({member: data}, {name: array[len(good), ...] for name, array in out.items()}) == OK:
             good.append(row)
             if time.perf_counter() > end:
                 break

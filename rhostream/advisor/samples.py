@@ -43,6 +43,15 @@ class Samples:
     urls: list[str] = field(default_factory=list)  # shards that were
 
 
+def require_built_in(table: il_table.Table) -> None:
+    """Raise UsageError for samples of somebody's own kind, which an estimate knows nothing of."""
+    if table.info.content not in registry.BUILT_IN:
+        raise UsageError(
+            f"{storage.redact(table.url)} holds samples of {table.info.content}, and only built-in kinds are measured: "
+            f"{', '.join(registry.BUILT_IN)}"
+        )
+
+
 def some(items: list[Any], n: int) -> list[Any]:
     """At most n of the items, evenly spread, the first one among them."""
     return items if len(items) <= n else [items[i * len(items) // n] for i in range(n)]

@@ -36,31 +36,36 @@ NAMES = (*_BUILT_IN, *TEXT_MODELS)
 OTHERS = ("torchvision:NAME", "timm:NAME", "hf:NAME", "package.module:function")
 
 
-def build(
-    name: str, *, classes: int, image_size: int = 0, channels: int = 0, initial: bool = True, **text: Any
-) -> nn.Module:
-    """Make the model of that name for (B, channels, image_size, image_size) inputs and (B, classes) logits.
+# What a model that is built in has to be told of the samples, by what it takes.
+_MADE_FOR = {"images": {"image_size", "channels"}, "text": {"vocabulary", "length", "padding", "task"}}
 
-    With `text` (vocabulary, length, padding, task) instead of an image's size it takes (B, length) int64 token ids; of
-    the task `language` it is wrapped in a `LanguageLoss`. `torchvision:NAME` and `timm:NAME`, with @WEIGHTS for their
-    pretrained ones; `initial=False` leaves those out, for who loads others. A user's function gets those of the
-    keywords that it accepts. Raises UnknownNameError, UsageError, StorageError when weights can't be had.
+
+def build(name: str, *, classes: int, initial: bool = True, **made_for: Any) -> nn.Module:
+    """Make the model of that name, with (B, classes) logits.
+
+    `made_for`: what the samples' kind says of them (`Kind.model_arguments`). `image_size` and `channels`: the model
+    takes (B, channels, image_size, image_size). `vocabulary`, `length`, `padding` and `task`: it takes (B, length)
+    int64 token ids, and of the task `language` it is wrapped in a `LanguageLoss`. `torchvision:NAME` and `timm:NAME`,
+    with @WEIGHTS for their pretrained ones; `initial=False` leaves those out, for who loads others. A user's function
+    gets those of the keywords that it accepts. Raises UnknownNameError, UsageError, StorageError when weights can't be
+    had.
     """
-    model = _built(name, classes, image_size, channels, initial, text)
-    if text.get("task") == "language":
-        return LanguageLoss(model, text["vocabulary"], text["padding"])
+    model = _built(name, classes, initial, made_for)
+    if made_for.get("task") == "language":
+        return LanguageLoss(model, made_for["vocabulary"], made_for["padding"])
     return model
 
 
-def _built(name: str, classes: int, image_size: int, channels: int, initial: bool, text: dict[str, Any]) -> nn.Module:
-    if is_text(name) != bool(text) and (name in NAMES or is_text(name) or is_from_zoo(name)):
-        takes, held = ("text", "images") if is_text(name) else ("images", "text")
-        raise UsageError(
-            f"model {name!r} takes {takes}, and these samples are {held}; built in for {held}: "
-            f"{', '.join(TEXT_MODELS if text else _BUILT_IN)}"
-        )
+def _built(name: str, classes: int, initial: bool, made_for: dict[str, Any]) -> nn.Module:
+    if name in NAMES or is_text(name) or is_from_zoo(name):
+        takes = "text" if is_text(name) else "images"
+        if not _MADE_FOR[takes] <= {*made_for}:
+            held = next((what for what, names in _MADE_FOR.items() if names <= {*made_for}), "of a kind of their own")
+            named = {"images": _BUILT_IN, "text": TEXT_MODELS}.get(held)
+            built_in = f"built in for {held}: {', '.join(named)}" if named else "expected package.module:function"
+            raise UsageError(f"model {name!r} takes {takes}, and these samples are {held}; {built_in}")
     if is_text(name):
-        return build_text(name, classes=classes, initial=initial, **text)
+        return build_text(name, classes=classes, initial=initial, **made_for)
     if ":" not in name:
         if (net := name.removesuffix("-cifar").replace("-", "_")) in _OF_FIGURE_2 and name.endswith("-cifar"):
             raise UnknownNameError(
@@ -69,13 +74,14 @@ def _built(name: str, classes: int, image_size: int, channels: int, initial: boo
             )
         if name not in _BUILT_IN:
             raise UnknownNameError.of("model", name, [*NAMES, *OTHERS])
+        image_size = made_for["image_size"]
         if image_size < (least := _LEAST_SIZE.get(name, 16)):
             raise UsageError(f"model {name!r} takes images of {least} pixels and more, got {image_size}")
-        return _BUILT_IN[name](image_size=image_size, channels=channels, classes=classes)
+        return _BUILT_IN[name](classes=classes, **made_for)
     if is_from_zoo(name):
-        return build_from_zoo(name, image_size=image_size, channels=channels, classes=classes, initial=initial)
+        return build_from_zoo(name, classes=classes, initial=initial, **made_for)
     maker = own_function("model", name)
-    offered: dict[str, Any] = {"classes": classes, **(text or {"image_size": image_size, "channels": channels})}
+    offered: dict[str, Any] = {"classes": classes, **made_for}
     try:
         parameters = inspect.signature(maker).parameters
     except (TypeError, ValueError):

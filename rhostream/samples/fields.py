@@ -40,6 +40,11 @@ class Fields:
         return self._arrays.items()
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of the fields, in their order."""
+        return tuple(self._arrays)
+
+    @property
     def only(self) -> Tensor:
         """The tensor of a kind that has one field. Raises ValueError for a kind that has several."""
         if len(self._arrays) > 1:

@@ -66,7 +66,7 @@ class OwnKind(Kind):
             self.members = _checked_members(name, self._code.members)
             self._fields = _checked_fields(name, self._code.fields(None))
             self._made_of = foreign.plain_json(self._code.to_json())
-            self.pictures, self.task = bool(self._code.pictures), str(self._code.task)
+            self.pictures = bool(self._code.pictures)
             self._arguments = dict(self._code.model_arguments())
 
     def __reduce__(self) -> tuple[type[OwnKind], tuple[str]]:
@@ -133,10 +133,9 @@ class OwnKind(Kind):
         """The name, and all that it says of itself."""
         return {
             "kind": self.name,
-            "members": {name: list(extensions) for name, extensions in self.members.items()},
+            "members": [[name, list(extensions)] for name, extensions in self.members.items()],  # their order counts
             "fields": {name: [list(spec.shape), spec.dtype] for name, spec in self._fields.items()},
             **({"made_of": self._made_of} if self._made_of else {}),
-            **({"task": self.task} if self.task != Kind.task else {}),
         }
 
     @classmethod
@@ -161,10 +160,10 @@ class OwnKind(Kind):
     @classmethod
     def check(cls, record: Mapping[str, Any]) -> None:
         """Raise ValueError for a stranger's record that can't be; nothing is imported."""
-        for name in ("members", "fields"):
-            foreign.require_type(record.get(name), dict, name)
+        foreign.require_type(record.get("members"), list, "members")
+        foreign.require_type(record.get("fields"), dict, "fields")
         try:
-            _checked_members("", record["members"])
+            _checked_members("", dict(record["members"]))
             _checked_fields("", {name: FieldSpec(tuple(shape), dtype) for name, (shape, dtype) in
                                  record["fields"].items()})  # fmt: skip
         except (UsageError, TypeError) as exc:

@@ -52,7 +52,7 @@ def members_of(name: str, record: Mapping[str, Any] | None = None) -> tuple[tupl
     """The extensions of each member of a kind of that name; a user's own says so in its record alone, as its code isn't
     asked."""
     if is_own(name):
-        return tuple(tuple(extensions) for extensions in (record or {"members": {}})["members"].values())
+        return tuple(tuple(extensions) for _, extensions in (record or {"members": ()})["members"])
     return tuple(BUILT_IN[name].members.values())
 
 

@@ -32,6 +32,8 @@ class Batch:
     place: Rows  # row in the buffer of all ranks
     seen: Tensor  # what a proxy looks at: `x`, or the cheap view where there is one
     il_tokens: Tensor | None = None  # (n, T) float16 nats, of language where the stream was asked for them
+    decoded: Fields | None = None  # of a kind with several fields
+    field: str = "pixels"  # the name of the first field
 
 
 def shares(total: int, ranks: int, least: int = 1) -> list[int]:
@@ -70,9 +72,11 @@ def batch_of(
     viewed = proxy and candidates.full is not None
     tokens = None if candidates.host.il_tokens is None else candidates.host.il_tokens[torch.from_numpy(rows)]
     part = candidates.slice_of(ranks.rank, ranks.size)
-    place = rows + part.first
+    names = () if candidates.fields is None else candidates.fields.names
+    place, field, several = rows + part.first, next(iter(names), ""), len(names) > 1
+    decoded = candidates.fields_of(rows) if several else None
     if ranks.alone:
-        return Batch(x, label, weight, place, candidates.inputs(rows) if viewed else x, tokens)
+        return Batch(x, label, weight, place, candidates.inputs(rows) if viewed else x, tokens, decoded, field)
     reader = np.full(len(rows), ranks.rank)
     kept = ranks.concat_columns({"place": place, "weight": weight, "reader": reader}, part.most)
     held = np.bincount(kept["reader"], minlength=ranks.size).tolist()
@@ -88,14 +92,16 @@ def batch_of(
             columns["tokens"] = to_device(tokens, label.device)
         dealt = _dealt(columns, ranks, *overlaps(held, wanted, ranks.rank))
         label, tokens = dealt["label"], dealt.get("tokens")
-        own_fields = {name.removeprefix("field "): array for name, array in dealt.items() if name.startswith("field ")}
-        seen = candidates.prepare(Fields(own_fields)) if own_fields else None
+        fields = Fields(
+            {name.removeprefix("field "): array for name, array in dealt.items() if name.startswith("field ")}
+        )
+        decoded, seen = fields if several else None, candidates.prepare(fields) if fields.names else None
         x = dealt["x"].contiguous(memory_format=_layout(x)) if candidates.full is not None or seen is None else seen
     else:
         seen = candidates.inputs(rows) if viewed else x
     start = sum(wanted[: ranks.rank])
     own = slice(start, start + wanted[ranks.rank])
-    return Batch(x, label, kept["weight"][own], kept["place"][own], x if seen is None else seen, tokens)
+    return Batch(x, label, kept["weight"][own], kept["place"][own], x if seen is None else seen, tokens, decoded, field)
 
 
 def _dealt(columns: Mapping[str, Tensor], ranks: Ranks, sent: list[int], received: list[int]) -> dict[str, Tensor]:

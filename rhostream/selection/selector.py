@@ -227,6 +227,7 @@ class Selector:
         return Selection(
             **vars(log), **counts, total=total, ranks=self.ranks.size, reduced=self.reduced,
             input=batch.x if total else None, label=batch.label, place=batch.place, il_tokens=batch.il_tokens,
+            decoded=batch.decoded, field=batch.field,
             factors=to_device(torch.from_numpy(batch.weight), batch.label.device) if weighed else None,
             live_trained=self._learn(candidates, log.rows, batch, total),
         )  # fmt: skip

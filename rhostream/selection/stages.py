@@ -150,6 +150,8 @@ class Selection:
     il: Float32 | None = None  # (B,) of the live IL model, NaN where it made no forward
     shadow: ShadowScores | None = None
     ranks: int = 1  # that the choice was made over
+    decoded: Fields | None = None  # (n, ...) each, of a kind with several fields
+    field: str = "pixels"  # the name of the field of a kind that has one
     reduced: str | None = None  # what reduces the gradients over them: "mean" or "sum"
 
     def __len__(self) -> int:
@@ -168,9 +170,11 @@ class Selection:
 
     @property
     def fields(self) -> dict[str, Tensor | None]:
-        """The kept samples' fields by name, (n, ...) each: `pixels` or `tokens`, and `label`."""
-        tokens = self.input is not None and not self.input.is_floating_point()
-        return {"tokens" if tokens else "pixels": self.input, "label": self.label}
+        """The kept samples' fields by name, (n, ...) each, and `label`; of a kind with one field that is `input`."""
+        fields: dict[str, Tensor | None] = {self.field: self.input}
+        if self.decoded is not None:
+            fields = dict(self.decoded.items())
+        return fields | {"label": self.label}
 
     def mean(self, loss_b: Tensor) -> Tensor:
         """The scalar to call backward of: the mean of the losses (n,) that the model has of `input`.

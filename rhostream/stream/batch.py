@@ -48,6 +48,8 @@ class Batch:
 
     def rows_of(self, members: Sequence[Sequence[str]]) -> Iterator[tuple[int, ...]]:
         """Of each row the member that is the first of each of these extensions, -1 for none; the first is `main`."""
+        if len(members) == 1:
+            return zip(self.main, strict=True)
         ends = [*self.first[1:], len(self.size)]
         others = [
             [next((m for m in range(start, end) if self.extension[m] in extensions), -1)

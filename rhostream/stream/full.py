@@ -35,7 +35,7 @@ class FullSize:
         arrays = {name: array.numpy() for name, array in fields.items()}
         # Shards are opened and read here, one by one: readers aren't made for several threads.
         members = [self._members(joined, row) for row in rows.tolist()]
-        out = [{name: array[at] for name, array in arrays.items()} for at in range(len(rows))]
+        out = [{name: array[at, ...] for name, array in arrays.items()} for at in range(len(rows))]
         ok = np.array([status == OK for status in self._pool.map(self._kind.decode, members, out)], bool)
         return Fields(fields), ok
 
