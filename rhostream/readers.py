@@ -232,9 +232,7 @@ def doctor(url: str | None, as_json: bool, scoring: bool, roots: tuple[str, ...]
         return
     if given or roots:
         raise click.UsageError(f"--{next(iter(given), 'root').replace('_', '-')} needs --scoring")
-    from rhostream.advisor.environment import examine_environment
-    from rhostream.advisor.render import render_environment
-    from rhostream.advisor.store import probe_store, render_store
+    from rhostream.doctor import examine_environment, probe_store, render_environment, render_store
 
     there, store = examine_environment(), probe_store(url) if url else None
     if as_json:

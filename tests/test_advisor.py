@@ -19,13 +19,12 @@ from hypothesis import strategies as st
 from rhostream import storage
 from rhostream.advisor import agreement, measure, predict
 from rhostream.advisor.advice import advise
-from rhostream.advisor.environment import examine_environment
 from rhostream.advisor.estimate import estimate, parse_band
 from rhostream.advisor.predict import ILCost, Measured, Setting
-from rhostream.advisor.render import duration, render, render_environment
+from rhostream.advisor.render import duration, render
 from rhostream.advisor.scoring import ScoringReport, recommend, render_scoring, scoring_report
-from rhostream.advisor.store import probe_store
 from rhostream.cli import cli
+from rhostream.doctor import examine_environment, probe_store, render_environment
 from rhostream.errors import MismatchError, UsageError
 from rhostream.models import build
 from rhostream.runs.tensors import save_tensors

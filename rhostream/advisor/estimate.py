@@ -16,10 +16,10 @@ import torch
 from rhostream import models, storage
 from rhostream.advisor.advice import Advice, advise
 from rhostream.advisor.bench import Bench
-from rhostream.advisor.environment import cpu_name
 from rhostream.advisor.measure import Budget
 from rhostream.advisor.predict import ILCost, Measured, Setting
 from rhostream.advisor.samples import draw, preprocess_for, require_built_in
+from rhostream.doctor import cpu_name
 from rhostream.errors import UntrustedCodeError, UsageError
 from rhostream.runs.doubts import Plan
 from rhostream.samples.kind import Wanted

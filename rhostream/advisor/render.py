@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rhostream.advisor.advice import Way
-from rhostream.advisor.environment import Environment
 from rhostream.advisor.estimate import Estimate
 from rhostream.advisor.predict import threads_beside, wall
 
@@ -171,29 +170,3 @@ def _times(x: float | None) -> str:
 def _notes(e: Estimate) -> list[str]:
     about = () if e.counted else ("the number of samples is a guess from the shards' sizes",)
     return [f"Note: {note}." for note in (*about, *e.notes)]
-
-
-def render_environment(e: Environment) -> str:
-    """The doctor's facts for people."""
-    bf16 = ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in e.bfloat16.items())
-    lines = ["Versions"] + [f"  {name:12} {version or 'not installed'}" for name, version in e.versions.items()]
-    lines += ["Extras"] + [f"  {name:12} {found}" for name, found in e.extras.items()]
-    lines += [
-        "Machine",
-        f"  {'cpu':12} {e.cpu}, {e.cores} cores for this process, {e.threads} torch threads",
-        f"  {'cuda':12} {', '.join(e.cuda) or 'none'}",
-        f"  {'bfloat16':12} {bf16}",
-        f"  {'decoder':12} {e.decoder} (there: {', '.join(e.decoders)})",
-        f"  {'spool':12} {e.spool}, {_room(e.spool_free)} free, holds {_room(e.spool_used)}",
-        f"  {'/dev/shm':12} "
-        + (f"{_room(e.shm_free)} free of {_room(e.shm_size)}" if e.shm_free is not None else ": not there"),
-    ]
-    lines += ["Limits of this process (soft / hard)"] + [f"  {name:14} {value}" for name, value in e.limits.items()]
-    lines += ["Settings"] + [f"  {name}={value}" for name, value in e.settings.items()]
-    lines += [f"  {name}={value}" for name, value in e.proxies.items()]
-    lines += [f"  {name} is set" for name in e.credentials] or ([] if e.settings or e.proxies else ["  none"])
-    return "\n".join([*lines, *(f"Problem: {problem}." for problem in e.problems)]) + "\n"
-
-
-def _room(bytes_: int | None) -> str:
-    return "" if bytes_ is None else f"{bytes_ / 2**30:.1f} GiB"

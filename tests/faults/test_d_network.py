@@ -16,7 +16,7 @@ import pytest
 
 import rhostream
 from rhostream import storage
-from rhostream.advisor.store import probe_store
+from rhostream.doctor import probe_store
 from rhostream.errors import (
     AccessError,
     AlreadyExistsError,

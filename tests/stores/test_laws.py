@@ -12,8 +12,8 @@ import pytest
 
 import rhostream
 from rhostream import storage
-from rhostream.advisor.store import probe_store
 from rhostream.audit.views import open_ledger
+from rhostream.doctor import probe_store
 from rhostream.errors import AccessError, AlreadyExistsError, MismatchError, NotFoundError, UsageError
 from rhostream.runs import checkpoint
 from rhostream.tables import il, selections

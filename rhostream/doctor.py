@@ -1,7 +1,8 @@
-"""What this machine and this installation are: versions, extras, decoders, devices, room; no secret among it."""
+"""What `doctor` tells: versions, extras, decoders, devices and room of this machine, and what a store can do."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.metadata
 import importlib.util
@@ -11,6 +12,7 @@ import re
 import resource
 import shutil
 import tempfile
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 import torch
 
 from rhostream import storage
-from rhostream.errors import UsageError
+from rhostream.errors import RhostreamError, UsageError
 from rhostream.inert import names_a_secret
 from rhostream.samples.decoders import DECODERS, decoder
 from rhostream.selection.hardware import bf16_supported, cores
@@ -174,7 +176,7 @@ def _limits() -> dict[str, str]:
 def _unknown_settings() -> dict[str, str]:
     """What is set and never read: the settings are those that our own sources name."""
     known = set[str]()
-    for source in Path(__file__).parents[1].rglob("*.py"):
+    for source in Path(__file__).parent.rglob("*.py"):
         known |= set(re.findall(rf"\b{OWN}[A-Z_]+\b", source.read_text(encoding="utf-8")))
     names = [name for name in sorted(os.environ) if name.startswith(OWN) and name not in known]
     return {name: next(iter(difflib.get_close_matches(name, sorted(known), n=1)), "") for name in names}
@@ -188,3 +190,104 @@ def _proxies() -> dict[str, str]:
 
 def _shown(name: str, value: str) -> str:
     return "(set)" if names_a_secret(name) or "OPTIONS" in name.upper() else storage.redact(value)
+
+
+def render_environment(e: Environment) -> str:
+    """The doctor's facts for people."""
+    bf16 = ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in e.bfloat16.items())
+    lines = ["Versions"] + [f"  {name:12} {version or 'not installed'}" for name, version in e.versions.items()]
+    lines += ["Extras"] + [f"  {name:12} {found}" for name, found in e.extras.items()]
+    lines += [
+        "Machine",
+        f"  {'cpu':12} {e.cpu}, {e.cores} cores for this process, {e.threads} torch threads",
+        f"  {'cuda':12} {', '.join(e.cuda) or 'none'}",
+        f"  {'bfloat16':12} {bf16}",
+        f"  {'decoder':12} {e.decoder} (there: {', '.join(e.decoders)})",
+        f"  {'spool':12} {e.spool}, {_room(e.spool_free)} free, holds {_room(e.spool_used)}",
+        f"  {'/dev/shm':12} "
+        + (f"{_room(e.shm_free)} free of {_room(e.shm_size)}" if e.shm_free is not None else ": not there"),
+    ]
+    lines += ["Limits of this process (soft / hard)"] + [f"  {name:14} {value}" for name, value in e.limits.items()]
+    lines += ["Settings"] + [f"  {name}={value}" for name, value in e.settings.items()]
+    lines += [f"  {name}={value}" for name, value in e.proxies.items()]
+    lines += [f"  {name} is set" for name in e.credentials] or ([] if e.settings or e.proxies else ["  none"])
+    return "\n".join([*lines, *(f"Problem: {problem}." for problem in e.problems)]) + "\n"
+
+
+def _room(bytes_: int | None) -> str:
+    return "" if bytes_ is None else f"{bytes_ / 2**30:.1f} GiB"
+
+
+# -- a store ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreReport:
+    """What a probe found."""
+
+    url: str  # without secrets
+    writable: bool
+    create_only: bool  # a second commit of the same name is refused
+    why: str  # what is wrong; "" when nothing is
+
+    @property
+    def usable(self) -> bool:
+        """Whether tables and runs may live there. Create-only isn't needed where one job at a time writes."""
+        return self.writable
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "usable": self.usable}
+
+
+def probe_store(url: str) -> StoreReport:
+    """Commit a small object below `url`, try to commit it again, remove it.
+
+    Raises UsageError for a URL that can never be a store (a shell command, an unknown scheme).
+    """
+    place = storage.resolve(url)
+    shown = storage.redact(place)
+    made = _missing_folders(place) if storage.is_local(place) else []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the report says it
+            create_only = storage.probe_writable(place)
+    except RhostreamError as exc:
+        return StoreReport(url=shown, writable=False, create_only=False, why=str(exc))
+    except Exception as exc:  # of whatever client library: a doctor reports, and its text may hold a secret
+        return StoreReport(
+            url=shown,
+            writable=False,
+            create_only=False,
+            why=f"{type(exc).__name__} from the store's client; check the credentials and the address",
+        )
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                os.rmdir(folder)
+    why = "" if create_only else "the store ignores create-only writes: let one job at a time write there"
+    return StoreReport(url=shown, writable=True, create_only=create_only, why=why)
+
+
+def render_store(report: StoreReport) -> str:
+    """Yes or no, and why not."""
+
+    def yes(there: bool) -> str:
+        return "yes" if there else "no"
+
+    lines = [
+        f"Store {report.url}",
+        f"  {'writable':12} {yes(report.writable)}",
+        f"  {'create-only':12} {yes(report.create_only)}",
+        f"  {'usable':12} {yes(report.usable)}",
+    ]
+    return "\n".join(lines + ([f"  {report.why}"] if report.why else [])) + "\n"
+
+
+def _missing_folders(path: str) -> list[Path]:
+    """The folders that the probe will have to make, deepest first."""
+    place, missing = Path(path), list[Path]()
+    while not place.exists() and place != place.parent:
+        missing.append(place)
+        place = place.parent
+    return missing
