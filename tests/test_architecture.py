@@ -142,6 +142,21 @@ def test_an_il_models_record_and_a_runs_have_one_room_each() -> None:
     assert named == {*owners.items()}
 
 
+def test_arithmetic_that_wings_share_has_one_room_each() -> None:
+    rooms = {
+        "except torch.OutOfMemoryError": {"rhostream/selection/forward.py"},  # halving
+        'mode="replicate"': {"rhostream/compute/images.py"},  # shifts
+        "model.judge(": {"rhostream/compute/judge.py"},  # what is right of a text, and its loss
+        ".backward(": {"rhostream/selection/gradient.py", "rhostream/irreducible/learn.py"},  # IL's weighs classes
+    }
+    library = {
+        str(path.relative_to(REPOSITORY)): path.read_text("utf-8")
+        for path in (REPOSITORY / "rhostream").rglob("*.py")
+        if path.name != "run.py"  # a docstring shows a user's own loop
+    }
+    assert {what: {place for place, text in library.items() if what in text} for what in rooms} == rooms
+
+
 def test_an_option_that_re_ranks_is_one_file_that_its_field_names() -> None:
     """Each file of selection/adjust/ but the shape and what it shares is named by a field, and by nothing else."""
     from rhostream.selection.options import Options

@@ -22,7 +22,7 @@ from rhostream.candidates import CANDIDATE, Candidates
 from rhostream.randomness import generator
 from rhostream.samples.fields import Fields
 from rhostream.samples.kind import OK, Kind, View
-from rhostream.selection.outputs import called
+from rhostream.selection.gradient import take_step
 from rhostream.selection.selector import Selector, scoring
 from rhostream.selection.tokens import loss_of
 from rhostream.tables.selections import LogWriter
@@ -194,13 +194,10 @@ def forward_seconds(model: nn.Module, x: torch.Tensor, share: float) -> float:
 
 def train_seconds(model: nn.Module, x: torch.Tensor, label: torch.Tensor, share: float) -> tuple[float, int]:
     """Seconds a sample of forward, backward and AdamW step; and of how many samples a step it was measured."""
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)  # as `train` has it
 
     def work(n: int) -> None:
-        model.train()
-        optimizer.zero_grad(set_to_none=True)
-        loss_of(model)(called(model, x[:n]), label[:n]).mean().backward()
-        optimizer.step()
+        take_step(model, optimizer, x[:n], label[:n], loss_of(model))
         _wait(x.device)
 
     return seconds_each(len(x), work, share)

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from rhostream import models, storage
 from rhostream.advisor import agreement, measure
@@ -26,9 +25,8 @@ from rhostream.advisor.question import Question
 from rhostream.candidates import Candidates
 from rhostream.errors import UsageError
 from rhostream.randomness import torch_seed
-from rhostream.selection.gradient import finite_or_nan, step_if_finite
 from rhostream.selection.hardware import bf16_supported
-from rhostream.selection.outputs import called
+from rhostream.selection.proxy import Proxy
 from rhostream.selection.selector import Selector
 from rhostream.stream.dataset import Loader
 from rhostream.stream.open import open_stream
@@ -143,17 +141,13 @@ class Views:
 
     def taught(self, proxy: nn.Module, network: nn.Module, batches: int) -> nn.Module:
         """The proxy, having learned from what the target keeps of the next buffers, as in a run."""
-        optimizer, selector = torch.optim.AdamW(proxy.parameters(), lr=1e-3), self._selector(network)
+        small, selector = Proxy(proxy), self._selector(network)
         learned = 0
         for buffer in islice(self.full, batches):
             kept = selector(buffer.to(self.device))
             if kept.input is None or len(kept) < 2:
                 continue
-            proxy.train()
-            optimizer.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(called(proxy, kept.input), kept.label)
-            loss.backward()
-            step_if_finite(optimizer, finite_or_nan(proxy.parameters(), loss.detach()))
+            small.learn(kept.input, kept.label)
             learned += 1
         self.full.consumed()
         self.notes.append(f"the proxy has learned from {learned} batches here; in a run it learns from the first on")

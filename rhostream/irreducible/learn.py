@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rhostream.candidates import Prepare
+from rhostream.compute.images import mirrored, shifted
+from rhostream.compute.judge import judged
 from rhostream.crashpoints import crash_point
 from rhostream.errors import NonFiniteError
 from rhostream.irreducible.unfinished import Kept, Standing
@@ -21,7 +23,7 @@ from rhostream.randomness import torch_seed
 from rhostream.samples.fields import Fields
 from rhostream.selection.gradient import finite_or_nan, step_if_finite
 from rhostream.selection.outputs import called
-from rhostream.selection.tokens import LanguageLoss, SequenceMean
+from rhostream.selection.tokens import SequenceMean, is_language
 from rhostream.signals import stop_if_asked
 from rhostream.stream.progress import StepProgress
 
@@ -66,17 +68,10 @@ def augmented(image: Tensor, how: str, generator: torch.Generator) -> Tensor:
     if how == "none":
         return image
     reach = max(1, image.shape[-1] // 16)
-    padded = F.pad(image, (reach, reach, reach, reach), mode="replicate")
-    batch, _, height, width = image.shape
-    top, left = torch.randint(0, 2 * reach + 1, (2, batch, 1, 1), generator=generator)
-    rows = (top + torch.arange(height).view(1, height, 1)).to(image.device)
-    columns = (left + torch.arange(width).view(1, 1, width)).to(image.device)
-    sample = torch.arange(batch, device=image.device).view(batch, 1, 1)
-    moved = padded.permute(0, 2, 3, 1)[sample, rows, columns].permute(0, 3, 1, 2)
+    image = shifted(image, reach, torch.randint(0, 2 * reach + 1, (2, len(image)), generator=generator))
     if how == "shift-flip":
-        flip = (torch.rand(batch, generator=generator) < 0.5).to(image.device).view(batch, 1, 1, 1)
-        moved = torch.where(flip, moved.flip(-1), moved)
-    return moved
+        image = mirrored(image, torch.rand(len(image), generator=generator) < 0.5)
+    return image
 
 
 def drawn(train: Tensor, label: Tensor, balance: str, generator: torch.Generator) -> Tensor:
@@ -215,7 +210,7 @@ class Checked:
 
 def _mean_loss(network: nn.Module, output: Tensor, label: Tensor, weight_C: Tensor | None) -> Tensor:
     """Of what the network gives for a batch."""
-    if isinstance(network, LanguageLoss):
+    if is_language(network):
         return SequenceMean()(output, label).mean()
     return F.cross_entropy(output, label, weight_C)
 
@@ -237,18 +232,12 @@ def evaluate(
     correct, losses = 0.0, []
     for some in torch.split(rows, EVAL_CHUNK):
         stop_if_asked(says)
-        x, target = normalize(image[some].to(device)), label[some].to(device)
-        if isinstance(network, LanguageLoss):
-            of_tokens, right = network.judge(x)
-            losses.append(SequenceMean()(of_tokens, target).cpu().double())
-            correct += float((right.sum(1) / (x != network.padding).sum(1)).sum())
-            continue
-        logits = called(network, x).float()
-        losses.append(F.cross_entropy(logits, target, reduction="none").cpu().double())
-        correct += float((logits.argmax(1) == target).sum())
+        loss_b, right_b = judged(network, normalize(image[some].to(device)), label[some].to(device))
+        losses.append(loss_b.cpu().double())
+        correct += float(right_b.sum())
     loss, target = torch.cat(losses), label[rows]
     error = float(loss.std(correction=0)) / len(loss) ** 0.5
-    if isinstance(network, LanguageLoss):
+    if is_language(network):
         return Checked(float(loss.mean()), correct / len(rows), float(loss.mean()), error)
     counts = torch.bincount(target)
     by_class = torch.bincount(target, weights=loss) / counts

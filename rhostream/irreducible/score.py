@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rhostream.crashpoints import crash_point
 from rhostream.il_model.networks import ILModel
 from rhostream.irreducible.parts import Scored
 from rhostream.samples.fields import Fields
+from rhostream.selection.forward import Room
+from rhostream.selection.losses import cross_entropy
 from rhostream.selection.outputs import called
 from rhostream.selection.tokens import LanguageLoss, SequenceMean
 from rhostream.stream.scan import Chunk
@@ -31,7 +32,7 @@ class Scorer:
         self._prepare = model.preprocess.inputs
         self._networks = [_prepared(n, device) for n in model.networks]
         self._learned_from = frozenset(model.info.learned_from)
-        self._halved = False
+        self._room, self._told = Room(), False
 
     def knows(self, names: Iterable[str]) -> bool:
         """Whether any of the shards was learned from."""
@@ -77,18 +78,22 @@ class Scorer:
 
     @torch.no_grad()
     def _forward(self, network: nn.Module, fields: Fields, label: Tensor) -> tuple[Tensor, Tensor]:
-        try:
-            logits = called(network, self._prepare(fields.to(self._device))).float()
-            return F.cross_entropy(logits, label.to(self._device), reduction="none"), logits.argmax(1)
-        except torch.OutOfMemoryError:
-            if len(fields) == 1:
-                raise
-            if not self._halved:
-                LOG.warning("the device is out of memory for %d samples: scoring in halves", len(fields))
-                self._halved = True
-        half = len(fields) // 2
-        parts = [self._forward(network, fields[s], label[s]) for s in (slice(half), slice(half, None))]
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        """Losses (n,) and predicted classes (n,) of the rows of a chunk, in as many forwards as memory asks for."""
+
+        def judge() -> tuple[Tensor, Tensor]:
+            parts, size = [], self._room.size or len(fields)
+            for first in range(0, len(fields), size):
+                some = slice(first, first + size)
+                logits = called(network, self._prepare(fields[some].to(self._device)))
+                parts.append((cross_entropy(logits, label[some].to(self._device)), logits.argmax(1)))
+            return torch.cat([loss for loss, _ in parts]), torch.cat([predicted for _, predicted in parts])
+
+        return self._room.run(len(fields), judge, self._tell)
+
+    def _tell(self, too_many: int, size: int) -> None:
+        if not self._told:  # once, though the half may be too many as well
+            LOG.warning("the device is out of memory for %d samples: scoring %d or fewer from here on", too_many, size)
+        self._told = True
 
 
 def _prepared(network: nn.Module, device: torch.device) -> nn.Module:

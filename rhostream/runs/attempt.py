@@ -78,10 +78,11 @@ class Attempt:
         """
         told = None
         if self.ranks.first:
+            newest = chain.head(self.url)  # looked for once: in a store that is a dozen requests
             if not self.take_over:
-                require_free(self.url, chain.head(self.url))
+                require_free(self.url, newest)
             self._make(record, changeable)
-            chosen = None if fresh else chain.head(self.url) if start is None else self.at(start)
+            chosen = None if fresh else newest if start is None else self.at(start)
             self._held = not chain.is_tip(self.url, chosen)
             told = None if chosen is None else chosen.plain()
         told = self.ranks.from_first(told)

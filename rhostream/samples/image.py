@@ -97,7 +97,13 @@ class ImageKind(Kind):
     def decode(self, members: Mapping[str, bytes], out: dict[str, Row], view: View = None,
                rng: np.random.Generator | None = None) -> str:  # fmt: skip
         """Into `out["pixels"]` (H, W, C) of any size; returns "ok" or the status of a bad image."""
-        return _decode_function(self.decoder)(members["image"], out[PIXELS], self.resize)
+        return self._decode(members["image"], out[PIXELS], self.resize)
+
+    @functools.cached_property
+    def _decode(self) -> Decoder:
+        from rhostream.samples.decoders import decoder
+
+        return decoder(self.decoder)[1]
 
     @property
     def normalize(self) -> Normalize:
@@ -271,13 +277,6 @@ class ImageKind(Kind):
         resize = resize if resize in foreign.RESIZES else CROP
         whole = sides.shorter == sides.longer or resize == PAD
         return Preview(_square(data, sides.longer, PAD), None if whole else _square(data, sides.shorter, resize))
-
-
-@functools.lru_cache(8)
-def _decode_function(name: str) -> Decoder:
-    from rhostream.samples.decoders import decoder
-
-    return decoder(name)[1]
 
 
 def _square(data: bytes, side: int, resize: str) -> bytes | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from rhostream.errors import UsageError
 from rhostream.selection.outputs import called
 from rhostream.selection.ranks import in_lockstep
 
+T = TypeVar("T")
 BATCH_NORMS = ("buffer", "eval")
 # What draws in train mode, beside layers of nn.Dropout's kind; of others' own layers torch knows nothing.
 _DROPPING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.RNNBase)
@@ -81,6 +82,28 @@ def require_dropout(model: nn.Module, rule: str) -> None:
         )
 
 
+class Room:
+    """How many samples a device has memory for at once: None for all, and half as many each time that it has not."""
+
+    def __init__(self, size: int | None = None) -> None:
+        self.size = size
+
+    def run(self, n: int, work: Callable[[], T], tell: Callable[[int, int], None]) -> T:
+        """`work` on n samples, which it splits by `size`; again with half of it where the device is out of memory.
+
+        `tell` is called with the number that was too many and the next. Raises OutOfMemoryError where one is too many.
+        """
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                too_many = min(self.size or n, n)
+                if too_many <= 1:
+                    raise
+                self.size = too_many // 2
+                tell(too_many, self.size)
+
+
 class Forward:
     """Logits of a model for scoring: (n, ...) inputs to (n, C) float32.
 
@@ -102,8 +125,14 @@ class Forward:
             raise UsageError(f"batch_norm {batch_norm!r}: expected 'buffer' or 'eval'")
         if chunk is not None and chunk < 1:
             raise UsageError(f"chunk {chunk}: expected at least 1")
-        self.model, self.chunk, self.batch_norm, self.autocast = model, chunk, batch_norm, autocast
+        self.model, self.batch_norm, self.autocast = model, batch_norm, autocast
+        self._room = Room(chunk)
         self._run: nn.Module = torch.compile(model) if compile else model  # type: ignore[assignment]
+
+    @property
+    def chunk(self) -> int | None:
+        """Samples in a forward; None for all at once."""
+        return self._room.size
 
     def __call__(self, x: Tensor) -> Tensor:
         """Score `x`. Raises UsageError for an output that holds no logits, and what the model raises."""
@@ -114,19 +143,16 @@ class Forward:
         return self._in_memory(x, lambda: self._drawn(x, count, seed))
 
     def _in_memory(self, x: Tensor, make: Callable[[], Tensor]) -> Tensor:
-        while True:
-            try:
-                return make()
-            except torch.OutOfMemoryError:
-                size = min(self.chunk or len(x), len(x))
-                if size <= 1 or in_lockstep(self.model):  # other ranks would wait for the forwards that are fewer
-                    raise
-                self.chunk = size // 2
-                warnings.warn(
-                    f"the device is out of memory for {size} samples at once: scoring {self.chunk} at a time "
-                    f"from here on{self._what_changes()}",
-                    stacklevel=2,
-                )
+        if in_lockstep(self.model):  # other ranks would wait for the forwards that are fewer
+            return make()
+        return self._room.run(len(x), make, self._tell)
+
+    def _tell(self, too_many: int, size: int) -> None:
+        warnings.warn(
+            f"the device is out of memory for {too_many} samples at once: scoring {size} at a time "
+            f"from here on{self._what_changes()}",
+            stacklevel=4,
+        )
 
     def _what_changes(self) -> str:
         norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules())

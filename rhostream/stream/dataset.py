@@ -293,17 +293,22 @@ class CandidateStream(IterableDataset[Message]):
         """The joined rows of a buffer, those that are read decoded into `fields` (B, ...)."""
         joined = self._joined(join, pass_index, index)
         rows = joined.rows
-        decode, names, view = self.preprocess.decode, tuple(self.preprocess.members), self.view
-        offset, size = joined.offset.tolist(), joined.size.tolist()
+        decode, view, arrays = self.preprocess.decode, self.view, tuple(fields.items())
+        held = tuple(zip(self.preprocess.members, joined.size.tolist(), joined.offset.tolist(), strict=True))
         candidates = np.flatnonzero(joined.reason == CANDIDATE)
         # Rows stand lane by lane: neighbours share a shard, and its reader is looked up once per run.
-        reader, opened = None, -1
+        reader, opened, shards = None, -1, rows.shard.tolist()
         for row in candidates.tolist():
-            shard = int(rows.shard[row])
+            shard = shards[row]
             if shard != opened or reader is None:
                 reader, opened = join.reader(shard), shard
-            members = {name: reader.pread(size[m][row], offset[m][row]) for m, name in enumerate(names)}
-            if decode(members, {name: array[row, ...] for name, array in fields.items()}, view) != OK:
+            members: dict[str, bytes] = {}
+            out: dict[str, npt.NDArray[Any]] = {}
+            for name, size, offset in held:
+                members[name] = reader.pread(size[row], offset[row])
+            for name, array in arrays:
+                out[name] = array[row, ...]
+            if decode(members, out, view) != OK:
                 joined.reason[row] = Reason.unreadable
             crash_point("stream: image decoded")
         return joined

@@ -310,6 +310,7 @@ class ShardScan:
         there are none."""
         batch, bad, kind = rows.batch, rows.bad, self._kind
         decode, pread, sizes, offsets = kind.decode, self._source.pread, batch.size, batch.offset
+        arrays = tuple(fields.items())
         names, most, simple = tuple(kind.members), kind.max_bytes, len(kind.members) == 1 and not kind.examines
         every: Iterable[tuple[int, tuple[int, ...]]] = enumerate(batch.rows_of(tuple(kind.members.values())))
         if simple and not fields:  # an index looks at what is odd alone
@@ -323,10 +324,13 @@ class ShardScan:
                     bad[row] = verdict, self._why(batch, row, held)
                     continue
             if fields:
-                verdict = decode(
-                    {name: pread(sizes[at], offsets[at]) for name, at in zip(names, held, strict=True)},
-                    {name: array[row, ...] for name, array in fields.items()},
-                )
+                members: dict[str, bytes] = {}
+                out: dict[str, npt.NDArray[Any]] = {}
+                for name, at in zip(names, held, strict=True):
+                    members[name] = pread(sizes[at], offsets[at])
+                for name, array in arrays:
+                    out[name] = array[row, ...]
+                verdict = decode(members, out)
                 crash_point("scan: image decoded")
                 if verdict != OK:
                     bad[row] = verdict, self._why(batch, row, held)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from rhostream.candidates import to_device
+from rhostream.compute.images import mirrored, shifted
 from rhostream.errors import UnknownNameError
 
 KINDS = ("none", "flip", "shift", "flip-shift")
@@ -26,14 +25,7 @@ def augment(
     rows = torch.arange(len(x)) if rows is None else rows
     planned = len(x) if planned is None else planned
     if "flip" in kind:
-        flip = to_device(torch.rand(planned, generator=rng).lt(0.5)[rows], x.device)
-        x = torch.where(flip[:, None, None, None], x.flip(3), x)
+        x = mirrored(x, torch.rand(planned, generator=rng).lt(0.5)[rows])
     if "shift" in kind:
-        height, width = x.shape[2:]
-        dy, dx = to_device(torch.randint(0, 2 * pixels + 1, (2, planned), generator=rng)[:, rows], x.device)
-        padded = functional.pad(x, (pixels,) * 4, mode="replicate")
-        row = dy[:, None] + torch.arange(height, device=x.device)
-        column = dx[:, None] + torch.arange(width, device=x.device)
-        image = torch.arange(len(x), device=x.device)[:, None, None]
-        x = padded.permute(0, 2, 3, 1)[image, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)
+        x = shifted(x, pixels, torch.randint(0, 2 * pixels + 1, (2, planned), generator=rng)[:, rows])
     return x

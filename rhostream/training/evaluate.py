@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from rhostream import storage
+from rhostream.compute.judge import judged
 from rhostream.errors import BudgetError, UsageError, users_code
 from rhostream.own_code import own_function
 from rhostream.runs.book import Evaluation
 from rhostream.samples.fields import Fields
 from rhostream.samples.kind import Kind
-from rhostream.selection.losses import cross_entropy, is_correct
-from rhostream.selection.outputs import called, described
+from rhostream.selection.outputs import described
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import scoring
-from rhostream.selection.tokens import LanguageLoss, SequenceMean
+from rhostream.selection.tokens import LanguageLoss
 from rhostream.stream.advice import Advice
 from rhostream.stream.budget import SHOWN, Budget, listed
 from rhostream.stream.label_from import LabelFrom
@@ -137,18 +137,11 @@ class TestSet:
         loss = 0.0
         with scoring(model, batch_norm="eval"):
             for fields, label in self._chunks():
-                label, x = label.to(device), self._preprocess.inputs(fields.to(device))
-                if isinstance(model, LanguageLoss):
-                    of_tokens, hit = model.judge(x)
-                    loss += float(SequenceMean()(of_tokens, label).sum())
-                    share = (hit.sum(1) / (x != model.padding).sum(1)).cpu()
-                    seen += torch.bincount(label.cpu(), minlength=self._classes)
-                    right += torch.bincount(label.cpu(), share, self._classes)
-                    continue
-                logits = called(model, x)
-                loss += float(cross_entropy(logits, label).sum())
+                label = label.to(device)
+                loss_b, right_b = judged(model, self._preprocess.inputs(fields.to(device)), label)
+                loss += float(loss_b.sum())
                 seen += torch.bincount(label.cpu(), minlength=self._classes)
-                right += torch.bincount(label[is_correct(logits, label)].cpu(), minlength=self._classes)
+                right += torch.bincount(label.cpu(), right_b.cpu(), self._classes)
         loss, *counts = self._ranks.sum([loss, *right.tolist(), *seen.tolist()])
         right_C, seen_C = counts[: self._classes], counts[self._classes :]
         total = int(sum(seen_C))

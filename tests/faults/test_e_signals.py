@@ -241,7 +241,7 @@ def begin_with_workers(rig: Rig, data: Path, tmp_path: Path, verb: str) -> tuple
         *options,
         hangs=shards[-1] if verb == "compute-il" else None,
     )
-    eventually(lambda: any((tmp_path / "run" / "checkpoints").rglob("checkpoint.json"))
+    eventually(lambda: any((tmp_path / "run" / "commits").rglob("*.json"))
                or len(parts(tmp_path / "t")) == 2)  # fmt: skip
     workers = workers_of(running.pid)
     assert workers
