@@ -18,7 +18,8 @@ import click
 
 from rhostream.errors import RhostreamError, ShardError
 from rhostream.making.progress import progress
-from rhostream.samples.decoders import MAX_BYTES, check_image
+from rhostream.samples.decoders import check_image
+from rhostream.samples.geometry import MAX_BYTES
 from rhostream.samples.image import EXTENSIONS as IMAGE_EXTENSIONS
 from rhostream.samples.kind import OK
 from rhostream.storage import Reader, expand, open_reader, redact

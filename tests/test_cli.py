@@ -42,7 +42,7 @@ def process(*arguments: object, code: int = 0) -> tuple[str, str]:
 READERS = """
 import json, sys
 from rhostream.cli import cli
-heavy = {"torch", "matplotlib", "duckdb", "fsspec"}
+heavy = {"torch", "matplotlib", "PIL", "duckdb", "fsspec"}
 for verb in json.loads(sys.argv[1]):
     cli.main(verb, standalone_mode=False)
     print(json.dumps(sorted(heavy & {*sys.modules})), file=sys.stderr)
@@ -105,7 +105,7 @@ def test_the_whole_journey_from_shards_to_a_report(world: Path, tmp_path: Path) 
     asked = json.dumps([[str(word) for word in verb] for verb in verbs])
     done = subprocess.run([sys.executable, "-c", READERS, asked], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    reports = ["duckdb", "matplotlib"]
+    reports = ["PIL", "duckdb", "matplotlib"]
     assert [json.loads(line) for line in done.stderr.splitlines() if line.startswith("[")] == [
         *([], []), *([["duckdb"]] * 4), reports, reports,
     ]  # fmt: skip

@@ -19,13 +19,12 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rhostream.errors import MissingExtraError, UnknownNameError
-from rhostream.samples.geometry import CROP, content_of, least_sides, place
+from rhostream.samples.geometry import CROP, MAX_BYTES, content_of, least_sides, place
 from rhostream.samples.kind import OK
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 PNG = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 50_000_000
-MAX_BYTES = 256 << 20
 MAX_SCANS = 100  # of a progressive JPEG: each passes over all pixels, and a few MB can hold a hundred thousand
 # Pillow looks at each segment of a JPEG and chunk of a PNG in Python: millions of empty ones would take minutes.
 MAX_SEGMENTS, MAX_CHUNKS = 10_000, 100_000

@@ -8,19 +8,24 @@ pad      the longer side is resized to the square's, the rest is a plain grey: a
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from rhostream.errors import UnknownNameError
 from rhostream.foreign import RESIZES
+
+if TYPE_CHECKING:  # who reads a table, and no picture, does without Pillow
+    from PIL import Image
 
 CROP, SQUASH, PAD = RESIZES
 # Of what pad leaves free: the middle of the range, about 0 for a model that subtracts 0.5, like the zeros that its
 # convolutions pad with. One constant for all models, so that models of other means can share a decoded row.
 BACKGROUND = 128
 MOST_CUT = 0.1  # of the pixels, in the mean over the pictures looked at, that `crop` may cut off where nobody asks
+_BILINEAR = 2  # PIL.Image.Resampling.BILINEAR
+MAX_BYTES = 256 << 20  # of an image that is decoded
 _MOST_BETWEEN = 50_000_000  # pixels between the two passes of a resampling: more is made the other way round
 
 
@@ -84,7 +89,7 @@ def place(image: Image.Image, out: npt.NDArray[np.uint8], resize: str, content: 
         side = min(width, height)
         left_edge, upper = (width - side) / 2, (height - side) / 2
         box = (left_edge, upper, left_edge + side, upper + side)
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box)
+        image = image.resize((size, size), _BILINEAR, box)
     out[:] = np.asarray(image).reshape(out.shape)
 
 
@@ -93,5 +98,5 @@ def _resized(image: Image.Image, width: int, height: int) -> Image.Image:
         return image
     if width * image.height > _MOST_BETWEEN:
         # Pillow goes over the rows first: of 1 x 10,000,000 pixels it would make a picture as high and `width` wide.
-        image = image.resize((image.width, height), Image.Resampling.BILINEAR)
-    return image.resize((width, height), Image.Resampling.BILINEAR)
+        image = image.resize((image.width, height), _BILINEAR)
+    return image.resize((width, height), _BILINEAR)

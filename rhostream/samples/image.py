@@ -14,14 +14,15 @@ import numpy as np
 
 from rhostream import foreign
 from rhostream.errors import UsageError
-from rhostream.samples.decoders import MAX_BYTES, Decoder, Sides, decode_into, decoder, probe_size
 from rhostream.samples.fields import Fields
-from rhostream.samples.geometry import CROP, PAD, checked_resize, choose_resize, in_words
+from rhostream.samples.geometry import CROP, MAX_BYTES, PAD, checked_resize, choose_resize, in_words
 from rhostream.samples.kind import OK, FieldSpec, Kind, Preview, Row, View, Wanted
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # decoders bring Pillow, which who reads a table does without
     import torch
     from torch import Tensor
+
+    from rhostream.samples.decoders import Decoder, Sides
 
 LOG = logging.getLogger("rhostream")
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -100,6 +101,8 @@ class ImageKind(Kind):
 
     @functools.cached_property
     def _decode(self) -> Decoder:
+        from rhostream.samples.decoders import decoder
+
         return decoder(self.decoder)[1]
 
     @property
@@ -113,6 +116,8 @@ class ImageKind(Kind):
 
     def with_decoder(self, name: str) -> ImageKind:
         """With Pillow or simplejpeg. Raises MissingExtraError, UnknownNameError."""
+        from rhostream.samples.decoders import decoder
+
         return replace(self, decoder=decoder(name)[0])
 
     def to_json(self) -> dict[str, Any]:
@@ -187,6 +192,8 @@ class ImageKind(Kind):
 
     def probe(self, read: Callable[[int], bytes], size: int) -> tuple[bool, Sides | None]:
         """Whether it is an image, by its header; its sides and channels."""
+        from rhostream.samples.decoders import probe_size
+
         sides = probe_size(read(min(size, HEADER)))
         if sides is None and size > HEADER:  # a header may hold a preview and a colour profile
             sides = probe_size(read(min(size, WHOLE_HEADER)))
@@ -261,6 +268,8 @@ class ImageKind(Kind):
 
     def preview(self, members: Mapping[str, bytes], record: Mapping[str, Any]) -> Preview:
         """All of the picture as a small square PNG, padded, and as the model saw it where that isn't all of it."""
+        from rhostream.samples.decoders import probe_size
+
         data, sides = members["image"], probe_size(members["image"])
         if sides is None:
             return Preview()
@@ -273,6 +282,8 @@ class ImageKind(Kind):
 def _square(data: bytes, side: int, resize: str) -> bytes | None:
     """A PNG of the image; None for bytes that our decoder refuses."""
     from PIL import Image
+
+    from rhostream.samples.decoders import decode_into
 
     pixels = np.empty((min(max(side, 1), SHOWN_SIDE),) * 2 + (3,), np.uint8)
     if decode_into(data, pixels, resize) != OK:
