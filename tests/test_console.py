@@ -40,7 +40,7 @@ MANY = [f"https://me:hunter2@host/shard-{n:05d}.tar?token=hunter2" for n in rang
     [
         rhostream.TrainConfig(shards=MANY, il=MANY[0], run="runs/a\x1b[31m", lr=0.5, test_shards=MANY, seed=7),
         rhostream.FitILConfig(shards=MANY[0], out="m" * 5000, epochs=3),
-        rhostream.ComputeILConfig(shards=MANY, il_model=MANY[:1], out=[f"t{n}" for n in range(500)], keep={"a": "int"}),
+        rhostream.ComputeILConfig(shards=MANY, il_model=MANY[0], out="t" * 500, keep={"a": "int"}),
         rhostream.IndexConfig(shards=MANY[:1], out="t", roots={"a": MANY[0], "b": "https://[::1hunter2"}),
     ],
     ids=lambda config: type(config).__name__,

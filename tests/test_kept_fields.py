@@ -134,7 +134,7 @@ def test_the_refusal_of_other_fields_names_the_command_that_adds_them_and_it_wor
     command("index", "--shards", *shards, "--from", tmp_path / "ix", "--keep", "n:int", "--out", tmp_path / "ix2")
     for wrong, says in (
         (("--il-model", world / "il-model"), "--il-model goes with scoring"),
-        (("--il-dtype", "float16"), "--il-dtype goes with scoring"),
+        (("--min-accuracy", 0.5), "--min-accuracy goes with scoring"),
     ):
         _, refused = command(
             "compute-il",
