@@ -137,7 +137,8 @@ def test_ranks_draw_dropout_of_their_own_and_make_one_choice(runs: Path) -> None
     assert latest.counts == {"kept": 3 * 8, "below": 3 * 32} and latest.cost["scored"] == 2 * 3 * 40
     for rows in ranks.decisions(runs / "drawn").values():
         scores = sorted(score for _, score, _ in rows.values())
-        assert len(set(scores)) == 40 and {s for kept, s, _ in rows.values() if kept} == set(scores[-8:])
+        assert sorted(score for kept, score, _ in rows.values() if kept) == scores[-8:]
+        assert len(scores) == 40 and len(set(scores)) > 36  # of two draws some pairs can be equal to the last bit
 
 
 def test_ranks_that_sample_alone_weigh_by_their_own_candidates(runs: Path) -> None:
