@@ -323,6 +323,7 @@ def test_the_gallery_shows_the_whole_picture_and_what_the_model_saw() -> None:
 # -- what it is worth --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.slow
 def test_a_model_learns_what_crop_cuts_off_from_a_squashed_or_padded_picture(tmp_path: Path) -> None:
     """Three seeds of a small plain training; the figures stand in decision 033."""
