@@ -14,7 +14,16 @@ from torch import nn
 import rhostream
 from rhostream.errors import MismatchError, UnknownNameError, UsageError
 from rhostream.models import NAMES, build, load_weights
-from tests.support.networks import check_target, counted_by_layers, macs, on_paper, parameters, pictures
+from tests.support.networks import (
+    MORE_SHAPES,
+    SHAPES,
+    check_logits,
+    check_target,
+    counted_by_layers,
+    macs,
+    parameters,
+    pictures,
+)
 
 IMAGE_MODELS = [name for name in NAMES if not name.startswith("text")]
 DROPOUT = {"mlp-512-dropout", "small-cnn-dropout"}
@@ -51,15 +60,12 @@ def test_multiply_adds_are_those_of_the_convolutions_and_the_head() -> None:
 # -- what any target must do -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shapes", [((28, 1), (32, 3)), pytest.param(((28, 3), (32, 1), (18, 3), (45, 3), (64, 1)),
-                                                                     marks=pytest.mark.slow)])  # fmt: skip
+@pytest.mark.parametrize("shapes", [SHAPES, pytest.param(MORE_SHAPES, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_logits_have_one_column_a_class_for_every_size_and_number_of_channels(
     name: str, shapes: tuple[tuple[int, int], ...]
 ) -> None:
-    for size, channels in shapes:
-        model = on_paper(name, size, channels, 7)
-        assert model(torch.empty(3, channels, size, size, device="meta")).shape == (3, 7)
+    check_logits(name, shapes)
 
 
 @pytest.mark.parametrize(("name", "size"), [("resnet18-small", 15), ("small-cnn-lenet", 17), ("small-cnn-dropout", 16)])

@@ -20,7 +20,15 @@ from jobs.reproduce.nets.mobilenet import _inverted
 from jobs.reproduce.nets.resnet import bottleneck
 from rhostream.models import build
 from rhostream.models.resnet import basic
-from tests.support.networks import check_target, counted_by_layers, macs, on_paper, parameters
+from tests.support.networks import (
+    MORE_SHAPES,
+    SHAPES,
+    check_logits,
+    check_target,
+    counted_by_layers,
+    macs,
+    parameters,
+)
 
 NAMED = "jobs.reproduce.nets:"
 NETS = [NAMED + name for name in nets.__all__]
@@ -50,15 +58,12 @@ def test_multiply_adds_are_those_of_the_convolutions_and_the_head() -> None:
         assert macs(name) == counted_by_layers(name)
 
 
-@pytest.mark.parametrize("shapes", [((28, 1), (32, 3)), pytest.param(((28, 3), (32, 1), (18, 3), (45, 3), (64, 1)),
-                                                                     marks=pytest.mark.slow)])  # fmt: skip
+@pytest.mark.parametrize("shapes", [SHAPES, pytest.param(MORE_SHAPES, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NETS)
 def test_logits_have_one_column_a_class_for_every_size_and_number_of_channels(
     name: str, shapes: tuple[tuple[int, int], ...]
 ) -> None:
-    for size, channels in shapes:
-        model = on_paper(name, size, channels, 7)
-        assert model(torch.empty(3, channels, size, size, device="meta")).shape == (3, 7)
+    check_logits(name, shapes)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow])

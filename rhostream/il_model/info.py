@@ -109,12 +109,6 @@ def write_info(folder: str, info: ModelInfo) -> None:
     storage.create(storage.join(folder, FILE), info.encode())
 
 
-def remove_info(folder: str) -> None:
-    """Undo what `write_info` did, where it did: the folder is to be written anew."""
-    if is_il_model(folder):
-        storage.delete(storage.join(folder, FILE))
-
-
 def is_il_model(folder: str) -> bool:
     """Whether what fit-il writes stands in a (resolved) folder."""
     return storage.exists(storage.join(folder, FILE))

@@ -75,7 +75,7 @@ def scored_into(config: ComputeILConfig, il_dtype: str | None = None) -> Summary
     info, rule = model.info, model.info.rule
     gate.passed(info, config.min_accuracy, config.il_model)
     scorer = Scorer(model, torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu")))
-    there = il.open_info(out) if storage.exists(storage.join(out, "_table.json")) else None
+    there = il.find_info(out)
     table = TableInfo(
         kind="il",
         ingredients=info.ingredients(il_dtype or (there.il_dtype if there else "float32")),
@@ -164,9 +164,9 @@ def index(config: IndexConfig) -> Summary:
 
 def _label_of(config: IndexConfig, shards: Iterable[str], lenient: dict[str, Any]) -> LabelFrom:
     """Where labels stand: as asked, else as the table that is there says."""
-    out = storage.resolve(config.out)
-    if config.label is None and config.class_names is None and storage.exists(storage.join(out, "_table.json")):
-        return LabelFrom.from_json(il.open_info(out).label)
+    asked = config.label is not None or config.class_names is not None
+    if not asked and (there := il.find_info(storage.resolve(config.out))) is not None:
+        return LabelFrom.from_json(there.label)
     return label_from(config.label, config.class_names, named(shards, None), **lenient)
 
 
@@ -183,8 +183,7 @@ def _kind_of(config: IndexConfig, shards: Iterable[str], lenient: dict[str, Any]
             raise UsageError(f"--content {name} is for built-in kinds: give it or --kind {config.kind}")
         return registry.made(config.kind, wanted, None, tuple, redact(out))
     asked = None if name is None else registry.undecided(name)
-    if storage.exists(storage.join(out, "_table.json")):
-        there = il.open_info(out)
+    if (there := il.find_info(out)) is not None:
         if asked is None or name == there.content:
             asked = there.kind_of_samples(None, redact(out))
         return asked.indexed(wanted, None)

@@ -104,7 +104,7 @@ class Target:
     def __init__(self, out: str, info: TableInfo, score: Score | None = None, examine: Examine | None = None) -> None:
         self.out, self.score, self.examine = storage.resolve(out), score, examine
         self.summary = Summary()
-        there = il.open_info(self.out) if storage.exists(storage.join(self.out, "_table.json")) else None
+        there = il.find_info(self.out)
         self.roots = info.roots
         if there is not None:
             # The table keeps the roots it was made with; data that moved is still the same shards.

@@ -92,9 +92,6 @@ class Cost:
             live_trained=steps * batch_size if self.live_macs else 0,
         ).forward_units
 
-    def add_seconds(self, phase: str, seconds: float) -> None:
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
-
     def as_json(self) -> dict[str, Any]:
         return {
             **asdict(self),

@@ -39,11 +39,6 @@ class Tokenizer:
     encode: Encode | None  # None: the samples are ids
 
 
-def is_ids(name: str) -> bool:
-    """Whether samples are read as arrays of ids."""
-    return name.partition(":")[0] == "ids"
-
-
 @functools.lru_cache(8)
 def find_tokenizer(name: str, fetch: bool = False) -> Tokenizer:
     """The tokenizer of that name. With `fetch` the hub may be asked for one that isn't in the local cache.

@@ -6,8 +6,6 @@ folder only has to hold files of these hashes. So what is loaded is the table's 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from rhostream import storage
@@ -69,9 +67,3 @@ def set_live_macs(cost: Cost, live: LiveIL, seen: Kind, view: View) -> None:
     """Enter what one sample costs the IL model that learns along."""
     network = live.networks[0]
     cost.live_macs = macs_per_sample(network, seen.example(view=view).to(next(network.parameters()).device))
-
-
-def states_of(proxy: Any, live: LiveIL | None) -> dict[str, dict[str, Any]]:
-    """What a checkpoint holds of the models beside the target, by name."""
-    lives = {} if live is None else {f"live-{n}": state for n, state in enumerate(live.state_dict())}
-    return ({} if proxy is None else {"proxy": proxy.state_dict()}) | lives

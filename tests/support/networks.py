@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -13,11 +14,22 @@ from torch.nn import functional as F
 from rhostream.models import build, load_weights
 from rhostream.runs.macs import macs_per_sample
 
+# (side, channels) of images that any network takes: those of every test run, and more
+SHAPES = ((28, 1), (32, 3))
+MORE_SHAPES = ((28, 3), (32, 1), (18, 3), (45, 3), (64, 1))
+
 
 def on_paper(name: str, image_size: int = 32, channels: int = 3, classes: int = 10) -> nn.Module:
     """The model without memory or weights: shapes and counts alone."""
     with torch.device("meta"):
         return build(name, image_size=image_size, channels=channels, classes=classes)
+
+
+def check_logits(name: str, shapes: Iterable[tuple[int, int]]) -> None:
+    """The logits of 3 images of each (side, channels) have one column a class."""
+    for size, channels in shapes:
+        model = on_paper(name, size, channels, 7)
+        assert model(torch.empty(3, channels, size, size, device="meta")).shape == (3, 7)
 
 
 @cache

@@ -171,6 +171,11 @@ def checked_keep(keep: object) -> dict[str, str]:
     return {field: kind for name, kind in keep.items() for field, kind in [_keep_entry(name, kind, f"{name}:{kind}")]}
 
 
+def find_info(table: str) -> TableInfo | None:
+    """`open_info` of a table that may not be there yet: None without one. Raises TableError."""
+    return open_info(table) if storage.exists(storage.join(table, "_table.json")) else None
+
+
 def open_info(table: str) -> TableInfo:
     """Read `_table.json`. Raises UsageError when there is no table, TableError when it can't be understood."""
     url = storage.join(table, "_table.json")
