@@ -23,9 +23,9 @@ from benchmarks.measure import Figure, ratios, timed
 from rhostream import storage
 from rhostream.runs.attempt import Attempt
 from rhostream.tables.selections import LogWriter
-from tests.audit_fixtures import log_rows
-from tests.chains import PINNED, RECORD, commit, long_chain, rows
 from tests.stores.servers import BUCKET, run_s3
+from tests.support.audit_fixtures import log_rows
+from tests.support.chains import PINNED, RECORD, commit, long_chain, rows
 
 FEW, MANY, RANKS, COMMITS, TARGET = 100, 100_000, 8, 15, 1.5
 THREADS = 16

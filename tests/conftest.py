@@ -5,16 +5,13 @@ No torch at import: of several processes that share a run, the one that reports 
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
-import numpy as np
 import pytest
-from PIL import Image
 
 import rhostream
 from tests.faults.tally import (  # noqa: F401  # hooks
@@ -24,53 +21,10 @@ from tests.faults.tally import (  # noqa: F401  # hooks
 )
 from tests.stores.servers import gcs_server, s3_server  # noqa: F401  # fixtures
 from tests.support import forks  # noqa: F401  # whoever starts the fork server, it imports these
+from tests.support.shards import make_shards
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
-
-CLASSES = 4
-SIDE = 16
-
-
-def write_shard(path: Path, samples: list[dict[str, object]]) -> Path:
-    """A tar with webdataset's own writer, plain headers."""
-    import webdataset as wds
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with wds.TarWriter(str(path), mtime=0) as writer:
-        for sample in samples:
-            writer.write(sample)
-    return path
-
-
-def png(pixels: np.ndarray) -> bytes:
-    sink = io.BytesIO()
-    Image.fromarray(pixels).save(sink, "PNG")
-    return sink.getvalue()
-
-
-def sample(number: int, rng: np.random.Generator, noisy: bool = False) -> dict[str, object]:
-    """A learnable image: a bright quadrant that tells the class, under noise."""
-    label = number % CLASSES
-    pixels = rng.integers(0, 120, (SIDE, SIDE), dtype=np.uint8)
-    y, x = divmod(label, 2)
-    pixels[y * 8 : y * 8 + 8, x * 8 : x * 8 + 8] += 100
-    given = (label + 1) % CLASSES if noisy else label
-    return {
-        "__key__": f"s{number:06d}",
-        "png": png(pixels),
-        "cls": str(given),
-        "json": {"true_label": label, "is_noisy": noisy},
-    }
-
-
-def make_shards(folder: Path, counts: list[int], seed: int = 0) -> list[Path]:
-    rng, paths, number = np.random.default_rng(seed), [], 0
-    for at, count in enumerate(counts):
-        rows = [sample(number + i, rng, noisy=bool(rng.random() < 0.2)) for i in range(count)]
-        number += count
-        paths.append(write_shard(folder / f"train-{at:03d}.tar", rows))
-    return paths
 
 
 def pytest_configure(config: pytest.Config) -> None:

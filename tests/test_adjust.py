@@ -23,13 +23,13 @@ from rhostream.selection import selector as selecting
 from rhostream.selection.options import Options
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.selector import Selector
-from tests.ranks import together
-from tests.test_cli import run as command
-from tests.test_rules import rows_of
-from tests.test_selection import buffer, kept_of, oracle, scored
+from tests.support.logs import rows_of
+from tests.support.process import run as command
+from tests.support.ranks import together
+from tests.support.scoring import buffer, kept_of, oracle, scored
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-MINE = "tests.own_adjusts"
+MINE = "tests.support.own_adjusts"
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_a_run_names_it_keeps_its_state_and_refuses_another(trained: Callable[..
 
 
 def choose_on_ranks(rank: int) -> list[list[int]]:
-    from tests.ranks import join_group, leave_group
+    from tests.support.ranks import join_group, leave_group
 
     join_group()
     torch.manual_seed(0)

@@ -29,8 +29,8 @@ from rhostream.errors import MismatchError, UsageError
 from rhostream.models import build
 from rhostream.runs.tensors import save_tensors
 from rhostream.selection.hardware import bf16_supported
-from tests.test_cli import process as command
-from tests.test_selection import kept_of
+from tests.support.process import process as command
+from tests.support.scoring import kept_of
 
 # Round numbers, so that every expectation can be computed in the head: 100 of n_B, 10 of n_b.
 S = Setting(buffer_size=100, batch_size=10, samples=10_000)

@@ -36,7 +36,7 @@ MADE_HERE = {
     "tests/test_scale.py": "import pickle",
     "tests/stores/test_spool.py": "import pickle",
     **dict.fromkeys(
-        ("tests/test_readme.py", "tests/test_dealing.py", "tests/own_loop.py", "tests/test_docs_blocks.py"),
+        ("tests/test_readme.py", "tests/test_dealing.py", "tests/support/own_loop.py", "tests/test_docs_blocks.py"),
         "exec runs text",
     ),
 }  # the pages' own code
@@ -75,6 +75,13 @@ def test_a_circle_is_seen_though_a_function_hides_it() -> None:
     texts = {"a": "from b import x", "b": "def f():\n    import c", "c": "import a", "d": "import a"}
     graph = {name: imported(ast.parse(text), set(texts)) for name, text in texts.items()}
     assert circles(graph) == [["a", "b", "c"]]
+
+
+def test_no_test_file_leans_on_another() -> None:
+    """What several share stands in tests/support, tests/faults or tests/stores, under a name that says what it is."""
+    for path in REPOSITORY.glob("tests/**/test_*.py"):
+        leaning = re.findall(r"^ *(?:from|import) (tests(?:\.\w+)*\.test_\w+)", path.read_text("utf-8"), re.MULTILINE)
+        assert {*leaning} <= {f"tests.{path.stem}"}, path
 
 
 # -- the face --------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from rhostream.errors import TableError, UnknownNameError, UsageError
 from rhostream.repair import repair
 from rhostream.runs import checkpoint
 from rhostream.tables import selections
-from tests.conftest import png, sample, write_shard
+from tests.support.shards import png, sample, write_shard
 
 
 def test_views_equal_the_log_read_without_duckdb(trained: Callable[..., Path]) -> None:

@@ -30,14 +30,10 @@ from rhostream.runs.cost import Cost
 from rhostream.runs.doubts import EARLY, Plan, of_balance
 from rhostream.selection.balance import Balance, class_rows, effective_classes, uniform_classes
 from rhostream.selection.quota import limited, parse_quota
-from tests.own_loop import network
+from tests.support.ledger import FROM_THE_LOG
+from tests.support.own_loop import network
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.tar.gz"))
-FROM_THE_LOG = """
-WITH counts AS (SELECT step, label, count(*) AS n FROM selections WHERE kept GROUP BY ALL),
-shares AS (SELECT step, n / sum(n) OVER (PARTITION BY step) AS p FROM counts)
-SELECT step, exp(-sum(p * ln(p))) AS effective FROM shares GROUP BY step ORDER BY step
-"""
 
 
 def ask(run: Path | str, question: str) -> list[dict[str, Any]]:
@@ -134,7 +130,7 @@ def test_a_mild_quota_that_no_batch_could_be_filled_by_is_refused(text: str) -> 
         parse_quota(text)
 
 
-@pytest.mark.parametrize("rule", ["tests.tiny:one_class_first", "uniform"])
+@pytest.mark.parametrize("rule", ["tests.support.tiny:one_class_first", "uniform"])
 def test_a_run_with_a_mild_quota_keeps_no_class_more_often_than_that(trained: Callable[..., Path], rule: str) -> None:
     run = trained(steps=5, rule=rule, class_quota="mild:1.2")
     counts = ask(
@@ -219,8 +215,8 @@ def test_batches_of_one_class_are_doubted_by_their_number_with_the_option_that_m
 ) -> None:
     asked = {"buffer_size": 40, "batch_size": 8, "model": "mlp-64", "steps": 50}
     for name, more in {
-        "one": {"rule": "tests.tiny:one_class_first"},
-        "quota": {"rule": "tests.tiny:one_class_first", "class_quota": "balanced"},
+        "one": {"rule": "tests.support.tiny:one_class_first"},
+        "quota": {"rule": "tests.support.tiny:one_class_first", "class_quota": "balanced"},
         "rho": {"rule": "rho"},
         "uniform": {"rule": "uniform"},
     }.items():

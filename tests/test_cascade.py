@@ -28,10 +28,10 @@ from rhostream.stream.band import Band, resolve_band
 from rhostream.stream.dataset import ahead
 from rhostream.tables import il, selections
 from rhostream.training import hardware
-from tests.ranks import train_killed_at
-from tests.test_selection import buffer, oracle
-from tests.test_stream import content, open_world
-from tests.test_training import same
+from tests.support.logs import same
+from tests.support.ranks import train_killed_at
+from tests.support.scoring import buffer, oracle
+from tests.support.streams import content, open_world
 
 
 def rows_of_log(run: Path) -> list[dict[str, object]]:
@@ -257,7 +257,12 @@ def test_decoding_twice_gives_what_decoding_once_gives(world: Path, trained: Cal
     units = 400 * cost["scored_macs"] / cost["macs"] + 3 * 80
     assert cost["forward_units"] == pytest.approx(units)
     run = trained(
-        "view-proxy", model="small-cnn", view_size=8, shortlist="proxy:2.5", proxy_model="tests.tiny:linear", steps=10
+        "view-proxy",
+        model="small-cnn",
+        view_size=8,
+        shortlist="proxy:2.5",
+        proxy_model="tests.support.tiny:linear",
+        steps=10,
     )
     cost = json.loads((run / "cost.json").read_text())
     assert (cost["shortlisted"], cost["scored"], cost["reread"], cost["proxy_trained"]) == (400, 200, 200, 80)

@@ -30,10 +30,10 @@ from rhostream.storage.clients import store_of
 from rhostream.tables import merged, parquet, selections
 from rhostream.tables.segments import segment_record
 from rhostream.tables.selections import LogWriter
-from tests.audit_fixtures import log_rows
-from tests.chains import PINNED, RECORD, STATE, begin, branch, commit, long_chain, rows, take, two_ranks
-from tests.faults.command import command
-from tests.ranks import together
+from tests.support.audit_fixtures import log_rows
+from tests.support.chains import PINNED, RECORD, STATE, begin, branch, commit, long_chain, rows, take, two_ranks
+from tests.support.command import command
+from tests.support.ranks import together
 
 
 @pytest.fixture

@@ -25,31 +25,9 @@ from rhostream.errors import Interrupted, MismatchError, UsageError
 from rhostream.runs import checkpoint, tensors
 from rhostream.training.changes import CHANGEABLE, WHY_NOT, parse_changes
 from rhostream.training.start import train
-from tests.test_cli import run as command
-
-
-def go(world: Path, folder: Path, steps: int = 6, **more: Any) -> rhostream.training.start.Summary:  # type: ignore[name-defined]
-    settings: dict[str, Any] = {
-        "model": "mlp-64",
-        "buffer_size": 40,
-        "batch_size": 8,
-        "checkpoint_every": 6,
-        "threads": 1,
-        "steps": steps,
-        **more,
-    }
-    return train(str(world / "shards"), str(world / "il"), str(folder), **settings)
-
-
-def rates(folder: Path) -> list[float]:
-    with rhostream.open_ledger(str(folder)) as ledger:
-        return [round(v, 7) for v in ledger.sql("select learning_rate::double from steps order by step")[0].to_pylist()]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    latest = checkpoint.latest(str(folder))
-    assert latest is not None
-    return tensors.load_tensors(str(folder), latest)[0]
+from tests.support.logs import rates, weights_of
+from tests.support.process import run as command
+from tests.support.small_run import go
 
 
 def test_every_argument_of_train_can_be_changed_or_says_why_not() -> None:
@@ -102,7 +80,7 @@ def test_the_same_command_again_changes_nothing_more_and_the_weights_are_those_o
     assert rates(tmp_path / "once") == rates(tmp_path / "twice")
     latest = checkpoint.latest(str(tmp_path / "twice"))
     assert latest is not None and latest.attempt == 2 and len(latest.changes) == 1
-    one, two = weights(tmp_path / "once"), weights(tmp_path / "twice")
+    one, two = weights_of(tmp_path / "once"), weights_of(tmp_path / "twice")
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
@@ -212,7 +190,7 @@ def test_no_secret_of_a_url_is_in_the_command(world: Path, tmp_path: Path) -> No
 
 
 def test_the_command_that_fills_a_table_names_every_shard_whatever_is_missing(world: Path, tmp_path: Path) -> None:
-    from tests.conftest import make_shards
+    from tests.support.shards import make_shards
 
     shards = [str(p) for p in make_shards(tmp_path / "shards", [3] * 22)]
     rhostream.index(shards[1::2], str(tmp_path / "ix"))

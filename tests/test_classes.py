@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 import rhostream
 from rhostream.audit.il_quality import write_il_report
@@ -27,30 +25,9 @@ from rhostream.tables import il, parquet
 from rhostream.tables.class_lists import read_class_list
 from rhostream.tables.classes import ClassNames, named, require_same_classes
 from shards.make import make
-from tests import own_loop
-from tests.conftest import png, sample, write_shard
-
-NAMES = ("boot", "coat", "sandal", "shirt")
-COLOURS = ((220, 40, 40), (40, 200, 60), (50, 70, 230), (210, 200, 40))
-
-
-def photograph(label: int, rng: np.random.Generator) -> bytes:
-    """A JPEG of the class's colour, of any size between 20 and 60 pixels."""
-    pixels = rng.integers(0, 60, (*rng.integers(20, 60, 2), 3)) + COLOURS[label]
-    sink = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(sink, "JPEG", quality=90)
-    return sink.getvalue()
-
-
-def photographs(folder: Path, classes: tuple[str, ...], count: int, seed: int) -> Path:
-    """A folder with a subfolder a class, of colour photographs of many sizes."""
-    rng = np.random.default_rng(seed)
-    for name in classes:
-        (folder / name).mkdir(parents=True)
-        for number in range(count):
-            (folder / name / f"{number:03d}.jpg").write_bytes(photograph(NAMES.index(name), rng))
-    return folder
-
+from tests.support import own_loop
+from tests.support.folders import NAMES, photographs
+from tests.support.shards import png, sample, write_shard
 
 LACKING = ("boot", "sandal", "shirt")  # coat has no folder
 

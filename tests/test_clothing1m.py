@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from jobs import clothing1m
 from rhostream.models import build
-from tests.conftest import write_shard
+from tests.support.shards import write_shard
 
 REPOSITORY = Path(__file__).parent.parent
 CLASSES = 14

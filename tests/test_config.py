@@ -27,9 +27,9 @@ from rhostream.config.page import page
 from rhostream.config.written import written
 from rhostream.errors import MismatchError, UnknownNameError, UsageError
 from rhostream.setting import ALWAYS, ASKED, RECORDED, RESOLVED, defaults_of, settings_of
-from tests.test_changes import go
-from tests.test_cli import run as command
-from tests.test_selection import scored
+from tests.support.process import run as command
+from tests.support.scoring import scored
+from tests.support.small_run import go
 
 HERE = Path(__file__).parent
 BEFORE: dict[str, list[str]] = json.loads((HERE / "options_of_before.json").read_text())
@@ -48,7 +48,7 @@ def test_every_field_of_train_is_pinned_or_says_why_not() -> None:
 
 
 def test_what_a_field_says_of_pins_is_what_run_json_holds(world: Path, tmp_path: Path) -> None:
-    go(world, tmp_path / "run", 2, rule="loss", loss="tests.tiny:smooth_loss", gumbel=0.5)
+    go(world, tmp_path / "run", 2, rule="loss", loss="tests.support.tiny:smooth_loss", gumbel=0.5)
     record = read_record(str(tmp_path / "run"))
     pins, says = record["fingerprints"], settings_of(TrainConfig)
     text = ("kind", "tokenizer", "text_length", "task")  # of other samples than these
@@ -363,8 +363,8 @@ def test_a_file_does_not_decide_what_code_is_run(world: Path, tmp_path: Path) ->
         says = command("train", "--config", path, code=2)[1]
         assert "mine:" in says and f"--{name.replace('_', '-')} mine:" in says and "a file doesn't decide" in says
     path.write_text(json.dumps({**small(world, tmp_path / "run"), "loss": "mine:loss"}))
-    command("train", "--config", path, "--loss", "tests.tiny:smooth_loss", "--rule", "loss")
-    assert read_record(str(tmp_path / "run"))["fingerprints"]["loss"] == "tests.tiny:smooth_loss"
+    command("train", "--config", path, "--loss", "tests.support.tiny:smooth_loss", "--rule", "loss")
+    assert read_record(str(tmp_path / "run"))["fingerprints"]["loss"] == "tests.support.tiny:smooth_loss"
 
 
 # -- old runs ----------------------------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ from rhostream.errors import MismatchError, UsageError
 from rhostream.stream import dataset
 from rhostream.stream.dataset import Loader
 from rhostream.stream.plan import Plan, choose_lanes
-from tests import ranks
-from tests.conftest import make_shards
+from tests.support import ranks
+from tests.support.shards import make_shards
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ import pytest
 import rhostream
 from rhostream import storage
 from rhostream.errors import StaleShardError
-from tests.conftest import make_shards
-from tests.faults.command import command
+from tests.support.command import command
+from tests.support.shards import make_shards
 
 
 def relabel(shard: Path, key: str, label: str) -> None:

@@ -23,10 +23,10 @@ from rhostream.runs import checkpoint
 from rhostream.samples.image import ImageKind
 from rhostream.selection.deal import overlaps, shares
 from rhostream.selection.selector import Selector
-from tests import ranks
-from tests.ranks import join_group, leave_group
-from tests.test_selection import buffer
-from tests.test_training import weights_of
+from tests.support import ranks
+from tests.support.logs import weights_of
+from tests.support.ranks import join_group, leave_group
+from tests.support.scoring import buffer
 
 PAGE = (Path(__file__).parent.parent / "docs" / "distributed.md").read_text()
 COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=8)

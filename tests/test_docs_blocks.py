@@ -36,8 +36,8 @@ import rhostream
 from rhostream.cli import cli
 from rhostream.models import build
 from shards.recipes import BASES
-from tests.test_classes import NAMES, photographs
-from tests.text_world import make_text_shards
+from tests.support.folders import NAMES, photographs
+from tests.support.text_world import make_text_shards
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md",

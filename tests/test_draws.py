@@ -23,9 +23,9 @@ from rhostream.selection.uniform import Draws, uniform_rows
 from rhostream.stream.band import Band
 from rhostream.stream.join import UniformChoice
 from rhostream.stream.plan import Rows
-from tests.ranks import together, train
 from tests.support.older import divide_logits
-from tests.test_selection import buffer
+from tests.support.ranks import together, train
+from tests.support.scoring import buffer
 
 LIBRARY = Path(rhostream.__file__).parent
 

@@ -25,9 +25,9 @@ from rhostream.samples.geometry import BACKGROUND, RESIZES, choose_resize, conte
 from rhostream.samples.image import ImageKind
 from rhostream.stream.open import open_stream
 from rhostream.tables import il
-from tests import photographs
-from tests.conftest import write_shard
-from tests.photographs import jpeg, photograph, sides_of
+from tests.support import photographs
+from tests.support.photographs import jpeg, photograph, sides_of
+from tests.support.shards import write_shard
 
 DECODERS = [name for name in decode.DECODERS if name == "pillow" or pytest.importorskip("simplejpeg")]
 EXTREMES = [(1, 5000), (5000, 1), (1, 1), (2, 3), (3, 1000), (1000, 7), (63, 64)]

@@ -16,8 +16,8 @@ from rhostream.audit.verify import verify
 from rhostream.errors import MismatchError
 from rhostream.runs import checkpoint
 from tests.golden.make import RUNS, STEPS, TABLES, TRAIN, decisions, table_values
-from tests.ranks import together, train
 from tests.support.older import in_float16
+from tests.support.ranks import together, train
 
 # A folder that was unpacked has other times than it had, and the same bytes.
 pytestmark = pytest.mark.filterwarnings("ignore:shard golden/.* has a new time:UserWarning")

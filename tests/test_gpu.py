@@ -15,8 +15,8 @@ from rhostream.runs import checkpoint
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.selector import Selector
 from rhostream.tables import selections
-from tests.test_selection import buffer
-from tests.test_stream import content, open_world
+from tests.support.scoring import buffer
+from tests.support.streams import content, open_world
 
 pytestmark = pytest.mark.gpu
 

@@ -23,9 +23,10 @@ from rhostream.errors import Interrupted, MismatchError, UsageError
 from rhostream.runs import checkpoint
 from rhostream.stream.plan import Numbering
 from rhostream.training.start import train
-from tests import ranks
-from tests.own_loop import network
-from tests.test_spikes import ask, reasons, rows, same_weights, stop_at
+from tests.support import ranks
+from tests.support.logs import ask, reasons, rows, same_weights
+from tests.support.own_loop import network
+from tests.support.waits import stop_at
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 COUNTS = [200, 150, 97, 256, 1, 199, 100]

@@ -18,7 +18,7 @@ from rhostream import models
 from rhostream.errors import MismatchError, UntrustedCodeError, UsageError
 from rhostream.samples.text import TextKind
 from rhostream.samples.tokenizers import find_tokenizer
-from tests.text_world import COMMON, WORDS, make_text_shards
+from tests.support.text_world import COMMON, WORDS, make_text_shards
 
 pytestmark = pytest.mark.slow  # the import alone takes seconds
 LENGTH = 20

@@ -23,8 +23,8 @@ from rhostream.irreducible import compute_il, fit_il, gate
 from rhostream.irreducible.gate import Group, leaks
 from rhostream.irreducible.learn import class_weights, drawn
 from rhostream.irreducible.quality import Logits, measured, reliability
-from tests.conftest import make_shards, sample, write_shard
 from tests.support.older import divide_logits, in_float16
+from tests.support.shards import make_shards, sample, write_shard
 
 FIT: dict[str, Any] = {"model": "mlp-64", "epochs": 3, "lr": 3e-3, "classes": 4}
 

@@ -24,7 +24,7 @@ from rhostream.samples.image import ImageKind
 from rhostream.stream.budget import Budget
 from rhostream.stream.scan import ScanSettings
 from rhostream.stream.shard_scan import ShardScan
-from tests.conftest import make_shards, sample, write_shard
+from tests.support.shards import make_shards, sample, write_shard
 
 FIT: dict[str, Any] = {"model": "mlp-64", "lr": 3e-3}
 

@@ -20,9 +20,9 @@ from rhostream.il_model.networks import load_il_model
 from rhostream.irreducible import compute_il, fit_il
 from rhostream.repair import repair
 from rhostream.tables import il, parquet
-from tests.conftest import make_shards
 from tests.faults.hostile_artifacts import forge_part, replaced
 from tests.support.older import in_float16
+from tests.support.shards import make_shards
 
 
 @pytest.fixture(scope="module")

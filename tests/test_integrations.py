@@ -15,7 +15,7 @@ import rhostream
 from rhostream.errors import MissingPartError, UsageError
 from rhostream.integrations.webdataset import join_il
 from rhostream.tables import il
-from tests.conftest import make_shards, sample, write_shard
+from tests.support.shards import make_shards, sample, write_shard
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 

@@ -30,7 +30,7 @@ from rhostream.il_model.networks import load_il_model
 from rhostream.irreducible import compute_il, fit_il, index
 from rhostream.irreducible.fit import count_classes
 from rhostream.tables import il
-from tests.test_scan import HOSTILE, hostile_shard, write_tar
+from tests.support.hostile_members import HOSTILE, hostile_shard, write_tar
 
 SIZE, CLASSES, SHARDS, ROWS = 16, 4, 5, 60
 KEEP = {"is_noisy": "bool", "n": "int"}

@@ -21,7 +21,7 @@ from rhostream.audit.render import render
 from rhostream.errors import UsageError
 from rhostream.stream.keep_list import read_keep_list
 from rhostream.tables import il
-from tests.conftest import png
+from tests.support.shards import png
 
 KEYS = ["plain", "-x00001", "=1+1", "+49", "@home", "\ttab", "'quoted", "comma, and \"quotes\"", "two\nlines", "nul\0",
         " spaces ", "", "back\\nslash", "＝wide", "\u202eturned", "\ufefffirst", "0012", "NULL"]  # fmt: skip

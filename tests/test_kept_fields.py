@@ -13,8 +13,8 @@ from rhostream.audit.verify import verify
 from rhostream.errors import BudgetError, MismatchError, UsageError
 from rhostream.repair import repair
 from rhostream.tables import il, parquet
-from tests.conftest import write_shard
-from tests.test_cli import run as command
+from tests.support.process import run as command
+from tests.support.shards import write_shard
 
 BOTH = {"is_noisy": "bool", "true_label": "int"}
 

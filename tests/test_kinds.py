@@ -24,12 +24,12 @@ from rhostream.errors import MismatchError, RhostreamError, TableError, Untruste
 from rhostream.samples import registry
 from rhostream.samples.own import OwnKind
 from rhostream.tables import il
-from tests import own_kinds
-from tests.conftest import write_shard
-from tests.text_world import npy
+from tests.support import own_kinds
+from tests.support.shards import write_shard
+from tests.support.text_world import npy
 
-NAME, CLASSES, GOOD = "tests.own_kinds:Vectors", 3, 40  # samples of a shard
-NET = "tests.own_kinds:net"
+NAME, CLASSES, GOOD = "tests.support.own_kinds:Vectors", 3, 40  # samples of a shard
+NET = "tests.support.own_kinds:net"
 BAD = {
     "shape": ({"npy": npy(np.zeros(7, np.float32)), "gain": b"1"}, "kind:shape", r"vector has the shape \(7,\)"),
     "dtype": ({"npy": npy(np.zeros(8)), "gain": b"1"}, "kind:dtype", "vector is of float64, expected float32"),
@@ -157,19 +157,19 @@ def test_kept_samples_give_their_fields_in_a_loop_of_ones_own(made: Path) -> Non
 
 
 def test_a_table_does_not_choose_what_is_imported(made: Path, tmp_path: Path) -> None:
-    with pytest.raises(UntrustedCodeError, match=r"--kind tests\.own_kinds:Vectors"):
+    with pytest.raises(UntrustedCodeError, match=r"--kind tests\.support\.own_kinds:Vectors"):
         rhostream.open_stream([str(made / "shards")], str(made / "il"))
     with pytest.raises(UntrustedCodeError, match="--kind"):
         rhostream.compute_il([str(made / "shards")], str(made / "model"), str(tmp_path / "il"), model=NET)
-    with pytest.raises(MismatchError, match=f"{NAME}, not tests.own_kinds:Flat"):
-        rhostream.open_stream([str(made / "shards")], str(made / "il"), kind="tests.own_kinds:Flat")
+    with pytest.raises(MismatchError, match=f"{NAME}, not tests.support.own_kinds:Flat"):
+        rhostream.open_stream([str(made / "shards")], str(made / "il"), kind="tests.support.own_kinds:Flat")
 
 
 def test_a_kind_that_is_not_installed_here_is_one_clear_error(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, shards, table = "gone_kinds:Audio", str(made / "shards"), str(tmp_path / "index")
-    (tmp_path / "gone_kinds.py").write_text("from tests.own_kinds import Vectors as Audio\n")
+    (tmp_path / "gone_kinds.py").write_text("from tests.support.own_kinds import Vectors as Audio\n")
     with monkeypatch.context() as installed:
         installed.syspath_prepend(tmp_path)
         run("index", "--shards", shards, "--out", table, "--kind", name)
@@ -192,11 +192,11 @@ def test_a_kind_that_became_another_is_refused_naming_what_differs(
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("tests.own_kinds:Unnamed", "members"),
-        ("tests.own_kinds:broken", "raised FileNotFoundError"),
-        ("tests.own_kinds:nothing", "is a int"),
-        ("tests.own_kinds:Absent", "has no attribute 'Absent'"),
-        ("tests.own_kinds:net", "raised TypeError"),
+        ("tests.support.own_kinds:Unnamed", "members"),
+        ("tests.support.own_kinds:broken", "raised FileNotFoundError"),
+        ("tests.support.own_kinds:nothing", "is a int"),
+        ("tests.support.own_kinds:Absent", "has no attribute 'Absent'"),
+        ("tests.support.own_kinds:net", "raised TypeError"),
     ],
 )
 def test_what_is_no_kind_is_refused_before_any_work(name: str, says: str, made: Path, tmp_path: Path) -> None:
@@ -207,8 +207,10 @@ def test_what_is_no_kind_is_refused_before_any_work(name: str, says: str, made: 
 
 def test_inputs_that_are_no_tensor_and_models_of_another_kind_are_refused(made: Path, tmp_path: Path) -> None:
     shards = [str(made / "shards")]
-    with pytest.raises(UsageError, match=r"inputs of kind 'tests\.own_kinds:Flat' gave a list"):
-        rhostream.fit_il(shards, str(tmp_path / "m"), model="tests.own_kinds:net", kind="tests.own_kinds:Flat")
+    with pytest.raises(UsageError, match=r"inputs of kind 'tests\.support\.own_kinds:Flat' gave a list"):
+        rhostream.fit_il(
+            shards, str(tmp_path / "m"), model="tests.support.own_kinds:net", kind="tests.support.own_kinds:Flat"
+        )
     with pytest.raises(UsageError, match="'small-cnn' takes images, and these samples are of a kind of their own"):
         rhostream.fit_il(shards, str(tmp_path / "m"), model="small-cnn", kind=NAME)
     with pytest.raises(UsageError, match=f"--image-size 8 isn't for samples of {NAME}"):
@@ -220,7 +222,7 @@ def test_inputs_that_are_no_tensor_and_models_of_another_kind_are_refused(made: 
 
 def test_a_row_that_decode_leaves_unwritten_is_zeros() -> None:
     row = {"vector": np.full(8, 7, np.float32)}
-    assert OwnKind("tests.own_kinds:Flat").decode({"vector": b""}, row) == "ok"
+    assert OwnKind("tests.support.own_kinds:Flat").decode({"vector": b""}, row) == "ok"
     assert row["vector"].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
 
 

@@ -27,9 +27,9 @@ from rhostream.selection import tokens
 from rhostream.selection.gradient import take_step
 from rhostream.selection.tokens import LanguageLoss, SequenceMean, TokenShare, kept_tokens
 from rhostream.tables import il, parquet
-from tests.conftest import write_shard
-from tests.ranks import together, train
-from tests.text_world import WORDS
+from tests.support.ranks import together, train
+from tests.support.shards import write_shard
+from tests.support.text_world import WORDS
 
 V, T = 40, 12
 TRAIN: dict[str, Any] = {"model": "text-lm", "buffer_size": 30, "batch_size": 10, "device": "cpu", "threads": 1}

@@ -22,7 +22,7 @@ from rhostream.errors import MismatchError, TableError, UnknownNameError, UsageE
 from rhostream.runs import chain
 from rhostream.runs.link import url_of
 from rhostream.tables import il as il_table
-from tests.audit_fixtures import HOSTILE, KEEP, N_B, World, columns_of, make_rows, make_run, make_world
+from tests.support.audit_fixtures import HOSTILE, KEEP, N_B, World, columns_of, make_rows, make_run, make_world
 
 Rows = list[dict[str, Any]]
 

@@ -21,9 +21,8 @@ from rhostream.runs import checkpoint, tensors
 from rhostream.samples.image import ImageKind
 from rhostream.selection.live import LiveIL
 from rhostream.selection.selector import Selector
-from tests.test_rules import rows_of
-from tests.test_selection import buffer
-from tests.test_training import weights_of
+from tests.support.logs import rows_of, weights_of
+from tests.support.scoring import buffer
 
 
 @pytest.fixture
@@ -150,9 +149,9 @@ def test_another_il_model_than_the_tables_is_refused(world: Path, tmp_path: Path
 
 def test_a_table_does_not_choose_what_code_runs(world: Path, tmp_path: Path) -> None:
     shards, model, table = [str(world / "shards")], str(tmp_path / "model"), str(tmp_path / "il")
-    rhostream.fit_il(shards, model, model="tests.tiny:pooled", epochs=1)
-    rhostream.compute_il(shards, model, table, model="tests.tiny:pooled")
+    rhostream.fit_il(shards, model, model="tests.support.tiny:pooled", epochs=1)
+    rhostream.compute_il(shards, model, table, model="tests.support.tiny:pooled")
     options = {"rule": "rho_updated", "model": "mlp-64", "steps": 2, "buffer_size": 40, "batch_size": 8}
-    with pytest.raises(UntrustedCodeError, match=r"--il-code tests\.tiny:pooled"):
+    with pytest.raises(UntrustedCodeError, match=r"--il-code tests\.support\.tiny:pooled"):
         rhostream.train(shards, table, str(tmp_path / "run"), **options)
-    rhostream.train(shards, table, str(tmp_path / "run"), **options, il_code="tests.tiny:pooled")
+    rhostream.train(shards, table, str(tmp_path / "run"), **options, il_code="tests.support.tiny:pooled")

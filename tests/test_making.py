@@ -30,7 +30,7 @@ from rhostream.making.split import split
 from rhostream.tables.class_lists import read_class_list
 from shards.check import check
 from shards.make import make
-from tests.test_classes import NAMES, photograph, photographs
+from tests.support.folders import NAMES, photograph, photographs
 
 
 @pytest.fixture(scope="module")

@@ -20,11 +20,11 @@ from rhostream.selection.options import Options
 from rhostream.selection.ranks import Ranks
 from rhostream.training.settings import Settings
 from rhostream.training.start import train
-from tests.audit_fixtures import World, make_rows, make_run, make_world
+from tests.support.audit_fixtures import World, make_rows, make_run, make_world
 
 SWITCHES = ("clip", "tau", "loss_cap")
 NOT_DEFAULT = {
-    "loss": "tests.tiny:smooth_loss",
+    "loss": "tests.support.tiny:smooth_loss",
     "token_share": 0.5,
     "il_lr_scale": 0.5,
     "optimizer": "sgd",
@@ -35,7 +35,7 @@ NOT_DEFAULT = {
     "lr_warm_up": 2,
     "clip_gradient": 1.0,
     "ema": 0.9,
-    "evaluate": "tests.own_training:weighed",
+    "evaluate": "tests.support.own_training:weighed",
 }
 
 

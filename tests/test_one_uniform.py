@@ -16,9 +16,9 @@ import rhostream
 from rhostream.errors import MismatchError
 from rhostream.models import build
 from rhostream.selection.selector import Selector
-from tests.ranks import together, train
 from tests.support.older import divide_logits
-from tests.test_selection import buffer
+from tests.support.ranks import together, train
+from tests.support.scoring import buffer
 
 Kept = dict[int, list[tuple[str, int]]]
 

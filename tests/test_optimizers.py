@@ -27,12 +27,12 @@ from rhostream.runs import checkpoint
 from rhostream.runs.tensors import read_files
 from rhostream.selection.gradient import take_step
 from rhostream.training.optimizers import Average, make_optimizer, make_schedule
-from tests import ranks
-from tests.test_changes import go, rates
-from tests.test_training import log_of
+from tests.support import ranks
+from tests.support.logs import log_of, rates
+from tests.support.small_run import go
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-MINE = "tests.own_training"
+MINE = "tests.support.own_training"
 
 
 def files_of(run: Path) -> dict[str, bytes]:

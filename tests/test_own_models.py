@@ -22,10 +22,9 @@ from rhostream.selection.gradient import require_finite, take_step
 from rhostream.selection.losses import cross_entropy, per_sample
 from rhostream.selection.outputs import called, logits_of_output
 from rhostream.selection.selector import Selector
-from tests.own_models import REFUSED, TAKEN, Own, Poisoned, SometimesPoisoned, whole_loss
-from tests.test_rules import rows_of
-from tests.test_selection import buffer
-from tests.test_training import weights_of
+from tests.support.logs import rows_of, weights_of
+from tests.support.own_models import REFUSED, TAKEN, Own, Poisoned, SometimesPoisoned, whole_loss
+from tests.support.scoring import buffer
 
 # -- outputs ---
 
@@ -36,14 +35,14 @@ def test_a_model_of_any_known_form_selects_trains_and_fits_as_one_that_gives_a_t
 ) -> None:
     plain, own = (Selector(Own(TAKEN[name]), "rho", 8)(buffer()) for name in ("tensor", form))
     assert own.rows.tolist() == plain.rows.tolist()
-    run = trained(model=f"tests.own_models:make_{form}", steps=2, test_shards=[str(world / "test")], threads=1)
-    other = trained("plain", model="tests.own_models:make_tensor", steps=2, threads=1)
+    run = trained(model=f"tests.support.own_models:make_{form}", steps=2, test_shards=[str(world / "test")], threads=1)
+    other = trained("plain", model="tests.support.own_models:make_tensor", steps=2, threads=1)
     first, second = weights_of(run), weights_of(other)
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     if form in ("pair", "mapping"):
         shards, made = [str(world / "shards")], str(tmp_path / "il-model")
-        info = rhostream.fit_il(shards, made, model=f"tests.own_models:make_{form}", epochs=1, fit_samples=300)
-        rhostream.compute_il(shards, made, str(tmp_path / "il"), model=f"tests.own_models:make_{form}")
+        info = rhostream.fit_il(shards, made, model=f"tests.support.own_models:make_{form}", epochs=1, fit_samples=300)
+        rhostream.compute_il(shards, made, str(tmp_path / "il"), model=f"tests.support.own_models:make_{form}")
         assert np.isfinite(info.quality["loss"])
 
 
@@ -54,9 +53,12 @@ def test_any_other_output_is_refused_saying_what_came(
     make, says = REFUSED[form]
     for attempt in (
         lambda: Selector(Own(make), "rho", 8)(buffer()),
-        lambda: trained(model=f"tests.own_models:make_{form}"),
+        lambda: trained(model=f"tests.support.own_models:make_{form}"),
         lambda: rhostream.fit_il(
-            [str(world / "shards")], str(tmp_path / "il-model"), classes=4, model=f"tests.own_models:make_{form}"
+            [str(world / "shards")],
+            str(tmp_path / "il-model"),
+            classes=4,
+            model=f"tests.support.own_models:make_{form}",
         ),
     ):
         with pytest.raises(UsageError, match=says) as error:
@@ -82,7 +84,7 @@ def test_hugging_faces_own_output_is_taken() -> None:
 def test_a_model_that_fails_says_so_in_its_own_words_before_any_work(
     name: str, says: str, world: Path, tmp_path: Path, trained: Callable[..., Path]
 ) -> None:
-    model, made = f"tests.own_models:{name}", str(tmp_path / "il-model")
+    model, made = f"tests.support.own_models:{name}", str(tmp_path / "il-model")
     for attempt in (
         lambda: trained(model=model),
         lambda: rhostream.fit_il([str(world / "shards")], made, model=model, epochs=1),
@@ -115,11 +117,11 @@ def test_a_forward_that_fails_in_the_middle_of_a_run_is_told_as_what_it_is(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"rule": "tests.own_models:raising_rule"}, "raising_rule.*KeyError: 'mine'"),
-        ({"loss": "tests.own_models:raising"}, "loss function raising.*KeyError: 'mine'"),
-        ({"loss": "tests.own_models:whole_loss"}, "whole_loss returned.*int64"),
+        ({"rule": "tests.support.own_models:raising_rule"}, "raising_rule.*KeyError: 'mine'"),
+        ({"loss": "tests.support.own_models:raising"}, "loss function raising.*KeyError: 'mine'"),
+        ({"loss": "tests.support.own_models:whole_loss"}, "whole_loss returned.*int64"),
         ({"loss": "sequence_mean"}, "sequence_mean takes a label for each token"),
-        ({"model": "tests.own_models:TAKEN"}, "is a dict, expected a function"),
+        ({"model": "tests.support.own_models:TAKEN"}, "is a dict, expected a function"),
     ],
 )
 def test_functions_of_the_users_that_fail_are_named(
@@ -258,7 +260,12 @@ def test_a_skipped_step_changes_no_weight_and_no_running_statistic(fused: bool) 
 def test_fit_il_leaves_such_steps_out_and_stops_when_there_are_no_others(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit: dict[str, Any] = {"model": "tests.own_models:make_poisoned", "epochs": 1, "fit_samples": 400, "batch_size": 8}
+    fit: dict[str, Any] = {
+        "model": "tests.support.own_models:make_poisoned",
+        "epochs": 1,
+        "fit_samples": 400,
+        "batch_size": 8,
+    }
     info = rhostream.fit_il([str(world / "shards")], str(tmp_path / "some"), **fit)
     assert np.isfinite(info.val_loss)
     monkeypatch.setattr(SometimesPoisoned, "often", 1)
@@ -271,7 +278,7 @@ def test_fit_il_with_batches_of_one_learns_or_says_why_not(world: Path, tmp_path
     info = rhostream.fit_il(out=str(tmp_path / "one"), model="mlp-64", **fit)
     assert info.cost["fit_samples"] >= 50
     with pytest.raises(UsageError, match=r"--batch-size 1 .*more than one value a channel"):
-        rhostream.fit_il(out=str(tmp_path / "norm"), model="tests.own_models:with_norm", **fit)
+        rhostream.fit_il(out=str(tmp_path / "norm"), model="tests.support.own_models:with_norm", **fit)
 
 
 def test_a_loss_of_whole_numbers_has_no_gradient_and_is_refused() -> None:

@@ -24,12 +24,12 @@ from rhostream.selection.gradient import take_step
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import Selector
 from rhostream.tables.il import open_table
-from tests import ranks
-from tests.ranks import join_group, leave_group
-from tests.tables import without_il
-from tests.test_balance import FROM_THE_LOG
-from tests.test_selection import buffer
-from tests.test_training import weights_of
+from tests.support import ranks
+from tests.support.ledger import FROM_THE_LOG
+from tests.support.logs import weights_of
+from tests.support.ranks import join_group, leave_group
+from tests.support.scoring import buffer
+from tests.support.tables import without_il
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -37,9 +37,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "loss": {"rule": "loss", "accumulate": 3, "loss_cap": True},
     "band": {"band": "20%:90%", "augment": "flip-shift"},
     "proxy": {"shortlist": "proxy:2"},
-    "own": {"rule": "tests.tiny:middle"},
-    "view": {"model": "tests.tiny:pooled", "view_size": 8},
-    "view-list": {"model": "tests.tiny:pooled", "view_size": 8, "shortlist": "view:2"},
+    "own": {"rule": "tests.support.tiny:middle"},
+    "view": {"model": "tests.support.tiny:pooled", "view_size": 8},
+    "view-list": {"model": "tests.support.tiny:pooled", "view_size": 8, "shortlist": "view:2"},
     "importance": {"rule": "grad_norm_is", "shadow": "loss,rho,uniform"},
     "gumbel": {"gumbel": 0.5, "class_quota": 0.25, "uniform_every": 5, "shadow": "grad_norm_is"},
     "reducr": {"clip": True, "deduplicate": 0.9, "class_quota": "reducr", "warm_up": 2, "ratio": "0:0.2,6:0.1"},
@@ -83,7 +83,7 @@ def runs(settings: dict[str, Any]) -> Path:
     )
     each = {**settings, "selection": "rank", "steps": 5}
     ranks.together(folder, ranks.train, 1, one)
-    drawn = {**settings, "rule": "bald", "model": "tests.tiny:dropping", "mc_draws": 2, "steps": 3}
+    drawn = {**settings, "rule": "bald", "model": "tests.support.tiny:dropping", "mc_draws": 2, "steps": 3}
     ranks.together(
         folder,
         ranks.train,

@@ -32,7 +32,7 @@ from shards.recipes import (
     qmnist,
 )
 from shards.sample import Sample, SampleSet
-from tests import recipe_sources as sources
+from tests.support import recipe_sources as sources
 
 LAYOUTS = sorted(sources.CIFAR10_LAYOUTS)
 

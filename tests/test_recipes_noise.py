@@ -20,7 +20,7 @@ from shards import make as make_program
 from shards.make import make
 from shards.recipes import BASES, cifar10, cifar100, clothing1m, imagefolder, qmnist, web
 from shards.sample import Sample, SampleSet, encode
-from tests import recipe_sources as sources
+from tests.support import recipe_sources as sources
 
 CLASSES = 10
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from rhostream.errors import UsageError
 from shards.pickled import PickledArray, plain_data
-from tests import recipe_sources as sources
+from tests.support import recipe_sources as sources
 
 ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
 DTYPE = b"cnumpy\ndtype\n"

@@ -28,7 +28,7 @@ from rhostream.audit.verdict import paid_after
 from rhostream.audit.views import open_ledger
 from rhostream.errors import MissingExtraError, UnknownNameError, UsageError
 from rhostream.samples.image import ImageKind
-from tests.audit_fixtures import HOSTILE, N_B, World, make_rows, make_run, make_world
+from tests.support.audit_fixtures import HOSTILE, N_B, World, make_rows, make_run, make_world
 
 Rows = list[dict[str, Any]]
 

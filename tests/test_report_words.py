@@ -25,8 +25,8 @@ from rhostream.audit.tabulate import costs
 from rhostream.audit.verdict import final_accuracy, ordinal, verdict
 from rhostream.audit.views import open_ledger
 from rhostream.inert import shell_words, shortened
-from tests.audit_fixtures import N_B, World, make_rows, make_run, make_world
-from tests.test_cli import run as rhostream
+from tests.support.audit_fixtures import N_B, World, make_rows, make_run, make_world
+from tests.support.process import run as rhostream
 
 ODD = "it's $HOME; two words"  # a folder as people name them
 BILL = {"fit_samples": 8000, "scored_samples": 58, "macs": 10}

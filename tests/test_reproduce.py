@@ -306,7 +306,7 @@ def test_an_ensembles_loss_is_that_of_its_mean_probability_and_the_best_are_pick
 
 def test_approximations_begin_alike_and_part_as_they_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table1, "N_B", 60)
-    for name, value in (("N_b", 6), ("MEMBERS", 2), ("TARGET", "mlp-64"), ("SMALL_IL", "tests.tiny:linear")):
+    for name, value in (("N_b", 6), ("MEMBERS", 2), ("TARGET", "mlp-64"), ("SMALL_IL", "tests.support.tiny:linear")):
         monkeypatch.setattr(table1, name, value)
     d, held = _points(240, 1), _points(60, 2)
     found = {name: table1.scores(name, 0, d, held, 3) for name in table1.APPROXIMATIONS}

@@ -30,8 +30,8 @@ from rhostream.errors import UsageError
 from rhostream.models import build
 from rhostream.runs import checkpoint, tensors
 from shards.recipes import web
-from tests.conftest import write_shard
-from tests.test_shards import many
+from tests.support.sampleset import many
+from tests.support.shards import write_shard
 
 WORLD = World(name="w", says="", train=Shards(("fashion-mnist",)), test=Shards(("fashion-mnist",)), samples=100,
               ils={"il": IL(fit={"model": "mlp-64"})}, keep={})  # fmt: skip
@@ -192,7 +192,7 @@ def test_the_blocks_of_a_page_are_made_and_the_rest_of_it_is_left_alone(tmp_path
 def test_before_each_buffer_every_approximation_has_made_as_many_gradient_steps(
     approximation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (("N_B", 60), ("N_b", 6), ("MEMBERS", 2), ("TARGET", "tests.tiny:linear")):
+    for name, value in (("N_B", 60), ("N_b", 6), ("MEMBERS", 2), ("TARGET", "tests.support.tiny:linear")):
         monkeypatch.setattr(table1, name, value)
     steps: list[int] = []  # the size of each batch
     monkeypatch.setattr(table1.Learner, "step", lambda self, x, y: steps.append(len(y)) or 0.0)

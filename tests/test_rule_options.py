@@ -25,9 +25,8 @@ from rhostream.selection.quota import ClassQuota, parse_quota
 from rhostream.selection.rules import find_rule
 from rhostream.selection.schedule import Schedule, parse_ratios
 from rhostream.selection.selector import Selector
-from tests.test_rules import rows_of
-from tests.test_selection import buffer, kept_of, oracle, scored
-from tests.test_training import weights_of
+from tests.support.logs import rows_of, weights_of
+from tests.support.scoring import buffer, kept_of, oracle, scored
 
 
 @pytest.fixture
@@ -223,7 +222,7 @@ def test_of_near_duplicates_in_a_buffer_only_the_best_scored_is_kept(model: torc
         ({"shadow": "rho_updated"}, "doesn't have"),
         ({"shadow": "losss"}, "did you mean 'loss'"),
         ({"il_model": "x"}, "--rule rho_updated"),
-        ({"loss": "tests.tiny:nothing"}, "module:function"),
+        ({"loss": "tests.support.tiny:nothing"}, "module:function"),
         ({"rule": "uniform", "gumbel": 1.0}, "makes no forward"),
         ({"rule": "uniform", "shadow": "loss"}, "no forward"),
         ({"rule": "uniform", "class_quota": "reducr"}, "makes no forward"),

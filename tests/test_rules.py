@@ -25,11 +25,10 @@ from rhostream.selection.hardware import threads
 from rhostream.selection.losses import cross_entropy, find_loss, sequence_mean
 from rhostream.selection.rules import INPUTS, RULES, Evidence, find_rule
 from rhostream.selection.selector import Selector
-from rhostream.tables import selections
-from tests import tiny
-from tests.test_selection import buffer
+from tests.support import tiny
+from tests.support.logs import rows_of
+from tests.support.scoring import Array, buffer, entropy, softmax
 
-Array = np.ndarray
 K, B, C = 7, 60, 9
 
 
@@ -44,15 +43,6 @@ def one_thread() -> Iterator[None]:
     """Models this small gain nothing by more, and lose much where others compute too."""
     with threads(1):
         yield
-
-
-def softmax(z: Array) -> Array:
-    e = np.exp(z - z.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
-
-
-def entropy(p: Array) -> Array:
-    return -np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(-1)
 
 
 def norm(z: Array, y: Array) -> Array:
@@ -93,33 +83,33 @@ def test_what_a_rule_needs_is_read_off_its_parameters() -> None:
     assert RULES["rho"].takes == ("loss_B", "il_B") and RULES["rho"].needs_il and not RULES["rho"].needs_draws
     assert RULES["bald"].takes == ("draws_KBC",) and not RULES["bald"].needs_il
     assert [name for name, rule in RULES.items() if rule.needs_il] == ["irreducible", "rho", "rho_updated"]
-    own = find_rule("tests.tiny:middle")
+    own = find_rule("tests.support.tiny:middle")
     assert own.takes == ("loss_B", "il_B", "logits_BC")
-    assert find_rule("tests.tiny:confident").takes == ("label_B", "logits_BC")
-    assert not find_rule("tests.tiny:confident").needs_il
+    assert find_rule("tests.support.tiny:confident").takes == ("label_B", "logits_BC")
+    assert not find_rule("tests.support.tiny:confident").needs_il
 
 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
         ("grad_nrom", "did you mean 'grad_norm'"),
-        ("tests.tiny:astray", "'losses'.*did you mean loss_B"),
-        ("tests.tiny:nothing", r"package\.module:function"),
-        ("tests.tiny:np", r"package\.module:function"),
+        ("tests.support.tiny:astray", "'losses'.*did you mean loss_B"),
+        ("tests.support.tiny:nothing", r"package\.module:function"),
+        ("tests.support.tiny:np", r"package\.module:function"),
     ],
 )
 def test_a_rule_that_is_none_is_refused_and_the_inputs_are_listed(name: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         find_rule(name)
     with pytest.raises(UsageError) as error:
-        find_rule("tests.tiny:astray")
+        find_rule("tests.support.tiny:astray")
     assert all(one in str(error.value) for one in INPUTS)
 
 
 def test_a_rule_of_another_shape_is_refused_saying_what_was_expected_and_got() -> None:
     model = build("mlp-64", image_size=16, channels=1, classes=4)
     with pytest.raises(UsageError, match=r"one_number.* returned a scalar .*expected .*shape \(40,\)"):
-        Selector(model, "tests.tiny:one_number", 8)(buffer())
+        Selector(model, "tests.support.tiny:one_number", 8)(buffer())
 
 
 # -- losses ----------------------------------------------------------------------------------------------------------
@@ -138,15 +128,15 @@ def test_a_loss_that_is_a_scalar_is_refused_where_it_scores_and_where_it_trains(
 
 
 def test_a_users_loss_is_what_is_scored_and_trained(trained: Callable[..., Path]) -> None:
-    run = trained(rule="loss", loss="tests.tiny:smooth_loss", steps=3, model="mlp-64")
+    run = trained(rule="loss", loss="tests.support.tiny:smooth_loss", steps=3, model="mlp-64")
     plain = trained("plain", rule="loss", steps=3, model="mlp-64")
     first, other = (rows_of(r)["loss"].to_numpy()[:40] for r in (run, plain))
     torch.manual_seed(0)
     assert not np.allclose(first, other) and np.allclose(first, other, atol=0.3)
-    with pytest.raises(rhostream.errors.MismatchError, match=r"loss: was 'tests.tiny:smooth_loss', now None"):
+    with pytest.raises(rhostream.errors.MismatchError, match=r"loss: was 'tests.support.tiny:smooth_loss', now None"):
         trained(rule="loss", steps=3, model="mlp-64")
     with pytest.warns(UserWarning, match="two different losses"):
-        trained("rho", loss="tests.tiny:smooth_loss", steps=1)
+        trained("rho", loss="tests.support.tiny:smooth_loss", steps=1)
 
 
 def test_the_mean_of_a_sequence_leaves_padding_out() -> None:
@@ -166,7 +156,7 @@ def test_labels_beyond_the_models_classes_are_refused_before_a_device_dies(train
         selector(buffer())
     for rule in ("rho", "uniform"):
         with pytest.raises(UsageError, match=r"gives 2 logits, and the labels go up to 3.*--classes 2"):
-            trained(rule=rule, model="tests.tiny:narrow")
+            trained(rule=rule, model="tests.support.tiny:narrow")
 
 
 # -- importance sampling -----------------------------------------------------------------------------------------------
@@ -345,7 +335,7 @@ def test_a_model_without_dropout_or_whose_dropout_does_nothing_is_refused(traine
 def test_a_run_with_dropout_draws_is_exact_over_pieces_and_workers_and_charged(trained: Callable[..., Path]) -> None:
     options = {
         "rule": "loss_minus_conditional_entropy",
-        "model": "tests.tiny:dropping",
+        "model": "tests.support.tiny:dropping",
         "mc_draws": 3,
         "shadow": "bald,rho",
     }
@@ -355,9 +345,3 @@ def test_a_run_with_dropout_draws_is_exact_over_pieces_and_workers_and_charged(t
     assert rows_of(whole).equals(rows_of(pieces))
     cost = json.loads((whole / "cost.json").read_text())
     assert cost["scored"] == 3 * 8 * 40 and cost["forward_units"] == 3 * 320 + 3 * 64
-
-
-def rows_of(run: Path) -> selections.pa.Table:
-    latest = checkpoint.latest(str(run))
-    assert latest is not None
-    return selections.read(str(run), latest.log)

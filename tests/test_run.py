@@ -26,8 +26,9 @@ from rhostream.errors import Interrupted, MismatchError, NonFiniteError, Superse
 from rhostream.runs import checkpoint
 from rhostream.runs.state import read_states
 from rhostream.runs.tensors import read_files
-from tests.own_loop import README, network, readme_loop, run_readme, small
-from tests.tables import without_il
+from tests.support.ledger import as_text, rows
+from tests.support.own_loop import README, network, readme_loop, run_readme, small
+from tests.support.tables import without_il
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BUFFERS = 25  # of 40 in a pass over the world's 1,003 samples
@@ -86,11 +87,6 @@ def learn(run: rhostream.Run, model: nn.Module, optimizer: torch.optim.Optimizer
     return batches
 
 
-def rows(folder: Path, question: str = "SELECT * EXCLUDE (run) FROM selections") -> list[dict[str, Any]]:
-    with rhostream.open_ledger(str(folder)) as ledger:
-        return ledger.sql(question).to_pylist()
-
-
 def weights(folder: Path) -> dict[str, bytes]:
     latest = checkpoint.latest(str(folder))
     assert latest is not None
@@ -99,10 +95,6 @@ def weights(folder: Path) -> dict[str, bytes]:
         for name, hash_of in ((path.rsplit("/", 1)[1], digest.encode()) for path, digest in latest.files.items())
         if name.endswith(".safetensors")
     }
-
-
-def as_text(folder: Path) -> list[str]:
-    return [repr(row) for row in rows(folder)]
 
 
 # -- the twelve lines --------------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy
 import rhostream
 from rhostream.audit.verify import verify
 from rhostream.runs import checkpoint
-from tests import ranks
-from tests.own_loop import network
+from tests.support import ranks
+from tests.support.own_loop import network
 
 SLOW = pytest.mark.slow
 

@@ -17,8 +17,8 @@ import rhostream
 from rhostream.audit.verify import verify
 from rhostream.errors import MismatchError, SupersededError, UsageError
 from rhostream.runs import checkpoint
-from tests.own_loop import demanding, network
-from tests.test_run import as_text, rows
+from tests.support.ledger import as_text, rows
+from tests.support.own_loop import demanding, network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BUFFERS = 25

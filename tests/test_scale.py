@@ -28,7 +28,7 @@ from rhostream.tables import il, parquet, selections
 from rhostream.tables.segments import SegmentQueue
 from rhostream.tables.selections import LogWriter
 from rhostream.tables.strings import Strings, StringsBuilder
-from tests.conftest import png
+from tests.support.shards import png
 
 ROWS = 32
 NAMES = pa.array([f"bucket/train-{i:05d}.tar" for i in range(100)])

@@ -14,8 +14,8 @@ from rhostream.audit.questions import run_question
 from rhostream.audit.verify import verify
 from rhostream.runs import checkpoint
 from rhostream.tables import parquet
-from tests.ranks import train_killed_at
-from tests.test_training import same
+from tests.support.logs import same
+from tests.support.ranks import train_killed_at
 
 RULES = "loss,small_loss,grad_norm,grad_norm_is,uniform,irreducible"
 

@@ -23,7 +23,7 @@ from rhostream.errors import AccessError, MismatchError, RhostreamError, UsageEr
 from rhostream.repair import repair
 from rhostream.tables import il
 from rhostream.tables.names import parse_roots
-from tests.conftest import make_shards
+from tests.support.shards import make_shards
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from rhostream.audit.verify import verify
 from rhostream.repair import repair
 from rhostream.tables import il
 from rhostream.tables.names import LONGEST, file_of, name_of, plain, unshortened
-from tests.conftest import make_shards
+from tests.support.shards import make_shards
 
 PART = st.text("aA.+%_ -я\\\n#é日", min_size=1, max_size=90)
 NAME = st.lists(PART, min_size=1, max_size=3).map("/".join)

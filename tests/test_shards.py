@@ -30,6 +30,7 @@ from shards.idx import read_idx
 from shards.make import make
 from shards.recipes import fashion_mnist, imagefolder, web
 from shards.sample import Sample, SampleSet, seeded_rows
+from tests.support.sampleset import many
 
 CLASSES = 10
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -76,23 +77,6 @@ def photos(tmp_path: Path) -> Path:
     (root / "dog" / "notes.txt").write_text("woof")
     (root / "LICENSE").write_text("free")
     return root
-
-
-def many(count: int) -> SampleSet:
-    """Labels for statistics: `count` samples, classes in turn, no image worth looking at."""
-    black = np.zeros((2, 2), np.uint8)
-
-    def load(i: int) -> Sample:
-        return Sample(key=f"many-{i}", label=i % CLASSES, extension="png", content=b"", facts={})
-
-    return SampleSet(
-        split="train",
-        labels=np.arange(count) % CLASSES,
-        class_names=tuple("abcdefghij"),
-        load=load,
-        pixels=lambda i: black,
-        confused=((6, 0),),
-    )
 
 
 def loaded(samples: SampleSet) -> list[Sample]:

@@ -11,8 +11,8 @@ import pytest
 
 import rhostream
 from rhostream.stream.plan import choose_lanes, few_lanes
-from tests.conftest import make_shards
-from tests.faults.command import command
+from tests.support.command import command
+from tests.support.shards import make_shards
 
 
 @pytest.mark.parametrize(

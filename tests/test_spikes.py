@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +22,14 @@ from rhostream.audit.says import render_status
 from rhostream.audit.status import status_of
 from rhostream.audit.verify import verify
 from rhostream.errors import Interrupted, SupersededError, UsageError
-from rhostream.runs import chain, checkpoint, tensors
+from rhostream.runs import chain, checkpoint
 from rhostream.stream.passing import parse_stretch
 from rhostream.training.start import train
-from tests.own_loop import network
-from tests.ranks import CONTEXT
-from tests.test_cli import run as command
+from tests.support.logs import ask, reasons, rows, same_weights
+from tests.support.own_loop import network
+from tests.support.process import run as command
+from tests.support.ranks import CONTEXT
+from tests.support.waits import stop_at
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPIKE = {"from_step": 6, "skip_buffers": "7:9"}
@@ -47,41 +47,6 @@ def go(world: Path, folder: Path, steps: int = 12, **more: Any) -> Any:
         **more,
     }
     return train(str(world / "shards"), str(world / "il"), str(folder), **settings)
-
-
-def ask(folder: Path, question: str) -> list[dict[str, Any]]:
-    with rhostream.open_ledger(str(folder)) as ledger:
-        return ledger.sql(question).to_pylist()
-
-
-def rows(folder: Path) -> list[str]:
-    return [repr(row) for row in ask(folder, "SELECT * EXCLUDE (run) FROM selections ORDER BY step, shard, ordinal")]
-
-
-def reasons(folder: Path) -> dict[int, set[str]]:
-    found: dict[int, set[str]] = {}
-    for row in ask(folder, "SELECT DISTINCT step, reason FROM selections ORDER BY ALL"):
-        found.setdefault(row["step"], set()).add(row["reason"])
-    return found
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    latest = checkpoint.latest(str(folder))
-    assert latest is not None
-    return tensors.load_tensors(str(folder), latest)[0]
-
-
-def same_weights(one: Path, two: Path) -> bool:
-    first, second = weights(one), weights(two)
-    return all(torch.equal(first[name], second[name]) for name in first)
-
-
-def stop_at(step: int) -> Callable[[dict[str, Any]], None]:
-    def watch(row: dict[str, Any]) -> None:
-        if row["step"] == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return watch
 
 
 # -- train -------------------------------------------------------------------------------------------------------------

@@ -18,27 +18,8 @@ from rhostream.candidates import CANDIDATE, Candidates, Reason
 from rhostream.errors import MismatchError, MissingPartError, TableError, UsageError
 from rhostream.stream.join import UniformChoice
 from rhostream.tables import il, parquet
-from tests.conftest import make_shards
-
-
-def open_world(world: Path, **options: object) -> object:
-    il = options.pop("il", str(world / "il"))
-    return rhostream.open_stream(str(world / "shards"), il, **{"buffer_size": 40, **options})
-
-
-def content(candidates: Candidates) -> tuple[object, ...]:
-    rows = candidates.candidate_rows
-    return (
-        candidates.pass_index,
-        candidates.index,
-        candidates.shard.tolist(),
-        candidates.ordinal.tolist(),
-        candidates.key.to_pylist(),
-        candidates.label.tolist(),
-        candidates.il.numpy().tobytes(),
-        candidates.reason.tolist(),
-        candidates.image.numpy()[rows].tobytes(),
-    )
+from tests.support.shards import make_shards
+from tests.support.streams import content, open_world
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from rhostream.errors import UsageError
 from rhostream.models import build
 from rhostream.runs import checkpoint, tensors
 from rhostream.selection.hardware import threads
-from tests.test_rules import entropy, rows_of, softmax
+from tests.support.logs import rows_of
+from tests.support.scoring import entropy, softmax
 
 
 @pytest.fixture(scope="module", autouse=True)

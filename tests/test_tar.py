@@ -21,7 +21,7 @@ from rhostream.samples.image import EXTENSIONS as IMAGE_EXTENSIONS
 from rhostream.stream import windows
 from rhostream.stream.tar import USED_EXTENSIONS, TarWalk, walk
 from rhostream.stream.windows import Windows
-from tests.conftest import make_shards
+from tests.support.shards import make_shards
 
 
 def read(path: Path) -> list[tuple[bytes, list[str]]]:

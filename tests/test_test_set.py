@@ -14,8 +14,8 @@ from rhostream.audit.report import write_report
 from rhostream.audit.says import render_status
 from rhostream.audit.status import status_of
 from rhostream.errors import BudgetError, UsageError
-from tests import ranks
-from tests.conftest import make_shards, sample, write_shard
+from tests.support import ranks
+from tests.support.shards import make_shards, sample, write_shard
 
 
 def spoilt(path: Path, count: int, start: int = 0) -> Path:

@@ -39,8 +39,8 @@ from rhostream.stream.look import look
 from rhostream.stream.scan import Chunk, ScanSettings, scan
 from rhostream.tables import il, parquet
 from rhostream.tables.il.part import DICTIONARY, ENCODINGS
-from tests.conftest import png, write_shard
-from tests.text_world import CLASSES, make_text_shards, npy, sentence, text_sample
+from tests.support.shards import png, write_shard
+from tests.support.text_world import CLASSES, make_text_shards, npy, sentence, text_sample
 
 WORDS = "words:1000"
 TRAIN = {"buffer_size": 40, "batch_size": 8, "model": "text-cnn", "lr": 3e-3, "device": "cpu", "threads": 1}

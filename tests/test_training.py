@@ -16,28 +16,11 @@ import torch
 import rhostream
 from rhostream.errors import Interrupted, MismatchError, NonFiniteError, UsageError
 from rhostream.repair import repair
-from rhostream.runs import checkpoint, tensors
+from rhostream.runs import checkpoint
 from rhostream.tables import selections
-from tests.conftest import make_shards
-from tests.ranks import train_killed_at
-
-
-def log_of(run: Path) -> list[dict[str, object]]:
-    latest = checkpoint.latest(str(run))
-    assert latest is not None
-    rows = selections.read(str(run), latest.log).to_pylist()
-    return [{k: str(v) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-
-
-def weights_of(run: Path) -> dict[str, torch.Tensor]:
-    latest = checkpoint.latest(str(run))
-    assert latest is not None
-    return tensors.load_tensors(str(run), latest)[0]
-
-
-def same(one: Path, other: Path) -> bool:
-    first, second = weights_of(one), weights_of(other)
-    return log_of(one) == log_of(other) and all(torch.equal(first[k], second[k]) for k in first)
+from tests.support.logs import log_of, same
+from tests.support.ranks import train_killed_at
+from tests.support.shards import make_shards
 
 
 def test_the_log_holds_one_row_per_planned_sample_and_every_pass(trained: Callable[..., Path]) -> None:

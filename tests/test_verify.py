@@ -32,9 +32,9 @@ from rhostream.runs.link import url_of
 from rhostream.runs.loadable import is_loadable
 from rhostream.runs.tensors import payload
 from rhostream.tables import il, parquet, selections
-from tests.conftest import make_shards
-from tests.faults.command import command
+from tests.support.command import command
 from tests.support.forks import CONTEXT
+from tests.support.shards import make_shards
 
 TRAIN = {"model": "mlp-64", "buffer_size": 40, "batch_size": 8}
 

@@ -140,7 +140,7 @@ def _job(request: dict[str, Any], out: int) -> int:
     from rhostream.audit.verify import verify
     from rhostream.irreducible import unfinished
     from rhostream.runs import chain
-    from tests.own_loop import demanding, run_readme
+    from tests.support.own_loop import demanding, run_readme
 
     torch.set_num_threads(1)
     os.sched_getaffinity = lambda pid: {0}  # of two jobs at once each computes as on a machine of one core

@@ -9,8 +9,8 @@ from rhostream import storage
 from rhostream.errors import ChangedError
 from rhostream.stream.scan import Chunk, End, ScanSettings, scan
 from rhostream.tables import il
-from tests.conftest import make_shards
 from tests.faults.rig.s3 import FaultyStore
+from tests.support.shards import make_shards
 
 
 def test_A18_a_shard_that_grows_on_a_disk_while_it_is_read_gets_no_part(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ import rhostream
 from rhostream.audit.verify import verify
 from rhostream.audit.verify.keys import Keys
 from rhostream.tables import parquet
-from tests.conftest import sample
-from tests.faults.command import command
+from tests.support.command import command
+from tests.support.shards import sample
 
 HOSTILE = [
     "two\nlines\rand\ttabs", "ansi\x1b[2J\x1b[31mred\x07", "<script>alert(1)<|script>", "<img src=x onerror=alert(1)>",

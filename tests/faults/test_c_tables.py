@@ -24,8 +24,8 @@ from rhostream.errors import MismatchError, MissingPartError, RhostreamError, Ta
 from rhostream.repair import repair
 from rhostream.tables import il, parquet
 from rhostream.tables.il.part import DICTIONARY, ENCODINGS
-from tests.conftest import make_shards
 from tests.faults import tally
+from tests.support.shards import make_shards
 
 KEEP = {"is_noisy": "bool", "true_label": "int"}
 TRAIN = {"model": "mlp-64", "buffer_size": 40, "batch_size": 8, "steps": 3}
@@ -507,7 +507,7 @@ def test_C7_verify_repair_mends_many_parts_in_one_go_and_alone(world: Path, tabl
     """`rhostream verify TABLE --repair` finds the shards and the IL model itself, makes every bad part again and exits
     with 0; only bad parts are touched.
     """
-    from tests.faults.command import command
+    from tests.support.command import command
 
     whole, untouched = content(table), parts_of(table)[6]
     for number, part in enumerate(parts_of(table)[:6]):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import rhostream
-from tests.conftest import make_shards
+from tests.support.shards import make_shards
 
 HOSTILE = ("numpy", "duckdb", "pyarrow", "queue", "torch", "selectors", "socket", "pickle", "colorsys", "click", "PIL")
 CANARY = "import os\nopen(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'canary'), 'w').close()\n"

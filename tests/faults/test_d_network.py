@@ -27,10 +27,10 @@ from rhostream.errors import (
 )
 from rhostream.storage import commits
 from rhostream.tables import il
-from tests.conftest import make_shards, write_shard
 from tests.faults.rig.proxy import deaf_port
 from tests.faults.rig.s3 import PATIENT, FaultyStore
 from tests.stores.servers import BUCKET, KEY, SECRET, Server, s3_options
+from tests.support.shards import make_shards, write_shard
 
 WRONG = {"key": KEY, "secret": "n0t-the-s3cret", "client_kwargs": {"region_name": "us-east-1"}}
 

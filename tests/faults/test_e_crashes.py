@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
 import json
@@ -19,11 +18,12 @@ import pytest
 import rhostream
 from rhostream.audit.verify import verify
 from rhostream.runs import checkpoint, tensors
-from tests.conftest import make_shards
 from tests.faults import tally
-from tests.faults.crash_server import REPOSITORY, Rig
-from tests.own_loop import all_of
-from tests.tables import without_il
+from tests.faults.crash_server import Rig
+from tests.support.own_loop import all_of
+from tests.support.points import points
+from tests.support.shards import make_shards
+from tests.support.tables import without_il
 
 OFFLINE_MOMENTS = {"compute-il: shards listed", "scan: rows read", "scan: image decoded", "compute-il: forward made",
                    "compute-il: part encoded", "commit: temporary file written", "compute-il: part committed",
@@ -33,21 +33,6 @@ TRAIN_MOMENTS = {"train: loss computed", "train: optimizer stepped", "log: segme
                  "checkpoint: one file of an old one removed"}  # fmt: skip
 COMPACTION_MOMENTS = {"chain: segments merged", "chain: merged segment written",
                       "chain: before raw segments are removed", "chain: raw segments removed"}  # fmt: skip
-
-
-@functools.cache
-def points() -> dict[str, str]:
-    """name -> where, of every call of `crash_point` in the library."""
-    found: dict[str, str] = {}
-    for path in sorted((REPOSITORY / "rhostream").rglob("*.py")):
-        source = path.read_text(encoding="utf-8")
-        for node in ast.walk(ast.parse(source)) if "crash_point" in source else ():
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("crash_point"):
-                (name,) = node.args
-                assert isinstance(name, ast.Constant) and isinstance(name.value, str), f"{path}:{node.lineno}"
-                assert name.value not in found, f"{name.value} is at {found[name.value]} and {path}:{node.lineno}"
-                found[name.value] = f"{path.relative_to(REPOSITORY)}:{node.lineno}"
-    return found
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from rhostream.errors import BudgetError, MismatchError, NotWritableError, Shard
 from rhostream.irreducible.compute import parse_index
 from rhostream.stream import scan
 from rhostream.tables import il
-from tests.conftest import make_shards, sample, write_shard
 from tests.faults import tally
 from tests.faults.crash_server import Rig
+from tests.support.shards import make_shards, sample, write_shard
 
 
 @pytest.fixture(scope="module")

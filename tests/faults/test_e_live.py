@@ -20,9 +20,9 @@ from rhostream.errors import Interrupted, UsageError
 from rhostream.runs import checkpoint, process
 from rhostream.runs.process import at_work, is_at_work, this_process
 from rhostream.tables import steps
-from tests.conftest import make_shards
 from tests.faults.crash_server import Rig
-from tests.faults.test_e_signals import eventually
+from tests.support.shards import make_shards
+from tests.support.waits import eventually
 
 SECONDS = 0.05  # of a gradient step of `slow`
 

@@ -16,10 +16,10 @@ from torch import nn
 
 import rhostream
 from rhostream.runs import checkpoint, tensors
-from tests import ranks
-from tests.conftest import make_shards
-from tests.tables import without_il
-from tests.test_training import same, weights_of
+from tests.support import ranks
+from tests.support.logs import same, weights_of
+from tests.support.shards import make_shards
+from tests.support.tables import without_il
 
 SETTINGS: dict[str, Any] = {
     "buffer_size": 40,

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 import rhostream
 from rhostream.models import build
-from tests import ranks
-from tests.test_training import same
+from tests.support import ranks
+from tests.support.logs import same
 
 # -- E21 ---
 

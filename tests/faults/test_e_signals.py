@@ -6,7 +6,7 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from rhostream.runs import checkpoint
 from rhostream.tables.unfinished import unfinished_in
-from tests.conftest import make_shards
 from tests.faults import tally
 from tests.faults.crash_server import Rig, Started
+from tests.support.shards import make_shards
+from tests.support.waits import eventually
 
 SLOWEST_SECONDS = 60.0  # what a test waits at most, for a machine under load
 
@@ -39,13 +40,6 @@ def data(tmp_path_factory: pytest.TempPathFactory, rig: Rig) -> Path:
     ):
         assert rig.job(verb, options)["code"] == 0
     return root
-
-
-def eventually(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SLOWEST_SECONDS
-    while not what():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def parts(table: Path) -> dict[str, str]:

@@ -19,9 +19,9 @@ from rhostream.models import build
 from rhostream.runs import checkpoint
 from rhostream.selection.selector import Selector
 from rhostream.tables import parquet
-from tests import ranks, tiny
-from tests.test_selection import buffer
-from tests.test_training import log_of, same, weights_of
+from tests.support import ranks, tiny
+from tests.support.logs import log_of, same, weights_of
+from tests.support.scoring import buffer
 
 
 def layers() -> nn.Module:
@@ -129,10 +129,12 @@ def test_E5_out_of_memory_in_compute_il_halves_the_batch_and_gives_the_same_tabl
 ) -> None:
     """When the device runs out of memory in `compute-il`, the batch is halved, with one line in the log, and the table is the same."""  # noqa: E501
     shards = [str(world / "shards")]
-    rhostream.fit_il(shards, str(tmp_path / "model"), model="tests.tiny:hungry", epochs=1, fit_samples=200, seed=0)
-    rhostream.compute_il(shards, str(tmp_path / "model"), str(tmp_path / "fed"), model="tests.tiny:hungry")
+    rhostream.fit_il(
+        shards, str(tmp_path / "model"), model="tests.support.tiny:hungry", epochs=1, fit_samples=200, seed=0
+    )
+    rhostream.compute_il(shards, str(tmp_path / "model"), str(tmp_path / "fed"), model="tests.support.tiny:hungry")
     monkeypatch.setattr(tiny.Hungry, "room", 20)
-    rhostream.compute_il(shards, str(tmp_path / "model"), str(tmp_path / "hungry"), model="tests.tiny:hungry")
+    rhostream.compute_il(shards, str(tmp_path / "model"), str(tmp_path / "hungry"), model="tests.support.tiny:hungry")
     assert len([r for r in caplog.records if "out of memory" in r.message]) == 1
     for part in sorted((tmp_path / "fed" / "parts").rglob("*.parquet")):
         same_part = tmp_path / "hungry" / part.relative_to(tmp_path / "fed")

@@ -18,8 +18,8 @@ from rhostream.audit.status import status_of
 from rhostream.audit.verify import verify
 from rhostream.cli import cli
 from rhostream.errors import UsageError
-from tests.audit_fixtures import HOSTILE, World, make_rows, make_run, make_world
-from tests.faults.command import command
+from tests.support.audit_fixtures import HOSTILE, World, make_rows, make_run, make_world
+from tests.support.command import command
 from tests.support.forks import CONTEXT
 
 STEPS = 80

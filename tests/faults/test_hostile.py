@@ -29,11 +29,11 @@ from rhostream.irreducible import Summary, compute_il, index
 from rhostream.stream.open import open_stream
 from rhostream.tables.il import part_url
 from shards.check import check
-from tests.conftest import make_shards
 from tests.faults.children import cpu, in_child, in_memory, peak, reset_peak
 from tests.faults.corpus import Corpus, Hostile, make
 from tests.faults.hostile_artifacts import EVIL_MODULE
 from tests.faults.tally import say
+from tests.support.shards import make_shards
 
 MEMORY, SECONDS = 1 << 30, 20  # over the baseline, and of CPU: what one hostile file may take
 Told = dict[str, Any]
@@ -300,7 +300,7 @@ def judge_artifacts(corpus: Corpus, more: list[Callable[[str, str], Any]]) -> No
 
 def test_your_own_model_is_loaded_when_you_name_it_and_from_a_run_too(tmp_path: Path) -> None:
     make_shards(tmp_path, [60])
-    shards, model, own = [str(tmp_path / "train-000.tar")], str(tmp_path / "model"), "tests.tiny:linear"
+    shards, model, own = [str(tmp_path / "train-000.tar")], str(tmp_path / "model"), "tests.support.tiny:linear"
     rhostream.fit_il(shards, model, model=own, epochs=1)
     with pytest.raises(UntrustedCodeError, match=f"--model {own}"):
         compute_il(shards, model, str(tmp_path / "il"))

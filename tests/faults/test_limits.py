@@ -20,11 +20,11 @@ from rhostream.irreducible import compute_il, fit_il, index
 from rhostream.samples import decoders as decode
 from rhostream.samples.statuses import STATUSES
 from rhostream.stream.tar import walk
-from tests.conftest import make_shards
 from tests.faults.children import in_child
 from tests.faults.hostile_samples import images, saved
 from tests.faults.hostile_tars import END, GOOD_PNG, member, pair, pax, record, tar_of
 from tests.faults.tally import say
+from tests.support.shards import make_shards
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

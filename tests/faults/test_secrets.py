@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rhostream import cli, console, storage
-from tests.conftest import make_shards
 from tests.faults.children import in_child, in_memory
 from tests.faults.tally import say
+from tests.support.shards import make_shards
 
 ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "GOOGLE_API_KEY", "HF_TOKEN",
                "RHOSTREAM_API_TOKEN", "RHOSTREAM_PROXY_PASSWORD", "HTTPS_PROXY_PASSWORD")  # fmt: skip

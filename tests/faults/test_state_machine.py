@@ -34,10 +34,10 @@ from rhostream.cli import cli
 from rhostream.errors import MismatchError, RhostreamError, TableError, UsageError
 from rhostream.runs import checkpoint
 from rhostream.tables import il, parquet
-from tests.conftest import sample, write_shard
 from tests.faults import tally
 from tests.faults.crash_server import Rig
-from tests.faults.test_e_crashes import points
+from tests.support.points import points
+from tests.support.shards import sample, write_shard
 
 NAMES = ("a.tar", "b.tar", "c.tar")
 CONTENTS = 5  # different bytes that a shard may have

@@ -10,8 +10,8 @@ import pytest
 
 from rhostream import storage
 from rhostream.runs.attempt import Attempt
-from tests.chains import PINNED, RECORD, commit, long_chain, take
 from tests.faults.rig.s3 import FaultyStore
+from tests.support.chains import PINNED, RECORD, commit, long_chain, take
 
 
 @pytest.mark.slow

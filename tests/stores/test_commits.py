@@ -13,7 +13,7 @@ import pytest
 import rhostream
 from rhostream import storage
 from rhostream.errors import NotWritableError, UsageError
-from tests.conftest import make_shards
+from tests.support.shards import make_shards
 
 # What such a file system answers: os.link fails by that errno, and renameat2 too where the kernel's driver is old.
 STUB = """

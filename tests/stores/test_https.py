@@ -14,7 +14,7 @@ import pytest
 import rhostream
 from rhostream import storage
 from rhostream.errors import AccessError, NotFoundError, StorageError, UsageError
-from tests.conftest import make_shards
+from tests.support.shards import make_shards
 
 SIGNATURE = "X-Amz-Signature=c4n4ry%2Fx%3D"
 

@@ -17,9 +17,9 @@ from rhostream.doctor import probe_store
 from rhostream.errors import AccessError, AlreadyExistsError, MismatchError, NotFoundError, UsageError
 from rhostream.runs import checkpoint
 from rhostream.tables import il, selections
-from tests.conftest import make_shards
 from tests.faults.rig.proxy import GenerationProxy
 from tests.stores.servers import BUCKET, SECRET, Server
+from tests.support.shards import make_shards
 
 REMOTE = ("memory", "s3", "gs")
 

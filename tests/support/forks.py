@@ -15,7 +15,8 @@ IMPORTS = [
     "rhostream.audit.report", "rhostream.audit.verify", "rhostream.cli", "rhostream.irreducible",
     "rhostream.training.start", "shards.check",
 ]  # fmt: skip
-TESTS = ["tests.conftest", "tests.ranks"]  # what the files import whose functions are run
+# What the files import whose functions are run.
+TESTS = ["tests.conftest", "tests.support.shards", "tests.support.ranks"]
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([*IMPORTS, *TESTS])

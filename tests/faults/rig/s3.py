@@ -12,9 +12,9 @@ import pytest
 import rhostream
 from rhostream import storage
 from rhostream.irreducible.accounts import Summary
-from tests.conftest import make_shards
 from tests.faults.rig.proxy import Proxy
 from tests.stores.servers import BUCKET, Server, s3_options
+from tests.support.shards import make_shards
 
 PATIENT = storage.Retry(
     tries=6, first_wait=0.02, longest_wait=0.1, total=60, connect=5, first_byte=10, stall=10, slowest=1

@@ -14,7 +14,7 @@ from rhostream.runs import chain, compaction
 from rhostream.runs.attempt import Attempt
 from rhostream.runs.link import BLOCK, Link, Place, url_of
 from rhostream.runs.tensors import payload
-from tests.audit_fixtures import log_rows
+from tests.support.audit_fixtures import log_rows
 
 ROWS = 4  # of a step; the first is kept
 STATE = payload({"w": torch.zeros(2)}, {})
@@ -76,7 +76,7 @@ def commit(attempt: Attempt, *, keep: int = 2, handed_out: bool = False) -> Link
 def two_ranks(rank: int, run: str) -> list[str]:
     """Six commits of two ranks, each of which logs half of every step; every second one is whole."""
     from rhostream.selection.ranks import Ranks
-    from tests.ranks import join_group, leave_group
+    from tests.support.ranks import join_group, leave_group
 
     chain.WHOLE_EVERY = 2
     ranks = Ranks(join_group())

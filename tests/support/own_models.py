@@ -1,4 +1,4 @@
-"""Models, losses and rules as people bring them, by name: `tests.own_models:NAME`."""
+"""Models, losses and rules as people bring them, by name: `tests.support.own_models:NAME`."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def failing() -> nn.Module:
 
 
 def __getattr__(name: str) -> Any:
-    """`tests.own_models:make_FORM`, a model of that form."""
+    """`tests.support.own_models:make_FORM`, a model of that form."""
     forms = {**TAKEN, **{key: form for key, (form, _) in REFUSED.items()}}
     if name.removeprefix("make_") in forms:
         return lambda classes: Own(forms[name.removeprefix("make_")], classes)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.conftest import write_shard
+from tests.support.shards import write_shard
 
 RATIOS = (1.3, 1.5, 1.8, 2.2, 2.6)
 

@@ -1,4 +1,4 @@
-"""Kinds of samples as people bring them, by name: `tests.own_kinds:NAME`."""
+"""Kinds of samples as people bring them, by name: `tests.support.own_kinds:NAME`."""
 
 from __future__ import annotations
 

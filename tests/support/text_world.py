@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.conftest import write_shard
+from tests.support.shards import write_shard
 
 CLASSES = 4
 WORDS = ("plum pear fig quince", "iron zinc lead tin", "gull wren rook hawk", "oboe harp lute fife")

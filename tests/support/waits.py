@@ -1,0 +1,24 @@
+"""Waiting for another process, and stopping in the middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def eventually(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def stop_at(step: int) -> Callable[[dict[str, Any]], None]:
+    def watch(row: dict[str, Any]) -> None:
+        if row["step"] == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return watch
