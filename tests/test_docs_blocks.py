@@ -163,7 +163,8 @@ def test_blocks_that_nothing_runs_are_few_and_counted() -> None:
 @pytest.mark.parametrize("block", [b for b in ALL if elsewhere(b)], ids=str)
 def test_a_block_that_another_file_runs_is_read_there(block: Block) -> None:
     text = (ROOT / block.comment.removeprefix("run by ")).read_text(encoding="utf-8")
-    helpers = [ROOT / "tests" / f"{name}.py" for name in re.findall(r"^from tests\.(\w+) import", text, re.MULTILINE)]
+    named = re.findall(r"^from tests\.support(?:\.(\w+))? import (\w+)", text, re.MULTILINE)
+    helpers = [ROOT / "tests" / "support" / f"{module or name}.py" for module, name in named]
     read = [text, *(helper.read_text(encoding="utf-8") for helper in helpers)]
     assert any(f"<!-- {block.comment} -->" in part and Path(block.page).name in part for part in read)
 

@@ -150,9 +150,12 @@ class _Pictures:
         picture.facts = {k: row[k] for k in ("predicted", "true_label", "is_noisy") if k in row}
         content = str(part[1].get("content", IMAGES.name))
         kind = registry.BUILT_IN[content]() if content in registry.BUILT_IN else None
-        member = next((m for m in row["members"] or () if kind and m["ext"] in kind.main), None)
+        if kind is None or not kind.preview_bytes:
+            self.reason = f"samples of the kind {content} have no picture"
+            return
+        member = next((m for m in row["members"] or () if m["ext"] in kind.main), None)
         reader = self._reader(shard, int(part[1]["shard_size"])) if member else None
-        if kind is None or member is None or reader is None:
+        if member is None or reader is None:
             return
         try:
             data = reader.pread(min(member["size"], kind.preview_bytes), member["offset"])

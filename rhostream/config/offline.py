@@ -22,6 +22,7 @@ from rhostream.config.shared import (
     brief_config,
 )
 from rhostream.foreign import RESIZES
+from rhostream.samples.names import BUILT_IN
 from rhostream.setting import check_types, setting
 
 IMAGE_MEMBER = "Of several images in a sample the first of these is meant: jpg, or jpg,png."
@@ -163,7 +164,7 @@ class IndexConfig(_TableConfig):
     out: str = setting(help="The table.", metavar="URL", place=True)
     content: str | None = setting(
         None,
-        help="What samples are: image, text (.txt) or tokens (.npy).",
+        help=f"What samples are: {', '.join(BUILT_IN)}.",
         metavar="KIND",
         unset="as most of those looked at",
     )

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -144,6 +144,32 @@ class Kind:
     def to_json(self) -> dict[str, Any]:
         """Plain values that the kind is made of."""
         return {}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`, for a kind that is built in: its keywords, beside `kind`."""
+        return cls(**{name: value for name, value in record.items() if name != "kind"})
+
+    @classmethod
+    def check(cls, record: Mapping[str, Any]) -> None:
+        """Raise ValueError for a stranger's record that can't be one of such a kind, which is built in."""
+        try:
+            now = cls.from_json(record).to_json()
+        except TypeError as exc:
+            raise ValueError(str(exc)) from exc
+        if now != record:
+            raise ValueError(f"the record of a kind is {str(record)[:200]}, expected {str(now)[:200]}")
+
+    @classmethod
+    def asked_by(cls, wanted: Wanted) -> bool:
+        """Whether options of `wanted` say that samples are of this kind, which is built in."""
+        return bool(cls.takes & {*wanted.options})
+
+    @classmethod
+    def made(cls, wanted: Wanted, known: Kind | None, sizes: Callable[[], Sequence[Any]], where: str) -> Self:
+        """A kind that is built in, its fields decided: as `wanted`, else as `known` is, else by the `sizes` of some
+        samples. `where`: the table or shards, for errors. Raises UsageError."""
+        return known if isinstance(known, cls) else cls()
 
     def pins(self) -> dict[str, Any]:
         """What of it a run pins, by names that begin with `preprocess_`."""

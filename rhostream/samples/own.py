@@ -139,7 +139,7 @@ class OwnKind(Kind):
         }
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any], code: str | None, where: str) -> OwnKind:
+    def stored(cls, record: Mapping[str, Any], code: str | None, where: str) -> OwnKind:
         """The inverse of `to_json`, where the user named the code.
 
         Raises UntrustedCodeError where they didn't, UsageError where it isn't installed here, MismatchError where it

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rhostream import foreign
 from rhostream.errors import UnknownNameError, UsageError
+from rhostream.samples import names
 from rhostream.samples.image import EXTENSIONS, ImageKind
 from rhostream.samples.kind import Kind, Wanted
 from rhostream.samples.own import OwnKind, is_own
 from rhostream.samples.text import TextKind
 from rhostream.samples.tokens import TokensKind
 
-# A sample with members of several kinds is of the first of these.
-BUILT_IN: dict[str, type[ImageKind | TextKind]] = {kind.name: kind for kind in (ImageKind, TextKind, TokensKind)}
+BUILT_IN: dict[str, type[Kind]] = {name: pkgutil.resolve_name(path) for name, path in names.BUILT_IN.items()}
 IMAGES = ImageKind()  # what samples are where nobody says otherwise
 USED_EXTENSIONS = frozenset(
     ("cls", "json", *(e for kind in BUILT_IN.values() for extensions in kind.members.values() for e in extensions))
@@ -33,9 +34,9 @@ def undecided(name: str) -> Kind:
 
 def from_json(record: Mapping[str, Any], code: str | None = None, where: str = "the table") -> Kind:
     """The kind that `to_json()` wrote down. `code`: the user's own kind that may be imported for it, if it names that;
-    `where` the record stands, for errors. Raises as `OwnKind.from_json`."""
+    `where` the record stands, for errors. Raises as `OwnKind.stored`."""
     name = _name_of(record)
-    return OwnKind.from_json(record, code, where) if is_own(name) else BUILT_IN[name].from_json(record)
+    return OwnKind.stored(record, code, where) if is_own(name) else BUILT_IN[name].from_json(record)
 
 
 def in_table(name: str, record: Mapping[str, Any] | None, ingredients: Mapping[str, Any], code: str | None = None,
@@ -86,24 +87,21 @@ def _name_of(record: Mapping[str, Any]) -> str:
     kind = record.get("kind", ImageKind.name)
     if kind == TextKind.name:
         return TokensKind.name if str(record.get("tokenizer")).startswith("ids:") else TextKind.name
-    if kind != ImageKind.name and not is_own(str(kind)):
+    if kind not in BUILT_IN and not is_own(str(kind)):
         raise ValueError(f"kind is {str(kind)[:40]!r}, which is unknown here")
     return str(kind)
 
 
 def asked(wanted: Wanted) -> str | None:
     """The name of the kind that the options are of; None where they name none. Raises UsageError for options of two."""
-    kinds = {
-        kind.name for kind in (ImageKind, TextKind) if kind.takes & {*wanted.options} - {"text_length"}
-    }  # fmt: skip
+    kinds = [kind for kind in BUILT_IN.values() if kind.asked_by(wanted)]
     if len(kinds) > 1:
-        raise UsageError(
-            f"{wanted.options['tokenizer']} is for text; --image-size, --channels, --resize and --image-member are for "
-            "images: give one of them"
+        given = (
+            f"{next(says for option, says in wanted.options.items() if option in kind.takes)} is for {kind.holds}"
+            for kind in kinds
         )
-    if wanted.tokenizer is not None:
-        return TokensKind.name if wanted.tokenizer.startswith("ids:") else TextKind.name
-    return next(iter(kinds), None)
+        raise UsageError(f"{', '.join(given)}: give one of them")
+    return kinds[0].name if kinds else None
 
 
 def made(name: str, wanted: Wanted, known: Kind | None, sizes: Callable[[], Sequence[Any]], where: str) -> Kind:
@@ -133,7 +131,7 @@ def checked_member(member: str | None) -> str | None:
     """Extensions of images in small letters, "jpg,png". Raises UsageError for one that is none."""
     if member is None:
         return None
-    names = [name.strip().lower().lstrip(".") for name in member.split(",")]
-    if unknown := [name for name in names if name not in EXTENSIONS]:
+    given = [name.strip().lower().lstrip(".") for name in member.split(",")]
+    if unknown := [name for name in given if name not in EXTENSIONS]:
         raise UsageError(f"--image-member {member!r}: {unknown[0]!r} is none of {', '.join(EXTENSIONS)}")
-    return ",".join(dict.fromkeys(names))
+    return ",".join(dict.fromkeys(given))

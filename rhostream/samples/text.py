@@ -143,6 +143,11 @@ class TextKind(Kind):
             foreign.checked_text(record.get(name), name)
 
     @classmethod
+    def asked_by(cls, wanted: Wanted) -> bool:
+        """Whether a tokenizer is named that reads such members."""
+        return wanted.tokenizer is not None and not wanted.tokenizer.startswith("ids:")
+
+    @classmethod
     def made(cls: type[T], wanted: Wanted, known: Kind | None, sizes: Callable[[], Sequence[Any]], where: str) -> T:
         """The tokenizer, length and task that are given, else those of `known`, else the defaults."""
         there = known if isinstance(known, cls) and known.length else None

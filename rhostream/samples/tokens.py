@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rhostream.errors import UsageError
-from rhostream.samples.kind import OK, Preview, View
+from rhostream.samples.kind import OK, Preview, View, Wanted
 from rhostream.samples.text import TOKENS, Row, TextKind
 
 MAX_BYTES = 64 << 20
@@ -86,6 +86,11 @@ class TokensKind(TextKind):
             return "tokens:range"
         row[: len(ids)], row[len(ids) :] = ids, self.padding
         return OK
+
+    @classmethod
+    def asked_by(cls, wanted: Wanted) -> bool:
+        """Whether the tokenizer is `ids:N`."""
+        return wanted.tokenizer is not None and wanted.tokenizer.startswith("ids:")
 
     @classmethod
     def checked_tokenizer(cls, tokenizer: str | None, where: str) -> str:
