@@ -34,7 +34,7 @@ from rhostream.randomness import torch_seed
 from rhostream.runs import state as states
 from rhostream.runs import turns
 from rhostream.runs.attempt import Attempt
-from rhostream.runs.book import Book, Clock, Evaluation, Metrics, Step, totals_of
+from rhostream.runs.book import Book, Clock, Metrics
 from rhostream.runs.chain import head
 from rhostream.runs.doubts import after_work, doubts_in
 from rhostream.runs.fitting import choose_before_decoding, require_ranks
@@ -44,6 +44,7 @@ from rhostream.runs.pins import il_account, pins_of, plain_config, record_of
 from rhostream.runs.process import at_work
 from rhostream.runs.record import recorded
 from rhostream.runs.saving import Saver
+from rhostream.runs.step import Evaluation, Step, totals_of
 from rhostream.selection.ranks import default_ranks
 from rhostream.selection.selector import Selection, Selector
 from rhostream.signals import StopRequest
