@@ -1,4 +1,4 @@
-"""A step of a run as a value: what was looked at and kept, its losses on their way to the host, its numbers over ranks."""
+"""A step as a value: what was looked at and kept, its losses on their way to the host, its numbers over ranks."""
 
 from __future__ import annotations
 
