@@ -14,8 +14,8 @@ from rhostream.config.train import TrainConfig
 from rhostream.runs import turns
 from rhostream.runs.attempt import Attempt
 from rhostream.runs.chain import head
+from rhostream.runs.loop import Loop
 from rhostream.runs.record import recorded
-from rhostream.runs.run import Run
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
 from rhostream.selection.ranks import Ranks
@@ -191,7 +191,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     if average is not None:
         state["ema"] = average.model
     evaluations = Evaluations(test_set or own_test, state.get("ema", network), settings.eval_every)
-    managed = Run.assembled(
+    managed = Loop(
         attempt, record, loader, selector, state, last_step, seed=settings.seed,
         commit_every=settings.checkpoint_every, keep_checkpoints=settings.keep_checkpoints, metrics=settings.metrics,
         changeable=CHANGEABLE, note={name: record["settings"][name] for name in UNPINNED}, job="train",
