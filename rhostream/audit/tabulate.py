@@ -167,6 +167,7 @@ _REASONS = {
     "nonfinite": "its loss was NaN or infinite",
     "holdout": "the IL model had learned from it",
     "unlisted": "there was a keep-list, and it wasn't on it",
+    "denied": "a deny-list names it",
     "duplicate": "a near-duplicate of one that scored better in the same buffer",
 }
 

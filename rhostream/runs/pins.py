@@ -22,7 +22,7 @@ from rhostream.randomness import DRAWS
 from rhostream.runs.doubts import Plan, cheap_choice
 from rhostream.runs.record import versions
 from rhostream.selection.selector import Selector
-from rhostream.stream.dataset import Loader
+from rhostream.stream.dataset import CandidateStream, Loader
 from rhostream.stream.join import UniformChoice
 from rhostream.stream.passing import PassOver
 from rhostream.tables.il import Table, fingerprint
@@ -112,6 +112,7 @@ def record_of(loader: Loader, pins: Mapping[str, Any], last_step: int | None, ra
             "passes": stream.passes,
             "steps": last_step,
             "last_step": last_step,
+            **denied_samples(stream),
         },
         "il": storage.redact(table.url),
         "shards": list(table.names),
@@ -127,6 +128,12 @@ def record_of(loader: Loader, pins: Mapping[str, Any], last_step: int | None, ra
         "buffers_per_pass": stream.buffers_per_pass,
         **named_classes(table),
     }
+
+
+def denied_samples(stream: CandidateStream) -> dict[str, Any]:
+    """What run.json says of the deny-list that a run began with, {} where there is none."""
+    denied = stream.join_settings.denied
+    return {} if denied is None else {"deny": denied.digest, "denied_samples": denied.samples}
 
 
 def named_classes(table: Table) -> dict[str, Any]:

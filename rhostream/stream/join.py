@@ -57,6 +57,18 @@ class Joined:
                       None if self.il_tokens is None else self.il_tokens[at])  # fmt: skip
 
 
+class Denied(Protocol):
+    """Samples that are to be left out whatever else holds; see `stream/deny_list.py`."""
+
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def digest(self) -> str | None: ...
+
+    def named(self, rows: Rows) -> npt.NDArray[np.bool_]: ...
+
+
 class Prefilter(Protocol):
     """A decision before decode: given the joined rows, change CANDIDATE into a Reason in `reason`, in place.
 
@@ -120,6 +132,7 @@ class JoinSettings:
     with_fold: bool = False  # carry the fold of each sample along
     members: tuple[tuple[str, ...], ...] = (IMAGES.main,)  # of a sample: the extensions of each
     tokens: int = 0  # T: the il of so many tokens of each sample is joined too
+    denied: Denied | None = None  # what a deny-list names
 
     def __post_init__(self) -> None:
         if self.missing_il not in POLICIES:
@@ -188,6 +201,8 @@ class Join:
             if (left := self._readers.pop(shard, None)) is not None:
                 left.close()  # a file of the spool that is held open can't make room for another
         key = pa.concat_arrays(keys) if keys else pa.array([], pa.string())
+        if self._settings.denied is not None:
+            reason[self._settings.denied.named(rows)] = Reason.denied
         joined = Joined(rows, key, label, il_B, offset, size, reason, fold, tokens)
         if self._settings.needs_il:
             self._missing_il(joined)

@@ -19,6 +19,7 @@ from rhostream.samples import registry
 from rhostream.samples.kind import Kind, Wanted
 from rhostream.stream.band import resolve_band
 from rhostream.stream.dataset import CandidateStream, Loader
+from rhostream.stream.deny_list import read_deny_list
 from rhostream.stream.join import JoinSettings, Prefilter
 from rhostream.stream.keep_list import read_keep_list
 from rhostream.stream.look import SAMPLES, SHARDS
@@ -48,6 +49,7 @@ def open_stream(
     roots: Mapping[str, str] | None = None,
     band: str | None = None,
     keep_list: str | os.PathLike[str] | None = None,
+    deny: str | os.PathLike[str] | None = None,
     view_size: int | None = None,
     prefilter: Prefilter | None = None,
     device: str | torch.device = "cpu",
@@ -74,7 +76,8 @@ def open_stream(
 
     What costs neither a read nor a decode: `band`, "LOW:HIGH" in nats or per cent of the table's il ("20%:90%"), drops
     the il outside; `keep_list`, a Parquet, CSV or JSON file of (shard, ordinal) or (shard, key), drops what it doesn't
-    name; `prefilter` is a decision of your own. `view_size`: images are decoded at that many pixels, a cheap view to
+    name; `deny`, such a file, drops what it names (reason `denied`), and "none" ends what a run was given before;
+    `prefilter` is a decision of your own. `view_size`: images are decoded at that many pixels, a cheap view to
     score on, and a `Selector` reads what it keeps (or shortlists) at full size. `device`: a GPU gets the next buffer
     while the current one is worked on. `classes`: samples whose label is beyond are quarantined; the table's unless
     given. `with_fold`: candidates carry the fold of their IL model, for a `LiveIL`.
@@ -137,6 +140,7 @@ def open_stream(
             classes=classes or table.info.classes,
             with_fold=with_fold,
             tokens=_tokens_of(table, preprocess) if il_tokens else 0,
+            denied=None if deny is None else read_deny_list(deny, table),
         ),
     )
     if (

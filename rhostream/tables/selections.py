@@ -36,6 +36,7 @@ REMOTE_THREADS = 16
 VERSION = 1
 MAX_ROWS = 1_000_000
 REASONS = pa.array([r.name for r in Reason])
+COMMON = REASONS.slice(0, Reason.denied)  # a segment in which no row has a later one names only these
 SCHEMA = pa.schema(
     [
         ("pass", pa.int32()),
@@ -101,6 +102,7 @@ def _rows(steps: Sequence[_Step]) -> pa.RecordBatch:
     il, loss, score = np.concatenate([s.il for s in steps]), scored["loss"], scored["score"]
     reached = ~np.isnan(loss)
     il, loss, score = (values + np.float32(0) for values in (il, loss, score))  # a certain prediction's -0.0 is 0.0
+    reason = scored["reason"]
     number = np.repeat([-1 if s.step is None else s.step for s in steps], rows)
     columns = [
         pa.array(np.repeat(np.array([s.pass_index for s in steps], np.int32), rows)),
@@ -114,7 +116,9 @@ def _rows(steps: Sequence[_Step]) -> pa.RecordBatch:
         pa.array(score, pa.float32(), mask=np.isnan(score)),
         pa.array(scored["correct"], mask=~reached),
         pa.array(scored["kept"]),
-        pa.DictionaryArray.from_arrays(pa.array(scored["reason"].astype(np.int8)), REASONS),
+        pa.DictionaryArray.from_arrays(
+            pa.array(reason.astype(np.int8)), COMMON if (reason < len(COMMON)).all() else REASONS
+        ),
         pa.array(scored["weight"], pa.float32()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)

@@ -62,10 +62,10 @@ def _open(
         channels=settings.channels or then.get("preprocess_channels"), lanes=settings.lanes, decoder=settings.decoder,
         resize=settings.resize or then.get("preprocess_resize") or centred,
         missing_il=settings.missing_il, keep_holdout=settings.keep_holdout, needs_il=settings.found_rule.needs_il,
-        roots=settings.roots, band=settings.band, keep_list=settings.keep_list, view_size=settings.view_size,
-        device=on, classes=settings.classes, rank=ranks.rank, ranks=ranks.size, with_fold=settings.found_rule.live,
-        tokenizer=settings.asked_tokenizer, text_length=settings.text_length, task=settings.found_task,
-        il_tokens=settings.token_share is not None, carried_lanes=carried, order=order,
+        roots=settings.roots, band=settings.band, keep_list=settings.keep_list, deny=settings.deny,
+        view_size=settings.view_size, device=on, classes=settings.classes, rank=ranks.rank, ranks=ranks.size,
+        with_fold=settings.found_rule.live, tokenizer=settings.asked_tokenizer, text_length=settings.text_length,
+        task=settings.found_task, il_tokens=settings.token_share is not None, carried_lanes=carried, order=order,
         kind=settings.kind,
     )  # fmt: skip
     schedule, always = settings.options.kept_schedule, settings.found_rule.score is None

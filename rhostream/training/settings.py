@@ -22,7 +22,8 @@ from rhostream.selection.tokens import TokenShare
 from rhostream.setting import ALWAYS, ASKED, defaults_of, settings_of
 from rhostream.stream.budget import Budget
 from rhostream.stream.dataset import CandidateStream
-from rhostream.stream.keep_list import keep_list_url
+from rhostream.stream.deny_list import check_deny_list
+from rhostream.stream.keep_list import list_url
 from rhostream.tables.il import fingerprint
 from rhostream.training.augment import KINDS
 from rhostream.training.cascade import Shortlist, parse_shortlist
@@ -39,7 +40,9 @@ class Settings(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.keep_list is not None:
-            keep_list_url(self.keep_list)
+            list_url(self.keep_list, "keep_list")
+        if self.deny is not None:
+            check_deny_list(self.deny)
         if self.augment not in KINDS:
             raise UnknownNameError.of("augmentation", self.augment, KINDS)
         _ = self.tokens, self.budget, self.asked  # a share, or a step, that can't be
@@ -203,4 +206,4 @@ class Settings(TrainConfig):
 
 
 def _sha256(url: str) -> str:
-    return hashlib.sha256(storage.read_bytes(keep_list_url(url))).hexdigest()
+    return hashlib.sha256(storage.read_bytes(list_url(url, "keep_list"))).hexdigest()

@@ -15,6 +15,7 @@ from rhostream.runs import turns
 from rhostream.runs.attempt import Attempt
 from rhostream.runs.chain import head
 from rhostream.runs.loop import Loop
+from rhostream.runs.pins import denied_samples
 from rhostream.runs.record import recorded
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
@@ -135,6 +136,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
                 "eval_every": settings.eval_every,
                 "checkpoint_every": settings.checkpoint_every,
                 "changing": turn.changing,
+                **denied_samples(stream),
             }
         ),
     )
