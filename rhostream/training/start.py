@@ -41,10 +41,11 @@ from rhostream.selection.ranks import Ranks, own_norms
 from rhostream.selection.selector import Selector
 from rhostream.setting import RECORDED, settings_of
 from rhostream.stream.band import Band, resolve_band
-from rhostream.stream.dataset import CandidateStream, Loader
+from rhostream.stream.dataset import CandidateStream
 from rhostream.stream.join import UniformChoice
 from rhostream.stream.keep_list import keep_list_account
 from rhostream.stream.label_from import LabelFrom
+from rhostream.stream.loader import Loader
 from rhostream.stream.open import open_stream
 from rhostream.tables.il import OK, Table, part_url, read_part
 from rhostream.tables.steps import last_evaluation
