@@ -30,7 +30,7 @@ from rhostream.crashpoints import crash_point
 from rhostream.errors import MismatchError, RhostreamError
 from rhostream.samples.fields import Fields
 from rhostream.samples.kind import OK, Kind, View
-from rhostream.stream.identity import digests_of, identity_of, require_same_plan
+from rhostream.stream.cursor import Cursor, digests_of, identity_of, require_same_plan
 from rhostream.stream.join import Join, Joined, JoinSettings, Prefilter, UniformChoice
 from rhostream.stream.passing import PassOver
 from rhostream.stream.plan import Numbering, Plan, choose_lanes
@@ -52,14 +52,6 @@ class Message:
     joined: Joined | None
     error: RhostreamError | None = None
     retried: dict[str, dict[str, int]] = field(default_factory=dict)  # as `storage.retried`, of a worker's share
-
-
-@dataclass
-class Cursor:
-    """Where the stream stands: (pass, buffers consumed of it). All the state there is."""
-
-    pass_index: int = 0
-    buffer: int = 0
 
 
 class CandidateStream(IterableDataset[Message]):

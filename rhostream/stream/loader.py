@@ -19,7 +19,8 @@ from rhostream.errors import MismatchError, UsageError
 from rhostream.samples.kind import Kind
 from rhostream.signals import settle_worker, working
 from rhostream.stream.copying import GPUCopier, ahead
-from rhostream.stream.dataset import PREFETCH, CandidateStream, Cursor, Message
+from rhostream.stream.cursor import Cursor
+from rhostream.stream.dataset import PREFETCH, CandidateStream, Message
 from rhostream.stream.full import FullSize
 
 

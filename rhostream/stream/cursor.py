@@ -1,12 +1,14 @@
-"""The identity of a plan: what the order of a pass is a function of, as plain values that a cursor carries.
+"""The cursor: where a stream stands, and the identity of the plan in which that means anything.
 
-A cursor of another plan is refused, and the message names what differs.
+The identity is what the order of a pass is a function of, as plain values that a saved cursor carries: one of another
+plan is refused, and the message names what differs.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rhostream.errors import MismatchError
@@ -19,6 +21,14 @@ _WORDS = {
     "buffer_size": "buffer_size",
     "shards": "the shards and their samples",
 }
+
+
+@dataclass
+class Cursor:
+    """Where the stream stands: (pass, buffers consumed of it). All the state there is."""
+
+    pass_index: int = 0
+    buffer: int = 0
 
 
 def identity_of(table: il.Table, shards: Mapping[str, str], seed: int, buffer_size: int, lanes: int) -> dict[str, Any]:
