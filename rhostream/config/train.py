@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rhostream.config.shared import (
     INIT,
     KIND,
+    LOSS,
     MODEL,
     RESIZE,
     ROOT,
@@ -225,7 +226,7 @@ class TrainConfig(Options):
     )
     loss: str = setting(
         "cross_entropy",
-        help="cross_entropy or your module:function of (logits, label), one loss a sample.",
+        help=LOSS,
         metavar="NAME",
         imports=True,
         pin=ASKED,

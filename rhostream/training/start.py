@@ -17,7 +17,7 @@ from rhostream.candidates import Reason
 from rhostream.config.call import configured
 from rhostream.config.train import TrainConfig
 from rhostream.config.written import arguments_of, written
-from rhostream.errors import BudgetError, UsageError, users_code
+from rhostream.errors import BudgetError, MismatchError, UsageError, users_code
 from rhostream.inert import one_line
 from rhostream.models import build, load_initial
 from rhostream.randomness import torch_seed
@@ -35,6 +35,7 @@ from rhostream.samples.kind import Kind
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
 from rhostream.selection.live import LiveIL
+from rhostream.selection.losses import find_loss, loss_name
 from rhostream.selection.outputs import require_more_than_one
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.ranks import Ranks, own_norms
@@ -110,8 +111,9 @@ def train(config: TrainConfig) -> Summary:
     `precision` is that of scoring, `train_precision` that of the gradient step (losses are float32 always); `threads`
     are the model's, by default the cores that the workers leave, and stay those of the run's start when it is resumed.
 
-    The rules and their options (`clip` to `shadow`) are in docs/rules.md. `loss`: "cross_entropy" or your
-    `module:function` of (logits, label) to one loss a sample. `il_model`, `il_lr_scale`, `il_code`: the IL model
+    The rules and their options (`clip` to `shadow`) are in docs/rules.md. `loss`: "cross_entropy", of a target
+    that is no class "squared_error" or "binary_cross_entropy", or your `module:function` of (output, target) to one
+    loss a sample; the table's il must be of the same. `il_model`, `il_lr_scale`, `il_code`: the IL model
     that the rule `rho_updated` trains along, at that multiple of `lr`; by default it is sought where it lay.
 
     Started by torchrun, every rank reads and scores its slice of each buffer, and `buffer_size` and `batch_size` count
@@ -160,8 +162,10 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     settings, loader = _open_at(turn, settings, on, ranks, before)
     turn.changing += changing
     stream, info = loader.stream, loader.stream.table.info
-    classes = settings.classes or info.classes or _count_classes(stream.table)
     settings.require_fitting(stream.preprocess)
+    classes = None
+    if stream.preprocess.target is None:
+        classes = settings.classes or info.classes or _count_classes(stream.table)
     pinned, last_step = settings.pinned(stream, classes, ranks), _last_step(settings, stream)
     schedule_steps = settings.schedule_steps or last_step
     if settings.schedule != "constant":
@@ -182,11 +186,11 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     )
     _require_quota(settings, stream.table, classes)
     network, proxy = _networks(settings, loader, classes, on, ranks)
-    require_classes(settings.model, network, stream.preprocess, classes)
+    require_classes(settings.model, network, stream.preprocess, classes, settings.loss)
     if proxy is not None:
-        require_classes(settings.proxy_model, proxy.model, stream.preprocess, classes, stream.view)
+        require_classes(settings.proxy_model, proxy.model, stream.preprocess, classes, settings.loss, stream.view)
     _require_statistics(settings, network, stream.preprocess, ranks)
-    live = _live(settings, loader, on)
+    live = _live(settings, loader, on, before)
     selector = _selector(settings, network, proxy, live, scoring, ranks)
     threads = threads_of(settings.threads, settings.workers, before.get("threads"))
     record = _record(settings, loader, pinned, last_step, threads, on, ranks)
@@ -216,8 +220,9 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         names = stream.table.class_names
         label = LabelFrom.from_json(stream.table.info.label)
         test_set = TestSet(
-            tests, stream.preprocess, classes, stream.decoder_name, settings.workers, ranks, names, label
-        )
+            tests, stream.preprocess, classes, stream.decoder_name, settings.workers, ranks, names, label,
+            find_loss(settings.loss),
+        )  # fmt: skip
     if test_set is not None and not before:
         record["test_set"] = test_set.examine(settings.budget)
     with threads_in_use(threads):
@@ -366,7 +371,7 @@ def _open(
 
 
 def _networks(
-    settings: Settings, loader: Loader, classes: int, on: torch.device, ranks: Ranks
+    settings: Settings, loader: Loader, classes: int | None, on: torch.device, ranks: Ranks
 ) -> tuple[nn.Module, Proxy | None]:
     """The target and, where there is one, the proxy; on every rank with rank 0's weights."""
     preprocess = loader.stream.preprocess
@@ -476,16 +481,22 @@ def _require_statistics(settings: Settings, network: nn.Module, seen: Kind, rank
         require_more_than_one(network, seen.example().to(next(network.parameters()).device), asked)
 
 
-def _live(settings: Settings, loader: Loader, on: torch.device) -> LiveIL | None:
-    """The IL model that learns along, where the rule has one."""
+def _live(settings: Settings, loader: Loader, on: torch.device, before: Mapping[str, Any]) -> LiveIL | None:
+    """The IL model that learns along, where the rule has one.
+
+    Raises MismatchError where a rule compares the loss with an il that is another one; a run of `before` that was
+    refused later only warns.
+    """
     stream, made = loader.stream, loader.stream.table.info.ingredients.get("loss", "cross_entropy")
-    own = "next_token" if not stream.preprocess.needs_label else settings.loss
+    own = loss_name(stream.preprocess, settings.loss)
     if settings.found_rule.needs_il and made != own:
-        warnings.warn(
+        says = (
             f"the il of {storage.redact(stream.table.url)} is {made}, and the run's loss is {own}: the "
-            f"rule {settings.rule} compares two different losses",
-            stacklevel=5,
+            f"rule {settings.rule} compares two different losses"
         )
+        if not before:
+            raise MismatchError(f"{says}; make il of it with `rhostream fit-il --loss {own}`, or take --loss {made}")
+        warnings.warn(says, stacklevel=5)
     if not settings.found_rule.live:
         return None
     return load_live(
@@ -499,10 +510,10 @@ def _live(settings: Settings, loader: Loader, on: torch.device) -> LiveIL | None
     )
 
 
-def _require_quota(settings: Settings, table: Table, classes: int) -> None:
+def _require_quota(settings: Settings, table: Table, classes: int | None) -> None:
     """Raise UsageError for a class quota that these shards can't meet."""
     quota = settings.options.quota
-    if quota is None:
+    if quota is None or classes is None:
         return
     settings.check_quota(classes)
     if quota.kind == "balanced":
