@@ -81,6 +81,11 @@ def _drawn(draw: Callable[[Any], None], width: float = 5.2, height: float = 3.2)
         axes = figure.subplots()
         draw(axes)
         _legend(figure, axes, width, height)
+        # The layout once: left to itself, savefig lays out and draws twice, which takes most of a report's time.
+        layout = figure.get_layout_engine()
+        assert layout is not None
+        layout.execute(figure)
+        figure.set_layout_engine(None)
         sink = io.BytesIO()
         figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
     return uri(sink.getvalue(), "image/svg+xml")

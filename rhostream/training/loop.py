@@ -1,6 +1,6 @@
 """Algorithm 1 of the paper, on tar shards: draw n_B, score, keep n_b, step; every decision is logged.
 
-The run does lines 5 to 8 and the ledger (`runs/run.py`); what a loop of one's own does, this one does too.
+The run does lines 5 to 8 and the ledger (`runs/loop.py`); what a loop of one's own does, this one does too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rhostream.candidates import to_device
 from rhostream.crashpoints import crash_point
 from rhostream.randomness import torch_seed
-from rhostream.runs.run import Run
+from rhostream.runs.loop import Loop
 from rhostream.selection.gradient import take_step
 from rhostream.selection.selector import Selection
 from rhostream.selection.tokens import TokenShare
@@ -26,7 +26,7 @@ from rhostream.training.optimizers import Average, Schedule
 class Trainer:
     """One attempt at a run, assembled: what the loop needs and nothing that it doesn't."""
 
-    run: Run
+    run: Loop
     model: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Schedule
