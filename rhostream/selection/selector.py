@@ -9,6 +9,7 @@ of the buffer, scores are gathered, and every rank makes the choice of the whole
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,12 @@ from rhostream.candidates import CANDIDATE, Candidates, Reason, to_device
 from rhostream.errors import NonFiniteError, UnknownNameError, UsageError
 from rhostream.inert import one_line
 from rhostream.selection.adjust.duplicates import grey_views
-from rhostream.selection.adjust.shape import Bools, Buffer
+from rhostream.selection.adjust.shape import Buffer
 from rhostream.selection.chooser import Chooser
 from rhostream.selection.deal import Batch, batch_of
 from rhostream.selection.forward import Forward, require_dropout, scoring
 from rhostream.selection.live import LiveIL
-from rhostream.selection.losses import LossFunction
+from rhostream.selection.losses import TARGET_LOSSES, LossFunction, cross_entropy, find_loss
 from rhostream.selection.options import Options
 from rhostream.selection.outputs import proved_by_one
 from rhostream.selection.proxy import Proxy
@@ -47,15 +48,14 @@ GRADIENTS = ("mean", "sum")
 class Selector:
     """Keeps `batch_size` of each buffer by `rule`, with the model's weights as they are at the call.
 
-    `loss` maps (logits, label) to (B,) float32; by default cross-entropy, or of language the mean over a sequence's
-    tokens. `chunk`, `batch_norm`, `autocast`, `compile`: see `Forward`.
+    `loss` maps (output, target) to (B,) float32; by default cross-entropy of (logits, label), or of language the mean
+    over a sequence's tokens. `chunk`, `batch_norm`, `autocast`, `compile`: see `Forward`.
     `shortlist`: so many times n_b of the candidates reach the target, the best by the rule's score of `proxy`, which
     learns from what is kept, or, without one, of the target itself on the stream's cheap view. `live`: the IL model of
     the rule `rho_updated`. The other keywords are `Options`, such as `gumbel=0.5`, `warm_up=100`, `shadow="loss"`.
     `group`: the process group over which buffers are split, as `open_stream` does it, and `batch_size` counts; torch's
     default group where it is initialised, None for none. Each call is then collective, and the kept rows are dealt out:
-    each rank gets n_b / ranks of them, whoever read them. Without one the choice is made among the candidates at hand;
-    `rank` says whose slice of the buffer these are where every rank chooses alone, so that each has draws of its own.
+    each rank gets n_b / ranks of them, whoever read them. Without one the choice is made among the candidates at hand.
     `gradients`: what reduces them, "mean" (DDP and FSDP, which are recognised) or "sum"; `Selection.mean` goes by it.
 
     Raises UsageError for what can't go together, for a loss or a rule of another shape and for labels that the model
@@ -72,7 +72,7 @@ class Selector:
         rule: str = "rho",
         batch_size: int = 32,
         *,
-        loss: LossFunction | None = None,
+        loss: LossFunction | str | None = None,
         chunk: int | None = None,
         batch_norm: str = "buffer",
         autocast: torch.dtype | None = None,
@@ -83,7 +83,6 @@ class Selector:
         proxy: Proxy | None = None,
         live: LiveIL | None = None,
         group: dist.ProcessGroup | Ranks | str | None = "default",
-        rank: int | None = None,
         gradients: str | None = None,
         **options: Any,
     ) -> None:
@@ -104,8 +103,8 @@ class Selector:
                 "ranks, which would make another number of them; leave the chunk out"
             )
         self.model, self.rule, self.batch_size = model, find_rule(rule), batch_size
-        self.loss = loss or loss_of(model)
-        self.loss_cap, self.seed, self.rank = loss_cap, seed, rank
+        self.loss = find_loss(loss) if isinstance(loss, str) else loss or loss_of(model)
+        self.loss_cap, self.seed = loss_cap, seed
         self.live, self.proxy, self.shortlist = live, proxy, shortlist
         if loss_cap and is_language(model):
             raise UsageError("loss_cap clips at the loss of a guess among classes, which language has not")
@@ -128,13 +127,14 @@ class Selector:
             loss_cap=loss_cap,
             seed=seed,
             draws=self.options.mc_draws,
-            rank=self.ranks.rank if rank is None else rank,
+            rank=self.ranks.rank,
         )
         # Batch norm of each rank's own rows can't learn from one: no rank is left with one where two are to be had, and
         # where there never are two it is proved that the model can.
         few = batch_size < 2 * self.ranks.size
         self._least = 2 if not few and any(map(own_norms, learners)) else 1
         self._unproved = few and bool(own_norms(model)) and not in_lockstep(model)
+        self._fits = False  # whether it is known to need no classes
         self._calls = self._nonfinite = 0
 
     def __call__(self, candidates: Candidates, step: int | None = None) -> Selection:
@@ -142,8 +142,11 @@ class Selector:
 
         `step` is what schedules and random draws go by; the number of the call, from 0 on, where it isn't given.
         """
+        if candidates.target_field is not None and not self._fits:
+            self._require_no_classes(candidates.target_field)
         step = self._calls if step is None else step
         self._calls = step + 1
+        candidates = self._with_il(candidates)
         n_B, rows = slice_of(candidates, self.ranks).planned, candidates.candidate_rows
         n = self.chooser.schedule.kept(step, self.batch_size, n_B)
         if self.rule.score is None or self.chooser.schedule.is_uniform(step):
@@ -224,7 +227,8 @@ class Selector:
             self._unproved = not proved_by_one(self.model, batch.x, asked, self.ranks)
         return Selection(
             **vars(log), **counts, total=total, ranks=self.ranks.size, reduced=self.reduced,
-            input=batch.x if total else None, label=batch.label, place=batch.place, decoded=batch.decoded,
+            input=batch.x if total else None, label=batch.label, target=batch.target,
+            place=batch.place, decoded=batch.decoded,
             field=batch.field, il_tokens=batch.il_tokens,
             factors=to_device(torch.from_numpy(batch.weight), batch.label.device) if weighed else None,
             live_trained=self._learn(candidates, log.rows, batch, total),
@@ -247,27 +251,40 @@ class Selector:
                 "none: open_stream(view_size=...), or Selector(proxy=Proxy(small_model))"
             )
         assert self.shortlist is not None
-        forward, chance_B = self.proxy.forward if self.proxy else self.forward, self._by_chance(candidates)
+        forward = self.proxy.forward if self.proxy else self.forward
         score_m = self._scores(forward, stage, bounds_of(candidates, rows), draws.step)["score"]
-        return shortlist(candidates, rows, score_m, chance_B, self.ranks, round(self.shortlist * n), draws)
+        return shortlist(candidates, rows, score_m, self.ranks, round(self.shortlist * n))
 
     def _buffer(self, candidates: Candidates, rows: Rows, host: Host, n: int, draws: Draws) -> Buffer:
-        return buffer_of(candidates, rows, host, self._by_chance(candidates), self.ranks, n=n, draws=draws)
+        return buffer_of(candidates, rows, host, self.ranks, n=n, draws=draws)
+
+    def _require_no_classes(self, target: str) -> None:
+        """Raise UsageError for what candidates whose target is no class can't have."""
+        what = f"the target is the field {target!r}" if target else "there is no target"
+        self.options.require_no_classes(self.rule, what, loss_cap=self.loss_cap)
+        if self.loss is cross_entropy:
+            raise UsageError(
+                f"{what} and no class, which cross_entropy is of: give the selector its loss, Selector(loss=) of "
+                f"{', '.join(TARGET_LOSSES)} by name or a function of (output, target)"
+            )
+        self._fits = True
 
     def _draws(self, candidates: Candidates, step: int) -> Draws:
         where = {"pass_index": candidates.pass_index, "index": candidates.index}
         planned = slice_of(candidates, self.ranks).planned
-        return Draws(seed=self.seed, step=step, planned=planned, rank=self.rank, **where)
+        return Draws(seed=self.seed, step=step, planned=planned, **where)
 
-    def _by_chance(self, candidates: Candidates) -> Bools:
-        """(B,) candidates without an il, which the policy `uniform` lets compete by chance."""
+    def _with_il(self, candidates: Candidates) -> Candidates:
+        """Without an il nobody is a candidate for a rule that needs one; a stream has left these out already."""
         if not self.rule.needs_il or self.live is not None:
-            return np.zeros(len(candidates), bool)
-        missing_B: Bools = (candidates.reason == CANDIDATE) & ~np.isfinite(candidates.host.il.numpy())
-        return missing_B
+            return candidates
+        missing_B = (candidates.reason == CANDIDATE) & ~np.isfinite(candidates.host.il.numpy())
+        if not missing_B.any():
+            return candidates
+        return replace(candidates, reason=np.where(missing_B, np.uint8(Reason.missing_il), candidates.reason))
 
     def _watch(self, buffer: Buffer) -> None:
-        score = buffer.score_B[buffer.reached_B & ~buffer.chance_B]
+        score = buffer.score_B[buffer.reached_B]
         dead = len(score) > 0 and not np.isfinite(score).any()
         self._nonfinite = self._nonfinite + 1 if dead else 0
         if self._nonfinite >= NONFINITE_BUFFERS:
@@ -279,7 +296,7 @@ class Selector:
     def _learn(self, candidates: Candidates, kept: Rows, batch: Batch, total: int) -> int:
         """A step of the proxy and of the live IL model on what is kept; samples that went through the latter."""
         if self.proxy is not None and total:
-            self.proxy.learn(batch.seen, batch.label, self.ranks, total)
+            self.proxy.learn(batch.seen, batch.target, self.ranks, total)
         if self.live is None or not total:
             return 0
         own = to_device(torch.from_numpy(kept), batch.label.device)

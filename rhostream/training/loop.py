@@ -67,28 +67,27 @@ class Trainer:
         if self.augment != "none" and len(x):
             assert run.candidates is not None
             part = run.candidates.slice_of(ranks.rank, ranks.size)
-            start = 0 if run.selector.ranks.size == ranks.size else part.first
             x = augmented(
                 x,
                 self.augment,
                 torch_seed(self.seed, "augment", run.steps),
-                rows=torch.from_numpy(kept.place) + start,
+                rows=torch.from_numpy(kept.place),
                 planned=part.planned,
             )
-        label, loss = kept.label, run.selector.loss
+        target, loss = kept.target, run.selector.loss
         if self.tokens is not None and kept.il_tokens is not None:
-            label, loss = to_device(kept.il_tokens, run.device), self.tokens
+            target, loss = to_device(kept.il_tokens, run.device), self.tokens
         return take_step(
             self.model,
             self.optimizer,
             x,
-            label,
+            target,
             loss,
             forward=self._forward,
             accumulate=self.accumulate,
             autocast=self.precision,
             ranks=ranks,
-            total=run.total,
+            total=kept.draws,
             weight=kept.factors,
             clip=self.clip,
         )

@@ -11,18 +11,19 @@ import torch
 from torch import nn
 
 from rhostream import storage
-from rhostream.errors import UsageError, users_code
+from rhostream.errors import MismatchError, UsageError, users_code
 from rhostream.models import build, load_initial
 from rhostream.randomness import torch_seed
 from rhostream.runs import turns
 from rhostream.samples.geometry import CROP
 from rhostream.selection.live import LiveIL
+from rhostream.selection.losses import loss_name
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import Selector
 from rhostream.stream.band import Band, resolve_band
-from rhostream.stream.dataset import Loader
 from rhostream.stream.join import UniformChoice
+from rhostream.stream.loader import Loader
 from rhostream.stream.open import open_stream
 from rhostream.tables.il import Table, part_url, read_part
 from rhostream.training.cascade import make_proxy
@@ -70,15 +71,14 @@ def _open(
     )  # fmt: skip
     schedule, always = settings.options.kept_schedule, settings.found_rule.score is None
     if always or schedule.has_uniform_steps:
-        together = settings.selection == "global"
         loader.stream.prefilters += (
-            UniformChoice(settings.own_batch(ranks), settings.seed, None if together else ranks.rank, schedule,
-                          settings.options.quota, always, loader.stream.numbering),)  # fmt: skip
+            UniformChoice(settings.batch_size, settings.seed, schedule, settings.options.quota, always,
+                          loader.stream.numbering),)  # fmt: skip
     return loader
 
 
 def make_networks(
-    settings: Settings, loader: Loader, classes: int, on: torch.device, ranks: Ranks
+    settings: Settings, loader: Loader, classes: int | None, on: torch.device, ranks: Ranks
 ) -> tuple[nn.Module, Proxy | None]:
     """The target and, where there is one, the proxy; on every rank with rank 0's weights."""
     preprocess = loader.stream.preprocess
@@ -122,12 +122,12 @@ def make_selector(
     scoring: torch.dtype | None,
     ranks: Ranks,
 ) -> Selector:
-    """Over all ranks together, or of each for itself."""
-    together, listed = settings.selection == "global", settings.listed
+    """The selector of all ranks."""
+    listed = settings.listed
     return Selector(
         network,
         settings.rule,
-        settings.own_batch(ranks),
+        settings.batch_size,
         chunk=settings.chunk,
         loss=settings.own_loss,
         live=live,
@@ -139,21 +139,26 @@ def make_selector(
         compile=settings.compile,
         proxy=proxy,
         shortlist=listed.factor if listed else None,
-        group=ranks if together else None,
-        rank=None if together else ranks.rank,
+        group=ranks,
     )
 
 
-def make_live(settings: Settings, loader: Loader, on: torch.device) -> LiveIL | None:
-    """The IL model that learns along, where the rule has one."""
+def make_live(settings: Settings, loader: Loader, on: torch.device, before: Mapping[str, Any]) -> LiveIL | None:
+    """The IL model that learns along, where the rule has one.
+
+    Raises MismatchError where a rule compares the loss with an il that is another one. A run that was begun when that
+    was only said goes on: `before` is its record.
+    """
     stream, made = loader.stream, loader.stream.table.info.ingredients.get("loss", "cross_entropy")
-    own = "next_token" if not stream.preprocess.needs_label else settings.loss
+    own = loss_name(stream.preprocess, settings.loss)
     if settings.found_rule.needs_il and made != own:
-        warnings.warn(
+        says = (
             f"the il of {storage.redact(stream.table.url)} is {made}, and the run's loss is {own}: the "
-            f"rule {settings.rule} compares two different losses",
-            stacklevel=5,
+            f"rule {settings.rule} compares two different losses"
         )
+        if not before:
+            raise MismatchError(f"{says}; make il of it with `rhostream fit-il --loss {own}`, or take --loss {made}")
+        warnings.warn(says, stacklevel=5)
     if not settings.found_rule.live:
         return None
     return load_live(
