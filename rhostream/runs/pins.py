@@ -80,6 +80,7 @@ def pins_of(
         "draws": DRAWS,
         "decoder": stream.decoder_name,
         "view_size": stream.view,
+        **({} if join.sources is None else {"sources": join.sources.of}),
         "prefilters": [_shown(p) for p in stream.prefilters if not isinstance(p, UniformChoice | PassOver)],
         "chunk": forward.chunk,
         "precision": str(forward.autocast or torch.float32).removeprefix("torch."),

@@ -277,7 +277,7 @@ class CandidateStream(IterableDataset[Message]):
 
     def candidates_of(self, message: Message, slots: Mapping[str, Tensor] | None) -> Candidates:
         """The candidates that a worker sent, their fields those of its slot; without any for None."""
-        joined, plan = message.joined, self.plan(message.pass_index)
+        joined, plan, sources = message.joined, self.plan(message.pass_index), self.join_settings.sources
         assert joined is not None
         return Candidates(
             pass_index=message.pass_index,
@@ -295,4 +295,6 @@ class CandidateStream(IterableDataset[Message]):
             shard_names=self._names,
             fold=joined.fold,
             il_tokens=None if joined.il_tokens is None else torch.from_numpy(joined.il_tokens),
+            source=joined.source,
+            source_names=None if sources is None else sources.names,
         )

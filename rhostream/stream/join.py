@@ -28,6 +28,7 @@ from rhostream.selection.schedule import PLAIN, Schedule
 from rhostream.selection.uniform import uniform_rows
 from rhostream.storage import Reader, redact
 from rhostream.stream.plan import Numbering, Rows
+from rhostream.stream.sources import Sources
 from rhostream.tables import il
 
 FROM_THE_START = Numbering(0)
@@ -47,6 +48,7 @@ class Joined:
     reason: npt.NDArray[np.uint8]  # CANDIDATE, or why it is dropped unread
     fold: npt.NDArray[np.int8] | None = None  # which IL model scored it; where the join was asked for it
     il_tokens: npt.NDArray[np.float16] | None = None  # (B, T) nats, NaN where there is no token; where asked for
+    source: npt.NDArray[np.int16] | None = None  # the number of its source; where asked for
 
     def slice(self, start: int, stop: int) -> Joined:
         """The rows from `start` up to `stop`."""
@@ -54,7 +56,8 @@ class Joined:
         return Joined(Rows(self.rows.shard[at], self.rows.ordinal[at]), self.key[at], self.label[at], self.il[at],
                       self.offset[:, at], self.size[:, at], self.reason[at],
                       None if self.fold is None else self.fold[at],
-                      None if self.il_tokens is None else self.il_tokens[at])  # fmt: skip
+                      None if self.il_tokens is None else self.il_tokens[at],
+                      None if self.source is None else self.source[at])  # fmt: skip
 
 
 class Denied(Protocol):
@@ -129,6 +132,7 @@ class JoinSettings:
     labelled: bool = True  # whether a row without a label is of no use
     tokens: int = 0  # T: the il of so many tokens of each sample is joined too
     denied: Denied | None = None  # what a deny-list names
+    sources: Sources | None = None  # how samples' sources are named
 
     def __post_init__(self) -> None:
         if self.missing_il not in POLICIES:
@@ -178,6 +182,8 @@ class Join:
         fold = np.full(n, -1, np.int8) if self._settings.with_fold else None
         keys: list[pa.StringArray] = []
         tokens = np.full((n, self._settings.tokens), np.nan, np.float16) if self._settings.tokens else None
+        sources = self._settings.sources
+        source = None if sources is None else np.zeros(n, np.int16)
         cuts = np.flatnonzero(np.diff(rows.shard)) + 1
         for start, stop in zip([0, *cuts], [*cuts, n], strict=True):
             if start == stop:
@@ -188,6 +194,8 @@ class Join:
             if fold is not None and part.fold is not None:
                 fold[start:stop] = part.fold[at]
             keys.append(part.key.take(pa.array(at)))
+            if source is not None and part.source is not None:
+                source[start:stop] = part.source[at]
             self._drop(part, at, reason[start:stop])
             if tokens is not None:
                 _fill_tokens(part, at, tokens[start:stop])
@@ -199,7 +207,9 @@ class Join:
         key = pa.concat_arrays(keys) if keys else pa.array([], pa.string())
         if self._settings.denied is not None:
             reason[self._settings.denied.named(rows)] = Reason.denied
-        joined = Joined(rows, key, label, il_B, offset, size, reason, fold, tokens)
+        if sources is not None and sources.by_shard is not None:
+            source = sources.by_shard[rows.shard]
+        joined = Joined(rows, key, label, il_B, offset, size, reason, fold, tokens, source)
         if self._settings.needs_il:
             self._missing_il(joined)
         return joined
@@ -228,13 +238,15 @@ class Join:
         joined.reason[missing] = Reason.missing_il
 
     def _part(self, shard: int) -> il.Part:
-        part = self._parts.pop(shard, None)
+        part, sources = self._parts.pop(shard, None), self._settings.sources
         if part is None:
             part = il.read_part(
                 il.part_url(self._table.url, self._table.names[shard]),
                 members=self._settings.members,
                 with_fold=self._settings.with_fold,
                 tokens=self._settings.tokens > 0,
+                field=sources and sources.field,
+                codes=sources and sources.codes,
             )
             while len(self._parts) >= self._open_shards:
                 self._parts.popitem(last=False)

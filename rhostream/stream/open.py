@@ -25,6 +25,7 @@ from rhostream.stream.keep_list import read_keep_list
 from rhostream.stream.loader import Loader
 from rhostream.stream.look import SAMPLES, SHARDS
 from rhostream.stream.plan import few_lanes
+from rhostream.stream.sources import read_sources
 from rhostream.tables import il as il_table
 from rhostream.tables.names import checked_roots
 
@@ -63,6 +64,7 @@ def open_stream(
     task: str | None = None,
     kind: str | None = None,
     il_tokens: bool = False,
+    sources: str | None = None,
     order: Sequence[str] | None = None,
     carried_lanes: int | None = None,
 ) -> Loader:
@@ -86,6 +88,9 @@ def open_stream(
     Of a table of text the candidates are `text_length` token ids of `tokenizer` (bytes, words:N, hf:NAME; ids:N for
     .npy), each the table's unless given. `task`: "label", or "language" for samples that need no label. `il_tokens`:
     the candidates bring the il of each token too, of a table that a language model made of the very same tokens.
+
+    `sources`: "root", or the name of a kept field of the table: candidates say which source each sample is of
+    (`source` and `source_names`), and a run's log does.
 
     `kind`: the name of a kind of your own, `package.module:name`, of which the table is: its code is imported only so.
 
@@ -142,6 +147,9 @@ def open_stream(
             with_fold=with_fold,
             tokens=_tokens_of(table, preprocess) if il_tokens else 0,
             denied=None if deny is None else read_deny_list(deny, table),
+            sources=None
+            if sources is None
+            else read_sources(sources, table, il_table.roots_today(url, table.info, roots)),
         ),
     )
     if (
