@@ -25,7 +25,7 @@ from rhostream.selection.gradient import step_if_finite
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.selector import Selector
 from rhostream.stream.band import Band, resolve_band
-from rhostream.stream.dataset import ahead
+from rhostream.stream.copying import ahead
 from rhostream.tables import il, selections
 from rhostream.training import hardware
 from tests.support.logs import same
@@ -162,14 +162,6 @@ def test_the_proxy_learns_from_what_is_kept() -> None:
     before = [p.clone() for p in twin.parameters()]
     own.learn(torch.full((4, 1, 16, 16), math.nan), torch.zeros(4, dtype=torch.int64))
     assert all(torch.equal(a, b) for a, b in zip(before, twin.parameters(), strict=True))
-
-
-def test_missing_il_keeps_its_fair_share_through_the_shortlist() -> None:
-    il_B = buffer().il.clone()
-    il_B[::2] = math.nan
-    models = [build("mlp-64", image_size=16, channels=1, classes=4) for _ in range(2)]
-    selection = Selector(models[0], "rho", 4, shortlist=3, proxy=Proxy(models[1]))(buffer(il=il_B))
-    assert sum(r % 2 == 0 for r in selection.rows.tolist()) == 2 and len(selection) == 4 and selection.scored == 12
 
 
 def test_a_run_with_a_proxy_continued_in_pieces_and_killed_equals_one_in_one_go(

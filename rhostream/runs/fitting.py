@@ -5,8 +5,8 @@ from __future__ import annotations
 from rhostream.errors import UsageError
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import GRADIENTS, Selector
-from rhostream.stream.dataset import Loader
 from rhostream.stream.join import UniformChoice
+from rhostream.stream.loader import Loader
 
 
 def require_ranks(stream: Loader, selector: Selector, ranks: Ranks, gradients: str | None) -> None:
@@ -38,6 +38,6 @@ def choose_before_decoding(stream: Loader, selector: Selector) -> None:
     if (always or schedule.has_uniform_steps) and not any(isinstance(p, UniformChoice) for p in candidates.prefilters):
         candidates.prefilters += (
             UniformChoice(
-                selector.batch_size, selector.seed, None, schedule, selector.options.quota, always, candidates.numbering
+                selector.batch_size, selector.seed, schedule, selector.options.quota, always, candidates.numbering
             ),
         )

@@ -18,9 +18,10 @@ from rhostream.randomness import generator
 from rhostream.samples import registry
 from rhostream.samples.kind import Kind, Wanted
 from rhostream.stream.band import resolve_band
-from rhostream.stream.dataset import CandidateStream, Loader
+from rhostream.stream.dataset import CandidateStream
 from rhostream.stream.join import JoinSettings, Prefilter
 from rhostream.stream.keep_list import read_keep_list
+from rhostream.stream.loader import Loader
 from rhostream.stream.look import SAMPLES, SHARDS
 from rhostream.stream.plan import few_lanes
 from rhostream.tables import il as il_table
@@ -66,8 +67,8 @@ def open_stream(
     """Open shards joined with their IL table (or index) as buffers of `buffer_size` planned samples.
 
     `shards`: paths, URLs, brace ranges, folders. `passes=None` streams without end. Samples that the IL model was
-    trained on are left out (reason `holdout`) unless `keep_holdout`. `missing_il`: "error", "skip" (reason
-    `missing_il`) or "uniform" (they compete by chance). Image size, channels and `resize` ("crop", "squash" or "pad":
+    trained on are left out (reason `holdout`) unless `keep_holdout`. `missing_il`: "error" or "skip" (reason
+    `missing_il`). Image size, channels and `resize` ("crop", "squash" or "pad":
     `stream/geometry.py`) are the table's unless given; size and channels over an index are chosen from a few of its
     images (`look.choose`), and logged. Iterate the result for `Candidates`;
     `state_dict()` and `load_state_dict()` resume exactly, behind the buffer that was handed out last.
@@ -146,7 +147,7 @@ def open_stream(
         and (says := few_lanes(buffer_size, stream.lanes, len(table.names)))
     ):
         LOG.warning("warning: %s", says)
-    return stream.loader(workers, device=torch.device(device))
+    return Loader(stream, workers, device=torch.device(device))
 
 
 def _place(rank: int | None, ranks: int | None) -> tuple[int, int]:

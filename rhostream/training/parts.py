@@ -22,8 +22,8 @@ from rhostream.selection.proxy import Proxy
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import Selector
 from rhostream.stream.band import Band, resolve_band
-from rhostream.stream.dataset import Loader
 from rhostream.stream.join import UniformChoice
+from rhostream.stream.loader import Loader
 from rhostream.stream.open import open_stream
 from rhostream.tables.il import Table, part_url, read_part
 from rhostream.training.cascade import make_proxy
@@ -71,10 +71,9 @@ def _open(
     )  # fmt: skip
     schedule, always = settings.options.kept_schedule, settings.found_rule.score is None
     if always or schedule.has_uniform_steps:
-        together = settings.selection == "global"
         loader.stream.prefilters += (
-            UniformChoice(settings.own_batch(ranks), settings.seed, None if together else ranks.rank, schedule,
-                          settings.options.quota, always, loader.stream.numbering),)  # fmt: skip
+            UniformChoice(settings.batch_size, settings.seed, schedule, settings.options.quota, always,
+                          loader.stream.numbering),)  # fmt: skip
     return loader
 
 
@@ -123,12 +122,12 @@ def make_selector(
     scoring: torch.dtype | None,
     ranks: Ranks,
 ) -> Selector:
-    """Over all ranks together, or of each for itself."""
-    together, listed = settings.selection == "global", settings.listed
+    """The selector of all ranks."""
+    listed = settings.listed
     return Selector(
         network,
         settings.rule,
-        settings.own_batch(ranks),
+        settings.batch_size,
         chunk=settings.chunk,
         loss=settings.own_loss,
         live=live,
@@ -140,8 +139,7 @@ def make_selector(
         compile=settings.compile,
         proxy=proxy,
         shortlist=listed.factor if listed else None,
-        group=ranks if together else None,
-        rank=None if together else ranks.rank,
+        group=ranks,
     )
 
 
