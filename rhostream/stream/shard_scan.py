@@ -22,7 +22,7 @@ from rhostream.stream.inflate import Inflated, plain
 from rhostream.stream.lowest import Lowest, numbers
 from rhostream.stream.seen import Seen
 from rhostream.stream.small_members import Rows, SmallMembers
-from rhostream.stream.tar import TarWalk, walk
+from rhostream.stream.tar import TarWalk
 from rhostream.stream.windows import Windows
 from rhostream.tables.il import KEEP_TYPES
 
@@ -50,7 +50,7 @@ class ShardScan:
         self._source = Windows(self._reader, whole=inflated is None)
         self._small = SmallMembers(self._settings, self._columns, self._source, self._name)
         label = self._settings.label
-        self._walk: TarWalk = walk(
+        self._walk: TarWalk = TarWalk(
             self._source,
             self._name,
             accept_missing_eof=self._settings.accept_missing_eof,
