@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rhostream.candidates import Candidates, to_device
-from rhostream.samples.fields import Fields
+from rhostream.samples.fields import Fields, target_of
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.uniform import Ints as Rows
 
@@ -28,6 +28,7 @@ class Batch:
 
     x: Tensor  # at full size, normalised
     label: Tensor
+    target: Tensor  # what the loss is called with beside the model's output
     weight: npt.NDArray[np.float32]  # factors of the losses
     place: Rows  # row in the buffer of all ranks
     seen: Tensor  # what a proxy looks at: `x`, or the cheap view where there is one
@@ -74,9 +75,11 @@ def batch_of(
     part = candidates.slice_of(ranks.rank, ranks.size)
     names = () if candidates.fields is None else candidates.fields.names
     place, field, several = rows + part.first, next(iter(names), ""), len(names) > 1
+    of, several = candidates.target_field, several or bool(candidates.target_field)
     decoded = candidates.fields_of(rows) if several else None
     if ranks.alone:
-        return Batch(x, label, weight, place, candidates.inputs(rows) if viewed else x, tokens, decoded, field)
+        small = candidates.inputs(rows) if viewed else x
+        return Batch(x, label, target_of(of, decoded, label, x), weight, place, small, tokens, decoded, field)
     reader = np.full(len(rows), ranks.rank)
     kept = ranks.concat_columns({"place": place, "weight": weight, "reader": reader}, part.most)
     held = np.bincount(kept["reader"], minlength=ranks.size).tolist()
@@ -101,7 +104,8 @@ def batch_of(
         seen = candidates.inputs(rows) if viewed else x
     start = sum(wanted[: ranks.rank])
     own = slice(start, start + wanted[ranks.rank])
-    return Batch(x, label, kept["weight"][own], kept["place"][own], x if seen is None else seen, tokens, decoded, field)
+    target, seen_or_x = target_of(of, decoded, label, x), x if seen is None else seen
+    return Batch(x, label, target, kept["weight"][own], kept["place"][own], seen_or_x, tokens, decoded, field)
 
 
 def _dealt(columns: Mapping[str, Tensor], ranks: Ranks, sent: list[int], received: list[int]) -> dict[str, Tensor]:
