@@ -35,7 +35,6 @@ from rhostream.stream.headers import (
 )
 from rhostream.stream.windows import Windows
 
-__all__ = ["USED_EXTENSIONS", "Batch", "TarSample", "TarWalk"]
 BLOCK = 512
 _ZERO = bytes(BLOCK)
 _REGULAR = frozenset(b"0\x007")
