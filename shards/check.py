@@ -23,9 +23,9 @@ from rhostream.samples.geometry import MAX_BYTES
 from rhostream.samples.image import EXTENSIONS as IMAGE_EXTENSIONS
 from rhostream.samples.kind import OK
 from rhostream.storage import Reader, expand, open_reader, redact
-from rhostream.stream.batch import MAX_CLS
+from rhostream.stream.batch import MAX_CLS, TarSample
 from rhostream.stream.examine import MAX_JSON
-from rhostream.stream.tar import TarSample, TarWalk
+from rhostream.stream.tar import TarWalk
 from shards.texts import MAX_TEXT
 
 SHOWN = 5  # of each kind of problem

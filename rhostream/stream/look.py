@@ -22,8 +22,9 @@ from rhostream.samples.decoders import Sides
 from rhostream.samples.registry import BUILT_IN, IMAGES, takes
 from rhostream.samples.statuses import NEIGHBOURS
 from rhostream.storage import RangeReader, Reader
+from rhostream.stream.batch import TarSample
 from rhostream.stream.inflate import GZIP, plain
-from rhostream.stream.tar import TarSample, TarWalk
+from rhostream.stream.tar import TarWalk
 from rhostream.stream.windows import Windows
 
 LOG = logging.getLogger("rhostream")
