@@ -239,7 +239,14 @@ class TrainConfig(Options):
         fixed=CHOICE,
     )
     augment: str = setting(
-        "none", help="none, flip, shift or flip-shift; kept samples.", heading=STEP, pin=ALWAYS, fixed=""
+        "none",
+        help="Of kept samples alone: none, flip, shift, flip-shift; random_resized_crop, random_resized_crop-flip "
+        "or (of your own kind) decode, from their bytes again; or your module:function of (input_b, seed_b).",
+        heading=STEP,
+        metavar="NAME",
+        imports=True,
+        pin=ALWAYS,
+        fixed="",
     )
     keep_holdout: bool = setting(
         False, help="Candidates may be samples that the IL model learned from.", pin=ALWAYS, fixed=CANDIDATES

@@ -18,9 +18,10 @@ from rhostream.samples.fields import Fields
 from rhostream.samples.geometry import CROP, MAX_BYTES, PAD, checked_resize, choose_resize
 from rhostream.samples.image_size import choose, log_index
 from rhostream.samples.kind import OK, FieldSpec, Kind, Preview, Row, View, Wanted
+from rhostream.samples.normalize import Normalize
+from rhostream.samples.random_crop import RandomCrop
 
 if TYPE_CHECKING:  # decoders bring Pillow, which who reads a table does without
-    import torch
     from torch import Tensor
 
     from rhostream.samples.decoders import Decoder, Sides
@@ -32,33 +33,6 @@ PIXELS = "pixels"  # the field
 # it is read alone where the window isn't at hand.
 HEADER, WHOLE_HEADER = (64 << 10) + 1, 1 << 20
 SHOWN_SIDE, SHOWN_BYTES = 96, 32 << 20  # of a picture for a person to look at, at most
-
-
-@dataclass(frozen=True, slots=True)
-class Normalize:
-    """How uint8 pixels become the model's input: (x / 255 - mean) / std for each channel."""
-
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """uint8 (B, H, W, C) to float32 (B, C, H, W), on the device of `image`, channels-last in memory for C > 1."""
-        mean, scale = _a_row(self.mean, self.std, image.shape[3], image.shape[2], image.device)
-        # A whole row of pixels at a time: broadcasting over an innermost dimension of 3 costs forty times as much.
-        rows = image.float().flatten(2).sub_(mean).mul_(scale)
-        return rows.view(image.shape).permute(0, 3, 1, 2)
-
-
-@functools.lru_cache(64)
-def _a_row(means: tuple[float, ...], stds: tuple[float, ...], channels: int, width: int,
-           device: torch.device) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """255 mean and 1 / (255 std) for each value of a row of pixels; kept, because making one on a GPU waits for it."""
-    import torch
-
-    mean, scale = torch.tensor(means) * 255, 1 / (torch.tensor(stds) * 255)
-    if len(means) != channels:
-        mean, scale = mean[:1].expand(channels), scale[:1].expand(channels)
-    return mean.repeat(width).to(device), scale.repeat(width).to(device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +50,7 @@ class ImageKind(Kind):
     member: str = ""
     resize: str = CROP
     decoder: str = field(default="auto", compare=False)  # its name stands beside in fingerprints
+    augment: str = field(default="", compare=False)  # how it is decoded again; not what a sample is
 
     name = "image"
     members = MappingProxyType({"image": EXTENSIONS})
@@ -87,6 +62,7 @@ class ImageKind(Kind):
     pictures = True
     takes = frozenset(("image_size", "channels", "resize", "member"))
     preview_bytes = SHOWN_BYTES
+    augments = ("random_resized_crop", "random_resized_crop-flip")
 
     def fields(self, view: View = None) -> Mapping[str, FieldSpec]:
         """(H, W, C) of uint8; of a view so many pixels high and wide."""
@@ -96,7 +72,8 @@ class ImageKind(Kind):
     def decode(self, members: Mapping[str, bytes], out: dict[str, Row], view: View = None,
                rng: np.random.Generator | None = None) -> str:  # fmt: skip
         """Into `out["pixels"]` (H, W, C) of any size; returns "ok" or the status of a bad image."""
-        return self._decode(members["image"], out[PIXELS], self.resize)
+        geometry = self.resize if rng is None else RandomCrop(rng, self.augment.endswith("flip"))
+        return self._decode(members["image"], out[PIXELS], geometry)
 
     @functools.cached_property
     def _decode(self) -> Decoder:
@@ -119,10 +96,15 @@ class ImageKind(Kind):
 
         return replace(self, decoder=decoder(name)[0])
 
+    def augmented(self, name: str) -> ImageKind:
+        """Decoded again as a random part, perhaps mirrored."""
+        super().augmented(name)
+        return replace(self, augment=name)
+
     def to_json(self) -> dict[str, Any]:
         """What stands at its default came later and is left out."""
         plain = {"member": "", "resize": CROP}
-        record = {name: value for name, value in asdict(self).items() if name != "decoder"}
+        record = {name: value for name, value in asdict(self).items() if name not in ("decoder", "augment")}
         return {name: value for name, value in record.items() if name not in plain or value != plain[name]}
 
     @classmethod

@@ -32,6 +32,7 @@ from rhostream.errors import MismatchError, RhostreamError, UsageError
 from rhostream.samples.fields import Fields
 from rhostream.samples.kind import OK, Kind, View
 from rhostream.signals import settle_worker, working
+from rhostream.stream.augment import NONE, Transform, augment_of, drawing
 from rhostream.stream.full import FullSize
 from rhostream.stream.join import Join, Joined, JoinSettings, Prefilter, UniformChoice
 from rhostream.stream.passing import PassOver
@@ -365,13 +366,19 @@ class Loader:
         self.stream, self.workers, self.device = stream, workers, device or torch.device("cpu")
         self._context = context or ("forkserver" if workers else None)
         self._pending: Cursor | None = None
+        self.augment_name, self.augment = NONE, augment_of(NONE, stream.preprocess, stream.seed)
         self._full: FullSize | None = None
+        self._again: FullSize | None = None
         self._loops = 0
 
     def __repr__(self) -> str:
         cursor, of = self.stream.cursor, self.stream.buffers_per_pass
         where = f"pass {cursor.pass_index}, buffer {cursor.buffer} of {of}"
         return f"<stream of {self.stream.table!r}: {self.stream.buffer_size} a buffer, {where}, {self.workers} workers>"
+
+    def augment_by(self, name: str) -> None:
+        """Let what is kept of the buffers to come be augmented; see `open_stream`. Raises UsageError."""
+        self.augment_name, self.augment = name, augment_of(name, self.stream.preprocess, self.stream.seed)
 
     @property
     def class_names(self) -> dict[int, str]:
@@ -435,6 +442,8 @@ class Loader:
         stream = self.stream
         if stream.view is not None and self._full is None:
             self._full = FullSize(stream.table, stream.preprocess, stream.lanes)
+        if isinstance(self.augment, Kind) and self._again is None:
+            self._again = FullSize(stream.table, self.augment, stream.lanes)
         for message in messages:
             storage.add_retried(message.retried)
             if message.error is not None:
@@ -442,6 +451,11 @@ class Loader:
             candidates = stream._candidates(message, stream._slots)
             if self._full is not None and message.joined is not None:
                 candidates = replace(candidates, full=partial(self._full, message.joined))
+            if self._again is not None and message.joined is not None:
+                draws = drawing(stream.seed, message.pass_index)
+                candidates = replace(candidates, again=partial(self._again, message.joined, draws=draws))
+            if isinstance(self.augment, Transform):
+                candidates = replace(candidates, transform=self.augment)
             yield candidates
 
     @property
@@ -500,7 +514,7 @@ class Loader:
             )
         if cursor.pass_index < stream.first_pass:  # the end of the pass behind which this list was taken up
             cursor = Cursor(stream.first_pass, 0)
-        self.stream.cursor, self._pending, self._full = cursor, None, None
+        self.stream.cursor, self._pending, self._full, self._again = cursor, None, None, None
 
 
 def ahead(buffers: Iterator[Candidates], copier: Copier) -> Iterator[Candidates]:

@@ -32,7 +32,7 @@ class Trainer:
     schedule: Schedule
     seed: int
     accumulate: int = 1  # forwards that a batch is split into
-    augment: str = "none"
+    augment: str = "none"  # flips and shifts that go by the step; others are in the batch already
     precision: torch.dtype | None = None  # of the gradient step, None for float32
     compile: bool = False
     clip: float | None = None  # the largest norm of a gradient

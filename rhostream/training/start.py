@@ -48,6 +48,7 @@ from rhostream.stream.label_from import LabelFrom
 from rhostream.stream.open import open_stream
 from rhostream.tables.il import OK, Table, part_url, read_part
 from rhostream.tables.steps import last_evaluation
+from rhostream.training.augment import KINDS
 from rhostream.training.cascade import make_proxy, require_classes, set_macs
 from rhostream.training.changes import CHANGEABLE, Change, in_force
 from rhostream.training.draws import changed_draws
@@ -245,7 +246,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         schedule=schedule,
         seed=settings.seed,
         accumulate=settings.accumulate,
-        augment=settings.augment,
+        augment=settings.augment if settings.augment in KINDS else "none",
         precision=training,
         compile=settings.compile,
         clip=settings.clip_gradient,
@@ -354,7 +355,7 @@ def _open(
         device=on, classes=settings.classes, rank=ranks.rank, ranks=ranks.size, with_fold=settings.found_rule.live,
         tokenizer=settings.asked_tokenizer, text_length=settings.text_length, task=settings.found_task,
         il_tokens=settings.token_share is not None, carried_lanes=carried, order=order,
-        kind=settings.kind,
+        kind=settings.kind, augment="none" if settings.augment in KINDS else settings.augment,
     )  # fmt: skip
     schedule, always = settings.options.kept_schedule, settings.found_rule.score is None
     if always or schedule.has_uniform_steps:
