@@ -68,7 +68,7 @@ def test_a_png_is_cut_as_pillow_cuts_it(seed: int) -> None:
     image, _ = photograph(seed)
     cut = RandomCrop(generator(seed), flip=True).of(*image.size)
     box = (cut.left, cut.top, cut.left + cut.wide, cut.top + cut.high)
-    expected = image.resize((24, 24), Image.Resampling.BILINEAR, box)
+    expected = image.crop(box).resize((24, 24), Image.Resampling.BILINEAR)
     expected = ImageOps.mirror(expected) if cut.mirrored else expected
     assert np.array_equal(decoded(png(image), seed, flip=True), np.asarray(expected))
 
@@ -227,7 +227,6 @@ def test_a_loop_of_ones_own_learns_from_what_train_learns_from(world: Path, tmp_
     [
         ("fewer", r"fewer.* returned shape \(7, 1, 16, 16\).*expected a tensor of 8 rows"),
         ("listed", "listed.* returned a list"),
-        ("endless", "endless.*aren't finite"),
         ("raising", "raising.* raised KeyError: 'colour' .own_augments"),
         ("nobody", "nobody"),
     ],

@@ -87,9 +87,8 @@ def place(
     """
     size, (width, height) = out.shape[0], image.size
     if isinstance(resize, Cut):
-        box = resize.box(width, height)
-        if box != (0, 0, size, size):
-            image = image.resize((size, size), _BILINEAR, box)
+        # Cut first: resize(box=) would mix in what lies beside the part.
+        image = _resized(image.crop(resize.box(width, height)), size, size)
         out[:] = np.asarray(image).reshape(out.shape)[:, :: -1 if resize.mirrored else 1]
         return
     if resize == PAD:

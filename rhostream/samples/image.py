@@ -62,7 +62,8 @@ class ImageKind(Kind):
     pictures = True
     takes = frozenset(("image_size", "channels", "resize", "member"))
     preview_bytes = SHOWN_BYTES
-    augments = ("random_resized_crop", "random_resized_crop-flip")
+    augments = True
+    augmentations = ("random_resized_crop", "random_resized_crop-flip")
 
     def fields(self, view: View = None) -> Mapping[str, FieldSpec]:
         """(H, W, C) of uint8; of a view so many pixels high and wide."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OK = "ok"
+DECODE = "decode"  # the --augment of a kind of the user's own that `augments`
 View = int | None  # pixels of a cheap picture; None: what the model is given
 Row = npt.NDArray[Any]
 
@@ -101,7 +102,7 @@ class Kind:
     takes: frozenset[str] = frozenset()  # options of `Wanted` that are its own
     plural: str = "first members"  # its first member in words, of several samples
     first_of_several: str = "the one that lies first in the tar"  # of several that could be the first member
-    augments: tuple[str, ...] = ()  # names of --augment by which `decode` with an rng decodes a kept sample again
+    augments: bool = False  # whether `decode` makes use of an rng: then kept samples may be decoded again with one
     why: str = ""  # what was wrong with the sample that was refused last, where the status doesn't say it all
     preview_bytes: int = 0  # of a member that `preview` wants to see, at most
 
@@ -115,8 +116,8 @@ class Kind:
                rng: np.random.Generator | None = None) -> str:  # fmt: skip
         """Decode one sample into its rows of a slot. Returns "ok", or why it can't be used.
 
-        `rng`: decode it as augmented, a function of the bytes and of what is drawn from it; only of a kind that has
-        `augments`. None: plainly.
+        `rng`: of a kind that `augments`, decode it as augmented, a function of the bytes and of what is drawn from it;
+        None: plainly.
         """
         raise NotImplementedError
 
@@ -242,10 +243,15 @@ class Kind:
 
     def augmented(self, name: str) -> Kind:
         """The kind whose `decode` with an rng augments by that name of --augment. Raises UsageError."""
-        if name not in self.augments:
-            has = f"has {', '.join(self.augments)}" if self.augments else "has no second decode of what is kept"
+        if name not in self.augmentations:
+            has = f"has {', '.join(self.augmentations)}" if self.augments else "has no second decode of what is kept"
             raise UsageError(f"augment {name}: the table holds {self.holds}, which {has}")
         return self
+
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """The names of --augment by which `decode` with an rng decodes a kept sample again."""
+        return (DECODE,) if self.augments else ()
 
     @property
     def side(self) -> int:

@@ -67,7 +67,7 @@ class OwnKind(Kind):
             self._fields = _checked_fields(name, self._code.fields(None))
             self._made_of = foreign.plain_json(self._code.to_json())
             self.pictures = bool(self._code.pictures)
-            self.augments = _checked_augments(name, self._code.augments)
+            self.augments = bool(self._code.augments)
             self._arguments = dict(self._code.model_arguments())
 
     def __reduce__(self) -> tuple[type[OwnKind], tuple[str]]:
@@ -204,12 +204,6 @@ def _checked_members(name: str, members: Any) -> dict[str, tuple[str, ...]]:
                              "expected a tuple of small letters without a leading dot")  # fmt: skip
         checked[member] = tuple(extensions)
     return checked
-
-
-def _checked_augments(name: str, augments: Any) -> tuple[str, ...]:
-    if augments not in ((), ("decode",)):
-        raise UsageError(f"kind {name!r}: augments are {str(augments)[:80]}, expected ('decode',) or ()")
-    return tuple(augments)
 
 
 def _texts(extensions: Any) -> TypeGuard[Iterable[str]]:

@@ -28,11 +28,11 @@ class Cut:
     high: int
     mirrored: bool = False
 
-    def box(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) of the part where the whole picture was scaled to these sides."""
-        across, down = width / self.width, height / self.height
-        right, bottom = min((self.left + self.wide) * across, width), min((self.top + self.high) * down, height)
-        return self.left * across, self.top * down, right, bottom
+    def box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """(left, top, right, bottom) of the part, in whole pixels, where the picture was scaled to these sides."""
+        left, right = _scaled(self.left, self.wide, width, self.width)
+        top, bottom = _scaled(self.top, self.high, height, self.height)
+        return left, top, right, bottom
 
     def least_sides(self, size: int) -> tuple[int, int]:
         """(width, height) that a decoder which scales has to leave of the whole, so that no part is made up."""
@@ -51,6 +51,12 @@ class RandomCrop:
         """A part of a picture of these sides; draws, so it is to be called once."""
         left, top, wide, high = _part(width, height, self.rng)
         return Cut(width, height, left, top, wide, high, self.flip and bool(self.rng.random() < 0.5))
+
+
+def _scaled(start: int, length: int, now: int, before: int) -> tuple[int, int]:
+    """Where a stretch of pixels begins and ends once `before` of them were scaled to `now`; one is left at least."""
+    first = min(round(start * now / before), now - 1)
+    return first, max(first + 1, round((start + length) * now / before))
 
 
 def _part(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:

@@ -368,7 +368,6 @@ class Loader:
         self._pending: Cursor | None = None
         self.augment_name, self.augment = NONE, augment_of(NONE, stream.preprocess, stream.seed)
         self._full: FullSize | None = None
-        self._again: FullSize | None = None
         self._loops = 0
 
     def __repr__(self) -> str:
@@ -440,20 +439,21 @@ class Loader:
 
     def _buffers(self, messages: Iterable[Message]) -> Iterator[Candidates]:
         stream = self.stream
-        if stream.view is not None and self._full is None:
-            self._full = FullSize(stream.table, stream.preprocess, stream.lanes)
-        if isinstance(self.augment, Kind) and self._again is None:
-            self._again = FullSize(stream.table, self.augment, stream.lanes)
+        again = self.augment if isinstance(self.augment, Kind) else None
+        if self._full is None and (stream.view is not None or again is not None):
+            self._full = FullSize(stream.table, again or stream.preprocess, stream.lanes)
         for message in messages:
             storage.add_retried(message.retried)
             if message.error is not None:
                 raise message.error
             candidates = stream._candidates(message, stream._slots)
             if self._full is not None and message.joined is not None:
-                candidates = replace(candidates, full=partial(self._full, message.joined))
-            if self._again is not None and message.joined is not None:
-                draws = drawing(stream.seed, message.pass_index)
-                candidates = replace(candidates, again=partial(self._again, message.joined, draws=draws))
+                read, draws = partial(self._full, message.joined), drawing(stream.seed, message.pass_index)
+                candidates = replace(
+                    candidates,
+                    full=None if stream.view is None else read,
+                    again=None if again is None else partial(read, draws=draws),
+                )
             if isinstance(self.augment, Transform):
                 candidates = replace(candidates, transform=self.augment)
             yield candidates
@@ -514,7 +514,7 @@ class Loader:
             )
         if cursor.pass_index < stream.first_pass:  # the end of the pass behind which this list was taken up
             cursor = Cursor(stream.first_pass, 0)
-        self.stream.cursor, self._pending, self._full, self._again = cursor, None, None, None
+        self.stream.cursor, self._pending, self._full = cursor, None, None
 
 
 def ahead(buffers: Iterator[Candidates], copier: Copier) -> Iterator[Candidates]:

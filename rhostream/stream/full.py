@@ -29,6 +29,8 @@ class FullSize:
     def __init__(self, table: il.Table, kind: Kind, lanes: int) -> None:
         settings = JoinSettings(needs_il=False, keep_holdout=True, members=tuple(kind.members.values()))
         self._join, self._kind, self._names = Join(table, settings, open_shards=2 * lanes + 2), kind, table.names
+        self._joined: Joined | None = None  # the buffer whose rows were read last, and their bytes
+        self._members: dict[int, dict[str, bytes]] = {}
         self._pool = ThreadPoolExecutor(min(THREADS, cores()), "full-size")
 
     def __call__(
@@ -37,8 +39,10 @@ class FullSize:
         """The fields of n rows, and (n,) whether each row could be decoded. Raises as the stream does."""
         fields = {name: array[0] for name, array in slots(1, len(rows), self._kind.fields(), shared=False).items()}
         arrays = {name: array.numpy() for name, array in fields.items()}
+        if joined is not self._joined:
+            self._joined, self._members = joined, {}
         # Shards are opened and read here, one by one: readers aren't made for several threads.
-        members = [self._members(joined, row) for row in rows.tolist()]
+        members = [self._members_of(joined, row) for row in rows.tolist()]
         out = [{name: array[at, ...] for name, array in arrays.items()} for at in range(len(rows))]
         rngs = [None if draws is None else draws(*self._identity(joined, row)) for row in rows.tolist()]
         ok = np.array([status == OK for status in self._pool.map(self._decode, members, out, rngs)], bool)
@@ -50,12 +54,15 @@ class FullSize:
     def _identity(self, joined: Joined, row: int) -> tuple[str, int]:
         return self._names[int(joined.rows.shard[row])], int(joined.rows.ordinal[row])
 
-    def _members(self, joined: Joined, row: int) -> dict[str, bytes]:
-        reader = self._join.reader(int(joined.rows.shard[row]))
-        return {
-            name: reader.pread(int(joined.size[m, row]), int(joined.offset[m, row]))
-            for m, name in enumerate(self._kind.members)
-        }
+    def _members_of(self, joined: Joined, row: int) -> dict[str, bytes]:
+        """The bytes of a row, read once: what a shortlist scored at full size may be kept, and augmented then."""
+        if row not in self._members:
+            reader = self._join.reader(int(joined.rows.shard[row]))
+            self._members[row] = {
+                name: reader.pread(int(joined.size[m, row]), int(joined.offset[m, row]))
+                for m, name in enumerate(self._kind.members)
+            }
+        return self._members[row]
 
     def close(self) -> None:
         """Close the shards and end the threads."""

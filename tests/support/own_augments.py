@@ -31,10 +31,6 @@ def listed(input_b: Tensor, seed_b: Tensor) -> Any:
     return [input_b]
 
 
-def endless(input_b: Tensor, seed_b: Tensor) -> Tensor:
-    return input_b / 0
-
-
 def raising(input_b: Tensor, seed_b: Tensor) -> Tensor:
     raise KeyError("colour")
 
@@ -42,7 +38,7 @@ def raising(input_b: Tensor, seed_b: Tensor) -> Tensor:
 class Louder(Vectors):
     """Vectors whose gain is drawn again where they are learned from."""
 
-    augments = ("decode",)
+    augments = True
 
     def decode(self, members: Mapping[str, bytes], out: dict[str, Any], view: Any = None, rng: Any = None) -> str:
         status = super().decode(members, out, view)
