@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from multiprocessing import connection, forkserver
 from types import FrameType, TracebackType
 from typing import TypeVar
 
@@ -196,12 +195,16 @@ def settle_worker(worker: int) -> None:
 
 
 def _die_with(sentinel: int) -> None:
+    from multiprocessing import connection
+
     connection.wait([sentinel])
     os._exit(1)
 
 
 def deaf_fork_server() -> None:
     """Start the server that forks loader workers, if need be, so that they ignore Ctrl-C from their first moment."""
+    from multiprocessing import forkserver  # readers start no workers
+
     if threading.current_thread() is threading.main_thread():
         before = signal.getsignal(signal.SIGINT)
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rhostream.config import FitILConfig
     from rhostream.il_model.info import ModelInfo
     from rhostream.irreducible.accounts import Summary as JobSummary
-    from rhostream.training.start import Summary as TrainSummary
+    from rhostream.training.summary import Summary as TrainSummary
 
 AGAIN = 4  # shards of a command that are named in the next one
 JSON_OPTION = "as_json"  # click's name of --json

@@ -17,7 +17,7 @@ VERBS = ("fit-il", "compute-il", "index", "train", "verify", "status", "sql", "r
 READERS = """
 import json, sys
 from rhostream.cli import cli
-heavy = {"torch", "matplotlib", "PIL", "duckdb", "fsspec"}
+heavy = {"torch", "matplotlib", "PIL", "duckdb", "fsspec", "asyncio"}
 for verb in json.loads(sys.argv[1]):
     cli.main(verb, standalone_mode=False)
     print(json.dumps(sorted(heavy & {*sys.modules})), file=sys.stderr)

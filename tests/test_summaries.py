@@ -24,7 +24,7 @@ import rhostream
 from rhostream import summaries
 from rhostream.il_model.info import read_info
 from rhostream.il_model.networks import load_il_model
-from rhostream.runs.book import Evaluation
+from rhostream.runs.step import Evaluation
 from rhostream.stream.progress import StepProgress
 from rhostream.tables import il
 

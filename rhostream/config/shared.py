@@ -13,6 +13,7 @@ KIND = "A kind of samples of your own, package.module:name (docs/kinds.md); its 
 TASK = "What a model of text learns."
 RESIZE = "How images become squares: the centre, all of it squashed, or all of it padded with grey."
 CHOSEN_RESIZE = "crop where that cuts off at most a tenth of some images' pixels, else squash"
+HARDWARE = "how fast a step is made, and where, doesn't change it"
 TASKS = ("label", "language")
 
 

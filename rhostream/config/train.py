@@ -1,6 +1,6 @@
-"""The settings of `train`, each told once; the options of the rule are in `selection/options.py`.
+"""The settings of `train`, each told once: here those of its data and its choice, beside this file the other groups.
 
-To add one: its field here, and the line that reads it where it acts.
+To add one: its field in its group, and the line that reads it where it acts.
 """
 
 from __future__ import annotations
@@ -8,13 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from rhostream.config.choice import ChoiceSettings
+from rhostream.config.gradient import GradientStep
+from rhostream.config.machine import MachineSettings
+from rhostream.config.records import TESTS, RecordSettings
 from rhostream.config.shared import (
+    HARDWARE,
     INIT,
     KIND,
     MODEL,
-    RESIZE,
     ROOT,
     SHARDS,
     TASK,
@@ -24,22 +28,17 @@ from rhostream.config.shared import (
     WORKERS,
     brief_config,
 )
-from rhostream.errors import UnknownNameError, UsageError
-from rhostream.foreign import RESIZES
+from rhostream.errors import UsageError
 from rhostream.selection.options import Options
 from rhostream.selection.rules import RULES as RULE_NAMES
 from rhostream.setting import (
     ALWAYS,
     ASKED,
     CANDIDATES,
-    CASCADE,
     CHOICE,
-    MACHINE,
     PLAN,
     RECORDED,
-    RECORDS,
     RESOLVED,
-    RULES,
     WEIGHTS,
     setting,
 )
@@ -49,17 +48,11 @@ if TYPE_CHECKING:
 
     from rhostream.runs.book import Metrics
 
-_HARDWARE = "how fast a step is made, and where, doesn't change it"
 _LENGTH = "a run may go on for longer"
-_TESTS = "the test set is for reporting only"
-_STATE = "it is part of what the optimizer remembers"
-STEP = "The gradient step"
-OPTIMIZERS = ("adamw", "sgd", "adafactor")
-SCHEDULES = ("constant", "cosine", "linear")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Options):
+class TrainConfig(RecordSettings, MachineSettings, ChoiceSettings, GradientStep, Options):
     """What a run of `train` is asked for. Raises UsageError for a value that can't be, naming the field."""
 
     verb: ClassVar[str] = "train"
@@ -71,7 +64,7 @@ class TrainConfig(Options):
     roots: Mapping[str, str] | None = setting(
         None, help=ROOT, metavar="NAME=URL", option="root", place=True, pin=RESOLVED, pinned_as=("shards",), fixed=PLAN
     )
-    workers: int = setting(0, help=WORKERS, pin=RECORDED, free=_HARDWARE)
+    workers: int = setting(0, help=WORKERS, pin=RECORDED, free=HARDWARE)
     kind: str | None = setting(
         None, help=KIND, metavar="NAME", imports=True, pin=RESOLVED, pinned_as=("preprocess_kind",), fixed=CANDIDATES
     )
@@ -129,17 +122,17 @@ class TrainConfig(Options):
     buffer_size: int = setting(320, help="n_B: samples looked at each step.", pin=ALWAYS, fixed=PLAN, part="sizes")
     batch_size: int = setting(32, help="n_b: samples kept for the gradient.", pin=ALWAYS, fixed=CHOICE, part="sizes")
     test_shards: Iterable[str] | str = setting(
-        (), help="Evaluated for reporting only.", metavar="URL...", place=True, free=_TESTS
+        (), help="Evaluated for reporting only.", metavar="URL...", place=True, free=TESTS
     )
     max_bad_fraction: float = setting(
-        0.01, help="Of the test shards: more bad samples than this in one, or in all, stop the run.", free=_TESTS
+        0.01, help="Of the test shards: more bad samples than this in one, or in all, stop the run.", free=TESTS
     )
     max_bad_samples: int | None = setting(
         None,
         help="More bad samples in all test shards stop the run.",
         metavar="N",
         unset="by --max-bad-fraction",
-        free=_TESTS,
+        free=TESTS,
     )
     passes: int | None = setting(
         None, help="Passes over the shards.", unset="1, or as many as --steps needs", pin=RECORDED, free=_LENGTH
@@ -154,74 +147,6 @@ class TrainConfig(Options):
     )
     init: str | None = setting(
         None, help=INIT, metavar="WEIGHTS", place=True, pin=RESOLVED, pinned_as=("init",), fixed=WEIGHTS
-    )
-    accumulate: int = setting(
-        1, help="Split the kept batch into this many forwards.", heading=STEP, pin=ALWAYS, fixed="", part="sizes"
-    )
-    optimizer: str = setting(
-        "adamw",
-        help=", ".join(OPTIMIZERS) + " or your module:function(model, lr=, weight_decay=), with parameter "
-        "groups of its own.",
-        heading=STEP,
-        metavar="NAME",
-        imports=True,
-        pin=ASKED,
-        fixed=_STATE,
-    )
-    lr: float = setting(1e-3, help="Learning rate.", heading=STEP, pin=ALWAYS, fixed="")
-    weight_decay: float = setting(
-        0.01, help="Decoupled from the gradient, but with sgd.", heading=STEP, pin=ALWAYS, fixed=""
-    )
-    no_decay: bool = setting(
-        False,
-        help="Biases and the weights of norms (all of one dimension) have no weight decay.",
-        heading=STEP,
-        pin=ASKED,
-        fixed=_STATE,
-    )
-    momentum: float | None = setting(None, help="Of --optimizer sgd.", heading=STEP, unset="0.9", pin=ASKED, fixed="")
-    schedule: str = setting(
-        "constant",
-        help=", ".join(SCHEDULES) + " (to 0 at the run's end) or your module:function(optimizer, steps=).",
-        heading=STEP,
-        metavar="NAME",
-        imports=True,
-        pin=ASKED,
-        fixed="its state is in every checkpoint; --change lr=..., schedule_steps=... bends the one that there is",
-    )
-    schedule_steps: int | None = setting(
-        None,
-        help="Where the schedule ends.",
-        heading=STEP,
-        metavar="N",
-        unset="the run's last step, as it began",
-        pin=RESOLVED,
-        pinned_as=("schedule_steps",),
-        fixed="",
-    )
-    lr_warm_up: int = setting(
-        0,
-        help="The rate rises linearly in the first N steps.",
-        heading=STEP,
-        metavar="N",
-        pin=ASKED,
-        fixed="it is how a run begins",
-    )
-    clip_gradient: float | None = setting(
-        None,
-        help="Scale a gradient whose norm over all parameters is larger down to it.",
-        heading=STEP,
-        metavar="NORM",
-        pin=ASKED,
-        fixed="",
-    )
-    ema: float | None = setting(
-        None,
-        help="Keep an exponential moving average of the weights, and evaluate that: its decay, as 0.999.",
-        heading=STEP,
-        metavar="DECAY",
-        pin=ASKED,
-        fixed="an average is of all the weights from the beginning on",
     )
     loss: str = setting(
         "cross_entropy",
@@ -238,16 +163,6 @@ class TrainConfig(Options):
         pin=ASKED,
         fixed=CHOICE,
     )
-    augment: str = setting(
-        "none",
-        help="Of kept samples alone: none, flip, shift, flip-shift; random_resized_crop, random_resized_crop-flip "
-        "or (of your own kind) decode, from their bytes again; or your module:function of (input_b, seed_b).",
-        heading=STEP,
-        metavar="NAME",
-        imports=True,
-        pin=ALWAYS,
-        fixed="",
-    )
     keep_holdout: bool = setting(
         False, help="Candidates may be samples that the IL model learned from.", pin=ALWAYS, fixed=CANDIDATES
     )
@@ -255,255 +170,6 @@ class TrainConfig(Options):
         None, help="Number of classes; else the table's.", pin=RESOLVED, pinned_as=("classes",), fixed=CANDIDATES
     )
     seed: int = setting(0, help="Of everything that is drawn: weights, order, choices.", pin=ALWAYS, fixed=PLAN)
-
-    loss_cap: bool = setting(
-        False,
-        help="Clip loss and il at ln C (ours; for noisy IL models).",
-        heading=RULES,
-        pin=ALWAYS,
-        fixed=CHOICE,
-        part="rule",
-    )
-    il_model: str | None = setting(
-        None,
-        help="rho_updated: the IL model that learns along.",
-        heading=RULES,
-        metavar="DIR",
-        unset="where the table's lay",
-        place=True,
-        free="the table's fingerprint says which IL model it is",
-        fixed=CHOICE,
-    )
-    il_lr_scale: float = setting(
-        0.01,
-        help="Its rate, times --lr.",
-        heading=RULES,
-        metavar="S",
-        pin=RESOLVED,
-        pinned_as=("il_lr_scale",),
-        fixed="",
-        part="rule",
-    )
-    il_code: str | None = setting(
-        None,
-        help="Its package.module:function, where it is your own code.",
-        heading=RULES,
-        metavar="NAME",
-        imports=True,
-        free="the IL model names its own code, and this only says that it is trusted",
-        fixed=CHOICE,
-    )
-
-    keep_list: str | None = setting(
-        None,
-        help="Parquet, CSV or JSON of (shard, ordinal) or (shard, key): nothing else is a candidate.",
-        heading=CASCADE,
-        metavar="FILE",
-        place=True,
-        pin=RESOLVED,
-        pinned_as=("keep_list",),
-        fixed=CANDIDATES,
-        part="rule",
-        words="keep-list",
-    )
-    band: str | None = setting(
-        None,
-        help="Drop samples whose il is outside, before they are read: 20%:90% of the table, or nats.",
-        heading=CASCADE,
-        metavar="LOW:HIGH",
-        pin=ALWAYS,
-        fixed=CANDIDATES,
-        part="rule",
-        words="band",
-    )
-    view_size: int | None = setting(
-        None,
-        help="Decode at this many pixels to score or shortlist; what goes on is decoded at full size.",
-        heading=CASCADE,
-        pin=ALWAYS,
-        fixed=CANDIDATES,
-        part="rule",
-        words="view of",
-    )
-    shortlist: str | None = setting(
-        None,
-        help="proxy:4 or view:4: a cheaper forward picks 4 n_b, and fresh scores pick n_b of these.",
-        heading=CASCADE,
-        metavar="KIND:R",
-        pin=ALWAYS,
-        fixed=CHOICE,
-        part="rule",
-        words="shortlist",
-    )
-    proxy_model: str = setting(
-        "mlp-64",
-        help="The small model of --shortlist proxy; it learns from what is kept.",
-        heading=CASCADE,
-        imports=True,
-        pin=RESOLVED,
-        pinned_as=("proxy_model",),
-        fixed=CHOICE,
-        part="rule",
-    )
-
-    precision: str = setting(
-        "float32", help="Of scoring: float32 or bfloat16.", heading=MACHINE, pin=ALWAYS, fixed="", part="rule"
-    )
-    train_precision: str = setting(
-        "float32", help="Of the gradient step: float32 or bfloat16.", heading=MACHINE, pin=ALWAYS, fixed=""
-    )
-    chunk: int | None = setting(
-        None,
-        help="Score at most this many samples at once (memory).",
-        heading=MACHINE,
-        pin=ALWAYS,
-        fixed="",
-        part="rule",
-    )
-    batch_norm: str = setting(
-        "buffer",
-        help="Statistics while scoring.",
-        heading=MACHINE,
-        choices=("buffer", "eval"),
-        pin=ALWAYS,
-        fixed=CHOICE,
-        part="rule",
-    )
-    lanes: int | None = setting(
-        None,
-        help="Shards that are mixed at a time.",
-        heading=MACHINE,
-        unset="up to 64",
-        pin=RESOLVED,
-        pinned_as=("lanes",),
-        fixed=PLAN,
-        part="sizes",
-    )
-    device: str = setting("auto", help="auto, cpu, cuda, cuda:1.", heading=MACHINE, free=_HARDWARE)
-    threads: int | None = setting(
-        None,
-        help="Threads of the model.",
-        heading=MACHINE,
-        unset="the cores that the workers leave, as the run began",
-        free=_HARDWARE,
-    )
-    compile: bool = setting(False, help="Run the model through torch.compile.", heading=MACHINE, pin=ALWAYS, fixed="")
-    image_size: int | None = setting(
-        None,
-        help="Pixels of the square input; else the table's.",
-        heading=MACHINE,
-        pin=RESOLVED,
-        pinned_as=("preprocess_image_size",),
-        fixed=CANDIDATES,
-    )
-    channels: int | None = setting(
-        None,
-        help="1 for grey, 3 for RGB; else the table's.",
-        heading=MACHINE,
-        metavar="1|3",
-        pin=RESOLVED,
-        pinned_as=("preprocess_channels",),
-        fixed=CANDIDATES,
-    )
-    resize: str | None = setting(
-        None,
-        help=RESIZE,
-        heading=MACHINE,
-        choices=RESIZES,
-        unset="the table's",
-        pin=RESOLVED,
-        pinned_as=("preprocess_resize",),
-        fixed=CANDIDATES,
-    )
-    decoder: str = setting(
-        "auto",
-        help="auto, pillow or simplejpeg.",
-        heading=MACHINE,
-        pin=RESOLVED,
-        pinned_as=("decoder",),
-        fixed=CANDIDATES,
-    )
-    selection: str = setting(
-        "global",
-        help="Under torchrun: the best n_b of the whole buffer, or n_b / ranks of each rank's share.",
-        heading=MACHINE,
-        choices=("global", "rank"),
-        pin=RESOLVED,
-        pinned_as=("selection",),
-        fixed=CHOICE,
-        part="rule",
-    )
-    rank_timeout: float = setting(
-        600.0, help="Seconds that a rank waits for the others before it stops.", heading=MACHINE, free=_HARDWARE
-    )
-
-    eval_every: int = setting(100, help="Steps between evaluations.", heading=RECORDS, pin=RECORDED, free=_TESTS)
-    evaluate: str | None = setting(
-        None,
-        help="Your module:function(model), in place of test shards: gives accuracy, loss and samples.",
-        heading=RECORDS,
-        metavar="NAME",
-        imports=True,
-        pin=ASKED,
-        fixed="a curve is of one evaluation",
-    )
-    smoothing: int = setting(
-        5, help="Evaluations that reports average.", heading=RECORDS, pin=RECORDED, free="it is for reports only"
-    )
-    checkpoint_every: int = setting(
-        500,
-        help="Steps between checkpoints.",
-        heading=RECORDS,
-        pin=RECORDED,
-        free="a checkpoint changes nothing of what comes after it",
-    )
-    keep_checkpoints: int = setting(
-        2, help="How many checkpoints stay.", heading=RECORDS, free="a checkpoint changes nothing of what comes after"
-    )
-    change: Mapping[str, Any] | str | Iterable[str] | None = setting(
-        None,
-        help="Of a run that goes on: another lr, weight_decay, accumulate, augment, chunk, precision, ... from "
-        "its newest checkpoint on; recorded, and said by status and report.",
-        heading=RECORDS,
-        metavar="NAME=VALUE...",
-        kept=False,
-        free="every change is recorded by itself",
-    )
-    from_step: int | None = setting(
-        None,
-        help="Go back to the commit of this step, whose state must still be kept, in a new attempt.",
-        heading=RECORDS,
-        metavar="S",
-        kept=False,
-        free="it is recorded as a change",
-    )
-    skip_buffers: str | None = setting(
-        None,
-        help="Pass over buffers A to B - 1 (counted from 0, as steps are), on which nothing was trained yet: "
-        "after a loss spike, with --from-step.",
-        heading=RECORDS,
-        metavar="A:B",
-        kept=False,
-        free="it is recorded as a change",
-    )
-    grow: bool = setting(
-        False,
-        help="At the end of a pass: go on with this list of shards, which has those of before and more.",
-        heading=RECORDS,
-        kept=False,
-        free="it is recorded as a change",
-    )
-    take_over: bool = setting(
-        False,
-        help="Go on from the newest commit though another process of this machine is at the run, whose steps since "
-        "then are lost.",
-        heading=RECORDS,
-        kept=False,
-        free="who runs it changes nothing",
-    )
-    tensorboard: bool = setting(
-        False, help="Also write TensorBoard events below the run.", heading=RECORDS, free="who looks on changes nothing"
-    )
     metrics: Metrics | None = setting(
         None,
         help="Called with each step's row, one step late.",
@@ -540,32 +206,7 @@ class TrainConfig(Options):
             raise UsageError("--steps, --passes, --accumulate, --eval-every and --checkpoint-every must be at least 1")
         if not 0 < self.il_lr_scale < math.inf:
             raise UsageError(f"--il-lr-scale {self.il_lr_scale:g}: expected a number above 0")
-        self._check_step()
-
-    def _check_step(self) -> None:
-        """Raise UsageError, UnknownNameError for an optimizer, a schedule, ... that can't be."""
-        for what, name, known in (("optimizer", self.optimizer, OPTIMIZERS), ("schedule", self.schedule, SCHEDULES)):
-            if ":" not in name and name not in known:
-                raise UnknownNameError.of(what, name, [*known, "package.module:function"])
-        if self.clip_gradient is not None and not 0 < self.clip_gradient < math.inf:
-            raise UsageError(f"--clip-gradient {self.clip_gradient:g}: expected a norm above 0")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise UsageError(f"--ema {self.ema:g}: expected a decay between 0 and 1, as 0.999")
-        if self.momentum is not None and not 0 <= self.momentum < 1:
-            raise UsageError(f"--momentum {self.momentum:g}: expected 0 or more, and less than 1")
-        if self.momentum is not None and self.optimizer != "sgd":
-            raise UsageError(f"--momentum is that of --optimizer sgd, and this run has {self.optimizer}")
-        if self.no_decay and ":" in self.optimizer:
-            raise UsageError(f"--no-decay is for the built-in optimizers: {self.optimizer} makes its own groups")
-        if self.lr_warm_up < 0 or (self.schedule_steps is not None and self.schedule_steps < 1):
-            raise UsageError("--lr-warm-up must be at least 0 and --schedule-steps at least 1")
-        if self.schedule_steps is not None and self.schedule == "constant":
-            raise UsageError(
-                "--schedule-steps is where a --schedule ends, and a constant rate doesn't: give "
-                "--schedule cosine, linear or your own"
-            )
-        if self.lr_warm_up and ":" in self.schedule:
-            raise UsageError(f"--lr-warm-up goes before the built-in schedules: {self.schedule} makes its own")
+        self.check_step()
         if self.evaluate is not None and ":" not in self.evaluate:
             raise UsageError(f"--evaluate {self.evaluate!r}: expected your package.module:function(model)")
         if self.evaluate is not None and self.test_shards:

@@ -9,25 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rhostream import storage
 from rhostream.crashpoints import crash_point
-from rhostream.errors import AlreadyExistsError, Interrupted, MismatchError, RhostreamError, TableError, UsageError
+from rhostream.errors import Interrupted, MismatchError, RhostreamError, TableError, UsageError
 from rhostream.foreign import read_object
 from rhostream.runs import chain, checkpoint, compaction, retention
+from rhostream.runs.agreement import make_or_agree
 from rhostream.runs.attempts import require_free
 from rhostream.runs.cost import Cost
-from rhostream.runs.link import KINDS, OLD, Link, Place, told_link
-from rhostream.runs.plans import RunPlan, plans_of
+from rhostream.runs.link import KINDS, Link, Place, told_link
+from rhostream.runs.plans import RunPlan
 from rhostream.runs.process import this_process
-from rhostream.runs.record import class_names, recorded, remove_record, write_record
-from rhostream.runs.turns import NO_SETTINGS
-from rhostream.samples.geometry import CROP
+from rhostream.runs.record import recorded, remove_record
 from rhostream.selection.ranks import Ranks
-from rhostream.tables.classes import require_same_classes
 from rhostream.tables.selections import LogWriter
 from rhostream.tables.shadow import ShadowWriter
 from rhostream.tables.steps import StepsWriter
@@ -81,7 +79,9 @@ class Attempt:
             newest = chain.head(self.url)  # looked for once: in a store that is a dozen requests
             if not self.take_over:
                 require_free(self.url, newest)
-            self._make(record, changeable)
+            self._made |= make_or_agree(
+                self.url, self.pinned, record, self.changes, self.changing, changeable, self.changed_draws
+            )
             chosen = None if fresh else newest if start is None else self.at(start)
             self._held = not chain.is_tip(self.url, chosen)
             told = None if chosen is None else chosen.plain()
@@ -111,52 +111,6 @@ class Attempt:
                 f"{start.step:,}): it is the state of another run, or of one that was begun anew "
                 f"({exc})"
             ) from exc
-
-    def _make(self, record: Mapping[str, Any], changeable: Iterable[str]) -> None:
-        crash_point("run: before run.json")
-        try:
-            write_record(self.url, {"fingerprints": self.pinned, **record})
-            self._made = True
-        except AlreadyExistsError:
-            # A run that was started before ranks could differ chose among the whole buffer, and one of before there
-            # were other geometries saw the centre of its images.
-            geometry = {"preprocess_resize": CROP} if "preprocess_resize" in self.pinned else {}
-            old = {
-                "selection": "global",
-                **geometry,
-                **recorded(self.url).get("fingerprints", {}),
-                **{
-                    change["field"]: change["new"]
-                    for change in [*self.changes, *self.changing]
-                    if change["field"] not in NO_SETTINGS
-                },
-            }
-            if "draws" not in old and "draws" in self.pinned:
-                self._require_same_draws()
-                old["draws"] = self.pinned["draws"]
-            same = json.loads(json.dumps(self.pinned, default=str))
-            try:
-                checkpoint.require_same(old, same, f"run {storage.redact(self.url)}")
-            except MismatchError as exc:
-                _note_shards(exc, plans_of(self.url, recorded(self.url), self.changes)[-1].names, record["shards"])
-                if free := [name for name in changeable if old.get(name) != same.get(name)]:
-                    exc.add_note(
-                        f"on purpose, from the newest checkpoint on: the old settings and --change "
-                        f"{' '.join(f'{name}={same.get(name)}' for name in free)}"
-                    )
-                if chain.head(self.url) is None:
-                    exc.add_note("nothing of that run was committed: unless it is running, its folder can be deleted")
-                raise
-            began = class_names(recorded(self.url))
-            require_same_classes(class_names(record), began, "the table", f"run {storage.redact(self.url)}")
-
-    def _require_same_draws(self) -> None:
-        if changed := self.changed_draws():
-            raise MismatchError(
-                f"run {storage.redact(self.url)} was begun by an older version, which went otherwise "
-                f"about {', '.join(changed)}: it can't go on as it would have; begin it again in "
-                "another --run"
-            )
 
     @contextlib.contextmanager
     def beginning(self) -> Iterator[None]:
@@ -255,7 +209,9 @@ class Attempt:
         fresh = {kind: [segment for one in told for segment in one[kind]] for kind in KINDS}
         number = 0 if self._link is None else self._link.number + 1
         whole = number % chain.WHOLE_EVERY == 0
-        segments, merged = self._whole(fresh, number) if whole else (fresh, [])
+        segments, merged = fresh, list[dict[str, Any]]()
+        if whole and self._link is not None:
+            segments, merged = compaction.whole(self.url, self._link, fresh, self.attempt, self.ranks)
         link = None
         if self.ranks.first:
             self.counts = _added(one["counts"] for one in told)
@@ -274,7 +230,9 @@ class Attempt:
                     first=self._first,
                     previous=None if self._link is None else self._link.place,
                     whole=whole,
-                    **segments,
+                    log=segments["log"],
+                    steps=segments["steps"],
+                    shadow=segments["shadow"],
                     merged=merged,
                     cost=self.cost.as_json(),
                     counts=dict(self.counts),
@@ -285,40 +243,14 @@ class Attempt:
                 ),
             )
             crash_point("run: before retention")
-            self._forget(link, retention.retain(self.url, keep, link))
+            kept = [(state.attempt, state.step) for state in retention.retain(self.url, keep, link)]
+            self._replaced = compaction.forget(self.url, link, self._replaced, kept)
         else:
             self.counts = {}
         self._committed = self.step
         self._link = told_link(self.ranks.from_first(None if link is None else link.plain()))
         self.ranks.wait()  # nobody goes on, or home, before the commit is there
         return self._link
-
-    def _whole(
-        self, fresh: dict[str, list[dict[str, Any]]], number: int
-    ) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]]]:
-        """All segments of the branch, small ones merged: (lists, what was merged of what). Collective.
-
-        Each rank merges what ranks of its number wrote, whoever they were.
-        """
-        if self._link is None:
-            return fresh, []
-        plan: list[dict[str, Any]] = []
-        lists = fresh
-        if self.ranks.first:
-            before = chain.with_segments(self.url, self._link)
-            lists = {kind: [*getattr(before, kind), *fresh[kind]] for kind in KINDS}
-            # What an older version left stays as it is in the first link behind it.
-            plan = [] if self._link.number == OLD else compaction.plan(lists, self.attempt, number)
-        plan = self.ranks.from_first(plan)
-        told = self.ranks.gather_json(
-            [
-                segment
-                for job in plan
-                if job["rank"] % self.ranks.size == self.ranks.rank
-                for segment in compaction.merge(self.url, job)
-            ]
-        )
-        return compaction.applied(lists, [segment for each in told for segment in each])
 
     def _save(self, payload: Mapping[str, bytes], link: Link) -> Link:
         link = chain.commit(self.url, chain.save_files(self.url, link, payload))
@@ -328,14 +260,6 @@ class Attempt:
             crash_point("run: before cost.json")
             self._write_cost()
         return link
-
-    def _forget(self, link: Link, kept: list[retention.Kept]) -> None:
-        """Remove raw segments that were merged two commits ago or more, once no kept state is older than that."""
-        for one in [] if link.held else list(self._replaced):
-            older = [state for state in kept if (state.attempt, state.step) < (self.attempt, one.step)]
-            if link.number >= one.number + 2 and not older:
-                compaction.remove(self.url, one.paths)
-                self._replaced.remove(one)
 
     def confirm(self) -> None:
         """Mark the newest commit, whose state was handed out, as saved. Raises UsageError before the first."""
@@ -355,16 +279,6 @@ class Attempt:
     def _write_cost(self) -> None:
         account = {**self.cost.as_json(), "reasons": self.counts}
         storage.replace(storage.join(self.url, "cost.json"), json.dumps(account, indent=1).encode())
-
-
-def _note_shards(error: MismatchError, old: Sequence[str], new: Sequence[str]) -> None:
-    """The fingerprint of a list doesn't say what changed in it."""
-    gone, come = sorted({*old} - {*new}), sorted({*new} - {*old})
-    for what, names in (("no longer given", gone), ("new", come)):
-        if names:
-            error.add_note(f"shards {what}: {len(names)}, first {names[0]}")
-    if come and not gone and old:
-        error.add_note("at the end of a pass a run may go on with a longer list, on purpose: --grow")
 
 
 def _added(counts: Any) -> dict[str, int]:

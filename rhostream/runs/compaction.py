@@ -1,6 +1,7 @@
 """Compaction: many small segments of a run become few larger ones, so that a whole link stays short.
 
-    plan (rank 0: who merges what) > merge (every rank its own) > applied (the lists of the whole link) > remove (later)
+    whole: plan (rank 0: who merges what) > merge (every rank its own) > applied (the lists of the whole link)
+    forget, two links later: remove what was merged
 
 Only segments below `SMALL` are merged, neighbours of one rank, in their order, into segments of up to `TARGET` bytes or
 a million rows: that bounds memory to one of these, and what is rewritten again to one small segment a rank.
@@ -20,7 +21,9 @@ import pyarrow as pa
 from rhostream import storage
 from rhostream.crashpoints import crash_point
 from rhostream.errors import RhostreamError
-from rhostream.runs.link import KINDS, Link
+from rhostream.runs import chain
+from rhostream.runs.link import KINDS, OLD, Link
+from rhostream.selection.ranks import Ranks
 from rhostream.tables.merged import encode_together, read_part
 from rhostream.tables.segments import segment_record
 
@@ -51,6 +54,24 @@ class _Part:
 
     def like(self, other: _Part) -> bool:
         return bool(self.rows.schema.names == other.rows.schema.names and self.facts == other.facts)
+
+
+def whole(run: str, before: Link, fresh: Lists, attempt: int, ranks: Ranks) -> tuple[Lists, list[dict[str, Any]]]:
+    """All segments of the branch, small ones merged: (lists, what was merged of what). Collective.
+
+    `before`: the link before, `fresh`: what came since. Each rank merges what ranks of its number wrote, whoever they
+    were.
+    """
+    jobs, lists = list[dict[str, Any]](), fresh
+    if ranks.first:
+        branch = chain.with_segments(run, before)
+        lists = {kind: [*getattr(branch, kind), *fresh[kind]] for kind in KINDS}
+        # What an older version left stays as it is in the first link behind it.
+        jobs = [] if before.number == OLD else plan(lists, attempt, before.number + 1)
+    jobs = ranks.from_first(jobs)
+    own = [job for job in jobs if job["rank"] % ranks.size == ranks.rank]
+    told = ranks.gather_json([segment for job in own for segment in merge(run, job)])
+    return applied(lists, [segment for each in told for segment in each])
 
 
 def plan(lists: Mapping[str, Sequence[Mapping[str, Any]]], attempt: int, number: int) -> list[dict[str, Any]]:
@@ -143,6 +164,19 @@ def applied(lists: Lists, merged: Sequence[Mapping[str, Any]]) -> tuple[Lists, l
 def replaced(link: Link) -> Replaced:
     """The segments that a whole link has merged."""
     return Replaced(link.number, link.step, [path for one in link.merged for path in one["of"]])
+
+
+def forget(run: str, link: Link, merged: Sequence[Replaced], kept: Sequence[tuple[int, int]]) -> list[Replaced]:
+    """Remove raw segments that were merged two commits ago or more, once no state that is `kept` (attempt, step) is
+    older than that; returns what stays. A link that holds what is behind it lets nothing go."""
+    stay = []
+    for one in merged:
+        older = any(state < (link.attempt, one.step) for state in kept)
+        if link.held or older or link.number < one.number + 2:
+            stay.append(one)
+        else:
+            remove(run, one.paths)
+    return stay
 
 
 def remove(run: str, paths: Sequence[str]) -> None:

@@ -19,7 +19,8 @@ from typing import Any
 
 from rhostream import storage
 from rhostream.errors import NotFoundError, TableError
-from rhostream.foreign import checked_link, checked_place, read_object
+from rhostream.foreign import read_object
+from rhostream.runs.claims import checked_link, checked_place
 
 VERSION = 2
 BLOCK = 256  # links in a folder: part of the format

@@ -9,7 +9,8 @@ from typing import Any
 
 from rhostream import storage
 from rhostream.errors import TableError
-from rhostream.foreign import as_label, checked_run, is_class_name, read_object
+from rhostream.foreign import as_label, is_class_name, read_object
+from rhostream.runs.claims import checked_run
 
 VERSION = 1
 FILE = "run.json"

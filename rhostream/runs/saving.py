@@ -25,7 +25,7 @@ class Saver:
     def __init__(
         self, attempt: Attempt, objects: Mapping[str, Any], selector: Selector, stream: Loader, keep: int
     ) -> None:
-        self._attempt, self._objects, self._selector, self._stream, self._keep = (
+        self._attempt, self._objects, self._selector, self._stream, self.keep = (
             attempt,
             objects,
             selector,
@@ -91,7 +91,7 @@ class Saver:
             "pass_index": cursor["pass"],
             "buffer": cursor["buffer"],
             "complete": done,
-            "keep": self._keep,
+            "keep": self.keep,
             "selector": self._selector.state_dict(),
         }
 

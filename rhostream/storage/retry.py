@@ -9,7 +9,6 @@ store that says Retry-After is taken at its word. A refused credential ends the 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import logging
@@ -83,7 +82,9 @@ def _final(fault: faults.Fault, shown: str) -> Exception:
 
 def _wait_for(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run on fsspec's loop, where the clients live; what interrupts us cancels it."""
-    import fsspec.asyn  # who reads a disk alone does without: 35 ms of every start
+    import asyncio  # who reads a disk alone does without: 75 ms of every start
+
+    import fsspec.asyn
 
     future = asyncio.run_coroutine_threadsafe(coroutine, fsspec.asyn.get_loop())
     try:
@@ -96,6 +97,8 @@ def _wait_for(coroutine: Coroutine[Any, Any, T]) -> T:
 @contextlib.asynccontextmanager
 async def within(seconds: float, kind: str) -> AsyncIterator[None]:
     """A deadline that is a fault of that kind."""
+    import asyncio
+
     try:
         async with asyncio.timeout(seconds) as deadline:
             yield

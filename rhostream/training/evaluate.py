@@ -18,7 +18,7 @@ from rhostream import storage
 from rhostream.compute.judge import judged
 from rhostream.errors import BudgetError, UsageError, users_code
 from rhostream.own_code import own_function
-from rhostream.runs.book import Evaluation
+from rhostream.runs.step import Evaluation
 from rhostream.samples.fields import Fields
 from rhostream.samples.kind import Kind
 from rhostream.selection.outputs import described
@@ -233,3 +233,17 @@ class OwnEvaluation:
         if not fine:
             raise UsageError(f"{self._what} returned {name} {str(value)[:40]}, expected {expected}")
         return int(number) if name == "samples" else number
+
+
+class Evaluations:
+    """Looks at the test set every so many steps, and at the run's end; `last` is the newest look."""
+
+    def __init__(self, tests: TestSet | OwnEvaluation | None, model: nn.Module, every: int) -> None:
+        self._tests, self._model, self._every = tests, model, every
+        self.last: Evaluation | None = None
+
+    def __call__(self, step: int, done: bool) -> Evaluation | None:
+        if self._tests is None or not (done or (step + 1) % self._every == 0):
+            return None
+        self.last = self._tests.evaluate(self._model)
+        return self.last

@@ -1,6 +1,6 @@
 """Algorithm 1 of the paper, on tar shards: draw n_B, score, keep n_b, step; every decision is logged.
 
-The run does lines 5 to 8 and the ledger (`runs/run.py`); what a loop of one's own does, this one does too.
+The run does lines 5 to 8 and the ledger (`runs/loop.py`); what a loop of one's own does, this one does too.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from rhostream.candidates import to_device
 from rhostream.crashpoints import crash_point
 from rhostream.randomness import torch_seed
-from rhostream.runs.run import Run
+from rhostream.runs.loop import Loop
 from rhostream.selection.gradient import take_step
 from rhostream.selection.selector import Selection
 from rhostream.selection.tokens import TokenShare
+from rhostream.training.augment import KINDS
 from rhostream.training.augment import augment as augmented
 from rhostream.training.optimizers import Average, Schedule
 
@@ -26,13 +27,13 @@ from rhostream.training.optimizers import Average, Schedule
 class Trainer:
     """One attempt at a run, assembled: what the loop needs and nothing that it doesn't."""
 
-    run: Run
+    run: Loop
     model: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     seed: int
     accumulate: int = 1  # forwards that a batch is split into
-    augment: str = "none"  # flips and shifts that go by the step; others are in the batch already
+    augment: str = "none"  # flips and shifts go by the step; what others make is in the batch already
     precision: torch.dtype | None = None  # of the gradient step, None for float32
     compile: bool = False
     clip: float | None = None  # the largest norm of a gradient
@@ -64,7 +65,7 @@ class Trainer:
         x = kept.input
         if x is None:
             x = run.stream.stream.preprocess.example(0).to(run.device)
-        if self.augment != "none" and len(x):
+        if self.augment in KINDS[1:] and len(x):
             assert run.candidates is not None
             part = run.candidates.slice_of(ranks.rank, ranks.size)
             start = 0 if run.selector.ranks.size == ranks.size else part.first

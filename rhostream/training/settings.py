@@ -71,6 +71,11 @@ class Settings(TrainConfig):
         return Options(**{field.name: getattr(self, field.name) for field in fields(Options)})
 
     @property
+    def augment_by_sample(self) -> str:
+        """The augmentation that a stream has; "none" for flips and shifts, whose draws go by the step."""
+        return "none" if self.augment in KINDS else self.augment
+
+    @property
     def own_loss(self) -> LossFunction | None:
         """The loss asked for; None for what the model has by default."""
         return None if self.loss == "cross_entropy" else find_loss(self.loss)

@@ -3,86 +3,43 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
 from rhostream import storage
-from rhostream.candidates import Reason
 from rhostream.config.call import configured
 from rhostream.config.train import TrainConfig
-from rhostream.config.written import arguments_of, written
-from rhostream.errors import BudgetError, UsageError, users_code
-from rhostream.inert import one_line
-from rhostream.models import build, load_initial
-from rhostream.randomness import torch_seed
 from rhostream.runs import turns
 from rhostream.runs.attempt import Attempt
-from rhostream.runs.book import Evaluation
-from rhostream.runs.chain import head, with_segments
-from rhostream.runs.cost import Cost
-from rhostream.runs.doubts import Plan, cheap_choice, doubts_of
-from rhostream.runs.pins import il_account, named_classes
-from rhostream.runs.record import recorded, versions
-from rhostream.runs.run import Run
-from rhostream.samples.geometry import CROP
-from rhostream.samples.kind import Kind
+from rhostream.runs.chain import head
+from rhostream.runs.loop import Loop
+from rhostream.runs.record import recorded
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
-from rhostream.selection.live import LiveIL
-from rhostream.selection.outputs import require_more_than_one
-from rhostream.selection.proxy import Proxy
-from rhostream.selection.ranks import Ranks, own_norms
-from rhostream.selection.selector import Selector
-from rhostream.setting import RECORDED, settings_of
-from rhostream.stream.band import Band, resolve_band
-from rhostream.stream.dataset import CandidateStream, Loader
-from rhostream.stream.join import UniformChoice
-from rhostream.stream.keep_list import keep_list_account
+from rhostream.selection.ranks import Ranks
 from rhostream.stream.label_from import LabelFrom
-from rhostream.stream.open import open_stream
-from rhostream.tables.il import OK, Table, part_url, read_part
-from rhostream.tables.steps import last_evaluation
-from rhostream.training.augment import KINDS
-from rhostream.training.cascade import make_proxy, require_classes, set_macs
+from rhostream.training.before import (
+    UNPINNED,
+    last_step_of,
+    plan_of,
+    record_of,
+    require_quota,
+    require_statistics,
+    set_costs,
+)
+from rhostream.training.cascade import require_classes
 from rhostream.training.changes import CHANGEABLE, Change, in_force
 from rhostream.training.draws import changed_draws
-from rhostream.training.evaluate import OwnEvaluation, TestSet
+from rhostream.training.evaluate import Evaluations, OwnEvaluation, TestSet
 from rhostream.training.hardware import autocast, threads_of
-from rhostream.training.live import load_live, set_live_macs
 from rhostream.training.loop import Trainer
 from rhostream.training.optimizers import Average, make_optimizer, make_schedule
-from rhostream.training.ranks import joined, local_device, require_alike, with_synchronized_norms
+from rhostream.training.parts import count_classes, make_live, make_networks, make_selector, open_at
+from rhostream.training.ranks import joined, local_device, require_alike
 from rhostream.training.settings import Settings
-
-_ASKED = tuple(name for name, says in settings_of(TrainConfig).items() if says.pin == RECORDED)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """How a run ended."""
-
-    run: str
-    steps: int
-    planned: int  # rows in the log
-    reasons: dict[str, int]
-    test_accuracy: float | None  # with --ema of the averaged weights
-    cost: dict[str, Any]
-    test_samples: int = 0  # of which the accuracy is
-    test_left_out: dict[str, int] = field(default_factory=dict)  # test samples that can't be used, by status
-    doubts: list[str] = field(default_factory=list)  # why selection may not pay here, a sentence each
-
-    def __repr__(self) -> str:
-        accuracy = "" if self.test_accuracy is None else f", test accuracy {self.test_accuracy:.4f}"
-        kept = f"{self.reasons.get('kept', 0):,} of {self.planned:,} kept"
-        return (
-            f"<summary of run {one_line(self.run)}: {self.steps:,} steps, {kept}{accuracy}, {len(self.doubts)} doubts>"
-        )
+from rhostream.training.summary import Summary, evaluated_before, summary_of
 
 
 @configured(TrainConfig, "shards", "il", "run")
@@ -158,12 +115,12 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     )
     # One rank's look decides for all what is opened, and what is done together.
     before = ranks.from_first(recorded(run) if ranks.first else None)
-    settings, loader = _open_at(turn, settings, on, ranks, before)
+    settings, loader = open_at(turn, settings, on, ranks, before)
     turn.changing += changing
     stream, info = loader.stream, loader.stream.table.info
-    classes = settings.classes or info.classes or _count_classes(stream.table)
+    classes = settings.classes or info.classes or count_classes(stream.table)
     settings.require_fitting(stream.preprocess)
-    pinned, last_step = settings.pinned(stream, classes, ranks), _last_step(settings, stream)
+    pinned, last_step = settings.pinned(stream, classes, ranks), last_step_of(settings, stream)
     schedule_steps = settings.schedule_steps or last_step
     if settings.schedule != "constant":
         pinned["schedule_steps"] = schedule_steps
@@ -181,16 +138,16 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
             }
         ),
     )
-    _require_quota(settings, stream.table, classes)
-    network, proxy = _networks(settings, loader, classes, on, ranks)
+    require_quota(settings, stream.table, classes)
+    network, proxy = make_networks(settings, loader, classes, on, ranks)
     require_classes(settings.model, network, stream.preprocess, classes)
     if proxy is not None:
         require_classes(settings.proxy_model, proxy.model, stream.preprocess, classes, stream.view)
-    _require_statistics(settings, network, stream.preprocess, ranks)
-    live = _live(settings, loader, on)
-    selector = _selector(settings, network, proxy, live, scoring, ranks)
+    require_statistics(settings, network, stream.preprocess, ranks)
+    live = make_live(settings, loader, on)
+    selector = make_selector(settings, network, proxy, live, scoring, ranks)
     threads = threads_of(settings.threads, settings.workers, before.get("threads"))
-    record = _record(settings, loader, pinned, last_step, threads, on, ranks)
+    record = record_of(settings, loader, pinned, last_step, threads, on, ranks)
     learners = [
         (network, stream.preprocess.example(2)),
         *(
@@ -222,8 +179,8 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     if test_set is not None and not before:
         record["test_set"] = test_set.examine(settings.budget)
     with threads_in_use(threads):
-        _set_costs(attempt.cost, settings, loader, network, proxy, live)
-    if doubts := _plan(settings, stream, last_step, attempt.cost).doubts():
+        set_costs(attempt.cost, settings, loader, network, proxy, live)
+    if doubts := plan_of(settings, stream, last_step, attempt.cost).doubts():
         record["doubts"] = doubts
     optimizer = make_optimizer(settings, network)
     schedule = make_schedule(settings, optimizer, schedule_steps)
@@ -233,11 +190,11 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         state["scheduler"] = schedule
     if average is not None:
         state["ema"] = average.model
-    evaluations = _Evaluations(test_set or own_test, state.get("ema", network), settings.eval_every)
-    managed = Run.assembled(
+    evaluations = Evaluations(test_set or own_test, state.get("ema", network), settings.eval_every)
+    managed = Loop(
         attempt, record, loader, selector, state, last_step, seed=settings.seed,
         commit_every=settings.checkpoint_every, keep_checkpoints=settings.keep_checkpoints, metrics=settings.metrics,
-        changeable=CHANGEABLE, note={name: record["settings"][name] for name in _ASKED}, job="train",
+        changeable=CHANGEABLE, note={name: record["settings"][name] for name in UNPINNED}, job="train",
         evaluate=evaluations, start=turn.start)  # fmt: skip
     trainer = Trainer(
         run=managed,
@@ -246,7 +203,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         schedule=schedule,
         seed=settings.seed,
         accumulate=settings.accumulate,
-        augment=settings.augment if settings.augment in KINDS else "none",
+        augment=settings.augment,
         precision=training,
         compile=settings.compile,
         clip=settings.clip_gradient,
@@ -263,327 +220,12 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
             trainer.loop()
     else:
         turns.require_steps(turn.changing, run, attempt.step)
-    last = evaluations.last or _evaluated_before(attempt)
-    return _summary(settings, attempt, last_step, last, tested, managed.doubt)
-
-
-def _evaluated_before(attempt: Attempt) -> Evaluation | None:
-    """The newest evaluation in the ledger, of a run that an earlier call has brought here. Collective."""
-    newest = None
-    if attempt.ranks.first and (link := head(attempt.url)) is not None:
-        newest = last_evaluation(attempt.url, with_segments(attempt.url, link).steps)
-    newest = attempt.ranks.from_first(newest)
-    if newest is None:
-        return None
-    classes, samples = newest["class_accuracy"], newest["test_samples"]
-    return Evaluation(newest["test_loss"], newest["test_accuracy"], classes, samples)
-
-
-def _summary(
-    settings: Settings,
-    attempt: Attempt,
-    last_step: int,
-    last: Evaluation | None,
-    tested: Mapping[str, int],
-    doubt: str | None,
-) -> Summary:
-    """How it ended; `doubt`: what the run said of its batches at its end, None where an earlier call ended it.
-
-    Raises BudgetError for a run that came to its end and learned from nothing.
-    """
-    counts = dict(attempt.ranks.from_first(attempt.counts))
-    if attempt.step >= last_step:
-        _require_kept(attempt.url, settings.il, counts)
-    left_out = {status: n for status, n in sorted(tested.items()) if status != OK}
-    return Summary(
-        attempt.url,
-        attempt.step,
-        sum(counts.values()),
-        counts,
-        None if last is None else last.accuracy,
-        attempt.cost.as_json(),
-        tested.get(OK, 0) or (last and last.samples) or 0,
-        left_out,
-        attempt.ranks.from_first(doubts_of(attempt.url, doubt) if attempt.ranks.first else None),
-    )
-
-
-def _require_kept(run: str, il: str, counts: Mapping[str, int]) -> None:
-    """Raise BudgetError for a run that ended without one sample to learn from; `counts`: rows of its log by reason."""
-    # Rows without an il were left out because it was asked for; whatever else left nothing over wasn't.
-    if not {Reason.kept.name, Reason.missing_il.name} & {*counts}:
-        raise BudgetError(
-            f"{storage.redact(run)}: no sample of {sum(counts.values()):,} was kept ("
-            + ", ".join(f"{reason} {n:,}" for reason, n in sorted(counts.items()))
-            + f"), so nothing was learned; `rhostream sql {storage.redact(il)} "
-            '"select status, error, count(*) from quarantine group by all"` says why'
-        )
-
-
-def _open_at(
-    turn: turns.Turn, settings: Settings, on: torch.device, ranks: Ranks, before: Mapping[str, Any]
-) -> tuple[Settings, Loader]:
-    """The stream from the turn on. More shards bring a run neither more classes nor other thresholds of its band."""
-    order = turn.plans[-1].names if turn.plans else None
-    more = settings.grow or len(turn.plans) > 1
-    if more and settings.classes is None:
-        settings = replace(settings, classes=(before.get("fingerprints") or {}).get("classes"))
-    loader = _open(settings, on, ranks, before, order)
-    if more and turn.plans and settings.band is not None:
-        band = resolve_band(settings.band, loader.stream.table, settings.seed, names=turn.plans[0].names)
-        loader.stream.prefilters = tuple(band if isinstance(p, Band) else p for p in loader.stream.prefilters)
-    turns.take_up(turn, loader.stream)
-    return settings, loader
-
-
-def _open(
-    settings: Settings, on: torch.device, ranks: Ranks, before: Mapping[str, Any], order: Sequence[str] | None
-) -> Loader:
-    """This rank's slice of the buffers. A run that goes on keeps its lanes, whatever the number of ranks now, and the
-    order of its shards, whatever that of the list, and the size and channels of its images."""
-    then = before.get("settings", {})
-    centred = CROP if "preprocess_image_size" in then else None  # a run of before there were other geometries
-    own = settings.lanes is None and then.get("buffer_size") == settings.buffer_size
-    carried = then["lanes"] if own and isinstance(then.get("lanes"), int) else None
-    loader = open_stream(
-        settings.shards, settings.il, buffer_size=settings.buffer_size, seed=settings.seed, passes=None,
-        workers=settings.workers, image_size=settings.image_size or then.get("preprocess_image_size"),
-        channels=settings.channels or then.get("preprocess_channels"), lanes=settings.lanes, decoder=settings.decoder,
-        resize=settings.resize or then.get("preprocess_resize") or centred,
-        missing_il=settings.missing_il, keep_holdout=settings.keep_holdout, needs_il=settings.found_rule.needs_il,
-        roots=settings.roots, band=settings.band, keep_list=settings.keep_list, view_size=settings.view_size,
-        device=on, classes=settings.classes, rank=ranks.rank, ranks=ranks.size, with_fold=settings.found_rule.live,
-        tokenizer=settings.asked_tokenizer, text_length=settings.text_length, task=settings.found_task,
-        il_tokens=settings.token_share is not None, carried_lanes=carried, order=order,
-        kind=settings.kind, augment="none" if settings.augment in KINDS else settings.augment,
-    )  # fmt: skip
-    schedule, always = settings.options.kept_schedule, settings.found_rule.score is None
-    if always or schedule.has_uniform_steps:
-        together = settings.selection == "global"
-        loader.stream.prefilters += (
-            UniformChoice(settings.own_batch(ranks), settings.seed, None if together else ranks.rank, schedule,
-                          settings.options.quota, always, loader.stream.numbering),)  # fmt: skip
-    return loader
-
-
-def _networks(
-    settings: Settings, loader: Loader, classes: int, on: torch.device, ranks: Ranks
-) -> tuple[nn.Module, Proxy | None]:
-    """The target and, where there is one, the proxy; on every rank with rank 0's weights."""
-    preprocess = loader.stream.preprocess
-    torch.manual_seed(torch_seed(settings.seed, "weights"))
-    if settings.make_model:
-        with users_code("make_model"):
-            network = settings.make_model()
-    else:
-        network = build(settings.model, classes=classes, **preprocess.model_arguments())
-    if settings.init:
-        load_initial(network, settings.init)
-    if not ranks.alone:
-        network, says = with_synchronized_norms(network, on)
-        if says and ranks.first and settings.found_rule.score is not None:
-            warnings.warn(says, stacklevel=5)
-    # Pixels come as NHWC: channels-last needs no transpose and is the faster layout for convolutions.
-    network.to(on).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ranks.copy_from_first(network)
-    if settings.listed is None or settings.listed.kind != "proxy":
-        return network, None
-    proxy = make_proxy(
-        settings.proxy_model,
-        loader.stream.preprocess,
-        loader.stream.view,
-        classes,
-        lr=settings.lr,
-        seed=settings.seed,
-        device=on,
-        synchronized=not ranks.alone,
-        loss=settings.own_loss,
-    )
-    ranks.copy_from_first(proxy.model)
-    return network, proxy
-
-
-def _selector(
-    settings: Settings,
-    network: nn.Module,
-    proxy: Proxy | None,
-    live: LiveIL | None,
-    scoring: torch.dtype | None,
-    ranks: Ranks,
-) -> Selector:
-    """Over all ranks together, or of each for itself."""
-    together, listed = settings.selection == "global", settings.listed
-    return Selector(
-        network,
-        settings.rule,
-        settings.own_batch(ranks),
-        chunk=settings.chunk,
-        loss=settings.own_loss,
-        live=live,
-        **vars(settings.options),
-        batch_norm=settings.batch_norm,
-        loss_cap=settings.loss_cap,
-        seed=settings.seed,
-        autocast=scoring,
-        compile=settings.compile,
-        proxy=proxy,
-        shortlist=listed.factor if listed else None,
-        group=ranks if together else None,
-        rank=None if together else ranks.rank,
-    )
-
-
-def _set_costs(
-    cost: Cost, settings: Settings, loader: Loader, network: nn.Module, proxy: Proxy | None, live: LiveIL | None
-) -> None:
-    """Enter what a sample costs at each stage, and what was spent before the run."""
-    stream = loader.stream
-    set_macs(cost, settings.model, network, proxy, settings.listed, stream.preprocess, stream.view)
-    if live is not None:
-        set_live_macs(cost, live, stream.preprocess, stream.view)
-    cost.il = il_account(loader) if settings.uses_il else {}
-    cost.keep_list = {} if settings.keep_list is None else keep_list_account(settings.keep_list)
-
-
-def _plan(settings: Settings, stream: CandidateStream, last_step: int, cost: Cost) -> Plan:
-    """What is known of the run before its first step, for what is doubtful about it."""
-    listed, scores = settings.listed, settings.found_rule.score is not None
-    proxied = listed is not None and listed.kind == "proxy"
-    factor = None if listed is None else listed.factor
-    n_B, n_b = settings.buffer_size, settings.batch_size
-    return Plan.of(
-        stream,
-        n_b,
-        last_step,
-        scores=scores,
-        il_units=cost.il_units,
-        run_units=cost.planned_units(last_step, n_B, n_b, scores=scores, shortlist=factor, proxy=proxied),
-        cheap=cheap_choice(stream, proxied and f"the proxy {settings.proxy_model}", factor),
-    )
-
-
-def _require_statistics(settings: Settings, network: nn.Module, seen: Kind, ranks: Ranks) -> None:
-    """Raise UsageError for batch norm that would have to learn from one sample in a forward."""
-    if not own_norms(network):
-        return
-    sizes = settings.options.kept_schedule.sizes(settings.batch_size, settings.buffer_size)
-    least = -(-(min(sizes) // ranks.size) // settings.accumulate)  # in a forward of the rank that has the fewest
-    if least <= 1:
-        asked = (
-            f"--batch-size {settings.batch_size}"
-            + (f" over {ranks.size} ranks" if ranks.size > 1 else "")
-            + (f" in --accumulate {settings.accumulate} pieces" if settings.accumulate > 1 else "")
-        )
-        require_more_than_one(network, seen.example().to(next(network.parameters()).device), asked)
-
-
-def _live(settings: Settings, loader: Loader, on: torch.device) -> LiveIL | None:
-    """The IL model that learns along, where the rule has one."""
-    stream, made = loader.stream, loader.stream.table.info.ingredients.get("loss", "cross_entropy")
-    own = "next_token" if not stream.preprocess.needs_label else settings.loss
-    if settings.found_rule.needs_il and made != own:
-        warnings.warn(
-            f"the il of {storage.redact(stream.table.url)} is {made}, and the run's loss is {own}: the "
-            f"rule {settings.rule} compares two different losses",
-            stacklevel=5,
-        )
-    if not settings.found_rule.live:
-        return None
-    return load_live(
-        stream.table,
-        settings.il_model,
-        stream.preprocess,
-        on,
-        lr=settings.lr * settings.il_lr_scale,
-        view=stream.view,
-        code=settings.il_code,
-    )
-
-
-def _require_quota(settings: Settings, table: Table, classes: int) -> None:
-    """Raise UsageError for a class quota that these shards can't meet."""
-    quota = settings.options.quota
-    if quota is None:
-        return
-    settings.check_quota(classes)
-    if quota.kind == "balanced":
-        found = np.zeros(classes, np.int64)
-        for name in table.names:
-            part = read_part(part_url(table.url, name))
-            own = part.label[part.usable & (settings.keep_holdout | ~part.in_holdout)].astype(np.int64)
-            found += np.bincount(own[(own >= 0) & (own < classes)], minlength=classes)
-        if (empty := np.flatnonzero(found == 0)).size:
-            raise UsageError(
-                f"--class-quota balanced: class {int(empty[0])} of {classes} has no usable sample in "
-                "these shards, so no batch can be balanced; say how many there are with --classes, or "
-                "give a share"
-            )
-
-
-def _record(
-    settings: Settings,
-    loader: Loader,
-    pinned: dict[str, Any],
-    last_step: int,
-    threads: int,
-    on: torch.device,
-    ranks: Ranks,
-) -> dict[str, Any]:
-    """What run.json says beside the fingerprints."""
-    stream, table = loader.stream, loader.stream.table
-    return {
-        "settings": {
-            **pinned,
-            **{name: getattr(settings, name) for name in (*_ASKED, "selection")},
-            "last_step": last_step,
-            "keep_list": settings.keep_list and storage.redact(storage.resolve(settings.keep_list)),
-            "prefilters": [repr(p) for p in stream.prefilters if isinstance(p, Band)],
-        },
-        "config": written(settings),
-        "arguments": arguments_of(settings),
-        "il": storage.redact(storage.resolve(settings.il)),
-        "shards": list(table.names),
-        "roots": {k: storage.redact(root) for k, root in {**table.info.roots, **(settings.roots or {})}.items()},
-        # Without user and query: a presigned URL is a secret, and one of yesterday opens nothing.
-        "shard_urls": [storage.redact(url) for url in table.shards],
-        "il_model": il_account(loader),
-        "device": str(on),
-        "ranks": ranks.size,
-        "left_out_shards": len(table.missing),
-        "threads": threads,
-        "chunk": settings.chunk,
-        "precision": settings.precision,
-        "versions": versions(),
-        "samples": int(table.counts.sum()),
-        "buffers_per_pass": stream.buffers_per_pass,
-        **named_classes(table),
-    }
+    last = evaluations.last or evaluated_before(attempt)
+    return summary_of(settings, attempt, last_step, last, tested, managed.doubt)
 
 
 def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
-
-
-def _last_step(settings: Settings, stream: CandidateStream) -> int:
-    """Where the run ends: after `steps` or `passes`, whichever comes first; after one pass when neither is given."""
-    passes = settings.passes or (None if settings.steps else 1)
-    end = turns.last_step(stream, passes, settings.steps)
-    assert end is not None
-    return end
-
-
-class _Evaluations:
-    """Looks at the test set every so many steps, and at the run's end; `last` is the newest look."""
-
-    def __init__(self, tests: TestSet | OwnEvaluation | None, model: nn.Module, every: int) -> None:
-        self._tests, self._model, self._every = tests, model, every
-        self.last: Evaluation | None = None
-
-    def __call__(self, step: int, done: bool) -> Evaluation | None:
-        if self._tests is None or not (done or (step + 1) % self._every == 0):
-            return None
-        self.last = self._tests.evaluate(self._model)
-        return self.last
 
 
 def _set_rates(settings: Settings, trainer: Trainer, changes: list[Change], changing: list[Change]) -> None:
@@ -598,10 +240,3 @@ def _set_rates(settings: Settings, trainer: Trainer, changes: list[Change], chan
         for optimizer, rate in rates:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-
-
-def _count_classes(table: Table) -> int:
-    largest = max(int(read_part(part_url(table.url, name)).label.max(initial=-1)) for name in table.names)
-    if largest < 0:
-        raise UsageError("no label in any shard; give --classes")
-    return largest + 1

@@ -1,0 +1,89 @@
+"""Settings of `train`: what is written, and where a run turns on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rhostream.setting import (
+    ASKED,
+    RECORDED,
+    RECORDS,
+    setting,
+)
+
+TESTS = "the test set is for reporting only"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordSettings:
+    """What a run leaves behind, and what it changes while it goes on."""
+
+    eval_every: int = setting(100, help="Steps between evaluations.", heading=RECORDS, pin=RECORDED, free=TESTS)
+    evaluate: str | None = setting(
+        None,
+        help="Your module:function(model), in place of test shards: gives accuracy, loss and samples.",
+        heading=RECORDS,
+        metavar="NAME",
+        imports=True,
+        pin=ASKED,
+        fixed="a curve is of one evaluation",
+    )
+    smoothing: int = setting(
+        5, help="Evaluations that reports average.", heading=RECORDS, pin=RECORDED, free="it is for reports only"
+    )
+    checkpoint_every: int = setting(
+        500,
+        help="Steps between checkpoints.",
+        heading=RECORDS,
+        pin=RECORDED,
+        free="a checkpoint changes nothing of what comes after it",
+    )
+    keep_checkpoints: int = setting(
+        2, help="How many checkpoints stay.", heading=RECORDS, free="a checkpoint changes nothing of what comes after"
+    )
+    change: Mapping[str, Any] | str | Iterable[str] | None = setting(
+        None,
+        help="Of a run that goes on: another lr, weight_decay, accumulate, augment, chunk, precision, ... from "
+        "its newest checkpoint on; recorded, and said by status and report.",
+        heading=RECORDS,
+        metavar="NAME=VALUE...",
+        kept=False,
+        free="every change is recorded by itself",
+    )
+    from_step: int | None = setting(
+        None,
+        help="Go back to the commit of this step, whose state must still be kept, in a new attempt.",
+        heading=RECORDS,
+        metavar="S",
+        kept=False,
+        free="it is recorded as a change",
+    )
+    skip_buffers: str | None = setting(
+        None,
+        help="Pass over buffers A to B - 1 (counted from 0, as steps are), on which nothing was trained yet: "
+        "after a loss spike, with --from-step.",
+        heading=RECORDS,
+        metavar="A:B",
+        kept=False,
+        free="it is recorded as a change",
+    )
+    grow: bool = setting(
+        False,
+        help="At the end of a pass: go on with this list of shards, which has those of before and more.",
+        heading=RECORDS,
+        kept=False,
+        free="it is recorded as a change",
+    )
+    take_over: bool = setting(
+        False,
+        help="Go on from the newest commit though another process of this machine is at the run, whose steps since "
+        "then are lost.",
+        heading=RECORDS,
+        kept=False,
+        free="who runs it changes nothing",
+    )
+    tensorboard: bool = setting(
+        False, help="Also write TensorBoard events below the run.", heading=RECORDS, free="who looks on changes nothing"
+    )
