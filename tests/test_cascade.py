@@ -25,7 +25,7 @@ from rhostream.selection.gradient import step_if_finite
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.selector import Selector
 from rhostream.stream.band import Band, resolve_band
-from rhostream.stream.dataset import ahead
+from rhostream.stream.copying import ahead
 from rhostream.tables import il, selections
 from rhostream.training import hardware
 from tests.support.logs import same

@@ -16,8 +16,8 @@ import torch
 import rhostream
 from rhostream.candidates import Candidates
 from rhostream.errors import MismatchError, UsageError
-from rhostream.stream import dataset
-from rhostream.stream.dataset import Loader
+from rhostream.stream.copying import ahead
+from rhostream.stream.loader import Loader
 from rhostream.stream.plan import Plan, choose_lanes
 from tests.support import ranks
 from tests.support.shards import make_shards
@@ -155,7 +155,7 @@ def test_buffers_copied_ahead_are_no_part_of_the_state(data: Path, monkeypatch: 
         start = finish = staticmethod(lambda candidates: candidates)
 
     buffers = Loader._buffers
-    monkeypatch.setattr(Loader, "_buffers", lambda self, messages: dataset.ahead(buffers(self, messages), Ahead()))
+    monkeypatch.setattr(Loader, "_buffers", lambda self, messages: ahead(buffers(self, messages), Ahead()))
     expected = [planned(c) for c in two_passes(data)]
     states = []
     for _ in (stream := two_passes(data)):

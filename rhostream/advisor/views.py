@@ -28,7 +28,7 @@ from rhostream.randomness import torch_seed
 from rhostream.selection.hardware import bf16_supported
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.selector import Selector
-from rhostream.stream.dataset import Loader
+from rhostream.stream.loader import Loader
 from rhostream.stream.open import open_stream
 from rhostream.tables import il as il_table
 

@@ -19,7 +19,7 @@ from rhostream.runs.book import Book, Clock
 from rhostream.runs.measure import measure
 from rhostream.runs.step import Evaluation, Step, totals_of
 from rhostream.selection.selector import Selection, Selector
-from rhostream.stream.dataset import Loader
+from rhostream.stream.loader import Loader
 
 Evaluate = Callable[[int, bool], Evaluation | None]  # of (step, whether it is the run's last)
 

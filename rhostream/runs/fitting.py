@@ -5,8 +5,8 @@ from __future__ import annotations
 from rhostream.errors import UsageError
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import GRADIENTS, Selector
-from rhostream.stream.dataset import Loader
 from rhostream.stream.join import UniformChoice
+from rhostream.stream.loader import Loader
 
 
 def require_ranks(stream: Loader, selector: Selector, ranks: Ranks, gradients: str | None) -> None:

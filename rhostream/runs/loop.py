@@ -31,7 +31,7 @@ from rhostream.runs.saving import Saver
 from rhostream.runs.step import Evaluation
 from rhostream.selection.selector import Selection, Selector
 from rhostream.signals import StopRequest
-from rhostream.stream.dataset import Loader
+from rhostream.stream.loader import Loader
 from rhostream.stream.progress import StepProgress
 
 LOG = logging.getLogger("rhostream")

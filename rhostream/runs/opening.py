@@ -18,7 +18,7 @@ from rhostream.runs.link import Link, Place, place_of
 from rhostream.runs.record import recorded
 from rhostream.runs.saving import Saver
 from rhostream.selection.selector import Selector
-from rhostream.stream.dataset import Loader
+from rhostream.stream.loader import Loader
 
 LOG = logging.getLogger("rhostream")
 STATE_VERSION = 1

@@ -22,8 +22,8 @@ from rhostream.randomness import DRAWS
 from rhostream.runs.doubts import Plan, cheap_choice
 from rhostream.runs.record import versions
 from rhostream.selection.selector import Selector
-from rhostream.stream.dataset import Loader
 from rhostream.stream.join import UniformChoice
+from rhostream.stream.loader import Loader
 from rhostream.stream.passing import PassOver
 from rhostream.tables.il import Table, fingerprint
 

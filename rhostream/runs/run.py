@@ -27,7 +27,7 @@ from rhostream.runs.loop import Loop
 from rhostream.runs.pins import il_account, pins_of, plain_config, record_of
 from rhostream.selection.ranks import default_ranks
 from rhostream.selection.selector import Selector
-from rhostream.stream.dataset import Loader
+from rhostream.stream.loader import Loader
 
 _ABSENT_SECONDS = 30.0  # how long a collective call waits for the ranks that don't make it
 

@@ -15,7 +15,7 @@ from rhostream.runs.link import Link
 from rhostream.runs.tensors import read_files
 from rhostream.selection.gradient import require_finite
 from rhostream.selection.selector import Selector
-from rhostream.stream.dataset import Loader
+from rhostream.stream.loader import Loader
 
 
 class Saver:

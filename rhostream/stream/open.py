@@ -18,9 +18,10 @@ from rhostream.randomness import generator
 from rhostream.samples import registry
 from rhostream.samples.kind import Kind, Wanted
 from rhostream.stream.band import resolve_band
-from rhostream.stream.dataset import CandidateStream, Loader
+from rhostream.stream.dataset import CandidateStream
 from rhostream.stream.join import JoinSettings, Prefilter
 from rhostream.stream.keep_list import read_keep_list
+from rhostream.stream.loader import Loader
 from rhostream.stream.look import SAMPLES, SHARDS
 from rhostream.stream.plan import few_lanes
 from rhostream.tables import il as il_table
@@ -151,9 +152,7 @@ def open_stream(
         and (says := few_lanes(buffer_size, stream.lanes, len(table.names)))
     ):
         LOG.warning("warning: %s", says)
-    loader = stream.loader(workers, device=torch.device(device))
-    loader.augment_by(augment)
-    return loader
+    return Loader(stream, workers, device=torch.device(device), augment=augment)
 
 
 def _place(rank: int | None, ranks: int | None) -> tuple[int, int]:

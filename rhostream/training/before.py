@@ -24,8 +24,9 @@ from rhostream.selection.proxy import Proxy
 from rhostream.selection.ranks import Ranks, own_norms
 from rhostream.setting import RECORDED, settings_of
 from rhostream.stream.band import Band
-from rhostream.stream.dataset import CandidateStream, Loader
+from rhostream.stream.dataset import CandidateStream
 from rhostream.stream.keep_list import keep_list_account
+from rhostream.stream.loader import Loader
 from rhostream.tables.il import Table, part_url, read_part
 from rhostream.training.cascade import set_macs
 from rhostream.training.live import set_live_macs

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 import rhostream
 from rhostream.models import build
+from rhostream.stream.loader import Loader
 from tests.support import ranks
 from tests.support.logs import same
 
@@ -28,7 +29,8 @@ def buffers(rank: int, shards: str, il: str) -> list[list[str]]:
 
     found = []
     for context, workers in ((None, 0), ("fork", 2), ("forkserver", 2), ("spawn", 1)):
-        loader = rhostream.open_stream(shards, il=il, buffer_size=40, seed=3).stream.loader(workers, context)
+        stream = rhostream.open_stream(shards, il=il, buffer_size=40, seed=3).stream
+        loader = Loader(stream, workers, context)
         told = []
         for _ in range(2):
             for candidates in loader:
