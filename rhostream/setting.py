@@ -98,9 +98,17 @@ def takes_several(kinds: tuple[str, ...]) -> bool:
     return any(kind.startswith(("Iterable", "Sequence")) for kind in kinds)
 
 
+# Settings that are gone (docs/decisions/039): the one value that is left, and what to do instead of another.
+GONE: dict[str, tuple[Any, str]] = {
+    "selection": ("global", "all ranks choose together, from the whole buffer, as global did: leave it out")
+}
+
+
 def require_known(name: str, names: Iterable[str], what: str) -> None:
-    """Raise UnknownNameError for a setting that isn't there, with a guess."""
+    """Raise UnknownNameError for a setting that isn't there, with a guess or, of one that is gone, what to do."""
     if name not in (names := list(names)):
+        if name in GONE:
+            raise UnknownNameError(f"{what} has no setting {name!r} any more: {GONE[name][1]}")
         near = difflib.get_close_matches(name.replace("-", "_"), names, n=1)
         raise UnknownNameError(f"{what} has no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 

@@ -164,14 +164,6 @@ def test_the_proxy_learns_from_what_is_kept() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, twin.parameters(), strict=True))
 
 
-def test_missing_il_keeps_its_fair_share_through_the_shortlist() -> None:
-    il_B = buffer().il.clone()
-    il_B[::2] = math.nan
-    models = [build("mlp-64", image_size=16, channels=1, classes=4) for _ in range(2)]
-    selection = Selector(models[0], "rho", 4, shortlist=3, proxy=Proxy(models[1]))(buffer(il=il_B))
-    assert sum(r % 2 == 0 for r in selection.rows.tolist()) == 2 and len(selection) == 4 and selection.scored == 12
-
-
 def test_a_run_with_a_proxy_continued_in_pieces_and_killed_equals_one_in_one_go(
     world: Path, tmp_path: Path, trained: Callable[..., Path]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,12 @@ from click.testing import CliRunner
 
 import rhostream
 from rhostream import config as configs
+from rhostream.audit.alike import setting_of
+from rhostream.audit.facts import gather_all
+from rhostream.audit.report import write_report
 from rhostream.audit.runs import read_record
+from rhostream.audit.status import status_of
+from rhostream.audit.verify import verify
 from rhostream.cli import cli
 from rhostream.config import ComputeILConfig, FitILConfig, IndexConfig, TrainConfig
 from rhostream.config.files import MAX_BYTES, VERSION, read_config
@@ -27,6 +33,7 @@ from rhostream.config.page import page
 from rhostream.config.written import written
 from rhostream.errors import MismatchError, UnknownNameError, UsageError
 from rhostream.setting import ALWAYS, ASKED, RECORDED, RESOLVED, defaults_of, settings_of
+from tests.support.older import begun_with
 from tests.support.process import run as command
 from tests.support.scoring import scored
 from tests.support.small_run import go
@@ -62,7 +69,7 @@ def test_what_a_field_says_of_pins_is_what_run_json_holds(world: Path, tmp_path:
         elif field.pin == RECORDED:
             assert name in record["settings"] and name not in pins, name
     known = {pin for name, field in says.items() for pin in (field.pinned_as or (name,))}
-    assert {pin for pin in pins if not pin.startswith("preprocess_")} - known == {"draws"}
+    assert {pin for pin in pins if not pin.startswith("preprocess_")} - known == {"draws", "selection"}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.verb)
@@ -76,7 +83,7 @@ def test_a_config_is_frozen_and_keyword_only_and_every_field_explains_itself(con
 
 
 # docs/decisions/039
-GONE = {"fit-il": {"--checkpoints", "--temperature"}, "compute-il": {"--il-dtype"}}
+GONE = {"fit-il": {"--checkpoints", "--temperature"}, "compute-il": {"--il-dtype"}, "train": {"--selection"}}
 
 
 def test_every_option_of_before_is_there_under_its_name_but_those_that_a_decision_ended() -> None:
@@ -377,6 +384,46 @@ def test_a_run_begun_with_a_setting_that_is_gone_is_refused_naming_it(world: Pat
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     with pytest.raises(MismatchError, match="sharpness 3, a setting that this version doesn't have"):
         go(world, tmp_path / "run", 4)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "pinned", "instead"),
+    [
+        ("selection", "rank", "each of 2 ranks", "leave it out"),
+        ("missing_il", "uniform", "uniform", "'?error'?, '?skip'?"),
+    ],
+)
+def test_an_option_that_is_gone_is_refused_and_a_run_that_was_begun_with_it_is_read_proved_and_reported(
+    world: Path, tmp_path: Path, option: str, value: str, pinned: str, instead: str
+) -> None:
+    run, typed = tmp_path / "run", f"--{option.replace('_', '-')}"
+
+    def stopped(row: dict[str, Any]) -> None:
+        if row["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(world, run, 6, checkpoint_every=2, metrics=stopped)
+    begun_with(run, option, value, pinned)
+    with rhostream.open_ledger(str(run)) as ledger:
+        assert ledger.sql("SELECT count(*) FILTER (kept) FROM selections WHERE step >= 0")[0].to_pylist() == [16]
+    assert verify(str(run))["problems"] == []
+    (facts,) = gather_all({"r": str(run)}, None).values()
+    assert setting_of(facts.folder)[option] == pinned
+    assert Path(write_report(str(run), str(tmp_path / "report.html"))).exists()
+    assert f"{option} '{pinned}', which this version doesn't have" in status_of(str(run))["next"]
+    with pytest.raises(MismatchError, match=f"{option} '{pinned}', a setting that this version doesn't have"):
+        go(world, run, 4)
+    with pytest.raises(UnknownNameError, match=instead):
+        go(world, run, 4, **{option: value})
+    for asked in ((typed, value, "--shards", "s", "--il", "i", "--run", "r"), ("--config", run / "run.json")):
+        _, says = command("train", *asked, code=2)
+        assert re.search(instead, says) and option in says.replace("-", "_")
+
+
+def test_a_setting_that_is_gone_may_stand_in_a_file_where_it_says_what_holds_anyway(tmp_path: Path) -> None:
+    (path := tmp_path / "c.json").write_text(json.dumps({"lr": 0.5, "selection": "global"}))
+    assert read_config(str(path), TrainConfig) == {"lr": 0.5}
 
 
 def test_a_pinned_field_that_an_old_run_does_not_state_was_at_its_default(world: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,10 +15,9 @@ from hypothesis import strategies as st
 import rhostream
 from rhostream.candidates import CANDIDATE, Reason
 from rhostream.models import build
-from rhostream.selection.choice import by_chance
 from rhostream.selection.quota import ClassQuota
 from rhostream.selection.selector import Selector
-from rhostream.selection.uniform import Draws, uniform_rows
+from rhostream.selection.uniform import uniform_rows
 from rhostream.stream.band import Band
 from rhostream.stream.join import UniformChoice
 from rhostream.stream.plan import Rows
@@ -81,8 +79,7 @@ def test_uniform_keeps_the_same_in_the_trainer_in_a_loop_of_ones_own_and_in_the_
 
 
 @pytest.mark.parametrize("quota", [None, ClassQuota("share", 0.3), ClassQuota("balanced")])
-@pytest.mark.parametrize("rank", [None, 1])
-def test_the_choice_before_decoding_is_the_choice_after_it(quota: ClassQuota | None, rank: int | None) -> None:
+def test_the_choice_before_decoding_is_the_choice_after_it(quota: ClassQuota | None) -> None:
     for seed in range(5):
         candidates = buffer(seed=seed)
         candidates.reason[seed::7] = Reason.quarantined
@@ -95,9 +92,9 @@ def test_the_choice_before_decoding_is_the_choice_after_it(quota: ClassQuota | N
                 "rows": Rows(candidates.shard, candidates.ordinal),
             },
         )()
-        UniformChoice(8, seed=5, rank=rank, quota=quota)(joined, candidates.pass_index, candidates.index)
+        UniformChoice(8, seed=5, quota=quota)(joined, candidates.pass_index, candidates.index)
         selector = Selector(
-            network(), "uniform", 8, seed=5, rank=rank, class_quota=None if quota is None else quota.value or quota.kind
+            network(), "uniform", 8, seed=5, class_quota=None if quota is None else quota.value or quota.kind
         )
         assert selector(candidates).rows.tolist() == np.flatnonzero(joined.reason == CANDIDATE).tolist()
 
@@ -113,30 +110,6 @@ def test_who_is_left_out_before_changes_nothing_of_the_order_of_the_others(
     rank = {int(row): k for k, rows in reversed(list(enumerate(order))) for row in rows}
     kept = place[uniform_rows(place, label[place], n, **words)]
     assert kept.tolist() == sorted(sorted(place.tolist(), key=lambda row: rank[row])[:n])
-
-
-# -- rows without an il ------------------------------------------------------------------------------------------------
-
-
-def test_rows_without_an_il_are_kept_as_often_as_chance_has_it_wherever_they_stand() -> None:
-    """20 of 200 without an il, 20 kept: each has one chance in ten, and so on average two of them are kept."""
-    rounds, missing = 3_000, np.arange(5, 200, 10)
-    times = np.zeros(200)
-    for index in range(rounds):
-        draws = Draws(seed=1, step=index, pass_index=0, index=index, planned=200)
-        times[by_chance(missing, 200, 20, draws.among_missing("batch"))] += 1
-    error = math.sqrt(0.1 * 0.9 / rounds)
-    assert np.abs(times[missing] / rounds - 0.1).max() < 4.5 * error and times.sum() == times[missing].sum()
-
-
-def test_a_share_of_less_than_one_row_is_kept_now_and_then() -> None:
-    """One of 40 without an il, 8 kept: one buffer in five."""
-    kept, selector = 0, Selector(network(), "rho", 8)
-    for seed in range(300):
-        candidates = buffer(seed=seed)
-        candidates.il[17] = math.nan
-        kept += bool(selector(candidates).kept[17])
-    assert abs(kept / 300 - 0.2) < 4 * math.sqrt(0.2 * 0.8 / 300)
 
 
 # -- the shadow is nobody's options ------------------------------------------------------------------------------------

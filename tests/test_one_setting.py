@@ -17,7 +17,6 @@ from rhostream.audit.compare import EVERYTHING, UNIFORM, baseline_of, grouped, n
 from rhostream.audit.facts import RunFacts, gather_all
 from rhostream.audit.report import write_report
 from rhostream.selection.options import Options
-from rhostream.selection.ranks import Ranks
 from rhostream.training.settings import Settings
 from rhostream.training.start import train
 from tests.support.audit_fixtures import World, make_rows, make_run, make_world
@@ -51,7 +50,7 @@ def pins(world: Path) -> dict[str, Any]:
     given |= {"shards": str(world / "shards"), "il": str(world / "il"), "run": "unused", "model": "mlp-64"}
     loader = rhostream.open_stream(given["shards"], given["il"], buffer_size=320)
     settings = Settings(**{k: v for k, v in given.items() if k in {f.name for f in fields(Settings)}})
-    pinned: dict[str, Any] = json.loads(json.dumps(settings.pinned(loader.stream, 4, Ranks()), default=str))
+    pinned: dict[str, Any] = json.loads(json.dumps(settings.pinned(loader.stream, 4), default=str))
     return pinned
 
 

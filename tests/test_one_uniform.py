@@ -1,14 +1,12 @@
-"""Uniform steps and draws of ranks that choose alone: the same in `train` as in a loop of one's own."""
+"""Uniform steps: the same in `train`, on one rank or two, as in a loop of one's own."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,7 +16,6 @@ from rhostream.models import build
 from rhostream.selection.selector import Selector
 from tests.support.older import divide_logits
 from tests.support.ranks import together, train
-from tests.support.scoring import buffer
 
 Kept = dict[int, list[tuple[str, int]]]
 
@@ -36,11 +33,9 @@ def kept_by_train(run: Path) -> Kept:
     return found
 
 
-def kept_by_a_loop(world: Path, steps: int, selector: Selector, seed: int, rank: int = 0, ranks: int = 1) -> Kept:
+def kept_by_a_loop(world: Path, steps: int, selector: Selector, seed: int) -> Kept:
     stream, kept = (
-        rhostream.open_stream(
-            [str(world / "shards")], str(world / "il"), buffer_size=40, seed=seed, lanes=40, rank=rank, ranks=ranks
-        ),
+        rhostream.open_stream([str(world / "shards")], str(world / "il"), buffer_size=40, seed=seed, lanes=40),
         Kept(),
     )
     for step, candidates in zip(range(steps), stream, strict=False):
@@ -69,7 +64,7 @@ def test_uniform_steps_keep_the_same_in_the_trainer_and_in_a_loop_of_ones_own(
     assert all(run[step] for step in uniform)
 
 
-def test_ranks_that_choose_alone_keep_what_selectors_of_their_rank_keep(world: Path, tmp_path: Path) -> None:
+def test_uniform_ranks_keep_together_what_one_selector_keeps(world: Path, tmp_path: Path) -> None:
     asked = {
         "shards": [str(world / "shards")],
         "il": str(world / "il"),
@@ -81,33 +76,8 @@ def test_ranks_that_choose_alone_keep_what_selectors_of_their_rank_keep(world: P
         "steps": 4,
         "rule": "uniform",
     }
-    together(
-        tmp_path / "ranks",
-        train,
-        2,
-        [{**asked, "run": str(tmp_path / "each"), "selection": "rank"}, {**asked, "run": str(tmp_path / "whole")}],
-    )
-    own = [
-        kept_by_a_loop(world, 4, Selector(network(), "uniform", 4, seed=5, rank=rank), 5, rank, 2) for rank in range(2)
-    ]
-    assert kept_by_train(tmp_path / "each") == {step: sorted(own[0][step] + own[1][step]) for step in range(4)}
+    together(tmp_path / "ranks", train, 2, [{**asked, "run": str(tmp_path / "whole")}])
     assert kept_by_train(tmp_path / "whole") == kept_by_a_loop(world, 4, Selector(network(), "uniform", 8, seed=5), 5)
-
-
-@pytest.mark.parametrize(
-    "how",
-    [{"rule": "rho", "gumbel": 50.0}, {"rule": "grad_norm_is"}, {"rule": "uniform"}, {"rule": "rho", "missing": True}],
-)
-def test_ranks_that_choose_alone_draw_apart(how: dict[str, Any]) -> None:
-    """The same rows in the slices of two ranks: with one noise for both they would be kept at the same places."""
-    missing = how.pop("missing", False)
-    candidates, model, apart = buffer(seed=3), network(), []
-    if missing:
-        candidates.il[:] = math.nan
-    for rank in (0, 1):
-        candidates.reason[:] = buffer().reason
-        apart.append(Selector(model, batch_size=8, seed=1, rank=rank, **how)(candidates, 0).kept.copy())
-    assert not np.array_equal(*apart)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "reducr": {"clip": True, "deduplicate": 0.9, "class_quota": "reducr", "warm_up": 2, "ratio": "0:0.2,6:0.1"},
     "live": {"rule": "rho_updated", "il_lr_scale": 0.5},
     "quota": {"rule": "uniform", "class_quota": "balanced"},
-    "by-chance": {"missing_il": "uniform", "il": "half"},
     "keep-list": {"keep_list": "list.csv"},
 }
 
@@ -72,31 +71,23 @@ def settings(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 @pytest.fixture(scope="module")
 def runs(settings: dict[str, Any]) -> Path:
-    """Every kind of run, as one rank and as two (`one-KIND`, `two-KIND`), and `each`: two ranks that choose alone."""
+    """Every kind of run, as one rank and as two (`one-KIND`, `two-KIND`)."""
     folder = Path(settings["run"]).parent
     table = open_table(settings["il"], storage.expand(settings["shards"]))
     half = [f"{name},{at}\n" for name, n in zip(table.names, table.counts, strict=True) for at in range(0, n, 2)]
     (folder / "list.csv").write_text("shard,ordinal\n" + "".join(half))
     KINDS["keep-list"]["keep_list"] = str(folder / "list.csv")
-    KINDS["by-chance"]["il"] = str(without_il(Path(settings["il"]), folder / "half", {0, 3}))
     one, two = (
         [{**settings, **kind, "run": str(folder / f"{name}-{key}")} for key, kind in KINDS.items()]
         for name in ("one", "two")
     )
-    each = {**settings, "selection": "rank", "steps": 5}
     ranks.together(folder, ranks.train, 1, one)
     drawn = {**settings, "rule": "bald", "model": "tests.support.tiny:dropping", "mc_draws": 2, "steps": 3}
     ranks.together(
         folder,
         ranks.train,
         2,
-        [
-            *two,
-            {**each, "run": str(folder / "each")},
-            {**drawn, "run": str(folder / "drawn")},
-            {**each, "run": str(folder / "each-importance"), "rule": "grad_norm_is"},
-            {**each, "run": str(folder / "each-uniform"), "rule": "uniform"},
-        ],
+        [*two, {**drawn, "run": str(folder / "drawn")}],
     )
     return folder
 
@@ -123,6 +114,13 @@ def test_two_ranks_keep_what_one_keeps(runs: Path, kind: str) -> None:
         np.testing.assert_allclose(*(np.array(t[column].to_pylist(), float) for t in tables), atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["plain", "uniform"])
+def test_the_effective_classes_of_a_step_are_those_of_the_batch_that_both_ranks_made(runs: Path, kind: str) -> None:
+    with rhostream.open_ledger(str(runs / f"two-{kind}")) as ledger:
+        known = ledger.sql("SELECT effective_classes FROM steps ORDER BY step")[0].to_pylist()
+        assert known == pytest.approx(ledger.sql(FROM_THE_LOG)["effective"].to_pylist(), rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["importance", "gumbel"])
 def test_two_ranks_shadow_what_one_shadows(runs: Path, kind: str) -> None:
     found = []
@@ -141,29 +139,6 @@ def test_ranks_draw_dropout_of_their_own_and_make_one_choice(runs: Path) -> None
         scores = sorted(score for _, score, _ in rows.values())
         assert sorted(score for kept, score, _ in rows.values() if kept) == scores[-8:]
         assert len(scores) == 40 and len(set(scores)) > 36  # of two draws some pairs can be equal to the last bit
-
-
-def test_ranks_that_sample_alone_weigh_by_their_own_candidates(runs: Path) -> None:
-    latest = checkpoint.latest(str(runs / "each-importance"))
-    for rank in range(2):
-        mine = [s for s in latest.log if f"/rank={rank}/" in s["path"]]
-        rows = rhostream.tables.selections.read(str(runs / "each-importance"), mine).to_pylist()
-        for step in range(5):
-            own = [r for r in rows if r["step"] == step]
-            total = sum(r["score"] for r in own)
-            draws = [r["weight"] * len(own) * r["score"] / total for r in own if r["kept"]]
-            assert len(own) == 20 and sum(draws) == pytest.approx(4, abs=1e-3)
-
-
-def test_ranks_that_choose_alone_can_not_share_what_a_rule_learns(settings: dict[str, Any], tmp_path: Path) -> None:
-    options = {**settings, "run": str(tmp_path / "run"), "selection": "rank"}
-    for more, named in (
-        ({"class_quota": "reducr"}, "--class-quota reducr"),
-        ({"rule": "rho_updated"}, "rho_updated"),
-        ({"rule": "grad_norm_is", "tau": True}, "--tau"),
-    ):
-        for one in ranks.start(tmp_path, ranks.train, 2, [{**options, **more}]).join():
-            assert one["exit"] == 2 and named in one["error"] and "--selection global" in one["error"]
 
 
 # -- the gradient ---
@@ -331,20 +306,3 @@ def test_half_a_launcher_is_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=says):
         trained()
-
-
-@pytest.mark.parametrize("kind", ["each", "each-uniform"])
-def test_ranks_that_choose_alone_keep_their_own_share_and_belong_to_the_run(
-    settings: dict[str, Any], runs: Path, kind: str
-) -> None:
-    run = runs / kind
-    latest = checkpoint.latest(str(run))
-    for rank in range(2):
-        mine = [s for s in latest.log if f"/rank={rank}/" in s["path"]]
-        rows = rhostream.tables.selections.read(str(run), mine).to_pylist()
-        assert [sum(r["kept"] for r in rows if r["step"] == s) for s in range(5)] == [4] * 5
-    with rhostream.open_ledger(str(run)) as ledger:  # of the batch that both ranks made
-        known = ledger.sql("SELECT effective_classes FROM steps ORDER BY step")[0].to_pylist()
-        assert known == pytest.approx(ledger.sql(FROM_THE_LOG)["effective"].to_pylist(), rel=1e-5)
-    with pytest.raises(rhostream.errors.MismatchError, match="selection: was 'each of 2 ranks'"):
-        rhostream.train(**{**settings, "run": str(run), "steps": 5, "selection": "rank"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from rhostream.candidates import CANDIDATE, Reason
+from rhostream.candidates import CANDIDATE, Candidates, Reason
 from rhostream.errors import NonFiniteError, UnknownNameError, UsageError
 from rhostream.models import build
+from rhostream.selection.proxy import Proxy
 from rhostream.selection.rules import RULES, find_rule
-from rhostream.selection.selector import Selector, scoring
+from rhostream.selection.selector import Selection, Selector, scoring
 from tests.support.scoring import buffer, kept_of, oracle
 
 VALUES = st.one_of(st.floats(width=32), st.sampled_from([0.0, 1.0, math.nan, math.inf, -math.inf]))
@@ -73,13 +75,35 @@ def test_without_batch_norm_chunks_change_no_bit() -> None:
     assert whole.rows.tolist() == parts.rows.tolist()
 
 
-def test_a_missing_il_competes_by_chance_and_is_never_zero_or_nan_first() -> None:
-    il = buffer().il.clone()
-    il[::2] = math.nan
-    selection = Selector(build("mlp-64", image_size=16, channels=1, classes=4), "rho", 8)(buffer(il=il))
-    missing = [r for r in selection.rows.tolist() if r % 2 == 0]
-    assert len(missing) == 4 and len(selection) == 8  # half of the rows get half of the places
-    assert np.isnan(selection.score[::2]).all()
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"gumbel": 0.5, "class_quota": 0.5}, {"warm_up": 1}, {"shortlist": 2.0}],
+    ids=["plain", "options", "uniform step", "shortlist"],
+)
+def test_a_sample_without_an_il_can_not_be_chosen_by_a_rule_that_needs_one(how: dict[str, Any]) -> None:
+    """It makes no forward, the log says why, and the others are chosen as if it weren't there."""
+    il, model = buffer().il.clone(), build("mlp-64", image_size=16, channels=1, classes=4)
+    il[::2], reason = math.nan, np.full(40, CANDIDATE, np.uint8)
+    reason[::2] = Reason.missing_il  # what a stream makes of them
+
+    def selected(candidates: Candidates) -> Selection:
+        proxy = {"proxy": Proxy(copy.deepcopy(model))} if "shortlist" in how else {}
+        return Selector(model, "rho", 8, **how, **proxy)(candidates, 0)
+
+    selection, left_out = selected(buffer(il=il)), selected(buffer(il=il, reason=reason))
+    assert (selection.reason[::2] == Reason.missing_il).all() and np.isnan(selection.loss[::2]).all()
+    assert len(selection) == 8 and (selection.rows % 2 == 1).all()
+    for name, column in left_out.columns().items():
+        np.testing.assert_array_equal(column, selection.columns()[name], err_msg=name)
+
+
+def test_a_buffer_without_one_il_keeps_nothing_and_a_rule_that_needs_none_takes_no_notice() -> None:
+    il, model = torch.full((40,), math.nan), build("mlp-64", image_size=16, channels=1, classes=4)
+    for _ in range(4):  # no sign of a model that has diverged
+        selection = Selector(model, "rho", 8)(buffer(il=il))
+        assert len(selection) == 0 and selection.input is None and (selection.reason == Reason.missing_il).all()
+    for rule in ("loss", "uniform"):
+        assert Selector(model, rule, 8)(buffer(il=il)).rows.tolist() == Selector(model, rule, 8)(buffer()).rows.tolist()
 
 
 def test_dropped_rows_never_reach_the_forward() -> None:

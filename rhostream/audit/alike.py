@@ -28,7 +28,7 @@ _FREE = {
 }
 # What makes the choice and nothing else: a baseline differs in these on purpose. Stages that cost a forward are in it,
 # and how scores are computed, because uniform choice makes none.
-OF_THE_RULE = {name for name, says in _SAYS.items() if says.part == "rule"}
+OF_THE_RULE = {"selection", *(name for name, says in _SAYS.items() if says.part == "rule")}
 # One that trains on everything has a buffer of its own, and may split its batch.
 OF_THE_SIZES = {name for name, says in _SAYS.items() if says.part == "sizes"}
 SHOWN = 3  # differing settings that are named one by one

@@ -22,6 +22,7 @@ from rhostream.runs.attempts import note_of
 from rhostream.runs.doubts import doubts_in
 from rhostream.runs.link import Link
 from rhostream.runs.plans import plans_of
+from rhostream.runs.record import gone_from
 from rhostream.setting import option_name, settings_of
 from rhostream.tables import il as il_table
 from rhostream.tables import parquet
@@ -211,6 +212,8 @@ def _error_of(record: Mapping[str, Any], shard: str, ordinal: int) -> str | None
 def _go_on(run: str, record: Mapping[str, Any], latest: Link | None) -> str:
     """What to do for the run to go on: a loop of one's own has no command."""
     if (record.get("fingerprints") or {}).get("loop") != "own":
+        if gone := gone_from(record):
+            return f"begin it again in another --run: it was begun with {gone}, which this version doesn't have"
         return _train(run, record)
     if latest is None:
         return "start the script of this loop again: nothing is committed yet"

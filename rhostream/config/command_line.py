@@ -15,7 +15,7 @@ from click.core import ParameterSource
 
 from rhostream import config as configs
 from rhostream.errors import UntrustedCodeError
-from rhostream.setting import Setting, defaults_of, kinds_of, option_name, settings_of, takes_several
+from rhostream.setting import GONE, Setting, defaults_of, kinds_of, option_name, settings_of, takes_several
 
 CONFIG_HELP = (
     "A run.json, or YAML, TOML or JSON of these settings, one_word: value. What is typed here wins; "
@@ -73,7 +73,12 @@ class Command(click.Command):
                 out += [current, arg]
             else:
                 out.append(arg)
-        return super().parse_args(ctx, out)
+        try:
+            return super().parse_args(ctx, out)
+        except click.NoSuchOption as exc:
+            if (name := exc.option_name.lstrip("-").replace("-", "_")) in GONE:
+                raise click.UsageError(f"there is no {exc.option_name} any more: {GONE[name][1]}", ctx) from None
+            raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Options below their headings, those without one first, --help last."""

@@ -101,16 +101,6 @@ class MachineSettings:
         pinned_as=("decoder",),
         fixed=CANDIDATES,
     )
-    selection: str = setting(
-        "global",
-        help="Under torchrun: the best n_b of the whole buffer, or n_b / ranks of each rank's share.",
-        heading=MACHINE,
-        choices=("global", "rank"),
-        pin=RESOLVED,
-        pinned_as=("selection",),
-        fixed=CHOICE,
-        part="rule",
-    )
     rank_timeout: float = setting(
         600.0, help="Seconds that a rank waits for the others before it stops.", heading=MACHINE, free=HARDWARE
     )

@@ -141,7 +141,7 @@ class TrainConfig(RecordSettings, MachineSettings, ChoiceSettings, GradientStep,
     missing_il: str = setting(
         "error",
         help="What happens to samples without an il.",
-        choices=("error", "skip", "uniform"),
+        choices=("error", "skip"),
         pin=ALWAYS,
         fixed=CANDIDATES,
     )

@@ -47,7 +47,6 @@ class AtHand:
         self.candidates: Candidates | None = None  # of the newest batch
         self.selection: Selection | None = None  # drawn, and not closed yet
         self.taken: Step | None = None  # what `take` was told of it
-        self.total = 0  # what the sum of its losses is divided by, over all ranks; 0 where none kept any
         self.evaluation: Evaluation | None = None  # of it
         self.evaluated: Evaluation | None = None  # of the step that was closed last
         self.signal, self.due = 0, False  # as all ranks know them since the step that was closed last
@@ -69,11 +68,7 @@ class AtHand:
         self.clock.lap("score")
         self.log()
         self.candidates, self.selection, self.taken = candidates, selection, None
-        ranks = self._attempt.ranks
-        # A selector of its own on each rank keeps n_b / ranks there.
-        alike = self._selector.ranks.size == ranks.size
-        self.total = selection.draws if alike else int(ranks.sum([selection.draws])[0])
-        if self.total:
+        if selection.draws:
             self._seed_generators()  # again: scoring, or a callback, may have drawn numbers since
         return selection
 

@@ -157,14 +157,13 @@ class Book:
                 f"infinite (step {step.number}); lower --lr, or use float32 or bfloat16"
             )
         assert loss_b is not None
-        selection, ranks, start = step.selection, self._run.ranks, 0
+        selection, ranks = step.selection, self._run.ranks
         assert selection.place is not None
-        if selection.ranks == ranks.size:  # what this rank read may have been another's to train on
-            start = step.candidates.slice_of(ranks.rank, ranks.size).first
-        bad = selection.place[~np.isfinite(loss_b)].tolist()
-        told = ranks.gather_json(bad)
-        everywhere = {place for one in told for place in one} if selection.ranks == ranks.size else set(bad)
-        whole = not any(told)
+        start = step.candidates.slice_of(ranks.rank, ranks.size).first
+        # What this rank read may have been another's to train on.
+        told = ranks.gather_json(selection.place[~np.isfinite(loss_b)].tolist())
+        everywhere = {place for one in told for place in one}
+        whole = not everywhere
         selection.kept[selection.rows] = False
         selection.reason[selection.rows] = [
             Reason.nonfinite if whole or row + start in everywhere else Reason.below for row in selection.rows.tolist()

@@ -38,6 +38,6 @@ def choose_before_decoding(stream: Loader, selector: Selector) -> None:
     if (always or schedule.has_uniform_steps) and not any(isinstance(p, UniformChoice) for p in candidates.prefilters):
         candidates.prefilters += (
             UniformChoice(
-                selector.batch_size, selector.seed, None, schedule, selector.options.quota, always, candidates.numbering
+                selector.batch_size, selector.seed, schedule, selector.options.quota, always, candidates.numbering
             ),
         )

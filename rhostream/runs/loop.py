@@ -133,7 +133,7 @@ class Loop:
         # A rank that stopped waiting would leave the others in their next collective.
         for candidates in stop.while_waiting(self.stream) if alone else self.stream:  # line 5: the next n_B
             selection = hand.draw(candidates)  # lines 6-8: score, keep the top n_b
-            if hand.total:
+            if selection.draws:  # over all ranks; of none nothing can be learned
                 yield selection
                 if hand.open:
                     raise UsageError(
@@ -194,11 +194,6 @@ class Loop:
     def candidates(self) -> Candidates | None:
         """The buffer that the batch at hand was chosen from."""
         return self._hand.candidates
-
-    @property
-    def total(self) -> int:
-        """What the sum of the batch's losses is divided by, over all ranks; 0 where none kept any."""
-        return self._hand.total
 
     @property
     def device(self) -> torch.device:

@@ -46,6 +46,14 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("rhostream", "torch", "numpy", "pyarrow", "pillow")}
 
 
+def gone_from(record: Mapping[str, Any]) -> str:
+    """What a run of `train` was begun with that this version doesn't have, in words; "" where there is nothing."""
+    pinned = record.get("fingerprints") or {}
+    if pinned.get("selection", "global") != "global":
+        return f"selection {pinned['selection']!r}"
+    return "missing_il 'uniform'" if pinned.get("missing_il") == "uniform" else ""
+
+
 def class_names(record: Mapping[str, Any]) -> dict[int, str]:
     """{label: name} as run.json says it, {} where it says nothing; what can't be a label or a name is left out."""
     said = record.get("class_names") or {}

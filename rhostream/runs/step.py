@@ -100,6 +100,7 @@ def _balance(candidates: Candidates, selection: Selection, ranks: Ranks) -> Bala
     rows = class_rows(host.label)
     # `below` before the choice: `uniform` has chosen in the stream, before anything was decoded.
     offered = (host.reason == CANDIDATE) | (host.reason == Reason.below)
+    offered &= selection.reason != Reason.missing_il
     if ranks.alone:
         return Balance.of(host.label.numpy()[rows], selection.kept[rows], offered[rows])
     label = host.label.double() if host.label.ndim == 1 else torch.zeros(len(rows), dtype=torch.float64)

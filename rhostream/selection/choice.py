@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rhostream.reasons import Reason
-from rhostream.selection.adjust.shape import Adjust, Bools, Buffer, Turn
+from rhostream.selection.adjust.shape import Adjust, Buffer, Turn
 from rhostream.selection.uniform import Floats, Ints
 
 # -- the largest -----------------------------------------------------------------------------------------------------
@@ -31,31 +31,6 @@ def leading(score_m: Tensor, n: int) -> Tensor:
     """
     ranked = torch.where(torch.isfinite(score_m), score_m, -torch.inf).argsort(descending=True, stable=True)
     return ranked[:n].sort().values
-
-
-def shortlisted(score_m: Tensor, chance_m: Bools, n: int, rng: np.random.Generator) -> Tensor:
-    """Positions (n,) that go on, ascending, on the device of `score_m`: the `leading`, and by chance their fair share.
-
-    `chance_m`, on the host, marks rows without an il, which compete by chance.
-    """
-    missing = np.flatnonzero(chance_m)
-    if not len(missing):
-        return leading(score_m, n)
-    picked = by_chance(missing, len(score_m), n, rng)
-    others = torch.from_numpy(np.flatnonzero(~chance_m)).to(score_m.device)
-    best = others[leading(score_m[others], n - len(picked))]
-    return torch.cat([best, torch.from_numpy(picked).to(score_m.device)]).sort().values
-
-
-def by_chance(missing: Ints, total: int, n: int, rng: np.random.Generator) -> Ints:
-    """A random n / total of the rows without an il, ascending, so that each is kept as often as a row by chance is.
-
-    A share that isn't whole is rounded up as often as its fraction says: rows that are rare would else never be kept.
-    """
-    if not len(missing):
-        return missing
-    share = min(len(missing), int(n * len(missing) / total + rng.random()))
-    return np.sort(rng.permutation(missing)[:share])
 
 
 # -- a buffer whose scores are known ---------------------------------------------------------------------------------
@@ -88,18 +63,13 @@ def once_each(rows: Ints, size: int) -> Choice:
 
 
 def largest(buffer: Buffer, adjusts: Sequence[Adjust] = ()) -> Choice:
-    """The n best of what the options leave in, of equal ones the lower row or, where one asks for it, any.
-
-    Rows without an il get their share by chance; nothing is drawn for them where there are none.
-    """
+    """The n best of what the options leave in, of equal ones the lower row or, where one asks for it, any."""
     size, score_B = len(buffer.score_B), buffer.score_B
     if any(adjust.random_ties for adjust in adjusts):
         buffer = replace(buffer, tie_B=buffer.rng("ties").random(size))
     for adjust in (a for a in adjusts if a.turn < Turn.duplicates):
         score_B = adjust(score_B, buffer)
-    score_B = np.where(np.isfinite(score_B) & ~buffer.chance_B, score_B, np.nan)
-    missing = np.flatnonzero(buffer.chance_B)
-    score_B[by_chance(missing, int(buffer.reached_B.sum()), buffer.n, buffer.draws.among_missing("batch"))] = np.inf
+    score_B = np.where(np.isfinite(score_B), score_B, np.nan)
     reason_B = np.full(size, Reason.below, np.uint8)
     for adjust in (filters := [a for a in adjusts if a.turn >= Turn.duplicates]):
         before_B = score_B

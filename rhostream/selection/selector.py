@@ -9,6 +9,7 @@ of the buffer, scores are gathered, and every rank makes the choice of the whole
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from rhostream.candidates import CANDIDATE, Candidates, Reason, to_device
 from rhostream.errors import NonFiniteError, UnknownNameError, UsageError
 from rhostream.inert import one_line
 from rhostream.selection.adjust.duplicates import grey_views
-from rhostream.selection.adjust.shape import Bools, Buffer
+from rhostream.selection.adjust.shape import Buffer
 from rhostream.selection.chooser import Chooser
 from rhostream.selection.deal import Batch, batch_of
 from rhostream.selection.forward import Forward, require_dropout, scoring
@@ -54,8 +55,7 @@ class Selector:
     the rule `rho_updated`. The other keywords are `Options`, such as `gumbel=0.5`, `warm_up=100`, `shadow="loss"`.
     `group`: the process group over which buffers are split, as `open_stream` does it, and `batch_size` counts; torch's
     default group where it is initialised, None for none. Each call is then collective, and the kept rows are dealt out:
-    each rank gets n_b / ranks of them, whoever read them. Without one the choice is made among the candidates at hand;
-    `rank` says whose slice of the buffer these are where every rank chooses alone, so that each has draws of its own.
+    each rank gets n_b / ranks of them, whoever read them. Without one the choice is made among the candidates at hand.
     `gradients`: what reduces them, "mean" (DDP and FSDP, which are recognised) or "sum"; `Selection.mean` goes by it.
 
     Raises UsageError for what can't go together, for a loss or a rule of another shape and for labels that the model
@@ -83,7 +83,6 @@ class Selector:
         proxy: Proxy | None = None,
         live: LiveIL | None = None,
         group: dist.ProcessGroup | Ranks | str | None = "default",
-        rank: int | None = None,
         gradients: str | None = None,
         **options: Any,
     ) -> None:
@@ -105,7 +104,7 @@ class Selector:
             )
         self.model, self.rule, self.batch_size = model, find_rule(rule), batch_size
         self.loss = loss or loss_of(model)
-        self.loss_cap, self.seed, self.rank = loss_cap, seed, rank
+        self.loss_cap, self.seed = loss_cap, seed
         self.live, self.proxy, self.shortlist = live, proxy, shortlist
         if loss_cap and is_language(model):
             raise UsageError("loss_cap clips at the loss of a guess among classes, which language has not")
@@ -128,7 +127,7 @@ class Selector:
             loss_cap=loss_cap,
             seed=seed,
             draws=self.options.mc_draws,
-            rank=self.ranks.rank if rank is None else rank,
+            rank=self.ranks.rank,
         )
         # Batch norm of each rank's own rows can't learn from one: no rank is left with one where two are to be had, and
         # where there never are two it is proved that the model can.
@@ -144,6 +143,7 @@ class Selector:
         """
         step = self._calls if step is None else step
         self._calls = step + 1
+        candidates = self._with_il(candidates)
         n_B, rows = slice_of(candidates, self.ranks).planned, candidates.candidate_rows
         n = self.chooser.schedule.kept(step, self.batch_size, n_B)
         if self.rule.score is None or self.chooser.schedule.is_uniform(step):
@@ -255,27 +255,29 @@ class Selector:
                 "none: open_stream(view_size=...), or Selector(proxy=Proxy(small_model))"
             )
         assert self.shortlist is not None
-        forward, chance_B = self.proxy.forward if self.proxy else self.forward, self._by_chance(candidates)
+        forward = self.proxy.forward if self.proxy else self.forward
         score_m = self._scores(forward, stage, bounds_of(candidates, rows), draws.step)["score"]
-        return shortlist(candidates, rows, score_m, chance_B, self.ranks, round(self.shortlist * n), draws)
+        return shortlist(candidates, rows, score_m, self.ranks, round(self.shortlist * n))
 
     def _buffer(self, candidates: Candidates, rows: Rows, host: Host, n: int, draws: Draws) -> Buffer:
-        return buffer_of(candidates, rows, host, self._by_chance(candidates), self.ranks, n=n, draws=draws)
+        return buffer_of(candidates, rows, host, self.ranks, n=n, draws=draws)
 
     def _draws(self, candidates: Candidates, step: int) -> Draws:
         where = {"pass_index": candidates.pass_index, "index": candidates.index}
         planned = slice_of(candidates, self.ranks).planned
-        return Draws(seed=self.seed, step=step, planned=planned, rank=self.rank, **where)
+        return Draws(seed=self.seed, step=step, planned=planned, **where)
 
-    def _by_chance(self, candidates: Candidates) -> Bools:
-        """(B,) candidates without an il, which the policy `uniform` lets compete by chance."""
+    def _with_il(self, candidates: Candidates) -> Candidates:
+        """Without an il nobody is a candidate for a rule that needs one; a stream has left these out already."""
         if not self.rule.needs_il or self.live is not None:
-            return np.zeros(len(candidates), bool)
-        missing_B: Bools = (candidates.reason == CANDIDATE) & ~np.isfinite(candidates.host.il.numpy())
-        return missing_B
+            return candidates
+        missing_B = (candidates.reason == CANDIDATE) & ~np.isfinite(candidates.host.il.numpy())
+        if not missing_B.any():
+            return candidates
+        return replace(candidates, reason=np.where(missing_B, np.uint8(Reason.missing_il), candidates.reason))
 
     def _watch(self, buffer: Buffer) -> None:
-        score = buffer.score_B[buffer.reached_B & ~buffer.chance_B]
+        score = buffer.score_B[buffer.reached_B]
         dead = len(score) > 0 and not np.isfinite(score).any()
         self._nonfinite = self._nonfinite + 1 if dead else 0
         if self._nonfinite >= NONFINITE_BUFFERS:

@@ -52,5 +52,4 @@ def _plain(rule: Rule, buffer: Buffer) -> Choice:
         return once_each(buffer.draws.uniform(rows, buffer.label_B[rows], buffer.n), len(buffer.score_B))
     if rule.sampled:
         return sampled(buffer)
-    by_chance = rule.needs_il and not rule.live
-    return largest(buffer if by_chance else replace(buffer, chance_B=np.zeros_like(buffer.chance_B)))
+    return largest(buffer)

@@ -28,15 +28,13 @@ def uniform_rows(
     pass_index: int,
     index: int,
     quota: ClassQuota | None = None,
-    rank: int | None = None,
 ) -> Ints:
     """Which of the eligible rows are kept by chance: positions (min(n, m),) int64 of `place`, ascending.
 
     `place` (m,) are rows of a buffer of `planned` rows (n_B over all ranks), `label` (m,) their classes, `index` the
-    buffer's number in its pass. With a `rank` the buffer is that rank's own slice, and `planned` its rows.
+    buffer's number in its pass.
     """
-    words = (seed, "uniform", pass_index, index, *(() if rank is None else (rank,)))
-    order = np.argsort(generator(*words).random(planned)[place], kind="stable")
+    order = np.argsort(generator(seed, "uniform", pass_index, index).random(planned)[place], kind="stable")
     return np.sort(limited(order, label, n, None if quota is None or quota.kind == "reducr" else quota))
 
 
@@ -49,15 +47,10 @@ class Draws:
     pass_index: int
     index: int  # of the buffer in its pass
     planned: int  # rows of the buffer over all ranks: n_B
-    rank: int | None = None  # where each rank chooses among its own slice, whose rows `planned` are then
 
     def by_step(self, purpose: str) -> np.random.Generator:
         """For a purpose that comes once a step."""
-        return generator(self.seed, purpose, self.step, *self._alone)
-
-    def among_missing(self, stage: str) -> np.random.Generator:
-        """For the rows without an il, in one of the stages of a choice."""
-        return generator(self.seed, "missing il", stage, self.pass_index, self.index, *self._alone)
+        return generator(self.seed, purpose, self.step)
 
     def uniform(self, row_m: Ints, label_m: Ints, n: int, quota: ClassQuota | None = None) -> Ints:
         """Of these rows of the buffer those that are kept by chance, ascending; see `uniform_rows`."""
@@ -71,11 +64,5 @@ class Draws:
                 pass_index=self.pass_index,
                 index=self.index,
                 quota=quota,
-                rank=self.rank,
             )
         ]
-
-    @property
-    def _alone(self) -> tuple[int, ...]:
-        """Ranks that choose alone draw apart: with the same noise their errors would add up instead of cancelling."""
-        return () if self.rank is None else (self.rank,)

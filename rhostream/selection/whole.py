@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from rhostream.candidates import CANDIDATE, Candidates, Slice, to_device
-from rhostream.selection.adjust.shape import Bools, Buffer
-from rhostream.selection.choice import shortlisted
+from rhostream.selection.adjust.shape import Buffer
+from rhostream.selection.choice import leading
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.stages import Rows, scatter
 from rhostream.selection.uniform import Draws
@@ -39,9 +39,7 @@ def own_rows(rows: Rows, part: Slice, size: int) -> Rows:
     return rows[(rows >= part.first) & (rows < part.first + size)] - part.first
 
 
-def buffer_of(
-    candidates: Candidates, rows: Rows, host: Host, chance_B: Bools, ranks: Ranks, *, n: int, draws: Draws
-) -> Buffer:
+def buffer_of(candidates: Candidates, rows: Rows, host: Host, ranks: Ranks, *, n: int, draws: Draws) -> Buffer:
     """What is known of the buffer of all ranks; `rows` (m,) of this slice reached the target and gave `host`."""
     size, part, reached_B = len(candidates), slice_of(candidates, ranks), np.zeros(len(candidates), bool)
     reached_B[rows] = True
@@ -52,7 +50,6 @@ def buffer_of(
         "shadow": scatter(rows, host["shadow"].T, size),
         "label": classes_of(candidates),
         "reached": reached_B,
-        "chance": chance_B & reached_B,
     }
     whole, view_mV = ranks.concat_columns(own, part.most), host.get("view")
     if view_mV is not None:
@@ -63,7 +60,6 @@ def buffer_of(
         il_B=whole["il"],
         label_B=whole["label"],
         reached_B=whole["reached"],
-        chance_B=whole["chance"],
         n=n,
         draws=draws,
         shadow_SB=whole["shadow"].T.astype(np.float64),
@@ -71,22 +67,19 @@ def buffer_of(
     )
 
 
-def shortlist(
-    candidates: Candidates, rows: Rows, score_m: Tensor, chance_B: Bools, ranks: Ranks, length: int, draws: Draws
-) -> Tensor:
+def shortlist(candidates: Candidates, rows: Rows, score_m: Tensor, ranks: Ranks, length: int) -> Tensor:
     """Which of `rows` (m,), by their scores, are among the `length` of the whole buffer that go on to the target.
 
     Positions on the device, ascending. Nothing waits for the device on one rank.
     """
-    rng = draws.among_missing("shortlist")
     if ranks.alone:
-        return shortlisted(score_m, chance_B[rows], length, rng)
+        return leading(score_m, length)
     size, part = len(candidates), slice_of(candidates, ranks)
     own = {"score": scatter(rows, score_m.cpu().numpy(), size), "in": candidates.reason == CANDIDATE}
-    whole = ranks.concat_columns({**own, "chance": chance_B}, part.most)
+    whole = ranks.concat_columns(own, part.most)
     eligible = np.flatnonzero(whole["in"])
     score = torch.from_numpy(whole["score"][eligible])
-    listed = eligible[shortlisted(score, whole["chance"][eligible], length, rng).numpy()]
+    listed = eligible[leading(score, length).numpy()]
     position = np.searchsorted(rows, own_rows(listed, part, size))
     return to_device(torch.from_numpy(position), score_m.device)
 

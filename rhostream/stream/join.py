@@ -31,7 +31,7 @@ from rhostream.stream.plan import Numbering, Rows
 from rhostream.tables import il
 
 FROM_THE_START = Numbering(0)
-POLICIES = ("error", "skip", "uniform")
+POLICIES = ("error", "skip")
 
 
 @dataclass(frozen=True)
@@ -71,23 +71,19 @@ class Prefilter(Protocol):
 class UniformChoice:
     """The rule `uniform`, decided before decode: a random n_b of the usable rows, the others are `below`.
 
-    Over several ranks n_b is that of the whole buffer; with a `rank` it is that rank's own, from its own rows. With a
-    `schedule` it decides the uniform steps of another rule, or the n_b of each step, and `numbering` says which it is.
+    With a `schedule` it decides the uniform steps of another rule, or the n_b of each step, and `numbering` says which
+    it is.
     """
 
     batch_size: int
     seed: int
-    rank: int | None = None
     schedule: Schedule = PLAIN
     quota: ClassQuota | None = None
     always: bool = True  # every step is uniform, whatever the schedule
     numbering: Numbering = FROM_THE_START
 
     draws_batch = True  # no decision about a row alone
-
-    @property
-    def whole_buffer(self) -> bool:
-        return self.rank is None
+    whole_buffer = True  # over several ranks n_b is that of all
 
     def __call__(self, joined: Joined, pass_index: int, index: int) -> None:
         step = self.numbering(pass_index, index)
@@ -104,7 +100,6 @@ class UniformChoice:
             pass_index=pass_index,
             index=index,
             quota=self.quota,
-            rank=self.rank,
         )
         joined.reason[np.setdiff1d(usable, usable[kept])] = Reason.below
 
@@ -203,14 +198,14 @@ class Join:
 
     def _missing_il(self, joined: Joined) -> None:
         missing = (joined.reason == CANDIDATE) & ~np.isfinite(joined.il)
-        if not missing.any() or self._settings.missing_il == "uniform":
-            return  # the selector gives those rows their chance
+        if not missing.any():
+            return
         if self._settings.missing_il == "error":
             row = int(np.flatnonzero(missing)[0])
             shard = self._table.names[joined.rows.shard[row]]
             raise MissingPartError(
                 f"sample {joined.key[row].as_py()!r} of shard {shard} has no il in {redact(self._table.url)}; run "
-                "`rhostream compute-il`, or pass --missing-il skip or uniform"
+                "`rhostream compute-il`, or pass --missing-il skip"
             )
         joined.reason[missing] = Reason.missing_il
 

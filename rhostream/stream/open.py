@@ -68,8 +68,8 @@ def open_stream(
     """Open shards joined with their IL table (or index) as buffers of `buffer_size` planned samples.
 
     `shards`: paths, URLs, brace ranges, folders. `passes=None` streams without end. Samples that the IL model was
-    trained on are left out (reason `holdout`) unless `keep_holdout`. `missing_il`: "error", "skip" (reason
-    `missing_il`) or "uniform" (they compete by chance). Image size, channels and `resize` ("crop", "squash" or "pad":
+    trained on are left out (reason `holdout`) unless `keep_holdout`. `missing_il`: "error" or "skip" (reason
+    `missing_il`). Image size, channels and `resize` ("crop", "squash" or "pad":
     `stream/geometry.py`) are the table's unless given; size and channels over an index are chosen from a few of its
     images (`look.choose`), and logged. Iterate the result for `Candidates`;
     `state_dict()` and `load_state_dict()` resume exactly, behind the buffer that was handed out last.

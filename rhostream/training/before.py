@@ -113,7 +113,7 @@ def record_of(
     return {
         "settings": {
             **pinned,
-            **{name: getattr(settings, name) for name in (*UNPINNED, "selection")},
+            **{name: getattr(settings, name) for name in UNPINNED},
             "last_step": last_step,
             "keep_list": settings.keep_list and storage.redact(storage.resolve(settings.keep_list)),
             "prefilters": [repr(p) for p in stream.prefilters if isinstance(p, Band)],

@@ -14,7 +14,7 @@ from typing import Any
 from rhostream import storage
 from rhostream.config.train import TrainConfig
 from rhostream.errors import MismatchError, UnknownNameError, UntrustedCodeError, UsageError
-from rhostream.runs.record import recorded
+from rhostream.runs.record import gone_from, recorded
 from rhostream.runs.turns import Turn
 from rhostream.selection.ranks import Ranks
 from rhostream.setting import ASKED, RESOLVED, UNPINNED, defaults_of, kinds_of, settings_of
@@ -72,16 +72,18 @@ def _value(name: str, value: Any) -> Any:
         raise UsageError(f"--change {name}={str(value)[:80]}: expected {expected}") from None
 
 
-_PINS = {"draws", *(pin for name, says in _SAYS.items() for pin in (says.pinned_as or (name,)))}
+_PINS = {"draws", "selection", *(pin for name, says in _SAYS.items() for pin in (says.pinned_as or (name,)))}
 
 
-def _require_known(pinned: Mapping[str, Any], run: str) -> None:
+def _require_known(record: Mapping[str, Any], run: str) -> None:
     """Raise MismatchError for a run that was begun with a setting which there is no longer."""
+    pinned = record.get("fingerprints") or {}
     if pinned.get("loop") == "own":  # of a loop of one's own, whose settings are the user's
         return
-    if gone := sorted(name for name in pinned if name not in _PINS and not name.startswith("preprocess_")):
+    unknown = sorted(name for name in pinned if name not in _PINS and not name.startswith("preprocess_"))
+    if gone := gone_from(record) or (f"{unknown[0]} {pinned[unknown[0]]!r}" if unknown else ""):
         raise MismatchError(
-            f"run {storage.redact(run)} was begun with {gone[0]} {pinned[gone[0]]!r}, a setting that "
+            f"run {storage.redact(run)} was begun with {gone}, a setting that "
             "this version doesn't have: go on with the version that began it (run.json names it), or "
             "begin it again in another --run"
         )
@@ -96,7 +98,7 @@ def in_force(settings: Settings, run: str, ranks: Ranks, turn: Turn) -> tuple[Se
     wanted = parse_changes(settings.change)
     told: dict[str, Any] | None = None
     if ranks.first and (record := recorded(run)):
-        _require_known(record.get("fingerprints") or {}, run)
+        _require_known(record, run)
         told = {
             "began": {
                 **_AT_DEFAULT,

@@ -68,12 +68,11 @@ class Trainer:
         if self.augment in KINDS[1:] and len(x):
             assert run.candidates is not None
             part = run.candidates.slice_of(ranks.rank, ranks.size)
-            start = 0 if run.selector.ranks.size == ranks.size else part.first
             x = augmented(
                 x,
                 self.augment,
                 torch_seed(self.seed, "augment", run.steps),
-                rows=torch.from_numpy(kept.place) + start,
+                rows=torch.from_numpy(kept.place),
                 planned=part.planned,
             )
         label, loss = kept.label, run.selector.loss
@@ -89,7 +88,7 @@ class Trainer:
             accumulate=self.accumulate,
             autocast=self.precision,
             ranks=ranks,
-            total=run.total,
+            total=kept.draws,
             weight=kept.factors,
             clip=self.clip,
         )

@@ -70,10 +70,9 @@ def _open(
     )  # fmt: skip
     schedule, always = settings.options.kept_schedule, settings.found_rule.score is None
     if always or schedule.has_uniform_steps:
-        together = settings.selection == "global"
         loader.stream.prefilters += (
-            UniformChoice(settings.own_batch(ranks), settings.seed, None if together else ranks.rank, schedule,
-                          settings.options.quota, always, loader.stream.numbering),)  # fmt: skip
+            UniformChoice(settings.batch_size, settings.seed, schedule, settings.options.quota, always,
+                          loader.stream.numbering),)  # fmt: skip
     return loader
 
 
@@ -122,12 +121,12 @@ def make_selector(
     scoring: torch.dtype | None,
     ranks: Ranks,
 ) -> Selector:
-    """Over all ranks together, or of each for itself."""
-    together, listed = settings.selection == "global", settings.listed
+    """The selector of all ranks."""
+    listed = settings.listed
     return Selector(
         network,
         settings.rule,
-        settings.own_batch(ranks),
+        settings.batch_size,
         chunk=settings.chunk,
         loss=settings.own_loss,
         live=live,
@@ -139,8 +138,7 @@ def make_selector(
         compile=settings.compile,
         proxy=proxy,
         shortlist=listed.factor if listed else None,
-        group=ranks if together else None,
-        rank=None if together else ranks.rank,
+        group=ranks,
     )
 
 

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS = 600.0  # how long a rank waits for the others
 _REASON = "stopped"
 _ASKING_SECONDS = 5.0
-SELECTIONS = ("global", "rank")
 _meetings: list[Store] = []  # the launcher's store, then one of each run's group
 
 

@@ -15,7 +15,6 @@ from rhostream.runs.turns import Asked
 from rhostream.samples.kind import Kind
 from rhostream.selection.losses import LossFunction, find_loss, sequence_mean
 from rhostream.selection.options import Options
-from rhostream.selection.ranks import Ranks
 from rhostream.selection.rules import Rule, find_rule
 from rhostream.selection.tokens import RULES as LANGUAGE_RULES
 from rhostream.selection.tokens import TokenShare
@@ -155,32 +154,7 @@ class Settings(TrainConfig):
         if language and self.loss_cap:
             raise UsageError("--loss-cap clips at the loss of a guess among classes, which language has not")
 
-    def own_batch(self, ranks: Ranks) -> int:
-        """How many one selector keeps: n_b where scores are gathered, a rank's share of it where each rank chooses."""
-        if self.selection == "global":
-            return self.batch_size
-        if not ranks.alone and self.listed is not None and self.listed.kind == "proxy":
-            raise UsageError(
-                "--selection rank: a proxy learns from what all ranks keep; use --selection global, or --shortlist view"
-            )
-        stateful = {
-            "--rule rho_updated": self.found_rule.live,
-            "--tau": self.tau,
-            "--class-quota reducr": self.options.quota is not None and self.options.quota.kind == "reducr",
-            f"--adjust {self.adjust}": any(adjust.state_name == "adjust" for adjust in self.options.adjusts),
-        }
-        if not ranks.alone and any(stateful.values()):
-            named = next(name for name, given in stateful.items() if given)
-            raise UsageError(f"--selection rank: {named} learns from what all ranks keep; use --selection global")
-        if self.batch_size % ranks.size:
-            near = max(round(self.batch_size / ranks.size), 1) * ranks.size
-            raise UsageError(
-                f"--selection rank: --batch-size {self.batch_size} can't be split over {ranks.size} "
-                f"ranks; nearest: {near}"
-            )
-        return self.batch_size // ranks.size
-
-    def pinned(self, stream: CandidateStream, classes: int, ranks: Ranks) -> dict[str, Any]:
+    def pinned(self, stream: CandidateStream, classes: int) -> dict[str, Any]:
         """What decides which samples are kept and what the weights become: a resume must agree with all of it."""
         proxied = self.listed is not None and self.listed.kind == "proxy"
         table, defaults, says = stream.table, defaults_of(self), settings_of(self)
@@ -201,8 +175,8 @@ class Settings(TrainConfig):
             "decoder": stream.decoder_name,
             "keep_list": None if self.keep_list is None else _sha256(self.keep_list),
             "proxy_model": self.proxy_model if proxied else None,
-            # With one choice for the whole buffer the number of ranks changes nothing but float noise.
-            "selection": "global" if self.selection == "global" else f"each of {ranks.size} ranks",
+            # One choice for the whole buffer: the number of ranks changes nothing but float noise.
+            "selection": "global",
             **stream.preprocess.pins(),
         }
 

@@ -73,8 +73,8 @@ def train(config: TrainConfig) -> Summary:
     that the rule `rho_updated` trains along, at that multiple of `lr`; by default it is sought where it lay.
 
     Started by torchrun, every rank reads and scores its slice of each buffer, and `buffer_size` and `batch_size` count
-    over all of them. `selection`: "global" keeps the best n_b of the whole buffer, as one rank would, "rank" the best
-    n_b / ranks of each slice. `rank_timeout`: seconds that a rank waits for the others before it stops.
+    over all of them: the best n_b of the whole buffer are kept, as one rank would. `rank_timeout`: seconds that a rank
+    waits for the others before it stops.
 
     `change`, {"lr": 5e-4} or "lr=5e-4": what a run that goes on does otherwise from its newest checkpoint on; the other
     arguments stay as they were. It is recorded (run.json stays as it is), reports say it, and the same call again
@@ -120,7 +120,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     stream, info = loader.stream, loader.stream.table.info
     classes = settings.classes or info.classes or count_classes(stream.table)
     settings.require_fitting(stream.preprocess)
-    pinned, last_step = settings.pinned(stream, classes, ranks), last_step_of(settings, stream)
+    pinned, last_step = settings.pinned(stream, classes), last_step_of(settings, stream)
     schedule_steps = settings.schedule_steps or last_step
     if settings.schedule != "constant":
         pinned["schedule_steps"] = schedule_steps

@@ -75,7 +75,7 @@ def test_C1_missing_parts_stop_a_run_before_its_first_step_or_are_left_out_and_c
     world: Path, table: Path, tmp_path: Path
 ) -> None:
     """A run whose table lacks parts stops before anything is made, with exit code 2, listing the first five shards and
-    the count; with `--missing-il skip` or `uniform` these shards are left out, with a warning, and counted in run.json.
+    the count; with `--missing-il skip` these shards are left out, with a warning, and counted in run.json.
     """
     for part in parts_of(table)[:6]:
         part.unlink()
@@ -85,13 +85,12 @@ def test_C1_missing_parts_stop_a_run_before_its_first_step_or_are_left_out_and_c
     says = str(refused.value)
     assert "no part for 6 of 7 shards" in says and "train-004.tar and 1 more" in says and "compute-il" in says
     assert refused.value.exit_code == 2 and not run.exists()
-    for policy in ("skip", "uniform"):
-        with pytest.warns(UserWarning, match=r"6 shards have no part .* left out"):
-            done = rhostream.train(
-                [str(world / "shards")], str(table), str(tmp_path / policy), missing_il=policy, **{**TRAIN, "steps": 2}
-            )
-        record = json.loads((tmp_path / policy / "run.json").read_text())
-        assert (done.steps, done.planned, record["left_out_shards"]) == (2, 100, 6)
+    with pytest.warns(UserWarning, match=r"6 shards have no part .* left out"):
+        done = rhostream.train(
+            [str(world / "shards")], str(table), str(tmp_path / "skip"), missing_il="skip", **{**TRAIN, "steps": 2}
+        )
+    record = json.loads((tmp_path / "skip" / "run.json").read_text())
+    assert (done.steps, done.planned, record["left_out_shards"]) == (2, 100, 6)
 
 
 def test_C2_a_part_that_lacks_a_row_is_refused_by_name(world: Path, table: Path) -> None:
@@ -130,7 +129,7 @@ def test_C2_a_sample_without_an_il_is_an_error_or_a_row_of_the_log_with_its_reas
     world: Path, table: Path, tmp_path: Path
 ) -> None:
     """A single sample whose il is missing follows `--missing-il`: `error` names its key and shard, `skip` logs it with
-    reason `missing_il`, `uniform` lets it compete by chance.
+    reason `missing_il`.
     """
     rewrite(
         parts_of(table)[0], lambda rows, facts: (set_il(rows, {3: None}), replace(facts, il_rows=facts.il_rows - 1))
@@ -144,10 +143,6 @@ def test_C2_a_sample_without_an_il_is_an_error_or_a_row_of_the_log_with_its_reas
     with rhostream.open_ledger(str(tmp_path / "skip")) as ledger:
         asked = ledger.sql("SELECT key, loss FROM selections WHERE reason = 'missing_il'").to_pylist()
     assert asked == [{"key": "s000003", "loss": None}]
-    done = rhostream.train(
-        [str(world / "shards")], str(table), str(tmp_path / "uniform"), missing_il="uniform", **{**TRAIN, "steps": 25}
-    )
-    assert "missing_il" not in done.reasons and sum(done.reasons.values()) == 1003
 
 
 # -- C3, C4: of another making ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""IL models and tables as older versions made them, with options that are gone: they stay readable."""
+"""IL models, tables and runs as older versions made them, with options that are gone: they stay readable."""
 
 from __future__ import annotations
 
@@ -24,3 +24,12 @@ def in_float16(shards: Sequence[str], il_model: str, out: str, **options: Any) -
 
     asked = {"shards": shards, "il_model": il_model, "out": out, **options}
     return scored_into(config_with(ComputeILConfig, None, asked), "float16")
+
+
+def begun_with(run: str | Path, option: str, value: str, pinned: str) -> None:
+    """Make a run one that was begun with an option of before, which it pinned as `pinned`."""
+    path = Path(run) / "run.json"
+    record = json.loads(path.read_text())
+    for part, said in (("fingerprints", pinned), ("settings", value), ("config", value), ("arguments", value)):
+        record[part][option] = said
+    path.write_text(json.dumps(record))

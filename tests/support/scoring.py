@@ -42,7 +42,6 @@ def scored(score: object, n: int, step: int = 0, **changes: object) -> Buffer:
         "il_B": zeros,
         "label_B": np.zeros(size, np.int64),
         "reached_B": np.ones(size, bool),
-        "chance_B": np.zeros(size, bool),
         "n": n,
         "draws": Draws(seed=0, step=step, pass_index=0, index=step, planned=size),
         "shadow_SB": np.zeros((0, size)),

@@ -24,10 +24,9 @@ class Duplicates(Adjust):
 
     def __call__(self, score_B: Floats, buffer: Buffer) -> Floats:
         assert buffer.view_mV is not None
-        given = np.isposinf(score_B)
-        order = buffer.order(np.where(given, np.nan, score_B))
+        order = buffer.order(score_B)
         view = buffer.view_mV[np.cumsum(buffer.reached_B)[order] - 1]
-        left_out = order[copies(view, self.threshold, buffer.n - int(given.sum()) if buffer.last else None)]
+        left_out = order[copies(view, self.threshold, buffer.n if buffer.last else None)]
         score_B = score_B.copy()
         score_B[left_out] = np.nan
         return score_B

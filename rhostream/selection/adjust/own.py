@@ -32,7 +32,7 @@ class Own(Adjust):
         self.state_name = "adjust" if learns else None
 
     def __call__(self, score_B: Floats, buffer: Buffer) -> Floats:
-        given_B = np.where(np.isfinite(score_B) & ~buffer.chance_B, score_B, np.nan)
+        given_B = np.where(np.isfinite(score_B), score_B, np.nan)
         with users_code(self.name):
             adjusted_B = self.function(given_B.copy(), buffer)
         return self._checked(adjusted_B, given_B)

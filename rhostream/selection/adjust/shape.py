@@ -1,7 +1,6 @@
 """The one shape of an option that re-ranks: the scores of a buffer in, its scores out, both (B,) in canonical order.
 
-    scores > (own) > clip > class weights > Gumbel noise > rows without an il get their share > duplicates > class quota
-           > the first n_b
+    scores > (own) > clip > class weights > Gumbel noise > duplicates > class quota > the first n_b
 
 A score is NaN for a row that isn't in; what an option leaves out becomes NaN. `Turn` is the order; an option's file has
 a function `make(value)` that gives its `Adjust`, and its field in `selection/options.py` names the file.
@@ -32,7 +31,7 @@ class Turn(IntEnum):
     clip = 2
     class_weights = 3
     noise = 4
-    duplicates = 5  # from here on rows are only left out, and those without an il have their places
+    duplicates = 5  # from here on rows are only left out
     quota = 6
 
 
@@ -45,7 +44,6 @@ class Buffer:
     il_B: Float32  # nats; NaN where there is none, or no forward
     label_B: Ints  # 0 where the target is no class
     reached_B: Bools  # rows that went through the target's forward
-    chance_B: Bools  # of these, rows without an il, which compete by chance and not by score
     n: int  # how many are to be kept, n_b
     draws: Draws  # what random numbers are a function of
     shadow_SB: Floats  # scores of the S shadow rules
@@ -59,14 +57,9 @@ class Buffer:
         return np.where(np.isfinite(self.il_B), self.loss_B - self.il_B, self.loss_B)
 
     def order(self, score_B: Floats) -> Ints:
-        """Rows that are in, the best first; of equal scores the lower `tie_B` or row. Places that are given come first.
-
-        A place that is given has the score +inf.
-        """
+        """Rows that are in, the best first; of equal scores the lower `tie_B` or row."""
         rows = np.flatnonzero(~np.isnan(score_B))
-        score = score_B[rows]
-        ties = rows if self.tie_B is None else np.where(np.isposinf(score), rows, self.tie_B[rows])
-        return rows[np.lexsort((ties, -score))]
+        return rows[np.lexsort((rows if self.tie_B is None else self.tie_B[rows], -score_B[rows]))]
 
     def rng(self, purpose: str) -> np.random.Generator:
         """A generator that is a function of the run's seed, this word and the step: the same on every rank."""
