@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rhostream.errors import UsageError
 from rhostream.reasons import Reason as Reason
-from rhostream.samples.fields import Fields
+from rhostream.samples.fields import Fields, target_of
 from rhostream.samples.registry import IMAGES
 
 CANDIDATE = 255  # not a reason yet: the row goes to the forward
@@ -71,7 +71,7 @@ class Candidates:
     shard: npt.NDArray[np.int32]  # (B,) index into `shard_names`
     ordinal: npt.NDArray[np.int32]  # (B,) position of the sample in its shard
     key: pa.StringArray  # (B,)
-    label: Tensor  # (B,) int64
+    label: Tensor  # (B,) int64; -1 where the target is no class
     il: Tensor  # (B,) float32, nats; NaN where there is none
     reason: npt.NDArray[np.uint8]  # (B,) CANDIDATE or a Reason
     fields: Fields | None  # (B, ...) each: pixels (B, H, W, C) uint8, or tokens (B, T) int32; None: nothing is decoded
@@ -82,6 +82,7 @@ class Candidates:
     transform: Transform | None = None  # of the kept inputs
     fold: npt.NDArray[np.int8] | None = None  # (B,) which IL model scored it, on the host
     il_tokens: Tensor | None = None  # (B, T) float16 nats, NaN where there is no token; where the stream was asked
+    target_field: str | None = None  # as `Kind.target`: the field that is the target; None: the label is
     slice: Slice | None = None  # which part of the buffer of all ranks it is; None: one of equal parts
     on_host: Candidates | None = field(default=None, repr=False)  # what it was before `to`, for decisions and the log
 
@@ -124,6 +125,13 @@ class Candidates:
     def input(self) -> Tensor:
         """What the model is called with: (B, C, H, W) float32 normalised images, or (B, T) int64 tokens."""
         return self.prepare(self._decoded())
+
+    @property
+    def target(self) -> Tensor:
+        """What the loss is called with beside the model's output, (B, ...): the label, or what the kind says it is."""
+        return target_of(
+            self.target_field, self.fields, self.label, self.input if self.target_field == "" else self.label
+        )
 
     def _decoded(self) -> Fields:
         if self.fields is None:

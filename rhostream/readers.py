@@ -50,6 +50,9 @@ def sql(words: tuple[str, ...], style: str, roots: tuple[str, ...]) -> None:
             elif run.checkpoint.doubt:
                 click.echo(f"run {escape(run.name)}: {run.checkpoint.doubt}", err=True)
         table = run_question(ledger, query[1:]) if query.startswith("@") else ledger.sql(query)
+        text = QUESTIONS[query[1:]].sql if query[1:] in QUESTIONS else query
+        for says in ledger.without_classes(text):
+            click.echo(escape(says), err=True)
     click.echo(render(table, style))
 
 
@@ -130,6 +133,7 @@ def status(folder: str, shards: tuple[str, ...], roots: tuple[str, ...], as_json
 @click.option("--max-bad-fraction", type=float, help="With --repair: as for compute-il.")
 @click.option("--model", metavar="NAME", help="With --repair: as for compute-il.")
 @click.option("--kind", metavar="NAME", help="With --repair: as for compute-il.")
+@click.option("--loss", metavar="NAME", help="With --repair: as for compute-il.")
 @click.option("--allow-compressed", is_flag=True, help="With --repair: as for compute-il.")
 @click.option("--accept-missing-eof", is_flag=True, help="With --repair: as for compute-il.")
 @JSON

@@ -39,10 +39,10 @@ def repair(
     """Make again what `verify` finds bad in a table, or set a run's damaged newest checkpoint aside; then verify.
 
     `il_model` and `shards` are looked for where they lay when the table was made, unless they are given; `options` are
-    those of `compute_il` (or `index`) about how to read: workers, max_bad_fraction, device, model (the name of the IL
-    model's code), allow_compressed, accept_missing_eof. Returns what `verify` finds afterwards, with "repaired" (names)
-    and "not_repaired" ({name: why}). Raises UsageError, and its kin MismatchError for another IL model, before anything
-    is changed.
+    those of `compute_il` (or `index`) about how to read: workers, max_bad_fraction, device, model and loss (the names
+    of the IL model's code), allow_compressed, accept_missing_eof. Returns what `verify` finds afterwards, with
+    "repaired" (names) and "not_repaired" ({name: why}). Raises UsageError, and its kin MismatchError for another IL
+    model, before anything is changed.
     """
     folder, listed, roots = storage.resolve(folder), storage.listed(shards), checked_roots(roots)
     if is_table(folder):
@@ -152,7 +152,7 @@ def _compute(
     from rhostream.irreducible.compute import scored_into
 
     if info.kind == "index":
-        if refused := {"model", "device"} & options.keys():
+        if refused := {"model", "device", "loss"} & options.keys():
             raise UsageError(f"--{min(refused)}: this table is an index, which no model made; nothing was changed")
         return index(urls.values(), scratch, keep=info.keep, **options).bad_shards
     asked = {"shards": urls.values(), "il_model": il_model, "out": scratch, "keep": info.keep, **options}

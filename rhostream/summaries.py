@@ -77,7 +77,7 @@ def show_fit(info: ModelInfo, config: FitILConfig) -> None:
     from rhostream.storage import redact
 
     shown: dict[str, Any] = {
-        "accuracy": round(info.accuracy, 4),
+        "accuracy": None if info.accuracy is None else round(info.accuracy, 4),
         "val_loss": round(info.val_loss, 4),
         "out": redact(config.out),
         "read": info.read,

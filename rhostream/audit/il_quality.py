@@ -17,7 +17,7 @@ from rhostream.audit.tabulate import UNKNOWN, number, percent
 from rhostream.audit.views import Ledger, open_ledger
 from rhostream.errors import TableError, UsageError
 from rhostream.tables import il as il_table
-from rhostream.tables.classes import named
+from rhostream.tables.classes import named, no_class
 
 BINS = 40
 SHOWN_CLASSES = 40
@@ -35,7 +35,7 @@ _HELD = """
 """
 _BY_CLASS = """
     SELECT label AS class, count(*) AS n, avg(il::DOUBLE) AS mean_il, avg((predicted = label)::INT) AS accuracy
-    FROM il WHERE isfinite(il) GROUP BY label ORDER BY label
+    FROM il WHERE isfinite(il) AND label IS NOT NULL GROUP BY label ORDER BY label
 """
 _HISTOGRAM = """
     SELECT :noisy AS noisy, greatest(0, least(floor(il::DOUBLE / $top * $bins), $bins - 1))::INT AS bin, count(*) AS n
@@ -62,8 +62,8 @@ def il_quality(ledger: Ledger) -> dict[str, Any]:
     """The figures of the ledger's IL table: plain values, il in nats, shares of 1; of all rows that have an il.
 
     {"rows", "mean_il", "accuracy", "quantiles", "in_holdout", "rest", "classes", "class_names", "worst_class", "noise",
-    "histogram", "model"}; "noise" is None unless `is_noisy` (bool) or `true_label` (int) was kept. Raises UsageError
-    for an index.
+    "histogram", "model", "loss", "no_class"}; "no_class" says why there are no classes, "noise" is None unless
+    `is_noisy` (bool) or `true_label` (int) was kept. Raises UsageError for an index.
     """
     info = il_table.open_info(ledger.table_url)
     if info.kind != "il":
@@ -82,6 +82,7 @@ def il_quality(ledger: Ledger) -> dict[str, Any]:
         "class_names": {row["label"]: row["name"] for row in ledger.sql("SELECT * FROM classes").to_pylist()},
         "worst_class": min(counted, key=lambda c: (c["accuracy"], c["class"])) if counted else None,
         "noise": _noise(ledger, by) if by else None, "histogram": _histogram(ledger, by, top), "model": _model(info),
+        "loss": str(info.ingredients.get("loss", "cross_entropy")), "no_class": no_class(info.target),
     }  # fmt: skip
 
 
@@ -129,7 +130,7 @@ def section(found: Mapping[str, Any]) -> dict[str, Any]:
     """What the template of the section needs: rows of text and figures."""
     noise = found["noise"]
     return {
-        "rows": _rows(found), "says": _says(found), "url": found["table"],
+        "no_class": found["no_class"], "rows": _rows(found), "says": _says(found), "url": found["table"],
         "histogram": il_plots.histogram(found["histogram"]) if found["rows"] else None,
         "reliability": il_plots.reliability(found["model"]["reliability"]) if found["model"]["reliability"] else None,
         "classes": [[named(found["class_names"], c["class"]), number(c["n"]), f"{c['mean_il']:.3f}",
@@ -171,6 +172,8 @@ def _rows(found: Mapping[str, Any]) -> list[list[str]]:
 
 def _says(found: Mapping[str, Any]) -> list[str]:
     quality, noise, says = found["model"]["quality"], found["noise"], []
+    if found["no_class"]:
+        says.append(f"{found['no_class']}; il is {found['loss']}.")
     if found["worst_class"]:
         worst = found["worst_class"]
         says.append(

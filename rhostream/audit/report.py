@@ -190,7 +190,7 @@ def _detail(main: RunFacts, roots: Mapping[str, str] | None) -> dict[str, Any]:
 def _figure(main: RunFacts, picture: Any) -> dict[str, Any]:
     row, facts = picture.row, picture.facts
     truth = facts.get("true_label")
-    lines = [f"label {tabulate.class_name(main, row['label'])}"]
+    lines = [] if row["label"] is None else [f"label {tabulate.class_name(main, row['label'])}"]
     if truth is not None and truth != row["label"]:
         lines.append(f"truly {tabulate.class_name(main, truth)}")
     if facts.get("predicted") is not None and facts["predicted"] != row["label"]:

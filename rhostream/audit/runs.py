@@ -21,6 +21,7 @@ from rhostream.runs.cost import Cost
 from rhostream.runs.link import Link
 from rhostream.runs.plans import SHARDS, RunPlan, plans_of
 from rhostream.runs.record import FILE, class_names, is_run, recorded
+from rhostream.tables.classes import no_class
 from rhostream.tables.places import url_below
 
 NEAR = 3  # names that a mistyped one is answered with
@@ -63,6 +64,11 @@ class RunFolder:
         if spent and not {"forward_units", "il_units"} <= set(spent):
             spent = Cost.from_json(spent).as_json()
         return spent
+
+    @property
+    def no_class(self) -> str:
+        """Why there are no classes, a sentence; "" where there are."""
+        return no_class(self.settings.get("preprocess_target"))
 
     @functools.cached_property
     def class_names(self) -> dict[int, str]:

@@ -128,8 +128,12 @@ def _evaluated(found: Mapping[str, Any] | None) -> Iterator[str]:
 
 
 def _il_model(found: Mapping[str, Any]) -> Iterator[str]:
-    yield f"IL model, {found['networks']} x {found['architecture']}, {found['classes']} classes"
-    yield f"  accuracy     {found['accuracy']:.4f}, loss {found['val_loss']:.4f} nats"
+    classes = "" if found["classes"] is None else f", {found['classes']} classes"
+    yield f"IL model, {found['networks']} x {found['architecture']}{classes}"
+    if found["accuracy"] is None:
+        yield f"  loss         {found['val_loss']:.4f} ({escape(found['loss'])})"
+    else:
+        yield f"  accuracy     {found['accuracy']:.4f}, loss {found['val_loss']:.4f} nats"
     yield from (f"  doubtful     {says}" for says in found["doubts"])
 
 

@@ -270,6 +270,7 @@ def _model_status(folder: str) -> dict[str, Any]:
     return {
         "kind": "il-model", "doubts": list(info.quality.get("doubts") or ()), "architecture": info.architecture,
         "classes": info.classes, "networks": len(info.folds), "accuracy": info.accuracy, "val_loss": info.val_loss,
+        "loss": info.loss,
         "next": f"rhostream compute-il --shards URL... --il-model {shlex.quote(storage.redact(folder))} --out URL",
     }  # fmt: skip
 

@@ -32,6 +32,7 @@ from rhostream.runs.chain import newest_place
 from rhostream.tables import il as il_table
 from rhostream.tables import selections, shadow, steps
 from rhostream.tables.class_lists import table_names
+from rhostream.tables.classes import no_class
 from rhostream.tables.names import checked_roots
 
 __all__ = ["VIEWS", "Ledger", "is_table", "open_ledger", "read_record"]
@@ -40,6 +41,7 @@ VIEWS = ("selections", "steps", "runs", "il", "samples", "quarantine", "shadow",
 # Parts are opened before a question that holds these words; a column may have the same name, which costs time only.
 _FROM_PARTS = re.compile(r"\b(il|samples|quarantine)\b", re.IGNORECASE)
 _OF_CLASSES = re.compile(r"\bclasses\b", re.IGNORECASE)
+_ASKS_FOR_CLASSES = re.compile(r"\b(label|classes|correct|predicted|\w*accuracy\w*|effective_\w+)\b", re.IGNORECASE)
 _CLASSES = pa.schema([("label", pa.int32()), ("name", pa.string())])
 _SEGMENTS = (("log", selections.SCHEMA), ("steps", steps.SCHEMA))
 _SCAN_FAILED = (duckdb.InvalidInputException, duckdb.IOException, duckdb.InternalException, pa.ArrowException)
@@ -115,6 +117,15 @@ class Ledger:
     def close(self) -> None:
         """Drop the views and what DuckDB holds."""
         self._con.close()
+
+    def without_classes(self, text: str) -> list[str]:
+        """What to know of a question that asks for classes where there are none, a sentence each."""
+        if not _ASKS_FOR_CLASSES.search(text):
+            return []
+        says = [f"run {run.name}: {run.no_class}" for run in self.runs if run.no_class]
+        if self._whole_table and (why := no_class(il_table.open_info(self.table_url).target)):
+            says.append(why)
+        return says
 
     def sql(self, text: str, parameters: Mapping[str, Any] | Sequence[Any] | None = None) -> pa.Table:
         """The answer to one SELECT, with `$name` or `?` bound from `parameters`.

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from rhostream.selection.losses import cross_entropy, is_correct
+from rhostream.selection.losses import LossFunction, cross_entropy, is_correct, per_sample
 from rhostream.selection.outputs import called
 from rhostream.selection.tokens import LanguageLoss, SequenceMean
 
 
-def judged(model: nn.Module, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses (B,) float32, nats, and how much is right (B,) float32: of a class 1 or 0, of a text the share of tokens.
+def judged(
+    model: nn.Module, x: Tensor, target: Tensor, loss: LossFunction = cross_entropy, *, classes: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """Losses (B,) float32, and how much is right (B,) float32: of a class 1 or 0, of a text the share of tokens.
 
-    `label` (B,); a model of language is judged by the tokens of `x` itself. Logits that aren't finite are never right.
-    Raises UsageError for an output that holds no logits.
+    `target` (B,) labels of `classes`; of a target (B, ...) that is no class nothing is right, None. A model of language
+    is judged by the tokens of `x` itself. Logits that aren't finite are never right. Raises UsageError for an output
+    that holds no logits, or that the loss can't take.
     """
     if isinstance(model, LanguageLoss):
         loss_BT, right_BT = model.judge(x)
-        return SequenceMean()(loss_BT, label), right_BT.sum(1) / (x != model.padding).sum(1)
-    logits = called(model, x)
-    return cross_entropy(logits, label), is_correct(logits, label).float()
+        return SequenceMean()(loss_BT, target), right_BT.sum(1) / (x != model.padding).sum(1)
+    output = called(model, x)
+    loss_B = per_sample(loss, output.float(), target).float()
+    return loss_B, is_correct(output, target).float() if classes else None

@@ -10,6 +10,7 @@ from rhostream.config.shared import (
     CHOSEN_RESIZE,
     INIT,
     KIND,
+    LOSS,
     MODEL,
     RESIZE,
     ROOT,
@@ -110,6 +111,7 @@ class FitILConfig(_OfflineConfig):
     )
     min_accuracy: float | None = setting(None, help=MIN_ACCURACY, metavar="F")
     kind: str | None = setting(None, help=KIND, metavar="NAME", imports=True)
+    loss: str = setting("cross_entropy", help=LOSS, metavar="NAME", imports=True)
     tokenizer: str | None = setting(None, help=TOKENIZER, metavar="NAME", unset="the model's, else words:30000")
     text_length: int | None = setting(None, help=TEXT_LENGTH, metavar="T", unset="128")
     task: str | None = setting(None, help=TASK, choices=TASKS, unset="language of text-lm, label of any other")
@@ -148,6 +150,10 @@ class ComputeILConfig(_TableConfig):
     model: str | None = setting(
         None, help="The IL model's package.module:function, where it is your own code.", metavar="NAME", imports=True
     )
+    loss: str | None = setting(
+        None, help="The IL model's loss, where it is your own module:function.", metavar="NAME", imports=True,
+        unset="the IL model's",
+    )  # fmt: skip
     il_model: str | None = setting(None, help="What fit-il wrote.", metavar="DIR", place=True)
     out: str = setting(help="Where the IL table goes: one Parquet part a shard.", metavar="URL", place=True)
     min_accuracy: float | None = setting(None, help=MIN_ACCURACY, metavar="F")

@@ -9,6 +9,10 @@ MODEL = "Built-in name, torchvision:NAME, timm:NAME or package.module:function; 
 INIT = "Start from these safetensors weights; the classifier may differ."
 TOKENIZER = "Of text: bytes, words:N, hf:NAME; ids:N for .npy arrays of ids."
 TEXT_LENGTH = "Tokens of a text; longer ones are cut."
+LOSS = (
+    "cross_entropy, squared_error, binary_cross_entropy (of logits), or your module:function of (output, target): "
+    "one loss a sample."
+)
 KIND = "A kind of samples of your own, package.module:name (docs/kinds.md); its code is imported only so."
 TASK = "What a model of text learns."
 RESIZE = "How images become squares: the centre, all of it squashed, or all of it padded with grey."

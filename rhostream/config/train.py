@@ -18,6 +18,7 @@ from rhostream.config.shared import (
     HARDWARE,
     INIT,
     KIND,
+    LOSS,
     MODEL,
     ROOT,
     SHARDS,
@@ -150,7 +151,7 @@ class TrainConfig(RecordSettings, MachineSettings, ChoiceSettings, GradientStep,
     )
     loss: str = setting(
         "cross_entropy",
-        help="cross_entropy or your module:function of (logits, label), one loss a sample.",
+        help=LOSS,
         metavar="NAME",
         imports=True,
         pin=ASKED,

@@ -25,13 +25,14 @@ class ModelInfo:
     """model.json: what the model is, what it was made of, and how good it is on samples it didn't learn from."""
 
     architecture: str
-    classes: int
+    classes: int | None  # None where the target is no class
     preprocess: dict[str, Any]
     decoder: str
     split: dict[str, Any]  # of FoldRule
     folds: list[dict[str, Any]]  # weights, sha256, val_loss, val_accuracy, best_epoch, curve, ... of each model
-    accuracy: float  # means over the samples of `judged`, of all folds, labels as they are in the shards
-    val_loss: float  # nats
+    # means over the samples of `judged`, of all folds, labels as they are in the shards; None without classes
+    accuracy: float | None
+    val_loss: float  # nats, or what `loss` is measured in
     # fit_samples (forward and backward, all folds and epochs), checked_samples (forward alone, to choose checkpoints
     # and to measure), macs of one forward, seconds
     cost: dict[str, Any]
@@ -53,11 +54,20 @@ class ModelInfo:
     shards: dict[str, list[Any]] = field(default_factory=dict)
     class_names: dict[int, str] = field(default_factory=dict)  # label -> name, as the shards said it; no ingredient
     label: dict[str, Any] = field(default_factory=dict)  # where labels stand, of `LabelFrom`; {} for the default
+    loss: str = "cross_entropy"  # as asked for: a built-in one's name, or package.module:function
     version: int = VERSION
 
     def __repr__(self) -> str:
-        made = f"{one_line(self.architecture)}, {self.classes:,} classes, {len(self.folds)} folds"
-        return f"<info of an IL model: {made}, accuracy {self.accuracy:.4f}, loss {self.val_loss:.4f} nats>"
+        classes = "" if self.classes is None else f"{self.classes:,} classes, "
+        made = f"{one_line(self.architecture)}, {classes}{len(self.folds)} folds"
+        return f"<info of an IL model: {made}, {self.in_words()}>"
+
+    def in_words(self) -> str:
+        """Accuracy and loss: `accuracy 0.8312, loss 0.5210 nats`."""
+        if self.accuracy is None:
+            return f"{one_line(self.loss)} {self.val_loss:.4f}"
+        unit = " nats" if self.loss == "cross_entropy" else f" ({one_line(self.loss)})"
+        return f"accuracy {self.accuracy:.4f}, loss {self.val_loss:.4f}{unit}"
 
     @property
     def rule(self) -> FoldRule:
@@ -75,7 +85,7 @@ class ModelInfo:
             "decoder": self.decoder,
             "classes": self.classes,
             "split": self.split,
-            "loss": "next_token" if self.preprocess.get("task") == "language" else "cross_entropy",
+            "loss": "next_token" if self.preprocess.get("task") == "language" else self.loss,
         }
 
     def figures(self) -> dict[str, Any]:
@@ -101,7 +111,10 @@ class ModelInfo:
 
     def encode(self) -> bytes:
         """The bytes of model.json."""
-        return json.dumps(as_json(asdict(self)), indent=1, sort_keys=True).encode()
+        record = asdict(self)
+        if self.loss == "cross_entropy":  # as before there were others
+            del record["loss"]
+        return json.dumps(as_json(record), indent=1, sort_keys=True).encode()
 
 
 def write_info(folder: str, info: ModelInfo) -> None:
@@ -144,7 +157,9 @@ def _checked(info: ModelInfo) -> ModelInfo:
     if not isinstance(info.architecture, str) or not isinstance(info.folds, list) or not info.folds:
         raise ValueError("architecture is no name, or there is no fold")
     foreign.checked_decoder(info.decoder)
-    foreign.checked_classes(info.classes)
+    if info.classes is not None or info.preprocess.get("target") is None:
+        foreign.checked_classes(info.classes)
+    foreign.checked_text(info.loss, "loss")
     names = foreign.checked_class_names(info.class_names)
     registry.check_record(info.preprocess)
     for fold in info.folds:

@@ -20,7 +20,8 @@ import torch
 from rhostream import storage
 from rhostream.config.call import configured
 from rhostream.config.offline import ComputeILConfig, IndexConfig
-from rhostream.errors import UsageError
+from rhostream.errors import MismatchError, UntrustedCodeError, UsageError
+from rhostream.il_model.info import ModelInfo
 from rhostream.il_model.networks import load_il_model
 from rhostream.irreducible import gate
 from rhostream.irreducible.accounts import Summary
@@ -73,6 +74,7 @@ def scored_into(config: ComputeILConfig, il_dtype: str | None = None) -> Summary
     sources, roots, keep = storage.listed(config.shards), checked_roots(config.roots), il.checked_keep(config.keep)
     model, out = load_il_model(config.il_model, config.model, config.kind), storage.resolve(config.out)
     info, rule = model.info, model.info.rule
+    _require_loss(info, config)
     gate.passed(info, config.min_accuracy, config.il_model)
     scorer = Scorer(model, torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu")))
     there = il.find_info(out)
@@ -110,6 +112,16 @@ def scored_into(config: ComputeILConfig, il_dtype: str | None = None) -> Summary
         )
     model.preprocess.log(f"as those of {redact(config.il_model)}")
     return job.run(config.workers)
+
+
+def _require_loss(info: ModelInfo, config: ComputeILConfig) -> None:
+    """Raise MismatchError for another loss than the IL model's, UntrustedCodeError for one that nobody named."""
+    where = redact(config.il_model or "")
+    if config.loss not in (None, info.loss):
+        raise MismatchError(
+            f"{where} was made with --loss {info.loss}, not {config.loss}: il is the loss it learned by"
+        )
+    UntrustedCodeError.unless_named(info.loss, config.loss, where, "--loss")
 
 
 def _require_scoring(config: ComputeILConfig | IndexConfig) -> None:

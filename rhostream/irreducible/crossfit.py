@@ -25,6 +25,7 @@ from rhostream.irreducible.unfinished import KeptOf
 from rhostream.randomness import generator
 from rhostream.runs.macs import macs_per_sample
 from rhostream.samples.kind import Kind
+from rhostream.selection.losses import find_loss
 from rhostream.selection.outputs import require_logits
 from rhostream.selection.tokens import is_language
 from rhostream.stream.progress import StepProgress
@@ -45,11 +46,12 @@ class Fit:
     """What all folds share."""
 
     model: str
-    classes: int
+    classes: int | None  # None where the target is no class
     preprocess: Kind
     recipe: Recipe
     device: torch.device
     init: str | None = None  # weights to start from
+    loss: str = "cross_entropy"
     kept: KeptOf | None = None  # where the states of an unfinished fit are
 
     def network(self) -> nn.Module:
@@ -66,7 +68,7 @@ class Fit:
             torch.manual_seed(int(generator(self.recipe.seed, "fit", number).integers(2**62)))
             network = self.network()
             prepare = self.preprocess.inputs
-            if not is_language(network):
+            if not is_language(network) and self.classes is not None:
                 require_logits(self.model, network.eval(), prepare(pool.fields[:1]), self.classes)
             macs = macs_per_sample(network, prepare(pool.fields[:1]))
             if self.init:
@@ -80,7 +82,8 @@ class Fit:
                 check_image=check.fields,
                 check_label=check.label,
                 recipe=self.recipe,
-                normalize=prepare,
+                kind=self.preprocess,
+                loss=find_loss(self.loss),
                 device=self.device,
                 classes=self.classes,
                 kept=self.kept and self.kept(number),
@@ -111,11 +114,11 @@ def fit_folds(fit: Fit, rule: FoldRule, pool: Pool, check: Pool) -> list[Fold]:
             learned, macs = fit.learned(number, pool, train, check, rows, progress)
         found.append(Fold(number, learned, train, rows, macs))
         LOG.info(
-            "fit-il: model %d of %d: loss %.4f, accuracy %.4f on %s (epoch %.1f of %d)",
+            "fit-il: model %d of %d: loss %.4f%s on %s (epoch %.1f of %d)",
             number + 1,
             rule.models,
             learned.val_loss,
-            learned.val_accuracy,
+            "" if learned.val_accuracy is None else f", accuracy {learned.val_accuracy:.4f}",
             JUDGES[rule.mode],
             learned.best_epoch,
             fit.recipe.epochs,
@@ -195,7 +198,8 @@ def _loaded(fit: Fit, learned: Learned) -> nn.Module:
 
 
 def quality_of(fit: Fit, folds: Sequence[Fold], pool: Pool, check: Pool) -> tuple[dict[str, Any], int]:
-    """`measured` of the networks, and how many samples that took through a forward."""
+    """`measured` of networks of classes, and how many samples that took through a forward."""
+    assert fit.classes is not None
     on_check: list[Logits] = []
     on_train: list[Logits] = []
     for fold in folds:
@@ -216,8 +220,9 @@ def on_d(fit: Fit, learned: Learned, pool: Pool) -> Checked:
     It chooses nothing: where D is noisier than the holdout, the state of the lowest loss on D is an under-trained one.
     """
     return evaluate(
-        _loaded(fit, learned), pool.fields, pool.label, torch.arange(len(pool)), fit.preprocess.inputs, fit.device
-    )
+        _loaded(fit, learned), pool.fields, pool.label, torch.arange(len(pool)), fit.preprocess, find_loss(fit.loss),
+        fit.device,
+    )  # fmt: skip
 
 
 def write_folds(out: str, folds: Sequence[Fold]) -> list[dict[str, Any]]:

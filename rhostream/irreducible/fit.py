@@ -47,6 +47,7 @@ from rhostream.runs.record import versions
 from rhostream.samples import registry
 from rhostream.samples.decoders import decoder
 from rhostream.samples.kind import Kind, Wanted
+from rhostream.selection.losses import find_loss, loss_name, require_taken, sequence_mean
 from rhostream.selection.outputs import called, require_more_than_one, require_width
 from rhostream.selection.tokens import is_language
 from rhostream.signals import StopRequest
@@ -87,6 +88,9 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     Where the samples are text (`tokenizer` is given, or most of those looked at have a .txt and no image):
     `text_length` tokens of `tokenizer`, of which the model learns the `task` "label" or "language" (the default of
     text-lm, which needs no labels).
+
+    `loss`: what is learned and what il will be, of (output, target): "cross_entropy" of labels; a kind whose target is
+    no class names another one, "squared_error", "binary_cross_entropy" or your `module:function`.
 
     `balance`: "sample" draws every class equally often, "weight" weighs its losses; the checkpoint is then that of the
     lowest mean over classes. What is doubtful about the model is said,
@@ -146,6 +150,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         "resize": config.resize,
         "kind": config.kind,
         "balance": config.balance != "none" and config.balance,
+        "loss": config.loss != "cross_entropy" and config.loss,
         "init": config.init and hashlib.sha256(storage.read_bytes(storage.resolve(config.init))).hexdigest(),
     }
     asked |= {name: value for name, value in options_on.items() if value}  # older folders know none of these
@@ -160,12 +165,12 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     started = time.monotonic()
     lenient: Any = {"allow_compressed": config.allow_compressed, "accept_missing_eof": config.accept_missing_eof}
     label = label_from(config.label, config.class_names, data, **lenient)
-    if classes is None and label.names:
-        classes = max(label.names.values()) + 1
     preprocess = _kind_of(data, config, image_member, lenient)
     label.require_beside(preprocess)
-    _require_fitting(preprocess, config.augment, config.balance)
-    _try(model, preprocess, classes, config.init, config.batch_size)
+    if classes is None and label.names:
+        classes = max(label.names.values()) + 1
+    loss = _require_fitting(preprocess, config)
+    _try(model, preprocess, classes, config, loss)
     preprocess = preprocess.with_decoder(asked["decoder"])
     decoding = preprocess.decoder
     settings = ScanSettings(
@@ -191,7 +196,8 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     require_same_classes(pool.class_names, theirs, "the holdout", "the shards")  # a fraction's are the same shards
     labels = pool.labels if of_d is None else of_d.labels  # of all of D, drawn or not
     # A holdout may lack a class of D, whose samples are samples all the same.
-    classes = classes or count_classes(torch.tensor(sorted({*pool.labels, *labels}) or [0]))
+    if preprocess.target is None:
+        classes = classes or count_classes(torch.tensor(sorted({*pool.labels, *labels}) or [0]))
     recipe = Recipe(
         epochs=config.epochs,
         batch_size=config.batch_size,
@@ -214,6 +220,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         recipe,
         device,
         config.init,
+        loss,
         lambda number: Kept(out, identity, number, rule.models, config.epochs),
     )
     empty = [] if not preprocess.needs_label else empty_classes(rule, pool, labels) + gaps(labels, label.class_names)
@@ -227,7 +234,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     }
     info = ModelInfo(
         architecture=model, classes=classes, preprocess=_plain(preprocess), decoder=decoding,
-        split=rule.to_json(), folds=[], accuracy=0.0, val_loss=0.0, cost={}, asked=asked,
+        split=rule.to_json(), folds=[], accuracy=None, loss=loss, val_loss=0.0, cost={}, asked=asked,
         learned_from=sorted(pool.shards), read=read, quality={"empty_classes": empty},
         sample={"taken": len(pool), "seen": sum(pool.seen.values())},
         shards={name: list(of) for name, of in {**(of_d.versions if of_d else {}), **pool.versions}.items()},
@@ -244,14 +251,13 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     clear(out)
     worst = info.quality.get("worst_class")
     LOG.info(
-        "IL model %s: accuracy %.4f%s, loss %.4f nats on samples it didn't learn from (%s of %s)%s; %s samples, %.0f s",
+        "IL model %s: %s%s on samples it didn't learn from (%s of %s)%s; %s samples, %.0f s",
         redact(out),
-        info.accuracy,
+        info.in_words(),
         f" (worst class {label_named(info.class_names, worst['class'])}: {worst['accuracy']:.4f})" if worst else "",
-        info.val_loss,
         f"{info.judged['samples']:,}",
         info.judged["on"],
-        f", accuracy {info.on_d['accuracy']:.4f}, loss {info.on_d['loss']:.4f} on D"
+        f"{_if_known(', accuracy {:.4f}', info.on_d.get('accuracy'))}, loss {info.on_d['loss']:.4f} on D"
         if info.on_d.get("samples")
         else "",
         f"{info.cost['fit_samples']:,}",
@@ -260,15 +266,22 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     return gate.passed(info, config.min_accuracy, out)
 
 
-def _try(model: str, preprocess: Kind, classes: int | None, init: str | None, batch_size: int) -> None:
+def _if_known(words: str, value: float | None) -> str:
+    return "" if value is None else words.format(value)
+
+
+def _try(model: str, preprocess: Kind, classes: int | None, config: FitILConfig, loss: str) -> None:
     """Refuse a model that can't be fitted before a shard is read. Raises UsageError."""
-    trial = models.build(model, classes=classes or 2, **preprocess.model_arguments())
-    if init:
-        models.load_initial(trial, init)
-    if batch_size == 1:
+    labelled = preprocess.target is None
+    trial = models.build(model, classes=(classes or 2) if labelled else None, **preprocess.model_arguments())
+    if config.init:
+        models.load_initial(trial, config.init)
+    if config.batch_size == 1:
         require_more_than_one(trial, preprocess.example(), "--batch-size 1")
     with torch.no_grad():
         logits = called(trial.eval(), preprocess.example())
+        if not labelled:
+            require_taken(loss, preprocess, logits)
     if classes is not None and not is_language(trial):
         require_width(model, logits, classes)
 
@@ -285,7 +298,7 @@ def _fitted(
     folds = fit_folds(fit, rule, pool, check)
     learned = [fold.learned for fold in folds]
     quality, measured = dict[str, Any](), 0  # samples through the networks after their training
-    if fit.preprocess.task != "language":  # else there are no classes to be calibrated on
+    if fit.preprocess.needs_label and fit.loss == "cross_entropy":  # else nothing is calibrated
         quality, measured = quality_of(fit, folds, pool, check)
         quality |= info.quality
     of_data = info.on_d
@@ -294,14 +307,17 @@ def _fitted(
         measured += len(of_d)
         figures = {"loss": found.loss, "loss_error": found.loss_error, "accuracy": found.accuracy}
         # JSON has no number for an infinite loss.
-        known = {name: value if math.isfinite(value) else 1e30 for name, value in figures.items()}
+        known = {name: value if math.isfinite(value) else 1e30 for name, value in figures.items() if value is not None}
         of_data = info.on_d | {"samples": len(of_d)} | known
     records = write_folds(out, folds)
     weight = sum(record["val_samples"] for record in records)
     loss, accuracy = (
         sum(record[name] * record["val_samples"] for record in records) / weight
+        if all(record[name] is not None for record in records)
+        else None
         for name in ("val_loss", "val_accuracy")
     )
+    assert loss is not None
     info = replace(
         info,
         folds=records,
@@ -442,12 +458,22 @@ def _kind_of(shards: list[tuple[str, str]], config: FitILConfig, member: str | N
     return registry.made(content, wanted, None, lambda: seen.sizes, where)
 
 
-def _require_fitting(preprocess: Kind, augment: str, balance: str) -> None:
-    """Raise UsageError for an option that such samples don't have."""
-    if not preprocess.pictures and augment != "none":
-        raise UsageError(f"augment {augment!r} is for images, and these samples are {preprocess.holds}")
-    if preprocess.task == "language" and balance != "none":
+def _require_fitting(preprocess: Kind, config: FitILConfig) -> str:
+    """The name of the loss. Raises UsageError for an option that such samples don't have."""
+    if not preprocess.pictures and config.augment != "none":
+        raise UsageError(f"augment {config.augment!r} is for images, and these samples are {preprocess.holds}")
+    if preprocess.task == "language" and config.balance != "none":
         raise UsageError("--balance is for models of labels, and language has none")
+    if preprocess.target is not None:
+        given = {"--classes": config.classes, "--min-accuracy": config.min_accuracy,
+                 "--balance": None if config.balance == "none" else config.balance}  # fmt: skip
+        for option, value in given.items():
+            if value is not None:
+                raise UsageError(f"{option} {value} is for classes, and {preprocess.target_in_words}")
+    loss_name(preprocess, config.loss)
+    if find_loss(config.loss) is sequence_mean:
+        raise UsageError("--loss sequence_mean takes a label for each token, and a sample of a shard has one")
+    return config.loss
 
 
 def _plain(preprocess: Kind) -> dict[str, Any]:

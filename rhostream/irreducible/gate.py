@@ -65,7 +65,7 @@ def doubts(info: ModelInfo) -> list[str]:
 
 
 def _guesses(info: ModelInfo) -> bool:
-    return bool(info.quality) and info.accuracy <= info.quality["largest_class"]["share"]
+    return bool(info.quality) and (info.accuracy or 0.0) <= info.quality["largest_class"]["share"]
 
 
 def passed(info: ModelInfo, min_accuracy: float | None, folder: str) -> ModelInfo:
@@ -80,6 +80,8 @@ def passed(info: ModelInfo, min_accuracy: float | None, folder: str) -> ModelInf
         )
     if min_accuracy is None:
         return info
+    if info.accuracy is None:
+        raise UsageError(f"--min-accuracy {min_accuracy:g} is for classes, and the target of {redact(folder)} is none")
     where = f"{redact(folder)}: the IL model's accuracy on samples it didn't learn from is {info.accuracy:.4f}"
     if info.accuracy < min_accuracy:
         raise QualityError(f"{where}, at least {min_accuracy:g} was asked for (--min-accuracy)")
@@ -150,7 +152,7 @@ def leaks(holdout: Group, rest: Group, val_loss: float, mode: str, val_error: fl
 
 def unknown_labels(quarantined: Mapping[str, int], info: ModelInfo) -> list[str]:
     """A sentence where rows of a table have labels that the IL model's classes don't hold."""
-    if not (n := quarantined.get("label:range", 0)):
+    if not (n := quarantined.get("label:range", 0)) or info.classes is None:
         return []
     return [
         f"{n:,} samples have a label outside 0 to {info.classes - 1}: the IL model knows {info.classes:,} classes. "

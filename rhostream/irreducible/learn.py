@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rhostream.candidates import Prepare
 from rhostream.compute.images import mirrored, shifted
 from rhostream.compute.judge import judged
 from rhostream.crashpoints import crash_point
 from rhostream.errors import NonFiniteError
 from rhostream.irreducible.unfinished import Kept, Standing
 from rhostream.randomness import torch_seed
-from rhostream.samples.fields import Fields
+from rhostream.samples.fields import Fields, target_of
+from rhostream.samples.kind import Kind
 from rhostream.selection.gradient import finite_or_nan, step_if_finite
+from rhostream.selection.losses import LossFunction, cross_entropy, per_sample
 from rhostream.selection.outputs import called
 from rhostream.selection.tokens import SequenceMean, is_language
 from rhostream.signals import stop_if_asked
@@ -53,9 +54,9 @@ class Learned:
 
     state: dict[str, Tensor]
     val_loss: float
-    val_accuracy: float
+    val_accuracy: float | None
     best_epoch: float
-    curve: list[dict[str, float]]
+    curve: list[dict[str, float | None]]
     steps: int
     samples: int  # through forward and backward
     checked: int  # through a forward alone, to look at the network
@@ -101,9 +102,10 @@ def learn(
     check_image: Fields,
     check_label: Tensor,
     recipe: Recipe,
-    normalize: Prepare,
+    kind: Kind,
+    loss: LossFunction,
     device: torch.device,
-    classes: int,
+    classes: int | None,
     kept: Kept | None = None,
     progress: StepProgress | None = None,
 ) -> Learned:
@@ -117,7 +119,9 @@ def learn(
     network.to(device)
     generator = torch.Generator().manual_seed(torch_seed("fit batches", recipe.seed))
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    weight_C = class_weights(label[train], classes).to(device) if recipe.balance == "weight" else None
+    weight_C = None
+    if recipe.balance == "weight" and classes is not None:
+        weight_C = class_weights(label[train], classes).to(device)
     batches = -(-len(train) // recipe.batch_size)
     check_at = {-(-batches * i // CHECKS_PER_EPOCH) for i in range(1, CHECKS_PER_EPOCH + 1)}
     at = kept.restore(network, optimizer, generator) if kept else Standing()
@@ -133,13 +137,15 @@ def learn(
             # Batch norm can't learn from one sample.
             if len(rows) > 1 or batches == 1 or recipe.batch_size == 1:
                 network.train()
-                x = augmented(normalize(image[rows].to(device)), recipe.augment, generator)
-                loss = _mean_loss(network, called(network, x), label[rows].to(device), weight_C)
+                fields = image[rows].to(device)
+                x = augmented(kind.inputs(fields), recipe.augment, generator)
+                target = target_of(kind.target, fields, label[rows].to(device), x)
+                mean = _mean_loss(network, called(network, x), target, loss, weight_C)
                 for group in optimizer.param_groups:  # at a constant rate the last states differ by points
                     group["lr"] = recipe.lr * (1 - at.steps / (batches * recipe.epochs))
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                applied = finite_or_nan(network.parameters(), loss.detach())
+                mean.backward()
+                applied = finite_or_nan(network.parameters(), mean.detach())
                 step_if_finite(optimizer, applied)
                 at.dead = 0 if bool(torch.isfinite(applied)) else at.dead + 1
                 if at.dead >= NONFINITE_STEPS:
@@ -147,14 +153,14 @@ def learn(
                         f"the IL model's loss or its gradient is NaN or infinite in {at.dead} batches in "
                         f"a row (epoch {epoch + 1} of {recipe.epochs}); lower --lr"
                     )
-                running += 0.0 if at.dead else loss.detach()
+                running += 0.0 if at.dead else mean.detach()
                 at.steps, at.samples = at.steps + 1, at.samples + len(rows)
                 crash_point("fit-il: step taken")
             if progress is not None:  # the loss of a batch would have to be waited for
                 checked_loss = f", loss {at.curve[-1]['val_loss']:.3f} on others" if at.curve else ""
                 progress.step(f"epoch {epoch + 1} of {recipe.epochs}{checked_loss}")
             if number in check_at:
-                checked = evaluate(network, check_image, check_label, check, normalize, device, says)
+                checked = evaluate(network, check_image, check_label, check, kind, loss, device, says)
                 at.checked += len(check)
                 _check(at, checked, round(epoch + number / batches, 3), float(running) / number, recipe, network)
         at.epochs, at.seconds = epoch + 1, before + time.monotonic() - started
@@ -180,7 +186,7 @@ def _check(
     at: Standing, found: Checked, at_epoch: float, train_loss: float, recipe: Recipe, network: nn.Module
 ) -> None:
     """Enter a look at the network into its curve, and keep its weights where they are the best so far."""
-    point = {
+    point: dict[str, float | None] = {
         "epoch": at_epoch,
         "train_loss": train_loss,
         "val_loss": found.loss,
@@ -203,16 +209,21 @@ class Checked:
     """Means over some samples."""
 
     loss: float  # nats
-    accuracy: float
+    accuracy: float | None  # None where the target is no class
     balanced_loss: float  # the mean over the classes that occur of their mean losses, nats
     loss_error: float = 0.0  # the standard error of the loss
 
 
-def _mean_loss(network: nn.Module, output: Tensor, label: Tensor, weight_C: Tensor | None) -> Tensor:
+def _mean_loss(
+    network: nn.Module, output: Tensor, target: Tensor, loss: LossFunction, weight_C: Tensor | None
+) -> Tensor:
     """Of what the network gives for a batch."""
     if is_language(network):
-        return SequenceMean()(output, label).mean()
-    return F.cross_entropy(output, label, weight_C)
+        return SequenceMean()(output, target).mean()
+    if loss is cross_entropy:
+        return F.cross_entropy(output, target, weight_C)
+    loss_b = per_sample(loss, output, target)
+    return loss_b.mean() if weight_C is None else (loss_b * weight_C[target]).sum() / weight_C[target].sum()
 
 
 @torch.no_grad()  # not inference mode: what a forward keeps must serve the next step too
@@ -221,24 +232,28 @@ def evaluate(
     image: Fields,
     label: Tensor,
     rows: Tensor,
-    normalize: Prepare,
+    kind: Kind,
+    loss: LossFunction,
     device: torch.device,
     says: str = "",
 ) -> Checked:
-    """Loss and accuracy on rows of image (N, ...), in eval mode; of language those of tokens,
-    and the balanced loss is the mean. `says`: what Interrupted says, where a signal asks to stop.
+    """Loss and accuracy on rows of image (N, ...), in eval mode; of language those of tokens. The balanced loss is the
+    mean where there are no classes. `says`: what Interrupted says, where a signal asks to stop.
     """
     network.eval()
-    correct, losses = 0.0, []
+    correct, losses, labelled = 0.0, [], kind.target is None
     for some in torch.split(rows, EVAL_CHUNK):
         stop_if_asked(says)
-        loss_b, right_b = judged(network, normalize(image[some].to(device)), label[some].to(device))
+        fields = image[some].to(device)
+        x = kind.inputs(fields)
+        target = target_of(kind.target, fields, label[some].to(device), x)
+        loss_b, right_b = judged(network, x, target, loss, classes=labelled)
         losses.append(loss_b.cpu().double())
-        correct += float(right_b.sum())
-    loss, target = torch.cat(losses), label[rows]
-    error = float(loss.std(correction=0)) / len(loss) ** 0.5
-    if is_language(network):
-        return Checked(float(loss.mean()), correct / len(rows), float(loss.mean()), error)
-    counts = torch.bincount(target)
-    by_class = torch.bincount(target, weights=loss) / counts
-    return Checked(float(loss.mean()), correct / len(rows), float(by_class[counts > 0].mean()), error)
+        correct += 0.0 if right_b is None else float(right_b.sum())
+    loss_N, label_N = torch.cat(losses), label[rows]
+    mean, error = float(loss_N.mean()), float(loss_N.std(correction=0)) / len(loss_N) ** 0.5
+    if not kind.needs_label:
+        return Checked(mean, correct / len(rows) if labelled else None, mean, error)
+    counts = torch.bincount(label_N)
+    by_class = torch.bincount(label_N, weights=loss_N) / counts
+    return Checked(mean, correct / len(rows), float(by_class[counts > 0].mean()), error)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from rhostream.crashpoints import crash_point
 from rhostream.il_model.networks import ILModel
 from rhostream.irreducible.parts import Scored
-from rhostream.samples.fields import Fields
+from rhostream.samples.fields import Fields, target_of
 from rhostream.selection.forward import Room
-from rhostream.selection.losses import cross_entropy
+from rhostream.selection.losses import find_loss, per_sample
 from rhostream.selection.outputs import called
 from rhostream.selection.tokens import LanguageLoss, SequenceMean
 from rhostream.stream.scan import Chunk
@@ -28,6 +28,7 @@ class Scorer:
 
     def __init__(self, model: ILModel, device: torch.device) -> None:
         self._info, self._device = model.info, device
+        self._loss, self._target = find_loss(model.info.loss), model.preprocess.target
         self._rule = model.info.rule
         self._prepare = model.preprocess.inputs
         self._networks = [_prepared(n, device) for n in model.networks]
@@ -59,7 +60,9 @@ class Scorer:
                 self._language(network, fields, rows, scored)
             else:
                 loss, predicted = self._forward(network, fields, torch.from_numpy(chunk.label[rows]))
-                scored.il[rows], scored.predicted[rows] = loss.cpu().numpy(), predicted.cpu().numpy()
+                scored.il[rows] = loss.cpu().numpy()
+                if predicted is not None:
+                    scored.predicted[rows] = predicted.cpu().numpy()
             crash_point("compute-il: forward made")
         return scored
 
@@ -77,16 +80,22 @@ class Scorer:
         scored.il[rows] = SequenceMean()(loss, loss).cpu().numpy()
 
     @torch.no_grad()
-    def _forward(self, network: nn.Module, fields: Fields, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses (n,) and predicted classes (n,) of the rows of a chunk, in as many forwards as memory asks for."""
+    def _forward(self, network: nn.Module, fields: Fields, label: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Losses (n,) and predicted classes (n,), None of a target that is no class, of the rows of a chunk, in as many
+        forwards as memory asks for."""
 
-        def judge() -> tuple[Tensor, Tensor]:
-            parts, size = [], self._room.size or len(fields)
+        def judge() -> tuple[Tensor, Tensor | None]:
+            size = self._room.size or len(fields)
+            losses, predicted = list[Tensor](), list[Tensor]()
             for first in range(0, len(fields), size):
                 some = slice(first, first + size)
-                logits = called(network, self._prepare(fields[some].to(self._device)))
-                parts.append((cross_entropy(logits, label[some].to(self._device)), logits.argmax(1)))
-            return torch.cat([loss for loss, _ in parts]), torch.cat([predicted for _, predicted in parts])
+                own = fields[some].to(self._device)
+                output = called(network, x := self._prepare(own))
+                target = target_of(self._target, own, label[some].to(self._device), x)
+                losses.append(per_sample(self._loss, output.float(), target).float())
+                if self._target is None:
+                    predicted.append(output.argmax(1))
+            return torch.cat(losses), torch.cat(predicted) if predicted else None
 
         return self._room.run(len(fields), judge, self._tell)
 

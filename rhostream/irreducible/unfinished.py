@@ -52,8 +52,8 @@ class Standing:
     checked: int = 0  # through a forward alone
     dead: int = 0  # steps in a row that changed no weight
     seconds: float = 0.0  # of the processes before this one
-    curve: list[dict[str, float]] = field(default_factory=list)
-    best: dict[str, float] = field(default_factory=lambda: {"val_loss": float("inf"), "choice": float("inf")})
+    curve: list[dict[str, float | None]] = field(default_factory=list)
+    best: dict[str, Any] = field(default_factory=lambda: {"val_loss": float("inf"), "choice": float("inf")})
     state: dict[str, Tensor] = field(default_factory=dict)  # the weights of `best`
 
 

@@ -40,8 +40,9 @@ OTHERS = ("torchvision:NAME", "timm:NAME", "hf:NAME", "package.module:function")
 _MADE_FOR = {"images": {"image_size", "channels"}, "text": {"vocabulary", "length", "padding", "task"}}
 
 
-def build(name: str, *, classes: int, initial: bool = True, **made_for: Any) -> nn.Module:
-    """Make the model of that name, with (B, classes) logits.
+def build(name: str, *, classes: int | None, initial: bool = True, **made_for: Any) -> nn.Module:
+    """Make the model of that name, with (B, classes) logits; `classes` is None where the target is no class, and then
+    only a user's own function makes one, called without it.
 
     `made_for`: what the samples' kind says of them (`Kind.model_arguments`). `image_size` and `channels`: the model
     takes (B, channels, image_size, image_size). `vocabulary`, `length`, `padding` and `task`: it takes (B, length)
@@ -56,7 +57,7 @@ def build(name: str, *, classes: int, initial: bool = True, **made_for: Any) -> 
     return model
 
 
-def _built(name: str, classes: int, initial: bool, made_for: dict[str, Any]) -> nn.Module:
+def _built(name: str, classes: int | None, initial: bool, made_for: dict[str, Any]) -> nn.Module:
     if name in NAMES or is_text(name) or is_from_zoo(name):
         takes = "text" if is_text(name) else "images"
         if not _MADE_FOR[takes] <= {*made_for}:
@@ -64,9 +65,16 @@ def _built(name: str, classes: int, initial: bool, made_for: dict[str, Any]) -> 
             named = {"images": _BUILT_IN, "text": TEXT_MODELS}.get(held)
             built_in = f"built in for {held}: {', '.join(named)}" if named else "expected package.module:function"
             raise UsageError(f"model {name!r} takes {takes}, and these samples are {held}; {built_in}")
+    if ":" in name and not is_text(name) and not is_from_zoo(name):
+        return _of_ones_own(name, made_for if classes is None else {"classes": classes, **made_for})
+    if classes is None:
+        raise UsageError(
+            f"model {name!r} gives logits of classes, and the target of these samples is no class; expected "
+            "package.module:function"
+        )
     if is_text(name):
         return build_text(name, classes=classes, initial=initial, **made_for)
-    if ":" not in name:
+    if not is_from_zoo(name):
         if (net := name.removesuffix("-cifar").replace("-", "_")) in _OF_FIGURE_2 and name.endswith("-cifar"):
             raise UnknownNameError(
                 f"model {name!r} is built in no more: it is jobs.reproduce.nets:{net} now, in a clone of rhostream's "
@@ -78,10 +86,11 @@ def _built(name: str, classes: int, initial: bool, made_for: dict[str, Any]) -> 
         if image_size < (least := _LEAST_SIZE.get(name, 16)):
             raise UsageError(f"model {name!r} takes images of {least} pixels and more, got {image_size}")
         return _BUILT_IN[name](classes=classes, **made_for)
-    if is_from_zoo(name):
-        return build_from_zoo(name, classes=classes, initial=initial, **made_for)
+    return build_from_zoo(name, classes=classes, initial=initial, **made_for)
+
+
+def _of_ones_own(name: str, offered: dict[str, Any]) -> nn.Module:
     maker = own_function("model", name)
-    offered: dict[str, Any] = {"classes": classes, **made_for}
     try:
         parameters = inspect.signature(maker).parameters
     except (TypeError, ValueError):

@@ -109,7 +109,7 @@ class Book:
         self._end_of_pass(step)
         if not run.ranks.first:
             return
-        trained = finite and applied
+        trained, classes = finite and applied, step.candidates.target_field is None
         row = {
             "step": step.number,
             "pass": step.candidates.pass_index,
@@ -117,7 +117,7 @@ class Book:
             "kept": totals.kept if trained else 0,
             "loss_kept": self.loss,
             "loss_candidates": totals.loss / totals.reached if totals.reached else None,
-            "accuracy_candidates": totals.correct / totals.reached if totals.reached else None,
+            "accuracy_candidates": totals.correct / totals.reached if totals.reached and classes else None,
             "effective_classes": totals.balance.kept if trained else None,
             "effective_classes_uniform": totals.balance.uniform if trained else None,
             "learning_rate": step.learning_rate,

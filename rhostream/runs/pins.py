@@ -21,6 +21,7 @@ from rhostream.errors import UsageError
 from rhostream.randomness import DRAWS
 from rhostream.runs.doubts import Plan, cheap_choice
 from rhostream.runs.record import versions
+from rhostream.selection.losses import TARGET_LOSSES
 from rhostream.selection.selector import Selector
 from rhostream.stream.join import UniformChoice
 from rhostream.stream.loader import Loader
@@ -147,7 +148,11 @@ def name_of(function: Any) -> str:
     if isinstance(function, functools.partial):
         return f"{name_of(function.func)}({function.args}, {function.keywords})"
     name = getattr(function, "__qualname__", type(function).__qualname__)
-    return "cross_entropy" if name == "cross_entropy" else f"{getattr(function, '__module__', '?')}:{name}"
+    return (
+        name
+        if name == "cross_entropy" or TARGET_LOSSES.get(name) is function
+        else f"{getattr(function, '__module__', '?')}:{name}"
+    )
 
 
 def _shown(prefilter: Any) -> str:

@@ -68,3 +68,14 @@ class Fields:
     def to(self, device: torch.device, **how: Any) -> Fields:
         """On that device."""
         return Fields({name: array.to(device, **how) for name, array in self._arrays.items()})
+
+
+def target_of(target: str | None, fields: Fields | None, label: Tensor, x: Tensor) -> Tensor:
+    """What a loss is called with beside the model's output, (n, ...): the label (n,) where `Kind.target` is None, the
+    field of that name, or, of samples without a target, the model's input."""
+    if target is None:
+        return label
+    if not target:
+        return x
+    assert fields is not None
+    return fields[target]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 OK = "ok"
 DECODE = "decode"  # the --augment of a kind of the user's own that `augments`
+NO_TARGET = ""
 View = int | None  # pixels of a cheap picture; None: what the model is given
 Row = npt.NDArray[Any]
 
@@ -97,6 +98,9 @@ class Kind:
     verdicts: tuple[str, str, str] = ("kind:missing", "kind:empty", "kind:too_large")  # statuses of `examine`
     holds: str = "samples of a kind of their own"  # what shards of it hold, in words
     task: str = "label"  # what a model learns of it: the sample's label, or language
+    # The field that is what the model is to give: the loss is called with it, and no label is read. None: the label is,
+    # an integer class. NO_TARGET: there is none, and the loss is called with the model's input.
+    target: str | None = None
     pictures: bool = False  # whether inputs are (n, C, H, W) pictures: they may be augmented and compared
     decoder: str = "own"  # the decoder's name, in fingerprints
     takes: frozenset[str] = frozenset()  # options of `Wanted` that are its own
@@ -137,15 +141,23 @@ class Kind:
         return OK
 
     def inputs(self, fields: Fields) -> Tensor:
-        """What the model is called with, (n, ...), of decoded rows (n, ...), on their device."""
-        return fields.only
+        """What the model is called with, (n, ...), of decoded rows (n, ...), on their device.
 
-    def example(self, n: int = 1, view: View = None) -> Tensor:
-        """A model's input of n samples that mean nothing."""
+        By default the only field, or the only one beside the target.
+        """
+        others = [name for name in fields.names if name != self.target]
+        return fields[others[0]] if len(others) == 1 else fields.only
+
+    def blank(self, n: int = 1, view: View = None) -> Fields:
+        """The fields of n samples that mean nothing: zeros."""
         import torch
 
         rows = {name: np.zeros((n, *spec.shape), spec.dtype) for name, spec in self.fields(view).items()}
-        return self.inputs(Fields({name: torch.from_numpy(array) for name, array in rows.items()}))
+        return Fields({name: torch.from_numpy(array) for name, array in rows.items()})
+
+    def example(self, n: int = 1, view: View = None) -> Tensor:
+        """A model's input of n samples that mean nothing."""
+        return self.inputs(self.blank(n, view))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that the kind is made of."""
@@ -277,8 +289,13 @@ class Kind:
 
     @property
     def needs_label(self) -> bool:
-        """Whether a sample without a label can't be used; language is its own."""
-        return self.task != "language"
+        """Whether the target is the sample's label, a class, without which it can't be used; language is its own."""
+        return self.target is None and self.task != "language"
+
+    @property
+    def target_in_words(self) -> str:
+        """What stands in the place of a class, for messages."""
+        return f"the target of samples of {self.name} is " + (f"the field {self.target!r}" if self.target else "none")
 
     @property
     def order(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from rhostream import foreign
 from rhostream.errors import MismatchError, UntrustedCodeError, UsageError, users_code
 from rhostream.own_code import own_function
 from rhostream.samples.fields import Fields
-from rhostream.samples.kind import OK, FieldSpec, Kind, Row, View
+from rhostream.samples.kind import NO_TARGET, OK, FieldSpec, Kind, Row, View
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,6 +68,7 @@ class OwnKind(Kind):
             self._made_of = foreign.plain_json(self._code.to_json())
             self.pictures = bool(self._code.pictures)
             self.augments = bool(self._code.augments)
+            self.target = _checked_target(name, self._code.target, self._fields)
             self._arguments = dict(self._code.model_arguments())
 
     def __reduce__(self) -> tuple[type[OwnKind], tuple[str]]:
@@ -96,8 +97,15 @@ class OwnKind(Kind):
 
     def decode(self, members: Mapping[str, bytes], out: dict[str, Row], view: View = None,
                rng: np.random.Generator | None = None) -> str:  # fmt: skip
-        """By the user's code: whatever it raises or writes is a status, and `why` says what it was."""
-        return self._judged(lambda: self._code.decode(members, Slot(out), view, rng))
+        """By the user's code: whatever it raises or writes is a status, and `why` says what it was.
+
+        So is a target that isn't finite: in a batch it would be the loss of all.
+        """
+        verdict = self._judged(lambda: self._code.decode(members, Slot(out), view, rng))
+        if verdict == OK and self.target and not np.isfinite(out[self.target]).all():
+            self.why = f"{self.name}: the target {self.target} holds {_first_nonfinite(out[self.target])}"
+            return "kind:target"
+        return verdict
 
     def _judged(self, work: Any) -> str:
         try:
@@ -136,6 +144,7 @@ class OwnKind(Kind):
             "kind": self.name,
             "members": [[name, list(extensions)] for name, extensions in self.members.items()],  # their order counts
             "fields": {name: [list(spec.shape), spec.dtype] for name, spec in self._fields.items()},
+            **({} if self.target is None else {"target": self.target}),
             **({"made_of": self._made_of} if self._made_of else {}),
         }
 
@@ -165,8 +174,9 @@ class OwnKind(Kind):
         foreign.require_type(record.get("fields"), dict, "fields")
         try:
             _checked_members("", dict(record["members"]))
-            _checked_fields("", {name: FieldSpec(tuple(shape), dtype) for name, (shape, dtype) in
-                                 record["fields"].items()})  # fmt: skip
+            fields = _checked_fields("", {name: FieldSpec(tuple(shape), dtype) for name, (shape, dtype) in
+                                          record["fields"].items()})  # fmt: skip
+            _checked_target("", record.get("target"), fields)
         except (UsageError, TypeError) as exc:
             raise ValueError(str(exc)) from exc
 
@@ -204,6 +214,17 @@ def _checked_members(name: str, members: Any) -> dict[str, tuple[str, ...]]:
                              "expected a tuple of small letters without a leading dot")  # fmt: skip
         checked[member] = tuple(extensions)
     return checked
+
+
+def _checked_target(name: str, target: Any, fields: Mapping[str, FieldSpec]) -> str | None:
+    if target is None or target == NO_TARGET or (isinstance(target, str) and target in fields):
+        return target if target is None else str(target)
+    raise UsageError(f"kind {name!r}: target is {str(target)[:40]!r}, expected a field ({', '.join(fields)}), "
+                     "'' for none at all, or None for the label")  # fmt: skip
+
+
+def _first_nonfinite(values: Row) -> Any:
+    return values[~np.isfinite(values)][0]
 
 
 def _texts(extensions: Any) -> TypeGuard[Iterable[str]]:

@@ -27,6 +27,7 @@ STATUSES = {
     "kind:raised": "the code of a kind of one's own raised an exception",
     "kind:shape": "the code of a kind of one's own gave a field another shape, or one that it hasn't",
     "kind:dtype": "the code of a kind of one's own gave a field another type",
+    "kind:target": "the target of a kind of one's own is NaN or infinite",
     "label:missing": "no .cls member, and no `label` in a .json (or what --label names)",
     "label:invalid": "the label is no integer",
     "label:range": "the label is negative, or beyond the classes",

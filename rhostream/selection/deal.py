@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rhostream.candidates import Candidates, to_device
-from rhostream.samples.fields import Fields
+from rhostream.samples.fields import Fields, target_of
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.uniform import Ints as Rows
 
@@ -28,9 +28,11 @@ class Batch:
 
     x: Tensor  # at full size, normalised
     label: Tensor
+    target: Tensor  # what the loss is called with beside the model's output
     weight: npt.NDArray[np.float32]  # factors of the losses
     place: Rows  # row in the buffer of all ranks
-    seen: Tensor  # what a proxy looks at: `x`, or the cheap view where there is one
+    seen: Tensor  # what a proxy looks at: `x`, or where that was decoded again, what was scored
+    seen_target: Tensor  # what its loss is called with
     il_tokens: Tensor | None = None  # (n, T) float16 nats, of language where the stream was asked for them
     decoded: Fields | None = None  # of a kind with several fields
     field: str = "pixels"  # the name of the first field
@@ -77,11 +79,15 @@ def batch_of(
     part = candidates.slice_of(ranks.rank, ranks.size)
     names = () if candidates.fields is None else candidates.fields.names
     place, field, several = rows + part.first, next(iter(names), ""), len(names) > 1
-    decoded = (candidates.fields_of(rows) if again is None else again) if several else None
+    of, several = candidates.target_field, several or bool(candidates.target_field)
+    fields = candidates.fields_of(rows) if several or viewed else None  # as they were scored
+    decoded = (fields if again is None else again) if several else None
     own_seed = None if candidates.transform is None else candidates.transform.seeds(candidates, rows)
     if ranks.alone:
         seen = candidates.inputs(rows) if viewed else x
-        return Batch(x, label, weight, place, seen, tokens, decoded, field, own_seed)
+        target = target_of(of, decoded, label, x)
+        seen_target = target_of(of, fields, label, seen) if viewed else target
+        return Batch(x, label, target, weight, place, seen, seen_target, tokens, decoded, field, own_seed)
     reader, seed_column = np.full(len(rows), ranks.rank), {} if own_seed is None else {"seed": own_seed}
     kept = ranks.concat_columns({"place": place, "weight": weight, "reader": reader, **seed_column}, part.most)
     held = np.bincount(kept["reader"], minlength=ranks.size).tolist()
@@ -90,19 +96,23 @@ def batch_of(
         # Pixels travel as the bytes that they were read as, a quarter of what is made of them.
         columns = {"label": label, **_named("field ", candidates.fields_of(rows) if again is None else again)}
         if viewed:
-            columns |= _named("seen ", candidates.fields_of(rows))
+            assert fields is not None
+            columns |= _named("seen ", fields)
         if tokens is not None:
             columns["tokens"] = to_device(tokens, label.device)
         dealt = _dealt(columns, ranks, *overlaps(held, wanted, ranks.rank))
-        label, tokens, fields = dealt["label"], dealt.get("tokens"), _fields("field ", dealt)
-        decoded, x = fields if several else None, candidates.prepare(fields)
-        seen = candidates.prepare(_fields("seen ", dealt)) if viewed else x
+        label, tokens, own_fields = dealt["label"], dealt.get("tokens"), _fields("field ", dealt)
+        decoded, x = own_fields if several else None, candidates.prepare(own_fields)
+        fields = _fields("seen ", dealt) if viewed else own_fields
+        seen = candidates.prepare(fields) if viewed else x
     else:
         seen = candidates.inputs(rows) if viewed else x
     start = sum(wanted[: ranks.rank])
     own = slice(start, start + wanted[ranks.rank])
     weight, place, seed = kept["weight"][own], kept["place"][own], kept["seed"][own] if "seed" in kept else None
-    return Batch(x, label, weight, place, seen, tokens, decoded, field, seed)
+    target = target_of(of, decoded, label, x)
+    seen_target = target_of(of, fields, label, seen) if viewed else target
+    return Batch(x, label, target, weight, place, seen, seen_target, tokens, decoded, field, seed)
 
 
 def _named(prefix: str, fields: Fields) -> dict[str, Tensor]:

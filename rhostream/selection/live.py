@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rhostream.candidates import Prepare, to_device
 from rhostream.errors import UsageError
-from rhostream.samples.fields import Fields
+from rhostream.samples.fields import Fields, target_of
 from rhostream.selection.forward import Forward
 from rhostream.selection.gradient import take_step
 from rhostream.selection.losses import LossFunction, cross_entropy, per_sample
@@ -40,9 +40,11 @@ class LiveIL:
         lr: float = 1e-5,
         weight_decay: float = 0.01,
         loss: LossFunction = cross_entropy,
+        target: str | None = None,
     ) -> None:
+        """`target`: as `Kind.target`, what the loss is called with."""
         self.networks = [network.eval() for network in networks]
-        self.normalize, self.loss = normalize, loss
+        self.normalize, self.loss, self.target = normalize, loss, target
         self._forwards = [Forward(network, batch_norm="eval") for network in self.networks]
         self.optimizers = [
             torch.optim.AdamW(n.parameters(), lr=lr, weight_decay=weight_decay, fused=True) for n in self.networks
@@ -59,8 +61,8 @@ class LiveIL:
             rows = self._rows(fold, number, len(label), True)
             if len(rows):
                 at = to_device(torch.from_numpy(rows), fields.device)
-                own = label[at]
-                il[at] = per_sample(self.loss, forward(self.normalize(fields.index_select(0, at))), own).float()
+                x, target = self._pair(fields.index_select(0, at), label[at])
+                il[at] = per_sample(self.loss, forward(x), target).float()
         return il
 
     def learn(self, fields: Fields, label: Tensor, fold: Folds | None, ranks: Ranks | None = None) -> int:
@@ -77,8 +79,7 @@ class LiveIL:
                 take_step(
                     network,
                     optimizer,
-                    self.normalize(fields.index_select(0, at)),
-                    label[at],
+                    *self._pair(fields.index_select(0, at), label[at]),
                     self.loss,
                     ranks=ranks,
                     total=total,
@@ -86,6 +87,11 @@ class LiveIL:
                 )
             learned += total
         return learned
+
+    def _pair(self, fields: Fields, label: Tensor) -> tuple[Tensor, Tensor]:
+        """The model's input and the target, of decoded samples (n, ...)."""
+        x = self.normalize(fields)
+        return x, target_of(self.target, fields, label, x)
 
     def _rows(self, fold: Folds | None, number: int, n: int, own: bool) -> npt.NDArray[np.int64]:
         if len(self.networks) == 1:

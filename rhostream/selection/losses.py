@@ -1,7 +1,7 @@
-"""Per-sample losses in float32 nats: what a rule scores by and what the gradient step averages.
+"""Per-sample losses in float32: what a rule scores by and what the gradient step averages.
 
-A loss is a function of (logits, label) that gives one number a sample, (B,), and nothing else is asked of it. A user's
-own is `package.module:function`.
+A loss is a function of (output, target) that gives one number a sample, (B,), and nothing else is asked of it: of
+(logits, label) where the target is a class. A user's own is `package.module:function`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from torch.nn import functional
 
 from rhostream.errors import UnknownNameError, UsageError, users_code
 from rhostream.own_code import own_function
-from rhostream.selection.outputs import described
+from rhostream.samples.fields import target_of
+from rhostream.samples.kind import Kind
+from rhostream.selection.outputs import EXPECTED, described
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -37,7 +39,56 @@ def sequence_mean(logits: Tensor, label: Tensor) -> Tensor:
     return (loss_BT * counts).sum(1) / counts.sum(1)
 
 
-LOSSES: dict[str, LossFunction] = {"cross_entropy": cross_entropy, "sequence_mean": sequence_mean}
+def squared_error(output: Tensor, target: Tensor) -> Tensor:
+    """The mean of (output - target)^2 over all but the first dimension: (B, ...) each -> (B,) float32.
+
+    Raises UsageError for shapes that differ, which would be stretched to (B, B); (B, 1) stands for (B,).
+    """
+    output, target = _alike("squared_error", output, target)
+    return (output - target).square().flatten(1).mean(1)
+
+
+def binary_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    """-log of the probability of each of several yes or no, their mean: logits and targets in [0, 1] (B, ...) ->
+    (B,) float32, nats. Raises UsageError for shapes that differ; (B, 1) stands for (B,).
+    """
+    output, target = _alike("binary_cross_entropy", output, target)
+    return functional.binary_cross_entropy_with_logits(output, target, reduction="none").flatten(1).mean(1)
+
+
+def _alike(name: str, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Both (B, ...) of one shape, at least (B, 1), float32."""
+    one = [tensor if tensor.ndim > 1 else tensor.unsqueeze(1) for tensor in (output, target)]
+    if one[0].shape != one[1].shape:
+        raise UsageError(
+            f"the loss {name} takes an output and a target of one shape, and the model gives "
+            f"{tensor_in_words(output)}, the target is {tensor_in_words(target)}"
+        )
+    return one[0].float(), one[1].float()
+
+
+TARGET_LOSSES: dict[str, LossFunction] = {"squared_error": squared_error, "binary_cross_entropy": binary_cross_entropy}
+LOSSES: dict[str, LossFunction] = {
+    "cross_entropy": cross_entropy,
+    "sequence_mean": sequence_mean,
+    **TARGET_LOSSES,
+}
+
+
+def loss_name(kind: Kind, asked: str) -> str:
+    """The loss of samples of a kind by name, as il and run compare it; `asked`: as `--loss` says, "cross_entropy" by
+    default. Raises UsageError for one that such samples can't have.
+    """
+    if kind.task == "language":
+        if asked != "cross_entropy":
+            raise UsageError(f"--loss {asked}: the loss of language is the mean over a sequence's tokens")
+        return "next_token"
+    if kind.target is not None and asked == "cross_entropy":
+        raise UsageError(
+            f"{kind.target_in_words} and no class, which cross_entropy is of: name its loss with "
+            f"--loss {', '.join(TARGET_LOSSES)} or package.module:function of (output, target)"
+        )
+    return asked
 
 
 def find_loss(name: str) -> LossFunction:
@@ -50,9 +101,15 @@ def find_loss(name: str) -> LossFunction:
 
 
 def per_sample(loss: LossFunction, logits: Tensor, label: Tensor) -> Tensor:
-    """`loss` of a batch, (B,). Raises UsageError when the function gives anything but one number a sample."""
+    """`loss` of a batch, (B,), of the model's output (B, ...) and the target (B, ...).
+
+    Raises UsageError when the function gives anything but one number a sample.
+    """
     name = getattr(loss, "__name__", type(loss).__name__)
-    with users_code(f"the loss function {name}, of outputs {tuple(logits.shape)} and labels {tuple(label.shape)},"):
+    target = f"labels {tuple(label.shape)}"
+    if label.ndim != 1 or label.is_floating_point():
+        target = f"targets {tensor_in_words(label)}"
+    with users_code(f"the loss function {name}, of outputs {tuple(logits.shape)} and {target},"):
         loss_B = loss(logits, label)
     if not isinstance(loss_B, Tensor) or loss_B.shape != (len(label),) or not loss_B.is_floating_point():
         raise UsageError(
@@ -60,6 +117,19 @@ def per_sample(loss: LossFunction, logits: Tensor, label: Tensor) -> Tensor:
             f"floating-point tensor of shape ({len(label)},): in torch's own losses, reduction='none'"
         )
     return loss_B
+
+
+def require_taken(loss: str, kind: Kind, output: Tensor) -> None:
+    """Raise UsageError for an output (1, ...) of a model that the loss can't take beside the target of the kind."""
+    blank = kind.blank()
+    x = kind.inputs(blank).to(output.device)
+    target = target_of(kind.target, blank.to(output.device), torch.zeros(1, dtype=torch.int64), x)
+    per_sample(find_loss(loss), output.float(), target)
+
+
+def tensor_in_words(tensor: Tensor) -> str:
+    """Shape and type: `(32, 3) of float32`."""
+    return f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def is_correct(logits: Tensor, label: Tensor) -> Tensor:
@@ -74,6 +144,8 @@ def require_known(bounds: tuple[int, int], logits: Tensor) -> None:
     `bounds`: the smallest and the largest label, known to the host; logits (B, C), others aren't looked at.
     """
     low, high = bounds
+    if low <= high and logits.ndim < 2:
+        raise UsageError(f"the model returned {described(logits)}; {EXPECTED}")
     if logits.ndim == 2 and low <= high and (low < 0 or high >= logits.shape[1]):
         raise UsageError(
             f"a sample has the label {low if low < 0 else high}, and the model gives {logits.shape[1]} "

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from rhostream.errors import UnknownNameError, UsageError
+from rhostream.selection.rules import RULES as KNOWN
 from rhostream.selection.rules import Rule, find_rule
 from rhostream.selection.schedule import Schedule, parse_ratios
 from rhostream.setting import ASKED, CHOICE, RULES, check_types, defaults_of, setting, settings_of
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rhostream.selection.adjust.shape import Adjust
     from rhostream.selection.quota import ClassQuota
 
+_OF_CLASSES = {"logits_BC", "label_B", "draws_KBC"}  # what a built-in rule takes of classes
 Make = Callable[[Any], Any]  # an option's value to its `Adjust`, or to a function of (scores (B,), the buffer)
 
 
@@ -162,6 +164,22 @@ class Options:
                     f"--shadow {one.name} needs an IL model that learns along, which the rule {rule.name} "
                     "doesn't have: a shadow costs no forward"
                 )
+
+    def require_no_classes(self, rule: Rule, what: str, *, loss_cap: bool = False) -> None:
+        """Raise UsageError for what looks at classes. `what`: what the samples have instead, in words.
+
+        A user's own rule is given the model's output as `logits_BC` and the target as `label_B`.
+        """
+        for option, one in (("rule", rule), *(("shadow", one) for one in self.shadows)):
+            if one.needs_draws or (":" not in one.name and _OF_CLASSES & {*one.takes}):
+                fine = ", ".join(name for name, known in KNOWN.items() if not _OF_CLASSES & {*known.takes})
+                raise UsageError(
+                    f"--{option} {one.name} looks at the logits of classes, and {what}; expected one of {fine}"
+                )
+        if self.quota is not None:
+            raise UsageError(f"--class-quota {self.class_quota} is for samples whose target is a class, and {what}")
+        if loss_cap:
+            raise UsageError(f"--loss-cap clips at the loss of a guess among classes, and {what}")
 
     @property
     def _reranks(self) -> dict[str, tuple[str | Make, Any]]:

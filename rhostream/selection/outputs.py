@@ -23,7 +23,8 @@ EXPECTED = (
 
 
 def logits_of_output(output: Any, samples: int, model: nn.Module | None = None) -> Tensor:
-    """The logits (samples, ..., C), floating point, in what a model returned. Raises UsageError naming the model."""
+    """The output (samples, ...), floating point, in what a model returned: of classes logits (samples, ..., C), which
+    who knows of classes asks for (`require_width`, `losses.require_known`). Raises UsageError naming the model."""
     logits = output
     if isinstance(output, Mapping):
         logits = output.get("logits")
@@ -31,7 +32,7 @@ def logits_of_output(output: Any, samples: int, model: nn.Module | None = None) 
         logits = output.logits
     elif isinstance(output, (tuple, list)):
         logits = output[0] if output else None
-    if (isinstance(logits, Tensor) and logits.ndim >= 2 and len(logits) == samples
+    if (isinstance(logits, Tensor) and logits.ndim >= 1 and len(logits) == samples
             and logits.is_floating_point()):  # fmt: skip
         return logits
     name = "the model" if model is None else f"the model {type(model).__name__}"
@@ -131,6 +132,8 @@ def require_logits(name: str, model: nn.Module, example: Tensor, classes: int) -
 
 def require_width(name: str, logits: Tensor, classes: int) -> None:
     """Raise UsageError for fewer logits than there are labels: a GPU would die of the first such label."""
+    if logits.ndim < 2:
+        raise UsageError(f"model {name!r} returned {described(logits)}; {EXPECTED}")
     if logits.ndim == 2 and logits.shape[1] < classes:
         raise UsageError(
             f"model {name!r} gives {logits.shape[1]} logits, and the labels go up to {classes - 1}: make "

@@ -24,6 +24,8 @@ Bounds = tuple[int, int]  # the smallest and the largest label
 
 def bounds_of(candidates: Candidates, rows: Rows) -> Bounds:
     """The smallest and the largest label of the rows, on the host; (0, -1) where there is none."""
+    if candidates.target_field is not None:
+        return 0, -1
     label = candidates.host.label[torch.from_numpy(rows)]
     return (int(label.min()), int(label.max())) if len(rows) and label.ndim == 1 else (0, -1)
 
@@ -61,14 +63,14 @@ class RuleScores:
         logits = forward(stage.x_m) if draws is None else mean_prediction(draws)
         if not isinstance(self.loss, SequenceMean):  # of language no label is looked at
             require_known(bounds, logits)
-        loss = per_sample(self.loss, logits, stage.label_m).float()
-        evidence = Evidence(loss, stage.il_m, logits, stage.label_m, draws)
+        loss = per_sample(self.loss, logits, stage.target_m).float()
+        evidence = Evidence(loss, stage.il_m, logits, stage.target_m, draws)
         live = None if stage.live_m is None else replace(evidence, il_B=stage.live_m)
         score = self.rule(self._capped(live if self.rule.live and live is not None else evidence))
         return {
             "loss": loss,
             "score": score,
-            "correct": correct_of(self.loss)(logits, stage.label_m),
+            "correct": correct_of(self.loss)(logits, stage.label_m) if stage.labelled else loss.isnan(),
             "shadow": shadow_scores(self.shadows, evidence, live),
         }
 

@@ -26,7 +26,7 @@ from rhostream.selection.chooser import Chooser
 from rhostream.selection.deal import Batch, batch_of
 from rhostream.selection.forward import Forward, require_dropout, scoring
 from rhostream.selection.live import LiveIL
-from rhostream.selection.losses import LossFunction
+from rhostream.selection.losses import TARGET_LOSSES, LossFunction, cross_entropy, find_loss
 from rhostream.selection.options import Options
 from rhostream.selection.outputs import proved_by_one
 from rhostream.selection.proxy import Proxy
@@ -48,8 +48,8 @@ GRADIENTS = ("mean", "sum")
 class Selector:
     """Keeps `batch_size` of each buffer by `rule`, with the model's weights as they are at the call.
 
-    `loss` maps (logits, label) to (B,) float32; by default cross-entropy, or of language the mean over a sequence's
-    tokens. `chunk`, `batch_norm`, `autocast`, `compile`: see `Forward`.
+    `loss` maps (output, target) to (B,) float32; by default cross-entropy of (logits, label), or of language the mean
+    over a sequence's tokens. `chunk`, `batch_norm`, `autocast`, `compile`: see `Forward`.
     `shortlist`: so many times n_b of the candidates reach the target, the best by the rule's score of `proxy`, which
     learns from what is kept, or, without one, of the target itself on the stream's cheap view. `live`: the IL model of
     the rule `rho_updated`. The other keywords are `Options`, such as `gumbel=0.5`, `warm_up=100`, `shadow="loss"`.
@@ -72,7 +72,7 @@ class Selector:
         rule: str = "rho",
         batch_size: int = 32,
         *,
-        loss: LossFunction | None = None,
+        loss: LossFunction | str | None = None,
         chunk: int | None = None,
         batch_norm: str = "buffer",
         autocast: torch.dtype | None = None,
@@ -103,7 +103,7 @@ class Selector:
                 "ranks, which would make another number of them; leave the chunk out"
             )
         self.model, self.rule, self.batch_size = model, find_rule(rule), batch_size
-        self.loss = loss or loss_of(model)
+        self.loss = find_loss(loss) if isinstance(loss, str) else loss or loss_of(model)
         self.loss_cap, self.seed = loss_cap, seed
         self.live, self.proxy, self.shortlist = live, proxy, shortlist
         if loss_cap and is_language(model):
@@ -134,6 +134,7 @@ class Selector:
         few = batch_size < 2 * self.ranks.size
         self._least = 2 if not few and any(map(own_norms, learners)) else 1
         self._unproved = few and bool(own_norms(model)) and not in_lockstep(model)
+        self._fits = False  # whether it is known to need no classes
         self._calls = self._nonfinite = 0
 
     def __call__(self, candidates: Candidates, step: int | None = None) -> Selection:
@@ -141,6 +142,8 @@ class Selector:
 
         `step` is what schedules and random draws go by; the number of the call, from 0 on, where it isn't given.
         """
+        if candidates.target_field is not None and not self._fits:
+            self._require_no_classes(candidates.target_field)
         step = self._calls if step is None else step
         self._calls = step + 1
         candidates = self._with_il(candidates)
@@ -232,7 +235,8 @@ class Selector:
             x = candidates.transform(x, to_device(torch.from_numpy(batch.seed), x.device))
         return Selection(
             **vars(log), **counts, total=total, ranks=self.ranks.size, reduced=self.reduced,
-            input=x if total else None, label=batch.label, place=batch.place, decoded=batch.decoded,
+            input=x if total else None, label=batch.label, target=x if candidates.target_field == "" else batch.target,
+            place=batch.place, decoded=batch.decoded,
             field=batch.field, il_tokens=batch.il_tokens,
             factors=to_device(torch.from_numpy(batch.weight), batch.label.device) if weighed else None,
             live_trained=self._learn(candidates, log.rows, batch, total),
@@ -262,6 +266,17 @@ class Selector:
     def _buffer(self, candidates: Candidates, rows: Rows, host: Host, n: int, draws: Draws) -> Buffer:
         return buffer_of(candidates, rows, host, self.ranks, n=n, draws=draws)
 
+    def _require_no_classes(self, target: str) -> None:
+        """Raise UsageError for what candidates whose target is no class can't have."""
+        what = f"the target is the field {target!r}" if target else "there is no target"
+        self.options.require_no_classes(self.rule, what, loss_cap=self.loss_cap)
+        if self.loss is cross_entropy:
+            raise UsageError(
+                f"{what} and no class, which cross_entropy is of: give the selector its loss, Selector(loss=) of "
+                f"{', '.join(TARGET_LOSSES)} by name or a function of (output, target)"
+            )
+        self._fits = True
+
     def _draws(self, candidates: Candidates, step: int) -> Draws:
         where = {"pass_index": candidates.pass_index, "index": candidates.index}
         planned = slice_of(candidates, self.ranks).planned
@@ -289,7 +304,7 @@ class Selector:
     def _learn(self, candidates: Candidates, kept: Rows, batch: Batch, total: int) -> int:
         """A step of the proxy and of the live IL model on what is kept; samples that went through the latter."""
         if self.proxy is not None and total:
-            self.proxy.learn(batch.seen, batch.label, self.ranks, total)
+            self.proxy.learn(batch.seen, batch.seen_target, self.ranks, total)
         if self.live is None or not total:
             return 0
         own = to_device(torch.from_numpy(kept), batch.label.device)

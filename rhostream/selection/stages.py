@@ -33,24 +33,39 @@ class Stage:
     label_m: Tensor
     il_m: Tensor  # of the table, nats; NaN where there is none
     live_m: Tensor | None = None  # the il of a model that learns along
+    field_m: Tensor | None = None  # (m, ...) the field that is the target, where one is
+    labelled: bool = True  # whether the target is the label; else, without such a field, there is none
     fields_m: Fields | None = None  # what the input was made of, where it was read again: at full size, or augmented
+
+    @property
+    def target_m(self) -> Tensor:
+        """What the loss is called with beside the model's output, (m, ...)."""
+        return self.label_m if self.labelled else self.x_m if self.field_m is None else self.field_m
 
     @classmethod
     def of(cls, candidates: Candidates, rows: Rows, live_m: Tensor | None = None) -> Stage:
         """Those rows, with the inputs that the buffer has: all rows cost no copy."""
         x, label, il = candidates.inputs(rows), candidates.label, candidates.il
+        target, labelled = candidates.target_field, candidates.target_field is None
+        field = fields_of(candidates)[target] if target else None
         if len(rows) == len(candidates):
-            return cls(torch.arange(len(rows), device=label.device), x, label, il, live_m)
+            return cls(torch.arange(len(rows), device=label.device), x, label, il, live_m, field, labelled)
         row_m = to_device(torch.from_numpy(rows), label.device)
-        return cls(row_m, x, label.index_select(0, row_m), il.index_select(0, row_m), live_m)
+        field_m = None if field is None else field.index_select(0, row_m)
+        return cls(row_m, x, label.index_select(0, row_m), il.index_select(0, row_m), live_m, field_m, labelled)
 
     def take(self, position: Tensor) -> Stage:
         """The rows at these positions of the stage, int64 on the device."""
         live_m = None if self.live_m is None else self.live_m[position]
+        field_m = None if self.field_m is None else self.field_m[position]
         fields_m = None if self.fields_m is None else self.fields_m[position]
-        return Stage(
-            self.row_m[position], self.x_m[position], self.label_m[position], self.il_m[position], live_m, fields_m
+        row_m, x_m, label_m, il_m = (
+            self.row_m[position],
+            self.x_m[position],
+            self.label_m[position],
+            self.il_m[position],
         )
+        return Stage(row_m, x_m, label_m, il_m, live_m, field_m, self.labelled, fields_m)
 
     def decoded_again(self, candidates: Candidates, read: ReadFull, rows: Rows) -> tuple[Stage, Rows]:
         """The stage with inputs as `read` decodes them, without rows that can't be; `rows` (m,) are its on the host."""
@@ -60,7 +75,8 @@ class Stage:
             fields, rows = fields[good], rows[readable_m]
             stage = self.take(to_device(good, self.x_m.device))
         fields = fields.to(self.x_m.device, non_blocking=True)
-        return replace(stage, x_m=candidates.prepare(fields), fields_m=fields), rows
+        field_m = fields[candidates.target_field] if candidates.target_field else None
+        return replace(stage, x_m=candidates.prepare(fields), field_m=field_m, fields_m=fields), rows
 
 
 def fields_of(candidates: Candidates) -> Fields:
@@ -141,6 +157,7 @@ class Selection:
     rows: npt.NDArray[np.int64]  # the kept rows of this buffer, ascending; of several ranks not those of `input`
     input: Tensor | None  # (n, C, H, W) float32: what this rank trains on, at full size; None when no rank kept any
     label: Tensor  # (n,)
+    target: Tensor  # (n, ...) what the loss is called with beside the model's output: `label`, or what the kind says
     factors: Tensor | None = None  # (n,) float32: the weights of the losses where they aren't all 1
     place: Rows | None = None  # (n,) rows of the inputs in the buffer of all ranks
     il_tokens: Tensor | None = None  # (n, T) float16 nats, of language where the stream was asked for them

@@ -29,9 +29,10 @@ def slice_of(candidates: Candidates, ranks: Ranks) -> Slice:
 
 
 def classes_of(candidates: Candidates) -> Rows:
-    """(B,) labels on the host; 0 for a sequence, which has no class."""
+    """(B,) labels on the host; 0 where the target is no class."""
     label = candidates.host.label
-    return label.long().numpy() if label.ndim == 1 else np.zeros(len(label), np.int64)
+    classes = label.ndim == 1 and candidates.target_field is None
+    return label.long().numpy() if classes else np.zeros(len(label), np.int64)
 
 
 def own_rows(rows: Rows, part: Slice, size: int) -> Rows:

@@ -86,7 +86,7 @@ class CandidateStream(IterableDataset[Message]):
         self.cursor = Cursor()
         self.first_pass = self.first_step = 0  # at which the list of shards was taken up
         members = tuple(preprocess.members.values())
-        self.join_settings = replace(join or JoinSettings(), members=members)
+        self.join_settings = replace(join or JoinSettings(), members=members, labelled=preprocess.target is None)
         self.prefilters = tuple(prefilters)
         self.slots: dict[str, Tensor] | None = None
         self._carried = storage.Carried()
@@ -291,6 +291,7 @@ class CandidateStream(IterableDataset[Message]):
             fields=None if slots is None else Fields({name: held[message.slot] for name, held in slots.items()}),
             slice=None if slots is None else Slice(plan.own_rows.start, self.buffer_size, plan.most_rows, self.ranks),
             prepare=self.preprocess.inputs,
+            target_field=self.preprocess.target,
             shard_names=self._names,
             fold=joined.fold,
             il_tokens=None if joined.il_tokens is None else torch.from_numpy(joined.il_tokens),

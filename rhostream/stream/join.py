@@ -114,6 +114,7 @@ class JoinSettings:
     classes: int | None = None  # a label beyond it is quarantined, whatever the table says of it
     with_fold: bool = False  # carry the fold of each sample along
     members: tuple[tuple[str, ...], ...] = (IMAGES.main,)  # of a sample: the extensions of each
+    labelled: bool = True  # whether a row without a label is of no use
     tokens: int = 0  # T: the il of so many tokens of each sample is joined too
 
     def __post_init__(self) -> None:
@@ -193,7 +194,9 @@ class Join:
             reason[part.in_holdout[at]] = Reason.holdout
         label, classes = part.label[at], self._settings.classes
         # A table that somebody else made may call any label good: of -100 torch's loss is 0.0, of others a crash.
-        strange = (label < 0) | (label >= classes) if classes is not None else label < 0
+        strange = (label < 0) & self._settings.labelled
+        if classes is not None:
+            strange |= label >= classes
         reason[~part.usable[at] | strange] = Reason.quarantined
 
     def _missing_il(self, joined: Joined) -> None:

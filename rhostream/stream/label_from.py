@@ -58,7 +58,9 @@ class LabelFrom:
         return " and ".join(filter(None, lacking))
 
     def require_beside(self, kind: Kind) -> None:
-        """Raise UsageError where the label's member is what the samples are."""
+        """Raise UsageError where the label's member is what the samples are, or the target is no label."""
+        if kind.target is not None and (self.to_json() or self.names is not None):
+            raise UsageError(f"--label and --class-names are for labels, and {kind.target_in_words}")
         if any(self.member in extensions for extensions in kind.members.values()):
             raise UsageError(f"--label {self.member}: .{self.member} is what these samples are ({kind.name})")
 

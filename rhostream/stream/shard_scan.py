@@ -31,6 +31,8 @@ from rhostream.stream.tar import TarWalk, walk
 from rhostream.stream.windows import Windows
 from rhostream.tables.il import KEEP_TYPES
 
+NO_LABEL = -1  # null in the table
+
 
 @dataclass(slots=True)
 class _Rows:
@@ -58,7 +60,7 @@ class ShardScan:
         self._labelled = False  # whether any row that was examined has a label
         self._apart, self._unlabelled = Apart(alone=not settings.needs_labels), Unlabelled(settings.label)
         if not settings.needs_labels:
-            columns.labels[None] = 0
+            columns.labels[None] = NO_LABEL if self._kind.target is not None else 0
         self._seen = Seen()
         self._bad_fields = dict.fromkeys(settings.keep, 0)
         self._watched = 0
@@ -228,6 +230,8 @@ class ShardScan:
                 if main >= 0:
                     batch.prefer(row, order)
         label = list(map(self._columns.labels.get, batch.cls))
+        if self._kind.target is not None:  # whatever stands there is no target
+            label = [NO_LABEL] * n
         rows = _Rows(batch, ordinal, label, None)
         fields: list[dict[str, Any]] = []
         if again or self._needs_json or self._watch:

@@ -74,3 +74,11 @@ class ClassNames:
 def as_json(record: dict[str, Any]) -> dict[str, Any]:
     """The same record of a file of ours, without what is newer and says nothing there: as files of before had it."""
     return {name: value for name, value in record.items() if name not in NEWER or value}
+
+
+def no_class(target: Any) -> str:
+    """Why there are no classes, as a table or a run says of `Kind.target`: a sentence, "" where the target is one."""
+    if not isinstance(target, str):
+        return ""
+    what = f"is the field {one_line(target, 60)!r}" if target else "is none"
+    return f"the target {what} and no class: label, correct, predicted and accuracy are unknown"

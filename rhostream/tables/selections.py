@@ -112,7 +112,7 @@ def _rows(steps: Sequence[_Step]) -> pa.RecordBatch:
         pa.array(loss, pa.float32(), mask=~reached),
         pa.array(il, pa.float32(), mask=np.isnan(il)),
         pa.array(score, pa.float32(), mask=np.isnan(score)),
-        pa.array(scored["correct"], mask=~reached),
+        pa.array(scored["correct"], mask=~reached | (label < 0)),  # of a target that is no class nothing is right
         pa.array(scored["kept"]),
         pa.DictionaryArray.from_arrays(pa.array(scored["reason"].astype(np.int8)), REASONS),
         pa.array(scored["weight"], pa.float32()),

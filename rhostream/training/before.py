@@ -50,10 +50,10 @@ def require_statistics(settings: Settings, network: nn.Module, seen: Kind, ranks
         require_more_than_one(network, seen.example().to(next(network.parameters()).device), asked)
 
 
-def require_quota(settings: Settings, table: Table, classes: int) -> None:
+def require_quota(settings: Settings, table: Table, classes: int | None) -> None:
     """Raise UsageError for a class quota that these shards can't meet."""
     quota = settings.options.quota
-    if quota is None:
+    if quota is None or classes is None:
         return
     settings.check_quota(classes)
     if quota.kind == "balanced":

@@ -17,7 +17,7 @@ from rhostream.runs.cost import Cost
 from rhostream.runs.macs import macs_per_sample
 from rhostream.samples.kind import Kind, View
 from rhostream.selection.forward import scoring
-from rhostream.selection.losses import LossFunction
+from rhostream.selection.losses import LossFunction, require_taken
 from rhostream.selection.outputs import called, require_width
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.tokens import is_language
@@ -65,7 +65,7 @@ def make_proxy(
     name: str,
     seen: Kind,
     view: View,
-    classes: int,
+    classes: int | None,
     *,
     lr: float,
     seed: int,
@@ -114,11 +114,16 @@ def set_macs(
             cost.shortlist_macs = cheap
 
 
-def require_classes(model: str, network: nn.Module, seen: Kind, classes: int, view: View = None) -> None:
-    """Raise UsageError for a model that gives no logits, or fewer than there are labels."""
+def require_classes(
+    model: str, network: nn.Module, seen: Kind, classes: int | None, loss: str, view: View = None
+) -> None:
+    """Raise UsageError for a model that gives no logits, or fewer than there are labels; of a target that is no class
+    (`classes` None) for an output that the loss can't take."""
     with scoring(network, batch_norm="eval"):
         logits = called(network, seen.example(view=view).to(next(network.parameters()).device))
-    if not is_language(network):
+    if classes is None:
+        require_taken(loss, seen, logits)
+    elif not is_language(network):
         require_width(model, logits, classes)
 
 

@@ -19,8 +19,9 @@ from rhostream.compute.judge import judged
 from rhostream.errors import BudgetError, UsageError, users_code
 from rhostream.own_code import own_function
 from rhostream.runs.step import Evaluation
-from rhostream.samples.fields import Fields
+from rhostream.samples.fields import Fields, target_of
 from rhostream.samples.kind import Kind
+from rhostream.selection.losses import LossFunction, cross_entropy
 from rhostream.selection.outputs import described
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import scoring
@@ -67,13 +68,16 @@ class TestSet:
         self,
         shards: Iterable[str],
         preprocess: Kind,
-        classes: int,
+        classes: int | None,
         decoder: str,
         workers: int,
         ranks: Ranks | None = None,
         class_names: Mapping[int, str] | None = None,
         label: LabelFrom | None = None,
+        loss: LossFunction = cross_entropy,
     ) -> None:
+        """`classes`: None where the target is no class; `loss` is what is measured of such."""
+        self._loss = loss if classes is None else cross_entropy
         self._label = label or LabelFrom()
         self._ranks, self._class_names = ranks or Ranks(), dict(class_names or {})
         self._all = storage.expand(shards)
@@ -131,22 +135,30 @@ class TestSet:
         return dict(total)
 
     def evaluate(self, model: nn.Module) -> Evaluation:
-        """Loss and accuracy with running batch norm statistics and dropout off."""
-        device = next(model.parameters()).device
-        right, seen = torch.zeros(self._classes), torch.zeros(self._classes)
+        """Loss and, of classes, accuracy, with running batch norm statistics and dropout off."""
+        device, kind = next(model.parameters()).device, self._preprocess
+        size = 1 if self._classes is None else self._classes
+        right, seen = torch.zeros(size), torch.zeros(size)
         loss = 0.0
         with scoring(model, batch_norm="eval"):
             for fields, label in self._chunks():
-                label = label.to(device)
-                loss_b, right_b = judged(model, self._preprocess.inputs(fields.to(device)), label)
+                own = fields.to(device)
+                x = kind.inputs(own)
+                target = target_of(kind.target, own, label.to(device), x)
+                loss_b, right_b = judged(model, x, target, self._loss, classes=self._classes is not None)
                 loss += float(loss_b.sum())
-                seen += torch.bincount(label.cpu(), minlength=self._classes)
-                right += torch.bincount(label.cpu(), right_b.cpu(), self._classes)
+                if right_b is None:
+                    seen += len(label)
+                    continue
+                seen += torch.bincount(label, minlength=size)
+                right += torch.bincount(label, right_b.cpu(), size)
         loss, *counts = self._ranks.sum([loss, *right.tolist(), *seen.tolist()])
-        right_C, seen_C = counts[: self._classes], counts[self._classes :]
+        right_C, seen_C = counts[:size], counts[size:]
         total = int(sum(seen_C))
         if total == 0:
             raise BudgetError(f"no usable sample in the test shards ({storage.redact(self._all[0])}, ...)")
+        if self._classes is None:
+            return Evaluation(loss / total, None, None, total)
         by_class = [r / s if s else None for r, s in zip(right_C, seen_C, strict=True)]
         return Evaluation(loss / total, sum(right_C) / total, by_class, total)
 

@@ -60,7 +60,8 @@ def load_live(
     networks = load_networks(place, [name for name, _ in files], made, own)
     for network in networks:
         network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return LiveIL(networks, own.inputs, lr=lr, loss=find_loss(str(made.get("loss", "cross_entropy"))))
+    loss = find_loss(str(made.get("loss", "cross_entropy")))
+    return LiveIL(networks, own.inputs, lr=lr, loss=loss, target=own.target)
 
 
 def set_live_macs(cost: Cost, live: LiveIL, seen: Kind, view: View) -> None:

@@ -75,14 +75,14 @@ class Trainer:
                 rows=torch.from_numpy(kept.place),
                 planned=part.planned,
             )
-        label, loss = kept.label, run.selector.loss
+        target, loss = kept.target, run.selector.loss
         if self.tokens is not None and kept.il_tokens is not None:
-            label, loss = to_device(kept.il_tokens, run.device), self.tokens
+            target, loss = to_device(kept.il_tokens, run.device), self.tokens
         return take_step(
             self.model,
             self.optimizer,
             x,
-            label,
+            target,
             loss,
             forward=self._forward,
             accumulate=self.accumulate,

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from rhostream import storage
-from rhostream.errors import UsageError, users_code
+from rhostream.errors import MismatchError, UsageError, users_code
 from rhostream.models import build, load_initial
 from rhostream.randomness import torch_seed
 from rhostream.runs import turns
 from rhostream.samples.geometry import CROP
 from rhostream.selection.live import LiveIL
+from rhostream.selection.losses import loss_name
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import Selector
@@ -77,7 +78,7 @@ def _open(
 
 
 def make_networks(
-    settings: Settings, loader: Loader, classes: int, on: torch.device, ranks: Ranks
+    settings: Settings, loader: Loader, classes: int | None, on: torch.device, ranks: Ranks
 ) -> tuple[nn.Module, Proxy | None]:
     """The target and, where there is one, the proxy; on every rank with rank 0's weights."""
     preprocess = loader.stream.preprocess
@@ -142,16 +143,22 @@ def make_selector(
     )
 
 
-def make_live(settings: Settings, loader: Loader, on: torch.device) -> LiveIL | None:
-    """The IL model that learns along, where the rule has one."""
+def make_live(settings: Settings, loader: Loader, on: torch.device, before: Mapping[str, Any]) -> LiveIL | None:
+    """The IL model that learns along, where the rule has one.
+
+    Raises MismatchError where a rule compares the loss with an il that is another one. A run that was begun when that
+    was only said goes on: `before` is its record.
+    """
     stream, made = loader.stream, loader.stream.table.info.ingredients.get("loss", "cross_entropy")
-    own = "next_token" if not stream.preprocess.needs_label else settings.loss
+    own = loss_name(stream.preprocess, settings.loss)
     if settings.found_rule.needs_il and made != own:
-        warnings.warn(
+        says = (
             f"the il of {storage.redact(stream.table.url)} is {made}, and the run's loss is {own}: the "
-            f"rule {settings.rule} compares two different losses",
-            stacklevel=5,
+            f"rule {settings.rule} compares two different losses"
         )
+        if not before:
+            raise MismatchError(f"{says}; make il of it with `rhostream fit-il --loss {own}`, or take --loss {made}")
+        warnings.warn(says, stacklevel=5)
     if not settings.found_rule.live:
         return None
     return load_live(

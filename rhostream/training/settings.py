@@ -13,7 +13,7 @@ from rhostream.models import task_of
 from rhostream.randomness import DRAWS
 from rhostream.runs.turns import Asked
 from rhostream.samples.kind import Kind
-from rhostream.selection.losses import LossFunction, find_loss, sequence_mean
+from rhostream.selection.losses import LossFunction, find_loss, loss_name, sequence_mean
 from rhostream.selection.options import Options
 from rhostream.selection.rules import Rule, find_rule
 from rhostream.selection.tokens import RULES as LANGUAGE_RULES
@@ -137,8 +137,11 @@ class Settings(TrainConfig):
                 f"--rule {self.rule} looks at the logits of classes, which language has not; expected one "
                 f"of {', '.join(LANGUAGE_RULES)}"
             )
-        if language and self.loss != "cross_entropy":
-            raise UsageError(f"--loss {self.loss}: the loss of language is the mean over a sequence's tokens")
+        loss_name(kind, self.loss)
+        if kind.target is not None:
+            if self.classes is not None:
+                raise UsageError(f"--classes {self.classes} is for classes, and {kind.target_in_words}")
+            self.options.require_no_classes(self.found_rule, kind.target_in_words, loss_cap=self.loss_cap)
         if language and self.options.quota is not None:
             raise UsageError(f"--class-quota {self.class_quota} is for samples with labels, which language has not")
         if not kind.pictures and self.deduplicate is not None:
@@ -154,7 +157,7 @@ class Settings(TrainConfig):
         if language and self.loss_cap:
             raise UsageError("--loss-cap clips at the loss of a guess among classes, which language has not")
 
-    def pinned(self, stream: CandidateStream, classes: int) -> dict[str, Any]:
+    def pinned(self, stream: CandidateStream, classes: int | None) -> dict[str, Any]:
         """What decides which samples are kept and what the weights become: a resume must agree with all of it."""
         proxied = self.listed is not None and self.listed.kind == "proxy"
         table, defaults, says = stream.table, defaults_of(self), settings_of(self)

@@ -18,6 +18,7 @@ from rhostream.runs.loop import Loop
 from rhostream.runs.record import recorded
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
+from rhostream.selection.losses import find_loss
 from rhostream.selection.ranks import Ranks
 from rhostream.stream.label_from import LabelFrom
 from rhostream.training.before import (
@@ -68,8 +69,9 @@ def train(config: TrainConfig) -> Summary:
     `precision` is that of scoring, `train_precision` that of the gradient step (losses are float32 always); `threads`
     are the model's, by default the cores that the workers leave, and stay those of the run's start when it is resumed.
 
-    The rules and their options (`clip` to `shadow`) are in docs/rules.md. `loss`: "cross_entropy" or your
-    `module:function` of (logits, label) to one loss a sample. `il_model`, `il_lr_scale`, `il_code`: the IL model
+    The rules and their options (`clip` to `shadow`) are in docs/rules.md. `loss`: "cross_entropy", of a target
+    that is no class "squared_error" or "binary_cross_entropy", or your `module:function` of (output, target) to one
+    loss a sample; the table's il must be of the same. `il_model`, `il_lr_scale`, `il_code`: the IL model
     that the rule `rho_updated` trains along, at that multiple of `lr`; by default it is sought where it lay.
 
     Started by torchrun, every rank reads and scores its slice of each buffer, and `buffer_size` and `batch_size` count
@@ -118,8 +120,10 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     settings, loader = open_at(turn, settings, on, ranks, before)
     turn.changing += changing
     stream, info = loader.stream, loader.stream.table.info
-    classes = settings.classes or info.classes or count_classes(stream.table)
     settings.require_fitting(stream.preprocess)
+    classes = None
+    if stream.preprocess.target is None:
+        classes = settings.classes or info.classes or count_classes(stream.table)
     pinned, last_step = settings.pinned(stream, classes), last_step_of(settings, stream)
     schedule_steps = settings.schedule_steps or last_step
     if settings.schedule != "constant":
@@ -140,11 +144,11 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     )
     require_quota(settings, stream.table, classes)
     network, proxy = make_networks(settings, loader, classes, on, ranks)
-    require_classes(settings.model, network, stream.preprocess, classes)
+    require_classes(settings.model, network, stream.preprocess, classes, settings.loss)
     if proxy is not None:
-        require_classes(settings.proxy_model, proxy.model, stream.preprocess, classes, stream.view)
+        require_classes(settings.proxy_model, proxy.model, stream.preprocess, classes, settings.loss, stream.view)
     require_statistics(settings, network, stream.preprocess, ranks)
-    live = make_live(settings, loader, on)
+    live = make_live(settings, loader, on, before)
     selector = make_selector(settings, network, proxy, live, scoring, ranks)
     threads = threads_of(settings.threads, settings.workers, before.get("threads"))
     record = record_of(settings, loader, pinned, last_step, threads, on, ranks)
@@ -174,8 +178,9 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         names = stream.table.class_names
         label = LabelFrom.from_json(stream.table.info.label)
         test_set = TestSet(
-            tests, stream.preprocess, classes, stream.decoder_name, settings.workers, ranks, names, label
-        )
+            tests, stream.preprocess, classes, stream.decoder_name, settings.workers, ranks, names, label,
+            find_loss(settings.loss),
+        )  # fmt: skip
     if test_set is not None and not before:
         record["test_set"] = test_set.examine(settings.budget)
     with threads_in_use(threads):

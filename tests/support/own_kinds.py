@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from rhostream import FieldSpec, Kind
 
-SIZE = 8
+SIZE, TAGS = 8, 5
 
 
 class Vectors(Kind):
@@ -80,3 +81,77 @@ def broken() -> Kind:
 
 
 nothing = 5
+
+
+class Heights(Kind):
+    """Eight numbers in a .npy and the float in a .json that they are to give."""
+
+    members = {"vector": ("npy",), "facts": ("json",)}  # noqa: RUF012
+    target: str | None = "height"
+
+    def fields(self, view: Any = None) -> Mapping[str, FieldSpec]:
+        return {"vector": FieldSpec((SIZE,), "float32"), "height": FieldSpec((), "float32")}
+
+    def decode(self, members: Mapping[str, bytes], out: dict[str, Any], view: Any = None, rng: Any = None) -> str:
+        out["vector"] = np.load(io.BytesIO(members["vector"]), allow_pickle=False)
+        out["height"] = np.asarray(json.loads(members["facts"])["height"], np.float32)
+        return "ok"
+
+    def model_arguments(self, view: Any = None) -> dict[str, Any]:
+        return {"size": SIZE}
+
+
+class Tags(Kind):
+    """Eight numbers in a .npy and the tags in a .json: which of `TAGS` there are."""
+
+    members = {"vector": ("npy",), "facts": ("json",)}  # noqa: RUF012
+    target: str | None = "tags"
+
+    def fields(self, view: Any = None) -> Mapping[str, FieldSpec]:
+        return {"tags": FieldSpec((TAGS,), "uint8"), "vector": FieldSpec((SIZE,), "float32")}
+
+    def decode(self, members: Mapping[str, bytes], out: dict[str, Any], view: Any = None, rng: Any = None) -> str:
+        out["vector"] = np.load(io.BytesIO(members["vector"]), allow_pickle=False)
+        out["tags"][json.loads(members["facts"])["tags"]] = 1
+        return "ok"
+
+    def model_arguments(self, view: Any = None) -> dict[str, Any]:
+        return {"size": SIZE, "outputs": TAGS}
+
+
+class Untargeted(Heights):
+    """The numbers alone, which a model is to give again."""
+
+    members = {"vector": ("npy",)}  # noqa: RUF012
+    target = ""
+
+    def fields(self, view: Any = None) -> Mapping[str, FieldSpec]:
+        return {"vector": FieldSpec((SIZE,), "float32")}
+
+    def decode(self, members: Mapping[str, bytes], out: dict[str, Any], view: Any = None, rng: Any = None) -> str:
+        out["vector"] = np.load(io.BytesIO(members["vector"]), allow_pickle=False)
+        return "ok"
+
+    def model_arguments(self, view: Any = None) -> dict[str, Any]:
+        return {"size": SIZE, "outputs": SIZE}
+
+
+class Strayed(Heights):
+    """A target that is no field."""
+
+    target = "weight"
+
+
+def regressor(*, size: int, outputs: int = 1) -> nn.Module:
+    """A model of no classes."""
+    return nn.Sequential(nn.Linear(size, 16), nn.ReLU(), nn.Linear(16, outputs))
+
+
+def absolute_error(output: Tensor, target: Tensor) -> Tensor:
+    """A user's loss of a float."""
+    return (output[:, 0] - target).abs()
+
+
+def wide(*, size: int) -> nn.Module:
+    """A model of three outputs, which is the shape of no target."""
+    return nn.Linear(size, 3)

@@ -86,6 +86,11 @@ class TableInfo:
         return dict(self.ingredients.get("label") or {})
 
     @property
+    def target(self) -> str | None:
+        """As `Kind.target`: None where the target is the label, a class."""
+        return (self.preprocess or {}).get("target")
+
+    @property
     def members(self) -> tuple[tuple[str, ...], ...]:
         """The extensions of each member of a sample."""
         return registry.members_of(self.content, self.preprocess)
