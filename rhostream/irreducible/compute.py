@@ -31,7 +31,8 @@ from rhostream.irreducible.score import Scorer
 from rhostream.irreducible.target import Target
 from rhostream.samples import registry
 from rhostream.samples.geometry import checked_resize
-from rhostream.samples.kind import Kind, Wanted
+from rhostream.samples.kind import Kind
+from rhostream.samples.wanted import Wanted
 from rhostream.storage import redact
 from rhostream.stream.budget import Budget
 from rhostream.stream.label_from import LabelFrom, label_from

@@ -12,7 +12,8 @@ from rhostream import models
 from rhostream.config.offline import FitILConfig
 from rhostream.errors import UsageError
 from rhostream.samples import registry
-from rhostream.samples.kind import Kind, Wanted
+from rhostream.samples.kind import Kind
+from rhostream.samples.wanted import Wanted
 from rhostream.selection.losses import find_loss, loss_name, require_taken, sequence_mean
 from rhostream.selection.outputs import called, require_more_than_one, require_width
 from rhostream.selection.tokens import is_language

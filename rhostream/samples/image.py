@@ -17,9 +17,10 @@ from rhostream.errors import UsageError
 from rhostream.samples.fields import Fields
 from rhostream.samples.geometry import CROP, MAX_BYTES, PAD, checked_resize, choose_resize
 from rhostream.samples.image_size import choose, log_index
-from rhostream.samples.kind import OK, FieldSpec, Kind, Preview, Row, View, Wanted
+from rhostream.samples.kind import OK, FieldSpec, Kind, Preview, Row, View
 from rhostream.samples.normalize import Normalize
 from rhostream.samples.random_crop import RandomCrop
+from rhostream.samples.wanted import Wanted
 
 if TYPE_CHECKING:  # decoders bring Pillow, which who reads a table does without
     from torch import Tensor

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from rhostream.errors import UsageError
 from rhostream.samples.fields import Fields
+from rhostream.samples.wanted import Wanted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,36 +44,6 @@ class FieldSpec:
 
     def __str__(self) -> str:
         return f"{self.shape} {self.dtype}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Wanted:
-    """What was asked of a kind by options; None where the shards, or the table, are to say."""
-
-    image_size: int | None = None
-    channels: int | None = None
-    resize: str | None = None
-    member: str | None = None  # --image-member
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
-    tokenizer: str | None = None
-    text_length: int | None = None
-    task: str | None = None  # of the model, whatever the samples are
-
-    def __post_init__(self) -> None:
-        if self.channels not in (None, 1, 3):
-            raise UsageError(f"--channels {self.channels}: expected 1 (grey) or 3 (RGB)")
-
-    @property
-    def options(self) -> dict[str, str]:
-        """Name of each option that only some kinds take -> how it was given."""
-        named = {
-            "image_size": "image-size", "channels": "channels", "resize": "resize", "member": "image-member",
-            "tokenizer": "tokenizer", "text_length": "text-length",
-        }  # fmt: skip
-        return {
-            name: f"--{option} {value}" for name, option in named.items() if (value := getattr(self, name)) is not None
-        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from rhostream import storage
 from rhostream.errors import BudgetError, MismatchError, UsageError
 from rhostream.randomness import generator
 from rhostream.samples import registry
-from rhostream.samples.kind import Kind, Wanted
+from rhostream.samples.kind import Kind
+from rhostream.samples.wanted import Wanted
 from rhostream.stream.band import resolve_band
 from rhostream.stream.dataset import CandidateStream
 from rhostream.stream.join import JoinSettings, Prefilter

@@ -58,7 +58,6 @@ class TarWalk:
     `missing_eof` says so: nothing tells it from one that was cut there.
 
     `members`: the extensions of each member of a sample; the first ones are those of the main member.
-
     `label`: the extension of the member whose bytes, at most `label_bytes`, are each row's `cls`; "" for none.
     """
 
