@@ -115,9 +115,7 @@ def test_a_run_logs_the_losses_and_every_reader_says_that_there_are_no_classes(
     tables: dict[str, Path], tmp_path: Path, capsys: Any, kind: str
 ) -> None:
     made, out = tables[kind], tmp_path / "run"
-    done = train(
-        made, out, workers=int(kind == "Tags"), test_shards=[str(made.parent / "shards" / "train-0.tar")], eval_every=3
-    )
+    done = train(made, out, test_shards=[str(made.parent / "shards" / "train-0.tar")], eval_every=3)
     assert done.test_accuracy is None and done.test_samples == GOOD
     with rhostream.open_ledger(str(out)) as ledger:
         log = ledger.sql("SELECT * FROM selections WHERE step IS NOT NULL").to_pylist()
@@ -201,6 +199,16 @@ def test_two_ranks_keep_what_one_keeps(tables: dict[str, Path], tmp_path: Path) 
             options = options_of(tables[kind], tmp_path / f"{kind}-{ranks}", steps=6)
             together(tmp_path / "answers", train_ranks, ranks, [options])
         assert assert_same_but_for_noise(tmp_path / f"{kind}-1", tmp_path / f"{kind}-2") == 6
+
+
+@pytest.mark.slow
+def test_a_worker_fills_the_slots_of_a_target(tables: dict[str, Path], tmp_path: Path) -> None:
+    logs = []
+    for workers in (0, 1):
+        train(tables["Tags"], tmp_path / str(workers), workers=workers)
+        with rhostream.open_ledger(str(tmp_path / str(workers))) as ledger:
+            logs.append(ledger.sql("SELECT step, key, loss, il, kept FROM selections ORDER BY ALL").to_pylist())
+    assert logs[0] == logs[1] and len(logs[0]) >= 6 * 32
 
 
 def test_the_kind_of_the_page_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
