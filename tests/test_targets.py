@@ -277,7 +277,9 @@ def test_fit_il_refuses_what_is_for_classes(shards: Path, tmp_path: Path, more: 
     assert not (tmp_path / "model" / "model.json").exists()
 
 
-def test_il_of_another_loss_is_refused_and_a_loss_of_ones_own_is_named(tables: dict[str, Path], tmp_path: Path) -> None:
+def test_il_of_another_loss_is_refused_and_a_loss_of_ones_own_is_named(
+    tables: dict[str, Path], tmp_path: Path, capsys: Any
+) -> None:
     made, own = tables["Heights"], f"{HERE}:absolute_error"
     with pytest.raises(MismatchError, match=rf"squared_error.*{own}"):
         train(made, tmp_path / "run", loss=own)
@@ -291,6 +293,12 @@ def test_il_of_another_loss_is_refused_and_a_loss_of_ones_own_is_named(tables: d
     rhostream.compute_il(where, str(tmp_path / "model"), str(tmp_path / "il"), loss=own, **named)
     with rhostream.open_ledger(str(tmp_path / "il")) as ledger:
         assert ledger.sql("SELECT count(*) AS n FROM il WHERE il IS NOT NULL").to_pylist()[0]["n"] == SHARDS * GOOD
+    part = next((tmp_path / "il" / "parts").rglob("train-1*"))
+    before = part.read_bytes()
+    part.unlink()
+    code = ("--model", NET, "--kind", f"{HERE}:Heights", "--max-bad-fraction", "0.1", "--loss", own)
+    command(capsys, "verify", tmp_path / "il", "--shards", where[0], "--repair", *code)
+    assert part.read_bytes() == before
 
 
 def test_il_of_classes_may_be_of_a_users_loss(world: Path, tmp_path: Path) -> None:
