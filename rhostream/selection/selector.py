@@ -162,7 +162,7 @@ class Selector:
             stage = stage.take(self._shortlist(stage, candidates, rows, n, draws))
             if candidates.full is not None:
                 listed = stage.row_m.cpu().numpy()
-                stage, readable = stage.at_full_size(candidates, listed)
+                stage, readable = stage.decoded_again(candidates, candidates.full, listed)
                 log.reason[np.setdiff1d(listed, readable)], reread = Reason.unreadable, len(listed)
         columns = {"row": stage.row_m, **self._scores(self.forward, stage, bounds_of(candidates, rows), step)}
         if stage.live_m is not None:
@@ -180,9 +180,10 @@ class Selector:
         log.reason[reason_B != Reason.below] = reason_B[reason_B != Reason.below]
         kept, total, drawn = np.flatnonzero(times_B), len(choice.kept), choice.draws
         trained = stage.take(to_device(torch.from_numpy(np.searchsorted(reached, kept)), stage.row_m.device))
-        if candidates.full is not None and self.shortlist is None:
-            chosen, reread = kept, len(kept)
-            trained, kept = trained.at_full_size(candidates, chosen)
+        read = candidates.again or (candidates.full if self.shortlist is None else None)
+        if read is not None:
+            chosen, reread = kept, reread + len(kept)
+            trained, kept = trained.decoded_again(candidates, read, chosen)
             log.reason[np.setdiff1d(chosen, kept)] = Reason.unreadable
             total, drawn = (int(v) for v in self.ranks.sum([len(kept), times_B[kept].sum()]))
         log.keep(kept, weight_B[kept])
@@ -202,14 +203,18 @@ class Selector:
         log, reread, scored, draws = Columns(candidates, Reason.below), 0, 0, self._draws(candidates, step)
         rows = uniform_of(candidates, rows, self.ranks, n, draws, self.chooser.quota)
         stage, kept = Stage.of(candidates, rows), rows
-        if candidates.full is not None:
-            stage, kept = stage.at_full_size(candidates, rows)
-            log.reason[np.setdiff1d(rows, kept)], reread = Reason.unreadable, len(rows)
+        if candidates.full is not None and (measure or candidates.again is None):
+            stage, kept = stage.decoded_again(candidates, candidates.full, rows)
+            reread = len(rows)
         if measure:
             host = unpack(*pack(self._scores(self.forward, stage, bounds_of(candidates, rows), 0)))
             log.scored(kept, host, candidates.host.il.numpy())
             self.chooser.see(self._buffer(candidates, kept, host, n, draws))
             scored = len(kept)
+        if candidates.again is not None:
+            reread += len(kept)
+            stage, kept = stage.decoded_again(candidates, candidates.again, kept)
+        log.reason[np.setdiff1d(rows, kept)] = Reason.unreadable
         log.keep(kept)
         total = int(self.ranks.sum([len(kept)])[0])
         return self._selected(candidates, log, stage, total, draws=total, reread=reread, scored=scored)
@@ -219,15 +224,18 @@ class Selector:
     ) -> Selection:
         """The selection, of the rows that were kept of this rank's slice and those of the others; proxies learn."""
         batch = batch_of(
-            candidates, log.rows, stage.x_m, stage.label_m, log.weight[log.rows], self.ranks,
+            candidates, log.rows, stage.x_m, stage.label_m, log.weight[log.rows], self.ranks, again=stage.fields_m,
             proxy=self.proxy is not None, least=self._least,
         )  # fmt: skip
         if self._unproved:
             asked = f"batch_size {self.batch_size} on {self.ranks.size} rank{'s' if self.ranks.size > 1 else ''}"
             self._unproved = not proved_by_one(self.model, batch.x, asked, self.ranks)
+        x = batch.x
+        if candidates.transform is not None and batch.seed is not None:
+            x = candidates.transform(x, to_device(torch.from_numpy(batch.seed), x.device))
         return Selection(
             **vars(log), **counts, total=total, ranks=self.ranks.size, reduced=self.reduced,
-            input=batch.x if total else None, label=batch.label, target=batch.target,
+            input=x if total else None, label=batch.label, target=x if candidates.target_field == "" else batch.target,
             place=batch.place, decoded=batch.decoded,
             field=batch.field, il_tokens=batch.il_tokens,
             factors=to_device(torch.from_numpy(batch.weight), batch.label.device) if weighed else None,
@@ -296,7 +304,7 @@ class Selector:
     def _learn(self, candidates: Candidates, kept: Rows, batch: Batch, total: int) -> int:
         """A step of the proxy and of the live IL model on what is kept; samples that went through the latter."""
         if self.proxy is not None and total:
-            self.proxy.learn(batch.seen, batch.target, self.ranks, total)
+            self.proxy.learn(batch.seen, batch.seen_target, self.ranks, total)
         if self.live is None or not total:
             return 0
         own = to_device(torch.from_numpy(kept), batch.label.device)

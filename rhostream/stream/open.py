@@ -63,6 +63,7 @@ def open_stream(
     il_tokens: bool = False,
     order: Sequence[str] | None = None,
     carried_lanes: int | None = None,
+    augment: str = "none",
 ) -> Loader:
     """Open shards joined with their IL table (or index) as buffers of `buffer_size` planned samples.
 
@@ -85,6 +86,10 @@ def open_stream(
     the candidates bring the il of each token too, of a table that a language model made of the very same tokens.
 
     `kind`: the name of a kind of your own, `package.module:name`, of which the table is: its code is imported only so.
+
+    `augment`: what a `Selector` keeps is decoded again, "random_resized_crop" or "random_resized_crop-flip" of images,
+    "decode" of a kind of your own that can, or changed by your `package.module:function` of (input_b, seed_b); what is
+    scored stays plain. All draws are a function of (seed, pass, shard, ordinal).
 
     `rank` of `ranks`: whose slice of each buffer is read; where torch.distributed is initialised those of its default
     group unless given (`ranks=1` for none).
@@ -147,7 +152,7 @@ def open_stream(
         and (says := few_lanes(buffer_size, stream.lanes, len(table.names)))
     ):
         LOG.warning("warning: %s", says)
-    return Loader(stream, workers, device=torch.device(device))
+    return Loader(stream, workers, device=torch.device(device), augment=augment)
 
 
 def _place(rank: int | None, ranks: int | None) -> tuple[int, int]:
