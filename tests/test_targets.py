@@ -115,9 +115,7 @@ def test_a_run_logs_the_losses_and_every_reader_says_that_there_are_no_classes(
     tables: dict[str, Path], tmp_path: Path, capsys: Any, kind: str
 ) -> None:
     made, out = tables[kind], tmp_path / "run"
-    done = train(
-        made, out, workers=int(kind == "Tags"), test_shards=[str(made.parent / "shards" / "train-0.tar")], eval_every=3
-    )
+    done = train(made, out, test_shards=[str(made.parent / "shards" / "train-0.tar")], eval_every=3)
     assert done.test_accuracy is None and done.test_samples == GOOD
     with rhostream.open_ledger(str(out)) as ledger:
         log = ledger.sql("SELECT * FROM selections WHERE step IS NOT NULL").to_pylist()
@@ -203,6 +201,16 @@ def test_two_ranks_keep_what_one_keeps(tables: dict[str, Path], tmp_path: Path) 
         assert assert_same_but_for_noise(tmp_path / f"{kind}-1", tmp_path / f"{kind}-2") == 6
 
 
+@pytest.mark.slow
+def test_a_worker_fills_the_slots_of_a_target(tables: dict[str, Path], tmp_path: Path) -> None:
+    logs = []
+    for workers in (0, 1):
+        train(tables["Tags"], tmp_path / str(workers), workers=workers)
+        with rhostream.open_ledger(str(tmp_path / str(workers))) as ledger:
+            logs.append(ledger.sql("SELECT step, key, loss, il, kept FROM selections ORDER BY ALL").to_pylist())
+    assert logs[0] == logs[1] and len(logs[0]) >= 6 * 32
+
+
 def test_the_kind_of_the_page_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[1] / "docs" / "kinds.md").read_text(encoding="utf-8")
     block = page.split("<!-- run by tests/test_targets.py -->\n```python\n")[1].split("```")[0]
@@ -269,7 +277,9 @@ def test_fit_il_refuses_what_is_for_classes(shards: Path, tmp_path: Path, more: 
     assert not (tmp_path / "model" / "model.json").exists()
 
 
-def test_il_of_another_loss_is_refused_and_a_loss_of_ones_own_is_named(tables: dict[str, Path], tmp_path: Path) -> None:
+def test_il_of_another_loss_is_refused_and_a_loss_of_ones_own_is_named(
+    tables: dict[str, Path], tmp_path: Path, capsys: Any
+) -> None:
     made, own = tables["Heights"], f"{HERE}:absolute_error"
     with pytest.raises(MismatchError, match=rf"squared_error.*{own}"):
         train(made, tmp_path / "run", loss=own)
@@ -283,6 +293,12 @@ def test_il_of_another_loss_is_refused_and_a_loss_of_ones_own_is_named(tables: d
     rhostream.compute_il(where, str(tmp_path / "model"), str(tmp_path / "il"), loss=own, **named)
     with rhostream.open_ledger(str(tmp_path / "il")) as ledger:
         assert ledger.sql("SELECT count(*) AS n FROM il WHERE il IS NOT NULL").to_pylist()[0]["n"] == SHARDS * GOOD
+    part = next((tmp_path / "il" / "parts").rglob("train-1*"))
+    before = part.read_bytes()
+    part.unlink()
+    code = ("--model", NET, "--kind", f"{HERE}:Heights", "--max-bad-fraction", "0.1", "--loss", own)
+    command(capsys, "verify", tmp_path / "il", "--shards", where[0], "--repair", *code)
+    assert part.read_bytes() == before
 
 
 def test_il_of_classes_may_be_of_a_users_loss(world: Path, tmp_path: Path) -> None:

@@ -143,11 +143,11 @@ def make_selector(
     )
 
 
-def make_live(settings: Settings, loader: Loader, on: torch.device, before: Mapping[str, Any]) -> LiveIL | None:
+def make_live(settings: Settings, loader: Loader, on: torch.device) -> LiveIL | None:
     """The IL model that learns along, where the rule has one.
 
-    Raises MismatchError where a rule compares the loss with an il that is another one. A run that was begun when that
-    was only said goes on: `before` is its record.
+    Raises MismatchError where a rule compares the loss with an il of another one that was asked for; of il that is
+    cross-entropy, as all of classes was before there was a choice, it only warns.
     """
     stream, made = loader.stream, loader.stream.table.info.ingredients.get("loss", "cross_entropy")
     own = loss_name(stream.preprocess, settings.loss)
@@ -156,7 +156,7 @@ def make_live(settings: Settings, loader: Loader, on: torch.device, before: Mapp
             f"the il of {storage.redact(stream.table.url)} is {made}, and the run's loss is {own}: the "
             f"rule {settings.rule} compares two different losses"
         )
-        if not before:
+        if made != "cross_entropy":
             raise MismatchError(f"{says}; make il of it with `rhostream fit-il --loss {own}`, or take --loss {made}")
         warnings.warn(says, stacklevel=5)
     if not settings.found_rule.live:
