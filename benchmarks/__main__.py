@@ -20,6 +20,7 @@ BENCHMARKS = (
     "scaling",
     "offline",
     "step",
+    "augment",
     "log",
     "audit",
     "commits",

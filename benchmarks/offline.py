@@ -26,7 +26,7 @@ from rhostream.samples.fields import Fields
 from rhostream.samples.image import EXTENSIONS as IMAGE_EXTENSIONS
 from rhostream.samples.image import ImageKind
 from rhostream.stream.scan import Chunk, ScanSettings, scan
-from rhostream.stream.tar import walk
+from rhostream.stream.tar import TarWalk
 
 # (model, shards, samples a shard, target): the heavier the model, the fewer samples a side needs to be timed well
 CASES = [
@@ -99,7 +99,7 @@ def images(shards: list[str]) -> list[bytes]:
     found = []
     for shard in shards:
         with storage.open_reader(shard) as reader:
-            for sample in walk(reader, shard):
+            for sample in TarWalk(reader, shard):
                 found += [reader.pread(n, at) for extension, at, n in sample.members if extension in IMAGE_EXTENSIONS]
     return found
 

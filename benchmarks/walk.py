@@ -18,7 +18,7 @@ from benchmarks.measure import Figure, interleave, ratios, timed
 from rhostream import storage
 from rhostream.irreducible import index
 from rhostream.stream.scan import Chunk, ScanSettings, scan
-from rhostream.stream.tar import walk
+from rhostream.stream.tar import TarWalk
 
 SHARDS, SAMPLES = 4, 5_000
 TARGETS = {"plain": 5.0, "pax": 3.0}  # pax: a header of its own before every member, as webdataset writes by default
@@ -71,7 +71,7 @@ def plain_walk(shards: list[str]) -> int:
     found = 0
     for shard in shards:
         with storage.open_reader(shard) as reader:
-            found += sum(len(batch) for batch in walk(reader, shard).batches(ROWS))
+            found += sum(len(batch) for batch in TarWalk(reader, shard).batches(ROWS))
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,20 @@ from rhostream.samples.registry import IMAGES
 CANDIDATE = 255  # not a reason yet: the row goes to the forward
 # rows (n,) -> their fields at full size, and (n,) whether each could be read
 ReadFull = Callable[[npt.NDArray[np.int64]], tuple[Fields, npt.NDArray[np.bool_]]]
+
 Prepare = Callable[[Fields], Tensor]  # decoded rows, as they lie in a slot, to the model's input
+
+
+class Transform(Protocol):
+    """How kept inputs are changed on the device before they are learned from, by a seed for each."""
+
+    def seeds(self, candidates: Candidates, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """(n,) of the rows."""
+        ...
+
+    def __call__(self, x: Tensor, seed_b: Tensor) -> Tensor:
+        """(n, ...) and (n,) to (n, ...)."""
+        ...
 
 
 def array_in_words(tensor: Tensor) -> str:
@@ -65,6 +78,8 @@ class Candidates:
     prepare: Prepare = IMAGES.inputs
     shard_names: pa.StringArray | None = None
     full: ReadFull | None = None  # None: `fields` are the full size already
+    again: ReadFull | None = None  # the kept rows as they are decoded to learn from; None: as they were scored
+    transform: Transform | None = None  # of the kept inputs
     fold: npt.NDArray[np.int8] | None = None  # (B,) which IL model scored it, on the host
     il_tokens: Tensor | None = None  # (B, T) float16 nats, NaN where there is no token; where the stream was asked
     target_field: str | None = None  # as `Kind.target`: the field that is the target; None: the label is
@@ -159,6 +174,7 @@ class Candidates:
             reason=self.reason[rows],
             fields=None if self.fields is None else self.fields_of(rows),
             full=None if self.full is None else _of_some(self.full, rows),
+            again=None if self.again is None else _of_some(self.again, rows),
             fold=None if self.fold is None else self.fold[rows],
             il_tokens=None if self.il_tokens is None else self.il_tokens.index_select(0, index),
             source=None if self.source is None else self.source[rows],

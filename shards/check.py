@@ -23,9 +23,9 @@ from rhostream.samples.geometry import MAX_BYTES
 from rhostream.samples.image import EXTENSIONS as IMAGE_EXTENSIONS
 from rhostream.samples.kind import OK
 from rhostream.storage import Reader, expand, open_reader, redact
-from rhostream.stream.batch import MAX_CLS
+from rhostream.stream.batch import MAX_CLS, TarSample
 from rhostream.stream.examine import MAX_JSON
-from rhostream.stream.tar import TarSample, walk
+from rhostream.stream.tar import TarWalk
 from shards.texts import MAX_TEXT
 
 SHOWN = 5  # of each kind of problem
@@ -95,7 +95,7 @@ def check(urls: Iterable[str | os.PathLike[str]], *, expect_samples: int | None 
 
 
 def _check_shard(reader: Reader, shard: str, where: dict[bytes, str], report: Report) -> None:
-    tar = walk(reader, shard)
+    tar = TarWalk(reader, shard)
     name = redact(shard)
     try:
         for sample in tar:

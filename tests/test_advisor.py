@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rhostream import storage
-from rhostream.advisor import agreement, measure, predict
+from rhostream.advisor import agreement, cores, measure, predict
 from rhostream.advisor.advice import advise
 from rhostream.advisor.estimate import estimate, parse_band
 from rhostream.advisor.predict import ILCost, Measured, Setting
@@ -49,7 +49,7 @@ def test_a_plain_step_loads_and_scores_the_buffer_and_trains_on_the_kept() -> No
     assert cost.load == pytest.approx(100 * 0.011)
     assert cost.score == pytest.approx(0.4) and cost.train == 0.1 and cost.log == pytest.approx(1e-3)
     assert cost.forwards == 130 and predict.uniform(M, S).forwards == 30
-    assert predict.wall(cost, M, 0) == pytest.approx(1.1 + 0.4 + 0.1 + 0.001)
+    assert cores.wall(cost, M, 0) == pytest.approx(1.1 + 0.4 + 0.1 + 0.001)
 
 
 def test_uniform_decodes_what_it_trains_on_and_joins_what_it_plans() -> None:
@@ -95,38 +95,38 @@ def test_a_lever_that_this_machine_lacks_is_not_offered() -> None:
 
 
 def test_amdahls_law_meets_both_measured_points_and_bends_between() -> None:
-    assert predict.slowdown(2.5, 1, 4) == pytest.approx(2.5) and predict.slowdown(2.5, 4, 4) == pytest.approx(1.0)
-    assert predict.slowdown(2.5, 2, 4) == pytest.approx(1.5)  # 0.5 serial and 2 parallel: 0.5 + 2 / 2
-    assert predict.slowdown(0.8, 1, 4) == 1 and predict.slowdown(3.0, 1, 1) == 1
+    assert cores.slowdown(2.5, 1, 4) == pytest.approx(2.5) and cores.slowdown(2.5, 4, 4) == pytest.approx(1.0)
+    assert cores.slowdown(2.5, 2, 4) == pytest.approx(1.5)  # 0.5 serial and 2 parallel: 0.5 + 2 / 2
+    assert cores.slowdown(0.8, 1, 4) == 1 and cores.slowdown(3.0, 1, 1) == 1
 
 
 def test_with_workers_the_slower_of_loading_and_model_decides() -> None:
     cost = predict.plain(M, S)  # load 1.1, model 0.501
-    assert predict.wall(cost, M, 1) == pytest.approx(1.1) and predict.wall(cost, M, 2) == pytest.approx(0.55)
-    assert predict.wall(cost, M, 3) == pytest.approx(0.501)
-    assert predict.workers_needed(cost, M) == 3
-    assert [predict.bottleneck(cost, M, workers) for workers in (0, 1, 3)] == ["loading", "loading", "scoring"]
+    assert cores.wall(cost, M, 1) == pytest.approx(1.1) and cores.wall(cost, M, 2) == pytest.approx(0.55)
+    assert cores.wall(cost, M, 3) == pytest.approx(0.501)
+    assert cores.workers_needed(cost, M) == 3
+    assert [cores.bottleneck(cost, M, workers) for workers in (0, 1, 3)] == ["loading", "loading", "scoring"]
 
 
 def test_workers_take_threads_from_a_model_on_the_same_cores() -> None:
     threaded = replace(M, score_slowdown=2.5, train_slowdown=2.5)
     cost = predict.plain(threaded, S)
     # Three workers leave one thread: model 0.5 x 2.5 + 0.001; two leave two: 0.5 x 1.5 + 0.001.
-    assert predict.wall(cost, threaded, 3) == pytest.approx(1.251)
-    assert predict.wall(cost, threaded, 2) == pytest.approx(0.751)
-    assert predict.best_split(cost, threaded) == predict.Split(workers=2, threads=2, seconds=pytest.approx(0.751))
+    assert cores.wall(cost, threaded, 3) == pytest.approx(1.251)
+    assert cores.wall(cost, threaded, 2) == pytest.approx(0.751)
+    assert cores.best_split(cost, threaded) == predict.Split(workers=2, threads=2, seconds=pytest.approx(0.751))
 
 
 def test_more_busy_processes_than_cores_share_them() -> None:
     one = replace(M, cores=1)
-    assert predict.wall(predict.plain(one, S), one, 2) == pytest.approx(1.1 + 0.501)
-    assert predict.workers_needed(predict.plain(one, S), one) is None
+    assert cores.wall(predict.plain(one, S), one, 2) == pytest.approx(1.1 + 0.501)
+    assert cores.workers_needed(predict.plain(one, S), one) is None
 
 
 def test_on_a_gpu_workers_take_nothing_from_the_model() -> None:
     gpu = replace(M, on_cpu=False)
-    assert predict.threads_beside(gpu, 3) == 1
-    assert predict.wall(predict.plain(gpu, S), gpu, 3) == pytest.approx(0.501)
+    assert cores.threads_beside(gpu, 3) == 1
+    assert cores.wall(predict.plain(gpu, S), gpu, 3) == pytest.approx(0.501)
 
 
 def test_selection_pays_from_the_steps_that_make_both_bills_equal() -> None:

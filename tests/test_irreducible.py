@@ -28,7 +28,7 @@ from rhostream.errors import BudgetError, MismatchError, NotWritableError, Shard
 from rhostream.il_model.folds import FoldRule, fold_of
 from rhostream.il_model.networks import load_il_model
 from rhostream.irreducible import compute_il, fit_il, index
-from rhostream.irreducible.fit import count_classes
+from rhostream.irreducible.decoded import count_classes
 from rhostream.tables import il
 from tests.support.hostile_members import HOSTILE, hostile_shard, write_tar
 

@@ -21,7 +21,8 @@ from rhostream import storage
 from rhostream.advisor.samples import draw, preprocess_for
 from rhostream.cli import cli
 from rhostream.errors import BudgetError, UsageError
-from rhostream.samples.image import MOST_PIXELS, ImageKind, choose
+from rhostream.samples.image import ImageKind
+from rhostream.samples.image_size import MOST_PIXELS, choose
 from rhostream.stream.look import look
 from rhostream.stream.open import open_stream, preprocess_of
 from rhostream.tables import il

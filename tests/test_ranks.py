@@ -40,6 +40,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "own": {"rule": "tests.support.tiny:middle"},
     "view": {"model": "tests.support.tiny:pooled", "view_size": 8},
     "view-list": {"model": "tests.support.tiny:pooled", "view_size": 8, "shortlist": "view:2"},
+    "again": {"model": "tests.support.tiny:pooled", "view_size": 8, "augment": "random_resized_crop-flip"},
+    "transform": {"shortlist": "proxy:2", "augment": "tests.support.own_augments:noise"},
     "importance": {"rule": "grad_norm_is", "shadow": "loss,rho,uniform"},
     "gumbel": {"gumbel": 0.5, "class_quota": 0.25, "uniform_every": 5, "shadow": "grad_norm_is"},
     "reducr": {"clip": True, "deduplicate": 0.9, "class_quota": "reducr", "warm_up": 2, "ratio": "0:0.2,6:0.1"},

@@ -21,7 +21,7 @@ from rhostream.irreducible.accounts import Summary
 from rhostream.samples.decoders import DECODERS
 from rhostream.storage import open_reader
 from rhostream.stream.headers import swallowed
-from rhostream.stream.tar import walk
+from rhostream.stream.tar import TarWalk
 from rhostream.tables import il
 from tests.faults.hostile_samples import photo, saved
 from tests.faults.hostile_tars import GOOD_PNG, Members, tar_of
@@ -80,7 +80,7 @@ def test_every_labelled_image_has_a_row_or_its_shard_is_refused(names: list[str]
         path.write_bytes(tar_of(pairs(names)))
         with open_reader(str(path)) as reader:
             try:
-                rows = list(walk(reader, "a"))
+                rows = list(TarWalk(reader, "a"))
             except ShardError as exc:
                 assert "dots" in str(exc)
             else:

@@ -19,14 +19,14 @@ from rhostream import storage
 from rhostream.errors import ShardError
 from rhostream.samples.image import EXTENSIONS as IMAGE_EXTENSIONS
 from rhostream.stream import windows
-from rhostream.stream.tar import USED_EXTENSIONS, TarWalk, walk
+from rhostream.stream.tar import USED_EXTENSIONS, TarWalk
 from rhostream.stream.windows import Windows
 from tests.support.shards import make_shards
 
 
 def read(path: Path) -> list[tuple[bytes, list[str]]]:
     with storage.open_reader(str(path)) as reader:
-        return [(s.key, [m[0] for m in s.members]) for s in walk(reader, path.name)]
+        return [(s.key, [m[0] for m in s.members]) for s in TarWalk(reader, path.name)]
 
 
 def handmade(path: Path, members: list[tuple[str, bytes]], kind: int = tarfile.USTAR_FORMAT) -> Path:
@@ -52,7 +52,7 @@ def test_the_walk_agrees_with_webdataset_on_every_member(tmp_path: Path) -> None
             for i in range(50):
                 writer.write({"__key__": f"a/b{i}", "jpg": bytes([i]) * (i * 37), "cls": str(i), "json": {"i": i}})
         with storage.open_reader(str(path)) as reader:
-            samples = walk(reader, "x")
+            samples = TarWalk(reader, "x")
             mine = {s.key.decode(): {e: reader.pread(n, o) for e, o, n in s.members} for s in samples}
         theirs = {
             s["__key__"]: {k: v for k, v in s.items() if not k.startswith("__")}
@@ -135,7 +135,7 @@ def test_the_naming_rule_and_its_accounts(tmp_path: Path) -> None:
         ],
     )
     with storage.open_reader(str(path)) as reader:
-        samples = walk(reader, "x")
+        samples = TarWalk(reader, "x")
         found = [(s.key, [m[0] for m in s.members]) for s in samples]
     assert found == [(b"a", ["jpg"]), (b"./b", ["png"]), (b"c", ["cls"])]
     assert samples.members_seen == 8 and samples.members_ignored == 5
@@ -183,10 +183,10 @@ def test_batches_are_what_tarfile_and_the_naming_rule_give(
                 tar.addfile(info, io.BytesIO(bytes([number]) * info.size))
         with storage.open_reader(str(path)) as reader:
             source = Windows(reader, whole=whole)
-            samples = walk(source, "x")
+            samples = TarWalk(source, "x")
             batches = list(samples.batches(rows))
             assert [(b.key[r], b.members(r)) for b in batches for r in range(len(b))] == slowly(path, samples)
-            assert [(s.key, s.members) for s in walk(reader, "y")] == slowly(path, samples)
+            assert [(s.key, s.members) for s in TarWalk(reader, "y")] == slowly(path, samples)
             assert source.sha256() == (hashlib.sha256(path.read_bytes()).hexdigest() if whole else "")
             for batch in batches:
                 for row in range(len(batch)):
@@ -239,7 +239,7 @@ def test_the_samples_before_a_fault_are_given_and_the_open_one_is_not(tmp_path: 
     given, fault = [], None
     with storage.open_reader(str(path)) as reader:
         try:
-            for sample in walk(reader, "x"):
+            for sample in TarWalk(reader, "x"):
                 given.append(sample.key)
         except ShardError as error:
             fault = error

@@ -23,6 +23,9 @@ from rhostream.samples.own import OwnKind
 from rhostream.selection.losses import binary_cross_entropy, squared_error
 from tests.support import own_kinds
 from tests.support.command import command
+from tests.support.logs import weights_of
+from tests.support.ranks import assert_same_but_for_noise, together, train_killed_at
+from tests.support.ranks import train as train_ranks
 from tests.support.shards import write_shard
 from tests.support.text_world import npy
 
@@ -66,10 +69,14 @@ def tables(shards: Path) -> dict[str, Path]:
     return {kind: shards / kind for kind in LOSSES}
 
 
-def train(made: Path, out: Path, kind: str = "", **more: Any) -> Any:
+def options_of(made: Path, out: Path, **more: Any) -> dict[str, Any]:
     options: dict[str, Any] = {"model": NET, "kind": f"{HERE}:{made.name}", "loss": LOSSES[made.name]}
-    options |= {"batch_size": 8, "buffer_size": 32, "steps": 6, "max_bad_fraction": 0.1, **more}
-    return rhostream.train([str(made.parent / "shards")], str(made / "il"), str(out), **options)
+    options |= {"shards": [str(made.parent / "shards")], "il": str(made / "il"), "run": str(out), "steps": 6}
+    return {**options, "batch_size": 8, "buffer_size": 32, "max_bad_fraction": 0.1, **more}
+
+
+def train(made: Path, out: Path, **more: Any) -> Any:
+    return rhostream.train(**options_of(made, out, **more))
 
 
 def by_hand(kind: str, output: torch.Tensor, key: str) -> float:
@@ -108,9 +115,7 @@ def test_a_run_logs_the_losses_and_every_reader_says_that_there_are_no_classes(
     tables: dict[str, Path], tmp_path: Path, capsys: Any, kind: str
 ) -> None:
     made, out = tables[kind], tmp_path / "run"
-    done = train(
-        made, out, workers=int(kind == "Tags"), test_shards=[str(made.parent / "shards" / "train-0.tar")], eval_every=3
-    )
+    done = train(made, out, test_shards=[str(made.parent / "shards" / "train-0.tar")], eval_every=3)
     assert done.test_accuracy is None and done.test_samples == GOOD
     with rhostream.open_ledger(str(out)) as ledger:
         log = ledger.sql("SELECT * FROM selections WHERE step IS NOT NULL").to_pylist()
@@ -156,17 +161,69 @@ def test_the_losses_of_the_first_buffer_are_those_of_the_first_weights(tables: d
     assert torch.equal(selection.fields["height"], selection.target)
 
 
-def test_a_run_that_was_stopped_goes_on_exactly(tables: dict[str, Path], tmp_path: Path) -> None:
-    for name in ("Heights", "Untargeted"):
-        whole, cut = tmp_path / name / "whole", tmp_path / name / "cut"
-        train(tables[name], whole, steps=6, checkpoint_every=2)
-        train(tables[name], cut, steps=3, checkpoint_every=2)
-        train(tables[name], cut, steps=6, checkpoint_every=2)
-        found = []
-        for out in (whole, cut):
-            with rhostream.open_ledger(str(out)) as ledger:
-                found.append(ledger.sql("SELECT step, key, loss, il, kept FROM selections ORDER BY ALL").to_pylist())
-        assert found[0] == found[1] and len(found[0]) >= 192
+def test_a_run_that_was_killed_goes_on_exactly(tables: dict[str, Path], tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(tables["Heights"], whole, steps=9, checkpoint_every=2)
+    train_killed_at(5, options_of(tables["Heights"], cut, steps=9, checkpoint_every=2))
+    train(tables["Heights"], cut, steps=9, checkpoint_every=2)
+    found = []
+    for out in (whole, cut):
+        with rhostream.open_ledger(str(out)) as ledger:
+            found.append(ledger.sql("SELECT step, key, loss, il, kept FROM selections ORDER BY ALL").to_pylist())
+    assert found[0] == found[1] and len(found[0]) >= 9 * 32
+    first, second = weights_of(whole), weights_of(cut)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_loop_of_ones_own_takes_the_target_of_what_is_kept(tables: dict[str, Path], tmp_path: Path) -> None:
+    made, model = tables["Untargeted"], own_kinds.regressor(size=own_kinds.SIZE, outputs=own_kinds.SIZE)
+    stream = rhostream.open_stream([str(made.parent / "shards")], str(made / "il"), buffer_size=32,
+                                   kind=f"{HERE}:Untargeted")  # fmt: skip
+    selector = rhostream.Selector(model, "rho", 8, loss="squared_error")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ledger = rhostream.Run(str(tmp_path / "run"), stream, selector, state={"model": model, "optimizer": optimizer})
+    for kept in ledger:
+        assert torch.equal(kept.target, kept.input)
+        loss_b = squared_error(model(kept.input), kept.target)
+        optimizer.zero_grad()
+        kept.mean(loss_b).backward()
+        optimizer.step()
+        ledger.step(loss_b)
+    pins = recorded(str(tmp_path / "run"))["fingerprints"]
+    assert pins["loss"] == "squared_error" and pins["preprocess_target"] == ""
+
+
+def test_two_ranks_keep_what_one_keeps(tables: dict[str, Path], tmp_path: Path) -> None:
+    for kind in ("Heights", "Tags"):
+        for ranks in (1, 2):
+            options = options_of(tables[kind], tmp_path / f"{kind}-{ranks}", steps=6)
+            together(tmp_path / "answers", train_ranks, ranks, [options])
+        assert assert_same_but_for_noise(tmp_path / f"{kind}-1", tmp_path / f"{kind}-2") == 6
+
+
+@pytest.mark.slow
+def test_a_worker_fills_the_slots_of_a_target(tables: dict[str, Path], tmp_path: Path) -> None:
+    logs = []
+    for workers in (0, 1):
+        train(tables["Tags"], tmp_path / str(workers), workers=workers)
+        with rhostream.open_ledger(str(tmp_path / str(workers))) as ledger:
+            logs.append(ledger.sql("SELECT step, key, loss, il, kept FROM selections ORDER BY ALL").to_pylist())
+    assert logs[0] == logs[1] and len(logs[0]) >= 6 * 32
+
+
+def test_the_kind_of_the_page_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "kinds.md").read_text(encoding="utf-8")
+    block = page.split("<!-- run by tests/test_targets.py -->\n```python\n")[1].split("```")[0]
+    (tmp_path / "heights.py").write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    write_shard(tmp_path / "a.tar", [row for row in rows(0) if row["__key__"] < "s0-009"])
+    rhostream.index([str(tmp_path / "a.tar")], str(tmp_path / "index"), kind="heights:Heights")
+    stream = rhostream.open_stream(
+        [str(tmp_path / "a.tar")], str(tmp_path / "index"), kind="heights:Heights", needs_il=False, buffer_size=8
+    )
+    candidates = next(iter(stream))
+    expected = [truth(0, int(key[3:]))[1] for key in candidates.key.to_pylist()]
+    assert candidates.target.tolist() == pytest.approx(expected) and candidates.input.shape == (8, 8)
 
 
 def test_a_run_takes_a_proxy_a_live_il_and_uniform_choice(tables: dict[str, Path], tmp_path: Path) -> None:
@@ -220,7 +277,9 @@ def test_fit_il_refuses_what_is_for_classes(shards: Path, tmp_path: Path, more: 
     assert not (tmp_path / "model" / "model.json").exists()
 
 
-def test_il_of_another_loss_is_refused_and_a_loss_of_ones_own_is_named(tables: dict[str, Path], tmp_path: Path) -> None:
+def test_il_of_another_loss_is_refused_and_a_loss_of_ones_own_is_named(
+    tables: dict[str, Path], tmp_path: Path, capsys: Any
+) -> None:
     made, own = tables["Heights"], f"{HERE}:absolute_error"
     with pytest.raises(MismatchError, match=rf"squared_error.*{own}"):
         train(made, tmp_path / "run", loss=own)
@@ -234,6 +293,23 @@ def test_il_of_another_loss_is_refused_and_a_loss_of_ones_own_is_named(tables: d
     rhostream.compute_il(where, str(tmp_path / "model"), str(tmp_path / "il"), loss=own, **named)
     with rhostream.open_ledger(str(tmp_path / "il")) as ledger:
         assert ledger.sql("SELECT count(*) AS n FROM il WHERE il IS NOT NULL").to_pylist()[0]["n"] == SHARDS * GOOD
+    part = next((tmp_path / "il" / "parts").rglob("train-1*"))
+    before = part.read_bytes()
+    part.unlink()
+    code = ("--model", NET, "--kind", f"{HERE}:Heights", "--max-bad-fraction", "0.1", "--loss", own)
+    command(capsys, "verify", tmp_path / "il", "--shards", where[0], "--repair", *code)
+    assert part.read_bytes() == before
+
+
+def test_il_of_classes_may_be_of_a_users_loss(world: Path, tmp_path: Path) -> None:
+    where, own = [str(world / "shards")], "tests.support.tiny:smooth_loss"
+    info = rhostream.fit_il(where, str(tmp_path / "model"), model="mlp-64", epochs=1, fit_samples=200, loss=own)
+    assert info.loss == own and info.accuracy is not None and info.classes == 4
+    rhostream.compute_il(where, str(tmp_path / "model"), str(tmp_path / "il"), loss=own)
+    options: dict[str, Any] = {"model": "mlp-64", "batch_size": 8, "buffer_size": 40, "steps": 1}
+    rhostream.train(where, str(tmp_path / "il"), str(tmp_path / "run"), loss=own, **options)
+    with pytest.raises(MismatchError, match="cross_entropy"):
+        rhostream.train(where, str(tmp_path / "il"), str(tmp_path / "other"), **options)
 
 
 def test_a_selector_says_what_is_missing(tables: dict[str, Path]) -> None:

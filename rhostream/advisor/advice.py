@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rhostream.advisor import predict
+from rhostream.advisor import cores, predict
 from rhostream.advisor.predict import RUNS, ILCost, Measured, Setting, Split, StepCost
 from rhostream.runs.cost import break_even
 
@@ -55,13 +55,13 @@ class Advice:
 def advise(m: Measured, s: Setting, il: ILCost) -> Advice:
     """Price every way to choose and weigh it against uniform and everything."""
     base = predict.uniform(m, s), predict.everything(m, s)
-    uniform_seconds, everything_seconds = (predict.wall(cost, m, s.workers) for cost in base)
+    uniform_seconds, everything_seconds = (cores.wall(cost, m, s.workers) for cost in base)
 
     def way(cost: StepCost) -> Way:
-        seconds = predict.wall(cost, m, s.workers)
+        seconds = cores.wall(cost, m, s.workers)
         return Way(
-            cost=cost, seconds=seconds, best=predict.best_split(cost, m),
-            bottleneck=predict.bottleneck(cost, m, s.workers), workers_needed=predict.workers_needed(cost, m),
+            cost=cost, seconds=seconds, best=cores.best_split(cost, m),
+            bottleneck=cores.bottleneck(cost, m, s.workers), workers_needed=cores.workers_needed(cost, m),
             pass_seconds=predict.pass_seconds(cost, s, seconds), against_uniform=seconds / uniform_seconds,
             against_everything=seconds / everything_seconds, forwards=cost.forwards / base[0].forwards,
         )  # fmt: skip

@@ -22,8 +22,8 @@ from rhostream.advisor.samples import draw, preprocess_for, require_built_in
 from rhostream.doctor import cpu_name
 from rhostream.errors import UntrustedCodeError, UsageError
 from rhostream.runs.doubts import Plan
-from rhostream.samples.kind import Wanted
 from rhostream.samples.registry import asked
+from rhostream.samples.wanted import Wanted
 from rhostream.selection.hardware import device_of
 from rhostream.stream.plan import buffers_in, choose_lanes
 from rhostream.tables import il as il_table

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rhostream.advisor.advice import Way
+from rhostream.advisor.cores import threads_beside, wall
 from rhostream.advisor.estimate import Estimate
-from rhostream.advisor.predict import threads_beside, wall
 
 WIDE = 34
 

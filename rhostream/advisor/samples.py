@@ -17,7 +17,8 @@ from rhostream import storage
 from rhostream.errors import RhostreamError, UsageError
 from rhostream.samples import registry
 from rhostream.samples.decoders import Sides
-from rhostream.samples.kind import Kind, Wanted
+from rhostream.samples.kind import Kind
+from rhostream.samples.wanted import Wanted
 from rhostream.stream.label_from import LabelFrom
 from rhostream.stream.look import look
 from rhostream.stream.scan import Chunk, ScanSettings, scan

@@ -25,8 +25,8 @@ import pyarrow as pa
 
 from rhostream import storage
 from rhostream.audit import sources
-from rhostream.audit.alike import digest_of, setting_of
 from rhostream.audit.render import escape
+from rhostream.audit.run_rows import RUNS, run_row
 from rhostream.audit.runs import RunFolder, is_table, open_runs, read_record
 from rhostream.errors import MismatchError, RhostreamError, TableError, UnknownNameError, UsageError
 from rhostream.runs.chain import newest_place
@@ -47,15 +47,6 @@ _CLASSES = pa.schema([("label", pa.int32()), ("name", pa.string())])
 _SEGMENTS = (("log", selections.WITH_SOURCE), ("steps", steps.SCHEMA))
 _SCAN_FAILED = (duckdb.InvalidInputException, duckdb.IOException, duckdb.InternalException, pa.ArrowException)
 _OF_PARTS = ("il", "samples", "quarantine")
-RUNS = pa.schema(
-    [
-        ("run", pa.string()), ("rule", pa.string()), ("model", pa.string()), ("buffer_size", pa.int64()),
-        ("batch_size", pa.int64()), ("seed", pa.int64()), ("loss_cap", pa.bool_()), ("steps", pa.int64()),
-        ("last_step", pa.int64()), ("complete", pa.bool_()), ("forward_units", pa.float64()),
-        ("il_units", pa.float64()), ("macs", pa.int64()), ("il_accuracy", pa.float64()),
-        ("keep_list_units", pa.float64()), ("setting", pa.string()),
-    ]
-)  # fmt: skip
 _DEFINITIONS = {
     "selections": "SELECT * FROM _log",
     "steps": "SELECT *, coalesce(seconds_wait, 0) + coalesce(seconds_score, 0) + coalesce(seconds_train, 0) "
@@ -104,7 +95,7 @@ class Ledger:
             "autoinstall_known_extensions": False, "autoload_known_extensions": False,
             "python_enable_replacements": False, "temp_directory": spill,
         })  # fmt: skip
-        self._con.register("_runs", pa.Table.from_pylist([_run_row(run) for run in self.runs], RUNS))
+        self._con.register("_runs", pa.Table.from_pylist([run_row(run) for run in self.runs], RUNS))
         for what, schema in _SEGMENTS:
             self._register_segments(what, schema)
         self._register_shadow()
@@ -306,15 +297,3 @@ def open_ledger(folders: str | Iterable[str], *, roots: Mapping[str, str] | None
 def _quoted(text: str) -> str:
     """A string of SQL."""
     return "'" + text.replace("'", "''") + "'"
-
-
-def _run_row(run: RunFolder) -> dict[str, Any]:
-    settings, cost = run.settings, run.cost
-    return {
-        **{name: settings.get(name) for name in ("rule", "model", "buffer_size", "batch_size", "seed")},
-        "run": run.name, "loss_cap": bool(settings.get("loss_cap")), "last_step": run.last_step,
-        "steps": run.steps, "complete": run.complete,
-        "forward_units": cost.get("forward_units"), "il_units": cost.get("il_units"), "macs": cost.get("macs"),
-        "il_accuracy": run.il_model.get("accuracy"), "keep_list_units": cost.get("keep_list_units"),
-        "setting": digest_of(setting_of(run)),
-    }  # fmt: skip

@@ -15,7 +15,7 @@ from rhostream.setting import (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)  # a part of TrainConfig
 class ChoiceSettings:
     """What the choice leans on, beside the options of a rule (`selection/options.py`)."""
 

@@ -19,7 +19,7 @@ OPTIMIZERS = ("adamw", "sgd", "adafactor")
 SCHEDULES = ("constant", "cosine", "linear")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)  # a part of TrainConfig
 class GradientStep:
     """What a step does with what was kept."""
 
@@ -92,7 +92,14 @@ class GradientStep:
         fixed="an average is of all the weights from the beginning on",
     )
     augment: str = setting(
-        "none", help="none, flip, shift or flip-shift; kept samples.", heading=STEP, pin=ALWAYS, fixed=""
+        "none",
+        help="Of kept samples alone: none, flip, shift, flip-shift; random_resized_crop, random_resized_crop-flip "
+        "or (of your own kind) decode, from their bytes again; or your module:function of (input_b, seed_b).",
+        heading=STEP,
+        metavar="NAME",
+        imports=True,
+        pin=ALWAYS,
+        fixed="",
     )
 
     def check_step(self) -> None:

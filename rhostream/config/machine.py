@@ -20,7 +20,7 @@ from rhostream.setting import (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)  # a part of TrainConfig
 class MachineSettings:
     """How samples are decoded, scored and trained on."""
 

@@ -16,7 +16,7 @@ from rhostream.setting import (
 TESTS = "the test set is for reporting only"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)  # a part of TrainConfig
 class RecordSettings:
     """What a run leaves behind, and what it changes while it goes on."""
 

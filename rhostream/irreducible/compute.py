@@ -25,12 +25,14 @@ from rhostream.il_model.info import ModelInfo
 from rhostream.il_model.networks import load_il_model
 from rhostream.irreducible import gate
 from rhostream.irreducible.accounts import Summary
-from rhostream.irreducible.fit import named
-from rhostream.irreducible.job import Job, Target, parse_index
+from rhostream.irreducible.asked import named
+from rhostream.irreducible.job import Job, parse_index
 from rhostream.irreducible.score import Scorer
+from rhostream.irreducible.target import Target
 from rhostream.samples import registry
 from rhostream.samples.geometry import checked_resize
-from rhostream.samples.kind import Kind, Wanted
+from rhostream.samples.kind import Kind
+from rhostream.samples.wanted import Wanted
 from rhostream.storage import redact
 from rhostream.stream.budget import Budget
 from rhostream.stream.label_from import LabelFrom, label_from

@@ -6,31 +6,25 @@ fraction of D by hash, or, the default, by cross-fitting: model i learns from al
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import platform
 import time
-import warnings
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from rhostream import models, storage
+from rhostream import storage
 from rhostream.config.call import configured
 from rhostream.config.offline import FitILConfig
 from rhostream.crashpoints import crash_point
-from rhostream.errors import MismatchError, StaleShardError, UnknownNameError, UsageError
 from rhostream.il_model.folds import FoldRule
-from rhostream.il_model.info import ModelInfo, read_info, write_info
+from rhostream.il_model.info import ModelInfo, write_info
 from rhostream.irreducible import gate
+from rhostream.irreducible.asked import asked_of, checked_rule, finished, named
 from rhostream.irreducible.crossfit import (
-    CHECK_SAMPLES,
     JUDGES,
     Fit,
     empty_classes,
@@ -39,25 +33,19 @@ from rhostream.irreducible.crossfit import (
     quality_of,
     write_folds,
 )
-from rhostream.irreducible.learn import AUGMENT, BALANCE, Recipe
-from rhostream.irreducible.marks import Only, Outside, Places
-from rhostream.irreducible.pool import Pool, fill
+from rhostream.irreducible.decoded import count_classes, kind_of, require_fitting, require_model
+from rhostream.irreducible.drawn import drawn
+from rhostream.irreducible.learn import Recipe
+from rhostream.irreducible.pool import Pool
 from rhostream.irreducible.unfinished import Kept, clear, identity_of
 from rhostream.runs.record import versions
-from rhostream.samples import registry
-from rhostream.samples.decoders import decoder
-from rhostream.samples.kind import Kind, Wanted
-from rhostream.selection.losses import find_loss, loss_name, require_taken, sequence_mean
-from rhostream.selection.outputs import called, require_more_than_one, require_width
-from rhostream.selection.tokens import is_language
+from rhostream.samples.kind import Kind
 from rhostream.signals import StopRequest
 from rhostream.storage import redact
 from rhostream.stream.advice import gaps
 from rhostream.stream.budget import Budget
-from rhostream.stream.label_from import label_from, numbers_of
-from rhostream.stream.look import look
+from rhostream.stream.label_from import label_from
 from rhostream.stream.scan import ScanSettings
-from rhostream.tables import il
 from rhostream.tables.classes import named as label_named
 from rhostream.tables.classes import require_same_classes
 from rhostream.tables.names import checked_roots
@@ -100,77 +88,26 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     signal.
     """
     budget = Budget(fraction=config.max_bad_fraction, samples=config.max_bad_samples, shards=config.max_bad_shards)
-    rule = _rule(config.holdout, config.holdout_fraction, config.folds, config.seed, config.group_by)
-    if config.augment not in AUGMENT:
-        raise UsageError(f"augment {config.augment!r}: expected one of {', '.join(AUGMENT)}")
-    if config.balance not in BALANCE:
-        raise UnknownNameError.of("balance", config.balance, BALANCE)
-    gate.require_share(config.min_accuracy)
-    for name, value in (
-        ("epochs", config.epochs),
-        ("fit-samples", config.fit_samples),
-        ("batch-size", config.batch_size),
-    ):
-        if value < 1:
-            raise UsageError(f"--{name} {value}: expected 1 or more")
+    rule = checked_rule(config)
     out, model = storage.resolve(config.out), config.model
     roots = checked_roots(config.roots)
     data = named(config.shards, roots)
     own = named(storage.listed(config.holdout, "--holdout"), roots) if config.holdout is not None else data
-    asked = {
-        "model": model,
-        "shards": _digest(data),
-        "holdout": _digest(own) if rule.mode == "holdout" else None,
-        **rule.to_json(),
-        "mean": list(config.mean),
-        "std": list(config.std),
-        "decoder": decoder(config.decoder_name)[0],
-        **{
-            name: getattr(config, name)
-            for name in (
-                "fit_samples",
-                "epochs",
-                "batch_size",
-                "lr",
-                "classes",
-                "image_size",
-                "channels",
-                "augment",
-                "tokenizer",
-                "text_length",
-                "task",
-            )
-        },
-    }
-    image_member, classes = registry.checked_member(config.image_member), config.classes
-    options_on = {
-        "image_member": image_member,
-        "label": config.label,
-        "class_names": config.class_names and _digest_of_names(config.class_names),
-        "resize": config.resize,
-        "kind": config.kind,
-        "balance": config.balance != "none" and config.balance,
-        "loss": config.loss != "cross_entropy" and config.loss,
-        "init": config.init and hashlib.sha256(storage.read_bytes(storage.resolve(config.init))).hexdigest(),
-    }
-    asked |= {name: value for name, value in options_on.items() if value}  # older folders know none of these
-    there = read_info(out)
+    asked = asked_of(config, rule, data, own)
+    there = finished(out, asked, {name: url for url, name in [*data, *own]})
     if there is not None:
-        there = _same(there, asked, out)
-        _require_unchanged(there, {name: url for url, name in [*data, *own]}, out)
-        LOG.info("IL model %s is complete already", redact(out))
         clear(out)
         return gate.passed(there, config.min_accuracy, out)
     storage.probe_writable(out)
     started = time.monotonic()
     lenient: Any = {"allow_compressed": config.allow_compressed, "accept_missing_eof": config.accept_missing_eof}
     label = label_from(config.label, config.class_names, data, **lenient)
-    preprocess = _kind_of(data, config, image_member, lenient)
+    preprocess, classes = kind_of(data, config, lenient), config.classes
     label.require_beside(preprocess)
     if classes is None and label.names:
         classes = max(label.names.values()) + 1
-    loss = _require_fitting(preprocess, config)
-    _try(model, preprocess, classes, config, loss)
+    loss = require_fitting(preprocess, config)
+    require_model(model, preprocess, classes, config, loss)
     preprocess = preprocess.with_decoder(asked["decoder"])
     decoding = preprocess.decoder
     settings = ScanSettings(
@@ -190,7 +127,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     }
     retried = storage.retried()
     with StopRequest("fit-il", again=_READ_AGAIN):
-        pool, of_d = _pools(rule, data, own, settings, config.fit_samples, config.seed, options)
+        pool, of_d = drawn(rule, data, own, settings, config.fit_samples, config.seed, options)
     theirs = {} if of_d is None else of_d.class_names
     require_same_classes(label.class_names, {**theirs, **pool.class_names}, "--class-names", "the shards")
     require_same_classes(pool.class_names, theirs, "the holdout", "the shards")  # a fraction's are the same shards
@@ -270,22 +207,6 @@ def _if_known(words: str, value: float | None) -> str:
     return "" if value is None else words.format(value)
 
 
-def _try(model: str, preprocess: Kind, classes: int | None, config: FitILConfig, loss: str) -> None:
-    """Refuse a model that can't be fitted before a shard is read. Raises UsageError."""
-    labelled = preprocess.target is None
-    trial = models.build(model, classes=(classes or 2) if labelled else None, **preprocess.model_arguments())
-    if config.init:
-        models.load_initial(trial, config.init)
-    if config.batch_size == 1:
-        require_more_than_one(trial, preprocess.example(), "--batch-size 1")
-    with torch.no_grad():
-        logits = called(trial.eval(), preprocess.example())
-        if not labelled:
-            require_taken(loss, preprocess, logits)
-    if classes is not None and not is_language(trial):
-        require_width(model, logits, classes)
-
-
 def _fitted(
     fit: Fit, rule: FoldRule, pools: tuple[Pool, Pool | None], out: str, info: ModelInfo
 ) -> tuple[ModelInfo, float]:
@@ -338,180 +259,11 @@ def _fitted(
     return info, sum(one.seconds_before for one in learned)
 
 
-def named(shards: Iterable[str], roots: Mapping[str, str] | None) -> list[tuple[str, str]]:
-    """(URL, name) of the shards that the arguments mean. Raises UsageError when two have the same name."""
-    return [(url, name) for name, url in il.named_shards(storage.expand(shards), roots or {}).items()]
-
-
-def _seen_in(pool: Pool, shards: Iterable[tuple[str, str]]) -> int:
-    """How many samples some of the shards that a pool was drawn from have."""
-    return sum(pool.seen.get(name, 0) for _, name in shards)
-
-
-def count_classes(label: Tensor) -> int:
-    """Largest label + 1. Raises UsageError when so few of those classes occur that a wrong label is likelier."""
-    classes, distinct = int(label.max()) + 1, int(torch.unique(label).numel())
-    if classes > 4 * distinct + 16:
-        raise UsageError(
-            f"the largest label is {classes - 1:,}, but only {distinct:,} labels occur: give the number "
-            "of classes with --classes (labels beyond it are quarantined)"
-        )
-    return classes
-
-
-def _rule(
-    holdout: Iterable[str] | None, fraction: float | None, folds: int, seed: int, group_by: str | None
-) -> FoldRule:
-    if holdout is not None and fraction is not None:
-        raise UsageError("give --holdout or --holdout-fraction, not both")
-    if holdout is not None:
-        return FoldRule(mode="holdout", folds=1, seed=seed)
-    if fraction is not None:
-        return FoldRule(mode="fraction", folds=1, seed=seed, group_by=group_by, fraction=fraction)
-    return FoldRule(mode="folds", folds=folds, seed=seed, group_by=group_by)
-
-
-def _digest(shards: list[tuple[str, str]]) -> dict[str, Any]:
-    names = "\n".join(sorted(name for _, name in shards))
-    return {"count": len(shards), "sha256": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()[:16]}
-
-
-def _digest_of_names(place: str) -> str:
-    names = json.dumps(numbers_of(place), sort_keys=True)
-    return hashlib.sha256(names.encode()).hexdigest()[:16]
-
-
-def _same(there: ModelInfo, asked: dict[str, Any], out: str) -> ModelInfo:
-    if there.checkpoint:
-        raise MismatchError(f"{redact(out)} is a checkpoint of another fit; use another --out")
-    for name in dict.fromkeys([*asked, *there.asked]):
-        old, new = there.asked.get(name), asked.get(name)
-        if old != new:
-            raise MismatchError(
-                f"{redact(out)} holds an IL model with {name} {old!r}, this job has {new!r}; "
-                "use the same settings or another --out"
-            )
-    return there
-
-
-def _require_unchanged(there: ModelInfo, urls: Mapping[str, str], out: str) -> None:
-    """Raise StaleShardError for a shard that isn't what the model was made of any more, relabelled in place, say.
-
-    Size, time and ETag tell that a look is due; only then a shard is read, and its sha256 decides.
-    """
-
-    def changed(name: str) -> bool:
-        size, tag, digest = there.shards[name]
-        today = storage.identity(urls[name])
-        if today.size != size:
-            return True
-        return bool(today.tag != tag and digest and storage.digest_of(urls[name])[1] != digest)
-
-    names = sorted({*there.shards} & {*urls})
-    with ThreadPoolExecutor(16) as pool:
-        stale = [name for name, yes in zip(names, pool.map(changed, names), strict=True) if yes]
-    if stale:
-        raise StaleShardError(
-            f"{len(stale)} shards changed since the IL model {redact(out)} learned from them, first "
-            f"{stale[0]}: make a new one with another --out"
-        )
-
-
-def _kind_of(shards: list[tuple[str, str]], config: FitILConfig, member: str | None, lenient: dict[str, Any]) -> Kind:
-    """What samples of D are decoded to: the kind that is named or that options are of, else what most of those looked
-    at are."""
-    model, where = config.model, redact(shards[0][0])
-    wanted = Wanted(
-        image_size=config.image_size,
-        channels=config.channels,
-        resize=config.resize,
-        member=member,
-        mean=tuple(config.mean),
-        std=tuple(config.std),
-        tokenizer=config.tokenizer or (model if model.startswith("hf:") else None),
-        text_length=config.text_length,
-        task=config.task or models.task_of(model),
-    )
-    if config.kind is not None:
-        return registry.made(config.kind, wanted, None, tuple, where)
-    asked = registry.asked(wanted)
-    if wanted.tokenizer is not None and asked is not None:
-        kind = registry.made(asked, wanted, None, tuple, where)
-        if not look(shards, content=asked, **lenient).kinds:
-            raise UsageError(
-                f"--tokenizer {wanted.tokenizer} reads .{kind.main[0]} members, and the "
-                f"first samples of {where}, ... hold none that can be used"
-            )
-        return kind
-    seen = look(shards, **lenient)
-    given = config.image_size and config.channels
-    content = seen.content or registry.IMAGES.name if given else seen.require_usable()
-    if asked is not None:
-        if content != asked and not seen.kinds[asked]:
-            raise UsageError(
-                f"--image-size, --channels, --resize and --image-member are for images, and {where}, ... hold {content}"
-            )
-        content = asked
-    seen.say_mixed(content, member)
-    if registry.takes(content, "member"):
-        wanted = replace(wanted, member=member or seen.member or None)
-    return registry.made(content, wanted, None, lambda: seen.sizes, where)
-
-
-def _require_fitting(preprocess: Kind, config: FitILConfig) -> str:
-    """The name of the loss. Raises UsageError for an option that such samples don't have."""
-    if not preprocess.pictures and config.augment != "none":
-        raise UsageError(f"augment {config.augment!r} is for images, and these samples are {preprocess.holds}")
-    if preprocess.task == "language" and config.balance != "none":
-        raise UsageError("--balance is for models of labels, and language has none")
-    if preprocess.target is not None:
-        given = {"--classes": config.classes, "--min-accuracy": config.min_accuracy,
-                 "--balance": None if config.balance == "none" else config.balance}  # fmt: skip
-        for option, value in given.items():
-            if value is not None:
-                raise UsageError(f"{option} {value} is for classes, and {preprocess.target_in_words}")
-    loss_name(preprocess, config.loss)
-    if find_loss(config.loss) is sequence_mean:
-        raise UsageError("--loss sequence_mean takes a label for each token, and a sample of a shard has one")
-    return config.loss
-
-
 def _plain(preprocess: Kind) -> dict[str, Any]:
     """As it is read again from JSON, tuples as lists."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in preprocess.to_json().items()}
 
 
-def _pools(
-    rule: FoldRule,
-    data: list[tuple[str, str]],
-    own: list[tuple[str, str]],
-    settings: ScanSettings,
-    samples: int,
-    seed: int,
-    options: dict[str, Any],
-) -> tuple[Pool, Pool | None]:
-    """What is learned from, the fold or slice that judges included; and samples of D that are in no holdout."""
-    if rule.mode == "fraction":
-        settings = replace(settings, mark=Only(rule, 1))
-    elif rule.mode == "holdout":
-        settings = replace(settings, mark=Places(seed))
-    pool = fill(own, settings, samples=samples, seed=seed, title="fit-il: reading", **options)
-    if pool.watched:
-        warnings.warn(
-            f"{pool.watched:,} samples are marked as duplicates (duplicate_of), and copies of one image can "
-            "fall into different folds, which leaks; keep them together with --group-by duplicate_of",
-            stacklevel=3,
-        )
-    if rule.mode == "folds":
-        return pool, None
-    outside = Outside(frozenset(name for _, name in own)) if rule.mode == "holdout" else Only(rule, 0)
-    of_d = fill(
-        data,
-        replace(settings, mark=outside, watch=None),
-        samples=min(CHECK_SAMPLES, samples),
-        seed=seed + 1,
-        title="fit-il: reading a sample of D",
-        may_be_empty=rule.mode == "holdout",
-        **options,
-    )
-    return pool, of_d
+def _seen_in(pool: Pool, shards: Iterable[tuple[str, str]]) -> int:
+    """How many samples some of the shards that a pool was drawn from have."""
+    return sum(pool.seen.get(name, 0) for _, name in shards)

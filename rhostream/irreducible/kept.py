@@ -22,7 +22,7 @@ from rhostream import storage
 from rhostream.crashpoints import crash_point
 from rhostream.errors import AlreadyExistsError, MismatchError, RhostreamError, UsageError
 from rhostream.irreducible.accounts import Summary, store
-from rhostream.irreducible.fit import named
+from rhostream.irreducible.asked import named
 from rhostream.irreducible.job import parse_index
 from rhostream.signals import StopRequest
 from rhostream.storage import Reader, redact

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from rhostream.errors import BudgetError, RhostreamError, UsageError
+from rhostream.irreducible.reservoir import Piece, Reservoir, bound
 from rhostream.samples.fields import Fields
 from rhostream.signals import while_waiting
 from rhostream.storage import redact
@@ -25,7 +25,6 @@ from rhostream.stream.advice import Advice
 from rhostream.stream.budget import SHOWN, Budget
 from rhostream.stream.progress import Progress
 from rhostream.stream.scan import Chunk, End, ScanSettings, scan
-from rhostream.stream.slots import slots
 from rhostream.tables.classes import ClassNames
 
 LOG = logging.getLogger("rhostream")
@@ -90,7 +89,7 @@ def fill(
     visits = sorted(shards, key=lambda shard: shard[1])
     settings = replace(settings, quota=samples, seed=seed)
     accounts = _Accounts(visits, samples, budget or Budget(), fail_fast)
-    sample = _Sample(samples, settings)
+    sample = Reservoir(samples, settings)
     _collect(visits, settings, sample, workers, title, accounts)
     accounts.finish(sample)
     if not sample.filled and not may_be_empty:
@@ -120,81 +119,6 @@ def fill(
         accounts.versions,
         accounts.classes.names,
     )
-
-
-@dataclass
-class _Piece:
-    """Usable rows of a chunk: number, ordinal, label, mark (n,), fields (n, ...)."""
-
-    number: npt.NDArray[np.float64]
-    ordinal: npt.NDArray[np.int64]
-    label: Tensor
-    mark: Tensor
-    fields: Fields
-
-    def rows(self, keep: npt.NDArray[np.int64]) -> _Piece:
-        """Some of them."""
-        at = torch.from_numpy(keep)
-        return _Piece(self.number[keep], self.ordinal[keep], self.label[at], self.mark[at], self.fields[at])
-
-
-class _Sample:
-    """The rows of the lowest numbers of all shards that were read to their end."""
-
-    def __init__(self, samples: int, settings: ScanSettings) -> None:
-        # Pages that are never touched cost nothing.
-        room = slots(1, samples, settings.kind.fields(), shared=False)
-        self.fields = Fields({name: array[0] for name, array in room.items()})
-        self.label, self.mark = torch.empty(samples, dtype=torch.int64), torch.empty(samples, dtype=torch.int64)
-        self.number = np.empty(samples)
-        self.place = np.empty((samples, 2), np.int64)  # shard, ordinal
-        self.samples, self.filled = samples, 0
-
-    @property
-    def limit(self) -> float:
-        """No row of a number above it is of the sample."""
-        return float(self.number.max()) if self.filled == self.samples else np.inf
-
-    def take(self, shard: int, piece: _Piece) -> None:
-        """Put rows in that are of the sample, in the place of those that no longer are."""
-        limit = self.limit
-        piece = piece.rows(np.flatnonzero(piece.number <= limit))
-        n, filled = len(piece.number), self.filled
-        if not n:
-            return
-        number = np.concatenate([self.number[:filled], piece.number])
-        place = np.concatenate([self.place[:filled], np.stack([np.full(n, shard), piece.ordinal], 1)])
-        best = np.lexsort((place[:, 1], place[:, 0], number))[: self.samples]
-        stays = np.zeros(filled + n, bool)
-        stays[best] = True
-        self.filled = len(best)
-        new = np.flatnonzero(stays[filled:])
-        free = np.flatnonzero(~stays[:filled])
-        slots = np.concatenate([free, np.arange(filled, self.filled)])[: len(new)]
-        piece, at = piece.rows(new), torch.from_numpy(slots)
-        self.number[slots], self.place[slots] = piece.number, place[filled + new]
-        for name, array in self.fields.items():
-            array[at] = piece.fields[name]
-        self.label[at], self.mark[at] = piece.label, piece.mark
-
-    def sort(self) -> None:
-        """By number, in place: a second copy might not fit."""
-        order = np.lexsort((self.place[: self.filled, 1], self.place[: self.filled, 0], self.number[: self.filled]))
-        self.number[: self.filled], self.place[: self.filled] = self.number[order], self.place[order]
-        at = torch.from_numpy(order)
-        self.label[: self.filled], self.mark[: self.filled] = self.label[at], self.mark[at]
-        done = np.zeros(self.filled, bool)
-        for start in range(self.filled):
-            if done[start] or order[start] == start:
-                continue
-            first, to = {name: array[start].clone() for name, array in self.fields.items()}, start
-            while order[to] != start:
-                for _, array in self.fields.items():
-                    array[to] = array[order[to]]
-                done[to], to = True, int(order[to])
-            for name, array in self.fields.items():
-                array[to] = first[name]
-            done[to] = True
 
 
 class _Accounts:
@@ -277,7 +201,7 @@ class _Accounts:
         except BudgetError as exc:
             raise self.advice.onto(exc) from None
 
-    def finish(self, sample: _Sample) -> None:
+    def finish(self, sample: Reservoir) -> None:
         """Count what is of the sample, where that is not everything."""
         if self._usable < self._samples:
             return
@@ -290,22 +214,22 @@ class _Accounts:
 def _collect(
     visits: Sequence[tuple[str, str]],
     settings: ScanSettings,
-    sample: _Sample,
+    sample: Reservoir,
     workers: int,
     title: str,
     accounts: _Accounts,
 ) -> None:
-    pieces: dict[int, list[_Piece]] = {}  # of the shards that are being read
+    pieces: dict[int, list[Piece]] = {}  # of the shards that are being read
     with Progress(title, len(visits)) as progress:
         for message in while_waiting(scan(visits, settings, workers=workers)):
             if isinstance(message, Chunk):
                 rows = message.ok.nonzero()[0]
                 at = torch.from_numpy(rows)
                 assert message.number is not None
-                pieces.setdefault(message.shard, []).append(_Piece(
+                pieces.setdefault(message.shard, []).append(Piece(
                     message.number[rows], message.ordinal[rows].astype(np.int64), torch.from_numpy(message.label)[at],
                     torch.from_numpy(message.mark)[at], message.fields[at]))  # fmt: skip
-                _bound(pieces[message.shard], sample.samples)
+                bound(pieces[message.shard], sample.samples)
                 accounts.chunk(message)
                 progress.rows(len(message), len(message) - len(rows))
                 continue
@@ -317,11 +241,3 @@ def _collect(
             if message.error is not None:
                 LOG.warning("%s: %s", title, message.error)
             accounts.end(message)
-
-
-def _bound(pieces: list[_Piece], samples: int) -> None:
-    """Leave out what a shard's own lower numbers rule out, before it is much more than the sample."""
-    if sum(len(piece.number) for piece in pieces) <= 2 * samples + 512:
-        return
-    limit = np.partition(np.concatenate([piece.number for piece in pieces]), samples - 1)[samples - 1]
-    pieces[:] = [piece.rows(np.flatnonzero(piece.number <= limit)) for piece in pieces]

@@ -28,7 +28,7 @@ class Cost:
     live_trained: int = 0  # samples through its forward and backward
     evaluated: int = 0  # test samples; reported, not charged
     decoded: int = 0  # by the loader, at the size of the view where there is one
-    reread: int = 0  # decoded again at full size
+    reread: int = 0  # decoded again, at full size or augmented
     macs: int = 0  # of one forward of one sample, target at full size
     scored_macs: int = 0  # the same at the size that is scored; 0: full size
     shortlist_macs: int = 0  # the same of what makes the shortlist

@@ -92,6 +92,7 @@ def pins_of(
         "seed_steps": seed_steps,
         "model": f"{type(model).__module__}:{type(model).__qualname__}",
         "parameters": sum(p.numel() for p in model.parameters()),
+        **({"augment": loader.augment_name} if loader.augment is not None else {}),
         **stream.preprocess.pins(),
         **more,
     }

@@ -1,8 +1,8 @@
 """From the bytes of an image to a row of a uint8 NHWC array, by one geometry, or to a status that says why not.
 
-The geometry is `crop`, `squash` or `pad` (`samples/geometry.py`). EXIF orientation is applied first; palettes, greys,
-alpha, CMYK and 16 bits become plain RGB (or one grey channel). The same function serves the offline wing and the
-trainer.
+The geometry is `crop`, `squash` or `pad` (`samples/geometry.py`), or a random crop (`samples/random_crop.py`). EXIF
+orientation is applied first; palettes, greys, alpha, CMYK and 16 bits become plain RGB (or one grey channel). The same
+function serves the offline wing and the trainer.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rhostream.errors import MissingExtraError, UnknownNameError
-from rhostream.samples.geometry import CROP, MAX_BYTES, content_of, least_sides, place
+from rhostream.samples.geometry import CROP, MAX_BYTES, content_of, least_sides, place, settled
 from rhostream.samples.kind import OK
+from rhostream.samples.random_crop import Cut, RandomCrop
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -33,11 +34,12 @@ _UNENDED = b"\xff\x00" * 8
 # What Pillow's plugins are known to raise on hostile bytes, beside OSError.
 _BROKEN = (SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error, ArithmeticError,
            AttributeError, AssertionError, NotImplementedError, RuntimeError, MemoryError)  # fmt: skip
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and the values that swap width and height
 _PLAIN_PNG = {1: b"\x08\x00", 3: b"\x08\x02"}  # bit depth and colour type, by channels
 Row = npt.NDArray[np.uint8]
 
 
-def decode_into(data: bytes, out: Row, resize: str = CROP) -> str:
+def decode_into(data: bytes, out: Row, resize: str | RandomCrop = CROP) -> str:
     """Decode with Pillow into `out` (H, W, C); returns "ok" or the status of a bad image."""
     if not data:
         return "decode:empty"
@@ -64,7 +66,7 @@ def _is_cut(data: bytes) -> bool:
     return data[:4] == b"RIFF" and data[8:12] == b"WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
 
 
-def _decode_pillow(data: bytes, out: Row, resize: str) -> str:
+def _decode_pillow(data: bytes, out: Row, resize: str | RandomCrop) -> str:
     if data[:8] == PNG and len(data) > 28:
         width, height = struct.unpack(">II", data[16:24])
         if width * height > MAX_PIXELS or (len(data) > 1 << 20 and _too_many_chunks(data)):
@@ -78,16 +80,21 @@ def _decode_pillow(data: bytes, out: Row, resize: str) -> str:
         return "image:too_large"
     size, channels = out.shape[0], out.shape[2]
     content = content_of(*image.size, size)
+    geometry: str | Cut | None = None
     if image.format == "JPEG":
+        on_its_side = not isinstance(resize, str) and image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
+        geometry = settled(resize, *(image.size[::-1] if on_its_side else image.size))
         # libjpeg scales by halves while it decodes; twice the target keeps the antialiasing honest.
-        wide, high = least_sides(*image.size, size, resize)
+        wide, high = least_sides(*image.size, size, geometry)
+        if on_its_side:
+            wide, high = high, wide
         image.draft("RGB" if channels == 3 else "L", (2 * wide, 2 * high))
     image.load()
     if image.format != "PNG" or "exif" in image.info:
         drafted = image.size
         image = ImageOps.exif_transpose(image)
         content = content if image.size == drafted else content[::-1]
-    place(_to_mode(image, channels), out, resize, content)
+    place(_to_mode(image, channels), out, geometry or settled(resize, *image.size), content)
     return OK
 
 
@@ -103,7 +110,7 @@ def libpng() -> Callable[..., npt.NDArray[Any]] | None:
     return png_decode
 
 
-def _decode_plain_png(data: bytes, shape: tuple[int, int], out: Row, resize: str) -> bool:
+def _decode_plain_png(data: bytes, shape: tuple[int, int], out: Row, resize: str | RandomCrop) -> bool:
     """Decode a PNG of 8-bit grey or RGB by libpng: the same pixels, for the format is lossless, so not a decoder of
     another name. False where it can't be done, or not surely as Pillow does it: then Pillow says what is wrong.
     """
@@ -115,10 +122,11 @@ def _decode_plain_png(data: bytes, shape: tuple[int, int], out: Row, resize: str
         return False
     size, channels = out.shape[0], out.shape[2]
     try:
-        if shape == (size, size):
+        if shape == (size, size) and isinstance(resize, str):
             png_decode(data, out=out if channels == 3 else out[..., 0])
         else:
-            place(Image.fromarray(png_decode(data)), out, resize)
+            image = Image.fromarray(png_decode(data))
+            place(image, out, settled(resize, *image.size))
     except (RuntimeError, ValueError, TypeError, OSError, MemoryError):
         return False
     return True
@@ -182,7 +190,7 @@ def _unended(data: bytes) -> bytes:
     return data
 
 
-def _decode_simplejpeg(data: bytes, out: Row, resize: str = CROP) -> str:
+def _decode_simplejpeg(data: bytes, out: Row, resize: str | RandomCrop = CROP) -> str:
     """Like `decode_into`, with libjpeg-turbo and a finer scaled decode for plain JPEGs."""
     if data[:2] != b"\xff\xd8":
         return decode_into(data, out, resize)
@@ -198,18 +206,19 @@ def _decode_simplejpeg(data: bytes, out: Row, resize: str = CROP) -> str:
             return "image:too_large"
         if space not in ("YCbCr", "Gray", "RGB"):
             return decode_into(data, out, resize)
-        wide, high = least_sides(width, height, size, resize)
+        geometry = settled(resize, width, height)
+        wide, high = least_sides(width, height, size, geometry)
         pixels = simplejpeg.decode_jpeg(
             data, "RGB" if channels == 3 else "GRAY", min_height=high, min_width=wide, min_factor=1
         )
     except ValueError as exc:
         # Pillow has words for the rest, and reads some of it: odd bytes between two segments, a colour space.
         return "decode:truncated" if "premature end" in str(exc).lower() else decode_into(data, out, resize)
-    if pixels.shape == out.shape:
+    if pixels.shape == out.shape and isinstance(geometry, str):
         out[:] = pixels
     else:
         image = Image.fromarray(pixels if channels == 3 else pixels[..., 0])
-        place(image, out, resize, content_of(width, height, size))
+        place(image, out, geometry, content_of(width, height, size))
     return OK
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from rhostream.errors import UnknownNameError
 from rhostream.foreign import RESIZES
+from rhostream.samples.random_crop import Cut, RandomCrop
 
 if TYPE_CHECKING:  # who reads a table, and no picture, does without Pillow
     from PIL import Image
@@ -64,18 +65,32 @@ def content_of(width: int, height: int, size: int) -> tuple[int, int]:
     return max(1, round(width * size / longer)), max(1, round(height * size / longer))
 
 
-def least_sides(width: int, height: int, size: int, resize: str) -> tuple[int, int]:
+def settled(resize: str | RandomCrop, width: int, height: int) -> str | Cut:
+    """The geometry of a picture of these sides, upright: a random crop is drawn now."""
+    return resize if isinstance(resize, str) else resize.of(width, height)
+
+
+def least_sides(width: int, height: int, size: int, resize: str | Cut) -> tuple[int, int]:
     """(width, height) that a decoder which scales has to leave of a picture, so that none of the row is made up."""
+    if isinstance(resize, Cut):
+        return resize.least_sides(size)
     return content_of(width, height, size) if resize == PAD else (size, size)
 
 
-def place(image: Image.Image, out: npt.NDArray[np.uint8], resize: str, content: tuple[int, int] | None = None) -> None:
+def place(
+    image: Image.Image, out: npt.NDArray[np.uint8], resize: str | Cut, content: tuple[int, int] | None = None
+) -> None:
     """Resample a picture of the row's mode into the row (size, size, C).
 
     `content`: (width, height) that `pad` is to give it, where the image was scaled before and its own sides, rounded
     then, would say a pixel less or more.
     """
     size, (width, height) = out.shape[0], image.size
+    if isinstance(resize, Cut):
+        # Cut first: resize(box=) would mix in what lies beside the part.
+        image = _resized(image.crop(resize.box(width, height)), size, size)
+        out[:] = np.asarray(image).reshape(out.shape)[:, :: -1 if resize.mirrored else 1]
+        return
     if resize == PAD:
         wide, high = content or content_of(width, height, size)
         left, top = (size - wide) // 2, (size - high) // 2

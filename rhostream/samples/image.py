@@ -15,11 +15,14 @@ import numpy as np
 from rhostream import foreign
 from rhostream.errors import UsageError
 from rhostream.samples.fields import Fields
-from rhostream.samples.geometry import CROP, MAX_BYTES, PAD, checked_resize, choose_resize, in_words
-from rhostream.samples.kind import OK, FieldSpec, Kind, Preview, Row, View, Wanted
+from rhostream.samples.geometry import CROP, MAX_BYTES, PAD, checked_resize, choose_resize
+from rhostream.samples.image_size import choose, log_index
+from rhostream.samples.kind import OK, FieldSpec, Kind, Preview, Row, View
+from rhostream.samples.normalize import Normalize
+from rhostream.samples.random_crop import RandomCrop
+from rhostream.samples.wanted import Wanted
 
 if TYPE_CHECKING:  # decoders bring Pillow, which who reads a table does without
-    import torch
     from torch import Tensor
 
     from rhostream.samples.decoders import Decoder, Sides
@@ -27,39 +30,10 @@ if TYPE_CHECKING:  # decoders bring Pillow, which who reads a table does without
 LOG = logging.getLogger("rhostream")
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 PIXELS = "pixels"  # the field
-MOST_PIXELS = 256  # of an image's side, unless more are asked for: memory and time grow with the square
-FAR = 2.0  # sizes that differ by this factor from the one that was chosen are far from it
 # Bytes of an image that are read for its size; again where that is too little. More than a quarter of a window, so that
 # it is read alone where the window isn't at hand.
 HEADER, WHOLE_HEADER = (64 << 10) + 1, 1 << 20
 SHOWN_SIDE, SHOWN_BYTES = 96, 32 << 20  # of a picture for a person to look at, at most
-
-
-@dataclass(frozen=True, slots=True)
-class Normalize:
-    """How uint8 pixels become the model's input: (x / 255 - mean) / std for each channel."""
-
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """uint8 (B, H, W, C) to float32 (B, C, H, W), on the device of `image`, channels-last in memory for C > 1."""
-        mean, scale = _a_row(self.mean, self.std, image.shape[3], image.shape[2], image.device)
-        # A whole row of pixels at a time: broadcasting over an innermost dimension of 3 costs forty times as much.
-        rows = image.float().flatten(2).sub_(mean).mul_(scale)
-        return rows.view(image.shape).permute(0, 3, 1, 2)
-
-
-@functools.lru_cache(64)
-def _a_row(means: tuple[float, ...], stds: tuple[float, ...], channels: int, width: int,
-           device: torch.device) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """255 mean and 1 / (255 std) for each value of a row of pixels; kept, because making one on a GPU waits for it."""
-    import torch
-
-    mean, scale = torch.tensor(means) * 255, 1 / (torch.tensor(stds) * 255)
-    if len(means) != channels:
-        mean, scale = mean[:1].expand(channels), scale[:1].expand(channels)
-    return mean.repeat(width).to(device), scale.repeat(width).to(device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +51,7 @@ class ImageKind(Kind):
     member: str = ""
     resize: str = CROP
     decoder: str = field(default="auto", compare=False)  # its name stands beside in fingerprints
+    augment: str = field(default="", compare=False)  # how it is decoded again; not what a sample is
 
     name = "image"
     members = MappingProxyType({"image": EXTENSIONS})
@@ -88,6 +63,8 @@ class ImageKind(Kind):
     pictures = True
     takes = frozenset(("image_size", "channels", "resize", "member"))
     preview_bytes = SHOWN_BYTES
+    augments = True
+    augmentations = ("random_resized_crop", "random_resized_crop-flip")
 
     def fields(self, view: View = None) -> Mapping[str, FieldSpec]:
         """(H, W, C) of uint8; of a view so many pixels high and wide."""
@@ -97,7 +74,8 @@ class ImageKind(Kind):
     def decode(self, members: Mapping[str, bytes], out: dict[str, Row], view: View = None,
                rng: np.random.Generator | None = None) -> str:  # fmt: skip
         """Into `out["pixels"]` (H, W, C) of any size; returns "ok" or the status of a bad image."""
-        return self._decode(members["image"], out[PIXELS], self.resize)
+        geometry = self.resize if rng is None else RandomCrop(rng, self.augment.endswith("flip"))
+        return self._decode(members["image"], out[PIXELS], geometry)
 
     @functools.cached_property
     def _decode(self) -> Decoder:
@@ -120,10 +98,15 @@ class ImageKind(Kind):
 
         return replace(self, decoder=decoder(name)[0])
 
+    def augmented(self, name: str) -> ImageKind:
+        """Decoded again as a random part, perhaps mirrored."""
+        super().augmented(name)
+        return replace(self, augment=name)
+
     def to_json(self) -> dict[str, Any]:
         """What stands at its default came later and is left out."""
         plain = {"member": "", "resize": CROP}
-        record = {name: value for name, value in asdict(self).items() if name != "decoder"}
+        record = {name: value for name, value in asdict(self).items() if name not in ("decoder", "augment")}
         return {name: value for name, value in record.items() if name not in plain or value != plain[name]}
 
     @classmethod
@@ -205,7 +188,7 @@ class ImageKind(Kind):
         if sizes is not None:
             resize = resize or choose_resize((sides.shorter, sides.longer) for sides in seen)[0]
         resize = resize or self.resize
-        say_index(seen, resize)
+        log_index(seen, resize)
         return replace(self, member=wanted.member or self.member, resize=resize)
 
     @property
@@ -291,67 +274,3 @@ def _square(data: bytes, side: int, resize: str) -> bytes | None:
     sink = io.BytesIO()
     Image.fromarray(pixels).save(sink, "PNG", optimize=True)
     return sink.getvalue()
-
-
-def choose(
-    sizes: Sequence[tuple[int, int, int]],
-    image_size: int | None = None,
-    channels: int | None = None,
-    resize: str | None = None,
-    *,
-    of: str = "",
-) -> tuple[int, int, str]:
-    """(pixels of the square input, channels, geometry), as given or else of the (shorter side, longer side, channels)
-    of some images.
-
-    The size is the median of the shorter sides, at most 256; RGB where any image has colour; `crop` where it would cut
-    off at most a tenth of the pixels, else `squash`. Logs what was chosen and why, as a warning where sizes differ
-    much. `sizes` must not be empty unless all three are given.
-    """
-    chosen, share = choose_resize([(shorter, longer) for shorter, longer, _ in sizes])
-    resize = resize or chosen
-    if image_size is not None and channels is not None:
-        colour = "RGB" if channels == 3 else "grey"
-        LOG.info("images%s: %d px, %s, %s", of, image_size, colour, in_words(resize, share))
-        return image_size, channels, resize
-    sides, coloured = sorted(shorter for shorter, _, _ in sizes), sum(planes == 3 for _, _, planes in sizes)
-    median = sides[(len(sides) - 1) // 2]
-    size, planes = image_size or min(median, MOST_PIXELS), channels or (3 if coloured else 1)
-    far = sum(not size / FAR <= side <= size * FAR for side in sides)
-    bounded = f", at most {MOST_PIXELS} unless --image-size says more" if image_size is None and median > size else ""
-    median_of = f"median of the shorter sides of {len(sides)} looked at: {_span(sides)}{bounded}"
-    why = "as given" if image_size else median_of
-    colour = "as given" if channels else f"{coloured} of {len(sizes)} have colour"
-    doubt = f"; {far} of {len(sides)} differ from it by more than a factor of {FAR:g}" if far else ""
-    level = logging.WARNING if bounded or (image_size is None and far * 8 > len(sides)) else logging.INFO
-    LOG.log(
-        level,
-        "images%s: %d px (%s), %s (%s)%s; %s; --image-size, --channels and --resize say otherwise",
-        of,
-        size,
-        why,
-        "RGB" if planes == 3 else "grey",
-        colour,
-        doubt,
-        in_words(resize, share),
-    )
-    return size, planes, resize
-
-
-def say_index(sizes: Sequence[Sides], resize: str) -> None:
-    """Log the geometry that an index stores, and the sizes of which a run over it takes one."""
-    sides = sorted(seen.shorter for seen in sizes)
-    if not sides:
-        LOG.info("images: %s", resize)
-        return
-    LOG.info(
-        "images: %s; shorter sides of %d looked at: %s px, median %d",
-        in_words(resize, choose_resize([(seen.shorter, seen.longer) for seen in sizes])[1]),
-        len(sides),
-        _span(sides),
-        sides[(len(sides) - 1) // 2],
-    )
-
-
-def _span(sides: Sequence[int]) -> str:
-    return f"{sides[0]} to {sides[-1]}" if sides[0] < sides[-1] else f"all {sides[0]}"

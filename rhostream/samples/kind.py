@@ -18,11 +18,13 @@ import numpy.typing as npt
 
 from rhostream.errors import UsageError
 from rhostream.samples.fields import Fields
+from rhostream.samples.wanted import Wanted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 OK = "ok"
+DECODE = "decode"  # the --augment of a kind of the user's own that `augments`
 NO_TARGET = ""
 View = int | None  # pixels of a cheap picture; None: what the model is given
 Row = npt.NDArray[Any]
@@ -42,36 +44,6 @@ class FieldSpec:
 
     def __str__(self) -> str:
         return f"{self.shape} {self.dtype}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Wanted:
-    """What was asked of a kind by options; None where the shards, or the table, are to say."""
-
-    image_size: int | None = None
-    channels: int | None = None
-    resize: str | None = None
-    member: str | None = None  # --image-member
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
-    tokenizer: str | None = None
-    text_length: int | None = None
-    task: str | None = None  # of the model, whatever the samples are
-
-    def __post_init__(self) -> None:
-        if self.channels not in (None, 1, 3):
-            raise UsageError(f"--channels {self.channels}: expected 1 (grey) or 3 (RGB)")
-
-    @property
-    def options(self) -> dict[str, str]:
-        """Name of each option that only some kinds take -> how it was given."""
-        named = {
-            "image_size": "image-size", "channels": "channels", "resize": "resize", "member": "image-member",
-            "tokenizer": "tokenizer", "text_length": "text-length",
-        }  # fmt: skip
-        return {
-            name: f"--{option} {value}" for name, option in named.items() if (value := getattr(self, name)) is not None
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +77,7 @@ class Kind:
     takes: frozenset[str] = frozenset()  # options of `Wanted` that are its own
     plural: str = "first members"  # its first member in words, of several samples
     first_of_several: str = "the one that lies first in the tar"  # of several that could be the first member
+    augments: bool = False  # whether `decode` makes use of an rng: then kept samples may be decoded again with one
     why: str = ""  # what was wrong with the sample that was refused last, where the status doesn't say it all
     preview_bytes: int = 0  # of a member that `preview` wants to see, at most
 
@@ -116,7 +89,11 @@ class Kind:
 
     def decode(self, members: Mapping[str, bytes], out: dict[str, Row], view: View = None,
                rng: np.random.Generator | None = None) -> str:  # fmt: skip
-        """Decode one sample into its rows of a slot. Returns "ok", or why it can't be used."""
+        """Decode one sample into its rows of a slot. Returns "ok", or why it can't be used.
+
+        `rng`: of a kind that `augments`, decode it as augmented, a function of the bytes and of what is drawn from it;
+        None: plainly.
+        """
         raise NotImplementedError
 
     # What has an answer for most.
@@ -246,6 +223,18 @@ class Kind:
     def with_decoder(self, name: str) -> Kind:
         """With the decoder of that name, where a kind has several; "auto" takes the best that is installed."""
         return self
+
+    def augmented(self, name: str) -> Kind:
+        """The kind whose `decode` with an rng augments by that name of --augment. Raises UsageError."""
+        if name not in self.augmentations:
+            has = f"has {', '.join(self.augmentations)}" if self.augments else "has no second decode of what is kept"
+            raise UsageError(f"augment {name}: the table holds {self.holds}, which {has}")
+        return self
+
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """The names of --augment by which `decode` with an rng decodes a kept sample again."""
+        return (DECODE,) if self.augments else ()
 
     @property
     def side(self) -> int:

@@ -67,6 +67,7 @@ class OwnKind(Kind):
             self._fields = _checked_fields(name, self._code.fields(None))
             self._made_of = foreign.plain_json(self._code.to_json())
             self.pictures = bool(self._code.pictures)
+            self.augments = bool(self._code.augments)
             self.target = _checked_target(name, self._code.target, self._fields)
             self._arguments = dict(self._code.model_arguments())
 

@@ -10,10 +10,11 @@ from rhostream import foreign
 from rhostream.errors import UnknownNameError, UsageError
 from rhostream.samples import names
 from rhostream.samples.image import EXTENSIONS, ImageKind
-from rhostream.samples.kind import Kind, Wanted
+from rhostream.samples.kind import Kind
 from rhostream.samples.own import OwnKind, is_own
 from rhostream.samples.text import TextKind
 from rhostream.samples.tokens import TokensKind
+from rhostream.samples.wanted import Wanted
 
 BUILT_IN: dict[str, type[Kind]] = {name: pkgutil.resolve_name(path) for name, path in names.BUILT_IN.items()}
 IMAGES = ImageKind()  # what samples are where nobody says otherwise

@@ -18,8 +18,9 @@ import numpy.typing as npt
 from rhostream import foreign
 from rhostream.errors import MismatchError, UnknownNameError, UsageError
 from rhostream.samples.fields import Fields
-from rhostream.samples.kind import OK, FieldSpec, Kind, Preview, View, Wanted
+from rhostream.samples.kind import OK, FieldSpec, Kind, Preview, View
 from rhostream.samples.tokenizers import DEFAULT, Tokenizer, find_tokenizer
+from rhostream.samples.wanted import Wanted
 
 if TYPE_CHECKING:
     from torch import Tensor

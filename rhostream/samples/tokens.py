@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rhostream.errors import UsageError
-from rhostream.samples.kind import OK, Preview, View, Wanted
+from rhostream.samples.kind import OK, Preview, View
 from rhostream.samples.text import TOKENS, Row, TextKind
+from rhostream.samples.wanted import Wanted
 
 MAX_BYTES = 64 << 20
 _MAGIC = b"\x93NUMPY"

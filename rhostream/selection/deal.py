@@ -31,10 +31,12 @@ class Batch:
     target: Tensor  # what the loss is called with beside the model's output
     weight: npt.NDArray[np.float32]  # factors of the losses
     place: Rows  # row in the buffer of all ranks
-    seen: Tensor  # what a proxy looks at: `x`, or the cheap view where there is one
+    seen: Tensor  # what a proxy looks at: `x`, or where that was decoded again, what was scored
+    seen_target: Tensor  # what its loss is called with
     il_tokens: Tensor | None = None  # (n, T) float16 nats, of language where the stream was asked for them
     decoded: Fields | None = None  # of a kind with several fields
     field: str = "pixels"  # the name of the first field
+    seed: Rows | None = None  # of each row, for a transform of the inputs
 
 
 def shares(total: int, ranks: int, least: int = 1) -> list[int]:
@@ -63,49 +65,62 @@ def batch_of(
     weight: npt.NDArray[np.float32],
     ranks: Ranks,
     *,
+    again: Fields | None = None,
     proxy: bool,
     least: int = 1,
 ) -> Batch:
     """This rank's share of what all kept, of which `rows` of its own slice; x (n, ...) is their input at full size.
 
-    Collective over several ranks. `proxy`: whether one looks at the cheap view as well.
+    Collective over several ranks. `again`: what x was made of, where that isn't what the stream decoded. `proxy`:
+    whether one looks at that as well.
     """
-    viewed = proxy and candidates.full is not None
+    viewed = proxy and again is not None
     tokens = None if candidates.host.il_tokens is None else candidates.host.il_tokens[torch.from_numpy(rows)]
     part = candidates.slice_of(ranks.rank, ranks.size)
     names = () if candidates.fields is None else candidates.fields.names
     place, field, several = rows + part.first, next(iter(names), ""), len(names) > 1
     of, several = candidates.target_field, several or bool(candidates.target_field)
-    decoded = candidates.fields_of(rows) if several else None
+    fields = candidates.fields_of(rows) if several or viewed else None  # as they were scored
+    decoded = (fields if again is None else again) if several else None
+    own_seed = None if candidates.transform is None else candidates.transform.seeds(candidates, rows)
     if ranks.alone:
-        small = candidates.inputs(rows) if viewed else x
-        return Batch(x, label, target_of(of, decoded, label, x), weight, place, small, tokens, decoded, field)
-    reader = np.full(len(rows), ranks.rank)
-    kept = ranks.concat_columns({"place": place, "weight": weight, "reader": reader}, part.most)
+        seen = candidates.inputs(rows) if viewed else x
+        target = target_of(of, decoded, label, x)
+        seen_target = target_of(of, fields, label, seen) if viewed else target
+        return Batch(x, label, target, weight, place, seen, seen_target, tokens, decoded, field, own_seed)
+    reader, seed_column = np.full(len(rows), ranks.rank), {} if own_seed is None else {"seed": own_seed}
+    kept = ranks.concat_columns({"place": place, "weight": weight, "reader": reader, **seed_column}, part.most)
     held = np.bincount(kept["reader"], minlength=ranks.size).tolist()
     wanted = shares(len(kept["place"]), ranks.size, least)
     if held != wanted:
-        columns = {"label": label}
         # Pixels travel as the bytes that they were read as, a quarter of what is made of them.
-        if candidates.full is not None:
-            columns["x"] = x
-        if candidates.full is None or viewed:
-            columns |= {f"field {name}": array for name, array in candidates.fields_of(rows).items()}
+        columns = {"label": label, **_named("field ", candidates.fields_of(rows) if again is None else again)}
+        if viewed:
+            assert fields is not None
+            columns |= _named("seen ", fields)
         if tokens is not None:
             columns["tokens"] = to_device(tokens, label.device)
         dealt = _dealt(columns, ranks, *overlaps(held, wanted, ranks.rank))
-        label, tokens = dealt["label"], dealt.get("tokens")
-        fields = Fields(
-            {name.removeprefix("field "): array for name, array in dealt.items() if name.startswith("field ")}
-        )
-        decoded, seen = fields if several else None, candidates.prepare(fields) if fields.names else None
-        x = dealt["x"].contiguous(memory_format=_layout(x)) if candidates.full is not None or seen is None else seen
+        label, tokens, own_fields = dealt["label"], dealt.get("tokens"), _fields("field ", dealt)
+        decoded, x = own_fields if several else None, candidates.prepare(own_fields)
+        fields = _fields("seen ", dealt) if viewed else own_fields
+        seen = candidates.prepare(fields) if viewed else x
     else:
         seen = candidates.inputs(rows) if viewed else x
     start = sum(wanted[: ranks.rank])
     own = slice(start, start + wanted[ranks.rank])
-    target, seen_or_x = target_of(of, decoded, label, x), x if seen is None else seen
-    return Batch(x, label, target, kept["weight"][own], kept["place"][own], seen_or_x, tokens, decoded, field)
+    weight, place, seed = kept["weight"][own], kept["place"][own], kept["seed"][own] if "seed" in kept else None
+    target = target_of(of, decoded, label, x)
+    seen_target = target_of(of, fields, label, seen) if viewed else target
+    return Batch(x, label, target, weight, place, seen, seen_target, tokens, decoded, field, seed)
+
+
+def _named(prefix: str, fields: Fields) -> dict[str, Tensor]:
+    return {prefix + name: array for name, array in fields.items()}
+
+
+def _fields(prefix: str, columns: Mapping[str, Tensor]) -> Fields:
+    return Fields({name.removeprefix(prefix): array for name, array in columns.items() if name.startswith(prefix)})
 
 
 def _dealt(columns: Mapping[str, Tensor], ranks: Ranks, sent: list[int], received: list[int]) -> dict[str, Tensor]:
@@ -121,8 +136,3 @@ def _dealt(columns: Mapping[str, Tensor], ranks: Ranks, sent: list[int], receive
         own = part.clone(memory_format=torch.contiguous_format).view(column.dtype)
         dealt[name] = own.reshape(len(arrived), *column.shape[1:])
     return dealt
-
-
-def _layout(x: Tensor) -> torch.memory_format:
-    last = x.ndim == 4 and x.shape[1] > 1 and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format

@@ -14,13 +14,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from rhostream.candidates import Prepare, to_device
+from rhostream.candidates import Candidates, Prepare, to_device
 from rhostream.errors import UsageError
 from rhostream.samples.fields import Fields, target_of
 from rhostream.selection.forward import Forward
 from rhostream.selection.gradient import take_step
 from rhostream.selection.losses import LossFunction, cross_entropy, per_sample
 from rhostream.selection.ranks import Ranks
+from rhostream.selection.stages import fields_of
 
 Folds = npt.NDArray[np.int8]
 
@@ -88,6 +89,15 @@ class LiveIL:
             learned += total
         return learned
 
+    def il_of(self, candidates: Candidates, rows: npt.NDArray[np.int64]) -> Tensor:
+        """The il of some rows (n,) of a buffer, on its device."""
+        return self(*_decoded(candidates, rows))
+
+    def learn_from(self, candidates: Candidates, kept: npt.NDArray[np.int64], ranks: Ranks) -> int:
+        """`learn` on the kept rows (n,) of a buffer; each step is counted on the first rank alone."""
+        learned = self.learn(*_decoded(candidates, kept), ranks)
+        return learned if ranks.first else 0
+
     def _pair(self, fields: Fields, label: Tensor) -> tuple[Tensor, Tensor]:
         """The model's input and the target, of decoded samples (n, ...)."""
         x = self.normalize(fields)
@@ -115,3 +125,10 @@ class LiveIL:
         for network, optimizer, state in zip(self.networks, self.optimizers, states, strict=True):
             network.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
+
+
+def _decoded(candidates: Candidates, rows: npt.NDArray[np.int64]) -> tuple[Fields, Tensor, Folds | None]:
+    """Fields (n, ...) and labels (n,) of some rows of a buffer on its device, and their folds (n,) on the host."""
+    at = to_device(torch.from_numpy(rows), candidates.label.device)
+    fold = None if candidates.fold is None else candidates.fold[rows]
+    return fields_of(candidates).index_select(0, at), candidates.label.index_select(0, at), fold

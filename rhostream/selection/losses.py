@@ -91,6 +91,15 @@ def loss_name(kind: Kind, asked: str) -> str:
     return asked
 
 
+def require_target_loss(loss: LossFunction, what: str) -> None:
+    """Raise UsageError for the default loss, of classes, where the target is none; `what` it is, in words."""
+    if loss is cross_entropy:
+        raise UsageError(
+            f"{what} and no class, which cross_entropy is of: give the selector its loss, Selector(loss=) of "
+            f"{', '.join(TARGET_LOSSES)} by name or a function of (output, target)"
+        )
+
+
 def find_loss(name: str) -> LossFunction:
     """A built-in loss, or the user's `package.module:function`. Raises UnknownNameError, UsageError."""
     if ":" not in name:

@@ -9,7 +9,6 @@ of the buffer, scores are gathered, and every rank makes the choice of the whole
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rhostream.candidates import CANDIDATE, Candidates, Reason, to_device
+from rhostream.candidates import Candidates, Reason, to_device
 from rhostream.errors import NonFiniteError, UnknownNameError, UsageError
 from rhostream.inert import one_line
 from rhostream.selection.adjust.duplicates import grey_views
@@ -26,7 +25,7 @@ from rhostream.selection.chooser import Chooser
 from rhostream.selection.deal import Batch, batch_of
 from rhostream.selection.forward import Forward, require_dropout, scoring
 from rhostream.selection.live import LiveIL
-from rhostream.selection.losses import TARGET_LOSSES, LossFunction, cross_entropy, find_loss
+from rhostream.selection.losses import LossFunction, find_loss, require_target_loss
 from rhostream.selection.options import Options
 from rhostream.selection.outputs import proved_by_one
 from rhostream.selection.proxy import Proxy
@@ -37,7 +36,7 @@ from rhostream.selection.shadow import shadow_kept
 from rhostream.selection.stages import Columns, Rows, Selection, Stage, fields_of, pack, unpack
 from rhostream.selection.tokens import is_language, loss_of
 from rhostream.selection.uniform import Draws
-from rhostream.selection.whole import Host, buffer_of, shortlist, slice_of, uniform_of
+from rhostream.selection.whole import Host, buffer_of, leave_out_without_il, shortlist, slice_of, uniform_of
 
 __all__ = ["NONFINITE_BUFFERS", "Selection", "Selector", "scoring"]
 
@@ -143,10 +142,18 @@ class Selector:
         `step` is what schedules and random draws go by; the number of the call, from 0 on, where it isn't given.
         """
         if candidates.target_field is not None and not self._fits:
-            self._require_no_classes(candidates.target_field)
+            what = (
+                f"the target is the field {candidates.target_field!r}"
+                if candidates.target_field
+                else "there is no target"
+            )
+            self.options.require_no_classes(self.rule, what, loss_cap=self.loss_cap)
+            require_target_loss(self.loss, what)
+            self._fits = True
         step = self._calls if step is None else step
         self._calls = step + 1
-        candidates = self._with_il(candidates)
+        if self.rule.needs_il and self.live is None:
+            candidates = leave_out_without_il(candidates)
         n_B, rows = slice_of(candidates, self.ranks).planned, candidates.candidate_rows
         n = self.chooser.schedule.kept(step, self.batch_size, n_B)
         if self.rule.score is None or self.chooser.schedule.is_uniform(step):
@@ -157,12 +164,12 @@ class Selector:
 
     def _by_score(self, candidates: Candidates, rows: Rows, n: int, step: int) -> Selection:
         log, draws, reread = Columns(candidates, Reason.shortlist), self._draws(candidates, step), 0
-        stage = Stage.of(candidates, rows, self._live_il(candidates, rows))
+        stage = Stage.of(candidates, rows, None if self.live is None else self.live.il_of(candidates, rows))
         if self.shortlist is not None:
             stage = stage.take(self._shortlist(stage, candidates, rows, n, draws))
             if candidates.full is not None:
                 listed = stage.row_m.cpu().numpy()
-                stage, readable = stage.at_full_size(candidates, listed)
+                stage, readable = stage.decoded_again(candidates, candidates.full, listed)
                 log.reason[np.setdiff1d(listed, readable)], reread = Reason.unreadable, len(listed)
         columns = {"row": stage.row_m, **self._scores(self.forward, stage, bounds_of(candidates, rows), step)}
         if stage.live_m is not None:
@@ -180,9 +187,10 @@ class Selector:
         log.reason[reason_B != Reason.below] = reason_B[reason_B != Reason.below]
         kept, total, drawn = np.flatnonzero(times_B), len(choice.kept), choice.draws
         trained = stage.take(to_device(torch.from_numpy(np.searchsorted(reached, kept)), stage.row_m.device))
-        if candidates.full is not None and self.shortlist is None:
-            chosen, reread = kept, len(kept)
-            trained, kept = trained.at_full_size(candidates, chosen)
+        read = candidates.again or (candidates.full if self.shortlist is None else None)
+        if read is not None:
+            chosen, reread = kept, reread + len(kept)
+            trained, kept = trained.decoded_again(candidates, read, chosen)
             log.reason[np.setdiff1d(chosen, kept)] = Reason.unreadable
             total, drawn = (int(v) for v in self.ranks.sum([len(kept), times_B[kept].sum()]))
         log.keep(kept, weight_B[kept])
@@ -202,14 +210,18 @@ class Selector:
         log, reread, scored, draws = Columns(candidates, Reason.below), 0, 0, self._draws(candidates, step)
         rows = uniform_of(candidates, rows, self.ranks, n, draws, self.chooser.quota)
         stage, kept = Stage.of(candidates, rows), rows
-        if candidates.full is not None:
-            stage, kept = stage.at_full_size(candidates, rows)
-            log.reason[np.setdiff1d(rows, kept)], reread = Reason.unreadable, len(rows)
+        if candidates.full is not None and (measure or candidates.again is None):
+            stage, kept = stage.decoded_again(candidates, candidates.full, rows)
+            reread = len(rows)
         if measure:
             host = unpack(*pack(self._scores(self.forward, stage, bounds_of(candidates, rows), 0)))
             log.scored(kept, host, candidates.host.il.numpy())
             self.chooser.see(self._buffer(candidates, kept, host, n, draws))
             scored = len(kept)
+        if candidates.again is not None:
+            reread += len(kept)
+            stage, kept = stage.decoded_again(candidates, candidates.again, kept)
+        log.reason[np.setdiff1d(rows, kept)] = Reason.unreadable
         log.keep(kept)
         total = int(self.ranks.sum([len(kept)])[0])
         return self._selected(candidates, log, stage, total, draws=total, reread=reread, scored=scored)
@@ -219,15 +231,18 @@ class Selector:
     ) -> Selection:
         """The selection, of the rows that were kept of this rank's slice and those of the others; proxies learn."""
         batch = batch_of(
-            candidates, log.rows, stage.x_m, stage.label_m, log.weight[log.rows], self.ranks,
+            candidates, log.rows, stage.x_m, stage.label_m, log.weight[log.rows], self.ranks, again=stage.fields_m,
             proxy=self.proxy is not None, least=self._least,
         )  # fmt: skip
         if self._unproved:
             asked = f"batch_size {self.batch_size} on {self.ranks.size} rank{'s' if self.ranks.size > 1 else ''}"
             self._unproved = not proved_by_one(self.model, batch.x, asked, self.ranks)
+        x = batch.x
+        if candidates.transform is not None and batch.seed is not None:
+            x = candidates.transform(x, to_device(torch.from_numpy(batch.seed), x.device))
         return Selection(
             **vars(log), **counts, total=total, ranks=self.ranks.size, reduced=self.reduced,
-            input=batch.x if total else None, label=batch.label, target=batch.target,
+            input=x if total else None, label=batch.label, target=x if candidates.target_field == "" else batch.target,
             place=batch.place, decoded=batch.decoded,
             field=batch.field, il_tokens=batch.il_tokens,
             factors=to_device(torch.from_numpy(batch.weight), batch.label.device) if weighed else None,
@@ -235,13 +250,6 @@ class Selector:
         )  # fmt: skip
 
     # -- what else is looked at ----------------------------------------------------------------------------------------
-
-    def _live_il(self, candidates: Candidates, rows: Rows) -> Tensor | None:
-        if self.live is None:
-            return None
-        index = to_device(torch.from_numpy(rows), candidates.label.device)
-        fields = fields_of(candidates).index_select(0, index)
-        return self.live(fields, candidates.label[index], None if candidates.fold is None else candidates.fold[rows])
 
     def _shortlist(self, stage: Stage, candidates: Candidates, rows: Rows, n: int, draws: Draws) -> Tensor:
         """Positions of the stage that go on to the target, on the device; nothing waits for it on one rank."""
@@ -258,30 +266,10 @@ class Selector:
     def _buffer(self, candidates: Candidates, rows: Rows, host: Host, n: int, draws: Draws) -> Buffer:
         return buffer_of(candidates, rows, host, self.ranks, n=n, draws=draws)
 
-    def _require_no_classes(self, target: str) -> None:
-        """Raise UsageError for what candidates whose target is no class can't have."""
-        what = f"the target is the field {target!r}" if target else "there is no target"
-        self.options.require_no_classes(self.rule, what, loss_cap=self.loss_cap)
-        if self.loss is cross_entropy:
-            raise UsageError(
-                f"{what} and no class, which cross_entropy is of: give the selector its loss, Selector(loss=) of "
-                f"{', '.join(TARGET_LOSSES)} by name or a function of (output, target)"
-            )
-        self._fits = True
-
     def _draws(self, candidates: Candidates, step: int) -> Draws:
         where = {"pass_index": candidates.pass_index, "index": candidates.index}
         planned = slice_of(candidates, self.ranks).planned
         return Draws(seed=self.seed, step=step, planned=planned, **where)
-
-    def _with_il(self, candidates: Candidates) -> Candidates:
-        """Without an il nobody is a candidate for a rule that needs one; a stream has left these out already."""
-        if not self.rule.needs_il or self.live is not None:
-            return candidates
-        missing_B = (candidates.reason == CANDIDATE) & ~np.isfinite(candidates.host.il.numpy())
-        if not missing_B.any():
-            return candidates
-        return replace(candidates, reason=np.where(missing_B, np.uint8(Reason.missing_il), candidates.reason))
 
     def _watch(self, buffer: Buffer) -> None:
         score = buffer.score_B[buffer.reached_B]
@@ -296,13 +284,8 @@ class Selector:
     def _learn(self, candidates: Candidates, kept: Rows, batch: Batch, total: int) -> int:
         """A step of the proxy and of the live IL model on what is kept; samples that went through the latter."""
         if self.proxy is not None and total:
-            self.proxy.learn(batch.seen, batch.target, self.ranks, total)
-        if self.live is None or not total:
-            return 0
-        own = to_device(torch.from_numpy(kept), batch.label.device)
-        fields, label = fields_of(candidates).index_select(0, own), candidates.label.index_select(0, own)
-        learned = self.live.learn(fields, label, None if candidates.fold is None else candidates.fold[kept], self.ranks)
-        return learned if self.ranks.first else 0
+            self.proxy.learn(batch.seen, batch.seen_target, self.ranks, total)
+        return 0 if self.live is None or not total else self.live.learn_from(candidates, kept, self.ranks)
 
     # -- state -------------------------------------------------------------------------------------------------------
 

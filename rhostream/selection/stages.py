@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rhostream.candidates import CANDIDATE, Candidates, Reason, array_in_words, to_device
+from rhostream.candidates import CANDIDATE, Candidates, ReadFull, Reason, array_in_words, to_device
 from rhostream.errors import UsageError
 from rhostream.samples.fields import Fields
 from rhostream.selection.shadow import ShadowScores
@@ -35,6 +35,7 @@ class Stage:
     live_m: Tensor | None = None  # the il of a model that learns along
     field_m: Tensor | None = None  # (m, ...) the field that is the target, where one is
     labelled: bool = True  # whether the target is the label; else, without such a field, there is none
+    fields_m: Fields | None = None  # what the input was made of, where it was read again: at full size, or augmented
 
     @property
     def target_m(self) -> Tensor:
@@ -57,23 +58,25 @@ class Stage:
         """The rows at these positions of the stage, int64 on the device."""
         live_m = None if self.live_m is None else self.live_m[position]
         field_m = None if self.field_m is None else self.field_m[position]
+        fields_m = None if self.fields_m is None else self.fields_m[position]
         row_m, x_m, label_m, il_m = (
             self.row_m[position],
             self.x_m[position],
             self.label_m[position],
             self.il_m[position],
         )
-        return Stage(row_m, x_m, label_m, il_m, live_m, field_m, self.labelled)
+        return Stage(row_m, x_m, label_m, il_m, live_m, field_m, self.labelled, fields_m)
 
-    def at_full_size(self, candidates: Candidates, rows: Rows) -> tuple[Stage, Rows]:
-        """The stage with inputs at full size, without rows that can't be read; `rows` (m,) are its on the host."""
-        assert candidates.full is not None
-        stage, (fields, readable_m) = self, candidates.full(rows)
+    def decoded_again(self, candidates: Candidates, read: ReadFull, rows: Rows) -> tuple[Stage, Rows]:
+        """The stage with inputs as `read` decodes them, without rows that can't be; `rows` (m,) are its on the host."""
+        stage, (fields, readable_m) = self, read(rows)
         if not readable_m.all():
             good = torch.from_numpy(np.flatnonzero(readable_m))
             fields, rows = fields[good], rows[readable_m]
             stage = self.take(to_device(good, self.x_m.device))
-        return replace(stage, x_m=candidates.prepare(fields.to(self.x_m.device, non_blocking=True))), rows
+        fields = fields.to(self.x_m.device, non_blocking=True)
+        field_m = fields[candidates.target_field] if candidates.target_field else None
+        return replace(stage, x_m=candidates.prepare(fields), field_m=field_m, fields_m=fields), rows
 
 
 def fields_of(candidates: Candidates) -> Fields:
@@ -162,7 +165,7 @@ class Selection:
     draws: int = 0  # what the sum of their losses is divided by: `total`, or the draws of importance sampling
     scored: int = 0  # forwards of a sample through the target: K for one that was scored by K dropout draws
     shortlisted: int = 0  # samples that went through the cheaper forward before it
-    reread: int = 0  # samples that were decoded again at full size
+    reread: int = 0  # samples that were decoded again, at full size or augmented
     live_scored: int = 0  # samples that went through the live IL model
     live_trained: int = 0  # samples through its forward and backward, counted on the first rank
     il: Float32 | None = None  # (B,) of the live IL model, NaN where it made no forward

@@ -6,6 +6,7 @@ Every function is collective over several ranks, and on one rank the slice is th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rhostream.candidates import CANDIDATE, Candidates, Slice, to_device
+from rhostream.reasons import Reason
 from rhostream.selection.adjust.shape import Buffer
 from rhostream.selection.choice import leading
 from rhostream.selection.ranks import Ranks
@@ -33,6 +35,14 @@ def classes_of(candidates: Candidates) -> Rows:
     label = candidates.host.label
     classes = label.ndim == 1 and candidates.target_field is None
     return label.long().numpy() if classes else np.zeros(len(label), np.int64)
+
+
+def leave_out_without_il(candidates: Candidates) -> Candidates:
+    """Without an il nobody is a candidate for a rule that needs one; a stream has left these out already."""
+    missing_B = (candidates.reason == CANDIDATE) & ~np.isfinite(candidates.host.il.numpy())
+    if not missing_B.any():
+        return candidates
+    return replace(candidates, reason=np.where(missing_B, np.uint8(Reason.missing_il), candidates.reason))
 
 
 def own_rows(rows: Rows, part: Slice, size: int) -> Rows:

@@ -201,3 +201,9 @@ def compressed_error(shard: str, first: bytes) -> ShardError | None:
         else "decompress it first"
     )
     return ShardError(f"shard {redact(shard)} is {kind}-compressed, and reads by offset need a plain tar: {hint}")
+
+
+def link_of(name: bytes) -> tuple[bytes, str]:
+    """The key that a link's name has, and its extension, for errors."""
+    dot = name.find(46, name.rfind(47) + 1)
+    return (name[:dot], name[dot + 1 :].decode("utf-8", "replace") + " (a link)") if dot > 0 else (b"", "")

@@ -22,7 +22,7 @@ from rhostream.stream import examine
 from rhostream.stream.batch import MAX_CLS
 from rhostream.stream.examine import BadSample
 from rhostream.stream.inflate import plain
-from rhostream.stream.tar import walk
+from rhostream.stream.tar import TarWalk
 from rhostream.tables.class_lists import read_class_list
 
 MAX_NAMED = 4 * foreign.MAX_CLASS_NAME  # bytes of a member that may hold a name
@@ -166,7 +166,7 @@ def _is_member(what: str, shards: list[tuple[str, str]], allow_compressed: bool,
     for url, name in sorted(shards, key=lambda shard: shard[1])[:LOOKED_AT]:
         try:
             with storage.open_reader(url) as shard, plain(shard, name) if allow_compressed else shard as reader:
-                batches = walk(
+                batches = TarWalk(
                     reader, name, accept_missing_eof=accept_missing_eof, label=what.lower(), label_bytes=MAX_NAMED
                 ).batches(ROWS)
                 if (batch := next(batches, None)) is None:

@@ -18,6 +18,7 @@ from rhostream.candidates import Candidates
 from rhostream.errors import MismatchError, UsageError
 from rhostream.samples.kind import Kind
 from rhostream.signals import settle_worker, working
+from rhostream.stream.augment import NONE, Transform, augment_of, drawing
 from rhostream.stream.copying import GPUCopier, ahead
 from rhostream.stream.cursor import Cursor
 from rhostream.stream.dataset import PREFETCH, CandidateStream, Message
@@ -34,17 +35,23 @@ class Loader:
     order.
 
     With a `device` that is a GPU the next buffer is copied to it while the current one is worked on, from pinned slots;
-    on another device it must be copied with `Candidates.to`.
+    on another device it must be copied with `Candidates.to`. `augment`: see `open_stream`.
     """
 
     def __init__(
-        self, stream: CandidateStream, workers: int = 0, context: str | None = None, device: torch.device | None = None
+        self,
+        stream: CandidateStream,
+        workers: int = 0,
+        context: str | None = None,
+        device: torch.device | None = None,
+        augment: str = NONE,
     ) -> None:
         if workers < 0:
             raise UsageError(f"--workers {workers}: expected 0 or more")
         self.stream, self.workers, self.device = stream, workers, device or torch.device("cpu")
         self._context = context or ("forkserver" if workers else None)
         self._pending: Cursor | None = None
+        self.augment_name, self.augment = augment, augment_of(augment, stream.preprocess, stream.seed)
         self._full: FullSize | None = None
         self._loops = 0
 
@@ -113,15 +120,23 @@ class Loader:
 
     def _buffers(self, messages: Iterable[Message]) -> Iterator[Candidates]:
         stream = self.stream
-        if stream.view is not None and self._full is None:
-            self._full = FullSize(stream.table, stream.preprocess, stream.lanes)
+        again = self.augment if isinstance(self.augment, Kind) else None
+        if self._full is None and (stream.view is not None or again is not None):
+            self._full = FullSize(stream.table, again or stream.preprocess, stream.lanes)
         for message in messages:
             storage.add_retried(message.retried)
             if message.error is not None:
                 raise message.error
             candidates = stream.candidates_of(message, stream.slots)
             if self._full is not None and message.joined is not None:
-                candidates = replace(candidates, full=partial(self._full, message.joined))
+                read, draws = partial(self._full, message.joined), drawing(stream.seed, message.pass_index)
+                candidates = replace(
+                    candidates,
+                    full=None if stream.view is None else read,
+                    again=None if again is None else partial(read, draws=draws),
+                )
+            if isinstance(self.augment, Transform):
+                candidates = replace(candidates, transform=self.augment)
             yield candidates
 
     @property

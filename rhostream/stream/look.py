@@ -22,8 +22,9 @@ from rhostream.samples.decoders import Sides
 from rhostream.samples.registry import BUILT_IN, IMAGES, takes
 from rhostream.samples.statuses import NEIGHBOURS
 from rhostream.storage import RangeReader, Reader
+from rhostream.stream.batch import TarSample
 from rhostream.stream.inflate import GZIP, plain
-from rhostream.stream.tar import TarSample, walk
+from rhostream.stream.tar import TarWalk
 from rhostream.stream.windows import Windows
 
 LOG = logging.getLogger("rhostream")
@@ -214,7 +215,7 @@ def _beginning(reader: Reader, name: str, wanted: int, accept_missing_eof: bool)
     """The first samples of a shard: 256, or those of its first 2 MiB where these are `wanted`; of large samples fewer,
     so that a look at 8 shards or at one has walked 16 MiB at most where 8 samples of each are within.
     """
-    for row, sample in enumerate(walk(reader, name, accept_missing_eof=accept_missing_eof)):
+    for row, sample in enumerate(TarWalk(reader, name, accept_missing_eof=accept_missing_eof)):
         yield sample
         end = max((offset + size for _, offset, size in sample.members), default=0)
         seen = row + 1

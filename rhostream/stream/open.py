@@ -16,7 +16,8 @@ from rhostream import storage
 from rhostream.errors import BudgetError, MismatchError, UsageError
 from rhostream.randomness import generator
 from rhostream.samples import registry
-from rhostream.samples.kind import Kind, Wanted
+from rhostream.samples.kind import Kind
+from rhostream.samples.wanted import Wanted
 from rhostream.stream.band import resolve_band
 from rhostream.stream.dataset import CandidateStream
 from rhostream.stream.deny_list import read_deny_list
@@ -67,6 +68,7 @@ def open_stream(
     sources: str | None = None,
     order: Sequence[str] | None = None,
     carried_lanes: int | None = None,
+    augment: str = "none",
 ) -> Loader:
     """Open shards joined with their IL table (or index) as buffers of `buffer_size` planned samples.
 
@@ -93,6 +95,10 @@ def open_stream(
     (`source` and `source_names`), and a run's log does.
 
     `kind`: the name of a kind of your own, `package.module:name`, of which the table is: its code is imported only so.
+
+    `augment`: what a `Selector` keeps is decoded again, "random_resized_crop" or "random_resized_crop-flip" of images,
+    "decode" of a kind of your own that can, or changed by your `package.module:function` of (input_b, seed_b); what is
+    scored stays plain. All draws are a function of (seed, pass, shard, ordinal).
 
     `rank` of `ranks`: whose slice of each buffer is read; where torch.distributed is initialised those of its default
     group unless given (`ranks=1` for none).
@@ -159,7 +165,7 @@ def open_stream(
         and (says := few_lanes(buffer_size, stream.lanes, len(table.names)))
     ):
         LOG.warning("warning: %s", says)
-    return Loader(stream, workers, device=torch.device(device))
+    return Loader(stream, workers, device=torch.device(device), augment=augment)
 
 
 def _place(rank: int | None, ranks: int | None) -> tuple[int, int]:

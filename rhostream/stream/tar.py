@@ -23,6 +23,7 @@ from rhostream.stream.headers import (
     compressed_error,
     dots_error,
     kinds_of,
+    link_of,
     pax_records,
     pax_size,
     plain_name,
@@ -34,7 +35,6 @@ from rhostream.stream.headers import (
 )
 from rhostream.stream.windows import Windows
 
-__all__ = ["USED_EXTENSIONS", "Batch", "TarSample", "TarWalk", "walk"]
 BLOCK = 512
 _ZERO = bytes(BLOCK)
 _REGULAR = frozenset(b"0\x007")
@@ -42,7 +42,9 @@ _LINKS, _LINKS_AND_DEVICES = frozenset(b"12"), frozenset(b"123456")
 
 
 class TarWalk:
-    """Iterate once, by `batches` or sample by sample; the counters are final when the iteration has ended.
+    """Walks an open shard once, by `batches` or sample by sample; the counters are final when the iteration has ended.
+
+    Raises ShardError (while iterating) for anything that is not a complete, plain tar; `shard` is its name in errors.
 
     `members_seen = members_used + members_ignored` (directories, links, devices, names without a key or an
     extension, extensions that are not used). A key that comes again, adjacent or not, is a sample of its own: the
@@ -56,13 +58,12 @@ class TarWalk:
     `missing_eof` says so: nothing tells it from one that was cut there.
 
     `members`: the extensions of each member of a sample; the first ones are those of the main member.
-
     `label`: the extension of the member whose bytes, at most `label_bytes`, are each row's `cls`; "" for none.
     """
 
     def __init__(
         self,
-        source: Windows,
+        reader: Reader,
         shard: str,
         *,
         accept_missing_eof: bool = False,
@@ -72,7 +73,8 @@ class TarWalk:
     ) -> None:
         self._main = tuple(members[0])
         self._used = USED_EXTENSIONS.union(*members)
-        self._source, self._shard, self._accept = source, shard, accept_missing_eof
+        self._source = reader if isinstance(reader, Windows) else Windows(reader)
+        self._shard, self._accept = shard, accept_missing_eof
         self._label, self._label_bytes = label, label_bytes
         self.members_seen = self.members_ignored = self.samples_seen = self.pickles = 0
         self.links = self.several = 0
@@ -155,7 +157,7 @@ class TarWalk:
                 elif kind in _LINKS_AND_DEVICES:
                     if kind in _LINKS:
                         self.links += 1
-                        link = self._link(long_name or plain_name(header))
+                        link = link_of(long_name or plain_name(header))
                         if link[0] == current:
                             batch.ignore(len(batch.key) - 1, link[1])
                         else:
@@ -253,12 +255,6 @@ class TarWalk:
                 raise dots_error(self._shard, self._swallowed, *self._first_swallowed)
             yield batch
 
-    @staticmethod
-    def _link(name: bytes) -> tuple[bytes, str]:
-        """The key that a link's name has, and its extension, for errors."""
-        dot = name.find(46, name.rfind(47) + 1)
-        return (name[:dot], name[dot + 1 :].decode("utf-8", "replace") + " (a link)") if dot > 0 else (b"", "")
-
     def _swallow(self, key: bytes, extensions: set[str]) -> None:
         """Count the samples that lie in a row of another one."""
         self._swallowed += (samples := swallowed(extensions))
@@ -301,23 +297,3 @@ class TarWalk:
             f"shard {redact(self._shard)} incomplete: {samples} samples, end marker missing "
             f"({size:,} of at least {wanted:,} bytes); copy it again"
         )
-
-
-def walk(
-    reader: Reader,
-    shard: str,
-    *,
-    accept_missing_eof: bool = False,
-    label: str = "cls",
-    label_bytes: int = MAX_CLS,
-    members: Sequence[Sequence[str]] = (IMAGES.main,),
-) -> TarWalk:
-    """Walk an open shard; `shard` is the name that errors carry, `label` the member that holds a sample's label,
-    `members` the extensions of each member of a sample.
-
-    Raises ShardError (while iterating) for anything that is not a complete, plain tar.
-    """
-    source = reader if isinstance(reader, Windows) else Windows(reader)
-    return TarWalk(
-        source, shard, accept_missing_eof=accept_missing_eof, label=label, label_bytes=label_bytes, members=members
-    )

@@ -13,7 +13,7 @@ from typing import Any
 
 from rhostream import storage
 from rhostream.config.train import TrainConfig
-from rhostream.errors import MismatchError, UnknownNameError, UsageError
+from rhostream.errors import MismatchError, UnknownNameError, UntrustedCodeError, UsageError
 from rhostream.runs.record import gone_from, recorded
 from rhostream.runs.turns import Turn
 from rhostream.selection.ranks import Ranks
@@ -133,4 +133,8 @@ def in_force(settings: Settings, run: str, ranks: Ranks, turn: Turn) -> tuple[Se
         if value != now[name]
     ]
     changed = {name: {**now, **wanted}[name] for name in {c["field"] for c in [*before, *new]}}
+    for name in changed:
+        if _SAYS[name].imports:
+            given = str(wanted.get(name, getattr(settings, name)))
+            UntrustedCodeError.unless_named(str(changed[name]), given, storage.redact(run), f"--{name}")
     return (replace(settings, **changed) if changed else settings), before, new

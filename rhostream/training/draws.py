@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rhostream.il_model.networks import Divided
 from rhostream.selection.outputs import called
+from rhostream.training.augment import KINDS
 from rhostream.training.settings import Settings
 
 
@@ -27,7 +28,7 @@ def changed_draws(settings: Settings, learners: Iterable[tuple[nn.Module, Tensor
         "the ties of clip": options.clip,
         f"the draws of {settings.rule}": rule.sampled or rule.needs_draws,
         f"{settings.rule}, a rule of your own that may draw": ":" in settings.rule,
-        f"augment {settings.augment}": settings.augment != "none",
+        f"augment {settings.augment}": settings.augment in KINDS[1:],
         **{f"the shadow of {shadow.name}": shadow.score is None or shadow.sampled for shadow in options.shadows},
         "what the model draws in training (dropout)": any(draws_in_training(*pair) for pair in pairs),
         # No draws, but a run that went on would mean two things by one name, from one step to the next.

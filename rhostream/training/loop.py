@@ -18,6 +18,7 @@ from rhostream.runs.loop import Loop
 from rhostream.selection.gradient import take_step
 from rhostream.selection.selector import Selection
 from rhostream.selection.tokens import TokenShare
+from rhostream.training.augment import KINDS
 from rhostream.training.augment import augment as augmented
 from rhostream.training.optimizers import Average, Schedule
 
@@ -32,7 +33,7 @@ class Trainer:
     schedule: Schedule
     seed: int
     accumulate: int = 1  # forwards that a batch is split into
-    augment: str = "none"
+    augment: str = "none"  # flips and shifts go by the step; what others make is in the batch already
     precision: torch.dtype | None = None  # of the gradient step, None for float32
     compile: bool = False
     clip: float | None = None  # the largest norm of a gradient
@@ -64,7 +65,7 @@ class Trainer:
         x = kept.input
         if x is None:
             x = run.stream.stream.preprocess.example(0).to(run.device)
-        if self.augment != "none" and len(x):
+        if self.augment in KINDS[1:] and len(x):
             assert run.candidates is not None
             part = run.candidates.slice_of(ranks.rank, ranks.size)
             x = augmented(

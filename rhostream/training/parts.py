@@ -63,11 +63,12 @@ def _open(
         channels=settings.channels or then.get("preprocess_channels"), lanes=settings.lanes, decoder=settings.decoder,
         resize=settings.resize or then.get("preprocess_resize") or centred,
         missing_il=settings.missing_il, keep_holdout=settings.keep_holdout, needs_il=settings.found_rule.needs_il,
-        roots=settings.roots, band=settings.band, keep_list=settings.keep_list, deny=settings.deny,
-        view_size=settings.view_size, device=on, classes=settings.classes, rank=ranks.rank, ranks=ranks.size,
-        with_fold=settings.found_rule.live, tokenizer=settings.asked_tokenizer, text_length=settings.text_length,
-        task=settings.found_task, il_tokens=settings.token_share is not None, carried_lanes=carried, order=order,
-        kind=settings.kind, sources=settings.sources,
+        roots=settings.roots, band=settings.band, keep_list=settings.keep_list, view_size=settings.view_size,
+        device=on, classes=settings.classes, rank=ranks.rank, ranks=ranks.size, with_fold=settings.found_rule.live,
+        tokenizer=settings.asked_tokenizer, text_length=settings.text_length, task=settings.found_task,
+        il_tokens=settings.token_share is not None, carried_lanes=carried, order=order,
+        kind=settings.kind, augment=settings.augment_by_sample,
+        deny=settings.deny, sources=settings.sources,
     )  # fmt: skip
     schedule, always = settings.options.kept_schedule, settings.found_rule.score is None
     if always or schedule.has_uniform_steps:
@@ -143,11 +144,11 @@ def make_selector(
     )
 
 
-def make_live(settings: Settings, loader: Loader, on: torch.device, before: Mapping[str, Any]) -> LiveIL | None:
+def make_live(settings: Settings, loader: Loader, on: torch.device) -> LiveIL | None:
     """The IL model that learns along, where the rule has one.
 
-    Raises MismatchError where a rule compares the loss with an il that is another one. A run that was begun when that
-    was only said goes on: `before` is its record.
+    Raises MismatchError where a rule compares the loss with an il of another one that was asked for; of il that is
+    cross-entropy, as all of classes was before there was a choice, it only warns.
     """
     stream, made = loader.stream, loader.stream.table.info.ingredients.get("loss", "cross_entropy")
     own = loss_name(stream.preprocess, settings.loss)
@@ -156,7 +157,7 @@ def make_live(settings: Settings, loader: Loader, on: torch.device, before: Mapp
             f"the il of {storage.redact(stream.table.url)} is {made}, and the run's loss is {own}: the "
             f"rule {settings.rule} compares two different losses"
         )
-        if not before:
+        if made != "cross_entropy":
             raise MismatchError(f"{says}; make il of it with `rhostream fit-il --loss {own}`, or take --loss {made}")
         warnings.warn(says, stacklevel=5)
     if not settings.found_rule.live:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rhostream import storage
 from rhostream.config.train import TrainConfig
-from rhostream.errors import UnknownNameError, UsageError
+from rhostream.errors import UsageError
 from rhostream.models import task_of
 from rhostream.randomness import DRAWS
 from rhostream.runs.turns import Asked
@@ -19,6 +19,7 @@ from rhostream.selection.rules import Rule, find_rule
 from rhostream.selection.tokens import RULES as LANGUAGE_RULES
 from rhostream.selection.tokens import TokenShare
 from rhostream.setting import ALWAYS, ASKED, defaults_of, settings_of
+from rhostream.stream.augment import check_name
 from rhostream.stream.budget import Budget
 from rhostream.stream.dataset import CandidateStream
 from rhostream.stream.deny_list import check_deny_list
@@ -42,8 +43,7 @@ class Settings(TrainConfig):
             list_url(self.keep_list, "keep_list")
         if self.deny is not None:
             check_deny_list(self.deny)
-        if self.augment not in KINDS:
-            raise UnknownNameError.of("augmentation", self.augment, KINDS)
+        check_name(self.augment, KINDS)
         _ = self.tokens, self.budget, self.asked  # a share, or a step, that can't be
         if not isinstance(self.shadow, str | None):
             object.__setattr__(self, "shadow", ",".join(self.shadow))
@@ -71,6 +71,11 @@ class Settings(TrainConfig):
     @property
     def options(self) -> Options:
         return Options(**{field.name: getattr(self, field.name) for field in fields(Options)})
+
+    @property
+    def augment_by_sample(self) -> str:
+        """The augmentation that a stream has; "none" for flips and shifts, whose draws go by the step."""
+        return "none" if self.augment in KINDS else self.augment
 
     @property
     def own_loss(self) -> LossFunction | None:
@@ -122,7 +127,7 @@ class Settings(TrainConfig):
 
     def require_fitting(self, kind: Kind) -> None:
         """Raise UsageError for an option that samples of this kind don't have."""
-        if not kind.pictures and self.augment != "none":
+        if not kind.pictures and self.augment in KINDS[1:]:
             raise UsageError(f"--augment {self.augment} is for images, and these samples are {kind.holds}")
         language = kind.task == "language"
         if self.token_share is not None and not language:

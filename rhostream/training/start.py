@@ -150,7 +150,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     if proxy is not None:
         require_classes(settings.proxy_model, proxy.model, stream.preprocess, classes, settings.loss, stream.view)
     require_statistics(settings, network, stream.preprocess, ranks)
-    live = make_live(settings, loader, on, before)
+    live = make_live(settings, loader, on)
     selector = make_selector(settings, network, proxy, live, scoring, ranks)
     threads = threads_of(settings.threads, settings.workers, before.get("threads"))
     record = record_of(settings, loader, pinned, last_step, threads, on, ranks)

@@ -19,7 +19,7 @@ from rhostream.il_model.networks import load_il_model
 from rhostream.irreducible import compute_il, fit_il, index
 from rhostream.samples import decoders as decode
 from rhostream.samples.statuses import STATUSES
-from rhostream.stream.tar import walk
+from rhostream.stream.tar import TarWalk
 from tests.faults.children import in_child
 from tests.faults.hostile_samples import images, saved
 from tests.faults.hostile_tars import END, GOOD_PNG, member, pair, pax, record, tar_of
@@ -70,7 +70,7 @@ def fuzz_tars(rounds: int, folder: Path) -> Counter[str]:
         data = mutated(seeds[turn % len(seeds)], rng)
         path.write_bytes(data)
         with storage.open_reader(str(path)) as reader:
-            tar = walk(reader, "x", accept_missing_eof=turn % 2 == 1)
+            tar = TarWalk(reader, "x", accept_missing_eof=turn % 2 == 1)
             try:
                 samples = list(tar)
             except ShardError as exc:

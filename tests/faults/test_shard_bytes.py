@@ -18,7 +18,7 @@ from rhostream.errors import MismatchError
 from rhostream.irreducible import compute_il, fit_il, index
 from rhostream.stream import progress
 from rhostream.stream.open import open_stream
-from rhostream.stream.tar import walk
+from rhostream.stream.tar import TarWalk
 from tests.faults.children import in_child
 from tests.faults.corpus import GOOD_PNG, block, tar_of
 from tests.faults.hostile_tars import member
@@ -349,4 +349,4 @@ def test_A16_one_sample_and_members_of_one_byte_are_shards_like_any_other(tmp_pa
     summary, _ = indexed(tmp_path, one, tiny)
     assert (summary.samples, summary.ok, summary.members_seen) == (4, 4, 8)
     with storage.open_reader(str(tiny)) as reader:
-        assert [len(s.members) for s in walk(reader, "tiny")] == [2, 2, 2]
+        assert [len(s.members) for s in TarWalk(reader, "tiny")] == [2, 2, 2]

@@ -24,7 +24,7 @@ from rhostream.runs.cost import Cost
 from rhostream.runs.link import Link
 from rhostream.runs.tensors import payload
 from rhostream.selection.balance import effective_classes
-from rhostream.stream.tar import walk
+from rhostream.stream.tar import TarWalk
 from rhostream.tables import il, selections, steps
 from rhostream.tables.selections import LogWriter
 from rhostream.tables.steps import StepsWriter
@@ -86,7 +86,7 @@ def make_world(root: Path) -> World:
             for i, row in enumerate(rows):
                 writer.write({"__key__": f"k{s}{i:03d}", "png": png(row["true_label"], rng), "cls": str(row["label"])})
         with storage.open_reader(str(path)) as reader:
-            for row, sample in zip(rows, walk(reader, name), strict=True):
+            for row, sample in zip(rows, TarWalk(reader, name), strict=True):
                 row["members"] = [{"ext": e, "offset": o, "size": n} for e, o, n in sample.members]
         used = sum(len(row["members"]) for row in rows)
         bad = sum(row["status"] != "ok" for row in rows)

@@ -1,0 +1,107 @@
+"""What a fit decodes its samples to, and whether the model and its loss can take that, before a shard is read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rhostream import models
+from rhostream.config.offline import FitILConfig
+from rhostream.errors import UsageError
+from rhostream.samples import registry
+from rhostream.samples.kind import Kind
+from rhostream.samples.wanted import Wanted
+from rhostream.selection.losses import find_loss, loss_name, require_taken, sequence_mean
+from rhostream.selection.outputs import called, require_more_than_one, require_width
+from rhostream.selection.tokens import is_language
+from rhostream.storage import redact
+from rhostream.stream.look import look
+
+
+def kind_of(shards: list[tuple[str, str]], config: FitILConfig, lenient: dict[str, Any]) -> Kind:
+    """What samples of D are decoded to: the kind that is named or that options are of, else what most of those looked
+    at are."""
+    model, where, member = config.model, redact(shards[0][0]), registry.checked_member(config.image_member)
+    wanted = Wanted(
+        image_size=config.image_size,
+        channels=config.channels,
+        resize=config.resize,
+        member=member,
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        tokenizer=config.tokenizer or (model if model.startswith("hf:") else None),
+        text_length=config.text_length,
+        task=config.task or models.task_of(model),
+    )
+    if config.kind is not None:
+        return registry.made(config.kind, wanted, None, tuple, where)
+    asked = registry.asked(wanted)
+    if wanted.tokenizer is not None and asked is not None:
+        kind = registry.made(asked, wanted, None, tuple, where)
+        if not look(shards, content=asked, **lenient).kinds:
+            raise UsageError(
+                f"--tokenizer {wanted.tokenizer} reads .{kind.main[0]} members, and the "
+                f"first samples of {where}, ... hold none that can be used"
+            )
+        return kind
+    seen = look(shards, **lenient)
+    given = config.image_size and config.channels
+    content = seen.content or registry.IMAGES.name if given else seen.require_usable()
+    if asked is not None:
+        if content != asked and not seen.kinds[asked]:
+            raise UsageError(
+                f"--image-size, --channels, --resize and --image-member are for images, and {where}, ... hold {content}"
+            )
+        content = asked
+    seen.say_mixed(content, member)
+    if registry.takes(content, "member"):
+        wanted = replace(wanted, member=member or seen.member or None)
+    return registry.made(content, wanted, None, lambda: seen.sizes, where)
+
+
+def require_fitting(preprocess: Kind, config: FitILConfig) -> str:
+    """The name of the loss. Raises UsageError for an option that such samples don't have."""
+    if not preprocess.pictures and config.augment != "none":
+        raise UsageError(f"augment {config.augment!r} is for images, and these samples are {preprocess.holds}")
+    if preprocess.task == "language" and config.balance != "none":
+        raise UsageError("--balance is for models of labels, and language has none")
+    if preprocess.target is not None:
+        given = {"--classes": config.classes, "--min-accuracy": config.min_accuracy,
+                 "--balance": None if config.balance == "none" else config.balance}  # fmt: skip
+        for option, value in given.items():
+            if value is not None:
+                raise UsageError(f"{option} {value} is for classes, and {preprocess.target_in_words}")
+    loss_name(preprocess, config.loss)
+    if find_loss(config.loss) is sequence_mean:
+        raise UsageError("--loss sequence_mean takes a label for each token, and a sample of a shard has one")
+    return config.loss
+
+
+def require_model(model: str, preprocess: Kind, classes: int | None, config: FitILConfig, loss: str) -> None:
+    """Refuse a model that can't be fitted before a shard is read. Raises UsageError."""
+    labelled = preprocess.target is None
+    trial = models.build(model, classes=(classes or 2) if labelled else None, **preprocess.model_arguments())
+    if config.init:
+        models.load_initial(trial, config.init)
+    if config.batch_size == 1:
+        require_more_than_one(trial, preprocess.example(), "--batch-size 1")
+    with torch.no_grad():
+        logits = called(trial.eval(), preprocess.example())
+        if not labelled:
+            require_taken(loss, preprocess, logits)
+    if classes is not None and not is_language(trial):
+        require_width(model, logits, classes)
+
+
+def count_classes(label: Tensor) -> int:
+    """Largest label + 1. Raises UsageError when so few of those classes occur that a wrong label is likelier."""
+    classes, distinct = int(label.max()) + 1, int(torch.unique(label).numel())
+    if classes > 4 * distinct + 16:
+        raise UsageError(
+            f"the largest label is {classes - 1:,}, but only {distinct:,} labels occur: give the number "
+            "of classes with --classes (labels beyond it are quarantined)"
+        )
+    return classes
