@@ -33,6 +33,7 @@ from rhostream.selection.ranks import Ranks, default_ranks, in_lockstep, is_shar
 from rhostream.selection.rules import find_rule
 from rhostream.selection.scores import RuleScores, bounds_of
 from rhostream.selection.shadow import shadow_kept
+from rhostream.selection.source_quota import require_sources
 from rhostream.selection.stages import Columns, Rows, Selection, Stage, fields_of, pack, unpack
 from rhostream.selection.tokens import is_language, loss_of
 from rhostream.selection.uniform import Draws
@@ -156,6 +157,7 @@ class Selector:
             candidates = leave_out_without_il(candidates)
         n_B, rows = slice_of(candidates, self.ranks).planned, candidates.candidate_rows
         n = self.chooser.schedule.kept(step, self.batch_size, n_B)
+        require_sources(self.chooser.sources, candidates.source_names, [n])
         if self.rule.score is None or self.chooser.schedule.is_uniform(step):
             return self._uniform(candidates, rows, n, step)
         if not self.chooser.pays(n_B, n):
@@ -208,7 +210,7 @@ class Selector:
         `measure`: their gradient norms are scored, for tau.
         """
         log, reread, scored, draws = Columns(candidates, Reason.below), 0, 0, self._draws(candidates, step)
-        rows = uniform_of(candidates, rows, self.ranks, n, draws, self.chooser.quota)
+        rows = uniform_of(candidates, rows, self.ranks, n, draws, self.chooser.quota, self.chooser.sources)
         stage, kept = Stage.of(candidates, rows), rows
         if candidates.full is not None and (measure or candidates.again is None):
             stage, kept = stage.decoded_again(candidates, candidates.full, rows)

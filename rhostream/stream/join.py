@@ -25,6 +25,7 @@ from rhostream.errors import MissingPartError, ShardError, UsageError
 from rhostream.samples.registry import IMAGES
 from rhostream.selection.quota import ClassQuota
 from rhostream.selection.schedule import PLAIN, Schedule
+from rhostream.selection.source_quota import SourceQuota
 from rhostream.selection.uniform import uniform_rows
 from rhostream.storage import Reader, redact
 from rhostream.stream.plan import Numbering, Rows
@@ -96,6 +97,8 @@ class UniformChoice:
     quota: ClassQuota | None = None
     always: bool = True  # every step is uniform, whatever the schedule
     numbering: Numbering = FROM_THE_START
+    sources: SourceQuota | None = None
+    source_names: tuple[str, ...] = ()
 
     draws_batch = True  # no decision about a row alone
     whole_buffer = True  # over several ranks n_b is that of all
@@ -105,7 +108,10 @@ class UniformChoice:
         if not (self.always or self.schedule.is_uniform(step)):
             return
         n = self.schedule.kept(step, self.batch_size, len(joined.reason))
-        usable = np.flatnonzero(joined.reason == CANDIDATE)
+        usable, admit = np.flatnonzero(joined.reason == CANDIDATE), None
+        if (sources := self.sources) is not None and joined.source is not None:
+            source = joined.source[usable].astype(np.int64)
+            admit = lambda order: sources.admit(order, source, self.source_names, n)  # noqa: E731
         kept = uniform_rows(
             usable,
             joined.label[usable],
@@ -115,6 +121,7 @@ class UniformChoice:
             pass_index=pass_index,
             index=index,
             quota=self.quota,
+            admit=admit,
         )
         joined.reason[np.setdiff1d(usable, usable[kept])] = Reason.below
 
@@ -245,8 +252,8 @@ class Join:
                 members=self._settings.members,
                 with_fold=self._settings.with_fold,
                 tokens=self._settings.tokens > 0,
-                field=sources and sources.field,
-                codes=sources and sources.codes,
+                field=None if sources is None else sources.field,
+                codes=None if sources is None else sources.codes,
             )
             while len(self._parts) >= self._open_shards:
                 self._parts.popitem(last=False)

@@ -53,7 +53,8 @@ class ListedSamples:
     def named(self, rows: Rows) -> npt.NDArray[np.bool_]:
         """(n,) whether each of these planned rows is on the list."""
         at = self.starts[rows.shard] + rows.ordinal
-        return (self.bits.numpy()[at >> 3] >> (at & 7).astype(np.uint8) & 1).astype(bool)
+        named: npt.NDArray[np.bool_] = (self.bits.numpy()[at >> 3] >> (at & 7).astype(np.uint8) & 1).astype(bool)
+        return named
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,9 @@ class Reading:
     @property
     def bits(self) -> Tensor:
         """As `ListedSamples` has them."""
-        return torch.from_numpy(np.packbits(self.named, bitorder="little")).share_memory_()
+        bits = torch.from_numpy(np.packbits(self.named, bitorder="little"))
+        bits.share_memory_()
+        return bits
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The columns shard and ordinal, or shard and key; Parquet and CSV are never whole in memory as Arrow."""

@@ -53,7 +53,8 @@ class Sources:
         rest = code.get(OTHER, code[UNKNOWN])
         of_value = [code.get(_name(value), rest) for value in coded.dictionary.to_pylist()]
         lookup = np.array([*of_value, code[UNKNOWN]], np.int16)  # null is the last
-        return lookup[coded.indices.fill_null(len(of_value)).to_numpy(zero_copy_only=False)]
+        codes: Codes = lookup[coded.indices.fill_null(len(of_value)).to_numpy(zero_copy_only=False)]
+        return codes
 
 
 def read_sources(of: str, table: il.Table, roots: Mapping[str, str]) -> Sources:

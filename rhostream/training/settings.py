@@ -16,6 +16,7 @@ from rhostream.samples.kind import Kind
 from rhostream.selection.losses import LossFunction, find_loss, loss_name, sequence_mean
 from rhostream.selection.options import Options
 from rhostream.selection.rules import Rule, find_rule
+from rhostream.selection.source_quota import require_sources
 from rhostream.selection.tokens import RULES as LANGUAGE_RULES
 from rhostream.selection.tokens import TokenShare
 from rhostream.setting import ALWAYS, ASKED, defaults_of, settings_of
@@ -56,6 +57,8 @@ class Settings(TrainConfig):
         rule, options = self.found_rule, self.options
         options.check(rule, shortlist=self.shortlist is not None, live=True)
         self.check_quota(self.classes)
+        if self.sources is None:
+            require_sources(options.source_quota, None, ())
         if not rule.live and (self.il_model is not None or self.il_code is not None):
             raise UsageError(
                 "--il-model and --il-code are the IL model that learns along, which the rule "
