@@ -64,6 +64,10 @@ def train(config: TrainConfig) -> Summary:
     `clip_gradient`, the largest norm; `ema`, the decay of an average of the weights, which is then what is evaluated;
     `evaluate`, your `module:function` of the model in place of test shards. docs/training.md has the rules.
 
+    `deny`: a file of samples that are left out from now on, which may get longer while a run goes on; `sources`, "root" or
+    a kept field of the table, is what the log names each sample's source by, and `source_floor` and `source_cap`,
+    {"name": share}, bound the sources' shares of a batch. docs/sources.md has both.
+
     The cascade: `band` ("20%:90%", or nats) and `keep_list` drop samples before they are read; `shortlist`
     ("proxy:4", "view:4") lets a `proxy_model` or a view of `view_size` pixels choose 4 n_b, of which the target's fresh
     scores choose; a view without a shortlist is what is scored, and only what is kept is decoded at full size.
