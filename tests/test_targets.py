@@ -133,7 +133,12 @@ def test_a_run_logs_the_losses_and_every_reader_says_that_there_are_no_classes(
     assert "no class" not in command(capsys, "sql", out, "select 1")[1]
     if kind == "Heights":  # the figures take a second a page
         page = Path(write_report([str(out)], str(tmp_path / "page.html"))).read_text()
-        assert "and no class" in page and "Worst class" not in page and LOSSES[kind] in page
+        assert (
+            "the mean loss of the test" in page
+            and "and no class" in page
+            and "Worst class" not in page
+            and LOSSES[kind] in page
+        )
     figures = json.loads(command(capsys, "report", made / "il", "--json")[0])
     assert figures["loss"] == LOSSES[kind] and figures["accuracy"] is figures["worst_class"] is None
     assert recorded(str(out))["fingerprints"]["classes"] is None

@@ -63,6 +63,7 @@ class RunFacts:
     balance: tuple[tuple[int, float | None, float | None], ...] = ()  # (steps, effective classes, those of chance)
     sources: tuple[dict[str, Any], ...] = ()  # of the view `sources`, the largest change of share first
     no_table: str = ""  # why the run's IL table can't be asked, "" where it can
+    test_losses: tuple[tuple[int, float], ...] = ()  # (steps, mean loss) of each evaluation
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -123,6 +124,8 @@ def gather(ledger: Ledger, name: str) -> RunFacts:
                          "WHERE label IS NOT NULL AND step IS NOT NULL GROUP BY label ORDER BY label")  # fmt: skip
     last = ledger.sql("SELECT class_accuracy FROM steps WHERE isfinite(test_accuracy) AND class_accuracy IS NOT NULL "
                       "ORDER BY step DESC LIMIT 1").to_pylist()  # fmt: skip
+    losses = ledger.sql("SELECT step + 1 AS steps, test_loss::DOUBLE AS loss FROM steps WHERE isfinite(test_loss) "
+                        "ORDER BY step").to_pylist()  # fmt: skip
     curve["units"] = [math.nan if u is None else u for u in curve["units"]]
     return RunFacts(
         name=name, folder=ledger.runs[0], row=row, curve=Curve(**curve),
@@ -130,7 +133,8 @@ def gather(ledger: Ledger, name: str) -> RunFacts:
         classes={r["label"]: (r["planned"], r["kept"]) for r in classes.to_pylist()},
         class_accuracy=last[0]["class_accuracy"] if last else [],
         noisy=_noisy(ledger) if keeps(ledger, "is_noisy") else {}, no_table=_no_table(ledger),
-        balance=_balance(ledger), sources=_sources(ledger),
+        balance=_balance(ledger), test_losses=tuple((r["steps"], r["loss"]) for r in losses),
+        sources=_sources(ledger),
     )  # fmt: skip
 
 

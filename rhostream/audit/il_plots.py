@@ -13,7 +13,7 @@ _COLOURS = {"all": BLUE, "right labels": BLUE, "wrong labels": RED, "unknown": G
 _DASHES = {"wrong labels": "--", "unknown": ":"}
 
 
-def histogram(found: Mapping[str, Any]) -> str:
+def histogram(found: Mapping[str, Any], unit: str = ", nats") -> str:
     """Shares of il over its bins (nats), one outline a group; the last bin holds what is beyond."""
     edges = np.asarray(found["edges"], np.float64)
 
@@ -31,7 +31,7 @@ def histogram(found: Mapping[str, Any]) -> str:
             )
         axes.set_xlim(0, edges[-1])
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("irreducible loss, nats")
+        axes.set_xlabel(f"irreducible loss{unit}")
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
 
     return _drawn(draw)

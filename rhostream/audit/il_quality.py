@@ -129,9 +129,10 @@ def _model(info: il_table.TableInfo) -> dict[str, Any]:
 def section(found: Mapping[str, Any]) -> dict[str, Any]:
     """What the template of the section needs: rows of text and figures."""
     noise = found["noise"]
+    unit = "" if found["no_class"] else ", nats"
     return {
         "no_class": found["no_class"], "rows": _rows(found), "says": _says(found), "url": found["table"],
-        "histogram": il_plots.histogram(found["histogram"]) if found["rows"] else None,
+        "histogram": il_plots.histogram(found["histogram"], unit) if found["rows"] else None,
         "reliability": il_plots.reliability(found["model"]["reliability"]) if found["model"]["reliability"] else None,
         "classes": [[named(found["class_names"], c["class"]), number(c["n"]), f"{c['mean_il']:.3f}",
                      percent(c["accuracy"])]

@@ -152,7 +152,7 @@ def mean_curve(curves: Sequence[Curve], over: str, window: int) -> tuple[list[fl
     return list(map(float, x)), y
 
 
-def scatter(points: Mapping[str, Sequence[Any]]) -> str:
+def scatter(points: Mapping[str, Sequence[Any]], unit: str = ", nats") -> str:
     """Loss of the current model against il of looks (nats); what is known to be labelled wrongly is a cross."""
     il, loss = (np.asarray(points[name], np.float64) for name in ("il", "loss"))
     kept, noisy = np.asarray(points["kept"], bool), np.array([bool(n) for n in points["noisy"]], bool)
@@ -173,7 +173,7 @@ def scatter(points: Mapping[str, Sequence[Any]]) -> str:
                 axes.scatter(il[chosen], loss[chosen], s=size, color=colour, marker=marker, label=name, alpha=0.75,
                              linewidths=0 if marker == "o" else 0.9, rasterized=True)  # fmt: skip
         axes.plot([0, top], [0, top], color=GREY, linewidth=0.9, linestyle="--")
-        axes.set(xlim=(0, top), ylim=(0, top), xlabel="irreducible loss, nats", ylabel="loss of the model, nats")
+        axes.set(xlim=(0, top), ylim=(0, top), xlabel=f"irreducible loss{unit}", ylabel=f"loss of the model{unit}")
 
     return _drawn(draw, height=3.9)
 

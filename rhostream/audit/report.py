@@ -81,7 +81,7 @@ def _page(mine: Sequence[str], folders: Sequence[str], roots: Mapping[str, str] 
                      for name, runs in selected.items()],
         "tiles": tabulate.tiles(groups, selected, found, window),
         "warnings": _warnings(facts.values()) + not_compared(groups, selected),
-        **_curves(groups, found, window),
+        **_curves(groups, found, window), "test_losses": tabulate.test_losses(facts.values()),
         "compared": tabulate.compared(found), "costs": tabulate.costs(groups, window),
         "seconds": tabulate.seconds(groups),
         "il_texts": [(name if len(selected) > 1 else "", il_account(runs, found[name], window))
@@ -175,7 +175,7 @@ def _detail(main: RunFacts, roots: Mapping[str, str] | None) -> dict[str, Any]:
     known = any(v is not None for v in slices["noisy_skipped"])
     scored = any(v is not None for v in slices["right_all"])
     return {
-        "scatter": plots.scatter(points) if points["il"] else None,
+        "scatter": plots.scatter(points, "" if main.folder.no_class else ", nats") if points["il"] else None,
         "right": plots.shares(slices["step"], right) if scored else None,
         "wrong": plots.shares(slices["step"], wrong) if known else None,
         "effective": plots.effective_classes(classes["step"], classes["kept"], classes["chance"])

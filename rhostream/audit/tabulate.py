@@ -131,6 +131,17 @@ def seconds(groups: Groups) -> list[list[str]]:
     return rows
 
 
+def test_losses(facts: Iterable[RunFacts]) -> list[list[str]]:
+    """A row a run whose evaluations give a mean loss and no accuracy: the first, the last and the lowest."""
+    rows = []
+    for one in facts:
+        if one.test_losses and not one.curve.steps:
+            (_, first), (_, last) = one.test_losses[0], one.test_losses[-1]
+            at, lowest = min(one.test_losses, key=lambda each: each[1])
+            rows.append([one.name, f"{first:.4f}", f"{last:.4f}", f"{lowest:.4f}", f"{at:,}"])
+    return rows
+
+
 def reasons(groups: Groups) -> dict[str, Any]:
     """Share of every reason, by group."""
     totals = {}

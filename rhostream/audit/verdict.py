@@ -61,7 +61,9 @@ def verdict(runs: Sequence[RunFacts], found: Sequence[Comparison], window: int, 
         return Verdict("none", "No selection in this run",
                        "It chooses at random; give it as --against of a run that selects.")  # fmt: skip
     if not found:
-        missing = "none of its evaluations can be compared" if first.curve.steps else "it was never evaluated"
+        missing = "it was never evaluated"
+        if first.curve.steps or first.test_losses:
+            missing = "none of its evaluations can be compared" + ("" if first.curve.steps else " (losses alone)")
         other = " that differs in the rule alone (what the ones here differ in is said below)" if apart else ""
         return Verdict("none", "Nothing to compare with", f"For a verdict give a uniform run of the same model, sizes "
                        f"and settings with --against; there is none here{other}, or {missing}.")  # fmt: skip

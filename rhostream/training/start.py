@@ -64,8 +64,8 @@ def train(config: TrainConfig) -> Summary:
     `clip_gradient`, the largest norm; `ema`, the decay of an average of the weights, which is then what is evaluated;
     `evaluate`, your `module:function` of the model in place of test shards. docs/training.md has the rules.
 
-    `deny`: a file of samples that are left out from now on, which may get longer while a run goes on; `sources`, "root" or
-    a kept field of the table, is what the log names each sample's source by, and `source_floor` and `source_cap`,
+    `deny`: a file of samples that are left out from now on, which may get longer while a run goes on. `sources`, "root"
+    or a kept field of the table, is what the log names each sample's source by, and `source_floor` and `source_cap`,
     {"name": share}, bound the sources' shares of a batch. docs/sources.md has both.
 
     The cascade: `band` ("20%:90%", or nats) and `keep_list` drop samples before they are read; `shortlist`
