@@ -158,14 +158,18 @@ def test_a_run_holds_its_bounds_pins_them_and_says_them(world: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_bounds_hold_whatever_the_ranks_and_workers_and_on_the_command_line(world: Path, tmp_path: Path) -> None:
+    with rhostream.open_ledger(str(world / "il")) as ledger:
+        shards = ledger.sql("SELECT DISTINCT shard FROM samples WHERE ordinal = 8")["shard"].to_pylist()
     options = ["--buffer-size", "40", "--batch-size", "8", "--model", "mlp-64", "--steps", "6", "--threads", "1"]
     asked = ["--sources", "true_label", "--source-floor", "3=0.5", "1=0.25", "--source-cap", "0=0.125", "--lanes", "4"]
+    (tmp_path / "deny.csv").write_text("shard,ordinal\n" + "".join(f"{row},{n}\n" for row in shards for n in range(9)))
+    asked += ["--deny", str(tmp_path / "deny.csv")]
     where = ["--shards", str(world / "shards"), "--il", str(world / "il"), "--run", str(tmp_path / "one")]
     command("train", *where, *options, *asked, "--workers", "2", "--warm-up", "2")
     settings: dict[str, Any] = {
         "shards": str(world / "shards"), "il": str(world / "il"), "run": str(tmp_path / "two"), "model": "mlp-64",
         "buffer_size": 40, "batch_size": 8, "steps": 6, "sources": "true_label", "lanes": 4, "warm_up": 2,
-        "source_floor": {"3": 0.5, "1": 0.25}, "source_cap": {"0": 0.125},
+        "deny": str(tmp_path / "deny.csv"), "source_floor": {"3": 0.5, "1": 0.25}, "source_cap": {"0": 0.125},
     }  # fmt: skip
     ranks.together(tmp_path, ranks.train, 2, [settings])
     decisions = []
@@ -173,4 +177,4 @@ def test_bounds_hold_whatever_the_ranks_and_workers_and_on_the_command_line(worl
         with rhostream.open_ledger(str(tmp_path / run)) as ledger:
             question = "SELECT step, shard, ordinal, source, reason FROM selections ORDER BY ALL"
             decisions.append(ledger.sql(question).to_pylist())
-    assert decisions[0] == decisions[1] and any(row["reason"] == "kept" for row in decisions[0])
+    assert decisions[0] == decisions[1] and {"kept", "denied"} <= {row["reason"] for row in decisions[0]}
