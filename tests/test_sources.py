@@ -48,20 +48,31 @@ def trained(mixed: Path, run: Path, **more: Any) -> str:
     return str(run)
 
 
+@pytest.fixture(scope="module")
+def by_root(mixed: Path) -> str:
+    return trained(mixed, mixed / "by-root", sources="root")
+
+
+@pytest.fixture(scope="module")
+def by_field(mixed: Path) -> str:
+    return trained(mixed, mixed / "by-field", sources="lang")
+
+
 def rows_of(run: str, what: str = "selections") -> list[dict[str, Any]]:
     with rhostream.open_ledger(run) as ledger:
         return ledger.sql(f"SELECT * FROM {what}").to_pylist()
 
 
-def test_the_source_of_a_sample_is_its_root_or_what_a_kept_field_says_of_it(mixed: Path, tmp_path: Path) -> None:
-    by_root = rows_of(trained(mixed, tmp_path / "root", sources="root"))
-    assert {(row["key"][:3], row["source"]) for row in by_root} == {("web", "web"), ("boo", "books")}
-    by_field = rows_of(trained(mixed, tmp_path / "lang", sources="lang"))
-    said = {0: UNKNOWN, 1: HOSTILE}
-    assert all(row["source"] == said.get(int(row["key"][-3:]) % 5, "en") for row in by_field)
-    assert len(by_root) == len(by_field) == 180
-    year = {row["source"] for row in rows_of(trained(mixed, tmp_path / "year", sources="year", steps=2))}
-    assert year == {UNKNOWN, "1900", "1901", "1902"}
+def test_the_source_of_a_sample_is_its_root_or_what_a_kept_field_says_of_it(
+    mixed: Path, by_root: str, by_field: str
+) -> None:
+    roots, said = rows_of(by_root), {0: UNKNOWN, 1: HOSTILE}
+    assert {(row["key"][:3], row["source"]) for row in roots} == {("web", "web"), ("boo", "books")}
+    assert all(row["source"] == said.get(int(row["key"][-3:]) % 5, "en") for row in rows_of(by_field))
+    assert len(roots) == 180
+    shards = [str(mixed / "web"), str(mixed / "books")]
+    stream = rhostream.open_stream(shards, str(mixed / "il"), buffer_size=40, needs_il=False, sources="year")
+    assert sorted(next(iter(stream)).source_names or ()) == ["1900", "1901", "1902", UNKNOWN]
 
 
 def test_a_log_without_sources_has_the_columns_that_it_had_and_a_null_source(mixed: Path, tmp_path: Path) -> None:
@@ -77,8 +88,8 @@ def test_a_log_without_sources_has_the_columns_that_it_had_and_a_null_source(mix
     assert "sources" not in json.loads((Path(run) / "run.json").read_text())["fingerprints"]
 
 
-def test_the_view_of_sources_is_what_the_rows_say(mixed: Path, tmp_path: Path) -> None:
-    run = trained(mixed, tmp_path / "run", sources="root")
+def test_the_view_of_sources_is_what_the_rows_say(by_root: str) -> None:
+    run = by_root
     rows = [row for row in rows_of(run) if row["step"] is not None]
     planned, kept = (Counter(row["source"] for row in rows if row["kept"] or every) for every in (True, False))
     for one in rows_of(run, "sources"):
@@ -92,22 +103,18 @@ def test_the_view_of_sources_is_what_the_rows_say(mixed: Path, tmp_path: Path) -
     assert len(rows_of(run, "sources")) == 2
 
 
-def test_a_report_says_how_the_mixture_changed_and_names_are_inert(mixed: Path, tmp_path: Path) -> None:
-    run = trained(mixed, tmp_path / "run", sources="lang")
-    page = Path(rhostream.write_report(run, str(tmp_path / "page.html"))).read_text()
+def test_a_report_says_how_the_mixture_changed_and_names_are_inert(by_field: str, tmp_path: Path) -> None:
+    page = Path(rhostream.write_report(by_field, str(tmp_path / "page.html"))).read_text()
     assert 'id="sources"' in page and HOSTILE not in page and "<b>x" not in page and "\x1b" not in page
     (words,) = re.findall(r"Selection rewrites the mixture.*?</p>", page, re.DOTALL)
     assert words.count("of the looks and") == 3
-    plain = trained(mixed, tmp_path / "plain", steps=2)
-    assert 'id="sources"' not in Path(rhostream.write_report(plain, str(tmp_path / "p.html"))).read_text()
 
 
 def test_a_run_goes_on_with_the_sources_that_it_began_with(mixed: Path, tmp_path: Path) -> None:
     trained(mixed, tmp_path / "run", sources="root", steps=2)
-    with pytest.raises(MismatchError, match="sources"):
-        trained(mixed, tmp_path / "run", sources="lang", steps=4)
-    with pytest.raises(MismatchError, match="sources"):
-        trained(mixed, tmp_path / "run", steps=4)
+    for other in ({"sources": "lang"}, {}):
+        with pytest.raises(MismatchError, match="sources"):
+            trained(mixed, tmp_path / "run", steps=4, **other)
     run = trained(mixed, tmp_path / "run", sources="root", steps=4)
     assert {row["source"] for row in rows_of(run)} == {"web", "books"}
 
