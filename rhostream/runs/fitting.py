@@ -8,8 +8,8 @@ from rhostream.selection.ranks import Ranks
 from rhostream.selection.rules import Rule
 from rhostream.selection.selector import GRADIENTS, Selector
 from rhostream.selection.source_quota import require_sources
-from rhostream.stream.join import UniformChoice
 from rhostream.stream.loader import Loader
+from rhostream.stream.uniform_choice import UniformChoice
 
 
 def require_ranks(stream: Loader, selector: Selector, ranks: Ranks, gradients: str | None) -> None:

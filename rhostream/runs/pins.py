@@ -24,9 +24,9 @@ from rhostream.runs.record import versions
 from rhostream.selection.losses import TARGET_LOSSES
 from rhostream.selection.selector import Selector
 from rhostream.stream.dataset import CandidateStream
-from rhostream.stream.join import UniformChoice
 from rhostream.stream.loader import Loader
 from rhostream.stream.passing import PassOver
+from rhostream.stream.uniform_choice import UniformChoice
 from rhostream.tables.il import Table, fingerprint
 
 UNKNOWN = "unknown"

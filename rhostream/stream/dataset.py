@@ -31,10 +31,11 @@ from rhostream.errors import MismatchError, RhostreamError
 from rhostream.samples.fields import Fields
 from rhostream.samples.kind import OK, Kind, View
 from rhostream.stream.cursor import Cursor, digests_of, identity_of, require_same_plan
-from rhostream.stream.join import Join, Joined, JoinSettings, Prefilter, UniformChoice
+from rhostream.stream.join import Join, Joined, JoinSettings, Prefilter
 from rhostream.stream.passing import PassOver
 from rhostream.stream.plan import Numbering, Plan, choose_lanes
 from rhostream.stream.slots import slots
+from rhostream.stream.uniform_choice import UniformChoice
 from rhostream.tables import il
 
 PREFETCH = 2

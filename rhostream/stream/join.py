@@ -23,16 +23,11 @@ from rhostream import storage
 from rhostream.candidates import CANDIDATE, Reason
 from rhostream.errors import MissingPartError, ShardError, UsageError
 from rhostream.samples.registry import IMAGES
-from rhostream.selection.quota import ClassQuota
-from rhostream.selection.schedule import PLAIN, Schedule
-from rhostream.selection.source_quota import SourceQuota
-from rhostream.selection.uniform import uniform_rows
 from rhostream.storage import Reader, redact
-from rhostream.stream.plan import Numbering, Rows
+from rhostream.stream.plan import Rows
 from rhostream.stream.sources import Sources
 from rhostream.tables import il
 
-FROM_THE_START = Numbering(0)
 POLICIES = ("error", "skip")
 
 
@@ -81,49 +76,6 @@ class Prefilter(Protocol):
     """
 
     def __call__(self, joined: Joined, pass_index: int, index: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class UniformChoice:
-    """The rule `uniform`, decided before decode: a random n_b of the usable rows, the others are `below`.
-
-    With a `schedule` it decides the uniform steps of another rule, or the n_b of each step, and `numbering` says which
-    it is.
-    """
-
-    batch_size: int
-    seed: int
-    schedule: Schedule = PLAIN
-    quota: ClassQuota | None = None
-    always: bool = True  # every step is uniform, whatever the schedule
-    numbering: Numbering = FROM_THE_START
-    sources: SourceQuota | None = None
-    source_names: tuple[str, ...] = ()
-
-    draws_batch = True  # no decision about a row alone
-    whole_buffer = True  # over several ranks n_b is that of all
-
-    def __call__(self, joined: Joined, pass_index: int, index: int) -> None:
-        step = self.numbering(pass_index, index)
-        if not (self.always or self.schedule.is_uniform(step)):
-            return
-        n = self.schedule.kept(step, self.batch_size, len(joined.reason))
-        usable, admit = np.flatnonzero(joined.reason == CANDIDATE), None
-        if (sources := self.sources) is not None and joined.source is not None:
-            source = joined.source[usable].astype(np.int64)
-            admit = lambda order: sources.admit(order, source, self.source_names, n)  # noqa: E731
-        kept = uniform_rows(
-            usable,
-            joined.label[usable],
-            n,
-            planned=len(joined.reason),
-            seed=self.seed,
-            pass_index=pass_index,
-            index=index,
-            quota=self.quota,
-            admit=admit,
-        )
-        joined.reason[np.setdiff1d(usable, usable[kept])] = Reason.below
 
 
 @dataclass(frozen=True, kw_only=True)
