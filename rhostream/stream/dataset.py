@@ -3,11 +3,9 @@
     table.open_table > CandidateStream (an IterableDataset of messages) > Loader > Candidates, one per buffer
 
 Here is what a buffer holds, and all that runs in a worker; `loader.Loader` starts the workers and keeps the cursor.
-
-A worker decodes straight into rows of a slot (an array a field; shared memory, allocated once) and sends
-only the slot's number and a few small arrays. A DataLoader has at most `prefetch_factor` messages of a worker in flight
-while the consumer holds one buffer and, on a GPU, the next one that is being copied: so `prefetch_factor + 3` slots a
-worker are never overwritten too early.
+A worker decodes straight into rows of a slot (an array a field; shared memory, allocated once) and sends its number and
+small arrays. Of a worker at most `prefetch_factor` messages are in flight while the consumer holds one buffer and, on a
+GPU, the next one that is being copied: `prefetch_factor + 3` slots are never overwritten too early.
 """
 
 from __future__ import annotations
