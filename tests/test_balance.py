@@ -80,7 +80,7 @@ def test_a_target_that_is_no_class_has_none() -> None:
 def test_the_steps_table_has_the_effective_classes_that_the_log_gives(
     trained: Callable[..., Path], options: dict[str, Any]
 ) -> None:
-    run = trained(steps=8, **options)
+    run = trained(steps=24 if options.get("rule") == "uniform" else 8, **options)
     rows = ask(run, "SELECT step, effective_classes AS kept, effective_classes_uniform AS chance FROM steps")
     expected = {row["step"]: row["effective"] for row in ask(run, FROM_THE_LOG)}
     assert {row["step"]: row["kept"] for row in rows} == pytest.approx(expected, rel=1e-5)
@@ -90,7 +90,7 @@ def test_the_steps_table_has_the_effective_classes_that_the_log_gives(
         for row in ask(run, f"SELECT step, list(label) AS labels FROM selections WHERE {offered} GROUP BY step")
     }.items():
         assert rows[step]["chance"] == pytest.approx(uniform_classes(np.array(labels), 8), rel=1e-5)
-    if options.get("rule") == "uniform":  # drawn by chance, it differs from chance by noise alone
+    if options.get("rule") == "uniform":  # drawn by chance, it differs from chance by noise alone (of 24 steps: 0.07)
         assert np.mean([row["kept"] - row["chance"] for row in rows]) == pytest.approx(0, abs=0.3)
 
 
