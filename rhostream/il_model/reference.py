@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rhostream.errors import UsageError, users_code
+from rhostream.models.zoo import LIBRARIES
 from rhostream.own_code import accepted, own_function
 from rhostream.samples.fields import Fields
 from rhostream.samples.kind import Kind
@@ -91,6 +92,8 @@ def load_reference(
     """
     name = name_of_reference(reference)
     made: Any = reference
+    if isinstance(reference, str) and name.partition(":")[0] in (*LIBRARIES, "hf"):  # which a file may name
+        raise UsageError(f"reference {name!r}: a model of a library has no name here; name a function that makes it")
     if not isinstance(reference, nn.Module):
         maker = own_function("reference", name) if isinstance(reference, str) else reference
         offered = {"device": device, **kind.model_arguments()} | ({} if classes is None else {"classes": classes})
