@@ -83,6 +83,10 @@ class Candidates:
     fold: npt.NDArray[np.int8] | None = None  # (B,) which IL model scored it, on the host
     il_tokens: Tensor | None = None  # (B, T) float16 nats, NaN where there is no token; where the stream was asked
     target_field: str | None = None  # as `Kind.target`: the field that is the target; None: the label is
+    source: npt.NDArray[np.int16] | None = (
+        None  # (B,) index into `source_names`, on the host; where the stream was asked
+    )
+    source_names: tuple[str, ...] | None = None
     slice: Slice | None = None  # which part of the buffer of all ranks it is; None: one of equal parts
     on_host: Candidates | None = field(default=None, repr=False)  # what it was before `to`, for decisions and the log
 
@@ -173,6 +177,7 @@ class Candidates:
             again=None if self.again is None else _of_some(self.again, rows),
             fold=None if self.fold is None else self.fold[rows],
             il_tokens=None if self.il_tokens is None else self.il_tokens.index_select(0, index),
+            source=None if self.source is None else self.source[rows],
             slice=None,
             on_host=None if self.on_host is None else self.on_host.take(rows),
         )

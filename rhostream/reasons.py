@@ -22,3 +22,4 @@ class Reason(IntEnum):
     duplicate = 11  # a near-duplicate of one that scored better in the same buffer
     unapplied = 12  # chosen, and the update that it was in was refused (GradScaler, a guard, an open accumulation)
     passed_over = 13  # its buffer was skipped on purpose, after a loss spike
+    denied = 14  # a deny-list names it

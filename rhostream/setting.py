@@ -53,6 +53,7 @@ class Setting:
     code: bool = False  # an object of Python: in no file
     imports: bool = False  # its value can be package.module:function, which a file must not decide
     place: bool = False  # paths or URLs, which are made absolute and lose their secrets where they are recorded
+    no_place: str = ""  # of a place, the word that isn't one
     positional: bool = False  # on the command line it is given without its name
     joined: bool = False  # several values, which the command line takes as one text with commas
     kept: bool = True  # part of what run.json says of the config

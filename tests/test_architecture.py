@@ -77,6 +77,11 @@ def test_a_circle_is_seen_though_a_function_hides_it() -> None:
     assert circles(graph) == [["a", "b", "c"]]
 
 
+def test_no_file_of_the_library_has_300_lines() -> None:
+    lines = {path: len(path.read_text("utf-8").splitlines()) for path in (REPOSITORY / "rhostream").rglob("*.py")}
+    assert not {str(path.relative_to(REPOSITORY)): n for path, n in lines.items() if n >= 300}
+
+
 def test_no_test_file_leans_on_another() -> None:
     """What several share stands in tests/support, tests/faults or tests/stores, under a name that says what it is."""
     for path in REPOSITORY.glob("tests/**/test_*.py"):

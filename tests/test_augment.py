@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ from rhostream.randomness import generator
 from rhostream.samples.decoders import DECODERS
 from rhostream.samples.image import ImageKind
 from rhostream.samples.random_crop import RandomCrop
+from rhostream.selection.deal import batch_of
+from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import Selector
+from rhostream.selection.stages import Stage
 from rhostream.stream.augment import augment_of
 from rhostream.tables.il import open_table
 from tests.support import own_kinds
@@ -294,3 +298,17 @@ def test_an_augmentation_that_a_kind_has_not_is_refused(
         )  # fmt: skip
     with pytest.raises(UsageError, match="has random_resized_crop"):
         augment_of("decode", ImageKind(image_size=8), 0)
+
+
+def test_a_proxy_learns_from_what_was_scored_and_from_its_target(vectors: Path) -> None:
+    stream = rhostream.open_stream(
+        str(vectors / "shards"), str(vectors / "Louder"), needs_il=False, buffer_size=20, augment="decode",
+        kind=f"{OWN}:Louder",
+    )  # fmt: skip
+    candidates, rows = replace(next(iter(stream)), target_field="gain"), np.arange(3)
+    stage, _ = Stage.of(candidates, rows).decoded_again(candidates, candidates.again, rows)
+    batch = batch_of(
+        candidates, rows, stage.x_m, stage.label_m, np.ones(3, np.float32), Ranks(), again=stage.fields_m, proxy=True
+    )
+    assert (batch.seen_target == 1).all() and torch.equal(batch.seen, candidates.inputs(rows))
+    assert torch.equal(batch.target, stage.target_m) and (batch.target > 2).all()

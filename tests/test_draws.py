@@ -19,8 +19,8 @@ from rhostream.selection.quota import ClassQuota
 from rhostream.selection.selector import Selector
 from rhostream.selection.uniform import uniform_rows
 from rhostream.stream.band import Band
-from rhostream.stream.join import UniformChoice
 from rhostream.stream.plan import Rows
+from rhostream.stream.uniform_choice import UniformChoice
 from tests.support.older import divide_logits
 from tests.support.ranks import together, train
 from tests.support.scoring import buffer

@@ -50,7 +50,7 @@ def aged(label: int, rng: np.random.Generator) -> Sample:
 
 
 EXAMPLES: dict[str, tuple[str, str, str | None, Callable[[int, np.random.Generator], Sample], Sample, str]] = {
-    "audio": ("Sounds", "small-cnn", None, tone, {"wav": b"RIFF no wave", "cls": "0"}, "kind:raised"),
+    "audio": ("Sounds", "mlp-64", None, tone, {"wav": b"RIFF no wave", "cls": "0"}, "kind:raised"),
     "tags": ("Tagged", "examples.kinds.tags:network", "binary_cross_entropy", tagged,
              {"png": png(np.zeros((4, 4), np.uint8)), "json": {"tags": ["ufo"]}}, "kind:refused"),
     "age": ("Aged", "examples.kinds.age:network", "squared_error", aged,

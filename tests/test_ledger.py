@@ -76,7 +76,7 @@ def test_the_selections_view_is_the_log_row_by_row(run: str, log: Rows) -> None:
     with open_ledger(run) as ledger:
         found = ledger.sql("SELECT * FROM selections")
     assert found.column_names == columns_of("selections")
-    assert ordered(found.to_pylist()) == ordered([{**row, "run": "rho"} for row in log])
+    assert ordered(found.to_pylist()) == ordered([{**row, "source": None, "run": "rho"} for row in log])
 
 
 def test_an_aggregate_is_what_numpy_makes_of_the_same_rows(run: str, log: Rows) -> None:

@@ -69,7 +69,8 @@ def plain(candidates: Candidates, step: int | None, columns: dict[str, Any]) -> 
             "shard": NAMES[candidates.shard[n]].as_py(), "ordinal": candidates.ordinal[n].item(),
             "label": values["label"] if values["label"] >= 0 else None, "loss": values["loss"] if reached else None,
             "il": None if np.isnan(values["il"]) else values["il"], "score": values["score"] if reached else None,
-            "correct": values["correct"] if reached else None, "kept": values["kept"],
+            # Nothing is right where the target is no class.
+            "correct": values["correct"] if reached and values["label"] >= 0 else None, "kept": values["kept"],
             "reason": Reason(values["reason"]).name, "weight": values["weight"],
         })  # fmt: skip
     return rows

@@ -16,7 +16,7 @@ from rhostream import storage
 from rhostream.audit.verify import verify
 from rhostream.candidates import CANDIDATE, Candidates, Reason
 from rhostream.errors import MismatchError, MissingPartError, TableError, UsageError
-from rhostream.stream.join import UniformChoice
+from rhostream.stream.uniform_choice import UniformChoice
 from rhostream.tables import il, parquet
 from tests.support.shards import make_shards
 from tests.support.streams import content, open_world

@@ -27,8 +27,8 @@ from rhostream.selection.hardware import bf16_supported, cores
 from rhostream.selection.hardware import threads as in_threads
 from rhostream.selection.selector import Selector
 from rhostream.stream.dataset import PREFETCH
-from rhostream.stream.join import UniformChoice
 from rhostream.stream.open import open_stream
+from rhostream.stream.uniform_choice import UniformChoice
 from rhostream.tables import il as il_table
 
 FIT_BATCH = 64  # fit-il's own default

@@ -61,6 +61,7 @@ class RunFacts:
     class_accuracy: list[float | None]  # at the last evaluation, by label
     noisy: dict[bool, float]  # kept? -> share of wrong labels, where it is known
     balance: tuple[tuple[int, float | None, float | None], ...] = ()  # (steps, effective classes, those of chance)
+    sources: tuple[dict[str, Any], ...] = ()  # of the view `sources`, the largest change of share first
     no_table: str = ""  # why the run's IL table can't be asked, "" where it can
     test_losses: tuple[tuple[int, float], ...] = ()  # (steps, mean loss) of each evaluation
 
@@ -133,6 +134,7 @@ def gather(ledger: Ledger, name: str) -> RunFacts:
         class_accuracy=last[0]["class_accuracy"] if last else [],
         noisy=_noisy(ledger) if keeps(ledger, "is_noisy") else {}, no_table=_no_table(ledger),
         balance=_balance(ledger), test_losses=tuple((r["steps"], r["loss"]) for r in losses),
+        sources=_sources(ledger),
     )  # fmt: skip
 
 
@@ -145,6 +147,14 @@ def _balance(ledger: Ledger) -> tuple[tuple[int, float | None, float | None], ..
     )
     rows = [ledger.sql(question, {"most": most}).to_pylist()[0] for most in (EARLY, None)]
     return tuple((row["n"], row["kept"], row["chance"]) for row in rows)
+
+
+def _sources(ledger: Ledger) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        ledger.sql(
+            "SELECT * FROM sources ORDER BY abs(coalesce(share_kept, 0) - share_planned) DESC, planned DESC, source"
+        ).to_pylist()
+    )
 
 
 def gather_all(folders: Mapping[str, str], roots: Mapping[str, str] | None) -> dict[str, RunFacts]:

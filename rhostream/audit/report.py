@@ -87,7 +87,8 @@ def _page(mine: Sequence[str], folders: Sequence[str], roots: Mapping[str, str] 
         "il_texts": [(name if len(selected) > 1 else "", il_account(runs, found[name], window))
                      for name, runs in selected.items()],
         "reasons": tabulate.reasons(groups), "balance": tabulate.balance(groups), "noisy": tabulate.noisy(groups),
-        "classes": tabulate.classes(main, groups), "runs": tabulate.runs(facts.values()), **_detail(main, roots),
+        "classes": tabulate.classes(main, groups), "sources": tabulate.sources([*facts.values()]),
+        "runs": tabulate.runs(facts.values()), **_detail(main, roots),
     }  # fmt: skip
 
 

@@ -10,11 +10,13 @@ from rhostream.audit.compare import NOT_REACHED, UNIFORM, Comparison
 from rhostream.audit.facts import RunFacts
 from rhostream.audit.verdict import break_even_of, final_accuracy, of_evaluations
 from rhostream.audit.verdict import group_mean as mean
+from rhostream.inert import one_line
 from rhostream.tables.classes import named
 
 Groups = Mapping[str, Sequence[RunFacts]]
 UNKNOWN = "–"
 SHOWN_CLASSES = 40
+MOST_CHANGED = 3  # sources whose change is told in words
 PHASES = ("wait", "score", "train", "log", "evaluate", "checkpoint")
 
 
@@ -178,6 +180,7 @@ _REASONS = {
     "nonfinite": "its loss was NaN or infinite",
     "holdout": "the IL model had learned from it",
     "unlisted": "there was a keep-list, and it wasn't on it",
+    "denied": "a deny-list names it",
     "duplicate": "a near-duplicate of one that scored better in the same buffer",
 }
 
@@ -220,6 +223,27 @@ def classes(main: RunFacts, groups: Groups) -> dict[str, Any]:
     ]  # fmt: skip
     return {"groups": list(accuracy), "rows": rows, "hidden": max(0, len(labels) - SHOWN_CLASSES),
             "says": _stands_out(main, rates, accuracy)}  # fmt: skip
+
+
+def sources(facts: Iterable[RunFacts]) -> dict[str, Any]:
+    """Each run's sources, the largest change of the mixture first, and that change in words."""
+    rows, says = list[list[str]](), list[str]()
+    for run in facts:
+        for one in run.sources[:SHOWN_CLASSES]:
+            shares = [percent(one[name]) for name in ("kept_rate", "share_planned", "share_kept")]
+            means = [UNKNOWN if one[name] is None else f"{one[name]:.3f}" for name in ("mean_il", "mean_loss")]
+            counts = [number(one[name]) for name in ("planned", "candidates", "kept")]
+            rows.append([run.name, one["source"], *counts, *shares, *means])
+        changes = [one for one in run.sources if one["share_kept"] is not None][:MOST_CHANGED]
+        if len(run.sources) > 1 and changes:
+            each = [
+                f"{one_line(c['source'], 40)} {percent(c['share_planned'])} of the looks and "
+                f"{percent(c['share_kept'])} of what was kept"
+                for c in changes
+            ]
+            says.append(f"{run.name}: {', '.join(each)}.")
+    hidden = sum(max(0, len(run.sources) - SHOWN_CLASSES) for run in facts)
+    return {"rows": rows, "says": says, "hidden": hidden}
 
 
 def _class_means(runs: Sequence[RunFacts]) -> dict[int, float]:

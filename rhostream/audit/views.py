@@ -5,6 +5,7 @@
     quarantine   shard, ordinal, key, status, error     runs         one row a run
     shadow       run, pass, step, shard, ordinal, rule, score, kept: what another rule would have kept
     classes      label, name: what the classes are called, as far as the shards say it
+    sources      one row a run and source, where sources were asked for: planned, kept, shares, mean il and loss
 
 The newest checkpoint's list decides which segments exist, each proved by its sha256 when the ledger is opened; parts
 are opened only when a question mentions them. DuckDB gets Arrow datasets, never a path.
@@ -37,13 +38,13 @@ from rhostream.tables.names import checked_roots
 
 __all__ = ["VIEWS", "Ledger", "is_table", "open_ledger", "read_record"]
 
-VIEWS = ("selections", "steps", "runs", "il", "samples", "quarantine", "shadow", "classes")
+VIEWS = ("selections", "steps", "runs", "il", "samples", "quarantine", "shadow", "classes", "sources")
 # Parts are opened before a question that holds these words; a column may have the same name, which costs time only.
 _FROM_PARTS = re.compile(r"\b(il|samples|quarantine)\b", re.IGNORECASE)
 _OF_CLASSES = re.compile(r"\bclasses\b", re.IGNORECASE)
 _ASKS_FOR_CLASSES = re.compile(r"\b(label|classes|correct|predicted|\w*accuracy\w*|effective_\w+)\b", re.IGNORECASE)
 _CLASSES = pa.schema([("label", pa.int32()), ("name", pa.string())])
-_SEGMENTS = (("log", selections.SCHEMA), ("steps", steps.SCHEMA))
+_SEGMENTS = (("log", selections.WITH_SOURCE), ("steps", steps.SCHEMA))
 _SCAN_FAILED = (duckdb.InvalidInputException, duckdb.IOException, duckdb.InternalException, pa.ArrowException)
 _OF_PARTS = ("il", "samples", "quarantine")
 _DEFINITIONS = {
@@ -58,6 +59,14 @@ _DEFINITIONS = {
     "quarantine": "SELECT shard, ordinal, key, status, error FROM _parts WHERE status <> 'ok'",
     "shadow": "SELECT * FROM _shadow",
     "classes": "SELECT * FROM _classes",
+    # Shares are of what had a buffer; `candidates` are the rows that the choice was made of.
+    "sources": "SELECT run, source, count(*) AS planned, count(*) FILTER (reason IN ('kept', 'below', 'shortlist', "
+               "'nonfinite', 'duplicate', 'unapplied')) AS candidates, count(*) FILTER (kept) AS kept, "
+               "count(*) FILTER (kept) / count(*) AS kept_rate, "
+               "count(*) / sum(count(*)) OVER (PARTITION BY run) AS share_planned, "
+               "count(*) FILTER (kept) / nullif(sum(count(*) FILTER (kept)) OVER (PARTITION BY run), 0) AS share_kept, "
+               "avg(il::DOUBLE) AS mean_il, avg(loss::DOUBLE) AS mean_loss FROM _log "
+               "WHERE source IS NOT NULL AND step IS NOT NULL GROUP BY run, source",
 }  # fmt: skip
 
 

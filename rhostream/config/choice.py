@@ -68,6 +68,15 @@ class ChoiceSettings:
         part="rule",
         words="keep-list",
     )
+    deny: str | None = setting(
+        None,
+        help="Parquet, CSV or JSON as of --keep-list: these samples are left out from now on; none lifts what held.",
+        heading=CASCADE,
+        metavar="FILE",
+        place=True,
+        no_place="none",
+        free="a list gets longer while a run goes on, and each that comes is recorded as a change",
+    )
     band: str | None = setting(
         None,
         help="Drop samples whose il is outside, before they are read: 20%:90% of the table, or nats.",

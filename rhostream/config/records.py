@@ -20,6 +20,15 @@ TESTS = "the test set is for reporting only"
 class RecordSettings:
     """What a run leaves behind, and what it changes while it goes on."""
 
+    sources: str | None = setting(
+        None,
+        help="Name each sample's source in the log: root (the name of its root), or a kept field of the table.",
+        heading=RECORDS,
+        metavar="root|FIELD",
+        pin=ASKED,
+        fixed="it is what the log's column source means",
+        part="rule",
+    )
     eval_every: int = setting(100, help="Steps between evaluations.", heading=RECORDS, pin=RECORDED, free=TESTS)
     evaluate: str | None = setting(
         None,

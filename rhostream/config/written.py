@@ -18,7 +18,8 @@ def written(config: Any) -> dict[str, Any]:
         value = getattr(config, name)
         if not says.kept or (says.code and value is None):
             continue
-        found[name] = True if says.code else _place(value) if says.place else _plain(value)
+        is_place = says.place and not (says.no_place and value == says.no_place)
+        found[name] = True if says.code else _place(value) if is_place else _plain(value)
     return found
 
 

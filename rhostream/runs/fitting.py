@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from rhostream.errors import UsageError
+from rhostream.selection.options import Options
 from rhostream.selection.ranks import Ranks
+from rhostream.selection.rules import Rule
 from rhostream.selection.selector import GRADIENTS, Selector
-from rhostream.stream.join import UniformChoice
+from rhostream.selection.source_quota import require_sources
 from rhostream.stream.loader import Loader
+from rhostream.stream.uniform_choice import UniformChoice
 
 
 def require_ranks(stream: Loader, selector: Selector, ranks: Ranks, gradients: str | None) -> None:
@@ -31,13 +34,25 @@ def require_ranks(stream: Loader, selector: Selector, ranks: Ranks, gradients: s
         )
 
 
-def choose_before_decoding(stream: Loader, selector: Selector) -> None:
-    """What the selector will keep by chance is chosen by the stream, which then decodes nothing else."""
-    schedule, always = selector.options.kept_schedule, selector.rule.score is None
-    candidates = stream.stream
+def choose_before_decoding(stream: Loader, options: Options, rule: Rule, batch_size: int, seed: int) -> None:
+    """What a selector will keep by chance is chosen by the stream, which then decodes nothing else.
+
+    Raises UsageError for bounds of sources that no batch can meet.
+    """
+    schedule, always, candidates = options.kept_schedule, rule.score is None, stream.stream
+    sources = candidates.join_settings.sources
+    names = None if sources is None else sources.names
+    require_sources(options.source_quota, names, schedule.sizes(batch_size, candidates.buffer_size))
     if (always or schedule.has_uniform_steps) and not any(isinstance(p, UniformChoice) for p in candidates.prefilters):
         candidates.prefilters += (
             UniformChoice(
-                selector.batch_size, selector.seed, schedule, selector.options.quota, always, candidates.numbering
+                batch_size,
+                seed,
+                schedule,
+                options.quota,
+                always,
+                candidates.numbering,
+                options.source_quota,
+                names or (),
             ),
         )

@@ -23,9 +23,10 @@ from rhostream.runs.doubts import Plan, cheap_choice
 from rhostream.runs.record import versions
 from rhostream.selection.losses import TARGET_LOSSES
 from rhostream.selection.selector import Selector
-from rhostream.stream.join import UniformChoice
+from rhostream.stream.dataset import CandidateStream
 from rhostream.stream.loader import Loader
 from rhostream.stream.passing import PassOver
+from rhostream.stream.uniform_choice import UniformChoice
 from rhostream.tables.il import Table, fingerprint
 
 UNKNOWN = "unknown"
@@ -79,6 +80,7 @@ def pins_of(
         "draws": DRAWS,
         "decoder": stream.decoder_name,
         "view_size": stream.view,
+        **({} if join.sources is None else {"sources": join.sources.of}),
         "prefilters": [_shown(p) for p in stream.prefilters if not isinstance(p, UniformChoice | PassOver)],
         "chunk": forward.chunk,
         "precision": str(forward.autocast or torch.float32).removeprefix("torch."),
@@ -114,6 +116,7 @@ def record_of(loader: Loader, pins: Mapping[str, Any], last_step: int | None, ra
             "passes": stream.passes,
             "steps": last_step,
             "last_step": last_step,
+            **denied_samples(stream),
         },
         "il": storage.redact(table.url),
         "shards": list(table.names),
@@ -129,6 +132,12 @@ def record_of(loader: Loader, pins: Mapping[str, Any], last_step: int | None, ra
         "buffers_per_pass": stream.buffers_per_pass,
         **named_classes(table),
     }
+
+
+def denied_samples(stream: CandidateStream) -> dict[str, Any]:
+    """What run.json says of the deny-list that a run began with, {} where there is none."""
+    denied = stream.join_settings.denied
+    return {} if denied is None else {"deny": denied.digest, "denied_samples": denied.samples}
 
 
 def named_classes(table: Table) -> dict[str, Any]:

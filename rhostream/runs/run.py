@@ -112,7 +112,7 @@ class Run(Loop):
         pins = pins_of(stream, selector, selector.model, config, accumulate=accumulate, seed_steps=seed_steps)
         attempt = Attempt(storage.resolve(storage.text_of(folder)), pins, ranks, take_over=take_over)
         attempt.cost.il = il_account(stream) if pins["il"] else {}
-        choose_before_decoding(stream, selector)
+        choose_before_decoding(stream, selector.options, selector.rule, selector.batch_size, selector.seed)
         super().__init__(
             attempt,
             record_of(stream, pins, last_step, ranks.size),

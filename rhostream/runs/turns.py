@@ -22,13 +22,14 @@ from rhostream.runs.plans import SHARDS, RunPlan, plans_of
 from rhostream.runs.record import recorded
 from rhostream.selection.ranks import Ranks
 from rhostream.stream.dataset import CandidateStream
+from rhostream.stream.join import Denied
 from rhostream.stream.passing import parse_stretch
 from rhostream.stream.plan import buffers_in
 from rhostream.tables.il import fingerprint
 
-FROM_STEP, SKIP = "from_step", "skip_buffers"
-NO_SETTINGS = (FROM_STEP, SKIP)  # changes of nothing that a run pins
-_OPTIONS = {FROM_STEP: "--from-step", SKIP: "--skip-buffers", SHARDS: "--grow"}
+FROM_STEP, SKIP, DENY = "from_step", "skip_buffers", "deny"
+NO_SETTINGS = (FROM_STEP, SKIP, DENY)  # changes of nothing that a run pins
+_OPTIONS = {FROM_STEP: "--from-step", SKIP: "--skip-buffers", SHARDS: "--grow", DENY: "--deny"}
 Change = dict[str, Any]
 
 
@@ -58,6 +59,8 @@ class Turn:
     back: bool  # the point isn't the state in force
     changing: list[Change]
     plans: list[RunPlan]  # the lists of shards of the branch, oldest first; [] before the run's beginning
+    denied: tuple[str | None, int] | None = None  # digest and samples of the deny-list at the point; None: no run yet
+    denying: bool = False  # whether one holds in the state in force
 
     @property
     def start(self) -> Place | None:
@@ -99,6 +102,8 @@ def look(run: str, asked: Asked, ranks: Ranks, point: Callable[[], Link | None])
                 "back": turn.back,
                 "changing": turn.changing,
                 "plans": [vars(plan) for plan in turn.plans],
+                "denied": turn.denied,
+                "denying": turn.denying,
             }
         except UsageError as exc:
             told, refusal = {"refusal": str(exc)}, exc
@@ -112,11 +117,15 @@ def look(run: str, asked: Asked, ranks: Ranks, point: Callable[[], Link | None])
         back=told["back"],
         changing=told["changing"],
         plans=[RunPlan(**plan) for plan in told["plans"]],
+        denied=told["denied"] and tuple(told["denied"]),
+        denying=told["denying"],
     )
 
 
 def _look(run: str, asked: Asked, link: Link | None) -> Turn:
     step, skip, changing, back = asked.from_step, asked.skip_buffers, list[Change](), False
+    record = recorded(run)
+    in_force = _denied(record, link.changes if link is not None else ())
     if step is not None and not _in_force(link, asked):
         if link is None:
             raise UsageError(f"--from-step {step}: {storage.redact(run)} has no commit to go back to: leave it out")
@@ -131,7 +140,25 @@ def _look(run: str, asked: Asked, link: Link | None) -> Turn:
                 f"trained on; go back with --from-step, to a commit of step {first:,} or before"
             )
         changing.append({"field": SKIP, "old": None, "new": skip, "step": at})
-    return Turn(asked=asked, point=link, back=back, changing=changing, plans=plans_of(run, recorded(run), changes))
+    return Turn(
+        asked=asked,
+        point=link,
+        back=back,
+        changing=changing,
+        plans=plans_of(run, record, changes),
+        denied=_denied(record, changes),
+        denying=in_force is not None and in_force[0] is not None,
+    )
+
+
+def _denied(record: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]) -> tuple[str | None, int] | None:
+    """The deny-list that held after these changes: its digest and how many samples it named; None before a run."""
+    if not record:
+        return None
+    settings = record.get("settings") or {}
+    began = [{"field": DENY, "new": settings.get(DENY), "samples": settings.get("denied_samples", 0)}]
+    last = [change for change in [*began, *changes] if change["field"] == DENY][-1]
+    return last["new"], int(last["samples"])
 
 
 def _in_force(link: Link | None, asked: Asked) -> bool:
@@ -162,10 +189,32 @@ def take_up(turn: Turn, stream: CandidateStream) -> None:
     With `grow` a list with more shards than the branch goes by becomes a change of the turn. Raises MismatchError for
     one that lacks shards, UsageError where no pass ends.
     """
+    _take_up_denied(turn, stream.join_settings.denied)
     if turn.asked.grow and turn.plans and turn.point is not None:
         _grow(turn, turn.plans[-1], turn.point, stream)
     plan = turn.plans[-1] if turn.plans else RunPlan(names=(), urls=())
     stream.begin(plan.first_pass, plan.first_step, turn.skipped)
+
+
+def _take_up_denied(turn: Turn, given: Denied | None) -> None:
+    """Make a deny-list that isn't the one of the turn's point a change. Raises UsageError where one that held is left
+    out, or has become shorter."""
+    if turn.denied is None:
+        return
+    (digest, samples), new = turn.denied, given and given.digest
+    if given is None and turn.denying:
+        raise UsageError(
+            "this run has a deny-list in force, and none was given: give it again (--deny, in a loop of your own "
+            "open_stream(deny=)), or lift it with --deny none"
+        )
+    if given is not None and new is not None and given.samples < samples:
+        raise UsageError(
+            f"the deny-list names {given.samples:,} samples of these shards, and the one that held before "
+            f"{samples:,}: a list gets longer; one that was wrong is lifted with --deny none"
+        )
+    if new != digest:
+        named = 0 if given is None else given.samples
+        turn.changing.append({"field": DENY, "old": digest, "new": new, "step": turn.step, "samples": named})
 
 
 def _grow(turn: Turn, plan: RunPlan, point: Link, stream: CandidateStream) -> None:

@@ -16,7 +16,7 @@ class Chooser:
     def __init__(self, rule: Rule, options: Options) -> None:
         self.rule, self.options = rule, options
         self.schedule, self.quota, self.shadows = options.kept_schedule, options.quota, options.shadows
-        self.adjusts = options.adjusts
+        self.adjusts, self.sources = options.adjusts, options.source_quota
 
     @property
     def needs_views(self) -> bool:

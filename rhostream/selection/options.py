@@ -16,6 +16,7 @@ from rhostream.setting import ASKED, CHOICE, RULES, check_types, defaults_of, se
 if TYPE_CHECKING:
     from rhostream.selection.adjust.shape import Adjust
     from rhostream.selection.quota import ClassQuota
+    from rhostream.selection.source_quota import SourceQuota
 
 _OF_CLASSES = {"logits_BC", "label_B", "draws_KBC"}  # what a built-in rule takes of classes
 Make = Callable[[Any], Any]  # an option's value to its `Adjust`, or to a function of (scores (B,), the buffer)
@@ -63,6 +64,20 @@ class Options:
         words="class quota",
         adjust="class_quota",
     )
+    source_floor: Mapping[str, float] | Iterable[str] | None = option(
+        None,
+        "At least that share of a batch is of the source NAME, as far as a buffer has samples of it (--sources).",
+        metavar="NAME=SHARE",
+        words="at least",
+        adjust="source_floor",
+    )
+    source_cap: Mapping[str, float] | Iterable[str] | None = option(
+        None,
+        "At most that share of a batch is of the source NAME (--sources).",
+        metavar="NAME=SHARE",
+        words="at most",
+        adjust="source_cap",
+    )
     deduplicate: float | None = option(
         None,
         "Of pictures of one buffer whose small views correlate by R (0.95) only the best is kept.",
@@ -86,13 +101,19 @@ class Options:
 
     def __post_init__(self) -> None:
         check_types(self)
+        if self.source_floor is not None or self.source_cap is not None:
+            from rhostream.selection.source_quota import parse_shares
+
+            for name in ("source_floor", "source_cap"):
+                shares = parse_shares(f"--{name.replace('_', '-')}", getattr(self, name))
+                object.__setattr__(self, name, shares)
         if self.gumbel is not None and not 0 < self.gumbel < math.inf:
             raise UsageError(f"--gumbel {self.gumbel:g}: expected a temperature above 0, in units of the score")
         if self.deduplicate is not None and not 0 < self.deduplicate <= 1:
             raise UsageError(f"--deduplicate {self.deduplicate:g}: expected a correlation above 0 and at most 1")
         if self.mc_draws < 1:
             raise UsageError(f"--mc-draws {self.mc_draws}: expected at least 1")
-        _ = self.kept_schedule, self.quota, self.shadows, self.adjusts
+        _ = self.kept_schedule, self.quota, self.source_quota, self.shadows, self.adjusts
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
@@ -119,6 +140,14 @@ class Options:
         return parse_quota(self.class_quota)
 
     @property
+    def source_quota(self) -> SourceQuota | None:
+        if self.source_floor is None and self.source_cap is None:
+            return None
+        from rhostream.selection.source_quota import SourceQuota, parse_shares
+
+        return SourceQuota.of(parse_shares("", self.source_floor), parse_shares("", self.source_cap))
+
+    @property
     def shadows(self) -> tuple[Rule, ...]:
         """The shadow rules, each once, in the order in which they were named."""
         names = self.shadow.split(",") if isinstance(self.shadow, str) else self.shadow or ()
@@ -130,6 +159,7 @@ class Options:
         if rule.score is None:
             if self.quota is not None and self.quota.kind != "reducr":
                 del reranks["class_quota"]
+            reranks = {name: value for name, value in reranks.items() if name not in ("source_floor", "source_cap")}
             useless = {
                 **reranks,
                 "shadow": self.shadows,
@@ -205,6 +235,9 @@ class Options:
             if getattr(self, field.name) != field.default
         }
         changed |= {name: str(changed[name]) for name in ("ratio", "class_quota") if name in changed}
+        for name in ("source_floor", "source_cap"):
+            if name in changed:
+                changed[name] = ", ".join(f"{one}={share:g}" for one, share in sorted(changed[name].items()))
         if self.shadows:
             changed["shadow"] = ",".join(rule.name for rule in self.shadows)
         else:

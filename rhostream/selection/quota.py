@@ -94,11 +94,13 @@ def parse_quota(text: str | float | None) -> ClassQuota | None:
 def limited(order: Ints, label: Ints, n: int, quota: ClassQuota | None) -> Ints:
     """The first n of `order` (positions, the best first) of which no class has more than its quota."""
     most = None if quota is None else quota.caps(label[order], n)
-    if most is None:
-        return order[:n]
-    own = label[order]
-    by_class = np.argsort(own, kind="stable")
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(own[by_class]) != 0])) if len(own) else by_class
-    rank = np.empty(len(own), np.int64)  # place among those of the same class
-    rank[by_class] = np.arange(len(own)) - np.repeat(starts, np.diff(np.append(starts, len(own))))
-    return order[rank < most][:n]
+    return order[:n] if most is None else order[places(label[order]) < most][:n]
+
+
+def places(group: Ints) -> Ints:
+    """(m,) the place of each among those of its own group, in the order in which they stand, from 0 on."""
+    by_group = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(group[by_group]) != 0])) if len(group) else by_group
+    place = np.empty(len(group), np.int64)
+    place[by_group] = np.arange(len(group)) - np.repeat(starts, np.diff(np.append(starts, len(group))))
+    return place

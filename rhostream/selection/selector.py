@@ -33,10 +33,11 @@ from rhostream.selection.ranks import Ranks, default_ranks, in_lockstep, is_shar
 from rhostream.selection.rules import find_rule
 from rhostream.selection.scores import RuleScores, bounds_of
 from rhostream.selection.shadow import shadow_kept
+from rhostream.selection.source_quota import require_sources
 from rhostream.selection.stages import Columns, Rows, Selection, Stage, fields_of, pack, unpack
 from rhostream.selection.tokens import is_language, loss_of
 from rhostream.selection.uniform import Draws
-from rhostream.selection.whole import Host, buffer_of, leave_out_without_il, shortlist, slice_of, uniform_of
+from rhostream.selection.whole import buffer_of, leave_out_without_il, shortlist, slice_of, uniform_of
 
 __all__ = ["NONFINITE_BUFFERS", "Selection", "Selector", "scoring"]
 
@@ -156,6 +157,7 @@ class Selector:
             candidates = leave_out_without_il(candidates)
         n_B, rows = slice_of(candidates, self.ranks).planned, candidates.candidate_rows
         n = self.chooser.schedule.kept(step, self.batch_size, n_B)
+        require_sources(self.chooser.sources, candidates.source_names, [n])
         if self.rule.score is None or self.chooser.schedule.is_uniform(step):
             return self._uniform(candidates, rows, n, step)
         if not self.chooser.pays(n_B, n):
@@ -179,7 +181,8 @@ class Selector:
         host = unpack(*pack(columns))  # the one wait for the device
         reached = host["row"]
         log.scored(reached, host, candidates.host.il.numpy())
-        buffer, first = self._buffer(candidates, reached, host, n, draws), slice_of(candidates, self.ranks).first
+        buffer = buffer_of(candidates, reached, host, self.ranks, n=n, draws=draws)
+        first = slice_of(candidates, self.ranks).first
         own = slice(first, first + len(candidates))
         self._watch(buffer)
         choice = self.chooser(buffer)
@@ -208,7 +211,7 @@ class Selector:
         `measure`: their gradient norms are scored, for tau.
         """
         log, reread, scored, draws = Columns(candidates, Reason.below), 0, 0, self._draws(candidates, step)
-        rows = uniform_of(candidates, rows, self.ranks, n, draws, self.chooser.quota)
+        rows = uniform_of(candidates, rows, self.ranks, n, draws, self.chooser.quota, self.chooser.sources)
         stage, kept = Stage.of(candidates, rows), rows
         if candidates.full is not None and (measure or candidates.again is None):
             stage, kept = stage.decoded_again(candidates, candidates.full, rows)
@@ -216,7 +219,7 @@ class Selector:
         if measure:
             host = unpack(*pack(self._scores(self.forward, stage, bounds_of(candidates, rows), 0)))
             log.scored(kept, host, candidates.host.il.numpy())
-            self.chooser.see(self._buffer(candidates, kept, host, n, draws))
+            self.chooser.see(buffer_of(candidates, kept, host, self.ranks, n=n, draws=draws))
             scored = len(kept)
         if candidates.again is not None:
             reread += len(kept)
@@ -263,13 +266,9 @@ class Selector:
         score_m = self._scores(forward, stage, bounds_of(candidates, rows), draws.step)["score"]
         return shortlist(candidates, rows, score_m, self.ranks, round(self.shortlist * n))
 
-    def _buffer(self, candidates: Candidates, rows: Rows, host: Host, n: int, draws: Draws) -> Buffer:
-        return buffer_of(candidates, rows, host, self.ranks, n=n, draws=draws)
-
     def _draws(self, candidates: Candidates, step: int) -> Draws:
-        where = {"pass_index": candidates.pass_index, "index": candidates.index}
-        planned = slice_of(candidates, self.ranks).planned
-        return Draws(seed=self.seed, step=step, planned=planned, **where)
+        return Draws(seed=self.seed, step=step, planned=slice_of(candidates, self.ranks).planned,
+                     pass_index=candidates.pass_index, index=candidates.index)  # fmt: skip
 
     def _watch(self, buffer: Buffer) -> None:
         score = buffer.score_B[buffer.reached_B]

@@ -6,6 +6,7 @@ the number of ranks nor on which rows are left out before it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,13 +29,15 @@ def uniform_rows(
     pass_index: int,
     index: int,
     quota: ClassQuota | None = None,
+    admit: Callable[[Ints], Ints] | None = None,
 ) -> Ints:
     """Which of the eligible rows are kept by chance: positions (min(n, m),) int64 of `place`, ascending.
 
     `place` (m,) are rows of a buffer of `planned` rows (n_B over all ranks), `label` (m,) their classes, `index` the
-    buffer's number in its pass.
+    buffer's number in its pass. `admit` gives, of an order of positions, those that the choice is made of, ordered.
     """
     order = np.argsort(generator(seed, "uniform", pass_index, index).random(planned)[place], kind="stable")
+    order = order if admit is None else admit(order)
     return np.sort(limited(order, label, n, None if quota is None or quota.kind == "reducr" else quota))
 
 
@@ -52,7 +55,14 @@ class Draws:
         """For a purpose that comes once a step."""
         return generator(self.seed, purpose, self.step)
 
-    def uniform(self, row_m: Ints, label_m: Ints, n: int, quota: ClassQuota | None = None) -> Ints:
+    def uniform(
+        self,
+        row_m: Ints,
+        label_m: Ints,
+        n: int,
+        quota: ClassQuota | None = None,
+        admit: Callable[[Ints], Ints] | None = None,
+    ) -> Ints:
         """Of these rows of the buffer those that are kept by chance, ascending; see `uniform_rows`."""
         return row_m[
             uniform_rows(
@@ -64,5 +74,6 @@ class Draws:
                 pass_index=self.pass_index,
                 index=self.index,
                 quota=quota,
+                admit=admit,
             )
         ]

@@ -18,7 +18,9 @@ from rhostream.candidates import CANDIDATE, Candidates, Slice, to_device
 from rhostream.reasons import Reason
 from rhostream.selection.adjust.shape import Buffer
 from rhostream.selection.choice import leading
+from rhostream.selection.quota import ClassQuota
 from rhostream.selection.ranks import Ranks
+from rhostream.selection.source_quota import SourceQuota
 from rhostream.selection.stages import Rows, scatter
 from rhostream.selection.uniform import Draws
 
@@ -45,6 +47,11 @@ def leave_out_without_il(candidates: Candidates) -> Candidates:
     return replace(candidates, reason=np.where(missing_B, np.uint8(Reason.missing_il), candidates.reason))
 
 
+def sources_of(candidates: Candidates) -> dict[str, Rows]:
+    """{"source": (B,) the numbers of the sources}, {} where they have none."""
+    return {} if candidates.source is None else {"source": candidates.source.astype(np.int64)}
+
+
 def own_rows(rows: Rows, part: Slice, size: int) -> Rows:
     """Of rows of the buffer of all ranks those of this slice of `size` rows, as rows of the slice."""
     return rows[(rows >= part.first) & (rows < part.first + size)] - part.first
@@ -61,6 +68,7 @@ def buffer_of(candidates: Candidates, rows: Rows, host: Host, ranks: Ranks, *, n
         "shadow": scatter(rows, host["shadow"].T, size),
         "label": classes_of(candidates),
         "reached": reached_B,
+        **sources_of(candidates),
     }
     whole, view_mV = ranks.concat_columns(own, part.most), host.get("view")
     if view_mV is not None:
@@ -75,6 +83,8 @@ def buffer_of(candidates: Candidates, rows: Rows, host: Host, ranks: Ranks, *, n
         draws=draws,
         shadow_SB=whole["shadow"].T.astype(np.float64),
         view_mV=view_mV,
+        source_B=whole.get("source"),
+        source_names=candidates.source_names or (),
     )
 
 
@@ -95,12 +105,24 @@ def shortlist(candidates: Candidates, rows: Rows, score_m: Tensor, ranks: Ranks,
     return to_device(torch.from_numpy(position), score_m.device)
 
 
-def uniform_of(candidates: Candidates, rows: Rows, ranks: Ranks, n: int, draws: Draws, quota: Any) -> Rows:
+def uniform_of(
+    candidates: Candidates,
+    rows: Rows,
+    ranks: Ranks,
+    n: int,
+    draws: Draws,
+    quota: ClassQuota | None,
+    sources: SourceQuota | None = None,
+) -> Rows:
     """A random n of the candidates of the whole buffer, of which `rows` are ours: those of this slice, ascending."""
     part, size = slice_of(candidates, ranks), len(candidates)
-    own = {"in": candidates.reason == CANDIDATE, "label": classes_of(candidates)}
+    own = {"in": candidates.reason == CANDIDATE, "label": classes_of(candidates), **sources_of(candidates)}
     whole = ranks.concat_columns(own, part.most)
     eligible = np.flatnonzero(whole["in"])
-    if len(eligible) <= n and (quota is None or quota.kind == "reducr"):
+    if len(eligible) <= n and sources is None and (quota is None or quota.kind == "reducr"):
         return rows
-    return own_rows(draws.uniform(eligible, whole["label"][eligible], n, quota), part, size)
+    admit = None
+    if sources is not None:
+        source, names = whole["source"][eligible], candidates.source_names or ()
+        admit = lambda order: sources.admit(order, source, names, n)  # noqa: E731
+    return own_rows(draws.uniform(eligible, whole["label"][eligible], n, quota, admit), part, size)

@@ -3,11 +3,9 @@
     table.open_table > CandidateStream (an IterableDataset of messages) > Loader > Candidates, one per buffer
 
 Here is what a buffer holds, and all that runs in a worker; `loader.Loader` starts the workers and keeps the cursor.
-
-A worker decodes straight into rows of a slot (an array a field; shared memory, allocated once) and sends
-only the slot's number and a few small arrays. A DataLoader has at most `prefetch_factor` messages of a worker in flight
-while the consumer holds one buffer and, on a GPU, the next one that is being copied: so `prefetch_factor + 3` slots a
-worker are never overwritten too early.
+A worker decodes straight into rows of a slot (an array a field; shared memory, allocated once) and sends its number and
+small arrays. Of a worker at most `prefetch_factor` messages are in flight while the consumer holds one buffer and, on a
+GPU, the next one that is being copied: `prefetch_factor + 3` slots are never overwritten too early.
 """
 
 from __future__ import annotations
@@ -31,10 +29,11 @@ from rhostream.errors import MismatchError, RhostreamError
 from rhostream.samples.fields import Fields
 from rhostream.samples.kind import OK, Kind, View
 from rhostream.stream.cursor import Cursor, digests_of, identity_of, require_same_plan
-from rhostream.stream.join import Join, Joined, JoinSettings, Prefilter, UniformChoice
+from rhostream.stream.join import Join, Joined, JoinSettings, Prefilter
 from rhostream.stream.passing import PassOver
 from rhostream.stream.plan import Numbering, Plan, choose_lanes
 from rhostream.stream.slots import slots
+from rhostream.stream.uniform_choice import UniformChoice
 from rhostream.tables import il
 
 PREFETCH = 2
@@ -277,7 +276,7 @@ class CandidateStream(IterableDataset[Message]):
 
     def candidates_of(self, message: Message, slots: Mapping[str, Tensor] | None) -> Candidates:
         """The candidates that a worker sent, their fields those of its slot; without any for None."""
-        joined, plan = message.joined, self.plan(message.pass_index)
+        joined, plan, sources = message.joined, self.plan(message.pass_index), self.join_settings.sources
         assert joined is not None
         return Candidates(
             pass_index=message.pass_index,
@@ -295,4 +294,6 @@ class CandidateStream(IterableDataset[Message]):
             shard_names=self._names,
             fold=joined.fold,
             il_tokens=None if joined.il_tokens is None else torch.from_numpy(joined.il_tokens),
+            source=joined.source,
+            source_names=None if sources is None else sources.names,
         )

@@ -23,14 +23,11 @@ from rhostream import storage
 from rhostream.candidates import CANDIDATE, Reason
 from rhostream.errors import MissingPartError, ShardError, UsageError
 from rhostream.samples.registry import IMAGES
-from rhostream.selection.quota import ClassQuota
-from rhostream.selection.schedule import PLAIN, Schedule
-from rhostream.selection.uniform import uniform_rows
 from rhostream.storage import Reader, redact
-from rhostream.stream.plan import Numbering, Rows
+from rhostream.stream.plan import Rows
+from rhostream.stream.sources import Sources
 from rhostream.tables import il
 
-FROM_THE_START = Numbering(0)
 POLICIES = ("error", "skip")
 
 
@@ -47,6 +44,7 @@ class Joined:
     reason: npt.NDArray[np.uint8]  # CANDIDATE, or why it is dropped unread
     fold: npt.NDArray[np.int8] | None = None  # which IL model scored it; where the join was asked for it
     il_tokens: npt.NDArray[np.float16] | None = None  # (B, T) nats, NaN where there is no token; where asked for
+    source: npt.NDArray[np.int16] | None = None  # the number of its source; where asked for
 
     def slice(self, start: int, stop: int) -> Joined:
         """The rows from `start` up to `stop`."""
@@ -54,7 +52,20 @@ class Joined:
         return Joined(Rows(self.rows.shard[at], self.rows.ordinal[at]), self.key[at], self.label[at], self.il[at],
                       self.offset[:, at], self.size[:, at], self.reason[at],
                       None if self.fold is None else self.fold[at],
-                      None if self.il_tokens is None else self.il_tokens[at])  # fmt: skip
+                      None if self.il_tokens is None else self.il_tokens[at],
+                      None if self.source is None else self.source[at])  # fmt: skip
+
+
+class Denied(Protocol):
+    """Samples that are to be left out whatever else holds; see `stream/deny_list.py`."""
+
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def digest(self) -> str | None: ...
+
+    def named(self, rows: Rows) -> npt.NDArray[np.bool_]: ...
 
 
 class Prefilter(Protocol):
@@ -65,43 +76,6 @@ class Prefilter(Protocol):
     """
 
     def __call__(self, joined: Joined, pass_index: int, index: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class UniformChoice:
-    """The rule `uniform`, decided before decode: a random n_b of the usable rows, the others are `below`.
-
-    With a `schedule` it decides the uniform steps of another rule, or the n_b of each step, and `numbering` says which
-    it is.
-    """
-
-    batch_size: int
-    seed: int
-    schedule: Schedule = PLAIN
-    quota: ClassQuota | None = None
-    always: bool = True  # every step is uniform, whatever the schedule
-    numbering: Numbering = FROM_THE_START
-
-    draws_batch = True  # no decision about a row alone
-    whole_buffer = True  # over several ranks n_b is that of all
-
-    def __call__(self, joined: Joined, pass_index: int, index: int) -> None:
-        step = self.numbering(pass_index, index)
-        if not (self.always or self.schedule.is_uniform(step)):
-            return
-        n = self.schedule.kept(step, self.batch_size, len(joined.reason))
-        usable = np.flatnonzero(joined.reason == CANDIDATE)
-        kept = uniform_rows(
-            usable,
-            joined.label[usable],
-            n,
-            planned=len(joined.reason),
-            seed=self.seed,
-            pass_index=pass_index,
-            index=index,
-            quota=self.quota,
-        )
-        joined.reason[np.setdiff1d(usable, usable[kept])] = Reason.below
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +90,8 @@ class JoinSettings:
     members: tuple[tuple[str, ...], ...] = (IMAGES.main,)  # of a sample: the extensions of each
     labelled: bool = True  # whether a row without a label is of no use
     tokens: int = 0  # T: the il of so many tokens of each sample is joined too
+    denied: Denied | None = None  # what a deny-list names
+    sources: Sources | None = None  # how samples' sources are named
 
     def __post_init__(self) -> None:
         if self.missing_il not in POLICIES:
@@ -165,6 +141,8 @@ class Join:
         fold = np.full(n, -1, np.int8) if self._settings.with_fold else None
         keys: list[pa.StringArray] = []
         tokens = np.full((n, self._settings.tokens), np.nan, np.float16) if self._settings.tokens else None
+        sources = self._settings.sources
+        source = None if sources is None else np.zeros(n, np.int16)
         cuts = np.flatnonzero(np.diff(rows.shard)) + 1
         for start, stop in zip([0, *cuts], [*cuts, n], strict=True):
             if start == stop:
@@ -175,6 +153,8 @@ class Join:
             if fold is not None and part.fold is not None:
                 fold[start:stop] = part.fold[at]
             keys.append(part.key.take(pa.array(at)))
+            if source is not None and part.source is not None:
+                source[start:stop] = part.source[at]
             self._drop(part, at, reason[start:stop])
             if tokens is not None:
                 _fill_tokens(part, at, tokens[start:stop])
@@ -184,7 +164,11 @@ class Join:
             if (left := self._readers.pop(shard, None)) is not None:
                 left.close()  # a file of the spool that is held open can't make room for another
         key = pa.concat_arrays(keys) if keys else pa.array([], pa.string())
-        joined = Joined(rows, key, label, il_B, offset, size, reason, fold, tokens)
+        if self._settings.denied is not None:
+            reason[self._settings.denied.named(rows)] = Reason.denied
+        if sources is not None and sources.by_shard is not None:
+            source = sources.by_shard[rows.shard]
+        joined = Joined(rows, key, label, il_B, offset, size, reason, fold, tokens, source)
         if self._settings.needs_il:
             self._missing_il(joined)
         return joined
@@ -213,13 +197,15 @@ class Join:
         joined.reason[missing] = Reason.missing_il
 
     def _part(self, shard: int) -> il.Part:
-        part = self._parts.pop(shard, None)
+        part, sources = self._parts.pop(shard, None), self._settings.sources
         if part is None:
             part = il.read_part(
                 il.part_url(self._table.url, self._table.names[shard]),
                 members=self._settings.members,
                 with_fold=self._settings.with_fold,
                 tokens=self._settings.tokens > 0,
+                field=None if sources is None else sources.field,
+                codes=None if sources is None else sources.codes,
             )
             while len(self._parts) >= self._open_shards:
                 self._parts.popitem(last=False)

@@ -1,4 +1,4 @@
-"""A keep-list: only the samples that it names are candidates; the others cost neither a read nor a decode.
+"""Lists of samples in a file; a keep-list: only the samples that it names are candidates, the others aren't read.
 
 It is a Parquet, CSV or JSON file (whatever a question in SQL gave) with the columns `shard` and `ordinal`, or `shard`
 and `key`. In memory it is one bit a planned sample, shared by the workers: 12.5 MB for a hundred million.
@@ -34,19 +34,32 @@ from rhostream.errors import UsageError
 from rhostream.inert import csv_text
 from rhostream.storage import redact
 from rhostream.stream.join import Joined
+from rhostream.stream.plan import Rows
 from rhostream.tables import il
 
 COST = b"rhostream_cost"  # in the metadata of a Parquet list: what making it cost
+_NAMES = {"keep_list": "keep-list", "deny": "deny-list"}
 MAX_HEADER = 64 << 10  # bytes; a hundred thousand columns would take most of a gigabyte before they were refused
 _CSV_TYPES = {"shard": pa.string(), "key": pa.string(), "ordinal": pa.int64()}
 
 
-@dataclass(frozen=True)
-class KeepList:
-    """Which samples of a table may be candidates; a prefilter of the stream."""
+@dataclass(frozen=True, repr=False)
+class ListedSamples:
+    """Which samples of a table a list names, in a bit each."""
 
     bits: Tensor  # (ceil(samples / 8),) uint8 in shared memory, little-endian bit order
     starts: npt.NDArray[np.int64]  # (shards,) number of the first sample of each shard
+
+    def named(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """(n,) whether each of these planned rows is on the list."""
+        at = self.starts[rows.shard] + rows.ordinal
+        named: npt.NDArray[np.bool_] = (self.bits.numpy()[at >> 3] >> (at & 7).astype(np.uint8) & 1).astype(bool)
+        return named
+
+
+@dataclass(frozen=True)
+class KeepList(ListedSamples):
+    """Which samples of a table may be candidates; a prefilter of the stream."""
 
     @property
     def digest(self) -> str:
@@ -54,9 +67,7 @@ class KeepList:
         return hashlib.sha256(self.bits.numpy().tobytes()).hexdigest()[:16]
 
     def __call__(self, joined: Joined, pass_index: int, index: int) -> None:
-        at = self.starts[joined.rows.shard] + joined.rows.ordinal
-        on_it = (self.bits.numpy()[at >> 3] >> (at & 7).astype(np.uint8)) & 1
-        joined.reason[(on_it == 0) & (joined.reason == CANDIDATE)] = Reason.unlisted
+        joined.reason[~self.named(joined.rows) & (joined.reason == CANDIDATE)] = Reason.unlisted
 
 
 def read_keep_list(url: str | os.PathLike[str], table: il.Table) -> KeepList:
@@ -65,35 +76,41 @@ def read_keep_list(url: str | os.PathLike[str], table: il.Table) -> KeepList:
     Rows that name no sample are counted in a warning. Raises UsageError when it is neither Parquet nor CSV nor JSON,
     lacks the columns, names no sample of these shards, or has a cell of CSV that may be two keys.
     """
-    url = keep_list_url(url)
-    reading = _Reading(url, table)
+    reading = read_list(url, table, "keep_list")
+    if not reading.named.any():
+        raise UsageError(
+            f"{reading.what}: none of its {reading.rows:,} rows names a sample of these "
+            f"{len(table.names)} shards, whose names look like {table.names[0]!r}{reading.first}"
+        )
+    return KeepList(reading.bits, reading.starts[:-1])
+
+
+def read_list(url: str | os.PathLike[str], table: il.Table, field: str) -> Reading:
+    """Which samples of `table` the list at `url` names; `field` is the option that gave it: keep_list or deny.
+
+    Rows that name no sample are counted in a warning. Raises UsageError for what is no list.
+    """
+    reading = Reading(f"{_NAMES[field]} {redact(url := list_url(url, field))}", url, table)
     try:
         for batch in reading.batches():
             reading.mark(batch)
     except pa.ArrowException as exc:
         raise UsageError(
-            f"keep-list {redact(url)} is no Parquet or CSV file, and no JSON, that can be read: "
-            f"{str(exc).splitlines()[0][:300]}"
+            f"{reading.what} is no Parquet or CSV file, and no JSON, that can be read: {str(exc).splitlines()[0][:300]}"
         ) from exc
-    if not reading.keep.any():
-        raise UsageError(
-            f"keep-list {redact(url)}: none of its {reading.rows:,} rows names a sample of these "
-            f"{len(table.names)} shards, whose names look like {table.names[0]!r}{reading.first}"
-        )
-    if reading.strange:
+    if reading.strange and (field != "keep_list" or reading.named.any()):
         warnings.warn(
-            f"keep-list {redact(url)}: {reading.strange:,} of its rows name no sample of these shards{reading.first}",
-            stacklevel=2,
+            f"{reading.what}: {reading.strange:,} of its rows name no sample of these shards{reading.first}",
+            stacklevel=4,
         )
-    bits = torch.from_numpy(np.packbits(reading.keep, bitorder="little")).share_memory_()
-    return KeepList(bits, reading.starts[:-1])
+    return reading
 
 
-def keep_list_url(given: str | os.PathLike[str]) -> str:
+def list_url(given: str | os.PathLike[str], field: str) -> str:
     """The resolved URL of a list's file. Raises UsageError for what is no path: a set of keys, a data frame."""
     if not isinstance(given, str | os.PathLike):
         raise UsageError(
-            f"keep_list is a {type(given).__name__}, expected the path of a Parquet, CSV or JSON file "
+            f"{field} is a {type(given).__name__}, expected the path of a Parquet, CSV or JSON file "
             "with the columns shard and ordinal, or shard and key: write it to one first (a data frame: "
             "to_parquet), so that the run can say which list it was"
         )
@@ -105,7 +122,7 @@ def keep_list_account(url: str) -> dict[str, int]:
 
     fit_samples (forward and backward), scored_samples, macs of one forward: as of an IL model.
     """
-    data = storage.read_bytes(keep_list_url(url))
+    data = storage.read_bytes(list_url(url, "keep_list"))
     if data[:4] != b"PAR1":
         return {}
     try:
@@ -116,9 +133,10 @@ def keep_list_account(url: str) -> dict[str, int]:
 
 
 @dataclass
-class _Reading:
+class Reading:
     """A list on its way to bits."""
 
+    what: str  # in words, for messages
     url: str
     table: il.Table
     rows: int = 0
@@ -126,17 +144,26 @@ class _Reading:
     first: str = ""  # the first row that names nothing, in words
     shown: bool = False  # CSV: a cell may be what our CSV shows instead of the text itself
     starts: npt.NDArray[np.int64] = field(init=False)
-    keep: npt.NDArray[np.bool_] = field(init=False)  # (samples,)
+    named: npt.NDArray[np.bool_] = field(init=False)  # (samples,)
+    sha256: str = ""  # of the file
 
     def __post_init__(self) -> None:
         self.starts = np.concatenate([[0], np.cumsum(self.table.counts)])
-        self.keep = np.zeros(int(self.starts[-1]), bool)
+        self.named = np.zeros(int(self.starts[-1]), bool)
         self._number = {name: at for at, name in enumerate(self.table.names)}
         self._shown_number = {csv_text(name): at for name, at in self._number.items() if csv_text(name) != name}
+
+    @property
+    def bits(self) -> Tensor:
+        """As `ListedSamples` has them."""
+        bits = torch.from_numpy(np.packbits(self.named, bitorder="little"))
+        bits.share_memory_()
+        return bits
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The columns shard and ordinal, or shard and key; Parquet and CSV are never whole in memory as Arrow."""
         data = storage.read_bytes(self.url)
+        self.sha256 = hashlib.sha256(data).hexdigest()
         begins = data[:256].removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
         if data[:4] == b"PAR1":
             file = pq.ParquetFile(io.BytesIO(data), pre_buffer=False)
@@ -147,8 +174,7 @@ class _Reading:
         else:
             if len(data.partition(b"\n")[0]) > MAX_HEADER:
                 raise UsageError(
-                    f"keep-list {redact(self.url)}: its first line has more than {MAX_HEADER:,} bytes; "
-                    "expected the names of its columns"
+                    f"{self.what}: its first line has more than {MAX_HEADER:,} bytes; expected the names of its columns"
                 )
             self.shown = True
             parse = pa.csv.ParseOptions(newlines_in_values=True)
@@ -160,7 +186,9 @@ class _Reading:
             columns = self._columns(pa.csv.open_csv(pa.BufferReader(text), parse_options=parse).schema.names)
             # Only these: a column that is none of ours may change its type half-way.
             types = pa.csv.ConvertOptions(column_types=_CSV_TYPES, include_columns=columns)
-            yield from pa.csv.open_csv(pa.BufferReader(text), parse_options=parse, convert_options=types)
+            # Blocks of 16 MiB: with keys each costs the parts of the shards that it names.
+            read = pa.csv.ReadOptions(block_size=1 << 24)
+            yield from pa.csv.open_csv(pa.BufferReader(text), read, parse_options=parse, convert_options=types)
 
     def _json(self, data: bytes) -> pa.RecordBatch:
         """An array of objects, as `rhostream sql --format json` writes it, or one object a line."""
@@ -180,7 +208,7 @@ class _Reading:
             )
         except (ValueError, TypeError, RecursionError) as exc:
             raise UsageError(
-                f"keep-list {redact(self.url)} is no JSON of objects that can be read: {str(exc).splitlines()[0][:200]}"
+                f"{self.what} is no JSON of objects that can be read: {str(exc).splitlines()[0][:200]}"
             ) from exc
 
     def _columns(self, names: list[str]) -> list[str]:
@@ -189,8 +217,7 @@ class _Reading:
                 return ["shard", second]
         shown = csv_text(", ".join(names)[:300]) or "none"
         raise UsageError(
-            f"keep-list {redact(self.url)} has the columns {shown}; expected shard and ordinal, or shard "
-            "and key, each once"
+            f"{self.what} has the columns {shown}; expected shard and ordinal, or shard and key, each once"
         )
 
     def mark(self, batch: pa.RecordBatch) -> None:
@@ -198,11 +225,12 @@ class _Reading:
         names = batch.column("shard").cast(pa.string()).dictionary_encode()
         index = names.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         self.rows += len(batch)
-        self._is_strange(batch, index < 0)
+        strange, by_shard = index < 0, np.argsort(index, kind="stable")
+        ends = np.searchsorted(index[by_shard], np.arange(len(names.dictionary) + 1))
         for at, name in enumerate(names.dictionary.to_pylist()):
-            mine = np.flatnonzero(index == at)
+            mine = by_shard[ends[at] : ends[at + 1]]
             if (shard := self._shard_of(name)) is None:
-                self._is_strange(batch, index == at)
+                strange[mine] = True
                 continue
             given = batch.column(1).take(pa.array(mine))
             count = int(self.table.counts[shard])
@@ -213,8 +241,9 @@ class _Reading:
             else:
                 part = il.read_part(il.part_url(self.table.url, self.table.names[shard]))
                 ordinal, known = self._named_by(given.cast(pa.string()), part.key)
-            self.keep[self.starts[shard] + ordinal] = True
-            self._is_strange(batch, np.isin(np.arange(len(batch)), mine[~known]))
+            self.named[self.starts[shard] + ordinal] = True
+            strange[mine[~known]] = True
+        self._is_strange(batch, strange)
 
     def _shard_of(self, name: str) -> int | None:
         exact, shown = self._number.get(name), self._shown_number.get(name) if self.shown else None
@@ -244,7 +273,7 @@ class _Reading:
 
     def _two_meanings(self, cell: str, what: str, one: str, other: str) -> UsageError:
         return UsageError(
-            f"keep-list {redact(self.url)}: {cell!r} may be the {what} {one!r} or {other!r}, which CSV "
+            f"{self.what}: {cell!r} may be the {what} {one!r} or {other!r}, which CSV "
             "shows alike; write the list with --format json, or name samples by ordinal"
         )
 

@@ -20,11 +20,13 @@ from rhostream.samples.kind import Kind
 from rhostream.samples.wanted import Wanted
 from rhostream.stream.band import resolve_band
 from rhostream.stream.dataset import CandidateStream
+from rhostream.stream.deny_list import read_deny_list
 from rhostream.stream.join import JoinSettings, Prefilter
 from rhostream.stream.keep_list import read_keep_list
 from rhostream.stream.loader import Loader
 from rhostream.stream.look import SAMPLES, SHARDS
 from rhostream.stream.plan import few_lanes
+from rhostream.stream.sources import read_sources
 from rhostream.tables import il as il_table
 from rhostream.tables.names import checked_roots
 
@@ -50,6 +52,7 @@ def open_stream(
     roots: Mapping[str, str] | None = None,
     band: str | None = None,
     keep_list: str | os.PathLike[str] | None = None,
+    deny: str | os.PathLike[str] | None = None,
     view_size: int | None = None,
     prefilter: Prefilter | None = None,
     device: str | torch.device = "cpu",
@@ -62,6 +65,7 @@ def open_stream(
     task: str | None = None,
     kind: str | None = None,
     il_tokens: bool = False,
+    sources: str | None = None,
     order: Sequence[str] | None = None,
     carried_lanes: int | None = None,
     augment: str = "none",
@@ -77,7 +81,8 @@ def open_stream(
 
     What costs neither a read nor a decode: `band`, "LOW:HIGH" in nats or per cent of the table's il ("20%:90%"), drops
     the il outside; `keep_list`, a Parquet, CSV or JSON file of (shard, ordinal) or (shard, key), drops what it doesn't
-    name; `prefilter` is a decision of your own. `view_size`: images are decoded at that many pixels, a cheap view to
+    name; `deny`, such a file, drops what it names (reason `denied`), and "none" ends what a run was given before;
+    `prefilter` is a decision of your own. `view_size`: images are decoded at that many pixels, a cheap view to
     score on, and a `Selector` reads what it keeps (or shortlists) at full size. `device`: a GPU gets the next buffer
     while the current one is worked on. `classes`: samples whose label is beyond are quarantined; the table's unless
     given. `with_fold`: candidates carry the fold of their IL model, for a `LiveIL`.
@@ -85,6 +90,9 @@ def open_stream(
     Of a table of text the candidates are `text_length` token ids of `tokenizer` (bytes, words:N, hf:NAME; ids:N for
     .npy), each the table's unless given. `task`: "label", or "language" for samples that need no label. `il_tokens`:
     the candidates bring the il of each token too, of a table that a language model made of the very same tokens.
+
+    `sources`: "root", or the name of a kept field of the table: candidates say which source each sample is of
+    (`source` and `source_names`), and a run's log does.
 
     `kind`: the name of a kind of your own, `package.module:name`, of which the table is: its code is imported only so.
 
@@ -144,6 +152,10 @@ def open_stream(
             classes=classes or table.info.classes,
             with_fold=with_fold,
             tokens=_tokens_of(table, preprocess) if il_tokens else 0,
+            denied=None if deny is None else read_deny_list(deny, table),
+            sources=None
+            if sources is None
+            else read_sources(sources, table, il_table.roots_today(url, table.info, roots)),
         ),
     )
     if (

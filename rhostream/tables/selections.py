@@ -3,6 +3,7 @@
     pass int32 | step int64 (null for the tail) | key string | shard string | ordinal int32 | label int32
     loss float32 | il float32 | score float32 (nats, null when never computed) | correct bool | kept bool
     reason string | weight float32
+    source string (only where sources were asked for)
 
 `<run>/log/attempt=K/rank=R/<first step>-<last step>.parquet`; a segment never spans a checkpoint and is cut at a
 million rows. What stands in a folder means nothing by itself: a reader takes the list in the newest checkpoint.
@@ -36,6 +37,7 @@ REMOTE_THREADS = 16
 VERSION = 1
 MAX_ROWS = 1_000_000
 REASONS = pa.array([r.name for r in Reason])
+COMMON = REASONS.slice(0, Reason.denied)  # a segment in which no row has a later one names only these
 SCHEMA = pa.schema(
     [
         ("pass", pa.int32()),
@@ -53,6 +55,8 @@ SCHEMA = pa.schema(
         ("weight", pa.float32()),
     ]
 )
+SOURCE = pa.field("source", pa.dictionary(pa.int32(), pa.string()))  # one more column, where sources were asked for
+WITH_SOURCE = SCHEMA.append(SOURCE)
 ENCODINGS = {
     "step": "DELTA_BINARY_PACKED",
     "key": "DELTA_BYTE_ARRAY",
@@ -61,7 +65,7 @@ ENCODINGS = {
     "il": "BYTE_STREAM_SPLIT",
     "score": "BYTE_STREAM_SPLIT",
 }
-DICTIONARY = ["pass", "shard", "label", "reason", "weight"]
+DICTIONARY = ["pass", "shard", "label", "reason", "weight", SOURCE.name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,8 @@ class _Step:
     label: Array
     il: Array
     scored: Mapping[str, Array]
+    source: Array | None = None
+    source_names: tuple[str, ...] | None = None
 
     def nbytes(self) -> int:
         """What it holds in memory."""
@@ -90,7 +96,10 @@ def _step(candidates: Candidates, step: int | None, scored: Mapping[str, Array])
     if "il" in scored:  # of a live IL model: what it didn't look at has the table's
         il = np.where(np.isnan(scored["il"]), il, scored["il"])
         scored = {name: column for name, column in scored.items() if name != "il"}
-    return _Step(c.pass_index, step, c.key, c.shard, c.shard_names, c.ordinal, c.label.cpu().numpy(), il, scored)
+    label = c.label.cpu().numpy()
+    return _Step(
+        c.pass_index, step, c.key, c.shard, c.shard_names, c.ordinal, label, il, scored, c.source, c.source_names
+    )
 
 
 def _rows(steps: Sequence[_Step]) -> pa.RecordBatch:
@@ -101,12 +110,13 @@ def _rows(steps: Sequence[_Step]) -> pa.RecordBatch:
     il, loss, score = np.concatenate([s.il for s in steps]), scored["loss"], scored["score"]
     reached = ~np.isnan(loss)
     il, loss, score = (values + np.float32(0) for values in (il, loss, score))  # a certain prediction's -0.0 is 0.0
+    reason = scored["reason"]
     number = np.repeat([-1 if s.step is None else s.step for s in steps], rows)
     columns = [
         pa.array(np.repeat(np.array([s.pass_index for s in steps], np.int32), rows)),
         pa.array(number, pa.int64(), mask=np.repeat([s.step is None for s in steps], rows)),
         pa.concat_arrays([s.key for s in steps]),
-        _shards(np.concatenate([s.shard for s in steps]), steps[0].shard_names),
+        _named(np.concatenate([s.shard for s in steps]), steps[0].shard_names),
         pa.array(np.concatenate([s.ordinal for s in steps]), pa.int32()),
         pa.array(label.astype(np.int32), mask=label < 0),
         pa.array(loss, pa.float32(), mask=~reached),
@@ -114,14 +124,20 @@ def _rows(steps: Sequence[_Step]) -> pa.RecordBatch:
         pa.array(score, pa.float32(), mask=np.isnan(score)),
         pa.array(scored["correct"], mask=~reached | (label < 0)),  # of a target that is no class nothing is right
         pa.array(scored["kept"]),
-        pa.DictionaryArray.from_arrays(pa.array(scored["reason"].astype(np.int8)), REASONS),
+        pa.DictionaryArray.from_arrays(
+            pa.array(reason.astype(np.int8)), COMMON if (reason < len(COMMON)).all() else REASONS
+        ),
         pa.array(scored["weight"], pa.float32()),
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+    if steps[0].source is None or steps[0].source_names is None:
+        return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+    source = np.concatenate([s.source for s in steps if s.source is not None])
+    columns.append(_named(source, pa.array(steps[0].source_names, pa.string())))
+    return pa.RecordBatch.from_arrays(columns, schema=WITH_SOURCE)
 
 
-def _shards(index: Array, names: pa.StringArray) -> pa.DictionaryArray:
-    """The shards' names, without those that no row needs: a run may know a million of them."""
+def _named(index: Array, names: pa.StringArray) -> pa.DictionaryArray:
+    """The names at these places, without those that no row needs: a run may know a million shards."""
     used = pa.array(index, pa.int32()).dictionary_encode()
     return pa.DictionaryArray.from_arrays(used.indices, names.take(used.dictionary))
 
@@ -166,8 +182,9 @@ def _encoded(steps: Sequence[_Step]) -> bytes:
 
 
 def encode(table: pa.Table) -> bytes:
-    """The bytes of a segment of these rows, whose columns are those of `SCHEMA`."""
-    return parquet.encode(table.combine_chunks(), {"version": VERSION, "artifact": "log"}, ENCODINGS, DICTIONARY)
+    """The bytes of a segment of these rows, whose columns are those of `SCHEMA`, or of `WITH_SOURCE`."""
+    dictionary = [name for name in DICTIONARY if name in table.schema.names]
+    return parquet.encode(table.combine_chunks(), {"version": VERSION, "artifact": "log"}, ENCODINGS, dictionary)
 
 
 def verified_paths(run: str, segments: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -15,7 +15,7 @@ from rhostream.errors import UsageError
 from rhostream.runs import turns
 from rhostream.runs.cost import Cost
 from rhostream.runs.doubts import Plan, cheap_choice
-from rhostream.runs.pins import il_account, named_classes
+from rhostream.runs.pins import denied_samples, il_account, named_classes
 from rhostream.runs.record import versions
 from rhostream.samples.kind import Kind
 from rhostream.selection.live import LiveIL
@@ -117,6 +117,7 @@ def record_of(
             "last_step": last_step,
             "keep_list": settings.keep_list and storage.redact(storage.resolve(settings.keep_list)),
             "prefilters": [repr(p) for p in stream.prefilters if isinstance(p, Band)],
+            **denied_samples(stream),
         },
         "config": written(settings),
         "arguments": arguments_of(settings),

@@ -15,6 +15,7 @@ from rhostream.errors import MismatchError, UsageError, users_code
 from rhostream.models import build, load_initial
 from rhostream.randomness import torch_seed
 from rhostream.runs import turns
+from rhostream.runs.fitting import choose_before_decoding
 from rhostream.samples.geometry import CROP
 from rhostream.selection.live import LiveIL
 from rhostream.selection.losses import loss_name
@@ -22,7 +23,6 @@ from rhostream.selection.proxy import Proxy
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import Selector
 from rhostream.stream.band import Band, resolve_band
-from rhostream.stream.join import UniformChoice
 from rhostream.stream.loader import Loader
 from rhostream.stream.open import open_stream
 from rhostream.tables.il import Table, part_url, read_part
@@ -68,12 +68,9 @@ def _open(
         tokenizer=settings.asked_tokenizer, text_length=settings.text_length, task=settings.found_task,
         il_tokens=settings.token_share is not None, carried_lanes=carried, order=order,
         kind=settings.kind, augment=settings.augment_by_sample,
+        deny=settings.deny, sources=settings.sources,
     )  # fmt: skip
-    schedule, always = settings.options.kept_schedule, settings.found_rule.score is None
-    if always or schedule.has_uniform_steps:
-        loader.stream.prefilters += (
-            UniformChoice(settings.batch_size, settings.seed, schedule, settings.options.quota, always,
-                          loader.stream.numbering),)  # fmt: skip
+    choose_before_decoding(loader, settings.options, settings.found_rule, settings.batch_size, settings.seed)
     return loader
 
 

@@ -16,13 +16,15 @@ from rhostream.samples.kind import Kind
 from rhostream.selection.losses import LossFunction, find_loss, loss_name, sequence_mean
 from rhostream.selection.options import Options
 from rhostream.selection.rules import Rule, find_rule
+from rhostream.selection.source_quota import require_sources
 from rhostream.selection.tokens import RULES as LANGUAGE_RULES
 from rhostream.selection.tokens import TokenShare
 from rhostream.setting import ALWAYS, ASKED, defaults_of, settings_of
 from rhostream.stream.augment import check_name
 from rhostream.stream.budget import Budget
 from rhostream.stream.dataset import CandidateStream
-from rhostream.stream.keep_list import keep_list_url
+from rhostream.stream.deny_list import check_deny_list
+from rhostream.stream.keep_list import list_url
 from rhostream.tables.il import fingerprint
 from rhostream.training.augment import KINDS
 from rhostream.training.cascade import Shortlist, parse_shortlist
@@ -39,7 +41,9 @@ class Settings(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.keep_list is not None:
-            keep_list_url(self.keep_list)
+            list_url(self.keep_list, "keep_list")
+        if self.deny is not None:
+            check_deny_list(self.deny)
         check_name(self.augment, KINDS)
         _ = self.tokens, self.budget, self.asked  # a share, or a step, that can't be
         if not isinstance(self.shadow, str | None):
@@ -53,6 +57,8 @@ class Settings(TrainConfig):
         rule, options = self.found_rule, self.options
         options.check(rule, shortlist=self.shortlist is not None, live=True)
         self.check_quota(self.classes)
+        if self.sources is None:
+            require_sources(options.source_quota, None, ())
         if not rule.live and (self.il_model is not None or self.il_code is not None):
             raise UsageError(
                 "--il-model and --il-code are the IL model that learns along, which the rule "
@@ -185,4 +191,4 @@ class Settings(TrainConfig):
 
 
 def _sha256(url: str) -> str:
-    return hashlib.sha256(storage.read_bytes(keep_list_url(url))).hexdigest()
+    return hashlib.sha256(storage.read_bytes(list_url(url, "keep_list"))).hexdigest()

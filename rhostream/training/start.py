@@ -15,6 +15,7 @@ from rhostream.runs import turns
 from rhostream.runs.attempt import Attempt
 from rhostream.runs.chain import head
 from rhostream.runs.loop import Loop
+from rhostream.runs.pins import denied_samples
 from rhostream.runs.record import recorded
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
@@ -62,6 +63,10 @@ def train(config: TrainConfig) -> Summary:
     ("constant", "cosine", "linear" or your own) over `schedule_steps` buffers after `lr_warm_up` rising ones;
     `clip_gradient`, the largest norm; `ema`, the decay of an average of the weights, which is then what is evaluated;
     `evaluate`, your `module:function` of the model in place of test shards. docs/training.md has the rules.
+
+    `deny`: a file of samples that are left out from now on, which may get longer while a run goes on. `sources`, "root"
+    or a kept field of the table, is what the log names each sample's source by, and `source_floor` and `source_cap`,
+    {"name": share}, bound the sources' shares of a batch. docs/sources.md has both.
 
     The cascade: `band` ("20%:90%", or nats) and `keep_list` drop samples before they are read; `shortlist`
     ("proxy:4", "view:4") lets a `proxy_model` or a view of `view_size` pixels choose 4 n_b, of which the target's fresh
@@ -139,6 +144,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
                 "eval_every": settings.eval_every,
                 "checkpoint_every": settings.checkpoint_every,
                 "changing": turn.changing,
+                **denied_samples(stream),
             }
         ),
     )

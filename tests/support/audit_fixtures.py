@@ -318,7 +318,7 @@ def _commit(url: str, step: int, attempt: int, complete: bool, log: Any, curve: 
 def columns_of(view: str) -> list[str]:
     """What a view must show, whatever it holds."""
     return {
-        "selections": [*selections.SCHEMA.names, "run"],
+        "selections": [*selections.WITH_SOURCE.names, "run"],
         "steps": [*steps.SCHEMA.names, "run", "seconds"],
         "il": [*il.SCHEMA.names, *sorted(KEEP), "shard"],
         "samples": ["shard", "ordinal", "key", "label", *sorted(KEEP)],

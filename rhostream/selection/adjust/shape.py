@@ -32,7 +32,8 @@ class Turn(IntEnum):
     class_weights = 3
     noise = 4
     duplicates = 5  # from here on rows are only left out
-    quota = 6
+    sources = 6
+    quota = 7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,8 @@ class Buffer:
     n: int  # how many are to be kept, n_b
     draws: Draws  # what random numbers are a function of
     shadow_SB: Floats  # scores of the S shadow rules
+    source_B: Ints | None = None  # index into `source_names`, where the stream names sources
+    source_names: tuple[str, ...] = ()
     view_mV: Float32 | None = None  # small grey views of the m rows that reached the forward, in their order
     tie_B: Floats | None = None  # who comes first of equal scores, the lowest; None: the lower row
     last: bool = False  # whether nothing is applied after the option at hand

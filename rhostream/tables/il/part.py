@@ -5,7 +5,7 @@ A part's facts stand in its footer: which bytes it describes, and how many sampl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -169,6 +169,7 @@ class Part:
     key: pa.StringArray
     fold: npt.NDArray[np.int8] | None = None  # -1 where null; only where it was asked for
     il_tokens: pa.ListArray | None = None  # of float16 nats; None unless asked for
+    source: npt.NDArray[np.int16] | None = None  # codes of a kept field; None unless asked for
 
     def __repr__(self) -> str:
         return (
@@ -182,20 +183,24 @@ def read_part(
     members: Sequence[Sequence[str]] | None = None,
     with_fold: bool = False,
     tokens: bool = False,
+    field: str | None = None,
+    codes: Callable[[Any], npt.NDArray[np.int16]] | None = None,
 ) -> Part:
     """Load a part, checksums verified; rows stored in another order are put in theirs by ordinal.
 
     `members`: the extensions of each member of a sample, those of the part's kind unless given; of a user's own kind
-    only its table knows them. With `tokens` also the il of each token.
+    only its table knows them. With `tokens` also the il of each token; with a kept `field` its values, as `codes`
+    numbers a column of them.
     """
     asked = [*(["fold"] if with_fold else []), *(["il_tokens"] if tokens else [])]
     columns = ["key", "ordinal", "members", "label", "il", "in_holdout", "status", *asked]
-    table, record = parquet.read(url, columns)
+    table, record = parquet.read(url, [*columns, *([field] if field else [])])
     facts = facts_of(record, url)
     table = table.combine_chunks()
     ordinal = table["ordinal"].to_numpy()
-    if table.schema.names != columns or not all(
-        f.type == SCHEMA.field(f.name).type or (f.name == "il" and f.type in IL_TYPES.values()) for f in table.schema
+    if table.schema.names[: len(columns)] != columns or not all(
+        f.type == SCHEMA.field(f.name).type or (f.name == "il" and f.type in IL_TYPES.values())
+        for f in table.select(columns).schema
     ):
         raise TableError(f"{storage.redact(url)} has other columns than a part has: it is damaged or forged")
     if table.num_rows != facts.samples:
@@ -227,6 +232,7 @@ def read_part(
         key=_apart(_flat(table["key"])),
         fold=_flat(table["fold"]).fill_null(-1).to_numpy(zero_copy_only=False).copy() if with_fold else None,
         il_tokens=_flat(table["il_tokens"]) if tokens else None,
+        source=codes(_flat(table[field])) if field and codes else None,
     )
 
 
