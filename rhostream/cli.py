@@ -138,12 +138,16 @@ def compute_il(config: ComputeILConfig) -> None:
     \b
     Examples:
       rhostream compute-il --shards data/*.tar --il-model il-model --out il --keep is_noisy:bool,true_label:int
+      rhostream compute-il --shards data/*.tar --reference mine:zero_shot --out il-reference
       rhostream compute-il --shards data/*.tar --from il --keep source:str --out il-with-source
     """
     if config.table is not None:
         return _keep_fields(config)
-    if not config.il_model:
-        raise click.UsageError("--il-model is required: the folder that fit-il wrote (or --from TABLE)")
+    if not config.il_model and config.reference is None:
+        raise click.UsageError(
+            "--il-model is required: the folder that fit-il wrote (or --reference NAME, a model that exists, or --from "
+            "TABLE)"
+        )
     from rhostream.irreducible import compute_il as run
 
     _finish(run(config))

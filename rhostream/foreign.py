@@ -221,6 +221,7 @@ def checked_table(info: T, kinds: Container[str]) -> T:
     if table.ingredients.get("il_dtype", "float32") not in ("float32", "float16"):
         raise ValueError(f"il_dtype is {str(table.ingredients['il_dtype'])[:40]!r}, expected float32 or float16")
     checked_resize(table.ingredients)
+    checked_reference(table.ingredients.get("reference"))
     if strange := [k for k, v in table.keep.items() if not isinstance(v, str) or v not in kinds]:
         raise ValueError(f"keep has the field {strange[0][:40]!r} of an unknown type")
     if not all(isinstance(v, str) for v in table.roots.values()):
@@ -230,6 +231,16 @@ def checked_table(info: T, kinds: Container[str]) -> T:
     names = checked_class_names(table.class_names)
     checked_label(table.ingredients.get("label") or {})
     return replace(table, class_names=names) if names else info
+
+
+def checked_reference(reference: Any) -> None:
+    """What a table says of the reference that made its il; None: there was none. Raises ValueError."""
+    if reference is None:
+        return
+    require_type(reference, dict, "reference")
+    for name in ("name", "identity"):
+        checked_text(reference.get(name), name)
+    require_type(reference.get("proved"), bool, "proved")
 
 
 def checked_facts(facts: T) -> T:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rhostream.errors import UsageError, users_code
@@ -32,6 +33,17 @@ def own_function(what: str, name: str) -> Callable[..., Any]:
     if not callable(found):
         raise UsageError(f"{what} {name!r} is a {type(found).__name__}, expected a function")
     return found  # type: ignore[no-any-return]
+
+
+def accepted(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the keywords that the function takes."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return dict(offered)
+    return {name: value for name, value in offered.items() if name in parameters}
 
 
 @contextlib.contextmanager

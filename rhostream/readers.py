@@ -129,6 +129,8 @@ def status(folder: str, shards: tuple[str, ...], roots: tuple[str, ...], as_json
 @ROOT
 @click.option("--repair", is_flag=True, help="Make bad parts again, or set a run's damaged checkpoint aside.")
 @click.option("--il-model", metavar="DIR", help="With --repair: the table's IL model.  [default: where it lay]")
+@click.option("--reference", metavar="NAME", help="With --repair: as for compute-il.")
+@click.option("--reference-id", metavar="TEXT", help="With --repair: as for compute-il.")
 @click.option("--workers", type=int, help="With --repair: processes that read and decode.")
 @click.option("--max-bad-fraction", type=float, help="With --repair: as for compute-il.")
 @click.option("--model", metavar="NAME", help="With --repair: as for compute-il.")

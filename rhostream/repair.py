@@ -40,9 +40,9 @@ def repair(
 
     `il_model` and `shards` are looked for where they lay when the table was made, unless they are given; `options` are
     those of `compute_il` (or `index`) about how to read: workers, max_bad_fraction, device, model and loss (the names
-    of the IL model's code), allow_compressed, accept_missing_eof. Returns what `verify` finds afterwards, with
-    "repaired" (names) and "not_repaired" ({name: why}). Raises UsageError, and its kin MismatchError for another IL
-    model, before anything is changed.
+    of the IL model's code), reference and reference_id (those that made the table), allow_compressed,
+    accept_missing_eof. Returns what `verify` finds afterwards, with "repaired" (names) and "not_repaired"
+    ({name: why}). Raises UsageError, and its kin MismatchError for another IL model, before anything is changed.
     """
     folder, listed, roots = storage.resolve(folder), storage.listed(shards), checked_roots(roots)
     if is_table(folder):
@@ -67,7 +67,7 @@ def _repair_table(
         urls, failed = _find_shards(proof, bad, shards, roots)
         if not urls:
             return done, failed
-        model = _find_model(proof, il_model, len(bad)) if proof.info.kind == "il" else ""
+        model = _find_model(proof, il_model, options, len(bad)) if proof.info.kind == "il" else None
         scratch = tempfile.mkdtemp(prefix="rhostream-repair-")
         try:
             known = il.roots_today(proof.table, proof.info, roots)
@@ -127,8 +127,16 @@ def _there(url: str) -> bool:
         return False
 
 
-def _find_model(proof: TableProof, il_model: str | None, bad: int) -> str:
-    """The IL model, proved to be the one that made the table. Raises UsageError, MismatchError."""
+def _find_model(proof: TableProof, il_model: str | None, options: Mapping[str, Any], bad: int) -> str | None:
+    """The IL model, proved to be the one that made the table; None of a table of a reference, which is named again and
+    proved when it is loaded. Raises UsageError, MismatchError."""
+    if reference := proof.info.reference:
+        if options.get("reference") is None or il_model is not None:
+            raise UsageError(
+                f"{bad} parts are bad, and their il are of a reference: pass --reference {reference['name']} "
+                f"{'' if reference['proved'] else '--reference-id TEXT '}if you trust that code; nothing was changed"
+            )
+        return None
     place = il_model or proof.info.places.get("il_model", "")
     place = storage.resolve(place) if place else ""
     info = read_info(place) if place else None
@@ -143,7 +151,7 @@ def _find_model(proof: TableProof, il_model: str | None, bad: int) -> str:
 
 
 def _compute(
-    info: il.TableInfo, urls: Mapping[str, str], il_model: str, scratch: str, options: Mapping[str, Any]
+    info: il.TableInfo, urls: Mapping[str, str], il_model: str | None, scratch: str, options: Mapping[str, Any]
 ) -> dict[str, str]:
     """The parts of these shards, in a table of their own. Returns the shards that can't be read, and why."""
     from rhostream.config.call import config_with
@@ -152,8 +160,10 @@ def _compute(
     from rhostream.irreducible.compute import scored_into
 
     if info.kind == "index":
-        if refused := {"model", "device", "loss"} & options.keys():
-            raise UsageError(f"--{min(refused)}: this table is an index, which no model made; nothing was changed")
+        if refused := {"model", "device", "loss", "reference", "reference_id"} & options.keys():
+            raise UsageError(
+                f"--{min(refused).replace('_', '-')}: this table is an index, which no model made; nothing was changed"
+            )
         return index(urls.values(), scratch, keep=info.keep, **options).bad_shards
     asked = {"shards": urls.values(), "il_model": il_model, "out": scratch, "keep": info.keep, **options}
     return scored_into(config_with(ComputeILConfig, None, asked), info.il_dtype).bad_shards

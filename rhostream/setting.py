@@ -161,6 +161,8 @@ def _as_kind(value: Any, kinds: tuple[str, ...]) -> Any:
         return value if isinstance(value, int) and "str" in kinds else float(value)
     if "str" in kinds and isinstance(value, str | bytes | os.PathLike):
         return os.fsdecode(value)
+    if any(kind.startswith("Callable") for kind in kinds) and callable(value):
+        return value
     if takes_several(kinds) and isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
         return value if isinstance(value, set | frozenset) else tuple(value)
     if any(kind.startswith("Mapping") for kind in kinds) and isinstance(value, Mapping):

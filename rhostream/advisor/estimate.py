@@ -21,6 +21,7 @@ from rhostream.advisor.predict import ILCost, Measured, Setting
 from rhostream.advisor.samples import draw, preprocess_for, require_built_in
 from rhostream.doctor import cpu_name
 from rhostream.errors import UntrustedCodeError, UsageError
+from rhostream.inert import one_line
 from rhostream.runs.doubts import Plan
 from rhostream.samples.registry import asked
 from rhostream.samples.wanted import Wanted
@@ -132,7 +133,8 @@ def estimate(
     UntrustedCodeError.unless_named(str(il_name), il_model, storage.redact(il or ""), "--il-model")
     bench = Bench(preprocess, classes, samples, preprocess.decoder, place, setting, budget)
     measured = bench.measure(model, il_name, proxy, sizes, table)
-    cost = _il_cost(samples.total, known if il_model in (None, known.get("architecture")) else {}, table)
+    of_the_table = "reference" in known or il_model in (None, known.get("architecture"))
+    cost = _il_cost(samples.total, known if of_the_table else {}, table)
     return Estimate(
         model=model, il_model=il_name, proxy=proxy, device=str(place), decoder=preprocess.decoder,
         machine=torch.cuda.get_device_name(place) if place.type == "cuda" else cpu_name(),
@@ -141,9 +143,17 @@ def estimate(
         classes=classes, batch_norm=bench.batch_norm,
         il_there=table is not None and table.info.kind == "il", counted=samples.counted, setting=setting,
         measured=measured, il=cost, advice=advise(measured, setting, cost),
-        notes=(*bench.notes, *(setting_doubts(setting) if samples.counted else ())),
+        notes=(*bench.notes, *_of_a_reference(known, il_name), *(setting_doubts(setting) if samples.counted else ())),
         unmeasured=tuple(budget.unmeasured), seconds=time.perf_counter() - started,
     )  # fmt: skip
+
+
+def _of_a_reference(known: Mapping[str, Any], measured: str) -> list[str]:
+    """What is to be known of the cost of a table that a reference made: nothing was fitted."""
+    if not isinstance(reference := known.get("reference"), Mapping):
+        return []
+    name = one_line(str(reference.get("name")), 120)
+    return [f"the il are of the reference {name}: none was fitted, and scoring is priced as if it were {measured}"]
 
 
 def setting_doubts(setting: Setting) -> list[str]:
@@ -200,7 +210,7 @@ def _views(asked: Iterable[int], full: int) -> list[int]:
 def _il_cost(samples: int, known: Mapping[str, Any], table: il_table.Table | None) -> ILCost:
     """As the table's model says of itself, else as fit-il's defaults would have it on so many samples."""
     scored = table.il_rows if table else 0
-    pooled = min(samples, FIT_SAMPLES)
+    pooled = 0 if "reference" in known else min(samples, FIT_SAMPLES)
     folds = int(known.get("folds", FIT_FOLDS))
     trained = int(known["fit_samples"]) if "fit_samples" in known else pooled * FIT_EPOCHS
     looks = (2 * FIT_EPOCHS + 2) * min(folds * FIT_CHECK, pooled)  # twice an epoch, then at what is measured

@@ -83,6 +83,7 @@ def il_quality(ledger: Ledger) -> dict[str, Any]:
         "worst_class": min(counted, key=lambda c: (c["accuracy"], c["class"])) if counted else None,
         "noise": _noise(ledger, by) if by else None, "histogram": _histogram(ledger, by, top), "model": _model(info),
         "loss": str(info.ingredients.get("loss", "cross_entropy")), "no_class": no_class(info.target),
+        "doubts": il_table.reference_doubts(info.reference),
     }  # fmt: skip
 
 
@@ -175,10 +176,12 @@ def _says(found: Mapping[str, Any]) -> list[str]:
     quality, noise, says = found["model"]["quality"], found["noise"], []
     if found["no_class"]:
         says.append(f"{found['no_class']}; il is {found['loss']}.")
-    if found["worst_class"]:
+    says += [f"{doubt}." for doubt in found["doubts"]]
+    if found["worst_class"] and found["accuracy"] is not None:
         worst = found["worst_class"]
+        who = "reference" if found["doubts"] else "IL model"
         says.append(
-            f"The IL model predicts the given label for {percent(found['accuracy'])} of the rows, for "
+            f"The {who} predicts the given label for {percent(found['accuracy'])} of the rows, for "
             f"{percent(worst['accuracy'])} of its worst class "
             f"({named(found['class_names'], worst['class'])})."
         )

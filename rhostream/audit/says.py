@@ -56,6 +56,7 @@ def _table(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"  last part    written {ago(found['last_part_seconds_ago'])} ago"
     yield f"  samples      {found['samples']:,}, of which {found['ok']:,} can be used"
     yield from _bad("quarantined", found["quarantined"], found["examples"])
+    yield from (f"  doubtful     {says}" for says in found["doubts"])
     if found["apart"]:
         yield f"warning: members of {found['apart']:,} samples lie apart in their tars: {NEIGHBOURS}"
     if found["missing"]:

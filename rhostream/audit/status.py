@@ -79,6 +79,7 @@ def _table_status(table: str, shards: list[str], roots: Mapping[str, str] | None
         "kind": info.kind, "fingerprint": info.fingerprint, "parts": len(urls), "of": len(wanted) or None,
         "samples": sum(statuses.values()), "ok": statuses[il_table.OK],
         "quarantined": {k: v for k, v in sorted(statuses.items()) if k != il_table.OK},
+        "doubts": il_table.reference_doubts(info.reference),
         "apart": sum(facts.apart for facts in footers if isinstance(facts, il_table.PartFacts)),
         "examples": _examples(table, first), "damaged": damaged, "missing": len(missing),
         "last_part_seconds_ago": last_part(table, urls),
@@ -121,6 +122,9 @@ def _table_next(
     if not missing:
         return "nothing"
     model = f" --il-model {shlex.quote(info.places.get('il_model', 'DIR'))}" if info.kind == "il" else ""
+    if reference := info.reference:
+        model = f" --reference {shlex.quote(reference['name'])}"
+        model += "" if reference["proved"] else f" --reference-id {shlex.quote(reference['identity'])}"
     keep = " --keep " + shlex.quote(",".join(f"{k}:{v}" for k, v in info.keep.items())) if info.keep else ""
     roots = "".join(
         " --root " + shlex.quote(f"{name}={storage.redact(root)}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from rhostream.audit.compare import UNIFORM, Comparison, even_of
 from rhostream.audit.facts import RunFacts
 from rhostream.audit.metrics import final
+from rhostream.tables.il import reference_doubts
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,8 @@ def il_account(runs: Sequence[RunFacts], found: Mapping[str, Sequence[Comparison
     made = f" Making its keep-list cost {listed:,.0f} forward units, once." if listed else ""
     if not any(run.folder.il_model for run in runs) and not units:
         return "This run used no irreducible loss, so there is none to pay." + made
-    text = _il_cost(runs, units, [c.saved for c in found.get(UNIFORM, ()) if math.isfinite(c.saved)])
+    text = "".join(f"{says[0].upper()}{says[1:]}. " for says in _reference_doubts(runs))
+    text += _il_cost(runs, units, [c.saved for c in found.get(UNIFORM, ()) if math.isfinite(c.saved)])
     if accuracy is not None:
         text += f" The IL model itself is right for {100 * accuracy:.1f} % of the labels as they are"
         text += " (of samples that it didn't learn from)"
@@ -159,10 +161,18 @@ def il_account(runs: Sequence[RunFacts], found: Mapping[str, Sequence[Comparison
     return text + made
 
 
+def _reference_doubts(runs: Sequence[RunFacts]) -> list[str]:
+    """What isn't known of the references that gave il to the runs, each said once."""
+    references = [run.folder.il_model.get("reference") for run in runs]
+    said = [says for one in references if isinstance(one, Mapping) for says in reference_doubts(one)]
+    return list(dict.fromkeys(said))
+
+
 def _il_cost(runs: Sequence[RunFacts], units: float | None, saved: Sequence[float]) -> str:
     if not units:
         return "How much the irreducible loss cost is not known."
-    text = (f"Fitting the IL model and scoring every sample once cost {units:,.0f} forward units (of the target), "
+    made = "Scoring" if any("reference" in run.folder.il_model for run in runs) else "Fitting the IL model and scoring"
+    text = (f"{made} every sample once cost {units:,.0f} forward units (of the target), "
             "for this and every later run.")  # fmt: skip
     accounts = [(run.folder.cost or {}).get("il") or {} for run in runs]
     if any("fit_samples" in account and "checked_samples" not in account for account in accounts):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rhostream.config.shared import (
     CHOSEN_RESIZE,
@@ -29,6 +29,7 @@ from rhostream.setting import check_types, setting
 IMAGE_MEMBER = "Of several images in a sample the first of these is meant: jpg, or jpg,png."
 LABEL = "Where labels stand: a field of the .json (category_id, a.b) or a member (label.cls, txt)."
 CLASS_NAMES = "Names of the classes, one a line from label 0 on, or JSON: a label may be such a name."
+REFERENCE, SEEN = "With --reference", "as a look at some images says"
 MIN_ACCURACY = "Refuse an IL model that is worse, or no better than naming the largest class."
 
 
@@ -151,10 +152,32 @@ class ComputeILConfig(_TableConfig):
         None, help="The IL model's package.module:function, where it is your own code.", metavar="NAME", imports=True
     )
     loss: str | None = setting(
-        None, help="The IL model's loss, where it is your own module:function.", metavar="NAME", imports=True,
-        unset="the IL model's",
+        None, help="What il is: a reference's loss, or the IL model's where it is your own module:function.",
+        metavar="NAME", imports=True, unset="the IL model's, cross_entropy of a reference",
     )  # fmt: skip
     il_model: str | None = setting(None, help="What fit-il wrote.", metavar="DIR", place=True)
+    reference: str | Callable[..., Any] | None = setting(
+        None, help="Instead of an IL model a model that exists: package.module:function that gives it.",
+        metavar="NAME", imports=True,
+    )  # fmt: skip
+    reference_id: str | None = setting(
+        None, help="Which reference it is, where it can't prove that itself.", heading=REFERENCE, metavar="TEXT"
+    )
+    classes: int | None = setting(
+        None, help="How many classes there are.", heading=REFERENCE, metavar="C", unset="as many as it has logits"
+    )
+    image_size: int | None = setting(None, help="Pixels of the square input.", heading=REFERENCE, unset=SEEN)
+    channels: int | None = setting(None, help="1 for grey, 3 for RGB.", heading=REFERENCE, metavar="1|3", unset=SEEN)
+    resize: str | None = setting(None, help=RESIZE, heading=REFERENCE, choices=RESIZES, unset=CHOSEN_RESIZE)
+    image_member: str | None = setting(None, help=IMAGE_MEMBER, heading=REFERENCE, metavar="EXT,...")
+    mean: Iterable[float] = setting((0.5,), help="Subtracted from pixels in [0, 1].", command_line=False)
+    std: Iterable[float] = setting((0.5,), help="What pixels are divided by then.", command_line=False)
+    label: str | None = setting(
+        None, help=LABEL, heading=REFERENCE, metavar="FIELD|EXT", unset=".cls, else label of the .json"
+    )
+    class_names: str | None = setting(None, help=CLASS_NAMES, heading=REFERENCE, metavar="FILE", place=True)
+    tokenizer: str | None = setting(None, help=TOKENIZER, heading=REFERENCE, metavar="NAME", unset="words:30000")
+    text_length: int | None = setting(None, help=TEXT_LENGTH, heading=REFERENCE, metavar="T", unset="128")
     out: str = setting(help="Where the IL table goes: one Parquet part a shard.", metavar="URL", place=True)
     min_accuracy: float | None = setting(None, help=MIN_ACCURACY, metavar="F")
     device: str | None = setting(None, help="cpu, cuda, cuda:1.", unset="cuda where there is one", command_line=False)

@@ -27,6 +27,7 @@ from rhostream.irreducible import gate
 from rhostream.irreducible.accounts import Summary
 from rhostream.irreducible.asked import named
 from rhostream.irreducible.job import Job, parse_index
+from rhostream.irreducible.referenced import examine, of_reference, require_one_source
 from rhostream.irreducible.score import Scorer
 from rhostream.irreducible.target import Target
 from rhostream.samples import registry
@@ -60,6 +61,12 @@ def compute_il(config: ComputeILConfig) -> Summary:
     and at the end a table whose il leak, are said and stand in `Summary.doubts`; a model worse than `min_accuracy` or
     than guessing is refused.
 
+    `reference`: instead of an IL model a model that exists, `package.module:function` or that function itself, called
+    once, or a `torch.nn.Module`. What it gives is a network of logits, or takes (fields, target) and gives one loss a
+    sample, (n,) float32. `reference_id` names one that has no `identity()`. What the samples are is given by
+    `image_size`, `tokenizer`, `kind`, ... as to `fit_il`, or found by a look; `loss` says what il is, cross_entropy by
+    default.
+
     Raises UsageError (settings, unwritable place, code that wasn't named), MismatchError (a table of another model),
     QualityError, BudgetError (too much is bad), Interrupted after a signal.
     """
@@ -69,16 +76,22 @@ def compute_il(config: ComputeILConfig) -> Summary:
 def scored_into(config: ComputeILConfig, il_dtype: str | None = None) -> Summary:
     """`compute_il`, il stored as "float32" or "float16"; None: as the table that is there stores it, else float32."""
     _require_scoring(config)
+    require_one_source(config)
     budget = Budget(fraction=config.max_bad_fraction, samples=config.max_bad_samples, shards=config.max_bad_shards)
-    if not config.il_model:
-        raise UsageError("an IL model is needed: the folder that fit-il wrote (--il-model)")
     gate.require_share(config.min_accuracy)
     sources, roots, keep = storage.listed(config.shards), checked_roots(config.roots), il.checked_keep(config.keep)
-    model, out = load_il_model(config.il_model, config.model, config.kind), storage.resolve(config.out)
+    out = storage.resolve(config.out)
+    if config.reference is not None:
+        table, settings, scorer = of_reference(config, sources, roots, keep, il_dtype)
+        target = Target(out, table, scorer, partial(examine, info=table))
+        return Job(sources, target, settings, budget, config.fail_fast, config.index).run(config.workers)
+    assert config.il_model
+    model = load_il_model(config.il_model, config.model, config.kind)
     info, rule = model.info, model.info.rule
     _require_loss(info, config)
     gate.passed(info, config.min_accuracy, config.il_model)
-    scorer = Scorer(model, torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    scorer = Scorer(model.networks, model.preprocess, info.loss, device, rule, info.learned_from)
     there = il.find_info(out)
     table = TableInfo(
         kind="il",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rhostream import models
-from rhostream.config.offline import FitILConfig
+from rhostream.config.offline import ComputeILConfig, FitILConfig
 from rhostream.errors import UsageError
 from rhostream.samples import registry
 from rhostream.samples.kind import Kind
@@ -21,21 +21,29 @@ from rhostream.storage import redact
 from rhostream.stream.look import look
 
 
-def kind_of(shards: list[tuple[str, str]], config: FitILConfig, lenient: dict[str, Any]) -> Kind:
-    """What samples of D are decoded to: the kind that is named or that options are of, else what most of those looked
-    at are."""
-    model, where, member = config.model, redact(shards[0][0]), registry.checked_member(config.image_member)
+def wanted_of(config: FitILConfig | ComputeILConfig) -> Wanted:
+    """What the options ask of samples."""
     wanted = Wanted(
         image_size=config.image_size,
         channels=config.channels,
         resize=config.resize,
-        member=member,
+        member=registry.checked_member(config.image_member),
         mean=tuple(config.mean),
         std=tuple(config.std),
-        tokenizer=config.tokenizer or (model if model.startswith("hf:") else None),
+        tokenizer=config.tokenizer,
         text_length=config.text_length,
-        task=config.task or models.task_of(model),
     )
+    if isinstance(config, ComputeILConfig):
+        return wanted
+    of_model = config.model if config.model.startswith("hf:") else None
+    task = config.task or models.task_of(config.model)
+    return replace(wanted, tokenizer=wanted.tokenizer or of_model, task=task)
+
+
+def kind_of(shards: list[tuple[str, str]], config: FitILConfig | ComputeILConfig, lenient: dict[str, Any]) -> Kind:
+    """What samples of D are decoded to: the kind that is named or that options are of, else what most of those looked
+    at are."""
+    where, wanted = redact(shards[0][0]), wanted_of(config)
     if config.kind is not None:
         return registry.made(config.kind, wanted, None, tuple, where)
     asked = registry.asked(wanted)
@@ -56,9 +64,9 @@ def kind_of(shards: list[tuple[str, str]], config: FitILConfig, lenient: dict[st
                 f"--image-size, --channels, --resize and --image-member are for images, and {where}, ... hold {content}"
             )
         content = asked
-    seen.say_mixed(content, member)
+    seen.say_mixed(content, wanted.member)
     if registry.takes(content, "member"):
-        wanted = replace(wanted, member=member or seen.member or None)
+        wanted = replace(wanted, member=wanted.member or seen.member or None)
     return registry.made(content, wanted, None, lambda: seen.sizes, where)
 
 

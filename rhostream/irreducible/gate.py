@@ -150,14 +150,14 @@ def leaks(holdout: Group, rest: Group, val_loss: float, mode: str, val_error: fl
     return says
 
 
-def unknown_labels(quarantined: Mapping[str, int], info: ModelInfo) -> list[str]:
-    """A sentence where rows of a table have labels that the IL model's classes don't hold."""
-    if not (n := quarantined.get("label:range", 0)) or info.classes is None:
+def beyond_classes(quarantined: Mapping[str, int], classes: int | None, of: str = "the IL model") -> list[str]:
+    """A sentence where rows of a table have labels that the classes `of` what made its il don't hold."""
+    if not (n := quarantined.get("label:range", 0)) or classes is None:
         return []
+    again = "fit it again with --classes and another --out" if of == "the IL model" else "take one that knows them"
     return [
-        f"{n:,} samples have a label outside 0 to {info.classes - 1}: the IL model knows {info.classes:,} classes. "
-        "They have no il (status label:range) and are never candidates; if these labels are right, fit it again "
-        "with --classes and another --out"
+        f"{n:,} samples have a label outside 0 to {classes - 1}: {of} knows {classes:,} classes. "
+        f"They have no il (status label:range) and are never candidates; if these labels are right, {again}"
     ]
 
 
@@ -167,7 +167,7 @@ def examine(table: str, names: Sequence[str], quarantined: Mapping[str, int], in
 
     Where the model has a holdout of shards, up to half of them are those of that holdout.
     """
-    says = unknown_labels(quarantined, info)
+    says = beyond_classes(quarantined, info.classes)
     order = sorted(names, key=lambda name: hashlib.blake2b(name.encode("utf-8", "surrogateescape")).digest())
     if info.rule.mode == "holdout":
         learned = set(info.learned_from)

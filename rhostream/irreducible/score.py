@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from rhostream.crashpoints import crash_point
-from rhostream.il_model.networks import ILModel
+from rhostream.il_model.folds import FoldRule
+from rhostream.il_model.reference import SampleLoss
 from rhostream.irreducible.parts import Scored
 from rhostream.samples.fields import Fields, target_of
+from rhostream.samples.kind import Kind
 from rhostream.selection.forward import Room
-from rhostream.selection.losses import find_loss, per_sample
+from rhostream.selection.losses import cross_entropy, find_loss, per_sample
 from rhostream.selection.outputs import called
 from rhostream.selection.tokens import LanguageLoss, SequenceMean
 from rhostream.stream.scan import Chunk
@@ -26,13 +28,22 @@ LOG = logging.getLogger("rhostream")
 class Scorer:
     """The IL networks on a device: each scores the rows of its fold."""
 
-    def __init__(self, model: ILModel, device: torch.device) -> None:
-        self._info, self._device = model.info, device
-        self._loss, self._target = find_loss(model.info.loss), model.preprocess.target
-        self._rule = model.info.rule
-        self._prepare = model.preprocess.inputs
-        self._networks = [_prepared(n, device) for n in model.networks]
-        self._learned_from = frozenset(model.info.learned_from)
+    def __init__(
+        self,
+        networks: Sequence[nn.Module | SampleLoss],
+        kind: Kind,
+        loss: str,
+        device: torch.device,
+        rule: FoldRule | None = None,
+        learned_from: Iterable[str] = (),
+    ) -> None:
+        """`rule`: how D was split between the networks, None where nothing is known of what one learned from."""
+        self._device, self._target, self._prepare = device, kind.target, kind.inputs
+        self._mode = "" if rule is None else rule.mode
+        self._networks = [n if isinstance(n, SampleLoss) else _prepared(n, device) for n in networks]
+        # A reference that gives losses itself only says which ones these are: that code isn't run.
+        self._loss = cross_entropy if isinstance(networks[0], SampleLoss) else find_loss(loss)
+        self._learned_from = frozenset(learned_from)
         self._room, self._told = Room(), False
 
     def knows(self, names: Iterable[str]) -> bool:
@@ -42,7 +53,7 @@ class Scorer:
     def __call__(self, chunk: Chunk, name: str) -> Scored:
         """Loss (float32, nats) and predicted class of the usable rows of a chunk."""
         n = len(chunk)
-        by_fold = self._rule.mode == "folds"
+        by_fold = self._mode == "folds"
         scored = Scored(
             np.full(n, np.nan, np.float32),
             np.full(n, -1, np.int64),
@@ -67,9 +78,9 @@ class Scorer:
         return scored
 
     def _holdout(self, chunk: Chunk, name: str) -> npt.NDArray[np.bool_]:
-        if self._rule.mode == "fraction":
+        if self._mode == "fraction":
             return np.equal(chunk.mark, 1)
-        return np.full(len(chunk), self._rule.mode == "holdout" and name in self._learned_from)
+        return np.full(len(chunk), self._mode == "holdout" and name in self._learned_from)
 
     @torch.no_grad()
     def _language(self, network: LanguageLoss, fields: Fields, rows: npt.NDArray[np.int64], scored: Scored) -> None:
@@ -80,18 +91,22 @@ class Scorer:
         scored.il[rows] = SequenceMean()(loss, loss).cpu().numpy()
 
     @torch.no_grad()
-    def _forward(self, network: nn.Module, fields: Fields, label: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Losses (n,) and predicted classes (n,), None of a target that is no class, of the rows of a chunk, in as many
-        forwards as memory asks for."""
+    def _forward(self, network: nn.Module | SampleLoss, fields: Fields, label: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Losses (n,) and predicted classes (n,), None of a target that is no class or of a reference that gives losses
+        itself, of the rows of a chunk, in as many forwards as memory asks for."""
 
         def judge() -> tuple[Tensor, Tensor | None]:
             size = self._room.size or len(fields)
             losses, predicted = list[Tensor](), list[Tensor]()
             for first in range(0, len(fields), size):
                 some = slice(first, first + size)
-                own = fields[some].to(self._device)
+                own, own_label = fields[some].to(self._device), label[some].to(self._device)
+                if isinstance(network, SampleLoss):
+                    x = own_label if self._target != "" else self._prepare(own)
+                    losses.append(network(own, target_of(self._target, own, own_label, x)))
+                    continue
                 output = called(network, x := self._prepare(own))
-                target = target_of(self._target, own, label[some].to(self._device), x)
+                target = target_of(self._target, own, own_label, x)
                 losses.append(per_sample(self._loss, output.float(), target).float())
                 if self._target is None:
                     predicted.append(output.argmax(1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ from rhostream.models.networks import lenet_cnn, mlp, small_cnn
 from rhostream.models.resnet import resnet18_small
 from rhostream.models.text import TEXT_MODELS, build_text, is_text
 from rhostream.models.zoo import build_from_zoo, is_from_zoo
-from rhostream.own_code import own_function
+from rhostream.own_code import accepted, own_function
 from rhostream.selection.tokens import LanguageLoss
 
 _BUILT_IN: dict[str, Callable[..., nn.Module]] = {
@@ -91,14 +90,8 @@ def _built(name: str, classes: int | None, initial: bool, made_for: dict[str, An
 
 def _of_ones_own(name: str, offered: dict[str, Any]) -> nn.Module:
     maker = own_function("model", name)
-    try:
-        parameters = inspect.signature(maker).parameters
-    except (TypeError, ValueError):
-        parameters = {}  # type: ignore[assignment]
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        offered = {k: v for k, v in offered.items() if k in parameters}
     with users_code(f"model {name!r}"):
-        model = maker(**offered)
+        model = maker(**accepted(maker, offered))
     if not isinstance(model, nn.Module):
         raise UsageError(f"model {name!r} returned {type(model).__name__}, expected a torch.nn.Module")
     return model

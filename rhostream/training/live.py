@@ -38,6 +38,11 @@ def load_live(
     UntrustedCodeError for an architecture of somebody's own that `code` doesn't name.
     """
     made, place = table.info.ingredients, folder or table.info.places.get("il_model")
+    if reference := table.info.reference:
+        raise UsageError(
+            f"the rule rho_updated trains the IL model along, and the il of {storage.redact(table.url)} are of the "
+            f"reference {reference['name']}, which stays as it is: take rho, or an IL model of fit-il"
+        )
     if place is None:
         raise UsageError("the rule rho_updated needs the IL model itself: give --il-model DIR, what fit-il wrote")
     place, shown = storage.resolve(place), storage.redact(storage.resolve(place))

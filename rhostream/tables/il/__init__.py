@@ -25,6 +25,7 @@ from rhostream.tables.il.info import (
     make_or_match,
     open_info,
     places_of,
+    reference_doubts,
     require_same_making,
     stored_il,
 )
@@ -91,6 +92,7 @@ __all__ = [
     "read_part",
     "read_part_facts",
     "read_part_footer",
+    "reference_doubts",
     "require_part_of",
     "require_same_making",
     "require_same_shard",

@@ -19,6 +19,7 @@ import pyarrow as pa
 from rhostream import foreign, storage
 from rhostream.crashpoints import crash_point
 from rhostream.errors import AlreadyExistsError, MismatchError, TableError, UnknownNameError, UsageError
+from rhostream.inert import one_line
 from rhostream.samples import registry
 from rhostream.samples.kind import Kind
 from rhostream.tables.classes import as_json, require_same_classes
@@ -43,6 +44,7 @@ SCHEMA = pa.schema(
 )
 _SINCE_2 = ("il_tokens",)
 IL_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
+SHOWN = 120  # characters of a name in a sentence
 DETAIL = 400  # characters of a value in a message
 FLOAT16_MAX = 65504.0  # nats; what is beyond is stored as this, never as infinity
 _MORE_FIELDS = "; for more kept fields without scoring again: --from TABLE --keep FIELD:TYPE,... and a new --out"
@@ -79,6 +81,11 @@ class TableInfo:
     def fingerprint(self) -> str:
         """What made the il, in 16 hex digits."""
         return fingerprint(self.ingredients)
+
+    @property
+    def reference(self) -> dict[str, Any]:
+        """{"name", "identity", "proved"} of the model that existed and made the il; {} where an IL model was fitted."""
+        return dict(self.ingredients.get("reference") or {})
 
     @property
     def label(self) -> dict[str, Any]:
@@ -121,6 +128,21 @@ class TableInfo:
         """
         own = [column for column in SCHEMA if self.version > 1 or column.name not in _SINCE_2]
         return pa.schema([*own, *((name, KEEP_TYPES[kind]) for name, kind in sorted(self.keep.items()))])
+
+
+def reference_doubts(reference: Mapping[str, Any]) -> list[str]:
+    """What is doubtful about the il of a reference (`TableInfo.reference`), in sentences; none where there is none."""
+    if not reference:
+        return []
+    name = one_line(str(reference.get("name")), SHOWN)
+    says = [
+        f"the il are of the reference {name}, and what it learned from is unknown: whether they leak can't be checked. "
+        "il of samples that it learned from is too low, and these look worth learning again and again"
+    ]
+    if reference.get("proved") is not True:
+        identity = one_line(str(reference.get("identity")), SHOWN)
+        says.append(f"unproved: that the reference {name} is {identity!r} is what --reference-id said")
+    return says
 
 
 def stored_il(il: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.floating[Any]]:
