@@ -93,8 +93,9 @@ class GradientStep:
     )
     augment: str = setting(
         "none",
-        help="Of kept samples alone: none, flip, shift, flip-shift; random_resized_crop, random_resized_crop-flip "
-        "or (of your own kind) decode, from their bytes again; or your module:function of (input_b, seed_b).",
+        help="Of kept samples alone: none, flip, shift, flip-shift; from their bytes again, some of "
+        "random_resized_crop, flip, colour, randaugment, joined by - in this order, or (of your own kind) decode; or "
+        "your module:function of (input_b, seed_b).",
         heading=STEP,
         metavar="NAME",
         imports=True,
