@@ -22,13 +22,14 @@ from rhostream.candidates import Reason
 from rhostream.errors import MismatchError, RhostreamError, UnknownNameError, UntrustedCodeError, UsageError
 from rhostream.randomness import generator
 from rhostream.samples.decoders import DECODERS
+from rhostream.samples.distortions import NAMES, SIGNED, distort, jittered, operated, randaugmented
 from rhostream.samples.image import ImageKind
 from rhostream.samples.random_crop import RandomCrop
 from rhostream.selection.deal import batch_of
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import Selector
 from rhostream.selection.stages import Stage
-from rhostream.stream.augment import augment_of
+from rhostream.stream.augment import augment_of, check_name
 from rhostream.tables.il import open_table
 from tests.support import own_kinds
 from tests.support.logs import ask, log_of, same
@@ -109,6 +110,128 @@ def test_how_it_is_decoded_again_is_no_part_of_what_a_sample_is() -> None:
     assert not np.array_equal(plain, cut)
 
 
+# -- colours and operations ---
+
+
+def bytes_of(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(np.float64)
+
+
+def grey_of(rgb: np.ndarray) -> np.ndarray:
+    return rgb @ np.array([0.299, 0.587, 0.114])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_colours_are_moved_as_the_formulas_say(mode: str) -> None:
+    image = photograph(2)[0].convert(mode)
+    x = bytes_of(image)
+    grey = grey_of(x) if mode == "RGB" else x
+    away = {
+        "brightness": np.zeros_like(x),
+        "contrast": np.full_like(x, grey.mean()),
+        "saturation": np.broadcast_to(grey[..., None], x.shape) if mode == "RGB" else x,
+    }
+    for name, end in away.items():
+        for sign in (1, -1):
+            factor = 1 + sign * 0.9 * 0.4
+            expected = np.clip(end + factor * (x - end), 0, 255)
+            assert np.abs(bytes_of(operated(image, name, 0.4, sign)) - expected).max() <= 1.5
+    draws = generator(4)
+    factors, order = draws.uniform(0.6, 1.4, 3), draws.permutation(3)
+    for which in order:
+        grey = grey_of(x) if mode == "RGB" else x
+        end = [0 * x, 0 * x + grey.mean(), grey[..., None] + 0 * x if mode == "RGB" else x][which]
+        x = np.clip(end + factors[which] * (x - end), 0, 255)
+    assert np.abs(bytes_of(jittered(image, generator(4))) - x).max() <= 3.5
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_operations_are_those_of_pixels_by_hand(mode: str) -> None:
+    image = photograph(1)[0].convert(mode).resize((40, 30))
+    x = bytes_of(image)
+
+    def moved(name: str, sign: int) -> np.ndarray:
+        """Each pixel from where it was, black from beyond the border."""
+        row, column = np.mgrid[:30, :40] + 0.5
+        if name.startswith("shear"):
+            row, column = (row + sign * 0.09 * column, column) if name[-1] == "y" else (row, column + sign * 0.09 * row)
+        else:
+            share = 0.3 * 150 / 331
+            row, column = (
+                (row - sign * int(share * 30), column) if name[-1] == "y" else (row, column - sign * int(share * 40))
+            )
+        row, column = np.floor(row).astype(int), np.floor(column).astype(int)
+        inside = (row >= 0) & (row < 30) & (column >= 0) & (column < 40)
+        out = x[row.clip(0, 29), column.clip(0, 39)]
+        return np.where(inside[..., None] if x.ndim == 3 else inside, out, 0)
+
+    for name in ("shear_x", "shear_y", "shift_x", "shift_y"):
+        for sign in (1, -1):
+            assert (bytes_of(operated(image, name, 0.3, sign)) != moved(name, sign)).mean() < 0.01
+    turned = bytes_of(operated(image.resize((30, 30)), "rotate", 3.0))  # three times the largest: 90 degrees
+    assert np.array_equal(turned, np.rot90(bytes_of(image.resize((30, 30)))))
+    assert np.array_equal(bytes_of(operated(image, "posterize", 0.3)), x // 2 * 2)
+    for share, threshold in ((0.3, 178.5), (0.8, 51)):
+        assert np.array_equal(bytes_of(operated(image, "solarize", share)), np.where(x < threshold, x, 255 - x))
+    low, high = x.min((0, 1)), x.max((0, 1))
+    assert np.abs(bytes_of(operated(image, "autocontrast", 0.3)) - (x - low) * 255 / (high - low)).max() <= 1
+    even = bytes_of(operated(image, "equalize", 0.3)).reshape(1200, -1)
+    for channel, column in enumerate(x.reshape(1200, -1).T.astype(int)):  # the share of pixels that are darker, in 255
+        step = (1200 - (column == column.max()).sum()) // 255
+        darker = np.array([(column < value).sum() for value in range(256)])
+        assert np.array_equal(even[:, channel], np.minimum((darker + step // 2) // step, 255)[column])
+    assert np.array_equal(operated(image, "identity", 0.3), image)
+    for name in SIGNED:
+        assert np.array_equal(operated(image, name, 0.0), image), name
+    unchanged = {name for name in NAMES if np.array_equal(operated(image, name, 0.8), image)}
+    assert unchanged == ({"identity"} if mode == "RGB" else {"identity", "saturation"})
+    assert len(NAMES) == 14
+
+
+def test_all_operations_are_drawn_and_a_draw_is_that_of_its_generator() -> None:
+    image = photograph(1)[0].resize((16, 16))
+    results = [np.asarray(randaugmented(image, generator(seed))).tobytes() for seed in range(60)]
+    assert results == [np.asarray(randaugmented(image, generator(seed))).tobytes() for seed in range(60)]
+    assert len(set(results)) > 50
+    seen = set()
+    for seed in range(60):
+        seen |= {NAMES[number] for number in generator(seed).integers(len(NAMES), size=2)}
+    assert seen == set(NAMES)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_parts_are_done_in_their_order_and_leave_the_crop_as_it_was(channels: int) -> None:
+    data, kind = {"image": png(photograph(6)[0])}, ImageKind(image_size=24, channels=channels)
+
+    def again(name: str) -> np.ndarray:
+        row = np.zeros((24, 24, channels), np.uint8)
+        assert kind.augmented(name).decode(data, {"pixels": row}, None, generator(7)) == "ok"
+        return row
+
+    plain = np.zeros((24, 24, channels), np.uint8)
+    kind.decode(data, {"pixels": plain})
+    rng = generator(7)
+    RandomCrop(rng, flip=True).of(*photograph(6)[0].size)
+    expected = again(f"{CROP}-flip")
+    distort(expected, ("colour", "randaugment"), rng)
+    assert np.array_equal(again(f"{CROP}-flip-colour-randaugment"), expected)
+    for name in ("colour", "randaugment", "flip-randaugment", "flip-colour"):
+        expected = plain.copy()
+        distort(expected, tuple(name.split("-")), generator(7))
+        assert np.array_equal(again(name), expected)
+    assert not np.array_equal(again("colour"), plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("colour-flip", "'flip-colour'"), (f"randaugment+{CROP}", f"'{CROP}-randaugment'"),
+     ("color", "did you mean 'colour'"), ("shift-colour", "unknown"), ("colour-colour", "'colour'")],
+)  # fmt: skip
+def test_parts_have_one_spelling(name: str, message: str) -> None:
+    with pytest.raises(UnknownNameError, match=message):
+        check_name(name, ("none", "flip", "shift", "flip-shift"))
+
+
 # -- the draws ---
 
 
@@ -123,7 +246,7 @@ def kept_inputs(world: Path, rule: str = "irreducible", **options: Any) -> dict[
     return found
 
 
-@pytest.mark.parametrize("augment", [f"{CROP}-flip", f"{OWN}:noise"])
+@pytest.mark.parametrize("augment", [f"{CROP}-flip-colour-randaugment", f"{OWN}:noise"])
 def test_draws_go_by_pass_and_sample_and_by_nothing_else(world: Path, augment: str) -> None:
     one = kept_inputs(world, augment=augment, passes=2)
     # Other places, other buffers, other workers and lanes: a sample that both keep is the same.

@@ -93,12 +93,30 @@ class GradientStep:
     )
     augment: str = setting(
         "none",
-        help="Of kept samples alone: none, flip, shift, flip-shift; random_resized_crop, random_resized_crop-flip "
-        "or (of your own kind) decode, from their bytes again; or your module:function of (input_b, seed_b).",
+        help="Of kept samples alone: none, flip, shift, flip-shift; from their bytes again, some of "
+        "random_resized_crop, flip, colour, randaugment, joined by - in this order, or (of your own kind) decode; or "
+        "your module:function of (input_b, seed_b).",
         heading=STEP,
         metavar="NAME",
         imports=True,
         pin=ALWAYS,
+        fixed="",
+    )
+    mixup: float = setting(
+        0.0,
+        help="Learn from kept inputs mixed with one another (Zhang et al. 2018): by shares of Beta(ALPHA, ALPHA), as "
+        "0.2; 0 for none.",
+        heading=STEP,
+        metavar="ALPHA",
+        pin=ASKED,
+        fixed="",
+    )
+    label_smoothing: float = setting(
+        0.0,
+        help="Of the training loss of classes: this share of the target is spread evenly over all classes.",
+        heading=STEP,
+        metavar="SHARE",
+        pin=ASKED,
         fixed="",
     )
 
@@ -111,6 +129,14 @@ class GradientStep:
             raise UsageError(f"--clip-gradient {self.clip_gradient:g}: expected a norm above 0")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UsageError(f"--ema {self.ema:g}: expected a decay between 0 and 1, as 0.999")
+        if not 0 <= self.mixup < math.inf:
+            raise UsageError(
+                f"--mixup {self.mixup:g}: expected the alpha of a Beta distribution, as 0.2, or 0 for none"
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError(
+                f"--label-smoothing {self.label_smoothing:g}: expected a share of 0 or more, and less than 1"
+            )
         if self.momentum is not None and not 0 <= self.momentum < 1:
             raise UsageError(f"--momentum {self.momentum:g}: expected 0 or more, and less than 1")
         if self.momentum is not None and self.optimizer != "sgd":

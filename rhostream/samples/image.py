@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -34,6 +35,15 @@ PIXELS = "pixels"  # the field
 # it is read alone where the window isn't at hand.
 HEADER, WHOLE_HEADER = (64 << 10) + 1, 1 << 20
 SHOWN_SIDE, SHOWN_BYTES = 96, 32 << 20  # of a picture for a person to look at, at most
+RANDOM_CROP, FLIP = "random_resized_crop", "flip"
+PARTS = (RANDOM_CROP, FLIP, "colour", "randaugment")  # of how it is decoded again, in this order
+# A flip alone needs no second decode.
+AUGMENTATIONS = tuple(
+    "-".join(parts)
+    for number in range(1, len(PARTS) + 1)
+    for parts in itertools.combinations(PARTS, number)
+    if parts != (FLIP,)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +74,7 @@ class ImageKind(Kind):
     takes = frozenset(("image_size", "channels", "resize", "member"))
     preview_bytes = SHOWN_BYTES
     augments = True
-    augmentations = ("random_resized_crop", "random_resized_crop-flip")
+    augmentations = AUGMENTATIONS
 
     def fields(self, view: View = None) -> Mapping[str, FieldSpec]:
         """(H, W, C) of uint8; of a view so many pixels high and wide."""
@@ -74,8 +84,19 @@ class ImageKind(Kind):
     def decode(self, members: Mapping[str, bytes], out: dict[str, Row], view: View = None,
                rng: np.random.Generator | None = None) -> str:  # fmt: skip
         """Into `out["pixels"]` (H, W, C) of any size; returns "ok" or the status of a bad image."""
-        geometry = self.resize if rng is None else RandomCrop(rng, self.augment.endswith("flip"))
-        return self._decode(members["image"], out[PIXELS], geometry)
+        if rng is None:
+            return self._decode(members["image"], out[PIXELS], self.resize)
+        parts = tuple(self.augment.split("-"))
+        geometry: str | RandomCrop = self.resize
+        if parts[0] == RANDOM_CROP:
+            flip = FLIP in parts  # of a crop, done where it is placed
+            parts, geometry = parts[1 + flip :], RandomCrop(rng, flip)
+        status = self._decode(members["image"], out[PIXELS], geometry)
+        if parts and status == OK:
+            from rhostream.samples.distortions import distort
+
+            distort(out[PIXELS], parts, rng)
+        return status
 
     @functools.cached_property
     def _decode(self) -> Decoder:
@@ -99,7 +120,7 @@ class ImageKind(Kind):
         return replace(self, decoder=decoder(name)[0])
 
     def augmented(self, name: str) -> ImageKind:
-        """Decoded again as a random part, perhaps mirrored."""
+        """Decoded again by some of PARTS, in their order and joined by `-`."""
         super().augmented(name)
         return replace(self, augment=name)
 

@@ -7,6 +7,7 @@ A loss is a function of (output, target) that gives one number a sample, (B,), a
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,6 +28,18 @@ def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     Labels are checked where the table is made: torch would give 0.0 for -100 and a device assert on a GPU.
     """
     return functional.cross_entropy(logits.float(), label, reduction="none")
+
+
+@dataclass(frozen=True)
+class SmoothedCrossEntropy:
+    """Cross-entropy with a target of which a `share` in [0, 1) is spread evenly over all C classes: logits (B, C),
+    label (B,) int64 -> (B,) float32, nats.
+    """
+
+    share: float
+
+    def __call__(self, logits: Tensor, label: Tensor) -> Tensor:
+        return functional.cross_entropy(logits.float(), label, reduction="none", label_smoothing=self.share)
 
 
 def sequence_mean(logits: Tensor, label: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from rhostream.candidates import Candidates
 from rhostream.errors import UnknownNameError, UsageError, users_code
 from rhostream.own_code import own_function
 from rhostream.randomness import generator, torch_seed
+from rhostream.samples.image import PARTS
 from rhostream.samples.kind import DECODE, Kind
 from rhostream.samples.registry import IMAGES
 
@@ -75,6 +76,13 @@ def check_name(name: str, others: tuple[str, ...] = (NONE,)) -> None:
     if ":" in name:
         own_function("augment", name)
     elif name not in (*others, *AGAIN):
+        parts = name.replace("+", "-").split("-")
+        ordered = "-".join(part for part in PARTS if part in parts)
+        if set(parts) <= set(PARTS) and ordered in (*others, *AGAIN):  # one spelling, as runs are compared by it
+            raise UnknownNameError(
+                f"unknown augmentation {name!r}; did you mean {ordered!r}? Parts are joined by '-' in the order "
+                f"{', '.join(PARTS)}"
+            )
         raise UnknownNameError.of("augmentation", name, (*others, *AGAIN, "package.module:function"))
 
 

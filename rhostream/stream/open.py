@@ -96,9 +96,10 @@ def open_stream(
 
     `kind`: the name of a kind of your own, `package.module:name`, of which the table is: its code is imported only so.
 
-    `augment`: what a `Selector` keeps is decoded again, "random_resized_crop" or "random_resized_crop-flip" of images,
-    "decode" of a kind of your own that can, or changed by your `package.module:function` of (input_b, seed_b); what is
-    scored stays plain. All draws are a function of (seed, pass, shard, ordinal).
+    `augment`: what a `Selector` keeps is decoded again: of images by some of random_resized_crop, flip, colour and
+    randaugment, in this order and joined by "-" (but "flip" alone), "decode" of a kind of your own that can; or it is
+    changed by your `package.module:function` of (input_b, seed_b). What is scored stays plain. All draws are a function
+    of (seed, pass, shard, ordinal).
 
     `rank` of `ranks`: whose slice of each buffer is read; where torch.distributed is initialised those of its default
     group unless given (`ranks=1` for none).

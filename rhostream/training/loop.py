@@ -16,10 +16,12 @@ from rhostream.crashpoints import crash_point
 from rhostream.randomness import torch_seed
 from rhostream.runs.loop import Loop
 from rhostream.selection.gradient import take_step
+from rhostream.selection.losses import SmoothedCrossEntropy
 from rhostream.selection.selector import Selection
 from rhostream.selection.tokens import TokenShare
 from rhostream.training.augment import KINDS
 from rhostream.training.augment import augment as augmented
+from rhostream.training.mixup import mixed
 from rhostream.training.optimizers import Average, Schedule
 
 
@@ -38,6 +40,8 @@ class Trainer:
     compile: bool = False
     clip: float | None = None  # the largest norm of a gradient
     average: Average | None = None  # of the weights, beside them
+    mixup: float = 0.0  # alpha of the shares that kept inputs are mixed by, 0 for none
+    label_smoothing: float = 0.0  # of the gradient step's loss alone
     tokens: TokenShare | None = None  # of language: which of a kept sequence's tokens the gradient goes through
     _forward: Callable[[Tensor], Tensor] = field(init=False)
 
@@ -78,6 +82,10 @@ class Trainer:
         target, loss = kept.target, run.selector.loss
         if self.tokens is not None and kept.il_tokens is not None:
             target, loss = to_device(kept.il_tokens, run.device), self.tokens
+        if self.label_smoothing:
+            loss = SmoothedCrossEntropy(self.label_smoothing)
+        if self.mixup:
+            x, target, loss = mixed(x, target, loss, self.mixup, seed=self.seed, step=run.steps, rank=ranks.rank)
         return take_step(
             self.model,
             self.optimizer,

@@ -144,6 +144,16 @@ class Settings(TrainConfig):
                 f"of {', '.join(LANGUAGE_RULES)}"
             )
         loss_name(kind, self.loss)
+        if self.mixup and not kind.example().is_floating_point():
+            raise UsageError(
+                f"--mixup {self.mixup:g} is of inputs that are numbers in between, and these samples are {kind.holds}, "
+                "which can't be mixed"
+            )
+        if self.label_smoothing and (kind.target is not None or language or self.loss != "cross_entropy"):
+            raise UsageError(
+                f"--label-smoothing {self.label_smoothing:g} is of the cross-entropy of classes, and this run's "
+                f"loss is {loss_name(kind, self.loss)}"
+            )
         if kind.target is not None:
             if self.classes is not None:
                 raise UsageError(f"--classes {self.classes} is for classes, and {kind.target_in_words}")

@@ -61,8 +61,9 @@ def train(config: TrainConfig) -> Summary:
     The step, by default the paper's AdamW at a constant rate: `optimizer` ("adamw", "sgd", "adafactor" or your
     `module:function`) with `lr`, `weight_decay`, `no_decay` (of biases and norms) and `momentum` (of sgd); `schedule`
     ("constant", "cosine", "linear" or your own) over `schedule_steps` buffers after `lr_warm_up` rising ones;
-    `clip_gradient`, the largest norm; `ema`, the decay of an average of the weights, which is then what is evaluated;
-    `evaluate`, your `module:function` of the model in place of test shards. docs/training.md has the rules.
+    `clip_gradient`, the largest norm; `mixup` and `label_smoothing`, of its loss alone; `ema`, the decay of an average
+    of the weights, which is then what is evaluated; `evaluate`, your `module:function` of the model in place of test
+    shards. docs/training.md has the rules.
 
     `deny`: a file of samples that are left out from now on, which may get longer while a run goes on. `sources`, "root"
     or a kept field of the table, is what the log names each sample's source by, and `source_floor` and `source_cap`,
@@ -86,9 +87,10 @@ def train(config: TrainConfig) -> Summary:
     `change`, {"lr": 5e-4} or "lr=5e-4": what a run that goes on does otherwise from its newest checkpoint on; the other
     arguments stay as they were. It is recorded (run.json stays as it is), reports say it, and the same call again
     changes nothing more. lr, weight_decay, momentum, schedule_steps, clip_gradient, il_lr_scale, accumulate, augment,
-    chunk, precision, train_precision and compile can change. `from_step`: a new attempt from the commit of that step.
-    `skip_buffers`, "A:B": these buffers are passed over, unread, and logged as that. `grow`: where a pass has ended,
-    the run goes on with this longer list of shards. These three are recorded as changes, too, and done once.
+    mixup, label_smoothing, chunk, precision, train_precision and compile can change. `from_step`: a new attempt from
+    the commit of that step. `skip_buffers`, "A:B": these buffers are passed over, unread, and logged as that. `grow`:
+    where a pass has ended, the run goes on with this longer list of shards. These three are recorded as changes, too,
+    and done once.
     `take_over`: go on from the newest commit even while another process of this machine is at the run; else refused.
 
     Raises UsageError and its kin before any work, Interrupted after a signal, NonFiniteError when training diverges,
@@ -215,6 +217,8 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         seed=settings.seed,
         accumulate=settings.accumulate,
         augment=settings.augment,
+        mixup=settings.mixup,
+        label_smoothing=settings.label_smoothing,
         precision=training,
         compile=settings.compile,
         clip=settings.clip_gradient,
