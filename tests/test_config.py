@@ -32,6 +32,8 @@ from rhostream.config.files import MAX_BYTES, VERSION, read_config
 from rhostream.config.page import page
 from rhostream.config.written import written
 from rhostream.errors import MismatchError, UnknownNameError, UsageError
+from rhostream.selection.losses import find_loss
+from rhostream.selection.rules import find_rule
 from rhostream.setting import ALWAYS, ASKED, RECORDED, RESOLVED, defaults_of, settings_of
 from tests.support.older import begun_with
 from tests.support.process import run as command
@@ -433,6 +435,17 @@ def test_a_pinned_field_that_an_old_run_does_not_state_was_at_its_default(world:
     go(world, tmp_path / "run", 4, **{name: defaults_of(TrainConfig)[name] for name in asked})
     with pytest.raises(MismatchError, match=r"gumbel: was None, now 0.5"):
         go(world, tmp_path / "run", 6, gumbel=0.5)
+
+
+@pytest.mark.parametrize("library", ["hf", "timm", "torchvision"])
+def test_a_librarys_name_is_no_code_of_ones_own_which_a_file_could_name(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{library}.py").write_text("raise SystemExit('this ran')")
+    monkeypatch.chdir(tmp_path)
+    for what, find in {"loss": find_loss, "rule": find_rule}.items():
+        with pytest.raises(UsageError, match=f"{what} '{library}:mine': .* name models alone"):
+            find(f"{library}:mine")
 
 
 # -- adding a setting --------------------------------------------------------------------------------------------------
