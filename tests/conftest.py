@@ -43,6 +43,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     return Shares(config, log) if config.getoption("dist") == "loadfile" else None
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """What a test logged of a folder whose name is no Unicode goes from process to process as escapes: nothing else can
+    be sent, and the whole session would end there."""
+    report = (yield).get_result()  # type: ignore[misc]
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     import torch
 
