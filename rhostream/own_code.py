@@ -16,15 +16,15 @@ from typing import Any
 
 from rhostream.errors import UsageError, users_code
 
-LIBRARIES = ("torchvision", "timm", "hf")  # name:MODEL is one of their models; a file of settings may say so
+MODEL_PREFIXES = ("torchvision", "timm", "hf")  # name:MODEL is one of their models; a file of settings may say so
 
 
 def own_function(what: str, name: str) -> Callable[..., Any]:
     """The user's `package.module:function`. Raises UsageError when there is none, or its import fails."""
     module, _, path = name.partition(":")
-    if module.strip() in LIBRARIES:  # else a file could name code: a hf.py that lies beside it
+    if module.strip() in MODEL_PREFIXES:  # else a file could name code: a hf.py that lies beside it
         raise UsageError(
-            f"{what} {name!r}: {', '.join(f'{lib}:' for lib in LIBRARIES)} name models alone, and no {what}"
+            f"{what} {name!r}: {', '.join(f'{lib}:' for lib in MODEL_PREFIXES)} name models alone, and no {what}"
         )
     with users_code(f"{what} {name!r}: importing {module}"):
         try:

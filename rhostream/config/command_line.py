@@ -202,10 +202,10 @@ def config_of(config: type[Any], ctx: click.Context) -> Any:
 
 def _require_typed(value: Any, option: str, url: str) -> None:
     """Raise UntrustedCodeError where a file names code that the command line doesn't: decision 012."""
-    from rhostream.own_code import LIBRARIES
+    from rhostream.own_code import MODEL_PREFIXES
     from rhostream.storage import redact
 
     names = value.split(",") if isinstance(value, str) else list(value or ())
     for name in names:
-        if name.partition(":")[0].strip() not in LIBRARIES:
+        if name.partition(":")[0].strip() not in MODEL_PREFIXES:
             UntrustedCodeError.unless_named(name.strip(), None, redact(url), option)

@@ -59,6 +59,11 @@ class _OfflineConfig:
         False, help="Take a tar without its end marker for whole; one cut between two members looks the same."
     )
 
+    @property
+    def lenient(self) -> dict[str, Any]:
+        """How strictly shards are read, as keywords."""
+        return {"allow_compressed": self.allow_compressed, "accept_missing_eof": self.accept_missing_eof}
+
     def __post_init__(self) -> None:
         check_types(self)
 

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rhostream.errors import UsageError, users_code
-from rhostream.models.zoo import LIBRARIES
-from rhostream.own_code import accepted, own_function
+from rhostream.own_code import MODEL_PREFIXES, accepted, own_function
 from rhostream.samples.fields import Fields
 from rhostream.samples.kind import Kind
 from rhostream.selection.losses import tensor_in_words
@@ -92,7 +91,7 @@ def load_reference(
     """
     name = name_of_reference(reference)
     made: Any = reference
-    if isinstance(reference, str) and name.partition(":")[0] in (*LIBRARIES, "hf"):  # which a file may name
+    if isinstance(reference, str) and name.partition(":")[0] in MODEL_PREFIXES:
         raise UsageError(f"reference {name!r}: a model of a library has no name here; name a function that makes it")
     if not isinstance(reference, nn.Module):
         maker = own_function("reference", name) if isinstance(reference, str) else reference

@@ -8,14 +8,12 @@ whatever is missing.
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
-
-import torch
 
 from rhostream import storage
 from rhostream.config.call import configured
@@ -26,6 +24,7 @@ from rhostream.il_model.networks import load_il_model
 from rhostream.irreducible import gate
 from rhostream.irreducible.accounts import Summary
 from rhostream.irreducible.asked import named
+from rhostream.irreducible.decoded import label_of
 from rhostream.irreducible.job import Job, parse_index
 from rhostream.irreducible.referenced import examine, of_reference, require_one_source
 from rhostream.irreducible.score import Scorer
@@ -34,9 +33,10 @@ from rhostream.samples import registry
 from rhostream.samples.geometry import checked_resize
 from rhostream.samples.kind import Kind
 from rhostream.samples.wanted import Wanted
+from rhostream.selection.hardware import device_of
 from rhostream.storage import redact
 from rhostream.stream.budget import Budget
-from rhostream.stream.label_from import LabelFrom, label_from
+from rhostream.stream.label_from import LabelFrom
 from rhostream.stream.look import look
 from rhostream.stream.scan import ScanSettings
 from rhostream.tables import il
@@ -90,7 +90,7 @@ def scored_into(config: ComputeILConfig, il_dtype: str | None = None) -> Summary
     info, rule = model.info, model.info.rule
     _require_loss(info, config)
     gate.passed(info, config.min_accuracy, config.il_model)
-    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_of(config.device or "auto")
     scorer = Scorer(model.networks, model.preprocess, info.loss, device, rule, info.learned_from)
     there = il.find_info(out)
     table = TableInfo(
@@ -166,12 +166,9 @@ def index(config: IndexConfig) -> Summary:
     _require_scoring(config)
     budget = Budget(fraction=config.max_bad_fraction, samples=config.max_bad_samples, shards=config.max_bad_shards)
     sources, roots, keep = storage.listed(config.shards), checked_roots(config.roots), il.checked_keep(config.keep)
-    lenient: dict[str, Any] = {
-        "allow_compressed": config.allow_compressed,
-        "accept_missing_eof": config.accept_missing_eof,
-    }
-    kind = _kind_of(config, sources, lenient)
-    label = _label_of(config, sources, lenient)
+    there = il.find_info(storage.resolve(config.out))
+    shards = functools.cache(lambda: named(sources, None))  # listed once, where they are looked at
+    kind, label = _kind_of(config, there, shards), label_of(config, there, shards)
     label.require_beside(kind)
     ingredients = kind.ingredients() | {"label": label.to_json()}
     info = TableInfo(
@@ -184,20 +181,12 @@ def index(config: IndexConfig) -> Summary:
         preprocess=kind.to_json() if kind.fields() else None,
         class_names=label.class_names,
     )
-    settings = ScanSettings(keep=info.keep, kind=kind, decodes=False, label=label, **lenient)
+    settings = ScanSettings(keep=info.keep, kind=kind, decodes=False, label=label, **config.lenient)
     job = Job(sources, Target(config.out, info), settings, budget, config.fail_fast, config.index)
     return job.run(config.workers)
 
 
-def _label_of(config: IndexConfig, shards: Iterable[str], lenient: dict[str, Any]) -> LabelFrom:
-    """Where labels stand: as asked, else as the table that is there says."""
-    asked = config.label is not None or config.class_names is not None
-    if not asked and (there := il.find_info(storage.resolve(config.out))) is not None:
-        return LabelFrom.from_json(there.label)
-    return label_from(config.label, config.class_names, named(shards, None), **lenient)
-
-
-def _kind_of(config: IndexConfig, shards: Iterable[str], lenient: dict[str, Any]) -> Kind:
+def _kind_of(config: IndexConfig, there: TableInfo | None, shards: Callable[[], list[tuple[str, str]]]) -> Kind:
     """What the samples are, which image of one is meant and how it becomes a square: as asked, else as the table that
     is there says, else by a look at D; images where nothing can be used.
 
@@ -210,14 +199,14 @@ def _kind_of(config: IndexConfig, shards: Iterable[str], lenient: dict[str, Any]
             raise UsageError(f"--content {name} is for built-in kinds: give it or --kind {config.kind}")
         return registry.made(config.kind, wanted, None, tuple, redact(out))
     asked = None if name is None else registry.undecided(name)
-    if (there := il.find_info(out)) is not None:
+    if there is not None:
         if asked is None or name == there.content:
             asked = there.kind_of_samples(None, redact(out))
         return asked.indexed(wanted, None)
     storage.probe_writable(out)  # before anything is read
     if asked is not None and (wanted.resize or not registry.takes(asked.name, "resize")):
         return asked.indexed(wanted, None)  # without a look; several images of a sample are counted and warned of
-    seen = look(named(shards, None), content=name, once=True, **lenient)
+    seen = look(shards(), content=name, once=True, **config.lenient)
     if asked is None:
         asked = registry.undecided(registry.asked(wanted) or seen.content or registry.IMAGES.name)
         seen.say_mixed(asked.name, wanted.member)

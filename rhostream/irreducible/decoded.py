@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from rhostream import models
-from rhostream.config.offline import ComputeILConfig, FitILConfig
+from rhostream.config.offline import ComputeILConfig, FitILConfig, IndexConfig
 from rhostream.errors import UsageError
 from rhostream.samples import registry
 from rhostream.samples.kind import Kind
 from rhostream.samples.wanted import Wanted
-from rhostream.selection.losses import find_loss, loss_name, require_taken, sequence_mean
+from rhostream.selection.losses import loss_name, require_loss_of_samples, require_taken
 from rhostream.selection.outputs import called, require_more_than_one, require_width
 from rhostream.selection.tokens import is_language
 from rhostream.storage import redact
+from rhostream.stream.label_from import LabelFrom, label_from
 from rhostream.stream.look import look
+from rhostream.tables.il import TableInfo
 
 
 def wanted_of(config: FitILConfig | ComputeILConfig) -> Wanted:
@@ -40,7 +42,7 @@ def wanted_of(config: FitILConfig | ComputeILConfig) -> Wanted:
     return replace(wanted, tokenizer=wanted.tokenizer or of_model, task=task)
 
 
-def kind_of(shards: list[tuple[str, str]], config: FitILConfig | ComputeILConfig, lenient: dict[str, Any]) -> Kind:
+def kind_of(config: FitILConfig | ComputeILConfig, shards: list[tuple[str, str]]) -> Kind:
     """What samples of D are decoded to: the kind that is named or that options are of, else what most of those looked
     at are."""
     where, wanted = redact(shards[0][0]), wanted_of(config)
@@ -49,13 +51,13 @@ def kind_of(shards: list[tuple[str, str]], config: FitILConfig | ComputeILConfig
     asked = registry.asked(wanted)
     if wanted.tokenizer is not None and asked is not None:
         kind = registry.made(asked, wanted, None, tuple, where)
-        if not look(shards, content=asked, **lenient).kinds:
+        if not look(shards, content=asked, **config.lenient).kinds:
             raise UsageError(
                 f"--tokenizer {wanted.tokenizer} reads .{kind.main[0]} members, and the "
                 f"first samples of {where}, ... hold none that can be used"
             )
         return kind
-    seen = look(shards, **lenient)
+    seen = look(shards, **config.lenient)
     given = config.image_size and config.channels
     content = seen.content or registry.IMAGES.name if given else seen.require_usable()
     if asked is not None:
@@ -68,6 +70,15 @@ def kind_of(shards: list[tuple[str, str]], config: FitILConfig | ComputeILConfig
     if registry.takes(content, "member"):
         wanted = replace(wanted, member=wanted.member or seen.member or None)
     return registry.made(content, wanted, None, lambda: seen.sizes, where)
+
+
+def label_of(
+    config: IndexConfig | ComputeILConfig, there: TableInfo | None, shards: Callable[[], list[tuple[str, str]]]
+) -> LabelFrom:
+    """Where labels stand: as asked, else as the table that is there says. `shards` gives (URL, name) of each."""
+    if there is not None and config.label is None and config.class_names is None:
+        return LabelFrom.from_json(there.label)
+    return label_from(config.label, config.class_names, shards(), **config.lenient)
 
 
 def require_fitting(preprocess: Kind, config: FitILConfig) -> str:
@@ -83,8 +94,7 @@ def require_fitting(preprocess: Kind, config: FitILConfig) -> str:
             if value is not None:
                 raise UsageError(f"{option} {value} is for classes, and {preprocess.target_in_words}")
     loss_name(preprocess, config.loss)
-    if find_loss(config.loss) is sequence_mean:
-        raise UsageError("--loss sequence_mean takes a label for each token, and a sample of a shard has one")
+    require_loss_of_samples(config.loss)
     return config.loss
 
 

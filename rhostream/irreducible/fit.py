@@ -39,7 +39,7 @@ from rhostream.irreducible.learn import Recipe
 from rhostream.irreducible.pool import Pool
 from rhostream.irreducible.unfinished import Kept, clear, identity_of
 from rhostream.runs.record import versions
-from rhostream.samples.kind import Kind
+from rhostream.selection.hardware import device_of
 from rhostream.signals import StopRequest
 from rhostream.storage import redact
 from rhostream.stream.advice import gaps
@@ -100,12 +100,11 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         return gate.passed(there, config.min_accuracy, out)
     storage.probe_writable(out)
     started = time.monotonic()
-    lenient: Any = {"allow_compressed": config.allow_compressed, "accept_missing_eof": config.accept_missing_eof}
-    label = label_from(config.label, config.class_names, data, **lenient)
-    preprocess, classes = kind_of(data, config, lenient), config.classes
+    label = label_from(config.label, config.class_names, data, **config.lenient)
+    preprocess, classes = kind_of(config, data), config.classes
     label.require_beside(preprocess)
-    if classes is None and label.names:
-        classes = max(label.names.values()) + 1
+    if classes is None:
+        classes = label.classes
     loss = require_fitting(preprocess, config)
     require_model(model, preprocess, classes, config, loss)
     preprocess = preprocess.with_decoder(asked["decoder"])
@@ -117,7 +116,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         group_by=config.group_by,
         mark=rule,
         watch=None if config.group_by else "duplicate_of",
-        **lenient,
+        **config.lenient,
     )
     options: dict[str, Any] = {
         "memory_bytes": config.memory_bytes,
@@ -144,7 +143,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         seed=config.seed,
         balance=config.balance,
     )
-    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_of(config.device or "auto")
     made_of = {
         **asked, "classes": classes, "preprocess": preprocess.to_json(), "decoding": decoding, "device": device.type,
         "versions": versions(),
@@ -170,7 +169,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         "retried": storage.retried_since(retried),
     }
     info = ModelInfo(
-        architecture=model, classes=classes, preprocess=_plain(preprocess), decoder=decoding,
+        architecture=model, classes=classes, preprocess=preprocess.record(), decoder=decoding,
         split=rule.to_json(), folds=[], accuracy=None, loss=loss, val_loss=0.0, cost={}, asked=asked,
         learned_from=sorted(pool.shards), read=read, quality={"empty_classes": empty},
         sample={"taken": len(pool), "seen": sum(pool.seen.values())},
@@ -257,11 +256,6 @@ def _fitted(
     if quality:
         info = replace(info, quality={**quality, "doubts": gate.doubts(info)})
     return info, sum(one.seconds_before for one in learned)
-
-
-def _plain(preprocess: Kind) -> dict[str, Any]:
-    """As it is read again from JSON, tuples as lists."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in preprocess.to_json().items()}
 
 
 def _seen_in(pool: Pool, shards: Iterable[tuple[str, str]]) -> int:

@@ -3,8 +3,8 @@ samples are. They are what the options say, else what the table that is there sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -14,17 +14,17 @@ from rhostream.config.offline import ComputeILConfig
 from rhostream.errors import UntrustedCodeError, UsageError
 from rhostream.il_model.reference import Reference, load_reference, name_of_reference
 from rhostream.irreducible.asked import named
-from rhostream.irreducible.decoded import kind_of, wanted_of
+from rhostream.irreducible.decoded import kind_of, label_of, wanted_of
 from rhostream.irreducible.gate import beyond_classes
 from rhostream.irreducible.score import Scorer
 from rhostream.runs.macs import macs_per_sample
 from rhostream.samples import registry
 from rhostream.samples.kind import Kind
-from rhostream.selection.losses import find_loss, loss_name, require_taken, sequence_mean
+from rhostream.selection.hardware import device_of
+from rhostream.selection.losses import loss_name, require_loss_of_samples, require_taken
 from rhostream.selection.outputs import called, described
 from rhostream.setting import defaults_of, option_name, settings_of
 from rhostream.storage import redact
-from rhostream.stream.label_from import LabelFrom, label_from
 from rhostream.stream.scan import ScanSettings
 from rhostream.tables import il
 from rhostream.tables.il import TableInfo, reference_doubts
@@ -72,24 +72,20 @@ def of_reference(
     there = il.find_info(out)
     if there is not None and not there.reference:
         there = None  # of another making: `Target.open` says so
-    lenient: dict[str, Any] = {
-        "allow_compressed": config.allow_compressed,
-        "accept_missing_eof": config.accept_missing_eof,
-    }
-    kind = _kind(config, sources, roots, there, lenient)
-    label = _label(config, sources, roots, there, lenient)
+    shards = functools.cache(lambda: named(sources, roots))  # listed once, where they are looked at
+    kind, label = _kind(config, there, shards), label_of(config, there, shards)
     label.require_beside(kind)
-    classes = config.classes or (max(label.names.values()) + 1 if label.names else there.classes if there else None)
+    classes = config.classes or label.classes or (there.classes if there else None)
     if kind.target is not None and config.classes is not None:
         raise UsageError(f"--classes {config.classes} is for classes, and {kind.target_in_words}")
     loss = _loss(config, kind, there)
-    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_of(config.device or "auto")
     reference = load_reference(config.reference, kind, classes, device, config.reference_id)
     macs = None
     if isinstance(reference.scores, nn.Module):
         classes, macs = _tried(reference, reference.scores, kind, classes, loss, device)
     stored = il_dtype or (there.il_dtype if there else "float32")
-    record = {key: list(v) if isinstance(v, tuple) else v for key, v in kind.to_json().items()}  # as JSON has it
+    record = kind.record()
     options = {"il_dtype": stored if stored != "float32" else None, "label": label.to_json()}
     table = TableInfo(
         kind="il",
@@ -108,7 +104,7 @@ def of_reference(
         content=kind.name,
         class_names=label.class_names,
     )  # fmt: skip
-    settings = ScanSettings(kind=kind, classes=classes, label=label, keep=keep, **lenient)
+    settings = ScanSettings(kind=kind, classes=classes, label=label, keep=keep, **config.lenient)
     kind.log(f"for the reference {name}")
     return table, settings, Scorer([reference.scores], kind, loss, device)
 
@@ -118,25 +114,13 @@ def examine(table: str, names: Sequence[str], quarantined: Mapping[str, int], in
     return beyond_classes(quarantined, info.classes, "the reference") + reference_doubts(info.reference)
 
 
-def _kind(
-    config: ComputeILConfig, sources: Sequence[str], roots: Mapping[str, str], there: TableInfo | None,
-    lenient: dict[str, Any],
-) -> Kind:  # fmt: skip
+def _kind(config: ComputeILConfig, there: TableInfo | None, shards: Callable[[], list[tuple[str, str]]]) -> Kind:
     if there is not None and not [name for name in _given(config, _OF_SAMPLES) if name != "kind"]:
         known = there.kind_of_samples(config.kind, redact(config.out))
         return known.with_decoder(str(there.ingredients.get("decoder")))
     if config.kind is not None:
         return registry.made(config.kind, wanted_of(config), None, tuple, redact(config.out)).with_decoder("auto")
-    return kind_of(named(sources, roots), config, lenient).with_decoder("auto")
-
-
-def _label(
-    config: ComputeILConfig, sources: Sequence[str], roots: Mapping[str, str], there: TableInfo | None,
-    lenient: dict[str, Any],
-) -> LabelFrom:  # fmt: skip
-    if there is not None and not _given(config, ("label", "class_names")):
-        return LabelFrom.from_json(there.label)
-    return label_from(config.label, config.class_names, named(sources, roots), **lenient)
+    return kind_of(config, shards()).with_decoder("auto")
 
 
 def _loss(config: ComputeILConfig, kind: Kind, there: TableInfo | None) -> str:
@@ -146,8 +130,8 @@ def _loss(config: ComputeILConfig, kind: Kind, there: TableInfo | None) -> str:
         asked = str(there.ingredients.get("loss"))
         UntrustedCodeError.unless_named(asked, None, redact(config.out), "--loss")
     asked = loss_name(kind, asked or "cross_entropy")
-    if ":" not in asked and find_loss(asked) is sequence_mean:
-        raise UsageError("--loss sequence_mean takes a label for each token, and a sample of a shard has one")
+    if ":" not in asked:  # code that gives the losses itself is never run for this
+        require_loss_of_samples(asked)
     return asked
 
 

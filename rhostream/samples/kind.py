@@ -134,6 +134,10 @@ class Kind:
         """Plain values that the kind is made of."""
         return {}
 
+    def record(self) -> dict[str, Any]:
+        """`to_json()` as it is read again: tuples are lists."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in self.to_json().items()}
+
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`, for a kind that is built in: its keywords, beside `kind`."""

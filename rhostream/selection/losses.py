@@ -122,6 +122,16 @@ def find_loss(name: str) -> LossFunction:
     return own_function("loss", name)
 
 
+def require_loss_of_samples(name: str) -> None:
+    """Raise UsageError for a loss that takes a label for each token, which no sample of a shard has."""
+    if find_loss(name) is sequence_mean:
+        raise UsageError(
+            "--loss sequence_mean takes a label for each token (B, T), and a sample of a shard has "
+            "one label: a model of language (text-lm, --task language) has the mean over a sequence's "
+            "tokens by itself; in a loop of your own it goes with Selector(loss=)"
+        )
+
+
 def per_sample(loss: LossFunction, logits: Tensor, label: Tensor) -> Tensor:
     """`loss` of a batch, (B,), of the model's output (B, ...) and the target (B, ...).
 

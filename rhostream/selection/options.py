@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rhostream.errors import UnknownNameError, UsageError
 from rhostream.selection.rules import RULES as KNOWN
@@ -143,9 +143,10 @@ class Options:
     def source_quota(self) -> SourceQuota | None:
         if self.source_floor is None and self.source_cap is None:
             return None
-        from rhostream.selection.source_quota import SourceQuota, parse_shares
+        from rhostream.selection.source_quota import SourceQuota
 
-        return SourceQuota.of(parse_shares("", self.source_floor), parse_shares("", self.source_cap))
+        floors, caps = (cast("Mapping[str, float] | None", given) for given in (self.source_floor, self.source_cap))
+        return SourceQuota.of(floors, caps)
 
     @property
     def shadows(self) -> tuple[Rule, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,5 @@ def uniform_of(
         return rows
     admit = None
     if sources is not None:
-        source, names = whole["source"][eligible], candidates.source_names or ()
-        admit = lambda order: sources.admit(order, source, names, n)  # noqa: E731
+        admit = partial(sources.admit, source=whole["source"][eligible], names=candidates.source_names or (), n=n)
     return own_rows(draws.uniform(eligible, whole["label"][eligible], n, quota, admit), part, size)

@@ -44,6 +44,11 @@ class LabelFrom:
         return MAX_CLS if self.names is None else MAX_NAMED
 
     @property
+    def classes(self) -> int | None:
+        """How many classes have a name, where labels may be names."""
+        return max(self.names.values()) + 1 if self.names else None
+
+    @property
     def class_names(self) -> dict[int, str]:
         """{label: name}."""
         return {label: name for name, label in (self.names or {}).items()}

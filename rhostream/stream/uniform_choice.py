@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -43,9 +44,9 @@ class UniformChoice:
             return
         n = self.schedule.kept(step, self.batch_size, len(joined.reason))
         usable, admit = np.flatnonzero(joined.reason == CANDIDATE), None
-        if (sources := self.sources) is not None and joined.source is not None:
+        if self.sources is not None and joined.source is not None:
             source = joined.source[usable].astype(np.int64)
-            admit = lambda order: sources.admit(order, source, self.source_names, n)  # noqa: E731
+            admit = partial(self.sources.admit, source=source, names=self.source_names, n=n)
         kept = uniform_rows(
             usable,
             joined.label[usable],

@@ -13,7 +13,7 @@ from rhostream.models import task_of
 from rhostream.randomness import DRAWS
 from rhostream.runs.turns import Asked
 from rhostream.samples.kind import Kind
-from rhostream.selection.losses import LossFunction, find_loss, loss_name, sequence_mean
+from rhostream.selection.losses import LossFunction, find_loss, loss_name, require_loss_of_samples
 from rhostream.selection.options import Options
 from rhostream.selection.rules import Rule, find_rule
 from rhostream.selection.source_quota import require_sources
@@ -48,12 +48,7 @@ class Settings(TrainConfig):
         _ = self.tokens, self.budget, self.asked  # a share, or a step, that can't be
         if not isinstance(self.shadow, str | None):
             object.__setattr__(self, "shadow", ",".join(self.shadow))
-        if find_loss(self.loss) is sequence_mean:
-            raise UsageError(
-                "--loss sequence_mean takes a label for each token (B, T), and a sample of a shard has "
-                "one label: a model of language (text-lm, --task language) has the mean over a sequence's "
-                "tokens by itself; in a loop of your own it goes with Selector(loss=)"
-            )
+        require_loss_of_samples(self.loss)
         rule, options = self.found_rule, self.options
         options.check(rule, shortlist=self.shortlist is not None, live=True)
         self.check_quota(self.classes)
