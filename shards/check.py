@@ -21,10 +21,10 @@ from rhostream.making.progress import progress
 from rhostream.samples.decoders import check_image
 from rhostream.samples.geometry import MAX_BYTES
 from rhostream.samples.image import EXTENSIONS as IMAGE_EXTENSIONS
+from rhostream.samples.json_member import MAX_JSON
 from rhostream.samples.kind import OK
 from rhostream.storage import Reader, expand, open_reader, redact
 from rhostream.stream.batch import MAX_CLS, TarSample
-from rhostream.stream.examine import MAX_JSON
 from rhostream.stream.tar import TarWalk
 from shards.texts import MAX_TEXT
 

@@ -41,6 +41,8 @@ class Settings(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.kind is not None and self.content is not None:
+            raise UsageError(f"--content {self.content} is for built-in kinds: give it or --kind {self.kind}")
         if self.keep_list is not None:
             list_url(self.keep_list, "keep_list")
         if self.deny is not None:

@@ -102,12 +102,12 @@ class TableInfo:
     @property
     def target(self) -> str | None:
         """As `Kind.target`: None where the target is the label, a class."""
-        return (self.preprocess or {}).get("target")
+        return registry.target_of(self.content, self.preprocess)
 
     @property
     def members(self) -> tuple[tuple[str, ...], ...]:
         """The extensions of each member of a sample."""
-        return registry.members_of(self.content, self.preprocess)
+        return registry.members_of(self.content, self.preprocess, self.ingredients)
 
     def kind_of_samples(self, code: str | None = None, where: str = "the table") -> Kind:
         """What the samples are; of an index of images the fields aren't decided.
