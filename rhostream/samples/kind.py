@@ -133,9 +133,12 @@ class Kind:
         return self.inputs(self.blank(n, view))
 
     def blamed(self, status: str) -> str | None:
-        """The member that a status speaks of; None: the first that isn't there, is empty or too large, else the
-        first."""
+        """The member that a status speaks of; None: the first that can't be read, else the first."""
         return None
+
+    def meant(self, member: str, data: bytes) -> bool:
+        """Whether a member beside the first holds what is meant, for a look at a few samples."""
+        return True
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that the kind is made of."""

@@ -236,6 +236,13 @@ class PairKind(Kind):
         """Of the image."""
         return self.image.probe(read, size)
 
+    def meant(self, member: str, data: bytes) -> bool:
+        """Whether there is a caption in it."""
+        try:
+            return bool(self._caption(data))
+        except BadSample:
+            return False
+
     def log(self, there: str) -> None:
         """Say what images become."""
         self.image.log(there)
