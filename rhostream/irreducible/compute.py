@@ -91,7 +91,10 @@ def scored_into(config: ComputeILConfig, il_dtype: str | None = None) -> Summary
     _require_loss(info, config)
     gate.passed(info, config.min_accuracy, config.il_model)
     device = device_of(config.device or "auto")
-    scorer = Scorer(model.networks, model.preprocess, info.loss, device, rule, info.learned_from)
+    scorer = Scorer(
+        model.networks, model.preprocess, info.loss, device, rule, info.learned_from, model.banks,
+        info.asked.get("batch_size", 0),
+    )  # fmt: skip
     there = il.find_info(out)
     table = TableInfo(
         kind="il",

@@ -15,6 +15,7 @@ from rhostream.runs.turns import Asked
 from rhostream.samples.kind import Kind
 from rhostream.selection.losses import LossFunction, find_loss, loss_name, require_loss_of_samples
 from rhostream.selection.options import Options
+from rhostream.selection.pairs import require_whole_batch
 from rhostream.selection.rules import Rule, find_rule
 from rhostream.selection.source_quota import require_sources
 from rhostream.selection.tokens import RULES as LANGUAGE_RULES
@@ -141,6 +142,7 @@ class Settings(TrainConfig):
                 f"of {', '.join(LANGUAGE_RULES)}"
             )
         loss_name(kind, self.loss)
+        require_whole_batch(find_loss(self.loss), self.accumulate)
         if self.mixup and not kind.example().is_floating_point():
             raise UsageError(
                 f"--mixup {self.mixup:g} is of inputs that are numbers in between, and these samples are {kind.holds}, "
