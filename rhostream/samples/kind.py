@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,6 @@ import numpy.typing as npt
 from rhostream.errors import UsageError
 from rhostream.samples.fields import Fields, Input
 from rhostream.samples.wanted import Wanted
-
-if TYPE_CHECKING:
-    pass
 
 OK = "ok"
 DECODE = "decode"  # the --augment of a kind of the user's own that `augments`
