@@ -1,6 +1,6 @@
 """Pictures of what was kept and skipped: decoded and encoded again by us, so no byte of a shard reaches a page.
 
-Of a text its beginning is shown, which the page escapes.
+Of a text its beginning is shown, which the page escapes, and of a pair the picture above it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from rhostream.audit.runs import RunFolder
 from rhostream.audit.views import Ledger
 from rhostream.errors import RhostreamError
 from rhostream.samples import registry
+from rhostream.samples.kind import Kind
 from rhostream.samples.registry import IMAGES
 from rhostream.storage import Reader
 from rhostream.tables import il as il_table
@@ -65,7 +66,7 @@ class Picture:
     row: dict[str, Any]  # shard, ordinal, key, label, step, loss, il, score
     image: str | None = None  # all of the picture
     seen: str | None = None  # what the model saw of it, where that differs
-    text: str | None = None  # the beginning of a sample that is text
+    text: str | None = None  # the beginning of a sample that is text, or of a pair's caption
     facts: dict[str, Any] = field(default_factory=dict)  # predicted, true_label, is_noisy
 
 
@@ -139,6 +140,7 @@ class _Pictures:
         self._run, self._roots = run, roots
         self._parts: dict[str, tuple[pa.Table, dict[str, Any]] | None] = {}
         self._readers: dict[str, Reader | None] = {}
+        self._kinds: dict[str, Kind] = {}
         self.reason = "the sample has no image that can be decoded"
 
     def fill(self, picture: Picture) -> None:
@@ -149,23 +151,39 @@ class _Pictures:
         row = part[0].slice(ordinal, 1).to_pylist()[0]
         picture.facts = {k: row[k] for k in ("predicted", "true_label", "is_noisy") if k in row}
         content = str(part[1].get("content", IMAGES.name))
-        kind = registry.BUILT_IN[content]() if content in registry.BUILT_IN else None
+        kind = self._kind(content)
         if kind is None or not kind.preview_bytes:
             self.reason = f"samples of the kind {content} have no picture"
             return
-        member = next((m for m in row["members"] or () if m["ext"] in kind.main), None)
-        reader = self._reader(shard, int(part[1]["shard_size"])) if member else None
-        if member is None or reader is None:
+        held = {
+            name: next((m for m in row["members"] or () if m["ext"] in extensions), None)
+            for name, extensions in kind.members.items()
+        }
+        if None in held.values() or (reader := self._reader(shard, int(part[1]["shard_size"]))) is None:
             return
         try:
-            data = reader.pread(min(member["size"], kind.preview_bytes), member["offset"])
-            seen = kind.preview({next(iter(kind.members)): data}, self._run.settings)
+            data = {n: reader.pread(min(m["size"], kind.preview_bytes), m["offset"]) for n, m in held.items() if m}
+            seen = kind.preview(data, self._run.settings)
             picture.image, picture.seen = (
                 None if png is None else uri(png, "image/png") for png in (seen.image, seen.seen)
             )
             picture.text = seen.text
         except (RhostreamError, OSError) as exc:
             self.reason = _said(exc)
+
+    def _kind(self, content: str) -> Kind | None:
+        """The kind of that name as the table has it, or by its name alone; None for a user's own."""
+        if content not in registry.BUILT_IN:
+            return None
+        if content not in self._kinds:
+            self._kinds[content] = registry.undecided(content)
+            try:
+                info = il_table.open_info(self._run.il_url or "")
+                if info.content == content:
+                    self._kinds[content] = info.kind_of_samples()
+            except RhostreamError:
+                pass  # the part, which is there, says enough
+        return self._kinds[content]
 
     def _part(self, shard: str) -> tuple[pa.Table, dict[str, Any]] | None:
         if shard not in self._parts:
