@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import rhostream
+from rhostream.audit.report import write_report
 from rhostream.candidates import Reason
 from rhostream.errors import BudgetError, MismatchError, UnknownNameError, UsageError
 from rhostream.samples import registry
@@ -21,7 +23,7 @@ from rhostream.samples.pair import PairKind
 from rhostream.samples.text import TextKind
 from rhostream.stream.scan import Chunk, ScanSettings, scan
 from rhostream.tables import il
-from tests.support.hostile_members import JPEG, hostile_pairs, image_bytes
+from tests.support.hostile_members import BIDI, HOSTILE_PAIRS, JPEG, hostile_pairs, image_bytes
 from tests.support.shards import write_shard
 
 WORDS, LENGTH, SIDE = "words:1000", 12, 24
@@ -199,6 +201,13 @@ def test_the_option_that_is_meant_is_named(pairs: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(error, match=said):
             rhostream.index(**{"shards": shards, "out": out, **options})
+    for options, said in (({"content": "pair", "caption": "alt"}, "none has"), ({"caption": "caption"}, "--content")):
+        with pytest.raises(UsageError, match=said):
+            rhostream.fit_il(shards, out, model="pair-small", loss="siglip", **options)
+        with pytest.raises(UsageError, match=said):
+            rhostream.compute_il(shards, out=out, reference="tests.support.tiny:smooth_loss", **options)
+    with pytest.raises(UsageError, match="language"):
+        rhostream.fit_il(shards, out, model="text-lm", content="pair")
     with pytest.raises(MismatchError, match="--content image"):
         open_pairs(pairs, kind="image")
     with pytest.raises(UnknownNameError, match="pair"):
@@ -216,3 +225,35 @@ def test_captioned_images_without_a_class_are_told_of_pairs(pairs: Path, tmp_pat
     with pytest.raises(BudgetError) as told:
         rhostream.index([str(write_shard(tmp_path / "plain.tar", plain))], str(tmp_path / "json"))
     assert any("--content pair --caption caption" in note for note in told.value.__notes__)
+
+
+# -- a run -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_over_bad_pairs_counts_them_and_its_report_shows_pictures_above_escaped_captions(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    hostile_pairs(tmp_path / "shards" / "x.tar")
+    written = f"{BIDI.decode()} <script>alert(1)</script> \x1b[31m cat \u2067 {{{{ 7 * 7 }}}} {'words ' * 400}"
+    for shard in range(2):
+        write_shard(tmp_path / "shards" / f"{shard:05d}.tar", [{**pair(shard, n), "txt": written} for n in range(40)])
+    shards, table, run = [str(tmp_path / "shards")], str(tmp_path / "index"), str(tmp_path / "run")
+    rhostream.index(shards, table, content="pair", max_bad_fraction=1.0)
+    with pytest.raises(MismatchError, match="--content image"):
+        rhostream.train(shards, table, run, model="pair-small", loss="siglip", rule="loss", content="image")
+    rhostream.train(
+        shards, table, run, model="pair-small", loss="siglip", rule="loss", content="pair", passes=1, batch_size=8,
+        buffer_size=38, image_size=16, channels=3, tokenizer=WORDS, text_length=LENGTH, augment="random_resized_crop",
+        threads=1,
+    )  # fmt: skip
+    with rhostream.open_ledger(run) as ledger:
+        counted = ledger.sql("SELECT reason, count(*) AS n FROM selections WHERE NOT kept GROUP BY 1").to_pylist()
+    expected = Counter(status for _, status, _ in HOSTILE_PAIRS.values())
+    del expected["ok"]
+    dropped = {row["reason"]: row["n"] for row in counted if row["reason"] in ("quarantined", "unreadable")}
+    assert sum(dropped.values()) == sum(expected.values()) and min(dropped.values()) > 5
+    page = Path(write_report([run], str(tmp_path / "page.html"))).read_text("utf-8")
+    figures = re.findall(r"<figure><img.*?</figure>", page, re.DOTALL)
+    assert len(figures) >= 8 and all("<blockquote>" in figure for figure in figures)
+    assert "a \\u202ecat" in page and "&lt;b&gt;a dog" in page and "&lt;script&gt;" in page and "\\x1b[31m" in page
+    assert "<script" not in page and not re.search("[\x1b\u202a-\u202e\u2066-\u2069]", page)
+    assert all(len(text) < 1000 for text in re.findall(r"<blockquote>(.*?)</blockquote>", page))

@@ -39,7 +39,8 @@ WITH looks AS (
 SELECT * EXCLUDE (turn) FROM turns ORDER BY turn, {order}, shard, ordinal LIMIT $pictures
 """
 # What the headings are decided by. A share of the table alone would call the worst of a clean table noise, a number of
-# nats alone most of a table whose labels are hard: noise is both, and learnt is a label that is nearly certain.
+# nats alone most of a table whose labels are hard: noise is both, and learnt is a label that is nearly certain. Nats of
+# what isn't the loss of a class mean no chance: there noise and learnt are shares alone.
 NOISE_SHARE = 0.1  # of the samples that were looked at, those with the highest il
 NOISE_IL = math.log(2)  # nats: the IL model gives the label less than an even chance
 LEARNT_LOSS = -math.log(0.9)  # nats: the model gives the label at least 90 %
@@ -47,7 +48,9 @@ _LIMITS = """
 WITH samples_seen AS (SELECT any_value(il)::DOUBLE AS il FROM selections WHERE isfinite(il) GROUP BY shard, ordinal),
 skipped AS (
     SELECT max(il) FILTER (isfinite(il))::DOUBLE AS highest_il,
-        min(loss) FILTER (isfinite(loss) AND step >= (SELECT max(step) FROM selections) * 3 / 4)::DOUBLE AS lowest_loss
+        min(loss) FILTER (isfinite(loss) AND step >= (SELECT max(step) FROM selections) * 3 / 4)::DOUBLE AS lowest_loss,
+        quantile_cont(loss, $share) FILTER (isfinite(loss) AND step >= (SELECT max(step) FROM selections) * 3 / 4)
+            ::DOUBLE AS low_loss
     FROM selections WHERE reason = 'below'
 ), cut AS (
     SELECT greatest(quantile_cont(il, 1 - $share), $least) AS noise_il, quantile_cont(il, 1 - $share) AS top_il
@@ -82,9 +85,12 @@ class Gallery:
 
 def galleries(ledger: Ledger) -> tuple[list[Gallery], str]:
     """The galleries of the ledger's only run (each class in its turn), and a note on what could not be shown."""
-    (limits,) = ledger.sql(_LIMITS, {"share": NOISE_SHARE, "least": NOISE_IL}).to_pylist()
+    classes = not ledger.runs[0].no_class
+    least = NOISE_IL if classes else -math.inf
+    (limits,) = ledger.sql(_LIMITS, {"share": NOISE_SHARE, "least": least}).to_pylist()
     found = []
-    for gallery, where, order, limit in (_early(limits), _noise(limits), _learnt(limits)):
+    chosen = (_noise(limits), _learnt(limits)) if classes else (_hardest(limits), _easiest(limits))
+    for gallery, where, order, limit in (_early(limits), *chosen):
         rows = ledger.sql(_CHOSEN.format(where=where, order=order), {"pictures": PICTURES, "limit": limit}).to_pylist()
         found.append(replace(gallery, pictures=[Picture(row) for row in rows]))
     pictures = [picture for gallery in found for picture in gallery.pictures]
@@ -131,6 +137,29 @@ def _learnt(limits: Mapping[str, Any]) -> _Chosen:
     empty = _NOT_SEEN if lowest is None else f"None: the lowest loss of what was skipped then is {lowest:.2f} nats."
     where = "reason = 'below' AND isfinite(loss) AND step >= (SELECT max(step) FROM selections) * 3 / 4"
     return Gallery("Skipped as learnt", says, [], empty), f"{where} AND loss < $limit", "loss", LEARNT_LOSS
+
+
+def _hardest(limits: Mapping[str, Any]) -> _Chosen:
+    cut, where = limits["top_il"], "reason = 'below' AND isfinite(il) AND il > $limit"
+    if cut is None:
+        return Gallery("Skipped as noise", "", [], _NOT_SEEN), where, "il DESC", 0.0
+    says = (
+        f"Skipped with il above {cut:.2f} nats, the highest {100 * limits['noise_share']:.1f} % of the samples looked "
+        "at: what even the IL model finds hard, so a high loss promises nothing. Samples that are wrong gather here."
+    )
+    return Gallery("Skipped as noise", says, [], _NOT_SEEN), where, "il DESC", cut
+
+
+def _easiest(limits: Mapping[str, Any]) -> _Chosen:
+    last, low = limits["last_step"] or 0, limits["low_loss"]
+    where = "reason = 'below' AND isfinite(loss) AND step >= (SELECT max(step) FROM selections) * 3 / 4"
+    if low is None:
+        return Gallery("Skipped as learnt", "", [], _NOT_SEEN), where, "loss", 0.0
+    says = (
+        f"Skipped in the last quarter of the run, from step {-(-last * 3 // 4):,} on, with a loss of at most {low:.2f} "
+        f"nats: the lowest {100 * NOISE_SHARE:.0f} % of what was skipped then."
+    )
+    return Gallery("Skipped as learnt", says, [], _NOT_SEEN), f"{where} AND loss <= $limit", "loss", low
 
 
 class _Pictures:
