@@ -20,6 +20,7 @@ from rhostream.errors import BudgetError, MismatchError, UnknownNameError, Usage
 from rhostream.samples import registry
 from rhostream.samples.image import ImageKind
 from rhostream.samples.pair import PairKind
+from rhostream.samples.statuses import STATUSES
 from rhostream.samples.text import TextKind
 from rhostream.stream.scan import Chunk, ScanSettings, scan
 from rhostream.tables import il
@@ -43,6 +44,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("pairs")
     for shard, count in enumerate(COUNTS):
         write_shard(root / "shards" / f"{shard:05d}.tar", [pair(shard, n) for n in range(count)])
+        for beside in (f"{shard:05d}.parquet", f"{shard:05d}_stats.json"):  # as img2dataset leaves them
+            (root / "shards" / beside).write_bytes(b"{}")
     rhostream.index([str(root / "shards")], str(root / "index"), content="pair")
     rhostream.index([str(root / "shards")], str(root / "field"), content="pair", caption="caption")
     return root
@@ -132,6 +135,17 @@ def test_kept_pairs_are_decoded_again_with_their_image_augmented_and_their_capti
     assert torch.equal(fields["pixels"], same["pixels"]) and not torch.equal(
         fields["pixels"], plain.fields["pixels"][:8]
     )
+
+
+def test_the_page_of_pairs_is_right(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "pairs.md").read_text()
+    block = page.split("<!-- run by tests/test_pairs_kind.py -->\n```python\n")[1].split("```")[0]
+    monkeypatch.chdir(pairs)
+    names: dict[str, Any] = {"rhostream": rhostream}
+    exec(block.replace("320, needs", f"20, tokenizer={WORDS!r}, text_length={LENGTH}, needs"), names)
+    assert names["x"]["pixels"].shape == (20, 3, 25, 25) and names["x"]["tokens"].shape == (20, LENGTH)
+    listed = {status for status in STATUSES if status.startswith("text:")}
+    assert listed == set(re.findall(r"`(text:[a-z_]+)`", page))
 
 
 # -- what can't be used ------------------------------------------------------------------------------------------------
