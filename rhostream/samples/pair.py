@@ -211,6 +211,11 @@ class PairKind(Kind):
         return f"--content {self.name}{caption} {self.image.options()} {self.text.options()}"
 
     @property
+    def small_models(self) -> tuple[str, str]:
+        """Two small towers."""
+        return ("pair-small",) * 2
+
+    @property
     def order(self) -> tuple[str, ...]:
         """Of the image."""
         return self.image.order
@@ -231,6 +236,13 @@ class PairKind(Kind):
     def probe(self, read: Callable[[int], bytes], size: int) -> tuple[bool, Sides | None]:
         """Of the image."""
         return self.image.probe(read, size)
+
+    def meant(self, member: str, data: bytes) -> bool:
+        """Whether there is a caption in it."""
+        try:
+            return bool(self._caption(data))
+        except BadSample:
+            return False
 
     def log(self, there: str) -> None:
         """Say what images become."""
