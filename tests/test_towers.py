@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import types
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from torch import nn
 from rhostream.errors import MissingExtraError, UnknownNameError, UsageError
 from rhostream.models.towers import Towers, find_towers, is_towers
 from rhostream.samples.text import TextKind
-from rhostream.samples.tokenizers import find_tokenizer
+from tests.support.libraries import libraries  # noqa: F401  # a fixture
 from tests.support.tiny_towers import LENGTH, MEAN, SIZE, STD, WORDS
 
 VOCABULARY = 3 + len(WORDS)
@@ -132,62 +131,7 @@ def test_a_library_that_is_missing_or_broken_is_one_sentence(monkeypatch: pytest
 # -- a stand-in of open_clip -------------------------------------------------------------------------------------------
 
 
-class WordNumbers:
-    """The face of open_clip's own tokenizer: begins with 1, ends with 2, and fills up with 0."""
-
-    encoder: ClassVar = {"pad": 0, "start": 1, "end": 2, "a": 3, "plum": 4}
-
-    def __call__(self, texts: list[str], context_length: int) -> torch.Tensor:
-        rows = torch.zeros(len(texts), context_length, dtype=torch.long)
-        for row, text in zip(rows, texts, strict=True):
-            ids = [1, *(self.encoder[word] for word in text.split()), 2][:context_length]
-            row[: len(ids)] = torch.tensor([*ids[:-1], 2])
-        return rows
-
-
-class TwoTowers(nn.Module):
-    """The face of open_clip's CLIP."""
-
-    def __init__(self, bias: bool) -> None:
-        super().__init__()
-        self.visual = nn.Linear(3, 4)
-        self.visual.image_size = (SIZE, SIZE)  # type: ignore[assignment]
-        self.visual.preprocess_cfg = {"size": SIZE, "mean": MEAN, "std": STD, "resize_mode": "squash"}  # type: ignore[assignment]
-        self.token_embedding = nn.Embedding(50, 4)
-        self.context_length, self.vocab_size = LENGTH, 50
-        self.logit_scale = nn.Parameter(torch.ones([]))
-        self.logit_bias = nn.Parameter(torch.ones([])) if bias else None
-
-    def encode_image(self, image: torch.Tensor, normalize: bool = False) -> torch.Tensor:
-        return self.visual(image.mean((2, 3)))  # type: ignore[no-any-return]
-
-    def encode_text(self, text: torch.Tensor, normalize: bool = False) -> torch.Tensor:
-        return self.token_embedding(text).mean(1)  # type: ignore[no-any-return]
-
-
-@pytest.fixture
-def library(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    made = types.ModuleType("open_clip")
-
-    def create_model(name: str, *, pretrained: str | None, precision: str, pretrained_hf: bool) -> nn.Module:
-        if pretrained == "laion2b":
-            raise OSError("no route to host")
-        model = TwoTowers(bias="SigLIP" in name)
-        if pretrained:
-            model.load_state_dict(load_file(pretrained))
-        return model
-
-    made.__dict__.update(
-        list_models=lambda: ["ViT-B-32", "ViT-B-16-SigLIP"],
-        list_pretrained_tags_by_model=lambda name: ["openai", "laion2b"],
-        create_model=create_model,
-        get_tokenizer=lambda name: WordNumbers(),
-    )
-    monkeypatch.setitem(sys.modules, "open_clip", made)
-    return made
-
-
-@pytest.mark.usefixtures("library")
+@pytest.mark.usefixtures("libraries")
 def test_open_clips_models_say_what_they_take(tmp_path: Path) -> None:
     towers = find_towers("open_clip:ViT-B-32")
     assert (towers.loss, towers.stored, towers.exact_length) == ("clip", False, True)
@@ -201,17 +145,16 @@ def test_open_clips_models_say_what_they_take(tmp_path: Path) -> None:
     assert not find_towers(f"open_clip:ViT-B-32/{weights}", initial=False).stored
 
 
-@pytest.mark.usefixtures("library")
+@pytest.mark.usefixtures("libraries")
 def test_open_clips_tokenizer_cuts_and_fills_up_as_it_does() -> None:
     kind, row = TextKind.of_tokenizer("open_clip:ViT-B-32", LENGTH), np.zeros(LENGTH, np.int32)
-    assert (kind.vocabulary, kind.padding) == (5, 0) and len(kind.digest) == 16
-    for text in ("a plum", "a plum a plum a plum a plum a plum"):
+    assert (kind.vocabulary, kind.padding) == (13, 0) and len(kind.digest) == 16
+    for text, ids in (("a plum", [1, 3, 8, 2, 0, 0, 0, 0]), ("a plum " * 5, [1, 3, 8, 3, 8, 3, 8, 2])):
         assert kind.decode({"text": text.encode()}, {"tokens": row}) == "ok"
-        assert row.tolist() == WordNumbers()([text], LENGTH)[0].tolist()
-    find_tokenizer.cache_clear()
+        assert row.tolist() == ids
 
 
-@pytest.mark.usefixtures("library")
+@pytest.mark.usefixtures("libraries")
 @pytest.mark.parametrize(
     ("name", "error", "says"),
     [

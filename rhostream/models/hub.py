@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from rhostream.errors import MissingExtraError, RhostreamError, UsageError
-from rhostream.models.preprocessing import Preprocessing, of_transformers
+from rhostream.models.stored import Preprocessing, of_transformers
 
 HUGGING_FACE = "hf:"
 
@@ -42,9 +42,9 @@ def loading(name: str, what: str = "model") -> Iterator[None]:
 
 def config_of(name: str) -> Any:
     """transformers' config of `hf:name`. Raises UsageError, MissingExtraError."""
-    auto = library().AutoConfig
     if name.startswith((".", "/", "~")) and not os.path.isdir(name):  # else the hub is asked for it
         raise UsageError(f"model 'hf:{name}' can't be loaded: there is no such folder")
+    auto = library().AutoConfig
     with loading(name):
         return auto.from_pretrained(name, trust_remote_code=False)
 
