@@ -38,7 +38,7 @@ def wanted_of(config: FitILConfig | ComputeILConfig) -> Wanted:
         text_length=config.text_length,
     )
     if isinstance(config, ComputeILConfig):
-        return wanted
+        return replace(wanted, task=config.task)
     of_model = config.model if config.model.startswith("hf:") else None
     task = config.task or models.task_of(config.model)
     return replace(wanted, tokenizer=wanted.tokenizer or of_model, task=task)

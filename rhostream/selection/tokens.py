@@ -55,7 +55,10 @@ class LanguageLoss(nn.Module):
                 f"and V, got {tuple(logits.shape)}"
             )
         logits = logits.float()
-        loss = functional.cross_entropy(logits.flatten(0, 1), x.flatten(), reduction="none").view(x.shape)
+        # The padding may be an id that the model has no logit of.
+        loss = functional.cross_entropy(
+            logits.flatten(0, 1), x.flatten(), reduction="none", ignore_index=self.padding
+        ).view(x.shape)
         there = x != self.padding
         return loss.masked_fill(~there, math.nan), (logits.detach().argmax(2) == x) & there
 
