@@ -183,6 +183,7 @@ class ComputeILConfig(_TableConfig):
     class_names: str | None = setting(None, help=CLASS_NAMES, heading=REFERENCE, metavar="FILE", place=True)
     tokenizer: str | None = setting(None, help=TOKENIZER, heading=REFERENCE, metavar="NAME", unset="words:30000")
     text_length: int | None = setting(None, help=TEXT_LENGTH, heading=REFERENCE, metavar="T", unset="128")
+    task: str | None = setting(None, help=TASK, heading=REFERENCE, choices=TASKS, unset="label")
     out: str = setting(help="Where the IL table goes: one Parquet part a shard.", metavar="URL", place=True)
     min_accuracy: float | None = setting(None, help=MIN_ACCURACY, metavar="F")
     device: str | None = setting(None, help="cpu, cuda, cuda:1.", unset="cuda where there is one", command_line=False)

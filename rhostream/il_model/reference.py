@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rhostream import models
 from rhostream.errors import UsageError, users_code
 from rhostream.own_code import MODEL_PREFIXES, accepted, own_function
 from rhostream.samples.fields import Fields
@@ -91,7 +92,9 @@ def load_reference(
     """
     name = name_of_reference(reference)
     made: Any = reference
-    if isinstance(reference, str) and name.partition(":")[0] in MODEL_PREFIXES:
+    if isinstance(reference, str) and name.startswith("hf:") and kind.task == "language":
+        reference = made = models.build(name, classes=1, **kind.model_arguments())
+    elif isinstance(reference, str) and name.partition(":")[0] in MODEL_PREFIXES:
         raise UsageError(f"reference {name!r}: a model of a library has no name here; name a function that makes it")
     if not isinstance(reference, nn.Module):
         maker = own_function("reference", name) if isinstance(reference, str) else reference

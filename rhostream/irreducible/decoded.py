@@ -36,7 +36,7 @@ def wanted_of(config: FitILConfig | ComputeILConfig) -> Wanted:
         text_length=config.text_length,
     )
     if isinstance(config, ComputeILConfig):
-        return wanted
+        return replace(wanted, task=config.task)
     of_model = config.model if config.model.startswith("hf:") else None
     task = config.task or models.task_of(config.model)
     return replace(wanted, tokenizer=wanted.tokenizer or of_model, task=task)
@@ -50,8 +50,8 @@ def kind_of(config: FitILConfig | ComputeILConfig, shards: list[tuple[str, str]]
         return registry.made(config.kind, wanted, None, tuple, where)
     asked = registry.asked(wanted)
     if wanted.tokenizer is not None and asked is not None:
-        kind = registry.made(asked, wanted, None, tuple, where)
-        if not look(shards, content=asked, **config.lenient).kinds:
+        kind = registry.made(asked, wanted, None, tuple, where).of_shards([name for _, name in shards])
+        if not kind.flat and not look(shards, content=asked, **config.lenient).kinds:
             raise UsageError(
                 f"--tokenizer {wanted.tokenizer} reads .{kind.main[0]} members, and the "
                 f"first samples of {where}, ... hold none that can be used"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import nn
 
-from rhostream import storage
+from rhostream import models, storage
 from rhostream.config.offline import ComputeILConfig
 from rhostream.errors import UntrustedCodeError, UsageError
 from rhostream.il_model.reference import Reference, load_reference, name_of_reference
@@ -31,9 +31,10 @@ from rhostream.tables.il import TableInfo, reference_doubts
 
 OF_A_REFERENCE = (
     "reference_id", "classes", "image_size", "channels", "resize", "image_member", "mean", "std", "label",
-    "class_names", "tokenizer", "text_length",
+    "class_names", "tokenizer", "text_length", "task",
 )  # fmt: skip
-_OF_SAMPLES = ("kind", "image_size", "channels", "resize", "image_member", "mean", "std", "tokenizer", "text_length")
+_OF_SAMPLES = ("kind", "image_size", "channels", "resize", "image_member", "mean", "std", "tokenizer", "text_length",
+               "task")  # fmt: skip
 _OF_AN_IL_MODEL = ("il_model", "model", "min_accuracy")
 
 
@@ -75,15 +76,19 @@ def of_reference(
     shards = functools.cache(lambda: named(sources, roots))  # listed once, where they are looked at
     kind, label = _kind(config, there, shards), label_of(config, there, shards)
     label.require_beside(kind)
-    classes = config.classes or label.classes or (there.classes if there else None)
+    language = kind.task == "language"
+    classes = 1 if language else config.classes or label.classes or (there.classes if there else None)
+    if language and config.classes is not None:
+        raise UsageError(f"--classes {config.classes} is for classes, which language has not")
     if kind.target is not None and config.classes is not None:
         raise UsageError(f"--classes {config.classes} is for classes, and {kind.target_in_words}")
     loss = _loss(config, kind, there)
     device = device_of(config.device or "auto")
     reference = load_reference(config.reference, kind, classes, device, config.reference_id)
-    macs = None
-    if isinstance(reference.scores, nn.Module):
-        classes, macs = _tried(reference, reference.scores, kind, classes, loss, device)
+    macs, scores = None, reference.scores
+    if isinstance(scores, nn.Module):
+        scores = models.of_task(scores, kind.model_arguments())
+        classes, macs = _tried(reference, scores, kind, classes, loss, device)
     stored = il_dtype or (there.il_dtype if there else "float32")
     record = kind.record()
     options = {"il_dtype": stored if stored != "float32" else None, "label": label.to_json()}
@@ -106,7 +111,7 @@ def of_reference(
     )  # fmt: skip
     settings = ScanSettings(kind=kind, classes=classes, label=label, keep=keep, **config.lenient)
     kind.log(f"for the reference {name}")
-    return table, settings, Scorer([reference.scores], kind, loss, device)
+    return table, settings, Scorer([scores], kind, "cross_entropy" if language else loss, device)
 
 
 def examine(table: str, names: Sequence[str], quarantined: Mapping[str, int], info: TableInfo) -> list[str]:
@@ -129,8 +134,10 @@ def _loss(config: ComputeILConfig, kind: Kind, there: TableInfo | None) -> str:
     if asked is None and there is not None:
         asked = str(there.ingredients.get("loss"))
         UntrustedCodeError.unless_named(asked, None, redact(config.out), "--loss")
+    if kind.task == "language" and asked == "next_token":  # as the table says
+        return asked
     asked = loss_name(kind, asked or "cross_entropy")
-    if ":" not in asked:  # code that gives the losses itself is never run for this
+    if ":" not in asked and asked != "next_token":  # code that gives the losses itself is never run for this
         require_loss_of_samples(asked)
     return asked
 
@@ -149,8 +156,8 @@ def _tried(
     except UsageError as exc:
         raise UsageError(f"reference {reference.name!r}: {exc}") from exc
     macs = macs_per_sample(network, example)
-    if kind.target is not None:
-        return None, macs
+    if kind.target is not None or kind.task == "language":
+        return classes, macs
     if output.ndim != 2:
         raise UsageError(f"reference {reference.name!r} gives {described(output)}, expected logits of shape (B, C)")
     if classes not in (None, output.shape[1]):

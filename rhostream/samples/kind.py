@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from rhostream.errors import UsageError
 from rhostream.samples.fields import Fields
+from rhostream.samples.flat import Flat
 from rhostream.samples.wanted import Wanted
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Kind:
     takes: frozenset[str] = frozenset()  # options of `Wanted` that are its own
     plural: str = "first members"  # its first member in words, of several samples
     first_of_several: str = "the one that lies first in the tar"  # of several that could be the first member
+    flat: Flat | None = None  # how samples are cut from flat files; None: they are members of tars
     augments: bool = False  # whether `decode` makes use of an rng: then kept samples may be decoded again with one
     why: str = ""  # what was wrong with the sample that was refused last, where the status doesn't say it all
     preview_bytes: int = 0  # of a member that `preview` wants to see, at most
@@ -223,6 +225,10 @@ class Kind:
 
     def log(self, there: str) -> None:
         """Say what samples become, where that is worth a line, and `there`, where it stands."""
+
+    def of_shards(self, shards: Sequence[str]) -> Self:
+        """As samples lie in shards of these names. Raises UsageError where they can't lie so."""
+        return self
 
     def with_decoder(self, name: str) -> Kind:
         """With the decoder of that name, where a kind has several; "auto" takes the best that is installed."""
