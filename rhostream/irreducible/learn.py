@@ -19,11 +19,12 @@ from rhostream.crashpoints import crash_point
 from rhostream.errors import NonFiniteError
 from rhostream.irreducible.unfinished import Kept, Standing
 from rhostream.randomness import torch_seed
-from rhostream.samples.fields import Fields, target_of
+from rhostream.samples.fields import Fields, Input, Target, target_of
 from rhostream.samples.kind import Kind
 from rhostream.selection.gradient import finite_or_nan, step_if_finite
 from rhostream.selection.losses import LossFunction, cross_entropy, per_sample
 from rhostream.selection.outputs import called
+from rhostream.selection.pairs import Contrastive
 from rhostream.selection.tokens import SequenceMean, is_language
 from rhostream.signals import stop_if_asked
 from rhostream.stream.progress import StepProgress
@@ -64,9 +65,9 @@ class Learned:
     seconds_before: float = 0.0  # of `seconds`, those of earlier processes
 
 
-def augmented(image: Tensor, how: str, generator: torch.Generator) -> Tensor:
+def augmented(image: Input, how: str, generator: torch.Generator) -> Input:
     """(B, C, H, W) float32 moved by up to a sixteenth of the side (edges repeated), and mirrored with `shift-flip`."""
-    if how == "none":
+    if how == "none" or not isinstance(image, Tensor):  # of several inputs none is asked for: `require_fitting`
         return image
     reach = max(1, image.shape[-1] // 16)
     image = shifted(image, reach, torch.randint(0, 2 * reach + 1, (2, len(image)), generator=generator))
@@ -215,7 +216,7 @@ class Checked:
 
 
 def _mean_loss(
-    network: nn.Module, output: Tensor, target: Tensor, loss: LossFunction, weight_C: Tensor | None
+    network: nn.Module, output: Tensor, target: Target, loss: LossFunction, weight_C: Tensor | None
 ) -> Tensor:
     """Of what the network gives for a batch."""
     if is_language(network):
@@ -241,16 +242,21 @@ def evaluate(
     mean where there are no classes. `says`: what Interrupted says, where a signal asks to stop.
     """
     network.eval()
-    correct, losses, labelled = 0.0, [], kind.target is None
+    correct, losses, labelled, together = 0.0, [], kind.target is None, isinstance(loss, Contrastive)
     for some in torch.split(rows, EVAL_CHUNK):
         stop_if_asked(says)
         fields = image[some].to(device)
         x = kind.inputs(fields)
+        if together:
+            losses.append(called(network, x).float())
+            continue
         target = target_of(kind.target, fields, label[some].to(device), x)
         loss_b, right_b = judged(network, x, target, loss, classes=labelled)
         losses.append(loss_b.cpu().double())
         correct += 0.0 if right_b is None else float(right_b.sum())
     loss_N, label_N = torch.cat(losses), label[rows]
+    if isinstance(loss, Contrastive):
+        loss_N = loss.in_buffer(loss_N).cpu().double()
     mean, error = float(loss_N.mean()), float(loss_N.std(correction=0)) / len(loss_N) ** 0.5
     if not kind.needs_label:
         return Checked(mean, correct / len(rows) if labelled else None, mean, error)

@@ -10,11 +10,14 @@ of the beginning is 0 it has twice as many, for no text repeats one id so. Ids a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from rhostream.errors import UsageError
 from rhostream.samples.npy import MAGIC, BadTokens, array_of
+from rhostream.storage import redact
 
 FLAT = (".bin", ".npy")  # what the names of flat files end in
 BEGINNING = 64 << 10  # bytes that a layout is told by
@@ -34,6 +37,18 @@ _OTHERS = {
 def is_flat(shard: str) -> bool:
     """Whether a shard of that name or URL is a flat file of ids."""
     return shard.lower().endswith(FLAT)
+
+
+def are_flat(shards: Sequence[str]) -> bool:
+    """Whether shards of these names are flat files of ids. Raises UsageError where only some are."""
+    flat = [shard for shard in shards if is_flat(shard)]
+    if 0 < len(flat) < len(shards):
+        other = next(shard for shard in shards if not is_flat(shard))
+        raise UsageError(
+            f"{redact(flat[0])} is a flat file of ids, and {redact(other)} is none: samples lie in tars or in flat files "
+            f"({', '.join(FLAT)}), not in both"
+        )
+    return bool(flat)
 
 
 class BadLayout(Exception):

@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from rhostream.errors import UsageError
-from rhostream.samples.fields import Fields
+from rhostream.samples.fields import Fields, Input
 from rhostream.samples.flat import Flat
 from rhostream.samples.wanted import Wanted
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 OK = "ok"
 DECODE = "decode"  # the --augment of a kind of the user's own that `augments`
@@ -69,7 +69,8 @@ class Kind:
     max_bytes: int = 256 << 20  # of a member: a larger one is never read
     verdicts: tuple[str, str, str] = ("kind:missing", "kind:empty", "kind:too_large")  # statuses of `examine`
     holds: str = "samples of a kind of their own"  # what shards of it hold, in words
-    task: str = "label"  # what a model learns of it: the sample's label, or language
+    guessed: bool = True  # whether a look at samples may find that they are of it; else it is asked for by name
+    task: str = "label"  # what a model learns of it: the sample's label, language, or pairs
     # The field that is what the model is to give: the loss is called with it, and no label is read. None: the label is,
     # an integer class. NO_TARGET: there is none, and the loss is called with the model's input.
     target: str | None = None
@@ -81,6 +82,7 @@ class Kind:
     flat: Flat | None = None  # how samples are cut from flat files; None: they are members of tars
     augments: bool = False  # whether `decode` makes use of an rng: then kept samples may be decoded again with one
     why: str = ""  # what was wrong with the sample that was refused last, where the status doesn't say it all
+    otherwise: str = ""  # what to ask for where samples lack its members, the end of a sentence
     preview_bytes: int = 0  # of a member that `preview` wants to see, at most
 
     # What every kind says.
@@ -113,10 +115,10 @@ class Kind:
                 return too_large if sizes[member] else empty
         return OK
 
-    def inputs(self, fields: Fields) -> Tensor:
+    def inputs(self, fields: Fields) -> Input:
         """What the model is called with, (n, ...), of decoded rows (n, ...), on their device.
 
-        By default the only field, or the only one beside the target.
+        By default the only field, or the only one beside the target. A kind whose model takes several gives `Fields`.
         """
         others = [name for name in fields.names if name != self.target]
         return fields[others[0]] if len(others) == 1 else fields.only
@@ -128,9 +130,14 @@ class Kind:
         rows = {name: np.zeros((n, *spec.shape), spec.dtype) for name, spec in self.fields(view).items()}
         return Fields({name: torch.from_numpy(array) for name, array in rows.items()})
 
-    def example(self, n: int = 1, view: View = None) -> Tensor:
+    def example(self, n: int = 1, view: View = None) -> Input:
         """A model's input of n samples that mean nothing."""
         return self.inputs(self.blank(n, view))
+
+    def blamed(self, status: str) -> str | None:
+        """The member that a status speaks of; None: the first that isn't there, is empty or too large, else the
+        first."""
+        return None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that the kind is made of."""
@@ -165,6 +172,11 @@ class Kind:
         """A kind that is built in, its fields decided: as `wanted`, else as `known` is, else by the `sizes` of some
         samples. `where`: the table or shards, for errors. Raises UsageError."""
         return known if isinstance(known, cls) else cls()
+
+    @classmethod
+    def of_index(cls, ingredients: Mapping[str, Any]) -> Self:
+        """A kind that is built in, as an index says of its samples whose fields aren't decided; see `ingredients`."""
+        return cls()
 
     def pins(self) -> dict[str, Any]:
         """What of it a run pins, by names that begin with `preprocess_`."""
@@ -225,10 +237,6 @@ class Kind:
 
     def log(self, there: str) -> None:
         """Say what samples become, where that is worth a line, and `there`, where it stands."""
-
-    def of_shards(self, shards: Sequence[str]) -> Self:
-        """As samples lie in shards of these names. Raises UsageError where they can't lie so."""
-        return self
 
     def with_decoder(self, name: str) -> Kind:
         """With the decoder of that name, where a kind has several; "auto" takes the best that is installed."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rhostream.errors import UsageError
-from rhostream.samples.flat import FLAT, Flat, is_flat, width_of
+from rhostream.samples.flat import Flat, width_of
 from rhostream.samples.kind import OK, Kind, Preview, View
 from rhostream.samples.npy import BadTokens, array_of
 from rhostream.samples.text import TOKENS, Row, TextKind
@@ -88,21 +88,6 @@ class TokensKind(TextKind):
         """How samples are cut from flat files, where they are."""
         return Flat(self.stride, self.padding) if self.stride else None
 
-    def of_shards(self, shards: Sequence[str]) -> Self:
-        """Cut from flat files, where the shards are called so."""
-        flat = [name for name in shards if is_flat(name)]
-        if not flat:
-            return self
-        if len(flat) < len(shards):
-            other = next(name for name in shards if not is_flat(name))
-            raise UsageError(
-                f"{flat[0]} is a flat file of ids, and {other} is none: samples lie in tars or in flat files "
-                f"({', '.join(FLAT)}), not in both"
-            )
-        if self.task != "language":
-            raise UsageError(f"{flat[0]} is a flat file of ids, which has no labels: its task is language (--task)")
-        return replace(self, stride=self.length)
-
     def to_json(self) -> dict[str, Any]:
         """As of a text; what isn't asked for leaves no trace, as before it could be."""
         record = super().to_json()
@@ -124,7 +109,9 @@ class TokensKind(TextKind):
     def made(cls, wanted: Wanted, known: Kind | None, sizes: Callable[[], Sequence[Any]], where: str) -> Self:
         """As of a text; samples that are cut from flat files stay those that they are."""
         made = super().made(wanted, known, sizes, where)
-        stride = known.stride if isinstance(known, cls) else 0
+        if wanted.flat and made.task != "language":
+            raise UsageError(f"{where} is a flat file of ids, which has no labels: its task is language (--task)")
+        stride = known.stride if isinstance(known, cls) else made.length if wanted.flat else 0
         if stride and made.length != stride:
             raise UsageError(
                 f"--text-length {made.length}: {where} holds sequences of {stride} ids, cut from flat files; make a "
