@@ -241,6 +241,10 @@ def checked_reference(reference: Any) -> None:
     for name in ("name", "identity"):
         checked_text(reference.get(name), name)
     require_type(reference.get("proved"), bool, "proved")
+    prompts = reference.get("prompts", [])
+    require_type(prompts, list, "prompts")
+    for prompt in prompts:
+        checked_text(prompt, "a prompt")
 
 
 def checked_facts(facts: T) -> T:

@@ -458,8 +458,8 @@ def test_a_model_by_name_that_knows_other_ids_is_refused_with_both_numbers(causa
         (causal / "teacher", {"vocabulary": HF_N + 2, "padding": HF_N + 1}, "knows 40 ids, the samples have 41"),
         (tmp_path / "wide", {}, "knows 1,065 ids, the samples have 40"),
         (causal / "teacher", {"length": HF_T + 1}, f"takes {HF_T} tokens, --text-length is {HF_T + 1}"),
-        (tmp_path / "endless", {}, "names no token of a beginning"),
-        (tmp_path / "nothing", {}, "can't be loaded as a model of language"),
+        (tmp_path / "endless", {}, "names neither a token that begins"),
+        (tmp_path / "nothing", {}, "there is no such folder"),
     ):
         with pytest.raises(UsageError, match=says):
             models.build(f"hf:{folder}", classes=1, initial=False, **{**given, **change})

@@ -36,7 +36,8 @@ _OTHERS = {
 
 def is_flat(shard: str) -> bool:
     """Whether a shard of that name or URL is a flat file of ids."""
-    return shard.lower().endswith(FLAT)
+    path = shard.partition("?")[0] if "://" in shard else shard  # a URL may be signed
+    return path.lower().endswith(FLAT)
 
 
 def are_flat(shards: Sequence[str]) -> bool:
@@ -45,8 +46,8 @@ def are_flat(shards: Sequence[str]) -> bool:
     if 0 < len(flat) < len(shards):
         other = next(shard for shard in shards if not is_flat(shard))
         raise UsageError(
-            f"{redact(flat[0])} is a flat file of ids, and {redact(other)} is none: samples lie in tars or in flat files "
-            f"({', '.join(FLAT)}), not in both"
+            f"{redact(flat[0])} is a flat file of ids, and {redact(other)} is none: samples lie in tars or in flat "
+            f"files ({', '.join(FLAT)}), not in both"
         )
     return bool(flat)
 
