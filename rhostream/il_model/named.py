@@ -14,6 +14,7 @@ import torch
 from rhostream.errors import UsageError
 from rhostream.il_model.reference import Reference, digest_of
 from rhostream.il_model.zero_shot import names_in_order, zero_shot
+from rhostream.models import of_task
 from rhostream.models.by_name import for_text, require_tokenizer
 from rhostream.models.stored import UNSAID, Stored
 from rhostream.models.towers import Towers
@@ -21,7 +22,6 @@ from rhostream.own_code import MODEL_PREFIXES
 from rhostream.samples.kind import Kind
 from rhostream.samples.text import LENGTH
 from rhostream.samples.tokenizers import find_tokenizer
-from rhostream.selection.tokens import LanguageLoss
 
 LOG = logging.getLogger("rhostream")
 
@@ -33,7 +33,7 @@ def is_of_library(reference: Any) -> bool:
 
 def options_for(model: Stored | Towers) -> dict[str, Any]:
     """The options of samples by which they are what the model was made for."""
-    if isinstance(model, Stored) and model.takes == "text":
+    if isinstance(model, Stored) and model.tokenizer is not None:
         length = min(LENGTH, model.text_length) if model.text_length else LENGTH
         return {"tokenizer": model.tokenizer, "text_length": length, "task": "label" if model.classes else "language"}
     seen = model if isinstance(model, Towers) else model.seen
@@ -90,13 +90,12 @@ def load_named(
     require_classes(model, names, classes)
     beside: dict[str, Any] = {"seen": repr(model.seen)}
     network = model.model
-    if model.takes == "text":
+    if model.tokenizer is not None:
         made = kind.model_arguments()
         require_tokenizer(model, kind.to_json()["tokenizer"], kind.to_json()["digest"])
         network = for_text(model, **{name: made[name] for name in ("vocabulary", "length", "padding")})
         beside = {"begin": model.begin}
-        if model.gives == "language":
-            network = LanguageLoss(network, made["vocabulary"], made["padding"])
+        network = of_task(network, made)
     identity = digest_of(network, kind, beside)
     return Reference(model.name, network.to(device).eval(), identity, True)
 

@@ -26,7 +26,6 @@ from rhostream.models.towers import Towers
 from rhostream.runs.macs import macs_per_sample
 from rhostream.samples import registry
 from rhostream.samples.kind import Kind
-from rhostream.samples.text import TextKind
 from rhostream.selection.hardware import device_of
 from rhostream.selection.losses import loss_name, require_loss_of_samples, require_taken
 from rhostream.selection.outputs import called, described
@@ -220,7 +219,9 @@ def _as_made_for(
     """The options, those that nobody gave as the model was made for them."""
     options = options_for(model)
     looked_at = "tokenizer" in options and config.tokenizer is None and config.content is None
-    if looked_at and look(shards(), **config.lenient).content != TextKind.name:
+    if looked_at and (
+        (seen := look(shards(), **config.lenient).content) is None or "txt" not in registry.undecided(seen).main
+    ):
         del options["tokenizer"]  # who made arrays of ids says how many there are
     return replace(config, **{name: value for name, value in options.items() if not _given(config, [name])})
 
