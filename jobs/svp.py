@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import rhostream
 from rhostream import storage
@@ -151,7 +151,7 @@ def score(network: nn.Module, shards: list[str], il: str, *, seed: int = 0, **ho
                   np.concatenate(values)[order].astype(np.float32))  # fmt: skip
 
 
-def _all_of(shards: list[str], il: str, seed: int, **how: Any) -> Iterator[tuple[Any, Any, Tensor, list[str]]]:
+def _all_of(shards: list[str], il: str, seed: int, **how: Any) -> Iterator[tuple[Any, Any, Any, list[str]]]:
     """Index of the shard, ordinal, input and the shards' names of every usable sample, each once."""
     device = device_of(how["device"])
     how = {**how, "needs_il": False, "keep_holdout": True, "missing_il": "skip", "device": device}

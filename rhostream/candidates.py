@@ -14,14 +14,14 @@ from torch import Tensor
 
 from rhostream.errors import UsageError
 from rhostream.reasons import Reason as Reason
-from rhostream.samples.fields import Fields, target_of
+from rhostream.samples.fields import Fields, Input, Target, shape_in_words, target_of
 from rhostream.samples.registry import IMAGES
 
 CANDIDATE = 255  # not a reason yet: the row goes to the forward
 # rows (n,) -> their fields at full size, and (n,) whether each could be read
 ReadFull = Callable[[npt.NDArray[np.int64]], tuple[Fields, npt.NDArray[np.bool_]]]
 
-Prepare = Callable[[Fields], Tensor]  # decoded rows, as they lie in a slot, to the model's input
+Prepare = Callable[[Fields], Input]  # decoded rows, as they lie in a slot, to the model's input
 
 
 class Transform(Protocol):
@@ -31,13 +31,15 @@ class Transform(Protocol):
         """(n,) of the rows."""
         ...
 
-    def __call__(self, x: Tensor, seed_b: Tensor) -> Tensor:
+    def __call__(self, x: Input, seed_b: Tensor) -> Tensor:
         """(n, ...) and (n,) to (n, ...)."""
         ...
 
 
-def array_in_words(tensor: Tensor) -> str:
+def array_in_words(tensor: Input) -> str:
     """Its shape, type and device, for a repr: `(320, 28, 28, 1) uint8 on cpu`."""
+    if isinstance(tensor, Fields):
+        return f"{shape_in_words(tensor)} on {tensor.device}"
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
 
 
@@ -126,12 +128,12 @@ class Candidates:
         return None if self.fields is None else self.fields.only
 
     @property
-    def input(self) -> Tensor:
+    def input(self) -> Input:
         """What the model is called with: (B, C, H, W) float32 normalised images, or (B, T) int64 tokens."""
         return self.prepare(self._decoded())
 
     @property
-    def target(self) -> Tensor:
+    def target(self) -> Target:
         """What the loss is called with beside the model's output, (B, ...): the label, or what the kind says it is."""
         return target_of(
             self.target_field, self.fields, self.label, self.input if self.target_field == "" else self.label
@@ -147,7 +149,7 @@ class Candidates:
         """The same buffer in the host's memory, where it came from."""
         return self.on_host or self
 
-    def inputs(self, rows: npt.NDArray[np.int64]) -> Tensor:
+    def inputs(self, rows: npt.NDArray[np.int64]) -> Input:
         """What the model is called with for the given rows, (n, ...), on the device of `fields`.
 
         Rows are gathered as they lie (NHWC), so images are channels-last in memory; all of them cost no copy.

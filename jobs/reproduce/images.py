@@ -20,5 +20,5 @@ def load_images(out: str, shards: str) -> tuple[Tensor, Tensor]:
     index = str(Path(out, "index", Path(shards).name))
     rhostream.index([shards], index)
     stream = rhostream.open_stream([shards], index, buffer_size=AT_A_TIME, needs_il=False)
-    kept = [(candidates.input.clone(), candidates.label.clone()) for candidates in stream]
+    kept = [(torch.as_tensor(candidates.input).clone(), candidates.label.clone()) for candidates in stream]
     return torch.cat([x for x, _ in kept]), torch.cat([y for _, y in kept])

@@ -57,7 +57,10 @@ class Bench:
         label = [samples.label[row] % classes for row in good]
         self.images = [samples.image[row] for row in good]
         self.buffer = measure.candidates_of(fields, label, preprocess, setting.buffer_size)
-        self.x, self.label = self.buffer.input.to(device), self.buffer.label.to(device)
+        x = self.buffer.input
+        if not isinstance(x, torch.Tensor):
+            raise UsageError(f"estimate measures models of one input, and these samples are {preprocess.holds}")
+        self.x, self.label = x.to(device), self.buffer.label.to(device)
         self.batch_norm = False
         self._first_notes()
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rhostream.errors import UsageError, users_code
 from rhostream.own_code import MODEL_PREFIXES, accepted, own_function
-from rhostream.samples.fields import Fields
+from rhostream.samples.fields import Fields, Target
 from rhostream.samples.kind import Kind
 from rhostream.selection.losses import tensor_in_words
 from rhostream.selection.outputs import described
@@ -33,9 +33,9 @@ class SampleLoss:
     """A reference that gives losses itself, checked: (fields, target (n, ...)) -> (n,) float32, on their device."""
 
     name: str
-    function: Callable[[Fields, Tensor], Tensor]
+    function: Callable[[Fields, Any], Tensor]
 
-    def __call__(self, fields: Fields, target: Tensor) -> Tensor:
+    def __call__(self, fields: Fields, target: Target) -> Tensor:
         """One loss a sample. Raises UsageError naming the function."""
         n, device = len(fields), fields.device
         with users_code(f"reference {self.name!r}, of {n} samples,"):

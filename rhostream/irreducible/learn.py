@@ -19,7 +19,7 @@ from rhostream.crashpoints import crash_point
 from rhostream.errors import NonFiniteError
 from rhostream.irreducible.unfinished import Kept, Standing
 from rhostream.randomness import torch_seed
-from rhostream.samples.fields import Fields, target_of
+from rhostream.samples.fields import Fields, Input, Target, target_of
 from rhostream.samples.kind import Kind
 from rhostream.selection.gradient import finite_or_nan, step_if_finite
 from rhostream.selection.losses import LossFunction, cross_entropy, per_sample
@@ -64,9 +64,9 @@ class Learned:
     seconds_before: float = 0.0  # of `seconds`, those of earlier processes
 
 
-def augmented(image: Tensor, how: str, generator: torch.Generator) -> Tensor:
+def augmented(image: Input, how: str, generator: torch.Generator) -> Input:
     """(B, C, H, W) float32 moved by up to a sixteenth of the side (edges repeated), and mirrored with `shift-flip`."""
-    if how == "none":
+    if how == "none" or not isinstance(image, Tensor):  # of several inputs none is asked for: `require_fitting`
         return image
     reach = max(1, image.shape[-1] // 16)
     image = shifted(image, reach, torch.randint(0, 2 * reach + 1, (2, len(image)), generator=generator))
@@ -215,7 +215,7 @@ class Checked:
 
 
 def _mean_loss(
-    network: nn.Module, output: Tensor, target: Tensor, loss: LossFunction, weight_C: Tensor | None
+    network: nn.Module, output: Tensor, target: Target, loss: LossFunction, weight_C: Tensor | None
 ) -> Tensor:
     """Of what the network gives for a batch."""
     if is_language(network):

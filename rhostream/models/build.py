@@ -10,6 +10,7 @@ from torch import nn
 
 from rhostream.errors import UnknownNameError, UsageError, users_code
 from rhostream.models.networks import lenet_cnn, mlp, small_cnn
+from rhostream.models.pairs import PAIR_MODELS, TwoTowers
 from rhostream.models.resnet import resnet18_small
 from rhostream.models.text import TEXT_MODELS, build_text, is_text
 from rhostream.models.zoo import build_from_zoo, is_from_zoo
@@ -31,12 +32,13 @@ _BUILT_IN: dict[str, Callable[..., nn.Module]] = {
 # Once built in under these names and "-cifar"; a run folder or an IL model of then may still say so.
 _OF_FIGURE_2 = ("densenet121", "googlenet", "inception_v3", "mobilenet_v2", "resnet34", "resnet50", "vgg11_bn")
 _LEAST_SIZE = {"small-cnn-lenet": 18, "small-cnn-dropout": 18}  # pixels, where 16 are too few
-NAMES = (*_BUILT_IN, *TEXT_MODELS)
+NAMES = (*_BUILT_IN, *TEXT_MODELS, *PAIR_MODELS)
 OTHERS = ("torchvision:NAME", "timm:NAME", "hf:NAME", "package.module:function")
 
 
 # What a model that is built in has to be told of the samples, by what it takes.
 _MADE_FOR = {"images": {"image_size", "channels"}, "text": {"vocabulary", "length", "padding", "task"}}
+_MADE_FOR["pairs"] = _MADE_FOR["images"] | _MADE_FOR["text"]
 
 
 def build(name: str, *, classes: int | None, initial: bool = True, **made_for: Any) -> nn.Module:
@@ -53,19 +55,25 @@ def build(name: str, *, classes: int | None, initial: bool = True, **made_for: A
     model = _built(name, classes, initial, made_for)
     if made_for.get("task") == "language":
         return LanguageLoss(model, made_for["vocabulary"], made_for["padding"])
+    if made_for.get("task") == "pairs":
+        return model if isinstance(model, TwoTowers) else TwoTowers(model)
     return model
 
 
 def _built(name: str, classes: int | None, initial: bool, made_for: dict[str, Any]) -> nn.Module:
     if name in NAMES or is_text(name) or is_from_zoo(name):
-        takes = "text" if is_text(name) else "images"
-        if not _MADE_FOR[takes] <= {*made_for}:
-            held = next((what for what, names in _MADE_FOR.items() if names <= {*made_for}), "of a kind of their own")
-            named = {"images": _BUILT_IN, "text": TEXT_MODELS}.get(held)
+        takes = "pairs" if name in PAIR_MODELS else "text" if is_text(name) else "images"
+        if not _MADE_FOR[takes] <= {*made_for} or (made_for.get("task") == "pairs") != (takes == "pairs"):
+            held = next(
+                (what for what in reversed(_MADE_FOR) if _MADE_FOR[what] <= {*made_for}), "of a kind of their own"
+            )
+            named: Any = {"images": _BUILT_IN, "text": TEXT_MODELS, "pairs": PAIR_MODELS}.get(held)
             built_in = f"built in for {held}: {', '.join(named)}" if named else "expected package.module:function"
             raise UsageError(f"model {name!r} takes {takes}, and these samples are {held}; {built_in}")
     if ":" in name and not is_text(name) and not is_from_zoo(name):
         return _of_ones_own(name, made_for if classes is None else {"classes": classes, **made_for})
+    if name in PAIR_MODELS:
+        return PAIR_MODELS[name](**{key: value for key, value in made_for.items() if key != "task"})
     if classes is None:
         raise UsageError(
             f"model {name!r} gives logits of classes, and the target of these samples is no class; expected "

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from rhostream.samples.fields import Input
 
-def macs_per_sample(model: nn.Module, example: Tensor) -> int:
+
+def macs_per_sample(model: nn.Module, example: Input) -> int:
     """Multiply-adds of one sample's forward, counted on `example` (1, C, H, W); the model's modes are restored.
 
     Raises what the model raises on such an input.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Mapping
-from typing import TYPE_CHECKING, Any, overload
+from collections.abc import Callable, ItemsView, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Union, overload
 
 if TYPE_CHECKING:
     import torch
@@ -56,10 +56,26 @@ class Fields:
         """Where they lie."""
         return next(iter(self._arrays.values())).device
 
+    def is_floating_point(self) -> bool:
+        """Whether all of them are numbers in between."""
+        return all(array.is_floating_point() for _, array in self.items())
+
     @property
     def nbytes(self) -> int:
         """Bytes of all fields."""
         return sum(array.nbytes for array in self._arrays.values())
+
+    def split(self, size: int) -> tuple[Fields, ...]:
+        """The rows in pieces of `size`, the last one of what is left."""
+        return self._pieces(lambda array: array.split(size))
+
+    def tensor_split(self, pieces: int) -> tuple[Fields, ...]:
+        """The rows in so many pieces, some of them perhaps empty."""
+        return self._pieces(lambda array: array.tensor_split(pieces))
+
+    def _pieces(self, cut: Callable[[Tensor], Sequence[Tensor]]) -> tuple[Fields, ...]:
+        cut_up = {name: cut(array) for name, array in self.items()}
+        return tuple(Fields(dict(zip(cut_up, rows, strict=True))) for rows in zip(*cut_up.values(), strict=True))
 
     def index_select(self, dim: int, index: Tensor) -> Fields:
         """Copies of the rows, in that order."""
@@ -70,7 +86,14 @@ class Fields:
         return Fields({name: array.to(device, **how) for name, array in self._arrays.items()})
 
 
-def target_of(target: str | None, fields: Fields | None, label: Tensor, x: Tensor) -> Tensor:
+def shape_in_words(x: Input) -> str:
+    """Of what a model is called with: `(32, 3, 28, 28)`, of several fields `pixels (32, 3, 8, 8), tokens (32, 64)`."""
+    if not isinstance(x, Fields):
+        return str(tuple(x.shape))
+    return ", ".join(f"{name} {tuple(array.shape)}" for name, array in x.items())
+
+
+def target_of(target: str | None, fields: Fields | None, label: Tensor, x: Input) -> Target:
     """What a loss is called with beside the model's output, (n, ...): the label (n,) where `Kind.target` is None, the
     field of that name, or, of samples without a target, the model's input."""
     if target is None:
@@ -79,3 +102,9 @@ def target_of(target: str | None, fields: Fields | None, label: Tensor, x: Tenso
         return x
     assert fields is not None
     return fields[target]
+
+
+# What a model is called with: a tensor (n, ...), or of a kind with several inputs one a field.
+Input = Union["Tensor", Fields]
+# What a loss is called with beside the model's output; of a kind without a target the input.
+Target = Any

@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rhostream.errors import UsageError
-from rhostream.samples.fields import Fields
+from rhostream.samples.fields import Fields, Input
 from rhostream.samples.wanted import Wanted
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 OK = "ok"
 DECODE = "decode"  # the --augment of a kind of the user's own that `augments`
@@ -111,10 +111,10 @@ class Kind:
                 return too_large if sizes[member] else empty
         return OK
 
-    def inputs(self, fields: Fields) -> Tensor:
+    def inputs(self, fields: Fields) -> Input:
         """What the model is called with, (n, ...), of decoded rows (n, ...), on their device.
 
-        By default the only field, or the only one beside the target.
+        By default the only field, or the only one beside the target. A kind whose model takes several gives `Fields`.
         """
         others = [name for name in fields.names if name != self.target]
         return fields[others[0]] if len(others) == 1 else fields.only
@@ -126,7 +126,7 @@ class Kind:
         rows = {name: np.zeros((n, *spec.shape), spec.dtype) for name, spec in self.fields(view).items()}
         return Fields({name: torch.from_numpy(array) for name, array in rows.items()})
 
-    def example(self, n: int = 1, view: View = None) -> Tensor:
+    def example(self, n: int = 1, view: View = None) -> Input:
         """A model's input of n samples that mean nothing."""
         return self.inputs(self.blank(n, view))
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from rhostream.errors import NonFiniteError
 from rhostream.selection.adjust.shape import Buffer
 from rhostream.selection.choice import Choice, largest, sampled
 from rhostream.selection.options import Options
 from rhostream.selection.rules import Rule
+
+NONFINITE_BUFFERS = 3
 
 
 class Chooser:
@@ -48,3 +54,20 @@ class Chooser:
         for adjust in self.adjusts:
             if adjust.state_name is not None:
                 adjust.load_state_dict(state.get(adjust.state_name))
+
+
+class Watch:
+    """Counts buffers in a row without one finite score. Raises NonFiniteError at the third."""
+
+    def __init__(self) -> None:
+        self._dead = 0
+
+    def __call__(self, score_m: npt.NDArray[np.floating[Any]]) -> None:
+        """The scores (m,) of those that reached the target, of all ranks."""
+        dead = len(score_m) > 0 and not np.isfinite(score_m).any()
+        self._dead = self._dead + 1 if dead else 0
+        if self._dead >= NONFINITE_BUFFERS:
+            raise NonFiniteError(
+                f"every score of {self._dead} buffers in a row is NaN or infinite: the model has "
+                "diverged or overflows; lower the learning rate, or use float32 or bfloat16"
+            )

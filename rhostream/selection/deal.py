@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rhostream.candidates import Candidates, to_device
-from rhostream.samples.fields import Fields, target_of
+from rhostream.samples.fields import Fields, Input, Target, target_of
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.uniform import Ints as Rows
 
@@ -26,13 +26,13 @@ from rhostream.selection.uniform import Ints as Rows
 class Batch:
     """The kept rows that this rank trains on, (n, ...) each and, but for `place`, on the device."""
 
-    x: Tensor  # at full size, normalised
+    x: Input  # at full size, normalised
     label: Tensor
-    target: Tensor  # what the loss is called with beside the model's output
+    target: Target  # what the loss is called with beside the model's output
     weight: npt.NDArray[np.float32]  # factors of the losses
     place: Rows  # row in the buffer of all ranks
-    seen: Tensor  # what a proxy looks at: `x`, or where that was decoded again, what was scored
-    seen_target: Tensor  # what its loss is called with
+    seen: Input  # what a proxy looks at: `x`, or where that was decoded again, what was scored
+    seen_target: Target  # what its loss is called with
     il_tokens: Tensor | None = None  # (n, T) float16 nats, of language where the stream was asked for them
     decoded: Fields | None = None  # of a kind with several fields
     field: str = "pixels"  # the name of the first field
@@ -60,7 +60,7 @@ def overlaps(held: Sequence[int], wanted: Sequence[int], rank: int) -> tuple[lis
 def batch_of(
     candidates: Candidates,
     rows: Rows,
-    x: Tensor,
+    x: Input,
     label: Tensor,
     weight: npt.NDArray[np.float32],
     ranks: Ranks,

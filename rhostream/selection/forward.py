@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rhostream.errors import UsageError
+from rhostream.samples.fields import Input
 from rhostream.selection.outputs import called
 from rhostream.selection.ranks import in_lockstep
 
@@ -134,15 +135,15 @@ class Forward:
         """Samples in a forward; None for all at once."""
         return self._room.size
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Input) -> Tensor:
         """Score `x`. Raises UsageError for an output that holds no logits, and what the model raises."""
         return self._in_memory(x, lambda: self._logits(x))
 
-    def draws(self, x: Tensor, count: int, seed: int) -> Tensor:
+    def draws(self, x: Input, count: int, seed: int) -> Tensor:
         """Logits of `count` forwards with dropout on, a function of the seed: (count, n, C) float32."""
         return self._in_memory(x, lambda: self._drawn(x, count, seed))
 
-    def _in_memory(self, x: Tensor, make: Callable[[], Tensor]) -> Tensor:
+    def _in_memory(self, x: Input, make: Callable[[], Tensor]) -> Tensor:
         if in_lockstep(self.model):  # other ranks would wait for the forwards that are fewer
             return make()
         return self._room.run(len(x), make, self._tell)
@@ -163,21 +164,21 @@ class Forward:
             "kept than with the whole buffer at once (--batch-norm eval scores alike in any chunk)"
         )
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def _logits(self, x: Input) -> Tensor:
         with scoring(self.model, self.batch_norm), self._precision(x):
             return self._run_in_chunks(x)
 
-    def _drawn(self, x: Tensor, count: int, seed: int) -> Tensor:
+    def _drawn(self, x: Input, count: int, seed: int) -> Tensor:
         with scoring(self.model, self.batch_norm, dropout=True), self._precision(x):
             torch.default_generator.manual_seed(seed)
             if x.device.type == "cuda":
                 torch.cuda.manual_seed(seed)
             return torch.stack([self._run_in_chunks(x) for _ in range(count)])
 
-    def _precision(self, x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    def _precision(self, x: Input) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(x.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
 
-    def _run_in_chunks(self, x: Tensor) -> Tensor:
+    def _run_in_chunks(self, x: Input) -> Tensor:
         if self.chunk is None or len(x) <= self.chunk:
             return called(self.model, x, self._run).float()
         return torch.cat([called(self.model, part, self._run).float() for part in x.split(self.chunk)])

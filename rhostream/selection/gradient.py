@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rhostream.crashpoints import crash_point
 from rhostream.errors import NonFiniteError, users_code
+from rhostream.samples.fields import Input, Target
 from rhostream.selection.losses import LossFunction, per_sample
 from rhostream.selection.outputs import called
 from rhostream.selection.ranks import Ranks, in_lockstep
@@ -23,11 +25,11 @@ from rhostream.selection.ranks import Ranks, in_lockstep
 def take_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    x: Tensor,
-    label: Tensor,
+    x: Input,
+    label: Target,
     loss: LossFunction,
     *,
-    forward: Callable[[Tensor], Tensor] | None = None,
+    forward: Callable[[Any], Tensor] | None = None,
     accumulate: int = 1,
     autocast: torch.dtype | None = None,
     ranks: Ranks | None = None,
@@ -82,7 +84,7 @@ def take_step(
     return loss_b, mean
 
 
-def _parts(rows: tuple[Tensor, ...], accumulate: int, lockstep: bool) -> Iterator[tuple[Tensor, ...]]:
+def _parts(rows: tuple[Input, ...], accumulate: int, lockstep: bool) -> Iterator[tuple[Any, ...]]:
     """The samples in `accumulate` forwards; in lockstep exactly so many, as other ranks make them, even of nothing."""
     if lockstep:
         yield from zip(*(tensor.tensor_split(accumulate) for tensor in rows), strict=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rhostream.candidates import Candidates, Prepare, to_device
 from rhostream.errors import UsageError
-from rhostream.samples.fields import Fields, target_of
+from rhostream.samples.fields import Fields, Input, Target, target_of
 from rhostream.selection.forward import Forward
 from rhostream.selection.gradient import take_step
 from rhostream.selection.losses import LossFunction, cross_entropy, per_sample
@@ -98,7 +98,7 @@ class LiveIL:
         learned = self.learn(*_decoded(candidates, kept), ranks)
         return learned if ranks.first else 0
 
-    def _pair(self, fields: Fields, label: Tensor) -> tuple[Tensor, Tensor]:
+    def _pair(self, fields: Fields, label: Tensor) -> tuple[Input, Target]:
         """The model's input and the target, of decoded samples (n, ...)."""
         x = self.normalize(fields)
         return x, target_of(self.target, fields, label, x)

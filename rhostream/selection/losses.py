@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,11 +16,13 @@ from torch.nn import functional
 
 from rhostream.errors import UnknownNameError, UsageError, users_code
 from rhostream.own_code import own_function
-from rhostream.samples.fields import target_of
+from rhostream.samples.fields import Target, shape_in_words, target_of
 from rhostream.samples.kind import Kind
+from rhostream.selection.contrastive import CONTRASTIVE
 from rhostream.selection.outputs import EXPECTED, described
+from rhostream.selection.pairs import LOSSES_OF_PAIRS
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[[Tensor, Any], Tensor]
 
 
 def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
@@ -85,6 +88,7 @@ LOSSES: dict[str, LossFunction] = {
     "cross_entropy": cross_entropy,
     "sequence_mean": sequence_mean,
     **TARGET_LOSSES,
+    **LOSSES_OF_PAIRS,
 }
 
 
@@ -96,6 +100,9 @@ def loss_name(kind: Kind, asked: str) -> str:
         if asked != "cross_entropy":
             raise UsageError(f"--loss {asked}: the loss of language is the mean over a sequence's tokens")
         return "next_token"
+    if (kind.task == "pairs") != (asked in CONTRASTIVE):
+        others = f"expected one of {', '.join(CONTRASTIVE)}" if kind.task == "pairs" else f"these are {kind.holds}"
+        raise UsageError(f"--loss {asked}: contrastive losses are those of pairs of image and caption alone; {others}")
     if kind.target is not None and asked == "cross_entropy":
         raise UsageError(
             f"{kind.target_in_words} and no class, which cross_entropy is of: name its loss with "
@@ -132,15 +139,16 @@ def require_loss_of_samples(name: str) -> None:
         )
 
 
-def per_sample(loss: LossFunction, logits: Tensor, label: Tensor) -> Tensor:
+def per_sample(loss: LossFunction, logits: Tensor, label: Target) -> Tensor:
     """`loss` of a batch, (B,), of the model's output (B, ...) and the target (B, ...).
 
     Raises UsageError when the function gives anything but one number a sample.
     """
     name = getattr(loss, "__name__", type(loss).__name__)
-    target = f"labels {tuple(label.shape)}"
-    if label.ndim != 1 or label.is_floating_point():
-        target = f"targets {tensor_in_words(label)}"
+    target = f"targets {shape_in_words(label)}"
+    if isinstance(label, Tensor):
+        classes = label.ndim == 1 and not label.is_floating_point()
+        target = f"labels {tuple(label.shape)}" if classes else f"targets {tensor_in_words(label)}"
     with users_code(f"the loss function {name}, of outputs {tuple(logits.shape)} and {target},"):
         loss_B = loss(logits, label)
     if not isinstance(loss_B, Tensor) or loss_B.shape != (len(label),) or not loss_B.is_floating_point():

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rhostream.errors import UsageError, users_code
+from rhostream.samples.fields import Input, shape_in_words
 from rhostream.selection.ranks import Ranks, in_lockstep, own_norms
 
 EXPECTED = (
@@ -39,7 +40,7 @@ def logits_of_output(output: Any, samples: int, model: nn.Module | None = None) 
     raise UsageError(f"{name} returned {described(output)} for a batch of {samples}; {EXPECTED}")
 
 
-def called(model: nn.Module, x: Tensor, run: Callable[[Tensor], Any] | None = None) -> Tensor:
+def called(model: nn.Module, x: Input, run: Callable[[Any], Any] | None = None) -> Tensor:
     """The logits of a forward of x by `run`, the model itself unless it is compiled or wrapped.
 
     A batch of one of which batch norm gets a single value a channel has no statistics: it is normalised by the running
@@ -65,12 +66,12 @@ def called(model: nn.Module, x: Tensor, run: Callable[[Tensor], Any] | None = No
             norm.training = True
 
 
-def _called(model: nn.Module, x: Tensor, run: Callable[[Tensor], Any]) -> Tensor:
+def _called(model: nn.Module, x: Input, run: Callable[[Any], Any]) -> Tensor:
     # Where a forward waits for other ranks, what it raises may be theirs.
     theirs = (
         contextlib.nullcontext()
         if in_lockstep(model)
-        else users_code(f"the forward of {type(model).__name__} on a batch of shape {tuple(x.shape)}")
+        else users_code(f"the forward of {type(model).__name__} on a batch of shape {shape_in_words(x)}")
     )
     with theirs:
         output = run(x)
@@ -82,14 +83,14 @@ def refuses_one(error: BaseException | None) -> bool:
     return isinstance(error, ValueError) and "more than 1 value per channel" in str(error)
 
 
-def require_more_than_one(model: nn.Module, example: Tensor, asked: str) -> None:
+def require_more_than_one(model: nn.Module, example: Input, asked: str) -> None:
     """Raise UsageError for a model that can't learn from a batch of one, (1, ...); it is left as it was found."""
     norms = own_norms(model)
     modes, tracked = [norm.training for norm in norms], [norm.track_running_stats for norm in norms]
     try:
         for norm in norms:
             norm.training, norm.track_running_stats = True, False
-        with torch.no_grad(), torch.random.fork_rng(devices=[example.device] if example.is_cuda else []):
+        with torch.no_grad(), torch.random.fork_rng(devices=[example.device] if example.device.type == "cuda" else []):
             _called(model, example, model)
     except UsageError as exc:
         if not refuses_one(exc.__cause__):
@@ -103,7 +104,7 @@ def require_more_than_one(model: nn.Module, example: Tensor, asked: str) -> None
             norm.training, norm.track_running_stats = mode, was
 
 
-def proved_by_one(model: nn.Module, x: Tensor, asked: str, ranks: Ranks) -> bool:
+def proved_by_one(model: nn.Module, x: Input, asked: str, ranks: Ranks) -> bool:
     """Whether any rank had inputs (n, ...), one of which showed that the model can learn from it alone. Collective.
 
     Raises UsageError on every rank where it can't.
@@ -121,7 +122,7 @@ def proved_by_one(model: nn.Module, x: Tensor, asked: str, ranks: Ranks) -> bool
     return bool(answers)
 
 
-def require_logits(name: str, model: nn.Module, example: Tensor, classes: int) -> None:
+def require_logits(name: str, model: nn.Module, example: Input, classes: int) -> None:
     """Raise UsageError for a model that can't take the example (1, ...) or gives fewer logits than there are classes.
 
     The model is called in the mode that it is in, without gradients.

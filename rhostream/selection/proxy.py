@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from rhostream.samples.fields import Input, Target
 from rhostream.selection.forward import Forward
 from rhostream.selection.gradient import take_step
 from rhostream.selection.losses import LossFunction
@@ -34,7 +35,7 @@ class Proxy:
         self.forward = Forward(model, autocast=autocast)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
 
-    def learn(self, x: Tensor, label: Tensor, ranks: Ranks | None = None, total: int = 0) -> None:
+    def learn(self, x: Input, label: Target, ranks: Ranks | None = None, total: int = 0) -> None:
         """One step on the mean loss of (n, C, H, W) inputs; a loss that isn't finite leaves the weights alone.
 
         Over several `ranks` the mean is that of the `total` inputs of all; each calls it, even with none of its own.

@@ -11,8 +11,10 @@ from torch import Tensor
 from rhostream.candidates import Candidates
 from rhostream.errors import UsageError
 from rhostream.randomness import torch_seed
+from rhostream.samples.fields import Input
 from rhostream.selection.forward import Forward
 from rhostream.selection.losses import LossFunction, per_sample, require_known
+from rhostream.selection.pairs import Contrastive
 from rhostream.selection.ranks import in_lockstep
 from rhostream.selection.rules import Evidence, Rule, cap, mean_prediction
 from rhostream.selection.shadow import shadow_scores
@@ -58,12 +60,17 @@ class RuleScores:
         if not len(stage.x_m) and not in_lockstep(forward.model):
             nothing = stage.il_m.new_zeros(0)  # batch norm refuses a forward of nothing
             shadow = nothing.new_zeros(len(self.shadows), 0)
+            if isinstance(self.loss, Contrastive):
+                self.loss.in_buffer(nothing.new_zeros(0, 0))  # the other ranks wait for what this one hasn't got
             return {"loss": nothing, "score": nothing, "correct": nothing.bool(), "shadow": shadow}
         draws = self._dropout_draws(forward, stage.x_m, step) if self.rule.needs_draws else None
         logits = forward(stage.x_m) if draws is None else mean_prediction(draws)
         if not isinstance(self.loss, SequenceMean):  # of language no label is looked at
             require_known(bounds, logits)
-        loss = per_sample(self.loss, logits, stage.target_m).float()
+        if isinstance(self.loss, Contrastive):
+            loss = self.loss.in_buffer(logits)
+        else:
+            loss = per_sample(self.loss, logits, stage.target_m).float()
         evidence = Evidence(loss, stage.il_m, logits, stage.target_m, draws)
         live = None if stage.live_m is None else replace(evidence, il_B=stage.live_m)
         score = self.rule(self._capped(live if self.rule.live and live is not None else evidence))
@@ -81,7 +88,7 @@ class RuleScores:
         loss, il = cap(evidence.loss_B, evidence.il_B, evidence.logits_BC.shape[-1])
         return replace(evidence, loss_B=loss, il_B=il)
 
-    def _dropout_draws(self, forward: Forward, x: Tensor, step: int) -> Tensor:
+    def _dropout_draws(self, forward: Forward, x: Input, step: int) -> Tensor:
         """K logits, a function of (seed, step, rank); the first time they are proved to differ."""
         draws = forward.draws(x, self._draws, torch_seed(self._seed, "mc-dropout", step, self._rank))
         if not self._drawn and len(draws) > 1 and len(x):

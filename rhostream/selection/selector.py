@@ -17,17 +17,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rhostream.candidates import Candidates, Reason, to_device
-from rhostream.errors import NonFiniteError, UnknownNameError, UsageError
+from rhostream.errors import UnknownNameError, UsageError
 from rhostream.inert import one_line
 from rhostream.selection.adjust.duplicates import grey_views
-from rhostream.selection.adjust.shape import Buffer
-from rhostream.selection.chooser import Chooser
+from rhostream.selection.chooser import NONFINITE_BUFFERS, Chooser, Watch
 from rhostream.selection.deal import Batch, batch_of
 from rhostream.selection.forward import Forward, require_dropout, scoring
 from rhostream.selection.live import LiveIL
 from rhostream.selection.losses import LossFunction, find_loss, require_target_loss
 from rhostream.selection.options import Options
 from rhostream.selection.outputs import proved_by_one
+from rhostream.selection.pairs import in_batches
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.ranks import Ranks, default_ranks, in_lockstep, is_sharded, own_norms
 from rhostream.selection.rules import find_rule
@@ -41,7 +41,6 @@ from rhostream.selection.whole import buffer_of, leave_out_without_il, shortlist
 
 __all__ = ["NONFINITE_BUFFERS", "Selection", "Selector", "scoring"]
 
-NONFINITE_BUFFERS = 3
 GRADIENTS = ("mean", "sum")
 
 
@@ -104,6 +103,9 @@ class Selector:
             )
         self.model, self.rule, self.batch_size = model, find_rule(rule), batch_size
         self.loss = find_loss(loss) if isinstance(loss, str) else loss or loss_of(model)
+        self.loss = in_batches(
+            self.loss, self.ranks, batch_size, shortlist=shortlist is not None, live=live is not None
+        )
         self.loss_cap, self.seed = loss_cap, seed
         self.live, self.proxy, self.shortlist = live, proxy, shortlist
         if loss_cap and is_language(model):
@@ -135,7 +137,7 @@ class Selector:
         self._least = 2 if not few and any(map(own_norms, learners)) else 1
         self._unproved = few and bool(own_norms(model)) and not in_lockstep(model)
         self._fits = False  # whether it is known to need no classes
-        self._calls = self._nonfinite = 0
+        self._calls, self._watch = 0, Watch()
 
     def __call__(self, candidates: Candidates, step: int | None = None) -> Selection:
         """Select from one buffer; the kept inputs come back normalised, on the candidates' device.
@@ -184,7 +186,7 @@ class Selector:
         buffer = buffer_of(candidates, reached, host, self.ranks, n=n, draws=draws)
         first = slice_of(candidates, self.ranks).first
         own = slice(first, first + len(candidates))
-        self._watch(buffer)
+        self._watch(buffer.score_B[buffer.reached_B])
         choice = self.chooser(buffer)
         times_B, weight_B, reason_B = choice.times_B[own], choice.weight_B[own], choice.reason_B[own]
         log.reason[reason_B != Reason.below] = reason_B[reason_B != Reason.below]
@@ -269,16 +271,6 @@ class Selector:
     def _draws(self, candidates: Candidates, step: int) -> Draws:
         return Draws(seed=self.seed, step=step, planned=slice_of(candidates, self.ranks).planned,
                      pass_index=candidates.pass_index, index=candidates.index)  # fmt: skip
-
-    def _watch(self, buffer: Buffer) -> None:
-        score = buffer.score_B[buffer.reached_B]
-        dead = len(score) > 0 and not np.isfinite(score).any()
-        self._nonfinite = self._nonfinite + 1 if dead else 0
-        if self._nonfinite >= NONFINITE_BUFFERS:
-            raise NonFiniteError(
-                f"every score of {self._nonfinite} buffers in a row is NaN or infinite: the model has "
-                "diverged or overflows; lower the learning rate, or use float32 or bfloat16"
-            )
 
     def _learn(self, candidates: Candidates, kept: Rows, batch: Batch, total: int) -> int:
         """A step of the proxy and of the live IL model on what is kept; samples that went through the latter."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rhostream.candidates import CANDIDATE, Candidates, ReadFull, Reason, array_in_words, to_device
 from rhostream.errors import UsageError
-from rhostream.samples.fields import Fields
+from rhostream.samples.fields import Fields, Input, Target
 from rhostream.selection.shadow import ShadowScores
 
 Rows = npt.NDArray[np.int64]
@@ -29,7 +29,7 @@ class Stage:
     """What goes through a forward: the m rows of a buffer that came so far, ascending; all on the device."""
 
     row_m: Tensor  # int64
-    x_m: Tensor  # the model's input
+    x_m: Input  # the model's input
     label_m: Tensor
     il_m: Tensor  # of the table, nats; NaN where there is none
     live_m: Tensor | None = None  # the il of a model that learns along
@@ -38,7 +38,7 @@ class Stage:
     fields_m: Fields | None = None  # what the input was made of, where it was read again: at full size, or augmented
 
     @property
-    def target_m(self) -> Tensor:
+    def target_m(self) -> Target:
         """What the loss is called with beside the model's output, (m, ...)."""
         return self.label_m if self.labelled else self.x_m if self.field_m is None else self.field_m
 
@@ -155,9 +155,9 @@ class Selection:
     reason: npt.NDArray[np.uint8]  # of `Reason`
     weight: Float32  # the factor of a kept sample's loss; 1 but for importance sampling
     rows: npt.NDArray[np.int64]  # the kept rows of this buffer, ascending; of several ranks not those of `input`
-    input: Tensor | None  # (n, C, H, W) float32: what this rank trains on, at full size; None when no rank kept any
+    input: Input | None  # (n, C, H, W) float32: what this rank trains on, at full size; None when no rank kept any
     label: Tensor  # (n,)
-    target: Tensor  # (n, ...) what the loss is called with beside the model's output: `label`, or what the kind says
+    target: Target  # (n, ...) what the loss is called with beside the model's output: `label`, or what the kind says
     factors: Tensor | None = None  # (n,) float32: the weights of the losses where they aren't all 1
     place: Rows | None = None  # (n,) rows of the inputs in the buffer of all ranks
     il_tokens: Tensor | None = None  # (n, T) float16 nats, of language where the stream was asked for them
@@ -185,17 +185,17 @@ class Selection:
         return f"<Selection: {len(self)} kept{of} of {len(self.kept)}, {self.scored} scored, {inputs}>"
 
     @property
-    def inputs(self) -> Tensor | None:
+    def inputs(self) -> Input | None:
         """What the model is called with, (n, ...): `input`, of a kind with one field."""
         return self.input
 
     @property
     def fields(self) -> dict[str, Tensor | None]:
         """The kept samples' fields by name, (n, ...) each, and `label`; of a kind with one field that is `input`."""
-        fields: dict[str, Tensor | None] = {self.field: self.input}
         if self.decoded is not None:
-            fields = dict(self.decoded.items())
-        return fields | {"label": self.label}
+            return {**dict(self.decoded.items()), "label": self.label}
+        assert not isinstance(self.input, Fields)  # which are decoded
+        return {self.field: self.input, "label": self.label}
 
     def mean(self, loss_b: Tensor) -> Tensor:
         """The scalar to call backward of: the mean of the losses (n,) that the model has of `input`.

@@ -19,6 +19,7 @@ from rhostream.candidates import Candidates
 from rhostream.errors import UnknownNameError, UsageError, users_code
 from rhostream.own_code import own_function
 from rhostream.randomness import generator, torch_seed
+from rhostream.samples.fields import Fields, Input
 from rhostream.samples.image import PARTS
 from rhostream.samples.kind import DECODE, Kind
 from rhostream.samples.registry import IMAGES
@@ -45,8 +46,10 @@ class Transform:
         ]
         return np.array(drawn, np.int64)
 
-    def __call__(self, x: Tensor, seed_b: Tensor) -> Tensor:
+    def __call__(self, x: Input, seed_b: Tensor) -> Tensor:
         """The inputs to learn from; `x` stays as it is. Raises UsageError for what is no input of as many samples."""
+        if isinstance(x, Fields):
+            raise UsageError(f"augment {self.name!r} is of one input, and these samples have {', '.join(x.names)}")
         if not len(x):
             return x
         with torch.no_grad(), users_code(f"augment {self.name!r}, of inputs {tuple(x.shape)},"):

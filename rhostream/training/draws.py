@@ -10,15 +10,16 @@ import copy
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rhostream.il_model.networks import Divided
+from rhostream.samples.fields import Input
 from rhostream.selection.outputs import called
 from rhostream.training.augment import KINDS
 from rhostream.training.settings import Settings
 
 
-def changed_draws(settings: Settings, learners: Iterable[tuple[nn.Module, Tensor]]) -> list[str]:
+def changed_draws(settings: Settings, learners: Iterable[tuple[nn.Module, Input]]) -> list[str]:
     """What of a run of the first edition would be drawn or computed otherwise today, in words; nothing for a run that
     goes on exactly. `learners`: each network that is trained, and an input of two samples.
     """
@@ -43,12 +44,12 @@ def tempered(network: nn.Module) -> bool:
     return any(isinstance(hook, Divided) and hook.temperature != 1 for hook in network._forward_hooks.values())
 
 
-def draws_in_training(network: nn.Module, example: Tensor) -> bool:
+def draws_in_training(network: nn.Module, example: Input) -> bool:
     """Whether a training forward asks torch for random numbers; the network stays as it is."""
     own = copy.deepcopy(network).train()
     example = example.to(next(own.parameters()).device)
     with torch.no_grad(), torch.random.fork_rng():
-        before = torch.random.get_rng_state(), torch.cuda.get_rng_state() if example.is_cuda else None
+        before = torch.random.get_rng_state(), torch.cuda.get_rng_state() if example.device.type == "cuda" else None
         called(own, example)
-        after = torch.random.get_rng_state(), torch.cuda.get_rng_state() if example.is_cuda else None
+        after = torch.random.get_rng_state(), torch.cuda.get_rng_state() if example.device.type == "cuda" else None
     return any(a is not None and b is not None and not torch.equal(a, b) for a, b in zip(before, after, strict=True))

@@ -70,6 +70,7 @@ class Trainer:
         if x is None:
             x = run.stream.stream.preprocess.example(0).to(run.device)
         if self.augment in KINDS[1:] and len(x):
+            assert isinstance(x, Tensor)
             assert run.candidates is not None
             part = run.candidates.slice_of(ranks.rank, ranks.size)
             x = augmented(
@@ -85,6 +86,7 @@ class Trainer:
         if self.label_smoothing:
             loss = SmoothedCrossEntropy(self.label_smoothing)
         if self.mixup:
+            assert isinstance(x, Tensor)
             x, target, loss = mixed(x, target, loss, self.mixup, seed=self.seed, step=run.steps, rank=ranks.rank)
         return take_step(
             self.model,

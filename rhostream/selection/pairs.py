@@ -1,0 +1,95 @@
+"""The losses of pairs of image and caption: the loss of a pair exists only given a batch, so each knows its others.
+
+As the loss that is learned from, a pair's others are the batch of all ranks. As the loss that is scored, they are the
+candidates of the buffer: the expected loss in a batch of n_b of them, a function of the buffer and not of its chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from rhostream.errors import UsageError
+from rhostream.selection.contrastive import CONTRASTIVE, Pairs, batch_loss_n, marginal_loss_B
+from rhostream.selection.ranks import Ranks
+
+Loss = TypeVar("Loss", bound=Callable[[Tensor, Any], Tensor])
+
+
+@dataclass(frozen=True)
+class Contrastive:
+    """`siglip` or `clip`, of rows of `models.pairs.TwoTowers` (n, 2 D + 2)."""
+
+    name: str
+    batch_size: int = 0  # n of the loss that is scored
+    ranks: Ranks = field(default_factory=Ranks)
+
+    @property
+    def __name__(self) -> str:
+        return self.name
+
+    def over(self, ranks: Ranks, batch_size: int) -> Contrastive:
+        """The loss of a batch that `ranks` have together."""
+        return replace(self, ranks=ranks, batch_size=batch_size)
+
+    def __call__(self, output: Tensor, target: object = None) -> Tensor:
+        """What each pair adds to the loss of its batch: (n, 2 D + 2) to (n,), whose mean over all is the batch's loss.
+
+        Collective over the ranks. The gradient of a rank's sum is that of the sum over all ranks with respect to this
+        rank's vectors, so that gradients that are added up over the ranks are those of one process.
+        """
+        if self.ranks.alone:
+            return batch_loss_n(output, self.name)
+        first, whole = self._whole(output)
+        rows = batch_loss_n(whole, self.name)
+        own, total = rows[first : first + len(output)].detach(), rows.sum()
+        return own + (total - total.detach()) / max(len(output), 1)
+
+    def in_buffer(self, output: Tensor) -> Tensor:
+        """The expected loss (m,) of each candidate (m, 2 D + 2) in a batch of `batch_size` of the candidates of all
+        ranks; NaN for a row whose vectors aren't finite. Collective."""
+        first, whole = self._whole(output)
+        loss_B = marginal_loss_B(Pairs.of(whole), self.batch_size, self.name)
+        return loss_B[first : first + len(output)]
+
+    def _whole(self, output: Tensor) -> tuple[int, Tensor]:
+        """The rows of all ranks in their order, ours with their gradient, and where ours begin."""
+        if self.ranks.alone:
+            return 0, output
+        sizes = self.ranks.gather(torch.tensor([len(output), output.shape[1] if len(output) else 0])).long()
+        own = output.detach()
+        if not len(own):  # a rank without rows doesn't know how wide they are
+            own = own.new_zeros(0, int(sizes[:, 1].max()))
+        rows, first = self.ranks.concat(own.cpu(), int(sizes[:, 0].max()))
+        rows = rows.to(output.device)
+        if not len(output):
+            return first, rows
+        return first, torch.cat([rows[:first], output, rows[first + len(output) :]])
+
+
+LOSSES_OF_PAIRS = {name: Contrastive(name) for name in CONTRASTIVE}
+
+
+def in_batches(loss: Loss, ranks: Ranks, batch_size: int, *, shortlist: bool, live: bool) -> Loss:
+    """The loss, of batches of `batch_size` that the ranks have together where it is one of pairs.
+
+    Raises UsageError for what looks at one sample alone.
+    """
+    if not isinstance(loss, Contrastive):
+        return loss
+    if shortlist or live:
+        what = "a shortlist" if shortlist else "an IL model that learns along"
+        raise UsageError(f"{what} is for losses of one sample alone, which {loss.name} of a pair is not")
+    return loss.over(ranks, batch_size)  # type: ignore[return-value]
+
+
+def require_whole_batch(loss: object, accumulate: int) -> None:
+    """Raise UsageError for a batch that is split, where the loss of a pair depends on the rest of it."""
+    if isinstance(loss, Contrastive) and accumulate > 1:
+        raise UsageError(
+            f"--accumulate {accumulate} splits a batch, and the loss {loss.name} of a pair depends on all of it"
+        )
