@@ -21,10 +21,10 @@ from rhostream.making.progress import progress
 from rhostream.samples.decoders import check_image
 from rhostream.samples.geometry import MAX_BYTES
 from rhostream.samples.image import EXTENSIONS as IMAGE_EXTENSIONS
+from rhostream.samples.json_member import MAX_JSON
 from rhostream.samples.kind import OK
 from rhostream.storage import Reader, expand, open_reader, redact
 from rhostream.stream.batch import MAX_CLS, TarSample
-from rhostream.stream.examine import MAX_JSON
 from rhostream.stream.tar import TarWalk
 from shards.texts import MAX_TEXT
 
@@ -117,11 +117,11 @@ def _check_sample(reader: Reader, sample: TarSample, labels: set[int]) -> Iterab
         yield "bad keys", "not UTF-8"
     members = {extension: (size, offset) for extension, offset, size in sample.members}
     images = [extension for extension in members if extension in IMAGE_EXTENSIONS]
-    if "txt" in members and not images:
+    if "txt" in members:  # alone, or beside an image as its caption
         size, offset = members["txt"]
         if problem := _wrong_text(reader.pread(size, offset) if size <= MAX_TEXT else None):
             yield "bad texts", problem
-    elif len(images) != 1:
+    if len(images) != 1 and (images or "txt" not in members):
         yield "bad images", f"{len(images)} images, expected one"
     for extension in images:
         size, offset = members[extension]
@@ -130,7 +130,9 @@ def _check_sample(reader: Reader, sample: TarSample, labels: set[int]) -> Iterab
             yield "bad images", status
     size, offset = members.get("cls", (0, 0))
     label = reader.pread(min(size, MAX_CLS + 1), offset).strip() if "cls" in members else None
-    if label is None or not label.isdigit() or size > MAX_CLS:
+    if label is None and images and "txt" in members:
+        pass  # a pair has no label
+    elif label is None or not label.isdigit() or size > MAX_CLS:
         yield "bad labels", "no .cls member" if label is None else f"{label[:20]!r}, expected a number from 0"
     else:
         labels.add(int(label))

@@ -195,7 +195,8 @@ def test_the_checks_of_foreign_json_know_every_decoder() -> None:
 
 def _asks_for_the_kind(source: str) -> Iterator[str]:
     """Where `source` compares something with the name of a built-in kind of samples, or takes hold of its class."""
-    names, classes = {"image", "text", "tokens"}, {"ImageKind", "TextKind", "TokensKind", "OwnKind"}
+    names = {"image", "text", "tokens", "pair"}
+    classes = {"ImageKind", "TextKind", "TokensKind", "PairKind", "OwnKind"}
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Compare | ast.MatchValue):
             said = {one.value for one in ast.walk(node) if isinstance(one, ast.Constant) and isinstance(one.value, str)}

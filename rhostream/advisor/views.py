@@ -130,7 +130,7 @@ class Views:
     def _stored_side(self) -> int:
         """The largest side that a view can be made of, of a few images of the first shard; 0 when none can be read."""
         table = self.full.stream.table
-        part = il_table.read_part(il_table.part_url(table.url, table.names[0]))
+        part = il_table.read_part(il_table.part_url(table.url, table.names[0]), members=table.info.members)
         with storage.open_reader(table.shards[0]) as reader:
             offset, length = part.offset[0].tolist(), part.size[0].tolist()
             sizes = [

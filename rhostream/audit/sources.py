@@ -82,7 +82,7 @@ def segments(run: RunFolder, what: str, schema: pa.Schema) -> Any:
     Raises TableError naming the first segment that is damaged, replaced or gone.
     """
     listed = getattr(run.checkpoint, what) if run.checkpoint else []
-    later = {"steps": steps.SINCE_2, "log": (selections.SOURCE.name,)}.get(what, ())
+    later = {"steps": steps.LATER, "log": (selections.SOURCE.name,)}.get(what, ())
     return dataset([(url, None) for url in selections.verified_paths(run.url, listed)], None, schema, later)
 
 

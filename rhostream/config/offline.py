@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rhostream.config.shared import (
+    CAPTION,
     CHOSEN_RESIZE,
+    CONTENT,
     INIT,
     KIND,
+    LOOKED_AT,
     LOSS,
     MODEL,
     RESIZE,
@@ -23,7 +26,6 @@ from rhostream.config.shared import (
     brief_config,
 )
 from rhostream.foreign import RESIZES
-from rhostream.samples.names import BUILT_IN
 from rhostream.setting import check_types, setting
 
 IMAGE_MEMBER = "Of several images in a sample the first of these is meant: jpg, or jpg,png."
@@ -117,6 +119,8 @@ class FitILConfig(_OfflineConfig):
     )
     min_accuracy: float | None = setting(None, help=MIN_ACCURACY, metavar="F")
     kind: str | None = setting(None, help=KIND, metavar="NAME", imports=True)
+    content: str | None = setting(None, help=CONTENT, metavar="KIND", unset=LOOKED_AT)
+    caption: str | None = setting(None, help=CAPTION, metavar="FIELD", unset="the .txt")
     loss: str = setting("cross_entropy", help=LOSS, metavar="NAME", imports=True)
     tokenizer: str | None = setting(None, help=TOKENIZER, metavar="NAME", unset="the model's, else words:30000")
     text_length: int | None = setting(None, help=TEXT_LENGTH, metavar="T", unset="128")
@@ -171,6 +175,8 @@ class ComputeILConfig(_TableConfig):
     classes: int | None = setting(
         None, help="How many classes there are.", heading=REFERENCE, metavar="C", unset="as many as it has logits"
     )
+    content: str | None = setting(None, help=CONTENT, heading=REFERENCE, metavar="KIND", unset=LOOKED_AT)
+    caption: str | None = setting(None, help=CAPTION, heading=REFERENCE, metavar="FIELD", unset="the .txt")
     image_size: int | None = setting(None, help="Pixels of the square input.", heading=REFERENCE, unset=SEEN)
     channels: int | None = setting(None, help="1 for grey, 3 for RGB.", heading=REFERENCE, metavar="1|3", unset=SEEN)
     resize: str | None = setting(None, help=RESIZE, heading=REFERENCE, choices=RESIZES, unset=CHOSEN_RESIZE)
@@ -196,12 +202,8 @@ class IndexConfig(_TableConfig):
     __repr__ = brief_config
 
     out: str = setting(help="The table.", metavar="URL", place=True)
-    content: str | None = setting(
-        None,
-        help=f"What samples are: {', '.join(BUILT_IN)}.",
-        metavar="KIND",
-        unset="as most of those looked at",
-    )
+    content: str | None = setting(None, help=CONTENT, metavar="KIND", unset=LOOKED_AT)
+    caption: str | None = setting(None, help=CAPTION, metavar="FIELD", unset="the .txt")
     image_member: str | None = setting(None, help=IMAGE_MEMBER, metavar="EXT,...")
     label: str | None = setting(None, help=LABEL, metavar="FIELD|EXT", unset=".cls, else label of the .json")
     class_names: str | None = setting(None, help=CLASS_NAMES, metavar="FILE", place=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rhostream.samples.names import BUILT_IN
+
 SHARDS = "Tar shards: paths, s3:// gs:// https:// URLs, brace ranges, patterns or folders."
 ROOT = "Name the place of the shards, so that tables and logs survive when the data moves."
 WORKERS = "Processes that read and decode."
@@ -14,6 +16,9 @@ LOSS = (
     "one loss a sample."
 )
 KIND = "A kind of samples of your own, package.module:name (docs/kinds.md); its code is imported only so."
+CONTENT = f"What samples are: {', '.join(BUILT_IN)}."
+LOOKED_AT = "as most of those looked at"
+CAPTION = "Of pairs: the field of the .json (caption, a.b) that holds the caption."
 TASK = "What a model of text learns."
 RESIZE = "How images become squares: the centre, all of it squashed, or all of it padded with grey."
 CHOSEN_RESIZE = "crop where that cuts off at most a tenth of some images' pixels, else squash"

@@ -15,6 +15,7 @@ from rhostream.config.gradient import GradientStep
 from rhostream.config.machine import MachineSettings
 from rhostream.config.records import TESTS, RecordSettings
 from rhostream.config.shared import (
+    CONTENT,
     HARDWARE,
     INIT,
     KIND,
@@ -68,6 +69,9 @@ class TrainConfig(RecordSettings, MachineSettings, ChoiceSettings, GradientStep,
     workers: int = setting(0, help=WORKERS, pin=RECORDED, free=HARDWARE)
     kind: str | None = setting(
         None, help=KIND, metavar="NAME", imports=True, pin=RESOLVED, pinned_as=("preprocess_kind",), fixed=CANDIDATES
+    )
+    content: str | None = setting(
+        None, help=CONTENT, metavar="KIND", unset="as the table says", free="the table says it, and no other is taken"
     )
     tokenizer: str | None = setting(
         None,

@@ -77,7 +77,14 @@ class ModelInfo:
     def ingredients(self, il_dtype: str = "float32") -> dict[str, Any]:
         """What makes an il: the fingerprint of a table is taken of this. Options that are off leave no trace."""
         stored = il_dtype if il_dtype != "float32" else None
-        options = {"il_dtype": stored, "temperature": self.temperature, "label": self.label}
+        banks = {
+            "sha256": [fold["bank_sha256"] for fold in self.folds if "bank" in fold],
+            "batch_size": self.asked.get("batch_size"),  # n of the il that is stored
+        }
+        options = {
+            "il_dtype": stored, "temperature": self.temperature, "label": self.label,
+            "bank": banks if banks["sha256"] else None,
+        }  # fmt: skip
         return {name: value for name, value in options.items() if value} | {
             "weights": [f["sha256"] for f in self.folds],
             "architecture": self.architecture,
@@ -165,6 +172,8 @@ def _checked(info: ModelInfo) -> ModelInfo:
     for fold in info.folds:
         if "/" in foreign.checked_path(fold["weights"]) or not isinstance(fold["sha256"], str):
             raise ValueError(f"{fold['weights']!r} is no file of this folder")
+        if "bank" in fold and ("/" in foreign.checked_path(fold["bank"]) or not isinstance(fold["bank_sha256"], str)):
+            raise ValueError(f"{fold['bank']!r} is no file of this folder")
     if info.rule.mode not in MODES:
         raise ValueError(f"mode of the split is {str(info.rule.mode)[:40]!r}, expected one of {', '.join(MODES)}")
     if info.rule.models != len(info.folds):

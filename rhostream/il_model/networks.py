@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rhostream import models, storage
 from rhostream.errors import TableError, UntrustedCodeError, UsageError
+from rhostream.il_model.bank import Bank, read_bank
 from rhostream.il_model.info import ModelInfo, require_info
 from rhostream.samples import registry
 from rhostream.samples.kind import Kind
@@ -27,6 +28,7 @@ class ILModel:
     info: ModelInfo
     networks: list[nn.Module]
     preprocess: Kind  # of the samples that it learned from
+    banks: tuple[Bank, ...] = ()  # of pairs, one a network
 
     def __repr__(self) -> str:
         return f"<IL model: {self.info!r}>"
@@ -56,7 +58,10 @@ def load_il_model(folder: str, model: str | None = None, kind: str | None = None
     UntrustedCodeError.unless_named(info.architecture, model, shown, "--model")
     samples = registry.from_json(info.preprocess, kind, shown).with_decoder(info.decoder)
     networks = load_networks(folder, [name for name, _ in info.weights], info.ingredients(), samples)
-    return ILModel(info, networks, samples)
+    banks = tuple(read_bank(folder, fold["bank"], fold["bank_sha256"]) for fold in info.folds if "bank" in fold)
+    if len(banks) not in (0, len(networks)):
+        raise TableError(f"{shown} has {len(networks)} networks and banks for {len(banks)} of them")
+    return ILModel(info, networks, samples, banks)
 
 
 def load_networks(folder: str, names: Sequence[str], made: Mapping[str, Any], kind: Kind) -> list[nn.Module]:

@@ -24,7 +24,7 @@ from rhostream.il_model.networks import load_il_model
 from rhostream.irreducible import gate
 from rhostream.irreducible.accounts import Summary
 from rhostream.irreducible.asked import named
-from rhostream.irreducible.decoded import label_of
+from rhostream.irreducible.decoded import label_of, require_one_kind
 from rhostream.irreducible.job import Job, parse_index
 from rhostream.irreducible.referenced import examine, of_reference, require_one_source
 from rhostream.irreducible.score import Scorer
@@ -91,7 +91,10 @@ def scored_into(config: ComputeILConfig, il_dtype: str | None = None) -> Summary
     _require_loss(info, config)
     gate.passed(info, config.min_accuracy, config.il_model)
     device = device_of(config.device or "auto")
-    scorer = Scorer(model.networks, model.preprocess, info.loss, device, rule, info.learned_from)
+    scorer = Scorer(
+        model.networks, model.preprocess, info.loss, device, rule, info.learned_from, model.banks,
+        info.asked.get("batch_size", 0),
+    )  # fmt: skip
     there = il.find_info(out)
     table = TableInfo(
         kind="il",
@@ -158,7 +161,8 @@ def _roots_of(there: TableInfo | None, roots: Mapping[str, str], learned_from: S
 def index(config: IndexConfig) -> Summary:
     """Write the table of `compute_il` without il, predicted and fold, and without decoding an image.
 
-    `content`: image, text (.txt) or tokens (.npy); by default what most of a few samples are. `image_member`: "jpg", or
+    `content`: image, text (.txt), tokens (.npy), or pair, of an image and a caption (the .txt, or with `caption` a
+    field of the .json); by default what most of a few samples are, a pair never. `image_member`: "jpg", or
     "jpg,png": of several images in a sample the first of these extensions is meant, and a sample without any has no
     image. `resize`: how a run over the index makes squares of its images, "crop", "squash" or "pad"; by default chosen
     from a few of them, stored and logged. A damaged image is found by the trainer only. Raises as `compute_il`.
@@ -192,21 +196,24 @@ def _kind_of(config: IndexConfig, there: TableInfo | None, shards: Callable[[], 
 
     A shard that can't be read is no reason to stop: the job itself says so.
     """
-    wanted = Wanted(member=registry.checked_member(config.image_member), resize=checked_resize(config.resize))
+    wanted = Wanted(content=config.content, caption=config.caption, resize=checked_resize(config.resize),
+                    member=registry.checked_member(config.image_member))  # fmt: skip
     out, name = storage.resolve(config.out), config.content
+    require_one_kind(config)
     if config.kind is not None:
-        if name is not None:
-            raise UsageError(f"--content {name} is for built-in kinds: give it or --kind {config.kind}")
         return registry.made(config.kind, wanted, None, tuple, redact(out))
-    asked = None if name is None else registry.undecided(name)
+    named_kind = registry.asked(replace(wanted, member=None, resize=None))  # those are of images unless it says other
+    asked = None if named_kind is None else registry.undecided(named_kind, wanted)
     if there is not None:
         if asked is None or name == there.content:
             asked = there.kind_of_samples(None, redact(out))
         return asked.indexed(wanted, None)
     storage.probe_writable(out)  # before anything is read
-    if asked is not None and (wanted.resize or not registry.takes(asked.name, "resize")):
+    if asked is not None and asked.guessed and (wanted.resize or not registry.takes(asked.name, "resize")):
         return asked.indexed(wanted, None)  # without a look; several images of a sample are counted and warned of
-    seen = look(shards(), content=name, once=True, **config.lenient)
+    seen = look(shards(), kind=asked, once=True, **config.lenient)
+    if asked is not None and not asked.guessed and seen.looked:
+        seen.require_of(asked)
     if asked is None:
         asked = registry.undecided(registry.asked(wanted) or seen.content or registry.IMAGES.name)
         seen.say_mixed(asked.name, wanted.member)

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from rhostream import models
 from rhostream.crashpoints import crash_point
 from rhostream.errors import UsageError
+from rhostream.il_model.bank import Bank, write_bank
 from rhostream.il_model.folds import FoldRule
 from rhostream.il_model.networks import write_weights
+from rhostream.irreducible.banks import bank_of
 from rhostream.irreducible.learn import Checked, Learned, Recipe, evaluate, learn
 from rhostream.irreducible.pool import Pool
 from rhostream.irreducible.quality import Logits, logits_of, measured
@@ -25,8 +27,10 @@ from rhostream.irreducible.unfinished import KeptOf
 from rhostream.randomness import generator
 from rhostream.runs.macs import macs_per_sample
 from rhostream.samples.kind import Kind
-from rhostream.selection.losses import find_loss
+from rhostream.selection.losses import LossFunction, find_loss
 from rhostream.selection.outputs import require_logits
+from rhostream.selection.pairs import Contrastive, in_batches
+from rhostream.selection.ranks import Ranks
 from rhostream.selection.tokens import is_language
 from rhostream.stream.progress import StepProgress
 
@@ -53,6 +57,12 @@ class Fit:
     init: str | None = None  # weights to start from
     loss: str = "cross_entropy"
     kept: KeptOf | None = None  # where the states of an unfinished fit are
+
+    @property
+    def found_loss(self) -> LossFunction:
+        """The loss that is learned by; of pairs that of batches as large as the recipe's."""
+        loss = find_loss(self.loss)
+        return in_batches(loss, Ranks(), self.recipe.batch_size, shortlist=False, live=False)
 
     def network(self) -> nn.Module:
         """A fresh network of a fold, random by torch's generator."""
@@ -83,7 +93,7 @@ class Fit:
                 check_label=check.label,
                 recipe=self.recipe,
                 kind=self.preprocess,
-                loss=find_loss(self.loss),
+                loss=self.found_loss,
                 device=self.device,
                 classes=self.classes,
                 kept=self.kept and self.kept(number),
@@ -220,17 +230,30 @@ def on_d(fit: Fit, learned: Learned, pool: Pool) -> Checked:
     It chooses nothing: where D is noisier than the holdout, the state of the lowest loss on D is an under-trained one.
     """
     return evaluate(
-        _loaded(fit, learned), pool.fields, pool.label, torch.arange(len(pool)), fit.preprocess, find_loss(fit.loss),
+        _loaded(fit, learned), pool.fields, pool.label, torch.arange(len(pool)), fit.preprocess, fit.found_loss,
         fit.device,
     )  # fmt: skip
 
 
-def write_folds(out: str, folds: Sequence[Fold]) -> list[dict[str, Any]]:
-    """Write a file for each network. Returns their records in model.json."""
+def _bank(fit: Fit, fold: Fold, rule: FoldRule, pool: Pool, of_d: Pool | None) -> Bank:
+    """Of samples of D, or else of a holdout, that the network didn't learn from."""
+    drawn, rows = pool, (~_learned(rule, fold.number, pool)).nonzero()[:, 0]
+    if of_d is not None and len(of_d) > len(rows):
+        drawn, rows = of_d, torch.arange(len(of_d))
+    title = f"fit-il: model {fold.number + 1} of {rule.models}"
+    return bank_of(_loaded(fit, fold.learned), drawn, rows, fit.preprocess, fit.device, title)
+
+
+def write_folds(out: str, folds: Sequence[Fold], fit: Fit, rule: FoldRule, pools: tuple[Pool, Pool | None]
+                ) -> list[dict[str, Any]]:  # fmt: skip
+    """Write a file for each network, and of pairs one for its bank. Returns their records in model.json."""
     records = []
     for fold in folds:
         learned = fold.learned
         file = write_weights(out, fold.number, len(folds), learned.state)
+        if isinstance(fit.found_loss, Contrastive):
+            name = str(file["weights"]).replace(".safetensors", ".bank.safetensors").replace("weights.", "")
+            file |= write_bank(out, name, _bank(fit, fold, rule, *pools))
         crash_point("fit-il: weights written")
         records.append({
             **file, "val_loss": learned.val_loss,

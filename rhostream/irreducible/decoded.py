@@ -19,13 +19,15 @@ from rhostream.selection.outputs import called, require_more_than_one, require_w
 from rhostream.selection.tokens import is_language
 from rhostream.storage import redact
 from rhostream.stream.label_from import LabelFrom, label_from
-from rhostream.stream.look import look
+from rhostream.stream.look import Look, look
 from rhostream.tables.il import TableInfo
 
 
 def wanted_of(config: FitILConfig | ComputeILConfig) -> Wanted:
     """What the options ask of samples."""
     wanted = Wanted(
+        content=config.content,
+        caption=config.caption,
         image_size=config.image_size,
         channels=config.channels,
         resize=config.resize,
@@ -47,11 +49,16 @@ def kind_of(config: FitILConfig | ComputeILConfig, shards: list[tuple[str, str]]
     at are."""
     where, wanted = redact(shards[0][0]), wanted_of(config)
     if config.kind is not None:
+        require_one_kind(config)
         return registry.made(config.kind, wanted, None, tuple, where)
     asked = registry.asked(wanted)
+    if asked is not None and asked == wanted.content:
+        kind = registry.undecided(asked, wanted)
+        (seen := look(shards, kind=kind, **config.lenient)).require_of(kind)
+        return _made(asked, wanted, seen, where)
     if wanted.tokenizer is not None and asked is not None:
         kind = registry.made(asked, wanted, None, tuple, where)
-        if not look(shards, content=asked, **config.lenient).kinds:
+        if not look(shards, kind=registry.undecided(asked), **config.lenient).kinds:
             raise UsageError(
                 f"--tokenizer {wanted.tokenizer} reads .{kind.main[0]} members, and the "
                 f"first samples of {where}, ... hold none that can be used"
@@ -66,6 +73,17 @@ def kind_of(config: FitILConfig | ComputeILConfig, shards: list[tuple[str, str]]
                 f"--image-size, --channels, --resize and --image-member are for images, and {where}, ... hold {content}"
             )
         content = asked
+    return _made(content, wanted, seen, where)
+
+
+def require_one_kind(config: FitILConfig | ComputeILConfig | IndexConfig) -> None:
+    """Raise UsageError for a kind of one's own and a built-in one."""
+    if config.kind is not None and config.content is not None:
+        raise UsageError(f"--content {config.content} is for built-in kinds: give it or --kind {config.kind}")
+
+
+def _made(content: str, wanted: Wanted, seen: Look, where: str) -> Kind:
+    """The kind of that name, as wanted and as samples were seen to be."""
     seen.say_mixed(content, wanted.member)
     if registry.takes(content, "member"):
         wanted = replace(wanted, member=wanted.member or seen.member or None)

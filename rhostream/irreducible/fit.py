@@ -229,7 +229,7 @@ def _fitted(
         # JSON has no number for an infinite loss.
         known = {name: value if math.isfinite(value) else 1e30 for name, value in figures.items() if value is not None}
         of_data = info.on_d | {"samples": len(of_d)} | known
-    records = write_folds(out, folds)
+    records = write_folds(out, folds, fit, rule, pools)
     weight = sum(record["val_samples"] for record in records)
     loss, accuracy = (
         sum(record[name] * record["val_samples"] for record in records) / weight

@@ -24,11 +24,11 @@ from rhostream.errors import AlreadyExistsError, MismatchError, RhostreamError, 
 from rhostream.irreducible.accounts import Summary, store
 from rhostream.irreducible.asked import named
 from rhostream.irreducible.job import parse_index
+from rhostream.samples.json_member import BadSample, parse_json
 from rhostream.signals import StopRequest
 from rhostream.storage import Reader, redact
 from rhostream.stream import examine
 from rhostream.stream.budget import Budget
-from rhostream.stream.examine import BadSample
 from rhostream.stream.labels_named import LabelsNamed
 from rhostream.tables import il, parquet
 from rhostream.tables.classes import ClassNames
@@ -188,7 +188,7 @@ def _json_of(rows: pa.Table, reader: Reader) -> tuple[list[dict[str, Any]], int]
             if member is None or status == "dup":
                 found.append({})
                 continue
-            found.append(examine.parse_json(examine.read_json(member["size"], member["offset"], reader)))
+            found.append(parse_json(examine.read_json(member["size"], member["offset"], reader)))
         except BadSample:
             found.append({})
             broken += status == il.OK  # the row of another says so itself

@@ -24,6 +24,7 @@ from rhostream.samples.kind import Kind
 from rhostream.selection.gradient import finite_or_nan, step_if_finite
 from rhostream.selection.losses import LossFunction, cross_entropy, per_sample
 from rhostream.selection.outputs import called
+from rhostream.selection.pairs import Contrastive
 from rhostream.selection.tokens import SequenceMean, is_language
 from rhostream.signals import stop_if_asked
 from rhostream.stream.progress import StepProgress
@@ -241,16 +242,21 @@ def evaluate(
     mean where there are no classes. `says`: what Interrupted says, where a signal asks to stop.
     """
     network.eval()
-    correct, losses, labelled = 0.0, [], kind.target is None
+    correct, losses, labelled, together = 0.0, [], kind.target is None, isinstance(loss, Contrastive)
     for some in torch.split(rows, EVAL_CHUNK):
         stop_if_asked(says)
         fields = image[some].to(device)
         x = kind.inputs(fields)
+        if together:
+            losses.append(called(network, x).float())
+            continue
         target = target_of(kind.target, fields, label[some].to(device), x)
         loss_b, right_b = judged(network, x, target, loss, classes=labelled)
         losses.append(loss_b.cpu().double())
         correct += 0.0 if right_b is None else float(right_b.sum())
     loss_N, label_N = torch.cat(losses), label[rows]
+    if isinstance(loss, Contrastive):
+        loss_N = loss.in_buffer(loss_N).cpu().double()
     mean, error = float(loss_N.mean()), float(loss_N.std(correction=0)) / len(loss_N) ** 0.5
     if not kind.needs_label:
         return Checked(mean, correct / len(rows) if labelled else None, mean, error)

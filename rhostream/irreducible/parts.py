@@ -35,6 +35,7 @@ class Scored:
     fold: npt.NDArray[np.int64]
     in_holdout: npt.NDArray[np.bool_]
     il_tokens: npt.NDArray[np.float32] | None = None  # (n, T) of language, NaN where there is no token
+    terms: dict[str, npt.NDArray[np.float32]] | None = None  # of pairs, (n,) each: the columns `il.PAIR_COLUMNS`
 
 
 class PartBuilder:
@@ -68,6 +69,8 @@ class PartBuilder:
             columns["predicted"] = pa.array(scored.predicted.astype(np.int32), mask=~finite | (scored.predicted < 0))
             if scored.il_tokens is not None:
                 columns["il_tokens"] = _token_lists(scored.il_tokens, finite)
+            for name, values in (scored.terms or {}).items():
+                columns[name] = pa.array(il.stored_il(values, il.PAIR_COLUMNS[name]), mask=~finite)
             columns["fold"] = pa.array(scored.fold.astype(np.int8), mask=~chunk.ok)
             columns["in_holdout"] = pa.array(scored.in_holdout)
             self._il_rows += int(finite.sum())

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -34,6 +35,18 @@ ShardVersion = tuple[int, str, str]  # bytes, ETag or mtime, sha256 ("" for a sh
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where each of N samples lies: (shard name, ordinal)."""
+
+    names: Sequence[str]  # of the shards by their numbers
+    place: npt.NDArray[np.int64]  # (N, 2): number of the shard, ordinal
+
+    def __getitem__(self, row: int) -> tuple[str, int]:
+        shard, ordinal = self.place[row].tolist()
+        return self.names[shard], ordinal
+
+
+@dataclass(frozen=True)
 class Pool:
     """(N,) samples in memory, in the order of their random numbers."""
 
@@ -48,6 +61,7 @@ class Pool:
     labels: dict[int, int]  # valid label -> samples of these shards, drawn or not; {} where labels aren't needed
     versions: dict[str, ShardVersion]  # name of each shard that was read -> which version of it
     class_names: dict[int, str]  # label -> name, of these shards
+    where: Places  # of each sample
 
     def __len__(self) -> int:
         return len(self.label)
@@ -118,6 +132,7 @@ def fill(
         dict(accounts.labels),
         accounts.versions,
         accounts.classes.names,
+        Places([name for _, name in visits], sample.place[:n]),
     )
 
 

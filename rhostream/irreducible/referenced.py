@@ -14,7 +14,7 @@ from rhostream.config.offline import ComputeILConfig
 from rhostream.errors import UntrustedCodeError, UsageError
 from rhostream.il_model.reference import Reference, load_reference, name_of_reference
 from rhostream.irreducible.asked import named
-from rhostream.irreducible.decoded import kind_of, label_of, wanted_of
+from rhostream.irreducible.decoded import kind_of, label_of, require_one_kind, wanted_of
 from rhostream.irreducible.gate import beyond_classes
 from rhostream.irreducible.score import Scorer
 from rhostream.runs.macs import macs_per_sample
@@ -30,10 +30,13 @@ from rhostream.tables import il
 from rhostream.tables.il import TableInfo, reference_doubts
 
 OF_A_REFERENCE = (
-    "reference_id", "classes", "image_size", "channels", "resize", "image_member", "mean", "std", "label",
-    "class_names", "tokenizer", "text_length",
+    "reference_id", "classes", "content", "caption", "image_size", "channels", "resize", "image_member", "mean", "std",
+    "label", "class_names", "tokenizer", "text_length",
 )  # fmt: skip
-_OF_SAMPLES = ("kind", "image_size", "channels", "resize", "image_member", "mean", "std", "tokenizer", "text_length")
+_OF_SAMPLES = (
+    "kind", "content", "caption", "image_size", "channels", "resize", "image_member", "mean", "std", "tokenizer",
+    "text_length",
+)  # fmt: skip
 _OF_AN_IL_MODEL = ("il_model", "model", "min_accuracy")
 
 
@@ -115,6 +118,7 @@ def examine(table: str, names: Sequence[str], quarantined: Mapping[str, int], in
 
 
 def _kind(config: ComputeILConfig, there: TableInfo | None, shards: Callable[[], list[tuple[str, str]]]) -> Kind:
+    require_one_kind(config)
     if there is not None and not [name for name in _given(config, _OF_SAMPLES) if name != "kind"]:
         known = there.kind_of_samples(config.kind, redact(config.out))
         return known.with_decoder(str(there.ingredients.get("decoder")))

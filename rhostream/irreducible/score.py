@@ -11,16 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from rhostream.crashpoints import crash_point
+from rhostream.il_model.bank import Bank
 from rhostream.il_model.folds import FoldRule
 from rhostream.il_model.reference import SampleLoss
 from rhostream.irreducible.parts import Scored
 from rhostream.samples.fields import Fields, target_of
 from rhostream.samples.kind import Kind
+from rhostream.selection.contrastive import Pairs, bank_terms, il_of
 from rhostream.selection.forward import Room
 from rhostream.selection.losses import cross_entropy, find_loss, per_sample
 from rhostream.selection.outputs import called
 from rhostream.selection.tokens import LanguageLoss, SequenceMean
 from rhostream.stream.scan import Chunk
+from rhostream.tables.il import PAIR_COLUMNS
 
 LOG = logging.getLogger("rhostream")
 
@@ -36,14 +39,20 @@ class Scorer:
         device: torch.device,
         rule: FoldRule | None = None,
         learned_from: Iterable[str] = (),
+        banks: Sequence[Bank] = (),
+        batch_size: int = 0,
     ) -> None:
-        """`rule`: how D was split between the networks, None where nothing is known of what one learned from."""
+        """`rule`: how D was split between the networks, None where nothing is known of what one learned from. `banks`:
+        of pairs, one a network, and `batch_size` is n of their il.
+        """
         self._device, self._target, self._prepare = device, kind.target, kind.inputs
         self._mode = "" if rule is None else rule.mode
         self._networks = [n if isinstance(n, SampleLoss) else _prepared(n, device) for n in networks]
         # A reference that gives losses itself only says which ones these are: that code isn't run.
         self._loss = cross_entropy if isinstance(networks[0], SampleLoss) else find_loss(loss)
         self._learned_from = frozenset(learned_from)
+        self._banks, self._bank_pairs = banks, [bank.pairs(device) for bank in banks]
+        self._batch_size = batch_size
         self._room, self._told = Room(), False
 
     def knows(self, names: Iterable[str]) -> bool:
@@ -62,6 +71,8 @@ class Scorer:
         )
         if isinstance(self._networks[0], LanguageLoss):
             scored.il_tokens = np.full(chunk.fields.only.shape, np.nan, np.float32)
+        if self._banks:
+            scored.terms = {column: np.full(n, np.nan, np.float32) for column in PAIR_COLUMNS}
         for number, network in enumerate(self._networks):
             rows = np.flatnonzero(chunk.ok & (scored.fold == number))
             if not len(rows):
@@ -69,6 +80,11 @@ class Scorer:
             fields = chunk.fields if len(rows) == n else chunk.fields[torch.from_numpy(rows)]
             if isinstance(network, LanguageLoss):
                 self._language(network, fields, rows, scored)
+            elif self._banks:
+                assert isinstance(network, nn.Module)
+                self._against(
+                    number, network, fields, self._banks[number].places(name, chunk.ordinal[rows]), rows, scored
+                )
             else:
                 loss, predicted = self._forward(network, fields, torch.from_numpy(chunk.label[rows]))
                 scored.il[rows] = loss.cpu().numpy()
@@ -89,6 +105,32 @@ class Scorer:
         assert scored.il_tokens is not None
         scored.il_tokens[rows] = loss.cpu().numpy()
         scored.il[rows] = SequenceMean()(loss, loss).cpu().numpy()
+
+    @torch.no_grad()
+    def _against(
+        self,
+        number: int,
+        network: nn.Module,
+        fields: Fields,
+        place: Tensor,
+        rows: npt.NDArray[np.int64],
+        scored: Scored,
+    ) -> None:
+        """What il of pairs is made of against the network's bank, in as many forwards as memory asks for."""
+
+        def judge() -> Pairs:
+            some = [called(network, self._prepare(part.to(self._device))) for part in
+                    fields.split(self._room.size or len(fields))]  # fmt: skip
+            return Pairs.of(torch.cat(some).float())
+
+        pairs = self._room.run(len(fields), judge, self._tell)
+        loss, bank = self._loss.__name__, self._bank_pairs[number]
+        own, image, text = bank_terms(pairs, bank, loss, place.to(self._device))
+        assert scored.terms is not None
+        found = {"il_own": own, "il_image": image, "il_text": text, "similarity": pairs.similarity_N}
+        for column, values in found.items():
+            scored.terms[column][rows] = values.cpu().numpy()
+        scored.il[rows] = il_of(own, image, text, self._batch_size, loss).cpu().numpy()
 
     @torch.no_grad()
     def _forward(self, network: nn.Module | SampleLoss, fields: Fields, label: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -20,7 +20,9 @@ FORMAT_OF = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One sample as it will lie in the tar: `key.<extension>`, `key.cls` (label), `key.json` (facts)."""
+    """One sample as it will lie in the tar: `key.<extension>`, `key.cls` (label), `key.json` (facts).
+
+    A pair has a `caption`, `key.txt`, and no label (-1), so no `key.cls`."""
 
     key: str
     label: int
@@ -28,6 +30,7 @@ class Sample:
     content: bytes
     """An image file, or UTF-8 text where the extension is txt."""
     facts: dict[str, Any]
+    caption: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +40,9 @@ class SampleSet:
     split: str
     """The shards are named `<split>-000000.tar` and so on."""
     labels: Ints
-    """(N,) what the `.cls` members will say."""
+    """(N,) what the `.cls` members will say; -1 for pairs."""
     class_names: tuple[str, ...]
+    """The name of each label; none for pairs."""
     load: Callable[[int], Sample]
     pixels: Callable[[int], Pixels] | None
     """The decoded image of a row, (H, W) grey or (H, W, 3) RGB; None for text."""

@@ -48,7 +48,8 @@ class Summary:
     def add(self, sample: Sample) -> None:
         """Count one sample."""
         self.samples += 1
-        self.class_counts[sample.label] += 1
+        if self.class_names:
+            self.class_counts[sample.label] += 1
         self.drawn += bool(sample.facts.get("noise_drawn"))
         self.wrong += bool(sample.facts.get("is_noisy"))
         self.duplicates += sample.facts.get("duplicate_of") is not None
@@ -63,10 +64,12 @@ class Summary:
             f"shards      {self.shards:,}{again}",
             f"samples     {self.samples:,}",
             f"bytes       {self.bytes:,}",
-            f"noise       {_share(self.drawn, self.samples)} drawn, {_share(self.wrong, self.samples)} wrong",
+            f"noise       {_share(self.drawn, self.samples)} drawn, {_share(self.wrong, self.samples)} wrong"
+            if self.class_names
+            else f"captions    {_share(self.wrong, self.samples)} are of another sample",
             f"duplicates  {_share(self.duplicates, self.samples)}",
             *(f"note        {note}" for note in self.notes),
-            "label       samples  class (as labelled)",
+            *(["label       samples  class (as labelled)"] if shown else []),
             *(f"{label:>7}  {line}" for label, line in enumerate(shown)),
             f"in          {join(redact(self.folder), shard_name(self.split, 0))} and on",
         ]
@@ -122,14 +125,13 @@ def pack(samples: Iterator[Sample] | Sequence[Sample]) -> bytes:
     # Without mtime=0 every member carries the clock. encoder=False: our members are bytes already.
     with TarWriter(out, encoder=False, mtime=0, user="rhostream", group="rhostream") as tar:
         for sample in samples:
-            tar.write(
-                {
-                    "__key__": sample.key,
-                    sample.extension: sample.content,
-                    "cls": str(sample.label).encode("ascii"),
-                    "json": json.dumps(sample.facts).encode("ascii"),
-                }
+            target = (
+                {"cls": str(sample.label).encode("ascii")}
+                if sample.caption is None
+                else {"txt": sample.caption.encode("utf-8")}
             )
+            facts = json.dumps(sample.facts).encode("ascii")
+            tar.write({"__key__": sample.key, sample.extension: sample.content, **target, "json": facts})
     return out.getvalue()
 
 
@@ -159,7 +161,8 @@ def _counted(
         if look is not None:
             look(sample)
         # Beside `class_name`, which is that of the true label where there is one.
-        yield replace(sample, facts=sample.facts | {FIELD: samples.class_names[sample.label]})
+        name = {FIELD: samples.class_names[sample.label]} if samples.class_names else {}
+        yield replace(sample, facts=sample.facts | name)
 
 
 def _publish(url: str, data: bytes) -> bool:

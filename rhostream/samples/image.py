@@ -133,14 +133,9 @@ class ImageKind(Kind):
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> ImageKind:
         """The inverse of `to_json`."""
-        return cls(
-            image_size=int(record["image_size"]),
-            channels=int(record["channels"]),
-            mean=tuple(record["mean"]),
-            std=tuple(record["std"]),
-            member=str(record.get("member", "")),
-            resize=str(record.get("resize", CROP)),
-        )
+        return cls(image_size=int(record["image_size"]), channels=int(record["channels"]), mean=tuple(record["mean"]),
+                   std=tuple(record["std"]), member=str(record.get("member", "")),
+                   resize=str(record.get("resize", CROP)))  # fmt: skip
 
     @classmethod
     def check(cls, record: Mapping[str, Any]) -> None:
@@ -162,6 +157,11 @@ class ImageKind(Kind):
         """What was decided of an index's images; older tables know none of these."""
         return {name: value for name, value in (("image_member", self.member), ("resize", self.resize))
                 if value not in ("", CROP)}  # fmt: skip
+
+    @classmethod
+    def of_index(cls, ingredients: Mapping[str, Any]) -> ImageKind:
+        """Which image is meant, and its geometry."""
+        return cls(member=str(ingredients.get("image_member", "")), resize=str(ingredients.get("resize", CROP)))
 
     def sees(self, view: View = None) -> tuple[Any, ...]:
         """Pixels, which each model normalises itself."""
@@ -205,10 +205,9 @@ class ImageKind(Kind):
 
     def indexed(self, wanted: Wanted, sizes: Callable[[], Sequence[Sides]] | None) -> ImageKind:
         """Which image is meant, and its geometry; logged."""
-        seen, resize = [] if sizes is None else sizes(), wanted.resize
-        if sizes is not None:
-            resize = resize or choose_resize((sides.shorter, sides.longer) for sides in seen)[0]
-        resize = resize or self.resize
+        seen = [] if sizes is None else sizes()
+        chosen = self.resize if sizes is None else choose_resize((sides.shorter, sides.longer) for sides in seen)[0]
+        resize = wanted.resize or chosen
         log_index(seen, resize)
         return replace(self, member=wanted.member or self.member, resize=resize)
 

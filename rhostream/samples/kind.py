@@ -68,7 +68,8 @@ class Kind:
     max_bytes: int = 256 << 20  # of a member: a larger one is never read
     verdicts: tuple[str, str, str] = ("kind:missing", "kind:empty", "kind:too_large")  # statuses of `examine`
     holds: str = "samples of a kind of their own"  # what shards of it hold, in words
-    task: str = "label"  # what a model learns of it: the sample's label, or language
+    guessed: bool = True  # whether a look at samples may find that they are of it; else it is asked for by name
+    task: str = "label"  # what a model learns of it: the sample's label, language, or pairs
     # The field that is what the model is to give: the loss is called with it, and no label is read. None: the label is,
     # an integer class. NO_TARGET: there is none, and the loss is called with the model's input.
     target: str | None = None
@@ -79,6 +80,7 @@ class Kind:
     first_of_several: str = "the one that lies first in the tar"  # of several that could be the first member
     augments: bool = False  # whether `decode` makes use of an rng: then kept samples may be decoded again with one
     why: str = ""  # what was wrong with the sample that was refused last, where the status doesn't say it all
+    otherwise: str = ""  # what to ask for where samples lack its members, the end of a sentence
     preview_bytes: int = 0  # of a member that `preview` wants to see, at most
 
     # What every kind says.
@@ -130,6 +132,11 @@ class Kind:
         """A model's input of n samples that mean nothing."""
         return self.inputs(self.blank(n, view))
 
+    def blamed(self, status: str) -> str | None:
+        """The member that a status speaks of; None: the first that isn't there, is empty or too large, else the
+        first."""
+        return None
+
     def to_json(self) -> dict[str, Any]:
         """Plain values that the kind is made of."""
         return {}
@@ -163,6 +170,11 @@ class Kind:
         """A kind that is built in, its fields decided: as `wanted`, else as `known` is, else by the `sizes` of some
         samples. `where`: the table or shards, for errors. Raises UsageError."""
         return known if isinstance(known, cls) else cls()
+
+    @classmethod
+    def of_index(cls, ingredients: Mapping[str, Any]) -> Self:
+        """A kind that is built in, as an index says of its samples whose fields aren't decided; see `ingredients`."""
+        return cls()
 
     def pins(self) -> dict[str, Any]:
         """What of it a run pins, by names that begin with `preprocess_`."""

@@ -5,4 +5,5 @@ BUILT_IN = {
     "image": "rhostream.samples.image:ImageKind",
     "text": "rhostream.samples.text:TextKind",
     "tokens": "rhostream.samples.tokens:TokensKind",
+    "pair": "rhostream.samples.pair:PairKind",
 }

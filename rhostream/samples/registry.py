@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from rhostream import foreign
@@ -12,6 +13,7 @@ from rhostream.samples import names
 from rhostream.samples.image import EXTENSIONS, ImageKind
 from rhostream.samples.kind import Kind
 from rhostream.samples.own import OwnKind, is_own
+from rhostream.samples.pair import PairKind
 from rhostream.samples.text import TextKind
 from rhostream.samples.tokens import TokensKind
 from rhostream.samples.wanted import Wanted
@@ -23,14 +25,15 @@ USED_EXTENSIONS = frozenset(
 )
 
 
-def undecided(name: str) -> Kind:
-    """A built-in kind of that name that can be examined and isn't decoded: its fields aren't chosen yet.
+def undecided(name: str, wanted: Wanted | None = None) -> Kind:
+    """A built-in kind of that name that can be examined and isn't decoded: its fields aren't chosen yet. `wanted`: what
+    says which members are meant.
 
     Raises UnknownNameError.
     """
     if name not in BUILT_IN:
         raise UnknownNameError.of("content", name, BUILT_IN)
-    return BUILT_IN[name]()
+    return BUILT_IN[name].of_index({"caption": wanted.caption} if wanted and wanted.caption else {})
 
 
 def from_json(record: Mapping[str, Any], code: str | None = None, where: str = "the table") -> Kind:
@@ -45,17 +48,21 @@ def in_table(name: str, record: Mapping[str, Any] | None, ingredients: Mapping[s
     """The kind of a table's samples, undecided where the table is an index that leaves that open."""
     if record is not None:
         return from_json(record, code, where)
-    if name != ImageKind.name:
-        return undecided(name)
-    return ImageKind(member=ingredients.get("image_member", ""), resize=ingredients.get("resize", ImageKind.resize))
+    return BUILT_IN[name].of_index(ingredients)
 
 
-def members_of(name: str, record: Mapping[str, Any] | None = None) -> tuple[tuple[str, ...], ...]:
-    """The extensions of each member of a kind of that name; a user's own says so in its record alone, as its code isn't
-    asked."""
+def members_of(name: str, record: Mapping[str, Any] | None = None,
+               ingredients: Mapping[str, Any] = MappingProxyType({})) -> tuple[tuple[str, ...], ...]:  # fmt: skip
+    """The extensions of each member of a table's samples, of a kind of that name; a user's own says so in its record
+    alone, as its code isn't asked."""
     if is_own(name):
         return tuple(tuple(extensions) for _, extensions in (record or {"members": ()})["members"])
-    return tuple(BUILT_IN[name].members.values())
+    return tuple(in_table(name, record, ingredients).members.values())
+
+
+def target_of(name: str, record: Mapping[str, Any] | None) -> str | None:
+    """`Kind.target` of a table's samples, of a kind of that name; asked as `members_of`."""
+    return (record or {}).get("target") if is_own(name) else BUILT_IN[name].target
 
 
 def check_name(name: Any) -> None:
@@ -94,7 +101,15 @@ def _name_of(record: Mapping[str, Any]) -> str:
 
 
 def asked(wanted: Wanted) -> str | None:
-    """The name of the kind that the options are of; None where they name none. Raises UsageError for options of two."""
+    """The name of the kind that is asked for, or that the options are of; None where nothing says so.
+
+    Raises UnknownNameError, and UsageError for options of two kinds.
+    """
+    if wanted.content is not None:
+        _require_taken(undecided(wanted.content), wanted, f"--content {wanted.content} says that samples are")
+        return wanted.content
+    if wanted.caption is not None:
+        raise UsageError(f"{wanted.options['caption']} is for {PairKind.holds}, which are asked for: --content pair")
     kinds = [kind for kind in BUILT_IN.values() if kind.asked_by(wanted)]
     if len(kinds) > 1:
         given = (
@@ -116,11 +131,16 @@ def made(name: str, wanted: Wanted, known: Kind | None, sizes: Callable[[], Sequ
             raise UsageError(f"{next(iter(wanted.options.values()))} isn't for samples of {name}, which {where} holds")
         return kind
     own = BUILT_IN[name]
-    for option, given in wanted.options.items():
-        if option not in own.takes:
-            others = next(kind.holds for kind in BUILT_IN.values() if option in kind.takes)
-            raise UsageError(f"{given} is for {others}, and {where} holds {own.holds}")
+    _require_taken(own(), wanted, f"{where} holds")
     return own.made(wanted, known, sizes, where)
+
+
+def _require_taken(kind: Kind, wanted: Wanted, says: str) -> None:
+    """Raise UsageError for an option of another kind; `says`: what the samples are said by."""
+    for option, given in wanted.options.items():
+        if option not in kind.takes:
+            others = next(other.holds for other in BUILT_IN.values() if option in other.takes)
+            raise UsageError(f"{given} is for {others}, and {says} {kind.holds}")
 
 
 def takes(name: str, option: str) -> bool:

@@ -11,6 +11,7 @@ from rhostream.errors import UsageError
 class Wanted:
     """What was asked of a kind by options; None where the shards, or the table, are to say."""
 
+    content: str | None = None  # --content: the name of a built-in kind
     image_size: int | None = None
     channels: int | None = None
     resize: str | None = None
@@ -19,6 +20,7 @@ class Wanted:
     std: tuple[float, ...] = (0.5,)
     tokenizer: str | None = None
     text_length: int | None = None
+    caption: str | None = None  # the field of the .json that holds it
     task: str | None = None  # of the model, whatever the samples are
 
     def __post_init__(self) -> None:
@@ -31,6 +33,7 @@ class Wanted:
         named = {
             "image_size": "image-size", "channels": "channels", "resize": "resize", "member": "image-member",
             "tokenizer": "tokenizer", "text_length": "text-length",
+            "caption": "caption",
         }  # fmt: skip
         return {
             name: f"--{option} {value}" for name, option in named.items() if (value := getattr(self, name)) is not None

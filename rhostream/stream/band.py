@@ -76,7 +76,7 @@ def _sampled(table: il.Table, seed: int, names: Sequence[str]) -> np.ndarray[tup
     shards = generator(seed, "band").permutation(len(names))[:SAMPLED_PARTS]
     found = []
     for shard in np.sort(shards).tolist():
-        part = il.read_part(il.part_url(table.url, names[shard]))
+        part = il.read_part(il.part_url(table.url, names[shard]), members=table.info.members)
         found.append(part.il[part.usable & np.isfinite(part.il) & ~part.in_holdout])
     values = np.concatenate(found) if found else np.empty(0, np.float32)
     if not len(values):

@@ -12,10 +12,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-MAX_JSON = 1 << 20
+from rhostream.samples.json_member import MAX_JSON, BadSample
+
 MAX_LABEL = 2**31 - 1  # the table's column is int32
 _INTEGER = re.compile(rb"-?[0-9]{1,40}\Z")
-_decoded = json.JSONDecoder().decode
 _CLASS_OF: Mapping[str, type[Any]] = {"bool": bool, "int": int, "float": float, "str": str}
 
 
@@ -25,43 +25,11 @@ class Readable(Protocol):
     def pread(self, n: int, offset: int) -> bytes: ...
 
 
-class BadSample(Exception):
-    """A status and why: the sample becomes a row that says so."""
-
-    def __init__(self, status: str, why: str) -> None:
-        super().__init__(status, why)
-        self.status, self.why = status, why
-
-
 def read_json(size: int, offset: int, source: Readable) -> bytes:
     """The bytes of a .json member. Raises BadSample (size)."""
     if size > MAX_JSON:
         raise BadSample("size", f".json of {size:,} bytes at offset {offset:,}, at most {MAX_JSON:,} are read")
     return source.pread(size, offset)
-
-
-def parse_json(raw: bytes) -> dict[str, Any]:
-    """The fields of a .json member; {} where there is none. Raises BadSample (json)."""
-    if not raw:
-        return {}
-    try:
-        fields = _loaded(raw)
-    except (ValueError, RecursionError) as exc:
-        reason = str(exc) if isinstance(exc, ValueError) else "nested too deep"
-        raise BadSample("json", f".json can't be parsed: {reason[:200]}") from exc
-    if not isinstance(fields, dict):
-        raise BadSample("json", f".json holds a {type(fields).__name__}, expected an object")
-    return fields
-
-
-def _loaded(raw: bytes) -> Any:
-    # An object in UTF-8 spares json.loads its look for another encoding; every error is json.loads' own.
-    if raw[:1] == b"{" and raw[1:2] != b"\0":
-        try:
-            return _decoded(raw.decode())
-        except (ValueError, RecursionError):
-            pass
-    return json.loads(raw)
 
 
 def parse_cls(text: bytes, member: str = ".cls") -> int:

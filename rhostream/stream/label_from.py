@@ -16,11 +16,11 @@ from typing import Any
 from rhostream import foreign, storage
 from rhostream.errors import RhostreamError, UsageError
 from rhostream.inert import escape
+from rhostream.samples.json_member import BadSample, parse_json, value_of
 from rhostream.samples.kind import Kind
 from rhostream.storage import redact
 from rhostream.stream import examine
 from rhostream.stream.batch import MAX_CLS
-from rhostream.stream.examine import BadSample
 from rhostream.stream.inflate import plain
 from rhostream.stream.tar import TarWalk
 from rhostream.tables.class_lists import read_class_list
@@ -82,7 +82,7 @@ class LabelFrom:
 
     def of_fields(self, fields: Mapping[str, Any]) -> int:
         """The label that a json means. Raises BadSample (label:missing, label:invalid)."""
-        value = self._value(fields) if self.field else None
+        value = value_of(fields, self.field) if self.field else None
         if value is None:
             raise BadSample("label:missing", self.missing)
         if isinstance(value, str) and self.names is not None and value in self.names:
@@ -93,14 +93,6 @@ class LabelFrom:
             raise BadSample(
                 "label:invalid", f"{self.field} is {str(value)[:80]!r} in the .json, expected {expected}{hint}"
             )
-        return value
-
-    def _value(self, fields: Mapping[str, Any]) -> Any:
-        if self.field in fields or "." not in self.field:
-            return fields.get(self.field)
-        value: Any = fields
-        for part in self.field.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
         return value
 
     def to_json(self) -> dict[str, Any]:
@@ -181,9 +173,9 @@ def _is_member(what: str, shards: list[tuple[str, str]], allow_compressed: bool,
                     as_member = as_member or batch.cls[row] is not None
                     members |= {extension for extension, _, _ in batch.members(row)} | {*batch.ignored.get(row, ())}
                     if (at := batch.json[row]) >= 0:
-                        record = examine.parse_json(examine.read_json(batch.size[at], batch.offset[at], reader))
+                        record = parse_json(examine.read_json(batch.size[at], batch.offset[at], reader))
                         fields |= dict.fromkeys(record)
-                        as_field = as_field or source._value(record) is not None
+                        as_field = as_field or value_of(record, source.field) is not None
         except BadSample:
             continue
         except (RhostreamError, OSError) as exc:

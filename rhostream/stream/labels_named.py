@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rhostream.foreign import is_class_name
-from rhostream.stream import examine
-from rhostream.stream.examine import BadSample
+from rhostream.samples.json_member import BadSample, parse_json
 from rhostream.tables.classes import FIELD
 
 MOST = 1 << 16  # names that are remembered of a shard
@@ -56,6 +55,6 @@ class LabelsNamed:
 
 def _name(read: Callable[[int], bytes], row: int) -> Any:
     try:
-        return examine.parse_json(read(row)).get(FIELD)
+        return parse_json(read(row)).get(FIELD)
     except BadSample:
         return None

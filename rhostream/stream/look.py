@@ -19,6 +19,7 @@ from rhostream import storage
 from rhostream.errors import AccessError, BudgetError, RhostreamError, UsageError
 from rhostream.randomness import generator
 from rhostream.samples.decoders import Sides
+from rhostream.samples.kind import OK, Kind
 from rhostream.samples.registry import BUILT_IN, IMAGES, takes
 from rhostream.samples.statuses import NEIGHBOURS
 from rhostream.storage import RangeReader, Reader
@@ -77,6 +78,18 @@ class Look:
                 ", ".join(IMAGES.main),
             )
 
+    def require_of(self, kind: Kind) -> None:
+        """Raise the error of a shard, or UsageError where no sample is of the kind that was asked for."""
+        if self.kinds:
+            return
+        if self.error is not None and not self.looked:
+            raise self.error
+        members = " and ".join(f"one of {', '.join(extensions)}" for extensions in kind.members.values())
+        raise UsageError(
+            f"--content {kind.name}: of {self.looked} samples looked at none has {members} that can be used (their "
+            f"members: {'; '.join(self.unusable) or 'none'}){kind.otherwise}"
+        )
+
     def require_usable(self) -> str:
         """What the samples are. Raises the error of a shard, or BudgetError where nothing can be used."""
         if (content := self.content) is None:
@@ -99,7 +112,7 @@ class Look:
 def look(
     shards: Iterable[tuple[str, str]],
     *,
-    content: str | None = None,
+    kind: Kind | None = None,
     decode: bool = True,
     once: bool = False,
     allow_compressed: bool = False,
@@ -107,16 +120,16 @@ def look(
 ) -> Look:
     """Look at up to 64 samples of up to 8 of the shards ((URL, name) pairs), drawn by their names.
 
-    With `content` only that is looked for. A sample with an image is an image, whatever its caption; of one without,
-    the text counts, then the array. Without `decode` an image isn't looked into; `once`: a store is asked once, for
-    whole shards that are about to be read.
+    With `kind` only samples of it are looked for. A sample with an image is an image, whatever its caption; of one
+    without, the text counts, then the array. Without `decode` an image isn't looked into; `once`: a store is asked
+    once, for whole shards that are about to be read.
     A shard that can't be read is passed over, another one is looked at instead. Raises AccessError of a store.
     """
     named = sorted(shards, key=lambda shard: shard[1])
     rng = generator("look", len(named))
     order = [named[i] for i in rng.permutation(len(named)).tolist()[: 4 * SHARDS]]
     each = -(-SAMPLES // max(1, min(len(named), SHARDS)))
-    state, opened = _State(content, decode), 0
+    state, opened = _State(kind, decode), 0
     error: RhostreamError | None = None
     lenient = {"allow_compressed": allow_compressed, "accept_missing_eof": accept_missing_eof}
     for url, name in order:
@@ -145,8 +158,8 @@ def look(
 class _State:
     """What was seen so far."""
 
-    def __init__(self, content: str | None, decode: bool) -> None:
-        self._wanted = [kind() for kind in BUILT_IN.values() if content in (None, kind.name)]
+    def __init__(self, kind: Kind | None, decode: bool) -> None:
+        self._wanted = [kind] if kind else [known() for known in BUILT_IN.values() if known.guessed]
         self._decode = decode
         self.looked = self.several = 0
         self.kinds, self.sizes = Counter[str](), list[Sides]()
@@ -184,7 +197,7 @@ class _State:
                 continue
             _, offset, size = member
             # A sample with an image is an image, and one that can't be used says nothing of the others.
-            usable = 0 < size <= kind.max_bytes
+            usable = kind.examine(_sizes(sample, kind)) == OK
             if usable and self._decode:
                 usable, sides = kind.probe(partial(reader.pread, offset=offset), size)
                 self.sizes += [sides] if sides else []
@@ -194,6 +207,13 @@ class _State:
             break
         if len(self.unusable) < 3:
             self.unusable.append(", ".join(e for e, _, _ in sample.members[:4]) or "none that is used")
+
+
+def _sizes(sample: TarSample, kind: Kind) -> dict[str, int]:
+    """The bytes of each of the kind's members that the sample has."""
+    held = [(extension, size) for extension, _, size in sample.members]
+    first = {name: next((n for e, n in held if e in extensions), -1) for name, extensions in kind.members.items()}
+    return {name: size for name, size in first.items() if size >= 0}
 
 
 class _Part(Reader):

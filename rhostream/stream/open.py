@@ -17,6 +17,7 @@ from rhostream.errors import BudgetError, MismatchError, UsageError
 from rhostream.randomness import generator
 from rhostream.samples import registry
 from rhostream.samples.kind import Kind
+from rhostream.samples.own import is_own
 from rhostream.samples.wanted import Wanted
 from rhostream.stream.band import resolve_band
 from rhostream.stream.dataset import CandidateStream
@@ -95,6 +96,7 @@ def open_stream(
     (`source` and `source_names`), and a run's log does.
 
     `kind`: the name of a kind of your own, `package.module:name`, of which the table is: its code is imported only so.
+    Or "image", "text", "tokens" or "pair": a table of another kind is refused.
 
     `augment`: what a `Selector` keeps is decoded again: of images by some of random_resized_crop, flip, colour and
     randaugment, in this order and joined by "-" (but "flip" alone), "decode" of a kind of your own that can; or it is
@@ -219,7 +221,8 @@ def preprocess_of(table: il_table.Table, image_size: int | None = None, channels
     """
     where, info = storage.redact(table.url), table.info
     if kind not in (None, info.content):
-        raise MismatchError(f"{where} holds samples of the kind {info.content}, not {kind}")
+        way = "" if kind is None or is_own(kind) else f": --content {registry.undecided(kind).name} makes a table of it"
+        raise MismatchError(f"{where} holds samples of the kind {info.content}, not {kind}{way}")
     wanted = Wanted(image_size=image_size, channels=channels, resize=resize, tokenizer=tokenizer,
                     text_length=text_length, task=task)  # fmt: skip
     known = info.kind_of_samples(kind, where)
@@ -235,7 +238,7 @@ def _sizes(table: il_table.Table, kind: Kind) -> list[Any]:
     found, looked, each = list[Any](), 0, -(-SAMPLES // max(1, min(len(named), SHARDS)))
     for shard in generator("look", len(named)).permutation(len(named)).tolist():
         name, url = named[shard]
-        part = il_table.read_part(il_table.part_url(table.url, name))
+        part = il_table.read_part(il_table.part_url(table.url, name), members=table.info.members)
         usable = part.usable.nonzero()[0]
         if not len(usable):
             continue

@@ -177,7 +177,7 @@ class ShardScan:
             if not (simple and held[0] >= 0 and 0 < sizes[held[0]] <= most):
                 verdict = kind.examine({name: sizes[at] for name, at in zip(names, held, strict=True) if at >= 0})
                 if verdict != OK:
-                    bad[row] = verdict, self._why(batch, row, held)
+                    bad[row] = verdict, self._why(batch, row, held, kind.blamed(verdict))
                     continue
             if fields:
                 members: dict[str, bytes] = {}
@@ -189,7 +189,7 @@ class ShardScan:
                 verdict = decode(members, out)
                 crash_point("scan: image decoded")
                 if verdict != OK:
-                    bad[row] = verdict, self._why(batch, row, held)
+                    bad[row] = verdict, self._why(batch, row, held, kind.blamed(verdict))
         n = len(batch)
         ok = np.ones(n, bool)
         ok[list(bad)] = False
@@ -218,12 +218,15 @@ class ShardScan:
             slot=slot,
         )
 
-    def _why(self, batch: Batch, row: int, held: tuple[int, ...]) -> str:
-        """Which member of a row is bad, and what the kind says of it. `held`: where each member lies, -1 for none."""
-        for (_, extensions), at in zip(self._kind.members.items(), held, strict=True):
-            if at < 0:
-                wanted = self._kind.order or extensions
-                return f"no member is one of {', '.join(wanted)}; {batch.members_say(row)}"
-        at = next((m for m in held if not 0 < batch.size[m] <= self._kind.max_bytes), held[0])
+    def _why(self, batch: Batch, row: int, held: tuple[int, ...], blamed: str | None) -> str:
+        """Which member of a row is bad, and what the kind says of it. `held`: where each member lies, -1 for none;
+        `blamed`: the member that the status speaks of, where the kind knows."""
+        number = next(
+            (n for n, name in enumerate(self._kind.members) if name == blamed or (blamed is None and held[n] < 0)),
+            next((n for n, m in enumerate(held) if not 0 < batch.size[m] <= self._kind.max_bytes), 0),
+        )
+        if (at := held[number]) < 0:
+            wanted = [*self._kind.members.values()][number] if number else self._kind.order or self._kind.main
+            return f"no member is one of {', '.join(wanted)}; {batch.members_say(row)}"
         where = f".{batch.extension[at]} of {batch.size[at]:,} bytes at offset {batch.offset[at]:,}"
         return f"{where}; {self._kind.why}" if self._kind.why else where

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rhostream.samples.json_member import BadSample, parse_json
 from rhostream.stream import examine
 from rhostream.stream.advice import Unlabelled
 from rhostream.stream.batch import Batch
 from rhostream.stream.chunks import ScanSettings
 from rhostream.stream.columns import Columns
-from rhostream.stream.examine import BadSample
 from rhostream.stream.labels_named import LabelsNamed
 from rhostream.stream.windows import Windows
 
@@ -60,7 +60,7 @@ class SmallMembers:
                     known = (
                         self._settings.label.of_text(text)
                         if text is not None
-                        else self._settings.label.of_fields(examine.parse_json(self._read_json(batch, row)))
+                        else self._settings.label.of_fields(parse_json(self._read_json(batch, row)))
                     )
                     labels[row] = examine.check_range(known, self._settings.classes)
                     if text is not None:
@@ -78,7 +78,7 @@ class SmallMembers:
         if self._settings.group_by is None:
             return None
         try:
-            fields = examine.parse_json(self._read_json(batch, row))
+            fields = parse_json(self._read_json(batch, row))
         except BadSample:
             return key
         return examine.group_of(fields, self._settings.group_by, key)
@@ -165,7 +165,7 @@ class SmallMembers:
             raw = self._read_json(batch, row)
             if not needed and self._watch not in raw:
                 return {}
-            fields = examine.parse_json(raw)
+            fields = parse_json(raw)
         except BadSample:
             if needed:
                 raise

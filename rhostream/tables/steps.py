@@ -8,6 +8,8 @@
     seconds_wait, seconds_score, seconds_train, seconds_log float32
     test_loss float32, test_accuracy float32, class_accuracy list<float32> (null where there was no evaluation)
     test_samples int64
+    image_to_text_1, image_to_text_10, text_to_image_1, text_to_image_10 float32: recalls of pairs, of which the two at
+    1 have their mean as test_accuracy (compute/retrieval.py); version 3
 
 An evaluation stands at the step after which it was made. `<run>/steps/attempt=K/rank=R/...`.
 """
@@ -29,9 +31,11 @@ from rhostream.errors import RhostreamError
 from rhostream.tables import parquet
 from rhostream.tables.segments import segment_record
 
-VERSION = 2  # 1 had no effective classes: its segments are read with nulls there
+VERSION = 3  # 1 had no effective classes, 2 no recalls: their segments are read with nulls there
 SINCE_2 = ("effective_classes", "effective_classes_uniform")
-EVALUATION = ("step", "test_loss", "test_accuracy", "class_accuracy", "test_samples")
+RECALLS = ("image_to_text_1", "image_to_text_10", "text_to_image_1", "text_to_image_10")
+LATER = (*SINCE_2, *RECALLS)  # columns that older segments don't have
+EVALUATION = ("step", "test_loss", "test_accuracy", "class_accuracy", "test_samples", *RECALLS)
 SEEN_SECONDS = 15.0  # after a commit the first rows are written so soon, the next ones after twice the time
 _LAST = re.compile(r"/\d{10}-(\d{10})\.parquet\Z")
 ENCODINGS: dict[str, str] = {}
@@ -57,6 +61,7 @@ SCHEMA = pa.schema(
         ("test_accuracy", pa.float32()),
         ("class_accuracy", pa.list_(pa.float32())),
         ("test_samples", pa.int64()),
+        *((name, pa.float32()) for name in RECALLS),
     ]
 )
 
@@ -119,10 +124,11 @@ def last_evaluation(run: str, segments: Sequence[Mapping[str, Any]]) -> dict[str
     Raises TableError for a segment that can't be read.
     """
     for segment in reversed(segments):
-        rows = parquet.read(storage.join(run, str(segment["path"])), [*EVALUATION])[0]
+        rows = parquet.read(storage.join(run, str(segment["path"])))[0]
+        rows = rows.select([name for name in EVALUATION if name in rows.schema.names])
         for row in reversed(rows.to_pylist()):
-            if any(row[name] is not None for name in EVALUATION[1:]):
-                return {name: _shortest(value) for name, value in row.items()}
+            if any(value is not None for name, value in row.items() if name != "step"):
+                return {name: _shortest(row.get(name)) for name in EVALUATION}
     return None
 
 

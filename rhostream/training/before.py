@@ -59,7 +59,7 @@ def require_quota(settings: Settings, table: Table, classes: int | None) -> None
     if quota.kind == "balanced":
         found = np.zeros(classes, np.int64)
         for name in table.names:
-            part = read_part(part_url(table.url, name))
+            part = read_part(part_url(table.url, name), members=table.info.members)
             own = part.label[part.usable & (settings.keep_holdout | ~part.in_holdout)].astype(np.int64)
             found += np.bincount(own[(own >= 0) & (own < classes)], minlength=classes)
         if (empty := np.flatnonzero(found == 0)).size:

@@ -8,7 +8,7 @@ import math
 import numbers
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,13 +16,16 @@ from torch import Tensor, nn
 
 from rhostream import storage
 from rhostream.compute.judge import judged
+from rhostream.compute.retrieval import recalls
 from rhostream.errors import BudgetError, UsageError, users_code
 from rhostream.own_code import own_function
 from rhostream.runs.step import Evaluation
 from rhostream.samples.fields import Fields, target_of
 from rhostream.samples.kind import Kind
+from rhostream.selection.contrastive import Pairs
 from rhostream.selection.losses import LossFunction, cross_entropy
-from rhostream.selection.outputs import described
+from rhostream.selection.outputs import called, described
+from rhostream.selection.pairs import Contrastive
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import scoring
 from rhostream.selection.tokens import LanguageLoss
@@ -139,6 +142,8 @@ class TestSet:
         device, kind = next(model.parameters()).device, self._preprocess
         size = 1 if self._classes is None else self._classes
         right, seen = torch.zeros(size), torch.zeros(size)
+        if kind.task == "pairs":
+            return self._retrieval(model, device)
         loss = 0.0
         with scoring(model, batch_norm="eval"):
             for fields, label in self._chunks():
@@ -161,6 +166,27 @@ class TestSet:
             return Evaluation(loss / total, None, None, total)
         by_class = [r / s if s else None for r, s in zip(right_C, seen_C, strict=True)]
         return Evaluation(loss / total, sum(right_C) / total, by_class, total)
+
+    def _retrieval(self, model: nn.Module, device: torch.device) -> Evaluation:
+        """Of pairs: the recalls over the whole test set, and the loss in batches as large as those of the run."""
+        outputs, tokens, kind = list[Tensor](), list[Tensor](), self._preprocess
+        with scoring(model, batch_norm="eval"):
+            for fields, _ in self._chunks():
+                outputs.append(called(model, kind.inputs(fields.to(device))).float().cpu())
+                tokens.append(fields["tokens"])
+        blank = kind.blank(0)
+        outputs.append(called(model, kind.inputs(kind.blank(1).to(device)))[:0].float().cpu())  # where there are none
+        output, token = (
+            self._ranks.concat(rows, int(self._ranks.gather(torch.tensor([len(rows)])).max()))[0]
+            for rows in (torch.cat(outputs), torch.cat([*tokens, blank["tokens"]]))
+        )
+        if not len(output):
+            raise BudgetError(f"no usable sample in the test shards ({storage.redact(self._all[0])}, ...)")
+        assert isinstance(self._loss, Contrastive)
+        found = recalls(Pairs.of(output), token)
+        loss_N = replace(self._loss, ranks=Ranks()).in_buffer(output)
+        accuracy = (found["image_to_text_1"] + found["text_to_image_1"]) / 2
+        return Evaluation(float(loss_N.mean()), accuracy, None, len(loss_N), found)
 
     def _chunks(self) -> Iterator[tuple[Fields, Tensor]]:
         if self._cached is not None:

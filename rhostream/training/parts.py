@@ -67,7 +67,7 @@ def _open(
         device=on, classes=settings.classes, rank=ranks.rank, ranks=ranks.size, with_fold=settings.found_rule.live,
         tokenizer=settings.asked_tokenizer, text_length=settings.text_length, task=settings.found_task,
         il_tokens=settings.token_share is not None, carried_lanes=carried, order=order,
-        kind=settings.kind, augment=settings.augment_by_sample,
+        kind=settings.kind or settings.content, augment=settings.augment_by_sample,
         deny=settings.deny, sources=settings.sources,
     )  # fmt: skip
     choose_before_decoding(loader, settings.options, settings.found_rule, settings.batch_size, settings.seed)

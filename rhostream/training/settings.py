@@ -15,6 +15,7 @@ from rhostream.runs.turns import Asked
 from rhostream.samples.kind import Kind
 from rhostream.selection.losses import LossFunction, find_loss, loss_name, require_loss_of_samples
 from rhostream.selection.options import Options
+from rhostream.selection.pairs import require_whole_batch
 from rhostream.selection.rules import Rule, find_rule
 from rhostream.selection.source_quota import require_sources
 from rhostream.selection.tokens import RULES as LANGUAGE_RULES
@@ -40,6 +41,8 @@ class Settings(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.kind is not None and self.content is not None:
+            raise UsageError(f"--content {self.content} is for built-in kinds: give it or --kind {self.kind}")
         if self.keep_list is not None:
             list_url(self.keep_list, "keep_list")
         if self.deny is not None:
@@ -139,6 +142,7 @@ class Settings(TrainConfig):
                 f"of {', '.join(LANGUAGE_RULES)}"
             )
         loss_name(kind, self.loss)
+        require_whole_batch(find_loss(self.loss), self.accumulate)
         if self.mixup and not kind.example().is_floating_point():
             raise UsageError(
                 f"--mixup {self.mixup:g} is of inputs that are numbers in between, and these samples are {kind.holds}, "

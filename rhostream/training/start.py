@@ -19,7 +19,7 @@ from rhostream.runs.pins import denied_samples
 from rhostream.runs.record import recorded
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
-from rhostream.selection.losses import find_loss
+from rhostream.selection.losses import cross_entropy
 from rhostream.selection.ranks import Ranks
 from rhostream.stream.label_from import LabelFrom
 from rhostream.training.before import (
@@ -187,7 +187,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         label = LabelFrom.from_json(stream.table.info.label)
         test_set = TestSet(
             tests, stream.preprocess, classes, stream.decoder_name, settings.workers, ranks, names, label,
-            find_loss(settings.loss),
+            selector.loss if classes is None else cross_entropy,
         )  # fmt: skip
     if test_set is not None and not before:
         record["test_set"] = test_set.examine(settings.budget)

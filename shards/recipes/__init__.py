@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from shards.pairs import FORMATS
 from shards.recipes import (
+    captions,
     cifar10,
     cifar10n,
     cifar100,
@@ -51,6 +53,8 @@ CHECKSUMS = Option(
     default=False,
     help="Refuse files that aren't the published ones; else a note says so.",
 )
+SWAP = Option(name="swap", type=float, default=0.4, help="Share with the caption of another sample.")
+FORMAT = Option(name="image_format", type=str, default="png", choices=FORMATS, help="How images are written.")
 _ANY = "all of them; it only names the shards"
 BASES: dict[str, Recipe] = {
     "fashion-mnist": Recipe(
@@ -152,6 +156,23 @@ BASES: dict[str, Recipe] = {
                 help="Number the classes as this set does: its folder of subfolders, its shards' folder, its IL table "
                 "or model, or a file of names. [default: the sorted subfolders, from 0]",
             ),
+        ),
+    ),
+    "captions": Recipe(
+        samples=captions.samples,
+        help="Pairs: seen attributes in words, 40 % swapped.",
+        splits="train or test",
+        source="the files of its images, as for the recipe fashion-mnist or cifar10",
+        options=(
+            SWAP,
+            Option(
+                name="images",
+                type=str,
+                default="fashion-mnist",
+                choices=tuple(captions.IMAGES),
+                help="Which images get attributes and captions.",
+            ),
+            FORMAT,
         ),
     ),
 }

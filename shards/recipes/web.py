@@ -56,6 +56,10 @@ def samples(
     A base that is noisy itself keeps its labels where nothing is drawn; its true labels stay true.
     Raises UsageError for settings outside their range, before any image is read.
     """
+    if not base.class_names:
+        raise UsageError(
+            "web redraws labels, and this base is pairs, which have none: pairs have a --swap of their own"
+        )
     rate = DEFAULT_RATE.get(noise, 0.0) if noise_rate is None else noise_rate
     if noise == "none" and noise_rate:
         raise UsageError(

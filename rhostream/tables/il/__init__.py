@@ -6,6 +6,8 @@
 One row per sample seen, in the order of the shard. A sample that can't be used is a row whose `status` says why and
 whose `il` is null: never a missing row, never il = 0. `rhostream index` writes the same table with every il null.
 On request il is stored as float16, which is one of the table's ingredients; whoever reads gets float32.
+Of pairs il_own, il_image, il_text float32 (nats) and similarity float16 stand beside: what il is made of against the
+bank of the reference (selection/contrastive.py), and its cosine of image and caption.
 `il_tokens` is null but where the IL model is a language model: then `il` is the mean of these (decision 013).
 """
 
@@ -16,6 +18,7 @@ from rhostream.tables.il.info import (
     KEEP_TYPES,
     MEMBER,
     OK,
+    PAIR_COLUMNS,
     SCHEMA,
     VERSION,
     TableInfo,
@@ -67,6 +70,7 @@ __all__ = [
     "LOCAL_THREADS",
     "MEMBER",
     "OK",
+    "PAIR_COLUMNS",
     "REMOTE_THREADS",
     "RESCORE",
     "SCHEMA",

@@ -43,6 +43,8 @@ SCHEMA = pa.schema(
     ]
 )
 _SINCE_2 = ("il_tokens",)
+# Of pairs, beside il: what it is made of against a bank, nats, and the reference's cosine of image and caption.
+PAIR_COLUMNS = {"il_own": "float32", "il_image": "float32", "il_text": "float32", "similarity": "float16"}
 IL_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 SHOWN = 120  # characters of a name in a sentence
 DETAIL = 400  # characters of a value in a message
@@ -93,14 +95,19 @@ class TableInfo:
         return dict(self.ingredients.get("label") or {})
 
     @property
+    def bank(self) -> dict[str, Any]:
+        """{"sha256": one a network, "batch_size": n of the il} of a table of pairs; {} of any other."""
+        return dict(self.ingredients.get("bank") or {})
+
+    @property
     def target(self) -> str | None:
         """As `Kind.target`: None where the target is the label, a class."""
-        return (self.preprocess or {}).get("target")
+        return registry.target_of(self.content, self.preprocess)
 
     @property
     def members(self) -> tuple[tuple[str, ...], ...]:
         """The extensions of each member of a sample."""
-        return registry.members_of(self.content, self.preprocess)
+        return registry.members_of(self.content, self.preprocess, self.ingredients)
 
     def kind_of_samples(self, code: str | None = None, where: str = "the table") -> Kind:
         """What the samples are; of an index of images the fields aren't decided.
@@ -127,6 +134,7 @@ class TableInfo:
         Parts may have their columns in another order, which says nothing: readers go by name.
         """
         own = [column for column in SCHEMA if self.version > 1 or column.name not in _SINCE_2]
+        own += [pa.field(name, IL_TYPES[dtype]) for name, dtype in PAIR_COLUMNS.items() if self.bank]
         return pa.schema([*own, *((name, KEEP_TYPES[kind]) for name, kind in sorted(self.keep.items()))])
 
 
@@ -230,6 +238,8 @@ def make_or_match(table: str, info: TableInfo) -> TableInfo:
 
     Returns the info in force. Raises MismatchError naming the field, the old value and the new.
     """
+    if info.bank and (taken := sorted(PAIR_COLUMNS.keys() & info.keep.keys())):
+        raise UsageError(f"--keep {taken[0]}: a table of pairs has a column of that name already")
     url = storage.join(table, "_table.json")
     shown = {name: storage.redact(root) for name, root in info.roots.items()}
     info = info if shown == info.roots else replace(info, roots=shown)
