@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from rhostream.candidates import CANDIDATE, Candidates, Reason
 from rhostream.errors import UsageError
-from rhostream.selection.contrastive import CONTRASTIVE, Pairs
+from rhostream.models.pairs import TwoTowers
+from rhostream.samples.fields import Fields
+from rhostream.selection.contrastive import CONTRASTIVE, Pairs, marginal_loss_B
 from rhostream.selection.greedy import diverse, in_chunks
 from rhostream.selection.joint import JOINT, chosen
 from rhostream.selection.rules import RULES, find_rule, make_rule
+from rhostream.selection.selector import Selector
+from tests.support.ranks import join_group, leave_group, together
+from tests.support.scoring import buffer
 from tests.support.vectors import Array, packed
 
 JOINT_RULES = [name for name, rule in RULES.items() if rule.joint]
@@ -164,3 +173,122 @@ def test_a_rule_that_takes_the_learner_is_joint_and_its_rows_are_looked_at() -> 
         chosen("own", lambda learner: ([1], torch.zeros(3)), ("learner",), given(0))
     with pytest.raises(UsageError, match=r"'referense'.*did you mean reference"):
         make_rule("own", lambda learner, referense: [1])
+
+
+# -- in a selector ---------------------------------------------------------------------------------------------------
+
+
+class Towers(nn.Module):
+    """The two halves of a sample's numbers as its vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.image, self.text = nn.Linear(8, 6), nn.Linear(8, 6)
+        self.logit_scale = nn.Parameter(torch.tensor(2.0))
+        self.logit_bias = nn.Parameter(torch.tensor(-4.0))
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        return self.image(pixels.flatten(1)[:, :8])
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        return self.text(tokens.float())
+
+
+def pairs_in(fields: Fields) -> Fields:
+    return Fields({"pixels": fields["pixels"].float() / 255, "tokens": fields["tokens"].long()})
+
+
+def candidates(seed: int, left: int = 40) -> Candidates:
+    rng = np.random.default_rng(seed)
+    reason = np.full(40, CANDIDATE, np.uint8)
+    reason[rng.permutation(40)[left:]] = Reason.quarantined
+    pixels = torch.from_numpy(rng.integers(0, 255, (40, 2, 2, 3), dtype=np.uint8))
+    tokens = torch.from_numpy(rng.integers(0, 50, (40, 8)).astype(np.int32))
+    return buffer(
+        seed=seed, fields=Fields({"pixels": pixels, "tokens": tokens}), prepare=pairs_in, target_field="",
+        reason=reason, columns=Fields({"quality": torch.from_numpy(rng.random(40).astype(np.float32))}),
+        reference=packed(rng, 40, 5, 9.0, -5.0).float(), label=torch.full((40,), -1),
+    )  # fmt: skip
+
+
+def kept_rows(rank: int, size: int, loss: str) -> list[list[float]]:
+    """Of each rule and buffer the rows of this rank that were kept, in the buffer of all, and their scores."""
+    group, found = join_group(), []
+    own = np.arange(rank * 40 // size, (rank + 1) * 40 // size)
+    for rule in ("jest", "jest_top", "divbs", "rho", "tests.test_joint:easiest"):
+        for step, left in enumerate((40, 17, 3, 0)):
+            selector = Selector(TwoTowers(Towers()), rule, 8, loss=loss, group=group, gradients="mean", seed=3)
+            kept = selector(candidates(step, left).take(own), step=step)
+            found.append([float(own[row]) for row in kept.rows])
+            found.append(kept.score[kept.rows].tolist())
+            found.append(kept.loss[kept.rows].tolist())
+    leave_group()
+    return found
+
+
+@pytest.mark.parametrize("loss", CONTRASTIVE)
+def test_every_rank_keeps_what_one_process_keeps(tmp_path: Path, loss: str) -> None:
+    alone, several = kept_rows(0, 1, loss), together(tmp_path, kept_rows, 2, 2, loss)
+    assert [len(rows) for rows in alone[::3]] == [8, 8, 3, 0] * 5
+    for number, one in enumerate(alone):
+        both = [value for rank in several for value in rank[number]]
+        assert both == pytest.approx(one, rel=1e-4, abs=1e-5)
+
+
+def test_the_log_has_the_marginal_loss_and_the_score_that_a_row_was_taken_with() -> None:
+    model, there = TwoTowers(Towers()), candidates(0)
+    learner, reference = Pairs.of(model(there.input).detach()), Pairs.of(there.reference)
+    kept = Selector(model, "jest_top", 8, loss="siglip", joint_chunks=2, joint_negatives=0.5)(there)
+    rows, score_B = in_chunks(learner, reference, 8, "siglip", chunks=2, negatives=0.5)
+    assert kept.rows.tolist() == sorted(rows.tolist())
+    np.testing.assert_allclose(kept.score, score_B.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(kept.loss, marginal_loss_B(learner, 8, "siglip").numpy(), rtol=1e-4)
+    assert (kept.reason[kept.rows] == Reason.kept).all() and (kept.reason == Reason.below).sum() == 32
+
+
+def test_what_a_joint_rule_cannot_have_is_refused_before_any_work() -> None:
+    model, there = TwoTowers(Towers()), candidates(0)
+    with pytest.raises(UsageError, match="siglip or clip"):
+        Selector(model, "jest", 8)
+    for option in (
+        {"gumbel": 1.0},
+        {"class_quota": 0.5},
+        {"deduplicate": 0.9},
+        {"adjust": "tests.support.tiny:middle"},
+    ):
+        with pytest.raises(UsageError, match="together"):
+            Selector(model, "jest", 8, loss="siglip", **option)
+    with pytest.raises(UsageError, match="jest"):
+        Selector(model, "rho", 8, loss="siglip", joint_chunks=4)
+    with pytest.raises(UsageError, match="--shadow jest"):
+        Selector(model, "rho", 8, loss="siglip", shadow="jest")
+    with pytest.raises(UsageError, match=r"vectors=True"):
+        Selector(model, "jest", 8, loss="siglip")(replace(there, reference=None))
+    for option in ({"joint_chunks": 0}, {"joint_negatives": 0.0}):
+        with pytest.raises(UsageError, match="--joint"):
+            Selector(model, "jest", 8, loss="siglip", **option)
+
+
+# -- columns ---------------------------------------------------------------------------------------------------------
+
+
+def similar(similarity_B: Tensor, column_B: dict[str, Tensor]) -> Tensor:
+    return similarity_B - column_B["quality"]
+
+
+def test_a_column_of_the_table_is_a_score_and_ones_own_rule_reads_any_by_name() -> None:
+    model, there = TwoTowers(Towers()), candidates(0)
+    quality = there.columns["quality"]
+    kept = Selector(model, "column", 8, loss="siglip", column="quality")(there)
+    assert kept.rows.tolist() == sorted(quality.topk(8).indices.tolist())
+    np.testing.assert_array_equal(kept.score, quality.numpy())
+    there = replace(there, columns=Fields({"quality": quality, "similarity": 2 * quality}))
+    kept = Selector(model, "tests.test_joint:similar", 8, loss="siglip", column="quality")(there)
+    assert kept.rows.tolist() == sorted(quality.topk(8).indices.tolist())
+    with pytest.raises(UsageError, match="name them with --column"):
+        Selector(model, "column", 8, loss="siglip")
+    with pytest.raises(UsageError, match="goes by one column"):
+        Selector(model, "column", 8, loss="siglip", column="quality,similarity")(there)
+    with pytest.raises(UsageError, match=r"'beauty'.*open_stream\(columns="):
+        Selector(model, "column", 8, loss="siglip", column="beauty")(there)

@@ -85,7 +85,8 @@ def test_every_rule_equals_its_formula_in_numpy(name: str, scale: float) -> None
 def test_what_a_rule_needs_is_read_off_its_parameters() -> None:
     assert RULES["rho"].takes == ("loss_B", "il_B") and RULES["rho"].needs_il and not RULES["rho"].needs_draws
     assert RULES["bald"].takes == ("draws_KBC",) and not RULES["bald"].needs_il
-    assert [name for name, rule in RULES.items() if rule.needs_il] == ["irreducible", "rho", "rho_updated"]
+    needing = ["irreducible", "rho", "rho_updated", "jest", "jest_top"]
+    assert [name for name, rule in RULES.items() if rule.needs_il] == needing
     own = find_rule("tests.support.tiny:middle")
     assert own.takes == ("loss_B", "il_B", "logits_BC")
     assert find_rule("tests.support.tiny:confident").takes == ("label_B", "logits_BC")

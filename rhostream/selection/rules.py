@@ -40,7 +40,7 @@ from rhostream.selection.joint import JOINT, choose_divbs, choose_jest, choose_j
 if TYPE_CHECKING:  # the names of the rules are asked for by --help, which has no time to import torch
     from torch import Tensor
 
-Score = Callable[..., "Tensor"]
+Score = Callable[..., Any]  # to a Tensor (B,); of a joint rule to what `joint.chosen` takes
 INPUTS = {
     "loss_B": "the training loss of each candidate, nats",
     "il_B": "its irreducible loss, nats",
@@ -81,7 +81,8 @@ class Rule:
 
     @property
     def needs_il(self) -> bool:
-        return "il_B" in self.takes
+        """Whether a row without an il, or without what was made along with it, can't be chosen by it."""
+        return "il_B" in self.takes or self.needs_reference
 
     @property
     def needs_draws(self) -> bool:
