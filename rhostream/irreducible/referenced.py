@@ -26,7 +26,6 @@ from rhostream.models.towers import Towers
 from rhostream.runs.macs import macs_per_sample
 from rhostream.samples import registry
 from rhostream.samples.kind import Kind
-from rhostream.samples.text import TextKind
 from rhostream.selection.hardware import device_of
 from rhostream.selection.losses import loss_name, require_loss_of_samples, require_taken
 from rhostream.selection.outputs import called, described
@@ -96,6 +95,8 @@ def of_reference(
     classes = classes or (max(beside) + 1 if beside else None)
     if kind.target is not None and config.classes is not None:
         raise UsageError(f"--classes {config.classes} is for classes, and {kind.target_in_words}")
+    if config.task not in (None, kind.task):
+        raise UsageError(f"--task {config.task} is for text, and these samples are {kind.holds}")
     loss = _loss(config, kind, there)
     device = device_of(config.device or "auto")
     if model is None:
@@ -219,9 +220,11 @@ def _as_made_for(
 ) -> ComputeILConfig:
     """The options, those that nobody gave as the model was made for them."""
     options = options_for(model)
-    looked_at = "tokenizer" in options and config.tokenizer is None and config.content is None
-    if looked_at and look(shards(), **config.lenient).content != TextKind.name:
-        del options["tokenizer"]  # who made arrays of ids says how many there are
+    if "tokenizer" in options and config.tokenizer is None:
+        content = config.content or look(shards(), **config.lenient).content or ""
+        if not registry.reads_text(content):  # who made arrays of ids says how many there are
+            own = ("text_length", "task") if registry.takes(content, "tokenizer") else ()
+            options = {name: options[name] for name in own}
     return replace(config, **{name: value for name, value in options.items() if not _given(config, [name])})
 
 
