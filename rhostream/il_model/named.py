@@ -14,6 +14,7 @@ import torch
 from rhostream.errors import UsageError
 from rhostream.il_model.reference import Reference, digest_of
 from rhostream.il_model.zero_shot import names_in_order, zero_shot
+from rhostream.models import of_task
 from rhostream.models.by_name import for_text, require_tokenizer
 from rhostream.models.stored import UNSAID, Stored
 from rhostream.models.towers import Towers
@@ -21,7 +22,6 @@ from rhostream.own_code import MODEL_PREFIXES
 from rhostream.samples.kind import Kind
 from rhostream.samples.text import LENGTH
 from rhostream.samples.tokenizers import find_tokenizer
-from rhostream.selection.tokens import LanguageLoss
 
 LOG = logging.getLogger("rhostream")
 
@@ -95,8 +95,7 @@ def load_named(
         require_tokenizer(model, kind.to_json()["tokenizer"], kind.to_json()["digest"])
         network = for_text(model, **{name: made[name] for name in ("vocabulary", "length", "padding")})
         beside = {"begin": model.begin}
-        if model.gives == "language":
-            network = LanguageLoss(network, made["vocabulary"], made["padding"])
+        network = of_task(network, made)
     identity = digest_of(network, kind, beside)
     return Reference(model.name, network.to(device).eval(), identity, True)
 

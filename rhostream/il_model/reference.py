@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from rhostream.errors import UsageError, users_code
+from rhostream.models import of_task
 from rhostream.own_code import accepted, own_function
 from rhostream.samples.fields import Fields, Target
 from rhostream.samples.kind import Kind
 from rhostream.selection.losses import tensor_in_words
 from rhostream.selection.outputs import described
-from rhostream.selection.tokens import LanguageLoss, is_language
 
 MAX_IDENTITY = 400  # characters
 
@@ -114,9 +114,9 @@ def load_reference(
         )
     if proof is not None and identity is not None:
         raise UsageError(f"--reference-id {identity!r}: reference {name!r} proves its own identity; leave it out")
-    if isinstance(made, nn.Module) and kind.task == "language" and not is_language(made):
-        made = LanguageLoss(made, kind.model_arguments()["vocabulary"], kind.model_arguments()["padding"])
-    scores = made.to(device).eval() if isinstance(made, nn.Module) else SampleLoss(name, made)
+    scores: nn.Module | SampleLoss = SampleLoss(name, made)
+    if isinstance(made, nn.Module):
+        scores = of_task(made, kind.model_arguments()).to(device).eval()
     return Reference(name, scores, _checked(proof or identity, name), proof is not None)
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rhostream.errors import UsageError
 from rhostream.models import hub
 from rhostream.models.hub import HUGGING_FACE
+from rhostream.models.language import CausalLM, begin_of
 from rhostream.models.stored import Stored, named_classes
 from rhostream.models.text import HuggingFace
 from rhostream.models.towers import OPEN_CLIP, Towers, find_towers
@@ -78,17 +78,7 @@ def _hugging_face(name: str) -> Stored | Towers:
         tokenizer=HUGGING_FACE + name,
         vocabulary=int(config.vocab_size),
         text_length=int(getattr(config, "max_position_embeddings", None) or 0),
-        begin=_begin(name, config) if gives == "language" else 0,
-    )
-
-
-def _begin(name: str, config: Any) -> int:
-    """The id that the first token of a text is predicted from."""
-    for token in (config.bos_token_id, config.eos_token_id):
-        if isinstance(token, int) and 0 <= token < config.vocab_size:
-            return token
-    raise UsageError(
-        f"model 'hf:{name}' names neither a token that begins a text nor one that ends it: its config has to"
+        begin=begin_of(name, config) if gives == "language" else 0,
     )
 
 
@@ -137,20 +127,3 @@ def _own_tokenizer(stored: Stored) -> Tokenizer | None:
         return find_tokenizer(str(stored.tokenizer), fetch=True)
     except UsageError:  # the folder has none
         return None
-
-
-class CausalLM(nn.Module):
-    """A language model of transformers', its logits at t those of the token at t: the first is predicted from `begin`.
-
-    Nothing is masked: padding stands at the end, where no other token looks back at it.
-    """
-
-    def __init__(self, model: nn.Module, vocabulary: int, begin: int) -> None:
-        super().__init__()
-        self.model, self.vocabulary, self.begin = model, vocabulary, begin
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T) int64 to (B, T, V)."""
-        before = torch.cat([torch.full_like(x[:, :1], self.begin), x[:, :-1]], 1)
-        before = before.masked_fill(before >= self.vocabulary, self.begin)  # the filling of arrays: no id of its own
-        return self.model(input_ids=before, use_cache=False).logits  # type: ignore[no-any-return]
