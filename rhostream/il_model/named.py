@@ -33,7 +33,7 @@ def is_of_library(reference: Any) -> bool:
 
 def options_for(model: Stored | Towers, pairs: bool = False) -> dict[str, Any]:
     """The options of samples by which they are what the model was made for."""
-    if isinstance(model, Stored) and model.tokenizer is not None:
+    if isinstance(model, Stored) and not model.pictures:
         length = min(LENGTH, model.text_length) if model.text_length else LENGTH
         return {"tokenizer": model.tokenizer, "text_length": length, "task": "label" if model.classes else "language"}
     seen = model if isinstance(model, Towers) else model.seen
@@ -94,7 +94,7 @@ def load_named(
     require_classes(model, names, classes)
     beside: dict[str, Any] = {"seen": repr(model.seen)}
     network = model.model
-    if model.tokenizer is not None:
+    if not model.pictures:
         made = kind.model_arguments()
         require_tokenizer(model, kind.to_json()["tokenizer"], kind.to_json()["digest"])
         network = for_text(model, **{name: made[name] for name in ("vocabulary", "length", "padding")})
@@ -142,11 +142,10 @@ def _zero_shot(
 
 def require_kind(model: Stored | Towers, kind: Kind) -> None:
     """Raise UsageError for samples of a kind that the model doesn't take."""
-    takes = "images" if isinstance(model, Towers) else model.takes
     made = {*kind.model_arguments()}
-    needed = {"image_size", "channels"} if takes == "images" else {"vocabulary", "length", "padding"}
+    needed = {"image_size", "channels"} if model.pictures else {"vocabulary", "length", "padding"}
     if not needed <= made or (kind.task == "pairs" and not isinstance(model, Towers)):
-        raise UsageError(f"reference {model.name!r} takes {takes}, and these samples are {kind.holds}")
+        raise UsageError(f"reference {model.name!r} takes {model.holds}, and these samples are {kind.holds}")
     gives = "classes" if isinstance(model, Towers) else model.gives
     if (gives == "language") != (kind.task == "language"):
         raise UsageError(f"reference {model.name!r} gives {gives}, and what is asked for is --task {kind.task}")

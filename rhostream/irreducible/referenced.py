@@ -96,6 +96,8 @@ def of_reference(
     classes = classes or (max(beside) + 1 if beside else None)
     if kind.target is not None and config.classes is not None:
         raise UsageError(f"--classes {config.classes} is for classes, and {kind.target_in_words}")
+    if config.task not in (None, kind.task):
+        raise UsageError(f"--task {config.task} is for text, and these samples are {kind.holds}")
     loss = _loss(config, kind, there, model.loss if isinstance(model, Towers) and kind.task == "pairs" else None)
     device = device_of(config.device or "auto")
     if model is None:
@@ -221,11 +223,11 @@ def _as_made_for(
     """The options, those that nobody gave as the model was made for them."""
     pairs = config.content is not None and registry.undecided(config.content).task == "pairs"
     options = options_for(model, pairs)
-    looked_at = "tokenizer" in options and config.tokenizer is None and config.content is None
-    if looked_at and (
-        (seen := look(shards(), **config.lenient).content) is None or "txt" not in registry.undecided(seen).main
-    ):
-        del options["tokenizer"]  # who made arrays of ids says how many there are
+    if "tokenizer" in options and config.tokenizer is None:
+        content = config.content or look(shards(), **config.lenient).content or ""
+        if not registry.reads_text(content):  # who made arrays of ids says how many there are
+            own = ("text_length", "task") if registry.takes(content, "tokenizer") else ()
+            options = {name: options[name] for name in own}
     return replace(config, **{name: value for name, value in options.items() if not _given(config, [name])})
 
 
