@@ -83,7 +83,8 @@ def scored_into(config: ComputeILConfig, il_dtype: str | None = None) -> Summary
     out = storage.resolve(config.out)
     if config.reference is not None:
         table, settings, scorer = of_reference(config, sources, roots, keep, il_dtype)
-        target = Target(out, table, scorer, partial(examine, info=table))
+        target = Target(out, table, scorer)
+        target.examine = partial(examine, info=table, labels=target.summary.labels)
         return Job(sources, target, settings, budget, config.fail_fast, config.index).run(config.workers)
     assert config.il_model
     model = load_il_model(config.il_model, config.model, config.kind)

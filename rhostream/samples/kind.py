@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from rhostream.errors import UsageError
 from rhostream.samples.fields import Fields, Input
+from rhostream.samples.flat import Flat
 from rhostream.samples.wanted import Wanted
 
 OK = "ok"
@@ -75,6 +76,7 @@ class Kind:
     takes: frozenset[str] = frozenset()  # options of `Wanted` that are its own
     plural: str = "first members"  # its first member in words, of several samples
     first_of_several: str = "the one that lies first in the tar"  # of several that could be the first member
+    flat: Flat | None = None  # how samples are cut from flat files; None: they are members of tars
     augments: bool = False  # whether `decode` makes use of an rng: then kept samples may be decoded again with one
     why: str = ""  # what was wrong with the sample that was refused last, where the status doesn't say it all
     otherwise: str = ""  # what to ask for where samples lack its members, the end of a sentence

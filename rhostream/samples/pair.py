@@ -110,10 +110,6 @@ class PairKind(Kind):
         """`pixels` float32 (n, C, H, W), normalised, and `tokens` int64 (n, T)."""
         return Fields({PIXELS: self.image.inputs(fields), TOKENS: self.text.inputs(fields)})
 
-    def example(self, n: int = 1, view: View = None) -> Fields:
-        """A model's input of n pairs that mean nothing."""
-        return Fields({PIXELS: self.image.inputs(self.image.blank(n, view)), TOKENS: self.text.example(n, view)})
-
     def with_decoder(self, name: str) -> PairKind:
         """With a decoder of images, the tokenizer found and proved. Raises as either kind does."""
         return replace(self, image=self.image.with_decoder(name), text=self.text.with_decoder(name))

@@ -47,13 +47,16 @@ class GPUCopier:
 
     def start(self, candidates: Candidates) -> Candidates:
         with torch.cuda.stream(self._stream):
+            reference = None if candidates.reference is None else candidates.reference.pin_memory()
             return replace(candidates, label=candidates.label.pin_memory(), il=candidates.il.pin_memory(),
-                           on_host=candidates).to(self._device)  # fmt: skip
+                           reference=reference, on_host=candidates).to(self._device)  # fmt: skip
 
     def finish(self, candidates: Candidates) -> Candidates:
         current = torch.cuda.current_stream(self._device)
         current.wait_stream(self._stream)
-        arrays = [] if candidates.fields is None else [array for _, array in candidates.fields.items()]
-        for tensor in (*arrays, candidates.label, candidates.il):
+        several = [fields for fields in (candidates.fields, candidates.columns) if fields is not None]
+        arrays = [array for fields in several for _, array in fields.items()]
+        reference = [] if candidates.reference is None else [candidates.reference]
+        for tensor in (*arrays, *reference, candidates.label, candidates.il):
             tensor.record_stream(current)
         return candidates

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -26,10 +25,10 @@ from rhostream import storage
 from rhostream.candidates import CANDIDATE, Candidates, Reason, Slice
 from rhostream.crashpoints import crash_point
 from rhostream.errors import MismatchError, RhostreamError
-from rhostream.samples.fields import Fields
 from rhostream.samples.kind import OK, Kind, View
 from rhostream.stream.cursor import Cursor, digests_of, identity_of, require_same_plan
 from rhostream.stream.join import Join, Joined, JoinSettings, Prefilter
+from rhostream.stream.message import Message
 from rhostream.stream.passing import PassOver
 from rhostream.stream.plan import Numbering, Plan, choose_lanes
 from rhostream.stream.slots import slots
@@ -39,18 +38,6 @@ from rhostream.tables import il
 PREFETCH = 2
 SLOTS = PREFETCH + 3  # of each worker
 AHEAD, AHEAD_SHARDS = 32, 16  # buffers that are looked ahead for shards to fetch, and how many are held meanwhile
-
-
-@dataclass(frozen=True)
-class Message:
-    """What a worker sends: a filled slot and the joined rows, or the error that stopped it."""
-
-    pass_index: int
-    index: int
-    slot: int
-    joined: Joined | None
-    error: RhostreamError | None = None
-    retried: dict[str, dict[str, int]] = field(default_factory=dict)  # as `storage.retried`, of a worker's share
 
 
 class CandidateStream(IterableDataset[Message]):
@@ -177,7 +164,7 @@ class CandidateStream(IterableDataset[Message]):
         settings = self.join_settings
         # A row that is never asked for its il stops no run, whatever the policy.
         needs_il = settings.needs_il and settings.missing_il == "skip"
-        join = Join(self.table, replace(settings, needs_il=needs_il, with_fold=False, tokens=0))
+        join = Join(self.table, replace(settings, needs_il=needs_il, with_fold=False, tokens=0, columns=()))
         joined, index = join(self.plan(pass_index).tail()), self.plan(pass_index).buffers
         for prefilter in self.prefilters:
             if not getattr(prefilter, "draws_batch", False):  # of a tail no batch is drawn
@@ -276,24 +263,6 @@ class CandidateStream(IterableDataset[Message]):
 
     def candidates_of(self, message: Message, slots: Mapping[str, Tensor] | None) -> Candidates:
         """The candidates that a worker sent, their fields those of its slot; without any for None."""
-        joined, plan, sources = message.joined, self.plan(message.pass_index), self.join_settings.sources
-        assert joined is not None
-        return Candidates(
-            pass_index=message.pass_index,
-            index=message.index,
-            shard=joined.rows.shard,
-            ordinal=joined.rows.ordinal,
-            key=joined.key,
-            label=torch.from_numpy(joined.label),
-            il=torch.from_numpy(joined.il),
-            reason=joined.reason,
-            fields=None if slots is None else Fields({name: held[message.slot] for name, held in slots.items()}),
-            slice=None if slots is None else Slice(plan.own_rows.start, self.buffer_size, plan.most_rows, self.ranks),
-            prepare=self.preprocess.inputs,
-            target_field=self.preprocess.target,
-            shard_names=self._names,
-            fold=joined.fold,
-            il_tokens=None if joined.il_tokens is None else torch.from_numpy(joined.il_tokens),
-            source=joined.source,
-            source_names=None if sources is None else sources.names,
-        )
+        plan, sources = self.plan(message.pass_index), self.join_settings.sources
+        part = Slice(plan.own_rows.start, self.buffer_size, plan.most_rows, self.ranks)
+        return message.candidates(slots, self.preprocess, self._names, sources, part)

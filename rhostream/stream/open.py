@@ -22,7 +22,7 @@ from rhostream.samples.wanted import Wanted
 from rhostream.stream.band import resolve_band
 from rhostream.stream.dataset import CandidateStream
 from rhostream.stream.deny_list import read_deny_list
-from rhostream.stream.join import JoinSettings, Prefilter
+from rhostream.stream.join import JoinSettings, Prefilter, checked_columns
 from rhostream.stream.keep_list import read_keep_list
 from rhostream.stream.loader import Loader
 from rhostream.stream.look import SAMPLES, SHARDS
@@ -70,6 +70,7 @@ def open_stream(
     order: Sequence[str] | None = None,
     carried_lanes: int | None = None,
     augment: str = "none",
+    columns: Sequence[str] = (),
 ) -> Loader:
     """Open shards joined with their IL table (or index) as buffers of `buffer_size` planned samples.
 
@@ -94,6 +95,9 @@ def open_stream(
 
     `sources`: "root", or the name of a kept field of the table: candidates say which source each sample is of
     (`source` and `source_names`), and a run's log does.
+
+    `columns`: kept fields of numbers, or `similarity`, that candidates bring for a rule which looks at them; a sample
+    without a value goes by `missing_il`.
 
     `kind`: the name of a kind of your own, `package.module:name`, of which the table is: its code is imported only so.
     Or "image", "text", "tokens" or "pair": a table of another kind is refused.
@@ -159,6 +163,7 @@ def open_stream(
             sources=None
             if sources is None
             else read_sources(sources, table, il_table.roots_today(url, table.info, roots)),
+            columns=checked_columns(columns, table),
         ),
     )
     if (
