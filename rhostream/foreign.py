@@ -201,9 +201,20 @@ def checked_judges(judged: Any, on_d: Any) -> None:
     if judged:
         require_type(judged.get("on"), str, "on of judged")
         _number(judged.get("samples"), "samples of judged")
-    there = ("samples", "left_out", *(("loss", "loss_error", "accuracy") if on_d.get("samples") else ()))
-    for name in there if on_d else ():
+    there = ("samples", "left_out", *(("loss", "loss_error") if on_d.get("samples") else ()))
+    for name in (*there, *(("accuracy",) if "accuracy" in on_d else ())) if on_d else ():  # of a target, none
         _number(on_d.get(name), f"{name} of on_d")
+
+
+def checked_bank(bank: Any) -> None:
+    """What il of pairs was taken against: digests, one a network, and n. Raises ValueError."""
+    if bank is None:
+        return
+    require_type(bank, dict, "bank")
+    digests = bank.get("sha256")
+    if not isinstance(digests, list) or not all(isinstance(one, str) for one in digests):
+        raise ValueError("bank names no digests of its files")
+    _number(bank.get("batch_size"), "batch_size of the bank")
 
 
 def _number(value: Any, name: str) -> None:
@@ -222,6 +233,7 @@ def checked_table(info: T, kinds: Container[str]) -> T:
         raise ValueError(f"il_dtype is {str(table.ingredients['il_dtype'])[:40]!r}, expected float32 or float16")
     checked_resize(table.ingredients)
     checked_reference(table.ingredients.get("reference"))
+    checked_bank(table.ingredients.get("bank"))
     if strange := [k for k, v in table.keep.items() if not isinstance(v, str) or v not in kinds]:
         raise ValueError(f"keep has the field {strange[0][:40]!r} of an unknown type")
     if not all(isinstance(v, str) for v in table.roots.values()):
@@ -241,6 +253,10 @@ def checked_reference(reference: Any) -> None:
     for name in ("name", "identity"):
         checked_text(reference.get(name), name)
     require_type(reference.get("proved"), bool, "proved")
+    prompts = reference.get("prompts", [])
+    require_type(prompts, list, "prompts")
+    for prompt in prompts:
+        checked_text(prompt, "a prompt")
 
 
 def checked_facts(facts: T) -> T:

@@ -16,7 +16,8 @@ from typing import Any
 
 from rhostream.errors import UsageError, users_code
 
-MODEL_PREFIXES = ("torchvision", "timm", "hf")  # name:MODEL is one of their models; a file of settings may say so
+# name:MODEL is one of their models; a file of settings may say so
+MODEL_PREFIXES = ("torchvision", "timm", "hf", "open_clip")
 
 
 def own_function(what: str, name: str) -> Callable[..., Any]:

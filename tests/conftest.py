@@ -22,6 +22,7 @@ from tests.faults.tally import (  # noqa: F401  # hooks
 from tests.stores.servers import gcs_server, s3_server  # noqa: F401  # fixtures
 from tests.support import forks  # noqa: F401  # whoever starts the fork server, it imports these
 from tests.support.shards import make_shards
+from tests.support.tiny_towers import clip_folder, siglip_folder  # noqa: F401  # fixtures
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")

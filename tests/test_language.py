@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -360,3 +361,108 @@ def test_two_ranks_keep_the_sequences_that_one_keeps_and_train_on_the_same_token
     assert alone == two
     # Losses of a step are of the weights that the steps before made: of the same tokens, on either number of ranks.
     np.testing.assert_allclose(*([row["loss"] for row in log] for log in logs), rtol=1e-4)
+
+
+# -- Hugging Face's: a reference and a learner by name -----------------------------------------------------------------
+
+HF_T, HF_N = 8, 40
+HF: dict[str, Any] = {"task": "language", "tokenizer": f"ids:{HF_N}", "text_length": HF_T, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Flat shards 0.bin and 1.bin of 60 samples each, and two models of transformers', teacher/ and learner/."""
+    transformers = pytest.importorskip("transformers", reason="pip install 'rhostream[hf]'")
+    root = tmp_path_factory.mktemp("causal")
+    for shard in range(2):
+        ids = np.random.default_rng(shard).integers(0, HF_N, 60 * HF_T + 3)
+        (root / f"{shard}.bin").write_bytes(ids.astype("<u2").tobytes())
+    for seed, name in enumerate(("teacher", "learner")):
+        torch.manual_seed(seed)
+        config = transformers.GPT2Config(
+            vocab_size=HF_N, n_embd=16, n_layer=1, n_head=2, n_positions=HF_T, bos_token_id=7, resid_pdrop=0.0,
+            embd_pdrop=0.0, attn_pdrop=0.0,
+        )  # fmt: skip
+        transformers.GPT2LMHeadModel(config).save_pretrained(root / name)
+    return root
+
+
+def losses_of(model: Any, row: list[int]) -> list[float]:
+    """-log of the probability of each token, one forward for each, by what transformers gives of all before it."""
+    found = []
+    for t, id in enumerate(row):
+        before = torch.tensor([[model.config.bos_token_id, *row[:t]]])
+        found.append(-model(input_ids=before).logits[0, -1].double().log_softmax(0)[id].item())
+    return found
+
+
+@pytest.mark.slow
+def test_the_il_of_a_reference_by_name_is_what_transformers_says_of_each_token(causal: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    table = str(causal / "il")
+    rhostream.compute_il(str(causal / "*.bin"), out=table, reference=f"hf:{causal}/teacher", **HF)
+    theirs = AutoModelForCausalLM.from_pretrained(causal / "teacher").eval()
+    ids = np.frombuffer((causal / "0.bin").read_bytes(), "<u2")[: 60 * HF_T].reshape(-1, HF_T)
+    rows = pq.read_table(next((causal / "il").rglob("0.bin.parquet"))).to_pylist()
+    with torch.no_grad():
+        for row in (0, 17, 59):
+            expected = losses_of(theirs, ids[row].tolist())
+            np.testing.assert_allclose(rows[row]["il_tokens"], expected, rtol=2e-3)
+            assert rows[row]["il"] == pytest.approx(np.mean(expected), rel=1e-5)
+        network = models.build(
+            f"hf:{causal}/teacher", classes=1, vocabulary=HF_N + 1, length=HF_T, padding=HF_N, task="language"
+        ).eval()
+        short = torch.tensor([[3, 4, 5, *[HF_N] * 5]])  # filled up with what the model knows no id of
+        np.testing.assert_allclose(network(short)[0, :3], losses_of(theirs, [3, 4, 5]), rtol=1e-4)
+        assert torch.isnan(network(short)[0, 3:]).all()
+    with pytest.raises(MismatchError, match="reference"):
+        rhostream.compute_il(str(causal / "*.bin"), out=table, reference=f"hf:{causal}/learner", **HF)
+
+
+@pytest.mark.slow
+def test_a_learner_by_name_trains_on_the_tokens_of_the_largest_excess_and_resumes(causal: Path, tmp_path: Path) -> None:
+    shards, table, name = str(causal / "*.bin"), str(tmp_path / "il"), f"hf:{causal}/learner"
+    rhostream.compute_il(shards, out=table, reference=f"hf:{causal}/teacher", **HF)
+    how: dict[str, Any] = {
+        "model": name, "task": "language", "rule": "uniform", "buffer_size": 12, "batch_size": 12, "token_share": 0.5,
+        "optimizer": "sgd", "lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, "device": "cpu", "threads": 1,
+        "test_shards": str(causal / "1.bin"),
+    }  # fmt: skip
+    states = []
+    for folder, stops in (("one", (1,)), ("whole", (6,)), ("stopped", (2, 6))):
+        for steps in stops:
+            rhostream.train(shards, table, str(tmp_path / folder), steps=steps, **how)
+        saved = max((tmp_path / folder).rglob("model.safetensors"), key=lambda p: int(p.parts[-3][5:]))
+        states.append(load_file(saved))
+    assert all(torch.equal(states[1][k], states[2][k]) for k in states[1])
+    model = models.build(name, classes=1, vocabulary=HF_N + 1, length=HF_T, padding=HF_N, task="language")
+    first = next(iter(rhostream.open_stream(shards, table, buffer_size=12, il_tokens=True)))
+    loss_BT = model(first.input)
+    kept_BT = torch.from_numpy(chosen(loss_BT.detach().numpy(), first.il_tokens.float().numpy(), 0.5))
+    assert (kept_BT.sum(1) == HF_T // 2).all()
+    torch.stack([loss[kept].mean() for loss, kept in zip(loss_BT, kept_BT, strict=True)]).mean().backward()
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            assert torch.allclose(weight - 0.5 * weight.grad, states[0][key], atol=1e-6), key
+
+
+@pytest.mark.slow
+def test_a_model_by_name_that_knows_other_ids_is_refused_with_both_numbers(causal: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"vocabulary": HF_N + 1, "length": HF_T, "padding": HF_N, "task": "language"}
+    config = json.loads((causal / "teacher" / "config.json").read_text())
+    for name, change in (("endless", {"bos_token_id": None, "eos_token_id": 99}), ("wide", {"vocab_size": 1065})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({**config, **change}))
+    for folder, change, says in (
+        (causal / "teacher", {"vocabulary": HF_N + 2, "padding": HF_N + 1}, "knows 40 ids, the samples have 41"),
+        (tmp_path / "wide", {}, "knows 1,065 ids, the samples have 40"),
+        (causal / "teacher", {"length": HF_T + 1}, f"takes {HF_T} tokens, --text-length is {HF_T + 1}"),
+        (tmp_path / "endless", {}, "names neither a token that begins"),
+        (tmp_path / "nothing", {}, "there is no such folder"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            models.build(f"hf:{folder}", classes=1, initial=False, **{**given, **change})
+    small = LanguageLoss(Table(), V + 5, V + 4)
+    with pytest.raises(UsageError, match=f"gives {V} logits a token, the samples have {V + 4} ids"):
+        small(batch())

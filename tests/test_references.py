@@ -301,9 +301,9 @@ def test_there_is_one_source_of_il_and_options_of_the_other_are_refused(
     (tmp_path / "asked.json").write_text(f'{{"reference": "{BRIGHT}"}}')
     said = command(capsys, "compute-il", "--config", tmp_path / "asked.json", "--shards", *shards, "--out", out, code=2)
     assert "--reference" in said[1] and not Path(out).exists()
-    (tmp_path / "asked.json").write_text('{"reference": "hf:loads"}')  # hf.py of the current folder is never imported
+    (tmp_path / "asked.json").write_text('{"reference": "hf:./loads"}')  # hf.py of the current folder is never imported
     said = command(capsys, "compute-il", "--config", tmp_path / "asked.json", "--shards", *shards, "--out", out, code=2)
-    assert "'hf:loads'" in said[1] and "has no name here" in said[1]
+    assert "'hf:./loads'" in said[1] and "no such folder" in said[1]
 
 
 def test_what_a_strangers_table_says_of_a_reference_is_checked(made: Path, tmp_path: Path) -> None:

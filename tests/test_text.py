@@ -710,10 +710,10 @@ def test_a_proxy_of_text_makes_a_shortlist(text_world: Path, tmp_path: Path) -> 
     assert done.reasons["kept"] == 24 and done.reasons["shortlist"] > 0 and done.cost["proxy_trained"] == 24
 
 
-def test_the_names_of_tokenizers_are_of_four_kinds() -> None:
+def test_the_names_of_tokenizers_are_of_five_kinds() -> None:
     assert find_tokenizer("ids:50257").encode is None and find_tokenizer("bytes").vocabulary == 259
     assert from_json(made(WORDS, 9).to_json()) == made(WORDS, 9)
     for name in ("", "bytes:5", "hf:", "gpt2"):
-        with pytest.raises(UnknownNameError, match="known: bytes, hf:NAME, ids:N, words:N"):
+        with pytest.raises(UnknownNameError, match="known: bytes, hf:NAME, ids:N, open_clip:NAME, words:N"):
             find_tokenizer(name)
     assert CLASSES == 4

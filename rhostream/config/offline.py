@@ -166,7 +166,8 @@ class ComputeILConfig(_TableConfig):
     )  # fmt: skip
     il_model: str | None = setting(None, help="What fit-il wrote.", metavar="DIR", place=True)
     reference: str | Callable[..., Any] | None = setting(
-        None, help="Instead of an IL model a model that exists: package.module:function that gives it.",
+        None, help="Instead of an IL model a model that exists: torchvision:, timm:, hf: or open_clip:NAME with its "
+        "weights, or package.module:function (docs/references.md).",
         metavar="NAME", imports=True,
     )  # fmt: skip
     reference_id: str | None = setting(
@@ -187,8 +188,18 @@ class ComputeILConfig(_TableConfig):
         None, help=LABEL, heading=REFERENCE, metavar="FIELD|EXT", unset=".cls, else label of the .json"
     )
     class_names: str | None = setting(None, help=CLASS_NAMES, heading=REFERENCE, metavar="FILE", place=True)
-    tokenizer: str | None = setting(None, help=TOKENIZER, heading=REFERENCE, metavar="NAME", unset="words:30000")
+    prompts: str | None = setting(
+        None, help="Of a model of image and text: texts with {} for a class's name, one a line.", heading=REFERENCE,
+        metavar="FILE", place=True, unset="a photo of a {}.",
+    )  # fmt: skip
+    tokenizer: str | None = setting(
+        None, help=TOKENIZER, heading=REFERENCE, metavar="NAME", unset="the reference's, else words:30000"
+    )
     text_length: int | None = setting(None, help=TEXT_LENGTH, heading=REFERENCE, metavar="T", unset="128")
+    task: str | None = setting(
+        None, help="What the reference gives of a text.", heading=REFERENCE, choices=TASKS,
+        unset="language of a causal model by name, label of any other",
+    )  # fmt: skip
     out: str = setting(help="Where the IL table goes: one Parquet part a shard.", metavar="URL", place=True)
     min_accuracy: float | None = setting(None, help=MIN_ACCURACY, metavar="F")
     device: str | None = setting(None, help="cpu, cuda, cuda:1.", unset="cuda where there is one", command_line=False)

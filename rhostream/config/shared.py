@@ -9,7 +9,7 @@ ROOT = "Name the place of the shards, so that tables and logs survive when the d
 WORKERS = "Processes that read and decode."
 MODEL = "Built-in name, torchvision:NAME, timm:NAME or package.module:function; docs/models.md has them."
 INIT = "Start from these safetensors weights; the classifier may differ."
-TOKENIZER = "Of text: bytes, words:N, hf:NAME; ids:N for .npy arrays of ids."
+TOKENIZER = "Of text: bytes, words:N, hf:NAME; ids:N for .npy arrays and flat .bin or .npy files of ids."
 TEXT_LENGTH = "Tokens of a text; longer ones are cut."
 LOSS = (
     "cross_entropy, squared_error, binary_cross_entropy (of logits), or your module:function of (output, target): "

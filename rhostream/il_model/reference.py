@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from rhostream.errors import UsageError, users_code
-from rhostream.own_code import MODEL_PREFIXES, accepted, own_function
+from rhostream.models import of_task
+from rhostream.own_code import accepted, own_function
 from rhostream.samples.fields import Fields, Target
 from rhostream.samples.kind import Kind
 from rhostream.selection.losses import tensor_in_words
@@ -59,13 +60,15 @@ class Reference:
     scores: nn.Module | SampleLoss
     identity: str
     proved: bool  # False: the identity is what the user said
+    prompts: tuple[str, ...] = ()  # of one that compares pictures with names: what the names stand in
 
     def __repr__(self) -> str:
         return f"<reference {self.name}, {'identity' if self.proved else 'unproved identity'} {self.identity[:16]}>"
 
     def to_json(self) -> dict[str, Any]:
         """What a table's fingerprint is taken of."""
-        return {"name": self.name, "identity": self.identity, "proved": self.proved}
+        record = {"name": self.name, "identity": self.identity, "proved": self.proved}
+        return record | ({"prompts": list(self.prompts)} if self.prompts else {})
 
 
 def name_of_reference(reference: str | Callable[..., Any]) -> str:
@@ -91,8 +94,6 @@ def load_reference(
     """
     name = name_of_reference(reference)
     made: Any = reference
-    if isinstance(reference, str) and name.partition(":")[0] in MODEL_PREFIXES:
-        raise UsageError(f"reference {name!r}: a model of a library has no name here; name a function that makes it")
     if not isinstance(reference, nn.Module):
         maker = own_function("reference", name) if isinstance(reference, str) else reference
         offered = {"device": device, **kind.model_arguments()} | ({} if classes is None else {"classes": classes})
@@ -113,7 +114,9 @@ def load_reference(
         )
     if proof is not None and identity is not None:
         raise UsageError(f"--reference-id {identity!r}: reference {name!r} proves its own identity; leave it out")
-    scores = made.to(device).eval() if isinstance(made, nn.Module) else SampleLoss(name, made)
+    scores: nn.Module | SampleLoss = SampleLoss(name, made)
+    if isinstance(made, nn.Module):
+        scores = of_task(made, kind.model_arguments()).to(device).eval()
     return Reference(name, scores, _checked(proof or identity, name), proof is not None)
 
 
@@ -135,15 +138,19 @@ def _identity_of(made: Any, name: str, kind: Kind) -> str | None:
         if not isinstance(identity, str) or not identity:
             raise UsageError(f"the identity of reference {name!r} is {identity!r:.80}, expected a text")
         return identity
-    return _digest(made, kind) if isinstance(made, nn.Module) else None
-
-
-def _digest(network: nn.Module, kind: Kind) -> str | None:
-    """sha256 of the state by name and of the kind; None where there is no state, or one that isn't all tensors."""
-    state = network.state_dict()
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(made, nn.Module):
         return None
-    digest = hashlib.sha256(json.dumps(kind.to_json(), sort_keys=True).encode())
+    state = made.state_dict()
+    return digest_of(made, kind) if state and all(isinstance(value, Tensor) for value in state.values()) else None
+
+
+def digest_of(network: nn.Module, kind: Kind, beside: Mapping[str, Any] | None = None) -> str:
+    """sha256 of a network's state by name, of the kind, and of plain values beside them, where there are any.
+
+    Every value of the state is a tensor, on the CPU or not.
+    """
+    record = kind.to_json() | ({"beside": dict(beside)} if beside else {})
+    state, digest = network.state_dict(), hashlib.sha256(json.dumps(record, sort_keys=True).encode())
     for name, value in sorted(state.items()):
         digest.update(f"{name} {tensor_in_words(value)}\n".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

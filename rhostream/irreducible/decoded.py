@@ -12,6 +12,7 @@ from rhostream import models
 from rhostream.config.offline import ComputeILConfig, FitILConfig, IndexConfig
 from rhostream.errors import UsageError
 from rhostream.samples import registry
+from rhostream.samples.flat import are_flat
 from rhostream.samples.kind import Kind
 from rhostream.samples.wanted import Wanted
 from rhostream.selection.losses import loss_name, require_loss_of_samples, require_taken
@@ -38,7 +39,7 @@ def wanted_of(config: FitILConfig | ComputeILConfig) -> Wanted:
         text_length=config.text_length,
     )
     if isinstance(config, ComputeILConfig):
-        return wanted
+        return replace(wanted, task=config.task)
     of_model = config.model if config.model.startswith("hf:") else None
     task = config.task or models.task_of(config.model)
     return replace(wanted, tokenizer=wanted.tokenizer or of_model, task=task)
@@ -47,7 +48,8 @@ def wanted_of(config: FitILConfig | ComputeILConfig) -> Wanted:
 def kind_of(config: FitILConfig | ComputeILConfig, shards: list[tuple[str, str]]) -> Kind:
     """What samples of D are decoded to: the kind that is named or that options are of, else what most of those looked
     at are."""
-    where, wanted = redact(shards[0][0]), wanted_of(config)
+    where = redact(shards[0][0])
+    wanted = replace(wanted_of(config), flat=are_flat([url for url, _ in shards]))
     if config.kind is not None:
         require_one_kind(config)
         return registry.made(config.kind, wanted, None, tuple, where)
@@ -58,7 +60,7 @@ def kind_of(config: FitILConfig | ComputeILConfig, shards: list[tuple[str, str]]
         return _made(asked, wanted, seen, where)
     if wanted.tokenizer is not None and asked is not None:
         kind = registry.made(asked, wanted, None, tuple, where)
-        if not look(shards, kind=registry.undecided(asked), **config.lenient).kinds:
+        if kind.flat is None and not look(shards, kind=registry.undecided(asked), **config.lenient).kinds:
             raise UsageError(
                 f"--tokenizer {wanted.tokenizer} reads .{kind.main[0]} members, and the "
                 f"first samples of {where}, ... hold none that can be used"

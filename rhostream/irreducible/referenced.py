@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -12,11 +13,16 @@ from torch import nn
 from rhostream import storage
 from rhostream.config.offline import ComputeILConfig
 from rhostream.errors import UntrustedCodeError, UsageError
+from rhostream.il_model.named import is_of_library, load_named, options_for, require_kind, say_differences
 from rhostream.il_model.reference import Reference, load_reference, name_of_reference
+from rhostream.il_model.zero_shot import PROMPTS, read_prompts
 from rhostream.irreducible.asked import named
 from rhostream.irreducible.decoded import kind_of, label_of, require_one_kind, wanted_of
 from rhostream.irreducible.gate import beyond_classes
 from rhostream.irreducible.score import Scorer
+from rhostream.models.by_name import find_stored
+from rhostream.models.stored import Stored
+from rhostream.models.towers import Towers
 from rhostream.runs.macs import macs_per_sample
 from rhostream.samples import registry
 from rhostream.samples.kind import Kind
@@ -25,17 +31,20 @@ from rhostream.selection.losses import loss_name, require_loss_of_samples, requi
 from rhostream.selection.outputs import called, described
 from rhostream.setting import defaults_of, option_name, settings_of
 from rhostream.storage import redact
+from rhostream.stream.look import look
 from rhostream.stream.scan import ScanSettings
 from rhostream.tables import il
+from rhostream.tables.class_lists import LIST, read_class_list
+from rhostream.tables.classes import require_same_classes
 from rhostream.tables.il import TableInfo, reference_doubts
 
 OF_A_REFERENCE = (
     "reference_id", "classes", "content", "caption", "image_size", "channels", "resize", "image_member", "mean", "std",
-    "label", "class_names", "tokenizer", "text_length",
+    "label", "class_names", "tokenizer", "text_length", "task", "prompts",
 )  # fmt: skip
 _OF_SAMPLES = (
     "kind", "content", "caption", "image_size", "channels", "resize", "image_member", "mean", "std", "tokenizer",
-    "text_length",
+    "text_length", "task",
 )  # fmt: skip
 _OF_AN_IL_MODEL = ("il_model", "model", "min_accuracy")
 
@@ -45,7 +54,7 @@ def require_one_source(config: ComputeILConfig) -> None:
     if config.reference is None and not config.il_model:
         raise UsageError(
             "an IL model or a reference is needed: the folder that fit-il wrote (--il-model), or a model that exists "
-            "(--reference module:function)"
+            "(--reference NAME)"
         )
     others, source = (OF_A_REFERENCE, "--reference") if config.reference is None else (_OF_AN_IL_MODEL, "--il-model")
     for name in _given(config, others):
@@ -76,14 +85,23 @@ def of_reference(
     if there is not None and not there.reference:
         there = None  # of another making: `Target.open` says so
     shards = functools.cache(lambda: named(sources, roots))  # listed once, where they are looked at
-    kind, label = _kind(config, there, shards), label_of(config, there, shards)
+    model = find_stored(name) if is_of_library(config.reference) else None
+    kind, label = _kind(config, there, shards, model), label_of(config, there, shards)
     label.require_beside(kind)
+    beside = {} if model is None or kind.target is not None else _beside(model, shards)
+    labels = dict(model.labels) if isinstance(model, Stored) else {}
+    require_same_classes(label.class_names, labels, "--class-names", f"reference {name}")
     classes = config.classes or label.classes or (there.classes if there else None)
+    classes = classes or (max(beside) + 1 if beside else None)
     if kind.target is not None and config.classes is not None:
         raise UsageError(f"--classes {config.classes} is for classes, and {kind.target_in_words}")
     loss = _loss(config, kind, there)
     device = device_of(config.device or "auto")
-    reference = load_reference(config.reference, kind, classes, device, config.reference_id)
+    if model is None:
+        _refuse_prompts(config, name)
+        reference = load_reference(config.reference, kind, classes, device, config.reference_id)
+    else:
+        reference = _of_library(config, model, kind, label.class_names, classes, there, device)
     macs = None
     if isinstance(reference.scores, nn.Module):
         classes, macs = _tried(reference, reference.scores, kind, classes, loss, device)
@@ -105,30 +123,113 @@ def of_reference(
         | ({} if macs is None else {"macs": macs}),
         places=il.places_of(sources),
         content=kind.name,
-        class_names=label.class_names,
+        class_names={**labels, **label.class_names},
     )  # fmt: skip
     settings = ScanSettings(kind=kind, classes=classes, label=label, keep=keep, **config.lenient)
     kind.log(f"for the reference {name}")
-    return table, settings, Scorer([reference.scores], kind, loss, device)
+    return (
+        table,
+        settings,
+        Scorer([reference.scores], kind, "cross_entropy" if kind.task == "language" else loss, device),
+    )
 
 
-def examine(table: str, names: Sequence[str], quarantined: Mapping[str, int], info: TableInfo) -> list[str]:
-    """What is doubtful about the il of a reference: labels beyond its classes, and all that isn't known of it."""
-    return beyond_classes(quarantined, info.classes, "the reference") + reference_doubts(info.reference)
+def examine(
+    table: str, names: Sequence[str], quarantined: Mapping[str, int], info: TableInfo, labels: Mapping[int, int]
+) -> list[str]:
+    """What is doubtful about the il of a reference: labels beyond its classes, classes that no sample has a label of
+    (`labels`: samples that were read, by label), and all that isn't known of it."""
+    says = beyond_classes(quarantined, info.classes, "the reference") + reference_doubts(info.reference)
+    if labels and info.classes and is_of_library(info.reference["name"]) and (last := max(labels)) < info.classes - 1:
+        says.append(
+            f"labels go up to {last:,}, and the reference knows {info.classes:,} classes: where yours aren't numbered "
+            "as its own are, from 0 on, these il mean nothing; --class-names says what yours are called"
+        )
+    return says
 
 
-def _kind(config: ComputeILConfig, there: TableInfo | None, shards: Callable[[], list[tuple[str, str]]]) -> Kind:
+def _of_library(
+    config: ComputeILConfig,
+    model: Stored | Towers,
+    kind: Kind,
+    names: Mapping[int, str],
+    classes: int | None,
+    there: TableInfo | None,
+    device: torch.device,
+) -> Reference:
+    """The reference that a library's model is to these samples; in what it differs from them is said."""
+    if config.reference_id is not None:
+        raise UsageError(
+            f"--reference-id {config.reference_id!r}: {model.name!r} is proved by its weights; leave it out"
+        )
+    require_kind(model, kind)
+    prompts = tuple((there.reference if there else {}).get("prompts") or PROMPTS)
+    if isinstance(model, Stored):
+        _refuse_prompts(config, model.name)
+    elif config.prompts is not None:
+        prompts = read_prompts(config.prompts)
+    say_differences(model, kind)
+    return load_named(model, kind, names, classes, prompts, device)
+
+
+def _refuse_prompts(config: ComputeILConfig, name: str) -> None:
+    if config.prompts is not None:
+        raise UsageError(
+            f"--prompts {redact(config.prompts)} is for a model of image and text (hf: or open_clip:), which "
+            f"reference {name!r} is not"
+        )
+
+
+def _beside(model: Stored | Towers, shards: Callable[[], list[tuple[str, str]]]) -> dict[int, str]:
+    """The classes of the list that lies beside the shards, {} without one. Raises MismatchError for other names than
+    the model's own."""
+    folder = (shards() or [("", "")])[0][0].rpartition("/")[0]
+    if not storage.exists(url := storage.join(folder, LIST)):
+        return {}
+    names = read_class_list(url)
+    if isinstance(model, Stored):
+        require_same_classes(model.labels, names, f"reference {model.name}", redact(url))
+    return names
+
+
+def _kind(
+    config: ComputeILConfig,
+    there: TableInfo | None,
+    shards: Callable[[], list[tuple[str, str]]],
+    model: Stored | Towers | None,
+) -> Kind:
     require_one_kind(config)
     if there is not None and not [name for name in _given(config, _OF_SAMPLES) if name != "kind"]:
         known = there.kind_of_samples(config.kind, redact(config.out))
         return known.with_decoder(str(there.ingredients.get("decoder")))
     if config.kind is not None:
         return registry.made(config.kind, wanted_of(config), None, tuple, redact(config.out)).with_decoder("auto")
-    return kind_of(config, shards()).with_decoder("auto")
+    if model is None:
+        return kind_of(config, shards()).with_decoder("auto")
+    try:
+        return kind_of(_as_made_for(config, model, shards), shards()).with_decoder("auto")
+    except UsageError as exc:
+        exc.args = (f"reference {model.name!r} says what its samples have to be: {exc}",)
+        raise
+
+
+def _as_made_for(
+    config: ComputeILConfig, model: Stored | Towers, shards: Callable[[], list[tuple[str, str]]]
+) -> ComputeILConfig:
+    """The options, those that nobody gave as the model was made for them."""
+    options = options_for(model)
+    looked_at = "tokenizer" in options and config.tokenizer is None and config.content is None
+    if looked_at and (
+        (seen := look(shards(), **config.lenient).content) is None or "txt" not in registry.undecided(seen).main
+    ):
+        del options["tokenizer"]  # who made arrays of ids says how many there are
+    return replace(config, **{name: value for name, value in options.items() if not _given(config, [name])})
 
 
 def _loss(config: ComputeILConfig, kind: Kind, there: TableInfo | None) -> str:
     """The loss that il is of, by name."""
+    if kind.task == "language":
+        return loss_name(kind, config.loss or "cross_entropy")
     asked = config.loss
     if asked is None and there is not None:
         asked = str(there.ingredients.get("loss"))
@@ -155,6 +256,8 @@ def _tried(
     macs = macs_per_sample(network, example)
     if kind.target is not None:
         return None, macs
+    if kind.task == "language":
+        return 1, macs  # as of a language model that was fitted
     if output.ndim != 2:
         raise UsageError(f"reference {reference.name!r} gives {described(output)}, expected logits of shape (B, C)")
     if classes not in (None, output.shape[1]):

@@ -49,7 +49,8 @@ class Target:
     def open(self) -> None:
         """Make the table, or check that the one there is of the same making. Raises MismatchError."""
         self.info = il.make_or_match(self.out, self._asked)
-        self._classes = ClassNames(dict(self.info.class_names), "the IL model" if self.score else "the table")
+        of = "the reference or --class-names" if self.info.reference else "the IL model" if self.score else "the table"
+        self._classes = ClassNames(dict(self.info.class_names), of)
 
     @property
     def first(self) -> bool:

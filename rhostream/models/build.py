@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from rhostream.models.resnet import resnet18_small
 from rhostream.models.text import TEXT_MODELS, build_text, is_text
 from rhostream.models.zoo import build_from_zoo, is_from_zoo
 from rhostream.own_code import accepted, own_function
-from rhostream.selection.tokens import LanguageLoss
+from rhostream.selection.tokens import LanguageLoss, is_language
 
 _BUILT_IN: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
@@ -52,11 +52,15 @@ def build(name: str, *, classes: int | None, initial: bool = True, **made_for: A
     gets those of the keywords that it accepts. Raises UnknownNameError, UsageError, StorageError when weights can't be
     had.
     """
-    model = _built(name, classes, initial, made_for)
-    if made_for.get("task") == "language":
+    return of_task(_built(name, classes, initial, made_for), made_for)
+
+
+def of_task(model: nn.Module, made_for: Mapping[str, Any]) -> nn.Module:
+    """The model as what learns its task calls it: of language in a `LanguageLoss`, of pairs as `TwoTowers`."""
+    if made_for.get("task") == "language" and not is_language(model):
         return LanguageLoss(model, made_for["vocabulary"], made_for["padding"])
-    if made_for.get("task") == "pairs":
-        return model if isinstance(model, TwoTowers) else TwoTowers(model)
+    if made_for.get("task") == "pairs" and not isinstance(model, TwoTowers):
+        return TwoTowers(model)
     return model
 
 

@@ -3,7 +3,8 @@
 text-bag     the mean of word embeddings, then two layers: (B, C) logits
 text-cnn     convolutions of 3, 4 and 5 words over embeddings, max over the text (Kim 2014): (B, C) logits
 text-lm      a causal transformer: (B, T, V) logits, those at t predict the token at t
-hf:NAME      AutoModelForSequenceClassification of a local folder or the hub: (B, C) logits
+hf:NAME      AutoModelForSequenceClassification of a local folder or the hub: (B, C) logits; of the task language
+             AutoModelForCausalLM (`language`): (B, T, V) logits
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rhostream.errors import MissingExtraError, UsageError
+from rhostream.models.language import causal_lm
 
 HUGGING_FACE = "hf:"
 
@@ -26,25 +28,23 @@ def is_text(name: str) -> bool:
 
 
 def task_of(name: str) -> str:
-    """What a model of that name learns of a text: its `label`, or `language`, each token from those before."""
+    """What a model of that name learns of a text unless it is told: its `label`, or `language`, each token from those
+    before."""
     return "language" if name == "text-lm" else "label"
 
 
 def build_text(name: str, *, classes: int, vocabulary: int, length: int, padding: int, task: str,
                initial: bool = True) -> nn.Module:  # fmt: skip
     """The model of that name, its weights random but for `hf:` with `initial`. Raises UsageError, MissingExtraError."""
+    ids: dict[str, int] = {"vocabulary": vocabulary, "length": length, "padding": padding}
+    if name.startswith(HUGGING_FACE):
+        folder = name.removeprefix(HUGGING_FACE)
+        if task == "language":
+            return causal_lm(folder, initial=initial, **ids)
+        return hugging_face(folder, classes=classes, initial=initial, **ids)
     if task != task_of(name):
         raise UsageError(f"model {name!r} learns {task_of(name)}, and these samples are made for {task}")
-    if name.startswith(HUGGING_FACE):
-        return hugging_face(
-            name.removeprefix(HUGGING_FACE),
-            classes=classes,
-            vocabulary=vocabulary,
-            length=length,
-            padding=padding,
-            initial=initial,
-        )
-    return TEXT_MODELS[name](classes=classes, vocabulary=vocabulary, length=length, padding=padding)
+    return TEXT_MODELS[name](classes=classes, **ids)
 
 
 class TextBag(nn.Module):

@@ -70,6 +70,15 @@ def start_from(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
         LOG.info("%s has no classifier that fits: %s starts at random", source, head[0].rpartition(".")[0])
 
 
+def classes_in(state: Mapping[str, Tensor], model: nn.Module, source: str) -> int:
+    """How many classes the classifier in `state` has, weights of such a model. Raises MismatchError where a tensor of
+    it is missing, which would start at random."""
+    head = _stem_and_head(model)[1]
+    if lacking := [name for name in head if name not in state] or (["a classifier"] if not head else []):
+        raise MismatchError(f"{source} doesn't fit the model: it lacks {_some(lacking)}, which would start at random")
+    return len(state[head[0]])
+
+
 def _stem_and_head(model: nn.Module) -> tuple[str, list[str]]:
     """The name of the first convolution's weight ("" without one), and those of the last layer's weight and bias."""
     layers = [(name + "." if name else "", m) for name, m in model.named_modules()

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from rhostream.errors import MissingExtraError, StorageError, UnknownNameError, UsageError
-from rhostream.models.weights import start_from
+from rhostream.models.stored import Stored, named_classes, of_timm, of_torchvision
+from rhostream.models.weights import classes_in, read_weights, start_from
 
 LIBRARIES = ("torchvision", "timm")
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?\Z")  # so that no name is a place: timm takes hf-hub:... too
@@ -47,6 +48,64 @@ def build_from_zoo(name: str, *, image_size: int, channels: int, classes: int, i
             f"model {name!r} can't be made for images of {image_size} pixels and {channels} channels: "
             f"{' '.join(str(exc).split())[:300]}"
         ) from exc
+
+
+def stored_from_zoo(name: str) -> Stored:
+    """The classifier `library:NAME[@WEIGHTS]` as it is stored: for its own classes, channels and size.
+
+    Without WEIGHTS those that the library takes itself; WEIGHTS may be a .safetensors file. Raises as
+    `build_from_zoo`, MismatchError for a file of another network.
+    """
+    library, _, rest = name.partition(":")
+    architecture, at, weights = rest.partition("@")
+    file = weights if weights.endswith(".safetensors") else ""
+    if not _NAME.match(architecture) or (at and not file and not _NAME.match(weights)):
+        raise UsageError(f"model {name!r}: expected {library}:NAME, {library}:NAME@WEIGHTS or a .safetensors file")
+    make = _stored_torchvision if library == "torchvision" else _stored_timm
+    try:
+        return make(name, architecture, "" if file else weights, file)
+    except (AssertionError, TypeError, ValueError, RuntimeError) as exc:
+        raise UsageError(f"model {name!r} can't be had as stored: {' '.join(str(exc).split())[:300]}") from exc
+
+
+def _stored_torchvision(name: str, architecture: str, weights: str, file: str) -> Stored:
+    zoo = _library("torchvision", "torchvision.models", name)
+    _known(name, architecture, zoo.list_models(module=zoo), "torchvision.models.list_models()")
+    chosen = None
+    if not file:
+        chosen = _torchvision_weights(zoo, name, architecture, weights or "DEFAULT")
+        state = _fetched(name, lambda: chosen.get_state_dict(progress=True, check_hash=True, weights_only=True))
+    else:
+        state = read_weights(file)
+    options: dict[str, Any] = {}
+    if architecture in _WITH_AUXILIARY_HEADS:
+        options = {"aux_logits": False, "init_weights": True, "transform_input": chosen is not None}
+    model = zoo.get_model(architecture, weights=None, **options)
+    if (classes := classes_in(state, model, name)) != classes_in(model.state_dict(), model, name):
+        model = zoo.get_model(architecture, weights=None, num_classes=classes, **options)
+    start_from(model, state, file or name)
+    labels = {} if chosen is None else dict(enumerate(chosen.meta.get("categories") or ()))
+    seen = of_torchvision(None if chosen is None else chosen.transforms())
+    return Stored(name=name, model=model, gives="classes", takes="images", classes=classes, labels=labels, seen=seen)
+
+
+def _stored_timm(name: str, architecture: str, weights: str, file: str) -> Stored:
+    timm = _library("timm", "timm", name)
+    full = _timm_name(timm, name, architecture, weights)
+    if not file:
+        model = _fetched(name, lambda: timm.create_model(full, pretrained=True))
+        config, classes = dict(model.pretrained_cfg), int(model.num_classes)
+    else:
+        state, config = read_weights(file), {}
+        model = timm.create_model(full, pretrained=False)
+        if (classes := classes_in(state, model, name)) != classes_in(model.state_dict(), model, name):
+            model = timm.create_model(full, pretrained=False, num_classes=classes)
+        start_from(model, state, file)
+    return Stored(
+        name=name, model=model, gives="classes", takes="images", classes=classes, seen=of_timm(config),
+        labels=named_classes(dict(enumerate(config.get("label_names") or ()))),
+        channels=int((config.get("input_size") or (3,))[0]),
+    )  # fmt: skip
 
 
 def _torchvision(
@@ -94,6 +153,17 @@ def _timm(
     name: str, architecture: str, weights: str, image_size: int, channels: int, classes: int, initial: bool
 ) -> nn.Module:
     timm = _library("timm", "timm", name)
+    full = _timm_name(timm, name, architecture, weights)
+    options: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
+    config = timm.get_pretrained_cfg(full, allow_unregistered=True)
+    if config is not None and config.fixed_input_size:
+        options["img_size"] = image_size
+    fetch = bool(weights) and initial
+    return _fetched(name, lambda: timm.create_model(full, pretrained=fetch, **options))  # type: ignore[no-any-return]
+
+
+def _timm_name(timm: ModuleType, name: str, architecture: str, weights: str) -> str:
+    """As timm has it, its weights behind a point."""
     base, _, tag = architecture.partition(".")
     _known(name, base, timm.list_models(), "timm.list_models()")
     if tag:
@@ -102,13 +172,7 @@ def _timm(
         known = [pretrained.partition(".")[2] for pretrained in timm.list_pretrained(f"{base}.*")]
         if weights not in known:
             raise UnknownNameError.of(f"weights of timm:{base}", weights, known)
-    full = f"{base}.{weights}" if weights else base
-    options: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
-    config = timm.get_pretrained_cfg(full, allow_unregistered=True)
-    if config is not None and config.fixed_input_size:
-        options["img_size"] = image_size
-    fetch = bool(weights) and initial
-    return _fetched(name, lambda: timm.create_model(full, pretrained=fetch, **options))  # type: ignore[no-any-return]
+    return f"{base}.{weights}" if weights else base
 
 
 def _library(library: str, module: str, name: str) -> ModuleType:
@@ -143,5 +207,5 @@ def _fetched(name: str, fetch: Callable[[], Any]) -> Any:
     except OSError as exc:  # urllib's, requests' and the hub's are of this kind
         raise StorageError(
             f"weights of model {name!r} can't be had: {' '.join(str(exc).split())[:300]}; "
-            "where there is no network, give a safetensors file with --init"
+            "where there is no network, give a safetensors file: with --init, or of a reference behind the @"
         ) from exc

@@ -11,17 +11,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from rhostream.errors import UsageError
 from rhostream.samples.fields import Fields, Input
+from rhostream.samples.flat import Flat
 from rhostream.samples.wanted import Wanted
-
-if TYPE_CHECKING:
-    pass
 
 OK = "ok"
 DECODE = "decode"  # the --augment of a kind of the user's own that `augments`
@@ -78,6 +76,7 @@ class Kind:
     takes: frozenset[str] = frozenset()  # options of `Wanted` that are its own
     plural: str = "first members"  # its first member in words, of several samples
     first_of_several: str = "the one that lies first in the tar"  # of several that could be the first member
+    flat: Flat | None = None  # how samples are cut from flat files; None: they are members of tars
     augments: bool = False  # whether `decode` makes use of an rng: then kept samples may be decoded again with one
     why: str = ""  # what was wrong with the sample that was refused last, where the status doesn't say it all
     otherwise: str = ""  # what to ask for where samples lack its members, the end of a sentence
@@ -133,9 +132,12 @@ class Kind:
         return self.inputs(self.blank(n, view))
 
     def blamed(self, status: str) -> str | None:
-        """The member that a status speaks of; None: the first that isn't there, is empty or too large, else the
-        first."""
+        """The member that a status speaks of; None: the first that can't be read, else the first."""
         return None
+
+    def meant(self, member: str, data: bytes) -> bool:
+        """Whether a member beside the first holds what is meant, for a look at a few samples."""
+        return True
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that the kind is made of."""

@@ -3,6 +3,7 @@
     bytes          the bytes of UTF-8, 259 ids
     words:30000    lower-cased words and signs, each hashed to an id: the same on every machine, nothing to learn
     hf:NAME        a Hugging Face tokenizer, of a local folder or of the hub (extra [hf]), never with code of its own
+    open_clip:NAME that of an architecture of open_clip's
     ids:50257      none: the samples are .npy arrays of ids already, below that number (which itself is the filling)
 
 What a name means is a `Tokenizer`; its digest is that of all that decides its ids, so it belongs to a fingerprint.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from typing import Any
 from rhostream.errors import MissingExtraError, UnknownNameError, UsageError
 
 DEFAULT = "words:30000"
-KINDS = ("bytes", "words:N", "hf:NAME", "ids:N")
+KINDS = ("bytes", "words:N", "hf:NAME", "open_clip:NAME", "ids:N")
 MAX_IDS = 10_000_000
 PAD, END, FIRST = 0, 1, 2  # of the built-in ones: filling, end of the text, the first id of its own
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -56,6 +58,8 @@ def find_tokenizer(name: str, fetch: bool = False) -> Tokenizer:
         return Tokenizer(number + 1, number, "", None)
     if kind == "hf" and rest:
         return _hugging_face(rest, fetch)
+    if kind == "open_clip" and rest:
+        return _open_clip(rest)
     raise UnknownNameError.of("tokenizer", name, KINDS)
 
 
@@ -121,3 +125,28 @@ def _hugging_face(name: str, fetch: bool) -> Tokenizer:
         return ids
 
     return Tokenizer(max(len(made), backend.get_vocab_size()), int(padding), digest, encode)
+
+
+def _open_clip(name: str) -> Tokenizer:
+    """Its tokenizers cut, end and fill up a text themselves, each in its way: the filling is what stands behind one."""
+    try:
+        library = importlib.import_module("open_clip")
+    except ImportError as exc:
+        raise MissingExtraError("open_clip is not installed: pip install open_clip_torch") from exc
+    try:
+        made: Any = library.get_tokenizer(name)
+    except Exception as exc:  # of its own, and of transformers' beneath
+        why = " ".join(str(exc).split())[:300]
+        raise UsageError(f"tokenizer 'open_clip:{name}' can't be loaded: {why}; expected a name of its models") from exc
+    padding = int(made(["a"], context_length=77)[0, -1])
+    inner = getattr(made, "tokenizer", None)  # of transformers', in those that aren't CLIP's own
+    words = made.encoder if inner is None else inner.get_vocab()
+    digest = hashlib.sha256(f"{type(made).__name__}\0{padding}\0{sorted(words.items())}".encode()).hexdigest()[:16]
+
+    def encode(text: str, most: int) -> list[int]:
+        ids: list[int] = made([text[: _CHARACTERS * most]], context_length=most)[0].tolist()
+        while ids and ids[-1] == padding:
+            ids.pop()
+        return ids
+
+    return Tokenizer(max(words.values()) + 1, padding, digest, encode)

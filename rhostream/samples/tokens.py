@@ -1,37 +1,27 @@
 """Token ids that are there already: one .npy member, an array of integers, read strictly, nothing ever unpickled.
 
-numpy's own reader evaluates the header as Python and, asked to, unpickles object arrays. Here the header has to be the
-text that `numpy.save` writes for a one-dimensional array of integers, to the byte.
+Flat files of ids, without a tar around them, are cut into samples of T ids each: see `flat`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from rhostream.errors import UsageError
-from rhostream.samples.kind import OK, Preview, View
+from rhostream.samples.flat import Flat, width_of
+from rhostream.samples.kind import OK, Kind, Preview, View
+from rhostream.samples.npy import BadTokens, array_of
 from rhostream.samples.text import TOKENS, Row, TextKind
 from rhostream.samples.wanted import Wanted
 
 MAX_BYTES = 64 << 20
-_MAGIC = b"\x93NUMPY"
-MAX_HEADER = 1024  # bytes; what numpy writes for one dimension takes 118
-_HEADER = re.compile(
-    rb"\{'descr': '([^']{1,8})', 'fortran_order': (?:False|True), 'shape': \(([0-9, ]{0,40})\), \} *\n"
-    rb"\Z"
-)
-_INTEGERS = re.compile(r"[<>|=]?[iu][1248]\Z")
-
-
-class BadTokens(Exception):
-    """Why the bytes hold no token ids, as a status."""
+WIDTHS = (1, 2, 4, 8)  # bytes of an id
 
 
 def token_ids(data: bytes, most: int, *, whole: bool = True) -> npt.NDArray[np.int64]:
@@ -43,17 +33,10 @@ def token_ids(data: bytes, most: int, *, whole: bool = True) -> npt.NDArray[np.i
         raise BadTokens("tokens:empty")
     if len(data) > MAX_BYTES:
         raise BadTokens("tokens:too_large")
-    if data[:6] != _MAGIC or len(data) < 12 or data[6] not in (1, 2, 3):
-        raise BadTokens("tokens:broken")
-    start = 10 if data[6] == 1 else 12
-    length = int.from_bytes(data[8:start], "little")
-    found = _HEADER.match(data[start : start + length]) if length <= MAX_HEADER else None
-    if found is None:
-        raise BadTokens("tokens:broken")
-    kind, shape = found[1].decode("latin-1"), [n for n in found[2].decode().replace(" ", "").split(",") if n]
-    if not _INTEGERS.match(kind) or len(shape) != 1:
+    dtype, shape, body = array_of(data)
+    if len(shape) != 1:
         raise BadTokens("tokens:type")
-    dtype, count, body = np.dtype(kind), int(shape[0]), start + length
+    count = shape[0]
     if whole and body + count * dtype.itemsize != len(data):
         raise BadTokens("tokens:broken")
     if not count:
@@ -66,7 +49,12 @@ def token_ids(data: bytes, most: int, *, whole: bool = True) -> npt.NDArray[np.i
 
 @dataclass(frozen=True, kw_only=True)
 class TokensKind(TextKind):
-    """Arrays of token ids, cut and filled up like those of a text; `tokenizer` is `ids:N`, and N is the filling."""
+    """Arrays of token ids, cut and filled up like those of a text; `tokenizer` is `ids:N`, and N is the filling.
+
+    `stride`: samples are cut from flat files, each so many ids, which is the `length`; 0: they are members of tars.
+    """
+
+    stride: int = 0
 
     name = "tokens"
     members = MappingProxyType({"tokens": ("npy",)})
@@ -80,13 +68,56 @@ class TokensKind(TextKind):
         """Into `out["tokens"]` (T,); returns "ok" or the status of a bad array."""
         row = out[TOKENS]
         try:
-            ids = token_ids(members["tokens"], len(row))
+            ids = self._flat_ids(members["tokens"]) if self.stride else token_ids(members["tokens"], len(row))
         except BadTokens as bad:
             return str(bad)
         if ids.min() < 0 or ids.max() >= self.padding:  # the id behind the last one
             return "tokens:range"
         row[: len(ids)], row[len(ids) :] = ids, self.padding
         return OK
+
+    def _flat_ids(self, data: bytes) -> npt.NDArray[np.unsignedinteger[Any]]:
+        """A sample of a flat file: T ids of as many bytes each as there are for it. A negative one is beyond all."""
+        width, rest = divmod(len(data), self.stride)
+        if rest or width not in WIDTHS:
+            raise BadTokens("tokens:broken")
+        return np.frombuffer(data, f"<u{width}")
+
+    @property
+    def flat(self) -> Flat | None:  # type: ignore[override]
+        """How samples are cut from flat files, where they are."""
+        return Flat(self.stride, self.padding) if self.stride else None
+
+    def to_json(self) -> dict[str, Any]:
+        """As of a text; what isn't asked for leaves no trace, as before it could be."""
+        record = super().to_json()
+        return {name: value for name, value in record.items() if name != "stride" or value}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`."""
+        return replace(super().from_json(record), stride=int(record.get("stride", 0)))
+
+    @classmethod
+    def check(cls, record: Mapping[str, Any]) -> None:
+        """Raise ValueError for a stranger's record that can't be."""
+        super().check(record)
+        if record.get("stride", record["length"]) != record["length"]:
+            raise ValueError(f"stride is {record['stride']!r:.40}, expected the length {record['length']}")
+
+    @classmethod
+    def made(cls, wanted: Wanted, known: Kind | None, sizes: Callable[[], Sequence[Any]], where: str) -> Self:
+        """As of a text; samples that are cut from flat files stay those that they are."""
+        made = super().made(wanted, known, sizes, where)
+        if wanted.flat and made.task != "language":
+            raise UsageError(f"{where} is a flat file of ids, which has no labels: its task is language (--task)")
+        stride = known.stride if isinstance(known, cls) else made.length if wanted.flat else 0
+        if stride and made.length != stride:
+            raise UsageError(
+                f"--text-length {made.length}: {where} holds sequences of {stride} ids, cut from flat files; make a "
+                "table of others"
+            )
+        return replace(made, stride=stride)
 
     @classmethod
     def asked_by(cls, wanted: Wanted) -> bool:
@@ -104,8 +135,17 @@ class TokensKind(TextKind):
 
     def preview(self, members: Mapping[str, bytes], record: Mapping[str, Any]) -> Preview:
         """The first ids; nothing for bytes that hold none."""
+        data, stride, vocabulary = (
+            members["tokens"],
+            record.get("preprocess_stride"),
+            record.get("preprocess_vocabulary"),
+        )
         try:
-            ids = token_ids(members["tokens"], 40, whole=False)
-        except BadTokens:
+            if isinstance(stride, int) and isinstance(vocabulary, int):  # a sample of a flat file, maybe its beginning
+                width = width_of(data, vocabulary - 1)
+                ids: npt.NDArray[Any] = np.frombuffer(data[: 40 * width], f"<u{width}")
+            else:
+                ids = token_ids(data, 40, whole=False)
+        except (BadTokens, ValueError):
             return Preview()
         return Preview(text=" ".join(map(str, ids.tolist())) + " …")

@@ -22,6 +22,7 @@ class Wanted:
     text_length: int | None = None
     caption: str | None = None  # the field of the .json that holds it
     task: str | None = None  # of the model, whatever the samples are
+    flat: bool = False  # whether the shards are called as flat files of ids are
 
     def __post_init__(self) -> None:
         if self.channels not in (None, 1, 3):

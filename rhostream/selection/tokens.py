@@ -54,8 +54,15 @@ class LanguageLoss(nn.Module):
                 f"a model of language gives logits (B, T, V) for ids (B, T): expected {tuple(x.shape)} "
                 f"and V, got {tuple(logits.shape)}"
             )
+        # The filling is no token, and where it is the last id a model may have no logit of it.
+        if logits.shape[2] < (ids := self.vocabulary - (self.padding == self.vocabulary - 1)):
+            raise UsageError(
+                f"the model of language gives {logits.shape[2]:,} logits a token, the samples have {ids:,} ids"
+            )
         logits = logits.float()
-        loss = functional.cross_entropy(logits.flatten(0, 1), x.flatten(), reduction="none").view(x.shape)
+        loss = functional.cross_entropy(
+            logits.flatten(0, 1), x.flatten(), reduction="none", ignore_index=self.padding
+        ).view(x.shape)
         there = x != self.padding
         return loss.masked_fill(~there, math.nan), (logits.detach().argmax(2) == x) & there
 

@@ -10,6 +10,7 @@ from enum import IntEnum
 from zlib import adler32
 
 from rhostream.errors import ShardError
+from rhostream.samples.flat import is_flat
 from rhostream.samples.registry import USED_EXTENSIONS
 from rhostream.storage import redact
 
@@ -186,7 +187,10 @@ def bad_header(shard: str, position: int, header: bytes) -> ShardError:
     if position == 0:
         if (compressed := compressed_error(shard, header)) is not None:
             return compressed
-        return ShardError(f"shard {redact(shard)} is not a tar: its first header has a wrong checksum")
+        flat = "; a flat file of ids is read with --tokenizer ids:N, --text-length T and a model of language"
+        return ShardError(
+            f"shard {redact(shard)} is not a tar: its first header has a wrong checksum{flat if is_flat(shard) else ''}"
+        )
     return ShardError(f"shard {redact(shard)}: corrupt header at offset {position:,} (wrong checksum)")
 
 

@@ -18,6 +18,7 @@ from rhostream.stream.apart import Apart
 from rhostream.stream.batch import Batch
 from rhostream.stream.chunks import Chunk, End, ScanSettings
 from rhostream.stream.columns import Columns
+from rhostream.stream.flat import FlatWalk
 from rhostream.stream.inflate import Inflated, plain
 from rhostream.stream.lowest import Lowest, numbers
 from rhostream.stream.seen import Seen
@@ -49,15 +50,7 @@ class ShardScan:
         self._compression = "gzip" if inflated else ""
         self._source = Windows(self._reader, whole=inflated is None)
         self._small = SmallMembers(self._settings, self._columns, self._source, self._name)
-        label = self._settings.label
-        self._walk: TarWalk = TarWalk(
-            self._source,
-            self._name,
-            accept_missing_eof=self._settings.accept_missing_eof,
-            label=label.member,
-            label_bytes=label.max_bytes,
-            members=tuple(self._kind.members.values()),
-        )
+        self._walk = self._walked(self._source)
         chunk = self._settings.chunk
         if self._lowest is not None:
             yield from self._drawn(chunk, self._lowest)
@@ -72,6 +65,19 @@ class ShardScan:
         self._sha256 = inflated.sha256 if inflated else self._source.sha256()
         if not self._reader.unchanged() or size != self._identity.size or not (self._sha256 or ranged):
             raise self._changed()
+
+    def _walked(self, source: Windows) -> TarWalk | FlatWalk:
+        if self._kind.flat is not None:
+            return FlatWalk(source, self._name, self._kind.flat, self._kind.main[0])
+        label = self._settings.label
+        return TarWalk(
+            source,
+            self._name,
+            accept_missing_eof=self._settings.accept_missing_eof,
+            label=label.member,
+            label_bytes=label.max_bytes,
+            members=tuple(self._kind.members.values()),
+        )
 
     def changed(self) -> ChangedError | None:
         """Whether the shard is another one than was opened: then what was wrong with its bytes means nothing."""
@@ -102,6 +108,8 @@ class ShardScan:
                 f"{where}: {self._walk.links:,} of its {seen:,} members are links, which are never "
                 "followed: write it with `tar --dereference --hard-dereference`"
             )
+        if self._walk.rest:
+            notes["rest"] = f"{where}: its last {self._walk.rest:,} ids fill no sample and are left out"
         several, order = self._walk.several, self._kind.order
         if several:
             taken = f"the first of {', '.join(order)} that is there" if order else self._kind.first_of_several

@@ -77,7 +77,7 @@ class TarWalk:
         self._shard, self._accept = shard, accept_missing_eof
         self._label, self._label_bytes = label, label_bytes
         self.members_seen = self.members_ignored = self.samples_seen = self.pickles = 0
-        self.links = self.several = 0
+        self.links = self.several = self.rest = 0  # a tar has no rest; see `FlatWalk`
         self._swallowed = 0
         self._first_swallowed: tuple[bytes, str] | None = None
         self.missing_eof = False

@@ -113,8 +113,9 @@ class Settings(TrainConfig):
 
     @property
     def asked_tokenizer(self) -> str | None:
-        """As given; a Hugging Face model's own where none is."""
-        return self.tokenizer or (self.model if self.model.startswith("hf:") else None)
+        """As given; a Hugging Face model's own where none is, but of language, whose il is of the table's tokens."""
+        own = self.model.startswith("hf:") and self.found_task != "language"
+        return self.tokenizer or (self.model if own else None)
 
     @property
     def found_task(self) -> str:

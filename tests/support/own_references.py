@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rhostream.models.text import TextLM
 from rhostream.samples.fields import Fields
 
 CALLS: list[dict[str, Any]] = []
@@ -103,3 +104,10 @@ def asking(*, classes: int) -> nn.Module:
 def empty() -> nn.Module:
     """A network without weights, of which a digest would say nothing."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+
+
+def of_language(*, vocabulary: int, length: int, padding: int) -> nn.Module:
+    """A model of language: logits (B, T, V), those at t for the token at t."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return TextLM(classes=1, vocabulary=vocabulary, length=length, padding=padding, width=16, layers=1, heads=2)
