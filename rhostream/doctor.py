@@ -44,6 +44,16 @@ EXTRAS = {
     "tensorboard": ("tensorboard",),
     "hf": ("transformers",),
 }
+# Of models by name: what is imported, the distribution that brings it, what it can't do without, and how it is had.
+LIBRARIES = {
+    "torchvision:NAME": ("torchvision", "torchvision", (), "the torchvision that fits torch"),
+    "timm:NAME": ("timm", "timm", ("torchvision",), "timm, beside the torchvision that fits torch"),
+    "hf:NAME": ("transformers", "transformers", (), "'rhostream[hf]'"),
+    "open_clip:NAME": (
+        "open_clip", "open_clip_torch", ("torchvision", "timm"),
+        "open_clip_torch, beside the torchvision that fits torch",
+    ),
+}  # fmt: skip
 OWN, CREDENTIALS = "RHOSTREAM_", ("AWS_", "GOOGLE_")
 
 
@@ -53,6 +63,7 @@ class Environment:
 
     versions: dict[str, str]  # "" for what isn't installed
     extras: dict[str, str]  # version of its package, or the pip line that brings it
+    models: dict[str, str]  # prefix of a model's name -> version of its library, or what it needs
     decoder: str  # what "auto" takes
     decoders: list[str]  # what can be asked for
     cpu: str
@@ -116,6 +127,7 @@ def examine_environment() -> Environment:
     return Environment(
         versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         extras={name: _extra(name, packages) for name, packages in EXTRAS.items()},
+        models={name: _library(*library) for name, library in LIBRARIES.items()},
         decoder=decoder("auto")[0], decoders=[name for name in DECODERS if _can_decode(name)],
         cpu=cpu_name(), cores=cores(), threads=torch.get_num_threads(),
         bfloat16={name: bf16_supported(torch.device(name))
@@ -139,6 +151,16 @@ def _extra(name: str, packages: tuple[str, ...]) -> str:
     if all(importlib.util.find_spec(package) for package in packages):
         return ", ".join(f"{package} {_version(package)}".strip() for package in packages)
     return f"pip install 'rhostream[{name}]'"
+
+
+def _library(module: str, package: str, needed: tuple[str, ...], how: str) -> str:
+    """Of a library of models, which is looked for and not imported: that would take seconds."""
+    fitting = how.replace("fits torch", f"fits torch {torch.__version__.partition('+')[0]}")
+    if not importlib.util.find_spec(module):
+        return f"pip install {fitting}"
+    lacking = [other for other in needed if not importlib.util.find_spec(other)]
+    without = f", which doesn't load without {' and '.join(lacking)}: pip install {fitting}" if lacking else ""
+    return f"{package} {_version(package)}".strip() + without
 
 
 def _can_decode(name: str) -> bool:
@@ -197,6 +219,7 @@ def render_environment(e: Environment) -> str:
     bf16 = ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in e.bfloat16.items())
     lines = ["Versions"] + [f"  {name:12} {version or 'not installed'}" for name, version in e.versions.items()]
     lines += ["Extras"] + [f"  {name:12} {found}" for name, found in e.extras.items()]
+    lines += ["Models by name"] + [f"  {name:18} {found}" for name, found in e.models.items()]
     lines += [
         "Machine",
         f"  {'cpu':12} {e.cpu}, {e.cores} cores for this process, {e.threads} torch threads",
