@@ -22,6 +22,7 @@ import torch
 from rhostream import storage
 from rhostream.errors import RhostreamError, UsageError
 from rhostream.inert import names_a_secret
+from rhostream.models.libraries import LIBRARIES, needs
 from rhostream.samples.decoders import DECODERS, decoder
 from rhostream.selection.hardware import bf16_supported, cores
 
@@ -44,16 +45,6 @@ EXTRAS = {
     "tensorboard": ("tensorboard",),
     "hf": ("transformers",),
 }
-# Of models by name: what is imported, the distribution that brings it, what it can't do without, and how it is had.
-LIBRARIES = {
-    "torchvision:NAME": ("torchvision", "torchvision", (), "the torchvision that fits torch"),
-    "timm:NAME": ("timm", "timm", ("torchvision",), "timm, beside the torchvision that fits torch"),
-    "hf:NAME": ("transformers", "transformers", (), "'rhostream[hf]'"),
-    "open_clip:NAME": (
-        "open_clip", "open_clip_torch", ("torchvision", "timm"),
-        "open_clip_torch, beside the torchvision that fits torch",
-    ),
-}  # fmt: skip
 OWN, CREDENTIALS = "RHOSTREAM_", ("AWS_", "GOOGLE_")
 
 
@@ -127,7 +118,7 @@ def examine_environment() -> Environment:
     return Environment(
         versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         extras={name: _extra(name, packages) for name, packages in EXTRAS.items()},
-        models={name: _library(*library) for name, library in LIBRARIES.items()},
+        models={name: needs(*library) for name, library in LIBRARIES.items()},
         decoder=decoder("auto")[0], decoders=[name for name in DECODERS if _can_decode(name)],
         cpu=cpu_name(), cores=cores(), threads=torch.get_num_threads(),
         bfloat16={name: bf16_supported(torch.device(name))
@@ -151,16 +142,6 @@ def _extra(name: str, packages: tuple[str, ...]) -> str:
     if all(importlib.util.find_spec(package) for package in packages):
         return ", ".join(f"{package} {_version(package)}".strip() for package in packages)
     return f"pip install 'rhostream[{name}]'"
-
-
-def _library(module: str, package: str, needed: tuple[str, ...], how: str) -> str:
-    """Of a library of models, which is looked for and not imported: that would take seconds."""
-    fitting = how.replace("fits torch", f"fits torch {torch.__version__.partition('+')[0]}")
-    if not importlib.util.find_spec(module):
-        return f"pip install {fitting}"
-    lacking = [other for other in needed if not importlib.util.find_spec(other)]
-    without = f", which doesn't load without {' and '.join(lacking)}: pip install {fitting}" if lacking else ""
-    return f"{package} {_version(package)}".strip() + without
 
 
 def _can_decode(name: str) -> bool:
