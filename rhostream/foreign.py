@@ -265,7 +265,7 @@ def checked_facts(facts: T) -> T:
     checked_count(part.samples, "samples", 0, MAX_SAMPLES)
     for name in ("shard_size", "members_seen", "members_used", "members_ignored", "il_rows", "in_holdout", "apart"):
         checked_count(getattr(part, name), name, 0, 2**62)
-    for name in ("fingerprint", "kind", "shard", "shard_tag", "shard_sha256", "compression"):
+    for name in ("fingerprint", "kind", "shard", "shard_tag", "shard_sha256", "compression", "vectors"):
         require_type(getattr(part, name), str, name)
     for name in ("statuses", "bad_fields"):
         checked_counts(getattr(part, name), name)

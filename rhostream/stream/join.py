@@ -97,6 +97,7 @@ class JoinSettings:
     sources: Sources | None = None  # how samples' sources are named
     columns: tuple[str, ...] = ()  # columns of the table that a rule looks at; see `checked_columns`
     filters: tuple[str, ...] = ()  # those that prefilters look at, of which a null is no reason to leave a row out
+    vectors: int = 0  # D: the vectors of the table's reference come along; see `vectors.width_of`
 
     def __post_init__(self) -> None:
         if self.missing_il not in POLICIES:
@@ -151,7 +152,7 @@ class Join:
         self._table = table
         self._settings = settings
         self._open_shards = open_shards
-        self._most_readers = min(open_shards, max(8, _handles() // 4))
+        self.most_readers = min(open_shards, max(8, _handles() // 4))
         self._parts: OrderedDict[int, il.Part] = OrderedDict()
         self._readers: OrderedDict[int, Reader] = OrderedDict()
         self._copies: dict[int, storage.Identity] = {}  # shards with a new time or ETag that are proved to be the same
@@ -248,7 +249,7 @@ class Join:
         """The shard of that index, open. Raises StaleShardError when it isn't the one that was indexed."""
         reader = self._readers.pop(shard, None)
         if reader is None:
-            while len(self._readers) >= self._most_readers:
+            while len(self._readers) >= self.most_readers:
                 self._readers.popitem(last=False)[1].close()
             reader = self._open(shard)
         elif not reader.unchanged():
