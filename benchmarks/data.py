@@ -19,6 +19,12 @@ CLASSES = 10
 PACKAGE = "mate-backgrounds"  # Debian's; its abstract pictures are left out, the photographs of nature taken
 REAL, SYNTHETIC = f"random crops of Debian's {PACKAGE}", "synthetic photographs"
 APT_SECONDS = 300
+WORDS = tuple(
+    f"{a}{b}{c}"
+    for a in ("", "re", "un", "photo")
+    for b in ("st", "gl", "br", "m")
+    for c in ("one", "ate", "een", "ow", "ight", "y")
+)  # of captions
 
 
 def photographs(shards: int = 24, samples: int = 500, size: tuple[int, int] = (256, 256)) -> tuple[list[str], str]:
@@ -36,6 +42,24 @@ def photographs(shards: int = 24, samples: int = 500, size: tuple[int, int] = (2
 def photos(shards: int = 8, samples: int = 500, size: int = 256) -> list[str]:
     """Shards of synthetic `size` x `size` JPEGs of about 13 KB."""
     return _shards(f"photos-{size}-{shards}x{samples}", shards, samples, "jpg", lambda rng: _photo(rng, size))
+
+
+def captioned(shards: int = 8, samples: int = 500, size: tuple[int, int] = (256, 256)) -> tuple[list[str], str]:
+    """Shards of pairs as img2dataset writes them, of 5 to 20 words each, and what the pictures are."""
+    width, height = size
+    try:
+        sources, origin = _sources(), REAL
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        sources, origin = (), SYNTHETIC
+
+    def sample(rng: np.random.Generator, number: int) -> dict[str, Any]:
+        words = [WORDS[n] for n in rng.integers(0, len(WORDS), int(rng.integers(5, 21))).tolist()]
+        image = _crop(rng, _opened(sources), size) if sources else _photo(rng, max(size))
+        caption = f"{' '.join(words).capitalize()}."
+        return {"jpg": image, "json": {"caption": caption, "url": f"https://example.com/{number}"}, "txt": caption}
+
+    kind = "crops" if sources else "photos"
+    return _written(f"captioned-{kind}-{width}x{height}-{shards}x{samples}", shards, samples, sample, mtime=0), origin
 
 
 def drawings(shards: int = 60, samples: int = 100, size: int = 28) -> list[str]:

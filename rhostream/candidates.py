@@ -89,6 +89,10 @@ class Candidates:
         None  # (B,) index into `source_names`, on the host; where the stream was asked
     )
     source_names: tuple[str, ...] | None = None
+    columns: Fields | None = None  # (B,) float32 each, of the table, NaN where there is none; where asked for
+    reference: Tensor | None = (
+        None  # (B, 2 D + 2) float32 of the table's reference: `contrastive.Pairs`; where asked for
+    )
     slice: Slice | None = None  # which part of the buffer of all ranks it is; None: one of equal parts
     on_host: Candidates | None = field(default=None, repr=False)  # what it was before `to`, for decisions and the log
 
@@ -180,6 +184,8 @@ class Candidates:
             fold=None if self.fold is None else self.fold[rows],
             il_tokens=None if self.il_tokens is None else self.il_tokens.index_select(0, index),
             source=None if self.source is None else self.source[rows],
+            columns=None if self.columns is None else self.columns[index.to(self.il.device)],
+            reference=None if self.reference is None else self.reference[index.to(self.il.device)],
             slice=None,
             on_host=None if self.on_host is None else self.on_host.take(rows),
         )
@@ -191,7 +197,10 @@ class Candidates:
             return self
         move: Callable[[Tensor], Tensor] = lambda t: t.to(device, non_blocking=True)  # noqa: E731
         fields = None if self.fields is None else self.fields.to(device, non_blocking=True)
-        return replace(self, label=move(self.label), il=move(self.il), fields=fields, on_host=self.host)
+        columns = None if self.columns is None else self.columns.to(device, non_blocking=True)
+        reference = None if self.reference is None else move(self.reference)
+        return replace(self, label=move(self.label), il=move(self.il), fields=fields, columns=columns,
+                       reference=reference, on_host=self.host)  # fmt: skip
 
 
 def _of_some(full: ReadFull, taken: npt.NDArray[np.int64]) -> ReadFull:

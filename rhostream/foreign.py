@@ -201,9 +201,20 @@ def checked_judges(judged: Any, on_d: Any) -> None:
     if judged:
         require_type(judged.get("on"), str, "on of judged")
         _number(judged.get("samples"), "samples of judged")
-    there = ("samples", "left_out", *(("loss", "loss_error", "accuracy") if on_d.get("samples") else ()))
-    for name in there if on_d else ():
+    there = ("samples", "left_out", *(("loss", "loss_error") if on_d.get("samples") else ()))
+    for name in (*there, *(("accuracy",) if "accuracy" in on_d else ())) if on_d else ():  # of a target, none
         _number(on_d.get(name), f"{name} of on_d")
+
+
+def checked_bank(bank: Any) -> None:
+    """What il of pairs was taken against: digests, one a network, and n. Raises ValueError."""
+    if bank is None:
+        return
+    require_type(bank, dict, "bank")
+    digests = bank.get("sha256")
+    if not isinstance(digests, list) or not all(isinstance(one, str) for one in digests):
+        raise ValueError("bank names no digests of its files")
+    _number(bank.get("batch_size"), "batch_size of the bank")
 
 
 def _number(value: Any, name: str) -> None:
@@ -222,6 +233,7 @@ def checked_table(info: T, kinds: Container[str]) -> T:
         raise ValueError(f"il_dtype is {str(table.ingredients['il_dtype'])[:40]!r}, expected float32 or float16")
     checked_resize(table.ingredients)
     checked_reference(table.ingredients.get("reference"))
+    checked_bank(table.ingredients.get("bank"))
     if strange := [k for k, v in table.keep.items() if not isinstance(v, str) or v not in kinds]:
         raise ValueError(f"keep has the field {strange[0][:40]!r} of an unknown type")
     if not all(isinstance(v, str) for v in table.roots.values()):
@@ -253,7 +265,7 @@ def checked_facts(facts: T) -> T:
     checked_count(part.samples, "samples", 0, MAX_SAMPLES)
     for name in ("shard_size", "members_seen", "members_used", "members_ignored", "il_rows", "in_holdout", "apart"):
         checked_count(getattr(part, name), name, 0, 2**62)
-    for name in ("fingerprint", "kind", "shard", "shard_tag", "shard_sha256", "compression"):
+    for name in ("fingerprint", "kind", "shard", "shard_tag", "shard_sha256", "compression", "vectors"):
         require_type(getattr(part, name), str, name)
     for name in ("statuses", "bad_fields"):
         checked_counts(getattr(part, name), name)

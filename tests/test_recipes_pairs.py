@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -17,13 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from rhostream.errors import UnknownNameError, UsageError
+from rhostream.errors import MissingExtraError, UnknownNameError, UsageError
 from shards import make as make_program
 from shards.attributes import BRIGHTNESS, RANGES, ROTATIONS, every_caption
 from shards.check import check
+from shards.icons import read_icons, read_sets
 from shards.make import make
 from shards.pairs import draw_swaps
-from shards.recipes import captions
+from shards.recipes import captions, icons
 from shards.sample import Sample, SampleSet
 from tests.support import recipe_sources as sources
 
@@ -210,3 +212,93 @@ def test_which_captions_are_swapped_and_whose_they_are_is_drawn_evenly() -> None
     swapped = np.flatnonzero(givers != np.arange(7000))
     assert abs(np.mean(swapped) - 3500) < 150 and abs(np.mean(givers[swapped]) - 3500) < 150
     assert all(300 < count < 500 for count in Counter((swapped % 7).tolist()).values())
+
+
+# -- icons -----------------------------------------------------------------------------------------------------------
+
+WORDS = {("plain", "2fa"): "2fa", ("plain", "arrow-left"): "arrow left", ("plain", "box-16"): "box",
+         ("plain", "box-24-fill"): "box fill", ("wide", "box"): "box", ("wide", "flag-red"): "flag red"}  # fmt: skip
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    return sources.icons(tmp_path / "node_modules" / "@iconify" / "json")
+
+
+def test_icons_of_free_licences_have_their_names_in_words_and_what_cannot_be_shown_is_counted(package: Path) -> None:
+    records, folder = read_sets(package, ["MIT", "Apache-2.0"], [])
+    assert sorted(records) == ["plain", "wide"] and folder == package
+    found, notes = read_icons(folder, records)
+    assert {(icon.set, icon.name): icon.words for icon in found} == WORDS
+    (note,) = notes
+    for said in ("1 hidden", "1 of another form", "1 saying what another", "2 with text or other files inside"):
+        assert said in note
+    assert {icon.name: icon.box for icon in found if icon.set == "wide"} == {
+        "box": (0, 0, 16, 10), "flag-red": (0, 0, 40, 10)
+    }  # fmt: skip
+
+
+def test_sets_and_licences_are_chosen_by_name_and_no_set_comes_in_without_its_licence(package: Path) -> None:
+    top = package.parents[2]
+    assert sorted(read_sets(top, ["MIT", "GPL-3.0"], [])[0]) == ["other", "plain"]  # found where npm puts it
+    assert sorted(read_sets(top, ["MIT", "GPL-3.0"], ["other"])[0]) == ["other"]
+    with pytest.raises(UsageError, match=r"other are GPL-3\.0, not MIT.*--licences"):
+        read_sets(top, ["MIT"], ["other"])
+    with pytest.raises(UnknownNameError, match="did you mean 'plain'"):
+        read_sets(top, ["MIT"], ["plian"])
+    with pytest.raises(UnknownNameError, match=r"did you mean 'Apache-2\.0'"):
+        read_sets(top, ["Apache 2.0"], [])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("collections.json", "[1]", "collections.json is not a JSON object"),
+        ("collections.json", "{}", "unknown licence"),
+        ("json/plain.json", None, "plain.json does not exist; unpack"),
+        ("json/plain.json", "{" * 9, "can't be read as JSON"),
+        ("json/plain.json", '{"icons": {"a": {"body": 3}}}', "'?a'? has no body"),
+        ("json/plain.json", '{"icons": {"a": 3}}', "has no body"),
+        ("json/plain.json", '{"icons": []}', "has no icons"),
+    ],
+)
+def test_a_broken_package_is_refused_by_the_file(package: Path, file: str, content: str | None, message: str) -> None:
+    path = package / file
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(UsageError, match=message):
+        records, folder = read_sets(package, ["MIT"], [])
+        read_icons(folder, records)
+
+
+def test_without_what_draws_the_extra_is_named_and_nothing_is_written(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'rhostream\[icons\]'"):
+        make("icons", tmp_path / "out", source=package)
+    assert not (tmp_path / "out").exists()
+
+
+def test_icons_are_drawn_as_they_are(package: Path, tmp_path: Path) -> None:
+    pytest.importorskip("resvg_py", reason="the extra [icons] is not installed")
+    summary = make("icons", tmp_path / "out", source=package, size=24)
+    assert summary.samples == 6 and "sets by licence: MIT 1, Apache-2.0 1" in summary.notes
+    assert check([tmp_path / "out"], expect_samples=6).ok
+    drawn = {(s.facts["set"], s.facts["icon"]): s for s in loaded(icons.samples(source=package, size=24))}
+    assert {name: sample.caption for name, sample in drawn.items()} == WORDS
+    left = np.full((24, 24, 3), 255, np.uint8)
+    left[:, :12] = 0
+    assert np.array_equal(image(drawn["plain", "arrow-left"]), left)
+    assert np.array_equal(image(drawn["plain", "2fa"])[:12], np.zeros((12, 24, 3)))
+    flag = image(drawn["wide", "flag-red"])  # 40 x 10 in 24 x 24: a band of six rows
+    assert flag[:9].min() == flag[15:].min() == 255 and flag[10:14].tolist() == [[[255, 0, 0]] * 24] * 4
+    facts = drawn["wide", "flag-red"].facts
+    assert (facts["licence"], facts["author"], facts["set_name"]) == ("Apache-2.0", "A. Person", "Wide")
+    assert drawn["plain", "box-16"].facts["group"] == drawn["plain", "box-24-fill"].facts["group"]
+    swapped = loaded(icons.samples(source=package, swap=0.5))
+    assert sum(s.facts["swapped"] for s in swapped) == 3
+    with pytest.raises(UsageError, match=r"size 5, expected 8"):
+        icons.samples(source=package, size=5)
+    (package / "json" / "wide.json").write_text('{"icons": {"a": {"body": "<path d=\'M0 0"}}}')
+    with pytest.raises(UsageError, match="wide:a can't be drawn"):
+        icons.samples(source=package, sets="wide").load(0)

@@ -1,6 +1,6 @@
 """Pictures of what was kept and skipped: decoded and encoded again by us, so no byte of a shard reaches a page.
 
-Of a text its beginning is shown, which the page escapes.
+Of a text its beginning is shown, which the page escapes, and of a pair the picture above it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from rhostream.audit.runs import RunFolder
 from rhostream.audit.views import Ledger
 from rhostream.errors import RhostreamError
 from rhostream.samples import registry
+from rhostream.samples.kind import Kind
 from rhostream.samples.registry import IMAGES
 from rhostream.storage import Reader
 from rhostream.tables import il as il_table
@@ -38,7 +39,8 @@ WITH looks AS (
 SELECT * EXCLUDE (turn) FROM turns ORDER BY turn, {order}, shard, ordinal LIMIT $pictures
 """
 # What the headings are decided by. A share of the table alone would call the worst of a clean table noise, a number of
-# nats alone most of a table whose labels are hard: noise is both, and learnt is a label that is nearly certain.
+# nats alone most of a table whose labels are hard: noise is both, and learnt is a label that is nearly certain. Nats of
+# what isn't the loss of a class mean no chance: there noise and learnt are shares alone.
 NOISE_SHARE = 0.1  # of the samples that were looked at, those with the highest il
 NOISE_IL = math.log(2)  # nats: the IL model gives the label less than an even chance
 LEARNT_LOSS = -math.log(0.9)  # nats: the model gives the label at least 90 %
@@ -46,7 +48,9 @@ _LIMITS = """
 WITH samples_seen AS (SELECT any_value(il)::DOUBLE AS il FROM selections WHERE isfinite(il) GROUP BY shard, ordinal),
 skipped AS (
     SELECT max(il) FILTER (isfinite(il))::DOUBLE AS highest_il,
-        min(loss) FILTER (isfinite(loss) AND step >= (SELECT max(step) FROM selections) * 3 / 4)::DOUBLE AS lowest_loss
+        min(loss) FILTER (isfinite(loss) AND step >= (SELECT max(step) FROM selections) * 3 / 4)::DOUBLE AS lowest_loss,
+        quantile_cont(loss, $share) FILTER (isfinite(loss) AND step >= (SELECT max(step) FROM selections) * 3 / 4)
+            ::DOUBLE AS low_loss
     FROM selections WHERE reason = 'below'
 ), cut AS (
     SELECT greatest(quantile_cont(il, 1 - $share), $least) AS noise_il, quantile_cont(il, 1 - $share) AS top_il
@@ -65,7 +69,7 @@ class Picture:
     row: dict[str, Any]  # shard, ordinal, key, label, step, loss, il, score
     image: str | None = None  # all of the picture
     seen: str | None = None  # what the model saw of it, where that differs
-    text: str | None = None  # the beginning of a sample that is text
+    text: str | None = None  # the beginning of a sample that is text, or of a pair's caption
     facts: dict[str, Any] = field(default_factory=dict)  # predicted, true_label, is_noisy
 
 
@@ -81,9 +85,12 @@ class Gallery:
 
 def galleries(ledger: Ledger) -> tuple[list[Gallery], str]:
     """The galleries of the ledger's only run (each class in its turn), and a note on what could not be shown."""
-    (limits,) = ledger.sql(_LIMITS, {"share": NOISE_SHARE, "least": NOISE_IL}).to_pylist()
+    classes = not ledger.runs[0].no_class
+    least = NOISE_IL if classes else -math.inf
+    (limits,) = ledger.sql(_LIMITS, {"share": NOISE_SHARE, "least": least}).to_pylist()
     found = []
-    for gallery, where, order, limit in (_early(limits), _noise(limits), _learnt(limits)):
+    chosen = (_noise(limits), _learnt(limits)) if classes else (_hardest(limits), _easiest(limits))
+    for gallery, where, order, limit in (_early(limits), *chosen):
         rows = ledger.sql(_CHOSEN.format(where=where, order=order), {"pictures": PICTURES, "limit": limit}).to_pylist()
         found.append(replace(gallery, pictures=[Picture(row) for row in rows]))
     pictures = [picture for gallery in found for picture in gallery.pictures]
@@ -132,6 +139,29 @@ def _learnt(limits: Mapping[str, Any]) -> _Chosen:
     return Gallery("Skipped as learnt", says, [], empty), f"{where} AND loss < $limit", "loss", LEARNT_LOSS
 
 
+def _hardest(limits: Mapping[str, Any]) -> _Chosen:
+    cut, where = limits["top_il"], "reason = 'below' AND isfinite(il) AND il > $limit"
+    if cut is None:
+        return Gallery("Skipped as noise", "", [], _NOT_SEEN), where, "il DESC", 0.0
+    says = (
+        f"Skipped with il above {cut:.2f} nats, the highest {100 * limits['noise_share']:.1f} % of the samples looked "
+        "at: what even the IL model finds hard, so a high loss promises nothing. Samples that are wrong gather here."
+    )
+    return Gallery("Skipped as noise", says, [], _NOT_SEEN), where, "il DESC", cut
+
+
+def _easiest(limits: Mapping[str, Any]) -> _Chosen:
+    last, low = limits["last_step"] or 0, limits["low_loss"]
+    where = "reason = 'below' AND isfinite(loss) AND step >= (SELECT max(step) FROM selections) * 3 / 4"
+    if low is None:
+        return Gallery("Skipped as learnt", "", [], _NOT_SEEN), where, "loss", 0.0
+    says = (
+        f"Skipped in the last quarter of the run, from step {-(-last * 3 // 4):,} on, with a loss of at most {low:.2f} "
+        f"nats: the lowest {100 * NOISE_SHARE:.0f} % of what was skipped then."
+    )
+    return Gallery("Skipped as learnt", says, [], _NOT_SEEN), f"{where} AND loss <= $limit", "loss", low
+
+
 class _Pictures:
     """Reads images by the offsets of the parts; a part or shard that can't be had is tried once."""
 
@@ -139,6 +169,7 @@ class _Pictures:
         self._run, self._roots = run, roots
         self._parts: dict[str, tuple[pa.Table, dict[str, Any]] | None] = {}
         self._readers: dict[str, Reader | None] = {}
+        self._kinds: dict[str, Kind] = {}
         self.reason = "the sample has no image that can be decoded"
 
     def fill(self, picture: Picture) -> None:
@@ -149,23 +180,39 @@ class _Pictures:
         row = part[0].slice(ordinal, 1).to_pylist()[0]
         picture.facts = {k: row[k] for k in ("predicted", "true_label", "is_noisy") if k in row}
         content = str(part[1].get("content", IMAGES.name))
-        kind = registry.BUILT_IN[content]() if content in registry.BUILT_IN else None
+        kind = self._kind(content)
         if kind is None or not kind.preview_bytes:
             self.reason = f"samples of the kind {content} have no picture"
             return
-        member = next((m for m in row["members"] or () if m["ext"] in kind.main), None)
-        reader = self._reader(shard, int(part[1]["shard_size"])) if member else None
-        if member is None or reader is None:
+        held = {
+            name: next((m for m in row["members"] or () if m["ext"] in extensions), None)
+            for name, extensions in kind.members.items()
+        }
+        if None in held.values() or (reader := self._reader(shard, int(part[1]["shard_size"]))) is None:
             return
         try:
-            data = reader.pread(min(member["size"], kind.preview_bytes), member["offset"])
-            seen = kind.preview({next(iter(kind.members)): data}, self._run.settings)
+            data = {n: reader.pread(min(m["size"], kind.preview_bytes), m["offset"]) for n, m in held.items() if m}
+            seen = kind.preview(data, self._run.settings)
             picture.image, picture.seen = (
                 None if png is None else uri(png, "image/png") for png in (seen.image, seen.seen)
             )
             picture.text = seen.text
         except (RhostreamError, OSError) as exc:
             self.reason = _said(exc)
+
+    def _kind(self, content: str) -> Kind | None:
+        """The kind of that name as the table has it, or by its name alone; None for a user's own."""
+        if content not in registry.BUILT_IN:
+            return None
+        if content not in self._kinds:
+            self._kinds[content] = registry.undecided(content)
+            try:
+                info = il_table.open_info(self._run.il_url or "")
+                if info.content == content:
+                    self._kinds[content] = info.kind_of_samples()
+            except RhostreamError:
+                pass  # the part, which is there, says enough
+        return self._kinds[content]
 
     def _part(self, shard: str) -> tuple[pa.Table, dict[str, Any]] | None:
         if shard not in self._parts:

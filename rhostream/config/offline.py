@@ -194,6 +194,10 @@ class ComputeILConfig(_TableConfig):
         None, help="Of a model of image and text: texts with {} for a class's name, one a line.", heading=REFERENCE,
         metavar="FILE", place=True, unset="a photo of a {}.",
     )  # fmt: skip
+    batch_size: int | None = setting(
+        None, help="Of pairs: n of the batches that the reference learned by, in which il is its loss.",
+        heading=REFERENCE, metavar="N",
+    )  # fmt: skip
     tokenizer: str | None = setting(
         None, help=TOKENIZER, heading=REFERENCE, metavar="NAME", unset="the reference's, else words:30000"
     )

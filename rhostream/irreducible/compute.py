@@ -64,8 +64,8 @@ def compute_il(config: ComputeILConfig) -> Summary:
     `reference`: instead of an IL model a model that exists, `package.module:function` or that function itself, called
     once, or a `torch.nn.Module`. What it gives is a network of logits, or takes (fields, target) and gives one loss a
     sample, (n,) float32. `reference_id` names one that has no `identity()`. What the samples are is given by
-    `image_size`, `tokenizer`, `kind`, ... as to `fit_il`, or found by a look; `loss` says what il is, cross_entropy by
-    default.
+    `content`, `image_size`, `tokenizer`, `kind`, ... as to `fit_il`, or found by a look; `loss` says what il is,
+    cross_entropy by default.
 
     Raises UsageError (settings, unwritable place, code that wasn't named), MismatchError (a table of another model),
     QualityError, BudgetError (too much is bad), Interrupted after a signal.

@@ -71,7 +71,8 @@ def fit_il(config: FitILConfig) -> ModelInfo:
 
     What the samples are, `image_size`, `channels` and `resize` ("crop", "squash" or "pad") are chosen from a look at a
     few samples of D (`look`) unless they are given, and logged. `image_member`: "jpg", or "jpg,png": of several images
-    in a sample the first of these extensions is meant, and a sample without any has no image.
+    in a sample the first of these extensions is meant, and a sample without any has no image. `content` names a kind:
+    image, text, tokens, or pair, whose captions are the .txt, or the field `caption` of the .json.
 
     Where the samples are text (`tokenizer` is given, or most of those looked at have a .txt and no image):
     `text_length` tokens of `tokenizer`, of which the model learns the `task` "label" or "language" (the default of

@@ -7,7 +7,7 @@ A model has `encode_image` (n, C, H, W) and `encode_text` (n, L), each to (n, D)
 
 so chunks, ranks and precisions treat it as any output. The losses of it are in `selection/contrastive.py`.
 
-pair-small   four convolutions beside three over tokens, 64 numbers each: for two cores
+pair-small   four convolutions beside two over tokens, vectors of 64: for two cores
 """
 
 from __future__ import annotations
@@ -56,24 +56,27 @@ class TwoTowers(nn.Module):
 
 
 class PairSmall(nn.Module):
-    """Two small convolutional towers; logit_scale and logit_bias begin as SigLIP's."""
+    """Two small towers: four convolutions over the picture, two over the tokens of which the mean counts.
+
+    logit_bias begins where SigLIP's batches of some hundred do, so that vectors needn't fall together first.
+    """
 
     def __init__(
         self, *, image_size: int, channels: int, vocabulary: int, length: int, padding: int, width: int = 64
     ) -> None:
         super().__init__()
-        layers, found = [], channels
+        layers, found = list[nn.Module](), channels
         for filters in (32, 64, 96, 128):
-            layers += [nn.Conv2d(found, filters, 3, 2, 1, bias=False), nn.GroupNorm(8, filters), nn.ReLU()]
+            layers += [nn.Conv2d(found, filters, 3, 2, 1, bias=False), nn.GroupNorm(8, filters), nn.Tanh()]
             found = filters
         side = -(-image_size // 16)
         self.image = nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * side * side, width))
         self.padding = padding
-        self.embedding = nn.Embedding(vocabulary, 64, padding_idx=padding)
-        self.text = nn.ModuleList([nn.Conv1d(64, 96, 5, 1, 2), nn.Conv1d(96, 96, 5, 2, 2), nn.Conv1d(96, 128, 5, 2, 2)])
-        self.head = nn.Linear(128, width)
+        self.embedding = nn.Embedding(vocabulary, 96, padding_idx=padding)
+        self.near = nn.ModuleList([nn.Conv1d(96, 96, 5, padding=2), nn.Conv1d(96, 96, 5, padding=2)])
+        self.text = nn.Linear(96, width)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
-        self.logit_bias = nn.Parameter(torch.tensor(-10.0))
+        self.logit_bias = nn.Parameter(torch.tensor(-5.0))
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(n, C, H, W) to (n, D)."""
@@ -81,13 +84,11 @@ class PairSmall(nn.Module):
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(n, L) int64 to (n, D); positions of padding count for nothing."""
-        there = (tokens != self.padding).unsqueeze(1)
+        there = (tokens != self.padding).unsqueeze(1).float()
         x = self.embedding(tokens).transpose(1, 2)
-        for layer in self.text:
-            x = functional.relu(layer(x * there))
-            step = -(-there.shape[2] // x.shape[2])
-            there = functional.max_pool1d(there.float(), step, ceil_mode=True).bool()
-        return self.head((x * there).amax(2))  # type: ignore[no-any-return]
+        for layer in self.near:
+            x = (x + functional.tanh(layer(x))) * there
+        return self.text(x.sum(2) / there.sum(2).clamp(min=1))  # type: ignore[no-any-return]
 
 
 PAIR_MODELS = {"pair-small": PairSmall}

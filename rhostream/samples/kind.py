@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,6 @@ from rhostream.errors import UsageError
 from rhostream.samples.fields import Fields, Input
 from rhostream.samples.flat import Flat
 from rhostream.samples.wanted import Wanted
-
-if TYPE_CHECKING:
-    pass
 
 OK = "ok"
 DECODE = "decode"  # the --augment of a kind of the user's own that `augments`
@@ -135,9 +132,12 @@ class Kind:
         return self.inputs(self.blank(n, view))
 
     def blamed(self, status: str) -> str | None:
-        """The member that a status speaks of; None: the first that isn't there, is empty or too large, else the
-        first."""
+        """The member that a status speaks of; None: the first that can't be read, else the first."""
         return None
+
+    def meant(self, member: str, data: bytes) -> bool:
+        """Whether a member beside the first holds what is meant, for a look at a few samples."""
+        return True
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that the kind is made of."""

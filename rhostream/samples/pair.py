@@ -106,13 +106,9 @@ class PairKind(Kind):
         except UnicodeEncodeError as exc:  # half a surrogate pair, which JSON can spell
             raise BadSample("text:encoding", "") from exc
 
-    def inputs(self, fields: Fields) -> Fields:  # type: ignore[override]
+    def inputs(self, fields: Fields) -> Fields:
         """`pixels` float32 (n, C, H, W), normalised, and `tokens` int64 (n, T)."""
         return Fields({PIXELS: self.image.inputs(fields), TOKENS: self.text.inputs(fields)})
-
-    def example(self, n: int = 1, view: View = None) -> Fields:  # type: ignore[override]
-        """A model's input of n pairs that mean nothing."""
-        return Fields({PIXELS: self.image.example(n, view), TOKENS: self.text.example(n, view)})
 
     def with_decoder(self, name: str) -> PairKind:
         """With a decoder of images, the tokenizer found and proved. Raises as either kind does."""
@@ -215,6 +211,11 @@ class PairKind(Kind):
         return f"--content {self.name}{caption} {self.image.options()} {self.text.options()}"
 
     @property
+    def small_models(self) -> tuple[str, str]:
+        """Two small towers."""
+        return ("pair-small",) * 2
+
+    @property
     def order(self) -> tuple[str, ...]:
         """Of the image."""
         return self.image.order
@@ -235,6 +236,13 @@ class PairKind(Kind):
     def probe(self, read: Callable[[int], bytes], size: int) -> tuple[bool, Sides | None]:
         """Of the image."""
         return self.image.probe(read, size)
+
+    def meant(self, member: str, data: bytes) -> bool:
+        """Whether there is a caption in it."""
+        try:
+            return bool(self._caption(data))
+        except BadSample:
+            return False
 
     def log(self, there: str) -> None:
         """Say what images become."""

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from rhostream.errors import NonFiniteError
 from rhostream.selection.adjust.shape import Buffer
-from rhostream.selection.choice import Choice, largest, sampled
+from rhostream.selection.choice import Choice, largest, once_each, sampled
 from rhostream.selection.options import Options
 from rhostream.selection.rules import Rule
 
@@ -34,6 +34,8 @@ class Chooser:
         if self.rule.sampled:
             self.see(buffer)
             return sampled(buffer)
+        if buffer.chosen_B is not None:
+            return once_each(np.flatnonzero(buffer.chosen_B), len(buffer.chosen_B))
         return largest(buffer, self.adjusts)
 
     def pays(self, buffer_size: int, batch_size: int) -> bool:

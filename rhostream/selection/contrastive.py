@@ -143,7 +143,7 @@ def _rest(query_ND: Tensor, other_MD: Tensor, in_M: Tensor, pairs: Pairs, loss: 
     for start in range(0, len(query_ND), BLOCK):
         block_cD = query_ND[start : start + BLOCK]
         rows = len(block_cD)
-        logit_cM = _logits(functional.pad(block_cD, (0, 0, 0, BLOCK - rows)), other_MD, pairs)[:rows]
+        logit_cM = logits(functional.pad(block_cD, (0, 0, 0, BLOCK - rows)), other_MD, pairs)[:rows]
         counts_cM = in_M.expand(rows, -1)
         if place_N is not None:
             counts_cM = counts_cM & (number_M != place_N[start : start + BLOCK, None])
@@ -168,7 +168,7 @@ def batch_loss_n(output: Tensor, loss: str) -> Tensor:
     clip the pair's symmetric cross-entropy.
     """
     pairs = Pairs.of(output)
-    logit_nn = _logits(pairs.image_ND, pairs.text_ND, pairs)
+    logit_nn = logits(pairs.image_ND, pairs.text_ND, pairs)
     if _is_siglip(loss):
         sign_nn = 1 - 2 * torch.eye(len(pairs), dtype=logit_nn.dtype, device=logit_nn.device)
         return softplus(sign_nn * logit_nn).sum(1)
@@ -183,7 +183,7 @@ def softplus(x: Tensor) -> Tensor:
     return -functional.logsigmoid(-x)
 
 
-def _logits(image_ND: Tensor, text_MD: Tensor, pairs: Pairs) -> Tensor:
+def logits(image_ND: Tensor, text_MD: Tensor, pairs: Pairs) -> Tensor:
     """L (N, M), not in half precision even where autocast is on: il and loss are to be the same quantity."""
     with torch.autocast(image_ND.device.type, enabled=False):
         return pairs.scale * (image_ND @ text_MD.T) + pairs.bias

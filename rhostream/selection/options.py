@@ -90,6 +90,19 @@ class Options:
     )
     tau: bool = option(False, "grad_norm_is: uniform until importance sampling pays.", adjust="tau")
     mc_draws: int = option(10, "Forwards with dropout on, for the rules that compare them.", metavar="K", words=None)
+    column: str | Iterable[str] | None = option(
+        None,
+        "The columns of the table that the rule looks at: kept fields of numbers, or similarity.",
+        metavar="NAME,...",
+        joined=True,
+        words="by",
+    )
+    joint_chunks: int = option(
+        16, "Of a joint rule (jest): how many chunks it chooses in.", metavar="N", words="chunks"
+    )
+    joint_negatives: float = option(
+        1.0, "Of a joint rule: how much the other pairs of a batch weigh.", metavar="W", words="negatives weigh"
+    )
     shadow: str | Iterable[str] | None = option(
         None,
         "Also log what these rules would have kept of the same forward.",
@@ -113,6 +126,10 @@ class Options:
             raise UsageError(f"--deduplicate {self.deduplicate:g}: expected a correlation above 0 and at most 1")
         if self.mc_draws < 1:
             raise UsageError(f"--mc-draws {self.mc_draws}: expected at least 1")
+        if self.joint_chunks < 1:
+            raise UsageError(f"--joint-chunks {self.joint_chunks}: expected at least 1")
+        if not 0 < self.joint_negatives < math.inf:
+            raise UsageError(f"--joint-negatives {self.joint_negatives:g}: expected a weight above 0")
         _ = self.kept_schedule, self.quota, self.source_quota, self.shadows, self.adjusts
 
     @classmethod
@@ -151,8 +168,17 @@ class Options:
     @property
     def shadows(self) -> tuple[Rule, ...]:
         """The shadow rules, each once, in the order in which they were named."""
-        names = self.shadow.split(",") if isinstance(self.shadow, str) else self.shadow or ()
-        return tuple(find_rule(name) for name in dict.fromkeys(n.strip() for n in names if n.strip()))
+        return tuple(find_rule(name) for name in _listed(self.shadow))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the table that --column names, each once."""
+        return _listed(self.column)
+
+    def columns_for(self, rule: Rule) -> tuple[str, ...]:
+        """Every column of the table that the rule, its shadows or an option of one's own may look at."""
+        similar = any(one.needs_similarity for one in (rule, *self.shadows))
+        return tuple(dict.fromkeys([*self.columns, *(["similarity"] if similar else [])]))
 
     def check(self, rule: Rule, *, shortlist: bool = False, live: bool = False) -> None:
         """Raise UsageError for what this rule can't have."""
@@ -169,6 +195,15 @@ class Options:
                 "uniform_every": self.uniform_every,
             }
             _refuse(useless, "--{} needs scores, and the rule uniform makes no forward")
+        if rule.joint:
+            _refuse(
+                {**reranks, "shortlist": shortlist},
+                f"--{{}} changes which rows are kept, and the rule {rule.name} chooses them together",
+            )
+        elif (self.joint_chunks, self.joint_negatives) != (16, 1.0):
+            raise UsageError(f"--joint-chunks and --joint-negatives are of joint rules (jest), not of {rule.name}")
+        if rule.needs_columns and not self.columns:
+            raise UsageError(f"the rule {rule.name} looks at columns of the table: name them with --column NAME,...")
         if rule.sampled:
             _refuse(
                 {**{name: value for name, value in reranks.items() if name != "tau"}, "shortlist": shortlist},
@@ -185,6 +220,10 @@ class Options:
                 "that the table was made with"
             )
         for one in self.shadows:
+            if one.joint:
+                raise UsageError(f"--shadow {one.name} chooses rows together and has no score of each: take another")
+            if one.needs_columns and not self.columns:
+                raise UsageError(f"--shadow {one.name} looks at columns of the table: name them with --column NAME,...")
             if one.needs_draws and not rule.needs_draws:
                 raise UsageError(
                     f"--shadow {one.name} needs forwards with dropout on, which the rule {rule.name} "
@@ -239,11 +278,17 @@ class Options:
         for name in ("source_floor", "source_cap"):
             if name in changed:
                 changed[name] = ", ".join(f"{one}={share:g}" for one, share in sorted(changed[name].items()))
-        if self.shadows:
-            changed["shadow"] = ",".join(rule.name for rule in self.shadows)
-        else:
-            changed.pop("shadow", None)
+        for name, several in (("shadow", [rule.name for rule in self.shadows]), ("column", self.columns)):
+            changed.pop(name, None)
+            if several:
+                changed[name] = ",".join(several)
         return changed
+
+
+def _listed(names: str | Iterable[str] | None) -> tuple[str, ...]:
+    """What a text with commas, or several names, says: each once, in their order."""
+    several = names.split(",") if isinstance(names, str) else names or ()
+    return tuple(dict.fromkeys(name.strip() for name in several if name.strip()))
 
 
 def _refuse(given: Mapping[str, Any], why: str) -> None:

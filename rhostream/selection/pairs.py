@@ -52,15 +52,26 @@ class Contrastive:
     def in_buffer(self, output: Tensor) -> Tensor:
         """The expected loss (m,) of each candidate (m, 2 D + 2) in a batch of `batch_size` of the candidates of all
         ranks; NaN for a row whose vectors aren't finite. Collective."""
-        first, whole = self._whole(output)
-        loss_B = marginal_loss_B(Pairs.of(whole), self.batch_size, self.name)
-        return loss_B[first : first + len(output)]
+        buffer = self.among(output)
+        return buffer.loss_B[buffer.own]
+
+    def among(self, output: Tensor, beside: Tensor | None = None) -> InBuffer:
+        """The candidates of all ranks together, of which `output` (m, 2 D + 2) are ours; `beside` (m, k) float32 is
+        what else travels with each. Collective, one gather."""
+        first, whole = self._whole(output if beside is None else torch.cat([output, beside], 1))
+        if not len(output):  # a rank without rows takes part, and has nothing to decide of
+            return InBuffer(output.new_zeros(0), Pairs.of(output.new_zeros(0, 4)), output.new_zeros(0, 0), slice(0))
+        width, own = output.shape[1], slice(first, first + len(output))
+        learner = Pairs.of(whole[:, :width])
+        return InBuffer(marginal_loss_B(learner, self.batch_size, self.name), learner, whole[:, width:], own)
 
     def _whole(self, output: Tensor) -> tuple[int, Tensor]:
         """The rows of all ranks in their order, ours with their gradient, and where ours begin."""
         if self.ranks.alone:
             return 0, output
         sizes = self.ranks.gather(torch.tensor([len(output), output.shape[1] if len(output) else 0])).long()
+        if not int(sizes[:, 0].max()):
+            return 0, output
         own = output.detach()
         if not len(own):  # a rank without rows doesn't know how wide they are
             own = own.new_zeros(0, int(sizes[:, 1].max()))
@@ -69,6 +80,16 @@ class Contrastive:
         if not len(output):
             return first, rows
         return first, torch.cat([rows[:first], output, rows[first + len(output) :]])
+
+
+@dataclass(frozen=True)
+class InBuffer:
+    """The candidates of a buffer that went through the model, B of all ranks in their order."""
+
+    loss_B: Tensor  # the expected loss of each in a batch of n_b of them; NaN where its vectors aren't finite
+    learner: Pairs
+    beside_Bk: Tensor  # what travelled with each
+    own: slice  # the rows of this rank
 
 
 LOSSES_OF_PAIRS = {name: Contrastive(name) for name in CONTRASTIVE}

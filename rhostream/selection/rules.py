@@ -12,9 +12,16 @@
     conditional_entropy             mean H[p_k]
     bald                            H[mean p_k] - mean H[p_k]            (Houlsby et al. 2011)
     loss_minus_conditional_entropy  L - mean H[p_k]
+    column                          a kept field of the table            (any classifier's score, a similarity)
 
-A function asks for what it needs by the names of its parameters (`INPUTS`), so that what a rule costs follows from its
-signature. A user's own rule is `package.module:function`, by the same names.
+and joint rules of pairs, which choose rows by who else is chosen (`joint.py`):
+
+    jest                            by joint learnability, drawn         (Evans et al. 2024)
+    jest_top                        the same, the largest
+    divbs                           what spans the sum of the features   (Hong et al. 2024)
+
+A function asks for what it needs by the names of its parameters (`INPUTS`, a joint one `JOINT`), so that what a rule
+costs follows from its signature. A user's own rule is `package.module:function`, by the same names.
 """
 
 from __future__ import annotations
@@ -22,23 +29,26 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rhostream.errors import UnknownNameError, UsageError, users_code
 from rhostream.own_code import own_function
+from rhostream.selection.joint import JOINT, choose_divbs, choose_jest, choose_jest_top
 
 if TYPE_CHECKING:  # the names of the rules are asked for by --help, which has no time to import torch
     from torch import Tensor
 
-Score = Callable[..., "Tensor"]
+Score = Callable[..., Any]  # to a Tensor (B,); of a joint rule to what `joint.chosen` takes
 INPUTS = {
     "loss_B": "the training loss of each candidate, nats",
     "il_B": "its irreducible loss, nats",
     "logits_BC": "the model's logits",
     "label_B": "the label as given",
     "draws_KBC": "K logits with dropout on (MC dropout)",
+    "similarity_B": "the table's similarity of image and caption, a cosine",
+    "column_B": "{name: (B,)} of the table's columns that --column names",
 }
 
 
@@ -51,25 +61,46 @@ class Evidence:
     logits_BC: Tensor  # float32; with dropout draws the logarithm of their mean probabilities
     label_B: Tensor
     draws_KBC: Tensor | None = None
+    column_B: Mapping[str, Tensor] = field(default_factory=dict)  # of the table, float32; NaN where there is none
+
+    @property
+    def similarity_B(self) -> Tensor:
+        return self.column_B["similarity"]
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A named score, what it needs, and how the n_b are taken by it."""
+    """A named score, or a joint choice, what it needs, and how the n_b are taken by it."""
 
     name: str
-    score: Score | None  # None: no forward, a random choice
-    takes: tuple[str, ...] = ()  # its parameters in their order, by the names of INPUTS
+    score: Score | None  # None: no forward, a random choice; of a joint rule the function that chooses
+    takes: tuple[str, ...] = ()  # its parameters in their order, by the names of INPUTS, or of JOINT
     sampled: bool = False  # n_b draws with replacement in proportion to the score, weighted; else the largest n_b
     live: bool = False  # its il is that of a model that learns along
+    joint: bool = False  # it chooses rows itself, from the vectors of pairs: `joint.chosen`
 
     @property
     def needs_il(self) -> bool:
-        return "il_B" in self.takes
+        """Whether a row without an il, or without what was made along with it, can't be chosen by it."""
+        return "il_B" in self.takes or self.needs_reference
 
     @property
     def needs_draws(self) -> bool:
         return "draws_KBC" in self.takes
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it takes the vectors that the table's reference gave (`--vectors` of compute-il)."""
+        return self.joint and "reference" in self.takes
+
+    @property
+    def needs_similarity(self) -> bool:
+        return "similarity_B" in self.takes
+
+    @property
+    def needs_columns(self) -> bool:
+        """Whether it looks at columns that an option has to name."""
+        return "column_B" in self.takes
 
     def __call__(self, evidence: Evidence) -> Tensor:
         """The score (B,) of each candidate. Raises UsageError when the rule's function returns anything else."""
@@ -143,6 +174,16 @@ def score_loss_minus_conditional_entropy(loss_B: Tensor, draws_KBC: Tensor) -> T
     return loss_B - score_conditional_entropy(draws_KBC)
 
 
+def score_column(column_B: Mapping[str, Tensor]) -> Tensor:
+    """The one column of the table that --column names, the largest first."""
+    if len(column_B) != 1:
+        raise UsageError(
+            f"the rule column goes by one column of the table, and --column names {', '.join(column_B) or 'none'}"
+        )
+    (value_B,) = column_B.values()
+    return value_B
+
+
 def mean_prediction(draws_KBC: Tensor) -> Tensor:
     """Log of the mean of K softmaxes: (B, C), logits of the mean prediction."""
     return draws_KBC.log_softmax(2).logsumexp(0) - math.log(len(draws_KBC))
@@ -163,14 +204,18 @@ def make_rule(name: str, score: Score | None, *, sampled: bool = False, live: bo
     """A rule whose needs are read off its function's parameters. Raises UsageError for one that no forward gives.
 
     The suffix of the shape may be left out (`loss` for `loss_B`); what has a default value and another name keeps it.
+    One that takes `learner` is joint.
     """
     if score is None:
         return Rule(name, None)
     try:
-        parameters = inspect.signature(score).parameters.values()
+        parameters = list(inspect.signature(score).parameters.values())
     except (TypeError, ValueError) as exc:
         raise UsageError(f"rule {name!r}: {exc}; expected a function of {', '.join(INPUTS)}") from exc
-    known = {short: full for full in INPUTS for short in (full, full.partition("_")[0])}
+    joint = any(parameter.name == "learner" for parameter in parameters)
+    known = {one: one for one in JOINT}
+    if not joint:
+        known = {short: full for full in INPUTS for short in (full, full.partition("_")[0])}
     takes = []
     for parameter in parameters:
         if parameter.name in known and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
@@ -178,13 +223,14 @@ def make_rule(name: str, score: Score | None, *, sampled: bool = False, live: bo
         elif parameter.default is parameter.empty:
             near = difflib.get_close_matches(parameter.name, known, n=1)
             hint = f"; did you mean {known[near[0]]}?" if near else ""
+            kind, gives = ("a joint rule", JOINT) if joint else ("a rule", INPUTS)
             raise UsageError(
-                f"rule {name!r} takes {parameter.name!r}, which no forward gives{hint} (a rule is a "
-                f"function of any of {', '.join(INPUTS)}, by position)"
+                f"rule {name!r} takes {parameter.name!r}, which no forward gives{hint} ({kind} is a "
+                f"function of any of {', '.join(gives)}, by position)"
             )
         else:
             break  # nothing after a default value can be given by position
-    return Rule(name, score, tuple(takes), sampled, live)
+    return Rule(name, score, tuple(takes), sampled, live, joint)
 
 
 RULES = {
@@ -202,6 +248,10 @@ RULES = {
         make_rule("conditional_entropy", score_conditional_entropy),
         make_rule("bald", score_bald),
         make_rule("loss_minus_conditional_entropy", score_loss_minus_conditional_entropy),
+        make_rule("column", score_column),
+        make_rule("jest", choose_jest),
+        make_rule("jest_top", choose_jest_top),
+        make_rule("divbs", choose_divbs),
     )
 }
 

@@ -130,6 +130,8 @@ class Selector:
             seed=seed,
             draws=self.options.mc_draws,
             rank=self.ranks.rank,
+            columns=self.options.columns_for(self.rule),
+            joint={name: getattr(self.options, name) for name in ("joint_chunks", "joint_negatives")},
         )
         # Batch norm of each rank's own rows can't learn from one: no rank is left with one where two are to be had, and
         # where there never are two it is proved that the model can.
@@ -175,7 +177,8 @@ class Selector:
                 listed = stage.row_m.cpu().numpy()
                 stage, readable = stage.decoded_again(candidates, candidates.full, listed)
                 log.reason[np.setdiff1d(listed, readable)], reread = Reason.unreadable, len(listed)
-        columns = {"row": stage.row_m, **self._scores(self.forward, stage, bounds_of(candidates, rows), step)}
+        rng, bounds = draws.by_step("joint") if self.rule.joint else None, bounds_of(candidates, rows)
+        columns = {"row": stage.row_m, **self._scores(self.forward, stage, bounds, step, n, rng)}
         if stage.live_m is not None:
             columns["il"] = stage.live_m
         if self.chooser.needs_views:

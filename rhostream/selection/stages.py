@@ -6,7 +6,7 @@ in ascending order, and nothing but `Stage` holds one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +36,8 @@ class Stage:
     field_m: Tensor | None = None  # (m, ...) the field that is the target, where one is
     labelled: bool = True  # whether the target is the label; else, without such a field, there is none
     fields_m: Fields | None = None  # what the input was made of, where it was read again: at full size, or augmented
+    columns_m: Fields | None = None  # of the table, (m,) float32 each
+    reference_m: Tensor | None = None  # (m, 2 D + 2) the vectors of the table's reference
 
     @property
     def target_m(self) -> Target:
@@ -48,11 +50,15 @@ class Stage:
         x, label, il = candidates.inputs(rows), candidates.label, candidates.il
         target, labelled = candidates.target_field, candidates.target_field is None
         field = fields_of(candidates)[target] if target else None
+        columns, reference = candidates.columns, candidates.reference
         if len(rows) == len(candidates):
-            return cls(torch.arange(len(rows), device=label.device), x, label, il, live_m, field, labelled)
+            row_m = torch.arange(len(rows), device=label.device)
+            return cls(row_m, x, label, il, live_m, field, labelled, None, columns, reference)
         row_m = to_device(torch.from_numpy(rows), label.device)
-        field_m = None if field is None else field.index_select(0, row_m)
-        return cls(row_m, x, label.index_select(0, row_m), il.index_select(0, row_m), live_m, field_m, labelled)
+        label, il = label.index_select(0, row_m), il.index_select(0, row_m)
+        field, reference = (None if v is None else v.index_select(0, row_m) for v in (field, reference))
+        columns = None if columns is None else columns[row_m]
+        return cls(row_m, x, label, il, live_m, field, labelled, None, columns, reference)
 
     def take(self, position: Tensor) -> Stage:
         """The rows at these positions of the stage, int64 on the device."""
@@ -65,7 +71,9 @@ class Stage:
             self.label_m[position],
             self.il_m[position],
         )
-        return Stage(row_m, x_m, label_m, il_m, live_m, field_m, self.labelled, fields_m)
+        columns_m = None if self.columns_m is None else self.columns_m[position]
+        reference_m = None if self.reference_m is None else self.reference_m[position]
+        return Stage(row_m, x_m, label_m, il_m, live_m, field_m, self.labelled, fields_m, columns_m, reference_m)
 
     def decoded_again(self, candidates: Candidates, read: ReadFull, rows: Rows) -> tuple[Stage, Rows]:
         """The stage with inputs as `read` decodes them, without rows that can't be; `rows` (m,) are its on the host."""
@@ -77,6 +85,17 @@ class Stage:
         fields = fields.to(self.x_m.device, non_blocking=True)
         field_m = fields[candidates.target_field] if candidates.target_field else None
         return replace(stage, x_m=candidates.prepare(fields), field_m=field_m, fields_m=fields), rows
+
+
+def columns_of(stage: Stage, names: Sequence[str]) -> dict[str, Tensor]:
+    """Those columns of the table, (m,) float32 each. Raises UsageError where the candidates don't carry one."""
+    carried = () if stage.columns_m is None else stage.columns_m.names
+    if missing := [name for name in names if name not in carried]:
+        raise UsageError(
+            f"a rule looks at the column {missing[0]!r} of the table, and these candidates carry "
+            f"{', '.join(carried) or 'none'}: open_stream(columns={[*names]})"
+        )
+    return {} if stage.columns_m is None else {name: stage.columns_m[name] for name in names}
 
 
 def fields_of(candidates: Candidates) -> Fields:

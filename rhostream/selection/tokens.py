@@ -22,7 +22,7 @@ from rhostream.selection.losses import cross_entropy, is_correct
 from rhostream.selection.outputs import logits_of_output
 
 LOGIT_BYTES = 256 << 20  # of the logits that are in memory at once while no gradient is wanted
-RULES = ("uniform", "loss", "small_loss", "irreducible", "rho")  # those that look at loss and il alone
+RULES = ("uniform", "loss", "small_loss", "irreducible", "rho", "column")  # those that look at no logits
 
 
 class LanguageLoss(nn.Module):

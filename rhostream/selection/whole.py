@@ -71,6 +71,9 @@ def buffer_of(candidates: Candidates, rows: Rows, host: Host, ranks: Ranks, *, n
         "reached": reached_B,
         **sources_of(candidates),
     }
+    if "chosen" in host:
+        own["chosen"] = np.zeros(size, bool)
+        own["chosen"][rows] = host["chosen"]
     whole, view_mV = ranks.concat_columns(own, part.most), host.get("view")
     if view_mV is not None:
         view_mV = ranks.concat(torch.from_numpy(view_mV), part.most)[0].numpy()
@@ -86,6 +89,7 @@ def buffer_of(candidates: Candidates, rows: Rows, host: Host, ranks: Ranks, *, n
         view_mV=view_mV,
         source_B=whole.get("source"),
         source_names=candidates.source_names or (),
+        chosen_B=whole.get("chosen"),
     )
 
 

@@ -11,11 +11,13 @@ from typing import Any
 
 from rhostream.errors import RhostreamError
 from rhostream.inert import escape
+from rhostream.samples.registry import IMAGES
 from rhostream.storage import redact
 from rhostream.stream.batch import Batch
 from rhostream.stream.label_from import LabelFrom
 
 TABLES = (".csv", ".tsv", ".xlsx")
+CAPTION = "caption"  # the field of img2dataset's .json
 NAMES = ("label", "class", "target")  # members that hold a label by their name
 FIRST, MOST_EMPTY = 3, 1 << 20
 
@@ -26,7 +28,7 @@ class Unlabelled:
     def __init__(self, label: LabelFrom) -> None:
         self._label, self.samples = label, 0
         self._folders, self._members, self._fields = set[str](), set[str](), list[str]()
-        self._table = ""
+        self._table = self._pairs = ""
 
     def add(self, batch: Batch, row: int, fields: Mapping[str, Any]) -> None:
         """One more sample without a label."""
@@ -42,6 +44,8 @@ class Unlabelled:
         if len(self._members) < FIRST:
             self._members |= {e for e in used[1:] + ignored if e == "txt" or e.endswith("cls") or e in NAMES}
         self._fields = self._fields or list(fields)[:FIRST]
+        if not self._pairs and ("txt" in used or CAPTION in fields) and not {*used}.isdisjoint(IMAGES.main):
+            self._pairs = "--content pair" if "txt" in used else f"--content pair --caption {CAPTION}"
 
     def says(self, shard: str) -> str:
         """A sentence of a shard without any label, "" where it has no sample."""
@@ -62,6 +66,8 @@ class Unlabelled:
         ]
         if self._fields:
             hints.append(f"if a field of the .json holds it ({escape(', '.join(self._fields))[:80]}): --label FIELD")
+        if self._pairs:
+            hints.append(f"if they are images with captions, to be learned as pairs: {self._pairs}")
         default = hints or ["say where it stands with --label, or make shards with `rhostream shards FOLDER --out DIR`"]
         return f"no sample of {redact(shard)} has a label ({self._label.missing}): {'; '.join(default)}"
 

@@ -53,7 +53,9 @@ class GPUCopier:
     def finish(self, candidates: Candidates) -> Candidates:
         current = torch.cuda.current_stream(self._device)
         current.wait_stream(self._stream)
-        arrays = [] if candidates.fields is None else [array for _, array in candidates.fields.items()]
-        for tensor in (*arrays, candidates.label, candidates.il):
+        several = [fields for fields in (candidates.fields, candidates.columns) if fields is not None]
+        arrays = [array for fields in several for _, array in fields.items()]
+        reference = [] if candidates.reference is None else [candidates.reference]
+        for tensor in (*arrays, *reference, candidates.label, candidates.il):
             tensor.record_stream(current)
         return candidates

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -26,31 +25,20 @@ from rhostream import storage
 from rhostream.candidates import CANDIDATE, Candidates, Reason, Slice
 from rhostream.crashpoints import crash_point
 from rhostream.errors import MismatchError, RhostreamError
-from rhostream.samples.fields import Fields
-from rhostream.samples.kind import OK, Kind, View
+from rhostream.samples.kind import OK, FieldSpec, Kind, View
 from rhostream.stream.cursor import Cursor, digests_of, identity_of, require_same_plan
 from rhostream.stream.join import Join, Joined, JoinSettings, Prefilter
+from rhostream.stream.message import VECTORS, Message
 from rhostream.stream.passing import PassOver
 from rhostream.stream.plan import Numbering, Plan, choose_lanes
 from rhostream.stream.slots import slots
 from rhostream.stream.uniform_choice import UniformChoice
+from rhostream.stream.vectors import Vectors
 from rhostream.tables import il
 
 PREFETCH = 2
 SLOTS = PREFETCH + 3  # of each worker
 AHEAD, AHEAD_SHARDS = 32, 16  # buffers that are looked ahead for shards to fetch, and how many are held meanwhile
-
-
-@dataclass(frozen=True)
-class Message:
-    """What a worker sends: a filled slot and the joined rows, or the error that stopped it."""
-
-    pass_index: int
-    index: int
-    slot: int
-    joined: Joined | None
-    error: RhostreamError | None = None
-    retried: dict[str, dict[str, int]] = field(default_factory=dict)  # as `storage.retried`, of a worker's share
 
 
 class CandidateStream(IterableDataset[Message]):
@@ -177,7 +165,7 @@ class CandidateStream(IterableDataset[Message]):
         settings = self.join_settings
         # A row that is never asked for its il stops no run, whatever the policy.
         needs_il = settings.needs_il and settings.missing_il == "skip"
-        join = Join(self.table, replace(settings, needs_il=needs_il, with_fold=False, tokens=0))
+        join = Join(self.table, replace(settings, needs_il=needs_il, with_fold=False, tokens=0, columns=()))
         joined, index = join(self.plan(pass_index).tail()), self.plan(pass_index).buffers
         for prefilter in self.prefilters:
             if not getattr(prefilter, "draws_batch", False):  # of a tail no batch is drawn
@@ -198,10 +186,12 @@ class CandidateStream(IterableDataset[Message]):
 
     def allocate(self, workers: int) -> None:
         """Make the shared slots; called by the loader before workers start."""
+        width = self.join_settings.vectors
+        beside = {VECTORS: FieldSpec((2 * width + 2,), "float32")} if width else {}
         self.slots = slots(
             max(workers, 1) * SLOTS,
             len(self.plan(0).own_rows),
-            self.preprocess.fields(self.view),
+            {**self.preprocess.fields(self.view), **beside},
             shared=workers > 0,
         )
 
@@ -210,6 +200,7 @@ class CandidateStream(IterableDataset[Message]):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         join = Join(self.table, self.join_settings, open_shards=2 * self.lanes + 2)
+        beside = Vectors(self.table, self.join_settings.vectors, join.most_readers)
         fields, turn = {name: slots.numpy() for name, slots in self.slots.items()}, 0
         try:
             for number, (pass_index, index) in enumerate(self._remaining()):
@@ -220,13 +211,17 @@ class CandidateStream(IterableDataset[Message]):
                 if self._remote:
                     join.ahead(self.plan(pass_index).coming(index, AHEAD)[: self.lanes + AHEAD_SHARDS])
                 held = {name: array[slot] for name, array in fields.items()}
+                vectors = held.pop(VECTORS, None)
                 joined = self._fill(join, held, pass_index, index)
+                if vectors is not None:
+                    beside.fill(joined, vectors)
                 yield Message(pass_index, index, slot, joined, retried=storage.take_retried() if info else {})
         except RhostreamError as exc:
             # An exception that crosses the process border by itself arrives as a wall of text.
             yield Message(0, 0, -1, None, exc, storage.take_retried() if info else {})
         finally:
             join.close()
+            beside.close()
 
     @property
     def end_of_passes(self) -> int | None:
@@ -276,24 +271,6 @@ class CandidateStream(IterableDataset[Message]):
 
     def candidates_of(self, message: Message, slots: Mapping[str, Tensor] | None) -> Candidates:
         """The candidates that a worker sent, their fields those of its slot; without any for None."""
-        joined, plan, sources = message.joined, self.plan(message.pass_index), self.join_settings.sources
-        assert joined is not None
-        return Candidates(
-            pass_index=message.pass_index,
-            index=message.index,
-            shard=joined.rows.shard,
-            ordinal=joined.rows.ordinal,
-            key=joined.key,
-            label=torch.from_numpy(joined.label),
-            il=torch.from_numpy(joined.il),
-            reason=joined.reason,
-            fields=None if slots is None else Fields({name: held[message.slot] for name, held in slots.items()}),
-            slice=None if slots is None else Slice(plan.own_rows.start, self.buffer_size, plan.most_rows, self.ranks),
-            prepare=self.preprocess.inputs,
-            target_field=self.preprocess.target,
-            shard_names=self._names,
-            fold=joined.fold,
-            il_tokens=None if joined.il_tokens is None else torch.from_numpy(joined.il_tokens),
-            source=joined.source,
-            source_names=None if sources is None else sources.names,
-        )
+        plan, sources = self.plan(message.pass_index), self.join_settings.sources
+        part = Slice(plan.own_rows.start, self.buffer_size, plan.most_rows, self.ranks)
+        return message.candidates(slots, self.preprocess, self._names, sources, part)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import resource
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from rhostream import storage
 from rhostream.candidates import CANDIDATE, Reason
 from rhostream.errors import MissingPartError, ShardError, UsageError
+from rhostream.inert import one_line
 from rhostream.samples.registry import IMAGES
 from rhostream.storage import Reader, redact
 from rhostream.stream.plan import Rows
@@ -45,6 +46,7 @@ class Joined:
     fold: npt.NDArray[np.int8] | None = None  # which IL model scored it; where the join was asked for it
     il_tokens: npt.NDArray[np.float16] | None = None  # (B, T) nats, NaN where there is no token; where asked for
     source: npt.NDArray[np.int16] | None = None  # the number of its source; where asked for
+    columns: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)  # of the table; where asked for
 
     def slice(self, start: int, stop: int) -> Joined:
         """The rows from `start` up to `stop`."""
@@ -53,7 +55,8 @@ class Joined:
                       self.offset[:, at], self.size[:, at], self.reason[at],
                       None if self.fold is None else self.fold[at],
                       None if self.il_tokens is None else self.il_tokens[at],
-                      None if self.source is None else self.source[at])  # fmt: skip
+                      None if self.source is None else self.source[at],
+                      {name: column[at] for name, column in self.columns.items()})  # fmt: skip
 
 
 class Denied(Protocol):
@@ -92,10 +95,33 @@ class JoinSettings:
     tokens: int = 0  # T: the il of so many tokens of each sample is joined too
     denied: Denied | None = None  # what a deny-list names
     sources: Sources | None = None  # how samples' sources are named
+    columns: tuple[str, ...] = ()  # columns of the table that a rule looks at; see `checked_columns`
+    filters: tuple[str, ...] = ()  # those that prefilters look at, of which a null is no reason to leave a row out
+    vectors: int = 0  # D: the vectors of the table's reference come along; see `vectors.width_of`
 
     def __post_init__(self) -> None:
         if self.missing_il not in POLICIES:
             raise UsageError(f"--missing-il {self.missing_il!r}: expected one of {', '.join(POLICIES)}")
+
+    @property
+    def joined_columns(self) -> tuple[str, ...]:
+        """All that come along, each once."""
+        return tuple(dict.fromkeys([*self.columns, *self.filters]))
+
+
+def checked_columns(names: Sequence[str], table: il.Table, option: str = "--column") -> tuple[str, ...]:
+    """Columns of numbers that a rule or `option` may look at, each once. Raises UsageError for one that the table
+    doesn't have."""
+    fitting = table.info.numbers
+    for name in names:
+        if name not in fitting:
+            kind = table.info.keep.get(name)
+            raise UsageError(
+                f"{option} {one_line(name)}: {redact(table.url)} "
+                + (f"keeps it as {kind}, and a score is a number" if kind else "keeps no such field")
+                + f"; there are {', '.join(map(one_line, fitting)) or 'none'} (compute-il or index, --keep FIELD:float)"
+            )
+    return tuple(dict.fromkeys(names))
 
 
 def _fill_tokens(part: il.Part, at: npt.NDArray[np.int32], out: npt.NDArray[np.float16]) -> None:
@@ -126,7 +152,7 @@ class Join:
         self._table = table
         self._settings = settings
         self._open_shards = open_shards
-        self._most_readers = min(open_shards, max(8, _handles() // 4))
+        self.most_readers = min(open_shards, max(8, _handles() // 4))
         self._parts: OrderedDict[int, il.Part] = OrderedDict()
         self._readers: OrderedDict[int, Reader] = OrderedDict()
         self._copies: dict[int, storage.Identity] = {}  # shards with a new time or ETag that are proved to be the same
@@ -141,6 +167,7 @@ class Join:
         fold = np.full(n, -1, np.int8) if self._settings.with_fold else None
         keys: list[pa.StringArray] = []
         tokens = np.full((n, self._settings.tokens), np.nan, np.float16) if self._settings.tokens else None
+        columns = {name: np.full(n, np.nan, np.float32) for name in self._settings.joined_columns}
         sources = self._settings.sources
         source = None if sources is None else np.zeros(n, np.int16)
         cuts = np.flatnonzero(np.diff(rows.shard)) + 1
@@ -155,6 +182,8 @@ class Join:
             keys.append(part.key.take(pa.array(at)))
             if source is not None and part.source is not None:
                 source[start:stop] = part.source[at]
+            for name, column in columns.items():
+                column[start:stop] = part.columns[name][at]
             self._drop(part, at, reason[start:stop])
             if tokens is not None:
                 _fill_tokens(part, at, tokens[start:stop])
@@ -168,9 +197,11 @@ class Join:
             reason[self._settings.denied.named(rows)] = Reason.denied
         if sources is not None and sources.by_shard is not None:
             source = sources.by_shard[rows.shard]
-        joined = Joined(rows, key, label, il_B, offset, size, reason, fold, tokens, source)
+        joined = Joined(rows, key, label, il_B, offset, size, reason, fold, tokens, source, columns)
         if self._settings.needs_il:
-            self._missing_il(joined)
+            self._missing(joined, joined.il, "il in", "run `rhostream compute-il`")
+        for name in self._settings.columns:
+            self._missing(joined, columns[name], f"number in the column {one_line(name)} of", "name another --column")
         return joined
 
     def _drop(self, part: il.Part, at: npt.NDArray[np.int32], reason: npt.NDArray[np.uint8]) -> None:
@@ -183,16 +214,17 @@ class Join:
             strange |= label >= classes
         reason[~part.usable[at] | strange] = Reason.quarantined
 
-    def _missing_il(self, joined: Joined) -> None:
-        missing = (joined.reason == CANDIDATE) & ~np.isfinite(joined.il)
+    def _missing(self, joined: Joined, value_B: npt.NDArray[np.float32], what: str, instead: str) -> None:
+        """Candidates without a finite value: an error, or `missing_il`, as the policy says."""
+        missing = (joined.reason == CANDIDATE) & ~np.isfinite(value_B)
         if not missing.any():
             return
         if self._settings.missing_il == "error":
             row = int(np.flatnonzero(missing)[0])
             shard = self._table.names[joined.rows.shard[row]]
             raise MissingPartError(
-                f"sample {joined.key[row].as_py()!r} of shard {shard} has no il in {redact(self._table.url)}; run "
-                "`rhostream compute-il`, or pass --missing-il skip"
+                f"sample {joined.key[row].as_py()!r} of shard {shard} has no {what} {redact(self._table.url)}; "
+                f"{instead}, or pass --missing-il skip"
             )
         joined.reason[missing] = Reason.missing_il
 
@@ -206,6 +238,7 @@ class Join:
                 tokens=self._settings.tokens > 0,
                 field=None if sources is None else sources.field,
                 codes=None if sources is None else sources.codes,
+                numbers=self._settings.joined_columns,
             )
             while len(self._parts) >= self._open_shards:
                 self._parts.popitem(last=False)
@@ -216,7 +249,7 @@ class Join:
         """The shard of that index, open. Raises StaleShardError when it isn't the one that was indexed."""
         reader = self._readers.pop(shard, None)
         if reader is None:
-            while len(self._readers) >= self._most_readers:
+            while len(self._readers) >= self.most_readers:
                 self._readers.popitem(last=False)[1].close()
             reader = self._open(shard)
         elif not reader.unchanged():

@@ -21,8 +21,9 @@ from rhostream.signals import settle_worker, working
 from rhostream.stream.augment import NONE, Transform, augment_of, drawing
 from rhostream.stream.copying import GPUCopier, ahead
 from rhostream.stream.cursor import Cursor
-from rhostream.stream.dataset import PREFETCH, CandidateStream, Message
+from rhostream.stream.dataset import PREFETCH, CandidateStream
 from rhostream.stream.full import FullSize
+from rhostream.stream.message import Message
 
 
 class Loader:

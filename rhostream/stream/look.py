@@ -192,14 +192,15 @@ class _State:
             self.several += 1
             self.images |= images
         for kind in self._wanted:
-            member = next((m for m in sample.members if m[0] in kind.main), None)
-            if member is None:
+            held = _held(sample, kind)
+            if (main := next(iter(kind.members))) not in held:
                 continue
-            _, offset, size = member
             # A sample with an image is an image, and one that can't be used says nothing of the others.
-            usable = kind.examine(_sizes(sample, kind)) == OK
+            usable = kind.examine({name: size for name, (_, size) in held.items()}) == OK
             if usable and self._decode:
+                offset, size = held.pop(main)
                 usable, sides = kind.probe(partial(reader.pread, offset=offset), size)
+                usable = usable and all(kind.meant(name, reader.pread(n, at)) for name, (at, n) in held.items())
                 self.sizes += [sides] if sides else []
             if usable:
                 self.kinds[kind.name] += 1
@@ -209,11 +210,14 @@ class _State:
             self.unusable.append(", ".join(e for e, _, _ in sample.members[:4]) or "none that is used")
 
 
-def _sizes(sample: TarSample, kind: Kind) -> dict[str, int]:
-    """The bytes of each of the kind's members that the sample has."""
-    held = [(extension, size) for extension, _, size in sample.members]
-    first = {name: next((n for e, n in held if e in extensions), -1) for name, extensions in kind.members.items()}
-    return {name: size for name, size in first.items() if size >= 0}
+def _held(sample: TarSample, kind: Kind) -> dict[str, tuple[int, int]]:
+    """(offset, size) of each of the kind's members that the sample has."""
+    held = dict[str, tuple[int, int]]()
+    for name, extensions in kind.members.items():
+        first = next(((offset, size) for extension, offset, size in sample.members if extension in extensions), None)
+        if first is not None:
+            held[name] = first
+    return held
 
 
 class _Part(Reader):

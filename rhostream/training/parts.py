@@ -68,7 +68,8 @@ def _open(
         tokenizer=settings.asked_tokenizer, text_length=settings.text_length, task=settings.found_task,
         il_tokens=settings.token_share is not None, carried_lanes=carried, order=order,
         kind=settings.kind or settings.content, augment=settings.augment_by_sample,
-        deny=settings.deny, sources=settings.sources,
+        deny=settings.deny, sources=settings.sources, columns=settings.options.columns_for(settings.found_rule),
+        vectors=settings.found_rule.needs_reference,
     )  # fmt: skip
     choose_before_decoding(loader, settings.options, settings.found_rule, settings.batch_size, settings.seed)
     return loader

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shards.pairs import FORMATS
@@ -17,6 +17,7 @@ from shards.recipes import (
     clothing1m,
     cola,
     fashion_mnist,
+    icons,
     imagefolder,
     qmnist,
     rotten_tomatoes,
@@ -172,6 +173,19 @@ BASES: dict[str, Recipe] = {
                 choices=tuple(captions.IMAGES),
                 help="Which images get attributes and captions.",
             ),
+            FORMAT,
+        ),
+    ),
+    "icons": Recipe(
+        samples=icons.samples,
+        help="Pairs: Iconify's icons and their names in words.",
+        splits=_ANY,
+        source="the unpacked npm package @iconify/json",
+        options=(
+            replace(SWAP, default=0.0),
+            Option(name="size", type=int, default=32, help="Side of the pictures in pixels."),
+            Option(name="licences", type=str, default=icons.LICENCES, help="Sets with one of these licences."),
+            Option(name="sets", type=str, default=None, help="Of these, these alone, such as mdi,tabler."),
             FORMAT,
         ),
     ),

@@ -252,3 +252,48 @@ def clothing1m(folder: Path) -> dict[str, dict[str, tuple[int | None, int | None
         (folder / file).write_text("".join(reversed(lines)))
     (folder / "category_names_eng.txt").write_text("\n".join(CLOTHING_CLASSES) + "\n")
     return made
+
+
+# -- icons -----------------------------------------------------------------------------------------------------------
+
+SQUARE = '<path fill="currentColor" d="M4 4h16v16H4z"/>'
+ICONS: dict[str, dict[str, Any]] = {
+    "plain": {
+        "width": 24,
+        "height": 24,
+        "suffixes": {"16": "16px", "24": "24px", "24-fill": "24px, filled"},
+        "icons": {
+            "box-16": {"body": SQUARE},
+            "box-24": {"body": SQUARE},
+            "box-24-fill": {"body": SQUARE},
+            "arrow-left": {"body": '<path d="M0 0h12v24H0z"/>'},
+            "old": {"body": SQUARE, "hidden": True},
+            "letter": {"body": "<text>a</text>"},
+            "photo": {"body": '<image href="/etc/passwd"/>'},
+            "Not words": {"body": SQUARE},
+            "2fa": {"body": '<use href="#a"/><path id="a" d="M0 0h24v12H0z"/>'},
+        },
+    },
+    "wide": {
+        "height": 10,
+        "icons": {
+            "flag-red": {"body": '<path fill="#f00" d="M0 0h40v10H0z"/>', "width": 40},
+            "box": {"body": SQUARE},
+        },
+    },
+    "other": {"icons": {"skull": {"body": SQUARE}}},
+    "notes": {"icons": {"note": {"body": SQUARE}}},
+}
+LICENCES = {"plain": "MIT", "wide": "Apache-2.0", "other": "GPL-3.0", "notes": "CC-BY-4.0"}
+
+
+def icons(folder: Path) -> Path:
+    """Four sets of the package @iconify/json, with what recipes leave out among them."""
+    (folder / "json").mkdir(parents=True)
+    collections = {}
+    for name, record in ICONS.items():
+        (folder / "json" / f"{name}.json").write_text(json.dumps({"prefix": name, **record}))
+        licence = {"title": LICENCES[name], "spdx": LICENCES[name], "url": f"https://example.org/{name}"}
+        collections[name] = {"name": name.title(), "author": {"name": "A. Person"}, "license": licence}
+    (folder / "collections.json").write_text(json.dumps(collections))
+    return folder

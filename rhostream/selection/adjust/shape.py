@@ -52,6 +52,7 @@ class Buffer:
     source_names: tuple[str, ...] = ()
     view_mV: Float32 | None = None  # small grey views of the m rows that reached the forward, in their order
     tie_B: Floats | None = None  # who comes first of equal scores, the lowest; None: the lower row
+    chosen_B: Bools | None = None  # by a joint rule
     last: bool = False  # whether nothing is applied after the option at hand
 
     @property

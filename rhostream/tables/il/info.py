@@ -122,6 +122,12 @@ class TableInfo:
         return str(self.ingredients.get("il_dtype", "float32"))
 
     @property
+    def numbers(self) -> tuple[str, ...]:
+        """The columns beside il that a score can be made of: kept fields of numbers, and what pairs have."""
+        kept = [name for name, kind in sorted(self.keep.items()) if kind != "str"]
+        return (*kept, *(PAIR_COLUMNS if self.bank else ()))
+
+    @property
     def schema(self) -> pa.Schema:
         """The columns of a part as stored, kept fields included."""
         stored = self.read_schema

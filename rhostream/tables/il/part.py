@@ -55,6 +55,7 @@ class PartFacts:
     content: str = "image"  # the name of the samples' kind
     class_names: dict[int, str] = field(default_factory=dict)  # of labels of this shard, beyond those of the table's
     apart: int = 0  # samples whose members don't lie next to each other, of which no one is usable
+    vectors: str = ""  # of pairs, the seal of the shard's file in `vectors/`; "" where there is none
     version: int = VERSION
 
     def __repr__(self) -> str:
@@ -78,7 +79,10 @@ def encode_part(table: pa.Table, facts: PartFacts) -> bytes:
         broken.append("ordinals are 0..n-1")
     if broken:
         raise TableError(f"part of shard {facts.shard} breaks its laws: {'; '.join(broken)}; nothing was committed")
-    return parquet.encode(table, as_json(asdict(facts)), ENCODINGS, DICTIONARY)
+    record = as_json(asdict(facts))
+    if not facts.vectors:
+        del record["vectors"]  # parts of before there were any say nothing of it
+    return parquet.encode(table, record, ENCODINGS, DICTIONARY)
 
 
 def broken_laws(table: pa.Table, facts: PartFacts) -> list[str]:
@@ -93,7 +97,7 @@ def broken_laws(table: pa.Table, facts: PartFacts) -> list[str]:
         "members used counted": facts.members_used == used,
         "each ordinal once": np.array_equal(np.sort(table["ordinal"]), np.arange(table.num_rows)),
         "il counted": (pc.sum(has_il).as_py() or 0) == facts.il_rows,
-        "float16 il is finite": table["il"].type != pa.float16() or not np.isinf(_il(table["il"])).any(),
+        "float16 il is finite": table["il"].type != pa.float16() or not np.isinf(_float32(table["il"])).any(),
         "il is the mean of il_tokens": _is_mean(table),
         "il only where ok": not pc.any(pc.and_(has_il, pc.not_equal(table["status"], OK))).as_py(),
     }
@@ -172,6 +176,7 @@ class Part:
     fold: npt.NDArray[np.int8] | None = None  # -1 where null; only where it was asked for
     il_tokens: pa.ListArray | None = None  # of float16 nats; None unless asked for
     source: npt.NDArray[np.int16] | None = None  # codes of a kept field; None unless asked for
+    columns: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)  # by name, NaN where null
 
     def __repr__(self) -> str:
         return (
@@ -187,16 +192,17 @@ def read_part(
     tokens: bool = False,
     field: str | None = None,
     codes: Callable[[Any], npt.NDArray[np.int16]] | None = None,
+    numbers: Sequence[str] = (),
 ) -> Part:
     """Load a part, checksums verified; rows stored in another order are put in theirs by ordinal.
 
     `members`: the extensions of each member of a sample, those of the part's kind unless given; of a user's own kind
     only its table knows them. With `tokens` also the il of each token; with a kept `field` its values, as `codes`
-    numbers a column of them.
+    numbers a column of them. `numbers`: other columns of numbers (`TableInfo.numbers`), as float32.
     """
     asked = [*(["fold"] if with_fold else []), *(["il_tokens"] if tokens else [])]
     columns = ["key", "ordinal", "members", "label", "il", "in_holdout", "status", *asked]
-    table, record = parquet.read(url, [*columns, *([field] if field else [])])
+    table, record = parquet.read(url, [*columns, *dict.fromkeys([*([field] if field else []), *numbers])])
     facts = facts_of(record, url)
     table = table.combine_chunks()
     ordinal = table["ordinal"].to_numpy()
@@ -227,7 +233,7 @@ def read_part(
         facts=facts,
         usable=_flags(ok & (size > 0).all(0)),
         label=_narrow(_flat(table["label"]).fill_null(-1).to_numpy(zero_copy_only=False)),
-        il=_il(table["il"]),
+        il=_float32(table["il"]),
         in_holdout=_flags(_flat(table["in_holdout"]).fill_null(False).to_numpy(zero_copy_only=False)),
         offset=_narrow(offset),
         size=_narrow(size),
@@ -235,6 +241,7 @@ def read_part(
         fold=_flat(table["fold"]).fill_null(-1).to_numpy(zero_copy_only=False).copy() if with_fold else None,
         il_tokens=_flat(table["il_tokens"]) if tokens else None,
         source=codes(_flat(table[field])) if field and codes else None,
+        columns={name: _float32(table[name]) for name in numbers},
     )
 
 
@@ -242,7 +249,7 @@ def _flat(column: pa.ChunkedArray) -> Any:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def _il(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
+def _float32(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
     """As float32, NaN where null."""
     return _flat(column).cast(pa.float32()).fill_null(np.nan).to_numpy(zero_copy_only=False).astype(np.float32)  # type: ignore[no-any-return]
 
