@@ -172,6 +172,10 @@ class ComputeILConfig(_TableConfig):
         "weights, or package.module:function (docs/references.md).",
         metavar="NAME", imports=True,
     )  # fmt: skip
+    vectors: str | None = setting(
+        None, help="Of pairs: keep what the network sees of each beside the table, for joint rules.",
+        choices=("float16", "int8"),
+    )  # fmt: skip
     reference_id: str | None = setting(
         None, help="Which reference it is, where it can't prove that itself.", heading=REFERENCE, metavar="TEXT"
     )

@@ -17,7 +17,7 @@ from rhostream.il_model.named import is_of_library, load_named, options_for, req
 from rhostream.il_model.reference import Reference, load_reference, name_of_reference
 from rhostream.il_model.zero_shot import PROMPTS, read_prompts
 from rhostream.irreducible.asked import named
-from rhostream.irreducible.banks import banks_of
+from rhostream.irreducible.banks import banks_of, require_vectors_fit
 from rhostream.irreducible.decoded import kind_of, label_of, require_one_kind, wanted_of
 from rhostream.irreducible.gate import beyond_classes
 from rhostream.irreducible.score import Scorer
@@ -110,11 +110,12 @@ def of_reference(
         classes, macs = _tried(reference, reference.scores, kind, classes, loss, device)
     settings = ScanSettings(kind=kind, classes=classes, label=label, keep=keep, **config.lenient)
     banks, n = banks_of(config, there, reference, loss, shards, settings, device)
+    require_vectors_fit(config, [*banks.values()])
     stored = il_dtype or (there.il_dtype if there else "float32")
     record = kind.record()
     options = {
         "il_dtype": stored if stored != "float32" else None, "label": label.to_json(),
-        "bank": {"sha256": list(banks), "batch_size": n} if banks else None,
+        "bank": {"sha256": list(banks), "batch_size": n} if banks else None, "vectors": config.vectors,
     }  # fmt: skip
     table = TableInfo(
         kind="il",
@@ -135,7 +136,19 @@ def of_reference(
     )  # fmt: skip
     kind.log(f"for the reference {name}")
     own = "cross_entropy" if kind.task == "language" else loss
-    return table, settings, Scorer([reference.scores], kind, own, device, banks=[*banks.values()], batch_size=n)
+    return (
+        table,
+        settings,
+        Scorer(
+            [reference.scores],
+            kind,
+            own,
+            device,
+            banks=[*banks.values()],
+            batch_size=n,
+            vectors=config.vectors is not None,
+        ),
+    )
 
 
 def examine(
