@@ -74,6 +74,9 @@ def _repair_table(
             known = il.roots_today(proof.table, proof.info, roots)
             # Of the same version and content, so that its parts have the columns of the table's.
             il.make_or_match(scratch, replace(proof.info, roots=known))
+            if proof.info.reference:  # whose bank no draw of today need give again
+                for name in map(il.bank_file, proof.info.bank.get("sha256", ())):
+                    storage.create(storage.join(scratch, name), storage.read_bytes(storage.join(proof.table, name)))
             failed |= _compute(proof.info, urls, model, scratch, {"roots": known, **options})
             for name in urls:
                 if name in failed:
@@ -150,7 +153,10 @@ def _find_model(proof: TableProof, il_model: str | None, options: Mapping[str, A
             f"{bad} parts are bad, and the IL model that can make them again isn't there{was}: pass "
             f"--il-model DIR, that of fingerprint {proof.info.fingerprint}; nothing was changed"
         )
-    il.require_same_making(proof.info, info.ingredients(proof.info.il_dtype), storage.redact(proof.table))
+    made = info.ingredients(proof.info.il_dtype)
+    if proof.info.vectors is not None:
+        made["vectors"] = proof.info.vectors
+    il.require_same_making(proof.info, made, storage.redact(proof.table))
     return place
 
 
@@ -169,5 +175,6 @@ def _compute(
                 f"--{min(refused).replace('_', '-')}: this table is an index, which no model made; nothing was changed"
             )
         return index(urls.values(), scratch, keep=info.keep, **options).bad_shards
-    asked = {"shards": urls.values(), "il_model": il_model, "out": scratch, "keep": info.keep, **options}
+    asked = {"shards": urls.values(), "il_model": il_model, "out": scratch, "keep": info.keep, "vectors": info.vectors,
+             **options}  # fmt: skip
     return scored_into(config_with(ComputeILConfig, None, asked), info.il_dtype).bad_shards

@@ -19,7 +19,7 @@ from rhostream.samples import registry
 from rhostream.samples.kind import Kind
 from rhostream.samples.own import is_own
 from rhostream.samples.wanted import Wanted
-from rhostream.stream.band import resolve_band
+from rhostream.stream.band import column_of, resolve_band
 from rhostream.stream.dataset import CandidateStream
 from rhostream.stream.deny_list import read_deny_list
 from rhostream.stream.join import JoinSettings, Prefilter, checked_columns
@@ -167,6 +167,7 @@ def open_stream(
             if sources is None
             else read_sources(sources, table, il_table.roots_today(url, table.info, roots)),
             columns=checked_columns(columns, table),
+            filters=tuple(filter(None, [band and column_of(band)])),
             vectors=width_of(table) if vectors else 0,
         ),
     )

@@ -113,7 +113,7 @@ def _held(
     if url != il.part_url(table, facts.shard):
         return Finding(MISPLACED, facts.shard, url, f"{shown} is the part of another shard ({facts.shard})")
     rows = rows.combine_chunks()
-    if broken := il.broken_laws(rows, facts):
+    if broken := il.broken_laws(rows, facts) + il.broken_terms(rows, info):
         return Finding(DAMAGED, shard, url, f"{shown} breaks its laws: {'; '.join(broken)}")
     if facts.vectors:
         prove_vectors(table, facts, _flat(rows["il"]).is_valid().take(pc.sort_indices(rows["ordinal"])).to_numpy(False))
