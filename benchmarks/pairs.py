@@ -32,15 +32,14 @@ Rate = tuple[float, float]  # samples a second, CPU milliseconds a sample
 
 
 def run(pairs: int) -> list[Figure]:
-    """Pairs over bare loops, and over the images alone of the same shards, for both decoders."""
+    """The loader over the bare loops, for both decoders of images."""
     shards, origin = data.captioned()
     figures = list[Figure]()
     with tempfile.TemporaryDirectory() as folder:
-        for kind in ("pair", "image"):
-            index(shards, f"{folder}/{kind}", content=kind, max_bad_fraction=1.0)
+        index(shards, f"{folder}/index", content="pair")
         for name in ("pillow", "simplejpeg"):
             stream, bare, tokens = interleave(
-                [partial(_stream, shards, f"{folder}/pair", name), partial(_bare, shards, name, _both),
+                [partial(_stream, shards, f"{folder}/index", name), partial(_bare, shards, name, _both),
                  partial(_bare, shards, name, _words)], pairs,
             )  # fmt: skip
             line = partial(Figure, "pairs", f"{name}, {WORKERS} workers, {LENGTH} tokens of {TOKENIZER}, {origin}")

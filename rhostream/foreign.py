@@ -234,6 +234,8 @@ def checked_table(info: T, kinds: Container[str]) -> T:
     checked_resize(table.ingredients)
     checked_reference(table.ingredients.get("reference"))
     checked_bank(table.ingredients.get("bank"))
+    if (vectors := table.ingredients.get("vectors")) not in (None, "float16", "int8"):
+        raise ValueError(f"vectors is {str(vectors)[:40]!r}, expected float16 or int8")
     if strange := [k for k, v in table.keep.items() if not isinstance(v, str) or v not in kinds]:
         raise ValueError(f"keep has the field {strange[0][:40]!r} of an unknown type")
     if not all(isinstance(v, str) for v in table.roots.values()):
@@ -265,7 +267,7 @@ def checked_facts(facts: T) -> T:
     checked_count(part.samples, "samples", 0, MAX_SAMPLES)
     for name in ("shard_size", "members_seen", "members_used", "members_ignored", "il_rows", "in_holdout", "apart"):
         checked_count(getattr(part, name), name, 0, 2**62)
-    for name in ("fingerprint", "kind", "shard", "shard_tag", "shard_sha256", "compression"):
+    for name in ("fingerprint", "kind", "shard", "shard_tag", "shard_sha256", "compression", "vectors"):
         require_type(getattr(part, name), str, name)
     for name in ("statuses", "bad_fields"):
         checked_counts(getattr(part, name), name)

@@ -26,6 +26,7 @@ from rhostream.errors import RhostreamError, UsageError
 from rhostream.il_model.info import is_il_model, read_info
 from rhostream.tables import il
 from rhostream.tables.names import checked_roots
+from rhostream.tables.vectors import vectors_url
 
 
 def repair(
@@ -73,6 +74,9 @@ def _repair_table(
             known = il.roots_today(proof.table, proof.info, roots)
             # Of the same version and content, so that its parts have the columns of the table's.
             il.make_or_match(scratch, replace(proof.info, roots=known))
+            if proof.info.reference:  # whose bank no draw of today need give again
+                for name in map(il.bank_file, proof.info.bank.get("sha256", ())):
+                    storage.create(storage.join(scratch, name), storage.read_bytes(storage.join(proof.table, name)))
             failed |= _compute(proof.info, urls, model, scratch, {"roots": known, **options})
             for name in urls:
                 if name in failed:
@@ -82,6 +86,9 @@ def _repair_table(
                 if not isinstance(one, Proof) or one.facts.fingerprint != proof.info.fingerprint:
                     failed[name] = one.says if isinstance(one, Finding) else "the new part is of another making"
                     continue
+                if one.facts.vectors:
+                    of_new = Path(vectors_url(scratch, name)).read_bytes()
+                    storage.replace(vectors_url(proof.table, name), of_new)
                 storage.replace(il.part_url(proof.table, name), Path(new).read_bytes())
                 done.append(name)
         finally:
@@ -146,7 +153,10 @@ def _find_model(proof: TableProof, il_model: str | None, options: Mapping[str, A
             f"{bad} parts are bad, and the IL model that can make them again isn't there{was}: pass "
             f"--il-model DIR, that of fingerprint {proof.info.fingerprint}; nothing was changed"
         )
-    il.require_same_making(proof.info, info.ingredients(proof.info.il_dtype), storage.redact(proof.table))
+    made = info.ingredients(proof.info.il_dtype)
+    if proof.info.vectors is not None:
+        made["vectors"] = proof.info.vectors
+    il.require_same_making(proof.info, made, storage.redact(proof.table))
     return place
 
 
@@ -165,5 +175,6 @@ def _compute(
                 f"--{min(refused).replace('_', '-')}: this table is an index, which no model made; nothing was changed"
             )
         return index(urls.values(), scratch, keep=info.keep, **options).bad_shards
-    asked = {"shards": urls.values(), "il_model": il_model, "out": scratch, "keep": info.keep, **options}
+    asked = {"shards": urls.values(), "il_model": il_model, "out": scratch, "keep": info.keep, "vectors": info.vectors,
+             **options}  # fmt: skip
     return scored_into(config_with(ComputeILConfig, None, asked), info.il_dtype).bad_shards

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rhostream.candidates import CANDIDATE, Candidates, Reason
 from rhostream.errors import UsageError
@@ -21,7 +21,7 @@ from rhostream.selection.rules import RULES, find_rule, make_rule
 from rhostream.selection.selector import Selector
 from tests.support.ranks import join_group, leave_group, together
 from tests.support.scoring import buffer
-from tests.support.vectors import Array, packed
+from tests.support.vectors import Array, Towers, packed
 
 JOINT_RULES = [name for name, rule in RULES.items() if rule.joint]
 
@@ -176,23 +176,6 @@ def test_a_rule_that_takes_the_learner_is_joint_and_its_rows_are_looked_at() -> 
 
 
 # -- in a selector ---------------------------------------------------------------------------------------------------
-
-
-class Towers(nn.Module):
-    """The two halves of a sample's numbers as its vectors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.image, self.text = nn.Linear(8, 6), nn.Linear(8, 6)
-        self.logit_scale = nn.Parameter(torch.tensor(2.0))
-        self.logit_bias = nn.Parameter(torch.tensor(-4.0))
-
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        return self.image(pixels.flatten(1)[:, :8])
-
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        return self.text(tokens.float())
 
 
 def pairs_in(fields: Fields) -> Fields:

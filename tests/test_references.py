@@ -30,27 +30,18 @@ from rhostream.il_model.reference import load_reference
 from rhostream.irreducible.compute import compute_il
 from rhostream.repair import repair
 from rhostream.samples.image import ImageKind
-from rhostream.tables import il, parquet
+from rhostream.tables import il
 from tests.support import own_kinds, own_references
 from tests.support.command import command
 from tests.support.forks import CONTEXT
 from tests.support.shards import write_shard
+from tests.support.tables import parts, rows
 from tests.support.text_world import npy
 
 OWN = "tests.support.own_references:"
 NETWORK, BRIGHT = OWN + "network", OWN + "bright"
 RUN = "<!-- run by tests/test_references.py -->\n```python\n"
 KIND = ImageKind(image_size=16, channels=1)
-
-
-def parts(table: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(table.rglob("*.parquet"))}
-
-
-def rows(place: Path) -> list[dict[str, Any]]:
-    """Of a part, or of all parts of a table."""
-    files = sorted(place.rglob("*.parquet")) if place.is_dir() else [place]
-    return [row for path in files for row in parquet.read(str(path))[0].to_pylist()]
 
 
 def by_hand(shards: Path) -> dict[tuple[str, int], float]:

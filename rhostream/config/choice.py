@@ -79,7 +79,8 @@ class ChoiceSettings:
     )
     band: str | None = setting(
         None,
-        help="Drop samples whose il is outside, before they are read: 20%:90% of the table, or nats.",
+        help="Drop samples whose il is outside, before they are read: 20%:90% of the table, or nats; of another column "
+        "NAME=LOW:HIGH, as similarity=70%: of pairs.",
         heading=CASCADE,
         metavar="LOW:HIGH",
         pin=ALWAYS,

@@ -170,6 +170,10 @@ class ComputeILConfig(_TableConfig):
         "weights, or package.module:function (docs/references.md).",
         metavar="NAME", imports=True,
     )  # fmt: skip
+    vectors: str | None = setting(
+        None, help="Of pairs: keep what the network sees of each beside the table, for joint rules.",
+        choices=("float16", "int8"),
+    )  # fmt: skip
     reference_id: str | None = setting(
         None, help="Which reference it is, where it can't prove that itself.", heading=REFERENCE, metavar="TEXT"
     )
@@ -191,6 +195,10 @@ class ComputeILConfig(_TableConfig):
     prompts: str | None = setting(
         None, help="Of a model of image and text: texts with {} for a class's name, one a line.", heading=REFERENCE,
         metavar="FILE", place=True, unset="a photo of a {}.",
+    )  # fmt: skip
+    batch_size: int | None = setting(
+        None, help="Of pairs: n of the batches that the reference learned by, in which il is its loss.",
+        heading=REFERENCE, metavar="N",
     )  # fmt: skip
     tokenizer: str | None = setting(
         None, help=TOKENIZER, heading=REFERENCE, metavar="NAME", unset="the reference's, else words:30000"

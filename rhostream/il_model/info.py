@@ -112,6 +112,11 @@ class ModelInfo:
         } | {name: value for name, value in known.items() if value}
 
     @property
+    def files(self) -> list[tuple[str, str]]:
+        """(file name, sha256) of all that the model is made of: weights, and of pairs the banks."""
+        return self.weights + [(fold["bank"], fold["bank_sha256"]) for fold in self.folds if "bank" in fold]
+
+    @property
     def weights(self) -> list[tuple[str, str]]:
         """(file name, sha256) of each fold's weights."""
         return [(fold["weights"], fold["sha256"]) for fold in self.folds]

@@ -31,13 +31,15 @@ def is_of_library(reference: Any) -> bool:
     return isinstance(reference, str) and reference.partition(":")[0] in MODEL_PREFIXES
 
 
-def options_for(model: Stored | Towers) -> dict[str, Any]:
+def options_for(model: Stored | Towers, pairs: bool = False) -> dict[str, Any]:
     """The options of samples by which they are what the model was made for."""
-    if isinstance(model, Stored) and model.tokenizer is not None:
+    if isinstance(model, Stored) and not model.pictures:
         length = min(LENGTH, model.text_length) if model.text_length else LENGTH
         return {"tokenizer": model.tokenizer, "text_length": length, "task": "label" if model.classes else "language"}
     seen = model if isinstance(model, Towers) else model.seen
     options = {"image_size": seen.image_size, "resize": seen.resize, "mean": seen.mean, "std": seen.std}
+    if isinstance(model, Towers) and pairs:
+        options |= {"tokenizer": model.tokenizer, "text_length": model.text_length}
     return {name: value for name, value in options.items() if value is not None} | {"channels": model.channels}
 
 
@@ -48,7 +50,7 @@ def say_differences(model: Stored | Towers, kind: Kind) -> None:
     """Say in what the samples differ from what the model says they have to be."""
     doubts = list(model.doubts if isinstance(model, Towers) else model.seen.doubts)
     record = _DEFAULTS | kind.to_json() if kind.pictures else kind.to_json()
-    for name, value in options_for(model).items():
+    for name, value in options_for(model, kind.task == "pairs").items():
         if name in record and _plain(record[name]) != _plain(value):
             doubts.append(f"it was made for {name} {_plain(value)}, these samples have {_plain(record[name])}")
     for doubt in doubts:
@@ -85,12 +87,14 @@ def load_named(
 ) -> Reference:
     """The reference that a library's model is to samples of the kind, whose classes have these names, as far as they
     are known. Raises UsageError where the two don't fit together."""
+    if isinstance(model, Towers) and kind.task == "pairs":
+        return _of_pairs(model, kind, device)
     if isinstance(model, Towers):
         return _zero_shot(model, kind, names, classes, prompts, device)
     require_classes(model, names, classes)
     beside: dict[str, Any] = {"seen": repr(model.seen)}
     network = model.model
-    if model.tokenizer is not None:
+    if not model.pictures:
         made = kind.model_arguments()
         require_tokenizer(model, kind.to_json()["tokenizer"], kind.to_json()["digest"])
         network = for_text(model, **{name: made[name] for name in ("vocabulary", "length", "padding")})
@@ -98,6 +102,20 @@ def load_named(
         network = of_task(network, made)
     identity = digest_of(network, kind, beside)
     return Reference(model.name, network.to(device).eval(), identity, True)
+
+
+def _of_pairs(towers: Towers, kind: Kind, device: torch.device) -> Reference:
+    """The towers as they are, of pairs that they know how to read."""
+    made, record = kind.model_arguments(), kind.to_json()
+    own = find_tokenizer(towers.tokenizer, fetch=True)
+    if record["digest"] != own.digest:
+        raise UsageError(
+            f"these captions are of --tokenizer {record['tokenizer']} (digest {record['digest'] or 'none'}), reference "
+            f"{towers.name!r} reads {towers.tokenizer} ({own.digest}): ids of another tokenizer mean other words"
+        )
+    towers.require_fitting(**{name: made[name] for name in ("image_size", "channels", "vocabulary", "length")})
+    network = of_task(towers.model, made)
+    return Reference(towers.name, network.to(device).eval(), digest_of(network, kind), True)
 
 
 def _zero_shot(
@@ -124,11 +142,10 @@ def _zero_shot(
 
 def require_kind(model: Stored | Towers, kind: Kind) -> None:
     """Raise UsageError for samples of a kind that the model doesn't take."""
-    takes = "images" if isinstance(model, Towers) else model.takes
     made = {*kind.model_arguments()}
-    needed = {"image_size", "channels"} if takes == "images" else {"vocabulary", "length", "padding"}
-    if not needed <= made or kind.task == "pairs":
-        raise UsageError(f"reference {model.name!r} takes {takes}, and these samples are {kind.holds}")
+    needed = {"image_size", "channels"} if model.pictures else {"vocabulary", "length", "padding"}
+    if not needed <= made or (kind.task == "pairs" and not isinstance(model, Towers)):
+        raise UsageError(f"reference {model.name!r} takes {model.holds}, and these samples are {kind.holds}")
     gives = "classes" if isinstance(model, Towers) else model.gives
     if (gives == "language") != (kind.task == "language"):
         raise UsageError(f"reference {model.name!r} gives {gives}, and what is asked for is --task {kind.task}")

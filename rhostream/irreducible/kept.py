@@ -34,6 +34,7 @@ from rhostream.tables import il, parquet
 from rhostream.tables.classes import ClassNames
 from rhostream.tables.il import PartFacts, TableInfo
 from rhostream.tables.names import checked_roots
+from rhostream.tables.vectors_writer import copy_vectors
 
 LOG = logging.getLogger("rhostream")
 
@@ -121,6 +122,7 @@ def _part(
         facts = il.facts_of(record, il.part_url(table, name))
         rows, facts = _with_fields(rows, facts, url, name, info, fields)
         data = il.encode_part(rows, facts)
+        copy_vectors(table, out, facts)
         crash_point("keep: part encoded")
         try:
             storage.create(target, data)

@@ -17,6 +17,7 @@ from rhostream.il_model.named import is_of_library, load_named, options_for, req
 from rhostream.il_model.reference import Reference, load_reference, name_of_reference
 from rhostream.il_model.zero_shot import PROMPTS, read_prompts
 from rhostream.irreducible.asked import named
+from rhostream.irreducible.banks import banks_of, require_vectors_fit
 from rhostream.irreducible.decoded import kind_of, label_of, require_one_kind, wanted_of
 from rhostream.irreducible.gate import beyond_classes
 from rhostream.irreducible.score import Scorer
@@ -40,7 +41,7 @@ from rhostream.tables.il import TableInfo, reference_doubts
 
 OF_A_REFERENCE = (
     "reference_id", "classes", "content", "caption", "image_size", "channels", "resize", "image_member", "mean", "std",
-    "label", "class_names", "tokenizer", "text_length", "task", "prompts",
+    "label", "class_names", "tokenizer", "text_length", "task", "prompts", "batch_size",
 )  # fmt: skip
 _OF_SAMPLES = (
     "kind", "content", "caption", "image_size", "channels", "resize", "image_member", "mean", "std", "tokenizer",
@@ -95,7 +96,9 @@ def of_reference(
     classes = classes or (max(beside) + 1 if beside else None)
     if kind.target is not None and config.classes is not None:
         raise UsageError(f"--classes {config.classes} is for classes, and {kind.target_in_words}")
-    loss = _loss(config, kind, there)
+    if config.task not in (None, kind.task):
+        raise UsageError(f"--task {config.task} is for text, and these samples are {kind.holds}")
+    loss = _loss(config, kind, there, model.loss if isinstance(model, Towers) and kind.task == "pairs" else None)
     device = device_of(config.device or "auto")
     if model is None:
         _refuse_prompts(config, name)
@@ -105,9 +108,15 @@ def of_reference(
     macs = None
     if isinstance(reference.scores, nn.Module):
         classes, macs = _tried(reference, reference.scores, kind, classes, loss, device)
+    settings = ScanSettings(kind=kind, classes=classes, label=label, keep=keep, **config.lenient)
+    banks, n = banks_of(config, there, reference, loss, shards, settings, device)
+    require_vectors_fit(config, [*banks.values()])
     stored = il_dtype or (there.il_dtype if there else "float32")
     record = kind.record()
-    options = {"il_dtype": stored if stored != "float32" else None, "label": label.to_json()}
+    options = {
+        "il_dtype": stored if stored != "float32" else None, "label": label.to_json(),
+        "bank": {"sha256": list(banks), "batch_size": n} if banks else None, "vectors": config.vectors,
+    }  # fmt: skip
     table = TableInfo(
         kind="il",
         ingredients={key: value for key, value in options.items() if value}
@@ -125,12 +134,20 @@ def of_reference(
         content=kind.name,
         class_names={**labels, **label.class_names},
     )  # fmt: skip
-    settings = ScanSettings(kind=kind, classes=classes, label=label, keep=keep, **config.lenient)
     kind.log(f"for the reference {name}")
+    own = "cross_entropy" if kind.task == "language" else loss
     return (
         table,
         settings,
-        Scorer([reference.scores], kind, "cross_entropy" if kind.task == "language" else loss, device),
+        Scorer(
+            [reference.scores],
+            kind,
+            own,
+            device,
+            banks=[*banks.values()],
+            batch_size=n,
+            vectors=config.vectors is not None,
+        ),
     )
 
 
@@ -217,24 +234,25 @@ def _as_made_for(
     config: ComputeILConfig, model: Stored | Towers, shards: Callable[[], list[tuple[str, str]]]
 ) -> ComputeILConfig:
     """The options, those that nobody gave as the model was made for them."""
-    options = options_for(model)
-    looked_at = "tokenizer" in options and config.tokenizer is None and config.content is None
-    if looked_at and (
-        (seen := look(shards(), **config.lenient).content) is None or "txt" not in registry.undecided(seen).main
-    ):
-        del options["tokenizer"]  # who made arrays of ids says how many there are
+    pairs = config.content is not None and registry.undecided(config.content).task == "pairs"
+    options = options_for(model, pairs)
+    if "tokenizer" in options and config.tokenizer is None:
+        content = config.content or look(shards(), **config.lenient).content or ""
+        if not registry.reads_text(content):  # who made arrays of ids says how many there are
+            own = ("text_length", "task") if registry.takes(content, "tokenizer") else ()
+            options = {name: options[name] for name in own}
     return replace(config, **{name: value for name, value in options.items() if not _given(config, [name])})
 
 
-def _loss(config: ComputeILConfig, kind: Kind, there: TableInfo | None) -> str:
-    """The loss that il is of, by name."""
+def _loss(config: ComputeILConfig, kind: Kind, there: TableInfo | None, trained_by: str | None) -> str:
+    """The loss that il is of, by name: as asked, as of the table that is there, as the reference was `trained_by`."""
     if kind.task == "language":
         return loss_name(kind, config.loss or "cross_entropy")
     asked = config.loss
     if asked is None and there is not None:
         asked = str(there.ingredients.get("loss"))
         UntrustedCodeError.unless_named(asked, None, redact(config.out), "--loss")
-    asked = loss_name(kind, asked or "cross_entropy")
+    asked = loss_name(kind, asked or trained_by or "cross_entropy")
     if ":" not in asked:  # code that gives the losses itself is never run for this
         require_loss_of_samples(asked)
     return asked

@@ -23,7 +23,8 @@ from rhostream.selection.losses import cross_entropy, find_loss, per_sample
 from rhostream.selection.outputs import called
 from rhostream.selection.tokens import LanguageLoss, SequenceMean
 from rhostream.stream.scan import Chunk
-from rhostream.tables.il import PAIR_COLUMNS
+from rhostream.tables.il import PAIR_COLUMNS, PartFacts
+from rhostream.tables.vectors import VectorsReader
 
 LOG = logging.getLogger("rhostream")
 
@@ -41,9 +42,10 @@ class Scorer:
         learned_from: Iterable[str] = (),
         banks: Sequence[Bank] = (),
         batch_size: int = 0,
+        vectors: bool = False,
     ) -> None:
         """`rule`: how D was split between the networks, None where nothing is known of what one learned from. `banks`:
-        of pairs, one a network, and `batch_size` is n of their il.
+        of pairs, one a network, and `batch_size` is n of their il; `vectors`: what the network sees comes along.
         """
         self._device, self._target, self._prepare = device, kind.target, kind.inputs
         self._mode = "" if rule is None else rule.mode
@@ -52,7 +54,7 @@ class Scorer:
         self._loss = cross_entropy if isinstance(networks[0], SampleLoss) else find_loss(loss)
         self._learned_from = frozenset(learned_from)
         self._banks, self._bank_pairs = banks, [bank.pairs(device) for bank in banks]
-        self._batch_size = batch_size
+        self._batch_size, self._vectors = batch_size, vectors
         self._room, self._told = Room(), False
 
     def knows(self, names: Iterable[str]) -> bool:
@@ -124,13 +126,17 @@ class Scorer:
             return Pairs.of(torch.cat(some).float())
 
         pairs = self._room.run(len(fields), judge, self._tell)
-        loss, bank = self._loss.__name__, self._bank_pairs[number]
-        own, image, text = bank_terms(pairs, bank, loss, place.to(self._device))
+        bank, place = self._bank_pairs[number], place.to(self._device)
+        il, terms = il_against(bank, pairs, place, self._loss.__name__, self._batch_size)
         assert scored.terms is not None
-        found = {"il_own": own, "il_image": image, "il_text": text, "similarity": pairs.similarity_N}
-        for column, values in found.items():
+        for column, values in terms.items():
             scored.terms[column][rows] = values.cpu().numpy()
-        scored.il[rows] = il_of(own, image, text, self._batch_size, loss).cpu().numpy()
+        scored.il[rows] = il.cpu().numpy()
+        if self._vectors:
+            packed = packed_of(pairs).cpu().numpy()
+            if scored.output is None:
+                scored.output = np.full((len(scored.il), packed.shape[1]), np.nan, np.float32)
+            scored.output[rows] = packed
 
     @torch.no_grad()
     def _forward(self, network: nn.Module | SampleLoss, fields: Fields, label: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -160,6 +166,41 @@ class Scorer:
         if not self._told:  # once, though the half may be too many as well
             LOG.warning("the device is out of memory for %d samples: scoring %d or fewer from here on", too_many, size)
         self._told = True
+
+
+def packed_of(pairs: Pairs) -> Tensor:
+    """(n, 2 D + 2): image vector, text vector, a, b of each."""
+    constants = torch.stack([pairs.scale, pairs.bias]).expand(len(pairs), 2)
+    return torch.cat([pairs.image_ND, pairs.text_ND, constants], 1)
+
+
+def il_against(
+    bank: Pairs, pairs: Pairs, place: Tensor, loss: str, batch_size: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """il (n,) of pairs against the vectors of a bank, and what stands beside it in a table (`PAIR_COLUMNS`)."""
+    own, image, text = bank_terms(pairs, bank, loss, place)
+    terms = {"il_own": own, "il_image": image, "il_text": text, "similarity": pairs.similarity_N}
+    return il_of(own, image, text, batch_size, loss), terms
+
+
+def il_of_vectors(
+    table: str, facts: PartFacts, bank: Bank, loss: str, batch_size: int, rows: int = 4096
+) -> dict[str, npt.NDArray[np.float32]]:
+    """il and its columns (samples,) of a shard, float32, NaN without vectors: of a table's vectors, without an image.
+
+    Against another bank, or of another loss or batch size: what the same network would give if it saw each pair again,
+    but for the rounding of the vectors. Raises TableError for vectors that are damaged, and for a part without.
+    """
+    found = {name: np.full(facts.samples, np.nan, np.float32) for name in ("il", *PAIR_COLUMNS)}
+    others = bank.pairs(torch.device("cpu"))
+    with VectorsReader(table, facts) as reader:
+        for start in range(0, facts.samples, rows) if reader.info.width else ():
+            ordinal = np.arange(start, min(start + rows, facts.samples))
+            pairs, place = Pairs.of(torch.from_numpy(reader.read(ordinal))), bank.places(facts.shard, ordinal)
+            il, terms = il_against(others, pairs, place, loss, batch_size)
+            for name, values in {"il": il, **terms}.items():
+                found[name][ordinal] = values.numpy()
+    return found
 
 
 def _prepared(network: nn.Module, device: torch.device) -> nn.Module:

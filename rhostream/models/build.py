@@ -13,6 +13,7 @@ from rhostream.models.networks import lenet_cnn, mlp, small_cnn
 from rhostream.models.pairs import PAIR_MODELS, TwoTowers
 from rhostream.models.resnet import resnet18_small
 from rhostream.models.text import TEXT_MODELS, build_text, is_text
+from rhostream.models.towers import find_towers, is_towers
 from rhostream.models.zoo import build_from_zoo, is_from_zoo
 from rhostream.own_code import accepted, own_function
 from rhostream.selection.tokens import LanguageLoss, is_language
@@ -65,6 +66,10 @@ def of_task(model: nn.Module, made_for: Mapping[str, Any]) -> nn.Module:
 
 
 def _built(name: str, classes: int | None, initial: bool, made_for: dict[str, Any]) -> nn.Module:
+    if made_for.get("task") == "pairs" and is_towers(name):
+        towers = find_towers(name, initial)
+        towers.require_fitting(**{what: made_for[what] for what in ("image_size", "channels", "vocabulary", "length")})
+        return towers.model
     if name in NAMES or is_text(name) or is_from_zoo(name):
         takes = "pairs" if name in PAIR_MODELS else "text" if is_text(name) else "images"
         if not _MADE_FOR[takes] <= {*made_for} or (made_for.get("task") == "pairs") != (takes == "pairs"):

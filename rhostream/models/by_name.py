@@ -21,12 +21,12 @@ from rhostream.models.towers import OPEN_CLIP, Towers, find_towers
 from rhostream.models.zoo import is_from_zoo, stored_from_zoo
 from rhostream.samples.tokenizers import Tokenizer, find_tokenizer
 
-# The end of an architecture's name in transformers -> the class that makes one, what it takes and gives.
+# The end of an architecture's name in transformers -> the class that makes one, whether of pictures, what it gives.
 _HEADS = {
-    "ForImageClassification": ("AutoModelForImageClassification", "images", "classes"),
-    "ForSequenceClassification": ("AutoModelForSequenceClassification", "text", "classes"),
-    "ForCausalLM": ("AutoModelForCausalLM", "text", "language"),
-    "LMHeadModel": ("AutoModelForCausalLM", "text", "language"),
+    "ForImageClassification": ("AutoModelForImageClassification", True, "classes"),
+    "ForSequenceClassification": ("AutoModelForSequenceClassification", False, "classes"),
+    "ForCausalLM": ("AutoModelForCausalLM", False, "language"),
+    "LMHeadModel": ("AutoModelForCausalLM", False, "language"),
 }
 _TOWERS = ("CLIPModel", "SiglipModel")
 
@@ -60,16 +60,16 @@ def _hugging_face(name: str) -> Stored | Towers:
             f"model 'hf:{name}' is a {architecture or config.model_type}, which gives neither classes nor the next "
             f"token: expected one {', '.join(_HEADS)}, or {' or '.join(_TOWERS)}"
         )
-    auto, takes, gives = head
+    auto, pictures, gives = head
     made: dict[str, Any] = {
         "name": HUGGING_FACE + name,
         "model": hub.with_stored_weights(name, auto, config),
-        "takes": takes,
+        "pictures": pictures,
         "gives": gives,
     }
     if gives == "classes":
         made |= {"classes": int(config.num_labels), "labels": named_classes(config.id2label)}
-    if takes == "images":
+    if pictures:
         side = getattr(config, "image_size", None)
         seen = hub.preprocessing(name, side if isinstance(side, int) else None)
         return Stored(**made, seen=seen, channels=int(getattr(config, "num_channels", 3)))

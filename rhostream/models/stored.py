@@ -32,7 +32,7 @@ class Stored:
     name: str
     model: nn.Module
     gives: str  # "classes" or "language"
-    takes: str  # "images": (n, C, H, W) float32; "text": ids (n, L) int64
+    pictures: bool  # it takes these, (n, C, H, W) float32; else ids of texts (n, L) int64
     classes: int | None = None  # as many as it has logits; None of language
     labels: Mapping[int, str] = field(default_factory=dict)  # what it calls its classes, where it says so
     channels: int = 3
@@ -43,7 +43,12 @@ class Stored:
     begin: int = 0  # of language: the id that the first token is predicted from
 
     def __repr__(self) -> str:
-        return f"<stored model {self.name} of {self.takes}, {self.classes or 'no'} classes>"
+        return f"<stored model {self.name} of {self.holds}, {self.classes or 'no'} classes>"
+
+    @property
+    def holds(self) -> str:
+        """What it takes, in words."""
+        return "images" if self.pictures else "text"
 
 
 def named_classes(names: Mapping[int, str]) -> dict[int, str]:

@@ -49,6 +49,9 @@ class Towers:
     stored: bool  # whether its weights are stored ones; False: random
     doubts: tuple[str, ...] = ()  # how its own preprocessing differs from what the above can say
 
+    pictures = True  # of what has a class, as `Stored`
+    holds = "images"
+
     def __repr__(self) -> str:
         return (
             f"<towers {self.name}: {self.channels} x {self.image_size} x {self.image_size}, {self.text_length} tokens>"

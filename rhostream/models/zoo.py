@@ -86,7 +86,7 @@ def _stored_torchvision(name: str, architecture: str, weights: str, file: str) -
     start_from(model, state, file or name)
     labels = {} if chosen is None else dict(enumerate(chosen.meta.get("categories") or ()))
     seen = of_torchvision(None if chosen is None else chosen.transforms())
-    return Stored(name=name, model=model, gives="classes", takes="images", classes=classes, labels=labels, seen=seen)
+    return Stored(name=name, model=model, gives="classes", pictures=True, classes=classes, labels=labels, seen=seen)
 
 
 def _stored_timm(name: str, architecture: str, weights: str, file: str) -> Stored:
@@ -102,7 +102,7 @@ def _stored_timm(name: str, architecture: str, weights: str, file: str) -> Store
             model = timm.create_model(full, pretrained=False, num_classes=classes)
         start_from(model, state, file)
     return Stored(
-        name=name, model=model, gives="classes", takes="images", classes=classes, seen=of_timm(config),
+        name=name, model=model, gives="classes", pictures=True, classes=classes, seen=of_timm(config),
         labels=named_classes(dict(enumerate(config.get("label_names") or ()))),
         channels=int((config.get("input_size") or (3,))[0]),
     )  # fmt: skip

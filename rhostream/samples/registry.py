@@ -148,6 +148,11 @@ def takes(name: str, option: str) -> bool:
     return name in BUILT_IN and option in BUILT_IN[name].takes
 
 
+def reads_text(name: str) -> bool:
+    """Whether samples of a kind of that name are made ids by a tokenizer that reads text."""
+    return takes(name, "tokenizer") and not issubclass(BUILT_IN[name], TokensKind)
+
+
 def checked_member(member: str | None) -> str | None:
     """Extensions of images in small letters, "jpg,png". Raises UsageError for one that is none."""
     if member is None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ DEFAULT = "words:30000"
 KINDS = ("bytes", "words:N", "hf:NAME", "open_clip:NAME", "ids:N")
 MAX_IDS = 10_000_000
 PAD, END, FIRST = 0, 1, 2  # of the built-in ones: filling, end of the text, the first id of its own
+_OF_TOKENIZER = re.compile(r"tokenizer|vocab|merges|spiece|sentencepiece")  # the beginning of its files' names
 _WORD = re.compile(r"\w+|[^\w\s]")
 _REMEMBERED = 1 << 18  # words whose hash is kept, a process
 _CHARACTERS = 16  # of a text for each token that is wanted: a tokenizer with files isn't given more
@@ -100,6 +102,9 @@ def _hugging_face(name: str, fetch: bool) -> Tokenizer:
         from transformers import AutoTokenizer
     except ImportError as exc:
         raise MissingExtraError.of("transformers", "hf") from exc
+    if os.path.isdir(name) and not any(map(_OF_TOKENIZER.match, os.listdir(name))):
+        # transformers would make one up that knows nothing.
+        raise UsageError(f"tokenizer 'hf:{name}' can't be loaded: the folder holds no file of a tokenizer")
     try:
         # trust_remote_code=False: a folder's own Python is never run, whatever its files ask for.
         made: Any = AutoTokenizer.from_pretrained(

@@ -47,9 +47,8 @@ class GPUCopier:
 
     def start(self, candidates: Candidates) -> Candidates:
         with torch.cuda.stream(self._stream):
-            reference = None if candidates.reference is None else candidates.reference.pin_memory()
             return replace(candidates, label=candidates.label.pin_memory(), il=candidates.il.pin_memory(),
-                           reference=reference, on_host=candidates).to(self._device)  # fmt: skip
+                           on_host=candidates).to(self._device)  # fmt: skip
 
     def finish(self, candidates: Candidates) -> Candidates:
         current = torch.cuda.current_stream(self._device)

@@ -25,14 +25,15 @@ from rhostream import storage
 from rhostream.candidates import CANDIDATE, Candidates, Reason, Slice
 from rhostream.crashpoints import crash_point
 from rhostream.errors import MismatchError, RhostreamError
-from rhostream.samples.kind import OK, Kind, View
+from rhostream.samples.kind import OK, FieldSpec, Kind, View
 from rhostream.stream.cursor import Cursor, digests_of, identity_of, require_same_plan
 from rhostream.stream.join import Join, Joined, JoinSettings, Prefilter
-from rhostream.stream.message import Message
+from rhostream.stream.message import VECTORS, Message
 from rhostream.stream.passing import PassOver
 from rhostream.stream.plan import Numbering, Plan, choose_lanes
 from rhostream.stream.slots import slots
 from rhostream.stream.uniform_choice import UniformChoice
+from rhostream.stream.vectors import Vectors
 from rhostream.tables import il
 
 PREFETCH = 2
@@ -185,10 +186,12 @@ class CandidateStream(IterableDataset[Message]):
 
     def allocate(self, workers: int) -> None:
         """Make the shared slots; called by the loader before workers start."""
+        width = self.join_settings.vectors
+        beside = {VECTORS: FieldSpec((2 * width + 2,), "float32")} if width else {}
         self.slots = slots(
             max(workers, 1) * SLOTS,
             len(self.plan(0).own_rows),
-            self.preprocess.fields(self.view),
+            {**self.preprocess.fields(self.view), **beside},
             shared=workers > 0,
         )
 
@@ -197,6 +200,7 @@ class CandidateStream(IterableDataset[Message]):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         join = Join(self.table, self.join_settings, open_shards=2 * self.lanes + 2)
+        beside = Vectors(self.table, self.join_settings.vectors, join.most_readers)
         fields, turn = {name: slots.numpy() for name, slots in self.slots.items()}, 0
         try:
             for number, (pass_index, index) in enumerate(self._remaining()):
@@ -207,13 +211,17 @@ class CandidateStream(IterableDataset[Message]):
                 if self._remote:
                     join.ahead(self.plan(pass_index).coming(index, AHEAD)[: self.lanes + AHEAD_SHARDS])
                 held = {name: array[slot] for name, array in fields.items()}
+                vectors = held.pop(VECTORS, None)
                 joined = self._fill(join, held, pass_index, index)
+                if vectors is not None:
+                    beside.fill(joined, vectors)
                 yield Message(pass_index, index, slot, joined, retried=storage.take_retried() if info else {})
         except RhostreamError as exc:
             # An exception that crosses the process border by itself arrives as a wall of text.
             yield Message(0, 0, -1, None, exc, storage.take_retried() if info else {})
         finally:
             join.close()
+            beside.close()
 
     @property
     def end_of_passes(self) -> int | None:

@@ -95,21 +95,29 @@ class JoinSettings:
     tokens: int = 0  # T: the il of so many tokens of each sample is joined too
     denied: Denied | None = None  # what a deny-list names
     sources: Sources | None = None  # how samples' sources are named
-    columns: tuple[str, ...] = ()  # columns of the table that come along; see `checked_columns`
+    columns: tuple[str, ...] = ()  # columns of the table that a rule looks at; see `checked_columns`
+    filters: tuple[str, ...] = ()  # those that prefilters look at, of which a null is no reason to leave a row out
+    vectors: int = 0  # D: the vectors of the table's reference come along; see `vectors.width_of`
 
     def __post_init__(self) -> None:
         if self.missing_il not in POLICIES:
             raise UsageError(f"--missing-il {self.missing_il!r}: expected one of {', '.join(POLICIES)}")
 
+    @property
+    def joined_columns(self) -> tuple[str, ...]:
+        """All that come along, each once."""
+        return tuple(dict.fromkeys([*self.columns, *self.filters]))
 
-def checked_columns(names: Sequence[str], table: il.Table) -> tuple[str, ...]:
-    """Columns of numbers that a rule may look at, each once. Raises UsageError for one that the table doesn't have."""
+
+def checked_columns(names: Sequence[str], table: il.Table, option: str = "--column") -> tuple[str, ...]:
+    """Columns of numbers that a rule or `option` may look at, each once. Raises UsageError for one that the table
+    doesn't have."""
     fitting = table.info.numbers
     for name in names:
         if name not in fitting:
             kind = table.info.keep.get(name)
             raise UsageError(
-                f"--column {one_line(name)}: {redact(table.url)} "
+                f"{option} {one_line(name)}: {redact(table.url)} "
                 + (f"keeps it as {kind}, and a score is a number" if kind else "keeps no such field")
                 + f"; there are {', '.join(map(one_line, fitting)) or 'none'} (compute-il or index, --keep FIELD:float)"
             )
@@ -144,7 +152,7 @@ class Join:
         self._table = table
         self._settings = settings
         self._open_shards = open_shards
-        self._most_readers = min(open_shards, max(8, _handles() // 4))
+        self.most_readers = min(open_shards, max(8, _handles() // 4))
         self._parts: OrderedDict[int, il.Part] = OrderedDict()
         self._readers: OrderedDict[int, Reader] = OrderedDict()
         self._copies: dict[int, storage.Identity] = {}  # shards with a new time or ETag that are proved to be the same
@@ -159,7 +167,7 @@ class Join:
         fold = np.full(n, -1, np.int8) if self._settings.with_fold else None
         keys: list[pa.StringArray] = []
         tokens = np.full((n, self._settings.tokens), np.nan, np.float16) if self._settings.tokens else None
-        columns = {name: np.full(n, np.nan, np.float32) for name in self._settings.columns}
+        columns = {name: np.full(n, np.nan, np.float32) for name in self._settings.joined_columns}
         sources = self._settings.sources
         source = None if sources is None else np.zeros(n, np.int16)
         cuts = np.flatnonzero(np.diff(rows.shard)) + 1
@@ -192,8 +200,8 @@ class Join:
         joined = Joined(rows, key, label, il_B, offset, size, reason, fold, tokens, source, columns)
         if self._settings.needs_il:
             self._missing(joined, joined.il, "il in", "run `rhostream compute-il`")
-        for name, column in columns.items():
-            self._missing(joined, column, f"number in the column {one_line(name)} of", "name another --column")
+        for name in self._settings.columns:
+            self._missing(joined, columns[name], f"number in the column {one_line(name)} of", "name another --column")
         return joined
 
     def _drop(self, part: il.Part, at: npt.NDArray[np.int32], reason: npt.NDArray[np.uint8]) -> None:
@@ -230,7 +238,7 @@ class Join:
                 tokens=self._settings.tokens > 0,
                 field=None if sources is None else sources.field,
                 codes=None if sources is None else sources.codes,
-                numbers=self._settings.columns,
+                numbers=self._settings.joined_columns,
             )
             while len(self._parts) >= self._open_shards:
                 self._parts.popitem(last=False)
@@ -241,7 +249,7 @@ class Join:
         """The shard of that index, open. Raises StaleShardError when it isn't the one that was indexed."""
         reader = self._readers.pop(shard, None)
         if reader is None:
-            while len(self._readers) >= self._most_readers:
+            while len(self._readers) >= self.most_readers:
                 self._readers.popitem(last=False)[1].close()
             reader = self._open(shard)
         elif not reader.unchanged():

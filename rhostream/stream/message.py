@@ -16,6 +16,8 @@ from rhostream.samples.kind import Kind
 from rhostream.stream.join import Joined
 from rhostream.stream.sources import Sources
 
+VECTORS = "vectors of the reference"  # what of a slot is no field of the samples; no field has such a name
+
 
 @dataclass(frozen=True)
 class Message:
@@ -39,6 +41,8 @@ class Message:
         """The candidates of the slot, `part` of a buffer; without any fields, and no part of one, for None."""
         joined = self.joined
         assert joined is not None
+        held = {name: array[self.slot] for name, array in (slots or {}).items()}
+        reference = held.pop(VECTORS, None)
         columns = {name: torch.from_numpy(column) for name, column in joined.columns.items()}
         return Candidates(
             pass_index=self.pass_index,
@@ -49,7 +53,7 @@ class Message:
             label=torch.from_numpy(joined.label),
             il=torch.from_numpy(joined.il),
             reason=joined.reason,
-            fields=None if slots is None else Fields({name: held[self.slot] for name, held in slots.items()}),
+            fields=Fields(held) if slots is not None else None,
             slice=None if slots is None else part,
             prepare=kind.inputs,
             target_field=kind.target,
@@ -59,4 +63,5 @@ class Message:
             source=joined.source,
             source_names=None if sources is None else sources.names,
             columns=Fields(columns) if columns else None,
+            reference=reference,
         )

@@ -19,7 +19,7 @@ from rhostream.samples import registry
 from rhostream.samples.kind import Kind
 from rhostream.samples.own import is_own
 from rhostream.samples.wanted import Wanted
-from rhostream.stream.band import resolve_band
+from rhostream.stream.band import column_of, resolve_band
 from rhostream.stream.dataset import CandidateStream
 from rhostream.stream.deny_list import read_deny_list
 from rhostream.stream.join import JoinSettings, Prefilter, checked_columns
@@ -28,6 +28,7 @@ from rhostream.stream.loader import Loader
 from rhostream.stream.look import SAMPLES, SHARDS
 from rhostream.stream.plan import few_lanes
 from rhostream.stream.sources import read_sources
+from rhostream.stream.vectors import width_of
 from rhostream.tables import il as il_table
 from rhostream.tables.names import checked_roots
 
@@ -71,6 +72,7 @@ def open_stream(
     carried_lanes: int | None = None,
     augment: str = "none",
     columns: Sequence[str] = (),
+    vectors: bool = False,
 ) -> Loader:
     """Open shards joined with their IL table (or index) as buffers of `buffer_size` planned samples.
 
@@ -97,7 +99,8 @@ def open_stream(
     (`source` and `source_names`), and a run's log does.
 
     `columns`: kept fields of numbers, or `similarity`, that candidates bring for a rule which looks at them; a sample
-    without a value goes by `missing_il`.
+    without a value goes by `missing_il`. `vectors`: candidates bring what the table's reference saw of each pair
+    (`reference`), for a rule that chooses pairs together, of a table made with vectors.
 
     `kind`: the name of a kind of your own, `package.module:name`, of which the table is: its code is imported only so.
     Or "image", "text", "tokens" or "pair": a table of another kind is refused.
@@ -164,6 +167,8 @@ def open_stream(
             if sources is None
             else read_sources(sources, table, il_table.roots_today(url, table.info, roots)),
             columns=checked_columns(columns, table),
+            filters=tuple(filter(None, [band and column_of(band)])),
+            vectors=width_of(table) if vectors else 0,
         ),
     )
     if (

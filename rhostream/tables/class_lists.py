@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 
 from rhostream import foreign, storage
 from rhostream.errors import TableError, UsageError
@@ -18,22 +19,29 @@ def read_class_list(place: str | os.PathLike[str]) -> dict[int, str]:
     """{label: name} as a file or a set says it.
 
     `place`: a .json (an array of names, or an object of labels and names), any other file (a name a line, UTF-8; an
-    empty line is a label without a name), or a folder that holds `classes.json`, `_table.json` or `model.json`.
+    empty line is a label without a name), a folder that holds `classes.json`, `_table.json` or `model.json`, or the
+    names themselves, from label 0 on and with commas between.
     Raises UsageError where nothing of that is there or it can't be understood, MismatchError for a table whose shards
     disagree.
     """
+    if "," in (text := os.fspath(place)) and "/" not in text and not os.path.exists(text):
+        return _read("--class-names", lambda: _names(text.split(",")))
     url = storage.resolve(place)
     files = {name: storage.join(url, name) for name in (LIST, "_table.json", "model.json")}
     listed = next((name for name, inside in files.items() if storage.exists(inside)), None)
     where = files.get(listed or "", url)
     if listed is None and (storage.is_local(url) and os.path.isdir(url)):
         raise UsageError(f"{storage.redact(url)} holds no list of classes ({', '.join(files)})")
+    return _read(storage.redact(where), lambda: table_names(url) if listed == "_table.json" else _parsed(where))
+
+
+def _read(where: str, read: Callable[[], dict[int, str]]) -> dict[int, str]:
     try:
-        names = table_names(url) if listed == "_table.json" else _parsed(where)
+        names = read()
     except (ValueError, RecursionError, TableError) as exc:
-        raise UsageError(f"{storage.redact(where)} is no list of classes: {str(exc)[:200]}") from exc
+        raise UsageError(f"{where} is no list of classes: {str(exc)[:200]}") from exc
     if not names:
-        raise UsageError(f"{storage.redact(where)} names no class")
+        raise UsageError(f"{where} names no class")
     return names
 
 
@@ -44,7 +52,12 @@ def _parsed(url: str) -> dict[int, str]:
     data = storage.read_bytes(url)
     if url.endswith(".json"):
         return foreign.checked_class_list(json.loads(data))
-    return foreign.checked_class_list([line.strip() or None for line in data.decode("utf-8-sig").split("\n")])
+    return _names(data.decode("utf-8-sig").split("\n"))
+
+
+def _names(lines: list[str]) -> dict[int, str]:
+    """{label: name}; a line without one is a label without a name. Raises ValueError."""
+    return foreign.checked_class_list([line.strip() or None for line in lines])
 
 
 def table_names(table: str) -> dict[int, str]:

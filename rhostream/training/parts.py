@@ -69,6 +69,7 @@ def _open(
         il_tokens=settings.token_share is not None, carried_lanes=carried, order=order,
         kind=settings.kind or settings.content, augment=settings.augment_by_sample,
         deny=settings.deny, sources=settings.sources, columns=settings.options.columns_for(settings.found_rule),
+        vectors=settings.found_rule.needs_reference,
     )  # fmt: skip
     choose_before_decoding(loader, settings.options, settings.found_rule, settings.batch_size, settings.seed)
     return loader

@@ -1,13 +1,24 @@
-"""Tables as accidents leave them, made from good ones by the product's own writer."""
+"""Tables read whole; and as accidents leave them, made from good ones by the product's own writer."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from rhostream.tables import il as il_table
 from rhostream.tables import parquet
+
+
+def parts(table: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(table.rglob("*.parquet"))}
+
+
+def rows(place: Path) -> list[dict[str, Any]]:
+    """Of a part, or of all parts of a table."""
+    files = sorted(place.rglob("*.parquet")) if place.is_dir() else [place]
+    return [row for path in files for row in parquet.read(str(path))[0].to_pylist()]
 
 
 def without_il(table: Path, out: Path, shards: set[int]) -> Path:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Array = npt.NDArray[np.float64]
 
@@ -57,3 +57,20 @@ class Literal:
             return sp(-self.own(i)), image, sum(sp(self.of(i, k)) for k in among) / max(len(among), 1)
         rest = [lme([L(i, k) for k in among]) - self.own(i) for L in (self.to, self.of)]
         return 0.0, rest[0], rest[1]
+
+
+class Towers(nn.Module):
+    """The two halves of a sample's numbers as its vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.image, self.text = nn.Linear(8, 6), nn.Linear(8, 6)
+        self.logit_scale = nn.Parameter(torch.tensor(2.0))
+        self.logit_bias = nn.Parameter(torch.tensor(-4.0))
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        return self.image(pixels.flatten(1)[:, :8])
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        return self.text(tokens[:, :8].float())

@@ -12,7 +12,7 @@ from rhostream.il_model.info import ModelInfo, require_info
 def prove_il_model(folder: str) -> dict[str, Any]:
     """{"kind": "il-model", "files", "rows": 0, "problems", "warnings", "next"} of a (resolved) folder."""
     info = require_info(folder)
-    problems, files = _problems(folder, info), len(info.folds)
+    problems, files = _problems(folder, info), len(info.files)
     for listed in info.checkpoints:
         place = storage.join(folder, listed["folder"])
         try:
@@ -34,7 +34,7 @@ def prove_il_model(folder: str) -> dict[str, Any]:
 
 def _problems(folder: str, info: ModelInfo) -> list[str]:
     problems = []
-    for name, digest in info.weights:
+    for name, digest in info.files:
         url = storage.join(folder, name)
         try:
             if storage.digest_of(url)[1] != digest:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from rhostream import storage
 from rhostream.errors import RhostreamError, TableError
 from rhostream.tables import il, parquet
+from rhostream.tables.vectors import prove_vectors
 
 # What is wrong with a part or a shard; all but the last five are made again from the shard by `--repair`.
 DAMAGED, STRANGER, CHANGED, MISSING = "damaged", "another fingerprint", "shard changed", "no part"
@@ -112,8 +113,10 @@ def _held(
     if url != il.part_url(table, facts.shard):
         return Finding(MISPLACED, facts.shard, url, f"{shown} is the part of another shard ({facts.shard})")
     rows = rows.combine_chunks()
-    if broken := il.broken_laws(rows, facts):
+    if broken := il.broken_laws(rows, facts) + il.broken_terms(rows, info):
         return Finding(DAMAGED, shard, url, f"{shown} breaks its laws: {'; '.join(broken)}")
+    if facts.vectors:
+        prove_vectors(table, facts, _flat(rows["il"]).is_valid().take(pc.sort_indices(rows["ordinal"])).to_numpy(False))
     keys, missing = _flat(rows["key"]), (0, 0)
     if facts.statuses.get("dup"):
         keys = keys.filter(pc.not_equal(_flat(rows["status"]), "dup"))

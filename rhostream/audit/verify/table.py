@@ -114,7 +114,7 @@ def prove_table(table: str, shards: Iterable[str] = (), roots: Mapping[str, str]
             keys.add(number, one.keys)
         _duplicates(proof, keys, urls)
     _misplaced(proof, sound)
-    proof.warnings += il.reference_doubts(info.reference)
+    proof.warnings += il.reference_doubts(info.reference) + il.bank_doubts(table, info)
     if missing_il["rows"]:
         proof.warnings.append(
             f"{missing_il['rows']:,} usable samples of {missing_il['parts']:,} parts have no il that can be used (null "

@@ -41,6 +41,7 @@ from rhostream.tables.il.names import (
     shard_of_part,
     shard_url,
 )
+from rhostream.tables.il.pairs import bank_doubts, bank_file, broken_terms
 from rhostream.tables.il.part import (
     Part,
     PartFacts,
@@ -79,7 +80,10 @@ __all__ = [
     "PartFacts",
     "Table",
     "TableInfo",
+    "bank_doubts",
+    "bank_file",
     "broken_laws",
+    "broken_terms",
     "checked_keep",
     "encode_part",
     "facts_of",

@@ -55,6 +55,7 @@ class PartFacts:
     content: str = "image"  # the name of the samples' kind
     class_names: dict[int, str] = field(default_factory=dict)  # of labels of this shard, beyond those of the table's
     apart: int = 0  # samples whose members don't lie next to each other, of which no one is usable
+    vectors: str = ""  # of pairs, the seal of the shard's file in `vectors/`; "" where there is none
     version: int = VERSION
 
     def __repr__(self) -> str:
@@ -78,7 +79,10 @@ def encode_part(table: pa.Table, facts: PartFacts) -> bytes:
         broken.append("ordinals are 0..n-1")
     if broken:
         raise TableError(f"part of shard {facts.shard} breaks its laws: {'; '.join(broken)}; nothing was committed")
-    return parquet.encode(table, as_json(asdict(facts)), ENCODINGS, DICTIONARY)
+    record = as_json(asdict(facts))
+    if not facts.vectors:
+        del record["vectors"]  # parts of before there were any say nothing of it
+    return parquet.encode(table, record, ENCODINGS, DICTIONARY)
 
 
 def broken_laws(table: pa.Table, facts: PartFacts) -> list[str]:
