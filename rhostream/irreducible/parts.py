@@ -202,8 +202,10 @@ class Commits:
 
 def _token_lists(il_BT: npt.NDArray[np.float32], finite: npt.NDArray[np.bool_]) -> pa.Array:
     """The losses of each row's tokens as a column, null where the row has no il."""
-    there = ~np.isnan(il_BT) & finite[:, None]
-    values = pa.array(il.stored_il(il_BT[there], "float16"))
+    counts = ~np.isnan(il_BT) & finite[:, None]
+    # Up to the last token that counts; one before it that doesn't is null in its place.
+    there = np.logical_or.accumulate(counts[:, ::-1], axis=1)[:, ::-1]
+    values = pa.array(il.stored_il(il_BT[there], "float16"), mask=~counts[there])
     ends = np.cumsum([0, *there.sum(1)], dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(ends), values, mask=pa.array(~finite))
 

@@ -41,11 +41,11 @@ from rhostream.tables.il import TableInfo, reference_doubts
 
 OF_A_REFERENCE = (
     "reference_id", "classes", "content", "caption", "image_size", "channels", "resize", "image_member", "mean", "std",
-    "label", "class_names", "tokenizer", "text_length", "task", "prompts", "batch_size",
+    "label", "class_names", "tokenizer", "text_length", "end_of_text", "task", "prompts", "batch_size",
 )  # fmt: skip
 _OF_SAMPLES = (
     "kind", "content", "caption", "image_size", "channels", "resize", "image_member", "mean", "std", "tokenizer",
-    "text_length", "task",
+    "text_length", "end_of_text", "task",
 )  # fmt: skip
 _OF_AN_IL_MODEL = ("il_model", "model", "min_accuracy")
 

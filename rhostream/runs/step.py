@@ -70,7 +70,7 @@ class Step:
     number: int
     candidates: Candidates  # on the host
     selection: Selection
-    loss_b: Tensor | None  # (n_kept,) of this rank, None when no rank kept any
+    loss_b: Tensor | None  # (n_kept,) of this rank, None when no rank kept any and where the loop has none
     mean: Tensor | None  # over all ranks, where the loop knows it
     applied: bool | Tensor  # whether the optimizer took the step; on the device where only that knows
     learning_rate: float | None
