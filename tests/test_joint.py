@@ -211,7 +211,7 @@ def kept_rows(rank: int, size: int, loss: str) -> list[list[float]]:
     return found
 
 
-@pytest.mark.parametrize("loss", CONTRASTIVE)
+@pytest.mark.parametrize("loss", ["siglip", pytest.param("clip", marks=pytest.mark.slow)])
 def test_every_rank_keeps_what_one_process_keeps(tmp_path: Path, loss: str) -> None:
     alone, several = kept_rows(0, 1, loss), together(tmp_path, kept_rows, 2, 2, loss)
     assert [len(rows) for rows in alone[::3]] == [8, 8, 3, 0] * 5
