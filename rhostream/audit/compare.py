@@ -150,8 +150,8 @@ def baseline_of(run: RunFacts, others: Iterable[RunFacts], kind: str) -> RunFact
         other
         for other in others
         if other.rule == "uniform"
-        and other.everything == (kind == EVERYTHING)
-        and (kind != FILTERED or (other.filtered and not run.is_baseline))
+        and (other.filtered and not run.is_baseline if kind == FILTERED else other.everything == (kind == EVERYTHING))
+        and not (kind == EVERYTHING and other.filtered)
         and other.name != run.name
         and "rule" in run.setting
         and not unfair(run.setting, other.setting, other.everything)

@@ -116,7 +116,7 @@ class RunFacts:
     def kind(self) -> str:
         """What the run is for a reader: its rule, or that it chooses nothing."""
         if self.everything:
-            return "train on everything"
+            return f"train on all of {self.folder.settings['band']}" if self.filtered else "train on everything"
         return ", ".join([self.rule, *self.stages]) + (" with loss cap" if self.row["loss_cap"] else "")
 
 

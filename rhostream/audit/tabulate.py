@@ -161,7 +161,7 @@ def _common_first(reason: str) -> tuple[int, str]:
 _REASONS = {
     "kept": "the batch: a gradient step was taken on it",
     "below": "looked at, but others were worth more (for uniform: not drawn)",
-    "band": "its irreducible loss is outside the band",
+    "band": "its irreducible loss, or the column that the band is of, is outside the band",
     "shortlist": "a cheaper score left it out",
     "tail": "the end of a pass, too few for a buffer",
     "missing_il": "the table has no irreducible loss for it",
