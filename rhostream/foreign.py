@@ -234,6 +234,8 @@ def checked_table(info: T, kinds: Container[str]) -> T:
     checked_resize(table.ingredients)
     checked_reference(table.ingredients.get("reference"))
     checked_bank(table.ingredients.get("bank"))
+    if (vectors := table.ingredients.get("vectors")) not in (None, "float16", "int8"):
+        raise ValueError(f"vectors is {str(vectors)[:40]!r}, expected float16 or int8")
     if strange := [k for k, v in table.keep.items() if not isinstance(v, str) or v not in kinds]:
         raise ValueError(f"keep has the field {strange[0][:40]!r} of an unknown type")
     if not all(isinstance(v, str) for v in table.roots.values()):

@@ -153,7 +153,10 @@ def _find_model(proof: TableProof, il_model: str | None, options: Mapping[str, A
             f"{bad} parts are bad, and the IL model that can make them again isn't there{was}: pass "
             f"--il-model DIR, that of fingerprint {proof.info.fingerprint}; nothing was changed"
         )
-    il.require_same_making(proof.info, info.ingredients(proof.info.il_dtype), storage.redact(proof.table))
+    made = info.ingredients(proof.info.il_dtype)
+    if proof.info.vectors is not None:
+        made["vectors"] = proof.info.vectors
+    il.require_same_making(proof.info, made, storage.redact(proof.table))
     return place
 
 
@@ -172,5 +175,6 @@ def _compute(
                 f"--{min(refused).replace('_', '-')}: this table is an index, which no model made; nothing was changed"
             )
         return index(urls.values(), scratch, keep=info.keep, **options).bad_shards
-    asked = {"shards": urls.values(), "il_model": il_model, "out": scratch, "keep": info.keep, **options}
+    asked = {"shards": urls.values(), "il_model": il_model, "out": scratch, "keep": info.keep, "vectors": info.vectors,
+             **options}  # fmt: skip
     return scored_into(config_with(ComputeILConfig, None, asked), info.il_dtype).bad_shards

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -85,6 +85,19 @@ def banks_of(
         storage.resolve(config.out), known, reference, shards(), settings, device, config.workers
     )
     return {digest: bank}, int(n)
+
+
+def require_vectors_fit(config: ComputeILConfig, banks: Sequence[Bank]) -> None:
+    """Raise UsageError where vectors are asked for and there are none, or of several networks."""
+    if config.vectors is None:
+        return
+    if not banks:
+        raise UsageError(f"--vectors {config.vectors} is for pairs of image and caption by a network")
+    if len(banks) > 1:
+        raise UsageError(
+            f"--vectors {config.vectors}: {len(banks)} networks score a fold each, and their vectors can't be held "
+            "against each other: fit one network (--holdout, --holdout-fraction), or take a reference"
+        )
 
 
 def bank_of_reference(

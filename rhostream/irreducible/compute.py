@@ -24,6 +24,7 @@ from rhostream.il_model.networks import load_il_model
 from rhostream.irreducible import gate
 from rhostream.irreducible.accounts import Summary
 from rhostream.irreducible.asked import named
+from rhostream.irreducible.banks import require_vectors_fit
 from rhostream.irreducible.decoded import label_of, require_one_kind
 from rhostream.irreducible.job import Job, parse_index
 from rhostream.irreducible.referenced import examine, of_reference, require_one_source
@@ -94,12 +95,14 @@ def scored_into(config: ComputeILConfig, il_dtype: str | None = None) -> Summary
     device = device_of(config.device or "auto")
     scorer = Scorer(
         model.networks, model.preprocess, info.loss, device, rule, info.learned_from, model.banks,
-        info.asked.get("batch_size", 0),
+        info.asked.get("batch_size", 0), config.vectors is not None,
     )  # fmt: skip
+    require_vectors_fit(config, model.banks)
     there = il.find_info(out)
     table = TableInfo(
         kind="il",
-        ingredients=info.ingredients(il_dtype or (there.il_dtype if there else "float32")),
+        ingredients=info.ingredients(il_dtype or (there.il_dtype if there else "float32"))
+        | ({} if config.vectors is None else {"vectors": config.vectors}),
         classes=info.classes,
         preprocess=info.preprocess,
         keep=keep,

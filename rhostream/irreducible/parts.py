@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -22,6 +22,7 @@ from rhostream.stream.budget import SHOWN
 from rhostream.stream.scan import Chunk, End
 from rhostream.tables import il
 from rhostream.tables.il import OK, PartFacts, TableInfo
+from rhostream.tables.vectors_writer import VectorsWriter
 
 COMMITS = 4  # parts that may wait for their commit in memory
 
@@ -36,6 +37,7 @@ class Scored:
     in_holdout: npt.NDArray[np.bool_]
     il_tokens: npt.NDArray[np.float32] | None = None  # (n, T) of language, NaN where there is no token
     terms: dict[str, npt.NDArray[np.float32]] | None = None  # of pairs, (n,) each: the columns `il.PAIR_COLUMNS`
+    output: npt.NDArray[np.float32] | None = None  # of pairs, (n, 2 D + 2): image vector, text vector, a, b
 
 
 class PartBuilder:
@@ -49,6 +51,7 @@ class PartBuilder:
         self._first_bad: list[tuple[str, str]] = []
         self._il_rows = self._in_holdout = 0
         self._class_names = dict[int, str]()
+        self._outputs: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]] = []
 
     def add(self, chunk: Chunk, scored: Scored | None) -> int:
         """Take a chunk; rows whose loss is not finite become `nonfinite`. Returns how many rows are bad."""
@@ -71,6 +74,8 @@ class PartBuilder:
                 columns["il_tokens"] = _token_lists(scored.il_tokens, finite)
             for name, values in (scored.terms or {}).items():
                 columns[name] = pa.array(il.stored_il(values, il.PAIR_COLUMNS[name]), mask=~finite)
+            if self._info.vectors is not None:  # of a chunk without a usable row there is no output
+                self._outputs.append((np.zeros((n, 4), np.float32) if scored.output is None else scored.output, finite))
             columns["fold"] = pa.array(scored.fold.astype(np.int8), mask=~chunk.ok)
             columns["in_holdout"] = pa.array(scored.in_holdout)
             self._il_rows += int(finite.sum())
@@ -133,6 +138,8 @@ class PartBuilder:
 
     def commit(self, facts: PartFacts) -> bool:
         """Write the part; False when another job wrote the same one first. Raises MismatchError, TableError."""
+        if self._info.vectors is not None:
+            facts = replace(facts, vectors=self._commit_vectors(facts))
         data = il.encode_part(pa.Table.from_batches(self._batches, self._info.schema), facts)
         url = il.part_url(self._table, self._name)
         crash_point("compute-il: part encoded")
@@ -149,6 +156,19 @@ class PartBuilder:
                 )
                 raise MismatchError(message) from None
             return False
+
+    def _commit_vectors(self, facts: PartFacts) -> str:
+        """Write the file of the shard's vectors; its seal."""
+        writer = VectorsWriter(
+            fingerprint=facts.fingerprint, shard=facts.shard, shard_size=facts.shard_size,
+            dtype=str(self._info.vectors),
+        )  # fmt: skip
+        for output, finite in self._outputs:
+            writer.add(output, finite)
+        self._outputs.clear()
+        seal = writer.commit(self._table)
+        crash_point("compute-il: vectors written")
+        return seal
 
 
 class Commits:
@@ -182,8 +202,10 @@ class Commits:
 
 def _token_lists(il_BT: npt.NDArray[np.float32], finite: npt.NDArray[np.bool_]) -> pa.Array:
     """The losses of each row's tokens as a column, null where the row has no il."""
-    there = ~np.isnan(il_BT) & finite[:, None]
-    values = pa.array(il.stored_il(il_BT[there], "float16"))
+    counts = ~np.isnan(il_BT) & finite[:, None]
+    # Up to the last token that counts; one before it that doesn't is null in its place.
+    there = np.logical_or.accumulate(counts[:, ::-1], axis=1)[:, ::-1]
+    values = pa.array(il.stored_il(il_BT[there], "float16"), mask=~counts[there])
     ends = np.cumsum([0, *there.sum(1)], dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(ends), values, mask=pa.array(~finite))
 

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from rhostream import storage
+from rhostream.compute.zero_shot import PROMPTS, read_prompts
 from rhostream.config.offline import ComputeILConfig
 from rhostream.errors import StorageError, UntrustedCodeError, UsageError
 from rhostream.il_model.named import is_of_library, load_named, options_for, require_kind, say_differences
 from rhostream.il_model.reference import Reference, load_reference, name_of_reference
-from rhostream.il_model.zero_shot import PROMPTS, read_prompts
 from rhostream.irreducible.asked import named
-from rhostream.irreducible.banks import banks_of
+from rhostream.irreducible.banks import banks_of, require_vectors_fit
 from rhostream.irreducible.decoded import kind_of, label_of, require_one_kind, wanted_of
 from rhostream.irreducible.gate import beyond_classes
 from rhostream.irreducible.score import Scorer
@@ -41,11 +41,11 @@ from rhostream.tables.il import TableInfo, reference_doubts
 
 OF_A_REFERENCE = (
     "reference_id", "classes", "content", "caption", "image_size", "channels", "resize", "image_member", "mean", "std",
-    "label", "class_names", "tokenizer", "text_length", "task", "prompts", "batch_size",
+    "label", "class_names", "tokenizer", "text_length", "end_of_text", "task", "prompts", "batch_size",
 )  # fmt: skip
 _OF_SAMPLES = (
     "kind", "content", "caption", "image_size", "channels", "resize", "image_member", "mean", "std", "tokenizer",
-    "text_length", "task",
+    "text_length", "end_of_text", "task",
 )  # fmt: skip
 _OF_AN_IL_MODEL = ("il_model", "model", "min_accuracy")
 
@@ -110,11 +110,12 @@ def of_reference(
         classes, macs = _tried(reference, reference.scores, kind, classes, loss, device)
     settings = ScanSettings(kind=kind, classes=classes, label=label, keep=keep, **config.lenient)
     banks, n = banks_of(config, there, reference, loss, shards, settings, device)
+    require_vectors_fit(config, [*banks.values()])
     stored = il_dtype or (there.il_dtype if there else "float32")
     record = kind.record()
     options = {
         "il_dtype": stored if stored != "float32" else None, "label": label.to_json(),
-        "bank": {"sha256": list(banks), "batch_size": n} if banks else None,
+        "bank": {"sha256": list(banks), "batch_size": n} if banks else None, "vectors": config.vectors,
     }  # fmt: skip
     table = TableInfo(
         kind="il",
@@ -135,7 +136,19 @@ def of_reference(
     )  # fmt: skip
     kind.log(f"for the reference {name}")
     own = "cross_entropy" if kind.task == "language" else loss
-    return table, settings, Scorer([reference.scores], kind, own, device, banks=[*banks.values()], batch_size=n)
+    return (
+        table,
+        settings,
+        Scorer(
+            [reference.scores],
+            kind,
+            own,
+            device,
+            banks=[*banks.values()],
+            batch_size=n,
+            vectors=config.vectors is not None,
+        ),
+    )
 
 
 def examine(

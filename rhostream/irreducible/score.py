@@ -42,9 +42,10 @@ class Scorer:
         learned_from: Iterable[str] = (),
         banks: Sequence[Bank] = (),
         batch_size: int = 0,
+        vectors: bool = False,
     ) -> None:
         """`rule`: how D was split between the networks, None where nothing is known of what one learned from. `banks`:
-        of pairs, one a network, and `batch_size` is n of their il.
+        of pairs, one a network, and `batch_size` is n of their il; `vectors`: what the network sees comes along.
         """
         self._device, self._target, self._prepare = device, kind.target, kind.inputs
         self._mode = "" if rule is None else rule.mode
@@ -53,7 +54,7 @@ class Scorer:
         self._loss = cross_entropy if isinstance(networks[0], SampleLoss) else find_loss(loss)
         self._learned_from = frozenset(learned_from)
         self._banks, self._bank_pairs = banks, [bank.pairs(device) for bank in banks]
-        self._batch_size = batch_size
+        self._batch_size, self._vectors = batch_size, vectors
         self._room, self._told = Room(), False
 
     def knows(self, names: Iterable[str]) -> bool:
@@ -131,6 +132,11 @@ class Scorer:
         for column, values in terms.items():
             scored.terms[column][rows] = values.cpu().numpy()
         scored.il[rows] = il.cpu().numpy()
+        if self._vectors:
+            packed = packed_of(pairs).cpu().numpy()
+            if scored.output is None:
+                scored.output = np.full((len(scored.il), packed.shape[1]), np.nan, np.float32)
+            scored.output[rows] = packed
 
     @torch.no_grad()
     def _forward(self, network: nn.Module | SampleLoss, fields: Fields, label: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -160,6 +166,12 @@ class Scorer:
         if not self._told:  # once, though the half may be too many as well
             LOG.warning("the device is out of memory for %d samples: scoring %d or fewer from here on", too_many, size)
         self._told = True
+
+
+def packed_of(pairs: Pairs) -> Tensor:
+    """(n, 2 D + 2): image vector, text vector, a, b of each."""
+    constants = torch.stack([pairs.scale, pairs.bias]).expand(len(pairs), 2)
+    return torch.cat([pairs.image_ND, pairs.text_ND, constants], 1)
 
 
 def il_against(

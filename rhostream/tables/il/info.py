@@ -100,6 +100,11 @@ class TableInfo:
         return dict(self.ingredients.get("bank") or {})
 
     @property
+    def vectors(self) -> str | None:
+        """What the vectors beside the parts are stored as, float16 or int8; None of a table without."""
+        return self.ingredients.get("vectors")
+
+    @property
     def target(self) -> str | None:
         """As `Kind.target`: None where the target is the label, a class."""
         return registry.target_of(self.content, self.preprocess)
