@@ -18,6 +18,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import rhostream
+from rhostream.advisor.estimate import estimate
+from rhostream.advisor.render import render
 from rhostream.audit.status import status_of
 from rhostream.audit.verify import verify
 from rhostream.errors import MismatchError, MissingExtraError, StorageError, TableError, UsageError
@@ -35,6 +37,7 @@ from tests.support.text_world import make_text_shards, npy
 from tests.support.tiny_towers import LENGTH, MEAN, SIZE, STD, save_tokenizer
 
 LISTED = ",".join(NAMES)
+OWN = "tests.support.own_references:"
 CLIP, SIGLIP = "open_clip:ViT-B-32/openai", "open_clip:ViT-B-16-SigLIP/openai"
 simulated = pytest.mark.usefixtures("libraries")
 
@@ -334,6 +337,24 @@ def test_rho_trains_on_zero_shot_il_and_the_command_line_takes_it_all(
     assert verify(str(run))["problems"] == []
     said = command(capsys, "status", out)[0]
     assert CLIP in said and "unknown" in said
+
+
+@simulated
+def test_the_advisor_charges_no_fit_for_a_reference_and_times_its_own_forward(pictures: Path) -> None:
+    asked: dict[str, Any] = {"shards": [str(pictures)], "model": "mlp-64", "seconds": 0.5, "classes": 4}
+    for name, macs in (("timm:resnet50", 8 * 192 * 4 + 32 * 4), (CLIP, 48 * 8), (OWN + "bright", 1)):
+        found = estimate(**asked, reference=name)
+        assert (found.il.trained, found.il.checked, found.il.pooled, found.il.scored) == (
+            0,
+            0,
+            0,
+            found.setting.samples,
+        )
+        assert found.il_model == name and found.measured.il_macs == macs and found.measured.il_forward > 0
+        said = " ".join(render(found).split())
+        assert f"compute-il ({name}, no fit)" in said and "its own forward was timed" in said
+    with pytest.raises(UsageError, match="not both"):
+        estimate(**asked, reference=CLIP, il_model="mlp-64")
 
 
 # -- transformers' real models -----------------------------------------------------------------------------------------

@@ -74,8 +74,8 @@ class PartBuilder:
                 columns["il_tokens"] = _token_lists(scored.il_tokens, finite)
             for name, values in (scored.terms or {}).items():
                 columns[name] = pa.array(il.stored_il(values, il.PAIR_COLUMNS[name]), mask=~finite)
-            if self._info.vectors is not None and scored.output is not None:
-                self._outputs.append((scored.output, finite))
+            if self._info.vectors is not None:  # of a chunk without a usable row there is no output
+                self._outputs.append((np.zeros((n, 4), np.float32) if scored.output is None else scored.output, finite))
             columns["fold"] = pa.array(scored.fold.astype(np.int8), mask=~chunk.ok)
             columns["in_holdout"] = pa.array(scored.in_holdout)
             self._il_rows += int(finite.sum())
