@@ -16,7 +16,6 @@ import io
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,7 +28,6 @@ from rhostream.models.towers import Towers, towers_of
 from rhostream.runs.run import Run
 from rhostream.runs.state import unwrapped
 from rhostream.samples.fields import Fields
-from rhostream.samples.pair import PairKind
 from rhostream.selection.ranks import default_ranks
 from rhostream.selection.selector import Selection, Selector
 from rhostream.stream.loader import Loader
@@ -272,11 +270,10 @@ def _open(
         shards.split("::") if isinstance(shards, str) else shards, il, buffer_size=buffer_size, passes=None,
         needs_il=needs_il, device=device, kind="pair", **given,
     )  # fmt: skip
-    kind = opened.stream.preprocess
-    assert isinstance(kind, PairKind)
+    kind: Any = opened.stream.preprocess  # of pairs
     made = kind.model_arguments()
     towers.require_fitting(**{name: made[name] for name in ("image_size", "channels", "vocabulary", "length")})
-    opened.stream.preprocess = replace(kind, image=replace(kind.image, mean=towers.mean, std=towers.std))
+    opened.stream.preprocess = kind.normalized(towers.mean, towers.std)
     return opened
 
 
