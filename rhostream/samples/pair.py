@@ -136,10 +136,6 @@ class PairKind(Kind):
         super().augmented(name)
         return replace(self, image=self.image.augmented(name))
 
-    def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> PairKind:
-        """Of images that become a model's input by this mean and deviation, one value a channel."""
-        return replace(self, image=replace(self.image, mean=mean, std=std))
-
     def to_json(self) -> dict[str, Any]:
         """The records of the image and of the text, which have no name in common, and where the caption stands."""
         return self.image.to_json() | self.text.to_json() | {
