@@ -162,10 +162,9 @@ def _balance(ledger: Ledger) -> tuple[tuple[int, float | None, float | None], ..
 
 
 def _recalls(ledger: Ledger) -> dict[str, float]:
-    names = ", ".join(f"{name}::DOUBLE AS {name}" for name in OF_PAIRS)
-    rows = ledger.sql(f"SELECT {names} FROM steps WHERE coalesce({', '.join(OF_PAIRS)}) IS NOT NULL "
+    rows = ledger.sql("SELECT * FROM steps WHERE coalesce(image_to_text_1, zero_shot_accuracy) IS NOT NULL "
                       "ORDER BY step DESC LIMIT 1").to_pylist()  # fmt: skip
-    return {name: value for name, value in rows[0].items() if value is not None} if rows else {}
+    return {name: rows[0][name] for name in OF_PAIRS if rows[0][name] is not None} if rows else {}
 
 
 def _sources(ledger: Ledger) -> tuple[dict[str, Any], ...]:
