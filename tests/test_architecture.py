@@ -42,6 +42,7 @@ MADE_HERE = {
             "tests/support/own_loop.py",
             "tests/test_docs_blocks.py",
             "tests/test_joint.py",
+            "tests/test_pairs.py",
             "tests/test_pairs_kind.py",
         ),
         "exec runs text",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
@@ -12,8 +13,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 import rhostream
+from rhostream.audit.report import write_report
 from rhostream.audit.verify import verify
 from rhostream.compute.retrieval import recalls
 from rhostream.errors import MismatchError, TableError, UsageError
@@ -22,11 +25,13 @@ from rhostream.models import build
 from rhostream.models.pairs import TwoTowers
 from rhostream.repair import repair
 from rhostream.samples.fields import Fields
+from rhostream.samples.tokenizers import find_tokenizer
 from rhostream.selection.contrastive import Pairs
 from rhostream.tables import il
 from tests.support import ranks
 from tests.support.logs import weights_of
-from tests.support.pair_world import TEXT, make_pair_shards
+from tests.support.pair_world import COLOURS, TEXT, drawn, make_pair_shards
+from tests.support.shards import write_shard
 
 PAIR = {"content": "pair", **TEXT}
 MODEL = {"model": "pair-small", "loss": "clip"}
@@ -200,7 +205,8 @@ def runs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 RULES: dict[str, dict[str, Any]] = {
     "rho": {"band": "similarity=10%:"},
     "jest_top": {"joint_chunks": 4},
-    "uniform": {"loss": "siglip"},
+    "uniform": {"band": "similarity=40%:"},
+    "loss": {"loss": "siglip"},
 }
 
 
@@ -210,7 +216,7 @@ def test_two_ranks_keep_and_learn_what_one_does(runs: Path, rule: str) -> None:
     assert ranks.assert_same_but_for_noise(one, two) == 9
     first, second = weights_of(one), weights_of(two)
     # The softmax doesn't see the bias: its gradient is rounding, and AdamW makes steps of that.
-    seen = [name for name in first if rule == "uniform" or name != "model.logit_bias"]
+    seen = [name for name in first if rule == "loss" or name != "model.logit_bias"]
     assert all(torch.allclose(first[name], second[name], atol=5e-5) for name in seen)
     assert not torch.equal(first["model.logit_scale"], torch.tensor(math.log(10.0)))
     tables = []
@@ -236,6 +242,15 @@ def test_the_ledger_of_pairs_is_whole_and_says_why_each_was_left_out(runs: Path,
     assert last["class_accuracy"] is None and last["test_samples"] == 45
 
 
+def test_a_report_of_pairs_measures_by_a_filter_before_uniform_choice(runs: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    write_report([str(runs / "one-rho")], str(page), against=[str(runs / "one-uniform")])
+    text = page.read_text()
+    assert "A filter before uniform choice (one-uniform)" in text and "image to text 10" in text
+    write_report([str(runs / "one-rho")], str(page))
+    assert "the baseline to beat of pairs" in page.read_text()
+
+
 def test_the_loss_that_is_logged_is_the_expected_one_in_a_batch_of_the_candidates(world: Path) -> None:
     made_for: dict[str, Any] = {**SIZES, "task": "pairs"}
     model = build("pair-small", classes=None, **made_for)
@@ -257,6 +272,19 @@ def test_the_loss_that_is_logged_is_the_expected_one_in_a_batch_of_the_candidate
     loss_b = selector.loss(model.train()(kept.input), kept.target)
     kept.mean(loss_b).backward()
     assert model.model.logit_bias.grad is not None and loss_b.shape == (12,)
+
+
+def test_the_loop_of_the_page_runs_as_it_stands(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "pairs.md").read_text()
+    block = page.split("<!-- run by tests/test_pairs.py -->\n```python\n")[1].split("```")[0]
+    monkeypatch.chdir(world)
+    torch.manual_seed(0)
+    model = build("pair-small", classes=None, **SIZES, task="pairs").model
+    block = block.replace("320", "60").replace("batch_size=64", "batch_size=12").replace("siglip", "clip")
+    exec(block, {"rhostream": rhostream, "torch": torch, "model": model})
+    assert not verify(str(world / "runs" / "own"))["problems"]
+    with rhostream.open_ledger(str(world / "runs" / "own")) as ledger:
+        assert ledger.sql("SELECT count(*) FROM selections WHERE kept")[0][0].as_py() == 3 * 12
 
 
 # -- a reference -----------------------------------------------------------------------------------------------------
@@ -325,7 +353,7 @@ def test_losses_of_pairs_are_for_pairs(world: Path, tmp_path: Path) -> None:
         rhostream.fit_il([str(world / "shards")], str(tmp_path / "model"), content="image", loss="siglip")
 
 
-# -- retrieval ---------------------------------------------------------------------------------------------------------
+# -- retrieval and zero-shot -------------------------------------------------------------------------------------------
 
 
 def test_recalls_are_those_of_a_literal_loop() -> None:
@@ -350,6 +378,47 @@ def test_recalls_are_those_of_a_literal_loop() -> None:
                 best = sorted(range(n), key=lambda i: -image[i] @ text[of.tolist().index(c)])[:k]
                 right += any(of[i] == c for i in best)
             assert found[f"text_to_image_{k}"] == pytest.approx(right / len(there))
+
+
+def test_classes_of_labelled_pictures_are_named_by_text(world: Path, tmp_path: Path) -> None:
+    rng, samples = np.random.default_rng(5), []
+    for n in range(24):
+        image, caption = drawn(rng)
+        label = list(COLOURS).index(caption.split()[1])
+        samples.append({"__key__": f"{n}", "png": image, "cls": str(label)})
+    write_shard(tmp_path / "pictures" / "0.tar", samples)
+    (tmp_path / "names.txt").write_text("\n".join(COLOURS))
+    (tmp_path / "prompts.txt").write_text("a {} square at the top left\na {} square at the bottom right\n")
+    options: dict[str, Any] = {
+        **TRAIN, "shards": [str(world / "shards")], "il": str(world / "il"), "steps": 3, "init": None,
+        "zero_shot": [str(tmp_path / "pictures")], "zero_shot_classes": str(tmp_path / "names.txt"),
+        "prompts": str(tmp_path / "prompts.txt"),
+    }  # fmt: skip
+    run = tmp_path / "run"
+    rhostream.train(**{**options, "run": str(run)})
+    with rhostream.open_ledger(str(run)) as ledger:
+        last = ledger.sql("SELECT * FROM steps ORDER BY step DESC LIMIT 1").to_pylist()[0]
+    assert last["test_accuracy"] is None and last["test_samples"] == 24 and len(last["class_accuracy"]) == 4
+    model = build("pair-small", classes=None, **SIZES, task="pairs")
+    model.load_state_dict(weights_of(run))
+    tower, tokenizer, right = model.eval().model, find_tokenizer(TEXT["tokenizer"]), 0
+
+    def vector(text: str) -> torch.Tensor:
+        ids = tokenizer.encode(text, 8)  # type: ignore[misc]
+        own = tower.encode_text(torch.tensor([ids + [0] * (8 - len(ids))]))[0]
+        return own / own.norm()
+
+    with torch.no_grad():
+        texts = [
+            (vector(f"a {c} square at the top left") + vector(f"a {c} square at the bottom right")) for c in COLOURS
+        ]
+        for sample in samples:
+            pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(sample["png"])))).permute(2, 0, 1).float()
+            image = tower.encode_image((pixels[None] / 255 - 0.5) / 0.5)[0]
+            right += int(np.argmax([float(image @ (text / text.norm())) for text in texts])) == int(sample["cls"])
+    assert last["zero_shot_accuracy"] == pytest.approx(right / 24)
+    with pytest.raises(UsageError, match="--zero-shot-classes"):
+        rhostream.train(**{**options, "run": str(tmp_path / "other"), "zero_shot_classes": None})
 
 
 def test_pairs_that_are_no_numbers_are_never_found() -> None:

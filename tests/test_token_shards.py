@@ -144,6 +144,7 @@ BAD = {
     "fortran.npy": (npy(np.asfortranarray(np.zeros((4, T), "<u2"))), "no plain array of integers"),
     "wider.npy": (npy(np.zeros((4, T + 1), "<u2")), rf"\(4, {T + 1}\), and a sample is {T} ids"),
     "index.bin": (b"MMIDIDX\0\0" + bytes(99), "the index of a Megatron dataset"),
+    "hellaswag.bin": (np.array([20240522, 1, 4, *[0] * 300], "<i4").tobytes(), "an evaluation file of llm.c's"),
     "zipped.npy": (b"\x1f\x8b\x08\0" + bytes(100), "gzip-compressed"),
 }
 

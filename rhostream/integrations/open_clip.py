@@ -28,7 +28,6 @@ from rhostream.models.towers import Towers, towers_of
 from rhostream.runs.run import Run
 from rhostream.runs.state import unwrapped
 from rhostream.samples.fields import Fields
-from rhostream.samples.registry import from_json
 from rhostream.selection.ranks import default_ranks
 from rhostream.selection.selector import Selection, Selector
 from rhostream.stream.loader import Loader
@@ -274,8 +273,7 @@ def _open(
     kind = opened.stream.preprocess
     made = kind.model_arguments()
     towers.require_fitting(**{name: made[name] for name in ("image_size", "channels", "vocabulary", "length")})
-    normalised = kind.record() | {"mean": list(towers.mean), "std": list(towers.std)}
-    opened.stream.preprocess = from_json(normalised).with_decoder(kind.decoder)
+    opened.stream.preprocess = kind.normalized(towers.mean, towers.std)
     return opened
 
 

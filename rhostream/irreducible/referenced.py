@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from rhostream import storage
+from rhostream.compute.zero_shot import PROMPTS, read_prompts
 from rhostream.config.offline import ComputeILConfig
 from rhostream.errors import UntrustedCodeError, UsageError
 from rhostream.il_model.named import is_of_library, load_named, options_for, require_kind, say_differences
 from rhostream.il_model.reference import Reference, load_reference, name_of_reference
-from rhostream.il_model.zero_shot import PROMPTS, read_prompts
 from rhostream.irreducible.asked import named
 from rhostream.irreducible.banks import banks_of, require_vectors_fit
 from rhostream.irreducible.decoded import kind_of, label_of, require_one_kind, wanted_of
