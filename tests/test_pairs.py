@@ -228,6 +228,21 @@ def test_two_ranks_keep_and_learn_what_one_does(runs: Path, rule: str) -> None:
         np.testing.assert_allclose(*(np.array(t[column].to_pylist(), float) for t in tables), atol=2e-3)
 
 
+def test_a_run_of_pairs_goes_on_with_other_workers_bit_for_bit(runs: Path, world: Path, tmp_path: Path) -> None:
+    settings = {**TRAIN, "shards": [str(world / "shards")], "il": str(world / "il"), "passes": 3, "rule": "jest_top",
+                **RULES["jest_top"], "test_shards": [str(world / "test")], "eval_every": 4}  # fmt: skip
+    first = {**settings, "run": str(tmp_path / "run"), "checkpoint_every": 2}
+    ranks.train_killed_at(4, first)
+    rhostream.train(**{**first, "workers": 2})
+    expected, found = weights_of(runs / "one-jest_top"), weights_of(tmp_path / "run")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    logs = []
+    for run in (runs / "one-jest_top", tmp_path / "run"):
+        with rhostream.open_ledger(str(run)) as ledger:
+            logs.append(ledger.sql("SELECT * EXCLUDE (run) FROM selections ORDER BY step, shard, ordinal"))
+    assert logs[0].equals(logs[1]) and logs[0].num_rows > 500
+
+
 def test_the_ledger_of_pairs_is_whole_and_says_why_each_was_left_out(runs: Path, world: Path) -> None:
     run = runs / "one-rho"
     assert not verify(str(run), shards=[str(world / "shards")])["problems"]
