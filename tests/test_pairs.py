@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import rhostream
+from rhostream.audit.report import write_report
 from rhostream.audit.verify import verify
 from rhostream.compute.retrieval import recalls
 from rhostream.errors import MismatchError, TableError, UsageError
@@ -204,7 +205,8 @@ def runs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 RULES: dict[str, dict[str, Any]] = {
     "rho": {"band": "similarity=10%:"},
     "jest_top": {"joint_chunks": 4},
-    "uniform": {"loss": "siglip"},
+    "uniform": {"band": "similarity=40%:"},
+    "loss": {"loss": "siglip"},
 }
 
 
@@ -214,7 +216,7 @@ def test_two_ranks_keep_and_learn_what_one_does(runs: Path, rule: str) -> None:
     assert ranks.assert_same_but_for_noise(one, two) == 9
     first, second = weights_of(one), weights_of(two)
     # The softmax doesn't see the bias: its gradient is rounding, and AdamW makes steps of that.
-    seen = [name for name in first if rule == "uniform" or name != "model.logit_bias"]
+    seen = [name for name in first if rule == "loss" or name != "model.logit_bias"]
     assert all(torch.allclose(first[name], second[name], atol=5e-5) for name in seen)
     assert not torch.equal(first["model.logit_scale"], torch.tensor(math.log(10.0)))
     tables = []
@@ -224,6 +226,21 @@ def test_two_ranks_keep_and_learn_what_one_does(runs: Path, rule: str) -> None:
                                      "text_to_image_10, test_samples FROM steps ORDER BY step"))  # fmt: skip
     for column in tables[0].column_names:
         np.testing.assert_allclose(*(np.array(t[column].to_pylist(), float) for t in tables), atol=2e-3)
+
+
+def test_a_run_of_pairs_goes_on_with_other_workers_bit_for_bit(runs: Path, world: Path, tmp_path: Path) -> None:
+    settings = {**TRAIN, "shards": [str(world / "shards")], "il": str(world / "il"), "passes": 3, "rule": "jest_top",
+                **RULES["jest_top"], "test_shards": [str(world / "test")], "eval_every": 4}  # fmt: skip
+    first = {**settings, "run": str(tmp_path / "run"), "checkpoint_every": 2}
+    ranks.train_killed_at(4, first)
+    rhostream.train(**{**first, "workers": 2})
+    expected, found = weights_of(runs / "one-jest_top"), weights_of(tmp_path / "run")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    logs = []
+    for run in (runs / "one-jest_top", tmp_path / "run"):
+        with rhostream.open_ledger(str(run)) as ledger:
+            logs.append(ledger.sql("SELECT * EXCLUDE (run) FROM selections ORDER BY step, shard, ordinal"))
+    assert logs[0].equals(logs[1]) and logs[0].num_rows > 500
 
 
 def test_the_ledger_of_pairs_is_whole_and_says_why_each_was_left_out(runs: Path, world: Path) -> None:
@@ -238,6 +255,15 @@ def test_the_ledger_of_pairs_is_whole_and_says_why_each_was_left_out(runs: Path,
     assert all(row["score"] == pytest.approx(row["loss"] - row["il"], abs=1e-4) for row in rows)
     assert last["test_accuracy"] == pytest.approx((last["image_to_text_1"] + last["text_to_image_1"]) / 2)
     assert last["class_accuracy"] is None and last["test_samples"] == 45
+
+
+def test_a_report_of_pairs_measures_by_a_filter_before_uniform_choice(runs: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    write_report([str(runs / "one-rho")], str(page), against=[str(runs / "one-uniform")])
+    text = page.read_text()
+    assert "A filter before uniform choice (one-uniform)" in text and "image to text 10" in text
+    write_report([str(runs / "one-rho")], str(page))
+    assert "the baseline to beat of pairs" in page.read_text()
 
 
 def test_the_loss_that_is_logged_is_the_expected_one_in_a_batch_of_the_candidates(world: Path) -> None:

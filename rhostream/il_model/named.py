@@ -93,7 +93,8 @@ def load_named(
     if isinstance(model, Towers):
         return _zero_shot(model, kind, names, classes, prompts, device)
     require_classes(model, names, classes)
-    beside: dict[str, Any] = {"seen": repr(model.seen)}
+    seen = model.seen
+    beside: dict[str, Any] = {"seen": [seen.image_size, seen.mean, seen.std, seen.resize]}
     network = model.model
     if not model.pictures:
         made = kind.model_arguments()

@@ -104,6 +104,7 @@ def classifiers(folder: Path) -> None:
     ours = stored_from_zoo("torchvision:resnet18")
     assert ours.classes == 1000 and ours.labels[0] == "tench" and torch.equal(ours.model.eval()(x), theirs(x))
     assert ours.seen.image_size == 224 and ours.seen.mean == (0.485, 0.456, 0.406) and "88%" in ours.seen.doubts[0]
+    assert timm.is_model_pretrained("resnet18") and timm.is_model_pretrained("resnet18.a1_in1k")
     config = timm.create_model("resnet18").pretrained_cfg
     assert {"mean", "std", "input_size", "crop_pct", "interpolation"} <= {*config}
 
