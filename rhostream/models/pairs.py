@@ -26,10 +26,14 @@ WANTED = ("encode_image", "encode_text", "logit_scale")
 
 
 class TwoTowers(nn.Module):
-    """A model of pairs as a function from both inputs to rows of vectors. Raises UsageError for what is none."""
+    """A model of pairs as a function from both inputs to rows of vectors. Raises UsageError for what is none.
 
-    def __init__(self, model: nn.Module) -> None:
+    `dtype`: what its images have to be, where that isn't float32.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
         super().__init__()
+        self._dtype = dtype
         if lacking := [name for name in WANTED if not hasattr(model, name)]:
             raise UsageError(
                 f"the model {type(model).__name__} has no {lacking[0]}: a model of pairs has encode_image(pixels) and "
@@ -42,7 +46,8 @@ class TwoTowers(nn.Module):
 
         Raises UsageError for towers whose vectors differ in size.
         """
-        image, text = self.model.encode_image(x["pixels"]), self.model.encode_text(x["tokens"])  # type: ignore[operator]
+        pixels = x["pixels"].to(dtype=self._dtype)
+        image, text = self.model.encode_image(pixels), self.model.encode_text(x["tokens"])  # type: ignore[operator]
         if image.ndim != 2 or image.shape != text.shape:
             raise UsageError(
                 f"the towers of {type(self.model).__name__} give images {tuple(image.shape)} and texts "

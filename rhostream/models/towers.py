@@ -206,23 +206,28 @@ def _open_clip(name: str, initial: bool) -> Towers:
         ) from exc
     except (RuntimeError, ValueError, KeyError, AssertionError, TypeError) as exc:
         raise UsageError(f"model {name!r} can't be made: {' '.join(str(exc).split())[:300]}") from exc
-    seen: Mapping[str, Any] = getattr(model.visual, "preprocess_cfg", None) or {}
-    bias = getattr(model, "logit_bias", None)
-    text = getattr(model, "text", model)
-    resize = _RESIZES.get(str(seen.get("resize_mode", "shortest")), "crop")
+    return towers_of(model, architecture, name=name, stored=stored)
+
+
+def towers_of(model: nn.Module, architecture: str, *, name: str = "", stored: bool = False) -> Towers:
+    """A model of open_clip's as it was made, with what its images and texts have to be. Raises UsageError for a model
+    whose images aren't square."""
+    made: Any = model
+    name, text = name or OPEN_CLIP + architecture, getattr(made, "text", made)
+    seen: Mapping[str, Any] = getattr(made.visual, "preprocess_cfg", None) or {}
     return Towers(
         name=name,
         model=model,
-        loss="clip" if bias is None else "siglip",
+        loss="clip" if getattr(made, "logit_bias", None) is None else "siglip",
         tokenizer=OPEN_CLIP + architecture,
-        text_length=int(model.context_length if hasattr(model, "context_length") else text.context_length),
+        text_length=int(made.context_length if hasattr(made, "context_length") else text.context_length),
         exact_length=True,
-        vocabulary=int(model.vocab_size if hasattr(model, "vocab_size") else text.vocab_size),
-        image_size=_side(name, model.visual.image_size),
+        vocabulary=int(made.vocab_size if hasattr(made, "vocab_size") else text.vocab_size),
+        image_size=_side(name, made.visual.image_size),
         channels=3,
         mean=tuple(map(float, seen.get("mean", _HALF))),
         std=tuple(map(float, seen.get("std", _HALF))),
-        resize=resize,
+        resize=_RESIZES.get(str(seen.get("resize_mode", "shortest")), "crop"),
         stored=stored,
     )
 

@@ -44,8 +44,8 @@ class Book:
         whole = self.batches in (0, self.accumulate)
         if not (whole or last):
             return
-        taken = [one for one in self.open if one.loss_b is not None]
-        if taken and (taken[-1].applied is False or (not whole and step.loss_b is None)):
+        taken = [one for one in self.open if one.selection.draws]
+        if taken and (taken[-1].applied is False or (not whole and not step.selection.draws)):
             for one in taken:
                 one.applied = False
         self._closed += self.open

@@ -167,10 +167,11 @@ class Loop:
             raise stop.error(self.steps)
         return self.complete
 
-    def step(self, loss_b: Tensor, applied: bool | Tensor = True, *, mean: Tensor | None = None) -> None:
+    def step(self, loss_b: Tensor | None, applied: bool | Tensor = True, *, mean: Tensor | None = None) -> None:
         """Record the batch at hand: once for each, after the optimizer's step and before the scheduler's.
 
-        `loss_b`: its losses (n,), one for each kept sample, in nats where the loss is; they stay on the device.
+        `loss_b`: its losses (n,), one for each kept sample, in nats where the loss is; they stay on the device. None
+        where the loop has no loss of each: the step's `loss_kept` is null then, and weights alone are looked at.
         `applied=False`: the update was left out, by GradScaler or a guard, so the ledger must not call its samples
         trained on (reason `unapplied`, or `nonfinite`); a tensor is looked at once it has come to the host. `mean`: the
         batch's mean over all ranks, where the loop knows it. Raises UsageError for a second call, losses of another
@@ -182,13 +183,13 @@ class Loop:
         if self._hand.taken is not None:
             raise UsageError(f"run.step was called twice for the batch of step {self.steps}")
         shape = tuple(loss_b.shape) if isinstance(loss_b, Tensor) else type(loss_b).__name__
-        if shape != (len(selection),):
+        if loss_b is not None and shape != (len(selection),):
             raise UsageError(
                 f"run.step got losses of shape {shape}, expected ({len(selection)},), one for each kept "
                 "sample: in torch's own losses, reduction='none'"
             )
         self._book.batches += 1
-        self._hand.take(loss_b.detach(), applied, mean)
+        self._hand.take(None if loss_b is None else loss_b.detach(), applied, mean)
 
     @property
     def candidates(self) -> Candidates | None:
