@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rhostream.integrations.webdataset import join_il
     from rhostream.irreducible import compute_il, fit_il, index, keep_fields
     from rhostream.making.job import make_shards
+    from rhostream.models.pairs import TwoTowers
     from rhostream.runs.run import Run
     from rhostream.samples.kind import FieldSpec, Kind
     from rhostream.selection.selector import Selection, Selector
@@ -39,6 +40,7 @@ _HOME = {
     "Run": "rhostream.runs.run",
     "Selection": "rhostream.selection.selector",
     "Selector": "rhostream.selection.selector",
+    "TwoTowers": "rhostream.models.pairs",
     "ShardsConfig": "rhostream.config.shards",
     "TrainConfig": "rhostream.config.train",
     "compute_il": "rhostream.irreducible",
@@ -66,6 +68,7 @@ __all__ = [
     "Selector",
     "ShardsConfig",
     "TrainConfig",
+    "TwoTowers",
     "compute_il",
     "fit_il",
     "index",

@@ -22,6 +22,7 @@ import torch
 from rhostream import storage
 from rhostream.errors import RhostreamError, UsageError
 from rhostream.inert import names_a_secret
+from rhostream.models.libraries import LIBRARIES, needs
 from rhostream.samples.decoders import DECODERS, decoder
 from rhostream.selection.hardware import bf16_supported, cores
 
@@ -53,6 +54,7 @@ class Environment:
 
     versions: dict[str, str]  # "" for what isn't installed
     extras: dict[str, str]  # version of its package, or the pip line that brings it
+    models: dict[str, str]  # prefix of a model's name -> version of its library, or what it needs
     decoder: str  # what "auto" takes
     decoders: list[str]  # what can be asked for
     cpu: str
@@ -116,6 +118,7 @@ def examine_environment() -> Environment:
     return Environment(
         versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         extras={name: _extra(name, packages) for name, packages in EXTRAS.items()},
+        models={name: needs(*library) for name, library in LIBRARIES.items()},
         decoder=decoder("auto")[0], decoders=[name for name in DECODERS if _can_decode(name)],
         cpu=cpu_name(), cores=cores(), threads=torch.get_num_threads(),
         bfloat16={name: bf16_supported(torch.device(name))
@@ -197,6 +200,7 @@ def render_environment(e: Environment) -> str:
     bf16 = ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in e.bfloat16.items())
     lines = ["Versions"] + [f"  {name:12} {version or 'not installed'}" for name, version in e.versions.items()]
     lines += ["Extras"] + [f"  {name:12} {found}" for name, found in e.extras.items()]
+    lines += ["Models by name"] + [f"  {name:18} {found}" for name, found in e.models.items()]
     lines += [
         "Machine",
         f"  {'cpu':12} {e.cpu}, {e.cores} cores for this process, {e.threads} torch threads",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -27,6 +29,7 @@ from rhostream.cli import cli
 from rhostream.doctor import examine_environment, probe_store, render_environment
 from rhostream.errors import MismatchError, UsageError
 from rhostream.models import build
+from rhostream.own_code import MODEL_PREFIXES
 from rhostream.runs.tensors import save_tensors
 from rhostream.selection.hardware import bf16_supported
 from tests.support.process import process as command
@@ -506,6 +509,21 @@ def test_the_doctor_knows_the_installation_and_the_machine() -> None:
     assert there.bfloat16["cpu"] == bf16_supported(torch.device("cpu")) and not bf16_supported(torch.device("meta"))
     for name, found in there.extras.items():
         assert found.startswith("pip install") == (f"'rhostream[{name}]'" in found)
+    assert {*there.models} == {f"{library}:NAME" for library in MODEL_PREFIXES}
+    shown = render_environment(there)
+    for name, found in there.models.items():
+        library = name.partition(":")[0].replace("hf", "transformers")
+        assert found.startswith("pip install ") == (importlib.util.find_spec(library) is None) and found in shown
+
+
+def test_the_doctor_knows_what_a_librarys_models_can_not_do_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "timm.py").write_text("raise RuntimeError('not imported for this')")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    for module in [m for m in sys.modules if m.split(".")[0] in ("timm", "torchvision")]:
+        monkeypatch.delitem(sys.modules, module)
+    assert "doesn't load without torchvision: pip install timm" in examine_environment().models["timm:NAME"]
 
 
 def test_the_doctor_names_credentials_and_never_shows_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,15 @@ MADE_HERE = {
     "tests/test_scale.py": "import pickle",
     "tests/stores/test_spool.py": "import pickle",
     **dict.fromkeys(
-        ("tests/test_readme.py", "tests/test_dealing.py", "tests/support/own_loop.py", "tests/test_docs_blocks.py"),
+        (
+            "tests/test_readme.py",
+            "tests/test_dealing.py",
+            "tests/support/own_loop.py",
+            "tests/test_docs_blocks.py",
+            "tests/test_joint.py",
+            "tests/test_pairs.py",
+            "tests/test_pairs_kind.py",
+        ),
         "exec runs text",
     ),
 }  # the pages' own code

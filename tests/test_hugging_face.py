@@ -90,6 +90,18 @@ def test_the_ids_are_those_of_transformers_and_its_files_are_digested(
         there.with_decoder("auto")
 
 
+def test_a_tokenizer_without_a_fast_form_is_taken_as_it_is(transformers: ModuleType, tmp_path: Path) -> None:
+    transformers.ByT5Tokenizer().save_pretrained(tmp_path / "a")
+    transformers.ByT5Tokenizer(extra_ids=9).save_pretrained(tmp_path / "b")
+    kind, row = TextKind.of_tokenizer(f"hf:{tmp_path / 'a'}", 9), np.zeros(9, np.int32)
+    for text in ("plum", "a fig and a quince"):
+        assert kind.decode({"text": text.encode()}, {"tokens": row}) == "ok"
+        expected = transformers.ByT5Tokenizer()(text, truncation=True, max_length=9, padding="max_length")["input_ids"]
+        assert row.tolist() == expected
+    other = TextKind.of_tokenizer(f"hf:{tmp_path / 'b'}", 9)
+    assert len(kind.digest) == 16 and other.digest != kind.digest and kind.vocabulary > max(row)
+
+
 def test_the_model_gives_the_logits_of_transformers_whatever_is_filled_up(
     transformers: ModuleType, albert: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from pathlib import Path
 
@@ -210,7 +211,7 @@ def kept_rows(rank: int, size: int, loss: str) -> list[list[float]]:
     return found
 
 
-@pytest.mark.parametrize("loss", CONTRASTIVE)
+@pytest.mark.parametrize("loss", ["siglip", pytest.param("clip", marks=pytest.mark.slow)])
 def test_every_rank_keeps_what_one_process_keeps(tmp_path: Path, loss: str) -> None:
     alone, several = kept_rows(0, 1, loss), together(tmp_path, kept_rows, 2, 2, loss)
     assert [len(rows) for rows in alone[::3]] == [8, 8, 3, 0] * 5
@@ -271,7 +272,25 @@ def test_a_column_of_the_table_is_a_score_and_ones_own_rule_reads_any_by_name() 
     assert kept.rows.tolist() == sorted(quality.topk(8).indices.tolist())
     with pytest.raises(UsageError, match="name them with --column"):
         Selector(model, "column", 8, loss="siglip")
+    with pytest.raises(UsageError, match="rho looks at no column"):
+        Selector(model, "rho", 8, loss="siglip", column="quality")
     with pytest.raises(UsageError, match="goes by one column"):
         Selector(model, "column", 8, loss="siglip", column="quality,similarity")(there)
     with pytest.raises(UsageError, match=r"'beauty'.*open_stream\(columns="):
         Selector(model, "column", 8, loss="siglip", column="beauty")(there)
+
+
+# fmt: off
+def most_alike(learner, columns, n):
+    both = learner.similarity_N - columns["il"] / 10
+    return both.nan_to_num(-1e9).topk(n).indices
+# fmt: on
+
+
+def test_the_rule_of_the_page_runs_as_it_stands() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "rules.md").read_text()
+    assert inspect.getsource(most_alike) in page
+    rule = find_rule("tests.test_joint:most_alike")
+    assert rule.joint and rule.score is not None
+    rows, _ = chosen(rule.name, rule.score, rule.takes, given(0))
+    assert len(rows) == 9 and 3 not in rows.tolist()

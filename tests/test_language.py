@@ -188,6 +188,31 @@ def test_a_model_that_gives_no_logits_of_tokens_is_told_what_was_expected() -> N
         wrong(batch())
 
 
+def test_the_first_token_of_a_packed_document_has_no_loss_and_all_others_have_theirs() -> None:
+    end, x = 5, batch(40, seed=4)
+    model = LanguageLoss(Table(), V, 0, end_of_text=end)
+    plain, ids = token_losses(model.model, x), x.numpy()
+    expected = plain.copy()
+    for b in range(len(ids)):
+        for t in range(1, T):
+            if ids[b, t - 1] == end:
+                expected[b, t] = np.nan
+    assert np.isnan(expected).sum() > np.isnan(plain).sum() + 3
+    with torch.no_grad():
+        loss, right = model.judge(x)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-6)
+    assert not right[torch.isnan(loss)].any()
+    np.testing.assert_allclose(SequenceMean()(loss, x[:, 0]), np.nanmean(expected, 1), rtol=1e-5)
+    il_BT = np.where(np.isnan(expected), np.nan, 0.5)
+    kept = kept_tokens(loss, torch.from_numpy(il_BT), 0.5)
+    np.testing.assert_array_equal(kept, chosen(loss.numpy(), il_BT, 0.5))
+    TokenShare(0.5)(model(x), torch.from_numpy(il_BT)).mean().backward()
+    assert torch.isfinite(model.model.weight.grad).all()
+    alone = LanguageLoss(Table(), V, 0)
+    ((alone(x).nan_to_num() * kept).sum(1) / kept.sum(1)).mean().backward()
+    assert torch.allclose(model.model.weight.grad, alone.model.weight.grad, atol=1e-7)
+
+
 # -- the whole way -----------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import rhostream
 from rhostream.audit.report import write_report
@@ -24,7 +26,7 @@ from rhostream.samples.statuses import STATUSES
 from rhostream.samples.text import TextKind
 from rhostream.stream.scan import Chunk, ScanSettings, scan
 from rhostream.tables import il
-from tests.support.hostile_members import BIDI, HOSTILE_PAIRS, JPEG, hostile_pairs, image_bytes
+from tests.support.hostile_members import BIDI, HOSTILE_PAIRS, JPEG, JPG, hostile_pairs, image_bytes
 from tests.support.shards import write_shard
 
 WORDS, LENGTH, SIDE = "words:1000", 12, 24
@@ -171,6 +173,38 @@ def test_every_bad_pair_gets_its_status_and_the_member_that_is_meant(tmp_path: P
         elif error is not None:
             caption = status.startswith(("text", "json", "size"))
             assert error.startswith((".json" if field else ".txt") if caption else (".jpg", ".png")), row
+
+
+@given(
+    st.binary(max_size=40) | st.text(max_size=20).map(str.encode),
+    st.recursive(st.none() | st.integers() | st.floats() | st.text(), lambda value: st.lists(value, max_size=3)),
+)
+def test_whatever_a_caption_is_it_gets_a_status_and_tokens_that_its_vocabulary_has(data: bytes, value: Any) -> None:
+    text, out = TextKind.of_tokenizer("bytes", 16), {"pixels": np.empty((4, 4, 3), np.uint8)}
+    for field, caption in (("", data), ("a.b", data), ("a.b", json.dumps({"a": {"b": value}}).encode())):
+        kind, out["tokens"] = (
+            PairKind(image=ImageKind(image_size=4), text=text, caption=field),
+            np.full(16, -7, np.int32),
+        )
+        status = kind.examine({"image": len(JPG), "caption": len(caption)})
+        if status == "ok":
+            status = kind.decode({"image": JPG, "caption": caption}, out)
+        assert status == "ok" or (status in STATUSES and kind.blamed(status) == "caption")
+        if status == "ok":
+            assert ((out["tokens"] >= 0) & (out["tokens"] < text.vocabulary)).all()
+        if not field and status == "ok":
+            assert data.decode("utf-8-sig").strip() and b"\0" not in data
+
+
+def test_of_several_images_the_one_that_is_asked_for_is_paired(tmp_path: Path) -> None:
+    rows = [{"__key__": f"{n}", "jpg": image_bytes(n, JPEG, 8), "png": image_bytes(n, size=12), "txt": "a"}
+            for n in range(20)]  # fmt: skip
+    write_shard(tmp_path / "shards" / "a.tar", rows)
+    for member, size in (("png,jpg", 12), ("jpg", 8)):
+        rhostream.index([str(tmp_path / "shards")], str(tmp_path / member), content="pair", image_member=member)
+        loader = open_pairs(tmp_path, member)
+        assert next(iter(loader)).fields["pixels"].shape[1:3] == (size, size)
+        assert loader.preprocess.image.member == member
 
 
 def test_a_bad_pair_is_unreadable_in_a_stream_over_an_index_and_counted(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import rhostream
+from rhostream.advisor.estimate import estimate
+from rhostream.advisor.render import render
 from rhostream.audit.status import status_of
 from rhostream.audit.verify import verify
 from rhostream.errors import MismatchError, MissingExtraError, StorageError, TableError, UsageError
@@ -35,6 +37,7 @@ from tests.support.text_world import make_text_shards, npy
 from tests.support.tiny_towers import LENGTH, MEAN, SIZE, STD, save_tokenizer
 
 LISTED = ",".join(NAMES)
+OWN = "tests.support.own_references:"
 CLIP, SIGLIP = "open_clip:ViT-B-32/openai", "open_clip:ViT-B-16-SigLIP/openai"
 simulated = pytest.mark.usefixtures("libraries")
 
@@ -268,6 +271,9 @@ def test_classes_that_differ_are_told_with_both_numbers_and_by_name(
         (tmp_path / "listed" / "classes.json").write_text(json.dumps(names))
         with pytest.raises(UsageError, match=says):
             compute_il([str(tmp_path / "listed")], **{**asked, "out": str(tmp_path / "other-il")})
+    (tmp_path / "listed" / "classes.json").write_text(json.dumps([*NAMES, "fife"]))
+    with pytest.raises(UsageError, match=r"--class-names names 4 classes, and .*classes\.json 5"):
+        compute_il([str(tmp_path / "listed")], out=str(tmp_path / "z"), reference=CLIP, class_names=LISTED)
     assert not parts(tmp_path / "il")
 
 
@@ -289,6 +295,8 @@ def test_fewer_classes_than_the_weights_know_are_doubted_at_the_end(tmp_path: Pa
         ("torchvision:resnet51", UsageError, "did you mean resnet50"),
         ("torchvision:", UsageError, "expected torchvision:NAME"),
         ("timm:resnet50@v9", UsageError, "known: v1"),
+        ("timm:untrained", UsageError, "no stored weights of it"),
+        ("timm:dino", UsageError, "stored without a classifier"),
         ("timm:hf-hub:someone/model", UsageError, "expected timm:NAME"),
         ("hf:./nowhere", UsageError, "no such folder"),
         ("open_clip:ViT-B-32/laion2b", StorageError, "can't be had: no route to host"),
@@ -336,6 +344,24 @@ def test_rho_trains_on_zero_shot_il_and_the_command_line_takes_it_all(
     assert CLIP in said and "unknown" in said
 
 
+@simulated
+def test_the_advisor_charges_no_fit_for_a_reference_and_times_its_own_forward(pictures: Path) -> None:
+    asked: dict[str, Any] = {"shards": [str(pictures)], "model": "mlp-64", "seconds": 0.5, "classes": 4}
+    for name, macs in (("timm:resnet50", 8 * 192 * 4 + 32 * 4), (CLIP, 48 * 8), (OWN + "bright", 1)):
+        found = estimate(**asked, reference=name)
+        assert (found.il.trained, found.il.checked, found.il.pooled, found.il.scored) == (
+            0,
+            0,
+            0,
+            found.setting.samples,
+        )
+        assert found.il_model == name and found.measured.il_macs == macs and found.measured.il_forward > 0
+        said = " ".join(render(found).split())
+        assert f"compute-il ({name}, no fit)" in said and "its own forward was timed" in said
+    with pytest.raises(UsageError, match="not both"):
+        estimate(**asked, reference=CLIP, il_model="mlp-64")
+
+
 # -- transformers' real models -----------------------------------------------------------------------------------------
 
 
@@ -358,6 +384,22 @@ def test_zero_shot_with_transformers_is_what_its_own_model_gives(
         logits = model(input_ids=torch.tensor(texts), pixel_values=pixels).logits_per_image.double().numpy()
     expected = [-log_softmax(z)[label] for z, (_, label) in zip(logits, samples, strict=True)]
     assert [row["il"] for row in rows(tmp_path / "il")] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_towers_whose_tokenizer_is_another_or_none_are_refused(
+    clip_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(clip_folder, tmp_path / "m")
+    asked: dict[str, Any] = {"reference": f"hf:{tmp_path / 'm'}", "class_names": LISTED, "out": str(tmp_path / "il")}
+    save_tokenizer(tmp_path / "m", more=5)
+    with pytest.raises(UsageError, match=r"knows 14 ids, the tokenizer makes 19"):
+        compute_il([str(pictures)], **asked)
+    find_tokenizer.cache_clear()
+    for path in (tmp_path / "m").glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(UsageError, match="no file of a tokenizer"):
+        compute_il([str(pictures)], **asked)
 
 
 def save_classifier(folder: Path, family: str) -> Path:

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import rhostream
+from rhostream import models
 from rhostream.audit.report import write_report
 from rhostream.audit.verify import verify
 from rhostream.errors import BudgetError, MismatchError, ShardError, StaleShardError, UsageError
@@ -19,6 +21,7 @@ from rhostream.repair import repair
 from rhostream.samples.flat import BadLayout, Flat
 from rhostream.samples.tokens import TokensKind
 from rhostream.tables import il
+from tests.support import own_references
 from tests.support.shards import write_shard
 from tests.support.text_world import npy
 
@@ -141,6 +144,7 @@ BAD = {
     "fortran.npy": (npy(np.asfortranarray(np.zeros((4, T), "<u2"))), "no plain array of integers"),
     "wider.npy": (npy(np.zeros((4, T + 1), "<u2")), rf"\(4, {T + 1}\), and a sample is {T} ids"),
     "index.bin": (b"MMIDIDX\0\0" + bytes(99), "the index of a Megatron dataset"),
+    "hellaswag.bin": (np.array([20240522, 1, 4, *[0] * 300], "<i4").tobytes(), "an evaluation file of llm.c's"),
     "zipped.npy": (b"\x1f\x8b\x08\0" + bytes(100), "gzip-compressed"),
 }
 
@@ -192,6 +196,40 @@ def test_a_file_that_grew_is_stale_and_repaired_by_its_shard_alone(world: Path, 
     assert after["wide.bin.parquet"] == before["wide.bin.parquet"] and len(part(Path(table), "raw")) == 41
 
 
+def test_packed_documents_have_no_il_of_a_first_token_from_the_table_to_the_run(world: Path, tmp_path: Path) -> None:
+    end, table = 3, str(tmp_path / "il")
+    rhostream.compute_il(str(world / "flat/*"), out=table, end_of_text=end, **REFERENCE)
+    ids = stream_of(40 * T + 5, 0)[: 40 * T].reshape(-1, T)
+    packed, plain = part(Path(table), "raw.bin"), part(world / "il-flat", "raw.bin")
+    first = 0
+    for row, one, other in zip(ids.tolist(), packed, plain, strict=True):
+        # the list ends with the last token that counts
+        counts = [t == 0 or row[t - 1] != end for t in range(T)]
+        expected = [il if count else None for il, count in zip(other["il_tokens"], counts, strict=True)]
+        while expected[-1] is None:
+            expected.pop()
+        first += counts.count(False)
+        assert one["il_tokens"] == expected
+        assert one["il"] == pytest.approx(np.mean([il for il in expected if il is not None]), rel=2e-3)
+    assert first > 4 and verify(table)["problems"] == []
+    with rhostream.open_ledger(table) as ledger:
+        off = ledger.sql("select max(abs(il - list_avg(il_tokens))) as off from il")["off"][0].as_py()
+    assert off < 0.01
+    loader = rhostream.open_stream(str(world / "flat/*"), table, buffer_size=16, il_tokens=True)
+    kind = loader.stream.preprocess
+    model = models.of_task(own_references.of_language(vocabulary=N + 1, length=T, padding=N), kind.model_arguments())
+    for candidates in loader:
+        with torch.no_grad():
+            loss = model(candidates.input)
+        assert torch.allclose(loss, candidates.il_tokens.float(), rtol=2e-3, atol=1e-3, equal_nan=True)
+        assert torch.equal(torch.isnan(loss[:, 1:]), candidates.image[:, :-1] == end)
+    with pytest.raises(MismatchError, match="preprocess"):
+        rhostream.compute_il(str(world / "flat/*"), out=table, **{**REFERENCE, "end_of_text": 4})
+    for value, says in ((N, f"below {N}"), (-1, f"below {N}")):
+        with pytest.raises(UsageError, match=f"--end-of-text {value}: expected an id {says}"):
+            rhostream.compute_il(str(world / "flat/*"), out=str(tmp_path / "x"), end_of_text=value, **REFERENCE)
+
+
 @pytest.mark.slow
 def test_a_fit_a_table_and_a_run_on_flat_files_alone(world: Path, tmp_path: Path) -> None:
     shards, held = str(world / "flat/*"), tmp_path / "held.bin"
@@ -199,6 +237,7 @@ def test_a_fit_a_table_and_a_run_on_flat_files_alone(world: Path, tmp_path: Path
     rhostream.fit_il(
         shards,
         str(tmp_path / "m"),
+        end_of_text=0,
         model="text-lm",
         holdout=str(held),
         epochs=1,

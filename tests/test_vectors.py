@@ -17,15 +17,18 @@ import rhostream
 from rhostream.audit.verify import verify
 from rhostream.candidates import CANDIDATE, Reason
 from rhostream.errors import MismatchError, TableError, UnknownNameError, UsageError
-from rhostream.il_model.bank import Bank
+from rhostream.il_model.bank import Bank, read_bank
 from rhostream.irreducible.score import il_of_vectors
 from rhostream.models.pairs import TwoTowers
+from rhostream.repair import repair
 from rhostream.selection.contrastive import CONTRASTIVE, Pairs, bank_terms, il_of
 from rhostream.selection.selector import Selector
 from rhostream.tables import il, parquet
 from rhostream.tables.vectors import HEADER, SEAL, VectorsInfo, VectorsReader, checksums, decoded, proved, vectors_url
 from rhostream.tables.vectors_writer import VectorsWriter
+from tests.support.logs import rows_of
 from tests.support.pair_tables import BIAS, COUNTS, SCALE, WIDTH, make_pairs, make_table, output_of
+from tests.support.shards import png, write_shard
 from tests.support.vectors import Towers
 
 
@@ -226,3 +229,56 @@ def test_a_writer_refuses_nan_other_lengths_and_several_networks_before_anything
     with pytest.raises(MismatchError, match="another making"):
         stranger.commit(str(tmp_path))
     assert asdict(several.encode()[0])["width"] == WIDTH
+
+
+# -- from shards to a run --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def referenced(made: Path) -> Path:
+    """The shards, and one of which no caption can be used, scored by a reference that keeps what it saw: il/."""
+    pixels = png(np.zeros((16, 16, 3), np.uint8))
+    bad = [{"__key__": f"bad{n}", "png": pixels, "txt": ""} for n in range(5)]
+    write_shard(made / "all" / "bad.tar", bad)
+    for shard in (made / "shards").iterdir():
+        shutil.copy2(shard, made / "all")
+    rhostream.compute_il(
+        [str(made / "all")], out=str(made / "il"), reference="tests.support.vectors:towers", content="pair",
+        loss="siglip", batch_size=16, vectors="int8", image_size=16, tokenizer="bytes", text_length=12,
+        max_bad_fraction=0.2,
+    )  # fmt: skip
+    return made
+
+
+def test_what_compute_il_keeps_gives_its_own_il_again_and_is_proved_and_repaired(
+    referenced: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "il"
+    shutil.copytree(referenced / "il", table)
+    assert verify(str(table))["problems"] == []
+    info, urls = il.open_info(str(table)), il.part_urls(str(table))
+    bank = read_bank(str(table), next(p.name for p in table.glob("*.safetensors")), info.bank["sha256"][0])
+    for url in urls:
+        facts, rows = il.read_part_facts(url), parquet.read(url)[0]
+        made = il_of_vectors(str(table), facts, bank, "siglip", 16)
+        stored = np.array([np.nan if v is None else v for v in rows["il"].to_pylist()], np.float32)
+        np.testing.assert_allclose(made["il"], stored, rtol=0.02, atol=0.02)
+    before = {place: place.read_bytes() for place in table.rglob("*.bin")}
+    assert len(before) == 4
+    facts = il.read_part_facts(urls[1])
+    place = Path(vectors_url(str(table), facts.shard))
+    place.write_bytes(before[place][:-1])
+    assert len(verify(str(table))["problems"]) == 1
+    found = repair(str(table), reference="tests.support.vectors:towers", max_bad_fraction=0.2)
+    assert found["repaired"] == [facts.shard] and found["problems"] == []
+    assert {place: place.read_bytes() for place in table.rglob("*.bin")} == before
+
+
+def test_a_run_chooses_pairs_together_by_the_vectors_of_its_table(referenced: Path, tmp_path: Path) -> None:
+    settings = {"model": "pair-small", "loss": "siglip", "buffer_size": 40, "batch_size": 8, "threads": 1}
+    place = [str(referenced / "all")], str(referenced / "il")
+    for rule, more in (("jest", {"joint_chunks": 4}), ("column", {"column": "similarity"})):
+        rhostream.train(*place, str(tmp_path / rule), rule=rule, steps=3, **settings, **more)
+        rows = [row for row in rows_of(tmp_path / rule).to_pylist() if row["step"] is not None]
+        assert sum(row["kept"] for row in rows) == 24 and verify(str(tmp_path / rule))["problems"] == []
+        assert all(row["score"] is not None for row in rows if row["kept"])

@@ -62,6 +62,7 @@ class Bench:
             raise UsageError(f"estimate measures models of one input, and these samples are {preprocess.holds}")
         self.x, self.label = x.to(device), self.buffer.label.to(device)
         self.batch_norm = False
+        self.reference: tuple[torch.nn.Module, torch.Tensor] | None = None  # and its inputs: the IL model isn't fitted
         self._first_notes()
 
     def _first_notes(self) -> None:
@@ -96,7 +97,7 @@ class Bench:
                 cores=cores(), on_cpu=self.device.type == "cpu", read=self.samples.read, walk=self.samples.walk,
                 decode=measure.decode_seconds(self.images, self.preprocess, share),
                 hand_over=0.0, join=0.0, log=measure.log_seconds(self.buffer, share), score=score, train=train,
-                proxy=0.0, score_slowdown=slow_score, macs=self._macs(model),
+                proxy=0.0, score_slowdown=slow_score, macs=self._macs(model, self.x),
             )  # fmt: skip
             m = self._small_models(m, il_name, proxy_name, share)
             m = self._with_loader(m, table)
@@ -136,13 +137,15 @@ class Bench:
 
     def _small_models(self, m: Measured, il_name: str, proxy_name: str, share: float) -> Measured:
         """The IL model and the proxy; by their multiply-adds against the target's where the seconds are over."""
-        il_model, proxy = self._build(il_name), self._build(proxy_name)
-        il_macs, proxy_macs = self._macs(il_model), self._macs(proxy)
+        (il_model, x), proxy = self.reference or (self._build(il_name), self.x), self._build(proxy_name)
+        il_macs, proxy_macs = self._macs(il_model, x), self._macs(proxy, self.x)
         il_forward, proxy_forward = (m.score * macs / m.macs for macs in (il_macs, proxy_macs))
         il_train = 3 * il_forward
-        if self.budget.reaches(f"the IL model {il_name}", FIRST * il_train):
-            il_forward = measure.forward_seconds(il_model, self.x, share / 2)
-            il_train = measure.train_seconds(il_model, self.x[:FIT_BATCH], self.label[:FIT_BATCH], share / 2)[0]
+        what = f"the {'reference' if self.reference else 'IL model'} {il_name}"
+        if self.budget.reaches(what, FIRST * il_train):
+            il_forward = measure.forward_seconds(il_model, x, share / 2)
+            if not self.reference:
+                il_train = measure.train_seconds(il_model, x[:FIT_BATCH], self.label[:FIT_BATCH], share / 2)[0]
         if self.budget.reaches(f"the proxy {proxy_name}", FIRST * proxy_forward):
             proxy_forward = measure.forward_seconds(proxy, self.x, share / 3)
         return replace(
@@ -258,6 +261,6 @@ class Bench:
         shape = (len(self.x), self.x.shape[1], size, size)
         return torch.rand(shape, device=self.device).contiguous(memory_format=torch.channels_last)
 
-    def _macs(self, model: torch.nn.Module) -> int:
-        with users_code(f"the forward of {type(model).__name__} on a batch of shape {tuple(self.x[:1].shape)}"):
-            return max(1, macs_per_sample(model, self.x[:1]))
+    def _macs(self, model: torch.nn.Module, x: torch.Tensor) -> int:
+        with users_code(f"the forward of {type(model).__name__} on a batch of shape {tuple(x[:1].shape)}"):
+            return max(1, macs_per_sample(model, x[:1]))

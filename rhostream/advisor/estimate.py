@@ -18,6 +18,7 @@ from rhostream.advisor.advice import Advice, advise
 from rhostream.advisor.bench import Bench
 from rhostream.advisor.measure import Budget
 from rhostream.advisor.predict import ILCost, Measured, Setting
+from rhostream.advisor.referenced import reference_of
 from rhostream.advisor.samples import draw, preprocess_for, require_built_in
 from rhostream.doctor import cpu_name
 from rhostream.errors import UntrustedCodeError, UsageError
@@ -76,6 +77,7 @@ def estimate(
     classes: int | None = None,
     device: str = "auto",
     il_model: str | None = None,
+    reference: str | None = None,
     steps: int | None = None,
     view_sizes: Iterable[int] = (),
     band: tuple[float, float] = (0.2, 0.9),
@@ -94,8 +96,10 @@ def estimate(
     Scores, a training step and the decode are always measured, if by one call on two samples; what the seconds don't
     reach after that is named in `unmeasured`. A call that has begun, and the fetch of a first shard, are not cut off.
 
-    `il`: a table of compute-il or index; with it samples are counted and the loader itself is measured. `steps`: of
-    the baseline run that the IL is charged to (default: one pass over everything). `band` are quantiles of il.
+    `il`: a table of compute-il or index; with it samples are counted and the loader itself is measured. `reference`:
+    instead of an IL model a model that exists, as of `compute_il`: no fit is charged, and its own forward is measured.
+    `steps`: of the baseline run that the IL is charged to (default: one pass over everything). `band` are quantiles of
+    il.
     Nothing is written but a log of a few thousand rows in a temporary folder. Raises UsageError and its kin.
     """
     started = time.perf_counter()
@@ -128,10 +132,18 @@ def estimate(
         shortlist=shortlist,
     )
     known = table.info.model if table else {}
+    there = table is not None and table.info.kind == "il"
+    if reference is not None:
+        if il_model is not None:
+            raise UsageError("give --il-model or --reference, not both: a table has one source of il")
+        there = there and table is not None and table.info.reference.get("name") == reference
+        known = {"reference": {"name": reference}, "fit_samples": 0, "checked_samples": 0}
     small, proxy = preprocess.small_models
-    il_name = il_model or known.get("architecture") or small
-    UntrustedCodeError.unless_named(str(il_name), il_model, storage.redact(il or ""), "--il-model")
+    il_name = reference or il_model or known.get("architecture") or small
+    UntrustedCodeError.unless_named(str(il_name), reference or il_model, storage.redact(il or ""), "--il-model")
     bench = Bench(preprocess, classes, samples, preprocess.decoder, place, setting, budget)
+    if reference is not None:
+        bench.reference = reference_of(reference, preprocess, classes, bench.buffer, bench.x, place)
     measured = bench.measure(model, il_name, proxy, sizes, table)
     of_the_table = "reference" in known or il_model in (None, known.get("architecture"))
     cost = _il_cost(samples.total, known if of_the_table else {}, table)
@@ -141,19 +153,27 @@ def estimate(
         image_size=preprocess.side, channels=preprocess.model_arguments().get("channels", 0),
         input=preprocess.in_words(),
         classes=classes, batch_norm=bench.batch_norm,
-        il_there=table is not None and table.info.kind == "il", counted=samples.counted, setting=setting,
+        il_there=there, counted=samples.counted, setting=setting,
         measured=measured, il=cost, advice=advise(measured, setting, cost),
-        notes=(*bench.notes, *_of_a_reference(known, il_name), *(setting_doubts(setting) if samples.counted else ())),
+        notes=(
+            *bench.notes,
+            *_of_a_reference(known, il_name, bench.reference is not None),
+            *(setting_doubts(setting) if samples.counted else ()),
+        ),
         unmeasured=tuple(budget.unmeasured), seconds=time.perf_counter() - started,
     )  # fmt: skip
 
 
-def _of_a_reference(known: Mapping[str, Any], measured: str) -> list[str]:
-    """What is to be known of the cost of a table that a reference made: nothing was fitted."""
+def _of_a_reference(known: Mapping[str, Any], measured: str, timed: bool) -> list[str]:
+    """What is to be known of the cost of a table that a reference makes: nothing is fitted. `timed`: itself, not
+    `measured` in its place."""
     if not isinstance(reference := known.get("reference"), Mapping):
         return []
     name = one_line(str(reference.get("name")), 120)
-    return [f"the il are of the reference {name}: none was fitted, and scoring is priced as if it were {measured}"]
+    priced = (
+        "its own forward was timed" if timed else f"scoring is priced as if it were {measured}; --reference times it"
+    )
+    return [f"the il are of the reference {name}: none was fitted, and {priced}"]
 
 
 def setting_doubts(setting: Setting) -> list[str]:

@@ -143,9 +143,10 @@ def _share(way: Way, rho: Way, saved: float) -> str:
 
 def _pays(e: Estimate) -> list[str]:
     a, s = e.advice, e.setting
+    fit = f"fit-il ({e.il_model}) and compute-il" if e.il.trained else f"compute-il ({e.il_model}, no fit)"
     lines = [
         f"When rho pays, against a run of {s.baseline_steps:,} uniform steps or of training on everything",
-        f"  IL: {duration(a.il_seconds)} of fit-il ({e.il_model}) and compute-il, {a.il_units:,.0f} forwards of "
+        f"  IL: {duration(a.il_seconds)} of {fit}, {a.il_units:,.0f} forwards of "
         "the target" + ("; this table is there, so it is paid already" if e.il_there else ""),
         f"  {'fewer steps needed':{WIDE}} {'forwards':>10} {'uniform':>11} {'everything':>14}",
         f"  {'without the IL':{WIDE}} {a.break_even:>9.2f}x {a.rho.against_uniform:>10.2f}x "

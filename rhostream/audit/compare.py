@@ -1,4 +1,4 @@
-"""Runs against uniform choice and against training on everything: who is measured by whom, and what each spent."""
+"""Runs against uniform choice, training on everything, and a filter before uniform choice: who is measured by whom."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from rhostream.audit.facts import RunFacts
 from rhostream.audit.metrics import best, steps_to_reach
 from rhostream.runs.cost import break_even
 
-UNIFORM, EVERYTHING = "uniform", "everything"
+UNIFORM, EVERYTHING, FILTERED = "uniform", "everything", "filtered"
+KINDS = (UNIFORM, EVERYTHING, FILTERED)
 NOT_REACHED = "not reached"
 
 
@@ -21,7 +22,7 @@ class Comparison:
 
     run: str
     baseline: str
-    kind: str  # UNIFORM or EVERYTHING
+    kind: str  # of KINDS
     target: float
     budget: int  # steps that the baseline had
     had: int  # steps that the run had
@@ -143,12 +144,14 @@ def baseline_of(run: RunFacts, others: Iterable[RunFacts], kind: str) -> RunFact
     """A baseline that differs from the run in the rule alone, of the same seed if possible; None without one.
 
     One that trains on everything has a buffer of its own, and may have another batch size: units compare all the same.
+    One that is filtered drops samples by a column of the table, such as the similarity of pairs, before it reads them.
     """
     fits = [
         other
         for other in others
         if other.rule == "uniform"
-        and other.everything == (kind == EVERYTHING)
+        and (other.filtered and not run.is_baseline if kind == FILTERED else other.everything == (kind == EVERYTHING))
+        and not (kind == EVERYTHING and other.filtered)
         and other.name != run.name
         and "rule" in run.setting
         and not unfair(run.setting, other.setting, other.everything)

@@ -15,6 +15,7 @@ from rhostream.errors import RhostreamError
 from rhostream.foreign import RESIZES
 from rhostream.runs.doubts import EARLY
 from rhostream.setting import CASCADE, defaults_of, settings_of
+from rhostream.tables.steps import OF_PAIRS
 
 POINTS = 4000  # of the scatter
 SLICES = 25  # of a run over time
@@ -64,6 +65,7 @@ class RunFacts:
     sources: tuple[dict[str, Any], ...] = ()  # of the view `sources`, the largest change of share first
     no_table: str = ""  # why the run's IL table can't be asked, "" where it can
     test_losses: tuple[tuple[int, float], ...] = ()  # (steps, mean loss) of each evaluation
+    recalls: dict[str, float] = field(default_factory=dict)  # of pairs, at the last evaluation: steps.OF_PAIRS
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -88,6 +90,16 @@ class RunFacts:
         return self.row["buffer_size"] is not None and self.row["buffer_size"] == self.row["batch_size"]
 
     @property
+    def filtered(self) -> bool:
+        """Whether a band of a column other than il drops samples before they are read."""
+        return "=" in str(self.folder.settings.get("band") or "")
+
+    @property
+    def of_pairs(self) -> bool:
+        """Whether its samples are pairs of image and caption."""
+        return self.folder.settings.get("preprocess_task") == "pairs"
+
+    @property
     def images(self) -> str:
         """What the model sees of an image: "64 px, RGB, squash"; "" of text, and where run.json doesn't say."""
         size, channels = (self.folder.settings.get(f"preprocess_{name}") for name in ("image_size", "channels"))
@@ -104,7 +116,7 @@ class RunFacts:
     def kind(self) -> str:
         """What the run is for a reader: its rule, or that it chooses nothing."""
         if self.everything:
-            return "train on everything"
+            return f"train on all of {self.folder.settings['band']}" if self.filtered else "train on everything"
         return ", ".join([self.rule, *self.stages]) + (" with loss cap" if self.row["loss_cap"] else "")
 
 
@@ -134,7 +146,7 @@ def gather(ledger: Ledger, name: str) -> RunFacts:
         class_accuracy=last[0]["class_accuracy"] if last else [],
         noisy=_noisy(ledger) if keeps(ledger, "is_noisy") else {}, no_table=_no_table(ledger),
         balance=_balance(ledger), test_losses=tuple((r["steps"], r["loss"]) for r in losses),
-        sources=_sources(ledger),
+        sources=_sources(ledger), recalls=_recalls(ledger),
     )  # fmt: skip
 
 
@@ -147,6 +159,12 @@ def _balance(ledger: Ledger) -> tuple[tuple[int, float | None, float | None], ..
     )
     rows = [ledger.sql(question, {"most": most}).to_pylist()[0] for most in (EARLY, None)]
     return tuple((row["n"], row["kept"], row["chance"]) for row in rows)
+
+
+def _recalls(ledger: Ledger) -> dict[str, float]:
+    rows = ledger.sql("SELECT * FROM steps WHERE coalesce(image_to_text_1, zero_shot_accuracy) IS NOT NULL "
+                      "ORDER BY step DESC LIMIT 1").to_pylist()  # fmt: skip
+    return {name: rows[0][name] for name in OF_PAIRS if rows[0][name] is not None} if rows else {}
 
 
 def _sources(ledger: Ledger) -> tuple[dict[str, Any], ...]:

@@ -10,8 +10,11 @@ from typing import Any
 from rhostream import storage
 from rhostream.audit import plots, tabulate
 from rhostream.audit.alike import says_change, shown
+from rhostream.audit.baselines import against_everything, against_filter
 from rhostream.audit.compare import (
     EVERYTHING,
+    FILTERED,
+    KINDS,
     UNIFORM,
     Comparison,
     comparisons,
@@ -70,7 +73,7 @@ def _page(mine: Sequence[str], folders: Sequence[str], roots: Mapping[str, str] 
     groups = grouped(facts.values())
     selected = {name: runs for name, runs in groups.items() if any(run in own for run in runs)}
     found = {name: {kind: comparisons([r for r in runs if r in own], [*others, *own], kind, window)
-                    for kind in (UNIFORM, EVERYTHING)}
+                    for kind in KINDS}
              for name, runs in selected.items()}  # fmt: skip
     return {
         "title": main.name, "more": len(own) - 1, "main": main, "window": window, "version": version("rhostream"),
@@ -82,6 +85,7 @@ def _page(mine: Sequence[str], folders: Sequence[str], roots: Mapping[str, str] 
         "tiles": tabulate.tiles(groups, selected, found, window),
         "warnings": _warnings(facts.values()) + not_compared(groups, selected),
         **_curves(groups, found, window), "test_losses": tabulate.test_losses(facts.values()),
+        "recalls": tabulate.recalls(facts.values()),
         "compared": tabulate.compared(found), "costs": tabulate.costs(groups, window),
         "seconds": tabulate.seconds(groups),
         "il_texts": [(name if len(selected) > 1 else "", il_account(runs, found[name], window))
@@ -97,7 +101,8 @@ def _verdict(
 ) -> dict[str, Any]:
     one = verdict(runs, found[UNIFORM], window, apart)
     return {"of": name if several else "", "tone": one.tone, "title": one.title, "text": one.text,
-            "everything": tabulate.against_everything(found[EVERYTHING])}  # fmt: skip
+            "everything": against_everything(found[EVERYTHING]),
+            "filtered": against_filter(runs, found[FILTERED])}  # fmt: skip
 
 
 def _warnings(facts: Iterable[RunFacts]) -> list[str]:

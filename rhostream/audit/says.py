@@ -8,6 +8,7 @@ from typing import Any
 from rhostream.audit.alike import says_change
 from rhostream.inert import escape, shortened
 from rhostream.samples.statuses import NEIGHBOURS
+from rhostream.tables.steps import OF_PAIRS
 
 LISTED = 20  # problems shown; all are in --json
 
@@ -124,6 +125,7 @@ def _evaluated(found: Mapping[str, Any] | None) -> Iterator[str]:
         for name, word, unit in (("test_accuracy", "accuracy", ""), ("test_loss", "loss", " nats"))
         if found[name] is not None
     ]
+    figures += [f"{name} {found[name]:.4f}" for name in OF_PAIRS if found.get(name) is not None]
     samples = f" on {found['test_samples']:,} samples" if found["test_samples"] else ""
     yield f"  evaluated    {', '.join(figures) or 'class by class'}{samples}, after step {found['step']:,}"
 

@@ -67,22 +67,12 @@ def tiles(
     return list(dict.fromkeys(shown + [(value, "accuracy of the IL model on given labels") for value in il]))
 
 
-def against_everything(found: Sequence[Comparison]) -> str:
-    """The second baseline in one sentence, "" where there is none."""
-    if not found:
-        return ""
-    goal = f"Training on everything reaches {percent(mean(c.target for c in found))} at its best"
-    if any(c.steps is None for c in found):
-        return f"{goal}, which selection did not reach."
-    theirs, ours = mean(c.baseline_units for c in found), mean(c.units for c in found)
-    if not theirs or not ours:
-        return f"{goal}, which selection reached after {number(mean(c.steps for c in found))} steps."
-    if ours < theirs:
-        says = f"{theirs / ours:.2f} times less arithmetic"
-    else:
-        says = f"{ours / theirs:.2f} times more arithmetic"
-    return (f"{goal}, after {number(theirs)} forward units; selection reached that after {number(ours)}: {says}, "
-            "the irreducible loss not counted.")  # fmt: skip
+def recalls(facts: Iterable[RunFacts]) -> list[list[str]]:
+    """The names of the columns, then a row for each run of pairs that was evaluated; [] where there is none."""
+    known = [one for one in facts if one.recalls]
+    names = list(dict.fromkeys(name for one in known for name in one.recalls))
+    rows = [[one.name, *(percent(one.recalls.get(name)) for name in names)] for one in known]
+    return [["run", *(name.replace("_", " ") for name in names)], *rows] if rows else []
 
 
 def compared(found: Mapping[str, Mapping[str, Sequence[Comparison]]]) -> list[list[str]]:
@@ -171,7 +161,7 @@ def _common_first(reason: str) -> tuple[int, str]:
 _REASONS = {
     "kept": "the batch: a gradient step was taken on it",
     "below": "looked at, but others were worth more (for uniform: not drawn)",
-    "band": "its irreducible loss is outside the band",
+    "band": "its irreducible loss, or the column that the band is of, is outside the band",
     "shortlist": "a cheaper score left it out",
     "tail": "the end of a pass, too few for a buffer",
     "missing_il": "the table has no irreducible loss for it",

@@ -59,6 +59,9 @@ class EstimateConfig:
     il_model: str | None = setting(
         None, help="The IL model to price.", metavar="NAME", unset="the table's, else small-cnn", imports=True
     )
+    reference: str | None = setting(
+        None, help="Price a model that exists instead of an IL model: none is fitted.", metavar="NAME", imports=True
+    )
     steps: int | None = setting(None, help="Steps of the run to weigh it against.", unset="one pass, all trained")
     band: str = setting("20%:90%", help="Quantiles of il to price.", metavar="LO:HI")
     shortlist: int = setting(4, help="R: shortlists of R x n_b to price.")

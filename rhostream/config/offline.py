@@ -10,6 +10,7 @@ from rhostream.config.shared import (
     CAPTION,
     CHOSEN_RESIZE,
     CONTENT,
+    END_OF_TEXT,
     INIT,
     KIND,
     LOOKED_AT,
@@ -124,6 +125,7 @@ class FitILConfig(_OfflineConfig):
     loss: str = setting("cross_entropy", help=LOSS, metavar="NAME", imports=True)
     tokenizer: str | None = setting(None, help=TOKENIZER, metavar="NAME", unset="the model's, else words:30000")
     text_length: int | None = setting(None, help=TEXT_LENGTH, metavar="T", unset="128")
+    end_of_text: int | None = setting(None, help=END_OF_TEXT, metavar="ID")
     task: str | None = setting(None, help=TASK, choices=TASKS, unset="language of text-lm, label of any other")
 
 
@@ -204,6 +206,7 @@ class ComputeILConfig(_TableConfig):
         None, help=TOKENIZER, heading=REFERENCE, metavar="NAME", unset="the reference's, else words:30000"
     )
     text_length: int | None = setting(None, help=TEXT_LENGTH, heading=REFERENCE, metavar="T", unset="128")
+    end_of_text: int | None = setting(None, help=END_OF_TEXT, heading=REFERENCE, metavar="ID")
     task: str | None = setting(
         None, help="What the reference gives of a text.", heading=REFERENCE, choices=TASKS,
         unset="language of a causal model by name, label of any other",

@@ -39,6 +39,39 @@ class RecordSettings:
         pin=ASKED,
         fixed="a curve is of one evaluation",
     )
+    zero_shot: Iterable[str] | str = setting(
+        (),
+        help="Of pairs: shards of labelled pictures, whose classes are named by text at each evaluation.",
+        heading=RECORDS,
+        metavar="URL...",
+        place=True,
+        free=TESTS,
+    )
+    zero_shot_classes: str | None = setting(
+        None,
+        help="What their classes are called: a file, a name a line from label 0 on.",
+        heading=RECORDS,
+        metavar="FILE",
+        place=True,
+        free=TESTS,
+    )
+    zero_shot_label: str | None = setting(
+        None,
+        help="Where their labels stand.",
+        heading=RECORDS,
+        metavar="FIELD|EXT",
+        unset="a .cls, or label in the .json",
+        free=TESTS,
+    )
+    prompts: str | None = setting(
+        None,
+        help="Texts with {} where a class's name stands, one a line.",
+        heading=RECORDS,
+        metavar="FILE",
+        place=True,
+        unset="a photo of a {}.",
+        free=TESTS,
+    )
     smoothing: int = setting(
         5, help="Evaluations that reports average.", heading=RECORDS, pin=RECORDED, free="it is for reports only"
     )

@@ -10,6 +10,10 @@ WORKERS = "Processes that read and decode."
 MODEL = "Built-in name, torchvision:NAME, timm:NAME or package.module:function; docs/models.md has them."
 INIT = "Start from these safetensors weights; the classifier may differ."
 TOKENIZER = "Of text: bytes, words:N, hf:NAME; ids:N for .npy arrays and flat .bin or .npy files of ids."
+END_OF_TEXT = (
+    "Of ids packed into sequences: the id that ends a document. The token behind it, which nothing before it tells, is "
+    "left out of losses."
+)
 TEXT_LENGTH = "Tokens of a text; longer ones are cut."
 LOSS = (
     "cross_entropy, squared_error, binary_cross_entropy (of logits), or your module:function of (output, target): "

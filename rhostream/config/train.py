@@ -197,9 +197,13 @@ class TrainConfig(RecordSettings, MachineSettings, ChoiceSettings, GradientStep,
         from rhostream import storage
         from rhostream.tables.names import checked_roots
 
-        for name in ("shards", "test_shards"):  # an iterable is asked twice: for the data, and for run.json
+        for name in (
+            "shards",
+            "test_shards",
+            "zero_shot",
+        ):  # an iterable is asked twice: for the data, and for run.json
             given = getattr(self, name)
-            listed = storage.listed(() if name == "test_shards" and given is None else given)
+            listed = storage.listed(() if name != "shards" and given is None else given)
             object.__setattr__(self, name, tuple(listed))
         object.__setattr__(self, "roots", checked_roots(self.roots))
         super().__post_init__()

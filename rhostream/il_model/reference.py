@@ -92,20 +92,7 @@ def load_reference(
     one that can't prove its own. Raises UsageError for code that isn't there or fails, for what is no reference, and
     for an identity that is missing or one too many.
     """
-    name = name_of_reference(reference)
-    made: Any = reference
-    if not isinstance(reference, nn.Module):
-        maker = own_function("reference", name) if isinstance(reference, str) else reference
-        offered = {"device": device, **kind.model_arguments()} | ({} if classes is None else {"classes": classes})
-        if classes is None and kind.target is None and _asks_for_classes(maker):
-            raise UsageError(f"reference {name!r} takes the number of classes: give it with --classes N")
-        with users_code(f"reference {name!r}"):
-            made = maker(**accepted(maker, offered))
-    if not callable(made):
-        raise UsageError(
-            f"reference {name!r} gave a {type(made).__name__}, expected a torch.nn.Module that gives logits, or a "
-            "function (fields, target) -> one loss a sample"
-        )
+    name, made = name_of_reference(reference), made_by(reference, kind, classes, device)
     proof = _identity_of(made, name, kind)
     if proof is None and identity is None:
         raise UsageError(
@@ -118,6 +105,26 @@ def load_reference(
     if isinstance(made, nn.Module):
         scores = of_task(made, kind.model_arguments()).to(device).eval()
     return Reference(name, scores, _checked(proof or identity, name), proof is not None)
+
+
+def made_by(
+    reference: str | Callable[..., Any], kind: Kind, classes: int | None, device: torch.device
+) -> Callable[..., Any]:
+    """The network, or the function of losses, that a reference's code gives; raises as `load_reference`."""
+    name, made = name_of_reference(reference), reference
+    if not isinstance(reference, nn.Module):
+        maker = own_function("reference", name) if isinstance(reference, str) else reference
+        offered = {"device": device, **kind.model_arguments()} | ({} if classes is None else {"classes": classes})
+        if classes is None and kind.target is None and _asks_for_classes(maker):
+            raise UsageError(f"reference {name!r} takes the number of classes: give it with --classes N")
+        with users_code(f"reference {name!r}"):
+            made = maker(**accepted(maker, offered))
+    if not callable(made):
+        raise UsageError(
+            f"reference {name!r} gave a {type(made).__name__}, expected a torch.nn.Module that gives logits, or a "
+            "function (fields, target) -> one loss a sample"
+        )
+    return made
 
 
 def _asks_for_classes(maker: Callable[..., Any]) -> bool:

@@ -10,25 +10,19 @@ the same for every class, so that it falls out of the softmax. `a` is the model'
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rhostream import storage
+from rhostream.compute.zero_shot import PLACE, mean_vectors
 from rhostream.errors import UsageError
 from rhostream.inert import escape
 from rhostream.models.towers import Towers
 from rhostream.samples.tokenizers import find_tokenizer
-from rhostream.storage import redact
 
 LOG = logging.getLogger("rhostream")
-PROMPTS = ("a photo of a {}.",)
-PLACE = "{}"  # of the name, in a template
-MAX_PROMPTS, MAX_PROMPT = 1024, 1024  # templates, and characters of one
-AT_ONCE = 256  # texts
 
 
 class ZeroShot(nn.Module):
@@ -48,32 +42,6 @@ class ZeroShot(nn.Module):
         """(n, channels, H, W) float32 to (n, C) float32."""
         image = functional.normalize(self.model.encode_image(pixels).float(), dim=1)  # type: ignore[operator]
         return self.scale * image @ self.text_CD.T
-
-
-def read_prompts(place: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The templates in a file, one a line, each with {} where the name stands; empty lines are left out.
-
-    Raises UsageError naming the line of one that can't be, StorageError.
-    """
-    where, templates = redact(os.fspath(place)), list[str]()
-    try:
-        lines = storage.read_bytes(storage.resolve(place)).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as exc:
-        raise UsageError(f"--prompts {where} isn't UTF-8 ({exc})") from exc
-    for number, line in enumerate(lines, 1):
-        if not (text := line.strip()):
-            continue
-        if PLACE not in text or len(text) > MAX_PROMPT:
-            raise UsageError(
-                f"--prompts {where}, line {number}: '{escape(text[:60])}' has no {PLACE}, where the name of a class "
-                f"stands, or more than {MAX_PROMPT:,} characters"
-            )
-        if text in templates:
-            raise UsageError(f"--prompts {where}, line {number}: '{escape(text[:60])}' stands there twice")
-        templates.append(text)
-    if not 0 < len(templates) <= MAX_PROMPTS:
-        raise UsageError(f"--prompts {where} has {len(templates):,} templates, expected 1 to {MAX_PROMPTS:,}")
-    return tuple(templates)
 
 
 def names_in_order(names: Mapping[int, str], classes: int | None, reference: str) -> list[str]:
@@ -99,14 +67,7 @@ def zero_shot(towers: Towers, names: Sequence[str], templates: Sequence[str], de
     """The classifier of these names, on the device. Raises UsageError for a tokenizer that isn't the towers'."""
     model = towers.model.to(device).eval()
     tokens = _tokens(towers, [template.replace(PLACE, name) for name in names for template in templates])
-    vectors = torch.cat(
-        [
-            functional.normalize(model.encode_text(some.to(device)).float(), dim=1)  # type: ignore[operator]
-            for some in tokens.split(AT_ONCE)
-        ]
-    )
-    means_CD = vectors.view(len(names), len(templates), -1).mean(1)
-    return ZeroShot(model, functional.normalize(means_CD, dim=1)).eval()
+    return ZeroShot(model, mean_vectors(model, tokens.to(device), len(names))).eval()
 
 
 def _tokens(towers: Towers, texts: Sequence[str]) -> Tensor:

@@ -270,7 +270,7 @@ def _open(
         shards.split("::") if isinstance(shards, str) else shards, il, buffer_size=buffer_size, passes=None,
         needs_il=needs_il, device=device, kind="pair", **given,
     )  # fmt: skip
-    kind: Any = opened.stream.preprocess  # of pairs
+    kind = opened.stream.preprocess
     made = kind.model_arguments()
     towers.require_fitting(**{name: made[name] for name in ("image_size", "channels", "vocabulary", "length")})
     opened.stream.preprocess = kind.normalized(towers.mean, towers.std)

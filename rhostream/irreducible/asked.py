@@ -93,6 +93,8 @@ def asked_of(
         "loss": config.loss != "cross_entropy" and config.loss,
         "init": config.init and hashlib.sha256(storage.read_bytes(storage.resolve(config.init))).hexdigest(),
     }
+    if config.end_of_text is not None:
+        asked["end_of_text"] = config.end_of_text  # which may be 0
     return asked | {name: value for name, value in options_on.items() if value}  # older folders know none of these
 
 

@@ -37,6 +37,7 @@ def wanted_of(config: FitILConfig | ComputeILConfig) -> Wanted:
         std=tuple(config.std),
         tokenizer=config.tokenizer,
         text_length=config.text_length,
+        end_of_text=config.end_of_text,
     )
     if isinstance(config, ComputeILConfig):
         return replace(wanted, task=config.task)

@@ -74,8 +74,8 @@ class PartBuilder:
                 columns["il_tokens"] = _token_lists(scored.il_tokens, finite)
             for name, values in (scored.terms or {}).items():
                 columns[name] = pa.array(il.stored_il(values, il.PAIR_COLUMNS[name]), mask=~finite)
-            if self._info.vectors is not None and scored.output is not None:
-                self._outputs.append((scored.output, finite))
+            if self._info.vectors is not None:  # of a chunk without a usable row there is no output
+                self._outputs.append((np.zeros((n, 4), np.float32) if scored.output is None else scored.output, finite))
             columns["fold"] = pa.array(scored.fold.astype(np.int8), mask=~chunk.ok)
             columns["in_holdout"] = pa.array(scored.in_holdout)
             self._il_rows += int(finite.sum())
@@ -202,8 +202,10 @@ class Commits:
 
 def _token_lists(il_BT: npt.NDArray[np.float32], finite: npt.NDArray[np.bool_]) -> pa.Array:
     """The losses of each row's tokens as a column, null where the row has no il."""
-    there = ~np.isnan(il_BT) & finite[:, None]
-    values = pa.array(il.stored_il(il_BT[there], "float16"))
+    counts = ~np.isnan(il_BT) & finite[:, None]
+    # Up to the last token that counts; one before it that doesn't is null in its place.
+    there = np.logical_or.accumulate(counts[:, ::-1], axis=1)[:, ::-1]
+    values = pa.array(il.stored_il(il_BT[there], "float16"), mask=~counts[there])
     ends = np.cumsum([0, *there.sum(1)], dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(ends), values, mask=pa.array(~finite))
 

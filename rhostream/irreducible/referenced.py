@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from rhostream import storage
+from rhostream.compute.zero_shot import PROMPTS, read_prompts
 from rhostream.config.offline import ComputeILConfig
-from rhostream.errors import UntrustedCodeError, UsageError
+from rhostream.errors import StorageError, UntrustedCodeError, UsageError
 from rhostream.il_model.named import is_of_library, load_named, options_for, require_kind, say_differences
 from rhostream.il_model.reference import Reference, load_reference, name_of_reference
-from rhostream.il_model.zero_shot import PROMPTS, read_prompts
 from rhostream.irreducible.asked import named
 from rhostream.irreducible.banks import banks_of, require_vectors_fit
 from rhostream.irreducible.decoded import kind_of, label_of, require_one_kind, wanted_of
@@ -41,11 +41,11 @@ from rhostream.tables.il import TableInfo, reference_doubts
 
 OF_A_REFERENCE = (
     "reference_id", "classes", "content", "caption", "image_size", "channels", "resize", "image_member", "mean", "std",
-    "label", "class_names", "tokenizer", "text_length", "task", "prompts", "batch_size",
+    "label", "class_names", "tokenizer", "text_length", "end_of_text", "task", "prompts", "batch_size",
 )  # fmt: skip
 _OF_SAMPLES = (
     "kind", "content", "caption", "image_size", "channels", "resize", "image_member", "mean", "std", "tokenizer",
-    "text_length", "task",
+    "text_length", "end_of_text", "task",
 )  # fmt: skip
 _OF_AN_IL_MODEL = ("il_model", "model", "min_accuracy")
 
@@ -89,7 +89,7 @@ def of_reference(
     model = find_stored(name) if is_of_library(config.reference) else None
     kind, label = _kind(config, there, shards, model), label_of(config, there, shards)
     label.require_beside(kind)
-    beside = {} if model is None or kind.target is not None else _beside(model, shards)
+    beside = {} if model is None or kind.target is not None else _beside(model, label.classes, shards)
     labels = dict(model.labels) if isinstance(model, Stored) else {}
     require_same_classes(label.class_names, labels, "--class-names", f"reference {name}")
     classes = config.classes or label.classes or (there.classes if there else None)
@@ -197,15 +197,20 @@ def _refuse_prompts(config: ComputeILConfig, name: str) -> None:
         )
 
 
-def _beside(model: Stored | Towers, shards: Callable[[], list[tuple[str, str]]]) -> dict[int, str]:
+def _beside(
+    model: Stored | Towers, named_classes: int | None, shards: Callable[[], list[tuple[str, str]]]
+) -> dict[int, str]:
     """The classes of the list that lies beside the shards, {} without one. Raises MismatchError for other names than
-    the model's own."""
-    folder = (shards() or [("", "")])[0][0].rpartition("/")[0]
-    if not storage.exists(url := storage.join(folder, LIST)):
+    the model's own, UsageError for another number than --class-names names."""
+    url = storage.join((shards() or [("", "")])[0][0].rpartition("/")[0], LIST)
+    try:
+        names = read_class_list(url) if storage.exists(url) else {}
+    except (StorageError, UsageError):  # whatever it is: the samples say their names themselves
         return {}
-    names = read_class_list(url)
     if isinstance(model, Stored):
         require_same_classes(model.labels, names, f"reference {model.name}", redact(url))
+    if names and named_classes not in (None, count := max(names) + 1):
+        raise UsageError(f"--class-names names {named_classes:,} classes, and {redact(url)} {count:,}")
     return names
 
 

@@ -59,7 +59,7 @@ def build(name: str, *, classes: int | None, initial: bool = True, **made_for: A
 def of_task(model: nn.Module, made_for: Mapping[str, Any]) -> nn.Module:
     """The model as what learns its task calls it: of language in a `LanguageLoss`, of pairs as `TwoTowers`."""
     if made_for.get("task") == "language" and not is_language(model):
-        return LanguageLoss(model, made_for["vocabulary"], made_for["padding"])
+        return LanguageLoss(model, made_for["vocabulary"], made_for["padding"], made_for.get("end_of_text"))
     if made_for.get("task") == "pairs" and not isinstance(model, TwoTowers):
         return TwoTowers(model)
     return model
@@ -89,7 +89,8 @@ def _built(name: str, classes: int | None, initial: bool, made_for: dict[str, An
             "package.module:function"
         )
     if is_text(name):
-        return build_text(name, classes=classes, initial=initial, **made_for)
+        told = {argument: made_for[argument] for argument in _MADE_FOR["text"]}
+        return build_text(name, classes=classes, initial=initial, **told)
     if not is_from_zoo(name):
         if (net := name.removesuffix("-cifar").replace("-", "_")) in _OF_FIGURE_2 and name.endswith("-cifar"):
             raise UnknownNameError(

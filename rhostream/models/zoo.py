@@ -93,6 +93,10 @@ def _stored_timm(name: str, architecture: str, weights: str, file: str) -> Store
     timm = _library("timm", "timm", name)
     full = _timm_name(timm, name, architecture, weights)
     if not file:
+        if not timm.is_model_pretrained(full):  # some are left at random then, with a warning
+            raise UsageError(
+                f"model {name!r}: timm has no stored weights of it; name a file, {name}@weights.safetensors"
+            )
         model = _fetched(name, lambda: timm.create_model(full, pretrained=True))
         config, classes = dict(model.pretrained_cfg), int(model.num_classes)
     else:
@@ -101,6 +105,8 @@ def _stored_timm(name: str, architecture: str, weights: str, file: str) -> Store
         if (classes := classes_in(state, model, name)) != classes_in(model.state_dict(), model, name):
             model = timm.create_model(full, pretrained=False, num_classes=classes)
         start_from(model, state, file)
+    if not classes:
+        raise UsageError(f"model {name!r} is stored without a classifier: it gives features, and no logits of classes")
     return Stored(
         name=name, model=model, gives="classes", pictures=True, classes=classes, seen=of_timm(config),
         labels=named_classes(dict(enumerate(config.get("label_names") or ()))),

@@ -23,13 +23,13 @@ class Evaluation:
     accuracy: float | None  # of language: the share of a sequence's tokens that were the likeliest; of pairs below
     class_accuracy: list[float | None] | None  # None for a class without test samples
     samples: int | None
-    recalls: dict[str, float] | None = None  # of pairs, as `compute.retrieval` names them; accuracy is their mean at 1
+    of_pairs: dict[str, float] | None = None  # as `tables.steps` names them; `accuracy` is the mean recall at 1
 
     def in_words(self) -> str:
         """For people: `accuracy 87.1 %, loss 0.402, of 10,000 test samples`."""
         accuracy = "" if self.accuracy is None else f"accuracy {100 * self.accuracy:.1f} %"
-        if self.recalls:
-            accuracy = ", ".join(f"{name} {100 * value:.1f} %" for name, value in self.recalls.items())
+        if self.of_pairs:
+            accuracy = ", ".join(f"{name} {100 * value:.1f} %" for name, value in self.of_pairs.items())
         loss = "" if self.loss is None else f"test loss {self.loss:.3f}"
         return ", ".join(filter(None, (accuracy, loss))) or "evaluated"
 
@@ -40,7 +40,7 @@ class Evaluation:
             "test_accuracy": self.accuracy,
             "class_accuracy": self.class_accuracy,
             "test_samples": self.samples,
-            **(self.recalls or {}),
+            **(self.of_pairs or {}),
         }
 
 

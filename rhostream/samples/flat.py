@@ -26,6 +26,7 @@ _LLM_C = {20240520: (1, 2), 20240801: (7, 4)}  # the first number: the second on
 _LLM_C_HEADER = 1024
 # At least four bytes each: two are an id that a file may well begin with.
 _OTHERS = {
+    (20240522).to_bytes(4, "little"): "an evaluation file of llm.c's",
     b"LITPKDS": "a chunk of lit-gpt's packed dataset",
     b"MMIDIDX": "the index of a Megatron dataset (its .bin holds the ids)",
     b"PK\x03\x04": "a zip or .npz archive",

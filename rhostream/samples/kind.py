@@ -7,7 +7,6 @@ Whoever needs to know something of samples asks the kind for it; nobody outside 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from rhostream.errors import UsageError
 from rhostream.samples.fields import Fields, Input
+from rhostream.samples.fields import FieldSpec as FieldSpec
 from rhostream.samples.flat import Flat
 from rhostream.samples.wanted import Wanted
 
@@ -26,22 +26,6 @@ DECODE = "decode"  # the --augment of a kind of the user's own that `augments`
 NO_TARGET = ""
 View = int | None  # pixels of a cheap picture; None: what the model is given
 Row = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class FieldSpec:
-    """One array of a sample: its shape, the same for all samples, and numpy's name of its type."""
-
-    shape: tuple[int, ...]
-    dtype: str = "float32"
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of a sample's row."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
-
-    def __str__(self) -> str:
-        return f"{self.shape} {self.dtype}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +221,14 @@ class Kind:
 
     def log(self, there: str) -> None:
         """Say what samples become, where that is worth a line, and `there`, where it stands."""
+
+    def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Kind:
+        """With pixels normalised by these, one a channel. Raises UsageError for samples without pictures."""
+        raise UsageError(f"mean and std are for pictures, and these samples are {self.holds}")
+
+    def of_classes(self, texts: Sequence[str]) -> tuple[Kind, Any]:
+        """Of pairs: the kind of the pictures alone, and texts as captions are, (n, L) int64. Raises UsageError."""
+        raise UsageError(f"classes that are texts are for pairs of image and caption, these samples are {self.holds}")
 
     def with_decoder(self, name: str) -> Kind:
         """With the decoder of that name, where a kind has several; "auto" takes the best that is installed."""

@@ -23,6 +23,8 @@ from rhostream.samples.text import TOKENS, TextKind
 from rhostream.samples.wanted import Wanted
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rhostream.samples.decoders import Sides
 
 IMAGE, CAPTION = "image", "caption"  # the members
@@ -110,6 +112,21 @@ class PairKind(Kind):
         """`pixels` float32 (n, C, H, W), normalised, and `tokens` int64 (n, T)."""
         return Fields({PIXELS: self.image.inputs(fields), TOKENS: self.text.inputs(fields)})
 
+    def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> PairKind:
+        """With the image's pixels normalised by these."""
+        return replace(self, image=replace(self.image, mean=mean, std=std))
+
+    def of_classes(self, texts: Sequence[str]) -> tuple[Kind, Tensor]:
+        """The image's kind, and texts (n, L) int64 as captions are. Raises UsageError for one that can't be one."""
+        rows = self.text.blank(len(texts))
+        for number, text in enumerate(texts):
+            status = self.text.decode({"text": text.encode()}, {TOKENS: rows[TOKENS][number].numpy()})
+            if status != OK:
+                raise UsageError(f"the text {text[:60]!r} is no caption: {status}")
+        inputs = self.text.inputs(rows)
+        assert not isinstance(inputs, Fields)
+        return self.image, inputs
+
     def with_decoder(self, name: str) -> PairKind:
         """With a decoder of images, the tokenizer found and proved. Raises as either kind does."""
         return replace(self, image=self.image.with_decoder(name), text=self.text.with_decoder(name))
@@ -118,10 +135,6 @@ class PairKind(Kind):
         """The image decoded again as images are, the caption kept."""
         super().augmented(name)
         return replace(self, image=self.image.augmented(name))
-
-    def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> PairKind:
-        """Of images that become a model's input by this mean and deviation, one value a channel."""
-        return replace(self, image=replace(self.image, mean=mean, std=std))
 
     def to_json(self) -> dict[str, Any]:
         """The records of the image and of the text, which have no name in common, and where the caption stands."""

@@ -7,6 +7,7 @@ offline wing and the trainer, and nothing of it depends on the machine.
 from __future__ import annotations
 
 import functools
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
@@ -71,7 +72,7 @@ class TextKind(Kind):
         if len(data) > MAX_TEXT:
             return "text:too_large"
         try:
-            text = data.decode("utf-8-sig")
+            text = data.removeprefix(BOM_UTF8).decode()  # the codec utf-8-sig is Python, and three times as slow
         except UnicodeDecodeError:
             return "text:encoding"
         encode = _checked_tokenizer(self).encode

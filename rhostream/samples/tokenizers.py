@@ -115,21 +115,27 @@ def _hugging_face(name: str, fetch: bool) -> Tokenizer:
         raise UsageError(
             f"tokenizer 'hf:{name}' can't be loaded: {why}; expected a folder with its files, or a name of the hub's"
         ) from exc
-    backend = getattr(made, "backend_tokenizer", None)
-    if backend is None:
-        raise UsageError(f"tokenizer 'hf:{name}' has no tokenizer.json (no fast form): make one with transformers")
     padding = made.pad_token_id if made.pad_token_id is not None else made.eos_token_id
     if padding is None:
         raise UsageError(f"tokenizer 'hf:{name}' names neither a padding nor an end token: add one to its files")
-    backend.no_truncation()
-    backend.no_padding()
-    digest = hashlib.sha256(f"{padding}\0{backend.to_str()}".encode()).hexdigest()[:16]
+    if (backend := getattr(made, "backend_tokenizer", None)) is not None:
+        backend.no_truncation()
+        backend.no_padding()
+        number, content = max(len(made), backend.get_vocab_size()), backend.to_str()
+    else:  # of no fast form, SigLIP's say: its class, its words and its file decide the ids
+        words = made.get_vocab()
+        number = max(len(made), *(at + 1 for at in words.values()))
+        content = f"{type(made).__name__}{sorted(words.items())}"
+        if os.path.isfile(file := str(getattr(made, "vocab_file", ""))):
+            with open(file, "rb") as opened:
+                content += hashlib.file_digest(opened, "sha256").hexdigest()
+    digest = hashlib.sha256(f"{padding}\0{content}".encode()).hexdigest()[:16]
 
     def encode(text: str, most: int) -> list[int]:
-        ids: list[int] = made(text[: _CHARACTERS * most], truncation=True, max_length=most)["input_ids"]
-        return ids
+        row: list[int] = made(text[: _CHARACTERS * most], truncation=True, max_length=most)["input_ids"]
+        return row
 
-    return Tokenizer(max(len(made), backend.get_vocab_size()), int(padding), digest, encode)
+    return Tokenizer(number, int(padding), digest, encode)
 
 
 def _open_clip(name: str) -> Tokenizer:

@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from rhostream import foreign
 from rhostream.errors import UsageError
 from rhostream.samples.flat import Flat, width_of
 from rhostream.samples.kind import OK, Kind, Preview, View
@@ -22,6 +23,7 @@ from rhostream.samples.wanted import Wanted
 
 MAX_BYTES = 64 << 20
 WIDTHS = (1, 2, 4, 8)  # bytes of an id
+_NOT_ASKED = {"stride": 0, "end_of_text": None}  # what stands in no record then
 
 
 def token_ids(data: bytes, most: int, *, whole: bool = True) -> npt.NDArray[np.int64]:
@@ -52,9 +54,11 @@ class TokensKind(TextKind):
     """Arrays of token ids, cut and filled up like those of a text; `tokenizer` is `ids:N`, and N is the filling.
 
     `stride`: samples are cut from flat files, each so many ids, which is the `length`; 0: they are members of tars.
+    `end_of_text`: documents are packed into a sample, and each ends with this id; None: nobody said so.
     """
 
     stride: int = 0
+    end_of_text: int | None = None
 
     name = "tokens"
     members = MappingProxyType({"tokens": ("npy",)})
@@ -62,6 +66,7 @@ class TokensKind(TextKind):
     verdicts = ("tokens:missing", "tokens:empty", "tokens:too_large")
     holds = "arrays of token ids"
     plural = "arrays"
+    takes = frozenset((*TextKind.takes, "end_of_text"))
 
     def decode(self, members: Mapping[str, bytes], out: dict[str, Row], view: View = None,
                rng: np.random.Generator | None = None) -> str:  # fmt: skip
@@ -91,12 +96,17 @@ class TokensKind(TextKind):
     def to_json(self) -> dict[str, Any]:
         """As of a text; what isn't asked for leaves no trace, as before it could be."""
         record = super().to_json()
-        return {name: value for name, value in record.items() if name != "stride" or value}
+        return {name: value for name, value in record.items() if name not in _NOT_ASKED or value != _NOT_ASKED[name]}
+
+    def model_arguments(self, view: View = None) -> dict[str, Any]:
+        """Of rows of ids, and what ends a document where that was said."""
+        return super().model_arguments() | ({} if self.end_of_text is None else {"end_of_text": self.end_of_text})
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`."""
-        return replace(super().from_json(record), stride=int(record.get("stride", 0)))
+        asked = {name: record.get(name, none) for name, none in _NOT_ASKED.items()}
+        return replace(super().from_json(record), **asked)
 
     @classmethod
     def check(cls, record: Mapping[str, Any]) -> None:
@@ -104,6 +114,9 @@ class TokensKind(TextKind):
         super().check(record)
         if record.get("stride", record["length"]) != record["length"]:
             raise ValueError(f"stride is {record['stride']!r:.40}, expected the length {record['length']}")
+
+        if "end_of_text" in record:
+            foreign.checked_count(record["end_of_text"], "end_of_text", 0, record["padding"] - 1)
 
     @classmethod
     def made(cls, wanted: Wanted, known: Kind | None, sizes: Callable[[], Sequence[Any]], where: str) -> Self:
@@ -117,7 +130,12 @@ class TokensKind(TextKind):
                 f"--text-length {made.length}: {where} holds sequences of {stride} ids, cut from flat files; make a "
                 "table of others"
             )
-        return replace(made, stride=stride)
+        end = wanted.end_of_text
+        if end is None and isinstance(known, cls):
+            end = known.end_of_text
+        if end is not None and not 0 <= end < made.padding:
+            raise UsageError(f"--end-of-text {end}: expected an id below {made.padding:,}, as --tokenizer says")
+        return replace(made, stride=stride, end_of_text=end)
 
     @classmethod
     def asked_by(cls, wanted: Wanted) -> bool:

@@ -20,6 +20,7 @@ class Wanted:
     std: tuple[float, ...] = (0.5,)
     tokenizer: str | None = None
     text_length: int | None = None
+    end_of_text: int | None = None
     caption: str | None = None  # the field of the .json that holds it
     task: str | None = None  # of the model, whatever the samples are
     flat: bool = False  # whether the shards are called as flat files of ids are
@@ -33,7 +34,7 @@ class Wanted:
         """Name of each option that only some kinds take -> how it was given."""
         named = {
             "image_size": "image-size", "channels": "channels", "resize": "resize", "member": "image-member",
-            "tokenizer": "tokenizer", "text_length": "text-length",
+            "tokenizer": "tokenizer", "text_length": "text-length", "end_of_text": "end-of-text",
             "caption": "caption",
         }  # fmt: skip
         return {

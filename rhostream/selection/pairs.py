@@ -108,8 +108,12 @@ def in_batches(loss: Loss, ranks: Ranks, batch_size: int, *, shortlist: bool, li
     return loss.over(ranks, batch_size)  # type: ignore[return-value]
 
 
-def require_whole_batch(loss: object, accumulate: int) -> None:
-    """Raise UsageError for a batch that is split, where the loss of a pair depends on the rest of it."""
+def require_whole_batch(loss: object, accumulate: int, shortlist: str | None) -> None:
+    """Raise UsageError for a batch that is split, or scored in stages, where the loss of a pair depends on the rest."""
+    if isinstance(loss, Contrastive) and shortlist is not None:
+        raise UsageError(
+            f"--shortlist {shortlist} is for losses of one sample alone, which {loss.name} of a pair is not"
+        )
     if isinstance(loss, Contrastive) and accumulate > 1:
         raise UsageError(
             f"--accumulate {accumulate} splits a batch, and the loss {loss.name} of a pair depends on all of it"

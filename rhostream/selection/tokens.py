@@ -26,14 +26,19 @@ RULES = ("uniform", "loss", "small_loss", "irreducible", "rho", "column")  # tho
 
 
 class LanguageLoss(nn.Module):
-    """A model of language as a function from token ids to their losses."""
+    """A model of language as a function from token ids to their losses.
 
-    def __init__(self, model: nn.Module, vocabulary: int, padding: int) -> None:
+    `end_of_text`: the id that ends a document, where several are packed into a sequence. The token behind one has no
+    loss then, as if none were there: nothing before it tells it.
+    """
+
+    def __init__(self, model: nn.Module, vocabulary: int, padding: int, end_of_text: int | None = None) -> None:
         super().__init__()
-        self.model, self.vocabulary, self.padding = model, vocabulary, padding
+        self.model, self.vocabulary, self.padding, self.end_of_text = model, vocabulary, padding, end_of_text
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T) int64 to (B, T) float32 nats, NaN where x is padding."""
+        """(B, T) int64 to (B, T) float32 nats, NaN where x is padding, or the first token of a document but the
+        sequence's own first."""
         if torch.is_grad_enabled() or not len(x):
             return self._judged(x)[0]
         return self.judge(x)[0]
@@ -64,6 +69,8 @@ class LanguageLoss(nn.Module):
             logits.flatten(0, 1), x.flatten(), reduction="none", ignore_index=self.padding
         ).view(x.shape)
         there = x != self.padding
+        if self.end_of_text is not None:
+            there[:, 1:] &= x[:, :-1] != self.end_of_text
         return loss.masked_fill(~there, math.nan), (logits.detach().argmax(2) == x) & there
 
 

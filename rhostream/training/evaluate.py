@@ -8,24 +8,21 @@ import math
 import numbers
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from rhostream import storage
 from rhostream.compute.judge import judged
-from rhostream.compute.retrieval import recalls
 from rhostream.errors import BudgetError, UsageError, users_code
 from rhostream.own_code import own_function
 from rhostream.runs.step import Evaluation
 from rhostream.samples.fields import Fields, target_of
 from rhostream.samples.kind import Kind
-from rhostream.selection.contrastive import Pairs
 from rhostream.selection.losses import LossFunction, cross_entropy
-from rhostream.selection.outputs import called, described
-from rhostream.selection.pairs import Contrastive
+from rhostream.selection.outputs import described
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import scoring
 from rhostream.selection.tokens import LanguageLoss
@@ -89,6 +86,11 @@ class TestSet:
         self._cached: list[tuple[Fields, Tensor]] | None = None
         self._seen: dict[int, _Seen] | None = None  # by the number of the shard, while they are counted
 
+    @property
+    def first(self) -> str:
+        """The first of the shards."""
+        return self._all[0]
+
     def examine(self, budget: Budget) -> dict[str, int]:
         """Samples of the whole test set by status, "ok" among them; what can't be used is warned of. Collective.
 
@@ -97,7 +99,7 @@ class TestSet:
         and where none can be used, and what a shard that can't be read raises.
         """
         self._seen = {}
-        for _ in self._chunks():
+        for _ in self.chunks():
             pass
         own = [
             [self._shards[at], dict(one.statuses), one.first_bad, one.class_names, one.advice]
@@ -142,11 +144,9 @@ class TestSet:
         device, kind = next(model.parameters()).device, self._preprocess
         size = 1 if self._classes is None else self._classes
         right, seen = torch.zeros(size), torch.zeros(size)
-        if kind.task == "pairs":
-            return self._retrieval(model, device)
         loss = 0.0
         with scoring(model, batch_norm="eval"):
-            for fields, label in self._chunks():
+            for fields, label in self.chunks():
                 own = fields.to(device)
                 x = kind.inputs(own)
                 target = target_of(kind.target, own, label.to(device), x)
@@ -167,28 +167,8 @@ class TestSet:
         by_class = [r / s if s else None for r, s in zip(right_C, seen_C, strict=True)]
         return Evaluation(loss / total, sum(right_C) / total, by_class, total)
 
-    def _retrieval(self, model: nn.Module, device: torch.device) -> Evaluation:
-        """Of pairs: the recalls over the whole test set, and the loss in batches as large as those of the run."""
-        outputs, tokens, kind = list[Tensor](), list[Tensor](), self._preprocess
-        with scoring(model, batch_norm="eval"):
-            for fields, _ in self._chunks():
-                outputs.append(called(model, kind.inputs(fields.to(device))).float().cpu())
-                tokens.append(fields["tokens"])
-        blank = kind.blank(0)
-        outputs.append(called(model, kind.inputs(kind.blank(1).to(device)))[:0].float().cpu())  # where there are none
-        output, token = (
-            self._ranks.concat(rows, int(self._ranks.gather(torch.tensor([len(rows)])).max()))[0]
-            for rows in (torch.cat(outputs), torch.cat([*tokens, blank["tokens"]]))
-        )
-        if not len(output):
-            raise BudgetError(f"no usable sample in the test shards ({storage.redact(self._all[0])}, ...)")
-        assert isinstance(self._loss, Contrastive)
-        found = recalls(Pairs.of(output), token)
-        loss_N = replace(self._loss, ranks=Ranks()).in_buffer(output)
-        accuracy = (found["image_to_text_1"] + found["text_to_image_1"]) / 2
-        return Evaluation(float(loss_N.mean()), accuracy, None, len(loss_N), found)
-
-    def _chunks(self) -> Iterator[tuple[Fields, Tensor]]:
+    def chunks(self) -> Iterator[tuple[Fields, Tensor]]:
+        """This rank's usable samples, decoded, and their labels."""
         if self._cached is not None:
             yield from self._cached
             return
@@ -273,10 +253,18 @@ class OwnEvaluation:
         return int(number) if name == "samples" else number
 
 
+class Look(Protocol):
+    """What looks at a model. Collective."""
+
+    def evaluate(self, model: nn.Module) -> Evaluation:
+        """The model is left as it was found."""
+        ...
+
+
 class Evaluations:
     """Looks at the test set every so many steps, and at the run's end; `last` is the newest look."""
 
-    def __init__(self, tests: TestSet | OwnEvaluation | None, model: nn.Module, every: int) -> None:
+    def __init__(self, tests: Look | None, model: nn.Module, every: int) -> None:
         self._tests, self._model, self._every = tests, model, every
         self.last: Evaluation | None = None
 

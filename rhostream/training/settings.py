@@ -143,7 +143,7 @@ class Settings(TrainConfig):
                 f"of {', '.join(LANGUAGE_RULES)}"
             )
         loss_name(kind, self.loss)
-        require_whole_batch(find_loss(self.loss), self.accumulate)
+        require_whole_batch(find_loss(self.loss), self.accumulate, self.shortlist)
         if self.mixup and not kind.example().is_floating_point():
             raise UsageError(
                 f"--mixup {self.mixup:g} is of inputs that are numbers in between, and these samples are {kind.holds}, "

@@ -34,10 +34,11 @@ from rhostream.training.before import (
 from rhostream.training.cascade import require_classes
 from rhostream.training.changes import CHANGEABLE, Change, in_force
 from rhostream.training.draws import changed_draws
-from rhostream.training.evaluate import Evaluations, OwnEvaluation, TestSet
+from rhostream.training.evaluate import Evaluations, Look, OwnEvaluation, TestSet
 from rhostream.training.hardware import autocast, threads_of
 from rhostream.training.loop import Trainer
 from rhostream.training.optimizers import Average, make_optimizer, make_schedule
+from rhostream.training.pairs import look_at_pairs
 from rhostream.training.parts import count_classes, make_live, make_networks, make_selector, open_at
 from rhostream.training.ranks import joined, local_device, require_alike
 from rhostream.training.settings import Settings
@@ -189,6 +190,9 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
             tests, stream.preprocess, classes, stream.decoder_name, settings.workers, ranks, names, label,
             selector.loss if classes is None else cross_entropy,
         )  # fmt: skip
+    look: Look | None = test_set or own_test
+    if stream.preprocess.task == "pairs":
+        look = look_at_pairs(settings, stream, test_set, selector.loss, ranks) or own_test
     if test_set is not None and not before:
         record["test_set"] = test_set.examine(settings.budget)
     with threads_in_use(threads):
@@ -203,7 +207,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         state["scheduler"] = schedule
     if average is not None:
         state["ema"] = average.model
-    evaluations = Evaluations(test_set or own_test, state.get("ema", network), settings.eval_every)
+    evaluations = Evaluations(look, state.get("ema", network), settings.eval_every)
     managed = Loop(
         attempt, record, loader, selector, state, last_step, seed=settings.seed,
         commit_every=settings.checkpoint_every, keep_checkpoints=settings.keep_checkpoints, metrics=settings.metrics,

@@ -15,7 +15,7 @@ from rhostream.runs.chain import head, with_segments
 from rhostream.runs.doubts import doubts_of
 from rhostream.runs.step import Evaluation
 from rhostream.tables.il import OK
-from rhostream.tables.steps import RECALLS, last_evaluation
+from rhostream.tables.steps import OF_PAIRS, last_evaluation
 from rhostream.training.settings import Settings
 
 
@@ -50,8 +50,8 @@ def evaluated_before(attempt: Attempt) -> Evaluation | None:
     if newest is None:
         return None
     classes, samples = newest["class_accuracy"], newest["test_samples"]
-    recalls = {name: newest[name] for name in RECALLS if newest[name] is not None}
-    return Evaluation(newest["test_loss"], newest["test_accuracy"], classes, samples, recalls or None)
+    of_pairs = {name: newest[name] for name in OF_PAIRS if newest[name] is not None}
+    return Evaluation(newest["test_loss"], newest["test_accuracy"], classes, samples, of_pairs or None)
 
 
 def summary_of(

@@ -21,6 +21,7 @@ from rhostream.runs import checkpoint, tensors
 from tests.faults import tally
 from tests.faults.crash_server import Rig
 from tests.support.own_loop import all_of
+from tests.support.pair_world import TEXT, make_pair_shards
 from tests.support.points import points
 from tests.support.shards import make_shards
 from tests.support.tables import without_il
@@ -49,7 +50,7 @@ class Job:
 
 
 def parts_and_table(table: Path) -> dict[str, str]:
-    files = [*table.rglob("_table.json"), *table.rglob("*.parquet")]
+    files = [*table.rglob("_table.json"), *table.rglob("*.parquet"), *table.rglob("*.bin")]
     return {str(f.relative_to(table)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
@@ -98,6 +99,17 @@ def jobs(tmp_path_factory: pytest.TempPathFactory, rig: Rig) -> dict[str, Job]:
     assert rig.job("compute-il", {**compute, "out": str(root / "il")})["code"] == 0
     train = {"shards": shards, "il": str(root / "il"), "model": "mlp-64", "buffer_size": 24, "batch_size": 4,
              "steps": 6, "checkpoint_every": 2, "test_shards": [str(root / "test")], "eval_every": 3}  # fmt: skip
+    make_pair_shards(root / "pairs", [40, 1, 31])
+    make_pair_shards(root / "others", [50], seed=1)
+    pairs = [str(root / "pairs")]
+    fit_pairs = {"shards": pairs, "holdout": [str(root / "others")], "content": "pair", "model": "pair-small",
+                 "loss": "siglip", "epochs": 1, **TEXT}  # fmt: skip
+    assert rig.job("fit-il", {**fit_pairs, "out": str(root / "model-of-pairs")})["code"] == 0
+    of_pairs = {"shards": pairs, "il_model": str(root / "model-of-pairs"), "vectors": "float16"}
+    assert rig.job("compute-il", {**of_pairs, "out": str(root / "il-of-pairs")})["code"] == 0
+    train_pairs = {"shards": pairs, "il": str(root / "il-of-pairs"), "model": "pair-small", "loss": "siglip",
+                   "rule": "jest", "joint_chunks": 2, "buffer_size": 16, "batch_size": 4, "steps": 6,
+                   "checkpoint_every": 2, "test_shards": [str(root / "others")], "eval_every": 3}  # fmt: skip
     few = without_il(root / "il", root / "few", {1, 4})  # buffers without candidates
     loop = {"world": str(root), "il": str(few), "buffer_size": 12}
     return {
@@ -113,6 +125,9 @@ def jobs(tmp_path_factory: pytest.TempPathFactory, rig: Rig) -> dict[str, Job]:
         ),
         "compute-il": Job("compute-il", compute, "out", parts_and_table),
         "train": Job("train", train, "run", log_and_weights),
+        "fit-il of pairs": Job("fit-il", fit_pairs, "out", weights_of_folds),
+        "compute-il of pairs": Job("compute-il", of_pairs, "out", parts_and_table),
+        "train of pairs": Job("train", train_pairs, "run", log_and_weights),
         # Every second commit is a whole link: raw segments are merged twice and removed once.
         "train with compaction": Job(
             "train", {**train, "checkpoint_every": 1, "whole_every": 2}, "run", log_and_weights
@@ -194,7 +209,7 @@ def matrix(
 
 def test_E1_every_crash_point_of_the_source_is_passed_by_some_job(whole: Whole) -> None:
     """The places where a crash is tried are found in the source; a place that no job reaches fails the tests."""
-    verbs = ("fit-il", "index", "keep", "compute-il", "train", "train with compaction")
+    verbs = ("fit-il", "index", "keep", "compute-il", "train", "train with compaction", "compute-il of pairs")
     passed = {point for verb in verbs for point in whole[verb][1]}
     there = points()
     assert {point: where for point, where in there.items() if point not in passed} == {}
@@ -210,6 +225,16 @@ def test_E1_a_killed_scorer_run_again_leaves_the_same_bytes(
     """compute-il killed with SIGKILL at any of its crash points and run again leaves the same parts and the same
     table, byte for byte, as if it had never been killed."""
     matrix(rig, jobs["compute-il"], whole["compute-il"], tmp_path, (1,), "compute-il")
+
+
+def test_E15_a_killed_job_over_pairs_run_again_leaves_the_same_bytes(
+    rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path
+) -> None:
+    """compute-il of pairs killed with SIGKILL between a shard's vectors and its part, and a run that chooses pairs
+    together killed at a commit and at a step, end with the same parts, vectors, rows and weights, byte for byte."""
+    matrix(rig, jobs["compute-il of pairs"], whole["compute-il of pairs"], tmp_path, (1,), "pairs", "compute-il: v")
+    matrix(rig, jobs["train of pairs"], whole["train of pairs"], tmp_path, (1,), "a run of pairs", "train: s")
+    matrix(rig, jobs["train of pairs"], whole["train of pairs"], tmp_path, (2,), "a run of pairs", "checkpoint: c")
 
 
 def test_E15_a_killed_trainer_run_again_has_the_same_log_and_weights(
@@ -312,6 +337,9 @@ def test_E15_a_trainer_killed_while_segments_are_merged_or_removed_has_the_same_
         "train with compaction",
         "train of a network with batch norm",
         "train by a rule that learns along",
+        "fit-il of pairs",
+        "compute-il of pairs",
+        "train of pairs",
     ],
 )
 def test_E1_the_whole_crash_matrix(rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path, name: str) -> None:

@@ -124,6 +124,8 @@ def classifiers() -> dict[str, types.ModuleType]:
 
     def create_model(name: str, pretrained: bool = False, num_classes: int | None = None, **options: Any) -> nn.Module:
         model: Any = stored() if pretrained else Net(1000 if num_classes is None else num_classes)
+        if name == "dino":
+            model.fc, model.num_classes = nn.Identity(), 0
         model.pretrained_cfg = {
             "mean": MEAN, "std": STD, "input_size": (3, SIZE, SIZE), "crop_pct": 0.875, "interpolation": "bicubic",
         }  # fmt: skip
@@ -137,7 +139,10 @@ def classifiers() -> dict[str, types.ModuleType]:
     )
     torchvision.__dict__["models"] = models
     timm.__dict__.update(
-        list_models=lambda: ["resnet50"], list_pretrained=lambda pattern: ["resnet50.v1"], create_model=create_model
+        list_models=lambda: ["resnet50", "dino", "untrained"],
+        list_pretrained=lambda pattern: ["resnet50.v1"],
+        is_model_pretrained=lambda name: name != "untrained",
+        create_model=create_model,
     )
     return {"torchvision": torchvision, "torchvision.models": models, "timm": timm}
 

@@ -9,6 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from rhostream.models.pairs import TwoTowers
+
 Array = npt.NDArray[np.float64]
 
 
@@ -57,6 +59,11 @@ class Literal:
             return sp(-self.own(i)), image, sum(sp(self.of(i, k)) for k in among) / max(len(among), 1)
         rest = [lme([L(i, k) for k in among]) - self.own(i) for L in (self.to, self.of)]
         return 0.0, rest[0], rest[1]
+
+
+def towers() -> nn.Module:
+    """A reference of pairs, as `compute-il --reference` takes it."""
+    return TwoTowers(Towers())
 
 
 class Towers(nn.Module):

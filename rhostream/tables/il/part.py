@@ -110,13 +110,15 @@ def _is_mean(table: pa.Table) -> bool:
         return True
     tokens = _flat(table["il_tokens"])
     lengths = pc.list_value_length(tokens).fill_null(0).to_numpy(zero_copy_only=False)
-    values = tokens.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
-    row = np.repeat(np.arange(len(lengths)), lengths)
+    flat, row = tokens.flatten(), np.repeat(np.arange(len(lengths)), lengths)
+    counts = flat.is_valid().to_numpy(zero_copy_only=False)  # null: a token that doesn't count
+    values, row = flat.to_numpy(zero_copy_only=False).astype(np.float64)[counts], row[counts]
+    n = np.bincount(row, minlength=len(lengths))
     il = _flat(table["il"]).fill_null(np.nan).to_numpy(zero_copy_only=False)
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.bincount(row, values, len(lengths)) / lengths
+        mean = np.bincount(row, values, len(lengths)) / n
     # Of a token beyond 65,504 nats a float16 knows no more than that.
-    told = (lengths > 0) & (np.bincount(row, values >= np.finfo(np.float16).max, len(lengths)) == 0)
+    told = (n > 0) & (np.bincount(row, values >= np.finfo(np.float16).max, len(lengths)) == 0)
     return bool(np.isclose(il[told], mean[told], rtol=2e-3, atol=1e-4).all() and np.isfinite(il[lengths > 0]).all())
 
 
