@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 import sys
 from collections.abc import Iterator
@@ -30,17 +31,18 @@ COUNTS = (61, 40, 90, 52)
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """shards/ (4, 243 pairs of which one can't be read) and their index."""
+    """shards/ (4, 243 pairs) and their index."""
     root, rng = tmp_path_factory.mktemp("open-clip"), np.random.default_rng(0)
     for shard, count in enumerate(COUNTS):
         rows = []
         for n in range(count):
             which, pixels = n % len(NAMES), rng.integers(0, 90, (20, 20, 3)).astype(np.uint8)
             pixels[5 * which : 5 * which + 5] += 120
-            caption = {"__key__": f"{shard}{n:04d}", "png": png(pixels), "txt": f"a photo of the {NAMES[which]}"}
-            rows.append(caption)
+            facts = {"uid": f"{shard:016x}{n:016x}"}
+            caption = f"a photo of the {NAMES[which]}"
+            rows.append({"__key__": f"{shard}{n:04d}", "png": png(pixels), "txt": caption, "json": facts})
         write_shard(root / "shards" / f"{shard:05d}.tar", rows)
-    rhostream.index([str(root / "shards")], str(root / "index"), content="pair")
+    rhostream.index([str(root / "shards")], str(root / "index"), content="pair", keep="uid:str")
     return root
 
 
@@ -220,3 +222,21 @@ def test_what_cannot_go_together_is_refused_before_any_work(
     data = data_of(pairs, tmp_path / "new", *made())
     with pytest.raises(MismatchError, match="epoch 1 begins at update 6"):
         data.set_epoch(1)
+
+
+def test_a_list_of_uids_is_what_the_loop_is_given(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's block, <!-- run by tests/test_open_clip.py --> of openclip.md, on DataComp's form of such a list."""
+    text = (Path(__file__).parents[1] / "docs" / "openclip.md").read_text(encoding="utf-8")
+    block = text.partition("<!-- run by tests/test_open_clip.py -->\n```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "il").symlink_to(pairs / "index")
+    np.save("uids.npy", np.array([(shard, n) for shard in range(4) for n in range(0, 40, 2)], np.dtype("u8,u8")))
+    (tmp_path / "block.py").write_text(block)
+    runpy.run_path("block.py")
+    model, optimizer = made()
+    data = data_of(pairs, tmp_path / "run", model, optimizer, stream={"keep_list": "uids.parquet"}, buffer_size=120,
+                   epochs=1)  # fmt: skip
+    train_one_epoch(model, data, 0, optimizer)
+    found = ask(tmp_path / "run", "SELECT DISTINCT ordinal % 2 AS odd, ordinal < 40 AS low FROM selections WHERE kept")
+    assert found == [{"odd": 0, "low": True}]
+    assert "unlisted" in reasons(tmp_path / "run")[0]

@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import time
@@ -109,8 +110,28 @@ def whole(place: Path) -> Path:
     return place / "whole" / "tiny" / "rhostream"
 
 
-def test_the_patch_is_at_most_ten_lines() -> None:
-    assert 0 < len([line for line in PATCH.read_text().splitlines() if re.match(r"[+-](?!\+\+|--)", line)]) <= 10
+def blocks(language: str) -> list[str]:
+    """Those of openclip.md with <!-- run by tests/test_open_clip_package.py -->."""
+    text = (environment.ROOT / "docs" / "openclip.md").read_text(encoding="utf-8")
+    mark = f"<!-- run by tests/test_open_clip_package.py -->\n```{language}\n"
+    return [part.partition("```")[0] for part in text.split(mark)[1:]]
+
+
+def test_the_patch_has_the_four_lines_of_the_page() -> None:
+    changed = [line for line in PATCH.read_text().splitlines() if re.match(r"[+-](?!\+\+|--)", line)]
+    assert changed == blocks("diff")[0].splitlines() and len(changed) == 4
+
+
+def test_what_the_page_asks_of_a_table_and_of_a_checkpoint_is_answered(
+    place: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    best, seen = blocks("python")
+    saw = seen.replace("epoch_1.pt", "whole/tiny/checkpoints/epoch_1.pt").replace("logs/rho", "whole/tiny")
+    monkeypatch.chdir(place)
+    for name, block in (("best.py", best), ("seen.py", saw)):
+        (tmp_path / name).write_text(block)
+    assert len(runpy.run_path(str(tmp_path / "best.py"))["best"]) == 180
+    assert len(runpy.run_path(str(tmp_path / "seen.py"))["seen"]) == 16 * STEPS
 
 
 def test_their_main_trains_on_what_is_kept_and_the_ledger_is_whole(place: Path, whole: Path) -> None:
