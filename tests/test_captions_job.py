@@ -6,7 +6,8 @@ import torch
 from torch.nn import functional
 
 from jobs import captions
-from rhostream.selection.contrastive import Pairs, own_loss_N
+from rhostream.selection.contrastive import Pairs, il_of, own_loss_N
+from rhostream.selection.rules import find_rule
 
 
 def test_the_rule_of_the_own_pair_is_its_loss_less_the_references() -> None:
@@ -16,6 +17,13 @@ def test_the_rule_of_the_own_pair_is_its_loss_less_the_references() -> None:
     il = torch.rand(7, generator=generator)
     expected = own_loss_N(Pairs.of(output), "siglip") - il
     assert torch.allclose(captions.own_pair(output, {"il_own": il}), expected, atol=1e-6)
+
+
+def test_rho_with_il_at_a_batch_of_n_is_the_formula_of_the_table() -> None:
+    columns = {name: torch.tensor([1.0, 2.0]) for name in ("il_own", "il_image", "il_text")}
+    expected = 700 - il_of(columns["il_own"], columns["il_image"], columns["il_text"], 256, "siglip")
+    assert torch.equal(captions.rho_256(torch.tensor([700.0, 700.0]), columns), expected)
+    assert find_rule("jobs.captions:rho_256").takes == ("loss_B", "column_B")
 
 
 def test_towers_leave_padding_out_and_take_any_length() -> None:
