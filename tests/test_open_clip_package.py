@@ -187,6 +187,15 @@ def test_the_most_recent_checkpoint_brings_back_its_own_step(place: Path, whole:
     ]
 
 
+@pytest.mark.parametrize("precision", ["amp", "amp_bf16", "pure_bf16"])
+def test_scores_are_made_in_their_precision(place: Path, precision: str) -> None:
+    main(place, precision, "--epochs", "1", "--precision", precision)
+    run = place / precision / "tiny" / "rhostream"
+    assert (
+        verify(str(run))["problems"] == [] and len(ask(run, "SELECT * FROM steps WHERE loss_candidates > 0")) == STEPS
+    )
+
+
 def test_plain_open_clip_goes_on_from_a_checkpoint_of_ours(place: Path, whole: Path) -> None:
     code = f"""
 import torch, open_clip
@@ -266,3 +275,8 @@ def test_their_loop_on_two_ranks_with_accumulation_keeps_what_one_keeps_and_goes
     one = torch.load(place / "one" / "epoch_2.pt", weights_only=True)["state_dict"]
     for name, tensor in one.items():
         torch.testing.assert_close(after[name], tensor, rtol=1e-2, atol=1e-3)
+    # On one rank from the checkpoint of two: the same rows but for noise in their scores.
+    on_ranks(place, 1, "--logs", "two", "--batch-size", "16", "--resume", "two/epoch_1.pt")
+    again = ask(two, kept)
+    assert len(again) == len(whole) and verify(str(two))["problems"] == []
+    assert sum(row in whole for row in again) >= 0.95 * len(whole)
