@@ -18,6 +18,7 @@ from torch import nn
 import rhostream
 from rhostream.candidates import CANDIDATE, Candidates, Reason
 from rhostream.errors import MismatchError, NonFiniteError, UnknownNameError, UsageError
+from rhostream.irreducible.kept import keep_fields
 from rhostream.models import build
 from rhostream.runs import checkpoint, tensors
 from rhostream.samples.decoders import decode_into
@@ -55,6 +56,25 @@ def test_a_band_in_per_cent_is_the_tables_own_quantiles(world: Path) -> None:
     assert band == Band(float(np.quantile(values, 0.2)), float(np.quantile(values, 0.9)))
     assert resolve_band("0.5:", loader.stream.table) == Band(0.5, math.inf)
     assert resolve_band(":10%", loader.stream.table) == Band(-math.inf, float(np.quantile(values, 0.1)))
+
+
+def test_a_band_of_a_kept_field_is_that_fields_quantiles_and_a_null_is_in_it(world: Path, tmp_path: Path) -> None:
+    table = tmp_path / "kept"
+    keep_fields([str(world / "shards")], str(world / "il"), str(table), {"true_label": "int", "nowhere": "float"})
+    loader = rhostream.open_stream([str(world / "shards")], str(table), buffer_size=20, band="true_label=25%:")
+    parts = [pq.read_table(part) for part in sorted((table / "parts").rglob("*.parquet"))]
+    rows = [row for part in parts for row in part.to_pylist() if row["status"] == "ok"]
+    low = float(np.quantile([np.float32(row["true_label"]) for row in rows], 0.25))
+    assert resolve_band("true_label=25%:", loader.stream.table) == Band(low, math.inf, "true_label")
+    assert repr(Band(low, 1.0, "true_label")) == f"Band(low={low}, high=1.0, column='true_label')"
+    label = {(row["key"], row["ordinal"]): row["true_label"] for row in rows}
+    found = [(c.reason[n] == Reason.band, label[c.key[n].as_py(), int(c.ordinal[n])] < low)
+             for c in loader for n in range(len(c)) if (c.key[n].as_py(), int(c.ordinal[n])) in label]  # fmt: skip
+    assert all(dropped == below for dropped, below in found) and 0 < sum(dropped for dropped, _ in found) < len(found)
+    unknown = rhostream.open_stream([str(world / "shards")], str(table), buffer_size=20, band="nowhere=0.5:")
+    assert not any((candidates.reason == Reason.band).any() for candidates in unknown)
+    with pytest.raises(UsageError, match="--band colour"):
+        open_world(world, band="colour=1:")
 
 
 def test_what_lies_outside_the_band_is_never_read(world: Path, trained: Callable[..., Path]) -> None:

@@ -272,6 +272,8 @@ def test_a_column_of_the_table_is_a_score_and_ones_own_rule_reads_any_by_name() 
     assert kept.rows.tolist() == sorted(quality.topk(8).indices.tolist())
     with pytest.raises(UsageError, match="name them with --column"):
         Selector(model, "column", 8, loss="siglip")
+    with pytest.raises(UsageError, match="rho looks at no column"):
+        Selector(model, "rho", 8, loss="siglip", column="quality")
     with pytest.raises(UsageError, match="goes by one column"):
         Selector(model, "column", 8, loss="siglip", column="quality,similarity")(there)
     with pytest.raises(UsageError, match=r"'beauty'.*open_stream\(columns="):

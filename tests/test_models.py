@@ -25,7 +25,7 @@ from tests.support.networks import (
     pictures,
 )
 
-IMAGE_MODELS = [name for name in NAMES if not name.startswith("text")]
+IMAGE_MODELS = [name for name in NAMES if not name.startswith(("text", "pair"))]
 DROPOUT = {"mlp-512-dropout", "small-cnn-dropout"}
 SLOW = {"mlp-64", "mlp-256", "mlp-512", "resnet18-small"}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import runpy
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,13 +16,14 @@ import torch
 from torch import Tensor
 
 import rhostream
+from rhostream.audit.report import write_report
 from rhostream.audit.verify import verify
 from rhostream.errors import MismatchError, UsageError
 from rhostream.integrations.open_clip import OpenClipData
 from rhostream.runs import checkpoint
 from tests.support.libraries import NAMES
 from tests.support.libraries import libraries as libraries
-from tests.support.logs import ask, log_of, reasons
+from tests.support.logs import ask, log_of, reasons, rows_of
 from tests.support.open_clip_loop import arguments, made, resumed, save, train_one_epoch
 from tests.support.shards import png, write_shard
 
@@ -30,17 +33,18 @@ COUNTS = (61, 40, 90, 52)
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """shards/ (4, 243 pairs of which one can't be read) and their index."""
+    """shards/ (4, 243 pairs) and their index."""
     root, rng = tmp_path_factory.mktemp("open-clip"), np.random.default_rng(0)
     for shard, count in enumerate(COUNTS):
         rows = []
         for n in range(count):
             which, pixels = n % len(NAMES), rng.integers(0, 90, (20, 20, 3)).astype(np.uint8)
             pixels[5 * which : 5 * which + 5] += 120
-            caption = {"__key__": f"{shard}{n:04d}", "png": png(pixels), "txt": f"a photo of the {NAMES[which]}"}
-            rows.append(caption)
+            facts = {"uid": f"{shard:016x}{n:016x}"}
+            caption = f"a photo of the {NAMES[which]}"
+            rows.append({"__key__": f"{shard}{n:04d}", "png": png(pixels), "txt": caption, "json": facts})
         write_shard(root / "shards" / f"{shard:05d}.tar", rows)
-    rhostream.index([str(root / "shards")], str(root / "index"), content="pair")
+    rhostream.index([str(root / "shards")], str(root / "index"), content="pair", keep="uid:str")
     return root
 
 
@@ -103,7 +107,7 @@ def test_the_kept_rows_of_the_ledger_learned_again_are_the_weights(pairs: Path, 
         names, x = candidates.shard_names.to_pylist(), candidates.inputs(candidates.candidate_rows)
         for at, row in enumerate(candidates.candidate_rows.tolist()):
             inputs[names[candidates.shard[row]], int(candidates.ordinal[row])] = x[at : at + 1]
-    kept = ask(folder / "run", "SELECT step, shard, ordinal FROM selections WHERE kept ORDER BY step, shard, ordinal")
+    kept = [row for row in rows_of(folder / "run").to_pylist() if row["kept"]]  # in the order of each buffer
     batches = list[tuple[Tensor, Tensor]]()
     for step in range(12):
         batch = [inputs[row["shard"], row["ordinal"]] for row in kept if row["step"] == step]
@@ -144,6 +148,28 @@ def test_batches_of_one_update_are_of_one_buffer(pairs: Path, tmp_path: Path) ->
     assert (data.num_batches, data.num_samples, len(data)) == (18, 72, 18)
     assert train_one_epoch(model, data, 0, optimizer, accum_freq=3) == [4] * 18
     assert ask(tmp_path / "run", "SELECT DISTINCT kept, count(*) OVER () AS n FROM steps") == [{"kept": 12, "n": 6}]
+
+
+def test_a_buffer_with_too_few_for_every_batch_is_no_update_and_the_run_still_ends(pairs: Path, tmp_path: Path) -> None:
+    """Epochs have their number of updates as long as there are buffers; a pass is a pass."""
+    rows = [{"shard": str(pairs / "shards" / "00002.tar"), "ordinal": n} for n in range(0, 90, 7)]
+    (tmp_path / "few.json").write_text(json.dumps(rows))
+    model, optimizer = made()
+    data = data_of(pairs, tmp_path / "run", model, optimizer, accum_freq=3, batch_size=2,
+                   stream={"keep_list": str(tmp_path / "few.json")})  # fmt: skip
+    sizes = [train_one_epoch(model, data, epoch, optimizer, accum_freq=3) for epoch in range(2)]
+    save(tmp_path / "epoch_2.pt", 2, model, optimizer)
+    data.confirm()
+    steps = ask(tmp_path / "run", "SELECT step, count(*) FILTER (kept) AS n, count(*) FILTER (reason = 'unapplied') "
+                                  "AS u FROM selections WHERE step IS NOT NULL GROUP BY step")  # fmt: skip
+    handed_out = [row["n"] for row in steps if row["n"]]
+    assert len(steps) == 12 and all(row["u"] < 3 if row["n"] == 0 else row["u"] == 0 for row in steps)
+    assert min(handed_out) >= 3  # of every buffer but those: 13 pairs in six can't be three in each
+    assert sum(map(sum, sizes)) == sum(handed_out) and sum(map(len, sizes)) == 3 * len(handed_out) < 36
+    latest = checkpoint.latest(str(tmp_path / "run"))
+    assert latest is not None and latest.complete and not latest.unconfirmed
+    assert verify(str(tmp_path / "run"))["problems"] == []
+    write_report([str(tmp_path / "run")], str(tmp_path / "report.html"))
 
 
 def test_an_update_that_the_scaler_refused_is_of_no_sample(pairs: Path, tmp_path: Path) -> None:
@@ -220,3 +246,21 @@ def test_what_cannot_go_together_is_refused_before_any_work(
     data = data_of(pairs, tmp_path / "new", *made())
     with pytest.raises(MismatchError, match="epoch 1 begins at update 6"):
         data.set_epoch(1)
+
+
+def test_a_list_of_uids_is_what_the_loop_is_given(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's block, <!-- run by tests/test_open_clip.py --> of openclip.md, on DataComp's form of such a list."""
+    text = (Path(__file__).parents[1] / "docs" / "openclip.md").read_text(encoding="utf-8")
+    block = text.partition("<!-- run by tests/test_open_clip.py -->\n```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "il").symlink_to(pairs / "index")
+    np.save("uids.npy", np.array([(shard, n) for shard in range(4) for n in range(0, 40, 2)], np.dtype("u8,u8")))
+    (tmp_path / "block.py").write_text(block)
+    runpy.run_path("block.py")
+    model, optimizer = made()
+    data = data_of(pairs, tmp_path / "run", model, optimizer, stream={"keep_list": "uids.parquet"}, buffer_size=120,
+                   epochs=1)  # fmt: skip
+    train_one_epoch(model, data, 0, optimizer)
+    found = ask(tmp_path / "run", "SELECT DISTINCT ordinal % 2 AS odd, ordinal < 40 AS low FROM selections WHERE kept")
+    assert found == [{"odd": 0, "low": True}]
+    assert "unlisted" in reasons(tmp_path / "run")[0]

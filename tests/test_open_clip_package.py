@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import time
@@ -109,8 +110,28 @@ def whole(place: Path) -> Path:
     return place / "whole" / "tiny" / "rhostream"
 
 
-def test_the_patch_is_at_most_ten_lines() -> None:
-    assert 0 < len([line for line in PATCH.read_text().splitlines() if re.match(r"[+-](?!\+\+|--)", line)]) <= 10
+def blocks(language: str) -> list[str]:
+    """Those of openclip.md with <!-- run by tests/test_open_clip_package.py -->."""
+    text = (environment.ROOT / "docs" / "openclip.md").read_text(encoding="utf-8")
+    mark = f"<!-- run by tests/test_open_clip_package.py -->\n```{language}\n"
+    return [part.partition("```")[0] for part in text.split(mark)[1:]]
+
+
+def test_the_patch_has_the_four_lines_of_the_page() -> None:
+    changed = [line for line in PATCH.read_text().splitlines() if re.match(r"[+-](?!\+\+|--)", line)]
+    assert changed == blocks("diff")[0].splitlines() and len(changed) == 4
+
+
+def test_what_the_page_asks_of_a_table_and_of_a_checkpoint_is_answered(
+    place: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    best, seen = blocks("python")
+    saw = seen.replace("epoch_1.pt", "whole/tiny/checkpoints/epoch_1.pt").replace("logs/rho", "whole/tiny")
+    monkeypatch.chdir(place)
+    for name, block in (("best.py", best), ("seen.py", saw)):
+        (tmp_path / name).write_text(block)
+    assert len(runpy.run_path(str(tmp_path / "best.py"))["best"]) == 180
+    assert len(runpy.run_path(str(tmp_path / "seen.py"))["seen"]) == 16 * STEPS
 
 
 def test_their_main_trains_on_what_is_kept_and_the_ledger_is_whole(place: Path, whole: Path) -> None:
@@ -164,6 +185,15 @@ def test_the_most_recent_checkpoint_brings_back_its_own_step(place: Path, whole:
     assert ask(run, "SELECT count(*) AS n, count(DISTINCT step) AS s FROM selections WHERE kept") == [
         {"n": 256, "s": 16}
     ]
+
+
+@pytest.mark.parametrize("precision", ["amp", "amp_bf16", "pure_bf16"])
+def test_scores_are_made_in_their_precision(place: Path, precision: str) -> None:
+    main(place, precision, "--epochs", "1", "--precision", precision)
+    run = place / precision / "tiny" / "rhostream"
+    assert (
+        verify(str(run))["problems"] == [] and len(ask(run, "SELECT * FROM steps WHERE loss_candidates > 0")) == STEPS
+    )
 
 
 def test_plain_open_clip_goes_on_from_a_checkpoint_of_ours(place: Path, whole: Path) -> None:
@@ -245,3 +275,8 @@ def test_their_loop_on_two_ranks_with_accumulation_keeps_what_one_keeps_and_goes
     one = torch.load(place / "one" / "epoch_2.pt", weights_only=True)["state_dict"]
     for name, tensor in one.items():
         torch.testing.assert_close(after[name], tensor, rtol=1e-2, atol=1e-3)
+    # On one rank from the checkpoint of two: the same rows but for noise in their scores.
+    on_ranks(place, 1, "--logs", "two", "--batch-size", "16", "--resume", "two/epoch_1.pt")
+    again = ask(two, kept)
+    assert len(again) == len(whole) and verify(str(two))["problems"] == []
+    assert sum(row in whole for row in again) >= 0.95 * len(whole)

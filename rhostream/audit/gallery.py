@@ -152,14 +152,14 @@ def _hardest(limits: Mapping[str, Any]) -> _Chosen:
 
 def _easiest(limits: Mapping[str, Any]) -> _Chosen:
     last, low = limits["last_step"] or 0, limits["low_loss"]
-    where = "reason = 'below' AND isfinite(loss) AND step >= (SELECT max(step) FROM selections) * 3 / 4"
+    where = "reason = 'below' AND loss <= $limit AND step >= (SELECT max(step) FROM selections) * 3 / 4"
     if low is None:
         return Gallery("Skipped as learnt", "", [], _NOT_SEEN), where, "loss", 0.0
     says = (
         f"Skipped in the last quarter of the run, from step {-(-last * 3 // 4):,} on, with a loss of at most {low:.2f} "
         f"nats: the lowest {100 * NOISE_SHARE:.0f} % of what was skipped then."
     )
-    return Gallery("Skipped as learnt", says, [], _NOT_SEEN), f"{where} AND loss <= $limit", "loss", low
+    return Gallery("Skipped as learnt", says, [], _NOT_SEEN), where, "loss", low
 
 
 class _Pictures:

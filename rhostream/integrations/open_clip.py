@@ -202,7 +202,8 @@ class OpenClipData:
             self.updates += 1
 
     def _commit(self) -> None:
-        if self._state is None or self._state["updates"] != self.updates:
+        at = None if self._state is None else (self._state["updates"], self._state["run"]["step"])
+        if at != (self.updates, self.run.steps):
             self._state = {
                 "run": self.run.state_dict(), "updates": self.updates, "updates_per_epoch": self.updates_per_epoch,
             }  # fmt: skip

@@ -130,32 +130,75 @@ def marginal_loss_B(pairs: Pairs, n: int, loss: str, among: Tensor | None = None
         out_B1 = ~among[:, None]
         image_BD, text_BD = (v.masked_fill(out_B1, torch.nan) for v in (pairs.image_ND, pairs.text_ND))
         pairs = Pairs(image_BD, text_BD, pairs.scale, pairs.bias)
-    place_B = torch.arange(len(pairs), device=pairs.image_ND.device)
-    return il_of(*bank_terms(pairs, pairs, loss, place_B), n, loss)
+    image_B, text_B = _rest_of_buffer(pairs, loss)
+    if not _is_siglip(loss):
+        image_B, text_B = image_B - pairs.logit_N, text_B - pairs.logit_N
+    return il_of(own_loss_N(pairs, loss), image_B, text_B, n, loss)
 
 
 def _rest(query_ND: Tensor, other_MD: Tensor, in_M: Tensor, pairs: Pairs, loss: str, place_N: Tensor | None) -> Tensor:
     """(N,) over those of the others that are in and not at the row's own place: mean softplus(L), or lme L."""
-    # A product with NaN would be NaN in every row; what isn't in is masked below.
-    other_MD = torch.where(in_M[:, None], other_MD, 0)
-    number_M = torch.arange(len(other_MD), device=other_MD.device)
+    outside, negative = _outside(loss)
+    # A product with NaN would be NaN in every row: what isn't in is zero, and left out by its bias.
+    other_MD, bias_M = torch.where(in_M[:, None], other_MD, 0), torch.where(in_M, negative * pairs.bias, outside)
     rests = []
     for start in range(0, len(query_ND), BLOCK):
         block_cD = query_ND[start : start + BLOCK]
         rows = len(block_cD)
-        logit_cM = logits(functional.pad(block_cD, (0, 0, 0, BLOCK - rows)), other_MD, pairs)[:rows]
-        counts_cM = in_M.expand(rows, -1)
-        if place_N is not None:
-            counts_cM = counts_cM & (number_M != place_N[start : start + BLOCK, None])
-        count_c, logit_cM = counts_cM.sum(1), logit_cM.masked_fill(~counts_cM, -torch.inf)
-        # Added up in float64, so that the order of the others hardly matters.
-        if _is_siglip(loss):
-            rest_c = softplus(logit_cM).sum(1, dtype=torch.float64) / count_c.clamp(min=1)
-        else:
-            rest_c = logit_cM.double().logsumexp(1) - count_c.clamp(min=1).double().log()
+        padded_cD = functional.pad(negative * pairs.scale * block_cD, (0, 0, 0, BLOCK - rows))
+        logit_cM = _product(padded_cD, other_MD, bias_M)[:rows]
+        count_c = in_M.sum().expand(rows)
+        if place_N is not None and len(other_MD):
+            place_c = place_N[start : start + BLOCK]
+            at_c1, there_c = place_c.clamp(min=0)[:, None], place_c >= 0
+            logit_cM.scatter_(1, at_c1, torch.where(there_c[:, None], outside, logit_cM.gather(1, at_c1)))
+            count_c = count_c - (there_c & in_M[at_c1[:, 0]]).long()
+        rest_c = _mean(_total(logit_cM, 1, loss), count_c, loss)
         # A row that is no pair stays NaN where nobody is left to make it so.
-        rests.append(rest_c.to(query_ND.dtype) + 0 * block_cD.sum(1))
+        rests.append(rest_c + 0 * block_cD.sum(1))
     return torch.cat(rests) if rests else query_ND.new_zeros(0)
+
+
+def _rest_of_buffer(pairs: Pairs, loss: str) -> tuple[Tensor, Tensor]:
+    """(B,) each: every pair's image against the captions of the others, its caption against their images.
+
+    One product serves both, so what it costs is half of `_rest` twice.
+    """
+    outside, negative = _outside(loss)
+    in_B, number_B = pairs.finite_N, torch.arange(len(pairs), device=pairs.image_ND.device)
+    image_BD, text_BD = (torch.where(in_B[:, None], v, 0) for v in (pairs.image_ND, pairs.text_ND))
+    image_BD, bias_B = negative * pairs.scale * image_BD, torch.where(in_B, negative * pairs.bias, outside)
+    images, text_B = list[Tensor](), image_BD.new_full((len(pairs),), 0.0 if _is_siglip(loss) else -torch.inf)
+    for start in range(0, len(pairs), BLOCK):
+        block = slice(start, start + BLOCK)
+        logit_cB = _product(image_BD[block], text_BD, bias_B)
+        logit_cB.scatter_(1, number_B[block, None], outside)
+        logit_cB.masked_fill_(~in_B[block, None], outside)
+        images.append(_total(logit_cB, 1, loss))
+        added_B = _total(logit_cB, 0, loss)
+        text_B = text_B + added_B if _is_siglip(loss) else torch.logaddexp(text_B, added_B)
+    if not images:
+        return text_B, text_B
+    nobody_B = torch.where(in_B, 0, torch.nan)
+    image_B, text_B = (_mean(total_B, in_B.sum() - in_B.long(), loss) for total_B in (torch.cat(images), text_B))
+    return image_B + nobody_B, text_B + nobody_B
+
+
+def _outside(loss: str) -> tuple[float, int]:
+    """The logit that counts for nothing, and the sign of logits: of siglip -L is at work, as -softplus(L) is
+    logsigmoid(-L), one pass less over a large matrix each way."""
+    return (math.inf, -1) if _is_siglip(loss) else (-math.inf, 1)
+
+
+def _total(logit: Tensor, dim: int, loss: str) -> Tensor:
+    """Over the others: the sum of softplus(L) of the negative logits, or ln sum exp L."""
+    return -functional.logsigmoid(logit).sum(dim) if _is_siglip(loss) else logit.logsumexp(dim)
+
+
+def _mean(total_N: Tensor, count_N: Tensor, loss: str) -> Tensor:
+    """The mean over so many, or its logarithm; of nobody 0, or -inf."""
+    count_N = count_N.clamp(min=1).to(total_N.dtype)
+    return total_N / count_N if _is_siglip(loss) else total_N - count_N.log()
 
 
 # -- a batch to learn from -------------------------------------------------------------------------------------------
@@ -187,6 +230,12 @@ def logits(image_ND: Tensor, text_MD: Tensor, pairs: Pairs) -> Tensor:
     """L (N, M), not in half precision even where autocast is on: il and loss are to be the same quantity."""
     with torch.autocast(image_ND.device.type, enabled=False):
         return pairs.scale * (image_ND @ text_MD.T) + pairs.bias
+
+
+def _product(query_cD: Tensor, other_MD: Tensor, bias_M: Tensor) -> Tensor:
+    """(c, M): the products and the bias of each column, in one pass; autocast or not."""
+    with torch.autocast(query_cD.device.type, enabled=False):
+        return torch.addmm(bias_M, query_cD, other_MD.T)
 
 
 def _is_siglip(loss: str) -> bool:

@@ -202,6 +202,8 @@ class Options:
             )
         elif (self.joint_chunks, self.joint_negatives) != (16, 1.0):
             raise UsageError(f"--joint-chunks and --joint-negatives are of joint rules (jest), not of {rule.name}")
+        if self.columns and not any(one.takes_columns for one in (rule, *self.shadows)):
+            raise UsageError(f"--column {','.join(self.columns)}: the rule {rule.name} looks at no column of the table")
         if rule.needs_columns and not self.columns:
             raise UsageError(f"the rule {rule.name} looks at columns of the table: name them with --column NAME,...")
         if rule.sampled:

@@ -102,6 +102,11 @@ class Rule:
         """Whether it looks at columns that an option has to name."""
         return "column_B" in self.takes
 
+    @property
+    def takes_columns(self) -> bool:
+        """Whether it can look at columns that an option names."""
+        return self.needs_columns or (self.joint and "columns" in self.takes)
+
     def __call__(self, evidence: Evidence) -> Tensor:
         """The score (B,) of each candidate. Raises UsageError when the rule's function returns anything else."""
         from torch import Tensor

@@ -23,13 +23,17 @@ from rhostream.tables import il
 SAMPLED_PARTS = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Band:
     """Bounds of il, in nats, or of a `column`, both inside; a prefilter of the stream. A row without either passes."""
 
     low: float = -math.inf
     high: float = math.inf
     column: str | None = None
+
+    def __repr__(self) -> str:
+        of = "" if self.column is None else f", column={self.column!r}"
+        return f"Band(low={self.low!r}, high={self.high!r}{of})"
 
     def __call__(self, joined: Joined, pass_index: int, index: int) -> None:
         values = joined.il if self.column is None else joined.columns[self.column]

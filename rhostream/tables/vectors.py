@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -94,8 +93,9 @@ class VectorsInfo:
             foreign.checked_count(info.samples, "samples", 0, foreign.MAX_SAMPLES)
             foreign.checked_count(info.width, "width", 0, MOST)
             foreign.checked_count(info.shard_size, "shard_size", 0, 2**62)
-            if info.dtype not in TYPES or not all(math.isfinite(float(v)) for v in (info.scale, info.bias)):
-                raise ValueError(f"vectors of {info.dtype!r}, scale {info.scale!r}, bias {info.bias!r}")
+            foreign.checked_numbers([info.scale, info.bias], "scale and bias", 2)
+            if info.dtype not in TYPES:
+                raise ValueError(f"vectors of {str(info.dtype)[:40]!r}, expected {' or '.join(TYPES)}")
         except (TypeError, ValueError, AttributeError) as exc:
             raise TableError(f"{where}: its header can't be understood: {str(exc)[:200]}") from exc
         return info

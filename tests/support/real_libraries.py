@@ -1,4 +1,4 @@
-"""Run in an environment of open_clip, timm and torchvision: what is made of their models is what they make themselves.
+"""Run in the environment of `open_clip_environment`: what is made of their models is what they make themselves.
 
 python -m tests.support.real_libraries FOLDER          it holds shards/, pictures of four classes
 """
@@ -20,14 +20,6 @@ TINY: dict[str, Any] = {
     "vision_cfg": {"image_size": 16, "layers": 1, "width": 64, "patch_size": 8},
     "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
 }
-
-
-def declare_operators() -> torch.library.Library:
-    """torchvision's wheel is built for CUDA, and beside a torch without it lacks operators that nobody here calls."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms", "qnms"):
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
 
 
 def towers_and_zero_shot(folder: Path) -> None:
@@ -110,7 +102,6 @@ def classifiers(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    declared = declare_operators()
     towers_and_zero_shot(Path(sys.argv[1]))
     classifiers(Path(sys.argv[1]))
     print("as they make them themselves")
