@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import subprocess
 import sys
 import time
@@ -37,7 +38,7 @@ LOOKS, WINDOW = 10, 3  # evaluations of a run, and how many of them are averaged
 KEPT_BEST, TIMES = 0.3, 5  # what the filter keeps; n_B is 5 n_b
 LONGER = 3.0  # times the steps, at the smallest batch, for what is shown at more steps too
 FILTER, SECONDS = f"similarity={100 * (1 - KEPT_BEST):.0f}%:", "seconds.json"
-MODEL = "jobs.captions:towers"
+MODELS = {"own": "jobs.captions:towers", "siglip": "jobs.captions:towers_of_siglip"}  # by where a and b begin
 
 
 # -- the network -----------------------------------------------------------------------------------------------------
@@ -85,6 +86,15 @@ class Towers(nn.Module):
 def towers(*, image_size: int, channels: int, vocabulary: int, padding: int) -> nn.Module:
     """`--model jobs.captions:towers`."""
     return Towers(image_size, channels, vocabulary, padding)
+
+
+def towers_of_siglip(*, image_size: int, channels: int, vocabulary: int, padding: int) -> nn.Module:
+    """The same with a = 10 and b = -10 at the start, as SigLIP's (Zhai et al. 2023)."""
+    model = Towers(image_size, channels, vocabulary, padding)
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(10.0))
+        model.logit_bias.fill_(-10.0)
+    return model
 
 
 def own_pair(logits_BC: Tensor, column_B: dict[str, Tensor]) -> Tensor:
@@ -167,7 +177,7 @@ SMALL = ("own pair only", "filter, then rho")  # arms of a batch of 64 alone
 LARGE = ("rho, il at n_b",)  # arms beyond it: there both il are the same
 
 
-def make(out: Path, world: World) -> dict[str, float]:
+def make(out: Path, world: World, model: str) -> dict[str, float]:
     """Shards, reference, and il with vectors; what is there isn't made again.
 
     Returns the seconds of one core that fitting and scoring took.
@@ -180,18 +190,18 @@ def make(out: Path, world: World) -> dict[str, float]:
         subprocess.run(asked, check=True, stdout=subprocess.DEVNULL)
     seconds, start = {}, time.process_time()
     if not (out / "il-model" / "model.json").exists():
-        rhostream.fit_il([str(out / "train")], str(out / "il-model"), holdout=[str(out / "held")], model=MODEL,
+        rhostream.fit_il([str(out / "train")], str(out / "il-model"), holdout=[str(out / "held")], model=model,
                          content="pair", loss="siglip", tokenizer=world.tokenizer, text_length=world.length,
                          epochs=world.epochs)  # fmt: skip
     seconds["fit"], start = time.process_time() - start, time.process_time()
-    rhostream.compute_il([str(out / "train")], str(out / "il-model"), str(out / "il"), model=MODEL,
+    rhostream.compute_il([str(out / "train")], str(out / "il-model"), str(out / "il"), model=model,
                          keep={"swapped": "bool"}, vectors="float16")  # fmt: skip
     seconds["score"] = time.process_time() - start
     bill.write_text(json.dumps(seconds))
     return seconds
 
 
-def train(out: Path, arm: Arm, batch: int, steps: int, seed: int) -> Path:
+def train(out: Path, arm: Arm, batch: int, steps: int, seed: int, model: str) -> Path:
     """One run, gone on with where it is there; the place says what it is."""
     run = out / "runs" / f"{arm.name.replace(', ', '-').replace(' ', '-')}-{batch}-{seed}"
     options = arm.options | {"rule": arm.options["rule"].replace("rho_", f"rho_{batch}")}
@@ -199,7 +209,7 @@ def train(out: Path, arm: Arm, batch: int, steps: int, seed: int) -> Path:
     lengths = [steps, round(steps * arm.longer)] if batch == min(BATCHES) else [steps]
     for length in lengths[: 1 if lengths[0] == lengths[-1] else 2]:  # what goes on for longer is looked at less often
         rhostream.train(
-            [str(out / "train")], str(out / "il"), str(run), model=MODEL, loss="siglip", seed=seed, threads=1,
+            [str(out / "train")], str(out / "il"), str(run), model=model, loss="siglip", seed=seed, threads=1,
             steps=length, eval_every=every if length == steps else 5 * every, batch_size=batch,
             buffer_size=round(batch * arm.times), test_shards=[str(out / "test")],
             metrics=lambda _: times.append(time.process_time()), **options,
@@ -288,13 +298,14 @@ def equal_time(found: dict[str, list[Facts]], steps: int, seconds: dict[str, flo
 @click.option("--icons", "package", default=None, help="The unpacked package @iconify/json: measured instead.")
 @click.option("--batches", default="64,256,1024", show_default=True, help="Which n_b.")
 @click.option("--arms", default=None, help="Of the arms these alone, by name, parted by semicolons.")
-def main(out: str, package: str | None, batches: str, arms: str | None) -> None:
+@click.option("--start", type=click.Choice([*MODELS]), default="own", help="Where scale and bias begin; a folder each.")
+def main(out: str, package: str | None, batches: str, arms: str | None, start: str) -> None:
     """Measure it; what is there already is not made again."""
     logging.basicConfig(level=logging.ERROR)
     torch.set_num_threads(1)
     world = captions() if package is None else icons(package)
-    folder = Path(out, world.name)
-    seconds, measure = make(folder, world), "exact" if package is None else "R@10"
+    folder, model = Path(out, world.name), MODELS[start]
+    seconds, measure = make(folder, world, model), "exact" if package is None else "R@10"
     click.echo(f"reference: {seconds['fit']:.0f} s to fit, {seconds['score']:.0f} s to score D", err=True)
     wanted = [arm.strip() for arm in arms.split(";")] if arms else [arm.name for arm in ARMS]
     for batch in map(int, batches.split(",")):
@@ -302,11 +313,11 @@ def main(out: str, package: str | None, batches: str, arms: str | None) -> None:
         for seed in range(SEEDS[batch]):
             for arm in ARMS:
                 if arm.name in wanted and arm.name not in (LARGE if batch == min(BATCHES) else SMALL):
-                    start = time.monotonic()
-                    runs.setdefault(arm.name, []).append(train(folder, arm, batch, steps, seed))
+                    began = time.monotonic()
+                    runs.setdefault(arm.name, []).append(train(folder, arm, batch, steps, seed, model))
                     one = facts(runs[arm.name][-1], steps)
                     click.echo(f"{batch}, seed {seed}, {arm.name}: {one.at(measure, steps):.1f} %, swapped "
-                               f"{one.swapped:.1f} %, {one.milliseconds:.0f} ms ({time.monotonic() - start:.0f} s)",
+                               f"{one.swapped:.1f} %, {one.milliseconds:.0f} ms ({time.monotonic() - began:.0f} s)",
                                err=True)  # fmt: skip
         for length in (steps, round(LONGER * steps)):
             found = {name: [facts(run, length) for run in each_seed] for name, each_seed in runs.items()}

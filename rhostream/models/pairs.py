@@ -63,7 +63,7 @@ class TwoTowers(nn.Module):
 class PairSmall(nn.Module):
     """Two small towers: four convolutions over the picture, two over the tokens of which the mean counts.
 
-    logit_bias begins where SigLIP's batches of some hundred do, so that vectors needn't fall together first.
+    logit_scale and logit_bias begin as SigLIP's (10 and -10): a score is then mostly the own pair's.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class PairSmall(nn.Module):
         self.near = nn.ModuleList([nn.Conv1d(96, 96, 5, padding=2), nn.Conv1d(96, 96, 5, padding=2)])
         self.text = nn.Linear(96, width)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
-        self.logit_bias = nn.Parameter(torch.tensor(-5.0))
+        self.logit_bias = nn.Parameter(torch.tensor(-10.0))
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(n, C, H, W) to (n, D)."""
