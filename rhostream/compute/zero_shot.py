@@ -1,4 +1,5 @@
-"""Classes as texts: the templates that their names stand in, and the vectors that a text tower gives for them."""
+"""Classes as texts: the templates that their names stand in, the vectors that a text tower gives for them, and the
+classifier that these make of a model of image and text."""
 
 from __future__ import annotations
 
@@ -53,3 +54,22 @@ def mean_vectors(model: nn.Module, tokens: Tensor, classes: int) -> Tensor:
         [functional.normalize(model.encode_text(some).float(), dim=1) for some in tokens.split(AT_ONCE)]  # type: ignore[operator]
     )
     return functional.normalize(vectors.view(classes, -1, vectors.shape[1]).mean(1), dim=1)
+
+
+class ZeroShot(nn.Module):
+    """Pictures to logits of classes that are texts."""
+
+    text_CD: Tensor
+    scale: Tensor
+
+    def __init__(self, model: nn.Module, text_CD: Tensor) -> None:
+        """`text_CD`: a vector of unit length for each class."""
+        super().__init__()
+        self.model = model
+        self.register_buffer("text_CD", text_CD, persistent=False)
+        self.register_buffer("scale", model.logit_scale.detach().float().exp(), persistent=False)  # type: ignore[operator]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(n, channels, H, W) float32 to (n, C) float32."""
+        image = functional.normalize(self.model.encode_image(pixels).float(), dim=1)  # type: ignore[operator]
+        return self.scale * image @ self.text_CD.T

@@ -115,7 +115,7 @@ def _of_pairs(towers: Towers, kind: Kind, device: torch.device) -> Reference:
             f"these captions are of --tokenizer {record['tokenizer']} (digest {record['digest'] or 'none'}), reference "
             f"{towers.name!r} reads {towers.tokenizer} ({own.digest}): ids of another tokenizer mean other words"
         )
-    towers.require_fitting(**{name: made[name] for name in ("image_size", "channels", "vocabulary", "length")})
+    towers.require_made_for(made)
     network = of_task(towers.model, made)
     return Reference(towers.name, network.to(device).eval(), digest_of(network, kind), True)
 

@@ -13,35 +13,15 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from rhostream.compute.zero_shot import PLACE, mean_vectors
+from rhostream.compute.zero_shot import PLACE, ZeroShot, mean_vectors
 from rhostream.errors import UsageError
 from rhostream.inert import escape
 from rhostream.models.towers import Towers
 from rhostream.samples.tokenizers import find_tokenizer
 
 LOG = logging.getLogger("rhostream")
-
-
-class ZeroShot(nn.Module):
-    """Pictures to logits of classes that are texts."""
-
-    text_CD: Tensor
-    scale: Tensor
-
-    def __init__(self, model: nn.Module, text_CD: Tensor) -> None:
-        """`text_CD`: a vector of unit length for each class."""
-        super().__init__()
-        self.model = model
-        self.register_buffer("text_CD", text_CD, persistent=False)
-        self.register_buffer("scale", model.logit_scale.detach().float().exp(), persistent=False)  # type: ignore[operator]
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(n, channels, H, W) float32 to (n, C) float32."""
-        image = functional.normalize(self.model.encode_image(pixels).float(), dim=1)  # type: ignore[operator]
-        return self.scale * image @ self.text_CD.T
 
 
 def names_in_order(names: Mapping[int, str], classes: int | None, reference: str) -> list[str]:

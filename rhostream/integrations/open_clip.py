@@ -272,8 +272,7 @@ def _open(
         needs_il=needs_il, device=device, kind="pair", **given,
     )  # fmt: skip
     kind = opened.stream.preprocess
-    made = kind.model_arguments()
-    towers.require_fitting(**{name: made[name] for name in ("image_size", "channels", "vocabulary", "length")})
+    towers.require_made_for(kind.model_arguments())
     opened.stream.preprocess = kind.normalized(towers.mean, towers.std)
     return opened
 

@@ -120,23 +120,22 @@ class Scorer:
     ) -> None:
         """What il of pairs is made of against the network's bank, in as many forwards as memory asks for."""
 
-        def judge() -> Pairs:
+        def judge() -> Tensor:
             some = [called(network, self._prepare(part.to(self._device))) for part in
                     fields.split(self._room.size or len(fields))]  # fmt: skip
-            return Pairs.of(torch.cat(some).float())
+            return torch.cat(some).float()
 
-        pairs = self._room.run(len(fields), judge, self._tell)
+        output = self._room.run(len(fields), judge, self._tell)
         bank, place = self._bank_pairs[number], place.to(self._device)
-        il, terms = il_against(bank, pairs, place, self._loss.__name__, self._batch_size)
+        il, terms = il_against(bank, Pairs.of(output), place, self._loss.__name__, self._batch_size)
         assert scored.terms is not None
         for column, values in terms.items():
             scored.terms[column][rows] = values.cpu().numpy()
         scored.il[rows] = il.cpu().numpy()
         if self._vectors:
-            packed = packed_of(pairs).cpu().numpy()
             if scored.output is None:
-                scored.output = np.full((len(scored.il), packed.shape[1]), np.nan, np.float32)
-            scored.output[rows] = packed
+                scored.output = np.full((len(scored.il), output.shape[1]), np.nan, np.float32)
+            scored.output[rows] = output.cpu().numpy()
 
     @torch.no_grad()
     def _forward(self, network: nn.Module | SampleLoss, fields: Fields, label: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -166,12 +165,6 @@ class Scorer:
         if not self._told:  # once, though the half may be too many as well
             LOG.warning("the device is out of memory for %d samples: scoring %d or fewer from here on", too_many, size)
         self._told = True
-
-
-def packed_of(pairs: Pairs) -> Tensor:
-    """(n, 2 D + 2): image vector, text vector, a, b of each."""
-    constants = torch.stack([pairs.scale, pairs.bias]).expand(len(pairs), 2)
-    return torch.cat([pairs.image_ND, pairs.text_ND, constants], 1)
 
 
 def il_against(

@@ -68,7 +68,7 @@ def of_task(model: nn.Module, made_for: Mapping[str, Any]) -> nn.Module:
 def _built(name: str, classes: int | None, initial: bool, made_for: dict[str, Any]) -> nn.Module:
     if made_for.get("task") == "pairs" and is_towers(name):
         towers = find_towers(name, initial)
-        towers.require_fitting(**{what: made_for[what] for what in ("image_size", "channels", "vocabulary", "length")})
+        towers.require_made_for(made_for)
         return towers.model
     if name in NAMES or is_text(name) or is_from_zoo(name):
         takes = "pairs" if name in PAIR_MODELS else "text" if is_text(name) else "images"

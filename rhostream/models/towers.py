@@ -57,6 +57,10 @@ class Towers:
             f"<towers {self.name}: {self.channels} x {self.image_size} x {self.image_size}, {self.text_length} tokens>"
         )
 
+    def require_made_for(self, made: Mapping[str, Any]) -> None:
+        """`require_fitting` of pairs, by what their kind tells a model (`Kind.model_arguments`)."""
+        self.require_fitting(**{name: made[name] for name in ("image_size", "channels", "vocabulary", "length")})
+
     def require_fitting(self, *, image_size: int, channels: int, vocabulary: int, length: int) -> None:
         """Raise UsageError, naming both numbers and the option that helps, for samples that the towers can't take."""
         for what, asked, own, option in (

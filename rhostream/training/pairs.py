@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from rhostream import storage
 from rhostream.compute.retrieval import recalls
-from rhostream.compute.zero_shot import PLACE, PROMPTS, mean_vectors, read_prompts
+from rhostream.compute.zero_shot import PLACE, PROMPTS, ZeroShot, mean_vectors, read_prompts
 from rhostream.errors import BudgetError, UsageError
 from rhostream.models.pairs import TwoTowers
 from rhostream.runs.step import Evaluation
@@ -91,22 +90,7 @@ class ZeroShotTest:
         assert isinstance(model, TwoTowers)
         with scoring(model, batch_norm="eval"):
             tokens = self._tokens.to(next(model.parameters()).device)
-            return self.tests.evaluate(_Classifier(model, mean_vectors(model.model, tokens, self._classes)))
-
-
-class _Classifier(nn.Module):
-    """Pictures to logits of classes that are texts, with a model's weights as they are."""
-
-    def __init__(self, towers: TwoTowers, text_CD: Tensor) -> None:
-        super().__init__()
-        self.towers, self.text_CD = towers, text_CD
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(n, channels, H, W) float32 to (n, C) float32."""
-        model = self.towers.model
-        image = functional.normalize(model.encode_image(pixels).float(), dim=1)  # type: ignore[operator]
-        scale: Tensor = model.logit_scale.float().exp()  # type: ignore[operator]
-        return scale * image @ self.text_CD.T
+            return self.tests.evaluate(ZeroShot(model.model, mean_vectors(model.model, tokens, self._classes)))
 
 
 class OfPairs:
