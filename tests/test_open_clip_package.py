@@ -1,6 +1,6 @@
 """open_clip itself: its main.py with four lines more, killed, resumed and rolled back; its loop on two ranks.
 
-In an environment of its own (tests/support/open_clip_environment.py), the model tiny, the pairs of the recipe captions.
+In an environment of its own (tests/support/environments.py), the model tiny, the pairs of the recipe captions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import rhostream
 from rhostream.audit.verify import verify
 from rhostream.runs import checkpoint
 from shards.make import make as make_recipe
-from tests.support import open_clip_environment as environment
+from tests.support import environments
 from tests.support import recipe_sources as sources
 from tests.support.logs import ask, log_of
 from tests.support.ranks import free_port
@@ -50,7 +50,7 @@ STEPS = 7  # of an epoch: 600 pairs, 80 a buffer
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as somebody works in it: open_clip_train/ with the patch, a model's config, shards/ and their il/."""
-    if why := environment.make():
+    if why := environments.make("open-clip"):
         pytest.skip(f"open_clip's environment can't be made here: {why}")
     folder, rng = tmp_path_factory.mktemp("open-clip"), np.random.default_rng(0)
     for prefix, count in (("train", 600), ("t10k", 10)):
@@ -73,8 +73,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def started(arguments: list[str], folder: Path, **variables: str) -> subprocess.Popen[str]:
-    told = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{folder}:{environment.ROOT}", **variables}
-    return subprocess.Popen([str(environment.PYTHON), *arguments], cwd=folder, env=told, text=True,
+    told = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{folder}:{environments.ROOT}", **variables}
+    return subprocess.Popen([environments.python("open-clip"), *arguments], cwd=folder, env=told, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def whole(place: Path) -> Path:
 
 def blocks(language: str) -> list[str]:
     """Those of openclip.md with <!-- run by tests/test_open_clip_package.py -->."""
-    text = (environment.ROOT / "docs" / "openclip.md").read_text(encoding="utf-8")
+    text = (environments.ROOT / "docs" / "openclip.md").read_text(encoding="utf-8")
     mark = f"<!-- run by tests/test_open_clip_package.py -->\n```{language}\n"
     return [part.partition("```")[0] for part in text.split(mark)[1:]]
 

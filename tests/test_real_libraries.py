@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support import open_clip_environment as environment
+from tests.support import environments
 from tests.support.shards import png, write_shard
 
 
@@ -18,7 +18,7 @@ from tests.support.shards import png, write_shard
 @pytest.mark.timeout(900)
 def test_models_of_open_clip_timm_and_torchvision_are_as_they_make_them_themselves(tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="pip install 'rhostream[hf]'")
-    if why := environment.make():
+    if why := environments.make("open-clip"):
         pytest.skip(f"their environment can't be made here: {why}")
     rng = np.random.default_rng(0)
     rows: list[dict[str, object]] = [
@@ -27,8 +27,8 @@ def test_models_of_open_clip_timm_and_torchvision_are_as_they_make_them_themselv
     ]
     write_shard(tmp_path / "shards" / "a.tar", rows)
     done = subprocess.run(
-        [environment.PYTHON, "-m", "tests.support.real_libraries", str(tmp_path)],
-        cwd=environment.ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=170,
+        [environments.python("open-clip"), "-m", "tests.support.real_libraries", str(tmp_path)],
+        cwd=environments.ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=170,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "as they make them themselves" in done.stdout

@@ -1,4 +1,4 @@
-"""Run in the environment of `open_clip_environment`: what is made of their models is what they make themselves.
+"""Run in the environment open-clip (tests/support/environments.py): what is made of their models is what they make.
 
 python -m tests.support.real_libraries FOLDER          it holds shards/, pictures of four classes
 """
