@@ -136,7 +136,7 @@ class Selector:
         # Batch norm of each rank's own rows can't learn from one: no rank is left with one where two are to be had, and
         # where there never are two it is proved that the model can.
         few = batch_size < 2 * self.ranks.size
-        self._least = 2 if not few and any(map(own_norms, learners)) else 1
+        self.least_rows = 2 if not few and any(map(own_norms, learners)) else 1
         self._unproved = few and bool(own_norms(model)) and not in_lockstep(model)
         self._fits = False  # whether it is known to need no classes
         self._calls, self._watch = 0, Watch()
@@ -240,7 +240,7 @@ class Selector:
         """The selection, of the rows that were kept of this rank's slice and those of the others; proxies learn."""
         batch = batch_of(
             candidates, log.rows, stage.x_m, stage.label_m, log.weight[log.rows], self.ranks, again=stage.fields_m,
-            proxy=self.proxy is not None, least=self._least,
+            proxy=self.proxy is not None, least=self.least_rows,
         )  # fmt: skip
         if self._unproved:
             asked = f"batch_size {self.batch_size} on {self.ranks.size} rank{'s' if self.ranks.size > 1 else ''}"
