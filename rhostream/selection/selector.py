@@ -23,6 +23,7 @@ from rhostream.selection.adjust.duplicates import grey_views
 from rhostream.selection.chooser import NONFINITE_BUFFERS, Chooser, Watch
 from rhostream.selection.deal import Batch, batch_of
 from rhostream.selection.forward import Forward, require_dropout, scoring
+from rhostream.selection.lagged import RECALL_EVERY, Lagged, recall_of
 from rhostream.selection.live import LiveIL
 from rhostream.selection.losses import LossFunction, find_loss, require_target_loss
 from rhostream.selection.options import Options
@@ -79,7 +80,7 @@ class Selector:
         loss_cap: bool = False,
         seed: int = 0,
         shortlist: float | None = None,
-        proxy: Proxy | None = None,
+        proxy: Proxy | Lagged | None = None,
         live: LiveIL | None = None,
         group: dist.ProcessGroup | Ranks | str | None = "default",
         gradients: str | None = None,
@@ -116,6 +117,7 @@ class Selector:
         if self.rule.score is None and self.shortlist is not None:
             raise UsageError(f"the rule {rule!r} makes no forward, so a shortlist has nothing to rank by")
         self.options = Options.of(options)
+        self._draws_each = self.options.mc_draws if self.rule.needs_draws else 1  # forwards of a sample that is scored
         self.options.check(self.rule, shortlist=shortlist is not None, live=live is not None)
         self.chooser = Chooser(self.rule, self.options)
         learners = [model, *([] if proxy is None else [proxy.model])]
@@ -169,10 +171,14 @@ class Selector:
         return self._by_score(candidates, rows, n, step)
 
     def _by_score(self, candidates: Candidates, rows: Rows, n: int, step: int) -> Selection:
-        log, draws, reread = Columns(candidates, Reason.shortlist), self._draws(candidates, step), 0
+        log, draws, reread, recall = Columns(candidates, Reason.shortlist), self._draws(candidates, step), 0, None
         stage = Stage.of(candidates, rows, None if self.live is None else self.live.il_of(candidates, rows))
         if self.shortlist is not None:
-            stage = stage.take(self._shortlist(stage, candidates, rows, n, draws))
+            listed_m = self._shortlist(stage, candidates, rows, n, draws)
+            if isinstance(self.proxy, Lagged) and step % RECALL_EVERY == 0:
+                fresh_m = self._scores(self.forward, stage, bounds_of(candidates, rows), step)["score"]
+                recall = recall_of(listed_m, shortlist(candidates, rows, fresh_m, self.ranks, n), self.ranks)
+            stage = stage.take(listed_m)
             if candidates.full is not None:
                 listed = stage.row_m.cpu().numpy()
                 stage, readable = stage.decoded_again(candidates, candidates.full, listed)
@@ -204,7 +210,7 @@ class Selector:
         log.keep(kept, weight_B[kept])
         return self._selected(
             candidates, log, trained, total, draws=drawn, reread=reread,
-            scored=len(reached) * (self.options.mc_draws if self.rule.needs_draws else 1),
+            scored=(len(reached) + (0 if recall is None else len(rows))) * self._draws_each, recall=recall,
             shortlisted=0 if self.shortlist is None else len(rows),
             live_scored=0 if self.live is None else len(rows),
             weighed=self.rule.sampled, shadow=shadow_kept(self.chooser.shadows, buffer, own),

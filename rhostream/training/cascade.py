@@ -17,13 +17,15 @@ from rhostream.runs.cost import Cost
 from rhostream.runs.macs import macs_per_sample
 from rhostream.samples.kind import Kind, View
 from rhostream.selection.forward import scoring
+from rhostream.selection.lagged import Lagged
 from rhostream.selection.losses import LossFunction, require_taken
 from rhostream.selection.outputs import called, require_width
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.tokens import is_language
 from rhostream.training.ranks import with_synchronized_norms
 
-KINDS = ("proxy", "view")
+KINDS = ("proxy", "view", "stale", "predicted")
+OF_BEFORE = KINDS[2:]  # by the target itself, as it was a step ago
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Shortlist:
 def parse_shortlist(
     text: str | None, *, rule: str, buffer_size: int, batch_size: int, view_size: int | None
 ) -> Shortlist | None:
-    """`proxy:4` or `view:4`. Raises UsageError for what can't be, with the nearest that can."""
+    """`proxy:4`, `view:4`, `stale:3` or `predicted:2`. Raises UsageError for what can't be, with what can."""
     if rule == "uniform" and (text or view_size):
         raise UsageError("--rule uniform makes no forward, so a shortlist or a cheap view has nothing to rank by")
     if text is None:
@@ -90,7 +92,7 @@ def set_macs(
     cost: Cost,
     model: str,
     network: nn.Module,
-    proxy: Proxy | None,
+    proxy: Proxy | Lagged | None,
     shortlist: Shortlist | None,
     full: Kind,
     view: View,

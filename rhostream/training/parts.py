@@ -17,6 +17,7 @@ from rhostream.randomness import torch_seed
 from rhostream.runs import turns
 from rhostream.runs.fitting import choose_before_decoding
 from rhostream.samples.geometry import CROP
+from rhostream.selection.lagged import Lagged
 from rhostream.selection.live import LiveIL
 from rhostream.selection.losses import loss_name
 from rhostream.selection.proxy import Proxy
@@ -26,7 +27,7 @@ from rhostream.stream.band import Band, resolve_band
 from rhostream.stream.loader import Loader
 from rhostream.stream.open import open_stream
 from rhostream.tables.il import Table, part_url, read_part
-from rhostream.training.cascade import make_proxy
+from rhostream.training.cascade import OF_BEFORE, make_proxy
 from rhostream.training.live import load_live
 from rhostream.training.ranks import with_synchronized_norms
 from rhostream.training.settings import Settings
@@ -76,8 +77,13 @@ def _open(
 
 
 def make_networks(
-    settings: Settings, loader: Loader, classes: int | None, on: torch.device, ranks: Ranks
-) -> tuple[nn.Module, Proxy | None]:
+    settings: Settings,
+    loader: Loader,
+    classes: int | None,
+    on: torch.device,
+    ranks: Ranks,
+    scoring: torch.dtype | None,
+) -> tuple[nn.Module, Proxy | Lagged | None]:
     """The target and, where there is one, the proxy; on every rank with rank 0's weights."""
     preprocess = loader.stream.preprocess
     torch.manual_seed(torch_seed(settings.seed, "weights"))
@@ -95,8 +101,10 @@ def make_networks(
     # Pixels come as NHWC: channels-last needs no transpose and is the faster layout for convolutions.
     network.to(on).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ranks.copy_from_first(network)
-    if settings.listed is None or settings.listed.kind != "proxy":
+    if settings.listed is None or settings.listed.kind == "view":
         return network, None
+    if settings.listed.kind in OF_BEFORE:
+        return network, Lagged(network, batch_norm=settings.batch_norm, autocast=scoring, chunk=settings.chunk)
     proxy = make_proxy(
         settings.proxy_model,
         loader.stream.preprocess,
@@ -115,7 +123,7 @@ def make_networks(
 def make_selector(
     settings: Settings,
     network: nn.Module,
-    proxy: Proxy | None,
+    proxy: Proxy | Lagged | None,
     live: LiveIL | None,
     scoring: torch.dtype | None,
     ranks: Ranks,

@@ -19,7 +19,9 @@ from rhostream.runs.pins import denied_samples
 from rhostream.runs.record import recorded
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
+from rhostream.selection.lagged import Lagged
 from rhostream.selection.losses import cross_entropy
+from rhostream.selection.proxy import Proxy
 from rhostream.selection.ranks import Ranks
 from rhostream.stream.label_from import LabelFrom
 from rhostream.training.before import (
@@ -152,9 +154,9 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         ),
     )
     require_quota(settings, stream.table, classes)
-    network, proxy = make_networks(settings, loader, classes, on, ranks)
+    network, proxy = make_networks(settings, loader, classes, on, ranks, scoring)
     require_classes(settings.model, network, stream.preprocess, classes, settings.loss)
-    if proxy is not None:
+    if isinstance(proxy, Proxy):
         require_classes(settings.proxy_model, proxy.model, stream.preprocess, classes, settings.loss, stream.view)
     require_statistics(settings, network, stream.preprocess, ranks)
     live = make_live(settings, loader, on)
@@ -200,6 +202,8 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     if doubts := plan_of(settings, stream, last_step, attempt.cost).doubts():
         record["doubts"] = doubts
     optimizer = make_optimizer(settings, network)
+    if isinstance(proxy, Lagged) and settings.listed is not None and settings.listed.kind == "predicted":
+        proxy.predict_by(optimizer)
     schedule = make_schedule(settings, optimizer, schedule_steps)
     average = None if settings.ema is None else Average(network, settings.ema)
     state: dict[str, Any] = {"model": network, "optimizer": optimizer}
@@ -253,7 +257,7 @@ def _set_rates(settings: Settings, trainer: Trainer, changes: list[Change], chan
     if {change["field"] for change in changing} & {"lr", "weight_decay", "momentum", "schedule_steps"}:
         trainer.schedule.begin_again(trainer.schedule.steps)
     if changes or changing:
-        rates = [] if selector.proxy is None else [(selector.proxy.optimizer, settings.lr)]
+        rates = [(selector.proxy.optimizer, settings.lr)] if isinstance(selector.proxy, Proxy) else []
         if selector.live is not None:
             rates += [(one, settings.lr * settings.il_lr_scale) for one in selector.live.optimizers]
         for optimizer, rate in rates:
