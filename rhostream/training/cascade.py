@@ -5,6 +5,7 @@ band, keep-list (before a byte is read) > proxy or cheap view (a shortlist of R 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +62,21 @@ def parse_shortlist(
     if kind == "view" and view_size is None:
         raise UsageError(f"--shortlist {text} scores on a cheap view: say how small with --view-size")
     return Shortlist(kind, factor)
+
+
+def require_scorers(scorers: int, listed: Shortlist | None, others: Iterable[str]) -> None:
+    """Raise UsageError for ranks that can't score while others train; `others`: options that don't go with them."""
+    if scorers < 0:
+        raise UsageError(f"--scorers {scorers}: expected 0 or more")
+    if not scorers:
+        return
+    if listed is None or listed.kind not in OF_BEFORE:
+        raise UsageError(
+            f"--scorers {scorers}: scores that are made while others train are old, and make a shortlist alone: say "
+            "--shortlist predicted:3, or stale:3"
+        )
+    if unfit := next(iter(others), None):
+        raise UsageError(f"--scorers {scorers} goes with rules that score each row by itself, and not with {unfit}")
 
 
 def make_proxy(

@@ -22,6 +22,7 @@ from rhostream.selection.live import LiveIL
 from rhostream.selection.losses import loss_name
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.ranks import Ranks
+from rhostream.selection.scorers import Scorers
 from rhostream.selection.selector import Selector
 from rhostream.stream.band import Band, resolve_band
 from rhostream.stream.loader import Loader
@@ -70,7 +71,7 @@ def _open(
         il_tokens=settings.token_share is not None, carried_lanes=carried, order=order,
         kind=settings.kind or settings.content, augment=settings.augment_by_sample,
         deny=settings.deny, sources=settings.sources, columns=settings.options.columns_for(settings.found_rule),
-        vectors=settings.found_rule.needs_reference,
+        vectors=settings.found_rule.needs_reference, readers=settings.scorers or None,
     )  # fmt: skip
     choose_before_decoding(loader, settings.options, settings.found_rule, settings.batch_size, settings.seed)
     return loader
@@ -95,7 +96,7 @@ def make_networks(
     if settings.init:
         load_initial(network, settings.init)
     if not ranks.alone:
-        network, says = with_synchronized_norms(network, on)
+        network, says = with_synchronized_norms(network, on, not settings.scorers)
         if says and ranks.first and settings.found_rule.score is not None:
             warnings.warn(says, stacklevel=5)
     # Pixels come as NHWC: channels-last needs no transpose and is the faster layout for convolutions.
@@ -144,9 +145,18 @@ def make_selector(
         autocast=scoring,
         compile=settings.compile,
         proxy=proxy,
+        scorers=scorers_of(settings, proxy, ranks),
         shortlist=listed.factor if listed else None,
         group=ranks,
     )
+
+
+def scorers_of(settings: Settings, proxy: Proxy | Lagged | None, ranks: Ranks) -> Scorers | None:
+    """Who scores while others train. Collective."""
+    if not settings.scorers:
+        return None
+    assert isinstance(proxy, Lagged)
+    return Scorers(ranks=ranks, count=settings.scorers, lagged=proxy)
 
 
 def make_live(settings: Settings, loader: Loader, on: torch.device) -> LiveIL | None:

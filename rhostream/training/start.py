@@ -183,18 +183,20 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     if ranks.first:
         storage.probe_writable(run)
     test_set = own_test = None
+    training_ranks = ranks if selector.scorers is None else selector.scorers.trainers
+    looks = selector.scorers is None or not selector.scorers.scores
     if settings.evaluate is not None:
-        own_test = OwnEvaluation(settings.evaluate, ranks)
-    if tests:
+        own_test = OwnEvaluation(settings.evaluate, training_ranks)
+    if tests and looks:
         names = stream.table.class_names
         label = LabelFrom.from_json(stream.table.info.label)
         test_set = TestSet(
-            tests, stream.preprocess, classes, stream.decoder_name, settings.workers, ranks, names, label,
+            tests, stream.preprocess, classes, stream.decoder_name, settings.workers, training_ranks, names, label,
             selector.loss if classes is None else cross_entropy,
         )  # fmt: skip
     look: Look | None = test_set or own_test
     if stream.preprocess.task == "pairs":
-        look = look_at_pairs(settings, stream, test_set, selector.loss, ranks) or own_test
+        look = look_at_pairs(settings, stream, test_set, selector.loss, training_ranks) or own_test
     if test_set is not None and not before:
         record["test_set"] = test_set.examine(settings.budget)
     with threads_in_use(threads):
@@ -211,7 +213,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         state["scheduler"] = schedule
     if average is not None:
         state["ema"] = average.model
-    evaluations = Evaluations(look, state.get("ema", network), settings.eval_every)
+    evaluations = Evaluations(look if looks else None, state.get("ema", network), settings.eval_every)
     managed = Loop(
         attempt, record, loader, selector, state, last_step, seed=settings.seed,
         commit_every=settings.checkpoint_every, keep_checkpoints=settings.keep_checkpoints, metrics=settings.metrics,
@@ -243,7 +245,9 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
             trainer.loop()
     else:
         turns.require_steps(turn.changing, run, attempt.step)
-    last = evaluations.last or evaluated_before(attempt)
+    last = evaluations.last
+    if ranks.from_first(last is None):  # a rank that only scores has none of its own
+        last = evaluated_before(attempt)
     return summary_of(settings, attempt, last_step, last, tested, managed.doubt)
 
 
