@@ -84,9 +84,9 @@ def scored_into(config: ComputeILConfig, il_dtype: str | None = None) -> Summary
     out = storage.resolve(config.out)
     if config.reference is not None:
         table, settings, scorer = of_reference(config, sources, roots, keep, il_dtype)
-        target = Target(out, table, scorer)
+        target = Target(out, table, scored=True)
         target.examine = partial(examine, info=table, labels=target.summary.labels)
-        return Job(sources, target, settings, budget, config.fail_fast, config.index).run(config.workers)
+        return Job(sources, target, settings, budget, config, scorer).run()
     assert config.il_model
     model = load_il_model(config.il_model, config.model, config.kind)
     info, rule = model.info, model.info.rule
@@ -122,8 +122,8 @@ def scored_into(config: ComputeILConfig, il_dtype: str | None = None) -> Summary
         accept_missing_eof=config.accept_missing_eof,
         mark=rule if rule.mode != "holdout" else None,
     )
-    target = Target(out, table, scorer, partial(gate.examine, info=info))
-    job = Job(sources, target, settings, budget, config.fail_fast, config.index)
+    target = Target(out, table, partial(gate.examine, info=info), scored=True)
+    job = Job(sources, target, settings, budget, config, scorer)
     if rule.mode in ("folds", "fraction") and not rule.group_by and not scorer.knows(job.names):
         moved = moved_hint(job.urls, info.learned_from).removesuffix("; else ")
         how = moved or "if they are the same data in another place, name it with --root as it was then"
@@ -133,7 +133,7 @@ def scored_into(config: ComputeILConfig, il_dtype: str | None = None) -> Summary
             stacklevel=4,
         )
     model.preprocess.log(f"as those of {redact(config.il_model)}")
-    return job.run(config.workers)
+    return job.run()
 
 
 def _require_loss(info: ModelInfo, config: ComputeILConfig) -> None:
@@ -190,8 +190,7 @@ def index(config: IndexConfig) -> Summary:
         class_names=label.class_names,
     )
     settings = ScanSettings(keep=info.keep, kind=kind, decodes=False, label=label, **config.lenient)
-    job = Job(sources, Target(config.out, info), settings, budget, config.fail_fast, config.index)
-    return job.run(config.workers)
+    return Job(sources, Target(config.out, info), settings, budget, config).run()
 
 
 def _kind_of(config: IndexConfig, there: TableInfo | None, shards: Callable[[], list[tuple[str, str]]]) -> Kind:
