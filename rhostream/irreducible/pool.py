@@ -25,7 +25,7 @@ from rhostream.storage import redact
 from rhostream.stream.advice import Advice
 from rhostream.stream.budget import SHOWN, Budget
 from rhostream.stream.progress import Progress
-from rhostream.stream.scan import Chunk, End, ScanSettings, scan
+from rhostream.stream.scan import TRIES, Chunk, End, ScanSettings, scan
 from rhostream.tables.classes import ClassNames
 
 LOG = logging.getLogger("rhostream")
@@ -176,6 +176,10 @@ class _Accounts:
             if len(first) < SHOWN:
                 first.append((number, f"{keys[row].as_py()!r} ({errors[row].as_py()})"))
 
+    def drop(self, shard: int) -> None:
+        """Forget the rows of a shard: it is read anew, or it broke."""
+        self._ok[shard], self._bad[shard], self._first[shard] = 0, [], []
+
     def end(self, end: End) -> None:
         """A shard is over; what can be settled is."""
         self._ended[end.shard] = end
@@ -189,7 +193,7 @@ class _Accounts:
         if end.error is not None:  # it gives nothing, however far it was read
             if self._fail_fast:
                 raise end.error
-            self._ok[shard], self._bad[shard], self._first[shard] = 0, [], []
+            self.drop(shard)
             self.first_error = self.first_error or end.error
             self.bad_shards[name] = str(end.error)
             self._budget.check_shards(self.bad_shards, len(self._names))
@@ -236,7 +240,7 @@ def _collect(
 ) -> None:
     pieces: dict[int, list[Piece]] = {}  # of the shards that are being read
     with Progress(title, len(visits)) as progress:
-        for message in while_waiting(scan(visits, settings, workers=workers)):
+        for message in while_waiting(scan(visits, settings, workers=workers, tries=TRIES)):
             if isinstance(message, Chunk):
                 rows = message.ok.nonzero()[0]
                 at = torch.from_numpy(rows)
@@ -249,6 +253,10 @@ def _collect(
                 progress.rows(len(message), len(message) - len(rows))
                 continue
             assert isinstance(message, End)
+            if message.again:
+                pieces.pop(message.shard, None)
+                accounts.drop(message.shard)
+                continue
             progress.shard()
             for piece in pieces.pop(message.shard, []) if message.error is None else []:
                 sample.take(message.shard, piece)

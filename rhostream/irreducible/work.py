@@ -90,6 +90,10 @@ class OpenWork:
     def _begun(self, shard: Shard) -> _Rows:
         return _Rows(PartBuilder(self.work.info, self.work.table, shard[1], shard[0]))
 
+    def drop(self, number: int) -> None:
+        """Forget the rows of a shard, which is read anew."""
+        self._rows.pop(number, None)
+
     def ended(self, message: End, shard: Shard) -> tuple[PartBuilder, Outcome]:
         """A shard is over: its rows, which a shard that broke has none of, and what became of it so far."""
         rows, (url, name) = self._rows.pop(message.shard, None) or self._begun(shard), shard

@@ -16,7 +16,7 @@ from typing import Self
 
 from rhostream.irreducible.parts import PartBuilder
 from rhostream.irreducible.work import MADE, OpenWork, Outcome, Shard, Watch
-from rhostream.stream.scan import Chunk, End, scan
+from rhostream.stream.scan import TRIES, Chunk, End, scan
 
 COMMITS = 4  # parts that may wait for their commit in memory
 
@@ -26,13 +26,16 @@ def outcomes(work: OpenWork, shards: Sequence[Shard], workers: int, watch: Watch
 
     Raises what stops a whole job, beside what `Watch.admit` raises: that shard gets no part then.
     """
-    messages = scan(shards, work.work.settings, workers=workers)
+    messages = scan(shards, work.work.settings, workers=workers, tries=TRIES)
     source = _ahead(messages) if work.work.scorer is not None and not workers else messages
     with Commits() as commits, contextlib.closing(source):
         for message in watch.stop.while_waiting(source):
             shard = shards[message.shard]
             if isinstance(message, Chunk):
                 watch.rows(len(message), work.add(message, shard))
+                continue
+            if message.again:
+                work.drop(message.shard)
                 continue
             builder, outcome = work.ended(message, shard)
             if outcome.verdict == MADE:
