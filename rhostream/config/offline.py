@@ -214,6 +214,10 @@ class ComputeILConfig(_TableConfig):
     out: str = setting(help="Where the IL table goes: one Parquet part a shard.", metavar="URL", place=True)
     min_accuracy: float | None = setting(None, help=MIN_ACCURACY, metavar="F")
     device: str | None = setting(None, help="cpu, cuda, cuda:1.", unset="cuda where there is one", command_line=False)
+    threads: int | None = setting(
+        None, help="Threads of the model on a CPU: as many give the same bytes, others the same il to 1e-5 nats.",
+        unset="the cores that the workers leave",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,8 @@ def compute_il(config: ComputeILConfig) -> Summary:
     `keep`: {field of the json: bool | int | float | str} columns to keep. `index` "I/N": only every N-th shard by
     name, from the I-th on (from 0), so that N machines share the work without talking. A bad sample is a row with a
     status, a bad shard is named in `Summary.bad_shards` and the others go on, unless `fail_fast`; what the job bears
-    of both is in `Budget`. `model`: the name of the IL model's code, where that is your own
+    of both is in `Budget`. `threads`: of the model on a CPU; parts are equal to the byte for as many on such a
+    machine, else il to 1e-5 nats. `model`: the name of the IL model's code, where that is your own
     (`package.module:function`). `allow_compressed`: gzip shards are inflated into the spool (a table of those can be
     asked, not streamed from); `accept_missing_eof`: a tar without its end marker counts as whole. A doubtful model,
     and at the end a table whose il leak, are said and stand in `Summary.doubts`; a model worse than `min_accuracy` or
@@ -80,6 +81,8 @@ def scored_into(config: ComputeILConfig, il_dtype: str | None = None) -> Summary
     require_one_source(config)
     budget = Budget(fraction=config.max_bad_fraction, samples=config.max_bad_samples, shards=config.max_bad_shards)
     gate.require_share(config.min_accuracy)
+    if config.threads is not None and config.threads < 1:
+        raise UsageError(f"--threads {config.threads}: expected 1 or more")
     sources, roots, keep = storage.listed(config.shards), checked_roots(config.roots), il.checked_keep(config.keep)
     out = storage.resolve(config.out)
     if config.reference is not None:

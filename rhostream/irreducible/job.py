@@ -92,7 +92,10 @@ class Job:
         target.summary.shards = len(self._mine)
         self._read = Counter[str]()  # samples of all parts so far, by status
         settings = replace(settings, wanted=_Unmade(target.out))
-        self._work = ShardWork(table=target.out, info=target.info, settings=settings, scorer=scorer)
+        number = config.threads if isinstance(config, ComputeILConfig) else None
+        number = spare_cores(config.workers) if number is None else number
+        target.summary.threads = number if scorer is not None else 0
+        self._work = ShardWork(table=target.out, info=target.info, settings=settings, scorer=scorer, threads=number)
 
     def run(self) -> Summary:
         """Make the missing parts."""
@@ -139,9 +142,8 @@ class Job:
 
     def _outcomes(self, missing: list[Shard], watch: Watch) -> Generator[Outcome]:
         """What becomes of each shard, by the engine that was asked for."""
-        workers = self._config.workers
-        with threads(spare_cores(workers)):  # the cores that the workers leave for the model
-            yield from local.outcomes(self._work.open(), missing, workers, watch)
+        with threads(self._work.threads):
+            yield from local.outcomes(self._work.open(), missing, self._config.workers, watch)
 
     def _admit(self, outcome: Outcome) -> None:
         """A part is made, and not yet committed. Raises BudgetError, MismatchError; the shard gets no part then."""
