@@ -13,7 +13,7 @@ import random
 import time
 import warnings
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -30,11 +30,9 @@ from rhostream.errors import (
 )
 from rhostream.irreducible.accounts import Summary, store
 from rhostream.irreducible.asked import named
-from rhostream.irreducible.engines import local
 from rhostream.irreducible.score import Scorer
 from rhostream.irreducible.target import Target
-from rhostream.irreducible.work import PRESENT, Outcome, Shard, ShardWork, Watch
-from rhostream.selection.hardware import spare_cores, threads
+from rhostream.irreducible.work import PRESENT, Engine, Outcome, Shard, ShardWork, Watch
 from rhostream.signals import StopRequest
 from rhostream.storage import redact
 from rhostream.stream.advice import gaps
@@ -77,11 +75,12 @@ class Job:
         settings: ScanSettings,
         budget: Budget,
         config: ComputeILConfig | IndexConfig,
+        engine: Engine,
         scorer: Scorer | None = None,
     ) -> None:
         """`shards`: URLs, patterns, folders."""
         self._started, self._retried = time.monotonic(), storage.retried()
-        self.target, self._budget, self._config = target, budget, config
+        self.target, self._budget, self._config, self._engine = target, budget, config, engine
         index, machines = parse_index(config.index)
         listed = named(shards, target.roots)
         self.urls, self.names = [url for url, _ in listed], [name for _, name in listed]  # of all machines
@@ -92,10 +91,12 @@ class Job:
         target.summary.shards = len(self._mine)
         self._read = Counter[str]()  # samples of all parts so far, by status
         settings = replace(settings, wanted=_Unmade(target.out))
-        number = config.threads if isinstance(config, ComputeILConfig) else None
-        number = spare_cores(config.workers) if number is None else number
-        target.summary.threads = number if scorer is not None else 0
-        self._work = ShardWork(table=target.out, info=target.info, settings=settings, scorer=scorer, threads=number)
+        threads = config.threads if isinstance(config, ComputeILConfig) else None
+        self._work = ShardWork(
+            table=target.out, info=target.info, settings=settings, budget=budget, scorer=scorer,
+            threads=threads or engine.threads,
+        )  # fmt: skip
+        target.summary.threads = self._work.threads if scorer is not None else 0
 
     def run(self) -> Summary:
         """Make the missing parts."""
@@ -134,19 +135,14 @@ class Job:
             random.Random(time.time_ns()).shuffle(missing)
         with Progress(title, len(missing)) as progress:
             watch = Watch(stop=stop, admit=self._admit, rows=progress.rows)
-            with contextlib.closing(self._outcomes(missing, watch)) as outcomes:
+            with contextlib.closing(self._engine.outcomes(self._work, missing, watch)) as outcomes:
                 for outcome in outcomes:
                     self._take(outcome)
                     progress.shard()
         stop.raise_if_asked(f"{summary.made + summary.present:,} of {summary.shards:,} parts are there")
 
-    def _outcomes(self, missing: list[Shard], watch: Watch) -> Generator[Outcome]:
-        """What becomes of each shard, by the engine that was asked for."""
-        with threads(self._work.threads):
-            yield from local.outcomes(self._work.open(), missing, self._config.workers, watch)
-
     def _admit(self, outcome: Outcome) -> None:
-        """A part is made, and not yet committed. Raises BudgetError, MismatchError; the shard gets no part then."""
+        """A part is made, and by the local engine not yet committed. Raises BudgetError, MismatchError."""
         summary, facts, name = self.target.summary, outcome.facts, outcome.name
         assert facts is not None
         summary.advice.add(outcome.advice)

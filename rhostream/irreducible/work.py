@@ -9,13 +9,16 @@ a shard is read and scored, and nothing else: what is borne, counted, said and w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from rhostream.errors import RhostreamError
 from rhostream.irreducible.parts import PartBuilder
+from rhostream.irreducible.sampled import Drawn
 from rhostream.irreducible.score import Scorer
 from rhostream.signals import StopRequest
+from rhostream.stream.budget import Budget
 from rhostream.stream.scan import Chunk, End, ScanSettings
 from rhostream.tables.classes import ClassNames
 from rhostream.tables.il import PartFacts, TableInfo
@@ -53,6 +56,23 @@ class Watch:
     rows: Callable[[int, int], None]  # so many samples were seen, and so many of them bad
 
 
+class Engine(Protocol):
+    """Who makes the parts of shards, and who draws from them."""
+
+    @property
+    def threads(self) -> int:
+        """Of the model, where nobody said how many."""
+
+    def outcomes(self, work: ShardWork, shards: Sequence[Shard], watch: Watch) -> Generator[Outcome]:
+        """What becomes of each shard, in any order; ends early when it is asked to stop. Raises what stops a job."""
+
+    def drawn(
+        self, shards: Sequence[Shard], settings: ScanSettings, rows: Callable[[int, int], None]
+    ) -> Generator[Drawn]:
+        """What each shard gives to a uniform sample of `settings.quota`; `rows` is told of samples, and how many are
+        bad. Raises Interrupted when the job that runs is asked to stop."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardWork:
     """What every shard of a job is read, scored and written by."""
@@ -60,6 +80,7 @@ class ShardWork:
     table: str  # URL, absolute
     info: TableInfo  # as it stands there
     settings: ScanSettings
+    budget: Budget
     scorer: Scorer | None = None  # None: an index
     threads: int = 1  # of the model; the last bits of il depend on their number
 

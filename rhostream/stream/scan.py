@@ -59,17 +59,19 @@ def scan(
     workers: int = 0,
     context: str | None = None,
     tries: int = 1,
+    lowest: Lowest | None = None,
 ) -> Generator[Chunk | End]:
     """Read `shards` ((URL, name) pairs): the chunks of each, then its End. With workers, shards interleave.
 
     A shard that can't be read ends with an End that carries the error. What is odd about shards (`End.notes`) is warned
     of once a kind. Raises UsageError for what no shard can change, WorkerError for a worker that died. With `tries` of
     more than 1 workers are started again instead: an End with `again` says that what a shard has given so far is to be
-    dropped, as it is read anew, and a shard that ended so many workers is one that can't be read.
+    dropped, as it is read anew, and a shard that ended so many workers is one that can't be read. `lowest`: without
+    workers, the numbers of a sample of `settings.quota` that shards before these gave.
     """
     if workers < 0:
         raise UsageError(f"--workers {workers}: expected 0 or more")
-    dataset, said = _Scan(shards, settings, min(workers, len(shards))), set[str]()
+    dataset, said = _Scan(shards, settings, min(workers, len(shards)), lowest), set[str]()
     if not dataset.workers:
         yield from _received(dataset, dataset, said)
         return
@@ -137,8 +139,11 @@ def _as_is(message: Any) -> Any:
 class _Scan(IterableDataset[Chunk | End]):
     """What runs in the workers."""
 
-    def __init__(self, shards: Sequence[tuple[str, str]], settings: ScanSettings, workers: int) -> None:
+    def __init__(
+        self, shards: Sequence[tuple[str, str]], settings: ScanSettings, workers: int, lowest: Lowest | None = None
+    ) -> None:
         self._shards, self._settings, self._carried = list(shards), settings, storage.Carried()
+        self._lowest = lowest
         self.workers, self.left = workers, dict.fromkeys(range(len(shards)))  # numbers of shards without an End
         self.slots: dict[str, Tensor] = slots(
             max(workers, 1) * (PREFETCH + 2), settings.chunk, settings.fields, shared=workers > 0
@@ -182,7 +187,9 @@ class _Scan(IterableDataset[Chunk | End]):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         own, turn, columns, at = PREFETCH + 2, 0, Columns(), self._at[worker].numpy()
-        lowest = None if self._settings.quota is None else Lowest(self._settings.quota)
+        lowest = self._lowest
+        if lowest is None and self._settings.quota is not None:
+            lowest = Lowest(self._settings.quota)
         at[0], left = os.getpid(), [*self.left]
         for visit, number in enumerate(mine := left[worker::workers]):
             at[1] = number

@@ -7,18 +7,62 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Self
 
+from rhostream import storage
 from rhostream.irreducible.parts import PartBuilder
-from rhostream.irreducible.work import MADE, OpenWork, Outcome, Shard, Watch
-from rhostream.stream.scan import TRIES, Chunk, End, scan
+from rhostream.irreducible.sampled import Drawn, drawn_here
+from rhostream.irreducible.work import MADE, OpenWork, Outcome, Shard, ShardWork, Watch
+from rhostream.selection.hardware import spare_cores, threads
+from rhostream.signals import StopRequest
+from rhostream.stream.scan import TRIES, Chunk, End, ScanSettings, scan
 
 COMMITS = 4  # parts that may wait for their commit in memory
+
+
+@dataclass(frozen=True)
+class Local:
+    """This machine, with so many processes that read."""
+
+    workers: int
+
+    @property
+    def threads(self) -> int:
+        """The cores that the workers leave for the model."""
+        return spare_cores(self.workers)
+
+    def outcomes(self, work: ShardWork, shards: Sequence[Shard], watch: Watch) -> Generator[Outcome]:
+        """What becomes of each shard."""
+        with threads(work.threads):
+            yield from outcomes(work.open(), shards, self.workers, watch)
+
+    def drawn(
+        self, shards: Sequence[Shard], settings: ScanSettings, rows: Callable[[int, int], None]
+    ) -> Generator[Drawn]:
+        """What each shard gives to a uniform sample."""
+        return drawn_here(shards, settings, self.workers, rows)
+
+
+def one(work: OpenWork, shard: Shard) -> Outcome:
+    """What becomes of a shard that is read and scored in this process, which does nothing beside it.
+
+    Raises what stops a job: BudgetError too, before there is a part of a shard with too much that is bad.
+    """
+    begun = time.monotonic()
+
+    def admit(outcome: Outcome) -> None:
+        assert outcome.facts is not None
+        work.work.budget.check_shard(outcome.name, outcome.facts.statuses, outcome.first_bad)
+
+    watch = Watch(stop=StopRequest(), admit=admit, rows=lambda samples, bad: None)
+    (outcome,) = outcomes(work, [shard], 0, watch)
+    return replace(outcome, seconds=time.monotonic() - begun, retried=storage.take_retried())
 
 
 def outcomes(work: OpenWork, shards: Sequence[Shard], workers: int, watch: Watch) -> Generator[Outcome]:
