@@ -27,11 +27,11 @@ from rhostream.errors import (
     RhostreamError,
     StaleShardError,
     StorageError,
-    UsageError,
 )
 from rhostream.irreducible.accounts import Summary, store
 from rhostream.irreducible.asked import named
 from rhostream.irreducible.parts import Commits, PartBuilder
+from rhostream.irreducible.share import parse_index
 from rhostream.irreducible.target import Shard, Target
 from rhostream.selection.hardware import spare_cores, threads
 from rhostream.signals import StopRequest
@@ -44,16 +44,6 @@ from rhostream.tables import il
 from rhostream.tables.il import OK, PartFacts
 
 LOG = logging.getLogger("rhostream")
-
-
-def parse_index(text: str | None) -> tuple[int, int]:
-    """ "I/N" as (I, N). Raises UsageError."""
-    if text is None:
-        return 0, 1
-    first, slash, of = text.partition("/")
-    if not (slash and first.isdecimal() and of.isdecimal() and int(first) < int(of)):
-        raise UsageError(f"--index {text!r}: expected I/N with 0 <= I < N, for the I-th of N machines")
-    return int(first), int(of)
 
 
 def _ahead(messages: Iterator[Chunk | End]) -> Generator[Chunk | End]:
@@ -109,10 +99,13 @@ class Job:
     def __post_init__(self) -> None:
         self._started, self._retried = time.monotonic(), storage.retried()
         own, machines = parse_index(self.part_of)
+        self.part_of = self.part_of and f"{own}/{machines}"
         listed = named(self.shards, self.target.roots)
         self.urls, self.names = [url for url, _ in listed], [name for _, name in listed]
         mine = set(sorted(self.names)[own::machines])
         self._mine: list[Shard] = [shard for shard in listed if shard[1] in mine]
+        if self.part_of:
+            LOG.info("job %s: %s of %s shards", self.part_of, f"{len(mine):,}", f"{len(listed):,}")
         self._settings = replace(self.settings, wanted=_Unmade(self.target.out))
         storage.probe_writable(self.target.out)
         self.target.open()
