@@ -26,11 +26,11 @@ from rhostream.errors import (
     RhostreamError,
     StaleShardError,
     StorageError,
-    UsageError,
 )
 from rhostream.irreducible.accounts import Summary, store
 from rhostream.irreducible.asked import named
 from rhostream.irreducible.score import Scorer
+from rhostream.irreducible.share import parse_index
 from rhostream.irreducible.target import Target
 from rhostream.irreducible.work import PRESENT, Engine, Outcome, Shard, ShardWork, Watch
 from rhostream.signals import StopRequest
@@ -43,16 +43,6 @@ from rhostream.tables import il
 from rhostream.tables.il import PartFacts
 
 LOG = logging.getLogger("rhostream")
-
-
-def parse_index(text: str | None) -> tuple[int, int]:
-    """ "I/N" as (I, N). Raises UsageError."""
-    if text is None:
-        return 0, 1
-    first, slash, of = text.partition("/")
-    if not (slash and first.isdecimal() and of.isdecimal() and int(first) < int(of)):
-        raise UsageError(f"--index {text!r}: expected I/N with 0 <= I < N, for the I-th of N machines")
-    return int(first), int(of)
 
 
 @dataclass(frozen=True)
