@@ -129,6 +129,7 @@ def fit(spec: dict[str, Any]) -> dict[str, Any]:
         error = f"{type(exc).__name__}: {exc}"
     if not error:
         trainer.save_checkpoint(folder / "end.ckpt")
+        data.batches.confirm()  # nothing of the Trainer's comes after it
         trainer.validate(module, datamodule=data, verbose=False)
     return {
         "error": error, "steps": trainer.global_step, "epoch": trainer.current_epoch, "losses": module.losses,
