@@ -30,6 +30,7 @@ from rhostream.stream.open import open_stream
 from rhostream.tables.il import Table, part_url, read_part
 from rhostream.training.cascade import OF_BEFORE, make_proxy
 from rhostream.training.live import load_live
+from rhostream.training.parallel import recomputed, sharded
 from rhostream.training.ranks import with_synchronized_norms
 from rhostream.training.settings import Settings
 
@@ -99,9 +100,15 @@ def make_networks(
         network, says = with_synchronized_norms(network, on, not settings.scorers)
         if says and ranks.first and settings.found_rule.score is not None:
             warnings.warn(says, stacklevel=5)
-    # Pixels come as NHWC: channels-last needs no transpose and is the faster layout for convolutions.
-    network.to(on).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    spread = settings.parallel == "fsdp" and not ranks.alone
+    # Pixels come as NHWC: channels-last needs no transpose and is the faster layout for convolutions. FSDP has none.
+    layout = torch.contiguous_format if spread else torch.channels_last
+    network.to(on).to(memory_format=layout)  # type: ignore[call-overload]
     ranks.copy_from_first(network)
+    if settings.activation_checkpointing:
+        network = recomputed(network)
+    if spread:
+        network = sharded(network, on)
     if settings.listed is None or settings.listed.kind == "view":
         return network, None
     if settings.listed.kind in OF_BEFORE:

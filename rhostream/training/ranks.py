@@ -88,7 +88,8 @@ def joined(device: torch.device, timeout: float = TIMEOUT_SECONDS) -> Iterator[R
     try:
         ranks = Ranks(dist.group.WORLD, told.explain)
         try:
-            yield ranks
+            with ranks.waiting():  # in a forward or a backward of sharded weights, whose waiting is torch's own
+                yield ranks
         except BaseException as exc:
             told.write(ranks.rank, exc)
             raise

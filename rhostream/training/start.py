@@ -41,6 +41,7 @@ from rhostream.training.hardware import autocast, threads_of
 from rhostream.training.loop import Trainer
 from rhostream.training.optimizers import Average, make_optimizer, make_schedule
 from rhostream.training.pairs import look_at_pairs
+from rhostream.training.parallel import require_shardable
 from rhostream.training.parts import count_classes, make_live, make_networks, make_selector, open_at
 from rhostream.training.ranks import joined, local_device, require_alike
 from rhostream.training.settings import Settings
@@ -131,6 +132,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     turn.changing += changing
     stream, info = loader.stream, loader.stream.table.info
     settings.require_fitting(stream.preprocess)
+    require_shardable(settings, stream.preprocess, ranks)
     classes = None
     if stream.preprocess.target is None:
         classes = settings.classes or info.classes or count_classes(stream.table)
@@ -148,6 +150,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
                 "tests": len(tests),
                 "eval_every": settings.eval_every,
                 "checkpoint_every": settings.checkpoint_every,
+                "parallel": settings.parallel,
                 "changing": turn.changing,
                 **denied_samples(stream),
             }
