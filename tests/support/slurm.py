@@ -27,7 +27,7 @@ from tests.support.ranks import free_port
 T = TypeVar("T")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue", "sinfo")
 CPUS = 4  # more than this machine may have: tasks of tests wait more than they compute
-SECONDS = 120.0
+SECONDS = 240.0
 CONFIG = """ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
