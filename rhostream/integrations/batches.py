@@ -153,6 +153,12 @@ class Batches:
         """Of the pieces at hand nothing was learned, whatever the optimizer did."""
         self._applied = False
 
+    def evaluated(self, **means: Any) -> None:
+        """Enter an evaluation into the steps table, as `Run.evaluated` takes it, at the update at hand; one that a
+        trainer makes behind the checkpoint of that update isn't entered."""
+        if self._kept is not None:
+            self.run.evaluated(**means)
+
     def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """The optimizer made an update; one that looks at a GradScaler's word by itself perhaps didn't."""
         refused = getattr(optimizer, "found_inf", None)
