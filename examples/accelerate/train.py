@@ -36,7 +36,7 @@ def pictures(folder: str, epochs: int = 1) -> wds.WebDataset:
     """(x, label) in the order of the shards, x float32 (1, H, W)."""
     shards = sorted(glob.glob(f"{folder}/*.tar"))
     data = wds.WebDataset(shards, shardshuffle=False, nodesplitter=None).decode("torchl").to_tuple("png", "cls")
-    return data.map_tuple(lambda x: (x - 0.5) / 0.5, int).repeat(nepochs=epochs)
+    return data.map_tuple(lambda x: (x[None] - 0.5) / 0.5, int).repeat(nepochs=epochs)
 
 
 def network(name: str, classes: int) -> nn.Module:

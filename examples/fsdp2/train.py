@@ -43,7 +43,8 @@ def pictures(folder: str, epochs: int = 1) -> wds.WebDataset:
     """(x, label) in the order of the shards, of this rank's shards; x float32 (1, H, W)."""
     shards = sorted(glob.glob(f"{folder}/*.tar"))
     data = wds.WebDataset(shards, shardshuffle=False, nodesplitter=wds.split_by_node, empty_check=False)
-    return data.decode("torchl").to_tuple("png", "cls").map_tuple(lambda x: (x - 0.5) / 0.5, int).repeat(nepochs=epochs)
+    data = data.decode("torchl").to_tuple("png", "cls").map_tuple(lambda x: (x[None] - 0.5) / 0.5, int)
+    return data.repeat(nepochs=epochs)
 
 
 class Block(nn.Module):
@@ -108,7 +109,7 @@ def main() -> None:
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 20, gamma=0.9)
     alone = wds.WebDataset(sorted(glob.glob(f"{args.test}/*.tar")), shardshuffle=False, nodesplitter=None)
     rows = list(alone.decode("torchl").to_tuple("png", "cls"))
-    x, label = torch.stack([x for x, _ in rows]), torch.tensor([int(label) for _, label in rows])
+    x, label = torch.stack([x[None] for x, _ in rows]), torch.tensor([int(label) for _, label in rows])
     test = [(((x - 0.5) / 0.5).to(device), label.to(device))]
     train = DataLoader(pictures(args.shards, args.epochs), batch_size=n_b // dist.get_world_size(), drop_last=True)
     parts: dict[str, Any] = {"app": AppState(model, optimizer, scheduler)}
