@@ -23,12 +23,13 @@ STEPS = 1500
 
 
 class Node:
-    """A torchrun of one rank, as on a machine of its own."""
+    """A torchrun of one rank, as on a machine of its own; `host`: where they all meet, which stays."""
 
-    def __init__(self, port: int, options: list[str], output: Path) -> None:
+    def __init__(self, port: int, options: list[str], output: Path, *, host: bool) -> None:
+        meeting = ["--rdzv-backend", "c10d", "--rdzv-id", "elastic", "--rdzv-endpoint", f"127.0.0.1:{port}",
+                   "--rdzv-conf", f"last_call_timeout=3,is_host={str(host).lower()}"]  # fmt: skip
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1",
-                    "--max-restarts", "5", "--rdzv-backend", "c10d", "--rdzv-id", "elastic", "--rdzv-endpoint",
-                    f"127.0.0.1:{port}", "--rdzv-conf", "last_call_timeout=3", "--no-python", "--"]  # fmt: skip
+                    "--max-restarts", "5", *meeting, "--no-python", "--"]  # fmt: skip
         command = [*launcher, str(Path(sys.executable).parent / "rhostream"), "train", *options]
         self._output = output.open("w")
         self._agent = subprocess.Popen(
@@ -90,7 +91,7 @@ def test_a_dead_rank_a_node_less_and_a_node_more_leave_the_ledger_of_a_run_witho
                "--threads", "1", "--parallel", parallel]  # fmt: skip
 
     def started() -> Node:
-        nodes.append(Node(port, options, tmp_path / f"node-{len(nodes)}.txt"))
+        nodes.append(Node(port, options, tmp_path / f"node-{len(nodes)}.txt", host=not nodes))
         return nodes[-1]
 
     def goes_on(after: int, size: int) -> int:
