@@ -118,6 +118,12 @@ class MachineSettings:
         pinned_as=("decoder",),
         fixed=CANDIDATES,
     )
+    scorers: int = setting(
+        0,
+        help="So many of the ranks, the last ones, read and score the next buffer while the others train.",
+        heading=MACHINE,
+        free=HARDWARE,
+    )
     rank_timeout: float = setting(
         600.0, help="Seconds that a rank waits for the others before it stops.", heading=MACHINE, free=HARDWARE
     )

@@ -132,6 +132,11 @@ class Ranks:
                 return [rank for rank, key in enumerate(keys) if not store.check([key])]
         return []
 
+    def part(self, ranks: Sequence[int]) -> Ranks | None:
+        """Some of the ranks, seen from this one; None where it isn't among them."""
+        group = dist.new_group([*ranks] if self.group is None else [dist.get_global_rank(self.group, r) for r in ranks])
+        return Ranks(group, self._explain) if self.rank in ranks else None
+
     # What the device holds.
 
     def exchange(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
@@ -194,16 +199,29 @@ class Ranks:
 
     def copy_from_first(self, model: nn.Module) -> None:
         """Every rank begins with rank 0's weights and buffers."""
-        if self.alone:
-            return
-        with torch.no_grad():
-            for tensor in model.state_dict().values():
-                sent = tensor.contiguous()
+        if not self.alone:
+            with torch.no_grad():
+                self.send_from_first(list(model.state_dict().values()))()
+
+    def send_from_first(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
+        """Rank 0's tensors are on their way to the others while all do something else; what is returned waits for
+        them, and the others' tensors then hold them."""
+        flying = []
+        for bucket in _buckets(tensors):
+            flat = torch.cat([t.reshape(-1) for t in bucket])
+            first = 0 if self.group is None else dist.get_global_rank(self.group, 0)
+            with self.waiting():
+                flying.append((dist.broadcast(flat, first, self.group, async_op=True), flat, bucket))
+
+        def finish() -> None:
+            for work, flat, bucket in flying:
                 with self.waiting():
-                    dist.broadcast(
-                        sent, 0 if self.group is None else dist.get_global_rank(self.group, 0), group=self.group
-                    )
-                tensor.copy_(sent)
+                    work.wait()
+                if not self.first:
+                    for tensor, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
+                        tensor.copy_(part.view(tensor.shape))
+
+        return finish
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
