@@ -155,7 +155,10 @@ class _TableConfig(_OfflineConfig):
         joined=True,
     )
     index: str | None = setting(
-        None, help="Do every N-th shard by name, from the I-th on: one of N machines, I from 0.", metavar="I/N"
+        None,
+        help="Do every N-th shard by name, from the I-th on: one of N machines, I from 0; auto: as a Slurm array, an "
+        "indexed Job of Kubernetes or SkyPilot numbers this job (docs/clusters.md). Budgets are each job's own.",
+        metavar="I/N|auto",
     )
     table: str | None = setting(
         None,

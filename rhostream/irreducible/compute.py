@@ -27,9 +27,10 @@ from rhostream.irreducible.asked import named
 from rhostream.irreducible.banks import require_vectors_fit
 from rhostream.irreducible.decoded import label_of, require_one_kind
 from rhostream.irreducible.engines.chosen import device_here, engine_of
-from rhostream.irreducible.job import Job, parse_index
+from rhostream.irreducible.job import Job
 from rhostream.irreducible.referenced import examine, of_reference, require_one_source
 from rhostream.irreducible.score import Scorer
+from rhostream.irreducible.share import parse_index
 from rhostream.irreducible.target import Target
 from rhostream.irreducible.work import Engine
 from rhostream.samples import registry
@@ -55,9 +56,10 @@ def compute_il(config: ComputeILConfig) -> Summary:
     """Write the irreducible loss of every sample of `shards` into the table `out`, one part a shard.
 
     `keep`: {field of the json: bool | int | float | str} columns to keep. `index` "I/N": only every N-th shard by
-    name, from the I-th on (from 0), so that N machines share the work without talking. A bad sample is a row with a
-    status, a bad shard is named in `Summary.bad_shards` and the others go on, unless `fail_fast`; what the job bears
-    of both is in `Budget`. `threads`: of the model on a CPU; parts are equal to the byte for as many on such a
+    name, from the I-th on (from 0), so that N machines share the work without talking; "auto": as the Slurm array,
+    indexed Job of Kubernetes or SkyPilot numbers this job. A bad sample is a row with a status, a bad shard is named in
+    `Summary.bad_shards` and the others go on, unless `fail_fast`; what a job bears of both is in `Budget`, and each of
+    N has one of its own. `threads`: of the model on a CPU; parts are equal to the byte for as many on such a
     machine, else il to 1e-5 nats. `model`: the name of the IL model's code, where that is your own
     (`package.module:function`). `allow_compressed`: gzip shards are inflated into the spool (a table of those can be
     asked, not streamed from); `accept_missing_eof`: a tar without its end marker counts as whole. A doubtful model,
@@ -156,7 +158,8 @@ def _require_loss(info: ModelInfo, config: ComputeILConfig) -> None:
 
 
 def _require_scoring(config: ComputeILConfig | IndexConfig) -> None:
-    """Raise UsageError for a config whose rows are to be copied."""
+    """Raise UsageError for a config whose rows are to be copied, and for an --index that names no job."""
+    parse_index(config.index)
     if config.table is not None:
         raise UsageError(
             f"table {redact(config.table)} is one whose rows are copied: keep_fields(shards, table, out, "

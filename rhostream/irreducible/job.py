@@ -26,11 +26,11 @@ from rhostream.errors import (
     RhostreamError,
     StaleShardError,
     StorageError,
-    UsageError,
 )
 from rhostream.irreducible.accounts import Summary, store
 from rhostream.irreducible.asked import named
 from rhostream.irreducible.score import Scorer
+from rhostream.irreducible.share import parse_index
 from rhostream.irreducible.target import Target
 from rhostream.irreducible.work import PRESENT, Engine, Outcome, Shard, ShardWork, Watch
 from rhostream.signals import StopRequest
@@ -43,16 +43,6 @@ from rhostream.tables import il
 from rhostream.tables.il import PartFacts
 
 LOG = logging.getLogger("rhostream")
-
-
-def parse_index(text: str | None) -> tuple[int, int]:
-    """ "I/N" as (I, N). Raises UsageError."""
-    if text is None:
-        return 0, 1
-    first, slash, of = text.partition("/")
-    if not (slash and first.isdecimal() and of.isdecimal() and int(first) < int(of)):
-        raise UsageError(f"--index {text!r}: expected I/N with 0 <= I < N, for the I-th of N machines")
-    return int(first), int(of)
 
 
 @dataclass(frozen=True)
@@ -82,10 +72,13 @@ class Job:
         self._started, self._retried = time.monotonic(), storage.retried()
         self.target, self._budget, self._config, self._engine = target, budget, config, engine
         index, machines = parse_index(config.index)
+        self._part_of = config.index and f"{index}/{machines}"
         listed = named(shards, target.roots)
         self.urls, self.names = [url for url, _ in listed], [name for _, name in listed]  # of all machines
         mine = set(sorted(self.names)[index::machines])
         self._mine: list[Shard] = [shard for shard in listed if shard[1] in mine]
+        if self._part_of:
+            LOG.info("job %s: %s of %s shards", self._part_of, f"{len(mine):,}", f"{len(listed):,}")
         storage.probe_writable(target.out)
         target.open()
         target.summary.shards = len(self._mine)
@@ -115,13 +108,12 @@ class Job:
         summary.require_laws()
         if target.examine is not None:
             summary.doubts += target.examine(target.out, [name for _, name in self._mine], summary.quarantined)
-        part_of = self._config.index
-        if not summary.present and part_of is None and self._work.settings.needs_labels:  # all labels were read
+        if not summary.present and self._part_of is None and self._work.settings.needs_labels:  # all labels were read
             summary.doubts += gaps(summary.labels, target.info.class_names)
         summary.doubts += summary.advice.sentences
         for doubt in summary.doubts:
             LOG.warning("%s: %s", redact(target.out), doubt)
-        store(target.out, title, part_of, summary)
+        store(target.out, title, self._part_of, summary)
         LOG.info("%s: %s", title, summary.says())
         if summary.useless:
             LOG.error("%s: %s", redact(target.out), summary.says_useless())
