@@ -108,6 +108,7 @@ class Batches:
             if (kept := next(self._batches, None)) is None:
                 return
             if kept.total < self._least:
+                self._newest = None
                 self.run.step(None, applied=False)
             else:
                 self._kept, self._pieces, self._applied, self._loss = kept, 0, not self._watched, None
@@ -169,6 +170,7 @@ class Batches:
         kept, self._kept = self._kept, None
         if kept is None:
             return
+        self._newest = None
         mean = None
         if self._loss is not None:
             mean = torch.as_tensor(self._loss, dtype=torch.float64)
