@@ -371,8 +371,9 @@ def test_two_ranks_keep_what_one_keeps_and_go_on(world: Path, place: Path) -> No
 def test_the_example_trains_with_and_without_its_patch(world: Path, place: Path) -> None:
     folder = place / "example"
     shutil.copytree(EXAMPLE, folder)
-    for name in ("shards", "test", "il"):
+    for name in ("shards", "test"):
         (folder / name).symlink_to(world / name)
+    rhostream.compute_il([str(folder / "shards")], str(world / "il-model"), str(folder / "il"))
     (folder / "model").mkdir()
     config = {"model_type": "resnet", "num_channels": 3, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
     names = {"id2label": {str(n): str(n) for n in range(4)}, "label2id": {str(n): n for n in range(4)}}
