@@ -75,7 +75,8 @@ def script(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Script:
 
     def run(out: Path, *more: str, before: tuple[str, str, int] | None = None, **variables: Any) -> str:
         arguments = [path] if before is None else ["-c", scripts.KILLED_BEFORE, path, *map(str, before)]
-        return scripts.run(sys.executable, [*arguments, *OPTIONS, "--out", str(out), *more], world, **variables)
+        words = [*arguments, *OPTIONS, "--out", str(out), *more]
+        return scripts.run(sys.executable, words, world, launched=True, **variables)
 
     return run
 
