@@ -1,7 +1,7 @@
 """Dealt rows against rows that stay where they were read: rows, and the gradient step, of the rank that has the most.
 
 One process trains with the rule `rho`, and its log says which rows of each buffer were kept; a rank reads a contiguous
-slice of every buffer, so the log of one rank tells how many each of 4 or 8 would hold. A step ends with its slowest rank:
+slice of every buffer, so the log of one tells how many each of 4 or 8 would hold. A step ends with its slowest rank:
 the time of a gradient step is measured at the rows of the fullest rank and at n_b / ranks, in turns, alone on the
 machine. Nothing is sent: what dealing costs, an all-to-all of the kept rows' bytes, comes as bytes.
 """
