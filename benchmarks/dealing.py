@@ -28,7 +28,7 @@ from rhostream.tables import selections
 from tests.support.shards import make_shards
 
 BUFFER, SIZES, RANKS, PIXELS = 320, (32, 128), (4, 8), 32
-MODEL, STEPS, TIMED = "resnet18-small", 60, 12
+MODEL, STEPS, TIMED = "small-cnn", 60, 12
 
 
 def run(pairs: int) -> list[Figure]:
