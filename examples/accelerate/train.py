@@ -36,16 +36,15 @@ def pictures(folder: str, epochs: int = 1) -> wds.WebDataset:
     """(x, label) in the order of the shards, x float32 (1, H, W)."""
     shards = sorted(glob.glob(f"{folder}/*.tar"))
     data = wds.WebDataset(shards, shardshuffle=False, nodesplitter=None).decode("torchl").to_tuple("png", "cls")
-    return data.map_tuple(lambda x: (x - 0.5) / 0.5, int).repeat(nepochs=epochs)
+    return data.map_tuple(lambda x: (x[None] - 0.5) / 0.5, int).repeat(nepochs=epochs)
 
 
 def network(name: str, classes: int) -> nn.Module:
     if name == "mlp":
         return nn.Sequential(nn.Flatten(), nn.LazyLinear(64), nn.ReLU(), nn.Linear(64, classes))
     layers = [nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16)]
-    return nn.Sequential(
-        *layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(16, classes)
-    )
+    head = [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(16, classes)]
+    return nn.Sequential(*layers, *head)
 
 
 def accuracy(accelerator: Accelerator, model: nn.Module, test: DataLoader) -> float:
@@ -92,7 +91,8 @@ def main() -> None:
         accelerator.load_state(saved[-1])
         step = int(saved[-1].rpartition("_")[2])
         train = accelerator.skip_first_batches(train, step)
-    for step, (x, label) in enumerate(train, step + 1):
+    for x, label in train:
+        step += 1
         with accelerator.accumulate(model):
             loss = cross_entropy(model(x), label)
             accelerator.backward(loss)

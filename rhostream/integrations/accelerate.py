@@ -1,4 +1,4 @@
-"""A run in the loop of Hugging Face Accelerate, in whose checkpoints it lies: `accelerator.save_state` and `load_state`.
+"""A run in the loop of Hugging Face Accelerate, saved and loaded by its `save_state` and `load_state`.
 
     run = AcceleratedRun(accelerator, "runs/rho", stream, selector)       behind accelerator.prepare(model, optimizer)
     for kept in run:
