@@ -19,6 +19,7 @@ from rhostream.runs.attempt import Attempt
 from rhostream.runs.step import Step, Totals
 from rhostream.selection.selector import NONFINITE_BUFFERS
 from rhostream.stream.dataset import CandidateStream
+from rhostream.tables.steps import RECALL
 
 Metrics = Callable[[dict[str, Any]], None]
 
@@ -121,6 +122,7 @@ class Book:
             "effective_classes": totals.balance.kept if trained else None,
             "effective_classes_uniform": totals.balance.uniform if trained else None,
             "learning_rate": step.learning_rate,
+            RECALL: selection.recall,
             "forward_units": step.units,
             **{f"seconds_{phase}": step.seconds.get(phase, 0.0) for phase in ("wait", "score", "train", "log")},
             **(step.evaluation.columns() if step.evaluation else {}),
@@ -130,11 +132,11 @@ class Book:
             self._metrics(row)
 
     def _mean(self, step: Step, loss_b: np.ndarray[Any, Any] | None) -> float | None:
-        """The mean loss of what was kept; NaN where no step was made of it."""
+        """The mean loss of what was kept; NaN where no step was made of it, None where the loop says nothing of it."""
+        if step.mean is not None and (loss_b is None or not math.isfinite(float(step.mean))):
+            return float(step.mean)
         if loss_b is None:
             return None
-        if step.mean is not None and not math.isfinite(mean := float(step.mean)):
-            return mean
         with np.errstate(over="ignore", invalid="ignore"):  # an infinite mean is what is looked for
             if self._run.ranks.alone and step.selection.factors is None:
                 return float(loss_b.mean(dtype=np.float32)) if len(loss_b) else None
@@ -156,12 +158,12 @@ class Book:
                 f"the training loss of {self._dead} batches in a row, or its gradient, is NaN or "
                 f"infinite (step {step.number}); lower --lr, or use float32 or bfloat16"
             )
-        assert loss_b is not None
         selection, ranks = step.selection, self._run.ranks
         assert selection.place is not None
         start = step.candidates.slice_of(ranks.rank, ranks.size).first
         # What this rank read may have been another's to train on.
-        told = ranks.gather_json(selection.place[~np.isfinite(loss_b)].tolist())
+        broken = [] if loss_b is None else selection.place[~np.isfinite(loss_b)].tolist()
+        told = ranks.gather_json(broken)
         everywhere = {place for one in told for place in one}
         whole = not everywhere
         selection.kept[selection.rows] = False

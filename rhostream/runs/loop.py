@@ -7,6 +7,7 @@ weights saw (DESIGN: the run).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -120,7 +121,9 @@ class Loop:
         self._hand.clock = Clock(self.attempt.cost.seconds)
         silent = not self.ranks.first or self.last_step is None
         progress = StepProgress(self._job, self.last_step or 0, self.steps, silent=silent)
-        with at_work(self.attempt.process), self.attempt.beginning(), self._stop as stop, progress:
+        # Signals are for who commits: another trainer's checkpoint has its own ways with them.
+        listening = self._stop if self.objects else contextlib.nullcontext(self._stop)
+        with at_work(self.attempt.process), self.attempt.beginning(), listening as stop, progress:
             yield from self._batches(stop, progress)
             self._over = True
 
@@ -171,7 +174,7 @@ class Loop:
         """Record the batch at hand: once for each, after the optimizer's step and before the scheduler's.
 
         `loss_b`: its losses (n,), one for each kept sample, in nats where the loss is; they stay on the device. None
-        where the loop has no loss of each: the step's `loss_kept` is null then, and weights alone are looked at.
+        where the loop has no loss of each: the step's `loss_kept` is then `mean`, or null.
         `applied=False`: the update was left out, by GradScaler or a guard, so the ledger must not call its samples
         trained on (reason `unapplied`, or `nonfinite`); a tensor is looked at once it has come to the host. `mean`: the
         batch's mean over all ranks, where the loop knows it. Raises UsageError for a second call, losses of another
