@@ -26,6 +26,7 @@ BENCHMARKS = (
     "audit",
     "commits",
     "memory",
+    "remote",
     "accuracy",
 )
 
