@@ -231,8 +231,8 @@ class Join:
     def _part(self, shard: int) -> il.Part:
         part, sources = self._parts.pop(shard, None), self._settings.sources
         if part is None:
-            part = il.read_part(
-                il.part_url(self._table.url, self._table.names[shard]),
+            part = self._table.read_part(
+                shard,
                 members=self._settings.members,
                 with_fold=self._settings.with_fold,
                 tokens=self._settings.tokens > 0,
