@@ -1,22 +1,25 @@
-"""Google Cloud Storage through gcsfs: its credentials, session and endpoint; the requests of the JSON API are our own.
+"""Google Cloud Storage: credentials, options and endpoint are those of gcsfs, requests of the JSON API our own.
 
 gcsfs retries by itself for minutes and hides Retry-After, so its request method is not used.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import io
+import weakref
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
+from aiohttp import ClientSession, ClientTimeout
 from gcsfs.core import GCSFileSystem
 
 from rhostream.storage.faults import StatusError, VersionError
-from rhostream.storage.retry import only_once
+from rhostream.storage.private import only_once
 from rhostream.storage.settings import Retry
 from rhostream.storage.store import Entry, Found, Identity, Span, byte_range
 from rhostream.storage.web import Answer, answered
@@ -26,21 +29,30 @@ class GCS:
     """One client a process."""
 
     def __init__(self, options: Mapping[str, Any], retry: Retry) -> None:
-        from aiohttp import ClientTimeout
-
         self._fs = GCSFileSystem(**{"use_listings_cache": False, **options, "skip_instance_cache": True})
         self._timeout = ClientTimeout(total=None, sock_connect=retry.connect, sock_read=retry.socket)
+        self._session: ClientSession | None = None
+
+    def _http(self) -> ClientSession:
+        """A session of our own, on the loop that runs; closed when this store is let go."""
+        if self._session is None:
+            self._session = ClientSession(**self._fs.session_kwargs)
+            only_once(self._session)
+            weakref.finalize(self, GCSFileSystem.close_session, asyncio.get_running_loop(), self._session)
+        return self._session
 
     @contextlib.asynccontextmanager
     async def _request(
         self, method: str, url: str, headers: Mapping[str, str] | None = None, **asks: Any
     ) -> AsyncIterator[Any]:
-        await self._fs._set_session()
-        only_once(self._fs.session)
-        params = self._fs._get_params(asks.pop("params", {}))
+        params = {name: value for name, value in asks.pop("params", {}).items() if value is not None}
+        if payer := self._fs.requester_pays:
+            params["userProject"] = payer if isinstance(payer, str) else self._fs.project
+        sent = dict(headers or {})
+        # It may ask for a new token and wait for it: not on the loop, where every other transfer would wait as well.
+        await asyncio.to_thread(self._fs.credentials.apply, sent)
         # The path is quoted already, and a key may hold what a URL library would take for its own.
-        sent = self._fs._get_headers(headers)
-        async with self._fs.session.request(
+        async with self._http().request(
             method, _encoded(url), params=params, headers=sent, timeout=self._timeout, **asks
         ) as response:
             await answered(response, _code)
@@ -70,7 +82,7 @@ class GCS:
     async def put(self, path: str, data: bytes, once: str) -> None:
         bucket, _, key = path.partition("/")
         params = {"uploadType": "media", "name": key, "ifGenerationMatch": "0" if once else None}
-        url = f"{self._fs._location}/upload/storage/v1/b/{quote(bucket, safe='')}/o"
+        url = f"{self._fs.base.removesuffix('storage/v1/')}upload/storage/v1/b/{quote(bucket, safe='')}/o"
         headers = {"Content-Type": "application/octet-stream"}
         async with self._request("POST", url, headers, params=params, data=io.BytesIO(data)) as response:
             await response.read()

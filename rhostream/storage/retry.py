@@ -114,15 +114,6 @@ async def asked(awaitable: Awaitable[T], patience: Retry, payload: int = 0) -> T
         return await awaitable
 
 
-def only_once(session: Any) -> None:
-    """Keep an aiohttp session from sending a request again by itself when a connection that it had kept open breaks.
-
-    Else a PUT may be made twice, and nobody has counted it. No harm where it has no such switch.
-    """
-    if hasattr(session, "_retry_connection"):
-        session._retry_connection = False
-
-
 async def transfer(
     url: str,
     store: Store,

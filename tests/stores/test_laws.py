@@ -241,3 +241,19 @@ def test_a_gcs_that_ignores_the_condition_is_said_so(gcs_server: Server) -> None
         assert report.usable and not report.create_only
     finally:
         storage.configure("gs", None)
+
+
+@pytest.mark.parametrize(("payer", "billed"), [(True, "tests"), ("another", "another")])
+def test_a_gcs_is_told_who_pays(gcs_server: Server, gcs_proxy: GenerationProxy, payer: object, billed: str) -> None:
+    options = {**gcs_server.options, "endpoint_url": f"http://127.0.0.1:{gcs_proxy.port}", "requester_pays": payer}
+    storage.configure("gs", options)
+    gcs_proxy.calm()
+    url = f"gs://{BUCKET}/{uuid.uuid4().hex}/x"
+    try:
+        storage.create(url, b"x")
+        assert storage.read_bytes(url) == b"x" and storage.list_files(url.removesuffix("/x"), "") == [url]
+        storage.delete(url)
+        asked = [request.target for request in gcs_proxy.seen]
+        assert len(asked) == 4 and all(f"userProject={billed}" in target for target in asked)
+    finally:
+        storage.configure("gs", None)

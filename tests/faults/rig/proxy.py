@@ -23,7 +23,8 @@ from urllib.parse import parse_qs, quote
 
 ERRORS = {  # fault -> status, code in the XML
     "500": (500, "InternalError"), "502": (502, ""), "503": (503, "SlowDown"), "429": (429, "TooManyRequests"),
-    "403": (403, "AccessDenied"), "expired": (400, "ExpiredToken"), "skew": (403, "RequestTimeTooSkewed"),
+    "403": (403, "AccessDenied"), "expired": (400, "ExpiredToken"), "expired_403": (403, "ExpiredToken"),
+    "skew": (403, "RequestTimeTooSkewed"),
     "404": (404, "NoSuchKey"), "409": (409, "ConditionalRequestConflict"), "412": (412, "PreconditionFailed"),
 }  # fmt: skip
 ON_BODIES = ("cut", "short", "flip", "slow", "hang_body")  # of answers that have one; else they are a reset
@@ -57,6 +58,8 @@ class Rule:
 
     def meets(self, request: Request) -> bool:
         if self.times <= 0 or (self.method and request.method != self.method) or self.path not in request.target:
+            return False
+        if self.settings.get("signed_by", "") not in request.headers.get("authorization", ""):
             return False
         if self.skip:
             self.skip -= 1
@@ -94,7 +97,7 @@ class Proxy:
         """The next `times` requests of that method whose target holds `path`, after the first `skip` of them.
 
         Settings: retry_after (seconds, for errors), rate (bytes a second, for slow), hook (called before the request
-        is passed on, for "hook").
+        is passed on, for "hook"), signed_by (only requests that were signed with that key).
         """
         self._rules.append(Rule(fault, method, path, times, skip, settings))
 
