@@ -30,11 +30,13 @@ from rhostream.storage.reading import (
     sha256_of,
 )
 from rhostream.storage.settings import SPOOL_BYTES, Carried, Retry, configure, configure_retry, configure_spool
+from rhostream.storage.spool import PROOFS
 from rhostream.storage.spool import folder as spool_folder
 from rhostream.storage.store import Identity
 
 __all__ = [
     "EXTRA_OF",
+    "PROOFS",
     "SCHEMES",
     "SPOOL_BYTES",
     "Carried",

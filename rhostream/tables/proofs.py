@@ -19,7 +19,6 @@ from rhostream.errors import NotFoundError, RhostreamError, TableError, UsageErr
 from rhostream.storage import Identity
 
 REMOTE_THREADS = 16
-FILE = "proved"  # in the spool's folder: a line a version, "<sha256 of what it is> <sha256 of its bytes>"
 
 Segment = Mapping[str, Any]
 Proved = tuple[str, Identity | None]  # URL, and of a store the version that was proved
@@ -89,9 +88,10 @@ def _prove(run: str, segment: Segment, versions: Mapping[str, Identity], memory:
 
 
 def _file() -> Path | None:
-    """Where proofs are remembered; None where this user has no folder of their own for it."""
+    """Where proofs are remembered, a line a version: "<sha256 of what it is> <sha256 of its bytes>"; None where this
+    user has no folder of their own for it."""
     try:
-        return storage.spool_folder() / FILE
+        return storage.spool_folder() / storage.PROOFS
     except (UsageError, OSError):
         return None
 
