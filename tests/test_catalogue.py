@@ -109,6 +109,18 @@ def test_a_part_that_was_replaced_removed_or_added_is_asked_itself(table: str, m
     assert seen == [touched]
 
 
+def test_a_row_that_no_part_could_have_is_left_out_and_told_by_verify(
+    table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = asked(table, monkeypatch)
+    for column, value in (("samples", -1), ("shard", None), ("class_names", [(-5, "minus")])):
+        lie(table, column, value)
+        seen.clear()
+        assert il.open_table(table, list(shard_urls(PARTS))).counts.tolist() == [ROWS] * PARTS
+        assert seen == [il.part_url(table, "train/000000.tar")] and "they don't" in verify(table)["problems"][0]
+        assert repair(table)["problems"] == []
+
+
 @pytest.mark.parametrize("column, value", [("samples", ROWS + 1), ("class_names", [(1, "two")])])
 def test_a_forged_catalogue_is_seen_before_a_row_reaches_a_buffer_and_verify_mends_it(
     table: str, column: str, value: object

@@ -27,7 +27,7 @@ def catalogue_findings(table: str, info: il.TableInfo, sound: Mapping[str, il.Pa
             wrong = _wrong(catalogue, urls, sound)
         except NotFoundError:
             continue  # removed meanwhile
-        except (TableError, ValueError) as exc:
+        except TableError as exc:
             findings.append(Finding(CATALOGUE, "", url, f"{storage.redact(url)} can't be used: {exc}"))
             continue
         if wrong:
@@ -47,6 +47,6 @@ def _wrong(catalogue: il.Catalogue, urls: Mapping[str, str], sound: Mapping[str,
     for start in range(0, len(listed), _SLICE):
         some = listed[start : start + _SLICE]
         for url, facts in zip(some, catalogue.facts(some), strict=True):
-            if facts is not None and facts != sound[urls[url]]:
+            if catalogue.covers(url) and facts != sound[urls[url]]:
                 wrong.append(urls[url])
     return wrong

@@ -77,16 +77,19 @@ class Catalogue:
         return file_below(self.table, url) in self.numbers
 
     def facts(self, urls: Sequence[str]) -> list[PartFacts | None]:
-        """The facts of parts, None of those that it doesn't cover. Raises ValueError for a forged row."""
+        """The facts of parts, None of those that it doesn't cover and of rows that no part could have."""
         at = [self.numbers.get(file_below(self.table, url)) for url in urls]
         rows = iter(self.rows.take([number for number in at if number is not None]).to_pylist())
         return [None if number is None else _facts(next(rows)) for number in at]
 
 
-def _facts(row: dict[str, Any]) -> PartFacts:
-    return foreign.checked_facts(
-        PartFacts(**{name: dict(row[name] or ()) if name in _MAPS else row[name] for name in _FACTS})
-    )
+def _facts(row: dict[str, Any]) -> PartFacts | None:
+    try:
+        return foreign.checked_facts(
+            PartFacts(**{name: dict(row[name] or ()) if name in _MAPS else row[name] for name in _FACTS})
+        )
+    except ValueError:
+        return None
 
 
 def catalogues(table: str) -> list[str]:
@@ -105,7 +108,7 @@ def find_catalogue(table: str, info: TableInfo, wanted: int | None = None) -> Ca
             return None
         try:
             return open_catalogue(table, info, url)
-        except (TableError, ValueError) as exc:
+        except TableError as exc:
             LOG.warning("%s isn't used (%s): the parts are asked; %s", storage.redact(url), exc, _MEND)
         except NotFoundError:
             continue  # a repair removed it
@@ -121,13 +124,14 @@ def _parts_of(url: str) -> int:
 
 
 def open_catalogue(table: str, info: TableInfo, url: str) -> Catalogue:
-    """One catalogue, held against a listing. Raises NotFoundError, and TableError, ValueError for a damaged one."""
+    """One catalogue, held against a listing. Raises NotFoundError, TableError for a damaged one."""
     rows, record = parquet.read(url)
-    if record.get("artifact") != FOLDER or rows.schema.names != SCHEMA.names or int(record["version"]) > VERSION:
+    known = record.get("artifact") == FOLDER and record.get("version") == VERSION
+    if not known or not rows.schema.remove_metadata().equals(SCHEMA):
         raise TableError(f"{storage.redact(url)} is no catalogue that this version understands")
     if record.get("fingerprint") != info.fingerprint:
         raise TableError(f"{storage.redact(url)} is of a table of another making")
-    rows, parts = rows.cast(SCHEMA).combine_chunks(), listed_parts(table)
+    rows, parts = rows.combine_chunks(), listed_parts(table)
     same = pa.array(
         parts.get(file) == Identity(size, tag)
         for file, size, tag in zip(*(rows[name].to_pylist() for name in ("file", "bytes", "tag")), strict=True)
