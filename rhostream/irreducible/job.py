@@ -101,7 +101,7 @@ class Job:
             if missing := [shard for shard in self._mine if shard[1] in target.missing]:
                 self._make(missing, stop, title)
             crash_point("compute-il: all parts committed")
-            il.write_catalogue(target.out, target.info, [n for n in self.names if n not in summary.bad_shards])
+        il.write_catalogue(target.out, target.info, [n for n in self.names if n not in summary.bad_shards])
         summary.seconds, summary.retried = time.monotonic() - self._started, storage.retried_since(self._retried)
         summary.bad_shards = dict(sorted(summary.bad_shards.items()))
         for name, why in summary.bad_shards.items():
