@@ -33,7 +33,10 @@ class Node:
         command = [*launcher, str(Path(sys.executable).parent / "rhostream"), "train", *options]
         self._output = output.open("w")
         self._agent = subprocess.Popen(
-            command, stdout=self._output, stderr=self._output, env={**os.environ, "OMP_NUM_THREADS": "1", "LOGLEVEL": "INFO"}
+            command,
+            stdout=self._output,
+            stderr=self._output,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "LOGLEVEL": "INFO"},
         )
 
     def worker(self) -> int:

@@ -233,10 +233,9 @@ class Join:
     def _part(self, shard: int) -> il.Part:
         part, sources = self._parts.pop(shard, None), self._settings.sources
         if part is None:
-            url = self._part_url(shard)
-            part = il.read_part(
-                url,
-                data=self._parts_ahead.take(url),
+            part = self._table.read_part(
+                shard,
+                data=self._parts_ahead.take(self._part_url(shard)),
                 members=self._settings.members,
                 with_fold=self._settings.with_fold,
                 tokens=self._settings.tokens > 0,

@@ -40,6 +40,7 @@ class Request:
     headers: dict[str, str]  # names in lower case
     body: bytes = field(repr=False, default=b"")
     fault: str = ""
+    answered: int = 0  # bytes of the body that went back
 
     @property
     def path(self) -> str:
@@ -174,6 +175,7 @@ class Proxy:
         if fault == "no_condition" and request.headers.get("if-none-match"):
             await asyncio.to_thread(settings["hook"], request.path)
         status, headers, body = await self._pass_on(request)
+        request.answered = len(body)
         if fault == "lost":
             return _reset(writer)
         return await self._answer(request, settings, reader, writer, status, headers, body)
