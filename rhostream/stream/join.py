@@ -234,22 +234,15 @@ class Join:
         part, sources = self._parts.pop(shard, None), self._settings.sources
         if part is None:
             part = self._table.read_part(
-                shard,
-                data=self._parts_ahead.take(self._part_url(shard)),
-                members=self._settings.members,
-                with_fold=self._settings.with_fold,
-                tokens=self._settings.tokens > 0,
-                field=None if sources is None else sources.field,
-                codes=None if sources is None else sources.codes,
+                shard, data=self._parts_ahead.take(self._table.part_url(shard)), members=self._settings.members,
+                with_fold=self._settings.with_fold, tokens=self._settings.tokens > 0,
+                field=None if sources is None else sources.field, codes=None if sources is None else sources.codes,
                 numbers=self._settings.joined_columns,
-            )
+            )  # fmt: skip
             while len(self._parts) >= self._open_shards:
                 self._parts.popitem(last=False)
         self._parts[shard] = part
         return part
-
-    def _part_url(self, shard: int) -> str:
-        return il.part_url(self._table.url, self._table.names[shard])
 
     def reader(self, shard: int) -> Reader:
         """The shard of that index, open. Raises StaleShardError when it isn't the one that was indexed."""
@@ -294,7 +287,7 @@ class Join:
     def ahead(self, shards: Iterable[int]) -> None:
         """Bring these shards into the spool meanwhile, the most urgent first, and their parts, but those at hand."""
         coming = list(shards)
-        self._parts_ahead.want([self._part_url(n) for n in coming if n not in self._parts])
+        self._parts_ahead.want([self._table.part_url(n) for n in coming if n not in self._parts])
         self._ahead.want([self._table.shards[n] for n in coming if n not in self._readers])
 
     def close(self) -> None:
