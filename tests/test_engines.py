@@ -29,8 +29,9 @@ def scored(shards: list[str], table: Path, **options: Any) -> Summary:
     return rhostream.compute_il(shards, None, str(table), **JUDGED, **options)
 
 
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_shard_that_ends_its_worker_is_named_and_the_others_are_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, workers: int
 ) -> None:
     """One that did so once is read again; three times, and it is a bad shard. No row is lost and none comes twice."""
     monkeypatch.setattr(scan, "LOOK_SECONDS", 0.1)
@@ -39,13 +40,15 @@ def test_a_shard_that_ends_its_worker_is_named_and_the_others_are_made(
     shards = [poison.shard(tmp_path / "s" / f"{n}.tar", 700) for n in range(3)]
     once = poison.shard(tmp_path / "s" / "once.tar", 700, poison.ONCE)
     deadly = poison.shard(tmp_path / "s" / "deadly.tar", 700, poison.DEADLY)
-    summary = scored([deadly, *shards, once], tmp_path / "t", workers=2)
+    summary = scored([deadly, *shards, once], tmp_path / "t", workers=workers)
     assert summary.bad_shards == {deadly: "ended its worker 3 times"}
     assert (summary.made, summary.samples, summary.ok) == (4, 2800, 2800)
-    assert "deadly.tar ended the process that read it, 3 of 3" in caplog.text and "once.tar" in caplog.text
+    assert "deadly.tar ended the process that read it, 3 of 3" in caplog.text
+    # Of two workers the one may be ended for the other's sake before its own death is seen.
+    assert workers == 2 or "once.tar ended the process that read it, 1 of 3" in caplog.text
     (account,) = (tmp_path / "t" / "jobs").iterdir()
     assert json.loads(account.read_text())["bad_shards"] == summary.bad_shards
-    assert scored([*shards, once], tmp_path / "whole", workers=1).made == 4
+    assert scored([*shards, once], tmp_path / "whole", threads=summary.threads).made == 4
     assert parts(tmp_path / "t") == parts(tmp_path / "whole")
 
 

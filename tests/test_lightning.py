@@ -23,7 +23,7 @@ def test_an_ordinary_project_changes_at_most_ten_lines(tmp_path: Path) -> None:
     subprocess.run(["git", "apply", str(PATCH)], cwd=tmp_path, check=True, capture_output=True)
     assert "SelectionData(" in (tmp_path / "train.py").read_text()
     page = (ROOT / "docs" / "lightning.md").read_text()
-    shown = page.split("```diff\n")[1].partition("```")[0].splitlines()
+    shown = page.split("<!-- run by tests/test_lightning.py -->\n```diff\n")[1].partition("```")[0].splitlines()
     assert [line for line in changed if line.strip("+- ")] == shown
 
 

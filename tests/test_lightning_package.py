@@ -1,4 +1,4 @@
-"""Lightning itself: an ordinary project with six lines changed, killed, resumed and rolled back; two ranks by ddp.
+"""Lightning itself: an ordinary project with five lines changed, killed, resumed and rolled back; two ranks by ddp.
 
 In an environment of its own (tests/support/environments.py), on the tests' small world.
 """
@@ -214,7 +214,7 @@ def test_what_selection_cannot_go_with_is_refused_in_a_sentence(place: Path, wor
         },
         "no optimizer of its own": {"manual": 2},
         "weighs": {"data": {"rule": "grad_norm_is"}},
-        "expected 1 or 1 numbers": {"data": {"mean": [0.1, 0.2, 0.3], "std": [0.2]}},
+        "expected 1 or 1": {"data": {"mean": [0.1, 0.2, 0.3], "std": [0.2]}},
     }  # fmt: skip
     answers = fits(place, world, [{"folder": f"refused-{n}", **spec} for n, spec in enumerate(asked.values())])
     for words, answer in zip(asked, answers, strict=True):

@@ -66,7 +66,7 @@ def test_an_array_makes_the_table_of_one_job_and_a_requeued_task_goes_on(
     )  # fmt: skip
     cluster.until(lambda: len(list(table.rglob("*.parquet"))) > 0, "there is a part")
     running = [name for name, state in cluster.states(job).items() if state == "RUNNING"]
-    cluster.run("scontrol", "requeue", running[-1])
+    cluster.requeue(running[-1])
     assert {*cluster.wait(job).values()} == {"COMPLETED"}
     assert cluster.restarts(running[-1]) == 1
     one = tmp_path / "one"
@@ -88,7 +88,7 @@ def test_training_that_is_requeued_in_mid_run_goes_on_with_both_ranks(
         **environment(data, IL=data / "il", RUN=run, RANKS_PER_NODE="2"),
     )  # fmt: skip
     cluster.until(lambda: run.exists() and checkpoint.head(str(run)) is not None, "there is a checkpoint")
-    cluster.run("scontrol", "requeue", job)
+    cluster.requeue(job)
     assert {*cluster.wait(job).values()} == {"COMPLETED"}, cluster.logs()
     assert cluster.restarts(job) == 1
     proof = verify(str(run))

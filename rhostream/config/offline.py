@@ -73,7 +73,7 @@ class _OfflineConfig:
     )  # fmt: skip
     cpus_per_actor: float = setting(1.0, help="Cores of each.", heading=RAY, metavar="C")
     ray_address: str | None = setting(
-        None, help="The cluster: auto, HOST:PORT, ray://HOST:PORT.", heading=RAY, metavar="ADDRESS",
+        None, help="The cluster: auto, or HOST:PORT.", heading=RAY, metavar="ADDRESS",
         unset="RAY_ADDRESS, else one of this machine",
     )  # fmt: skip
 

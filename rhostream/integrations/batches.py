@@ -108,6 +108,7 @@ class Batches:
             if (kept := next(self._batches, None)) is None:
                 return
             if kept.total < self._least:
+                self._newest = None
                 self.run.step(None, applied=False)
             else:
                 self._kept, self._pieces, self._applied, self._loss = kept, 0, not self._watched, None
@@ -153,6 +154,12 @@ class Batches:
         """Of the pieces at hand nothing was learned, whatever the optimizer did."""
         self._applied = False
 
+    def evaluated(self, **means: Any) -> None:
+        """Enter an evaluation into the steps table, as `Run.evaluated` takes it, at the update at hand; one that a
+        trainer makes behind the checkpoint of that update isn't entered."""
+        if self._kept is not None:
+            self.run.evaluated(**means)
+
     def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """The optimizer made an update; one that looks at a GradScaler's word by itself perhaps didn't."""
         refused = getattr(optimizer, "found_inf", None)
@@ -163,6 +170,7 @@ class Batches:
         kept, self._kept = self._kept, None
         if kept is None:
             return
+        self._newest = None
         mean = None
         if self._loss is not None:
             mean = torch.as_tensor(self._loss, dtype=torch.float64)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -24,8 +23,6 @@ from rhostream.integrations.batches import Batches, Form, Piece
 from rhostream.integrations.lightning_callback import AUTOCAST, Commits, is_over, pl
 from rhostream.runs.run import Run
 from rhostream.samples.fields import Fields
-from rhostream.samples.image import ImageKind
-from rhostream.samples.kind import Kind
 from rhostream.selection.selector import Selector
 from rhostream.stream.loader import Loader
 from rhostream.stream.open import open_stream
@@ -108,6 +105,8 @@ class SelectionData(pl.LightningDataModule):  # type: ignore[misc]
     def teardown(self, stage: str) -> None:
         """Let go of the stream's workers."""
         if stage == "fit":
+            if self.batches is not None:
+                self.batches.confirm()  # whatever was saved is on disk by now
             self.leave()
         if self._data is not None:
             self._data.teardown(stage)
@@ -148,7 +147,12 @@ class SelectionData(pl.LightningDataModule):  # type: ignore[misc]
             self._shards, self._il, buffer_size=self._buffer_size or 10 * self.update_size, passes=None, **options
         )
         if self._normalised is not None:
-            opened.stream.preprocess = _normalised(opened.stream.preprocess, *self._normalised)
+            kind = opened.stream.preprocess.normalized(*self._normalised)
+            try:
+                kind.check(kind.to_json())
+            except ValueError as exc:
+                raise UsageError(f"mean={self._normalised[0]}, std={self._normalised[1]}: {exc}") from exc
+            opened.stream.preprocess = kind
         return opened
 
     def begin(self) -> None:
@@ -189,15 +193,15 @@ class SelectionData(pl.LightningDataModule):  # type: ignore[misc]
         return self.batches.state_dict(complete=is_over(self.trainer))
 
     def leave(self) -> None:
-        """The fit has ended: what was saved is on disk."""
+        """The fit has ended, or an exception ended it."""
         if self.batches is not None:
-            self.batches.confirm()
             self.batches.close()
         self.loader = self._opened = self.piece = None
 
     def chosen(self) -> Iterator[Any]:
         """Batches without an end: the Trainer says where an epoch has one, and a pass may be short of a batch."""
-        assert self.batches is not None
+        if self.batches is None:
+            raise UsageError("no run was begun: a setup() of your own calls super().setup(stage) of SelectionData")
         while True:
             before = self.batches.updates
             for batch in self.batches:
@@ -246,10 +250,3 @@ class _Validation(pl.LightningDataModule):  # type: ignore[misc]
 def _pair(piece: Piece) -> Any:
     inputs = piece.input
     return (dict(inputs.items()) if isinstance(inputs, Fields) else inputs), piece.target
-
-
-def _normalised(kind: Kind, mean: tuple[float, ...], std: tuple[float, ...]) -> Kind:
-    for name, values in (("mean", mean), ("std", std)):
-        if isinstance(kind, ImageKind) and len(values) not in (1, kind.channels):
-            raise UsageError(f"{name} {values}: expected 1 or {kind.channels} numbers, of pixels in 0 to 1")
-    return replace(kind, mean=mean, std=std) if isinstance(kind, ImageKind) else kind.normalized(mean, std)

@@ -16,13 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 from torch.distributed.checkpoint import metadata as of_dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner, WriteItem
+from torch.distributed.checkpoint.state_dict_loader import load as load_parts
+from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
@@ -42,7 +43,7 @@ def save(run: str, folder: str, tensors: Mapping[Way, Tensor], ranks: Ranks) -> 
     Collective. Raises StorageError and its kin on every rank, RankLostError.
     """
     writer = _Writer(run, folder, ranks.rank)
-    _run(lambda: dcp.save({_name(way): t for way, t in tensors.items()}, storage_writer=writer,
+    _run(lambda: save_parts({_name(way): t for way, t in tensors.items()}, storage_writer=writer,
                           process_group=ranks.group, no_dist=ranks.alone), ranks)  # fmt: skip
     return writer.files
 
@@ -57,7 +58,7 @@ def restore(
     """
     reader = _Reader(run, files, index)
     wanted = {_name(way): tensor for way, tensor in into.items()}
-    _run(lambda: dcp.load(wanted, storage_reader=reader, process_group=ranks.group, no_dist=ranks.alone), ranks)
+    _run(lambda: load_parts(wanted, storage_reader=reader, process_group=ranks.group, no_dist=ranks.alone), ranks)
 
 
 def empty(sharded: Sharded) -> Tensor:

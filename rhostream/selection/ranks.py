@@ -282,7 +282,7 @@ def is_flat(model: nn.Module) -> bool:
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor that is spread over the ranks; another tensor is itself."""
     to_local = getattr(tensor, "to_local", None)
-    return tensor if to_local is None else to_local()  # type: ignore[no-any-return]
+    return tensor if to_local is None else to_local()
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

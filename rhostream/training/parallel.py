@@ -1,6 +1,6 @@
 """A model whose weights are spread over the ranks (FSDP2), and one that computes its activations twice to save memory.
 
-    blocks_of > recomputed (each block) > sharded (each block, then the rest)
+    blocks_of > compiled (each block) > recomputed (each block) > sharded (each block, then the rest)
 
 A block is what stands in a list of modules, as the layers of a transformer or of a ResNet: its weights are gathered
 when it is about to compute, and let go afterwards, so a rank holds its share of the model and one block.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -51,6 +52,13 @@ def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
+def compiled(model: nn.Module, backend: Any = "inductor") -> nn.Module:
+    """The model, each block's forward through torch.compile: what gathers weights stays outside, so no graph breaks."""
+    for block in list(dict.fromkeys(blocks_of(model))) or [model]:
+        block.forward = torch.compile(block.forward, backend=backend)
+    return model
+
+
 def recomputed(model: nn.Module) -> nn.Module:
     """The model, each of its blocks run again in the backward. Raises UsageError where it has no blocks."""
     from torch.distributed.algorithms._checkpoint import checkpoint_wrapper as torchs
@@ -64,7 +72,9 @@ def recomputed(model: nn.Module) -> nn.Module:
 
     def wrapped(module: nn.Module) -> nn.Module:
         norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        again = {"context_fn": lambda: (contextlib.nullcontext(), _counted_once(norms))} if norms else {}
+        again: dict[str, Any] = (
+            {"context_fn": lambda: (contextlib.nullcontext(), _counted_once(norms))} if norms else {}
+        )
         return torchs.checkpoint_wrapper(module, **again)
 
     torchs.apply_activation_checkpointing(
@@ -75,19 +85,15 @@ def recomputed(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def _counted_once(norms: list[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
-    """The second forward of a batch doesn't count in the running statistics."""
-    tracked = [norm.track_running_stats for norm in norms]
-    means = [(norm.running_mean, norm.running_var, norm.num_batches_tracked) for norm in norms]
+    """The second forward of a batch doesn't count in the running statistics, though autograd sees them."""
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     try:
         for norm in norms:
-            if norm.training:
-                norm.track_running_stats = False
-                norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+            norm.momentum, norm.num_batches_tracked = 0.0, None
         yield
     finally:
-        for norm, was, kept in zip(norms, tracked, means, strict=True):
-            norm.track_running_stats = was
-            norm.running_mean, norm.running_var, norm.num_batches_tracked = kept
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def sharded(model: nn.Module, device: torch.device) -> nn.Module:
@@ -105,7 +111,8 @@ def sharded(model: nn.Module, device: torch.device) -> nn.Module:
     for block in blocks:
         if all(held[id(p)] == 1 and id(p) not in outside for p in block.parameters()):
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
-    return fully_shard(model, mesh=mesh, reshard_after_forward=True)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)  # the model itself, its class another
+    return model
 
 
 def _outside(model: nn.Module, blocks: set[int]) -> Iterator[nn.Module]:

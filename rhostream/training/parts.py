@@ -30,7 +30,7 @@ from rhostream.stream.open import open_stream
 from rhostream.tables.il import Table, part_url, read_part
 from rhostream.training.cascade import OF_BEFORE, make_proxy
 from rhostream.training.live import load_live
-from rhostream.training.parallel import recomputed, sharded
+from rhostream.training.parallel import compiled, recomputed, sharded
 from rhostream.training.ranks import with_synchronized_norms
 from rhostream.training.settings import Settings
 
@@ -105,6 +105,8 @@ def make_networks(
     layout = torch.contiguous_format if spread else torch.channels_last
     network.to(on).to(memory_format=layout)  # type: ignore[call-overload]
     ranks.copy_from_first(network)
+    if settings.compile and not settings.compiles_whole:
+        network = compiled(network)
     if settings.activation_checkpointing:
         network = recomputed(network)
     if spread:
@@ -150,7 +152,7 @@ def make_selector(
         loss_cap=settings.loss_cap,
         seed=settings.seed,
         autocast=scoring,
-        compile=settings.compile,
+        compile=settings.compiles_whole,
         proxy=proxy,
         scorers=scorers_of(settings, proxy, ranks),
         shortlist=listed.factor if listed else None,

@@ -110,6 +110,11 @@ class Settings(TrainConfig):
             yield f"--augment {self.augment}"
 
     @property
+    def compiles_whole(self) -> bool:
+        """Whether the model is compiled as one; else, where blocks are gathered or recomputed, each by itself."""
+        return self.compile and self.parallel == "ddp" and not self.activation_checkpointing
+
+    @property
     def budget(self) -> Budget:
         """What the test set may hold that can't be used. Raises UsageError."""
         return Budget(fraction=self.max_bad_fraction, samples=self.max_bad_samples)

@@ -233,7 +233,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         mixup=settings.mixup,
         label_smoothing=settings.label_smoothing,
         precision=training,
-        compile=settings.compile,
+        compile=settings.compiles_whole,
         clip=settings.clip_gradient,
         average=average,
         tokens=settings.tokens,

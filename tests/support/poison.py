@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,3 +56,21 @@ def shard(path: Path, samples: int, gain: float = 1.0) -> str:
         members += [(f"{number:04}.npy", vector.getvalue()), (f"{number:04}.gain", str(loud).encode()),
                     (f"{number:04}.cls", str(number % 3).encode())]  # fmt: skip
     return str(write_tar(path, members))
+
+
+class Slow(nn.Module):
+    """Takes its time over every chunk, so that something can happen meanwhile."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.5)
+        logits: torch.Tensor = self.network(x)
+        return logits
+
+
+def slow_judge(*, size: int, classes: int) -> nn.Module:
+    """As `judge`, for --reference."""
+    return Slow(judge(size=size, classes=classes))

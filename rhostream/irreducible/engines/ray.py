@@ -13,6 +13,7 @@ import logging
 import os
 import platform
 import signal
+import socket
 import threading
 import time
 from collections import Counter, deque
@@ -40,6 +41,7 @@ except ImportError as exc:
     raise MissingExtraError.of("ray", "ray") from exc
 
 LOG = logging.getLogger("rhostream")
+ANSWER_SECONDS = 10.0
 LOOK_SECONDS = 1.0  # a signal is answered so soon, whatever the cluster does
 Opened = Callable[[Shard], Any]
 Waiting = Callable[[Iterable[Any]], Iterator[Any]]
@@ -54,6 +56,7 @@ def connected(address: str | None, actors: int | None, cpus: float, gpus: float)
     own = not ray.is_initialized()
     if own:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        _require_answer(address or os.environ.get("RAY_ADDRESS", ""))
         main = threading.current_thread() is threading.main_thread()
         before = signal.getsignal(signal.SIGTERM) if main else None
         try:
@@ -68,6 +71,17 @@ def connected(address: str | None, actors: int | None, cpus: float, gpus: float)
     finally:
         if own:
             ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Raise UsageError where nobody listens: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or "://" in address:
+        return
+    try:
+        socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as exc:
+        raise UsageError(f"--ray-address {address}: no cluster answers there ({exc})") from exc
 
 
 def _fitting(actors: int | None, cpus: float, gpus: float) -> int:
