@@ -96,6 +96,13 @@ def _repair_table(
     for url in proof.copies:
         storage.delete(url)
         done.append(storage.redact(url))
+    if (old := il.catalogues(proof.table)) and (done or proof.bad_catalogues):
+        for url in proof.bad_catalogues:
+            storage.delete(url)
+        if new := il.write_catalogue(proof.table, proof.info):
+            done.append(storage.redact(new))
+        for url in {*old, *proof.bad_catalogues} - {new}:
+            storage.delete(url)
     return done, failed
 
 

@@ -240,6 +240,24 @@ def test_a_ledger_that_is_opened_while_segments_are_merged_looks_again(
 
 
 @pytest.mark.usefixtures("often")
+def test_a_question_whose_segments_are_merged_while_the_ledger_is_open_is_asked_again(run: str) -> None:
+    attempt = committed(run, 4)
+    count = "SELECT count(*) AS n, max(step) AS last FROM selections"
+    with open_ledger(run) as ledger:
+        assert ledger.sql(count).to_pylist() == [{"n": 16, "last": 3}]
+        for _ in range(3):
+            take(attempt)
+            commit(attempt)
+        # The segments that it was opened with are gone.
+        assert ledger.sql(count).to_pylist() == [{"n": 28, "last": 6}]
+        newest = checkpoint.latest(run)
+        assert newest is not None
+        storage.delete(storage.join(run, newest.log[0]["path"]))  # which nobody merged
+        with pytest.raises(TableError, match="is listed by the checkpoint but is gone"):
+            ledger.sql(count)
+
+
+@pytest.mark.usefixtures("often")
 def test_raw_segments_stay_for_two_commits_and_as_long_as_an_older_state_is_kept(run: str) -> None:
     attempt = committed(run, 5)
     raw = {f"log/attempt=0/rank=0/{n:010d}-{n:010d}.parquet" for n in range(4)}

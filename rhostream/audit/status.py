@@ -6,7 +6,6 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow.compute as pc
@@ -58,18 +57,19 @@ def status_of(folder: str, shards: Iterable[str] = (), roots: Mapping[str, str] 
 
 def _table_status(table: str, shards: list[str], roots: Mapping[str, str] | None) -> dict[str, Any]:
     info = il_table.open_info(table)
-    urls = il_table.part_urls(table)
-    with ThreadPoolExecutor(il_table.LOCAL_THREADS if storage.is_local(table) else il_table.REMOTE_THREADS) as pool:
-        footers = list(pool.map(_footer, urls))
+    urls, apart, damaged = il_table.part_urls(table), 0, list[str]()
+    footers = il_table.facts_of_parts(table, urls, il_table.find_catalogue(table, info), _footer)
     statuses: Counter[str] = Counter()
     first: dict[str, list[str]] = {}  # status -> parts that have it
     for url, facts in zip(urls, footers, strict=True):
-        if isinstance(facts, il_table.PartFacts):
-            statuses.update(facts.statuses)
-            for status in facts.statuses:
-                if status != il_table.OK and len(first.setdefault(status, [])) < FIRST:
-                    first[status].append(url)
-    damaged = [facts for facts in footers if isinstance(facts, str)]
+        if isinstance(facts, str):
+            damaged.append(facts)
+            continue
+        statuses.update(facts.statuses)
+        apart += facts.apart
+        for status in facts.statuses:
+            if status != il_table.OK and len(first.setdefault(status, [])) < FIRST:
+                first[status].append(url)
     known = il_table.roots_today(table, info, roots)
     wanted = il_table.named_shards(storage.expand(shards) if shards else [], known)
     there = set(urls)
@@ -81,7 +81,7 @@ def _table_status(table: str, shards: list[str], roots: Mapping[str, str] | None
         "samples": sum(statuses.values()), "ok": statuses[il_table.OK],
         "quarantined": {k: v for k, v in sorted(statuses.items()) if k != il_table.OK},
         "doubts": il_table.reference_doubts(info.reference),
-        "apart": sum(facts.apart for facts in footers if isinstance(facts, il_table.PartFacts)),
+        "apart": apart,
         "examples": _examples(table, first), "damaged": damaged, "missing": len(missing),
         "last_part_seconds_ago": last_part(table, urls),
         "first_missing": missing[:5], "missing_shards": missing, "stale": len(stale), "first_stale": stale[:5],

@@ -25,6 +25,8 @@ import pyarrow as pa
 
 from rhostream import storage
 from rhostream.audit import sources
+from rhostream.audit.definitions import VIEWS, definitions_of
+from rhostream.audit.part_files import PartFiles, part_files
 from rhostream.audit.render import escape
 from rhostream.audit.run_rows import RUNS, run_row
 from rhostream.audit.runs import RunFolder, is_table, open_runs, read_record
@@ -38,7 +40,6 @@ from rhostream.tables.names import checked_roots
 
 __all__ = ["VIEWS", "Ledger", "is_table", "open_ledger", "read_record"]
 
-VIEWS = ("selections", "steps", "runs", "il", "samples", "quarantine", "shadow", "classes", "sources")
 # Parts are opened before a question that holds these words; a column may have the same name, which costs time only.
 _FROM_PARTS = re.compile(r"\b(il|samples|quarantine)\b", re.IGNORECASE)
 _OF_CLASSES = re.compile(r"\bclasses\b", re.IGNORECASE)
@@ -46,34 +47,8 @@ _ASKS_FOR_CLASSES = re.compile(r"\b(label|classes|correct|predicted|\w*accuracy\
 _CLASSES = pa.schema([("label", pa.int32()), ("name", pa.string())])
 _SEGMENTS = (("log", selections.WITH_SOURCE), ("steps", steps.SCHEMA))
 _SCAN_FAILED = (duckdb.InvalidInputException, duckdb.IOException, duckdb.InternalException, pa.ArrowException)
+_RACES = 20  # a trainer that runs on may commit while we read: look for its newest again
 _OF_PARTS = ("il", "samples", "quarantine")
-_DEFINITIONS = {
-    "selections": "SELECT * FROM _log",
-    "steps": "SELECT *, coalesce(seconds_wait, 0) + coalesce(seconds_score, 0) + coalesce(seconds_train, 0) "
-             "+ coalesce(seconds_log, 0) AS seconds FROM _steps",
-    "runs": "SELECT _runs.*, tested.final_test_accuracy FROM _runs LEFT JOIN (SELECT run, "
-            "arg_max(test_accuracy, step)::DOUBLE AS final_test_accuracy FROM _steps WHERE isfinite(test_accuracy) "
-            "GROUP BY run) AS tested USING (run)",
-    "il": "SELECT * FROM _parts",
-    "samples": "",  # by the columns of the table at hand: `_definitions`
-    "quarantine": "SELECT shard, ordinal, key, status, error FROM _parts WHERE status <> 'ok'",
-    "shadow": "SELECT * FROM _shadow",
-    "classes": "SELECT * FROM _classes",
-    # Shares are of what had a buffer; `candidates` are the rows that the choice was made of.
-    "sources": "SELECT run, source, count(*) AS planned, count(*) FILTER (reason IN ('kept', 'below', 'shortlist', "
-               "'nonfinite', 'duplicate', 'unapplied')) AS candidates, count(*) FILTER (kept) AS kept, "
-               "count(*) FILTER (kept) / count(*) AS kept_rate, "
-               "count(*) / sum(count(*)) OVER (PARTITION BY run) AS share_planned, "
-               "count(*) FILTER (kept) / nullif(sum(count(*) FILTER (kept)) OVER (PARTITION BY run), 0) AS share_kept, "
-               "avg(il::DOUBLE) AS mean_il, avg(loss::DOUBLE) AS mean_loss FROM _log "
-               "WHERE source IS NOT NULL AND step IS NOT NULL GROUP BY run, source",
-}  # fmt: skip
-
-
-def _definitions(parts: pa.Schema) -> dict[str, str]:
-    """The views over parts of these columns; an old table lacks a column of today's."""
-    own = ", ".join(name for name in il_table.SCHEMA.names if name in parts.names)
-    return {**_DEFINITIONS, "samples": f"SELECT shard, ordinal, key, label, * EXCLUDE (shard, {own}) FROM _parts"}
 
 
 class Ledger:
@@ -82,12 +57,13 @@ class Ledger:
     def __init__(self, folders: Sequence[str], roots: Mapping[str, str] | None = None) -> None:
         urls = [storage.resolve(folder) for folder in folders]
         tables = [url for url in urls if is_table(url)]
-        self.runs: list[RunFolder] = open_runs(url for url in urls if url not in tables)
+        self._folders = [url for url in urls if url not in tables]
+        self._places: list[Any] = []  # of the runs, as they were when a segment was last found gone
+        self.runs: list[RunFolder] = []
         self.roots = dict(roots or {})
-        self._tables = tables or list(dict.fromkeys(run.il_url for run in self.runs if run.il_url))
         self._whole_table = bool(tables)
         self._parts_open = self._classes_open = False
-        self._parts: list[tuple[str, str]] = []
+        self._parts: PartFiles | None = None
         self._no_parts: RhostreamError | None = None
         # A sort larger than memory spills there; DuckDB's default is the user's working folder.
         spill = os.path.join(tempfile.gettempdir(), f"rhostream-sql-{uuid.uuid4().hex}")
@@ -95,13 +71,11 @@ class Ledger:
             "autoinstall_known_extensions": False, "autoload_known_extensions": False,
             "python_enable_replacements": False, "temp_directory": spill,
         })  # fmt: skip
-        self._con.register("_runs", pa.Table.from_pylist([run_row(run) for run in self.runs], RUNS))
-        for what, schema in _SEGMENTS:
-            self._register_segments(what, schema)
-        self._register_shadow()
+        self._open_runs()
+        self._tables = tables or list(dict.fromkeys(run.il_url for run in self.runs if run.il_url))
         self._con.register("_classes", _CLASSES.empty_table())
         self._con.register("_parts", sources.dataset([], "shard", self._part_schema()))
-        definitions = _definitions(self._part_schema())
+        definitions = definitions_of(self._part_schema())
         for name in VIEWS:
             self._con.execute(f"CREATE VIEW {name} AS {definitions[name]}")
         self._con.execute("SET enable_progress_bar = false")  # it would stand among the answers on stdout
@@ -133,6 +107,16 @@ class Ledger:
         Raises UsageError with the reason (anything but one SELECT is refused), UnknownNameError with the nearest view
         or column, TableError naming a damaged file.
         """
+        for _ in range(_RACES):
+            try:
+                return self._asked(text, parameters)
+            except TableError:
+                if not self._moved_on():
+                    raise
+                self._open_runs()
+        return self._asked(text, parameters)
+
+    def _asked(self, text: str, parameters: Mapping[str, Any] | Sequence[Any] | None) -> pa.Table:
         try:
             statements = duckdb.extract_statements(text)
             if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
@@ -145,6 +129,12 @@ class Ledger:
             return relation.to_arrow_table()
         except (duckdb.Error, pa.ArrowException) as exc:
             raise self._translated(exc, text) from exc
+
+    def _moved_on(self) -> bool:
+        """Whether a run may have been committed to since the last look: a trainer that runs on merges segments and
+        removes the small ones, which we may be reading."""
+        places, self._places = self._places, [newest_place(url) for url in self._folders]
+        return places != self._places
 
     def kept_fields(self) -> dict[str, str]:
         """Fields of the samples' json that the IL table keeps, with their types; {} without a table."""
@@ -164,6 +154,20 @@ class Ledger:
             raise UsageError("these runs name no IL table, so there is no il, samples or quarantine")
         return self._tables[0]
 
+    def _open_runs(self) -> None:
+        """The runs as they stand, their segments proved."""
+        for races in range(_RACES, -1, -1):
+            try:
+                self.runs = open_runs(self._folders)
+                self._con.register("_runs", pa.Table.from_pylist([run_row(run) for run in self.runs], RUNS))
+                for what, schema in _SEGMENTS:
+                    self._register_segments(what, schema)
+                self._register_shadow()
+                return
+            except TableError:
+                if not races or not self._moved_on():
+                    raise
+
     def _register_segments(self, what: str, schema: pa.Schema) -> None:
         """One relation a run below `_log` (`_steps`): to group by a constant costs nothing, by a column of it a lot."""
         if not self.runs:
@@ -172,7 +176,7 @@ class Ledger:
         for number, run in enumerate(self.runs):
             self._con.register(f"_{what}_{number}", sources.segments(run, what, schema))
         each = [f"SELECT *, {_quoted(run.name)} AS run FROM _{what}_{number}" for number, run in enumerate(self.runs)]
-        self._con.execute(f"CREATE VIEW _{what} AS " + " UNION ALL ".join(each))
+        self._con.execute(f"CREATE OR REPLACE VIEW _{what} AS " + " UNION ALL ".join(each))
 
     def _register_shadow(self) -> None:
         """`_shadow`: one row for each shadow rule and sample, made of files that have a column for each rule."""
@@ -191,7 +195,7 @@ class Ledger:
             "SELECT ''::VARCHAR AS run, 0::INTEGER AS pass, 0::BIGINT AS step, ''::VARCHAR AS shard, 0::INTEGER AS "
             "ordinal, ''::VARCHAR AS rule, 0::FLOAT AS score, false AS kept WHERE false"
         )
-        self._con.execute("CREATE VIEW _shadow AS " + " UNION ALL ".join(each or [none]))
+        self._con.execute("CREATE OR REPLACE VIEW _shadow AS " + " UNION ALL ".join(each or [none]))
 
     def _part_schema(self) -> pa.Schema:
         try:
@@ -208,9 +212,9 @@ class Ledger:
         try:
             table = self.table_url
             info = il_table.open_info(table)
-            self._parts = sources.part_files(table, [] if self._whole_table else self._shards_of(table, info))
-            self._con.register("_parts", sources.dataset(self._parts, "shard", info.read_schema))
-            definitions = _definitions(info.read_schema)
+            self._parts = part_files(table, [] if self._whole_table else self._shards_of(table, info))
+            self._con.register("_parts", self._parts.dataset(info.read_schema))
+            definitions = definitions_of(info.read_schema)
             for name in _OF_PARTS:
                 self._con.execute(f"CREATE OR REPLACE VIEW {name} AS {definitions[name]}")
             self._parts_open, self._no_parts = True, None
@@ -265,7 +269,7 @@ class Ledger:
                     sources.segments(run, what, schema)
         except RhostreamError as exc:
             return exc
-        return sources.first_damage(self._parts) if _FROM_PARTS.search(query) else None
+        return self._parts.first_damage() if self._parts and _FROM_PARTS.search(query) else None
 
     def _columns(self, query: str) -> set[str]:
         named = [name for name in VIEWS if re.search(rf"\b{name}\b", query, re.IGNORECASE)]
@@ -282,16 +286,7 @@ def open_ledger(folders: str | Iterable[str], *, roots: Mapping[str, str] | None
     named = storage.listed(folders, "run folders")
     if not named:
         raise UsageError("no run folder and no table was given")
-    known, moved = checked_roots(roots), list[Any]()
-    while True:
-        try:
-            return Ledger(named, known)
-        except TableError:
-            # A trainer that runs on may have merged segments and removed the small ones meanwhile: look again.
-            now = [newest_place(storage.resolve(folder)) for folder in named]
-            if now == moved:
-                raise
-            moved = now
+    return Ledger(named, checked_roots(roots))
 
 
 def _quoted(text: str) -> str:

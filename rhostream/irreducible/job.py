@@ -101,6 +101,7 @@ class Job:
             if missing := [shard for shard in self._mine if shard[1] in target.missing]:
                 self._make(missing, stop, title)
             crash_point("compute-il: all parts committed")
+        il.write_catalogue(target.out, target.info, [n for n in self.names if n not in summary.bad_shards])
         summary.seconds, summary.retried = time.monotonic() - self._started, storage.retried_since(self._retried)
         summary.bad_shards = dict(sorted(summary.bad_shards.items()))
         for name, why in summary.bad_shards.items():
@@ -173,7 +174,7 @@ class Job:
         """Which shards have no part; parts that are there are checked against the table and their shard."""
         target = self.target
         with ThreadPoolExecutor(16) as pool:
-            found = list(stop.while_waiting(pool.map(target.present, self._mine)))
+            found = list(stop.while_waiting(pool.map(lambda look: look(), target.looks(self._mine))))
             if stop.signal:
                 pool.shutdown(wait=False, cancel_futures=True)
         stop.raise_if_asked()

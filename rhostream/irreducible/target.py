@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from rhostream import storage
 from rhostream.errors import (
@@ -14,12 +15,13 @@ from rhostream.errors import (
 )
 from rhostream.irreducible.accounts import Summary
 from rhostream.irreducible.work import Shard, classes_of, require_classes
-from rhostream.storage import redact
+from rhostream.storage import Identity, redact
 from rhostream.tables import il
 from rhostream.tables.il import PartFacts, TableInfo
 
 # a table, the names of some of its shards and its rows that can't be used by status, to what is doubtful
 Examine = Callable[[str, Sequence[str], Mapping[str, int]], list[str]]
+Present = PartFacts | StorageError | StaleShardError | None
 
 
 class Target:
@@ -55,12 +57,27 @@ class Target:
         """Raise MismatchError where a shard calls a label otherwise than the IL model or the shards before it."""
         require_classes(self._classes, names, shard)
 
-    def present(self, shard: Shard) -> PartFacts | StorageError | StaleShardError | None:
+    def looks(self, shards: Sequence[Shard]) -> Iterable[Callable[[], Present]]:
+        """`present` for each of these shards: of many by one listing of the parts and the table's catalogue, so that
+        only a part that is there and that the catalogue doesn't know is asked."""
+        if len(shards) < il.LEAST:
+            return [partial(self.present, shard) for shard in shards]
+        catalogue = il.find_catalogue(self.out, self.info, len(shards))
+        parts = catalogue.parts if catalogue else il.listed_parts(self.out)
+        return (partial(self._listed, shard, parts, catalogue) for shard in shards)
+
+    def _listed(self, shard: Shard, parts: Mapping[str, Identity], catalogue: il.Catalogue | None) -> Present:
+        url = il.part_url(self.out, shard[1])
+        if il.file_below(self.out, url) not in parts:
+            return None
+        return self.present(shard, catalogue.facts([url])[0] if catalogue else None)
+
+    def present(self, shard: Shard, facts: PartFacts | None = None) -> Present:
         """The facts of a part that is there, None without one, or why the shard isn't the one it is of."""
         url, name = shard
         part = il.part_url(self.out, name)
         try:
-            facts = il.read_part_facts(part)
+            facts = facts or il.read_part_facts(part)
         except NotFoundError:
             return None
         if facts.fingerprint != self.info.fingerprint:

@@ -17,8 +17,9 @@ from typing import Any
 import braceexpand
 
 from rhostream.errors import NotFoundError, UsageError
+from rhostream.storage.folders import below
 from rhostream.storage.names import is_local, listed, redact, resolve, scheme_of
-from rhostream.storage.reading import below, exists, read_bytes
+from rhostream.storage.reading import exists, read_bytes
 
 LOG = logging.getLogger("rhostream")
 MOST = 10_000_000  # shards of one brace range: more is a slip of the finger that would fill the memory

@@ -21,7 +21,7 @@ from gcsfs.core import GCSFileSystem
 from rhostream.storage.faults import StatusError, VersionError
 from rhostream.storage.private import only_once
 from rhostream.storage.settings import Retry
-from rhostream.storage.store import Found, Identity
+from rhostream.storage.store import Entry, Found, Identity, Span, byte_range
 from rhostream.storage.web import Answer, answered
 
 
@@ -67,12 +67,12 @@ class GCS:
             return _found(await response.json())
 
     @contextlib.asynccontextmanager
-    async def get(self, path: str, span: tuple[int, int] | None, tag: str) -> AsyncIterator[Answer]:
-        headers = {"Range": f"bytes={span[0]}-{span[1] - 1}"} if span else {}
+    async def get(self, path: str, span: Span | None, tag: str) -> AsyncIterator[Answer]:
+        headers = {"Range": byte_range(span)} if span else {}
         params = {"alt": "media", "generation": tag if tag.isdigit() else None}
         try:
             async with self._request("GET", self._object(path), headers, params=params) as response:
-                yield Answer(response, None if span else _found_in(response.headers))
+                yield Answer(response, None if span and span[0] >= 0 else _found_in(response.headers))
         except StatusError as exc:
             # The tag is the generation: an older one is gone once the object was replaced.
             if tag and exc.status == 404:
@@ -87,13 +87,14 @@ class GCS:
         async with self._request("POST", url, headers, params=params, data=io.BytesIO(data)) as response:
             await response.read()
 
-    async def find(self, path: str, after: str) -> tuple[list[str], str]:
+    async def find(self, path: str, after: str) -> tuple[list[Entry], str]:
         bucket, _, key = path.partition("/")
         params = {"prefix": f"{key.rstrip('/')}/" if key else None, "pageToken": after or None}
         url = f"{self._fs.base}b/{quote(bucket, safe='')}/o"
         async with self._request("GET", url, params=params) as response:
             page = await response.json()
-        return [f"{bucket}/{entry['name']}" for entry in page.get("items", [])], page.get("nextPageToken", "")
+        found = [(f"{bucket}/{entry['name']}", _found(entry).identity) for entry in page.get("items", [])]
+        return found, page.get("nextPageToken", "")
 
     async def delete(self, path: str) -> None:
         async with self._request("DELETE", self._object(path)):

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from fsspec.implementations.memory import MemoryFileSystem
 
-from rhostream.storage.store import Found, Identity, seconds_since_1970
+from rhostream.storage.store import Entry, Found, Identity, Span, seconds_since_1970
 
 
 class Memory:
@@ -17,6 +17,9 @@ class Memory:
         self._fs = MemoryFileSystem()
 
     async def info(self, path: str) -> Found:
+        return self._found(path)
+
+    def _found(self, path: str) -> Found:
         info = self._fs.info(path)
         if info["type"] == "directory":
             raise FileNotFoundError(path)
@@ -25,18 +28,20 @@ class Memory:
         return Found(identity, modified=seconds_since_1970(created))
 
     @contextlib.asynccontextmanager
-    async def get(self, path: str, span: tuple[int, int] | None, tag: str) -> AsyncIterator[_Body]:
+    async def get(self, path: str, span: Span | None, tag: str) -> AsyncIterator[_Body]:
         found = await self.info(path)
-        data = self._fs.cat_file(path, *(span or (None, None)))
-        yield _Body(bytes(data), None if span else found)
+        tail = span is not None and span[0] < 0
+        data = self._fs.cat_file(path)[span[0] :] if tail else self._fs.cat_file(path, *(span or (None, None)))
+        yield _Body(bytes(data), found if tail or not span else None)
 
     async def put(self, path: str, data: bytes, once: str) -> None:
         if once and self._fs.exists(path):
             raise FileExistsError(path)
         self._fs.pipe_file(path, data)
 
-    async def find(self, path: str, after: str) -> tuple[list[str], str]:
-        return [str(found).lstrip("/") for found in self._fs.find(path)], ""
+    async def find(self, path: str, after: str) -> tuple[list[Entry], str]:
+        found = [str(name).lstrip("/") for name in self._fs.find(path)]
+        return [(name, self._found(name).identity) for name in found], ""
 
     async def delete(self, path: str) -> None:
         self._fs.rm_file(path)

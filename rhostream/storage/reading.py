@@ -13,8 +13,8 @@ from pathlib import Path
 from rhostream.errors import AccessError, ChangedError, NotFoundError, StorageError, UsageError
 from rhostream.storage import spool
 from rhostream.storage.clients import store_of
-from rhostream.storage.listing import Below, walk
-from rhostream.storage.names import is_local, redact, scheme_of
+from rhostream.storage.faults import diagnose
+from rhostream.storage.names import is_local, redact
 from rhostream.storage.retry import asked, run, transfer
 from rhostream.storage.settings import Retry, settings
 from rhostream.storage.store import Found, Identity
@@ -23,7 +23,7 @@ _PIECE = 1 << 20
 
 
 @contextlib.contextmanager
-def _translated(url: str) -> Iterator[None]:
+def translated(url: str) -> Iterator[None]:
     """A disk's errors in our words."""
     try:
         yield
@@ -44,7 +44,7 @@ def _translated(url: str) -> Iterator[None]:
 def identity(url: str) -> Identity:
     """Size and version of an object. Raises NotFoundError, AccessError, StorageError."""
     if is_local(url):
-        with _translated(url):
+        with translated(url):
             return _of_stat(os.stat(url))
     return look(url).identity
 
@@ -64,7 +64,7 @@ def modified(url: str) -> float | None:
     is decided by a clock. Raises NotFoundError, AccessError, StorageError.
     """
     if is_local(url):
-        with _translated(url):
+        with translated(url):
             return os.stat(url).st_mtime
     return look(url).modified
 
@@ -78,10 +78,10 @@ def exists(url: str) -> bool:
     return True
 
 
-def read_bytes(url: str) -> bytes:
-    """The whole object, its length and, where the store knows it, its checksum compared."""
+def read_bytes(url: str, tries: int | None = None) -> bytes:
+    """The whole object, its length and, where the store knows it, its checksum compared; with at most so many tries."""
     if is_local(url):
-        with _translated(url):
+        with translated(url):
             return Path(url).read_bytes()
     store, path = store_of(url)
     pieces: list[bytes] = []
@@ -90,35 +90,30 @@ def read_bytes(url: str) -> bytes:
         pieces.clear()
         await transfer(url, store, path, pieces.append, patience)
 
-    run(url, attempt)
+    run(url, attempt, tries)
     return b"".join(pieces)
 
 
-def list_files(url: str, suffix: str) -> list[str]:
-    """Every object below a folder that ends in `suffix`, sorted; names that start with a dot are not results."""
-    return sorted(f for f in below(url).files if f.endswith(suffix) and not os.path.basename(f).startswith("."))
+def read_tail(url: str, n: int) -> bytes:
+    """The last `n` bytes of an object, or all of it where it is shorter, in one request; nothing of the rest is read.
 
-
-def below(url: str) -> Below:
-    """Every object below a folder, in no order; what some tools leave for a folder in a store is no object."""
+    Raises NotFoundError, AccessError, StorageError.
+    """
     if is_local(url):
-        with _translated(url):
-            return walk(url)
-    return Below([f"{scheme_of(url)}://{path}" for path in _listed(url) if not path.endswith("/")])
+        with Reader(url, url) as file:
+            return file.pread(n, max(file.size - n, 0))
+    (store, path), pieces = store_of(url), list[bytes]()
 
+    async def attempt(patience: Retry) -> None:
+        pieces.clear()
+        try:
+            await transfer(url, store, path, pieces.append, patience, (-n, 0))
+        except Exception as exc:
+            if diagnose(exc).kind != "http 416":  # an empty object has no last byte
+                raise
 
-def _listed(url: str) -> Iterator[str]:
-    """Page by page, each with its own deadline and retries."""
-    (store, path), after = store_of(url), ""
-    while True:
-
-        async def attempt(patience: Retry, after: str = after) -> tuple[list[str], str]:
-            return await asked(store.find(path, after), patience)
-
-        page, after = run(url, attempt)
-        yield from page
-        if not after:
-            return
+    run(url, attempt)
+    return b"".join(pieces)[-n:]
 
 
 class Reader:
@@ -128,7 +123,7 @@ class Reader:
 
     def __init__(self, path: str, url: str) -> None:
         self.url, self._fd = url, -1
-        with _translated(url):
+        with translated(url):
             there = os.stat(path)
             if not stat.S_ISREG(there.st_mode):  # a named pipe would keep us waiting for its other end
                 raise UsageError(
@@ -257,14 +252,31 @@ def sha256_of(reader: Reader) -> str:
     return digest.hexdigest()
 
 
-def digest_of(url: str) -> tuple[int, str]:
-    """Size and sha256 of an object; a local file goes by in pieces, so its size in memory is that of one."""
+def digest_of(url: str, version: Identity | None = None) -> tuple[int, str]:
+    """Size and sha256 of an object, of a store of that `version` if one is given; it goes by in pieces, so its size in
+    memory is that of one. Raises ChangedError for another version."""
     if not is_local(url):
-        data = read_bytes(url)
-        return len(data), hashlib.sha256(data).hexdigest()
+        return _digest_there(url, version)
     digest, size, piece = hashlib.sha256(), 0, bytearray(_PIECE)
-    with _translated(url), open(url, "rb", buffering=0) as file:
+    with translated(url), open(url, "rb", buffering=0) as file:
         while n := file.readinto(piece):
             digest.update(memoryview(piece)[:n])
             size += n
     return size, digest.hexdigest()
+
+
+def _digest_there(url: str, version: Identity | None) -> tuple[int, str]:
+    (store, path), known = store_of(url), None if version is None else Found(version)
+
+    async def attempt(patience: Retry) -> tuple[int, str]:
+        digest, size = hashlib.sha256(), 0
+
+        def take(piece: bytes) -> None:
+            nonlocal size
+            size += len(piece)
+            digest.update(piece)
+
+        await transfer(url, store, path, take, patience, known=known)
+        return size, digest.hexdigest()
+
+    return run(url, attempt)

@@ -30,7 +30,7 @@ from rhostream.storage import faults
 from rhostream.storage.faults import TransferError, VersionError, diagnose
 from rhostream.storage.names import place_of, redact
 from rhostream.storage.settings import Retry, settings
-from rhostream.storage.store import Found, Store
+from rhostream.storage.store import Found, Span, Store
 
 LOG = logging.getLogger("rhostream")
 T = TypeVar("T")
@@ -120,7 +120,7 @@ async def transfer(
     path: str,
     sink: Callable[[bytes], object],
     patience: Retry,
-    span: tuple[int, int] | None = None,
+    span: Span | None = None,
     known: Found | None = None,
 ) -> Found | None:
     """Read an object, or the bytes `span` of it, into `sink`, and prove that they are all there and right.
@@ -149,7 +149,10 @@ async def transfer(
             pace.moved(len(piece))
     if body.length is not None and total < body.length:
         raise TransferError("cut body", f"{total:,} of {body.length:,} bytes")
-    expected = span[1] - span[0] if span else known.identity.size if known else None
+    size = found.identity.size if found else None
+    expected = span[1] - span[0] if span and span[0] >= 0 else known.identity.size if known else None
+    if span and span[0] < 0 and size is not None:  # its end, or all of it
+        expected = size if total == size else min(-span[0], size)
     if expected is not None and total != expected:
         raise TransferError("short body", f"{total:,} of {expected:,} bytes")
     if any(digest.digest() != right for digest, right in checks):

@@ -18,7 +18,7 @@ from rhostream.storage.faults import VersionError, diagnose
 from rhostream.storage.private import only_once, sessions_of
 from rhostream.storage.retry import asked
 from rhostream.storage.settings import Retry
-from rhostream.storage.store import PIECE, Found, Identity, seconds_since_1970
+from rhostream.storage.store import PIECE, Entry, Found, Identity, Span, byte_range, seconds_since_1970
 
 SINGLE_PUT = 64 << 20  # bytes; larger objects go up in parts of that size
 PART_TRIES = 4  # a part that fails is sent again before the whole upload is
@@ -93,17 +93,17 @@ class S3:
         return _found(path, await self._call("head_object", path))  # with renewed credentials, perhaps
 
     @contextlib.asynccontextmanager
-    async def get(self, path: str, span: tuple[int, int] | None, tag: str) -> AsyncIterator[_Body]:
+    async def get(self, path: str, span: Span | None, tag: str) -> AsyncIterator[_Body]:
         asks = {"IfMatch": f'"{tag}"'} if tag else {}
         if span:
-            asks["Range"] = f"bytes={span[0]}-{span[1] - 1}"
+            asks["Range"] = byte_range(span)
         try:
             answer = await self._call("get_object", path, **asks)
         except Exception as exc:
             if tag and diagnose(exc).act == "exists":  # here a 412 is about IfMatch
                 raise VersionError from None
             raise
-        body = _Body(answer, None if span else _found(path, answer))
+        body = _Body(answer, None if span and span[0] >= 0 else _found(path, answer))
         try:
             yield body
         finally:
@@ -140,12 +140,15 @@ class S3:
                     raise
         raise AssertionError("unreachable")
 
-    async def find(self, path: str, after: str) -> tuple[list[str], str]:
+    async def find(self, path: str, after: str) -> tuple[list[Entry], str]:
         bucket, _, key = path.partition("/")
         asks = {"ContinuationToken": after} if after else {}
         below = f"{key.rstrip('/')}/" if key else ""
         page = await self._ask("list_objects_v2", Bucket=bucket, Prefix=below, **asks)
-        found = [f"{bucket}/{entry['Key']}" for entry in page.get("Contents", [])]
+        found = [
+            (f"{bucket}/{entry['Key']}", Identity(int(entry["Size"]), str(entry.get("ETag", "")).strip('"')))
+            for entry in page.get("Contents", [])
+        ]
         return found, str(page["NextContinuationToken"]) if page.get("IsTruncated") else ""
 
     async def delete(self, path: str) -> None:
@@ -181,4 +184,6 @@ def _found(path: str, answer: Mapping[str, Any]) -> Found:
         md5 = None
     once = str((answer.get("Metadata") or {}).get(ONCE, ""))
     modified = seconds_since_1970(answer.get("LastModified"))
-    return Found(Identity(int(answer["ContentLength"]), tag), md5, once=once, modified=modified)
+    of_range = str(answer.get("ContentRange", "")).rpartition("/")[2]  # the size of the whole object
+    size = int(of_range if of_range.isdigit() else answer["ContentLength"])
+    return Found(Identity(size, tag), md5, once=once, modified=modified)

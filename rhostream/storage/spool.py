@@ -28,6 +28,7 @@ from rhostream.storage.store import Identity
 
 LOG = logging.getLogger("rhostream")
 PART = ".part"
+PROOFS = "proved"  # of `tables/proofs.py`: a few bytes each, which spare a download each
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 TOO_MANY = (
     "too many open files: raise the limit (`ulimit -n 4096`), or take fewer --workers and, in a stream, fewer --lanes"
@@ -167,7 +168,7 @@ def make_room(place: Path, keep_bytes: int, but: str = "") -> bool:
     """Remove dead `.part` files, then what was longest unused, until at most `keep_bytes` are left; in use stays."""
     files, total = [], 0
     for entry in os.scandir(place):
-        if entry.name == but:
+        if entry.name in (but, PROOFS):
             continue
         with contextlib.suppress(FileNotFoundError):
             found = entry.stat()

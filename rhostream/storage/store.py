@@ -32,6 +32,15 @@ class Found:
     modified: float | None = None  # seconds since 1970, where the store says when it was written
 
 
+Entry = tuple[str, Identity]  # of a listing: a path and the version that lies there
+Span = tuple[int, int]  # the bytes [start, end) of an object; (-n, 0): its last n, or all where it has fewer
+
+
+def byte_range(span: Span) -> str:
+    """The `Range` of a request."""
+    return f"bytes={span[0]}" if span[0] < 0 else f"bytes={span[0]}-{span[1] - 1}"
+
+
 def seconds_since_1970(when: object) -> float | None:
     """Of what a library gives as the time of an object; None for what is no time."""
     return when.timestamp() if isinstance(when, datetime) else None
@@ -52,13 +61,16 @@ class Store(Protocol):
 
     async def info(self, path: str) -> Found: ...
 
-    def get(self, path: str, span: tuple[int, int] | None, tag: str) -> AbstractAsyncContextManager[Body]:
-        """A whole object or the bytes [start, end) of it; with a `tag`, of that version or it is a 412."""
+    def get(self, path: str, span: Span | None, tag: str) -> AbstractAsyncContextManager[Body]:
+        """A whole object or some bytes of it; with a `tag`, of that version or it is a 412.
+
+        Of its last bytes `found` is the whole object's, where the store says it; who knows no such range gives all.
+        """
 
     async def put(self, path: str, data: bytes, once: str) -> None:
         """Write a whole object. With a word `once`: create-only, and the word goes with it where the store can."""
 
-    async def find(self, path: str, after: str) -> tuple[list[str], str]:
+    async def find(self, path: str, after: str) -> tuple[list[Entry], str]:
         """One page of the objects below a folder, and where the next begins: "" for the first, and after the last."""
 
     async def delete(self, path: str) -> None: ...

@@ -14,7 +14,7 @@ from rhostream.errors import NotWritableError, UsageError
 from rhostream.storage.faults import StatusError
 from rhostream.storage.names import redact
 from rhostream.storage.settings import Retry
-from rhostream.storage.store import PIECE, Found, Identity
+from rhostream.storage.store import PIECE, Entry, Found, Identity, Span, byte_range
 
 _ERROR_BYTES = 64 << 10
 _XML_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
@@ -77,19 +77,20 @@ class Web:
             return Found(Identity(size, _tag(response.headers)))
 
     @contextlib.asynccontextmanager
-    async def get(self, path: str, span: tuple[int, int] | None, tag: str) -> AsyncIterator[Answer]:
-        headers = {"Range": f"bytes={span[0]}-{span[1] - 1}"} if span else {}
+    async def get(self, path: str, span: Span | None, tag: str) -> AsyncIterator[Answer]:
+        headers = {"Range": byte_range(span)} if span else {}
         async with self._request(path, headers) as response:
-            if span and response.status != 206:
+            if span and span[0] >= 0 and response.status != 206:
                 raise UsageError(f"{redact('https://' + path)}: the server doesn't know ranges; copy the file first")
             total = response.headers.get("Content-Range", "").rpartition("/")[2]
-            size = int(total) if span and total.isdigit() else None if span else response.content_length
+            whole = response.content_length if response.status != 206 else None
+            size = int(total) if total.isdigit() else whole
             yield Answer(response, None if size is None else Found(Identity(size, _tag(response.headers))))
 
     async def put(self, path: str, data: bytes, once: str) -> None:
         raise NotWritableError(f"{redact('https://' + path)}: https is read only; write to disk, s3:// or gs://")
 
-    async def find(self, path: str, after: str) -> tuple[list[str], str]:
+    async def find(self, path: str, after: str) -> tuple[list[Entry], str]:
         raise UsageError(
             f"{redact('https://' + path)}: what lies there can't be listed; name each file, as in "
             "train-{000..059}.tar"

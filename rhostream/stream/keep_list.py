@@ -239,7 +239,7 @@ class Reading:
                 known = (ordinal >= 0) & (ordinal < count)
                 ordinal = ordinal[known]
             else:
-                part = il.read_part(il.part_url(self.table.url, self.table.names[shard]))
+                part = self.table.read_part(shard)
                 ordinal, known = self._named_by(given.cast(pa.string()), part.key)
             self.named[self.starts[shard] + ordinal] = True
             strange[mine[~known]] = True

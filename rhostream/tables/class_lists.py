@@ -66,7 +66,7 @@ def table_names(table: str) -> dict[int, str]:
     Raises MismatchError where they disagree, TableError for a damaged part.
     """
     known = ClassNames(dict(il.open_info(table).class_names))
-    for part in il.part_urls(table):
-        facts = il.read_part_facts(part)
+    catalogue = il.find_catalogue(table, il.open_info(table))
+    for facts in il.facts_of_parts(table, il.part_urls(table), catalogue, il.read_part_facts):
         known.add(facts.class_names.items(), facts.shard)
     return known.names

@@ -30,7 +30,7 @@ MAX_ROWS_PER_BYTE = 64  # a row takes 12 bytes as a rule; equal members and coun
 _BODY, _SEAL, _NO_DIGEST = b"rhostream_body", b"rhostream_seal", b"0" * 64
 _BODY_AT, _SEAL_AT = (b"\x18\x0e" + name + b"\x18\x40" for name in (_BODY, _SEAL))
 _SEALED = "sealed"  # in the record, so that a flipped bit in the seal's name doesn't make the file one without a seal
-_TAIL, _MAX_FOOTER = 16 << 10, 64 << 20  # bytes
+_TAIL, _MAX_FOOTER = 8 << 10, 64 << 20  # bytes; the footer of a part has 4.5 KB as a rule
 _DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError)
 
 
@@ -99,16 +99,14 @@ def footer_beginning(schema: pa.Schema, encodings: Mapping[str, str], dictionary
 
 
 def _footer(url: str) -> bytes:
-    """A file's metadata, in Thrift, with its length and the magic behind it; from a local file in one small read."""
-    if not storage.is_local(url):
-        data = storage.read_bytes(url)
-        return data[-int.from_bytes(data[-8:-4], "little") - 8 :]
-    with storage.Reader(url, url) as file:
-        tail = file.pread(_TAIL, max(file.size - _TAIL, 0))
-        length = int.from_bytes(tail[-8:-4], "little") + 8
-        if len(tail) < length <= min(file.size, _MAX_FOOTER):
-            tail = file.pread(length, file.size - length)
-        return tail[-length:]
+    """A file's metadata, in Thrift, with its length and the magic behind it: one small read of its end, and a second
+    one where the footer is longer; never the rest of the file.
+    """
+    tail = storage.read_tail(url, _TAIL)
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if len(tail) == _TAIL and _TAIL < length <= _MAX_FOOTER and tail.endswith(b"PAR1"):
+        tail = storage.read_tail(url, length)
+    return tail[-length:]
 
 
 def _parse(footer: bytes) -> Any:

@@ -12,9 +12,7 @@ Segments of older versions have one more column, `lag`, which was always 0: read
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -23,17 +21,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rhostream import storage
-from rhostream.errors import NotFoundError, RhostreamError, TableError
 from rhostream.reasons import Reason
-from rhostream.tables import parquet
+from rhostream.tables import parquet, proofs
 from rhostream.tables.segments import RowsWriter, SegmentQueue
 
 if TYPE_CHECKING:  # who reads a log needs no torch
     from rhostream.candidates import Candidates
 
 Array = npt.NDArray[Any]
-REMOTE_THREADS = 16
 VERSION = 1
 MAX_ROWS = 1_000_000
 REASONS = pa.array([r.name for r in Reason])
@@ -187,42 +182,7 @@ def encode(table: pa.Table) -> bytes:
     return parquet.encode(table.combine_chunks(), {"version": VERSION, "artifact": "log"}, ENCODINGS, dictionary)
 
 
-def verified_paths(run: str, segments: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The URLs of the committed segments, each proved by sha256. Raises TableError naming the first bad one."""
-    for problem in damages(run, segments):
-        if problem is not None:
-            raise problem
-    return [storage.join(run, str(segment["path"])) for segment in segments]
-
-
-def damages(run: str, segments: Sequence[Mapping[str, Any]]) -> Iterator[RhostreamError | None]:
-    """What is wrong with each committed segment, in order; None for one whose bytes are those of the checkpoint."""
-    if not segments:
-        return
-    threads = (os.cpu_count() or 1) if storage.is_local(run) else REMOTE_THREADS
-    with ThreadPoolExecutor(min(threads, len(segments))) as pool:  # hashing gives up the interpreter's lock
-        yield from pool.map(lambda segment: _damage(run, segment), segments)
-
-
-def _damage(run: str, segment: Mapping[str, Any]) -> RhostreamError | None:
-    url = storage.join(run, str(segment["path"]))
-    try:
-        size, digest = storage.digest_of(url)
-    except NotFoundError:
-        return TableError(
-            f"{storage.redact(url)} is listed by the checkpoint but is gone; of a run that is being written, ask again"
-        )
-    except RhostreamError as exc:
-        return exc
-    if (size, digest) == (segment["bytes"], segment["sha256"]):
-        return None
-    return TableError(
-        f"{storage.redact(url)} isn't the file that the checkpoint lists ({size:,} bytes, expected "
-        f"{segment['bytes']:,}, sha256 differs): it was damaged or replaced"
-    )
-
-
 def read(run: str, segments: Sequence[Mapping[str, Any]]) -> pa.Table:
     """All committed rows of a run as one Arrow table, in the order in which the steps were taken."""
-    tables = [parquet.read(url, SCHEMA.names)[0] for url in verified_paths(run, segments)]
+    tables = [parquet.read(url, SCHEMA.names)[0] for url, _ in proofs.verified(run, segments)]
     return pa.concat_tables(tables).unify_dictionaries() if tables else SCHEMA.empty_table()

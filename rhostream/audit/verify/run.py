@@ -20,7 +20,7 @@ from rhostream.runs.link import Link
 from rhostream.runs.loadable import is_loadable
 from rhostream.runs.shards import FILE as INDEX
 from rhostream.runs.shards import read_index
-from rhostream.tables import selections
+from rhostream.tables import proofs
 
 _OF_A_SELECTOR = re.compile(r"(proxy|live-\d+)\.safetensors\Z")
 _LOOK_BACK = 10_000  # commits; behind a handful, most have no tensors any more
@@ -127,7 +127,7 @@ def _sound(run: str, record: Mapping[str, Any], link: Link | None) -> Link | Non
 def _file_problems(run: str, record: Mapping[str, Any], found: Link) -> Iterator[str]:
     """What is wrong with the files that a checkpoint names, one sentence each."""
     whole = True
-    yield from (str(p) for p in selections.damages(run, [*found.log, *found.steps, *found.shadow]) if p is not None)
+    yield from (str(p) for p in proofs.damages(run, [*found.log, *found.steps, *found.shadow]) if p is not None)
     for path, digest in found.files.items():
         url = storage.join(run, path)
         try:

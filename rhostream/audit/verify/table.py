@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhostream import storage
+from rhostream.audit.verify.catalogue import CATALOGUE, catalogue_findings
 from rhostream.audit.verify.keys import Keys
 from rhostream.audit.verify.parts import (
     CHANGED,
@@ -49,6 +50,11 @@ class TableProof:
     shards: list[str] | None = None  # names of the shards that were given
 
     @property
+    def bad_catalogues(self) -> list[str]:
+        """The URLs of catalogues that lie or are damaged."""
+        return [f.part for f in self.findings if f.kind == CATALOGUE]
+
+    @property
     def bad(self) -> list[Finding]:
         """What can be made again from its shard."""
         return [f for f in self.findings if f.kind in MENDABLE]
@@ -79,6 +85,8 @@ class TableProof:
         if bad or self.copies:
             verb = "re-score" if any(f.kind == CHANGED for f in self.bad) else "make again"
             return f"{verb} {bad} shard{'s'[: bad != 1]}: rhostream verify {shown} --repair{shards}"
+        if self.bad_catalogues:
+            return f"write its catalogue again: rhostream verify {shown} --repair{shards}"
         if any(f.kind == "newer version" for f in self.findings):
             return "upgrade rhostream: pip install -U rhostream"
         return "see the problems: none of them can be mended from the shards"
@@ -114,6 +122,9 @@ def prove_table(table: str, shards: Iterable[str] = (), roots: Mapping[str, str]
             keys.add(number, one.keys)
         _duplicates(proof, keys, urls)
     _misplaced(proof, sound)
+    lying, lacking = catalogue_findings(table, info, sound)
+    proof.findings += lying
+    proof.warnings += [lacking] if lacking else []
     proof.warnings += il.reference_doubts(info.reference) + il.bank_doubts(table, info)
     if missing_il["rows"]:
         proof.warnings.append(

@@ -13,6 +13,19 @@ bank of the reference (selection/contrastive.py), and its cosine of image and ca
 
 from __future__ import annotations
 
+from rhostream.tables.il.catalogue import (
+    LEAST,
+    LOCAL_THREADS,
+    REMOTE_THREADS,
+    Catalogue,
+    catalogues,
+    facts_of_parts,
+    file_below,
+    find_catalogue,
+    listed_parts,
+    open_catalogue,
+    write_catalogue,
+)
 from rhostream.tables.il.info import (
     IL_TYPES,
     KEEP_TYPES,
@@ -54,8 +67,6 @@ from rhostream.tables.il.part import (
     read_part_footer,
 )
 from rhostream.tables.il.table import (
-    LOCAL_THREADS,
-    REMOTE_THREADS,
     RESCORE,
     Table,
     open_table,
@@ -68,6 +79,7 @@ from rhostream.tables.il.table import (
 __all__ = [
     "IL_TYPES",
     "KEEP_TYPES",
+    "LEAST",
     "LOCAL_THREADS",
     "MEMBER",
     "OK",
@@ -76,6 +88,7 @@ __all__ = [
     "RESCORE",
     "SCHEMA",
     "VERSION",
+    "Catalogue",
     "Part",
     "PartFacts",
     "Table",
@@ -84,14 +97,20 @@ __all__ = [
     "bank_file",
     "broken_laws",
     "broken_terms",
+    "catalogues",
     "checked_keep",
     "encode_part",
     "facts_of",
+    "facts_of_parts",
+    "file_below",
+    "find_catalogue",
     "find_info",
     "fingerprint",
     "footer_beginning",
+    "listed_parts",
     "make_or_match",
     "named_shards",
+    "open_catalogue",
     "open_info",
     "open_table",
     "part_url",
@@ -111,4 +130,5 @@ __all__ = [
     "shard_of_part",
     "shard_url",
     "stored_il",
+    "write_catalogue",
 ]

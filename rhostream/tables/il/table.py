@@ -1,4 +1,4 @@
-"""A table opened for a list of shards: every part's facts read and held against the table and the shards."""
+"""A table opened for a list of shards: every part's facts known and held against the table and the shards."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,19 +14,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhostream import storage
-from rhostream.errors import MismatchError, MissingPartError, NotFoundError, StaleShardError
+from rhostream.errors import MismatchError, MissingPartError, NotFoundError, StaleShardError, TableError
 from rhostream.inert import one_line
 from rhostream.storage import Identity
-from rhostream.tables.classes import ClassNames
+from rhostream.tables.classes import MOST, ClassNames
+from rhostream.tables.il.catalogue import LOCAL_THREADS, REMOTE_THREADS, Catalogue, find_catalogue
 from rhostream.tables.il.info import TableInfo, open_info
 from rhostream.tables.il.names import names_in, part_url, roots_today, shard_name
-from rhostream.tables.il.part import PartFacts, read_part_facts
+from rhostream.tables.il.part import Part, PartFacts, read_part, read_part_facts
 from rhostream.tables.names import by_name
 from rhostream.tables.places import moved_hint
 from rhostream.tables.strings import Strings, StringsBuilder
 
 LOOKED_FOR = 5  # shards without a part that are looked for before it is said that they have none
-SLICE, LOCAL_THREADS, REMOTE_THREADS = 128, 4, 16  # footers read at a time when a table is opened
+SLICE = 128  # footers read at a time when a table is opened
 RESCORE = "re-score what changed: `rhostream verify TABLE --repair --shards URL...`"
 
 
@@ -50,11 +51,37 @@ class Table:
         what = f"{len(self.names):,} shards, {int(self.counts.sum()):,} samples"
         return f"<{self.info.kind} table {one_line(storage.redact(self.url))}: {what}>"
 
+    def part_url(self, shard: int) -> str:
+        """Of the part of the shard of that index."""
+        return part_url(self.url, self.names[shard])
+
+    def read_part(self, shard: int, **asked: Any) -> Part:
+        """The part of the shard of that index, as `il.read_part`, which takes `asked`.
+
+        What was known of it when the table was opened is held against the part itself: a catalogue may be stale or
+        forged, and a part may have been replaced since. Raises TableError where they differ, before a row is used.
+        """
+        name, url = self.names[shard], self.part_url(shard)
+        part = read_part(url, **asked)
+        facts, count = part.facts, int(self.counts[shard])
+        require_part_of(name, facts)
+        renamed = any(self.class_names.get(label) != text for label, text in facts.class_names.items())
+        if (
+            (facts.fingerprint, facts.samples, facts.compression) != (self.info.fingerprint, count, "")
+            or (renamed and len(self.class_names) < MOST)
+        ):  # fmt: skip
+            raise TableError(
+                f"{storage.redact(url)} isn't the part that the table was opened with ({facts.samples:,} samples of "
+                f"fingerprint {facts.fingerprint}, expected {count:,} of {self.info.fingerprint}): it was replaced "
+                "meanwhile, or its catalogue is stale or forged; `rhostream verify TABLE --repair` writes another"
+            )
+        return part
+
 
 def open_table(
     url: str, shards: Iterable[str], roots: Mapping[str, str] | None = None, *, allow_missing: bool = False
 ) -> Table:
-    """Open the table for these shards (resolved URLs), reading every part's footer.
+    """Open the table for these shards (resolved URLs): by its catalogue, and the footer of every part that it lacks.
 
     Raises MissingPartError listing the first five shards without a part (unless `allow_missing`) and those of them that
     don't exist (in any case), MismatchError for a part of another making or a shard that changed after it was indexed,
@@ -62,15 +89,22 @@ def open_table(
     """
     url = storage.resolve(url)
     info = open_info(url)
-    opened = _Opened(url, info)
-    todays, remaining = roots_today(url, info, roots), iter(shards)
+    opened, listed = _Opened(url, info), list(shards)
+    todays, catalogue = roots_today(url, info, roots), find_catalogue(url, info, len(listed))
     # Slice by slice: a future, a footer and two strings for each of a million shards would never be given back.
     with ThreadPoolExecutor(LOCAL_THREADS if storage.is_local(url) else REMOTE_THREADS) as pool:
-        while wanted := list(islice(remaining, SLICE)):
+        for start in range(0, len(listed), SLICE):
+            wanted = listed[start : start + SLICE]
             named = [shard_name(shard, todays) for shard in wanted]
-            found = pool.map(_facts_or_none, [part_url(url, name) for name in named])
-            opened.add(wanted, named, list(found))
+            opened.add(wanted, named, _facts(pool, catalogue, [part_url(url, name) for name in named]))
     return opened.table(allow_missing)
+
+
+def _facts(pool: ThreadPoolExecutor, catalogue: Catalogue | None, urls: list[str]) -> list[PartFacts | None]:
+    """Of each part, None where there is none."""
+    known = catalogue.facts(urls) if catalogue else [None] * len(urls)
+    asked = pool.map(_facts_or_none, [url for url, facts in zip(urls, known, strict=True) if facts is None])
+    return [next(asked) if facts is None else facts for facts in known]
 
 
 class _Opened:

@@ -40,6 +40,7 @@ class Request:
     headers: dict[str, str]  # names in lower case
     body: bytes = field(repr=False, default=b"")
     fault: str = ""
+    answered: int = 0  # bytes of the body that went back
 
     @property
     def path(self) -> str:
@@ -70,8 +71,9 @@ class Rule:
 class Proxy:
     """Runs in a thread of its own; a context manager."""
 
-    def __init__(self, upstream: int, host: str = "127.0.0.1") -> None:
+    def __init__(self, upstream: int, host: str = "127.0.0.1", delay: float = 0.0) -> None:
         self._upstream, self.host, self.port = upstream, host, 0
+        self.delay = delay  # seconds that every request takes on its way
         self._rules: list[Rule] = []
         self._lottery: tuple[int, int, Sequence[str]] | None = None
         self.seen: list[Request] = []
@@ -157,6 +159,8 @@ class Proxy:
             return False
         request.body = await _body(reader, request.headers)
         fault = request.fault
+        if self.delay:
+            await asyncio.sleep(self.delay)
         if fault == "hang":
             await self._until_gone(reader)
             return False
@@ -171,6 +175,7 @@ class Proxy:
         if fault == "no_condition" and request.headers.get("if-none-match"):
             await asyncio.to_thread(settings["hook"], request.path)
         status, headers, body = await self._pass_on(request)
+        request.answered = len(body)
         if fault == "lost":
             return _reset(writer)
         return await self._answer(request, settings, reader, writer, status, headers, body)
