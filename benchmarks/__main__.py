@@ -27,6 +27,7 @@ BENCHMARKS = (
     "audit",
     "commits",
     "memory",
+    "remote",
     "accuracy",
 )
 

@@ -1,8 +1,8 @@
 """Dealt rows against rows that stay where they were read: rows, and the gradient step, of the rank that has the most.
 
 One process trains with the rule `rho`, and its log says which rows of each buffer were kept; a rank reads a contiguous
-slice of every buffer, so the log of one rank tells how many each of 4 or 8 would hold. A step ends with its slowest
-rank: the time of a gradient step is measured at the rows of the fullest rank and at n_b / ranks, in turns, alone on the
+slice of every buffer, so the log of one tells how many each of 4 or 8 would hold. A step ends with its slowest rank:
+the time of a gradient step is measured at the rows of the fullest rank and at n_b / ranks, in turns, alone on the
 machine. Nothing is sent: what dealing costs, an all-to-all of the kept rows' bytes, comes as bytes.
 """
 
@@ -28,7 +28,7 @@ from rhostream.tables import selections
 from tests.support.shards import make_shards
 
 BUFFER, SIZES, RANKS, PIXELS = 320, (32, 128), (4, 8), 32
-MODEL, STEPS, TIMED = "resnet18-small", 60, 12
+MODEL, STEPS, TIMED = "small-cnn", 60, 12
 
 
 def run(pairs: int) -> list[Figure]:

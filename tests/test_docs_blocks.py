@@ -149,7 +149,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def test_every_fenced_block_names_a_language_that_is_checked() -> None:
-    known = {"python", "sql", "sh", "json", "yaml", "toml", "text", "diff"}  # the diff by test_open_clip_package
+    known = {"python", "sql", "sh", "json", "yaml", "toml", "text", "diff"}  # diffs by the tests of their examples
     assert [str(block) for block in ALL if block.language not in known] == []
     assert len(ALL) > 30
 

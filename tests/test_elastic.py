@@ -33,7 +33,10 @@ class Node:
         command = [*launcher, str(Path(sys.executable).parent / "rhostream"), "train", *options]
         self._output = output.open("w")
         self._agent = subprocess.Popen(
-            command, stdout=self._output, stderr=self._output, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            command,
+            stdout=self._output,
+            stderr=self._output,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "LOGLEVEL": "INFO"},
         )
 
     def worker(self) -> int:
@@ -65,7 +68,7 @@ def nodes() -> Iterator[list[Node]]:
         node.close()
 
 
-def until(true: Callable[[], bool], what: str, seconds: float = 90.0) -> None:
+def until(true: Callable[[], bool], what: str, seconds: float = 180.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, what

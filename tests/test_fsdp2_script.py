@@ -23,6 +23,7 @@ from tests.support.logs import ask, log_of
 from tests.support.own_loop import network
 from tests.support.process import process as command
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # the tests read checkpoints alone
 STEPS = 200  # eight passes of 25 buffers of 40
 OPTIONS = ["--batch-size", "8", "--epochs", "8"]
 KILLED = -signal.SIGKILL
@@ -42,7 +43,6 @@ def test_ten_lines_make_the_script_select() -> None:
     assert [line for line in block if line[:1] in "+-"] == lines
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_a_checkpoint_of_dcp_brings_a_run_back(world: Path, tmp_path: Path) -> None:
     def made(folder: str = "run") -> rhostream.Run:
         stream = rhostream.open_stream(str(world / "shards"), il=str(world / "il"), buffer_size=40)
@@ -75,7 +75,8 @@ def script(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Script:
 
     def run(out: Path, *more: str, before: tuple[str, str, int] | None = None, **variables: Any) -> str:
         arguments = [path] if before is None else ["-c", scripts.KILLED_BEFORE, path, *map(str, before)]
-        return scripts.run(sys.executable, [*arguments, *OPTIONS, "--out", str(out), *more], world, **variables)
+        words = [*arguments, *OPTIONS, "--out", str(out), *more]
+        return scripts.run(sys.executable, words, world, launched=True, **variables)
 
     return run
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import time
 from pathlib import Path
@@ -128,7 +127,7 @@ def test_the_ledger_is_whole_and_the_report_shows_it(place: Path) -> None:
 def test_killed_at_three_moments_and_resumed_it_is_the_uninterrupted_run(place: Path, world: Path) -> None:
     plain = {"folder": "killed"}
     fits(place, world, [{**plain, "kill": "step", "at": 57}], code=-9)
-    fits(place, world, [{**plain, "kill": "validation", "at": 100, "resume": "last"}], code=-9)
+    fits(place, world, [{**plain, "kill": "validation", "at": 75, "resume": "last"}], code=-9)
     # Half of a checkpoint lies there, under the name that is taken for the newest.
     fits(place, world, [{**plain, "kill": "save", "at": 140, "resume": "last"}], code=-9)
     fits(place, world, [{**plain, "resume": "checkpoints/120.ckpt"}])
@@ -156,8 +155,9 @@ def test_killed_within_more_than_the_plain(place: Path, world: Path, name: str, 
 def test_the_trainer_ends_and_leaves_out_as_it_always_did(place: Path, world: Path) -> None:
     short, by_steps = {"max_epochs": 2}, {"accumulate_grad_batches": 2, "max_epochs": -1}
     ended, longer, stopped, limited, manual, none, late, swa = fits(place, world, [
-        {"folder": "ended", **ACCUMULATED, "trainer": {**by_steps, "max_steps": 33}},
-        {"folder": "ended", **ACCUMULATED, "trainer": {**by_steps, "max_steps": 60}, "resume": "last"},
+        {"folder": "ended", **ACCUMULATED, "schedule": STEPS, "trainer": {**by_steps, "max_steps": 33}},
+        {"folder": "ended", **ACCUMULATED, "schedule": STEPS, "trainer": {**by_steps, "max_steps": 60},
+         "resume": "last"},
         {"folder": "stopped", "callbacks": {"EarlyStopping": {"monitor": "accuracy", "mode": "max", "patience": 1,
                                                               "min_delta": 1.0}}},
         {"folder": "limited", "trainer": {"limit_train_batches": 10, "max_epochs": 4}, "saver": {}},
@@ -177,8 +177,6 @@ def test_the_trainer_ends_and_leaves_out_as_it_always_did(place: Path, world: Pa
     is_whole(place / "limited" / "run", 40)
     is_whole(place / "manual" / "run", 50)
     is_whole(place / "async" / "run", 50)
-    assert rows(place / "manual" / "run", KEPT) == [row for row in rows(place / "whole" / "run", KEPT)
-                                                    if row["step"] < 50]  # fmt: skip
     left = rows(place / "none" / "run", "SELECT DISTINCT step FROM selections WHERE reason = 'unapplied' ORDER BY 1")
     assert [row["step"] for row in left] == [3, 28]
 
@@ -209,9 +207,7 @@ def test_what_selection_cannot_go_with_is_refused_in_a_sentence(place: Path, wor
         "precision 64-true": {"trainer": {"precision": "64-true"}},
         "inside an update of 2": {"trainer": {"accumulate_grad_batches": 2, "limit_train_batches": 7}},
         "LearningRateFinder": {"callbacks": {"LearningRateFinder": {}}},
-        "accumulate_grad_batches became 4": {
-            "callbacks": {"GradientAccumulationScheduler": {"scheduling": {1: 4}}}, "data": {"batch_size": 4},
-        },
+        "accumulate_grad_batches became 4": {"scheduling": {1: 4}, "data": {"batch_size": 4}},
         "no optimizer of its own": {"manual": 2},
         "weighs": {"data": {"rule": "grad_norm_is"}},
         "expected 1 or 1": {"data": {"mean": [0.1, 0.2, 0.3], "std": [0.2]}},
@@ -241,20 +237,19 @@ def test_two_ranks_keep_what_one_keeps_and_go_on(place: Path, world: Path) -> No
 
 @pytest.mark.parametrize("package", ["lightning", "pytorch_lightning"])
 def test_the_example_with_its_patch_runs_and_goes_on(tmp_path: Path, world: Path, package: str) -> None:
-    text = (EXAMPLE / "train.py").read_text()
+    (tmp_path / "train.py").write_text((EXAMPLE / "train.py").read_text())
+    subprocess.run(["git", "apply", str(EXAMPLE / "rhostream.patch")], cwd=tmp_path, check=True, capture_output=True)
+    text = (tmp_path / "train.py").read_text()
     changes = {"pixels=784, classes=10": "pixels=256, classes=4", "every_n_train_steps=100": "every_n_train_steps=3",
-               "max_epochs=5": "max_epochs=2"}  # fmt: skip
+               "max_epochs=5": "max_epochs=2", '"shards"': f'"{world}/shards"', '"il"': f'"{world}/il"',
+               '"test"': f'"{world}/test"'}  # fmt: skip
     for old, new in changes.items():
         assert old in text
         text = text.replace(old, new)
-    (tmp_path / "train.py").write_text(text)
-    subprocess.run(["git", "apply", str(EXAMPLE / "rhostream.patch")], cwd=tmp_path, check=True, capture_output=True)
     if package != "lightning":
-        old = (tmp_path / "train.py").read_text()
-        new = re.sub(r"import lightning as L\n", "import pytorch_lightning as L\n", old)
-        (tmp_path / "train.py").write_text(new.replace("from lightning.pytorch.", "from pytorch_lightning."))
-    for name in ("shards", "test", "il"):
-        (tmp_path / name).symlink_to(world / name)
+        text = text.replace("import lightning as L", "import pytorch_lightning as L")
+        text = text.replace("from lightning.pytorch.", "from pytorch_lightning.")
+    (tmp_path / "train.py").write_text(text)
     for epochs in (2, 4):
         process = started(["train.py"], tmp_path)
         said = process.communicate(timeout=300)[0]

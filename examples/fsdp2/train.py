@@ -96,7 +96,8 @@ def main() -> None:
     torch.manual_seed(0)
     model = network(args.model, args.classes, 16 * 16).to(device)
     half = torch.bfloat16 if args.bf16 else None
-    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, output_dtype=torch.float32)
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
+    whole = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, output_dtype=torch.float32)
     for at, layer in enumerate(model):
         if isinstance(layer, Block):
             if args.checkpoint_activations:
@@ -104,7 +105,7 @@ def main() -> None:
             if args.compile:
                 layer.compile()
             fully_shard(layer, mp_policy=policy)
-    fully_shard(model, mp_policy=policy)
+    fully_shard(model, mp_policy=whole)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 20, gamma=0.9)
     alone = wds.WebDataset(sorted(glob.glob(f"{args.test}/*.tar")), shardshuffle=False, nodesplitter=None)

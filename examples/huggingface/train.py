@@ -21,7 +21,7 @@ def images(folder: str) -> Any:
     """Of the shards of a folder, pixels in -1 to 1 beside the label."""
     return (
         webdataset.WebDataset(sorted(glob.glob(f"{folder}/*.tar")), shardshuffle=False, empty_check=False)
-        .decode("torchl")
+        .decode("torchrgb")
         .map(lambda sample: {"pixel_values": sample["png"] * 2 - 1, "labels": int(sample["cls"])})
     )
 

@@ -97,10 +97,10 @@ class AcceleratedRun(Run):
             applied = made or not closing
         super().step(loss_b, applied, mean=mean)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, complete: bool = False) -> dict[str, Any]:
         """The run's part of a checkpoint, as `Run.state_dict` says; within `save_state` what that began with."""
         saved, self._saved, self._unconfirmed = self._saved, {}, True
-        return saved or super().state_dict()
+        return saved or super().state_dict(complete=complete)
 
     def confirm(self) -> None:
         """Say that the newest checkpoint is kept: readers stop calling it unconfirmed."""
@@ -132,7 +132,7 @@ class AcceleratedRun(Run):
                 f"the selector scores a {type(model).__name__} that this accelerator hasn't prepared: call "
                 "accelerator.prepare(model, optimizer) first, and make the Selector of what it gives back"
             )
-        if self.ranks.size > 1 and getattr(accelerator, "_schedulers", ()) and not accelerator.split_batches:
+        if self.ranks.size > 1 and getattr(accelerator, "_schedulers", None) and not accelerator.split_batches:
             raise UsageError(
                 f"a prepared scheduler would step {self.ranks.size} times an update, as for batches of each rank, and "
                 "a run's batch is that of all ranks: say Accelerator(dataloader_config="

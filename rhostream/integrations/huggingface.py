@@ -21,18 +21,13 @@ from typing import Any
 
 import torch
 
-from rhostream import storage
 from rhostream.errors import MissingExtraError, UsageError
 from rhostream.integrations import huggingface_checkpoints as checkpoints
 from rhostream.integrations.batches import Batches, Piece
-from rhostream.integrations.huggingface_models import Inputs, parts_of, require_loss, whole_number
-from rhostream.models.stored import of_transformers
+from rhostream.integrations.huggingface_models import Inputs, open_for, parts_of, require_loss
 from rhostream.runs.run import Run
 from rhostream.selection.ranks import default_ranks
 from rhostream.selection.selector import Selector
-from rhostream.stream.loader import Loader
-from rhostream.stream.open import open_stream
-from rhostream.tables import il as il_table
 
 try:
     if importlib.util.find_spec("accelerate") is None:  # transformers says so only when a Trainer is made
@@ -89,6 +84,7 @@ class SelectionTrainer(Trainer):  # type: ignore[misc]
         self._inputs, self._stream, self._selector = inputs, dict(stream or {}), dict(selector or {})
         self._config = config
         self._resumed: str | None = None  # the checkpoint that the training at hand goes on from
+        self._loading = ""  # the checkpoint whose weights are being loaded
         self._at_hand: _Batch | None = None  # what training_step is at
         self._weighed = False  # whether its loss went through compute_loss here
         self.add_callback(_Ledger(self))
@@ -118,7 +114,11 @@ class SelectionTrainer(Trainer):  # type: ignore[misc]
         args, pieces = self.args, self.args.gradient_accumulation_steps
         ranks = default_ranks("default")
         size = self._train_batch_size * ranks.size * pieces
-        opened = self._open(self._buffer_size or 10 * size)
+        fixed = {
+            "buffer_size": self._buffer_size or 10 * size, "passes": None, "device": args.device,
+            "workers": args.dataloader_num_workers, "seed": args.seed if args.data_seed is None else args.data_seed,
+        }  # fmt: skip
+        opened = open_for(self.model, self.processing_class, self._shards, self._il, {**fixed, **self._stream})
         scored, self._of_inputs, self._labels = parts_of(self.model, opened, self._inputs)
         options = {"seed": args.seed, "autocast": _autocast(args), "gradients": "mean", **self._selector}
         selector = Selector(scored, self._rule, size, **options)
@@ -188,28 +188,22 @@ class SelectionTrainer(Trainer):  # type: ignore[misc]
 
     # -- the run -------------------------------------------------------------------------------------------------------
 
-    def _open(self, buffer_size: int) -> Loader:
-        args, options = self.args, dict[str, Any]()
-        picture = il_table.open_info(storage.resolve(storage.text_of(self._il))).content == "image"
-        processor = self.processing_class if hasattr(self.processing_class, "image_mean") else None
-        if picture:
-            made = of_transformers(processor, whole_number(self.model, "image_size"))
-            options = {"image_size": made.image_size, "channels": whole_number(self.model, "num_channels")}
-            if processor is not None:
-                options["resize"] = made.resize
-        options |= {
-            "seed": args.seed if args.data_seed is None else args.data_seed, "workers": args.dataloader_num_workers,
-            **self._stream,
-        }  # fmt: skip
-        fixed = {"buffer_size": buffer_size, "passes": None, "device": args.device}
-        opened = open_stream(self._shards, self._il, **fixed, **options)
-        if picture and processor is not None:
-            opened.stream.preprocess = opened.stream.preprocess.normalized(made.mean, made.std)
-        return opened
-
     def _form(self, piece: Piece) -> _Batch:
         named = {**self._of_inputs(piece.input), "labels": self._labels(piece.input, piece.target)}
         return _Batch(named, len(piece.input), piece.factor)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._loading = resume_from_checkpoint
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        self._loading = self.state.best_model_checkpoint
+        super()._load_best_model()
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Where the Trainer passed over weights of other names, load them as `from_pretrained` does."""
+        if not checkpoints.load_as_saved(self.model, load_result, self._loading):
+            super()._issue_warnings_after_load(load_result)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """As the Trainer's, with the run's state in it; collective. Who saves the model only saves no run."""

@@ -58,3 +58,21 @@ def read(folder: str) -> Any:
         return torch.load(Path(folder, STATE), map_location="cpu", weights_only=True)
     except Exception as exc:  # whatever a broken file makes the reader raise
         raise MismatchError(f"{STATE} of {folder} can't be read ({type(exc).__name__})") from exc
+
+
+def load_as_saved(model: Any, loaded: Any, folder: str) -> bool:
+    """Load the weights that the Trainer passed over, `loaded` being what `load_state_dict` said; whether it did.
+
+    Some models' weights are saved under older names (ViT's, of transformers 5.24), which only `from_pretrained` knows:
+    the Trainer warns and goes on with the weights that the script began with. Raises MismatchError where some lack.
+    """
+    tensors, missing = model.state_dict(), {*loaded.missing_keys}
+    there = {tensor.data_ptr() for name, tensor in tensors.items() if name not in missing}
+    lost = [name for name in missing if tensors[name].data_ptr() not in there]  # tied ones are there by another name
+    if not (lost or loaded.unexpected_keys) or not hasattr(type(model), "from_pretrained"):
+        return False
+    stored, said = type(model).from_pretrained(folder, output_loading_info=True, dtype=model.dtype)
+    if lacking := sorted(said["missing_keys"]):
+        raise MismatchError(f"{folder} lacks weights of a {type(model).__name__}: {', '.join(map(str, lacking[:3]))}")
+    model.load_state_dict(stored.state_dict())
+    return True

@@ -5,6 +5,7 @@ They take tensors by name and give a dict; a rule scores by a function of one te
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,10 +14,13 @@ from torch import Tensor, nn
 from rhostream import storage
 from rhostream.errors import MismatchError, UsageError
 from rhostream.models.language import CausalLM, begin_of
+from rhostream.models.stored import of_transformers
+from rhostream.samples import registry
 from rhostream.samples.fields import Fields, Input
-from rhostream.samples.text import TextKind
 from rhostream.selection.tokens import LanguageLoss
 from rhostream.stream.loader import Loader
+from rhostream.stream.open import open_stream
+from rhostream.tables import il as il_table
 
 IGNORED = -100  # a label that no loss is made of
 Inputs = Callable[[Input], Mapping[str, Any]]
@@ -34,25 +38,42 @@ class _Scored(nn.Module):
         return self.model(**self._inputs(x))
 
 
+def open_for(model: Any, processor: Any, shards: Any, il: str | os.PathLike[str], options: dict[str, Any]) -> Loader:
+    """The stream of what the model takes: its images made as the processor says, or else of the model's own size."""
+    if not registry.takes(il_table.open_info(storage.resolve(storage.text_of(il))).content, "image_size"):
+        return open_stream(shards, il, **options)
+    processor = processor if hasattr(processor, "image_mean") else None
+    made = of_transformers(processor, whole_number(model, "image_size"))
+    own: dict[str, Any] = {"image_size": made.image_size, "channels": whole_number(model, "num_channels")}
+    if processor is not None:
+        own["resize"] = made.resize
+    opened = open_stream(shards, il, **{**own, **options})
+    if processor is not None:
+        opened.stream.preprocess = opened.stream.preprocess.normalized(made.mean, made.std)
+    return opened
+
+
 def parts_of(model: Any, opened: Loader, inputs: Inputs | None) -> tuple[nn.Module, Inputs, Callable[[Any, Any], Any]]:
     """What scores, what a batch calls the model with, and its labels of (input, target). Raises UsageError."""
     kind = opened.stream.preprocess
-    if not isinstance(kind, TextKind):
+    if "tokenizer" not in kind.takes or "image_size" in kind.takes:
         of_inputs = inputs or _named(getattr(model, "main_input_name", "pixel_values"))
         return _Scored(model, of_inputs), of_inputs, lambda x, target: target
-    known, ids = whole_number(model, "vocab_size") or kind.vocabulary, kind.vocabulary
-    ids -= kind.padding == ids - 1  # the filling may be no id of the model's
+    text = kind.model_arguments()
+    ids, padding = text["vocabulary"], text["padding"]
+    known = whole_number(model, "vocab_size") or ids
+    ids -= padding == ids - 1  # the filling may be no id of the model's
     if ids > known:
         raise UsageError(
             f"{type(model).__name__} knows {known:,} ids, and the samples have {ids:,}: make the table with its own "
             "tokenizer, --tokenizer hf:NAME"
         )
-    of_inputs = inputs or _tokens(kind.padding, 0 if kind.padding >= known else kind.padding)
+    of_inputs = inputs or _tokens(padding, 0 if padding >= known else padding)
     if kind.task != "language":
         return _Scored(model, of_inputs), of_inputs, lambda x, target: target
-    end = kind.model_arguments().get("end_of_text")
+    end = text.get("end_of_text")
     inner = CausalLM(model, known, begin_of(type(model).__name__, model.config))
-    return LanguageLoss(inner, kind.vocabulary, kind.padding, end), of_inputs, _next_tokens(kind.padding, end)
+    return LanguageLoss(inner, text["vocabulary"], padding, end), of_inputs, _next_tokens(padding, end)
 
 
 def _named(name: str) -> Inputs:

@@ -7,7 +7,7 @@ meanings in this ecosystem) are refused. Remote stores go through the clients of
 plain system calls, because a commit on disk needs `link` and `fsync`, which fsspec doesn't offer.
 """
 
-from rhostream.storage.ahead import ReadAhead
+from rhostream.storage.ahead import ReadAhead, spooled
 from rhostream.storage.clients import EXTRA_OF
 from rhostream.storage.commits import create, delete, probe_writable, replace
 from rhostream.storage.expand import expand
@@ -75,6 +75,7 @@ __all__ = [
     "retried_since",
     "sha256_of",
     "spool_folder",
+    "spooled",
     "take_retried",
     "text_of",
 ]

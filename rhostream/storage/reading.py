@@ -78,8 +78,8 @@ def exists(url: str) -> bool:
     return True
 
 
-def read_bytes(url: str) -> bytes:
-    """The whole object, its length and, where the store knows it, its checksum compared."""
+def read_bytes(url: str, tries: int | None = None) -> bytes:
+    """The whole object, its length and, where the store knows it, its checksum compared; with at most so many tries."""
     if is_local(url):
         with translated(url):
             return Path(url).read_bytes()
@@ -90,7 +90,7 @@ def read_bytes(url: str) -> bytes:
         pieces.clear()
         await transfer(url, store, path, pieces.append, patience)
 
-    run(url, attempt)
+    run(url, attempt, tries)
     return b"".join(pieces)
 
 

@@ -38,7 +38,9 @@ from rhostream.tables import il
 
 PREFETCH = 2
 SLOTS = PREFETCH + 3  # of each worker
-AHEAD, AHEAD_SHARDS = 32, 16  # buffers that are looked ahead for shards to fetch, and how many are held meanwhile
+# Buffers that are looked ahead for shards to fetch, and how many are held meanwhile: twice the eight that keep a shard in
+# a tenth of a second at 100 ms a request (`benchmarks/remote.py`).
+AHEAD, AHEAD_SHARDS = 32, 16
 
 
 class CandidateStream(IterableDataset[Message]):
@@ -79,7 +81,7 @@ class CandidateStream(IterableDataset[Message]):
         self.prefilters = tuple(prefilters)
         self.slots: dict[str, Tensor] | None = None
         self._carried = storage.Carried()
-        self._remote = not all(storage.is_local(url) for url in table.shards)
+        self._remote = not all(storage.is_local(url) for url in [table.url, *table.shards])
         self._names = pa.array(table.names, pa.string())
         self._plans: dict[int, Plan] = {}
         self.plan(0)  # a buffer that can't be filled is an error now, not in a worker

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.utils.data import DataLoader
@@ -79,6 +79,12 @@ class Loader:
         if end is None:
             raise TypeError("an endless stream has no length")
         return (end - cursor.pass_index) * self.stream.buffers_per_pass - cursor.buffer
+
+    def __getitem__(self, number: Any) -> NoReturn:
+        raise UsageError(
+            "a stream gives buffers, in its own order and for its own rank: iterate it or give it to a Run, not as a "
+            "dataset to a DataLoader, a sampler or a trainer"
+        )
 
     def __iter__(self) -> Iterator[Candidates]:
         self.consumed()  # of a loop that was left by `break`

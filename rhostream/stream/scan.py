@@ -177,13 +177,13 @@ class _Scan(IterableDataset[Chunk | End]):
         return [shard for pid, shard in self._at.tolist() if pid in wanted and shard in self.left]
 
     def __iter__(self) -> Iterator[Chunk | End]:
-        with storage.ReadAhead() as ahead:
+        with storage.ReadAhead(storage.spooled) as ahead:
             for message in self._messages(ahead):
                 if isinstance(message, End) and get_worker_info() is not None:
                     message = replace(message, retried=storage.take_retried())
                 yield message
 
-    def _messages(self, ahead: storage.ReadAhead) -> Iterator[Chunk | End]:
+    def _messages(self, ahead: storage.ReadAhead[storage.SpooledReader]) -> Iterator[Chunk | End]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         own, turn, columns, at = PREFETCH + 2, 0, Columns(), self._at[worker].numpy()
@@ -194,11 +194,14 @@ class _Scan(IterableDataset[Chunk | End]):
         for visit, number in enumerate(mine := left[worker::workers]):
             at[1] = number
             url, name = self._shards[number]
+            reader = ahead.take(url)
             ahead.want([self._shards[n][0] for n in mine[visit + 1 : visit + 1 + AHEAD]])
             if self._settings.wanted is not None and not self._settings.wanted(name):
+                if reader is not None:
+                    reader.close()
                 yield End(shard=number, skipped=True)
                 continue
-            shard, whole = ShardScan(number, url, name, self._settings, columns, lowest), False
+            shard, whole = ShardScan(number, url, name, self._settings, columns, lowest, reader), False
             try:
                 for rows in shard.chunks():
                     slot = worker * own + turn % own

@@ -32,16 +32,23 @@ class ShardScan:
     """One shard, from its first byte to its accounts."""
 
     def __init__(
-        self, number: int, url: str, name: str, settings: ScanSettings, columns: Columns, lowest: Lowest | None = None
+        self,
+        number: int,
+        url: str,
+        name: str,
+        settings: ScanSettings,
+        columns: Columns,
+        lowest: Lowest | None = None,
+        reader: Reader | None = None,
     ) -> None:
         self._number, self._url, self._name, self._settings, self._columns = number, url, name, settings, columns
         self._kind, self._lowest = settings.kind, lowest
         self._apart, self._seen = Apart(alone=not settings.needs_labels), Seen()
-        self._reader: Reader | None = None
+        self._reader = reader  # where it is open already
 
     def chunks(self) -> Iterator[Rows]:
         """Rows as they come, their labels read and their images not yet. Raises ShardError, StorageError."""
-        self._reader = storage.open_reader(self._url)
+        self._reader = self._reader or storage.open_reader(self._url)
         self._identity = self._reader.version
         ranged, size = isinstance(self._reader, RangeReader), self._reader.size
         if self._settings.allow_compressed:

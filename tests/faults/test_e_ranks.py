@@ -16,6 +16,8 @@ from torch import nn
 
 import rhostream
 from rhostream.runs import checkpoint, tensors
+from rhostream.selection.forward import Forward
+from rhostream.selection.ranks import Ranks
 from tests.support import ranks
 from tests.support.logs import same, weights_of
 from tests.support.shards import make_shards
@@ -146,6 +148,41 @@ def test_E11_an_error_on_one_rank_is_what_the_others_report(
     assert told[1]["exit"] == 2 and own in told[1]["error"] and "ValueError: a cosmic ray" in told[1]["error"]
     assert told[0]["exit"] == 3 and f"rank 1 stopped with UsageError: {own}" in told[0]["error"]
     assert "ValueError: a cosmic ray" in told[0]["error"]
+
+
+def train_dying(rank: int, options: dict[str, Any], place: str, at: int) -> None:
+    """Train; rank 1 kills itself in the middle of its `at`-th scoring, or with its kept rows on their way."""
+    owner, name = (Forward, "__call__") if place == "scoring" else (Ranks, "exchange")
+    original, left = getattr(owner, name), [at]
+
+    def dying(*arguments: Any, **keywords: Any) -> Any:
+        left[0] -= 1
+        if rank == 1 and not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **keywords)
+
+    setattr(owner, name, dying)
+    rhostream.train(**options, rank_timeout=60.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["scoring", "dealing"])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_E11_a_rank_that_dies_while_it_scores_or_while_rows_are_dealt(
+    options: Callable[..., dict[str, Any]],
+    started: Callable[..., ranks.Started],
+    tmp_path: Path,
+    place: str,
+    parallel: str,
+) -> None:
+    """So it is in the middle of scoring and of the exchange of kept rows, with weights that are spread over the ranks too."""  # noqa: E501
+    settings = options(parallel=parallel)
+    told = started(train_dying, 2, settings, place, 9).join()
+    assert told[1]["exit"] == -signal.SIGKILL and told[0]["exit"] == 3, told
+    assert told[0]["error"].startswith("RankLostError: rank 0 of 2") and "resumes" in told[0]["error"]
+    assert [one["exit"] for one in started(ranks.train, 2, [settings]).join()] == [0, 0]
+    rhostream.train(**options("whole"))
+    assert ranks.assert_same_but_for_noise(tmp_path / "whole", tmp_path / "run") == 20
 
 
 def test_E11_a_rank_that_never_comes_is_reported(

@@ -136,7 +136,7 @@ def test_a_spool_that_is_no_folder_of_ours_is_refused(
 def test_shards_are_read_ahead_and_held_until_they_are_no_longer_wanted(faulty: FaultyStore) -> None:
     urls = faulty.put_shards([40] * 5)
     faulty.proxy.calm()
-    with storage.ReadAhead() as ahead:
+    with storage.ReadAhead(storage.spooled) as ahead:
         ahead.want(urls[:3])
         until = time.monotonic() + 30
         while len([path for path in _spooled(faulty) if not path.suffix]) < 3 and time.monotonic() < until:
@@ -147,6 +147,33 @@ def test_shards_are_read_ahead_and_held_until_they_are_no_longer_wanted(faulty: 
         assert faulty.proxy.count("GET", ".tar") == 3
         ahead.want([])
     assert not any(path.suffix for path in _spooled(faulty))
+
+
+def test_what_was_brought_is_taken_over_once_without_another_request(faulty: FaultyStore) -> None:
+    first, second = faulty.put_shards([40] * 2)
+    faulty.proxy.calm()
+    with storage.ReadAhead(storage.spooled) as ahead:
+        ahead.want([first])
+        while faulty.proxy.count() == 0:
+            time.sleep(0.01)  # until it is on its way: what isn't yet is not waited for
+        reader = ahead.take(first)
+        assert reader is not None and reader.pread(512, 0)[257:262] == b"ustar"
+        assert (faulty.proxy.count("HEAD"), faulty.proxy.count("GET")) == (1, 1)
+        assert ahead.take(first) is None and ahead.take(second) is None
+        reader.close()
+
+
+def test_what_cannot_be_brought_is_left_to_who_needs_it(faulty: FaultyStore) -> None:
+    (url,) = faulty.put_shards([40])
+    faulty.proxy.calm()
+    faulty.proxy.inject("403", method="GET", path=".tar")
+    with storage.ReadAhead(storage.spooled) as ahead:
+        ahead.want([url])
+        while faulty.proxy.count("GET") == 0:
+            time.sleep(0.01)
+        assert ahead.take(url) is None
+        with storage.open_reader(url) as reader:
+            assert isinstance(reader, storage.SpooledReader)
 
 
 @pytest.mark.parametrize(("counts", "n_B", "lanes"), [([500, 300, 800, 10, 390], 40, 8), ([64] * 40, 64, 16)])

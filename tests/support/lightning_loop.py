@@ -93,7 +93,7 @@ class Module(L.LightningModule):
     def configure_optimizers(self) -> Any:
         self.estimated = self.trainer.estimated_stepping_batches
         optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2, weight_decay=0.1)
-        steps = max(int(self.estimated), 1)
+        steps = self.spec.get("schedule", max(int(self.estimated), 1))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -103,6 +103,10 @@ def fit(spec: dict[str, Any]) -> dict[str, Any]:
     saver = known.ModelCheckpoint(folder / "checkpoints", "{step}", save_top_k=-1, save_last=True,
                                   auto_insert_metric_name=False,
                                   **spec.get("saver", {"every_n_train_steps": 20}))  # fmt: skip
+    if (scheduling := spec.get("scheduling")) is not None:
+        spec.setdefault("callbacks", {})["GradientAccumulationScheduler"] = {
+            "scheduling": {int(epoch): pieces for epoch, pieces in scheduling.items()}
+        }
     more = [getattr(known, name)(**arguments) for name, arguments in spec.get("callbacks", {}).items()]
     plugins = [DiesWhileWriting(spec["at"])] if spec.get("kill") == "save" else []
     plugins += [AsyncCheckpointIO()] if "async" in spec else []

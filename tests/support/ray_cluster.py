@@ -52,7 +52,7 @@ class Cluster:
 
     def __init__(self, folder: Path, nodes: Sequence[Mapping[str, str]] = ({}, {})) -> None:
         self._folder, self._nodes, self._mark = folder, nodes, uuid.uuid4().hex
-        self._environment = {
+        self.environment = {
             **os.environ, MARK: self._mark, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1",
             "RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         }  # fmt: skip
@@ -61,7 +61,7 @@ class Cluster:
         self._log = (self._folder / "cluster.log").open("w")
         self._process = subprocess.Popen(
             [environments.python("ray"), "-m", "tests.support.ray_cluster", json.dumps(self._nodes)],
-            cwd=REPOSITORY, env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
+            cwd=REPOSITORY, env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
             text=True, start_new_session=True,
         )  # fmt: skip
         assert self._process.stdout is not None
@@ -114,7 +114,7 @@ class Cluster:
             process = subprocess.Popen(
                 [environments.python("ray"), "-c", program, *map(str, argv)],
                 cwd=REPOSITORY, stdout=out, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-                env={**self._environment, "RAY_ADDRESS": self.address, **more},
+                env={**self.environment, "RAY_ADDRESS": self.address, **more},
             )  # fmt: skip
         return Driver(process, log)
 

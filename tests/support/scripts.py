@@ -44,16 +44,28 @@ def changed(example: str) -> list[str]:
     return [line for line in text.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
 
 
-def run(python: str, arguments: Sequence[str], cwd: Path, ranks: int = 1, code: int = 0, **variables: str) -> str:
-    """What rank 0 says; all end with `code`, and of killed ranks (-9) one must be."""
+def run(
+    python: str,
+    arguments: Sequence[str],
+    cwd: Path,
+    ranks: int = 1,
+    code: int = 0,
+    launched: bool = False,
+    **variables: str,
+) -> str:
+    """What rank 0 says; all end with `code`, and of killed ranks (-9) one must be.
+
+    `launched`: with a launcher's variables though it is alone.
+    """
     shared = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
-    if ranks > 1:
+    ranked = launched or ranks > 1
+    if ranked:
         shared |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": str(free_port())}  # fmt: skip
     processes = [
         subprocess.Popen(
             [python, *arguments], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={**shared, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {})},
+            env={**shared, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranked else {})},
         )
         for rank in range(ranks)
     ]  # fmt: skip

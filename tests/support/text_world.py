@@ -37,10 +37,14 @@ def text_sample(number: int, rng: np.random.Generator, noisy: bool = False) -> d
     }
 
 
-def make_text_shards(folder: Path, counts: list[int], seed: int = 0, noise: float = 0.2) -> list[Path]:
+def make_text_shards(
+    folder: Path, counts: list[int], seed: int = 0, noise: float = 0.2, labels: bool = True
+) -> list[Path]:
     rng, paths, number = np.random.default_rng(seed), [], 0
     for at, count in enumerate(counts):
         rows = [text_sample(number + i, rng, noisy=bool(rng.random() < noise)) for i in range(count)]
+        if not labels:
+            rows = [{name: value for name, value in row.items() if name != "cls"} for row in rows]
         number += count
         paths.append(write_shard(folder / f"train-{at:03d}.tar", rows))
     return paths

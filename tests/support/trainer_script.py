@@ -149,10 +149,14 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     return {"step": result.global_step, "history": trainer.state.log_history, "epoch": trainer.state.epoch}
 
 
-if __name__ == "__main__":
-    told = json.loads(sys.argv[1])
-    torch.set_num_threads(1)
+def answer(asked: dict[str, Any]) -> dict[str, Any]:
+    """What a run ended with, or why there was none."""
     try:
-        print(json.dumps([main(asked) for asked in told]))
+        return main(asked)
     except RhostreamError as exc:
-        sys.exit(f"{type(exc).__name__}: {exc}")
+        return {"refused": f"{type(exc).__name__}: {exc}"}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(json.dumps([answer(asked) for asked in json.loads(sys.argv[1])]))

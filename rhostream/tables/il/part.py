@@ -193,16 +193,19 @@ def read_part(
     field: str | None = None,
     codes: Callable[[Any], npt.NDArray[np.int16]] | None = None,
     numbers: Sequence[str] = (),
+    data: bytes | None = None,
 ) -> Part:
     """Load a part, checksums verified; rows stored in another order are put in theirs by ordinal.
 
     `members`: the extensions of each member of a sample, those of the part's kind unless given; of a user's own kind
     only its table knows them. With `tokens` also the il of each token; with a kept `field` its values, as `codes`
-    numbers a column of them. `numbers`: other columns of numbers (`TableInfo.numbers`), as float32.
+    numbers a column of them. `numbers`: other columns of numbers (`TableInfo.numbers`), as float32. `data`: the
+    bytes of the part, where they are at hand.
     """
     asked = [*(["fold"] if with_fold else []), *(["il_tokens"] if tokens else [])]
     columns = ["key", "ordinal", "members", "label", "il", "in_holdout", "status", *asked]
-    table, record = parquet.read(url, [*columns, *dict.fromkeys([*([field] if field else []), *numbers])])
+    data = storage.read_bytes(url) if data is None else data
+    table, record = parquet.parse(data, url, [*columns, *dict.fromkeys([*([field] if field else []), *numbers])])
     facts = facts_of(record, url)
     table = table.combine_chunks()
     ordinal = table["ordinal"].to_numpy()

@@ -51,14 +51,17 @@ class Table:
         what = f"{len(self.names):,} shards, {int(self.counts.sum()):,} samples"
         return f"<{self.info.kind} table {one_line(storage.redact(self.url))}: {what}>"
 
+    def part_url(self, shard: int) -> str:
+        """Of the part of the shard of that index."""
+        return part_url(self.url, self.names[shard])
+
     def read_part(self, shard: int, **asked: Any) -> Part:
         """The part of the shard of that index, as `il.read_part`, which takes `asked`.
 
         What was known of it when the table was opened is held against the part itself: a catalogue may be stale or
         forged, and a part may have been replaced since. Raises TableError where they differ, before a row is used.
         """
-        name = self.names[shard]
-        url = part_url(self.url, name)
+        name, url = self.names[shard], self.part_url(shard)
         part = read_part(url, **asked)
         facts, count = part.facts, int(self.counts[shard])
         require_part_of(name, facts)

@@ -71,8 +71,9 @@ class Rule:
 class Proxy:
     """Runs in a thread of its own; a context manager."""
 
-    def __init__(self, upstream: int, host: str = "127.0.0.1") -> None:
+    def __init__(self, upstream: int, host: str = "127.0.0.1", delay: float = 0.0) -> None:
         self._upstream, self.host, self.port = upstream, host, 0
+        self.delay = delay  # seconds that every request takes on its way
         self._rules: list[Rule] = []
         self._lottery: tuple[int, int, Sequence[str]] | None = None
         self.seen: list[Request] = []
@@ -158,6 +159,8 @@ class Proxy:
             return False
         request.body = await _body(reader, request.headers)
         fault = request.fault
+        if self.delay:
+            await asyncio.sleep(self.delay)
         if fault == "hang":
             await self._until_gone(reader)
             return False

@@ -1,6 +1,6 @@
 """`rhostream train` on the workers of Ray Train: one that dies is started again with the others, and the run goes on.
 
-python examples/ray_train/train.py RUN SHARDS TABLE --workers 2
+python examples/ray_train/ray_train.py RUN SHARDS TABLE --workers 2
 """
 
 from __future__ import annotations
