@@ -99,10 +99,10 @@ def _repair_table(
     if (old := il.catalogues(proof.table)) and (done or proof.bad_catalogues):
         for url in proof.bad_catalogues:
             storage.delete(url)
-        if new := il.write_catalogue(proof.table, proof.info):
+        if new := il.write_catalogue(proof.table, proof.info):  # None: one of the very list is there already
             done.append(storage.redact(new))
-        for url in {*old, *proof.bad_catalogues} - {new}:
-            storage.delete(url)
+            for url in set(old) - {new}:
+                storage.delete(url)
     return done, failed
 
 

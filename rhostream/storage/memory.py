@@ -30,9 +30,10 @@ class Memory:
     @contextlib.asynccontextmanager
     async def get(self, path: str, span: Span | None, tag: str) -> AsyncIterator[_Body]:
         found = await self.info(path)
-        tail = span is not None and span[0] < 0
-        data = self._fs.cat_file(path)[span[0] :] if tail else self._fs.cat_file(path, *(span or (None, None)))
-        yield _Body(bytes(data), found if tail or not span else None)
+        start, end = span or (0, None)
+        end = None if start < 0 else end
+        data = bytes(self._fs.cat_file(path))[start:end]
+        yield _Body(data, found if end is None else None)
 
     async def put(self, path: str, data: bytes, once: str) -> None:
         if once and self._fs.exists(path):

@@ -84,10 +84,9 @@ class Catalogue:
 
 
 def _facts(row: dict[str, Any]) -> PartFacts | None:
+    values: dict[str, Any] = {name: dict(row[name] or ()) if name in _MAPS else row[name] for name in _FACTS}
     try:
-        return foreign.checked_facts(
-            PartFacts(**{name: dict(row[name] or ()) if name in _MAPS else row[name] for name in _FACTS})
-        )
+        return foreign.checked_facts(PartFacts(**values))
     except ValueError:
         return None
 
