@@ -99,9 +99,9 @@ def _repair_table(
     if (old := il.catalogues(proof.table)) and (done or proof.bad_catalogues):
         for url in proof.bad_catalogues:
             storage.delete(url)
-        if new := il.write_catalogue(proof.table, proof.info):  # None: one of the very list is there already
-            done.append(storage.redact(new))
-            for url in set(old) - {new}:
+        if written := il.write_catalogue(proof.table, proof.info):  # None: one of the very list is there already
+            done.append(storage.redact(written))
+            for url in set(old) - {written}:
                 storage.delete(url)
     return done, failed
 
