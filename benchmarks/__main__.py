@@ -21,6 +21,7 @@ BENCHMARKS = (
     "scaling",
     "offline",
     "step",
+    "dealing",
     "augment",
     "log",
     "audit",

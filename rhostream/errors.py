@@ -171,6 +171,8 @@ class SupersededError(RhostreamError):
 class WorkerError(RhostreamError):
     """A process that reads and decodes died; the same command resumes."""
 
+    pids: tuple[int, ...] = ()  # of those that died by themselves
+
 
 class Interrupted(RhostreamError):
     """Asked to stop by a signal, at a point from which the same command resumes."""

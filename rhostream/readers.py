@@ -6,6 +6,7 @@ Each imports its room when it runs: a verb starts without torch unless it measur
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import click
@@ -100,20 +101,31 @@ def report(folders: tuple[str, ...], against: tuple[str, ...], out: str, as_json
 @click.command("status", cls=Command)
 @click.argument("folder", metavar="URL|DIR")
 @click.option("--shards", multiple=True, metavar="URL...", help="Also say which of these shards have no part yet.")
+@click.option(
+    "--missing-only", is_flag=True, help="Of --shards print those without a part and nothing else, one a line."
+)
 @ROOT
 @JSON
-def status(folder: str, shards: tuple[str, ...], roots: tuple[str, ...], as_json: bool) -> None:
+def status(folder: str, shards: tuple[str, ...], missing_only: bool, roots: tuple[str, ...], as_json: bool) -> None:
     """Say how far a table or a run is, what is quarantined and why, and what to do next.
 
     \b
     Examples:
       rhostream status il --shards data/train-{000..059}.tar
+      rhostream status il --shards data/*.tar --missing-only > missing.txt     (then: compute-il --shards @missing.txt)
       rhostream status runs/rho --json
     """
+    from rhostream.audit.missing import missing_shards
     from rhostream.audit.says import render_status
     from rhostream.audit.status import status_of
     from rhostream.tables.names import parse_roots
 
+    if missing_only:
+        if not shards:
+            raise click.UsageError("--missing-only is about the shards of --shards: name them")
+        urls = missing_shards(folder, shards, parse_roots(roots))
+        lines = os.fsencode("".join(f"{url}\n" for url in urls))  # a path need not be UTF-8
+        return click.echo(json.dumps(urls, indent=1) if as_json else lines, nl=as_json)
     found = status_of(folder, shards, parse_roots(roots))
     click.echo(json.dumps(found, indent=1) if as_json else render_status(found), nl=as_json)
 

@@ -247,6 +247,7 @@ def working(loader: Iterable[T]) -> Iterator[Iterator[T]]:
     try:
         yield iterator
     except BaseException as exc:
+        died = tuple(worker.pid or 0 for worker in workers if worker.exitcode)  # before the others are ended
         _end_all(workers)
         if any(worker.exitcode == UNGUARDED for worker in workers):
             raise UsageError(
@@ -254,8 +255,10 @@ def working(loader: Iterable[T]) -> Iterator[Iterator[T]]:
                 'put what it runs under `if __name__ == "__main__":`, or take workers=0'
             ) from None
         if isinstance(exc, RuntimeError) and "DataLoader worker" in str(exc):
-            raise WorkerError(
+            error = WorkerError(
                 f"a loader worker died ({str(exc).splitlines()[0]}); often the machine is out of memory: "
                 "take fewer --workers; the same command resumes"
-            ) from exc
+            )
+            error.pids = died
+            raise error from exc
         raise

@@ -22,6 +22,7 @@ from rhostream import storage
 from rhostream.advisor import agreement, cores, measure, predict
 from rhostream.advisor.advice import advise
 from rhostream.advisor.estimate import estimate, parse_band
+from rhostream.advisor.parallel import parallel
 from rhostream.advisor.predict import ILCost, Measured, Setting
 from rhostream.advisor.render import duration, render
 from rhostream.advisor.scoring import ScoringReport, recommend, render_scoring, scoring_report
@@ -53,6 +54,17 @@ def test_a_plain_step_loads_and_scores_the_buffer_and_trains_on_the_kept() -> No
     assert cost.score == pytest.approx(0.4) and cost.train == 0.1 and cost.log == pytest.approx(1e-3)
     assert cost.forwards == 130 and predict.uniform(M, S).forwards == 30
     assert cores.wall(cost, M, 0) == pytest.approx(1.1 + 0.4 + 0.1 + 0.001)
+
+
+def test_scorers_pay_where_gradients_travel_slowly_and_never_where_they_cost_nothing() -> None:
+    large = replace(M, parameters=10**7, row_bytes=1000)
+    fast, slow = (parallel(large, S, 8, bandwidth) for bandwidth in (1e15, 1e9))
+    assert fast is not None and slow is not None and parallel(large, S, 1, 1e9) is None
+    assert fast.together == pytest.approx((0.4 + 0.1) / 8, rel=1e-5) and not fast.pays
+    assert slow.together == pytest.approx(0.0625 + 0.08) and slow.pays and slow.scorers == 4
+    # 100 old scores on four and the weights, beside 30 fresh ones and the step on four; then 30 rows on their way.
+    assert slow.apart == pytest.approx(max(0.4 / 4 + 0.04, (0.12 + 0.1) / 4 + 0.08) + 3e-5)
+    assert (slow.row_bytes, slow.weight_bytes) == (30_000, 40_000_000)
 
 
 def test_uniform_decodes_what_it_trains_on_and_joins_what_it_plans() -> None:

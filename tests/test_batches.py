@@ -16,6 +16,7 @@ import rhostream
 from rhostream.audit.verify import verify
 from rhostream.errors import MismatchError, NonFiniteError, UsageError
 from rhostream.integrations.batches import Batches
+from rhostream.runs import checkpoint
 from tests.support.ledger import as_text, rows
 from tests.support.own_loop import network
 
@@ -116,6 +117,37 @@ def test_killed_and_resumed_from_an_older_checkpoint_it_is_the_uninterrupted_run
     assert as_text(tmp_path / "run") == as_text(tmp_path / "whole") and equal(again, whole)
     assert set(again.sizes) == {8 // accumulate}
     assert verify(str(tmp_path / "run"))["problems"] == []
+
+
+def test_a_state_is_the_same_until_something_came_after_it(world: Path, tmp_path: Path) -> None:
+    theirs = Theirs(world, tmp_path / "run", passes=2)
+    theirs.epoch(until=24)
+    before = theirs.batches.state_dict()
+    assert theirs.batches.state_dict() is before
+    theirs.epoch()  # the pass's last buffer: recorded, and nothing was drawn since
+    after = theirs.batches.state_dict(complete=True)
+    assert (before["updates"], after["updates"], after["run"]["step"]) == (24, 25, 25)
+    assert verify(str(tmp_path / "run"))["problems"] == [] and theirs.batches.run.steps == 25
+    latest = checkpoint.latest(str(tmp_path / "run"))
+    assert latest is not None and latest.complete and latest.unconfirmed
+    theirs.batches.confirm()
+    theirs.epoch(until=26)  # and it goes on
+    theirs.state()
+    latest = checkpoint.latest(str(tmp_path / "run"))
+    assert latest is not None and not latest.complete and latest.step == 26
+
+
+def test_an_update_of_which_nothing_was_learned_is_unapplied(world: Path, tmp_path: Path) -> None:
+    theirs = Theirs(world, tmp_path / "run")
+    for _ in theirs.batches:
+        theirs.optimizer.step()
+        if theirs.batches.updates == 3:
+            theirs.batches.leave_out()
+        if theirs.batches.updates == 5:
+            break
+    theirs.state()
+    asked = "SELECT DISTINCT step FROM selections WHERE reason = 'unapplied'"
+    assert [row["step"] for row in rows(tmp_path / "run", asked)] == [2]
 
 
 def test_an_update_that_a_guard_left_out_is_unapplied(world: Path, tmp_path: Path) -> None:

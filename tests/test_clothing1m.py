@@ -153,7 +153,7 @@ def test_the_settings_are_the_papers() -> None:
 def test_the_launch_file_is_a_shell_script_of_options_that_exist() -> None:
     from torch.distributed.run import get_args_parser
 
-    script = REPOSITORY / "jobs" / "launch" / "clothing1m.slurm"
+    script = REPOSITORY / "examples" / "launch" / "clothing1m.slurm"
     subprocess.run(["bash", "-n", str(script)], check=True, timeout=20)
     calls = re.findall(r"-m jobs\.clothing1m ((?:[^\n]*\\\n)*[^\n]*)", script.read_text())
     assert len(calls) == 3

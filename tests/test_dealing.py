@@ -23,6 +23,7 @@ from rhostream.runs import checkpoint
 from rhostream.samples.image import ImageKind
 from rhostream.selection.deal import overlaps, shares
 from rhostream.selection.selector import Selector
+from rhostream.training.parallel import compiled, sharded
 from tests.support import ranks
 from tests.support.logs import weights_of
 from tests.support.ranks import join_group, leave_group
@@ -326,3 +327,75 @@ def test_a_stream_and_a_selector_of_different_ranks_are_refused(world: Path) -> 
     with pytest.raises(UsageError, match="1 of the 2 ranks"):
         candidates.slice_of(1, 2)
     assert candidates.slice_of(0, 1).planned == 40
+
+
+# -- under compile and FSDP ---
+
+
+def compiled_steps(rank: int, size: int, is_spread: bool, steps: int, short: int) -> dict[str, Any]:
+    """Score 320 and train on the 32 best in a compiled model with batch norm: rows of each step, and dynamo's counts.
+
+    One buffer in the middle has `short` candidates only.
+    """
+    import torch._dynamo as dynamo
+
+    join_group()
+    torch.manual_seed(0)
+    graphs = []
+
+    def counted(graph: Any, inputs: list[Any]) -> Any:
+        graphs.append(len(inputs))
+        return graph.forward
+
+    dynamo.reset()
+    model = forward = with_norm()
+    if is_spread:
+        model = forward = sharded(compiled(model, counted), torch.device("cpu"))
+    else:
+        forward = torch.compile(model, backend=counted)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    selector = Selector(model, "rho", 32, gradients="mean")
+    rows, before = [], 0
+    for step in range(steps):
+        reason = np.full(320, CANDIDATE, np.uint8)
+        if step == steps // 2 and short:
+            before = len(graphs)
+            reason[short:] = Reason.quarantined
+        own = np.arange(rank * 320 // size, (rank + 1) * 320 // size)
+        kept = selector(buffer(320, seed=step, reason=reason).take(own), step=step)
+        assert kept.input is not None
+        optimizer.zero_grad()
+        model.train()
+        kept.mean(functional.cross_entropy(forward(kept.input), kept.label, reduction="none")).backward()
+        optimizer.step()
+        rows.append([len(kept), len(kept.rows)])
+    finite = all(
+        bool(p.isfinite().all()) for p in (getattr(p, "to_local", lambda p=p: p)() for p in model.parameters())
+    )
+    norms = [float(m.running_var.sum()) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    leave_group()
+    return {"rows": rows, "graphs": len(graphs), "first": before, "finite": finite, "norms": norms}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_spread", [False, True], ids=["whole", "sharded"])
+def test_dealt_rows_have_one_shape_and_compile_once(tmp_path: Path, is_spread: bool) -> None:
+    told = ranks.together(tmp_path, compiled_steps, 4, 4, is_spread, 200, 0)
+    rows = np.array([one["rows"] for one in told])  # ranks, steps, (trained, read)
+    assert (rows[:, :, 0] == 8).all() and (rows[:, :, 1].sum(0) == 32).all()
+    assert rows[:, :, 1].max(0).mean() / 8 > 1.2  # where they stay, the fullest rank has so many times its share
+    assert len({one["graphs"] for one in told}) == 1 and all(one["finite"] for one in told)
+    # No step after the first compiles anything again.
+    fewer = ranks.together(tmp_path, compiled_steps, 4, 4, is_spread, 2, 0)
+    assert fewer[0]["graphs"] == told[0]["graphs"] > 0
+
+
+@pytest.mark.slow
+def test_a_shorter_step_is_a_new_shape_once_and_never_padded(tmp_path: Path) -> None:
+    told = ranks.together(tmp_path, compiled_steps, 4, 4, False, 12, 30)
+    assert [one["rows"][6][0] for one in told] == [8, 8, 7, 7]  # 30 candidates are all kept: four ranks, no filler
+    graphs = [(one["first"], one["graphs"]) for one in told]
+    # A rank with a row less compiles once more, for any number of rows; a rank with as many as ever doesn't.
+    assert graphs[0] == graphs[1] and graphs[0][0] == graphs[0][1]
+    assert graphs[2] == graphs[3] and 0 < graphs[2][1] - graphs[2][0] <= graphs[0][0]
+    assert all(one["finite"] for one in told)

@@ -98,6 +98,8 @@ class Bench:
                 decode=measure.decode_seconds(self.images, self.preprocess, share),
                 hand_over=0.0, join=0.0, log=measure.log_seconds(self.buffer, share), score=score, train=train,
                 proxy=0.0, score_slowdown=slow_score, macs=self._macs(model, self.x),
+                parameters=sum(p.numel() for p in model.parameters()),
+                row_bytes=sum(spec.nbytes for spec in self.preprocess.fields().values()),
             )  # fmt: skip
             m = self._small_models(m, il_name, proxy_name, share)
             m = self._with_loader(m, table)

@@ -17,6 +17,7 @@ from rhostream import models, storage
 from rhostream.advisor.advice import Advice, advise
 from rhostream.advisor.bench import Bench
 from rhostream.advisor.measure import Budget
+from rhostream.advisor.parallel import Parallel, parallel
 from rhostream.advisor.predict import ILCost, Measured, Setting
 from rhostream.advisor.referenced import reference_of
 from rhostream.advisor.samples import draw, preprocess_for, require_built_in
@@ -57,6 +58,7 @@ class Estimate:
     il: ILCost
     advice: Advice
     notes: tuple[str, ...]
+    parallel: Parallel | None  # over several ranks
     unmeasured: tuple[str, ...]  # what the seconds granted didn't reach
     seconds: float  # that the measuring took
 
@@ -90,6 +92,8 @@ def estimate(
     task: str | None = None,
     channels: int | None = None,
     resize: str | None = None,
+    ranks: int = 1,
+    bandwidth: float = 1.25,
 ) -> Estimate:
     """Measure for about `seconds` and predict what selection will cost with this model on these shards.
 
@@ -100,11 +104,15 @@ def estimate(
     instead of an IL model a model that exists, as of `compute_il`: no fit is charged, and its own forward is measured.
     `steps`: of the baseline run that the IL is charged to (default: one pass over everything). `band` are quantiles of
     il.
+    `ranks`: devices like this one, `bandwidth` GB/s between them: what a step takes where all score and train, and
+    where some score while the others train.
     Nothing is written but a log of a few thousand rows in a temporary folder. Raises UsageError and its kin.
     """
     started = time.perf_counter()
     budget = Budget(seconds, started)
     _check(buffer_size, batch_size, workers, seconds, steps, band, shortlist)
+    if ranks < 1 or not bandwidth > 0:
+        raise UsageError(f"--ranks {ranks} --bandwidth {bandwidth:g}: expected at least 1, and more than 0 GB/s")
     place = device_of(device)
     shards, roots = storage.listed(shards), checked_roots(roots)
     table = None
@@ -160,6 +168,7 @@ def estimate(
             *_of_a_reference(known, il_name, bench.reference is not None),
             *(setting_doubts(setting) if samples.counted else ()),
         ),
+        parallel=parallel(measured, setting, ranks, bandwidth * 1e9),
         unmeasured=tuple(budget.unmeasured), seconds=time.perf_counter() - started,
     )  # fmt: skip
 

@@ -60,6 +60,8 @@ class Measured:
     proxy_macs: int = 0
     il_macs: int = 0
     view_macs: Mapping[int, int] = field(default_factory=dict)
+    parameters: int = 0  # of the target
+    row_bytes: int = 0  # of one decoded sample
 
 
 @dataclass(frozen=True, kw_only=True)

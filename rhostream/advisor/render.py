@@ -5,6 +5,7 @@ from __future__ import annotations
 from rhostream.advisor.advice import Way
 from rhostream.advisor.cores import threads_beside, wall
 from rhostream.advisor.estimate import Estimate
+from rhostream.advisor.parallel import SHORTLIST
 
 WIDE = 34
 
@@ -21,7 +22,7 @@ def duration(seconds: float | None) -> str:
 
 def render(e: Estimate) -> str:
     """An estimate for people."""
-    parts = [_head(e), _measured(e), _steps(e), _bottleneck(e), _levers(e), _pays(e), _notes(e)]
+    parts = [_head(e), _measured(e), _steps(e), _bottleneck(e), _levers(e), _parallel(e), _pays(e), _notes(e)]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
@@ -134,6 +135,21 @@ def _levers(e: Estimate) -> list[str]:
         "  forwards: arithmetic alone; seconds: against uniform's measured step, with these workers; best "
         "step: cores divided anew.",
         "  A lever changes which samples are kept: `rhostream doctor --scoring` measures how much, on your data.",
+    ]
+
+
+def _parallel(e: Estimate) -> list[str]:
+    p = e.parallel
+    if p is None:
+        return []
+    gain = p.together / p.apart
+    pays = f"{gain:.2f}x sooner: it pays" if p.pays else f"{1 / gain:.2f}x later: it doesn't pay"
+    return [
+        f"Over {p.ranks} such devices, {p.bandwidth / 1e9:g} GB/s between them (computed from these parts, not run)",
+        _line("all score and train", duration(p.together), "a step; gradients travel after the backward"),
+        _line(f"--scorers {p.scorers}", duration(p.apart), f"{pays} (--shortlist predicted:{SHORTLIST})"),
+        f"  A step moves {p.row_bytes / 1e6:.3g} MB of rows to trainers and {p.weight_bytes / 1e6:.3g} MB of weights "
+        "to scorers.",
     ]
 
 

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from rhostream import storage
 from rhostream.audit.live import evaluation_of, fit_status, job_of, last_part, run_next
+from rhostream.audit.missing import missing_parts
 from rhostream.audit.runs import is_table, read_record
 from rhostream.config.train import TrainConfig
 from rhostream.errors import RhostreamError, StorageError, TableError, UsageError
@@ -72,7 +73,7 @@ def _table_status(table: str, shards: list[str], roots: Mapping[str, str] | None
     known = il_table.roots_today(table, info, roots)
     wanted = il_table.named_shards(storage.expand(shards) if shards else [], known)
     there = set(urls)
-    missing = [name for name in wanted if il_table.part_url(table, name) not in there]
+    missing = missing_parts(table, wanted, there)
     parts = {il_table.part_url(table, name) for name in wanted}
     stale = [il_table.shard_of_part(table, url) for url in urls if url not in parts] if wanted else []
     return {

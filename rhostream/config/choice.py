@@ -99,7 +99,8 @@ class ChoiceSettings:
     )
     shortlist: str | None = setting(
         None,
-        help="proxy:4 or view:4: a cheaper forward picks 4 n_b, and fresh scores pick n_b of these.",
+        help="proxy:4 or view:4: a cheaper forward picks 4 n_b, and fresh scores pick n_b of these; stale:3 or "
+        "predicted:3: the target as it was a step ago does, which --scorers can do while others train.",
         heading=CASCADE,
         metavar="KIND:R",
         pin=ALWAYS,

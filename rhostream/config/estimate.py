@@ -65,6 +65,8 @@ class EstimateConfig:
     steps: int | None = setting(None, help="Steps of the run to weigh it against.", unset="one pass, all trained")
     band: str = setting("20%:90%", help="Quantiles of il to price.", metavar="LO:HI")
     shortlist: int = setting(4, help="R: shortlists of R x n_b to price.")
+    ranks: int = setting(1, help="Devices like this one to price, where some may score while others train.")
+    bandwidth: float = setting(1.25, help="Between ranks.", metavar="GB/s")
     seconds: float = setting(45.0, help="How long to measure, about.")
     as_json: bool = setting(False, help="Everything measured and predicted, as JSON.", option="json")
 

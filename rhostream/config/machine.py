@@ -15,6 +15,7 @@ from rhostream.setting import (
     CHOICE,
     MACHINE,
     PLAN,
+    RECORDED,
     RESOLVED,
     setting,
 )
@@ -66,6 +67,22 @@ class MachineSettings:
         free=HARDWARE,
     )
     compile: bool = setting(False, help="Run the model through torch.compile.", heading=MACHINE, pin=ALWAYS, fixed="")
+    parallel: str = setting(
+        "ddp",
+        help="Over several ranks each holds all weights (ddp), or its share of them, of their gradients and of what "
+        "the optimizer remembers (fsdp: torch's FSDP2).",
+        heading=MACHINE,
+        choices=("ddp", "fsdp"),
+        pin=RECORDED,
+        free=HARDWARE,
+    )
+    activation_checkpointing: bool = setting(
+        False,
+        help="Compute each block's activations again in the backward instead of keeping them (memory).",
+        heading=MACHINE,
+        pin=RECORDED,
+        free=HARDWARE,
+    )
     image_size: int | None = setting(
         None,
         help="Pixels of the square input; else the table's.",
@@ -100,6 +117,12 @@ class MachineSettings:
         pin=RESOLVED,
         pinned_as=("decoder",),
         fixed=CANDIDATES,
+    )
+    scorers: int = setting(
+        0,
+        help="So many of the ranks, the last ones, read and score the next buffer while the others train.",
+        heading=MACHINE,
+        free=HARDWARE,
     )
     rank_timeout: float = setting(
         600.0, help="Seconds that a rank waits for the others before it stops.", heading=MACHINE, free=HARDWARE

@@ -32,6 +32,7 @@ from rhostream.setting import check_types, setting
 IMAGE_MEMBER = "Of several images in a sample the first of these is meant: jpg, or jpg,png."
 LABEL = "Where labels stand: a field of the .json (category_id, a.b) or a member (label.cls, txt)."
 CLASS_NAMES = "Names of the classes, one a line from label 0 on, or JSON: a label may be such a name."
+RAY = "With --engine ray"
 REFERENCE, SEEN = "With --reference", "as a look at some images says"
 MIN_ACCURACY = "Refuse an IL model that is worse, or no better than naming the largest class."
 
@@ -61,6 +62,20 @@ class _OfflineConfig:
     accept_missing_eof: bool = setting(
         False, help="Take a tar without its end marker for whole; one cut between two members looks the same."
     )
+
+    engine: str = setting(
+        "local", help="Who reads shards and makes parts: this machine, or the actors of a Ray cluster (docs/ray.md).",
+        choices=("local", "ray"),
+    )  # fmt: skip
+    actors: int | None = setting(
+        None, help="At most so many; those that find no room wait for it.", heading=RAY, metavar="N",
+        unset="as many as fit the cluster as it is",
+    )  # fmt: skip
+    cpus_per_actor: float = setting(1.0, help="Cores of each.", heading=RAY, metavar="C")
+    ray_address: str | None = setting(
+        None, help="The cluster: auto, or HOST:PORT.", heading=RAY, metavar="ADDRESS",
+        unset="RAY_ADDRESS, else one of this machine",
+    )  # fmt: skip
 
     @property
     def lenient(self) -> dict[str, Any]:
@@ -140,7 +155,10 @@ class _TableConfig(_OfflineConfig):
         joined=True,
     )
     index: str | None = setting(
-        None, help="Do every N-th shard by name, from the I-th on: one of N machines, I from 0.", metavar="I/N"
+        None,
+        help="Do every N-th shard by name, from the I-th on: one of N machines, I from 0; auto: as a Slurm array, an "
+        "indexed Job of Kubernetes or SkyPilot numbers this job (docs/clusters.md). Budgets are each job's own.",
+        metavar="I/N|auto",
     )
     table: str | None = setting(
         None,
@@ -214,6 +232,13 @@ class ComputeILConfig(_TableConfig):
     out: str = setting(help="Where the IL table goes: one Parquet part a shard.", metavar="URL", place=True)
     min_accuracy: float | None = setting(None, help=MIN_ACCURACY, metavar="F")
     device: str | None = setting(None, help="cpu, cuda, cuda:1.", unset="cuda where there is one", command_line=False)
+    gpus_per_actor: float = setting(
+        0.0, help="GPUs of each, or the part of one; without any they score on their cores.", heading=RAY, metavar="G"
+    )
+    threads: int | None = setting(
+        None, help="Threads of the model on a CPU: as many give the same bytes, others the same il to 1e-5 nats.",
+        unset="the cores that the workers leave; 1 of an actor",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from rhostream.samples.names import BUILT_IN
 
-SHARDS = "Tar shards: paths, s3:// gs:// https:// URLs, brace ranges, patterns or folders."
+SHARDS = (
+    "Tar shards: paths, s3:// gs:// https:// URLs, brace ranges, patterns, folders, or @FILE with one of these a line."
+)
 ROOT = "Name the place of the shards, so that tables and logs survive when the data moves."
 WORKERS = "Processes that read and decode."
 MODEL = "Built-in name, torchvision:NAME, timm:NAME or package.module:function; docs/models.md has them."

@@ -77,6 +77,8 @@ class Batches:
         self._loss: Tensor | float | None = None  # the sum of this rank's losses of it
         self._watched: list[torch.optim.Optimizer] = []
         self._batches: Iterator[Selection] | None = None
+        self._newest: tuple[Any, dict[str, Any]] | None = None  # (where, state) of the newest that was handed out
+        self._unconfirmed = False
         self.updates = 0  # for which batches were handed out
 
     def __repr__(self) -> str:
@@ -106,6 +108,7 @@ class Batches:
             if (kept := next(self._batches, None)) is None:
                 return
             if kept.total < self._least:
+                self._newest = None
                 self.run.step(None, applied=False)
             else:
                 self._kept, self._pieces, self._applied, self._loss = kept, 0, not self._watched, None
@@ -147,6 +150,16 @@ class Batches:
         own = loss.detach() * rows
         self._loss = own if self._loss is None else self._loss + own
 
+    def leave_out(self) -> None:
+        """Of the pieces at hand nothing was learned, whatever the optimizer did."""
+        self._applied = False
+
+    def evaluated(self, **means: Any) -> None:
+        """Enter an evaluation into the steps table, as `Run.evaluated` takes it, at the update at hand; one that a
+        trainer makes behind the checkpoint of that update isn't entered."""
+        if self._kept is not None:
+            self.run.evaluated(**means)
+
     def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """The optimizer made an update; one that looks at a GradScaler's word by itself perhaps didn't."""
         refused = getattr(optimizer, "found_inf", None)
@@ -157,6 +170,7 @@ class Batches:
         kept, self._kept = self._kept, None
         if kept is None:
             return
+        self._newest = None
         mean = None
         if self._loss is not None:
             mean = torch.as_tensor(self._loss, dtype=torch.float64)
@@ -167,20 +181,31 @@ class Batches:
 
     # -- the trainer's checkpoint --------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    @property
+    def whole(self) -> bool:
+        """Whether all pieces of the update at hand were handed out: then there may be a state behind its step."""
+        return self._kept is None or self._pieces == self.accumulate
+
+    def state_dict(self, *, complete: bool = False) -> dict[str, Any]:
         """What belongs into the trainer's checkpoint, plain values and tensors; collective, behind the update.
 
-        Raises UsageError inside an update: behind its last backward and step there is a state.
+        `complete`: readers are told that the trainer has come to its end. Asked again at the same place it is the same
+        state. Raises UsageError inside an update: behind its last backward and step there is a state.
         """
-        if self._kept is not None and self._pieces < self.accumulate:
+        if not self.whole:
             raise UsageError(
                 f"a checkpoint inside an update of {self.accumulate} batches (the {self._pieces}. is at hand): save "
                 "behind the optimizer's step"
             )
+        if self._kept is None and self._newest is not None and self._newest[0] == (self.run.steps, complete):
+            return self._newest[1]
         self._record()
-        return {
-            "version": _VERSION, "run": self.run.state_dict(), "updates": self.updates, "accumulate": self.accumulate,
+        state = {
+            "version": _VERSION, "run": self.run.state_dict(complete=complete), "updates": self.updates,
+            "accumulate": self.accumulate,
         }  # fmt: skip
+        self._newest, self._unconfirmed = ((self.run.steps, complete), state), True
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict()`, before the first batch. Collective. Raises MismatchError for what is none."""
@@ -194,8 +219,10 @@ class Batches:
         self.updates = int(state["updates"])
 
     def confirm(self) -> None:
-        """Say that the checkpoint with the newest `state_dict()` is saved whole."""
-        self.run.confirm()
+        """Say that the checkpoint with the newest `state_dict()`, if there is one, is saved whole."""
+        if self._unconfirmed:
+            self.run.confirm()
+            self._unconfirmed = False
 
     def close(self) -> None:
         """Let go of the stream's workers, where a trainer leaves before the end; the ledger stays as it was saved."""

@@ -42,6 +42,7 @@ class Summary:
     bad_shards: dict[str, str] = field(default_factory=dict)  # name -> why it has no part
     empty_shards: int = 0  # parts without a row
     retried: dict[str, dict[str, int]] = field(default_factory=dict)  # store -> fault -> times it was tried again
+    threads: int = 0  # of the model, 0 for an index: the last bits of il depend on their number
     seconds: float = 0.0
     # of the IL model, whether the table's il leak, labels with gaps, how shards were written
     doubts: list[str] = field(default_factory=list)

@@ -26,15 +26,17 @@ from rhostream.irreducible.accounts import Summary
 from rhostream.irreducible.asked import named
 from rhostream.irreducible.banks import require_vectors_fit
 from rhostream.irreducible.decoded import label_of, require_one_kind
-from rhostream.irreducible.job import Job, parse_index
+from rhostream.irreducible.engines.chosen import device_here, engine_of
+from rhostream.irreducible.job import Job
 from rhostream.irreducible.referenced import examine, of_reference, require_one_source
 from rhostream.irreducible.score import Scorer
+from rhostream.irreducible.share import parse_index
 from rhostream.irreducible.target import Target
+from rhostream.irreducible.work import Engine
 from rhostream.samples import registry
 from rhostream.samples.geometry import checked_resize
 from rhostream.samples.kind import Kind
 from rhostream.samples.wanted import Wanted
-from rhostream.selection.hardware import device_of
 from rhostream.storage import redact
 from rhostream.stream.budget import Budget
 from rhostream.stream.label_from import LabelFrom
@@ -54,9 +56,11 @@ def compute_il(config: ComputeILConfig) -> Summary:
     """Write the irreducible loss of every sample of `shards` into the table `out`, one part a shard.
 
     `keep`: {field of the json: bool | int | float | str} columns to keep. `index` "I/N": only every N-th shard by
-    name, from the I-th on (from 0), so that N machines share the work without talking. A bad sample is a row with a
-    status, a bad shard is named in `Summary.bad_shards` and the others go on, unless `fail_fast`; what the job bears
-    of both is in `Budget`. `model`: the name of the IL model's code, where that is your own
+    name, from the I-th on (from 0), so that N machines share the work without talking; "auto": as the Slurm array,
+    indexed Job of Kubernetes or SkyPilot numbers this job. A bad sample is a row with a status, a bad shard is named in
+    `Summary.bad_shards` and the others go on, unless `fail_fast`; what a job bears of both is in `Budget`, and each of
+    N has one of its own. `threads`: of the model on a CPU; parts are equal to the byte for as many on such a
+    machine, else il to 1e-5 nats. `model`: the name of the IL model's code, where that is your own
     (`package.module:function`). `allow_compressed`: gzip shards are inflated into the spool (a table of those can be
     asked, not streamed from); `accept_missing_eof`: a tar without its end marker counts as whole. A doubtful model,
     and at the end a table whose il leak, are said and stand in `Summary.doubts`; a model worse than `min_accuracy` or
@@ -76,23 +80,30 @@ def compute_il(config: ComputeILConfig) -> Summary:
 
 def scored_into(config: ComputeILConfig, il_dtype: str | None = None) -> Summary:
     """`compute_il`, il stored as "float32" or "float16"; None: as the table that is there stores it, else float32."""
+    with engine_of(config) as engine:
+        return _scored(config, il_dtype, engine)
+
+
+def _scored(config: ComputeILConfig, il_dtype: str | None, engine: Engine) -> Summary:
     _require_scoring(config)
     require_one_source(config)
     budget = Budget(fraction=config.max_bad_fraction, samples=config.max_bad_samples, shards=config.max_bad_shards)
     gate.require_share(config.min_accuracy)
+    if config.threads is not None and config.threads < 1:
+        raise UsageError(f"--threads {config.threads}: expected 1 or more")
     sources, roots, keep = storage.listed(config.shards), checked_roots(config.roots), il.checked_keep(config.keep)
     out = storage.resolve(config.out)
     if config.reference is not None:
         table, settings, scorer = of_reference(config, sources, roots, keep, il_dtype)
-        target = Target(out, table, scorer)
+        target = Target(out, table, scored=True)
         target.examine = partial(examine, info=table, labels=target.summary.labels)
-        return Job(sources, target, settings, budget, config.fail_fast, config.index).run(config.workers)
+        return Job(sources, target, settings, budget, config, engine, scorer).run()
     assert config.il_model
     model = load_il_model(config.il_model, config.model, config.kind)
     info, rule = model.info, model.info.rule
     _require_loss(info, config)
     gate.passed(info, config.min_accuracy, config.il_model)
-    device = device_of(config.device or "auto")
+    device = device_here(config)
     scorer = Scorer(
         model.networks, model.preprocess, info.loss, device, rule, info.learned_from, model.banks,
         info.asked.get("batch_size", 0), config.vectors is not None,
@@ -122,8 +133,8 @@ def scored_into(config: ComputeILConfig, il_dtype: str | None = None) -> Summary
         accept_missing_eof=config.accept_missing_eof,
         mark=rule if rule.mode != "holdout" else None,
     )
-    target = Target(out, table, scorer, partial(gate.examine, info=info))
-    job = Job(sources, target, settings, budget, config.fail_fast, config.index)
+    target = Target(out, table, partial(gate.examine, info=info), scored=True)
+    job = Job(sources, target, settings, budget, config, engine, scorer)
     if rule.mode in ("folds", "fraction") and not rule.group_by and not scorer.knows(job.names):
         moved = moved_hint(job.urls, info.learned_from).removesuffix("; else ")
         how = moved or "if they are the same data in another place, name it with --root as it was then"
@@ -133,7 +144,7 @@ def scored_into(config: ComputeILConfig, il_dtype: str | None = None) -> Summary
             stacklevel=4,
         )
     model.preprocess.log(f"as those of {redact(config.il_model)}")
-    return job.run(config.workers)
+    return job.run()
 
 
 def _require_loss(info: ModelInfo, config: ComputeILConfig) -> None:
@@ -147,7 +158,8 @@ def _require_loss(info: ModelInfo, config: ComputeILConfig) -> None:
 
 
 def _require_scoring(config: ComputeILConfig | IndexConfig) -> None:
-    """Raise UsageError for a config whose rows are to be copied."""
+    """Raise UsageError for a config whose rows are to be copied, and for an --index that names no job."""
+    parse_index(config.index)
     if config.table is not None:
         raise UsageError(
             f"table {redact(config.table)} is one whose rows are copied: keep_fields(shards, table, out, "
@@ -190,8 +202,8 @@ def index(config: IndexConfig) -> Summary:
         class_names=label.class_names,
     )
     settings = ScanSettings(keep=info.keep, kind=kind, decodes=False, label=label, **config.lenient)
-    job = Job(sources, Target(config.out, info), settings, budget, config.fail_fast, config.index)
-    return job.run(config.workers)
+    with engine_of(config) as engine:
+        return Job(sources, Target(config.out, info), settings, budget, config, engine).run()
 
 
 def _kind_of(config: IndexConfig, there: TableInfo | None, shards: Callable[[], list[tuple[str, str]]]) -> Kind:

@@ -35,6 +35,7 @@ from rhostream.irreducible.crossfit import (
 )
 from rhostream.irreducible.decoded import count_classes, kind_of, require_fitting, require_model
 from rhostream.irreducible.drawn import drawn
+from rhostream.irreducible.engines.chosen import engine_of
 from rhostream.irreducible.learn import Recipe
 from rhostream.irreducible.pool import Pool
 from rhostream.irreducible.unfinished import Kept, clear, identity_of
@@ -126,7 +127,8 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         "fail_fast": config.fail_fast,
     }
     retried = storage.retried()
-    with StopRequest("fit-il", again=_READ_AGAIN):
+    with StopRequest("fit-il", again=_READ_AGAIN), engine_of(config) as engine:
+        options["engine"] = engine
         pool, of_d = drawn(rule, data, own, settings, config.fit_samples, config.seed, options)
     theirs = {} if of_d is None else of_d.class_names
     require_same_classes(label.class_names, {**theirs, **pool.class_names}, "--class-names", "the shards")

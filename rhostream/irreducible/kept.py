@@ -23,7 +23,7 @@ from rhostream.crashpoints import crash_point
 from rhostream.errors import AlreadyExistsError, MismatchError, RhostreamError, UsageError
 from rhostream.irreducible.accounts import Summary, store
 from rhostream.irreducible.asked import named
-from rhostream.irreducible.job import parse_index
+from rhostream.irreducible.share import parse_index
 from rhostream.samples.json_member import BadSample, parse_json
 from rhostream.signals import StopRequest
 from rhostream.storage import Reader, redact
@@ -97,7 +97,7 @@ def keep_fields(
     for name, why in sorted(summary.bad_shards.items()):
         LOG.error("no part for %s: %s", redact(name), why)
     summary.require_laws()
-    store(out, "keep", index, summary)
+    store(out, "keep", index and f"{own}/{machines}", summary)
     LOG.info("keep: %s", summary.says())
     return summary
 

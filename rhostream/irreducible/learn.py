@@ -21,7 +21,7 @@ from rhostream.irreducible.unfinished import Kept, Standing
 from rhostream.randomness import torch_seed
 from rhostream.samples.fields import Fields, Input, Target, target_of
 from rhostream.samples.kind import Kind
-from rhostream.selection.gradient import finite_or_nan, step_if_finite
+from rhostream.selection.gradient import finite_or_nan, gradients_of, step_if_finite
 from rhostream.selection.losses import LossFunction, cross_entropy, per_sample
 from rhostream.selection.outputs import called
 from rhostream.selection.pairs import Contrastive
@@ -146,7 +146,7 @@ def learn(
                     group["lr"] = recipe.lr * (1 - at.steps / (batches * recipe.epochs))
                 optimizer.zero_grad(set_to_none=True)
                 mean.backward()
-                applied = finite_or_nan(network.parameters(), mean.detach())
+                applied = finite_or_nan(gradients_of(network), mean.detach())
                 step_if_finite(optimizer, applied)
                 at.dead = 0 if bool(torch.isfinite(applied)) else at.dead + 1
                 if at.dead >= NONFINITE_STEPS:

@@ -5,10 +5,9 @@ Knows no model; `compute` gives it the losses, `index` gives it none.
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +22,6 @@ from rhostream.stream.scan import Chunk, End
 from rhostream.tables import il
 from rhostream.tables.il import OK, PartFacts, TableInfo
 from rhostream.tables.vectors_writer import VectorsWriter
-
-COMMITS = 4  # parts that may wait for their commit in memory
 
 
 @dataclass
@@ -169,35 +166,6 @@ class PartBuilder:
         seal = writer.commit(self._table)
         crash_point("compute-il: vectors written")
         return seal
-
-
-class Commits:
-    """Writes finished parts in a thread of its own: a commit waits for the disk or the store, the model needn't.
-
-    A context manager; leaving it waits for what was begun, so a job that stops has committed all that it finished.
-    """
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, "rhostream-commit")
-        self._begun: deque[Future[bool]] = deque()
-        self.lost = 0  # parts that another job wrote first
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
-        self._pool.shutdown()
-        if failed is None:
-            self._wait(0)
-
-    def begin(self, builder: PartBuilder, facts: PartFacts) -> None:
-        """Write a part soon. Raises what an earlier commit raised."""
-        self._begun.append(self._pool.submit(builder.commit, facts))
-        self._wait(COMMITS)
-
-    def _wait(self, left: int) -> None:
-        while self._begun and (len(self._begun) > left or self._begun[0].done()):
-            self.lost += not self._begun.popleft().result()
 
 
 def _token_lists(il_BT: npt.NDArray[np.float32], finite: npt.NDArray[np.bool_]) -> pa.Array:

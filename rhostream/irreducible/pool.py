@@ -7,6 +7,7 @@ or the workers.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -14,18 +15,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from rhostream.errors import BudgetError, RhostreamError, UsageError
-from rhostream.irreducible.reservoir import Piece, Reservoir, bound
+from rhostream.irreducible.engines.local import Local
+from rhostream.irreducible.reservoir import Reservoir
+from rhostream.irreducible.sampled import Drawn
+from rhostream.irreducible.work import Engine
 from rhostream.samples.fields import Fields
-from rhostream.signals import while_waiting
 from rhostream.storage import redact
 from rhostream.stream.advice import Advice
 from rhostream.stream.budget import SHOWN, Budget
 from rhostream.stream.progress import Progress
-from rhostream.stream.scan import Chunk, End, ScanSettings, scan
+from rhostream.stream.scan import End, ScanSettings
 from rhostream.tables.classes import ClassNames
 
 LOG = logging.getLogger("rhostream")
@@ -79,9 +81,11 @@ def fill(
     budget: Budget | None = None,
     fail_fast: bool = False,
     may_be_empty: bool = False,
+    engine: Engine | None = None,
 ) -> Pool:
     """`samples` usable samples of the shards ((URL, name) pairs), drawn uniformly; all where there are fewer, and
-    fewer when `memory_bytes` can't hold them. While a shard is read, what it gives is held beside.
+    fewer when `memory_bytes` can't hold them. While a shard is read, what it gives is held beside. `engine`: who reads,
+    instead of `workers` of this machine.
 
     Raises UsageError when there is none (unless `may_be_empty`), the first shard's error when no shard can be read (or
     any, with `fail_fast`), BudgetError when more of what was drawn is bad than `budget` bears, MismatchError where two
@@ -104,7 +108,7 @@ def fill(
     settings = replace(settings, quota=samples, seed=seed)
     accounts = _Accounts(visits, samples, budget or Budget(), fail_fast)
     sample = Reservoir(samples, settings)
-    _collect(visits, settings, sample, workers, title, accounts)
+    _collect(visits, settings, sample, engine or Local(workers), title, accounts)
     accounts.finish(sample)
     if not sample.filled and not may_be_empty:
         if accounts.first_error is not None:
@@ -161,24 +165,11 @@ class _Accounts:
         self.labels: Counter[int] = Counter()
         self.classes = ClassNames()
 
-    def chunk(self, chunk: Chunk) -> None:
-        """Rows of a shard."""
-        assert chunk.number is not None
-        self._ok[chunk.shard] += int(chunk.ok.sum())
-        bad = (~chunk.ok).nonzero()[0].tolist()
-        if not bad:
-            return
-        status, keys, errors = (chunk.rows.column(name) for name in ("status", "key", "error"))
-        first = self._first[chunk.shard]
-        for row in bad:
-            number = float(chunk.number[row])
-            self._bad[chunk.shard].append((number, status[row].as_py()))
-            if len(first) < SHOWN:
-                first.append((number, f"{keys[row].as_py()!r} ({errors[row].as_py()})"))
-
-    def end(self, end: End) -> None:
+    def end(self, drawn: Drawn) -> None:
         """A shard is over; what can be settled is."""
-        self._ended[end.shard] = end
+        shard = drawn.end.shard
+        self._ok[shard], self._bad[shard], self._first[shard] = drawn.ok, drawn.bad, drawn.first
+        self._ended[shard] = drawn.end
         while self._settled in self._ended:
             self._settle(self._settled, self._ended.pop(self._settled))
             self._settled += 1
@@ -186,10 +177,9 @@ class _Accounts:
     def _settle(self, shard: int, end: End) -> None:
         """Count a shard. Raises BudgetError, or its error with `fail_fast`."""
         name = self._names[shard]
-        if end.error is not None:  # it gives nothing, however far it was read
+        if end.error is not None:
             if self._fail_fast:
                 raise end.error
-            self._ok[shard], self._bad[shard], self._first[shard] = 0, [], []
             self.first_error = self.first_error or end.error
             self.bad_shards[name] = str(end.error)
             self._budget.check_shards(self.bad_shards, len(self._names))
@@ -230,29 +220,18 @@ def _collect(
     visits: Sequence[tuple[str, str]],
     settings: ScanSettings,
     sample: Reservoir,
-    workers: int,
+    engine: Engine,
     title: str,
     accounts: _Accounts,
 ) -> None:
-    pieces: dict[int, list[Piece]] = {}  # of the shards that are being read
-    with Progress(title, len(visits)) as progress:
-        for message in while_waiting(scan(visits, settings, workers=workers)):
-            if isinstance(message, Chunk):
-                rows = message.ok.nonzero()[0]
-                at = torch.from_numpy(rows)
-                assert message.number is not None
-                pieces.setdefault(message.shard, []).append(Piece(
-                    message.number[rows], message.ordinal[rows].astype(np.int64), torch.from_numpy(message.label)[at],
-                    torch.from_numpy(message.mark)[at], message.fields[at]))  # fmt: skip
-                bound(pieces[message.shard], sample.samples)
-                accounts.chunk(message)
-                progress.rows(len(message), len(message) - len(rows))
-                continue
-            assert isinstance(message, End)
+    with (
+        Progress(title, len(visits)) as progress,
+        contextlib.closing(engine.drawn(visits, settings, progress.rows)) as shards,
+    ):
+        for drawn in shards:
             progress.shard()
-            for piece in pieces.pop(message.shard, []) if message.error is None else []:
-                sample.take(message.shard, piece)
-            pieces.pop(message.shard, None)
-            if message.error is not None:
-                LOG.warning("%s: %s", title, message.error)
-            accounts.end(message)
+            for piece in drawn.pieces:
+                sample.take(drawn.end.shard, piece)
+            if drawn.end.error is not None:
+                LOG.warning("%s: %s", title, drawn.end.error)
+            accounts.end(drawn)

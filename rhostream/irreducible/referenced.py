@@ -19,6 +19,7 @@ from rhostream.il_model.reference import Reference, load_reference, name_of_refe
 from rhostream.irreducible.asked import named
 from rhostream.irreducible.banks import banks_of, require_vectors_fit
 from rhostream.irreducible.decoded import kind_of, label_of, require_one_kind, wanted_of
+from rhostream.irreducible.engines.chosen import device_here
 from rhostream.irreducible.gate import beyond_classes
 from rhostream.irreducible.score import Scorer
 from rhostream.models.by_name import find_stored
@@ -27,7 +28,6 @@ from rhostream.models.towers import Towers
 from rhostream.runs.macs import macs_per_sample
 from rhostream.samples import registry
 from rhostream.samples.kind import Kind
-from rhostream.selection.hardware import device_of
 from rhostream.selection.losses import loss_name, require_loss_of_samples, require_taken
 from rhostream.selection.outputs import called, described
 from rhostream.setting import defaults_of, option_name, settings_of
@@ -99,7 +99,7 @@ def of_reference(
     if config.task not in (None, kind.task):
         raise UsageError(f"--task {config.task} is for text, and these samples are {kind.holds}")
     loss = _loss(config, kind, there, model.loss if isinstance(model, Towers) and kind.task == "pairs" else None)
-    device = device_of(config.device or "auto")
+    device = device_here(config)
     if model is None:
         _refuse_prompts(config, name)
         reference = load_reference(config.reference, kind, classes, device, config.reference_id)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rhostream.crashpoints import crash_point
+from rhostream.errors import UsageError
 from rhostream.il_model.bank import Bank
 from rhostream.il_model.folds import FoldRule
 from rhostream.il_model.reference import SampleLoss
@@ -47,15 +48,29 @@ class Scorer:
         """`rule`: how D was split between the networks, None where nothing is known of what one learned from. `banks`:
         of pairs, one a network, and `batch_size` is n of their il; `vectors`: what the network sees comes along.
         """
-        self._device, self._target, self._prepare = device, kind.target, kind.inputs
+        self._target, self._prepare = kind.target, kind.inputs
         self._mode = "" if rule is None else rule.mode
-        self._networks = [n if isinstance(n, SampleLoss) else _prepared(n, device) for n in networks]
+        self._networks, self._banks = list(networks), banks
+        self.to(device)
         # A reference that gives losses itself only says which ones these are: that code isn't run.
         self._loss = cross_entropy if isinstance(networks[0], SampleLoss) else find_loss(loss)
         self._learned_from = frozenset(learned_from)
-        self._banks, self._bank_pairs = banks, [bank.pairs(device) for bank in banks]
         self._batch_size, self._vectors = batch_size, vectors
         self._room, self._told = Room(), False
+
+    def to(self, device: torch.device) -> None:
+        """Score there from here on."""
+        self._device = device
+        self._networks = [n if isinstance(n, SampleLoss) else _prepared(n, device) for n in self._networks]
+        self._bank_pairs = [bank.pairs(device) for bank in self._banks]
+
+    def require_movable(self) -> None:
+        """Raise UsageError for a reference that gives losses itself: it was made for the device of this process."""
+        if any(isinstance(network, SampleLoss) for network in self._networks):
+            raise UsageError(
+                "a reference that gives losses itself stays on the device that it was made for: with --engine ray give "
+                "one that is a network, or leave out --gpus-per-actor"
+            )
 
     def knows(self, names: Iterable[str]) -> bool:
         """Whether any of the shards was learned from."""

@@ -1,4 +1,4 @@
-"""The table that a job fills: what it lacks, its accounts, and the rows of the shards that are being read."""
+"""The table that a job fills: what it lacks, and its accounts."""
 
 from __future__ import annotations
 
@@ -13,24 +13,20 @@ from rhostream.errors import (
     StorageError,
 )
 from rhostream.irreducible.accounts import Summary
-from rhostream.irreducible.parts import PartBuilder, Scored
+from rhostream.irreducible.work import Shard, classes_of, require_classes
 from rhostream.storage import redact
-from rhostream.stream.scan import Chunk
 from rhostream.tables import il
-from rhostream.tables.classes import ClassNames
 from rhostream.tables.il import PartFacts, TableInfo
 
-Score = Callable[[Chunk, str], Scored]
 # a table, the names of some of its shards and its rows that can't be used by status, to what is doubtful
 Examine = Callable[[str, Sequence[str], Mapping[str, int]], list[str]]
-Shard = tuple[str, str]  # URL, name
 
 
 class Target:
-    """The table that a job fills: what it lacks, its accounts, and what scores for it (None: an index)."""
+    """The table that a job fills: what it lacks, and its accounts. `scored`: it is no index."""
 
-    def __init__(self, out: str, info: TableInfo, score: Score | None = None, examine: Examine | None = None) -> None:
-        self.out, self.score, self.examine = storage.resolve(out), score, examine
+    def __init__(self, out: str, info: TableInfo, examine: Examine | None = None, *, scored: bool = False) -> None:
+        self.out, self.scored, self.examine = storage.resolve(out), scored, examine
         self.summary = Summary()
         there = il.find_info(self.out)
         self.roots = info.roots
@@ -43,35 +39,21 @@ class Target:
         self._asked = self.info = info
         self.missing = frozenset[str]()  # names of shards
         self.copies: list[str] = []  # names of shards with a new time or ETag and nothing that speaks against them
-        self._builders: dict[int, PartBuilder] = {}
-        self._classes = ClassNames()  # as the shards say them, and before them the table
+        self._classes = classes_of(info, scored=scored)  # as the shards say them, and before them the table
 
     def open(self) -> None:
         """Make the table, or check that the one there is of the same making. Raises MismatchError."""
         self.info = il.make_or_match(self.out, self._asked)
-        of = "the reference or --class-names" if self.info.reference else "the IL model" if self.score else "the table"
-        self._classes = ClassNames(dict(self.info.class_names), of)
+        self._classes = classes_of(self.info, scored=self.scored)
 
     @property
     def first(self) -> bool:
         """Whether this job made the table."""
         return self.info is self._asked
 
-    def add(self, message: Chunk, url: str, name: str) -> int:
-        """Score some rows of a shard. Returns how many are bad."""
-        if message.shard not in self._builders:
-            self._builders[message.shard] = PartBuilder(self.info, self.out, name, url)
-        self.require_classes(message.class_names, name)  # before anything is scored
-        self.summary.scored += int(message.ok.sum()) if self.score else 0
-        return self._builders[message.shard].add(message, self.score(message, name) if self.score else None)
-
     def require_classes(self, names: Iterable[tuple[int, str]], shard: str) -> None:
         """Raise MismatchError where a shard calls a label otherwise than the IL model or the shards before it."""
-        self._classes.add(names, f"shard {shard}")
-
-    def ended(self, number: int, url: str, name: str) -> PartBuilder:
-        """The rows of a shard that is over; what a shard that broke has given is dropped with them."""
-        return self._builders.pop(number, None) or PartBuilder(self.info, self.out, name, url)
+        require_classes(self._classes, names, shard)
 
     def present(self, shard: Shard) -> PartFacts | StorageError | StaleShardError | None:
         """The facts of a part that is there, None without one, or why the shard isn't the one it is of."""

@@ -91,7 +91,7 @@ class AtHand:
         step.totals = totals_of(self.candidates, step.selection, signal, due, self._attempt.ranks)
         self.signal, self.due = step.totals.signal, step.totals.due
         step.seconds = dict(self.clock.last)
-        step.units = self._book.charge(step.totals, self._selector.proxy is not None)
+        step.units = self._book.charge(step.totals, self._selector.proxy is not None and self._selector.proxy.learns)
         last = last_step is not None and step.number + 1 >= last_step
         if self._evaluate is not None:
             self.evaluation = self._evaluate(step.number, last)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from torch import Tensor
 
 from rhostream import storage
 from rhostream.crashpoints import crash_point
@@ -25,6 +27,7 @@ from rhostream.runs.link import KINDS, Link, Place, told_link
 from rhostream.runs.plans import RunPlan
 from rhostream.runs.process import this_process
 from rhostream.runs.record import recorded, remove_record
+from rhostream.runs.shards import Way
 from rhostream.selection.ranks import Ranks
 from rhostream.tables.selections import LogWriter
 from rhostream.tables.shadow import ShadowWriter
@@ -189,12 +192,14 @@ class Attempt:
         keep: int,
         selector: Mapping[str, Any],
         handed_out: bool = False,
+        shards: Mapping[Way, Tensor] | None = None,
     ) -> Link:
-        """Every rank's segments first, then rank 0's files and the link that names all; cost.json when the run is
-        complete. Collective; returns the link, the same on every rank.
+        """Every rank's segments and shards first, then rank 0's files and the link that names all; cost.json when the
+        run is complete. Collective; returns the link, the same on every rank.
 
         `payload`: the state's files of rank 0, name -> bytes (see `tensors.payload`), none where another trainer keeps
-        the state (`handed_out`). `selector` is the selector's state, `keep` the number of states whose files stay.
+        the state (`handed_out`). `shards`: the tensors of which each rank writes its own part. `selector` is the
+        selector's state, `keep` the number of states whose files stay.
         """
         told = self.ranks.gather_json(
             {
@@ -212,43 +217,42 @@ class Attempt:
         segments, merged = fresh, list[dict[str, Any]]()
         if whole and self._link is not None:
             segments, merged = compaction.whole(self.url, self._link, fresh, self.attempt, self.ranks)
-        link = None
+        link = Link(
+            step=self.step,
+            pass_index=pass_index,
+            buffer=buffer,
+            attempt=self.attempt,
+            complete=complete,
+            number=number,
+            first=self._first,
+            previous=None if self._link is None else self._link.place,
+            whole=whole,
+            log=segments["log"],
+            steps=segments["steps"],
+            shadow=segments["shadow"],
+            merged=merged,
+            selector=dict(selector),
+            changes=list(self.changes),
+            handed_out=handed_out,
+            held=handed_out or self._held or (self._link is not None and self._link.held),
+        )
+        if shards:
+            from rhostream.runs.sharded import save  # takes a second
+
+            link = replace(link, files=save(self.url, chain.folder_of(link), shards, self.ranks))
         if self.ranks.first:
             self.counts = _added(one["counts"] for one in told)
             for one in told:
                 for place, kinds in one["retried"].items():
                     self.cost.retried[place] = _added([self.cost.retried.get(place, {}), kinds])
-            link = self._save(
-                payload,
-                Link(
-                    step=self.step,
-                    pass_index=pass_index,
-                    buffer=buffer,
-                    attempt=self.attempt,
-                    complete=complete,
-                    number=number,
-                    first=self._first,
-                    previous=None if self._link is None else self._link.place,
-                    whole=whole,
-                    log=segments["log"],
-                    steps=segments["steps"],
-                    shadow=segments["shadow"],
-                    merged=merged,
-                    cost=self.cost.as_json(),
-                    counts=dict(self.counts),
-                    selector=dict(selector),
-                    changes=list(self.changes),
-                    handed_out=handed_out,
-                    held=handed_out or self._held or (self._link is not None and self._link.held),
-                ),
-            )
+            link = self._save(payload, replace(link, cost=self.cost.as_json(), counts=dict(self.counts)))
             crash_point("run: before retention")
             kept = [(state.attempt, state.step) for state in retention.retain(self.url, keep, link)]
             self._replaced = compaction.forget(self.url, link, self._replaced, kept)
         else:
             self.counts = {}
         self._committed = self.step
-        self._link = told_link(self.ranks.from_first(None if link is None else link.plain()))
+        self._link = told_link(self.ranks.from_first(link.plain()))
         self.ranks.wait()  # nobody goes on, or home, before the commit is there
         return self._link
 

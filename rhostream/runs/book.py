@@ -19,6 +19,7 @@ from rhostream.runs.attempt import Attempt
 from rhostream.runs.step import Step, Totals
 from rhostream.selection.selector import NONFINITE_BUFFERS
 from rhostream.stream.dataset import CandidateStream
+from rhostream.tables.steps import RECALL
 
 Metrics = Callable[[dict[str, Any]], None]
 
@@ -121,6 +122,7 @@ class Book:
             "effective_classes": totals.balance.kept if trained else None,
             "effective_classes_uniform": totals.balance.uniform if trained else None,
             "learning_rate": step.learning_rate,
+            RECALL: selection.recall,
             "forward_units": step.units,
             **{f"seconds_{phase}": step.seconds.get(phase, 0.0) for phase in ("wait", "score", "train", "log")},
             **(step.evaluation.columns() if step.evaluation else {}),

@@ -29,13 +29,21 @@ WHOLE_EVERY = BLOCK  # commits between two that list all segments; readers go ba
 THREADS = 16  # of reads at a time
 
 
-def save_files(run: str, link: Link, payload: Mapping[str, bytes]) -> Link:
-    """Write the files of a state, name -> bytes, and give the link their hashes. Raises SupersededError."""
-    require_newest(run, link.attempt)
+def folder_of(link: Link) -> str:
+    """Where the files of a commit's state lie, below the run."""
     folder = f"checkpoints/step={link.step:010d}/attempt={link.attempt}"
     if (before := link.previous) and (before.attempt, before.step) == (link.attempt, link.step):
         folder += f"/commit={link.number}"  # buffers of which nothing was kept move a run on without a step
-    files = {}
+    return folder
+
+
+def save_files(run: str, link: Link, payload: Mapping[str, bytes]) -> Link:
+    """Write the files of a state, name -> bytes, and give the link their hashes beside those that it has.
+
+    Raises SupersededError.
+    """
+    require_newest(run, link.attempt)
+    folder, files = folder_of(link), dict(link.files)
     for name, data in payload.items():
         storage.create(storage.join(run, folder, name), data)
         crash_point("checkpoint: one of its files written")

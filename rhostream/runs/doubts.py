@@ -108,7 +108,7 @@ class Plan:
 def cheap_choice(stream: CandidateStream, proxy: str | bool | None, shortlist: float | None) -> str:
     """What a run chooses by before, or instead of, full scores; "" where nothing is."""
     view = "" if stream.view is None else f"a view of {stream.view} pixels"
-    if shortlist is not None:
+    if shortlist is not None and (proxy or view):  # of the target itself, a step ago, the ledger has the recall
         return f"{proxy or view} makes the shortlist"
     return f"{view} is what is scored" if view else ""
 

@@ -87,9 +87,9 @@ class Opening:
         """Become the newest attempt. Collective."""
         self.attempt.claim({**self.note, "last_step": self.last_step})
 
-    def hand_out(self) -> dict[str, Any]:
+    def hand_out(self, *, complete: bool = False) -> dict[str, Any]:
         """A commit whose tensors another trainer keeps, as what belongs into its checkpoint. Collective."""
-        link = self.saver.hand_out(complete=self.complete)
+        link = self.saver.hand_out(complete=complete or self.complete)
         return {
             "version": STATE_VERSION,
             "link": asdict(link.place),

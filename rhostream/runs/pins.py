@@ -21,6 +21,7 @@ from rhostream.errors import UsageError
 from rhostream.randomness import DRAWS
 from rhostream.runs.doubts import Plan, cheap_choice
 from rhostream.runs.record import versions
+from rhostream.selection.lagged import Lagged
 from rhostream.selection.losses import TARGET_LOSSES
 from rhostream.selection.selector import Selector
 from rhostream.stream.dataset import CandidateStream
@@ -86,7 +87,7 @@ def pins_of(
         "precision": str(forward.autocast or torch.float32).removeprefix("torch."),
         "batch_norm": forward.batch_norm,
         "shortlist": selector.shortlist,
-        "proxy": selector.proxy is not None,
+        "proxy": selector.proxy.kind if isinstance(selector.proxy, Lagged) else selector.proxy is not None,
         **selector.options.changed(),
         "accumulate": accumulate,
         "seed_steps": seed_steps,
@@ -106,7 +107,7 @@ def record_of(loader: Loader, pins: Mapping[str, Any], last_step: int | None, ra
         int(pins["batch_size"]),
         last_step,
         scores=pins["rule"] != "uniform",
-        cheap=cheap_choice(stream, pins["proxy"] and "a proxy", pins["shortlist"]),
+        cheap=cheap_choice(stream, pins["proxy"] is True and "a proxy", pins["shortlist"]),
     ).doubts()
     return {
         **({"doubts": doubts} if doubts else {}),

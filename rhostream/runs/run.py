@@ -149,8 +149,10 @@ class Run(Loop):
         self._settle("commit")
         self._commit_own(self.complete)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, complete: bool = False) -> dict[str, Any]:
         """What of this run belongs into a checkpoint that another trainer owns, as tensors and plain values.
+
+        `complete`: that trainer has come to its end, which only it knows; who loads the state may go on all the same.
 
         Collective: every rank calls it, and saves or forgets the same. Until `confirm()`, or a run that loads it, the
         ledger shows the newest state and says that nobody confirmed it. Raises UsageError within 30 seconds where
@@ -162,7 +164,7 @@ class Run(Loop):
             self._opening.claim()
         self._settle("state_dict")
         self._hand.log()
-        return self._opening.hand_out()
+        return self._opening.hand_out(complete=complete)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict()`, before the first batch: the log that counts from here on is the one it names.

@@ -12,7 +12,8 @@ from rhostream.errors import TableError, UsageError
 from rhostream.runs import state as states
 from rhostream.runs.attempt import Attempt
 from rhostream.runs.link import Link
-from rhostream.runs.tensors import read_files
+from rhostream.runs.shards import Sharded, put
+from rhostream.runs.tensors import read_files, read_sharded
 from rhostream.selection.gradient import require_finite
 from rhostream.selection.selector import Selector
 from rhostream.stream.loader import Loader
@@ -37,10 +38,10 @@ class Saver:
     def commit(self, *, complete: bool) -> None:
         """Commit the state. Collective; raises NonFiniteError, UsageError for a state that can't be read back."""
         self._require_sound()
-        payload = states.payload_of(self._objects, self._selector, self._attempt.ranks)
+        payload, shards = states.payload_of(self._objects, self._selector, self._attempt.ranks)
         if not self._proved:
             self._prove(payload)
-        self._attempt.commit(payload, **self._position(complete))
+        self._attempt.commit(payload, **self._position(complete), shards=shards)
 
     def hand_out(self, *, complete: bool) -> Link:
         """A commit without tensors, for a state that another trainer keeps. Collective; raises NonFiniteError."""
@@ -56,6 +57,7 @@ class Saver:
                 raise TableError(f"{where} lists no {name}")
         try:
             read = states.read_states(files)
+            index = read_sharded(self._attempt.url, point)
         except Exception as exc:  # whatever a file that somebody forged makes the two readers raise
             # Not the reader's own text: it advises how to run what a pickle holds.
             raise TableError(
@@ -63,6 +65,8 @@ class Saver:
                 "and nothing in it was run"
             ) from exc
         try:
+            if index:
+                self._read_shards(point, index, read)
             states.load_objects(self._objects, read)
             self._selector.load_state_dict({"calls": point.step, **point.selector})
             states.load_own_models(self._selector, read)
@@ -73,6 +77,15 @@ class Saver:
             ) from exc
         # Without the identity of its plan: the run's own pins say more.
         self._stream.load_state_dict({"pass": point.pass_index, "buffer": point.buffer})
+
+    def _read_shards(self, point: Link, index: list[Sharded], read: dict[str, Any]) -> None:
+        """Read what each rank needs of the sharded tensors, and enter it into the states. Collective."""
+        from rhostream.runs.sharded import restore  # takes a second
+
+        into = states.rooms_for(self._objects, index)
+        restore(self._attempt.url, point.files, index, into, self._attempt.ranks)
+        for way, tensor in into.items():
+            put(read, way, tensor)
 
     def _prove(self, payload: Mapping[str, bytes]) -> None:
         """The first commit must be one that can be read back; a refusal is every rank's."""
@@ -107,4 +120,5 @@ class Saver:
                 "the IL model that learns along": None if live is None else nn.ModuleList(live.networks),
             },
             self._attempt.step,
+            self._attempt.ranks,
         )

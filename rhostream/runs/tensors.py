@@ -3,6 +3,7 @@
 <run>/checkpoints/step=S/attempt=K/model.safetensors  + optimizer.pt (read with weights_only)
                                    proxy.safetensors  + proxy-optimizer.pt, where a proxy makes the shortlist
                                    live-0.safetensors + live-0-optimizer.pt of an IL model that learns along
+                                   sharded.json + shard-*.safetensors of a model that was sharded (see `shards`)
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from torch import Tensor
 from rhostream import storage
 from rhostream.errors import TableError
 from rhostream.runs.link import Link
+from rhostream.runs.shards import FILE, Sharded, is_shard, put, read_index
+from rhostream.selection.ranks import Ranks
 
 
 def payload(
@@ -79,35 +82,46 @@ def others_of(link: Link) -> list[str]:
 
 
 def read_files(run: str, link: Link) -> dict[str, bytes]:
-    """The bytes of a commit's files by their names, hashes checked. Raises TableError."""
-    files = {}
-    for path, digest in link.files.items():
-        data = storage.read_bytes(storage.join(run, path))
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise TableError(f"{storage.redact(storage.join(run, path))} isn't the file that was committed (sha256)")
-        files[path.rsplit("/", 1)[1]] = data
-    return files
+    """The bytes of a commit's files by their names, but for its shards; hashes checked. Raises TableError."""
+    named = {path.rsplit("/", 1)[1]: path for path in link.files}
+    return {name: _read(run, path, link) for name, path in named.items() if not is_shard(name)}
+
+
+def read_sharded(run: str, link: Link) -> list[Sharded]:
+    """The tensors that a commit has in parts, [] where all are whole. Raises TableError, ValueError."""
+    named = {path.rsplit("/", 1)[1]: path for path in link.files}
+    return read_index(_read(run, named[FILE], link), named) if FILE in named else []
+
+
+def _read(run: str, path: str, link: Link) -> bytes:
+    data = storage.read_bytes(storage.join(run, path))
+    if hashlib.sha256(data).hexdigest() != link.files[path]:
+        raise TableError(f"{storage.redact(storage.join(run, path))} isn't the file that was committed (sha256)")
+    return data
 
 
 def _load(run: str, link: Link, whose: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     names = (f"{whose or 'model'}.safetensors", f"{whose}-optimizer.pt".removeprefix("-"))
-    states = {}
-    for path, digest in link.files.items():
-        if path.rsplit("/", 1)[1] not in names:
-            continue
-        data = storage.read_bytes(storage.join(run, path))
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise TableError(f"{storage.redact(storage.join(run, path))} isn't the file that was committed (sha256)")
-        states[path.rsplit("/", 1)[1]] = data
-    if missing := set(names) - set(states):
+    paths = {path.rsplit("/", 1)[1]: path for path in link.files}
+    if missing := set(names) - set(paths):
         raise TableError(
             f"the checkpoint of step {link.step} in {storage.redact(run)} lists no {' and no '.join(sorted(missing))}"
         )
+    data = [_read(run, paths[name], link) for name in names]
     try:
-        return load(names[0], states[names[0]]), load(names[1], states[names[1]])
+        model, optimizer = (load(name, one) for name, one in zip(names, data, strict=True))
+        index = [] if whose else read_sharded(run, link)
     except Exception as exc:  # whatever a file that somebody forged makes the two readers raise
         # Not the reader's own text: it advises how to run what a pickle holds.
         raise TableError(
             f"the checkpoint of step {link.step} in {storage.redact(run)} holds what is no tensor "
             f"or can't be read ({type(exc).__name__}): it is refused, and nothing in it was run"
         ) from exc
+    if index:
+        from rhostream.runs.sharded import empty, restore  # takes a second
+
+        into = {sharded.way: empty(sharded) for sharded in index}
+        restore(run, link.files, index, into, Ranks())
+        for way, tensor in into.items():
+            put({"model": model, "optimizer": optimizer}, way, tensor)
+    return model, optimizer

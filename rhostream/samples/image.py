@@ -124,11 +124,14 @@ class ImageKind(Kind):
         super().augmented(name)
         return replace(self, augment=name)
 
+    def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageKind:
+        """With pixels normalised by these."""
+        return replace(self, mean=mean, std=std)
+
     def to_json(self) -> dict[str, Any]:
         """What stands at its default came later and is left out."""
-        plain = {"member": "", "resize": CROP}
-        record = {name: value for name, value in asdict(self).items() if name not in ("decoder", "augment")}
-        return {name: value for name, value in record.items() if name not in plain or value != plain[name]}
+        left_out = (("member", ""), ("resize", CROP), ("decoder", self.decoder), ("augment", self.augment))
+        return {name: value for name, value in asdict(self).items() if (name, value) not in left_out}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> ImageKind:

@@ -8,7 +8,7 @@ and every rank has as much to do. The rank that read a row logs it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,11 +68,12 @@ def batch_of(
     again: Fields | None = None,
     proxy: bool,
     least: int = 1,
+    share: Callable[[int, int], list[int]] | None = None,
 ) -> Batch:
     """This rank's share of what all kept, of which `rows` of its own slice; x (n, ...) is their input at full size.
 
     Collective over several ranks. `again`: what x was made of, where that isn't what the stream decoded. `proxy`:
-    whether one looks at that as well.
+    whether one looks at that as well. `share`: of (rows, least) how many each rank gets; by default all get alike.
     """
     viewed = proxy and again is not None
     tokens = None if candidates.host.il_tokens is None else candidates.host.il_tokens[torch.from_numpy(rows)]
@@ -91,7 +92,8 @@ def batch_of(
     reader, seed_column = np.full(len(rows), ranks.rank), {} if own_seed is None else {"seed": own_seed}
     kept = ranks.concat_columns({"place": place, "weight": weight, "reader": reader, **seed_column}, part.most)
     held = np.bincount(kept["reader"], minlength=ranks.size).tolist()
-    wanted = shares(len(kept["place"]), ranks.size, least)
+    total = len(kept["place"])
+    wanted = shares(total, ranks.size, least) if share is None else share(total, least)
     if held != wanted:
         # Pixels travel as the bytes that they were read as, a quarter of what is made of them.
         columns = {"label": label, **_named("field ", candidates.fields_of(rows) if again is None else again)}
@@ -100,7 +102,7 @@ def batch_of(
             columns |= _named("seen ", fields)
         if tokens is not None:
             columns["tokens"] = to_device(tokens, label.device)
-        dealt = _dealt(columns, ranks, *overlaps(held, wanted, ranks.rank))
+        dealt = exchanged(columns, ranks, *overlaps(held, wanted, ranks.rank))
         label, tokens, own_fields = dealt["label"], dealt.get("tokens"), _fields("field ", dealt)
         decoded, x = own_fields if several else None, candidates.prepare(own_fields)
         fields = _fields("seen ", dealt) if viewed else own_fields
@@ -123,7 +125,7 @@ def _fields(prefix: str, columns: Mapping[str, Tensor]) -> Fields:
     return Fields({name.removeprefix(prefix): array for name, array in columns.items() if name.startswith(prefix)})
 
 
-def _dealt(columns: Mapping[str, Tensor], ranks: Ranks, sent: list[int], received: list[int]) -> dict[str, Tensor]:
+def exchanged(columns: Mapping[str, Tensor], ranks: Ranks, sent: list[int], received: list[int]) -> dict[str, Tensor]:
     """The columns (m, ...) by one exchange, their rows laid side by side as bytes."""
     parts = [
         column.reshape(len(column), math.prod(column.shape[1:])).contiguous().view(torch.uint8)

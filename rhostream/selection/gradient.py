@@ -8,7 +8,7 @@ nothing anywhere: no weight, no running statistic.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from rhostream.errors import NonFiniteError, users_code
 from rhostream.samples.fields import Input, Target
 from rhostream.selection.losses import LossFunction, per_sample
 from rhostream.selection.outputs import called
-from rhostream.selection.ranks import Ranks, in_lockstep
+from rhostream.selection.ranks import Ranks, in_lockstep, is_sharded, local
 
 
 def take_step(
@@ -57,23 +57,35 @@ def take_step(
     before = torch._foreach_clone(statistics) if statistics else []
     losses = []
     rows = (x, label) if weight is None else (x, label, weight)
-    for part, labels, *factors in _parts(rows, accumulate, in_lockstep(model)):
+    # FSDP reduces gradients itself, in the backward of the last part, to their mean over the ranks.
+    sharded = is_sharded(model)
+    reduced_by = ranks.size if sharded else 1
+    parts = list(_parts(rows, accumulate, in_lockstep(model)))
+    for number, (part, labels, *factors) in enumerate(parts, 1):
+        if sharded:
+            model.set_requires_gradient_sync(number == len(parts))  # type: ignore[operator]
         with torch.autocast(x.device.type, autocast, enabled=autocast is not None):
             logits = called(model, part, forward)
         loss_b = per_sample(loss, logits.float(), labels)
-        ((loss_b * factors[0] if factors else loss_b).sum() / count).backward()
+        ((loss_b * factors[0] if factors else loss_b).sum() * reduced_by / count).backward()
         losses.append(loss_b.detach())
     crash_point("train: loss computed")
     loss_b = torch.cat(losses) if len(losses) > 1 else losses[0] if losses else torch.zeros(0, device=x.device)
     weighted = loss_b if weight is None else loss_b * weight
     if ranks.alone:
         mean = weighted.sum() / count if weight is not None else loss_b.mean()
-    else:
+    elif not sharded:
         mean = ranks.add_gradients(model.parameters(), weighted.sum() / count)
         ranks.average_norms(model)
-    mean = finite_or_nan(model.parameters(), mean)
+    else:
+        mean = weighted.sum() / count
+    gradients = gradients_of(model)
+    mean = finite_or_nan(gradients, mean)
+    if sharded:  # each rank has looked at its own shards: one NaN makes the sum NaN everywhere
+        ranks.add_up([mean])
+        ranks.average_norms(model)
     if clip is not None:
-        mean = clip_gradient(model.parameters(), clip, mean)
+        mean = clip_gradient(gradients, clip, mean, ranks if sharded else Ranks())
     step_if_finite(optimizer, mean)
     if statistics:
         with torch.no_grad():
@@ -105,25 +117,35 @@ def running_statistics(model: nn.Module) -> list[Tensor]:
     ]
 
 
-def finite_or_nan(parameters: Iterable[nn.Parameter], loss: Tensor) -> Tensor:
+def gradients_of(model: nn.Module) -> list[Tensor]:
+    """The gradients of its parameters; of sharded ones what this rank holds of them."""
+    return [local(p.grad) for p in model.parameters() if p.grad is not None]
+
+
+def finite_or_nan(gradients: Sequence[Tensor], loss: Tensor) -> Tensor:
     """The scalar `loss`, but NaN where a gradient isn't finite; on its device, and nobody waits for it."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
+    held = [g for g in gradients if g.numel()]
+    if not held:
         return loss
-    largest = nn.utils.get_total_norm(gradients, math.inf)
+    largest = nn.utils.get_total_norm(held, math.inf)
     return torch.where(torch.isfinite(largest).to(loss.device), loss, torch.nan)
 
 
-def clip_gradient(parameters: Iterable[nn.Parameter], most: float, loss: Tensor) -> Tensor:
+def clip_gradient(gradients: Sequence[Tensor], most: float, loss: Tensor, ranks: Ranks) -> Tensor:
     """Scale the gradients down to a norm of `most` over all parameters; returns the scalar `loss`.
 
     It is NaN where the norm isn't finite, though each number may be: such a gradient can't be scaled. Nobody waits.
+    `ranks`: those that hold the shards of one gradient, each its own. Collective over them.
     """
-    trained = [p for p in parameters if p.grad is not None]
-    if not trained:
+    if not gradients:
         return loss
-    norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-    nn.utils.clip_grads_with_norm_(trained, most, norm)
+    norm = nn.utils.get_total_norm(list(gradients))
+    if not ranks.alone:
+        squared = norm.double().square()
+        ranks.add_up([squared])
+        norm = squared.sqrt().to(norm.dtype)
+    factor = (most / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(list(gradients), factor)
     return torch.where(torch.isfinite(norm).to(loss.device), loss, torch.nan)
 
 
@@ -146,18 +168,26 @@ def _step(optimizer: torch.optim.Optimizer) -> None:
         optimizer.step()
 
 
-def require_finite(models: Mapping[str, nn.Module | None], step: int) -> None:
-    """Raise NonFiniteError for a model whose weights, or statistics of batch norm, aren't finite. One wait for each."""
+def require_finite(models: Mapping[str, nn.Module | None], step: int, ranks: Ranks | None = None) -> None:
+    """Raise NonFiniteError for a model whose weights, or statistics of batch norm, aren't finite. One wait for each.
+
+    `ranks`: those that hold the shards of a sharded model; they raise together.
+    """
     for name, model in models.items():
         if model is None:
             continue
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         kept = [t for norm in norms for t in (norm.running_mean, norm.running_var) if t is not None]
-        tensors = [p.detach() for p in model.parameters() if p.numel()] + kept
-        if not tensors or bool(torch.isfinite(nn.utils.get_total_norm(tensors, math.inf))):
+        tensors = [t for t in (*(local(p.detach()) for p in model.parameters()), *kept) if t.numel()]
+        sound = not tensors or bool(torch.isfinite(nn.utils.get_total_norm(tensors, math.inf)))
+        if sound and (ranks is None or not is_sharded(model)):
             continue
-        where = [n for n, t in model.state_dict().items() if t.is_floating_point() and not bool(t.isfinite().all())]
-        raise NonFiniteError(
-            f"{name} holds weights that are NaN or infinite before step {step} (first {where[0]}), so "
-            "nothing since the last checkpoint is committed; lower --lr, or use float32 or bfloat16"
-        )
+        state = {} if sound else {n: local(t) for n, t in model.state_dict().items()}
+        where = [n for n, t in state.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+        if ranks is not None and is_sharded(model):
+            where = [n for names in ranks.gather_json(where[:1]) for n in names]
+        if where:
+            raise NonFiniteError(
+                f"{name} holds weights that are NaN or infinite before step {step} (first {where[0]}), so "
+                "nothing since the last checkpoint is committed; lower --lr, or use float32 or bfloat16"
+            )

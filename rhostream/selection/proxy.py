@@ -22,6 +22,8 @@ from rhostream.selection.tokens import loss_of
 class Proxy:
     """A small model beside the target; `learn` takes one AdamW step on what was kept."""
 
+    learns = True
+
     def __init__(
         self,
         model: nn.Module,

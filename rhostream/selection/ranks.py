@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -23,6 +24,8 @@ from rhostream.errors import RankLostError, UsageError
 
 Column = npt.NDArray[Any]  # of the host
 BUCKET = 16 << 20  # elements of a gradient bucket: 64 MiB of float32
+# What gloo and the launcher's store say, as plain RuntimeErrors, of somebody who is gone or doesn't answer.
+_GONE = re.compile(r"gloo|connection (closed|reset|refused)|broken pipe|timed out|timeout", re.IGNORECASE)
 
 
 class Ranks:
@@ -33,7 +36,7 @@ class Ranks:
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None, explain: Callable[[], str] | None = None) -> None:
-        self._group, self._explain = group, explain
+        self.group, self._explain = group, explain
         self.rank = 0 if group is None else dist.get_rank(group)
         self.size = 1 if group is None else dist.get_world_size(group)
         # A group of NCCL alone carries nothing that lies in the host's memory.
@@ -57,8 +60,8 @@ class Ranks:
             return values[None]
         own = values.to(self._device)
         gathered = [torch.empty_like(own) for _ in range(self.size)]
-        with self._waiting():
-            dist.all_gather(gathered, own, self._group)
+        with self.waiting():
+            dist.all_gather(gathered, own, self.group)
         return torch.stack(gathered).cpu()
 
     def concat(self, rows: Tensor, capacity: int) -> tuple[Tensor, int]:
@@ -120,14 +123,19 @@ class Ranks:
             return []
         store = dist.distributed_c10d._get_default_store()
         keys = [f"rhostream/{call}/{rank}" for rank in range(self.size)]
-        with self._waiting():
+        with self.waiting():
             store.set(keys[self.rank], "1")
         try:
             store.wait(keys, timedelta(seconds=seconds))
         except RuntimeError:  # of a store: nobody set the key in time, or the store itself is gone
-            with self._waiting():
+            with self.waiting():
                 return [rank for rank, key in enumerate(keys) if not store.check([key])]
         return []
+
+    def part(self, ranks: Sequence[int]) -> Ranks | None:
+        """Some of the ranks, seen from this one; None where it isn't among them."""
+        group = dist.new_group([*ranks] if self.group is None else [dist.get_global_rank(self.group, r) for r in ranks])
+        return Ranks(group, self._explain) if self.rank in ranks else None
 
     # What the device holds.
 
@@ -136,10 +144,10 @@ class Ranks:
         if self.alone:
             return rows
         # A group of NCCL and gloo carries what lies on the device; one of gloo alone, what lies in the host's memory.
-        there = rows.device if "cuda:nccl" in str(dist.get_backend_config(self._group)) else self._device
+        there = rows.device if "cuda:nccl" in str(dist.get_backend_config(self.group)) else self._device
         arrived = torch.empty(sum(received), rows.shape[1], dtype=torch.uint8, device=there)
-        with self._waiting():
-            dist.all_to_all_single(arrived, rows.contiguous().to(there), list(received), list(sent), self._group)
+        with self.waiting():
+            dist.all_to_all_single(arrived, rows.contiguous().to(there), list(received), list(sent), self.group)
         return arrived.to(rows.device)
 
     def add_up(self, tensors: Iterable[Tensor]) -> None:
@@ -149,10 +157,10 @@ class Ranks:
         flying = []
         for bucket in _buckets(tensors):
             flat = torch.cat([t.reshape(-1) for t in bucket])
-            with self._waiting():
-                flying.append((dist.all_reduce(flat, group=self._group, async_op=True), flat, bucket))
+            with self.waiting():
+                flying.append((dist.all_reduce(flat, group=self.group, async_op=True), flat, bucket))
         for work, flat, bucket in flying:
-            with self._waiting():
+            with self.waiting():
                 work.wait()
             for tensor, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
                 tensor.copy_(part.view(tensor.shape))
@@ -191,28 +199,48 @@ class Ranks:
 
     def copy_from_first(self, model: nn.Module) -> None:
         """Every rank begins with rank 0's weights and buffers."""
-        if self.alone:
-            return
-        with torch.no_grad():
-            for tensor in model.state_dict().values():
-                sent = tensor.contiguous()
-                with self._waiting():
-                    dist.broadcast(
-                        sent, 0 if self._group is None else dist.get_global_rank(self._group, 0), group=self._group
-                    )
-                tensor.copy_(sent)
+        if not self.alone:
+            with torch.no_grad():
+                self.send_from_first(list(model.state_dict().values()))()
+
+    def send_from_first(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
+        """Rank 0's tensors are on their way to the others while all do something else; what is returned waits for
+        them, and the others' tensors then hold them."""
+        flying = []
+        for bucket in _buckets(tensors):
+            flat = torch.cat([t.reshape(-1) for t in bucket])
+            first = 0 if self.group is None else dist.get_global_rank(self.group, 0)
+            with self.waiting():
+                flying.append((dist.broadcast(flat, first, self.group, async_op=True), flat, bucket))
+
+        def finish() -> None:
+            for work, flat, bucket in flying:
+                with self.waiting():
+                    work.wait()
+                if not self.first:
+                    for tensor, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
+                        tensor.copy_(part.view(tensor.shape))
+
+        return finish
 
     @contextlib.contextmanager
-    def _waiting(self) -> Iterator[None]:
-        """Torch's errors of a collective become ours."""
+    def waiting(self) -> Iterator[None]:
+        """What torch says of a lost rank becomes RankLostError; a mistake of our own passes as what it is."""
         try:
             yield
         except RuntimeError as exc:
+            if not is_of_lost_rank(exc):
+                raise
             why = self._explain() if self._explain else ""
             raise RankLostError(
                 f"rank {self.rank} of {self.size} waited for a rank that is gone or stuck"
                 f"{why} [torch: {str(exc).splitlines()[0][:200]}]"
             ) from exc
+
+
+def is_of_lost_rank(error: BaseException) -> bool:
+    """Whether torch raised this because another rank is gone or stuck, and not for what it was asked to do."""
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and bool(_GONE.search(str(error))))
 
 
 def default_ranks(group: dist.ProcessGroup | Ranks | str | None = "default") -> Ranks:
@@ -242,9 +270,19 @@ def in_lockstep(model: nn.Module) -> bool:
 def is_sharded(model: nn.Module) -> bool:
     """Whether parts of the weights lie on other ranks (FSDP)."""
     fsdp = sys.modules.get("torch.distributed.fsdp")  # imported by whoever uses it
-    return fsdp is not None and any(
-        isinstance(m, (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)) for m in model.modules()
-    )
+    return is_flat(model) or (fsdp is not None and any(isinstance(m, fsdp.FSDPModule) for m in model.modules()))
+
+
+def is_flat(model: nn.Module) -> bool:
+    """Whether its weights lie in flat parameters (FSDP1, `FullyShardedDataParallel`)."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and any(isinstance(m, fsdp.FullyShardedDataParallel) for m in model.modules())
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor that is spread over the ranks; another tensor is itself."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

@@ -23,6 +23,7 @@ from rhostream.selection.adjust.duplicates import grey_views
 from rhostream.selection.chooser import NONFINITE_BUFFERS, Chooser, Watch
 from rhostream.selection.deal import Batch, batch_of
 from rhostream.selection.forward import Forward, require_dropout, scoring
+from rhostream.selection.lagged import RECALL_EVERY, Lagged, recall_of
 from rhostream.selection.live import LiveIL
 from rhostream.selection.losses import LossFunction, find_loss, require_target_loss
 from rhostream.selection.options import Options
@@ -31,13 +32,14 @@ from rhostream.selection.pairs import in_batches
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.ranks import Ranks, default_ranks, in_lockstep, is_sharded, own_norms
 from rhostream.selection.rules import find_rule
+from rhostream.selection.scorers import Scorers
 from rhostream.selection.scores import RuleScores, bounds_of
 from rhostream.selection.shadow import shadow_kept
 from rhostream.selection.source_quota import require_sources
 from rhostream.selection.stages import Columns, Rows, Selection, Stage, fields_of, pack, unpack
 from rhostream.selection.tokens import is_language, loss_of
 from rhostream.selection.uniform import Draws
-from rhostream.selection.whole import buffer_of, leave_out_without_il, shortlist, slice_of, uniform_of
+from rhostream.selection.whole import buffer_of, leave_out_without_il, require_cheaper, shortlist, slice_of, uniform_of
 
 __all__ = ["NONFINITE_BUFFERS", "Selection", "Selector", "scoring"]
 
@@ -79,7 +81,8 @@ class Selector:
         loss_cap: bool = False,
         seed: int = 0,
         shortlist: float | None = None,
-        proxy: Proxy | None = None,
+        proxy: Proxy | Lagged | None = None,
+        scorers: Scorers | None = None,
         live: LiveIL | None = None,
         group: dist.ProcessGroup | Ranks | str | None = "default",
         gradients: str | None = None,
@@ -107,7 +110,7 @@ class Selector:
             self.loss, self.ranks, batch_size, shortlist=shortlist is not None, live=live is not None
         )
         self.loss_cap, self.seed = loss_cap, seed
-        self.live, self.proxy, self.shortlist = live, proxy, shortlist
+        self.live, self.proxy, self.shortlist, self.scorers = live, proxy, shortlist, scorers
         if loss_cap and is_language(model):
             raise UsageError("loss_cap clips at the loss of a guess among classes, which language has not")
         self.forward = Forward(model, chunk=chunk, batch_norm=batch_norm, autocast=autocast, compile=compile)
@@ -116,26 +119,21 @@ class Selector:
         if self.rule.score is None and self.shortlist is not None:
             raise UsageError(f"the rule {rule!r} makes no forward, so a shortlist has nothing to rank by")
         self.options = Options.of(options)
+        self._draws_each = self.options.mc_draws if self.rule.needs_draws else 1  # forwards of a sample that is scored
         self.options.check(self.rule, shortlist=shortlist is not None, live=live is not None)
         self.chooser = Chooser(self.rule, self.options)
         learners = [model, *([] if proxy is None else [proxy.model])]
         if self.rule.needs_draws:
             for learner in learners:
                 require_dropout(learner, self.rule.name)
-        self._scores = RuleScores(
-            self.rule,
-            self.chooser.shadows,
-            self.loss,
-            loss_cap=loss_cap,
-            seed=seed,
-            draws=self.options.mc_draws,
-            rank=self.ranks.rank,
-            columns=self.options.columns_for(self.rule),
+        self.scores = RuleScores(
+            self.rule, self.chooser.shadows, self.loss, loss_cap=loss_cap, seed=seed, draws=self.options.mc_draws,
+            rank=self.ranks.rank, columns=self.options.columns_for(self.rule),
             joint={name: getattr(self.options, name) for name in ("joint_chunks", "joint_negatives")},
-        )
+        )  # fmt: skip
         # Batch norm of each rank's own rows can't learn from one: no rank is left with one where two are to be had, and
         # where there never are two it is proved that the model can.
-        few = batch_size < 2 * self.ranks.size
+        few = batch_size < 2 * (self.ranks.size if scorers is None else scorers.training)
         self.least_rows = 2 if not few and any(map(own_norms, learners)) else 1
         self._unproved = few and bool(own_norms(model)) and not in_lockstep(model)
         self._fits = False  # whether it is known to need no classes
@@ -147,11 +145,8 @@ class Selector:
         `step` is what schedules and random draws go by; the number of the call, from 0 on, where it isn't given.
         """
         if candidates.target_field is not None and not self._fits:
-            what = (
-                f"the target is the field {candidates.target_field!r}"
-                if candidates.target_field
-                else "there is no target"
-            )
+            field = candidates.target_field
+            what = f"the target is the field {field!r}" if field else "there is no target"
             self.options.require_no_classes(self.rule, what, loss_cap=self.loss_cap)
             require_target_loss(self.loss, what)
             self._fits = True
@@ -166,19 +161,28 @@ class Selector:
             return self._uniform(candidates, rows, n, step)
         if not self.chooser.pays(n_B, n):
             return self._uniform(candidates, rows, n, step, measure=True)
-        return self._by_score(candidates, rows, n, step)
+        return self.by_score(candidates, rows, n, step)
 
-    def _by_score(self, candidates: Candidates, rows: Rows, n: int, step: int) -> Selection:
-        log, draws, reread = Columns(candidates, Reason.shortlist), self._draws(candidates, step), 0
+    def by_score(self, candidates: Candidates, rows: Rows, n: int, step: int, *, listed: bool = False) -> Selection:
+        """Keep n of these rows by their scores; `listed`: they are a shortlist already."""
+        if self.scorers is not None and not listed:
+            assert self.shortlist is not None
+            return self.scorers.select(self, candidates, rows, n, step, round(self.shortlist * n))
+        log, draws, reread, recall = Columns(candidates, Reason.shortlist), self._draws(candidates, step), 0, None
         stage = Stage.of(candidates, rows, None if self.live is None else self.live.il_of(candidates, rows))
-        if self.shortlist is not None:
-            stage = stage.take(self._shortlist(stage, candidates, rows, n, draws))
+        listing = self.shortlist is not None and not listed
+        if listing:
+            listed_m = self._shortlist(stage, candidates, rows, n, draws)
+            if isinstance(self.proxy, Lagged) and step % RECALL_EVERY == 0:
+                fresh_m = self.scores(self.forward, stage, bounds_of(candidates, rows), step)["score"]
+                recall = recall_of(listed_m, shortlist(candidates, rows, fresh_m, self.ranks, n), self.ranks)
+            stage = stage.take(listed_m)
             if candidates.full is not None:
-                listed = stage.row_m.cpu().numpy()
-                stage, readable = stage.decoded_again(candidates, candidates.full, listed)
-                log.reason[np.setdiff1d(listed, readable)], reread = Reason.unreadable, len(listed)
+                wanted = stage.row_m.cpu().numpy()
+                stage, readable = stage.decoded_again(candidates, candidates.full, wanted)
+                log.reason[np.setdiff1d(wanted, readable)], reread = Reason.unreadable, len(wanted)
         rng, bounds = draws.by_step("joint") if self.rule.joint else None, bounds_of(candidates, rows)
-        columns = {"row": stage.row_m, **self._scores(self.forward, stage, bounds, step, n, rng)}
+        columns = {"row": stage.row_m, **self.scores(self.forward, stage, bounds, step, n, rng)}
         if stage.live_m is not None:
             columns["il"] = stage.live_m
         if self.chooser.needs_views:
@@ -204,8 +208,8 @@ class Selector:
         log.keep(kept, weight_B[kept])
         return self._selected(
             candidates, log, trained, total, draws=drawn, reread=reread,
-            scored=len(reached) * (self.options.mc_draws if self.rule.needs_draws else 1),
-            shortlisted=0 if self.shortlist is None else len(rows),
+            scored=(len(reached) + (0 if recall is None else len(rows))) * self._draws_each, recall=recall,
+            shortlisted=len(rows) if listing else 0,
             live_scored=0 if self.live is None else len(rows),
             weighed=self.rule.sampled, shadow=shadow_kept(self.chooser.shadows, buffer, own),
         )  # fmt: skip
@@ -222,7 +226,7 @@ class Selector:
             stage, kept = stage.decoded_again(candidates, candidates.full, rows)
             reread = len(rows)
         if measure:
-            host = unpack(*pack(self._scores(self.forward, stage, bounds_of(candidates, rows), 0)))
+            host = unpack(*pack(self.scores(self.forward, stage, bounds_of(candidates, rows), 0)))
             log.scored(kept, host, candidates.host.il.numpy())
             self.chooser.see(buffer_of(candidates, kept, host, self.ranks, n=n, draws=draws))
             scored = len(kept)
@@ -241,6 +245,7 @@ class Selector:
         batch = batch_of(
             candidates, log.rows, stage.x_m, stage.label_m, log.weight[log.rows], self.ranks, again=stage.fields_m,
             proxy=self.proxy is not None, least=self.least_rows,
+            share=None if self.scorers is None else self.scorers.shares,
         )  # fmt: skip
         if self._unproved:
             asked = f"batch_size {self.batch_size} on {self.ranks.size} rank{'s' if self.ranks.size > 1 else ''}"
@@ -261,14 +266,10 @@ class Selector:
 
     def _shortlist(self, stage: Stage, candidates: Candidates, rows: Rows, n: int, draws: Draws) -> Tensor:
         """Positions of the stage that go on to the target, on the device; nothing waits for it on one rank."""
-        if self.proxy is None and candidates.full is None:
-            raise UsageError(
-                "a shortlist without a proxy is made on the stream's cheap view, and this stream has "
-                "none: open_stream(view_size=...), or Selector(proxy=Proxy(small_model))"
-            )
+        require_cheaper(candidates, self.proxy)
         assert self.shortlist is not None
         forward = self.proxy.forward if self.proxy else self.forward
-        score_m = self._scores(forward, stage, bounds_of(candidates, rows), draws.step)["score"]
+        score_m = self.scores(forward, stage, bounds_of(candidates, rows), draws.step)["score"]
         return shortlist(candidates, rows, score_m, self.ranks, round(self.shortlist * n))
 
     def _draws(self, candidates: Candidates, step: int) -> Draws:
@@ -277,7 +278,9 @@ class Selector:
 
     def _learn(self, candidates: Candidates, kept: Rows, batch: Batch, total: int) -> int:
         """A step of the proxy and of the live IL model on what is kept; samples that went through the latter."""
-        if self.proxy is not None and total:
+        if self.scorers is not None:
+            self.scorers.learn()
+        elif self.proxy is not None and total:
             self.proxy.learn(batch.seen, batch.seen_target, self.ranks, total)
         return 0 if self.live is None or not total else self.live.learn_from(candidates, kept, self.ranks)
 
@@ -285,9 +288,12 @@ class Selector:
 
     def state_dict(self) -> dict[str, Any]:
         """What later choices hang on beside the weights, as plain values: calls so far, tau, class weights."""
-        return {"calls": self._calls, **self.chooser.state()}
+        beside = {} if self.scorers is None else self.scorers.state_dict()
+        return {"calls": self._calls, **self.chooser.state(), **beside}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`. Raises MismatchError for what is none."""
         self._calls = int(state.get("calls", 0))
         self.chooser.load(state)
+        if self.scorers is not None:
+            self.scorers.load_state_dict(state)

@@ -193,6 +193,7 @@ class Selection:
     decoded: Fields | None = None  # (n, ...) each, of a kind with several fields
     field: str = "pixels"  # the name of the field of a kind that has one
     reduced: str | None = None  # what reduces the gradients over them: "mean" or "sum"
+    recall: float | None = None  # of a shortlist of old scores, where it was looked at: of 1
 
     def __len__(self) -> int:
         """Samples that this rank trains on."""

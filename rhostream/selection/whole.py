@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rhostream.candidates import CANDIDATE, Candidates, Slice, to_device
+from rhostream.errors import UsageError
 from rhostream.reasons import Reason
 from rhostream.selection.adjust.shape import Buffer
 from rhostream.selection.choice import leading
@@ -91,6 +92,15 @@ def buffer_of(candidates: Candidates, rows: Rows, host: Host, ranks: Ranks, *, n
         source_names=candidates.source_names or (),
         chosen_B=whole.get("chosen"),
     )
+
+
+def require_cheaper(candidates: Candidates, proxy: object | None) -> None:
+    """Raise UsageError where nothing is cheaper than the target's own scores."""
+    if proxy is None and candidates.full is None:
+        raise UsageError(
+            "a shortlist without a proxy is made on the stream's cheap view, and this stream has "
+            "none: open_stream(view_size=...), or Selector(proxy=Proxy(small_model))"
+        )
 
 
 def shortlist(candidates: Candidates, rows: Rows, score_m: Tensor, ranks: Ranks, length: int) -> Tensor:

@@ -16,9 +16,9 @@ from typing import Any
 
 import braceexpand
 
-from rhostream.errors import UsageError
+from rhostream.errors import NotFoundError, UsageError
 from rhostream.storage.names import is_local, listed, redact, resolve, scheme_of
-from rhostream.storage.reading import below, exists
+from rhostream.storage.reading import below, exists, read_bytes
 
 LOG = logging.getLogger("rhostream")
 MOST = 10_000_000  # shards of one brace range: more is a slip of the finger that would fill the memory
@@ -33,18 +33,31 @@ def expand(
 ) -> list[str]:
     """The shards that one argument or several mean, resolved, in order, each once.
 
-    An argument is a shard, a brace range (`train-{000..059}.tar`), a pattern (`*.tar`) or a folder (every `*.tar`
-    below it, linked folders included, sorted). What lies beside them and could be meant is counted in a warning. Raises
-    UsageError when an argument can't be understood or matches nothing, or a shard is named twice.
+    An argument is a shard, a brace range (`train-{000..059}.tar`), a pattern (`*.tar`), a folder (every `*.tar`
+    below it, linked folders included, sorted) or `@FILE`, whose lines are any of these. What lies beside them and could
+    be meant is counted in a warning. Raises UsageError when an argument can't be understood or matches nothing, or a
+    shard is named twice.
     """
     found: list[str] = []
     for argument in listed(urls):
-        for text in _braces(argument):
-            found += _expand_one(text, suffix)
+        for line in _lines(argument):
+            for text in _braces(line):
+                found += _expand_one(text, suffix)
     if not found:
         raise UsageError("no shards were given")
     _require_once(found)
     return found
+
+
+def _lines(text: str) -> list[str]:
+    """What an argument names: of `@FILE` the lines of that file."""
+    if not text.startswith("@") or os.path.lexists(text):
+        return [text]
+    try:
+        lines = os.fsdecode(read_bytes(resolve(text[1:]))).split("\n")
+    except NotFoundError:
+        raise UsageError(f"{_named(text)}: there is no such file of shards, one a line") from None
+    return [line.removesuffix("\r") for line in lines if line.strip()]
 
 
 def _braces(text: str) -> Iterable[str]:
@@ -89,10 +102,6 @@ def _on_disk(url: str, text: str, suffix: str) -> list[str]:
         return _require(shards, url, why)
     if _PATTERN.search(url) and not os.path.lexists(url):
         return _require(_on_disk_matching(url, suffix), url)
-    if text.startswith("@") and not os.path.lexists(url):
-        raise UsageError(
-            f"{text!r} is no file: shards are named one by one, so for a list in a file write $(cat {text[1:]})"
-        )
     if "," in text and not os.path.lexists(url):
         raise UsageError(f"{text!r} is no file: several shards are several arguments, without commas")
     return [url]

@@ -105,3 +105,4 @@ class End:
     retried: dict[str, dict[str, int]] = field(default_factory=dict)  # as `storage.retried`, of a worker's share
     skipped: bool = False  # not read, as `ScanSettings.wanted` said no
     error: RhostreamError | None = None
+    again: bool = False  # its worker died, or one beside it: what it has given is dropped, it is read anew

@@ -38,8 +38,8 @@ from rhostream.tables import il
 
 PREFETCH = 2
 SLOTS = PREFETCH + 3  # of each worker
-# Buffers that are looked ahead for shards to fetch, and how many are held meanwhile: twice the eight that keep a shard in
-# a tenth of a second at 100 ms a request (`benchmarks/remote.py`).
+# Buffers that are looked ahead for shards to fetch, and how many are held meanwhile: twice the eight that keep up with
+# a shard in a tenth of a second at 100 ms a request (`benchmarks/remote.py`).
 AHEAD, AHEAD_SHARDS = 32, 16
 
 
@@ -67,11 +67,13 @@ class CandidateStream(IterableDataset[Message]):
         view: View = None,
         rank: int = 0,
         ranks: int = 1,
+        readers: int | None = None,
         carried_lanes: int | None = None,
     ) -> None:
         self.table, self.preprocess, self.view, self.passes = table, preprocess.with_decoder(decoder_name), view, passes
         self.buffer_size, self.seed, self.rank, self.ranks = buffer_size, seed, rank, ranks
-        self.lanes, self._asked_lanes = choose_lanes(buffer_size, ranks, lanes, carried=carried_lanes), lanes
+        self._readers = readers or ranks  # the last ranks; the others' slices are empty
+        self.lanes, self._asked_lanes = choose_lanes(buffer_size, self._readers, lanes, carried=carried_lanes), lanes
         self.cursor = Cursor()
         self.first_pass = self.first_step = 0  # at which the list of shards was taken up
         members = tuple(preprocess.members.values())
@@ -138,7 +140,7 @@ class CandidateStream(IterableDataset[Message]):
         """Go on with the lanes of a plan that began with other ranks, unless others were asked for by name."""
         if self._asked_lanes is not None:
             return False
-        self.set_lanes(choose_lanes(self.buffer_size, self.ranks, carried=lanes))
+        self.set_lanes(choose_lanes(self.buffer_size, self._readers, carried=lanes))
         return True
 
     def set_lanes(self, lanes: int) -> None:
@@ -156,8 +158,8 @@ class CandidateStream(IterableDataset[Message]):
                     self.lanes,
                     self.seed,
                     pass_index,
-                    self.rank,
-                    self.ranks,
+                    self.rank - (self.ranks - self._readers),
+                    self._readers,
                 )
             }
         return self._plans[pass_index]

@@ -55,6 +55,8 @@ class Loader:
         self.augment_name, self.augment = augment, augment_of(augment, stream.preprocess, stream.seed)
         self._full: FullSize | None = None
         self._loops = 0
+        self._source: Iterator[Candidates] | None = None  # of the loop that goes on
+        self._next: Candidates | None = None  # which somebody peeked at
 
     def __repr__(self) -> str:
         cursor, of = self.stream.cursor, self.stream.buffers_per_pass
@@ -108,7 +110,9 @@ class Loader:
         if self.device.type == "cuda":
             assert self.stream.slots is not None
             buffers = ahead(buffers, GPUCopier(self.device, self.stream.slots))
-        for candidates in buffers:
+        self._source, self._next = buffers, None
+        while (candidates := self._next or next(buffers, None)) is not None:
+            self._next = None
             if number != self._loops:  # the newer one fills other slots and moves the same cursor
                 raise UsageError(
                     "a newer loop over the same stream was begun, so this one is over: a stream has one "
@@ -118,6 +122,13 @@ class Loader:
             yield candidates
             if number == self._loops:
                 self.consumed()
+
+    def peek(self) -> Candidates | None:
+        """The buffer behind the one that was handed out last, None at the end; the cursor stays where it is. The slot
+        of the one that was handed out may be filled again."""
+        if self._next is None and self._source is not None:
+            self._next = next(self._source, None)
+        return self._next
 
     def _buffers(self, messages: Iterable[Message]) -> Iterator[Candidates]:
         stream = self.stream

@@ -60,6 +60,7 @@ def open_stream(
     device: str | torch.device = "cpu",
     rank: int | None = None,
     ranks: int | None = None,
+    readers: int | None = None,
     classes: int | None = None,
     with_fold: bool = False,
     tokenizer: str | None = None,
@@ -154,6 +155,7 @@ def open_stream(
         view=None if view_size is None else preprocess.viewed(view_size, lambda: _sizes(table, preprocess)),
         rank=rank,
         ranks=ranks,
+        readers=readers,
         carried_lanes=carried_lanes,
         join=JoinSettings(
             needs_il=needs_il,

@@ -99,7 +99,8 @@ class Plan:
 
     `counts` are samples seen, so a sample that can't be used keeps its place. `rank` of `ranks` gets its slice of
     every buffer: the whole lanes from floor(rank K / ranks) on, so that all ranks have the same number of steps. Where
-    the ranks don't divide K, which only a plan that began with other ranks has, slices differ by a lane.
+    the ranks don't divide K, which only a plan that began with other ranks has, slices differ by a lane. A `rank` below
+    0 reads nothing.
     """
 
     names: Sequence[str]
@@ -156,6 +157,8 @@ class Plan:
     @property
     def own_lanes(self) -> range:
         """The lanes that this rank reads."""
+        if self.rank < 0:
+            return range(0)
         return range(self.rank * self.lanes // self.ranks, (self.rank + 1) * self.lanes // self.ranks)
 
     @property
@@ -177,14 +180,14 @@ class Plan:
         if not 0 <= index < self.buffers:
             raise IndexError(f"buffer {index} of {self.buffers}")
         share = self.buffer_size // self.lanes
-        lane = np.arange(self.lanes)[:, None] if whole else np.array(self.own_lanes)[:, None]
+        lane = np.arange(self.lanes)[:, None] if whole else np.array(self.own_lanes, np.int64)[:, None]
         step = index * share + np.arange(share, dtype=np.int64)[None, :]
         within = (step + self._phases[lane]) % self.lane_length
         return self._rows((self._starts[lane] + within).ravel())
 
     def coming(self, index: int, within: int) -> list[int]:
         """The shards that this rank's lanes read at buffer `index` or enter within the next `within`, in that order."""
-        share, lane = self.buffer_size // self.lanes, np.array(self.own_lanes)[None, :]
+        share, lane = self.buffer_size // self.lanes, np.array(self.own_lanes, np.int64)[None, :]
         # One row of each lane and buffer tells the shard: far fewer than there are samples, and no permutation.
         step = np.minimum((index + np.arange(within + 1)) * share + share - 1, self.lane_length - 1)[:, None]
         step = np.concatenate([np.full((1, 1), index * share), step])
@@ -198,7 +201,8 @@ class Plan:
         lane = np.arange(self.lanes)[:, None]
         within = (np.arange(used, self.lane_length)[None, :] + self._phases[lane]) % max(self.lane_length, 1)
         left_over = np.arange(self.lanes * self.lane_length, self.total)
-        return self._rows(np.concatenate([(self._starts[lane] + within).ravel(), left_over])[self.rank :: self.ranks])
+        every = np.concatenate([(self._starts[lane] + within).ravel(), left_over])
+        return self._rows(every[self.rank :: self.ranks] if self.rank >= 0 else every[:0])
 
     def _rows(self, position: Int64) -> Rows:
         place = np.searchsorted(self._ends, position, side="right")

@@ -11,6 +11,8 @@
     image_to_text_1, image_to_text_10, text_to_image_1, text_to_image_10 float32: recalls of pairs, of which the two at
     1 have their mean as test_accuracy (compute/retrieval.py); zero_shot_accuracy float32, of labelled pictures, and
     class_accuracy is of these; version 3
+shortlist_recall float32: the share of fresh scores' choice that a shortlist of old scores held, every 50th step, where
+    there is one (selection/lagged.py); version 4
 
 An evaluation stands at the step after which it was made. `<run>/steps/attempt=K/rank=R/...`.
 """
@@ -32,11 +34,12 @@ from rhostream.errors import RhostreamError
 from rhostream.tables import parquet
 from rhostream.tables.segments import segment_record
 
-VERSION = 3  # 1 had no effective classes, 2 no recalls: their segments are read with nulls there
+VERSION = 4  # 1 had no effective classes, 2 no recalls, 3 none of shortlists: they are read with nulls there
 SINCE_2 = ("effective_classes", "effective_classes_uniform")
 RECALLS = ("image_to_text_1", "image_to_text_10", "text_to_image_1", "text_to_image_10")
 OF_PAIRS = (*RECALLS, "zero_shot_accuracy")
-LATER = (*SINCE_2, *OF_PAIRS)  # columns that older segments don't have
+RECALL = "shortlist_recall"
+LATER = (*SINCE_2, *OF_PAIRS, RECALL)  # columns that older segments don't have
 EVALUATION = ("step", "test_loss", "test_accuracy", "class_accuracy", "test_samples", *OF_PAIRS)
 SEEN_SECONDS = 15.0  # after a commit the first rows are written so soon, the next ones after twice the time
 _LAST = re.compile(r"/\d{10}-(\d{10})\.parquet\Z")
@@ -63,7 +66,7 @@ SCHEMA = pa.schema(
         ("test_accuracy", pa.float32()),
         ("class_accuracy", pa.list_(pa.float32())),
         ("test_samples", pa.int64()),
-        *((name, pa.float32()) for name in OF_PAIRS),
+        *((name, pa.float32()) for name in (*OF_PAIRS, RECALL)),
     ]
 )
 

@@ -18,6 +18,7 @@ from rhostream.runs.doubts import Plan, cheap_choice
 from rhostream.runs.pins import denied_samples, il_account, named_classes
 from rhostream.runs.record import versions
 from rhostream.samples.kind import Kind
+from rhostream.selection.lagged import Lagged
 from rhostream.selection.live import LiveIL
 from rhostream.selection.outputs import require_more_than_one
 from rhostream.selection.proxy import Proxy
@@ -71,7 +72,12 @@ def require_quota(settings: Settings, table: Table, classes: int | None) -> None
 
 
 def set_costs(
-    cost: Cost, settings: Settings, loader: Loader, network: nn.Module, proxy: Proxy | None, live: LiveIL | None
+    cost: Cost,
+    settings: Settings,
+    loader: Loader,
+    network: nn.Module,
+    proxy: Proxy | Lagged | None,
+    live: LiveIL | None,
 ) -> None:
     """Enter what a sample costs at each stage, and what was spent before the run."""
     stream = loader.stream

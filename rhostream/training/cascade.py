@@ -5,6 +5,7 @@ band, keep-list (before a byte is read) > proxy or cheap view (a shortlist of R 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,13 +18,15 @@ from rhostream.runs.cost import Cost
 from rhostream.runs.macs import macs_per_sample
 from rhostream.samples.kind import Kind, View
 from rhostream.selection.forward import scoring
+from rhostream.selection.lagged import Lagged
 from rhostream.selection.losses import LossFunction, require_taken
 from rhostream.selection.outputs import called, require_width
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.tokens import is_language
 from rhostream.training.ranks import with_synchronized_norms
 
-KINDS = ("proxy", "view")
+KINDS = ("proxy", "view", "stale", "predicted")
+OF_BEFORE = KINDS[2:]  # by the target itself, as it was a step ago
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Shortlist:
 def parse_shortlist(
     text: str | None, *, rule: str, buffer_size: int, batch_size: int, view_size: int | None
 ) -> Shortlist | None:
-    """`proxy:4` or `view:4`. Raises UsageError for what can't be, with the nearest that can."""
+    """`proxy:4`, `view:4`, `stale:3` or `predicted:2`. Raises UsageError for what can't be, with what can."""
     if rule == "uniform" and (text or view_size):
         raise UsageError("--rule uniform makes no forward, so a shortlist or a cheap view has nothing to rank by")
     if text is None:
@@ -59,6 +62,21 @@ def parse_shortlist(
     if kind == "view" and view_size is None:
         raise UsageError(f"--shortlist {text} scores on a cheap view: say how small with --view-size")
     return Shortlist(kind, factor)
+
+
+def require_scorers(scorers: int, listed: Shortlist | None, others: Iterable[str]) -> None:
+    """Raise UsageError for ranks that can't score while others train; `others`: options that don't go with them."""
+    if scorers < 0:
+        raise UsageError(f"--scorers {scorers}: expected 0 or more")
+    if not scorers:
+        return
+    if listed is None or listed.kind not in OF_BEFORE:
+        raise UsageError(
+            f"--scorers {scorers}: scores that are made while others train are old, and make a shortlist alone: say "
+            "--shortlist predicted:3, or stale:3"
+        )
+    if unfit := next(iter(others), None):
+        raise UsageError(f"--scorers {scorers} goes with rules that score each row by itself, and not with {unfit}")
 
 
 def make_proxy(
@@ -90,7 +108,7 @@ def set_macs(
     cost: Cost,
     model: str,
     network: nn.Module,
-    proxy: Proxy | None,
+    proxy: Proxy | Lagged | None,
     shortlist: Shortlist | None,
     full: Kind,
     view: View,

@@ -22,8 +22,8 @@ from rhostream.runs.step import Evaluation
 from rhostream.samples.fields import Fields, target_of
 from rhostream.samples.kind import Kind
 from rhostream.selection.losses import LossFunction, cross_entropy
-from rhostream.selection.outputs import described
-from rhostream.selection.ranks import Ranks
+from rhostream.selection.outputs import called, described
+from rhostream.selection.ranks import Ranks, in_lockstep
 from rhostream.selection.selector import scoring
 from rhostream.selection.tokens import LanguageLoss
 from rhostream.stream.advice import Advice
@@ -146,7 +146,11 @@ class TestSet:
         right, seen = torch.zeros(size), torch.zeros(size)
         loss = 0.0
         with scoring(model, batch_norm="eval"):
-            for fields, label in self.chunks():
+            for chunk in self._rounds(model):
+                if chunk is None:
+                    called(model, kind.example(2).to(device))
+                    continue
+                fields, label = chunk
                 own = fields.to(device)
                 x = kind.inputs(own)
                 target = target_of(kind.target, own, label.to(device), x)
@@ -166,6 +170,15 @@ class TestSet:
             return Evaluation(loss / total, None, None, total)
         by_class = [r / s if s else None for r, s in zip(right_C, seen_C, strict=True)]
         return Evaluation(loss / total, sum(right_C) / total, by_class, total)
+
+    def _rounds(self, model: nn.Module) -> Iterator[tuple[Fields, Tensor] | None]:
+        """`chunks`; where a forward waits for those of other ranks, then None until every rank is through."""
+        chunks, together = self.chunks(), in_lockstep(model)
+        while True:
+            chunk = next(chunks, None)
+            if not (self._ranks.sum([chunk is not None])[0] if together else chunk is not None):
+                return
+            yield chunk
 
     def chunks(self) -> Iterator[tuple[Fields, Tensor]]:
         """This rank's usable samples, decoded, and their labels."""

@@ -17,6 +17,7 @@ from rhostream.randomness import torch_seed
 from rhostream.runs.loop import Loop
 from rhostream.selection.gradient import take_step
 from rhostream.selection.losses import SmoothedCrossEntropy
+from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import Selection
 from rhostream.selection.tokens import TokenShare
 from rhostream.training.augment import KINDS
@@ -48,16 +49,37 @@ class Trainer:
     def __post_init__(self) -> None:
         self._forward = torch.compile(self.model) if self.compile else self.model
 
+    @property
+    def ranks(self) -> Ranks:
+        """Those that train."""
+        scorers = self.run.selector.scorers
+        return self.run.ranks if scorers is None else scorers.trainers
+
     def loop(self) -> None:
         """Algorithm 1. Raises Interrupted after committing when a signal asked to stop."""
         for kept in self.run:  # lines 5-8: the next n_B, scores with the current weights, the top n_b
             self.schedule.reach(self.run.steps)
-            loss_b, mean = self._gradient_step(kept)  # lines 9-10
+            loss_b, mean = self._step(kept)  # lines 9-10
             applied = torch.isfinite(mean)
             if self.average is not None:
                 self.average.update(self.run.steps, applied)
             crash_point("train: optimizer stepped")
             self.run.step(loss_b, applied, mean=mean)
+
+    def _step(self, kept: Selection) -> tuple[Tensor, Tensor]:
+        scorers = self.run.selector.scorers
+        if scorers is None:
+            return self._gradient_step(kept)
+        return scorers.side_by_side(lambda: self._gradient_step(kept), self._look_ahead, self.run.steps)
+
+    def _look_ahead(self) -> None:
+        """Of a rank that scores: the next buffer, while others train on this one."""
+        run, scorers = self.run, self.run.selector.scorers
+        assert scorers is not None
+        if run.last_step is None or run.steps + 1 < run.last_step:
+            coming = run.stream.peek()
+            if coming is not None:
+                scorers.look_ahead(run.selector, coming.to(run.device), run.steps + 1)
 
     def _gradient_step(self, kept: Selection) -> tuple[Tensor, Tensor]:
         """One fresh forward and backward on the kept samples of all ranks.
@@ -65,14 +87,14 @@ class Trainer:
         The losses of what this rank trains on, (n,), and the mean stay on the device: nothing waits for them, and a
         batch whose loss or gradient isn't finite changes no weight.
         """
-        run, ranks = self.run, self.run.ranks
+        run, ranks = self.run, self.ranks
         x = kept.input
         if x is None:
             x = run.stream.stream.preprocess.example(0).to(run.device)
         if self.augment in KINDS[1:] and len(x):
             assert isinstance(x, Tensor)
             assert run.candidates is not None
-            part = run.candidates.slice_of(ranks.rank, ranks.size)
+            part = run.candidates.slice_of(run.ranks.rank, run.ranks.size)
             x = augmented(
                 x,
                 self.augment,

@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from rhostream.config.train import TrainConfig
 from rhostream.errors import UsageError, users_code
 from rhostream.own_code import own_function
+from rhostream.selection.ranks import is_sharded
 
 LOG = logging.getLogger("rhostream")
 
@@ -50,7 +51,8 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
         return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay, fused=True)
     if config.optimizer == "sgd":
         momentum = 0.9 if config.momentum is None else config.momentum
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+        fused = not is_sharded(model)  # torch knows no fused SGD of DTensors
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
     return torch.optim.Adafactor(groups, lr=lr, weight_decay=weight_decay)
 
 

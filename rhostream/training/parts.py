@@ -17,17 +17,20 @@ from rhostream.randomness import torch_seed
 from rhostream.runs import turns
 from rhostream.runs.fitting import choose_before_decoding
 from rhostream.samples.geometry import CROP
+from rhostream.selection.lagged import Lagged
 from rhostream.selection.live import LiveIL
 from rhostream.selection.losses import loss_name
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.ranks import Ranks
+from rhostream.selection.scorers import Scorers
 from rhostream.selection.selector import Selector
 from rhostream.stream.band import Band, resolve_band
 from rhostream.stream.loader import Loader
 from rhostream.stream.open import open_stream
 from rhostream.tables.il import Table, part_url, read_part
-from rhostream.training.cascade import make_proxy
+from rhostream.training.cascade import OF_BEFORE, make_proxy
 from rhostream.training.live import load_live
+from rhostream.training.parallel import compiled, recomputed, sharded
 from rhostream.training.ranks import with_synchronized_norms
 from rhostream.training.settings import Settings
 
@@ -69,15 +72,20 @@ def _open(
         il_tokens=settings.token_share is not None, carried_lanes=carried, order=order,
         kind=settings.kind or settings.content, augment=settings.augment_by_sample,
         deny=settings.deny, sources=settings.sources, columns=settings.options.columns_for(settings.found_rule),
-        vectors=settings.found_rule.needs_reference,
+        vectors=settings.found_rule.needs_reference, readers=settings.scorers or None,
     )  # fmt: skip
     choose_before_decoding(loader, settings.options, settings.found_rule, settings.batch_size, settings.seed)
     return loader
 
 
 def make_networks(
-    settings: Settings, loader: Loader, classes: int | None, on: torch.device, ranks: Ranks
-) -> tuple[nn.Module, Proxy | None]:
+    settings: Settings,
+    loader: Loader,
+    classes: int | None,
+    on: torch.device,
+    ranks: Ranks,
+    scoring: torch.dtype | None,
+) -> tuple[nn.Module, Proxy | Lagged | None]:
     """The target and, where there is one, the proxy; on every rank with rank 0's weights."""
     preprocess = loader.stream.preprocess
     torch.manual_seed(torch_seed(settings.seed, "weights"))
@@ -89,14 +97,24 @@ def make_networks(
     if settings.init:
         load_initial(network, settings.init)
     if not ranks.alone:
-        network, says = with_synchronized_norms(network, on)
+        network, says = with_synchronized_norms(network, on, not settings.scorers)
         if says and ranks.first and settings.found_rule.score is not None:
             warnings.warn(says, stacklevel=5)
-    # Pixels come as NHWC: channels-last needs no transpose and is the faster layout for convolutions.
-    network.to(on).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    spread = settings.parallel == "fsdp" and not ranks.alone
+    # Pixels come as NHWC: channels-last needs no transpose and is the faster layout for convolutions. FSDP has none.
+    layout = torch.contiguous_format if spread else torch.channels_last
+    network.to(on).to(memory_format=layout)  # type: ignore[call-overload]
     ranks.copy_from_first(network)
-    if settings.listed is None or settings.listed.kind != "proxy":
+    if settings.compile and not settings.compiles_whole:
+        network = compiled(network)
+    if settings.activation_checkpointing:
+        network = recomputed(network)
+    if spread:
+        network = sharded(network, on)
+    if settings.listed is None or settings.listed.kind == "view":
         return network, None
+    if settings.listed.kind in OF_BEFORE:
+        return network, Lagged(network, batch_norm=settings.batch_norm, autocast=scoring, chunk=settings.chunk)
     proxy = make_proxy(
         settings.proxy_model,
         loader.stream.preprocess,
@@ -115,7 +133,7 @@ def make_networks(
 def make_selector(
     settings: Settings,
     network: nn.Module,
-    proxy: Proxy | None,
+    proxy: Proxy | Lagged | None,
     live: LiveIL | None,
     scoring: torch.dtype | None,
     ranks: Ranks,
@@ -134,11 +152,20 @@ def make_selector(
         loss_cap=settings.loss_cap,
         seed=settings.seed,
         autocast=scoring,
-        compile=settings.compile,
+        compile=settings.compiles_whole,
         proxy=proxy,
+        scorers=scorers_of(settings, proxy, ranks),
         shortlist=listed.factor if listed else None,
         group=ranks,
     )
+
+
+def scorers_of(settings: Settings, proxy: Proxy | Lagged | None, ranks: Ranks) -> Scorers | None:
+    """Who scores while others train. Collective."""
+    if not settings.scorers:
+        return None
+    assert isinstance(proxy, Lagged)
+    return Scorers(ranks=ranks, count=settings.scorers, lagged=proxy)
 
 
 def make_live(settings: Settings, loader: Loader, on: torch.device) -> LiveIL | None:

@@ -88,7 +88,8 @@ def joined(device: torch.device, timeout: float = TIMEOUT_SECONDS) -> Iterator[R
     try:
         ranks = Ranks(dist.group.WORLD, told.explain)
         try:
-            yield ranks
+            with ranks.waiting():  # in a forward or a backward of sharded weights, whose waiting is torch's own
+                yield ranks
         except BaseException as exc:
             told.write(ranks.rank, exc)
             raise
@@ -176,13 +177,18 @@ def require_alike(ranks: Ranks, settings: Mapping[str, Any]) -> None:
             )
 
 
-def with_synchronized_norms(model: nn.Module, device: torch.device) -> tuple[nn.Module, str | None]:
-    """On GPUs batch norm takes its statistics over all ranks; elsewhere torch has no such thing: (model, warning)."""
+def with_synchronized_norms(
+    model: nn.Module, device: torch.device, together: bool = True
+) -> tuple[nn.Module, str | None]:
+    """On GPUs batch norm takes its statistics over all ranks; elsewhere torch has no such thing: (model, warning).
+
+    `together`: whether all ranks make the same forwards; where some score while others train, they don't.
+    """
     if not any(
         isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, nn.SyncBatchNorm) for m in model.modules()
     ):
         return model, None
-    if device.type == "cuda":
+    if device.type == "cuda" and together:
         return nn.SyncBatchNorm.convert_sync_batchnorm(model), None
     return model, (
         "this model has batch norm, whose statistics are those of each rank's share of a buffer on the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -28,7 +29,7 @@ from rhostream.stream.deny_list import check_deny_list
 from rhostream.stream.keep_list import list_url
 from rhostream.tables.il import fingerprint
 from rhostream.training.augment import KINDS
-from rhostream.training.cascade import Shortlist, parse_shortlist
+from rhostream.training.cascade import Shortlist, parse_shortlist, require_scorers
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -54,6 +55,7 @@ class Settings(TrainConfig):
         require_loss_of_samples(self.loss)
         rule, options = self.found_rule, self.options
         options.check(rule, shortlist=self.shortlist is not None, live=True)
+        require_scorers(self.scorers, self.listed, self._unfit_for_scorers())
         self.check_quota(self.classes)
         if self.sources is None:
             require_sources(options.source_quota, None, ())
@@ -96,6 +98,21 @@ class Settings(TrainConfig):
             batch_size=self.batch_size,
             view_size=self.view_size,
         )
+
+    def _unfit_for_scorers(self) -> Iterator[str]:
+        """What a row's score doesn't say by itself, or what isn't carried with a row from rank to rank."""
+        rule = self.found_rule
+        if rule.sampled or rule.joint or rule.live or rule.needs_draws or rule.takes_columns:
+            yield f"--rule {rule.name}"
+        asked = {**self.options.changed(), "view_size": self.view_size, "token_share": self.token_share}
+        yield from (f"--{name.replace('_', '-')}" for name, value in asked.items() if value is not None)
+        if self.augment not in KINDS:
+            yield f"--augment {self.augment}"
+
+    @property
+    def compiles_whole(self) -> bool:
+        """Whether the model is compiled as one; else, where blocks are gathered or recomputed, each by itself."""
+        return self.compile and self.parallel == "ddp" and not self.activation_checkpointing
 
     @property
     def budget(self) -> Budget:

@@ -19,7 +19,9 @@ from rhostream.runs.pins import denied_samples
 from rhostream.runs.record import recorded
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as threads_in_use
+from rhostream.selection.lagged import Lagged
 from rhostream.selection.losses import cross_entropy
+from rhostream.selection.proxy import Proxy
 from rhostream.selection.ranks import Ranks
 from rhostream.stream.label_from import LabelFrom
 from rhostream.training.before import (
@@ -39,6 +41,7 @@ from rhostream.training.hardware import autocast, threads_of
 from rhostream.training.loop import Trainer
 from rhostream.training.optimizers import Average, make_optimizer, make_schedule
 from rhostream.training.pairs import look_at_pairs
+from rhostream.training.parallel import require_shardable
 from rhostream.training.parts import count_classes, make_live, make_networks, make_selector, open_at
 from rhostream.training.ranks import joined, local_device, require_alike
 from rhostream.training.settings import Settings
@@ -129,6 +132,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     turn.changing += changing
     stream, info = loader.stream, loader.stream.table.info
     settings.require_fitting(stream.preprocess)
+    require_shardable(settings, stream.preprocess, ranks)
     classes = None
     if stream.preprocess.target is None:
         classes = settings.classes or info.classes or count_classes(stream.table)
@@ -146,15 +150,16 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
                 "tests": len(tests),
                 "eval_every": settings.eval_every,
                 "checkpoint_every": settings.checkpoint_every,
+                "parallel": settings.parallel,
                 "changing": turn.changing,
                 **denied_samples(stream),
             }
         ),
     )
     require_quota(settings, stream.table, classes)
-    network, proxy = make_networks(settings, loader, classes, on, ranks)
+    network, proxy = make_networks(settings, loader, classes, on, ranks, scoring)
     require_classes(settings.model, network, stream.preprocess, classes, settings.loss)
-    if proxy is not None:
+    if isinstance(proxy, Proxy):
         require_classes(settings.proxy_model, proxy.model, stream.preprocess, classes, settings.loss, stream.view)
     require_statistics(settings, network, stream.preprocess, ranks)
     live = make_live(settings, loader, on)
@@ -181,18 +186,20 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     if ranks.first:
         storage.probe_writable(run)
     test_set = own_test = None
+    training_ranks = ranks if selector.scorers is None else selector.scorers.trainers
+    looks = selector.scorers is None or not selector.scorers.scores
     if settings.evaluate is not None:
-        own_test = OwnEvaluation(settings.evaluate, ranks)
-    if tests:
+        own_test = OwnEvaluation(settings.evaluate, training_ranks)
+    if tests and looks:
         names = stream.table.class_names
         label = LabelFrom.from_json(stream.table.info.label)
         test_set = TestSet(
-            tests, stream.preprocess, classes, stream.decoder_name, settings.workers, ranks, names, label,
+            tests, stream.preprocess, classes, stream.decoder_name, settings.workers, training_ranks, names, label,
             selector.loss if classes is None else cross_entropy,
         )  # fmt: skip
     look: Look | None = test_set or own_test
     if stream.preprocess.task == "pairs":
-        look = look_at_pairs(settings, stream, test_set, selector.loss, ranks) or own_test
+        look = look_at_pairs(settings, stream, test_set, selector.loss, training_ranks) or own_test
     if test_set is not None and not before:
         record["test_set"] = test_set.examine(settings.budget)
     with threads_in_use(threads):
@@ -200,6 +207,8 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     if doubts := plan_of(settings, stream, last_step, attempt.cost).doubts():
         record["doubts"] = doubts
     optimizer = make_optimizer(settings, network)
+    if isinstance(proxy, Lagged) and settings.listed is not None and settings.listed.kind == "predicted":
+        proxy.predict_by(optimizer)
     schedule = make_schedule(settings, optimizer, schedule_steps)
     average = None if settings.ema is None else Average(network, settings.ema)
     state: dict[str, Any] = {"model": network, "optimizer": optimizer}
@@ -207,7 +216,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         state["scheduler"] = schedule
     if average is not None:
         state["ema"] = average.model
-    evaluations = Evaluations(look, state.get("ema", network), settings.eval_every)
+    evaluations = Evaluations(look if looks else None, state.get("ema", network), settings.eval_every)
     managed = Loop(
         attempt, record, loader, selector, state, last_step, seed=settings.seed,
         commit_every=settings.checkpoint_every, keep_checkpoints=settings.keep_checkpoints, metrics=settings.metrics,
@@ -224,7 +233,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         mixup=settings.mixup,
         label_smoothing=settings.label_smoothing,
         precision=training,
-        compile=settings.compile,
+        compile=settings.compiles_whole,
         clip=settings.clip_gradient,
         average=average,
         tokens=settings.tokens,
@@ -239,7 +248,9 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
             trainer.loop()
     else:
         turns.require_steps(turn.changing, run, attempt.step)
-    last = evaluations.last or evaluated_before(attempt)
+    last = evaluations.last
+    if ranks.from_first(last is None):  # a rank that only scores has none of its own
+        last = evaluated_before(attempt)
     return summary_of(settings, attempt, last_step, last, tested, managed.doubt)
 
 
@@ -253,7 +264,7 @@ def _set_rates(settings: Settings, trainer: Trainer, changes: list[Change], chan
     if {change["field"] for change in changing} & {"lr", "weight_decay", "momentum", "schedule_steps"}:
         trainer.schedule.begin_again(trainer.schedule.steps)
     if changes or changing:
-        rates = [] if selector.proxy is None else [(selector.proxy.optimizer, settings.lr)]
+        rates = [(selector.proxy.optimizer, settings.lr)] if isinstance(selector.proxy, Proxy) else []
         if selector.live is not None:
             rates += [(one, settings.lr * settings.il_lr_scale) for one in selector.live.optimizers]
         for optimizer, rate in rates:

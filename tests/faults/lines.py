@@ -95,7 +95,7 @@ LINES = {
     "E5": ("CUDA OOM in scoring", "halve batch, W, continue"),
     "E6": ("two scorers, same output", "N, no double work beyond in-flight shards"),
     "E7": ("4 scorers with static --index i/4, one never started", "status shows exactly the missing quarter"),
-    "E8": ("relaunch with other batch size / workers", "ok, same IL to 1e-6"),
+    "E8": ("relaunch with other batch size / workers", "ok, same bytes of as many threads, else same IL to 1e-5"),
     "E9": ("relaunch with other model", "E (C3)"),
     "E10": ("relaunch with longer shard list", "only new shards scored"),
     "E11": ("rank dies in DDP", "others exit non-zero < timeout, message; resume loses nothing before last checkpoint"),

@@ -144,6 +144,21 @@ def test_E8_other_chunks_give_the_same_il(
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
 
 
+def test_E8_as_many_threads_give_the_same_bytes_and_others_the_same_il(tmp_path: Path) -> None:
+    """Parts are equal to the byte for the same number of threads of the model (--threads), whatever the workers; with
+    other threads the il are the same to 1e-5 nats, and each job's account says how many it had."""
+    wide = [str(p) for p in make_shards(tmp_path / "shards", [600])]
+    rhostream.fit_il(wide, str(tmp_path / "m"), model="mlp-256", epochs=1)
+    for name, threads, workers in (("one", 1, 0), ("worker", 1, 1), ("two", 2, 0)):
+        made = rhostream.compute_il(wide, str(tmp_path / "m"), str(tmp_path / name), threads=threads, workers=workers)
+        assert made.threads == threads == accounts(tmp_path / name)[0]["threads"]
+    assert parts(tmp_path / "one") == parts(tmp_path / "worker")
+    one, two = (il.read_part(il.part_url(str(tmp_path / name), wide[0])).il for name in ("one", "two"))
+    np.testing.assert_allclose(one, two, rtol=0, atol=1e-5)
+    with pytest.raises(UsageError, match="--threads 0"):
+        rhostream.compute_il(wide, str(tmp_path / "m"), str(tmp_path / "none"), threads=0)
+
+
 @pytest.mark.slow
 def test_E8_other_workers_give_the_same_bytes(
     rig: Rig, shards: list[str], model: str, rig_table: Path, tmp_path: Path

@@ -28,6 +28,11 @@ PACKAGES = {
         "ray==2.60.0", "jsonschema==4.26.0", "jsonschema-specifications==2025.9.1", "referencing==0.37.0",
         "rpds-py==2026.9.1", "pandas==3.1.1", "tensorboardX==2.6.5",
     ),
+    "launch": (  # the schemas of launch files
+        "kubernetes-validate==1.37.0", "kubeflow-trainer-api==2.3.0", "kubeflow-training==1.9.4", "skypilot==0.14.1",
+        "colorama==0.4.6", "importlib-resources==7.1.0", "jsonschema==4.26.0", "jsonschema-specifications==2025.9.1",
+        "referencing==0.37.0", "rpds-py==2026.9.1",
+    ),
 }  # fmt: skip
 SECONDS = 1200
 # open_clip asks for torchvision, whose wheel of torch 2.13 is of CUDA: its compiled operators don't load beside a torch

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 
-def eventually(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+def eventually(what: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)

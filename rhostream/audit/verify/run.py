@@ -18,6 +18,8 @@ from rhostream.errors import AlreadyExistsError, NotFoundError, RhostreamError, 
 from rhostream.runs import chain, checkpoint, retention
 from rhostream.runs.link import Link
 from rhostream.runs.loadable import is_loadable
+from rhostream.runs.shards import FILE as INDEX
+from rhostream.runs.shards import read_index
 from rhostream.tables import selections
 
 _OF_A_SELECTOR = re.compile(r"(proxy|live-\d+)\.safetensors\Z")
@@ -152,6 +154,12 @@ def _unloadable(run: str, record: Mapping[str, Any], found: Link) -> Iterator[st
         yield f"{where} lists no {' and no '.join(sorted(missing))}"
     for name, path in names.items():
         data = storage.read_bytes(storage.join(run, path))
+        if name == INDEX:
+            try:
+                read_index(data, names)
+            except (ValueError, TypeError, RecursionError) as exc:
+                yield f"{where} has sharded tensors that can't be put together: {exc}"
+            continue
         if is_loadable(name, data):
             continue
         from rhostream.runs.tensors import load  # torch, where its word is needed

@@ -179,6 +179,7 @@ def stored_il(il: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.floatin
 def places_of(shards: Any, il_model: str = "") -> dict[str, str]:
     """Where things lie when a table is made, without secrets: the IL model, and the scheme that shards' names lack."""
     first = str(next(iter(shards), "")) if isinstance(shards, (list, tuple)) else str(shards)
+    first = storage.expand(first)[0] if first.startswith("@") else first  # a file of shards may lie elsewhere than they
     places = {"scheme": first.split("://", 1)[0]} if "://" in first and not first.startswith("file:") else {}
     return places | ({"il_model": storage.redact(storage.resolve(il_model))} if il_model else {})
 
