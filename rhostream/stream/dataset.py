@@ -38,8 +38,8 @@ from rhostream.tables import il
 
 PREFETCH = 2
 SLOTS = PREFETCH + 3  # of each worker
-# Buffers that are looked ahead for shards to fetch, and how many are held meanwhile: twice the eight that keep a shard
-# in a tenth of a second at 100 ms a request (`benchmarks/remote.py`).
+# Buffers that are looked ahead for shards to fetch, and how many are held meanwhile: twice the eight that keep up with
+# a shard in a tenth of a second at 100 ms a request (`benchmarks/remote.py`).
 AHEAD, AHEAD_SHARDS = 32, 16
 
 

@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +25,7 @@ from rhostream.errors import MissingPartError, ShardError, UsageError
 from rhostream.inert import one_line
 from rhostream.samples.registry import IMAGES
 from rhostream.storage import Reader, redact
+from rhostream.stream.coming import Coming
 from rhostream.stream.plan import Rows
 from rhostream.stream.sources import Sources
 from rhostream.tables import il
@@ -157,8 +157,7 @@ class Join:
         self._parts: OrderedDict[int, il.Part] = OrderedDict()
         self._readers: OrderedDict[int, Reader] = OrderedDict()
         self._copies: dict[int, storage.Identity] = {}  # shards with a new time or ETag that are proved to be the same
-        self._ahead = storage.ReadAhead(storage.spooled)
-        self._parts_ahead = storage.ReadAhead(partial(storage.read_bytes, tries=1))
+        self._coming = Coming(table)
 
     def __call__(self, rows: Rows) -> Joined:
         """Join planned rows. Raises MissingPartError (policy `error`), TableError for a damaged part."""
@@ -234,7 +233,7 @@ class Join:
         part, sources = self._parts.pop(shard, None), self._settings.sources
         if part is None:
             part = self._table.read_part(
-                shard, data=self._parts_ahead.take(self._table.part_url(shard)), members=self._settings.members,
+                shard, data=self._coming.part(shard), members=self._settings.members,
                 with_fold=self._settings.with_fold, tokens=self._settings.tokens > 0,
                 field=None if sources is None else sources.field, codes=None if sources is None else sources.codes,
                 numbers=self._settings.joined_columns,
@@ -270,7 +269,7 @@ class Join:
 
     def _open(self, shard: int) -> Reader:
         url, name, facts = self._table.shards[shard], self._table.names[shard], self._part(shard).facts
-        reader = self._ahead.take(url) or storage.open_reader(url)
+        reader = self._coming.shard(shard) or storage.open_reader(url)
         if reader.size != facts.shard_size:
             reader.close()
             il.require_unchanged(url, name, facts)
@@ -285,15 +284,12 @@ class Join:
         return reader
 
     def ahead(self, shards: Iterable[int]) -> None:
-        """Bring these shards into the spool meanwhile, the most urgent first, and their parts, but those at hand."""
-        coming = list(shards)
-        self._parts_ahead.want([self._table.part_url(n) for n in coming if n not in self._parts])
-        self._ahead.want([self._table.shards[n] for n in coming if n not in self._readers])
+        """Bring these shards into the spool meanwhile, the most urgent first, and their parts, but what is open."""
+        self._coming.want(shards, self._readers, self._parts)
 
     def close(self) -> None:
         """Close every open shard."""
-        self._ahead.close()
-        self._parts_ahead.close()
+        self._coming.close()
         for reader in self._readers.values():
             reader.close()
         self._readers.clear()
