@@ -201,6 +201,19 @@ def test_a_checkpoint_of_an_exception_or_a_signal_goes_on(place: Path, world: Pa
     assert equal(saved(place / "term"), saved(place / "whole"))
 
 
+def test_a_job_that_slurm_puts_back_goes_on_from_where_its_signal_came(place: Path, world: Path) -> None:
+    begun = {"at": 33, "schedule": STEPS, "trainer": {"max_steps": 36, "max_epochs": -1}}
+    answers = fits(place, world, [
+        {**begun, "folder": "scored", "requeued": "scored"}, {"folder": "scored", "resume": "hpc_ckpt_1.ckpt"},
+        {**begun, "folder": "trained", "requeued": "trained"}, {"folder": "trained", "resume": "hpc_ckpt_1.ckpt"},
+    ])  # fmt: skip
+    assert [(one["error"], one["steps"]) for one in answers] == [("", 36), ("", STEPS)] * 2
+    assert as_text(place / "scored" / "run") == as_text(place / "whole" / "run")
+    assert equal(saved(place / "scored"), saved(place / "whole"))
+    left = rows(place / "trained" / "run", "SELECT DISTINCT step FROM selections WHERE reason = 'unapplied'")
+    assert [row["step"] for row in left] == [33] and verify(str(place / "trained" / "run"))["problems"] == []
+
+
 def test_what_selection_cannot_go_with_is_refused_in_a_sentence(place: Path, world: Path) -> None:
     asked: dict[str, Spec] = {
         "overfit_batches": {"trainer": {"overfit_batches": 2}},

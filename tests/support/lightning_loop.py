@@ -16,6 +16,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch import callbacks as known
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -24,6 +25,9 @@ from rhostream.errors import RhostreamError
 from rhostream.integrations.lightning import SelectionData
 
 warnings.filterwarnings("ignore")
+# A job of one process, whose requeueing finds no scontrol.
+SLURM = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "fit", "SLURM_NTASKS": "1", "SLURM_NNODES": "1", "SLURM_PROCID": "0",
+         "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}  # fmt: skip
 
 
 def die() -> None:
@@ -58,6 +62,10 @@ class Module(L.LightningModule):
         self.net = nn.Sequential(*parts)
 
     def forward(self, x: Any) -> Any:
+        scored = not self.training and self.trainer.training
+        if self.spec.get("requeued") == ("scored" if scored else "trained") and self.global_step == self.spec["at"]:
+            del self.spec["requeued"]
+            os.kill(os.getpid(), signal.SIGUSR1)
         return self.net(x)
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -110,6 +118,9 @@ def fit(spec: dict[str, Any]) -> dict[str, Any]:
     more = [getattr(known, name)(**arguments) for name, arguments in spec.get("callbacks", {}).items()]
     plugins = [DiesWhileWriting(spec["at"])] if spec.get("kill") == "save" else []
     plugins += [AsyncCheckpointIO()] if "async" in spec else []
+    if "requeued" in spec:
+        os.environ |= SLURM
+        plugins.append(SLURMEnvironment(auto_requeue=True))
     trainer = L.Trainer(
         accelerator="cpu", callbacks=[saver, *more], plugins=plugins, logger=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=folder,
@@ -135,6 +146,8 @@ def fit(spec: dict[str, Any]) -> dict[str, Any]:
         trainer.save_checkpoint(folder / "end.ckpt")
         data.batches.confirm()  # nothing of the Trainer's comes after it
         trainer.validate(module, datamodule=data, verbose=False)
+    for name in SLURM:
+        os.environ.pop(name, None)
     return {
         "error": error, "steps": trainer.global_step, "epoch": trainer.current_epoch, "losses": module.losses,
         "validated": module.validated, "batches": trainer.num_training_batches,
