@@ -368,6 +368,7 @@ def test_two_ranks_keep_what_one_keeps_and_go_on(world: Path, place: Path) -> No
 
 
 @slow
+@pytest.mark.filterwarnings("ignore:none of these shards was seen by fit-il")  # a link to them has another name
 def test_the_example_trains_with_and_without_its_patch(world: Path, place: Path) -> None:
     folder = place / "example"
     shutil.copytree(EXAMPLE, folder)
