@@ -42,7 +42,6 @@ def test_a_shard_that_ends_its_worker_is_named_and_the_others_are_made(
 ) -> None:
     """One that did so once is read again; three times, and it is a bad shard. No row is lost and none comes twice."""
     monkeypatch.setattr(scan, "LOOK_SECONDS", 0.1)
-    monkeypatch.setenv("RHOSTREAM_TEST_ONCE", str(tmp_path / "once"))
     (tmp_path / "s").mkdir()
     shards = [poison.shard(tmp_path / "s" / f"{n}.tar", 700) for n in range(3)]
     once = poison.shard(tmp_path / "s" / "once.tar", 700, poison.ONCE)

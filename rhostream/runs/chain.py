@@ -37,6 +37,13 @@ def folder_of(link: Link) -> str:
     return folder
 
 
+def write_file(run: str, folder: str, name: str, data: bytes) -> str:
+    """Create a file of a commit, in that folder of the run; returns its sha256."""
+    storage.create(storage.join(run, folder, name), data)
+    crash_point("checkpoint: one of its files written")
+    return hashlib.sha256(data).hexdigest()
+
+
 def save_files(run: str, link: Link, payload: Mapping[str, bytes]) -> Link:
     """Write the files of a state, name -> bytes, and give the link their hashes beside those that it has.
 
@@ -45,9 +52,7 @@ def save_files(run: str, link: Link, payload: Mapping[str, bytes]) -> Link:
     require_newest(run, link.attempt)
     folder, files = folder_of(link), dict(link.files)
     for name, data in payload.items():
-        storage.create(storage.join(run, folder, name), data)
-        crash_point("checkpoint: one of its files written")
-        files[f"{folder}/{name}"] = hashlib.sha256(data).hexdigest()
+        files[f"{folder}/{name}"] = write_file(run, folder, name, data)
     crash_point("checkpoint: tensors written")
     return replace(link, files=files)
 

@@ -28,8 +28,8 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from rhostream import storage
-from rhostream.crashpoints import crash_point
 from rhostream.errors import TableError
+from rhostream.runs.chain import write_file
 from rhostream.runs.shards import FILE, Part, Sharded, Way, write_index
 from rhostream.selection.ranks import Ranks
 
@@ -106,9 +106,7 @@ class _Writer(StorageWriter):
             file = f"shard-{self._rank:05d}-{number:05d}.safetensors"
             parts = {str(n): planner.resolve_data(item) for n, item in enumerate(items)}
             data = save_safetensors({name: t.detach().cpu().contiguous() for name, t in parts.items()})  # type: ignore[union-attr]
-            storage.create(storage.join(self._run, self._folder, file), data)
-            crash_point("checkpoint: one of its files written")
-            digest = hashlib.sha256(data).hexdigest()
+            digest = write_file(self._run, self._folder, file, data)
             results += [WriteResult(item.index, len(data), (item.tensor_data, file, str(n), digest))
                         for n, item in enumerate(items)]  # fmt: skip
         return _done(results)

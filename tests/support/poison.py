@@ -18,22 +18,22 @@ from tests.support.hostile_members import write_tar
 from tests.support.own_kinds import Vectors, net
 
 DEADLY = 666.0  # the gain of such a sample
-ONCE = 333.0  # the gain of one that does so once; the file of that name in TMPDIR says that it did
+ONCE = 333.0  # the gain of one that does so once; a file beside its shard, which its gain names, says that it did
 
 
 class Deadly(Vectors):
     """As `Vectors`; some samples end their process."""
 
     def decode(self, members: Mapping[str, bytes], out: dict[str, Any], view: Any = None, rng: Any = None) -> str:
-        gain = float(members["gain"])
-        if gain == DEADLY or (gain == ONCE and _first()):
+        gain, _, mark = members["gain"].decode().partition(" ")
+        if float(gain) == DEADLY or (float(gain) == ONCE and _first(mark)):
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().decode(members, out, view, rng)
+        return super().decode({**members, "gain": gain.encode()}, out, view, rng)
 
 
-def _first() -> bool:
+def _first(mark: str) -> bool:
     try:
-        os.close(os.open(os.environ["RHOSTREAM_TEST_ONCE"], os.O_CREAT | os.O_EXCL))
+        os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return False
     return True
@@ -52,8 +52,9 @@ def shard(path: Path, samples: int, gain: float = 1.0) -> str:
     for number in range(samples):
         vector = io.BytesIO()
         np.save(vector, rng.normal(size=8).astype(np.float32))
-        loud = gain if number == samples // 2 else 1.0
-        members += [(f"{number:04}.npy", vector.getvalue()), (f"{number:04}.gain", str(loud).encode()),
+        loud = f"{gain} {path}.ended" if number == samples // 2 and gain == ONCE else str(gain)
+        loud = loud if number == samples // 2 else "1.0"
+        members += [(f"{number:04}.npy", vector.getvalue()), (f"{number:04}.gain", loud.encode()),
                     (f"{number:04}.cls", str(number % 3).encode())]  # fmt: skip
     return str(write_tar(path, members))
 
