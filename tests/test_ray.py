@@ -149,6 +149,9 @@ def test_a_cluster_that_cannot_do_it_is_refused_before_work(
 def test_nodes_of_another_version_are_refused_by_name(shards: Path, tmp_path: Path) -> None:
     if why := environments.make("ray"):
         pytest.skip(why)
+    if [*Path(rhostream.__file__).parents[1].glob("*.egg-info")]:
+        # Ray puts the driver's path before a node's own, and there an editable install says which version it is.
+        pytest.skip("the metadata of this repository comes before that of the other version on every node")
     other = tmp_path / "other"
     (other / "rhostream-0.0.1.dist-info").mkdir(parents=True)
     (other / "rhostream-0.0.1.dist-info" / "METADATA").write_text(
