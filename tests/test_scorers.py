@@ -140,3 +140,12 @@ def test_a_copy_of_before_is_what_the_model_was(world: Path) -> None:
         lagged.learn()
         model.weight.add_(1.0)
     assert torch.equal(lagged.model.weight, before) and not lagged.learns and lagged.kind == "stale"
+
+
+def test_a_buffer_of_which_a_rank_reads_nothing_is_handed_out_though_somebody_peeked(world: Path) -> None:
+    stream = rhostream.open_stream(str(world / "shards"), str(world / "il"), buffer_size=40, rank=0, ranks=2, readers=1)
+    handed_out = []
+    for candidates in stream:
+        handed_out.append((candidates.index, len(candidates)))
+        stream.peek()
+    assert handed_out == [(index, 0) for index in range(stream.stream.buffers_per_pass)]

@@ -96,16 +96,16 @@ def batch_of(
     wanted = shares(total, ranks.size, least) if share is None else share(total, least)
     if held != wanted:
         # Pixels travel as the bytes that they were read as, a quarter of what is made of them.
-        columns = {"label": label, **_named("field ", candidates.fields_of(rows) if again is None else again)}
+        columns = {"label": label, **prefixed("field ", candidates.fields_of(rows) if again is None else again)}
         if viewed:
             assert fields is not None
-            columns |= _named("seen ", fields)
+            columns |= prefixed("seen ", fields)
         if tokens is not None:
             columns["tokens"] = to_device(tokens, label.device)
         dealt = exchanged(columns, ranks, *overlaps(held, wanted, ranks.rank))
-        label, tokens, own_fields = dealt["label"], dealt.get("tokens"), _fields("field ", dealt)
+        label, tokens, own_fields = dealt["label"], dealt.get("tokens"), fields_in("field ", dealt)
         decoded, x = own_fields if several else None, candidates.prepare(own_fields)
-        fields = _fields("seen ", dealt) if viewed else own_fields
+        fields = fields_in("seen ", dealt) if viewed else own_fields
         seen = candidates.prepare(fields) if viewed else x
     else:
         seen = candidates.inputs(rows) if viewed else x
@@ -117,11 +117,13 @@ def batch_of(
     return Batch(x, label, target, weight, place, seen, seen_target, tokens, decoded, field, seed)
 
 
-def _named(prefix: str, fields: Fields) -> dict[str, Tensor]:
+def prefixed(prefix: str, fields: Fields) -> dict[str, Tensor]:
+    """The fields as columns that travel beside others."""
     return {prefix + name: array for name, array in fields.items()}
 
 
-def _fields(prefix: str, columns: Mapping[str, Tensor]) -> Fields:
+def fields_in(prefix: str, columns: Mapping[str, Tensor]) -> Fields:
+    """The inverse of `prefixed`, of columns that came."""
     return Fields({name.removeprefix(prefix): array for name, array in columns.items() if name.startswith(prefix)})
 
 

@@ -24,14 +24,13 @@ from torch import Tensor
 from rhostream.candidates import CANDIDATE, Candidates, Slice
 from rhostream.errors import UsageError
 from rhostream.reasons import Reason
-from rhostream.samples.fields import Fields
 from rhostream.selection.choice import leading
-from rhostream.selection.deal import exchanged, overlaps, shares
+from rhostream.selection.deal import exchanged, fields_in, overlaps, prefixed, shares
 from rhostream.selection.lagged import RECALL_EVERY, Lagged
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.scores import bounds_of
 from rhostream.selection.stages import Columns, Rows, Selection, Stage, scatter
-from rhostream.selection.whole import leave_out_without_il, own_rows, slice_of
+from rhostream.selection.whole import best_rows, leave_out_without_il, own_rows, slice_of
 
 if TYPE_CHECKING:
     from rhostream.selection.selector import Selector
@@ -109,9 +108,7 @@ class Scorers:
         }
         whole = self.ranks.concat_columns(own, part.most)
         all_in = np.flatnonzero(whole["in"])
-        listed = all_in
-        if self.without_since is None:
-            listed = all_in[leading(torch.from_numpy(whole["score"][all_in]), length).numpy()]
+        listed = all_in if self.without_since is not None else best_rows(whole["score"], whole["in"], length)
         dealt = self._dealt(candidates, listed, whole["reader"], selector.least_rows)
         chosen = selector.by_score(dealt, dealt.candidate_rows, n, step, listed=True)
         chosen = self._for_readers(chosen, dealt, candidates, listed)
@@ -139,19 +136,18 @@ class Scorers:
             "il": candidates.il.index_select(0, row.to(device)),
             "shard": torch.from_numpy(candidates.shard[mine]).to(device),
             "ordinal": torch.from_numpy(candidates.ordinal[mine]).to(device),
-            **{f"field {name}": array for name, array in candidates.fields_of(mine).items()},
+            **prefixed("field ", candidates.fields_of(mine)),
         }
         came = exchanged(columns, self.ranks, *overlaps(held, wanted, rank))
         size = sum(array[:1].nbytes for array in came.values()) or sum(a[:1].nbytes for a in columns.values())
         self.moved["rows"] += len(mine)
         self.moved["row bytes"] += len(mine) * size
-        fields = {name.removeprefix("field "): array for name, array in came.items() if name.startswith("field ")}
         count = wanted[rank]
         dealt = replace(
             candidates,
             shard=came["shard"].cpu().numpy(), ordinal=came["ordinal"].cpu().numpy(),
             key=pa.nulls(count, pa.string()), label=came["label"], il=came["il"],
-            reason=np.full(count, CANDIDATE, np.uint8), fields=Fields(fields), fold=None, on_host=None,
+            reason=np.full(count, CANDIDATE, np.uint8), fields=fields_in("field ", came), fold=None, on_host=None,
             slice=Slice(sum(wanted[:rank]), len(listed), max(wanted), self.ranks.size),
         )  # fmt: skip
         if device.type == "cpu":

@@ -103,6 +103,13 @@ def require_cheaper(candidates: Candidates, proxy: object | None) -> None:
         )
 
 
+def best_rows(score_B: npt.NDArray[np.float32], in_B: npt.NDArray[np.bool_], n: int) -> Rows:
+    """The n rows of the largest scores, or all, of those that are in; ascending."""
+    eligible = np.flatnonzero(in_B)
+    rows: Rows = eligible[leading(torch.from_numpy(score_B[eligible]), n).numpy()]
+    return rows
+
+
 def shortlist(candidates: Candidates, rows: Rows, score_m: Tensor, ranks: Ranks, length: int) -> Tensor:
     """Which of `rows` (m,), by their scores, are among the `length` of the whole buffer that go on to the target.
 
@@ -113,9 +120,7 @@ def shortlist(candidates: Candidates, rows: Rows, score_m: Tensor, ranks: Ranks,
     size, part = len(candidates), slice_of(candidates, ranks)
     own = {"score": scatter(rows, score_m.cpu().numpy(), size), "in": candidates.reason == CANDIDATE}
     whole = ranks.concat_columns(own, part.most)
-    eligible = np.flatnonzero(whole["in"])
-    score = torch.from_numpy(whole["score"][eligible])
-    listed = eligible[leading(score, length).numpy()]
+    listed = best_rows(whole["score"], whole["in"], length)
     position = np.searchsorted(rows, own_rows(listed, part, size))
     return to_device(torch.from_numpy(position), score_m.device)
 

@@ -20,7 +20,7 @@ class Coming:
     def want(self, shards: Iterable[int], open_shards: Container[int], open_parts: Container[int]) -> None:
         """Bring these, the most urgent first, but what is open already."""
         shards = list(shards)
-        self._parts.want([self._part_url(n) for n in shards if n not in open_parts])
+        self._parts.want([self._table.part_url(n) for n in shards if n not in open_parts])
         self._shards.want([self._table.shards[n] for n in shards if n not in open_shards])
 
     def shard(self, shard: int) -> storage.SpooledReader | None:
@@ -29,10 +29,7 @@ class Coming:
 
     def part(self, shard: int) -> bytes | None:
         """The bytes of its part, when they were brought; for whoever asks first."""
-        return self._parts.take(self._part_url(shard))
-
-    def _part_url(self, shard: int) -> str:
-        return il.part_url(self._table.url, self._table.names[shard])
+        return self._parts.take(self._table.part_url(shard))
 
     def close(self) -> None:
         """Forget what is wanted."""

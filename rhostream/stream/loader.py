@@ -117,14 +117,13 @@ class Loader:
             assert self.stream.slots is not None
             buffers = ahead(buffers, GPUCopier(self.device, self.stream.slots))
         self._source, self._next = buffers, None
-        while (candidates := self._next or next(buffers, None)) is not None:
-            self._next = None
+        while (candidates := next(buffers, None) if self._next is None else self._next) is not None:
             if number != self._loops:  # the newer one fills other slots and moves the same cursor
                 raise UsageError(
                     "a newer loop over the same stream was begun, so this one is over: a stream has one "
                     "cursor; open a second stream to go through the samples side by side"
                 )
-            self._pending = Cursor(candidates.pass_index, candidates.index + 1)
+            self._next, self._pending = None, Cursor(candidates.pass_index, candidates.index + 1)
             yield candidates
             if number == self._loops:
                 self.consumed()

@@ -56,7 +56,7 @@ class Vectors:
         if reader is None:
             while len(self._readers) >= self._most:
                 self._readers.popitem(last=False)[1].close()
-            facts = il.read_part_facts(il.part_url(self._table.url, self._table.names[shard]))
+            facts = il.read_part_facts(self._table.part_url(shard))
             reader = VectorsReader(self._table.url, facts)
             if reader.info.width not in (0, self._width):
                 raise TableError(
