@@ -166,6 +166,14 @@ def test_the_command_that_status_prints_goes_on_as_the_run_began(world: Path, tm
         assert ledger.sql("select test_samples from steps order by step desc limit 1")[0].to_pylist() != [None]
 
 
+def test_a_run_that_was_given_more_steps_ends_where_it_ends_now(world: Path, tmp_path: Path) -> None:
+    go(world, tmp_path, 4)
+    go(world, tmp_path, 12)
+    assert "12 of 12 (100.0%), complete" in render_status(status_of(str(tmp_path)))
+    with rhostream.open_ledger(str(tmp_path)) as ledger:
+        assert ledger.sql("select steps, last_step from runs").to_pylist() == [{"steps": 12, "last_step": 12}]
+
+
 def test_the_command_of_a_run_of_before_says_what_it_does_not_know_and_goes_on(world: Path, tmp_path: Path) -> None:
     def stopped(row: dict[str, Any]) -> None:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -164,12 +164,14 @@ def _run_status(run: str) -> dict[str, Any]:
 
 
 def _as_it_goes_on(run: str, record: dict[str, Any], latest: Link | None) -> dict[str, Any]:
-    """run.json of a run that grew, with the list of shards and the end that it has now."""
+    """run.json with the list of shards and the end that the newest attempt gave the run."""
     plans = plans_of(run, record, latest.changes if latest else ())
-    if latest is None or len(plans) < 2:
+    if latest is None or not latest.attempt:
         return record
     asked, settings = note_of(run, latest.attempt).get("settings"), dict(record.get("settings") or {})
     asked = asked if isinstance(asked, dict) else {}
+    if "last_step" not in asked:  # a loop of one's own has no end
+        return record
     ends = {name: asked.get(name) for name in ("passes", "steps")}
     given, urls = record.get("arguments"), list(plans[-1].urls)
     if isinstance(given, dict):
