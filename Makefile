@@ -47,7 +47,7 @@ docs: .venv-docs/.done
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-* site benchmarks/peers/.venv demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-* site benchmarks/peers/.venv demo artifacts build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 venv: .venv/.done
 

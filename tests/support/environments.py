@@ -33,6 +33,7 @@ PACKAGES = {
         "colorama==0.4.6", "importlib-resources==7.1.0", "jsonschema==4.26.0", "jsonschema-specifications==2025.9.1",
         "referencing==0.37.0", "rpds-py==2026.9.1",
     ),
+    "browser": ("playwright==1.65.2", "greenlet==3.5.6", "pyee==13.0.1"),  # drives the chromium of the system
 }  # fmt: skip
 SECONDS = 1200
 # open_clip asks for torchvision, whose wheel of torch 2.13 is of CUDA: its compiled operators don't load beside a torch
