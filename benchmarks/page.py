@@ -1,8 +1,10 @@
-"""`python -m benchmarks.page`: docs/performance.md and its plots from the newest results, the same bytes each time.
+"""`python -m benchmarks.page`: docs/performance.md, a record a benchmark and plots, of the newest results.
 
-    results.newest > render (text: page_intro.md, tables, what was missed) and plots.draw (docs/figures) > write
+    results.newest > render (text: page_intro.md) > performance.md (claims, what was missed) and performance/NAME.md
+                   > plots.draw (docs/figures)                                               the same bytes each time
 
-A benchmark that page_intro.md has no words for gets its table, and no plot unless `plots.PLOTS` has one.
+A claim is a line of page_intro.md; what stands there as {benchmark; case; figure} becomes the median with the smallest
+and the largest. A benchmark without words there gets its record, and no plot unless `plots.PLOTS` has one.
 """
 
 from __future__ import annotations
@@ -24,29 +26,62 @@ Row = dict[str, Any]
 
 
 def write(folder: Path = results.FOLDER, docs: Path = DOCS) -> Path:
-    """Render the newest results of `folder` as `docs`/performance.md and `docs`/figures/*.png."""
+    """Render the newest results of `folder` as `docs`/performance.md, `docs`/performance and `docs`/figures/*.png."""
     rows = results.newest(folder)
-    (docs / "figures").mkdir(parents=True, exist_ok=True)
+    for place in ("figures", "performance"):
+        (docs / place).mkdir(parents=True, exist_ok=True)
     for (device, name), own in sections(rows).items():
-        plots.draw(name, results.figures_of(own), docs / "figures" / plot_name(device, name, rows))
-    path = docs / "performance.md"
-    path.write_text(render(rows))
-    return path
+        plots.draw(name, results.figures_of(own), docs / "figures" / f"{record_name(device, name, rows)}.png")
+    for name, text in render(rows).items():
+        (docs / name).write_text(text)
+    return docs / "performance.md"
 
 
-def render(rows: Sequence[Row]) -> str:
-    """The page as Markdown."""
+def render(rows: Sequence[Row]) -> dict[str, str]:
+    """The pages as Markdown by their path below docs: the first, then a record a benchmark and device."""
     words, parts = _words(), sections(rows)
-    page = ["# Performance", words.get("opening", ""), "## Where we lose", _missed(parts), words.get("losses", "")]
+    several = len({row["device"] for row in rows}) > 1
+    pages, listed = {}, []
     for (device, name), own in parts.items():
         title, _, text = words.get(name, f"## {name.capitalize()}").partition("\n")
-        several = len({row["device"] for row in rows}) > 1
-        page += [f"{title} ({device})" if several else title, text.strip()]
+        title, record = title.strip("# "), f"performance/{record_name(device, name, rows)}.md"
         figures = results.figures_of(own)
-        if plots.can_draw(name, figures):
-            page.append(f"![{title.strip('# ')}](figures/{plot_name(device, name, rows)})")
-        page += [_table(figures), _origin(own[0])]
-    return "\n\n".join(part for part in page if part) + "\n"
+        plot = f"![{title}](../figures/{record_name(device, name, rows)}.png)" if plots.can_draw(name, figures) else ""
+        title = f"{title} ({device})" if several else title
+        pages[record] = _joined([f"# {title}", text.strip(), plot, _table(figures), _origin(own[0])])
+        listed.append(f"| [{title}]({record}) | {own[0]['date']} | {device} | `{own[0]['command']}` |")
+    front = ["# Performance", words.get("opening", ""), _claims(words.get("claims", ""), parts), "## Where we lose",
+             _missed(parts), words.get("losses", ""), "## The records",
+             "\n".join(["| record | date | machine | command |", "|---|---|---|---|", *listed])]  # fmt: skip
+    return {"performance.md": _joined(front), **pages}
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _claims(text: str, parts: dict[tuple[str, str], list[Row]]) -> str:
+    """The claims with their figures, numbered; one of which a figure wasn't measured is left out."""
+    measured: dict[tuple[str, ...], Figure] = {}
+    for (_, name), own in parts.items():
+        for f in results.figures_of(own):
+            if f.values:
+                measured.setdefault((name, f.case, f.what), f)
+    claims: list[str] = []
+    for claim in re.split(r"^- ", text, flags=re.MULTILINE)[1:]:
+        words = re.split(r"\{([^}]+)\}", " ".join(claim.split()))  # what is asked for stands at every second place
+        words[1::2] = [_span(measured.get(tuple(asked.split("; ")))) for asked in words[1::2]]
+        if all(words):
+            claims.append(f"{len(claims) + 1}. {''.join(words)}")
+    return "\n".join(["## What is claimed", "", *claims]) if claims else ""
+
+
+def _span(figure: Figure | None) -> str:
+    """A figure's median with the smallest and the largest where they differ; "" for none."""
+    if figure is None:
+        return ""
+    low, high = (_value(figure, end(figure.values)) for end in (min, max))
+    return f"**{_value(figure, figure.median)}**" + (f" ({low} to {high})" if low != high else "")
 
 
 def sections(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -59,10 +94,10 @@ def sections(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     return dict(sorted(found.items(), key=lambda item: place[item[0][1]]))
 
 
-def plot_name(device: str, name: str, rows: Sequence[Row]) -> str:
-    """The file of a benchmark's plot; with the device when there are results of several."""
+def record_name(device: str, name: str, rows: Sequence[Row]) -> str:
+    """The name of a benchmark's record and plot; with the device when there are results of several."""
     several = len({row["device"] for row in rows}) > 1
-    return f"{results.slug(name)}-{results.slug(device)}.png" if several else f"{results.slug(name)}.png"
+    return f"{results.slug(name)}-{results.slug(device)}" if several else results.slug(name)
 
 
 def _words() -> dict[str, str]:
@@ -121,7 +156,7 @@ def _cell(text: str) -> str:
 @click.option("--results", "folder", default=results.FOLDER, type=click.Path(path_type=Path, exists=True))
 @click.option("--docs", default=DOCS, type=click.Path(path_type=Path))
 def main(folder: Path, docs: Path) -> None:
-    """Write DOCS/performance.md and DOCS/figures from the newest results in a folder."""
+    """Write DOCS/performance.md, DOCS/performance and DOCS/figures from the newest results in a folder."""
     click.echo(write(folder, docs))
 
 

@@ -83,7 +83,7 @@ def test_failed_rows_are_no_samples_and_a_row_without_a_caption_has_a_status(fol
 def test_five_commands_lead_from_the_folder_to_a_report(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Those of docs/recipes.md, but for sizes."""
+    """Those of docs/recipes-made.md, but for sizes."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder, "laion")
     pair = "--content pair --tokenizer words:1000 --text-length 8 --loss siglip --model pair-small"

@@ -288,7 +288,7 @@ def most_alike(learner, columns, n):
 
 
 def test_the_rule_of_the_page_runs_as_it_stands() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "rules.md").read_text()
+    page = (Path(__file__).parent.parent / "docs" / "joint-rules.md").read_text()
     assert inspect.getsource(most_alike) in page
     rule = find_rule("tests.test_joint:most_alike")
     assert rule.joint and rule.score is not None

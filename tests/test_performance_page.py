@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -68,8 +69,13 @@ def test_the_page_says_what_was_missed_what_is_absent_and_how_it_was_measured(tm
     assert "pillow, 2 workers, samples/s over bare decode: 0.85, target ≥ 0.9 (0.8 to 0.95 over 3)" in lost
     assert "litdata; absent: no wheel: not measured" in lost
     assert "weather" not in lost
-    assert "## Weather" in text and "| outside | degrees \\| shade | 21.00 C | 21.00 C | 21.00 C | ≥ 20 | met |" in text
-    assert "`python -m benchmarks` on " in text and "load average 0.5" in text
+    record = (tmp_path / "docs" / "performance" / "weather.md").read_text()
+    assert (
+        record.startswith("# Weather\n")
+        and "| outside | degrees \\| shade | 21.00 C | 21.00 C | 21.00 C | ≥ 20 | met |" in record
+    )
+    assert "`python -m benchmarks` on " in record and "load average 0.5" in record
+    assert f"| [Weather](performance/weather.md) | {results.newest(tmp_path)[0]['date']} | " in text
 
 
 def test_every_plot_is_drawn_and_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
@@ -78,20 +84,29 @@ def test_every_plot_is_drawn_and_the_same_results_give_the_same_bytes(tmp_path: 
     first, again = (page.write(tmp_path, tmp_path / name).parent for name in ("first", "again"))
     drawn = sorted(os.listdir(first / "figures"))
     assert drawn == ["accuracy.png", "loader.png", "memory.png", "scaling.png", "step.png"]
-    text = (first / "performance.md").read_text()
-    assert "curve, " not in text
+    pages = {path.stem: path.read_text() for path in (first / "performance").glob("*.md")}
+    assert not any("curve, " in text for text in [*pages.values(), (first / "performance.md").read_text()])
     for name in drawn:
-        assert f"(figures/{name})" in text
+        assert f"(../figures/{name})" in pages[Path(name).stem]
         assert (first / "figures" / name).read_bytes() == (again / "figures" / name).read_bytes()
 
 
 def test_the_page_of_the_repository_is_made_from_its_newest_results() -> None:
     rows = results.newest()
     assert rows, "benchmarks/results has no Parquet file: make bench"
-    assert (page.DOCS / "performance.md").read_text() == page.render(rows), "python -m benchmarks.page"
-    for device, name in page.sections(rows):
-        if f"figures/{(plot := page.plot_name(device, name, rows))}" in page.render(rows):
+    pages = page.render(rows)
+    assert {name: (page.DOCS / name).read_text() for name in pages} == pages, "python -m benchmarks.page"
+    assert {f"performance/{path.name}" for path in (page.DOCS / "performance").iterdir()} < set(pages)
+    for text in pages.values():
+        for plot in re.findall(r"\(\.\./figures/([^)]+)\)", text):
             assert (page.DOCS / "figures" / plot).exists()
+
+
+def test_a_claim_has_its_figures_or_isnt_made(tmp_path: Path) -> None:
+    claimed = page.render(results.newest())["performance.md"].partition("## What is claimed")[2].partition("\n## ")[0]
+    assert len(re.findall(r"^\d+\. ", claimed, re.MULTILINE)) == 10 and "{" not in claimed
+    step = page.render([row for row in results.newest() if row["benchmark"] == "step"])["performance.md"]
+    assert re.findall(r"^1\. .*\((performance/\w+\.md)\)\.\n\n##", step, re.MULTILINE) == ["performance/step.md"]
 
 
 def test_the_table_that_is_measured_is_valid_to_the_last_law(tmp_path: Path) -> None:

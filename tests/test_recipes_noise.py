@@ -208,7 +208,8 @@ def test_an_option_that_a_recipe_does_not_have_is_refused_by_name(tmp_path: Path
 
 
 def test_the_page_of_recipes_names_every_recipe_split_option_and_pair() -> None:
-    page = (Path(__file__).resolve().parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    page = "".join((docs / name).read_text(encoding="utf-8") for name in ("recipes.md", "recipes-made.md"))
     for name, recipe in BASES.items():
         assert f"`{name}`" in page, name
         assert all(f"--{option.name.replace('_', '-')}" in page for option in recipe.options), name

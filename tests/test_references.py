@@ -233,7 +233,7 @@ def test_a_target_that_is_no_class_is_what_the_function_is_given(tmp_path: Path)
 
 
 def test_the_blocks_of_the_page_are_references(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (Path(__file__).parents[1] / "docs" / "references.md").read_text()
+    text = (Path(__file__).parents[1] / "docs" / "own-reference.md").read_text()
     (tmp_path / "mine.py").write_text("\n".join(block.split("```")[0] for block in text.split(RUN)[1:]))
     monkeypatch.chdir(tmp_path)
     save_file(nn.Sequential(nn.Flatten(), nn.Linear(256, 4)).state_dict(), "last-year.safetensors")

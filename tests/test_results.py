@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,21 @@ def test_published_finals_are_the_means_of_the_last_five_evaluations_of_each_run
         assert final["middle"] == pytest.approx(statistics.fmean(final["values"]), abs=1e-12)
 
 
-def test_the_pages_tables_are_made_of_the_published_files() -> None:
+def test_every_bold_figure_of_a_claim_stands_in_the_record_that_it_leads_to() -> None:
     page = (DOCS / "results.md").read_text()
+    claims = re.split(r"^(?:\d+\.|-) ", page.partition("## Ten claims")[2].partition("## The records")[0], flags=re.M)[
+        1:
+    ]
+    assert len(claims) >= 10
+    for claim in claims:
+        records = " ".join((DOCS / name).read_text() for name in re.findall(r"\]\((results/[^)#]+\.md)", claim))
+        bold = [" ".join(part.split()) for part in re.findall(r"\*\*([^*]+)\*\*", claim)]
+        figures = [part for part in bold if re.search(r"\d", part)]
+        assert figures and [figure for figure in figures if figure not in " ".join(records.split())] == []
+
+
+def test_the_pages_tables_are_made_of_the_published_files() -> None:
+    page = (DOCS / "results" / "claims.md").read_text()
     assert (DOCS / "results" / "small.md").read_text().endswith(told(str(DOCS), "small") + "\n")
     made = told(str(DOCS), "small", claims=True)
     for part in made.split("\n\n"):

@@ -5,7 +5,7 @@ It reads what experiments have written and computes nothing: the same figures wi
 
     --claims            only the claims
     --moved DIR         every claim's figure in older results (the Parquet files of DIR) beside today's
-    --page FILE         fill the blocks of a Markdown page in place, each between two comments:
+    --page PATH         fill the blocks of a Markdown page, or of a folder's pages, in place, each between two comments:
 
     <!-- made: claims -->                                        what stands here is replaced
     <!-- end -->
@@ -46,7 +46,7 @@ OURS = "not in the paper"  # how a claim says that it is this library's
 @click.option("--only", help="Names of experiments, separated by commas; by default all that have results.")
 @click.option("--claims", is_flag=True, help="Only the table of claims.")
 @click.option("--moved", metavar="DIR", help="Only what moved since the results files of DIR.")
-@click.option("--page", metavar="FILE", help="Fill the blocks of a Markdown page in place instead.")
+@click.option("--page", metavar="PATH", help="Fill the blocks of a Markdown page, or of a folder's pages, instead.")
 def main(out: str, scale: str, only: str | None, claims: bool, moved: str | None, page: str | None) -> None:
     """What the experiments found, as Markdown: the paper's claims beside our figures, then every arm."""
     names = only.split(",") if only else None
@@ -218,10 +218,11 @@ def filled(page: str, out: str, scale: str) -> str:
 
 
 def fill(page: str, out: str, scale: str) -> None:
-    """Write the page with its blocks made anew. Raises as `filled`."""
-    path = Path(page)
-    path.write_text(filled(path.read_text(), out, scale))
-    click.echo(f"filled   {page}")
+    """Write the page, or every page of a folder, with its blocks made anew. Raises as `filled`."""
+    for path in sorted(Path(page).glob("*.md")) if Path(page).is_dir() else [Path(page)]:
+        if _BLOCK.search(text := path.read_text()):
+            path.write_text(filled(text, out, scale))
+            click.echo(f"filled   {path}")
 
 
 def _block(asked: str, out: str, scale: str) -> str:

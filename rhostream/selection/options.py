@@ -34,7 +34,7 @@ def option(default: Any, help: str, *, words: str | None = "", adjust: str | Mak
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options on a rule; docs/rules.md says what each is for. Raises UsageError for a value that can't be.
+    """Options on a rule; docs/options.md says what each is for. Raises UsageError for a value that can't be.
 
     One that re-ranks is told here in one field, with its `adjust`.
     """

@@ -79,8 +79,8 @@ def train(config: TrainConfig) -> Summary:
     `precision` is that of scoring, `train_precision` that of the gradient step (losses are float32 always); `threads`
     are the model's, by default the cores that the workers leave, and stay those of the run's start when it is resumed.
 
-    The rules and their options (`clip` to `shadow`) are in docs/rules.md. `loss`: "cross_entropy", of a target
-    that is no class "squared_error" or "binary_cross_entropy", or your `module:function` of (output, target) to one
+    The rules are in docs/rules.md, options (`clip` to `shadow`) in docs/options.md. `loss`: "cross_entropy", of what is
+    no class "squared_error" or "binary_cross_entropy", or your `module:function` of (output, target) to one
     loss a sample; the table's il must be of the same. `il_model`, `il_lr_scale`, `il_code`: the IL model
     that the rule `rho_updated` trains along, at that multiple of `lr`; by default it is sought where it lay.
 

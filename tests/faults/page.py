@@ -1,4 +1,4 @@
-"""`python -m tests.faults.page` writes docs/guarantees.md from the fault table and the docstrings of its tests.
+"""`python -m tests.faults.page` writes docs/faults.md from the fault table and the docstrings of its tests.
 
 The first paragraph of a test's docstring is what its line of the page promises, in the words of a user.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.faults.lines import LINES, SECTIONS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PAGE = REPOSITORY / "docs" / "guarantees.md"
+PAGE = REPOSITORY / "docs" / "faults.md"
 INTRO = Path(__file__).with_name("page_intro.md")
 NAME = re.compile(r"test_([A-F]\d+)_")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tests.faults.lines import LINES
 from tests.faults.page import PAGE, page, promises
 
@@ -17,3 +19,10 @@ def test_no_test_names_a_line_that_is_not_in_the_table() -> None:
 
 def test_the_page_of_guarantees_is_that_of_the_tests() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run `python -m tests.faults.page`"
+
+
+def test_every_guarantee_names_lines_of_the_table() -> None:
+    text = (PAGE.parent / "guarantees.md").read_text(encoding="utf-8")
+    promised = re.split(r"^- ", text.partition("## What is promised")[2].partition("## What isn't")[0], flags=re.MULTILINE)[1:]
+    named = [re.findall(r"\b[A-F]\d+\b", promise) for promise in promised]
+    assert len(named) >= 8 and all(named) and set(sum(named, [])) <= set(LINES)
