@@ -1,4 +1,4 @@
-"""The verbs that look at what is there: sql, report, status, verify, doctor; and prune, which says what would go.
+"""The verbs that look at what is there: sql, report, view, status, verify, doctor; and prune, which says what would go.
 
 Each imports its room when it runs: a verb starts without torch unless it measures a model or mends a table.
 """
@@ -96,6 +96,27 @@ def report(folders: tuple[str, ...], against: tuple[str, ...], out: str, as_json
             click.echo(json.dumps(il_quality(ledger), indent=1))
     else:
         click.echo(write_il_report(table, out, roots=parse_roots(roots)))
+
+
+@click.command("view", cls=Command)
+@click.argument("folders", nargs=-1, required=True, metavar="RUN...")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of 127.0.0.1.  [default: one that is free]")
+@click.option("--no-browser", is_flag=True, help="Only print the address.")
+@ROOT
+def view(folders: tuple[str, ...], port: int, no_browser: bool, roots: tuple[str, ...]) -> None:
+    """Look at runs in a browser: linked charts, the samples behind any selection, SQL; it follows a run that goes on.
+
+    The page is for this machine alone, behind the token in its address, and changes nothing. Ctrl-C ends it.
+
+    \b
+    Examples:
+      rhostream view runs/rho
+      rhostream view runs/rho runs/uniform --no-browser
+    """
+    from rhostream.audit.viewer.run import view as run
+    from rhostream.tables.names import parse_roots
+
+    run(folders, port=port, roots=parse_roots(roots), browser=not no_browser, say=click.echo)
 
 
 @click.command("status", cls=Command)
@@ -261,4 +282,4 @@ def doctor(url: str | None, as_json: bool, scoring: bool, roots: tuple[str, ...]
         raise SystemExit(3)
 
 
-VERBS = (sql, report, status, verify, prune, doctor)
+VERBS = (sql, report, view, status, verify, prune, doctor)

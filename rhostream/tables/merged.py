@@ -15,13 +15,18 @@ from rhostream.tables import parquet, selections, shadow, steps
 _DICTIONARY = {"log": selections.DICTIONARY, "steps": steps.DICTIONARY, "shadow": shadow.DICTIONARY}
 
 
-def read_part(run: str, part: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
-    """The rows of a committed segment and the facts in its footer, proved by its sha256. Raises TableError."""
+def read_part(
+    run: str, part: Mapping[str, Any], columns: Sequence[str] | None = None
+) -> tuple[pa.Table, dict[str, Any]]:
+    """The rows of a committed segment and the facts in its footer, proved by its sha256. Raises TableError.
+
+    `columns`: these alone.
+    """
     url = storage.join(run, str(part["path"]))
     data = storage.read_bytes(url)
     if hashlib.sha256(data).hexdigest() != part["sha256"]:
         raise TableError(f"{storage.redact(url)} isn't the file that was committed (sha256 differs)")
-    table, facts = parquet.parse(data, url)
+    table, facts = parquet.parse(data, url, columns)
     return table.replace_schema_metadata(None), facts
 
 
