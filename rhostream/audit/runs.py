@@ -96,6 +96,11 @@ class RunFolder:
             return None
         return asked.get("last_step") if isinstance(asked, dict) else None
 
+    @functools.cached_property
+    def _urls(self) -> dict[str, str]:
+        """{name: URL} of its shards, as its newest list has them."""
+        return next((dict(zip(plan.names, plan.urls, strict=False)) for plan in reversed(self.plans)), {})
+
     @property
     def steps(self) -> int:
         """Gradient steps that were committed."""
@@ -111,8 +116,7 @@ class RunFolder:
         moved = url_below(shard, roots or {}, folders=True)
         if moved:
             return moved
-        known = next((dict(zip(plan.names, plan.urls, strict=False)) for plan in reversed(self.plans)), {})
-        return known.get(shard) or url_below(shard, self.record.get("roots") or {}, folders=True) or shard
+        return self._urls.get(shard) or url_below(shard, self.record.get("roots") or {}, folders=True) or shard
 
 
 def is_table(folder: str) -> bool:

@@ -17,8 +17,8 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Self, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -38,6 +38,7 @@ from rhostream.tables.class_lists import table_names
 from rhostream.tables.classes import no_class
 from rhostream.tables.names import checked_roots
 
+T = TypeVar("T")
 __all__ = ["VIEWS", "Ledger", "is_table", "open_ledger", "read_record"]
 
 # Parts are opened before a question that holds these words; a column may have the same name, which costs time only.
@@ -96,10 +97,8 @@ class Ledger:
         """What to know of a question that asks for classes where there are none, a sentence each."""
         if not _ASKS_FOR_CLASSES.search(text):
             return []
-        says = [f"run {run.name}: {run.no_class}" for run in self.runs if run.no_class]
-        if self._whole_table and (why := no_class(il_table.open_info(self.table_url).target)):
-            says.append(why)
-        return says
+        whole = no_class(il_table.open_info(self.table_url).target) if self._whole_table else ""
+        return [f"run {run.name}: {run.no_class}" for run in self.runs if run.no_class] + [whole] * bool(whole)
 
     def sql(self, text: str, parameters: Mapping[str, Any] | Sequence[Any] | None = None) -> pa.Table:
         """The answer to one SELECT, with `$name` or `?` bound from `parameters`.
@@ -107,16 +106,21 @@ class Ledger:
         Raises UsageError with the reason (anything but one SELECT is refused), UnknownNameError with the nearest view
         or column, TableError naming a damaged file.
         """
+        return self.read(text, lambda answer: answer.to_arrow_table(), parameters)
+
+    def read(self, text: str, take: Callable[[Any], T], parameters: Any = None) -> T:
+        """What `take` makes of an answer of any size, DuckDB's relation; raises as `sql`. It is called again, with
+        another answer, where a run's files were merged while it read them."""
         for _ in range(_RACES):
             try:
-                return self._asked(text, parameters)
+                return self._asked(text, take, parameters)
             except TableError:
                 if not self._moved_on():
                     raise
                 self._open_runs()
-        return self._asked(text, parameters)
+        return self._asked(text, take, parameters)
 
-    def _asked(self, text: str, parameters: Mapping[str, Any] | Sequence[Any] | None) -> pa.Table:
+    def _asked(self, text: str, take: Callable[[Any], T], parameters: Any) -> T:
         try:
             statements = duckdb.extract_statements(text)
             if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
@@ -125,8 +129,7 @@ class Ledger:
                 self._open_parts()
             if not self._classes_open and _OF_CLASSES.search(text):
                 self._open_classes()
-            relation = self._con.sql(text, params=parameters) if parameters else self._con.sql(text)
-            return relation.to_arrow_table()
+            return take(self._con.sql(text, params=parameters) if parameters else self._con.sql(text))
         except (duckdb.Error, pa.ArrowException) as exc:
             raise self._translated(exc, text) from exc
 
@@ -180,7 +183,7 @@ class Ledger:
 
     def _register_shadow(self) -> None:
         """`_shadow`: one row for each shadow rule and sample, made of files that have a column for each rule."""
-        each = []
+        each = list[str]()
         for number, run in enumerate(self.runs):
             rules = shadow.rules_of(run.settings)
             if rules:

@@ -51,13 +51,19 @@ def in_table(name: str, record: Mapping[str, Any] | None, ingredients: Mapping[s
     return BUILT_IN[name].of_index(ingredients)
 
 
+def named_members(name: str, record: Mapping[str, Any] | None = None,
+                  ingredients: Mapping[str, Any] = MappingProxyType({})) -> dict[str, tuple[str, ...]]:  # fmt: skip
+    """The members of a table's samples by their names, with the extensions of each, of a kind of that name; a user's
+    own says so in its record alone, as its code isn't asked."""
+    if is_own(name):
+        return {member: tuple(extensions) for member, extensions in (record or {"members": ()})["members"]}
+    return dict(in_table(name, record, ingredients).members)
+
+
 def members_of(name: str, record: Mapping[str, Any] | None = None,
                ingredients: Mapping[str, Any] = MappingProxyType({})) -> tuple[tuple[str, ...], ...]:  # fmt: skip
-    """The extensions of each member of a table's samples, of a kind of that name; a user's own says so in its record
-    alone, as its code isn't asked."""
-    if is_own(name):
-        return tuple(tuple(extensions) for _, extensions in (record or {"members": ()})["members"])
-    return tuple(in_table(name, record, ingredients).members.values())
+    """The extensions of each member of a table's samples; asked as `named_members`."""
+    return tuple(named_members(name, record, ingredients).values())
 
 
 def target_of(name: str, record: Mapping[str, Any] | None) -> str | None:

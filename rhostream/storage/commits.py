@@ -2,7 +2,8 @@
 
 Disk: a temporary file, fsync, `link`; where a file system has no hard links, a rename that refuses a taken name, and
 where it has none of those either, a look and a rename (decision 024). Store: one conditional PUT (or the conditional
-completion of a multipart upload).
+completion of a multipart upload). What is too large for memory is written piece by piece (`writing`): to the temporary
+file, or to one of this machine that is sent to the store when it is whole.
 """
 
 from __future__ import annotations
@@ -12,19 +13,23 @@ import ctypes
 import errno
 import os
 import sys
+import tempfile
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, BinaryIO
 
 from rhostream.crashpoints import crash_point
 from rhostream.errors import AlreadyExistsError, NotFoundError, NotWritableError, StorageError
+from rhostream.storage import spool
 from rhostream.storage.clients import store_of
 from rhostream.storage.names import is_local, join, place_of, redact
-from rhostream.storage.reading import look, read_bytes
+from rhostream.storage.on_disk import OnDisk
+from rhostream.storage.reading import digest_of, look
 from rhostream.storage.retry import asked, run
 from rhostream.storage.settings import Retry
+from rhostream.storage.store import Data
 
 _said: set[str] = set()
 _LACKING = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # what a file system can't do
@@ -47,6 +52,31 @@ def create(url: str, data: bytes) -> None:
     """
     if is_local(url):
         return _commit_local(url, data, _publish_once)
+    _put_once(url, data)
+
+
+@contextlib.contextmanager
+def writing(url: str) -> Iterator[BinaryIO]:
+    """A file to write and seek in, of any size; what it holds when the block ends is made visible as by `create`.
+
+    Nothing is, and nothing stays, where the block raises. An OSError of the block is taken for one of this file. Raises
+    AlreadyExistsError, NotWritableError, StorageError.
+    """
+    if is_local(url):
+        with _new_file(url, _publish_once) as file:
+            yield file
+        return
+    place = spool.folder()
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            yield file
+            file.flush()
+            _put_once(url, OnDisk(file.fileno()))
+    except OSError as exc:
+        raise _not_writable(f"a temporary file in {place} for {redact(url)}", exc) from exc
+
+
+def _put_once(url: str, data: Data) -> None:
     begun, once = 0, uuid.uuid4().hex
 
     async def attempt(patience: Retry) -> None:
@@ -63,11 +93,11 @@ def create(url: str, data: bytes) -> None:
             raise
 
 
-def _is_ours(url: str, data: bytes, once: str, uncertain: bool) -> bool:
+def _is_ours(url: str, data: Data, once: str, uncertain: bool) -> bool:
     """Whether what has the name is what we wrote: by the word that went with it, else by its bytes."""
     try:
         found = look(url)
-        return found.once == once or (uncertain and not found.once and read_bytes(url) == data)
+        return found.once == once or (uncertain and not found.once and digest_of(url) == OnDisk.digest(data))
     except NotFoundError:
         return False
 
@@ -81,13 +111,20 @@ def replace(url: str, data: bytes) -> None:
 
 
 def _commit_local(path: str, data: bytes, publish: Callable[[str, str], None]) -> None:
+    with _new_file(path, publish) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def _new_file(path: str, publish: Callable[[str, str], None]) -> Iterator[BinaryIO]:
+    """A temporary file in the same folder, which gets its name when the block ends."""
     folder = os.path.dirname(path)
     temporary = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
     try:
         _make_folder(folder)
-        with open(temporary, "xb") as file:
+        with open(temporary, "x+b") as file:
             crash_point("commit: temporary file opened")
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         crash_point("commit: temporary file written")
@@ -97,11 +134,15 @@ def _commit_local(path: str, data: bytes, publish: Callable[[str, str], None]) -
     except FileExistsError as exc:
         raise AlreadyExistsError(f"{path} exists already") from exc
     except OSError as exc:
-        hint = _HINTS.get(exc.errno or 0, "")
-        raise NotWritableError(f"can't write {path}: {os.strerror(exc.errno or 0)}{hint}") from exc
+        raise _not_writable(path, exc) from exc
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+
+
+def _not_writable(what: str, exc: OSError) -> NotWritableError:
+    hint = _HINTS.get(exc.errno or 0, "")
+    return NotWritableError(f"can't write {what}: {os.strerror(exc.errno or 0)}{hint}")
 
 
 def _make_folder(folder: str) -> None:

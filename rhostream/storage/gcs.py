@@ -21,7 +21,7 @@ from gcsfs.core import GCSFileSystem
 from rhostream.storage.faults import StatusError, VersionError
 from rhostream.storage.private import only_once
 from rhostream.storage.settings import Retry
-from rhostream.storage.store import Entry, Found, Identity, Span, byte_range
+from rhostream.storage.store import Data, Entry, Found, Identity, Span, byte_range
 from rhostream.storage.web import Answer, answered
 
 
@@ -79,12 +79,13 @@ class GCS:
                 raise VersionError from None
             raise
 
-    async def put(self, path: str, data: bytes, once: str) -> None:
+    async def put(self, path: str, data: Data, once: str) -> None:
         bucket, _, key = path.partition("/")
         params = {"uploadType": "media", "name": key, "ifGenerationMatch": "0" if once else None}
         url = f"{self._fs.base.removesuffix('storage/v1/')}upload/storage/v1/b/{quote(bucket, safe='')}/o"
         headers = {"Content-Type": "application/octet-stream"}
-        async with self._request("POST", url, headers, params=params, data=io.BytesIO(data)) as response:
+        body = io.BytesIO(data) if isinstance(data, bytes) else data.opened()
+        async with self._request("POST", url, headers, params=params, data=body) as response:
             await response.read()
 
     async def find(self, path: str, after: str) -> tuple[list[Entry], str]:

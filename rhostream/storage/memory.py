@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from fsspec.implementations.memory import MemoryFileSystem
 
-from rhostream.storage.store import Entry, Found, Identity, Span, seconds_since_1970
+from rhostream.storage.store import Data, Entry, Found, Identity, Span, seconds_since_1970
 
 
 class Memory:
@@ -35,10 +35,10 @@ class Memory:
         data = bytes(self._fs.cat_file(path))[start:end]
         yield _Body(data, found if end is None else None)
 
-    async def put(self, path: str, data: bytes, once: str) -> None:
+    async def put(self, path: str, data: Data, once: str) -> None:
         if once and self._fs.exists(path):
             raise FileExistsError(path)
-        self._fs.pipe_file(path, data)
+        self._fs.pipe_file(path, data[:])
 
     async def find(self, path: str, after: str) -> tuple[list[Entry], str]:
         found = [str(name).lstrip("/") for name in self._fs.find(path)]

@@ -18,7 +18,7 @@ from rhostream.storage.faults import VersionError, diagnose
 from rhostream.storage.private import only_once, sessions_of
 from rhostream.storage.retry import asked
 from rhostream.storage.settings import Retry
-from rhostream.storage.store import PIECE, Entry, Found, Identity, Span, byte_range, seconds_since_1970
+from rhostream.storage.store import PIECE, Data, Entry, Found, Identity, Span, byte_range, seconds_since_1970
 
 SINGLE_PUT = 64 << 20  # bytes; larger objects go up in parts of that size
 PART_TRIES = 4  # a part that fails is sent again before the whole upload is
@@ -109,11 +109,11 @@ class S3:
         finally:
             body.close()
 
-    async def put(self, path: str, data: bytes, once: str) -> None:
+    async def put(self, path: str, data: Data, once: str) -> None:
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if once else {}
         word = {"Metadata": {ONCE: once}} if once else {}
         if len(data) <= SINGLE_PUT:
-            await self._call("put_object", path, Body=data, **word, **condition)
+            await self._call("put_object", path, Body=data[:], **word, **condition)
             return
         upload = (await self._call("create_multipart_upload", path, **word))["UploadId"]
         try:

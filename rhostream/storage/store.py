@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from rhostream.storage.on_disk import OnDisk
+
 PIECE = 1 << 20  # bytes
 
 
@@ -32,6 +34,7 @@ class Found:
     modified: float | None = None  # seconds since 1970, where the store says when it was written
 
 
+Data = bytes | OnDisk  # what a write takes
 Entry = tuple[str, Identity]  # of a listing: a path and the version that lies there
 Span = tuple[int, int]  # the bytes [start, end) of an object; (-n, 0): its last n, or all where it has fewer
 
@@ -67,7 +70,7 @@ class Store(Protocol):
         Of its last bytes `found` is the whole object's, where the store says it; who knows no such range gives all.
         """
 
-    async def put(self, path: str, data: bytes, once: str) -> None:
+    async def put(self, path: str, data: Data, once: str) -> None:
         """Write a whole object. With a word `once`: create-only, and the word goes with it where the store can."""
 
     async def find(self, path: str, after: str) -> tuple[list[Entry], str]:

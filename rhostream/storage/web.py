@@ -14,7 +14,7 @@ from rhostream.errors import NotWritableError, UsageError
 from rhostream.storage.faults import StatusError
 from rhostream.storage.names import redact
 from rhostream.storage.settings import Retry
-from rhostream.storage.store import PIECE, Entry, Found, Identity, Span, byte_range
+from rhostream.storage.store import PIECE, Data, Entry, Found, Identity, Span, byte_range
 
 _ERROR_BYTES = 64 << 10
 _XML_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
@@ -87,7 +87,7 @@ class Web:
             size = int(total) if total.isdigit() else whole
             yield Answer(response, None if size is None else Found(Identity(size, _tag(response.headers))))
 
-    async def put(self, path: str, data: bytes, once: str) -> None:
+    async def put(self, path: str, data: Data, once: str) -> None:
         raise NotWritableError(f"{redact('https://' + path)}: https is read only; write to disk, s3:// or gs://")
 
     async def find(self, path: str, after: str) -> tuple[list[Entry], str]:

@@ -140,6 +140,30 @@ def test_a_large_object_is_created_once_too(place: str, monkeypatch: pytest.Monk
         assert reader.pread(100, 5 << 20) == data[5 << 20 :][:100]
 
 
+def test_what_is_written_piece_by_piece_appears_once_and_whole_or_not_at_all(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rhostream.storage import on_disk, s3
+
+    monkeypatch.setattr(s3, "SINGLE_PUT", 5 << 20)
+    monkeypatch.setattr(on_disk, "PIECE", 1 << 20)
+    url, data = storage.join(place, "below", "large"), os.urandom(5 << 20) * 2 + b"end"
+    with pytest.raises(ZeroDivisionError), storage.writing(url) as file:
+        file.write(data)
+        raise ZeroDivisionError
+    assert not storage.exists(url) and storage.list_files(place, "") == []
+    with storage.writing(url) as file:
+        file.write(b"a header that is known at the end")
+        for start in range(0, len(data), 1 << 20):
+            file.seek(start)
+            file.write(data[start : start + (1 << 20)])
+        assert not storage.exists(url)
+    assert storage.read_bytes(url) == data and storage.digest_of(url) == on_disk.OnDisk.digest(data)
+    with pytest.raises(AlreadyExistsError), storage.writing(url) as file:
+        file.write(b"another")
+    assert storage.identity(url).size == len(data) and storage.list_files(place, "") == [url]
+
+
 def _end_to_end(shards: str, out: str) -> list[dict[str, object]]:
     """fit-il, compute-il and a run that is resumed once: what it logged."""
     roots = {"data": shards}

@@ -112,7 +112,12 @@ class TableInfo:
     @property
     def members(self) -> tuple[tuple[str, ...], ...]:
         """The extensions of each member of a sample."""
-        return registry.members_of(self.content, self.preprocess, self.ingredients)
+        return tuple(self.named_members.values())
+
+    @property
+    def named_members(self) -> dict[str, tuple[str, ...]]:
+        """That, by the members' names: image, text, caption, or what a kind of a user's own calls them."""
+        return registry.named_members(self.content, self.preprocess, self.ingredients)
 
     def kind_of_samples(self, code: str | None = None, where: str = "the table") -> Kind:
         """What the samples are; of an index of images the fields aren't decided.
