@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -22,6 +22,8 @@ from rhostream.storage import Reader
 from rhostream.tables import il as il_table
 from rhostream.tables import parquet
 
+HELD = 64  # parts and open shards
+T = TypeVar("T")
 FAILURES = 3  # unreadable shards after which the rest isn't tried: each try of a store that is down takes seconds
 
 
@@ -33,26 +35,32 @@ class Picture:
     image: str | None = None  # all of the picture
     seen: str | None = None  # what the model saw of it, where that differs
     text: str | None = None  # the beginning of a sample that is text, or of a pair's caption
+    key: str | None = None  # as the part has it
     facts: dict[str, Any] = field(default_factory=dict)  # predicted, true_label, is_noisy
 
 
 class Pictures:
-    """Reads images by the offsets of the parts; a part or shard that can't be had is tried once."""
+    """Reads samples by the offsets of the parts; a part or shard that can't be had is tried once.
 
-    def __init__(self, run: RunFolder, roots: Mapping[str, str]) -> None:
-        self._run, self._roots = run, roots
+    `large`: as large as somebody wants to see a sample that is looked at alone.
+    """
+
+    def __init__(self, run: RunFolder, roots: Mapping[str, str], *, large: bool = False) -> None:
+        self._run, self._roots, self._large = run, roots, large
         self._parts: dict[str, tuple[pa.Table, dict[str, Any]] | None] = {}
         self._readers: dict[str, Reader | None] = {}
         self._kinds: dict[str, Kind] = {}
         self.reason = "the sample has no image that can be decoded"
 
     def fill(self, picture: Picture) -> None:
+        """Add what can be shown of a picture's sample; `reason` says why where nothing can."""
         shard, ordinal = picture.row["shard"], picture.row["ordinal"]
         part = self._part(shard)
         if part is None or not 0 <= ordinal < len(part[0]):
             return
         row = part[0].slice(ordinal, 1).to_pylist()[0]
         picture.facts = {k: row[k] for k in ("predicted", "true_label", "is_noisy") if k in row}
+        picture.key = row.get("key")
         content = str(part[1].get("content", IMAGES.name))
         kind = self._kind(content)
         if kind is None or not kind.preview_bytes:
@@ -66,7 +74,7 @@ class Pictures:
             return
         try:
             data = {n: reader.pread(min(m["size"], kind.preview_bytes), m["offset"]) for n, m in held.items() if m}
-            seen = kind.preview(data, self._run.settings)
+            seen = kind.preview(data, self._run.settings, self._large)
             picture.image, picture.seen = (
                 None if png is None else uri(png, "image/png") for png in (seen.image, seen.seen)
             )
@@ -90,6 +98,7 @@ class Pictures:
 
     def _part(self, shard: str) -> tuple[pa.Table, dict[str, Any]] | None:
         if shard not in self._parts:
+            _forget_oldest(self._parts)
             self._parts[shard] = None
             if self._run.il_url and self._may_try(self._parts):
                 try:
@@ -101,6 +110,8 @@ class Pictures:
 
     def _reader(self, shard: str, size: int) -> Reader | None:
         if shard not in self._readers:
+            if (old := _forget_oldest(self._readers)) is not None:
+                old.close()
             self._readers[shard] = None
             if self._may_try(self._readers):
                 try:
@@ -123,6 +134,13 @@ class Pictures:
         for reader in self._readers.values():
             if reader is not None:
                 reader.close()
+
+
+def _forget_oldest(held: dict[str, T | None]) -> T | None:
+    """Make room for one more; gives what went. What couldn't be had stays known."""
+    if sum(one is not None for one in held.values()) < HELD:
+        return None
+    return held.pop(next(name for name, one in held.items() if one is not None))
 
 
 def _said(exc: Exception) -> str:

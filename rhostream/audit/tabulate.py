@@ -147,7 +147,7 @@ def reasons(groups: Groups) -> dict[str, Any]:
         rows.append(
             {
                 "reason": reason,
-                "says": _REASONS.get(reason, ""),
+                "says": MEANINGS.get(reason, ""),
                 "cells": [percent(share) if share else UNKNOWN for share in shares],
             }
         )
@@ -158,7 +158,7 @@ def _common_first(reason: str) -> tuple[int, str]:
     return ({"kept": 0, "below": 1}.get(reason, 2), reason)
 
 
-_REASONS = {
+MEANINGS = {
     "kept": "the batch: a gradient step was taken on it",
     "below": "looked at, but others were worth more (for uniform: not drawn)",
     "band": "its irreducible loss, or the column that the band is of, is outside the band",

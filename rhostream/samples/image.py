@@ -34,7 +34,7 @@ PIXELS = "pixels"  # the field
 # Bytes of an image that are read for its size; again where that is too little. More than a quarter of a window, so that
 # it is read alone where the window isn't at hand.
 HEADER, WHOLE_HEADER = (64 << 10) + 1, 1 << 20
-SHOWN_SIDE, SHOWN_BYTES = 96, 32 << 20  # of a picture for a person to look at, at most
+SHOWN_SIDE, LARGE_SIDE, SHOWN_BYTES = 96, 320, 32 << 20  # of a picture for a person to look at, at most
 RANDOM_CROP, FLIP = "random_resized_crop", "flip"
 PARTS = (RANDOM_CROP, FLIP, "colour", "randaugment")  # of how it is decoded again, in this order
 # A flip alone needs no second decode.
@@ -272,7 +272,7 @@ class ImageKind(Kind):
             resize=resize or self.resize,
         )
 
-    def preview(self, members: Mapping[str, bytes], record: Mapping[str, Any]) -> Preview:
+    def preview(self, members: Mapping[str, bytes], record: Mapping[str, Any], large: bool = False) -> Preview:
         """All of the picture as a small square PNG, padded, and as the model saw it where that isn't all of it."""
         from rhostream.samples.decoders import probe_size
 
@@ -282,7 +282,9 @@ class ImageKind(Kind):
         resize = record.get("preprocess_resize")
         resize = resize if resize in foreign.RESIZES else CROP
         whole = sides.shorter == sides.longer or resize == PAD
-        return Preview(_square(data, sides.longer, PAD), None if whole else _square(data, sides.shorter, resize))
+        most = LARGE_SIDE if large else SHOWN_SIDE
+        seen = None if whole else _square(data, min(sides.shorter, most), resize)
+        return Preview(_square(data, min(sides.longer, most), PAD), seen)
 
 
 def _square(data: bytes, side: int, resize: str) -> bytes | None:
@@ -291,7 +293,7 @@ def _square(data: bytes, side: int, resize: str) -> bytes | None:
 
     from rhostream.samples.decoders import decode_into
 
-    pixels = np.empty((min(max(side, 1), SHOWN_SIDE),) * 2 + (3,), np.uint8)
+    pixels = np.empty((max(side, 1),) * 2 + (3,), np.uint8)
     if decode_into(data, pixels, resize) != OK:
         return None
     sink = io.BytesIO()

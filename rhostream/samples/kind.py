@@ -194,10 +194,10 @@ class Kind:
         """The options of the command line that ask for this kind."""
         return f"--kind {self.name}"
 
-    def preview(self, members: Mapping[str, bytes], record: Mapping[str, Any]) -> Preview:
+    def preview(self, members: Mapping[str, bytes], record: Mapping[str, Any], large: bool = False) -> Preview:
         """A sample for a person to look at, of the first `preview_bytes` of its members; empty where nothing is shown.
 
-        `record`: the settings of the run that is shown.
+        `record`: the settings of the run that is shown. `large`: for who judges it alone, not for one of a page of them.
         """
         return Preview()
 

@@ -265,14 +265,14 @@ class PairKind(Kind):
         """Say what images become."""
         self.image.log(there)
 
-    def preview(self, members: Mapping[str, bytes], record: Mapping[str, Any]) -> Preview:
+    def preview(self, members: Mapping[str, bytes], record: Mapping[str, Any], large: bool = False) -> Preview:
         """The picture, and the beginning of the caption."""
-        shown = self.image.preview(members, record)
+        shown = self.image.preview(members, record, large)
         try:
             caption = self._caption(members[CAPTION])
         except BadSample:
             return shown
-        return replace(shown, text=self.text.preview({"text": caption}, record).text)
+        return replace(shown, text=self.text.preview({"text": caption}, record, large).text)
 
 
 def _only(sizes: Mapping[str, int], member: str, as_member: str) -> dict[str, int]:

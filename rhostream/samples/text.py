@@ -31,7 +31,8 @@ LENGTH = 128  # tokens of a sample, unless said otherwise
 MAX_LENGTH = 65_536
 MAX_TEXT = 1 << 20  # bytes of a .txt: a larger one is never read
 TASKS = ("label", "language")
-SHOWN = 200  # characters of a text for a person to look at
+SHOWN = 200  # characters of a text for a person to look at, and so many times more for who looks at it alone
+LARGE = 10
 Row = npt.NDArray[np.int32]
 T = TypeVar("T", bound="TextKind")
 
@@ -56,7 +57,7 @@ class TextKind(Kind):
     plural = "texts"
     decoder = "text"  # the tokenizer stands in the record
     takes = frozenset(("tokenizer", "text_length"))
-    preview_bytes = 4 * SHOWN + 1024
+    preview_bytes = 4 * LARGE * SHOWN + 1024
 
     def fields(self, view: View = None) -> Mapping[str, FieldSpec]:
         """(T,) of int32."""
@@ -185,10 +186,11 @@ class TextKind(Kind):
             )
         return tokenizer or DEFAULT
 
-    def preview(self, members: Mapping[str, bytes], record: Mapping[str, Any]) -> Preview:
+    def preview(self, members: Mapping[str, bytes], record: Mapping[str, Any], large: bool = False) -> Preview:
         """The first characters, in one line."""
         words = " ".join(members["text"].decode("utf-8-sig", "ignore").split())
-        return Preview(text=words if len(words) <= SHOWN else words[: SHOWN - 1] + "…")
+        most = LARGE * SHOWN if large else SHOWN
+        return Preview(text=words if len(words) <= most else words[: most - 1] + "…")
 
 
 def require_length(length: int | None) -> None:

@@ -151,7 +151,7 @@ class TokensKind(TextKind):
             raise UsageError(f"{where} holds {cls.holds} (.npy), which --tokenizer {tokenizer} doesn't read")
         return tokenizer
 
-    def preview(self, members: Mapping[str, bytes], record: Mapping[str, Any]) -> Preview:
+    def preview(self, members: Mapping[str, bytes], record: Mapping[str, Any], large: bool = False) -> Preview:
         """The first ids; nothing for bytes that hold none."""
         data, stride, vocabulary = (
             members["tokens"],

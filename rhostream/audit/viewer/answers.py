@@ -13,6 +13,7 @@ from rhostream.audit.viewer.crossfilter import Counter
 from rhostream.audit.viewer.filters import checked_filters
 from rhostream.audit.viewer.find import first_rows, looks
 from rhostream.audit.viewer.live import Follower
+from rhostream.audit.viewer.looks import LOOKS, RUNS
 from rhostream.audit.viewer.rows import REASONS, Array
 from rhostream.errors import UsageError
 from rhostream.tables.names import checked_roots
@@ -20,7 +21,7 @@ from rhostream.tables.names import checked_roots
 WAIT_SECONDS = 10.0  # how long the page is let wait for news
 GROWN = 1.25  # times the rows after which the axes are looked at again
 MOST_CLASSES = 400  # bars
-MOST_RUNS = 4
+MOST_RUNS = len(RUNS)
 MOST_TILES = 60  # samples of an answer
 
 
@@ -49,7 +50,7 @@ class Viewer:
         """How far each run is loaded and got, once it isn't the version that was `seen` any more."""
         version = self._follower.wait(_whole(asked.get("seen", -1)), WAIT_SECONDS)
         runs = [run.as_json() for run in self._follower.runs]
-        return {"version": version, "runs": runs, "classes": self._classes(), "reasons": REASONS}
+        return {"version": version, "runs": runs, "classes": self._classes(), "reasons": LOOKS, "colours": RUNS}
 
     def charts(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """The counts of every chart under `filters`, a run after the other, and the axes that they share."""

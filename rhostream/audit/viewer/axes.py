@@ -15,7 +15,7 @@ import numpy as np
 
 from rhostream.audit.viewer.rows import VALUES, Array, Snapshot
 
-BINS = 64  # of a value, at most
+BINS = 100  # of a value, at most
 STEP_BINS = 128  # at most
 _LOOKED_AT = 50_000  # rows that a range is guessed of
 _EDGE = 0.001  # of these, what may lie beyond the range at either end
