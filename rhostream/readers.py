@@ -1,4 +1,4 @@
-"""The verbs that look at what is there: sql, report, export, status, verify, doctor; and prune: it says what would go.
+"""The verbs that look at what is there: sql, report, status, verify, doctor; and prune, which says what would go.
 
 Each imports its room when it runs: a verb starts without torch unless it measures a model or mends a table.
 """
@@ -14,7 +14,6 @@ import click
 from rhostream.config.command_line import Choice, Command
 from rhostream.config.shared import ROOT as ROOT_HELP
 
-FORMS = ("parquet", "csv", "keep-list", "datacomp", "embedding-atlas")  # as of audit/export
 ROOT = click.option("--root", "roots", multiple=True, metavar="NAME=URL", help=ROOT_HELP)
 JSON = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 
@@ -97,35 +96,6 @@ def report(folders: tuple[str, ...], against: tuple[str, ...], out: str, as_json
             click.echo(json.dumps(il_quality(ledger), indent=1))
     else:
         click.echo(write_il_report(table, out, roots=parse_roots(roots)))
-
-
-@click.command("export", cls=Command)
-@click.argument("folders", nargs=-1, required=True, metavar="RUN...|TABLE")
-@click.option("-o", "--out", required=True, metavar="URL", help="Where to; nothing is ever overwritten.")
-@click.option("--as", "form", type=Choice(FORMS), help="The form.  [default: by the ending: .parquet, .csv, .npy]")
-@click.option("--where", metavar="SQL", help="Rows of `selections` for which this holds.  [default: kept]")
-@click.option(
-    "--sql", metavar="QUERY", help="The answer to a question instead, as of `rhostream sql`; @NAME for a named one."
-)
-@click.option("--with-samples", is_flag=True, help="Parquet of one row a sample, with its picture and text.")
-@ROOT
-@JSON
-def export(folders: tuple[str, ...], roots: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Take what was kept, or any answer or slice, elsewhere. Exit code 3: some samples couldn't be read.
-
-    \b
-    Examples:
-      rhostream export runs/rho -o kept.parquet
-      rhostream export runs/rho -o noisy.parquet --where "reason = 'below' and il > 3" --with-samples
-      rhostream export runs/rho -o keep.parquet --as keep-list --sql @suspected_label_errors
-    """
-    from rhostream.audit.export import export as run
-    from rhostream.tables.names import parse_roots
-
-    made = run(folders, roots=parse_roots(roots), **options)
-    click.echo(json.dumps(made.as_json(), indent=1) if as_json else made.text())
-    if made.unread:
-        raise SystemExit(3)
 
 
 @click.command("status", cls=Command)
@@ -291,4 +261,4 @@ def doctor(url: str | None, as_json: bool, scoring: bool, roots: tuple[str, ...]
         raise SystemExit(3)
 
 
-VERBS = (sql, report, export, status, verify, prune, doctor)
+VERBS = (sql, report, status, verify, prune, doctor)

@@ -99,7 +99,7 @@ def sample_values(
     """The members of one sample by column, all None, and counted, where one can't be read."""
     try:
         opened = reading.shard(shard)
-        key, found = opened.key(ordinal), {}
+        key, found = opened.key(ordinal), dict[str, Any]()
         for column, extensions in columns.items():
             extension, data = opened.member(ordinal, extensions)
             if types[column] == MEDIA:

@@ -11,14 +11,17 @@ from typing import Any
 
 from rhostream import storage
 from rhostream.audit.export import datacomp, files
-from rhostream.audit.export.account import Exported, Unread
+from rhostream.audit.export.account import Exported as Exported
+from rhostream.audit.export.account import Unread
 from rhostream.audit.export.selection import Selection, selection
+from rhostream.audit.export.shards import BYTES, ROWS, SAMPLES, ShardFolder, Written
 from rhostream.audit.sample_bytes import SampleBytes
 from rhostream.audit.views import Ledger, open_ledger
 from rhostream.errors import StorageError, UnknownNameError, UsageError
 from rhostream.inert import shell_words
+from rhostream.tables.class_lists import table_names
 
-FORMS = ("parquet", "csv", "keep-list", "datacomp", "embedding-atlas")
+FORMS = ("parquet", "csv", "keep-list", "datacomp", "shards", "embedding-atlas")
 _ENDINGS = {".parquet": "parquet", ".csv": "csv", ".npy": "datacomp"}
 _NEEDS = {"datacomp": (".npy",), "embedding-atlas": (".parquet",), "keep-list": (".parquet", ".csv"),
           "parquet": (".parquet",), "csv": (".csv",)}  # fmt: skip
@@ -32,23 +35,28 @@ def export(
     where: str | None = None,
     sql: str | None = None,
     with_samples: bool = False,
+    samples_per_shard: int = SAMPLES,
+    shard_bytes: int = BYTES,
     roots: Mapping[str, str] | None = None,
 ) -> Exported:
     """Write a selection of the ledger of `runs` (run folders, or an IL table) to `out`, in one of `FORMS`.
 
     The form is told by the ending of `out` unless given. The selection is the kept rows, or those of the log for which
     `where` holds, or the answer of `sql` (a SELECT, or `@question`). `with_samples`: Parquet of one row a sample, with
-    its bytes. `roots` (name: URL) says where shards lie today. Raises UsageError, with nothing written, for a place
-    that is taken and a selection that can't be; StorageError where no sample could be read.
+    its bytes. Shards end at `samples_per_shard` or before `shard_bytes`. `roots` (name: URL) says where shards lie
+    today. Raises UsageError, with nothing written, for a place that is taken and a selection that can't be;
+    StorageError where no sample could be read.
     """
     url = storage.resolve(out)
     form = _form_of(url, form, with_samples)
-    if storage.exists(url):
+    folder = ShardFolder(url, samples_per_shard, shard_bytes) if form == "shards" else None
+    if folder is None and storage.exists(url):
         raise UsageError(f"{storage.redact(url)} exists already, and nothing is overwritten: choose another place")
-    if not storage.is_local(url):
+    if folder is None and not storage.is_local(url):
         storage.probe_writable(url.rpartition("/")[0])
     with open_ledger(runs, roots=roots) as ledger:
-        return _Export(ledger, selection(ledger, where, sql), url, form, with_samples).made()
+        work = _Export(ledger, selection(ledger, where, sql), url, form, with_samples)
+        return work.made() if folder is None else work.shards(folder)
 
 
 def _form_of(url: str, form: str | None, with_samples: bool) -> str:
@@ -98,6 +106,20 @@ class _Export:
         self._count_strangers()
         samples = self._written(self.chosen.samples(least=True))
         return self._account(rows=samples, samples=samples, next=f"train --keep-list {self._shown}")
+
+    def shards(self, folder: ShardFolder) -> Exported:
+        """Copy the samples into new shards."""
+        self._count_strangers()
+
+        def take(answer: Any) -> Written:
+            with SampleBytes(self.ledger) as reading:
+                return folder.fill(answer.to_arrow_reader(ROWS), reading)
+
+        written = self.ledger.read(self.chosen.samples(), take)
+        names = {**table_names(self.ledger.table_url), **(self.ledger.runs[0].class_names if self.ledger.runs else {})}
+        folder.finish(written, names)
+        counts = {name: getattr(written, name) for name in ("samples", "bytes", "shards", "there", "renamed")}
+        return self._account(rows=written.samples, **counts, next=f"rhostream index --shards {self._shown} --out TABLE")
 
     def _datacomp(self) -> Exported:
         self._count_strangers()
@@ -182,6 +204,6 @@ class _Export:
         return shell_words(storage.redact(self.url))
 
     def _account(self, **counts: Any) -> Exported:
-        given = {"bytes": storage.identity(self.url).size, **counts}
+        given = counts if "bytes" in counts else {"bytes": storage.identity(self.url).size, **counts}
         return Exported(out=storage.redact(self.url), form=self.form, unread=self.unread.count,
                         first_unread=self.unread.first, **given)  # fmt: skip
