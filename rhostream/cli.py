@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rhostream import console, readers, summaries
+from rhostream import console, exports, readers, summaries
 from rhostream.config.command_line import Group
 from rhostream.own_code import keep_out_current_folder
 from rhostream.setting import defaults_of
@@ -45,7 +45,7 @@ def cli() -> None:
     """
 
 
-for _verb in readers.VERBS:
+for _verb in (*readers.VERBS, exports.export):
     cli.add_command(_verb)
 
 

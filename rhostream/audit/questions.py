@@ -37,7 +37,12 @@ QUESTIONS: dict[str, Question] = {
 
 
 def run_question(ledger: Ledger, name: str) -> pa.Table:
-    """The answer to a named question. Raises UnknownNameError, UsageError when a field it needs was not kept."""
+    """The answer to a named question. Raises as `question_sql`."""
+    return ledger.sql(question_sql(ledger, name))
+
+
+def question_sql(ledger: Ledger, name: str) -> str:
+    """The SELECT of a named question. Raises UnknownNameError, UsageError when a field it needs was not kept."""
     if name not in QUESTIONS:
         raise UnknownNameError.of("question", name, QUESTIONS)
     question = QUESTIONS[name]
@@ -47,4 +52,4 @@ def run_question(ledger: Ledger, name: str) -> pa.Table:
         fields = " and ".join(need.partition(":")[0] for need in missing)
         raise UsageError(f"@{name} needs {fields} of the samples' json, which the IL table didn't keep: run compute-il "
                          f"with --keep {','.join(missing)} into another --out")  # fmt: skip
-    return ledger.sql(question.sql)
+    return question.sql

@@ -19,7 +19,7 @@ import pyarrow as pa
 from rhostream.errors import UnknownNameError
 from rhostream.inert import csv_text, escape
 
-__all__ = ["STYLES", "escape", "printable", "render"]
+__all__ = ["STYLES", "csv_lines", "escape", "printable", "render"]
 
 STYLES = ("table", "json", "csv")
 MAX_WIDTH = 80
@@ -81,11 +81,17 @@ def _cells(text: str) -> int:
 
 
 def _csv(table: pa.Table) -> str:
+    return csv_lines(table).rstrip("\n")
+
+
+def csv_lines(table: pa.Table, heading: bool = True) -> str:
+    """The rows as lines of CSV, the columns' names before them with a `heading`."""
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow([_inert(name) for name in table.column_names])
+    if heading:
+        writer.writerow([_inert(name) for name in table.column_names])
     writer.writerows([[_inert(value) for value in row] for row in _rows(table)])
-    return sink.getvalue().rstrip("\n")
+    return sink.getvalue()
 
 
 def _inert(value: Any) -> Any:

@@ -137,6 +137,7 @@ def _job(request: dict[str, Any], out: int) -> int:
 
     import rhostream
     from rhostream import crashpoints
+    from rhostream.audit.export import export
     from rhostream.audit.verify import verify
     from rhostream.irreducible import unfinished
     from rhostream.runs import chain
@@ -154,6 +155,7 @@ def _job(request: dict[str, Any], out: int) -> int:
         "keep": rhostream.keep_fields,
         "train": rhostream.train,
         "verify": verify,
+        "export": export,
         "README's loop": run_readme,
         "loop": demanding,
     }

@@ -54,6 +54,12 @@ def parts_and_table(table: Path) -> dict[str, str]:
     return {str(f.relative_to(table)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
+def whole_folder(folder: Path) -> dict[str, str]:
+    """All but what a killed process left under a hidden name, which is no result."""
+    files = [f for f in folder.rglob("*") if f.is_file() and not f.name.startswith(".")]
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
 def weights_of_folds(model: Path) -> dict[str, str]:
     files = [*model.rglob("*.safetensors")]
     return {str(f.relative_to(model)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
@@ -124,6 +130,12 @@ def jobs(tmp_path_factory: pytest.TempPathFactory, rig: Rig) -> dict[str, Job]:
             "keep", {"shards": shards, "table": str(root / "il"), "keep": {"true_label": "int"}}, "out", parts_and_table
         ),
         "compute-il": Job("compute-il", compute, "out", parts_and_table),
+        "export": Job(
+            "export",
+            {"runs": str(root / "il"), "form": "shards", "where": "ordinal % 3 < 2", "samples_per_shard": 19},
+            "out",
+            whole_folder,
+        ),
         "train": Job("train", train, "run", log_and_weights),
         "fit-il of pairs": Job("fit-il", fit_pairs, "out", weights_of_folds),
         "compute-il of pairs": Job("compute-il", of_pairs, "out", parts_and_table),
@@ -209,7 +221,7 @@ def matrix(
 
 def test_E1_every_crash_point_of_the_source_is_passed_by_some_job(whole: Whole) -> None:
     """The places where a crash is tried are found in the source; a place that no job reaches fails the tests."""
-    verbs = ("fit-il", "index", "keep", "compute-il", "train", "train with compaction", "compute-il of pairs")
+    verbs = ("fit-il", "index", "keep", "compute-il", "export", "train", "train with compaction", "compute-il of pairs")
     passed = {point for verb in verbs for point in whole[verb][1]}
     there = points()
     assert {point: where for point, where in there.items() if point not in passed} == {}
@@ -225,6 +237,15 @@ def test_E1_a_killed_scorer_run_again_leaves_the_same_bytes(
     """compute-il killed with SIGKILL at any of its crash points and run again leaves the same parts and the same
     table, byte for byte, as if it had never been killed."""
     matrix(rig, jobs["compute-il"], whole["compute-il"], tmp_path, (1,), "compute-il")
+
+
+def test_E1_a_killed_export_of_shards_goes_on_and_leaves_the_same_bytes(
+    rig: Rig, jobs: dict[str, Job], whole: Whole, tmp_path: Path
+) -> None:
+    """export of new shards killed with SIGKILL between a shard's list of sources and the shard, or behind it, and run
+    again leaves the same shards, lists and checksums, byte for byte."""
+    matrix(rig, jobs["export"], whole["export"], tmp_path, (1, 3), "export", "export: ")
+    matrix(rig, jobs["export"], whole["export"], tmp_path, (2,), "export", "commit: ")
 
 
 def test_E15_a_killed_job_over_pairs_run_again_leaves_the_same_bytes(
