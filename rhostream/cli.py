@@ -8,7 +8,9 @@ resumes.
 from __future__ import annotations
 
 import json
+import logging
 import os
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +105,7 @@ def _finish(account: Summary) -> None:
 def _bad_shards(found: Mapping[str, str]) -> None:
     """Name the shards that gave nothing: exit code 3."""
     for name, why in found.items():
-        console.say(f"bad shard {name}: {why}")
+        console.say(f"bad shard {name}: {why}", "bad_shard", logging.ERROR, shard=console.clean(name))
     if found:
         raise SystemExit(3)
 
@@ -211,6 +213,6 @@ def estimate(config: EstimateConfig) -> None:
 def main() -> None:
     """The console script: errors become one line on stderr and a documented exit code."""
     keep_out_current_folder()
-    console.open_console()
+    console.open_console(sys.argv[1:])
     with own_process():
         console.run(cli)

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import logging
 import os
 import re
 import sys
+import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import click
 
+from rhostream import events
 from rhostream.errors import Interrupted, RhostreamError, UsageError
 from rhostream.inert import names_a_secret
 
@@ -28,6 +32,7 @@ TRACEBACK = "RHOSTREAM_TRACEBACK"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 LEAST = 8  # letters of a secret: a shorter one is a word of any message
 _HERE = Path(__file__).parent
+LOG_FORMAT = "--log-format"
 
 
 def clean(text: str) -> str:
@@ -73,21 +78,29 @@ class _Formatter(logging.Formatter):
         return clean(super().format(record))
 
 
-def open_console() -> None:
-    """Log and warn to stderr, cleaned."""
+def open_console(arguments: Sequence[str] = ()) -> None:
+    """Log and warn to stderr, cleaned; in lines of JSON where the arguments of the command line ask for them, which is
+    seen before they are understood: what is wrong with them is an event, too.
+    """
+    words = [*arguments]
+    events.as_json = f"{LOG_FORMAT}=json" in words or (LOG_FORMAT, "json") in itertools.pairwise(words)
+    events.verb = next((word for word in words if not word.startswith("-")), "")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter("%(message)s"))
+    handler.setFormatter(events.JsonLines(clean) if events.as_json else _Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     warnings.showwarning = _show_warning
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    say(f"warning: {message}")
+    say(f"warning: {message}", "warning", logging.WARNING)
 
 
-def say(text: str) -> None:
-    """One message on stderr."""
-    click.echo(clean(text), err=True)
+def say(text: str, event: str = "message", level: int = logging.INFO, **fields: Any) -> None:
+    """One message on stderr; `event` and `fields` are what it is to a program."""
+    text = clean(text)
+    if events.as_json:
+        text = events.line(event, text.removeprefix("warning: "), level, **fields)
+    click.echo(text, err=True)
 
 
 def wants_traceback() -> bool:
@@ -97,19 +110,40 @@ def wants_traceback() -> bool:
 
 def say_internal(error: BaseException) -> None:
     """An error nobody foresaw: its kind and where it came from, not its text, which may hold anything."""
-    if wants_traceback():
+    more = {}
+    if wants_traceback() and events.as_json:
+        more = {"traceback": "".join(traceback.format_exception(error))}
+    elif wants_traceback():
         traceback.print_exception(error)
     frames = traceback.extract_tb(error.__traceback__)
     ours = [f for f in frames if Path(f.filename).is_relative_to(_HERE)] or frames
     where = f" at {Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else ""
     say(
         f"internal error: {type(error).__name__}{where}; please report it. {TRACEBACK}=1 shows all of it, secrets "
-        "included, so read it before you pass it on"
+        "included, so read it before you pass it on",
+        "error",
+        logging.ERROR,
+        error=type(error).__name__,
+        **more,
     )
 
 
 def run(command: click.Command) -> None:
     """Run the command line: an error becomes one message on stderr and a documented exit code."""
+    if not events.as_json:
+        return _run(command)
+    began, code = time.monotonic(), 0
+    say(f"rhostream {events.verb}", "start", version=metadata.version("rhostream"), pid=os.getpid())
+    try:
+        _run(command)
+    except SystemExit as exc:
+        code = exc.code if isinstance(exc.code, int) else 0
+        raise
+    finally:
+        say(f"exit code {code}", "end", exit_code=code, seconds=round(time.monotonic() - began, 3))
+
+
+def _run(command: click.Command) -> None:
     try:
         command.main(standalone_mode=False)
     except click.exceptions.Exit as exc:
@@ -117,20 +151,21 @@ def run(command: click.Command) -> None:
     except click.ClickException as exc:
         shown = io.StringIO()
         exc.show(shown)
-        say(shown.getvalue().rstrip())
+        say(shown.getvalue().rstrip(), "error", logging.ERROR, error="UsageError", exit_code=2)
         raise SystemExit(2) from None
     except (KeyboardInterrupt, click.Abort) as exc:
-        click.echo("interrupted; the same command resumes", err=True)
-        raise SystemExit(getattr(exc.__cause__ or exc, "exit_code", 130)) from None
+        code = getattr(exc.__cause__ or exc, "exit_code", 130)
+        say("interrupted; the same command resumes", "interrupted", exit_code=code)
+        raise SystemExit(code) from None
     except BrokenPipeError:
         raise SystemExit(0) from None
     except Interrupted as exc:
-        say(str(exc))
+        say(str(exc), "interrupted", exit_code=exc.exit_code)
         raise SystemExit(exc.exit_code) from None
     except RhostreamError as exc:
-        say(f"{'usage' if exc.exit_code == UsageError.exit_code else 'error'}: {exc}")
-        for note in getattr(exc, "__notes__", []):
-            say(f"  {note}")
+        text = f"{'usage' if exc.exit_code == UsageError.exit_code else 'error'}: {exc}"
+        notes = "".join(f"\n  {note}" for note in getattr(exc, "__notes__", []))
+        say(text + notes, "error", logging.ERROR, error=type(exc).__name__, exit_code=exc.exit_code)
         raise SystemExit(exc.exit_code) from None
     except OSError as exc:
         if exc.errno not in (errno.EMFILE, errno.ENFILE):
@@ -138,7 +173,11 @@ def run(command: click.Command) -> None:
             raise SystemExit(1) from None
         say(
             "error: too many open files: raise the limit (`ulimit -n 4096`), or take fewer --workers and, in a "
-            "stream, fewer --lanes"
+            "stream, fewer --lanes",
+            "error",
+            logging.ERROR,
+            error="OSError",
+            exit_code=3,
         )
         raise SystemExit(3) from None
     except Exception as exc:

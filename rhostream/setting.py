@@ -101,8 +101,14 @@ def takes_several(kinds: tuple[str, ...]) -> bool:
 
 # Settings that are gone (docs/decisions/039): the one value that is left, and what to do instead of another.
 GONE: dict[str, tuple[Any, str]] = {
-    "selection": ("global", "all ranks choose together, from the whole buffer, as global did: leave it out")
+    "selection": ("global", "all ranks choose together, from the whole buffer, as global did: leave it out"),
+    "tensorboard": (False, "--track tensorboard writes the same events, and goes on with those of before"),
 }
+
+
+def as_now(name: str, value: Any) -> tuple[str, Any]:
+    """A setting that an older version wrote down, by the name and the value that it has now."""
+    return ("track", ("tensorboard",)) if name == "tensorboard" and value is True else (name, value)
 
 
 def require_known(name: str, names: Iterable[str], what: str) -> None:

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import TypeVar
 
+from rhostream import events
 from rhostream.errors import Interrupted, UsageError, WorkerError
 
 PATIENCE_SECONDS = 4.0  # a machine that is taken away gives little more
@@ -177,7 +178,10 @@ def _watch(number: int) -> None:
 
 def _end(number: int) -> None:
     with contextlib.suppress(OSError):
-        os.write(2, f"stopped at once by {signal.Signals(number).name}; the same command resumes\n".encode())
+        said = f"stopped at once by {signal.Signals(number).name}; the same command resumes"
+        if events.as_json:
+            said = events.line("interrupted", said, exit_code=128 + number)
+        os.write(2, f"{said}\n".encode())
         sys.stdout.flush()
     os._exit(128 + number)
 

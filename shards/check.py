@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import click
 
 from rhostream.errors import RhostreamError, ShardError
-from rhostream.making.progress import progress
+from rhostream.progress import counted
 from rhostream.samples.decoders import check_image
 from rhostream.samples.geometry import MAX_BYTES
 from rhostream.samples.image import EXTENSIONS as IMAGE_EXTENSIONS
@@ -79,7 +79,7 @@ def check(urls: Iterable[str | os.PathLike[str]], *, expect_samples: int | None 
     report = Report()
     shards = expand(urls)
     where: dict[bytes, str] = {}  # key -> the shard that has it
-    for shard in progress(shards, len(shards), "shards checked"):
+    for shard in counted(shards, len(shards), "check"):
         report.shards += 1
         try:
             with open_reader(shard) as reader:

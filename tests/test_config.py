@@ -84,8 +84,8 @@ def test_a_config_is_frozen_and_keyword_only_and_every_field_explains_itself(con
         config(**given).workers = 3
 
 
-# docs/decisions/039
-GONE = {"fit-il": {"--checkpoints", "--temperature"}, "compute-il": {"--il-dtype"}, "train": {"--selection"}}
+# docs/decisions/039 and 076
+GONE = {"fit-il": {"--checkpoints", "--temperature"}, "compute-il": {"--il-dtype"}, "train": {"--selection", "--tensorboard"}}
 
 
 def test_every_option_of_before_is_there_under_its_name_but_those_that_a_decision_ended() -> None:
@@ -97,7 +97,7 @@ def test_every_option_of_before_is_there_under_its_name_but_those_that_a_decisio
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.verb)
 def test_the_options_and_the_keywords_of_a_verb_are_the_fields_of_its_config(config: type[Any]) -> None:
     offered = {p.name: p for p in cli.commands[config.verb].params}
-    assert {*offered} == {"config", "as_json"} | {
+    assert {*offered} == {"config", "as_json", "log_format"} | {
         name for name, says in settings_of(config).items() if says.command_line
     }
     python = getattr(rhostream, config.verb.replace("-", "_"), None)

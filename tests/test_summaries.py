@@ -24,8 +24,8 @@ import rhostream
 from rhostream import summaries
 from rhostream.il_model.info import read_info
 from rhostream.il_model.networks import load_il_model
+from rhostream.progress import Progress
 from rhostream.runs.step import Evaluation
-from rhostream.stream.progress import StepProgress
 from rhostream.tables import il
 
 SHORT = 200
@@ -102,9 +102,9 @@ def test_people_read_in_a_summary_what_its_json_says() -> None:
 
 
 def test_an_evaluation_is_a_line_where_there_is_no_bar(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "rhostream"), StepProgress("train", 10) as progress:
-        progress.step("loss 1.000")
-        progress.evaluated(Evaluation(0.5, 0.875, None, 100).in_words())
+    with caplog.at_level(logging.INFO, "rhostream"), Progress("train", 10, "step") as progress:
+        progress.advance(loss=1.0)
+        progress.note(Evaluation(0.5, 0.875, None, 100).in_words(), "evaluation")
     assert "step 1 of 10" in caplog.text and "accuracy 87.5 %" in caplog.text and "0.500" in caplog.text
 
 

@@ -23,7 +23,7 @@ from rhostream.runs.doubts import doubts_in
 from rhostream.runs.link import Link
 from rhostream.runs.plans import plans_of
 from rhostream.runs.record import gone_from
-from rhostream.setting import option_name, settings_of
+from rhostream.setting import as_now, option_name, settings_of
 from rhostream.tables import il as il_table
 from rhostream.tables import parquet
 from rhostream.tables.names import checked_roots
@@ -244,9 +244,9 @@ def _train(run: str, record: Mapping[str, Any]) -> str:
     parts = [f"{launcher}rhostream train --shards", shortened(shards, len(shards)),
              f"--il {shlex.quote(storage.redact(str(record.get('il'))))}",
              f"--run {shlex.quote(storage.redact(run))}"]  # fmt: skip
-    for name, value in given.items():
-        if name not in ("shards", "make_model") and _NAME.match(str(name)):
-            parts += _option(option_name(str(name), _SAYS.get(name)), value)
+    for name, value in (as_now(str(name), value) for name, value in given.items()):
+        if name not in ("shards", "make_model") and _NAME.match(name):
+            parts += _option(option_name(name, _SAYS.get(name)), value)
     return " ".join(parts) + rest
 
 

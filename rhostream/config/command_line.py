@@ -42,6 +42,10 @@ class SettingOption(click.Option):
         return names, text + ("  [required]" if self.needed else "")
 
 
+LOG_FORMAT = SettingOption(  # read by `console.open_console`, before any other option is
+    ["--log-format"], type=click.Choice(["text", "json"]), default="text", show_default=True, group="More",
+    expose_value=False, help="Of standard error; json: each line one object, with time, level, verb, event, message.",
+)  # fmt: skip
 # Of a verb that ends with a summary; where stdout is no terminal that is JSON anyway.
 JSON = SettingOption(["--json", "as_json"], is_flag=True, group="More", help="The summary as JSON, on a terminal too.")
 
@@ -133,6 +137,7 @@ class _Verb(Command):
             self._made = options_of(getattr(configs, self._config))
             if not any(option.name == "as_json" for option in self._made):
                 self._made.append(JSON)
+            self._made.append(LOG_FORMAT)
         return self._made
 
     @params.setter

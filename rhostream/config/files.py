@@ -15,7 +15,7 @@ from typing import Any
 
 from rhostream import storage
 from rhostream.errors import MismatchError, NotFoundError, UsageError
-from rhostream.setting import GONE, checked, kinds_of, require_known, settings_of
+from rhostream.setting import GONE, as_now, checked, kinds_of, require_known, settings_of
 
 VERSION = 1  # of the form in which a config is written down
 MAX_BYTES = {"json": 64 << 20, "yaml": 1 << 20, "toml": 1 << 20}  # run.json lists every shard; the others are typed
@@ -40,7 +40,7 @@ def read_config(url: str, config: type[Any]) -> dict[str, Any]:
         raise MismatchError(f"{where} is a config of {str(verb)[:40]}, not of {config.verb}")
     says, kinds = settings_of(config), kinds_of(config)
     found = {}
-    for name, value in record.items():
+    for name, value in (as_now(*item) for item in record.items()):
         if name in GONE and value == GONE[name][0]:
             continue  # as every run has it now
         require_known(str(name), says, f"{where}: {config.verb}")

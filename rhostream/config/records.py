@@ -14,6 +14,7 @@ from rhostream.setting import (
 )
 
 TESTS = "the test set is for reporting only"
+LOOKS_ON = "who looks on changes nothing"
 
 
 @dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)  # a part of TrainConfig
@@ -126,6 +127,14 @@ class RecordSettings:
         kept=False,
         free="who runs it changes nothing",
     )
-    tensorboard: bool = setting(
-        False, help="Also write TensorBoard events below the run.", heading=RECORDS, free="who looks on changes nothing"
+    track: Iterable[str] | str = setting(
+        (),
+        help="Show the run in tensorboard[:FOLDER], wandb[:PROJECT], mlflow[:EXPERIMENT], trackio[:PROJECT], one or "
+        "several; docs/trackers.md.",
+        heading=RECORDS,
+        metavar="NAME...",
+        free=LOOKS_ON,
+    )
+    track_every: int = setting(
+        10, help="Steps between those that are tracked; evaluations are always.", heading=RECORDS, free=LOOKS_ON
     )

@@ -210,9 +210,18 @@ class TrainConfig(RecordSettings, MachineSettings, ChoiceSettings, GradientStep,
         n_B, n_b = self.buffer_size, self.batch_size
         if not 1 <= n_b <= n_B:
             raise UsageError(f"--batch-size {n_b} of --buffer-size {n_B}: expected 1 <= n_b <= n_B")
-        numbers = (self.accumulate, self.eval_every, self.checkpoint_every, self.steps, self.passes)
+        numbers = (
+            self.accumulate,
+            self.eval_every,
+            self.checkpoint_every,
+            self.track_every,
+            self.steps,
+            self.passes,
+        )
         if any(n is not None and n < 1 for n in numbers):
-            raise UsageError("--steps, --passes, --accumulate, --eval-every and --checkpoint-every must be at least 1")
+            raise UsageError(
+                "--steps, --passes, --accumulate, --eval-every, --checkpoint-every and --track-every must be at least 1"
+            )
         if not 0 < self.il_lr_scale < math.inf:
             raise UsageError(f"--il-lr-scale {self.il_lr_scale:g}: expected a number above 0")
         self.check_step()

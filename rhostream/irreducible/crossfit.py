@@ -24,6 +24,7 @@ from rhostream.irreducible.learn import Checked, Learned, Recipe, evaluate, lear
 from rhostream.irreducible.pool import Pool
 from rhostream.irreducible.quality import Logits, logits_of, measured
 from rhostream.irreducible.unfinished import KeptOf
+from rhostream.progress import Progress
 from rhostream.randomness import generator
 from rhostream.runs.macs import macs_per_sample
 from rhostream.samples.kind import Kind
@@ -32,7 +33,6 @@ from rhostream.selection.outputs import require_logits
 from rhostream.selection.pairs import Contrastive, in_batches
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.tokens import is_language
-from rhostream.stream.progress import StepProgress
 
 LOG = logging.getLogger("rhostream")
 CHECK_SAMPLES = 10_000  # at most, for the choice of the checkpoint; as many of D are looked at
@@ -69,7 +69,7 @@ class Fit:
         return models.build(self.model, classes=self.classes, **self.preprocess.model_arguments())
 
     def learned(
-        self, number: int, pool: Pool, train: Tensor, check: Pool, rows: Tensor, progress: StepProgress | None = None
+        self, number: int, pool: Pool, train: Tensor, check: Pool, rows: Tensor, progress: Progress | None = None
     ) -> tuple[Learned, int]:
         """Train the network of one fold; its initial weights and dropout are functions of (seed, fold). Also the MACs
         of one forward.
@@ -120,7 +120,7 @@ def fit_folds(fit: Fit, rule: FoldRule, pool: Pool, check: Pool) -> list[Fold]:
     for number, (train, rows) in enumerate(splits):
         batches = -(-len(train) // fit.recipe.batch_size)
         title = f"fit-il: model {number + 1} of {rule.models}"
-        with StepProgress(title, fit.recipe.epochs * batches) as progress:
+        with Progress(title, fit.recipe.epochs * batches, "step") as progress:
             learned, macs = fit.learned(number, pool, train, check, rows, progress)
         found.append(Fold(number, learned, train, rows, macs))
         LOG.info(

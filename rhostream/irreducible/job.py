@@ -33,11 +33,11 @@ from rhostream.irreducible.score import Scorer
 from rhostream.irreducible.share import parse_index
 from rhostream.irreducible.target import Target
 from rhostream.irreducible.work import PRESENT, Engine, Outcome, Shard, ShardWork, Watch
+from rhostream.progress import Progress
 from rhostream.signals import StopRequest
 from rhostream.storage import redact
 from rhostream.stream.advice import gaps
 from rhostream.stream.budget import SHOWN, Budget
-from rhostream.stream.progress import Progress
 from rhostream.stream.scan import ScanSettings
 from rhostream.tables import il
 from rhostream.tables.il import PartFacts
@@ -131,7 +131,7 @@ class Job:
             with contextlib.closing(self._engine.outcomes(self._work, missing, watch)) as outcomes:
                 for outcome in outcomes:
                     self._take(outcome)
-                    progress.shard()
+                    progress.advance()
         stop.raise_if_asked(f"{summary.made + summary.present:,} of {summary.shards:,} parts are there")
 
     def _admit(self, outcome: Outcome) -> None:

@@ -18,6 +18,7 @@ from rhostream.compute.judge import judged
 from rhostream.crashpoints import crash_point
 from rhostream.errors import NonFiniteError
 from rhostream.irreducible.unfinished import Kept, Standing
+from rhostream.progress import Progress
 from rhostream.randomness import torch_seed
 from rhostream.samples.fields import Fields, Input, Target, target_of
 from rhostream.samples.kind import Kind
@@ -27,7 +28,6 @@ from rhostream.selection.outputs import called
 from rhostream.selection.pairs import Contrastive
 from rhostream.selection.tokens import SequenceMean, is_language
 from rhostream.signals import stop_if_asked
-from rhostream.stream.progress import StepProgress
 
 CHECKS_PER_EPOCH = 2
 NONFINITE_STEPS = 3  # in a row, none of which changes a weight
@@ -108,7 +108,7 @@ def learn(
     device: torch.device,
     classes: int | None,
     kept: Kept | None = None,
-    progress: StepProgress | None = None,
+    progress: Progress | None = None,
 ) -> Learned:
     """Train on rows `train` of image (N, ...); keep the state of lowest mean loss on rows `check` of `check_image` (of
     the mean over classes of their mean losses, where the fit is balanced).
@@ -158,8 +158,8 @@ def learn(
                 at.steps, at.samples = at.steps + 1, at.samples + len(rows)
                 crash_point("fit-il: step taken")
             if progress is not None:  # the loss of a batch would have to be waited for
-                checked_loss = f", loss {at.curve[-1]['val_loss']:.3f} on others" if at.curve else ""
-                progress.step(f"epoch {epoch + 1} of {recipe.epochs}{checked_loss}")
+                others = at.curve[-1]["val_loss"] if at.curve else None
+                progress.advance(epoch=epoch + 1, epochs=recipe.epochs, loss_on_others=others)
             if number in check_at:
                 checked = evaluate(network, check_image, check_label, check, kind, loss, device, says)
                 at.checked += len(check)

@@ -22,11 +22,11 @@ from rhostream.irreducible.engines.local import Local
 from rhostream.irreducible.reservoir import Reservoir
 from rhostream.irreducible.sampled import Drawn
 from rhostream.irreducible.work import Engine
+from rhostream.progress import Progress
 from rhostream.samples.fields import Fields
 from rhostream.storage import redact
 from rhostream.stream.advice import Advice
 from rhostream.stream.budget import SHOWN, Budget
-from rhostream.stream.progress import Progress
 from rhostream.stream.scan import End, ScanSettings
 from rhostream.tables.classes import ClassNames
 
@@ -229,7 +229,7 @@ def _collect(
         contextlib.closing(engine.drawn(visits, settings, progress.rows)) as shards,
     ):
         for drawn in shards:
-            progress.shard()
+            progress.advance()
             for piece in drawn.pieces:
                 sample.take(drawn.end.shard, piece)
             if drawn.end.error is not None:

@@ -19,8 +19,8 @@ import numpy as np
 from webdataset import TarWriter
 
 from rhostream.errors import AlreadyExistsError, UsageError
-from rhostream.making.progress import progress
 from rhostream.making.sample import Ints, Sample, SampleSet
+from rhostream.progress import counted
 from rhostream.storage import create, exists, is_local, join, list_files, read_bytes, redact, resolve
 from rhostream.tables.class_lists import LIST, read_class_list
 from rhostream.tables.classes import FIELD, require_same_classes, shown
@@ -106,7 +106,7 @@ def write(
         class_counts=np.zeros(len(samples.class_names), np.int64),
         notes=samples.notes,
     )
-    for number, rows in progress(enumerate(ranges), len(ranges), "shards written"):
+    for number, rows in counted(enumerate(ranges), len(ranges), "shards"):
         data = pack(_counted(samples, rows, summary, look))
         summary.found += _publish(join(folder, shard_name(samples.split, number)), data)
         summary.shards += 1

@@ -25,12 +25,22 @@ Metrics = Callable[[dict[str, Any]], None]
 
 
 class Book:
-    """Enters steps into the run, one behind the loop. `accumulate`: batches that make one update, entered together."""
+    """Enters steps into the run, one behind the loop. `accumulate`: batches that make one update, entered together.
 
-    def __init__(self, run: Attempt, stream: CandidateStream, metrics: Metrics | None, accumulate: int = 1) -> None:
+    `metrics` is called with each row of the steps table, `entered` with that and what the table doesn't hold.
+    """
+
+    def __init__(
+        self,
+        run: Attempt,
+        stream: CandidateStream,
+        metrics: Metrics | None,
+        accumulate: int = 1,
+        entered: Metrics | None = None,
+    ) -> None:
         self._run, self._stream, self._metrics, self.accumulate = run, stream, metrics, accumulate
+        self._entered = entered
         self._dead = 0
-        self.loss: float | None = None  # mean of the kept samples of the last step entered
         self.batches = 0  # since the last update was closed
         self.open: list[Step] = []  # of an update that isn't closed
         self._closed: list[Step] = []  # whose losses are on their way to the host
@@ -78,8 +88,8 @@ class Book:
         run, selection, totals = self._run, step.selection, step.totals
         assert totals is not None
         loss_b = None if step.loss_b is None else step.loss_b.float().cpu().numpy()
-        self.loss = self._mean(step, loss_b)
-        finite, applied = self.loss is None or math.isfinite(self.loss), bool(step.applied)
+        loss = self._mean(step, loss_b)
+        finite, applied = loss is None or math.isfinite(loss), bool(step.applied)
         if not finite:
             if applied:
                 raise NonFiniteError(
@@ -116,7 +126,7 @@ class Book:
             "pass": step.candidates.pass_index,
             "candidates": totals.candidates,
             "kept": totals.kept if trained else 0,
-            "loss_kept": self.loss,
+            "loss_kept": loss,
             "loss_candidates": totals.loss / totals.reached if totals.reached else None,
             "accuracy_candidates": totals.correct / totals.reached if totals.reached and classes else None,
             "effective_classes": totals.balance.kept if trained else None,
@@ -130,6 +140,17 @@ class Book:
         run.steps.append(row)
         if self._metrics is not None:
             self._metrics(row)
+        if self._entered is not None:
+            planned = self._stream.buffer_size
+            self._entered(
+                {
+                    **row,
+                    "planned": planned,
+                    "kept_share": row["kept"] / planned,
+                    "score_kept": totals.score_kept,
+                    "il_kept": totals.il_kept,
+                }
+            )
 
     def _mean(self, step: Step, loss_b: np.ndarray[Any, Any] | None) -> float | None:
         """The mean loss of what was kept; NaN where no step was made of it, None where the loop says nothing of it."""

@@ -30,10 +30,11 @@ from rhostream.runs.opening import Opening
 from rhostream.runs.process import at_work
 from rhostream.runs.saving import Saver
 from rhostream.runs.step import Evaluation
+from rhostream.runs.watching import Watch
 from rhostream.selection.selector import Selection, Selector
 from rhostream.signals import StopRequest
 from rhostream.stream.loader import Loader
-from rhostream.stream.progress import StepProgress
+from rhostream.trackers.names import AskedTracker
 
 LOG = logging.getLogger("rhostream")
 
@@ -68,6 +69,8 @@ class Loop:
         measured: bool = True,
         asked: turns.Asked | None = None,
         ends: tuple[int | None, int | None] = (None, None),
+        track: tuple[AskedTracker, ...] = (),
+        track_every: int = 10,
     ) -> None:
         self.attempt, self.stream, self.selector = attempt, stream, selector
         self.ranks, self.objects = attempt.ranks, dict(objects)
@@ -87,12 +90,13 @@ class Loop:
             asked=asked,
             ends=ends,
         )
-        self._book = Book(attempt, stream.stream, metrics, accumulate)
+        self._watch = Watch(attempt, job, record, track, track_every)
+        self._book = Book(attempt, stream.stream, metrics, accumulate, self._watch.entered)
         self._hand = AtHand(
             attempt, stream, selector, self.objects, self._book, seed=seed, measured=measured, evaluate=evaluate
         )
         self._commit_every, self._commit_seconds, self._committed_at = commit_every, commit_seconds, time.monotonic()
-        self._job, self._over, self._stop = job, False, StopRequest(job, patient=True)
+        self._over, self._stop = False, StopRequest(job, patient=True)
 
     def __repr__(self) -> str:
         """Where it lies and how far it is."""
@@ -119,18 +123,21 @@ class Loop:
             self._over = True
             return
         self._hand.clock = Clock(self.attempt.cost.seconds)
-        silent = not self.ranks.first or self.last_step is None
-        progress = StepProgress(self._job, self.last_step or 0, self.steps, silent=silent)
         # Signals are for who commits: another trainer's checkpoint has its own ways with them.
         listening = self._stop if self.objects else contextlib.nullcontext(self._stop)
-        with at_work(self.attempt.process), self.attempt.beginning(), listening as stop, progress:
-            yield from self._batches(stop, progress)
+        with (
+            at_work(self.attempt.process),
+            self.attempt.beginning(),
+            listening as stop,
+            self._watch.looking(self.last_step),
+        ):
+            yield from self._batches(stop)
             self._over = True
 
-    def _batches(self, stop: StopRequest, progress: StepProgress) -> Iterator[Selection]:
+    def _batches(self, stop: StopRequest) -> Iterator[Selection]:
         """Algorithm 1, lines 5 to 8; what the body of the loop does are lines 9 and 10."""
         hand, alone = self._hand, self.ranks.alone
-        if hand.selection is not None and self._after_step(stop, progress):  # the loop before was left after its step
+        if hand.selection is not None and self._after_step(stop):  # the loop before was left after its step
             return
         self.stream.give_back()  # what a loop that a signal ended had drawn, and didn't see
         # A rank that stopped waiting would leave the others in their next collective.
@@ -143,22 +150,20 @@ class Loop:
                         f"run.step(losses) was forgotten in step {self.steps}: call it once for each "
                         "batch, after the optimizer's step"
                     )
-            if self._after_step(stop, progress):
+            if self._after_step(stop):
                 return
         if alone and stop.signal:  # it came while the next buffer was waited for
             if self.attempt.uncommitted:
                 self._commit_own(False)
             raise stop.error(self.steps)
 
-    def _after_step(self, stop: StopRequest, progress: StepProgress) -> bool:
+    def _after_step(self, stop: StopRequest) -> bool:
         """Close the batch at hand and commit where it is time to; whether the run is over. Collective."""
         self._close()
         hand = self._hand
         crash_point("train: step closed")
-        progress.step("" if self._book.loss is None else f"loss {self._book.loss:.3f}")
-        if hand.evaluated is not None:
-            progress.evaluated(hand.evaluated.in_words())
-            hand.evaluated = None
+        self._watch.stepped(hand.evaluated, self.device)
+        hand.evaluated = None
         # A rank may know of a signal that another will only see a step later: all go by what was gathered.
         signal = stop.signal if self.ranks.alone else hand.signal
         if not self._book.open and (self.complete or signal or hand.due or self._is_due()):
@@ -281,6 +286,7 @@ class Loop:
 
     def _end(self) -> None:
         self.doubt = after_work(self.attempt.url) if self.ranks.first else ""
+        self._watch.complete(self.doubt)
         if self.doubt:
             LOG.warning("warning: %s", self.doubt)
         if not self.objects and self.attempt.uncommitted:

@@ -11,7 +11,7 @@ The loop itself is `runs/loop.py`; here it is made of a stream and a selector, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch.distributed as dist
@@ -28,6 +28,7 @@ from rhostream.runs.pins import il_account, pins_of, plain_config, record_of
 from rhostream.selection.ranks import default_ranks
 from rhostream.selection.selector import Selector
 from rhostream.stream.loader import Loader
+from rhostream.trackers import checked_trackers
 
 _ABSENT_SECONDS = 30.0  # how long a collective call waits for the ranks that don't make it
 
@@ -45,9 +46,11 @@ class Run(Loop):
     by default those of the stream's passes. `accumulate`: batches that make one update; see `closing`. `gradients`:
     "mean" or "sum", what reduces them over several ranks where the model doesn't tell. `seed_steps`: torch's, numpy's
     and Python's generators are seeded by (seed, step, rank) before each batch, so that dropout is a function of the
-    step; without it a resume is exact but for your own draws. `commit_every` buffers, or `commit_seconds`, a commit is
-    made when the loop asks for the next batch; `keep_checkpoints` of them keep their tensors. `metrics` is called with
-    each row of the steps table, one step late.
+    step; without it a resume is exact but for your own draws. `track`: where to show the run, "tensorboard", "wandb",
+    "mlflow:my experiment", "trackio" or several of them, each `track_every` steps.
+
+    `commit_every` buffers, or `commit_seconds`, a commit is made when the loop asks for the next batch;
+    `keep_checkpoints` of them keep their tensors. `metrics` is called with each row of the steps table, one step late.
 
     After a loss spike: `from_step` goes back to the commit of that step, whose state must still be kept, and
     `skip_buffers` "A:B" passes over the buffers of these numbers (counted from 0, B not included), on none of which it
@@ -81,6 +84,8 @@ class Run(Loop):
         commit_seconds: float | None = None,
         keep_checkpoints: int = 2,
         metrics: Metrics | None = None,
+        track: str | Iterable[str] = (),
+        track_every: int = 10,
         from_step: int | None = None,
         skip_buffers: str | None = None,
         grow: bool = False,
@@ -93,12 +98,13 @@ class Run(Loop):
             "accumulate": accumulate,
             "commit_every": commit_every,
             "keep_checkpoints": keep_checkpoints,
+            "track_every": track_every,
         }.items():
             if number is not None and (not isinstance(number, int) or number < 1):
                 raise UsageError(f"{name} {number!r} of a run: expected a whole number of at least 1")
         if commit_seconds is not None and not commit_seconds > 0:
             raise UsageError(f"commit_seconds {commit_seconds!r}: expected more than 0")
-        ranks, config = default_ranks(group), plain_config(config)
+        ranks, config, trackers = default_ranks(group), plain_config(config), checked_trackers(track)
         require_ranks(stream, selector, ranks, gradients)
         objects = states.checked_state(state or {})
         asked = turns.Asked(from_step=from_step, skip_buffers=skip_buffers, grow=grow)
@@ -126,6 +132,8 @@ class Run(Loop):
             commit_seconds=commit_seconds,
             keep_checkpoints=keep_checkpoints,
             metrics=metrics,
+            track=trackers,
+            track_every=track_every,
             measured=False,
             asked=asked,
             ends=ends,

@@ -60,6 +60,8 @@ class Totals:
     live_trained: int
     signal: int  # the largest signal that a rank was asked to stop by, 0 for none
     due: bool  # whether a rank's clock says that it is time for a commit
+    score_kept: float | None  # mean over the kept samples that have one
+    il_kept: float | None  # the same, nats
     balance: Balance  # the classes of what was kept
 
 
@@ -86,16 +88,27 @@ def totals_of(candidates: Candidates, selection: Selection, signal: int, due: bo
     told = ranks.gather(torch.tensor([
         np.count_nonzero(candidates.host.reason == CANDIDATE), len(selection), len(reached),
         reached.sum(dtype=np.float64), np.count_nonzero(selection.correct), selection.scored, selection.shortlisted,
-        selection.reread, selection.live_scored, selection.live_trained, due, signal,
+        selection.reread, selection.live_scored, selection.live_trained, due, *_of_kept(candidates, selection), signal,
     ], dtype=torch.float64))  # fmt: skip
     loss = float(told[:, 3].sum())
-    of_all, kept, count, _, correct, scored, short, reread, live, learned, asked, _ = (
-        int(n) for n in told.sum(0).nan_to_num().tolist()
-    )
+    sums = told.sum(0).nan_to_num().tolist()
+    of_all, kept, count, _, correct, scored, short, reread, live, learned, asked = map(int, sums[:11])
+    scores, with_score, ils, with_il = sums[11:15]
     return Totals(
         of_all, kept, count, loss, correct, scored, short, reread, live, learned, int(told[:, -1].max()), asked > 0,
+        scores / with_score if with_score else None, ils / with_il if with_il else None,
         _balance(candidates, selection, ranks),
     )  # fmt: skip
+
+
+def _of_kept(candidates: Candidates, selection: Selection) -> list[float]:
+    """Of this rank's kept rows: the sum of their scores and how many have one, the same of their il."""
+    il = candidates.host.il.numpy() if selection.il is None else selection.il
+    found: list[float] = []
+    for values in (selection.score[selection.rows], il[selection.rows]):
+        finite = values[np.isfinite(values)]
+        found += [float(finite.sum(dtype=np.float64)), len(finite)]
+    return found
 
 
 def _balance(candidates: Candidates, selection: Selection, ranks: Ranks) -> Balance:

@@ -28,6 +28,7 @@ from rhostream.stream.dataset import CandidateStream
 from rhostream.stream.deny_list import check_deny_list
 from rhostream.stream.keep_list import list_url
 from rhostream.tables.il import fingerprint
+from rhostream.trackers.names import AskedTracker, checked_trackers
 from rhostream.training.augment import KINDS
 from rhostream.training.cascade import Shortlist, parse_shortlist, require_scorers
 
@@ -49,7 +50,7 @@ class Settings(TrainConfig):
         if self.deny is not None:
             check_deny_list(self.deny)
         check_name(self.augment, KINDS)
-        _ = self.tokens, self.budget, self.asked  # a share, or a step, that can't be
+        _ = self.tokens, self.budget, self.asked, self.trackers  # a share, a step or a name that can't be
         if not isinstance(self.shadow, str | None):
             object.__setattr__(self, "shadow", ",".join(self.shadow))
         require_loss_of_samples(self.loss)
@@ -118,6 +119,11 @@ class Settings(TrainConfig):
     def budget(self) -> Budget:
         """What the test set may hold that can't be used. Raises UsageError."""
         return Budget(fraction=self.max_bad_fraction, samples=self.max_bad_samples)
+
+    @property
+    def trackers(self) -> tuple[AskedTracker, ...]:
+        """Where the run is shown. Raises UsageError and its kin."""
+        return checked_trackers(self.track)
 
     @property
     def asked(self) -> Asked:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -103,19 +102,7 @@ def train(config: TrainConfig) -> Summary:
     settings = Settings.of_config(config)
     on = device_of(local_device(settings.device))
     with joined(on, settings.rank_timeout) as ranks:
-        return _train(_with_tensorboard(settings) if settings.tensorboard and ranks.first else settings, on, ranks)
-
-
-def _with_tensorboard(settings: Settings) -> Settings:
-    from rhostream.training.tensorboard import writer
-
-    watchers = [watch for watch in (writer(settings.run), settings.metrics) if watch is not None]
-
-    def write(row: dict[str, Any]) -> None:
-        for watch in watchers:
-            watch(row)
-
-    return replace(settings, metrics=write)
+        return _train(settings, on, ranks)
 
 
 def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
@@ -221,7 +208,8 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         attempt, record, loader, selector, state, last_step, seed=settings.seed,
         commit_every=settings.checkpoint_every, keep_checkpoints=settings.keep_checkpoints, metrics=settings.metrics,
         changeable=CHANGEABLE, note={name: record["settings"][name] for name in UNPINNED}, job="train",
-        evaluate=evaluations, start=turn.start)  # fmt: skip
+        evaluate=evaluations, start=turn.start, track=settings.trackers, track_every=settings.track_every,
+    )  # fmt: skip
     trainer = Trainer(
         run=managed,
         model=network,

@@ -28,6 +28,25 @@ PACKAGES = {
         "ray==2.60.0", "jsonschema==4.26.0", "jsonschema-specifications==2025.9.1", "referencing==0.37.0",
         "rpds-py==2026.9.1", "pandas==3.1.1", "tensorboardX==2.6.5",
     ),
+    "wandb": (
+        "wandb==0.31.0", "cwevals==0.0.1b1", "opentelemetry-exporter-otlp-proto-http==1.45.2",
+        "opentelemetry-exporter-otlp-common==0.66b2", "opentelemetry-exporter-otlp-proto-common==1.45.2",
+        "opentelemetry-proto==1.45.2", "opentelemetry-sdk==1.45.2", "opentelemetry-semantic-conventions==0.66b2",
+        "xxhash==4.1.0", "distro==1.9.0", "httpx==0.28.1", "httpcore==1.0.9", "sniffio==1.3.1",
+        "opentelemetry-exporter-http-transport==0.66b2",
+    ),
+    "mlflow": (
+        "mlflow-skinny==3.17.2", "SQLAlchemy==2.1.9", "alembic==1.20.1", "cachetools==7.3.3", "cloudpickle==3.1.3",
+        "databricks-sdk==0.162.0", "fastapi==0.165.0", "GitPython==3.2.1", "importlib_metadata==9.1.0",
+        "opentelemetry-proto==1.45.2", "opentelemetry-sdk==1.45.2", "opentelemetry-semantic-conventions==0.66b2",
+        "python-dotenv==1.2.4", "sqlparse==0.6.1", "starlette==1.10.0", "uvicorn==0.54.0", "Mako==1.4.3",
+        "gitdb==4.0.12", "zipp==4.1.2", "smmap==5.0.3",
+    ),
+    "trackio": (
+        "trackio==0.43.0", "brotli==1.2.1", "gradio_client==2.7.2", "httpx==0.28.1", "httpcore==1.0.9",
+        "orjson==3.13.0", "python-multipart==0.0.34", "starlette==1.10.0", "httptools==0.9.0", "python-dotenv==1.2.4",
+        "uvloop==0.23.0", "watchfiles==1.3.0", "websockets==17.4", "uvicorn==0.54.0",
+    ),
     "launch": (  # the schemas of launch files
         "kubernetes-validate==1.37.0", "kubeflow-trainer-api==2.3.0", "kubeflow-training==1.9.4", "skypilot==0.14.1",
         "colorama==0.4.6", "importlib-resources==7.1.0", "jsonschema==4.26.0", "jsonschema-specifications==2025.9.1",
