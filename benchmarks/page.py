@@ -52,7 +52,8 @@ def render(rows: Sequence[Row]) -> dict[str, str]:
         listed.append(f"| [{title}]({record}) | {own[0]['date']} | {device} | `{own[0]['command']}` |")
     front = ["# Performance", words.get("opening", ""), _claims(words.get("claims", ""), parts), "## Where we lose",
              _missed(parts), words.get("losses", ""), "## The records",
-             "\n".join(["| record | date | machine | command |", "|---|---|---|---|", *listed])]  # fmt: skip
+             "\n".join(["| record | date | machine | command |", "|---|---|---|---|", *listed]),
+             "```{toctree}\n:hidden:\n:glob:\n\nperformance/*\n```"]  # fmt: skip
     return {"performance.md": _joined(front), **pages}
 
 

@@ -62,6 +62,33 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page: Path) -> None:
     assert lost == []
 
 
+WORDS = 1500  # of a page that somebody reads from the top
+# Pages to look something up in, most of them made of the code or of results.
+LOOKED_UP = {
+    "CHANGELOG.md", "docs/faults.md", "docs/reference.md", "docs/settings.md", "docs/results/claims.md",
+    "docs/results/moved.md", "docs/results/small.md",
+}  # fmt: skip
+
+
+def test_no_page_is_longer_than_one_reads() -> None:
+    long = {
+        path.relative_to(ROOT).as_posix() for path in PAGES if len(path.read_text(encoding="utf-8").split()) > WORDS
+    }
+    assert long == LOOKED_UP
+
+
+def test_every_word_of_the_first_page_of_the_site_is_in_the_glossary() -> None:
+    """Where a page says a word of ours for the first time it says what it means; the glossary has them all."""
+    defined = set(re.findall(r"^\*\*(.*?)\*\*", (DOCS / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE))
+    words = {word for head in defined for word in re.split(r", ", head)}
+    for name in ("index.md", "tutorial-text.md", "tutorial-pairs.md"):
+        (box,) = re.findall(
+            r"^\*\*(?:The words|Words) .*?(?=\n\n)", (DOCS / name).read_text("utf-8"), re.MULTILINE | re.DOTALL
+        )
+        met = {word.lower().rstrip("s") for word in re.findall(r"(?<!\*)\*(\w+)\*(?!\*)", box)}
+        assert len(met) >= 4 and met <= {word.rstrip("s") for word in words}, name
+
+
 def test_every_public_name_is_on_the_page_of_the_library() -> None:
     names = re.findall(r"auto(?:class|function):: rhostream\.(\w+)", (DOCS / "api.md").read_text(encoding="utf-8"))
     assert sorted(names) == sorted(rhostream.__all__)
