@@ -53,9 +53,9 @@ _OF_PARTS = ("il", "samples", "quarantine")
 
 
 class Ledger:
-    """Runs (and their IL table) opened for questions; use as a context manager."""
+    """Runs (and their IL table) opened for questions; use as a context manager. `limits`: settings of DuckDB's."""
 
-    def __init__(self, folders: Sequence[str], roots: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folders: Sequence[str], roots: Mapping[str, str] | None = None, **limits: str) -> None:
         urls = [storage.resolve(folder) for folder in folders]
         tables = [url for url in urls if is_table(url)]
         self._folders = [url for url in urls if url not in tables]
@@ -70,7 +70,7 @@ class Ledger:
         spill = os.path.join(tempfile.gettempdir(), f"rhostream-sql-{uuid.uuid4().hex}")
         self._con = duckdb.connect(":memory:", config={
             "autoinstall_known_extensions": False, "autoload_known_extensions": False,
-            "python_enable_replacements": False, "temp_directory": spill,
+            "python_enable_replacements": False, "temp_directory": spill, **limits,
         })  # fmt: skip
         self._open_runs()
         self._tables = tables or list(dict.fromkeys(run.il_url for run in self.runs if run.il_url))

@@ -197,7 +197,7 @@ class Kind:
     def preview(self, members: Mapping[str, bytes], record: Mapping[str, Any], large: bool = False) -> Preview:
         """A sample for a person to look at, of the first `preview_bytes` of its members; empty where nothing is shown.
 
-        `record`: the settings of the run that is shown. `large`: for who judges it alone, not for one of a page of them.
+        `record`: the settings of the run that is shown. `large`: for who looks at it alone, not among many.
         """
         return Preview()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,9 @@ from rhostream.audit.viewer.filters import checked_filters
 from rhostream.audit.viewer.find import first_rows, looks
 from rhostream.audit.viewer.live import Follower
 from rhostream.audit.viewer.looks import LOOKS, RUNS
+from rhostream.audit.viewer.questions import Questions, named_questions
 from rhostream.audit.viewer.rows import REASONS, Array
+from rhostream.audit.viewer.samples import Samples
 from rhostream.errors import UsageError
 from rhostream.tables.names import checked_roots
 
@@ -34,6 +36,8 @@ class Viewer:
         self._roots = checked_roots(roots)
         self._follower = Follower(folders)
         self._counter = Counter()
+        self._samples = [Samples(run.folder, self._roots) for run in self._follower.runs]
+        self._questions = Questions(folders, self._roots)
         self._axes: Axes = {}
         self._axes_of = 0  # rows that the axes were made of
         self._lock = threading.Lock()
@@ -43,8 +47,14 @@ class Viewer:
         self._follower.start()
 
     def close(self) -> None:
-        """Stop following."""
+        """Stop following, and whatever is asked."""
         self._follower.close()
+        self._questions.close()
+
+    def answers(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
+        """By the names under which the page asks."""
+        return {"state": self.state, "charts": self.charts, "rows": self.rows, "history": self.history,
+                "sample": self.sample, "sql": self.sql, "questions": self.questions}  # fmt: skip
 
     def state(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """How far each run is loaded and got, once it isn't the version that was `seen` any more."""
@@ -76,10 +86,27 @@ class Viewer:
     def history(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Every look at one sample, by run."""
         shard, ordinal = str(asked.get("shard")), _whole(asked.get("ordinal"))
-        names = self._follower.shards.names
-        number = names.index(shard) if shard in names else -1
-        found = [looks(run.rows.snapshot(), number, ordinal) for run in self._follower.runs]
+        found = [looks(run.rows.snapshot(), self._number(shard), ordinal) for run in self._follower.runs]
         return {"runs": [[self._named(row) for row in rows] for rows in found]}
+
+    def sample(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """One sample of a run for people to look at."""
+        run, shard, ordinal = self._run(asked), str(asked.get("shard")), _whole(asked.get("ordinal"))
+        reader = self._samples[self._follower.runs.index(run)]
+        return reader.look(shard, self._number(shard), ordinal, run.rows.snapshot())
+
+    def sql(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to a SELECT or a named question, its first rows."""
+        commits = [run.link.digest if run.link else None for run in self._follower.runs]
+        return self._questions.ask(str(asked.get("text", "")), commits)
+
+    def questions(self, _: Mapping[str, Any]) -> list[dict[str, str]]:
+        """The named questions."""
+        return named_questions()
+
+    def _number(self, shard: str) -> int:
+        names = self._follower.shards.names
+        return names.index(shard) if shard in names else -1
 
     def _run(self, asked: Mapping[str, Any]) -> Any:
         number = _whole(asked.get("run", 0))

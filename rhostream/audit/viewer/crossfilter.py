@@ -113,21 +113,23 @@ def _shape(chart: str, snapshot: Snapshot, axes: Axes) -> tuple[int, ...]:
 
 def _codes(chart: str, block: Block, rows: int, chosen: Any, axes: Axes) -> Array:
     """Where a chart counts each of the chosen rows: bin * R + reason."""
+    codes: Array
     if chart in VALUES:
-        return value_codes(block, rows, chart, axes)[chosen]
+        codes = value_codes(block, rows, chart, axes)[chosen]
+        return codes
     if chart == "cell":
-        cells = (value_codes(block, rows, "il", axes)[chosen] // R).astype(np.int64)
-        cells *= (axes["loss"].bins + 1) * R
-        cells += value_codes(block, rows, "loss", axes)[chosen]
-        return cells
-    reason = block.columns["reason"][:rows][chosen]
+        codes = (value_codes(block, rows, "il", axes)[chosen] >> 4).astype(np.int32)  # R is 1 << 4
+        codes *= (axes["loss"].bins + 1) * R
+        codes += value_codes(block, rows, "loss", axes)[chosen]
+        return codes
+    reason: Array = block.columns["reason"][:rows][chosen]
     if chart == "reason":
         return reason
     if chart == "label":
-        codes = np.minimum(block.columns["label"][:rows][chosen].astype(np.int64), MOST_LABELS - 1) + 1
+        codes = np.minimum(block.columns["label"][:rows][chosen], MOST_LABELS - 1)
     else:
-        width = int(axes["step"].width)
-        codes = (block.columns["step"][:rows][chosen].astype(np.int64) >> (width.bit_length() - 1)) + 1
+        codes = block.columns["step"][:rows][chosen] >> (int(axes["step"].width).bit_length() - 1)
+    codes += 1
     codes *= R
     codes += reason
     return codes
@@ -136,15 +138,20 @@ def _codes(chart: str, block: Block, rows: int, chosen: Any, axes: Axes) -> Arra
 def value_codes(block: Block, rows: int, name: str, axes: Axes) -> Array:
     """(rows,) uint16 codes of il, loss or score; made once for each axis, and kept with the block."""
     axis = axes[name]
-    before = block.coded.get(name)
-    codes, done = (before[2], before[1]) if before and before[0] == axis else (np.zeros(0, np.uint16), 0)
+    made_of, done, codes = block.coded.get(name, (None, 0, np.zeros(0, np.uint16)))
+    if made_of != axis:
+        done = 0
     if done < rows:
         if len(codes) < rows:
             codes = np.concatenate([codes[:done], np.empty(len(block.columns[name]) - done, np.uint16)])
-        values = block.columns[name][done:rows].astype(np.float64)
-        bins = np.clip(np.floor((values - axis.low) / axis.width), 0, axis.bins - 1)
-        codes[done:rows] = (
-            np.where(np.isnan(bins), 0, bins + 1).astype(np.uint16) * R + block.columns["reason"][done:rows]
-        )
+        bins = (block.columns[name][done:rows].astype(np.float64) - axis.low) / axis.width
+        np.floor(bins, out=bins)
+        np.clip(bins, 0, axis.bins - 1, out=bins)
+        bins += 1
+        np.copyto(bins, 0, where=np.isnan(bins))
+        codes[done:rows] = bins
+        codes[done:rows] *= R
+        codes[done:rows] += block.columns["reason"][done:rows]
         block.coded[name] = (axis, rows, codes)
-    return codes[:rows]
+    coded: Array = codes[:rows]
+    return coded

@@ -58,11 +58,12 @@ def _is_number(value: Any) -> bool:
 
 def mask_of(block: Block, rows: int, name: str, value: Any) -> Array:
     """Which of a block's rows a filter lets through, (rows,) bool."""
-    column = block.columns[name][:rows]
+    column: Array = block.columns[name][:rows]
     if name == "reason":
         through = np.zeros(256, np.bool_)
         through[list(value)] = True
-        return through[column]
+        taken: Array = through[column]
+        return taken
     if name == "label":
         return np.isin(column, np.array(value, np.int32))
     low, high = value

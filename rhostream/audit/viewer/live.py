@@ -94,6 +94,8 @@ class Follower:
     def close(self) -> None:
         """End the thread, after the segment that it reads."""
         self._ended.set()
+        with self._changed:
+            self._changed.notify_all()
         self._thread.join(10)
 
     def wait(self, seen: int, seconds: float) -> int:

@@ -24,12 +24,23 @@ ROWS = 1000  # shown
 CELL = 300  # characters
 
 
+class _Limited(Ledger):
+    """A ledger whose questions take little memory, and may be stopped."""
+
+    def __init__(self, folders: Sequence[str], roots: Mapping[str, str]) -> None:
+        super().__init__(folders, roots, memory_limit=MEMORY, max_temp_directory_size=MEMORY)
+
+    def stop(self) -> None:
+        """Make the question that another thread asks fail."""
+        self._con.interrupt()
+
+
 class Questions:
     """Asks the ledger of these runs; a question at a time."""
 
     def __init__(self, folders: Sequence[str], roots: Mapping[str, str]) -> None:
         self._folders, self._roots = list(folders), roots
-        self._ledger: Ledger | None = None
+        self._ledger: _Limited | None = None
         self._of: Any = None  # the commits that it was opened for
         self._lock = threading.Lock()
 
@@ -44,7 +55,7 @@ class Questions:
             began = time.monotonic()
             ledger = self._opened(commits)
             late = threading.Event()
-            timer = threading.Timer(SECONDS, lambda: (late.set(), ledger.interrupt()))
+            timer = threading.Timer(SECONDS, _stop, (ledger, late))
             timer.daemon = True
             timer.start()
             try:
@@ -62,22 +73,27 @@ class Questions:
     def close(self) -> None:
         """Close the ledger, if it was opened."""
         if self._ledger is not None:
-            self._ledger.interrupt()
+            self._ledger.stop()
             self._ledger.close()
 
-    def _opened(self, commits: Any) -> Ledger:
+    def _opened(self, commits: Any) -> _Limited:
         if self._ledger is None or self._of != commits:
-            fresh = Ledger(self._folders, self._roots, memory=MEMORY)
+            fresh = _Limited(self._folders, self._roots)
             if self._ledger is not None:
                 self._ledger.close()
             self._ledger, self._of = fresh, commits
         return self._ledger
 
 
+def _stop(ledger: _Limited, late: threading.Event) -> None:
+    late.set()
+    ledger.stop()
+
+
 def _answer(ledger: Ledger, text: str) -> pa.Table:
     if text.startswith("@"):
         return run_question(ledger, text[1:])
-    return ledger.sql(text, most=ROWS + 1)
+    return ledger.read(text, lambda answer: answer.limit(ROWS + 1).to_arrow_table())
 
 
 def _json(table: pa.Table) -> dict[str, Any]:

@@ -30,8 +30,7 @@ def view(
     if not named:
         raise UsageError("no run folder was given")
     viewer = Viewer(named, roots)
-    answers = {"state": viewer.state, "charts": viewer.charts, "rows": viewer.rows, "history": viewer.history}
-    with Server(answers, port) as server:
+    with Server(viewer.answers(), port) as server:
         viewer.start()
         try:
             say(server.url)

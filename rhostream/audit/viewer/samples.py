@@ -59,7 +59,9 @@ class Samples:
                     self._segment = (path, parquet.read(storage.join(self._run.url, path), columns)[0])
             except RhostreamError:
                 return None
-            rows_of = pc.and_(pc.equal(self._segment[1]["ordinal"], ordinal), pc.equal(self._segment[1]["shard"], shard))
+            rows_of = pc.and_(
+                pc.equal(self._segment[1]["ordinal"], ordinal), pc.equal(self._segment[1]["shard"], shard)
+            )
             keys = self._segment[1].filter(rows_of)["key"].to_pylist()
             return str(keys[0]) if keys else None
         return None

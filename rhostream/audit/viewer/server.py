@@ -11,11 +11,13 @@ policy lets in scripts and styles of these files alone.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hmac
 import json
 import logging
 import secrets
+import socket
 import socketserver
 import sys
 from collections.abc import Callable, Mapping
@@ -48,8 +50,7 @@ log = logging.getLogger(__name__)
 class Server(ThreadingHTTPServer):
     """Serves the page and the answers by name, a thread a connection."""
 
-    daemon_threads = True  # a browser keeps its connections open
-    block_on_close = False
+    daemon_threads = False  # `server_close` waits for them
 
     def __init__(self, answers: Mapping[str, Answer], port: int = 0) -> None:
         """Raises UsageError for a port that can't be had."""
@@ -63,6 +64,7 @@ class Server(ThreadingHTTPServer):
             super().__init__((ADDRESS, port), _Handler)
         except (OSError, OverflowError) as exc:
             raise UsageError(f"port {port} of {ADDRESS} {_why(exc)}; --port 0 takes one that is free") from exc
+        self._open: set[Any] = set()  # connections, which a browser keeps open
         self.hosts = {f"{name}:{self.server_port}" for name in (ADDRESS, "localhost")}
 
     @property
@@ -74,6 +76,21 @@ class Server(ThreadingHTTPServer):
         """Without asking a name server what this machine is called, as http.server does."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = ADDRESS, self.server_address[1]
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """A connection from its first request to its last."""
+        self._open.add(request)
+        try:
+            super().finish_request(request, client_address)
+        finally:
+            self._open.discard(request)
+
+    def server_close(self) -> None:
+        """End all connections and wait for their threads: what they asked must have been stopped."""
+        for connection in [*self._open]:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        super().server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that went away is no error; the rest is one line."""

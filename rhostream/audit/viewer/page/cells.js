@@ -42,7 +42,7 @@ export class Cells {
     const { runs } = this.data;
     const side = this.width / runs.length < 260 ? 1 : runs.length;
     const width = Math.floor(this.width / side) - (side > 1 ? 6 : 0);
-    const height = Math.round(Math.min(Math.max(width * 0.78, 220), 420));
+    const height = Math.round(Math.min(Math.max(width * (runs.length > 1 ? 1.35 : 0.78), 220), 440));
     while (this.panels.length < runs.length) this.panels.push(this.made(this.panels.length));
     runs.forEach((run, at) => this.drawPanel(this.panels[at], run, width, height));
     const none = runs.filter((run) => !run.cell.n.length);

@@ -97,7 +97,7 @@ export class Histogram {
   draw() {
     if (!this.data || !this.width) return;
     const { axis, runs } = this.data;
-    const panel = runs.length > 1 ? 84 : 132;
+    const panel = runs.length > 1 ? 92 : 132;
     const height = PAD.top + panel * runs.length + PAD.bottom;
     const parts = [];
     runs.forEach((run, at) => parts.push(...this.panel(run, PAD.top + at * panel, panel - 6)));
@@ -135,7 +135,7 @@ export class Histogram {
       parts.at(-1).textContent = run.rows ? `none of the selected rows has ${this.missing}` : "no rows yet";
       return parts;
     }
-    const y = (n) => foot - (n / most) * (height - 12);
+    const y = (n) => foot - (n / most) * (height - (this.data.runs.length > 1 ? 18 : 12));
     const step = (this.width - PAD.left - PAD.right) / axis.bins;
     const gap = step > 4 ? 1 : 0;
     const below = new Array(axis.bins).fill(0);

@@ -5,6 +5,8 @@ import { card, sum, tableBehind } from "./histogram.js";
 
 const PAD = { left: 46, right: 14, top: 8, bottom: 20 };
 
+const DASHES = [null, "6 3", "2 2.5", "8 3 2 3"]; // so that lines which coincide are all seen
+
 export class Shares {
   constructor({ looks }) {
     Object.assign(this, { looks, width: 0, data: null });
@@ -44,14 +46,14 @@ export class Shares {
     for (const tick of ticks(axis.low, end, Math.max(Math.floor(this.width / 70), 2))) {
       if (tick % 1 === 0) parts.push(text(short(tick), { class: "label", x: x(tick), y: foot + 15, "text-anchor": "middle" }));
     }
-    for (const run of runs) {
+    for (const [number, run] of runs.entries()) {
       let last = -2;
       const path = run.points.map((point) => {
         const word = point.bin === last + 1 ? "L" : "M";
         last = point.bin;
         return `${word}${x(axis.low + (point.bin + 0.5) * axis.width).toFixed(1)} ${y(point.share).toFixed(1)}`;
       }).join("");
-      parts.push(svg("path", { class: "line", d: path, stroke: run.colour }));
+      parts.push(svg("path", { class: "line", d: path, stroke: run.colour, "stroke-dasharray": DASHES[number] }));
       if (run.points.length < 40) {
         for (const point of run.points) parts.push(svg("circle", { cx: x(axis.low + (point.bin + 0.5) * axis.width), cy: y(point.share), r: 2.2, fill: run.colour }));
       }

@@ -4,7 +4,9 @@ import { ask, count, el, number, percent } from "./dom.js";
 import { Bars } from "./bars.js";
 import { Cells } from "./cells.js";
 import { Histogram } from "./histogram.js";
+import { Gallery, openHistory } from "./samples.js";
 import { Shares } from "./shares.js";
+import { Box } from "./sql.js";
 
 const page = (id) => document.getElementById(id);
 const looks = { reasons: [], names: [] };
@@ -37,6 +39,11 @@ const classes = new Bars({
 });
 const shares = new Shares({ looks });
 page("charts").append(...[cells, histograms.il, histograms.loss, histograms.score, histograms.step, reasons, shares, classes].map((chart) => chart.node));
+
+const gallery = new Gallery(page("gallery"), { looks, filters, state: () => state });
+new Box(page("sql"), {
+  open: (name, row) => openHistory(gallery, Math.max(state.runs.findIndex((run) => run.name === name), 0), row),
+});
 
 function draw(answer) {
   newest = answer;
@@ -102,6 +109,7 @@ function select(...changes) {
   }
   showFilters();
   refresh();
+  gallery.restart();
 }
 
 function showFilters() {
@@ -208,6 +216,7 @@ async function follow() {
       if (fresh && rows !== drawn) {
         drawn = rows;
         await refresh();
+        if (!gallery.section.dataset.filled || gallery.order.value === "newest") gallery.changed();
         // While much is being loaded, not all of the time goes into counting it.
         await pause(Math.min(2 * (performance.now() - began), 1500) * (state.runs.some((run) => run.rows < run.committed) ? 1 : 0.2));
       }
