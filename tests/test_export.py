@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import resource
-import shutil
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,9 @@ from hypothesis import strategies as st
 import rhostream
 from rhostream.audit.export import export
 from rhostream.audit.export.datacomp import as_pairs
-from rhostream.errors import NotWritableError, StorageError, TableError, UnknownNameError, UsageError
-from rhostream.inert import FORMULA, csv_text
+from rhostream.errors import UnknownNameError, UsageError
+from rhostream.inert import csv_text
+from rhostream.reasons import Reason
 from rhostream.stream.keep_list import read_keep_list
 from rhostream.tables import il
 from tests.support.audit_fixtures import ROWS, World, make_rows, make_run, make_world
@@ -90,7 +88,7 @@ def test_a_named_question_and_a_table_are_taken_too(runs: list[str], made: World
     assert export(str(made.table), str(tmp_path / "b.parquet"), where="status <> 'ok'").rows == 2
 
 
-def test_csv_read_back_is_the_parquet_and_no_cell_is_a_formula(runs: list[str], tmp_path: Path) -> None:
+def test_csv_read_back_is_the_parquet(runs: list[str], tmp_path: Path) -> None:
     for name in ("x.parquet", "x.csv"):
         export(runs, str(tmp_path / name), where="true")
     exact = pq.read_table(tmp_path / "x.parquet")
@@ -104,11 +102,6 @@ def test_csv_read_back_is_the_parquet_and_no_cell_is_a_formula(runs: list[str], 
         row["key"] = csv_text(row["key"])
         row["correct"], row["kept"] = row["correct"], bool(row["kept"])
     assert repr(back.to_pylist()) == repr(expected)
-    text = (tmp_path / "x.csv").read_text()
-    assert text.count("\n") == len(expected) + 1
-    cells = [cell for line in text.splitlines() for cell in line.split(",")]
-    assert not any(cell.lstrip('"').startswith(FORMULA) and not cell.lstrip("-").replace(".", "").isdigit()
-                   and "e-" not in cell and cell != "-inf" for cell in cells)  # fmt: skip
 
 
 # -- samples -----------------------------------------------------------------------------------------------------------
@@ -164,41 +157,10 @@ def test_pairs_come_with_picture_and_caption(tmp_path: Path) -> None:
     )
 
 
-def test_shards_that_moved_are_found_by_their_root_and_else_nothing_is_written(
-    made: World, runs: list[str], tmp_path: Path
-) -> None:
-    moved = shutil.copytree(made.root, tmp_path / "made")
-    run = make_run(World(moved, moved / "il", made.parts, made.shards), str(tmp_path / "run"), make_rows(made, 8))
-    (moved / "shards").rename(moved / "elsewhere")
-    with pytest.raises(StorageError, match=r"none of 22 samples.*--root NAME=URL"):
-        export(run, str(tmp_path / "x.parquet"), with_samples=True)
-    assert not (tmp_path / "x.parquet").exists() and not [*tmp_path.glob(".*")]
-    done = export(run, str(tmp_path / "x.parquet"), with_samples=True, roots={"web": str(moved / "elsewhere")})
-    assert (done.samples, done.unread) == (22, 0)
-    shutil.move(moved / "il", moved / "table")
-    with pytest.raises(UsageError, match="IL table isn't at"):
-        export(run, str(tmp_path / "y.parquet"), with_samples=True)
-
-
-def test_what_cannot_be_read_is_a_row_with_nulls_that_is_counted_and_named(
-    made: World, tmp_path: Path, capsys: Any
-) -> None:
-    moved = shutil.copytree(made.root, tmp_path / "made")
-    world = World(moved, moved / "il", made.parts, made.shards)
-    run = make_run(world, str(tmp_path / "run"), make_rows(made, 8))
-    with (moved / "shards" / "train-001.tar").open("r+b") as file:
-        file.truncate(4000)
-    out, _ = command(capsys, "export", run, "-o", tmp_path / "x.parquet", "--with-samples", code=3)
-    found = rows_of(tmp_path / "x.parquet")
-    lost = [row for row in found if row["image"] is None]
-    assert {row["shard"] for row in lost} == {"web/train-001.tar"} and len(found) == 22
-    assert f"unread    {len(lost)} samples" in out and "web/train-001.tar has 4,000 bytes" in out
-
-
 # -- lists -------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chosen=st.sets(st.tuples(st.integers(0, 1), st.integers(0, ROWS - 1)), min_size=1, max_size=20),
        by=st.sampled_from(["ordinal", "key"]), ending=st.sampled_from(["parquet", "csv"]))  # fmt: skip
 def test_a_keep_list_names_exactly_the_samples_that_were_asked_for_whatever_their_keys(
@@ -238,9 +200,11 @@ def test_a_run_trains_on_exactly_the_samples_of_an_answer_though_keys_and_names_
     assert {(row["shard"], row["ordinal"]) for row in trained} == {
         *(("one/00.tar", n) for n in range(4)), *(("two/00.tar", n) for n in range(4, 10))
     }  # fmt: skip
-    rhostream.train(shards, table, str(tmp_path / "rest"), deny=str(keep), **how)
-    denied = ask(str(tmp_path / "rest"), "SELECT DISTINCT shard, ordinal FROM selections WHERE reason = 'denied'")
-    assert {tuple(row.values()) for row in denied} == {tuple(row.values()) for row in trained}
+    stream = rhostream.open_stream(shards, table, buffer_size=4, needs_il=False, deny=str(keep), roots=roots)
+    buffers = [*stream, stream.stream.tail(0)]
+    denied = {(int(s), int(o)) for c in buffers for s, o, r in zip(c.shard, c.ordinal, c.reason, strict=True)
+              if r == Reason.denied}  # fmt: skip
+    assert denied == {(row["shard"] == "two/00.tar", row["ordinal"]) for row in trained}
 
 
 def test_a_list_of_uids_is_the_one_that_numpy_would_save(tmp_path: Path, capsys: Any) -> None:
@@ -276,19 +240,6 @@ def test_a_list_of_uids_is_the_one_that_numpy_would_save(tmp_path: Path, capsys:
 # -- what can't be -----------------------------------------------------------------------------------------------------
 
 
-def test_what_stands_there_stays_and_the_same_name_is_refused_before_any_work(
-    runs: list[str], tmp_path: Path, capsys: Any
-) -> None:
-    (tmp_path / "x.parquet").write_text("mine")
-    (tmp_path / "d.parquet").mkdir()
-    for name in ("x.parquet", "d.parquet"):
-        _, err = command(capsys, "export", runs[0], "-o", tmp_path / name, code=2)
-        assert "exists already, and nothing is overwritten" in err
-    (tmp_path / "file").write_text("")
-    command(capsys, "export", runs[0], "-o", tmp_path / "file" / "x.parquet", code=2)
-    assert (tmp_path / "x.parquet").read_text() == "mine" and [*tmp_path.glob(".*")] == []
-
-
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "no ending": ({}, "x", "how|--as"),
     "another ending": ({"form": "keep-list"}, "x.npy", "ends in .parquet or .csv"),
@@ -315,32 +266,3 @@ def test_what_cannot_be_exported_is_refused_in_one_sentence_and_leaves_nothing(
     assert "\n" not in str(refused.value) and [*tmp_path.iterdir()] == []
     with pytest.raises(UnknownNameError, match="parquet"):
         export(runs, str(tmp_path / name), form="parquett")
-
-
-def test_a_damaged_segment_is_named_and_nothing_is_written(made: World, tmp_path: Path) -> None:
-    run = make_run(made, str(tmp_path / "run"), make_rows(made, 8))
-    segment = next((tmp_path / "run" / "log").rglob("*.parquet"))
-    data = bytearray(segment.read_bytes())
-    data[len(data) // 2] ^= 1
-    segment.write_bytes(data)
-    with pytest.raises(TableError, match=segment.name):
-        export(run, str(tmp_path / "x.parquet"))
-    assert not (tmp_path / "x.parquet").exists()
-
-
-@pytest.fixture
-def short_files() -> Iterator[None]:
-    """No file of this process grows beyond 3,000 bytes: the disk's way of failing in the middle of a write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.parametrize("name", ["x.parquet", "x.csv"])
-def test_a_disk_that_fills_leaves_nothing_and_is_said(
-    runs: list[str], tmp_path: Path, short_files: None, name: str
-) -> None:
-    with pytest.raises(NotWritableError, match=rf"can't write .*{name}: File too large"):
-        export(runs, str(tmp_path / name), where="true")
-    assert [*tmp_path.iterdir()] == []

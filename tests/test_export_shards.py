@@ -72,7 +72,7 @@ def copied(folder: Path) -> list[tuple[tuple[str, int], str, Members]]:
     return found
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chosen=st.sets(st.tuples(st.sampled_from(["one/00.tar", "one/01.tar", "two/00.tar", "two/01.tar"]),
                                 st.integers(0, len(HARD) - 1)), min_size=1, max_size=25),
        most=st.integers(1, 12))  # fmt: skip
