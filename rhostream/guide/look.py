@@ -7,6 +7,7 @@ will say of all of it.
 from __future__ import annotations
 
 import dataclasses
+import re
 import tempfile
 import time
 from collections import Counter
@@ -46,6 +47,7 @@ SMALL_SIDES = (64, 48, 32)  # pixels that a CPU can train on in reasonable time
 SAMPLE_BYTES = 512 << 20  # of images that are copied for a look
 FILES = 50_000  # of which copies are looked for
 LOOKED_AT, LOOK_SECONDS = 200, 5.0  # samples and seconds that tell whether there are labels
+_OFFSET = re.compile(r" at offset [0-9,]+")  # of a shard that is gone after the look
 SHARE = 0.01  # of the seconds that each look at a model's speed takes
 SIZED = 64  # shards whose bytes are asked for
 
@@ -268,4 +270,4 @@ def _counted(facts: Facts, seen: Sampled, kind: Kind, paths: dict[str, str]) -> 
 def _path(text: str, paths: dict[str, str]) -> str:
     """An example, by its file where it is one of a folder."""
     key, _, rest = text.partition(" ")
-    return f"{paths[key]} {rest}" if key in paths else text
+    return f"{paths[key]} {_OFFSET.sub('', rest)}" if key in paths else text

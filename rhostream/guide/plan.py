@@ -55,6 +55,7 @@ class Command:
     why: str  # a sentence
     typed: tuple[str, ...] = ()
     seconds: float | None = None  # about; None: not estimated
+    waits: bool = False  # for Ctrl-C: a script that runs to its end leaves it to its reader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,7 @@ def plan(place: Place, seen: Seen, config: InitConfig) -> Plan:
                 seconds=seconds.get("uniform"), why="The same on as many samples drawn by chance, to compare with."),
         Command(verb="report", name="", config={}, why="Did it pay? One page.",
                 typed=("runs/rho", "--against", "runs/uniform", "-o", "report.html")),
-        Command(verb="view", name="", config={}, typed=("runs/rho",),
+        Command(verb="view", name="", config={}, typed=("runs/rho",), waits=True,
                 why="Look at what was kept and skipped, sample by sample; Ctrl-C ends it."),
     ]  # fmt: skip
     return Plan(

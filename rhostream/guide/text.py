@@ -172,7 +172,8 @@ def script(facts: Facts, plan: Plan) -> str:
     for command in plan.commands:
         about = f" ({duration(command.seconds)})" if command.seconds is not None else ""
         lines.append(f"# {escape(command.why)}{about}")
-        lines.append(escape(" ".join([f"rhostream {command.verb}", *_config(command), *_pairs(command.typed)])))
+        line = escape(" ".join([f"rhostream {command.verb}", *_config(command), *_pairs(command.typed)]))
+        lines.append(f"# {line}" if command.waits else line)
         lines.append("")
     return "\n".join(lines).rstrip("\n") + "\n"
 

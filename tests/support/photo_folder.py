@@ -1,6 +1,6 @@
 """A folder of JPEGs as somebody has them: subfolders a class, names with blanks, many sizes, some in the wrong folder.
 
-    python -m tests.support.photo_folder photos [--count 2000] [--wrong 0.3]
+python -m tests.support.photo_folder photos [--count 2000] [--wrong 0.3]
 """
 
 from __future__ import annotations
