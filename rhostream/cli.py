@@ -23,7 +23,15 @@ from rhostream.setting import defaults_of
 from rhostream.signals import own_process
 
 if TYPE_CHECKING:
-    from rhostream.config import ComputeILConfig, EstimateConfig, FitILConfig, IndexConfig, ShardsConfig, TrainConfig
+    from rhostream.config import (
+        ComputeILConfig,
+        EstimateConfig,
+        FitILConfig,
+        IndexConfig,
+        InitConfig,
+        ShardsConfig,
+        TrainConfig,
+    )
     from rhostream.irreducible.accounts import Summary
 
 EPILOG = (
@@ -37,6 +45,9 @@ EPILOG = (
 def cli() -> None:
     """Train on the few points of each buffer that are learnable, worth learning and not yet learnt.
 
+    \b
+    A first look at your images or shards, and what to run on them:
+      rhostream init       photos
     \b
     A first run on your shards:
       rhostream fit-il     --shards data/train-{000..059}.tar --out il-model --model small-cnn
@@ -54,6 +65,28 @@ for _verb in (*readers.VERBS, exports.export):
 def _given(config: Any, *left_out: str) -> dict[str, Any]:
     """The fields of a config as keywords, without some."""
     return {name: value for name, value in vars(config).items() if name not in left_out}
+
+
+@cli.verb("init", "InitConfig")
+def init(config: InitConfig) -> None:
+    """Look at a folder of images or at shards, and say what to do with exactly this data.
+
+    Kind, classes, sizes, what can't be used, disk; in about a minute, with intervals, whether irreducible losses would
+    separate anything here; then the commands to run, with settings that suit the data. With --out they are written as
+    a script, run.sh, with a config file each.
+
+    \b
+    Examples:
+      rhostream init photos
+      rhostream init photos --out first && sh first/run.sh
+      rhostream init s3://bucket/train-{000..059}.tar --json
+    """
+    from rhostream.guide.job import guide as run
+
+    made = run(config)
+    click.echo(json.dumps(made.as_json(), indent=1) if config.as_json else made.text())
+    if made.facts.too_bad or made.facts.unreadable:
+        raise SystemExit(3)
 
 
 @cli.verb("shards", "ShardsConfig")

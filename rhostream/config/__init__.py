@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rhostream.config.estimate import EstimateConfig
+    from rhostream.config.init import InitConfig
     from rhostream.config.offline import ComputeILConfig, FitILConfig, IndexConfig
     from rhostream.config.shards import ShardsConfig
     from rhostream.config.train import TrainConfig
@@ -21,10 +22,19 @@ _HOME = {
     "EstimateConfig": "rhostream.config.estimate",
     "FitILConfig": "rhostream.config.offline",
     "IndexConfig": "rhostream.config.offline",
+    "InitConfig": "rhostream.config.init",
     "ShardsConfig": "rhostream.config.shards",
     "TrainConfig": "rhostream.config.train",
 }
-__all__ = ["ComputeILConfig", "EstimateConfig", "FitILConfig", "IndexConfig", "ShardsConfig", "TrainConfig"]
+__all__ = [
+    "ComputeILConfig",
+    "EstimateConfig",
+    "FitILConfig",
+    "IndexConfig",
+    "InitConfig",
+    "ShardsConfig",
+    "TrainConfig",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -151,7 +151,8 @@ def options_of(config: type[Any]) -> list[click.Parameter]:
     found: list[click.Parameter] = [click.Option(["--config"], metavar="FILE", help=CONFIG_HELP)]
     for name, field in says.items():
         if field.positional:  # --config may say it as well
-            found.append(click.Argument([name], required=False, metavar=field.metavar))
+            number = -1 if takes_several(kinds[name]) else 1
+            found.append(click.Argument([name], required=False, metavar=field.metavar, nargs=number))
         elif field.command_line:
             found.append(_option(name, field, kinds[name], defaults))
     return found

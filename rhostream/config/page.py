@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from rhostream.config import ComputeILConfig, EstimateConfig, FitILConfig, IndexConfig, ShardsConfig, TrainConfig
+from rhostream.config import (
+    ComputeILConfig,
+    EstimateConfig,
+    FitILConfig,
+    IndexConfig,
+    InitConfig,
+    ShardsConfig,
+    TrainConfig,
+)
 from rhostream.setting import (
     ALWAYS,
     ASKED,
@@ -41,7 +49,15 @@ purpose while the run goes on, which is recorded.
 
 def page() -> str:
     """The whole page."""
-    configs: list[type[Any]] = [TrainConfig, FitILConfig, ComputeILConfig, IndexConfig, ShardsConfig, EstimateConfig]
+    configs: list[type[Any]] = [
+        TrainConfig,
+        FitILConfig,
+        ComputeILConfig,
+        IndexConfig,
+        ShardsConfig,
+        EstimateConfig,
+        InitConfig,
+    ]
     return "\n".join([INTRO, *(_section(config) for config in configs)])
 
 

@@ -200,7 +200,8 @@ def empty_classes(rule: FoldRule, pool: Pool, labels: Mapping[int, int]) -> list
     return says
 
 
-def _loaded(fit: Fit, learned: Learned) -> nn.Module:
+def loaded(fit: Fit, learned: Learned) -> nn.Module:
+    """The network in its best state."""
     with torch.random.fork_rng():
         network = fit.network()
     network.load_state_dict(learned.state)
@@ -213,7 +214,7 @@ def quality_of(fit: Fit, folds: Sequence[Fold], pool: Pool, check: Pool) -> tupl
     on_check: list[Logits] = []
     on_train: list[Logits] = []
     for fold in folds:
-        network = _loaded(fit, fold.learned)
+        network = loaded(fit, fold.learned)
         for found, own, rows in (
             (on_check, check, fold.check),
             (on_train, pool, _some(fold.train, fit.recipe.seed, fold.number)),
@@ -230,7 +231,7 @@ def on_d(fit: Fit, learned: Learned, pool: Pool) -> Checked:
     It chooses nothing: where D is noisier than the holdout, the state of the lowest loss on D is an under-trained one.
     """
     return evaluate(
-        _loaded(fit, learned), pool.fields, pool.label, torch.arange(len(pool)), fit.preprocess, fit.found_loss,
+        loaded(fit, learned), pool.fields, pool.label, torch.arange(len(pool)), fit.preprocess, fit.found_loss,
         fit.device,
     )  # fmt: skip
 
@@ -241,7 +242,7 @@ def _bank(fit: Fit, fold: Fold, rule: FoldRule, pool: Pool, of_d: Pool | None) -
     if of_d is not None and len(of_d) > len(rows):
         drawn, rows = of_d, torch.arange(len(of_d))
     title = f"fit-il: model {fold.number + 1} of {rule.models}"
-    return bank_of(_loaded(fit, fold.learned), drawn, rows, fit.preprocess, fit.device, title)
+    return bank_of(loaded(fit, fold.learned), drawn, rows, fit.preprocess, fit.device, title)
 
 
 def write_folds(out: str, folds: Sequence[Fold], fit: Fit, rule: FoldRule, pools: tuple[Pool, Pool | None]

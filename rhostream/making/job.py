@@ -20,6 +20,7 @@ from rhostream.inert import escape, shell_words
 from rhostream.making.folder import class_folders, key_prefix, numbered, of_files, scan
 from rhostream.making.listed import read_listed
 from rhostream.making.sample import FORMAT_OF, Ints, Sample
+from rhostream.making.sizes import BUFFER, sizes_for
 from rhostream.making.split import copies, split
 from rhostream.making.write import Summary, refuse_leftovers, shard_name, write
 from rhostream.samples.decoders import probe_size
@@ -96,10 +97,10 @@ def make_shards(config: ShardsConfig) -> Made:
     for name in ("samples_per_shard", "shard_bytes"):
         if getattr(config, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(config, name)}: expected 1 or more")
-    files, classes, names, notes = _images(root, config)
-    sizes = [_size(file) for file in files]
+    files, classes, names, notes = images_of(root, config)
+    sizes = [size_of(file) for file in files]
     copy_of = copies(files, sizes)
-    notes += _of_copies(root, files, classes, copy_of)
+    notes += of_copies(root, files, classes, copy_of)
     sides = split(classes, copy_of, fraction, config.seed)
     name = config.split or "train"
     whole = {name: sides.train, TEST: sides.test} if config.split is None else {name: sides.train}
@@ -143,7 +144,7 @@ def _fraction(config: ShardsConfig) -> float:
     return 0.0 if config.split is not None else FRACTION if given is None else given
 
 
-def _images(root: Path, config: ShardsConfig) -> tuple[list[Path], Ints, tuple[str, ...], list[str]]:
+def images_of(root: Path, config: ShardsConfig) -> tuple[list[Path], Ints, tuple[str, ...], list[str]]:
     """The files, the class of each, the name of each class, and what to say. Raises UsageError where there are none."""
     if config.labels is not None:
         files, classes, names, notes = read_listed(root, config.labels, config.classes_from)
@@ -161,9 +162,8 @@ def _images(root: Path, config: ShardsConfig) -> tuple[list[Path], Ints, tuple[s
                 else " (and it holds no image)"
             )
         )
-    if len(folders) > 1 and {name.lower() for name in folders} <= SPLITS:
-        held = "test" if "test" in folders else folders[0]
-        train = next((name for name in folders if name.lower().startswith("train")), folders[-1])
+    if sets := sets_of(folders):
+        train, held = sets
         shown, out = shell_words(str(root)), shell_words(storage.redact(config.out))
         raise UsageError(
             f"{root} holds {', '.join(folders)}, which are sets and no classes: `rhostream shards {shown}/{train} "
@@ -176,14 +176,24 @@ def _images(root: Path, config: ShardsConfig) -> tuple[list[Path], Ints, tuple[s
     return files, classes, tuple(names), [*notes, *more]
 
 
-def _size(file: Path) -> int:
+def sets_of(folders: Sequence[str]) -> tuple[str, str] | None:
+    """(the training set, the test set) of subfolders that are sets and no classes; None where they are classes."""
+    if len(folders) < 2 or not {name.lower() for name in folders} <= SPLITS:
+        return None
+    train = next((name for name in folders if name.lower().startswith("train")), folders[-1])
+    return train, "test" if "test" in folders else folders[0]
+
+
+def size_of(file: Path) -> int:
+    """Its bytes. Raises UsageError where they can't be asked for."""
     try:
         return file.stat().st_size
     except OSError as exc:
         raise UsageError(f"can't read {file}: {exc.strerror}") from exc
 
 
-def _of_copies(root: Path, files: Sequence[Path], classes: Ints, copy_of: Ints) -> list[str]:
+def of_copies(root: Path, files: Sequence[Path], classes: Ints, copy_of: Ints) -> list[str]:
+    """What to say of files with the bytes of others, by the first one of each; nothing where there are none."""
     again = [row for row, first in enumerate(copy_of.tolist()) if first != row]
     if not again:
         return []
@@ -213,10 +223,9 @@ def _part(summary: Summary, out: str, names: Sequence[str]) -> Part:
 def _commands(parts: Sequence[Part]) -> list[str]:
     """What to run on the shards, with buffers that suit their number."""
     train, test = parts[0], next((part for part in parts if part.split == TEST), None)
-    n_B = 320 if train.samples >= 6400 else max(40, train.samples // 200 * 10)
-    passes = max(1, min(20, -(-300 * n_B // train.samples)))
-    sizes = "" if n_B == 320 else f" --buffer-size {n_B} --batch-size {n_B // 10}"
-    more = f"--model small-cnn{sizes} --passes {passes}" + (f" --test-shards {test.urls}" if test else "")
+    fit = sizes_for(train.samples)
+    sizes = "" if fit.buffer_size == BUFFER else f" --buffer-size {fit.buffer_size} --batch-size {fit.batch_size}"
+    more = f"--model small-cnn{sizes} --passes {fit.passes}" + (f" --test-shards {test.urls}" if test else "")
     return [
         f"rhostream fit-il --shards {train.urls} --out il-model",
         f"rhostream compute-il --shards {train.urls} --il-model il-model --out il",

@@ -13,8 +13,10 @@ import pytest
 import rhostream
 from rhostream import storage
 from rhostream.audit.views import open_ledger
+from rhostream.config.init import InitConfig
 from rhostream.doctor import probe_store
 from rhostream.errors import AccessError, AlreadyExistsError, MismatchError, NotFoundError, UsageError
+from rhostream.guide.job import guide
 from rhostream.runs import checkpoint
 from rhostream.tables import il, selections
 from tests.faults.rig.proxy import GenerationProxy
@@ -226,6 +228,17 @@ def test_a_shard_that_was_replaced_after_it_was_indexed_is_refused(place: str, t
         next(iter(stream))
 
 
+def test_init_looks_at_shards_where_they_lie(place: str, tmp_path: Path) -> None:
+    for path in make_shards(tmp_path / "local", [30, 20]):
+        storage.create(f"{place}/shards/{path.name}", path.read_bytes())
+    found = guide(InitConfig(data=[f"{place}/shards/"], seconds=0))
+    assert (found.facts.samples, found.facts.shards, found.facts.counted) == (50, 2, True)
+    fit = next(command for command in found.plan.commands if command.verb == "fit-il")
+    assert storage.expand(fit.config["shards"]) == storage.expand([f"{place}/shards/"])
+    with pytest.raises(UsageError, match=r"no file (below|matches)|isn't there"):
+        guide(InitConfig(data=[f"{place}/nothing/"], seconds=0))
+
+
 def test_a_gcs_that_misbehaves_is_asked_again(gcs_server: Server, gcs_proxy: GenerationProxy, tmp_path: Path) -> None:
     storage.configure("gs", {**gcs_server.options, "endpoint_url": f"http://127.0.0.1:{gcs_proxy.port}"})
     storage.configure_spool(tmp_path / "spool")
@@ -247,6 +260,9 @@ def test_a_gcs_that_misbehaves_is_asked_again(gcs_server: Server, gcs_proxy: Gen
         gcs_proxy.inject("403", method="GET")
         with pytest.raises(AccessError, match="refused the credentials"):
             storage.read_bytes(url)
+        gcs_proxy.inject("403", method="GET")
+        with pytest.raises(AccessError, match="refused the credentials"):
+            guide(InitConfig(data=[f"gs://{BUCKET}/nobody/"], seconds=0))
     finally:
         gcs_proxy.calm()
         storage.configure("gs", None)
