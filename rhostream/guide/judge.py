@@ -21,6 +21,7 @@ from rhostream.irreducible.learn import Recipe
 from rhostream.irreducible.pool import Places, Pool
 from rhostream.irreducible.quality import logits_of
 from rhostream.models import build
+from rhostream.progress import Progress
 from rhostream.randomness import generator
 from rhostream.samples.fields import Fields
 from rhostream.samples.kind import Kind
@@ -28,7 +29,6 @@ from rhostream.selection.gradient import take_step
 from rhostream.selection.hardware import device_of
 from rhostream.selection.hardware import threads as in_threads
 from rhostream.selection.tokens import loss_of
-from rhostream.stream.progress import StepProgress
 
 FOLDS, BATCH, RATE = 3, 64, 1e-3
 KEPT_BACK = 10  # one in so many samples that a network may learn from chooses its checkpoint instead
@@ -153,7 +153,7 @@ def judge(
         train, check = torch.from_numpy(others[~back]), torch.from_numpy(others[back])
         batches = -(-len(train) // BATCH)
         title = f"init: network {number + 1} of {FOLDS}"
-        with in_threads(speed.threads), StepProgress(title, epochs * batches) as progress:
+        with in_threads(speed.threads), Progress(title, epochs * batches, "step") as progress:
             learned, _ = fit.learned(number, pool, train, pool, check, progress)
         logits = logits_of(loaded(fit, learned), fields, label, rows, kind.inputs, fit.device, classes)
         log_p[rows.numpy()] = logits.log_probability()

@@ -49,8 +49,8 @@ def _facts(facts: Facts) -> Iterator[tuple[str, str]]:
         most, least = max(facts.classes.values()), min(facts.classes.values())
         if most >= 3 * max(least, 1):
             yield "", f"imbalanced: the largest has {most / max(least, 1):.0f} times as many as the smallest"
-    for number, spread in enumerate(facts.sizes):
-        yield "" if number else "sizes", _spread(spread)
+    for at, spread in enumerate(facts.sizes):
+        yield "" if at else "sizes", _spread(spread)
     where = f" of {facts.looked_in:,} shards" if facts.shards else ""
     all_of_it = " (all)" if facts.counted and facts.looked >= facts.samples else ", drawn by chance"
     yield "looked at", f"{facts.looked:,} samples{where}{all_of_it}: {facts.bad_samples:,} of them can't be used"

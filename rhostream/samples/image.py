@@ -31,18 +31,16 @@ if TYPE_CHECKING:  # decoders bring Pillow, which who reads a table does without
 LOG = logging.getLogger("rhostream")
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 PIXELS = "pixels"  # the field
-# Bytes of an image that are read for its size; again where that is too little. More than a quarter of a window, so that
-# it is read alone where the window isn't at hand.
+# Bytes read for an image's size, then for one that needs more; above a quarter of a window, so that it is read alone.
 HEADER, WHOLE_HEADER = (64 << 10) + 1, 1 << 20
 SHOWN_SIDE, LARGE_SIDE, SHOWN_BYTES = 96, 320, 32 << 20  # of a picture for a person to look at, at most
 RANDOM_CROP, FLIP = "random_resized_crop", "flip"
 PARTS = (RANDOM_CROP, FLIP, "colour", "randaugment")  # of how it is decoded again, in this order
-# A flip alone needs no second decode.
 AUGMENTATIONS = tuple(
     "-".join(parts)
     for number in range(1, len(PARTS) + 1)
     for parts in itertools.combinations(PARTS, number)
-    if parts != (FLIP,)
+    if parts != (FLIP,)  # which needs no second decode
 )
 
 
@@ -283,17 +281,17 @@ class ImageKind(Kind):
         resize = resize if resize in foreign.RESIZES else CROP
         whole = sides.shorter == sides.longer or resize == PAD
         most = LARGE_SIDE if large else SHOWN_SIDE
-        seen = None if whole else _square(data, min(sides.shorter, most), resize)
-        return Preview(_square(data, min(sides.longer, most), PAD), seen)
+        seen = None if whole else _square(data, sides.shorter, resize, most)
+        return Preview(_square(data, sides.longer, PAD, most), seen)
 
 
-def _square(data: bytes, side: int, resize: str) -> bytes | None:
+def _square(data: bytes, side: int, resize: str, most: int) -> bytes | None:
     """A PNG of the image; None for bytes that our decoder refuses."""
     from PIL import Image
 
     from rhostream.samples.decoders import decode_into
 
-    pixels = np.empty((max(side, 1),) * 2 + (3,), np.uint8)
+    pixels = np.empty((min(max(side, 1), most),) * 2 + (3,), np.uint8)
     if decode_into(data, pixels, resize) != OK:
         return None
     sink = io.BytesIO()

@@ -68,5 +68,8 @@ def mask_of(block: Block, rows: int, name: str, value: Any) -> Array:
         return np.isin(column, np.array(value, np.int32))
     low, high = value
     if name == "step":
-        return (column >= max(low, 0)) & (column <= high)  # a tail has no step
-    return (column >= np.float32(low)) & (column <= np.float32(high))
+        low = max(low, 0)  # a tail has no step
+    else:
+        low, high = np.float32(low), np.float32(high)
+    inside: Array = (column >= low) & (column <= high)
+    return inside
