@@ -10,7 +10,7 @@ import click
 from rhostream.config.command_line import Choice, Command
 from rhostream.readers import JSON, ROOT
 
-FORMS = ("parquet", "csv", "keep-list", "datacomp", "shards", "embedding-atlas")  # those of audit/export
+FORMS = ("parquet", "csv", "keep-list", "datacomp", "shards", "embedding-atlas", "fiftyone")  # those of audit/export
 
 
 @click.command("export", cls=Command)

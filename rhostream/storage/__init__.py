@@ -9,7 +9,7 @@ plain system calls, because a commit on disk needs `link` and `fsync`, which fss
 
 from rhostream.storage.ahead import ReadAhead, spooled
 from rhostream.storage.clients import EXTRA_OF
-from rhostream.storage.commits import create, delete, probe_writable, replace, writing
+from rhostream.storage.commits import create, delete, new_folder, probe_writable, replace, writing
 from rhostream.storage.expand import expand
 from rhostream.storage.faults import add_retried, retried, retried_since, take_retried
 from rhostream.storage.folders import list_entries, list_files
@@ -63,6 +63,7 @@ __all__ = [
     "list_files",
     "listed",
     "modified",
+    "new_folder",
     "open_once",
     "open_reader",
     "probe_writable",

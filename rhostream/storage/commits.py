@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import shutil
 import sys
 import tempfile
 import uuid
@@ -138,6 +139,31 @@ def _new_file(path: str, publish: Callable[[str, str], None]) -> Iterator[Binary
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def new_folder(path: str) -> Iterator[str]:
+    """A hidden folder of this machine to fill, which gets the name `path` in one act when the block ends.
+
+    Nothing stays where the block raises; its OSErrors are taken for those of what it writes there. Raises
+    AlreadyExistsError, NotWritableError.
+    """
+    hidden = os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex}.tmp")
+    try:
+        os.makedirs(hidden)
+        yield hidden
+        os.sync()  # a folder of a million files: each by itself would take hours
+        if not _rename_once(hidden, path):
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+            os.rename(hidden, path)
+        _sync_folder(os.path.dirname(path))
+    except FileExistsError as exc:
+        raise AlreadyExistsError(f"{path} exists already") from exc
+    except OSError as exc:
+        raise _not_writable(path, exc) from exc
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _not_writable(what: str, exc: OSError) -> NotWritableError:

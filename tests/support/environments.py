@@ -52,6 +52,29 @@ PACKAGES = {
         "colorama==0.4.6", "importlib-resources==7.1.0", "jsonschema==4.26.0", "jsonschema-specifications==2025.9.1",
         "referencing==0.37.0", "rpds-py==2026.9.1",
     ),
+    "embedding-atlas": (
+        "embedding-atlas==0.26.0", "inquirer==3.4.1", "blessed==1.52.0", "editor==2.0.1", "runs==1.3.0", "xmod==1.10.0",
+        "readchar==4.2.2", "wcwidth==0.9.4", "jinxed==2.1.0", "pandas==3.1.1", "uvicorn==0.54.0", "fastapi==0.165.0",
+        "starlette==1.10.0", "narwhals==2.29.0", "websockets==17.4", "uvloop==0.23.0",
+    ),
+    "fiftyone": (  # without its MongoDB, which is fetched from elsewhere when it is installed
+        "fiftyone==1.22.1", "aiofiles==25.1.0", "argcomplete==3.7.2", "async-lru==2.4.0", "beautifulsoup4==4.15.0",
+        "boto3==1.44.8", "cachetools==7.3.3", "dacite==1.9.2", "dill==0.4.1", "exceptiongroup==1.3.2",
+        "fiftyone-brain==0.25.0", "ftfy==6.3.1", "graphql-core==3.2.14", "humanize==4.17.0", "Hypercorn==0.18.0",
+        "jsonpatch==1.48", "mongoengine==0.29.3", "motor==3.6.1", "opencv-python-headless==4.14.0.94", "pandas==3.1.1",
+        "plotly==6.9.0", "pprintpp==0.4.0", "psutil==7.2.2", "pydash==8.1.0", "pymongo==4.9.2", "pypcd4==1.5.1",
+        "retrying==1.4.2", "rtree==1.4.1", "scikit-image==0.26.0", "scikit-learn==1.9.1", "scipy==1.17.1",
+        "sse-starlette==3.7.0", "sseclient-py==1.9.0", "starlette==1.3.1", "strawberry-graphql==0.316.0",
+        "tabulate==0.10.0", "universal-analytics-python3==1.1.1", "voxel51-eta==0.17.0", "xmltodict==1.0.4",
+        "Deprecated==1.3.1", "pytz==2026.6", "cross-web==0.9.0", "dnspython==2.9.2", "h2==4.4.1", "httpx==0.28.1",
+        "httpcore==1.0.9", "ImageIO==2.38.1", "joblib==1.6.0", "jsonpointer==3.12", "lazy-loader==0.6",
+        "narwhals==2.29.0", "paramiko==5.1.0", "python-neo-lzf==0.3.5", "s3transfer==0.19.3", "soupsieve==4.1.3",
+        "threadpoolctl==3.8.0", "tifffile==2026.3.3", "wsproto==1.3.2", "glob2==0.7", "jsonlines==4.0.0",
+        "priority==2.0.0", "py7zr==1.1.4", "rarfile==4.5", "tzlocal==5.4.5", "wcwidth==0.9.4", "backports.zstd==1.8.0",
+        "bcrypt==5.0.0", "brotli==1.2.1", "cloudpickle==3.1.3", "hpack==4.2.0", "hyperframe==6.1.0", "inflate64==1.0.4",
+        "invoke==3.0.3", "multivolumefile==0.2.3", "pybcj==1.0.8", "pycryptodomex==3.24.2", "PyNaCl==1.6.2",
+        "pyppmd==1.3.1", "texttable==1.7.2",
+    ),
     "browser": ("playwright==1.65.2", "greenlet==3.5.6", "pyee==13.0.1"),  # drives the chromium of the system
 }  # fmt: skip
 SECONDS = 1200

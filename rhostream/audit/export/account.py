@@ -23,6 +23,12 @@ class Unread:
         if len(self.first) < FIRST and (words := one_line(str(why), 600)) not in self.first:
             self.first.append(words)
 
+    def merge(self, other: Unread) -> None:
+        """Count those of another one too."""
+        for why in other.first:
+            self.add(why, 0)
+        self.count += other.count
+
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:

@@ -54,7 +54,7 @@ def write_samples(
     read is a row with nulls, and counted in `unread`.
     """
     columns = member_columns(reading, batches.schema.names)
-    types = {column: _type_of(extensions) for column, extensions in columns.items()}
+    types = {column: type_of(extensions) for column, extensions in columns.items()}
     whole = pa.schema([*batches.schema, *types.items()])
     rows = 0
     with _writer(file, whole, record, columns) as writer:
@@ -126,7 +126,8 @@ def _text(data: bytes, shard: str, ordinal: int) -> str:
         raise ShardError(f"shard {shard}, ordinal {ordinal:,}: its text is no UTF-8") from exc
 
 
-def _type_of(extensions: tuple[str, ...]) -> pa.DataType:
+def type_of(extensions: tuple[str, ...]) -> pa.DataType:
+    """The type of a member's column: a string for a text, else its bytes and a name."""
     return pa.string() if TEXTS.issuperset(extensions) else MEDIA
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rhostream import storage
-from rhostream.audit.export import datacomp, files
+from rhostream.audit.export import datacomp, fiftyone, files
 from rhostream.audit.export.account import Exported as Exported
 from rhostream.audit.export.account import Unread
 from rhostream.audit.export.selection import Selection, selection
@@ -21,7 +21,7 @@ from rhostream.errors import StorageError, UnknownNameError, UsageError
 from rhostream.inert import shell_words
 from rhostream.tables.class_lists import table_names
 
-FORMS = ("parquet", "csv", "keep-list", "datacomp", "shards", "embedding-atlas")
+FORMS = ("parquet", "csv", "keep-list", "datacomp", "shards", "embedding-atlas", "fiftyone")
 _ENDINGS = {".parquet": "parquet", ".csv": "csv", ".npy": "datacomp"}
 _NEEDS = {"datacomp": (".npy",), "embedding-atlas": (".parquet",), "keep-list": (".parquet", ".csv"),
           "parquet": (".parquet",), "csv": (".csv",)}  # fmt: skip
@@ -71,6 +71,8 @@ def _form_of(url: str, form: str | None, with_samples: bool) -> str:
         raise UnknownNameError.of("form", form, FORMS)
     if form in _NEEDS and ending not in _NEEDS[form]:
         raise UsageError(f"{form} is a file whose name ends in {' or '.join(_NEEDS[form])}, and {url!r} doesn't")
+    if form == "fiftyone" and not storage.is_local(url):
+        raise UsageError("FiftyOne imports folders of this machine: name a local path")
     if with_samples and form not in ("parquet", "embedding-atlas"):
         raise UsageError(f"--with-samples puts samples into Parquet; {form} has none, or has them anyway")
     return form
@@ -97,6 +99,8 @@ class _Export:
                 return self._keep_list()
             case "embedding-atlas":
                 return self._atlas()
+            case "fiftyone":
+                return self._fiftyone()
         return self._samples() if self.with_samples else self._rows()
 
     def _rows(self) -> Exported:
@@ -160,6 +164,22 @@ class _Export:
         options = [word for pair in zip(shown, columns, strict=True) for word in pair]
         return shell_words("embedding-atlas", storage.redact(self.url), "--x", "il", "--y", "loss", *options)
 
+    def _fiftyone(self) -> Exported:
+        self._count_strangers()
+
+        def take(answer: Any) -> tuple[int, int, dict[str, str]]:
+            batches, unread = answer.to_arrow_reader(files.ROWS_WITH_SAMPLES), Unread()
+            columns = {column.name: str(column.type) for column in batches.schema}
+            with SampleBytes(self.ledger) as reading:
+                done = fiftyone.write_folder(batches, self.url, reading, unread)
+                members = files.member_columns(reading, [*columns])
+                columns |= {name: "string" for name, of in members.items() if files.TEXTS.issuperset(of)}
+            self.unread.merge(unread)
+            return *done, columns
+
+        samples, size, columns = self.ledger.read(self._with_classes(self.chosen), take)
+        return self._account(rows=samples, samples=samples, bytes=size, next=fiftyone.command(self.url, columns))
+
     def _with_classes(self, chosen: Selection) -> str:
         """The samples of a selection, with the name of each label where there are names."""
         if "label" not in chosen.columns or "class" in chosen.columns or not self._has_names():
@@ -192,9 +212,7 @@ class _Export:
                 if unread.count == rows > 0:
                     raise StorageError(f"none of {rows:,} samples could be read, and nothing was written: "
                                        f"{unread.first[0]}")  # fmt: skip
-            for why in unread.first:
-                self.unread.add(why, 0)
-            self.unread.count += unread.count
+            self.unread.merge(unread)
             return rows
 
         return self.ledger.read(sql, take)
