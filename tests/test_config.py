@@ -85,7 +85,11 @@ def test_a_config_is_frozen_and_keyword_only_and_every_field_explains_itself(con
 
 
 # docs/decisions/039 and 076
-GONE = {"fit-il": {"--checkpoints", "--temperature"}, "compute-il": {"--il-dtype"}, "train": {"--selection", "--tensorboard"}}
+GONE = {
+    "fit-il": {"--checkpoints", "--temperature"},
+    "compute-il": {"--il-dtype"},
+    "train": {"--selection", "--tensorboard"},
+}
 
 
 def test_every_option_of_before_is_there_under_its_name_but_those_that_a_decision_ended() -> None:
