@@ -102,17 +102,23 @@ class Progress:
         return ", ".join(filter(None, (*said, self._note))).replace(", of ", " of ", 1)
 
     def _where(self) -> str:
-        return f"{self._title}: {self._unit} {self._done:,} of {self._total:,}"
+        if self._unit == "step":
+            return f"{self._title}: step {self._done:,} of {self._total:,}"
+        samples = f", {self._samples:,} samples" if self._samples else ""
+        return f"{self._title}: {self._done:,} of {self._total:,} {self._unit}s{samples}"
 
     def _say(self) -> None:
         self._said = now = time.monotonic()
         rate = (self._done - self._first) / max(now - self._start, 1e-9)
         left = (self._total - self._done) / rate if rate else None
-        about = "" if left is None else f", about {left:,.0f} s left"
-        words = self._words()
+        said = [
+            self._where() + (f" ({rate:.1f}/s)" if self._unit == "step" else ""),
+            self._words(),
+            "" if left is None else f"about {left:,.0f} s left",
+        ]
         self._line(
             "progress",
-            f"{self._where()} ({rate:.1f}/s){about}{', ' if words else ''}{words}",
+            ", ".join(filter(None, said)),
             job=self._title,
             unit=self._unit,
             done=self._done,

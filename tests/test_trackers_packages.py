@@ -1,4 +1,4 @@
-"""The real packages of trackers, each in an environment of its own, without a network: what they hold is the ledger's."""
+"""The real packages of trackers, each in an environment of its own, without a network: they hold what a ledger has."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ def test_a_run_that_was_stopped_and_went_on_is_one_run_of_the_tracker_with_each_
 @pytest.mark.parametrize(
     ("name", "variables"),
     [
-        ("wandb", {"WANDB_MODE": "online", "WANDB_BASE_URL": NOWHERE, "WANDB_API_KEY": "x" * 40, "WANDB_INIT_TIMEOUT": "5"}),
+        (
+            "wandb",
+            {"WANDB_MODE": "online", "WANDB_BASE_URL": NOWHERE, "WANDB_API_KEY": "x" * 40, "WANDB_INIT_TIMEOUT": "5"},
+        ),
         ("mlflow", {"MLFLOW_TRACKING_URI": NOWHERE, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}),
     ],
     ids=["wandb", "mlflow"],

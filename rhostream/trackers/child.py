@@ -14,8 +14,10 @@ import json
 import os
 import queue
 import signal
+import socket
 import sys
 import threading
+import time
 from typing import Any, Protocol
 
 BUNCH = 50  # rows
@@ -56,6 +58,7 @@ def main(name: str) -> None:
     if about is None:
         return
     tracker: Tracker | None = None
+    held = _alone(f"rhostream-{name}-{about['id']}")
     try:
         tracker = importlib.import_module(f"rhostream.trackers.{name}").Tracker(about)
         say(where=tracker.where)
@@ -71,6 +74,7 @@ def main(name: str) -> None:
     say(done=True)
     with contextlib.suppress(OSError):
         answers.close()
+    held.close()
 
 
 def _forward(tracker: Tracker | None, lines: queue.Queue[dict[str, Any] | None], say: Any) -> dict[str, Any]:
@@ -102,6 +106,20 @@ def _read(lines: queue.Queue[dict[str, Any] | None]) -> None:
         except ValueError:  # cut: the trainer was killed while it wrote
             break
     lines.put(None)
+
+
+def _alone(name: str) -> socket.socket:
+    """Wait for the tracker of the attempt before, which may still be sending: this one begins behind what that one has.
+
+    Held until this process ends, however it does. Where the system has no such names, nobody waits.
+    """
+    held, until = socket.socket(socket.AF_UNIX), time.monotonic() + LAST_SECONDS
+    while sys.platform == "linux" and time.monotonic() < until:
+        with contextlib.suppress(OSError):
+            held.bind(f"\0{name}")
+            break
+        time.sleep(0.1)
+    return held
 
 
 def _end_soon() -> None:

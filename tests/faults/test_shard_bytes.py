@@ -13,10 +13,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from rhostream import storage
+from rhostream import progress, storage
 from rhostream.errors import MismatchError
 from rhostream.irreducible import compute_il, fit_il, index
-from rhostream.stream import progress
 from rhostream.stream.open import open_stream
 from rhostream.stream.tar import TarWalk
 from tests.faults.children import in_child

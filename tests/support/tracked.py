@@ -7,6 +7,7 @@ In an environment that has the tracker's package; everything stays on this machi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import sys
@@ -26,10 +27,8 @@ def run(name: str, world: Path, folder: Path) -> None:
             raise KeyboardInterrupt
 
     more = {"track": f"{name}:rhostream-test", "track_every": 1, "test_shards": str(world / "test"), "eval_every": 7}
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         go(world, folder, STEPS, metrics=stop, **more)
-    except KeyboardInterrupt:
-        pass
     go(world, folder, STEPS, **more)
 
 
