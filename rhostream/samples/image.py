@@ -34,7 +34,7 @@ PIXELS = "pixels"  # the field
 # Bytes of an image that are read for its size; again where that is too little. More than a quarter of a window, so that
 # it is read alone where the window isn't at hand.
 HEADER, WHOLE_HEADER = (64 << 10) + 1, 1 << 20
-SHOWN_SIDE, SHOWN_BYTES = 96, 32 << 20  # of a picture for a person to look at, at most
+SHOWN_SIDE, SHOWN_BYTES = 192, 32 << 20  # of a picture for a person to look at, at most
 RANDOM_CROP, FLIP = "random_resized_crop", "flip"
 PARTS = (RANDOM_CROP, FLIP, "colour", "randaugment")  # of how it is decoded again, in this order
 # A flip alone needs no second decode.
