@@ -60,13 +60,23 @@ def sql(words: tuple[str, ...], style: str, roots: tuple[str, ...]) -> None:
 @click.command("report", cls=Command)
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...|TABLE")
 @click.option("--against", multiple=True, metavar="DIR...", help="Runs to compare with: uniform, train-on-everything.")
+@click.option(
+    "--il-test", metavar="TABLE", help="IL table of the test shards, by the same IL model: how right that is."
+)
 @click.option("-o", "--out", default="report.html", show_default=True, help="The page: static, without script.")
 @click.option("--json", "as_json", is_flag=True, help="Of an IL table: print its figures instead of a page.")
 @ROOT
-def report(folders: tuple[str, ...], against: tuple[str, ...], out: str, as_json: bool, roots: tuple[str, ...]) -> None:
-    """Write a page that says what was kept and skipped, why, and whether selection paid; or what an IL table is worth.
+def report(
+    folders: tuple[str, ...],
+    against: tuple[str, ...],
+    il_test: str | None,
+    out: str,
+    as_json: bool,
+    roots: tuple[str, ...],
+) -> None:
+    """Write a page that says whether selection paid, what was kept and skipped, and why; or what an IL table is worth.
 
-    Several runs are seeds of one setting, or settings to compare; pictures and details are of the first.
+    Several runs are seeds of one setting, or settings to compare; pictures are of the first run of each.
 
     \b
     Examples:
@@ -84,8 +94,11 @@ def report(folders: tuple[str, ...], against: tuple[str, ...], out: str, as_json
 
         if as_json:
             raise click.UsageError("--json is for IL tables; ask a run with `rhostream sql`")
-        click.echo(write_report(folders, out, against=list(against), roots=parse_roots(roots)))
+        known = parse_roots(roots)
+        click.echo(write_report(folders, out, against=list(against), il_test=il_test, roots=known))
         return
+    if il_test:
+        raise click.UsageError("--il-test is about runs; the page of a table is of that table alone")
     if against:
         raise click.UsageError("--against compares runs; the page of a table is of that table alone")
     from rhostream.audit.il_quality import il_quality, write_il_report

@@ -72,7 +72,7 @@ def test_a_test_folder_without_a_class_is_refused_before_work_unless_it_is_numbe
         assert {"coat", "boot"} <= set(run_question(ledger, "worst_classes")["class"].to_pylist())
         assert "predicted_class" in run_question(ledger, "suspected_label_errors").column_names
     page = Path(write_report(str(tmp_path / "run"), str(tmp_path / "page.html"))).read_text()
-    assert "1 coat</td>" in page  # of the classes' table
+    assert "1 coat</th>" in page  # of the classes' table
     assert any(f"label {label} {name}" in page for label, name in enumerate(NAMES))  # beside a picture
 
 

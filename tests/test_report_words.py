@@ -19,7 +19,6 @@ from rhostream.audit.compare import UNIFORM, comparisons
 from rhostream.audit.facts import gather_all
 from rhostream.audit.gallery import galleries
 from rhostream.audit.metrics import common_window
-from rhostream.audit.plots import Line
 from rhostream.audit.report import write_report
 from rhostream.audit.tabulate import costs
 from rhostream.audit.verdict import final_accuracy, ordinal, verdict
@@ -92,6 +91,10 @@ def test_every_command_on_a_page_does_what_it_says_when_it_is_pasted(
 ) -> None:
     own, _ = rhostream("report", made.table, "-o", tmp_path / "il.html")
     commands = commands_of(page) + commands_of(Path(own.strip()).read_text())
+    verbs = [shlex.split(c)[1] for c in commands]
+    assert {"view", "export"} < set(verbs)
+    assert all(seeds[0] in shlex.split(c) for c, verb in zip(commands, verbs, strict=True) if verb != "sql")
+    commands = [c for c, verb in zip(commands, verbs, strict=True) if verb == "sql" and "@" not in c]
     assert [shlex.split(c)[2:-1] for c in commands] == [[*seeds, *baselines], [str(made.table)]]
     answers = [rhostream(*shlex.split(command)[1:])[0] for command in commands]
     assert all(name in answers[0] for name in ("rho 0", "rho 1", "uniform", "everything"))
@@ -123,7 +126,7 @@ def test_the_nth_run_is_written_as_people_do() -> None:
 def test_prose_and_table_name_one_final_accuracy_the_mean_of_the_runs(page: str) -> None:
     text = text_of(page)
     assert "the target ended at 85.0 % of the test set (mean of 2 evaluations; mean of 2 runs)" in text
-    assert "85.0 % final test accuracy (mean of 2 evaluations), rho" in text
+    assert "test accuracy at the end (mean of 2 evaluations) 85.0 % (95 % interval 21.5 to 100.0 %, 2 seeds)" in text
     assert " rho 2 24 85.0 % 85.0 % " in text
 
 
@@ -171,7 +174,7 @@ def test_a_sentence_is_never_cut_and_a_long_name_is_whole_in_its_title(few: str)
 
 
 def figures(page: str, alt: str) -> list[str]:
-    found = re.findall(rf'<img alt="{alt}" src="data:image/svg\+xml;base64,([^"]+)"', page)
+    found = re.findall(rf'<img alt="{alt}[^"]*" src="data:image/svg\+xml;base64,([^"]+)"', page)
     return [base64.b64decode(data).decode() for data in found]
 
 
@@ -190,12 +193,6 @@ def test_groups_differ_in_colour_and_dash_alike_in_every_figure_and_legends_lie_
     told = [[(c and c[1], d and d[1]) for c, d in one] for one in looks]
     assert told[0] == told[1] and len(told[0]) == 4  # rho, uniform, everything and the target
     assert len({c for c, _ in told[0]}) == len({d for _, d in told[0]}) == 4
-
-
-def test_no_two_of_42_groups_look_alike() -> None:
-    looks = [Line("", [], style).look for style in range(42)]
-    assert len({(one["color"], one["linestyle"]) for one in looks}) == 42
-    assert len({one["color"] for one in looks[:6]}) == len({one["linestyle"] for one in looks[:6]}) == 6
 
 
 def test_nothing_is_called_noise_or_learnt_that_is_not_and_the_heading_says_the_rule(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rhostream.audit.account import mean
 from rhostream.audit.compare import Comparison
 from rhostream.audit.facts import RunFacts
 from rhostream.audit.tabulate import number, percent
-from rhostream.audit.verdict import group_mean as mean
 
 
-def against_everything(found: Sequence[Comparison]) -> str:
-    """The second baseline in one sentence, "" where there is none."""
+def against_everything(found: Sequence[Comparison], once: float | None) -> str:
+    """The second baseline in one sentence, "" where there is none; `once`: what was paid before the first run."""
     if not found:
         return ""
     goal = f"Training on everything reaches {percent(mean(c.target for c in found))} at its best"
@@ -20,12 +20,19 @@ def against_everything(found: Sequence[Comparison]) -> str:
     theirs, ours = mean(c.baseline_units for c in found), mean(c.units for c in found)
     if not theirs or not ours:
         return f"{goal}, which selection reached after {number(mean(c.steps for c in found))} steps."
+    says = f"{goal}, after {number(theirs)} forward units; selection reached that after {number(ours)}"
+    if once is None:
+        return f"{says} ({_times(ours, theirs)}) and what its irreducible loss cost, which isn't known."
+    if not once:
+        return f"{says}: {_times(ours, theirs)}."
+    return (f"{says} and the {number(once)} that are paid once: {_times(ours + once, theirs)} on the first run, "
+            f"{_times(ours, theirs)} on a later one.")  # fmt: skip
+
+
+def _times(ours: float, theirs: float) -> str:
     if ours < theirs:
-        says = f"{theirs / ours:.2f} times less arithmetic"
-    else:
-        says = f"{ours / theirs:.2f} times more arithmetic"
-    return (f"{goal}, after {number(theirs)} forward units; selection reached that after {number(ours)}: {says}, "
-            "the irreducible loss not counted.")  # fmt: skip
+        return f"{theirs / ours:.2f} times less arithmetic"
+    return f"{ours / theirs:.2f} times more arithmetic"
 
 
 def against_filter(runs: Sequence[RunFacts], found: Sequence[Comparison]) -> str:

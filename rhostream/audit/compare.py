@@ -164,8 +164,13 @@ def baseline_of(run: RunFacts, others: Iterable[RunFacts], kind: str) -> RunFact
     )
 
 
+def pairs_of(mine: Sequence[RunFacts], others: Sequence[RunFacts], kind: str) -> list[tuple[RunFacts, RunFacts]]:
+    """Each run of `mine` beside its baseline of that kind, where there is one."""
+    pairs = [(run, baseline_of(run, others, kind)) for run in mine]
+    return [(run, other) for run, other in pairs if other is not None]
+
+
 def comparisons(mine: Sequence[RunFacts], others: Sequence[RunFacts], kind: str, window: int) -> list[Comparison]:
     """Each run of `mine` against its baseline of that kind, where there is one."""
-    pairs = [(run, baseline_of(run, others, kind)) for run in mine]
-    found = [compare(run, other, kind, window) for run, other in pairs if other is not None]
+    found = [compare(run, other, kind, window) for run, other in pairs_of(mine, others, kind)]
     return [c for c in found if c is not None]

@@ -57,7 +57,7 @@ class Gallery:
     empty: str  # why there is no picture, where there is none
 
 
-def galleries(ledger: Ledger) -> tuple[list[Gallery], str]:
+def galleries(ledger: Ledger, most: int = PICTURES) -> tuple[list[Gallery], str]:
     """The galleries of the ledger's only run (each class in its turn), and a note on what could not be shown."""
     classes = not ledger.runs[0].no_class
     least = NOISE_IL if classes else -math.inf
@@ -65,7 +65,7 @@ def galleries(ledger: Ledger) -> tuple[list[Gallery], str]:
     found = []
     chosen = (_noise(limits), _learnt(limits)) if classes else (_hardest(limits), _easiest(limits))
     for gallery, where, order, limit in (_early(limits), *chosen):
-        rows = ledger.sql(_CHOSEN.format(where=where, order=order), {"pictures": PICTURES, "limit": limit}).to_pylist()
+        rows = ledger.sql(_CHOSEN.format(where=where, order=order), {"pictures": most, "limit": limit}).to_pylist()
         found.append(replace(gallery, pictures=[Picture(row) for row in rows]))
     pictures = [picture for gallery in found for picture in gallery.pictures]
     reader = Pictures(ledger.runs[0], ledger.roots)

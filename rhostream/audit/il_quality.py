@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from rhostream import foreign, storage
-from rhostream.audit import il_plots, plots
+from rhostream.audit import alts, il_plots, plots
 from rhostream.audit.pages import environment
 from rhostream.audit.tabulate import UNKNOWN, number, percent
 from rhostream.audit.views import Ledger, open_ledger
@@ -129,12 +129,14 @@ def _model(info: il_table.TableInfo) -> dict[str, Any]:
 
 def section(found: Mapping[str, Any]) -> dict[str, Any]:
     """What the template of the section needs: rows of text and figures."""
-    noise = found["noise"]
+    noise, reliability = found["noise"], found["model"]["reliability"]
     unit = "" if found["no_class"] else ", nats"
     return {
         "no_class": found["no_class"], "rows": _rows(found), "says": _says(found), "url": found["table"],
-        "histogram": il_plots.histogram(found["histogram"], unit) if found["rows"] else None,
-        "reliability": il_plots.reliability(found["model"]["reliability"]) if found["model"]["reliability"] else None,
+        "histogram": {"alt": alts.of_histogram(found["histogram"]),
+                      "image": il_plots.histogram(found["histogram"], unit)} if found["rows"] else None,
+        "reliability": {"alt": alts.of_reliability(reliability), "image": il_plots.reliability(reliability)}
+        if reliability else None,
         "classes": [[named(found["class_names"], c["class"]), number(c["n"]), f"{c['mean_il']:.3f}",
                      percent(c["accuracy"])]
                     for c in sorted(found["classes"], key=lambda c: (c["accuracy"], c["class"]))[:SHOWN_CLASSES]],

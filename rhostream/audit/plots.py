@@ -23,14 +23,12 @@ from rhostream.inert import one_line
 
 # Told apart by people with any colour vision, and in grey by their lightness or dashes.
 BLUE, ORANGE, GREEN, PURPLE, GREY, RED = "#0b5cad", "#c2570c", "#1f7a55", "#7b3aa0", "#7a828c", "#c0262d"
-# Of groups of runs (after Okabe and Ito): as many colours as dashes and one more, so that both differ up to the sixth
-# group, and no pair comes twice before the 43rd. None is the target's dots.
-_COLOURS = (BLUE, "#d55e00", "#009e73", "#b0428f", "#4a5058", "#e09a00", "#56a4d9")
-_DASHES: tuple[Any, ...] = (
-    "-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 1.6, 1.2, 1.6)), (0, (10, 3)), (0, (6, 1.4, 1.2, 1.4, 1.2, 1.4)),
-)  # fmt: skip
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-MARKED = 12  # points up to which each is marked: a line of one point would not be seen
+DASHES: dict[str, Any] = {
+    "solid": "-", "dashed": (0, (5, 2)), "dotted": (0, (1, 1.2)), "dotdash": (0, (6, 1.6, 1.2, 1.6)),
+    "long": (0, (10, 3)), "dotdotdash": (0, (6, 1.4, 1.2, 1.4, 1.2, 1.4)), "short": (0, (2.5, 2)),
+}  # fmt: skip
+MARKED = 12  # marks on a line, at most about: one on each of its points where it has no more
+LARGE = 160  # pixels of a side from which on a picture is shown smoothed; below, pixel by pixel
 WRAP = 62  # characters of a name in a line of the legend
 _STYLE: dict[Any, Any] = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e3e7eb",
@@ -46,13 +44,8 @@ class Line:
 
     name: str
     curves: Sequence[Curve]
-    style: int  # which of the styles: the same in every figure of a page
-
-    @property
-    def look(self) -> dict[str, Any]:
-        """Colour, dash and marker."""
-        return {"color": _COLOURS[self.style % len(_COLOURS)], "linestyle": _DASHES[self.style % len(_DASHES)],
-                "marker": _MARKERS[self.style % len(_MARKERS)]}  # fmt: skip
+    look: Mapping[str, Any]  # colour, dash and marker, as matplotlib takes them: the same in every figure of a page
+    once: float = 0.0  # forward units that were paid before the first run: where its curve begins on the axis of cost
 
 
 def require() -> None:
@@ -66,6 +59,13 @@ def require() -> None:
 def uri(data: bytes, kind: str) -> str:
     """Bytes as a data URI of that media type."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def side_of(image: str | None) -> int:
+    """Pixels of a side of a PNG in a data URI; of none, the least that is shown without enlarging its pixels."""
+    if image is None:
+        return LARGE
+    return int.from_bytes(base64.b64decode(image.partition(",")[2][:32])[16:20], "big")
 
 
 def _drawn(draw: Callable[[Any], None], width: float = 5.2, height: float = 3.2) -> str:
@@ -109,32 +109,44 @@ def _compact(value: float, _: object = None) -> str:
     return f"{value:g}"
 
 
-def accuracy(lines: Sequence[Line], over: str, window: int, target: float | None) -> str:
-    """Test accuracy over "steps" or "units": thin each run, bold the mean over seeds and `window` evaluations."""
+def accuracy(
+    lines: Sequence[Line], over: str, window: int, target: float | None, tested: Mapping[str, float] | None = None
+) -> str:
+    """Test accuracy over "steps" or "units": thin each run, bold the mean over seeds and `window` evaluations.
+
+    Over units a line begins where what was paid once ends; the same without that is drawn lighter. `tested`: names and
+    accuracies that are drawn as lines across, such as that of the IL model.
+    """
 
     def draw(axes: Any) -> None:
         low, high = 1.0, 0.0
         for line in lines:
-            look = line.look
+            look, offset = dict(line.look), line.once if over == "units" else 0.0
             for curve in line.curves:
-                axes.plot(getattr(curve, over), curve.accuracy, color=look["color"], alpha=0.28, linewidth=0.8)
+                x = [at + offset for at in getattr(curve, over)]
+                axes.plot(x, curve.accuracy, color=look["color"], alpha=0.22, linewidth=0.8)
             x, mean = mean_curve(line.curves, over, window)
             name = one_line(line.name, 4 * WRAP)
             name += f" (mean of {len(line.curves)})" if len(line.curves) > 1 else ""
-            axes.plot(x, mean, **{**look, "marker": look["marker"] if len(x) <= MARKED else None}, linewidth=2.2,
-                      markersize=4.5, label=name)  # fmt: skip
+            if offset:
+                axes.plot(x, mean, **{**look, "marker": None}, linewidth=1.2, alpha=0.5)
+                name += ", il on the bill"
+            axes.plot([at + offset for at in x], mean, **look, linewidth=2.2, markersize=4.5, label=name,
+                      markevery=max(1, -(-len(x) // MARKED)))  # fmt: skip
             if len(mean):
                 low, high = min(low, float(np.quantile(mean, 0.06))), max(high, float(np.max(mean)))
-        if target is not None:
-            low, high = min(low, target), max(high, target)
-            axes.axhline(target, color="#1c2126", linewidth=0.9, linestyle=(0, (1, 3)),
-                         label=f"uniform's best: {100 * target:.1f} %")  # fmt: skip
+        across = {"uniform's best": target} if target is not None else {}
+        for dash, (name, value) in zip(((0, (1, 3)), (0, (3, 3, 1, 3))), [*across.items(), *(tested or {}).items()],
+                                       strict=False):  # fmt: skip
+            low, high = min(low, value), max(high, value)
+            axes.axhline(value, color=RED if name in across else PURPLE, linewidth=1.1, linestyle=dash,
+                         label=f"{name}: {100 * value:.1f} %")  # fmt: skip
         if high > low:
             axes.set_ylim(low - 0.1 * (high - low), high + 0.12 * (high - low))
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(_compact)
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-        axes.set_xlabel("gradient steps" if over == "steps" else "forward units spent (selection and training)")
+        axes.set_xlabel("gradient steps" if over == "steps" else "forward units spent, from the first on")
 
     return _drawn(draw)
 

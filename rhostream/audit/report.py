@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 from rhostream import storage
-from rhostream.audit import plots, tabulate
+from rhostream.audit import account, alts, plots, tabulate
+from rhostream.audit.advice import next_steps
 from rhostream.audit.alike import says_change, shown
 from rhostream.audit.baselines import against_everything, against_filter
 from rhostream.audit.compare import (
@@ -22,13 +22,17 @@ from rhostream.audit.compare import (
     not_compared,
     refused,
 )
-from rhostream.audit.facts import RunFacts, balance_over_time, gather_all, over_time, scatter_points
-from rhostream.audit.gallery import galleries
+from rhostream.audit.details import details
+from rhostream.audit.facts import RunFacts, gather_all
+from rhostream.audit.gallery import PICTURES
 from rhostream.audit.il_quality import il_quality, section
+from rhostream.audit.il_test import ILTest, il_on_test_set, of_runs
+from rhostream.audit.looks import Look, looks
 from rhostream.audit.metrics import common_window
 from rhostream.audit.pages import environment
-from rhostream.audit.plots import BLUE, GREY, ORANGE, RED, Line
+from rhostream.audit.plots import Line
 from rhostream.audit.runs import is_table, open_runs
+from rhostream.audit.sidebyside import SETTINGS_HEAD, bill_rows, settings
 from rhostream.audit.verdict import il_account, ordinal, verdict
 from rhostream.audit.views import open_ledger
 from rhostream.errors import UsageError
@@ -36,19 +40,21 @@ from rhostream.runs.doubts import doubts_in, of_balance
 from rhostream.tables.il import OK, open_info
 from rhostream.tables.names import checked_roots
 
-LOG = logging.getLogger("rhostream")
+DETAILED = 6  # settings of which a page has figures and pictures
+FEWER = 6  # pictures a gallery where a page has several settings
 Groups = dict[str, list[RunFacts]]
 Found = dict[str, list[Comparison]]  # by kind of baseline
 
 
-def write_report(run: str | Sequence[str], out_path: str, *, against: Sequence[str] = (),
+def write_report(run: str | Sequence[str], out_path: str, *, against: Sequence[str] = (), il_test: str | None = None,
                  roots: Mapping[str, str] | None = None) -> str:  # fmt: skip
     """Write the page for `run` (one folder, or several: seeds of one setting, or settings to compare) to `out_path`.
 
     `against` are the baselines: runs of rule `uniform`, with the same sizes and with buffer_size = batch_size (train
     on everything). A run is measured by those that differ from it in the rule alone; what the others differ in is said.
-    Pictures and details are of the first run; accuracies are means of `smoothing` evaluations where every run has as
-    many, else single ones. Returns the path. Raises UsageError, MissingExtraError
+    `il_test` is an IL table of the test shards, made with the runs' IL model: its accuracy stands beside the target's.
+    Pictures are of the first run of each setting; accuracies are means of `smoothing` evaluations where every run has
+    as many, else single ones. Returns the path. Raises UsageError, MissingExtraError
     without the extra `report`, TableError for damaged files.
     """
     templates = environment()
@@ -57,13 +63,15 @@ def write_report(run: str | Sequence[str], out_path: str, *, against: Sequence[s
     folders = [*mine, *(storage.resolve(r) for r in storage.listed(against, "against"))]
     if not mine or any(is_table(folder) for folder in folders):
         raise UsageError("this report is about runs: give run folders; the page of a table is of that table alone")
-    html = templates.get_template("report.html").render(_page(mine, folders, roots))
+    html = templates.get_template("report.html").render(_page(mine, folders, il_test, roots))
     path = storage.resolve(out_path)
     storage.replace(path, html.encode("utf-8", "backslashreplace"))
     return path
 
 
-def _page(mine: Sequence[str], folders: Sequence[str], roots: Mapping[str, str] | None) -> dict[str, Any]:
+def _page(
+    mine: Sequence[str], folders: Sequence[str], il_test: str | None, roots: Mapping[str, str] | None
+) -> dict[str, Any]:
     names = {run.name: run.url for run in open_runs(folders)}
     facts = gather_all(names, roots)
     main, own = next(iter(facts.values())), [facts[name] for name, url in names.items() if url in mine]
@@ -75,16 +83,28 @@ def _page(mine: Sequence[str], folders: Sequence[str], roots: Mapping[str, str] 
     found = {name: {kind: comparisons([r for r in runs if r in own], [*others, *own], kind, window)
                     for kind in KINDS}
              for name, runs in selected.items()}  # fmt: skip
+    tested = il_on_test_set(il_test, {one.name: one.folder for one in facts.values()}, roots) if il_test else None
+    stand = {name: account.standings([r for r in runs if r in own], [*others, *own], window)
+             for name, runs in selected.items()}  # fmt: skip
+    said = {name: verdict(runs, found[name][UNIFORM], window, bool(refused(groups, name)),
+                          everything=found[name][EVERYTHING], stand=stand[name])
+            for name, runs in selected.items()}  # fmt: skip
+    drawn_as, quality, first = looks(groups), _il(main, roots), next(iter(selected))
     return {
         "title": main.name, "more": len(own) - 1, "main": main, "window": window, "version": version("rhostream"),
         "url": storage.redact(main.folder.url), "urls": [storage.redact(url) for url in names.values()],
         "drawn": _drawn_as(facts.values(), window, asked),
         "samples": main.folder.plans[-1].samples if main.folder.plans else None, "shards": len(main.folder.shards),
-        "verdicts": [_verdict(name, runs, found[name], window, len(selected) > 1, bool(refused(groups, name)))
+        "verdicts": [{"of": name if len(selected) > 1 else "", "said": said[name],
+                      "everything": against_everything(found[name][EVERYTHING], account.bill(runs)),
+                      "filtered": against_filter(runs, found[name][FILTERED]),
+                      "rows": bill_rows(runs, found[name], stand[name], window, of_runs(tested, runs))}
                      for name, runs in selected.items()],
-        "tiles": tabulate.tiles(groups, selected, found, window),
+        "settings": settings(groups, said, drawn_as, window), "settings_head": SETTINGS_HEAD,
+        "next": next_steps(selected[first], found[first], said[first], quality, of_runs(tested, selected[first])),
+        "next_of": first if len(selected) > 1 else "",
         "warnings": _warnings(facts.values()) + not_compared(groups, selected),
-        **_curves(groups, found, window), "test_losses": tabulate.test_losses(facts.values()),
+        **_curves(groups, found, window, drawn_as, tested), "test_losses": tabulate.test_losses(facts.values()),
         "recalls": tabulate.recalls(facts.values()),
         "compared": tabulate.compared(found), "costs": tabulate.costs(groups, window),
         "seconds": tabulate.seconds(groups),
@@ -92,17 +112,19 @@ def _page(mine: Sequence[str], folders: Sequence[str], roots: Mapping[str, str] 
                      for name, runs in selected.items()],
         "reasons": tabulate.reasons(groups), "balance": tabulate.balance(groups), "noisy": tabulate.noisy(groups),
         "classes": tabulate.classes(main, groups), "sources": tabulate.sources([*facts.values()]),
-        "runs": tabulate.runs(facts.values()), **_detail(main, roots),
+        "runs": tabulate.runs(facts.values()), "il": section(quality) if quality else None,
+        "details": [{"of": name, **details(runs[0], roots, PICTURES if len(selected) == 1 else FEWER)}
+                    for name, runs in list(selected.items())[:DETAILED]],
+        "undetailed": list(selected)[DETAILED:],
     }  # fmt: skip
 
 
-def _verdict(
-    name: str, runs: Sequence[RunFacts], found: Found, window: int, several: bool, apart: bool
-) -> dict[str, Any]:
-    one = verdict(runs, found[UNIFORM], window, apart)
-    return {"of": name if several else "", "tone": one.tone, "title": one.title, "text": one.text,
-            "everything": against_everything(found[EVERYTHING]),
-            "filtered": against_filter(runs, found[FILTERED])}  # fmt: skip
+def _il(main: RunFacts, roots: Mapping[str, str] | None) -> dict[str, Any] | None:
+    """The figures of the main run's IL table; None where it has none, or can't be opened."""
+    if main.no_table:
+        return None
+    with open_ledger(main.folder.url, roots=roots) as ledger:
+        return il_quality(ledger) if open_info(ledger.table_url).kind == "il" else None
 
 
 def _warnings(facts: Iterable[RunFacts]) -> list[str]:
@@ -131,9 +153,11 @@ def _warnings(facts: Iterable[RunFacts]) -> list[str]:
         for one in facts
         if one.folder.checkpoint and one.folder.checkpoint.doubt
     ]
+    who: dict[str, list[str]] = {}
     for one in facts:
-        doubts = [*doubts_in(one.folder.record), of_balance(one.balance) if not one.is_baseline else ""]
-        says += [f"{one.name}: {doubt}." for doubt in doubts if doubt]
+        for doubt in (*doubts_in(one.folder.record), of_balance(one.balance) if not one.is_baseline else ""):
+            who.setdefault(doubt, []).append(one.name)
+    says += [f"{', '.join(names)}: {doubt}." for doubt, names in who.items() if doubt]
     for one in facts:
         tested = one.folder.record.get("test_set") or {}
         if bad := {status: n for status, n in sorted(tested.items()) if status != OK}:
@@ -145,13 +169,23 @@ def _warnings(facts: Iterable[RunFacts]) -> list[str]:
     return says + [f"Left out what only the IL table knows (pictures, wrong labels): {why}" for why in closed]
 
 
-def _curves(groups: Groups, found: Mapping[str, Found], window: int) -> dict[str, str | None]:
-    drawn = {name: [run.curve for run in runs if run.curve.steps] for name, runs in groups.items()}
-    lines = [Line(name, curves, style) for style, (name, curves) in enumerate(drawn.items()) if curves]
+def _curves(
+    groups: Groups, found: Mapping[str, Found], window: int, drawn_as: Mapping[str, Look], tested: ILTest | None
+) -> dict[str, Any]:
+    lines = [
+        Line(name, curves, drawn_as[name].line, account.bill(runs) or 0.0)
+        for name, runs in groups.items()
+        if (curves := [run.curve for run in runs if run.curve.steps])
+    ]
     goals = [c.target for kinds in found.values() for c in kinds[UNIFORM]]
     goal = sum(goals) / len(goals) if goals else None
-    return {f"accuracy_{over}": plots.accuracy(lines, over, window, goal) if lines else None
-            for over in ("steps", "units")}  # fmt: skip
+    across = {"IL model on the test set": tested.accuracy} if tested else {}
+    return {
+        f"accuracy_{over}": {"image": plots.accuracy(lines, over, window, goal, across),
+                             "alt": alts.of_accuracy(lines, over, window, {"uniform's best": goal, **across})}
+        if lines else None
+        for over in ("steps", "units")
+    } | {"unbilled": [name for name, runs in groups.items() if account.bill(runs) is None]}  # fmt: skip
 
 
 def _drawn_as(facts: Iterable[RunFacts], window: int, asked: int) -> str:
@@ -162,49 +196,3 @@ def _drawn_as(facts: Iterable[RunFacts], window: int, asked: int) -> str:
     few = [f"{one.name} has {len(one.curve.steps)}" for one in facts if 0 < len(one.curve.steps) < asked]
     why = f" Nothing is averaged over evaluations, because that takes {asked} and {few[0]}." if few else ""
     return f"Bold: mean over seeds through the evaluations; thin: every run as it was.{why}"
-
-
-def _detail(main: RunFacts, roots: Mapping[str, str] | None) -> dict[str, Any]:
-    """What is drawn and shown of one run."""
-    with open_ledger(main.folder.url, roots=roots) as ledger:
-        points, slices, classes = scatter_points(ledger), over_time(ledger), balance_over_time(ledger)
-        pictures, note = galleries(ledger)
-        il = section(il_quality(ledger)) if not main.no_table and open_info(ledger.table_url).kind == "il" else None
-    if note:
-        LOG.warning("%s", note)
-    right = {
-        "of what is kept": (slices["right_kept"], BLUE, "-"),
-        "of all candidates": (slices["right_all"], GREY, "--"),
-    }
-    wrong = {"among kept": (slices["noisy_kept"], RED, "-"), "among skipped": (slices["noisy_skipped"], ORANGE, "--")}
-    known = any(v is not None for v in slices["noisy_skipped"])
-    scored = any(v is not None for v in slices["right_all"])
-    return {
-        "scatter": plots.scatter(points, "" if main.folder.no_class else ", nats") if points["il"] else None,
-        "right": plots.shares(slices["step"], right) if scored else None,
-        "wrong": plots.shares(slices["step"], wrong) if known else None,
-        "effective": plots.effective_classes(classes["step"], classes["kept"], classes["chance"])
-        if classes["step"]
-        else None,
-        "galleries": [{"title": g.title, "says": g.says, "empty": g.empty,
-                       "pictures": [_figure(main, p) for p in g.pictures]} for g in pictures],
-        "gallery_note": note, "il": il,
-        "pictures_seen": any(picture.seen for gallery in pictures for picture in gallery.pictures),
-    }  # fmt: skip
-
-
-def _figure(main: RunFacts, picture: Any) -> dict[str, Any]:
-    row, facts = picture.row, picture.facts
-    truth = facts.get("true_label")
-    lines = [] if row["label"] is None else [f"label {tabulate.class_name(main, row['label'])}"]
-    if truth is not None and truth != row["label"]:
-        lines.append(f"truly {tabulate.class_name(main, truth)}")
-    if facts.get("predicted") is not None and facts["predicted"] != row["label"]:
-        lines.append(f"IL model: {tabulate.class_name(main, facts['predicted'])}")
-    numbers = [f"{name} {row[name]:.2f}" for name in ("loss", "il") if row[name] is not None]
-    when = f"step {row['step']:,}" + (f", score {row['score']:.2f}" if row["score"] is not None else "")
-    wrong = facts.get("is_noisy") or (truth is not None and truth != row["label"])
-    if wrong and truth in (None, row["label"]):
-        lines.append("known to be wrong")
-    return {"image": picture.image, "seen": picture.seen, "text": picture.text, "lines": lines,
-            "numbers": ", ".join(numbers), "wrong": bool(wrong), "when": when, "key": row["key"]}  # fmt: skip

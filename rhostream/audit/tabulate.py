@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rhostream.audit.account import mean
 from rhostream.audit.compare import NOT_REACHED, UNIFORM, Comparison
 from rhostream.audit.facts import RunFacts
-from rhostream.audit.verdict import break_even_of, final_accuracy, of_evaluations
-from rhostream.audit.verdict import group_mean as mean
+from rhostream.audit.verdict import final_accuracy, of_evaluations
 from rhostream.inert import one_line
 from rhostream.tables.classes import named
 
@@ -38,33 +38,6 @@ def number(value: float | None) -> str:
 def class_name(run: RunFacts, label: int | None) -> str:
     """The label, with its class's name where run.json has one."""
     return UNKNOWN if label is None else named(run.folder.class_names, label)
-
-
-def tiles(
-    groups: Groups, selected: Groups, found: Mapping[str, Mapping[str, Sequence[Comparison]]], window: int
-) -> list[Any]:
-    """The numbers under the headline: (value, what it is)."""
-    shown = []
-    for name, runs in selected.items():
-        of, even = f", {name}" if len(selected) > 1 else "", break_even_of(runs)
-        gains = [c.speedup for c in found[name][UNIFORM]]
-        if gains:
-            reached = [g for g in gains if g is not None]
-            value = f"{sum(reached) / len(reached):.2f}x" if len(reached) == len(gains) else NOT_REACHED
-            shown.append((value, f"fewer steps to uniform's best{of}"))
-        says = f"break-even in forwards{of if len({break_even_of(r) for r in selected.values()}) > 1 else ''}"
-        if math.isfinite(even) and not runs[0].everything and runs[0].rule != "uniform":
-            shown.append((f"{even:.2f}x", says))
-        shares = [mean(r.noisy.get(flag) for r in runs) for flag in (True, False)]
-        if shares[0] is not None and shares[1] is not None:
-            shown.append((percent(shares[0]), f"wrong labels among kept{of} ({percent(shares[1])} among skipped)"))
-    over = f" ({of_evaluations(window)})" if window > 1 else ""
-    finals = [(percent(final_accuracy(runs, window)), f"final test accuracy{over}, {name}")
-              for name, runs in groups.items()]  # fmt: skip
-    il = [percent(known) for known in (mean(run.row["il_accuracy"] for run in runs) for runs in selected.values())
-          if known is not None]  # fmt: skip
-    shown += [final for final in finals if final[0] != UNKNOWN]
-    return list(dict.fromkeys(shown + [(value, "accuracy of the IL model on given labels") for value in il]))
 
 
 def recalls(facts: Iterable[RunFacts]) -> list[list[str]]:
@@ -200,7 +173,7 @@ def classes(main: RunFacts, groups: Groups) -> dict[str, Any]:
         for label, (seen, kept) in run.classes.items():
             at = planned.setdefault(label, [0, 0])
             at[0], at[1] = at[0] + seen, at[1] + kept
-    accuracy = {name: _class_means(runs) for name, runs in groups.items() if any(r.class_accuracy for r in runs)}
+    accuracy = {name: class_means(runs) for name, runs in groups.items() if any(r.class_accuracy for r in runs)}
     first = next(iter(accuracy.values()), {})
     rates = {label: kept / seen for label, (seen, kept) in planned.items() if seen}
     labels = sorted({*planned, *first}, key=lambda label: (first.get(label, 2.0), rates.get(label, 2.0), label))
@@ -236,7 +209,10 @@ def sources(facts: Iterable[RunFacts]) -> dict[str, Any]:
     return {"rows": rows, "says": says, "hidden": hidden}
 
 
-def _class_means(runs: Sequence[RunFacts]) -> dict[int, float]:
+def class_means(runs: Sequence[RunFacts]) -> dict[int, float]:
+    """{label: mean accuracy at the last evaluation} of a group; classes of which nothing is known are left out."""
+    if not any(run.class_accuracy for run in runs):
+        return {}
     size = max(len(r.class_accuracy) for r in runs)
     means = {label: mean(r.class_accuracy[label] if label < len(r.class_accuracy) else None for r in runs)
              for label in range(size)}  # fmt: skip

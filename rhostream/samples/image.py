@@ -33,7 +33,7 @@ EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 PIXELS = "pixels"  # the field
 # Bytes read for an image's size, then for one that needs more; above a quarter of a window, so that it is read alone.
 HEADER, WHOLE_HEADER = (64 << 10) + 1, 1 << 20
-SHOWN_SIDE, LARGE_SIDE, SHOWN_BYTES = 96, 320, 32 << 20  # of a picture for a person to look at, at most
+SHOWN_SIDE, LARGE_SIDE, SHOWN_BYTES = 192, 320, 32 << 20  # of a picture for a person to look at, at most
 RANDOM_CROP, FLIP = "random_resized_crop", "flip"
 PARTS = (RANDOM_CROP, FLIP, "colour", "randaugment")  # of how it is decoded again, in this order
 AUGMENTATIONS = tuple(
