@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rhostream.audit.export import export
     from rhostream.audit.report import write_report
     from rhostream.audit.views import open_ledger
     from rhostream.candidates import Candidates, Reason
@@ -44,6 +45,7 @@ _HOME = {
     "ShardsConfig": "rhostream.config.shards",
     "TrainConfig": "rhostream.config.train",
     "compute_il": "rhostream.irreducible",
+    "export": "rhostream.audit.export",
     "fit_il": "rhostream.irreducible",
     "index": "rhostream.irreducible",
     "join_il": "rhostream.integrations.webdataset",
@@ -70,6 +72,7 @@ __all__ = [
     "TrainConfig",
     "TwoTowers",
     "compute_il",
+    "export",
     "fit_il",
     "index",
     "join_il",

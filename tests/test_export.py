@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from rhostream.audit.export.datacomp import as_pairs
 from rhostream.errors import UnknownNameError, UsageError
 from rhostream.inert import csv_text
 from rhostream.reasons import Reason
-from rhostream.stream.keep_list import read_keep_list
+from rhostream.stream.keep_list import keep_list_account, read_keep_list
 from rhostream.tables import il
 from tests.support.audit_fixtures import ROWS, World, make_rows, make_run, make_world
 from tests.support.command import command
@@ -207,6 +208,21 @@ def test_a_run_trains_on_exactly_the_samples_of_an_answer_though_keys_and_names_
     assert denied == {(row["shard"] == "two/00.tar", row["ordinal"]) for row in trained}
 
 
+def test_a_keep_list_of_a_run_says_what_the_run_spent_and_one_of_a_table_nothing(
+    runs: list[str], made: World, tmp_path: Path
+) -> None:
+    with rhostream.open_ledger(runs[0]) as ledger:
+        spent = ledger.runs[0].cost
+    export(runs[0], str(tmp_path / "a.parquet"), form="keep-list")
+    assert keep_list_account(str(tmp_path / "a.parquet")) == {
+        "fit_samples": spent["trained"], "scored_samples": spent["scored"], "macs": spent["macs"]
+    }  # fmt: skip
+    export(runs, str(tmp_path / "b.parquet"), form="keep-list")
+    assert keep_list_account(str(tmp_path / "b.parquet"))["fit_samples"] == spent["trained"] + 12 * 3
+    export(str(made.table), str(tmp_path / "c.parquet"), form="keep-list")
+    assert keep_list_account(str(tmp_path / "c.parquet")) == {}
+
+
 def test_a_list_of_uids_is_the_one_that_numpy_would_save(tmp_path: Path, capsys: Any) -> None:
     uids = [f"{n * 0x9E3779B97F4A7C15F39CC0605CEDC834 % 2**128:032x}" for n in range(40)]
     uids[7], uids[9], uids[11] = uids[6], "no uid", uids[11].upper()
@@ -266,3 +282,16 @@ def test_what_cannot_be_exported_is_refused_in_one_sentence_and_leaves_nothing(
     assert "\n" not in str(refused.value) and [*tmp_path.iterdir()] == []
     with pytest.raises(UnknownNameError, match="parquet"):
         export(runs, str(tmp_path / name), form="parquett")
+
+
+def test_the_lines_of_the_page_run_as_they_stand(
+    runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
+    block = page.split("<!-- run by tests/test_export.py -->\n```python\n")[1].split("```")[0]
+    shutil.copytree(runs[0], tmp_path / "runs" / "rho")
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    found = rows_of(tmp_path / "noisy.parquet")
+    assert found and all(row["reason"] == "below" and row["il"] > 1 for row in found)
+    assert capsys.readouterr().out == f"{len(found)} {len(found)} 0\n"

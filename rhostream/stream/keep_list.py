@@ -36,8 +36,9 @@ from rhostream.storage import redact
 from rhostream.stream.join import Joined
 from rhostream.stream.plan import Rows
 from rhostream.tables import il
+from rhostream.tables.selections import LIST_COST
 
-COST = b"rhostream_cost"  # in the metadata of a Parquet list: what making it cost
+COST = LIST_COST
 _NAMES = {"keep_list": "keep-list", "deny": "deny-list"}
 MAX_HEADER = 64 << 10  # bytes; a hundred thousand columns would take most of a gigabyte before they were refused
 _CSV_TYPES = {"shard": pa.string(), "key": pa.string(), "ordinal": pa.int64()}

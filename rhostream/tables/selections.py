@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # who reads a log needs no torch
 Array = npt.NDArray[Any]
 VERSION = 1
 MAX_ROWS = 1_000_000
+LIST_COST = b"rhostream_cost"  # in the metadata of a Parquet list of samples: what making it cost
 REASONS = pa.array([r.name for r in Reason])
 COMMON = REASONS.slice(0, Reason.denied)  # a segment in which no row has a later one names only these
 SCHEMA = pa.schema(

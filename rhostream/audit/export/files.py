@@ -17,6 +17,7 @@ from rhostream.audit.export.account import Unread
 from rhostream.audit.render import csv_lines
 from rhostream.audit.sample_bytes import SampleBytes
 from rhostream.errors import RhostreamError, ShardError
+from rhostream.tables.selections import LIST_COST
 
 BATCH, ROWS_WITH_SAMPLES = 100_000, 2_000  # rows of a row group
 BYTES = 64 << 20  # of samples in a row group, which is what is held in memory
@@ -25,10 +26,13 @@ MEDIA = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # as dataset
 PICTURES = frozenset(("jpg", "jpeg", "png", "webp"))
 
 
-def write_parquet(batches: pa.RecordBatchReader, file: BinaryIO, record: Mapping[str, Any]) -> int:
-    """Write the batches; returns how many rows there were. `record` goes into the file's metadata."""
+def write_parquet(
+    batches: pa.RecordBatchReader, file: BinaryIO, record: Mapping[str, Any], cost: Mapping[str, int] | None = None
+) -> int:
+    """Write the batches; returns how many rows there were. `record` goes into the file's metadata, and the `cost` of
+    making a keep-list."""
     rows = 0
-    with _writer(file, batches.schema, record) as writer:
+    with _writer(file, batches.schema, record, cost=cost) as writer:
         for batch in batches:
             writer.write_batch(batch)
             rows += len(batch)
@@ -132,10 +136,13 @@ def type_of(extensions: tuple[str, ...]) -> pa.DataType:
 
 
 def _writer(
-    file: BinaryIO, schema: pa.Schema, record: Mapping[str, Any], members: Mapping[str, tuple[str, ...]] | None = None
-) -> pq.ParquetWriter:
+    file: BinaryIO, schema: pa.Schema, record: Mapping[str, Any], members: Mapping[str, tuple[str, ...]] | None = None,
+    cost: Mapping[str, int] | None = None,
+) -> pq.ParquetWriter:  # fmt: skip
     members = members or {}
-    metadata = {"rhostream": json.dumps(record, sort_keys=True)}
+    metadata: dict[str | bytes, str] = {"rhostream": json.dumps(record, sort_keys=True)}
+    if cost:
+        metadata[LIST_COST] = json.dumps(cost)
     if features := _features(schema, members):
         metadata["huggingface"] = json.dumps({"info": {"features": features}})
     # Pictures are compressed already, and no two are alike.

@@ -6,7 +6,9 @@ shard, so that a stopped export goes on; a folder for FiftyOne gets its name whe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rhostream import storage
@@ -18,9 +20,10 @@ from rhostream.audit.export.shards import BYTES, ROWS, SAMPLES, ShardFolder, Wri
 from rhostream.audit.sample_bytes import SampleBytes
 from rhostream.audit.views import Ledger, open_ledger
 from rhostream.errors import StorageError, UnknownNameError, UsageError
-from rhostream.inert import shell_words
+from rhostream.inert import one_line, shell_words
 from rhostream.tables.class_lists import table_names
 
+LOG = logging.getLogger("rhostream")
 FORMS = ("parquet", "csv", "keep-list", "datacomp", "shards", "embedding-atlas", "fiftyone")
 _ENDINGS = {".parquet": "parquet", ".csv": "csv", ".npy": "datacomp"}
 _NEEDS = {"datacomp": (".npy",), "embedding-atlas": (".parquet",), "keep-list": (".parquet", ".csv"),
@@ -55,6 +58,11 @@ def export(
     if folder is None and not storage.is_local(url):
         storage.probe_writable(url.rpartition("/")[0])
     with open_ledger(runs, roots=roots) as ledger:
+        for run in ledger.runs:
+            if run.checkpoint is None or not run.checkpoint.log:
+                LOG.warning("run %s has no committed step yet: its log is empty", one_line(run.name))
+            elif run.checkpoint.doubt:
+                LOG.warning("run %s: %s", one_line(run.name), run.checkpoint.doubt)
         work = _Export(ledger, selection(ledger, where, sql), url, form, with_samples)
         return work.made() if folder is None else work.shards(folder)
 
@@ -108,8 +116,8 @@ class _Export:
 
     def _keep_list(self) -> Exported:
         self._count_strangers()
-        samples = self._written(self.chosen.samples(least=True))
-        return self._account(rows=samples, samples=samples, next=f"train --keep-list {self._shown}")
+        samples = self._written(self.chosen.samples(least=True), _spent([run.cost for run in self.ledger.runs]))
+        return self._account(rows=samples, samples=samples, next=f"rhostream train ... --keep-list {self._shown}")
 
     def shards(self, folder: ShardFolder) -> Exported:
         """Copy the samples into new shards."""
@@ -194,13 +202,13 @@ class _Export:
         if count:
             self.unread.add(f"the first row that names no sample has {first}", count)
 
-    def _written(self, sql: str) -> int:
+    def _written(self, sql: str, cost: Mapping[str, int] | None = None) -> int:
         def take(answer: Any) -> int:
             batches = answer.to_arrow_reader(files.BATCH)
             with storage.writing(self.url) as file:
                 if self.url.endswith(".csv"):
                     return files.write_csv(batches, file)
-                return files.write_parquet(batches, file, self.record)
+                return files.write_parquet(batches, file, self.record, cost)
 
         return self.ledger.read(sql, take)
 
@@ -225,3 +233,16 @@ class _Export:
         given = counts if "bytes" in counts else {"bytes": storage.identity(self.url).size, **counts}
         return Exported(out=storage.redact(self.url), form=self.form, unread=self.unread.count,
                         first_unread=self.unread.first, **given)  # fmt: skip
+
+
+def _spent(costs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """What was spent on a list that was made of the logs of runs with these costs, as the account of a run that uses
+    the list reads it; {} where nothing is known."""
+    macs = max((int(cost.get("macs") or 0) for cost in costs), default=0)
+    if not macs:
+        return {}
+    spent = {
+        name: sum(math.ceil(int(cost.get(of) or 0) * int(cost.get("macs") or 0) / macs) for cost in costs)
+        for name, of in (("fit_samples", "trained"), ("scored_samples", "scored"))
+    }
+    return {**spent, "macs": macs}
