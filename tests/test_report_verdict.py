@@ -1,4 +1,4 @@
-"""The verdict over every outcome, the looks of settings, and what stands beside the target: never two answers at once."""
+"""The verdict over every outcome, the looks of settings, the IL model on the test set, and what to do next."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from rhostream import storage
 from rhostream.audit import account
 from rhostream.audit.account import LATER, PAID, STATES, Outcome, Standing, interval, outcome, standings
 from rhostream.audit.advice import next_steps
@@ -133,7 +135,7 @@ def test_the_table_under_the_verdict_says_the_same_as_its_headline(facts: dict[s
     came = outcome(found[UNIFORM], account.bill(runs))
     (last,) = [row for row in rows if row[0].startswith("against uniform choice, units")]
     assert came.state == LATER and last[3] == f"paid after {came.nth} runs" and last[1].endswith("+ 119 once")
-    assert ["accuracy of the IL model on the test set", "unknown (what to do is below)", "", ""] in rows
+    assert ["against the IL model itself, on the test set", "85.0 %", "unknown (see what to do next)", "–"] in rows
 
 
 # -- one look ----------------------------------------------------------------------------------------------------------
@@ -199,20 +201,17 @@ def test_the_usual_settings_are_told_apart_with_any_colour_vision_and_in_grey() 
         assert abs(_lab(a)[0] - _lab(b)[0]) > 7, (one, other)
 
 
-# -- the IL model on the test set, and what to do ------------------------------------------------------------------------
+# -- the IL model on the test set, and what to do ----------------------------------------------------------------------
 
 
 def _table_of_tests(made: World, root: Path, shard: str, **changes: Any) -> str:
     info = replace(il.open_info(str(made.table)), **changes)
     il.make_or_match(str(root), info)
     rows = [{name: part[name] for name in info.schema.names} for part in made.parts if part["shard"] == made.shards[0]]
+    used = sum(len(row["members"]) for row in rows)
     facts = il.PartFacts(fingerprint=info.fingerprint, kind="il", shard=shard, shard_size=1, shard_tag="1",
-                         samples=len(rows), statuses={"decode:broken": 1, "ok": len(rows) - 1}, members_seen=1,
-                         members_used=1, members_ignored=0, il_rows=len(rows) - 1)  # fmt: skip
-    import pyarrow as pa
-
-    from rhostream import storage
-
+                         samples=len(rows), statuses={"decode:broken": 1, "ok": len(rows) - 1}, members_seen=used,
+                         members_used=used, members_ignored=0, il_rows=len(rows) - 1)  # fmt: skip
     storage.create(il.part_url(str(root), shard), il.encode_part(pa.Table.from_pylist(rows, info.schema), facts))
     return str(root)
 

@@ -30,11 +30,12 @@ def bill_rows(runs: Sequence[RunFacts], found: Mapping[str, Sequence[Comparison]
         rows.append([what, ours if one.begun else NOT_BEGUN, theirs, points(one.gains)])
     for kind in (UNIFORM, EVERYTHING):
         rows += _to_the_best(found.get(kind, ()), kind, once)
-    if runs[0].folder.il_model:
-        shown = (
-            f"{percent(tested.accuracy)} of {tested.samples:,} samples" if tested else "unknown (what to do is below)"
+    if runs[0].folder.il_model and not runs[0].is_baseline:
+        known = (
+            "unknown (see what to do next)" if tested is None else f"{percent(tested.accuracy)} of {tested.samples:,}"
         )
-        rows.append(["accuracy of the IL model on the test set", shown, "", ""])
+        gains = [end - tested.accuracy for end in ends] if tested else []
+        rows.append(["against the IL model itself, on the test set", percent(mean(ends)), known, points(gains)])
     return rows
 
 
