@@ -1,7 +1,7 @@
 # One way to do a thing: every target makes .venv first when there is none, or when its list of packages has changed.
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 BIN := .venv/bin
-.PHONY: demo test test-slow lint bench bench-peers docs clean venv
+.PHONY: demo test test-slow lint bench bench-peers docs dist-check ship-check clean venv
 
 demo: venv
 	@$(BIN)/python -m shards.fetch_fashion_mnist
@@ -45,6 +45,16 @@ docs: .venv-docs/.done
 	@echo "installing into .venv-docs (seconds, once)" >&2
 	@.venv-docs/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[docs]'
 	@touch $@
+
+# Both distributions, built, checked, and each installed into a bare environment and used; DIST_PYTHONS="python3.11 python3.12"
+# for several interpreters.
+DIST_PYTHONS ?= $(PYTHON)
+dist-check:
+	@$(PYTHON) .ci/dist.py --python $(DIST_PYTHONS)
+
+# What only a hosting service or an engine would read, against its own schemas.
+ship-check: venv
+	@$(BIN)/python -m pytest -m 'slow or not slow' tests/test_shipping.py $(ARGS)
 
 clean:
 	rm -rf .venv .venv-* site benchmarks/peers/.venv demo artifacts build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

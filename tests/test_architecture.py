@@ -29,8 +29,8 @@ UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "
 HELPERS = sorted(path for folder in ("benchmarks", "tests", ".ci") for path in (REPOSITORY / folder).rglob("*.py")
                  if ".venv" not in path.parts)  # fmt: skip
 GLUED = "of a query that is glued together"
-# Views and fragments made of the library's own constants, and of export the user's own SELECT, in a database that reaches
-# nothing but the ledger: read each before its number is raised.
+# Views and fragments made of the library's own constants, and of export the user's own SELECT, in a database that
+# reaches nothing but the ledger: read each before its number is raised.
 OWN_SQL = {
     "rhostream/audit/export/datacomp.py": 1,
     "rhostream/audit/export/job.py": 1,

