@@ -43,7 +43,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md",
          *sorted(p for p in (ROOT / "docs").rglob("*.md") if "decisions" not in p.parts)]  # fmt: skip
 COMMANDS = {"rhostream", "python", "make", "pip", "torchrun", "export", "npm", "sbatch"}
-# What is not code: README's picture of the whole, the tree of a run folder.
+# What is not code: README's picture of the whole, the tree of a run folder, a bar in a terminal.
 TEXTS = {"docs/architecture.md": 1, "README.md": 1, "docs/reference.md": 1, "docs/trackers.md": 1}
 # What nothing runs, with the reason in a comment on the page.
 NOT_RUN: dict[str, int] = {}
@@ -312,7 +312,7 @@ def check(words: list[str]) -> None:
     elif program == "sbatch":
         assert (ROOT / rest[0]).is_file()
     else:
-        assert program in ("npm", "tar", "unzip", "embedding-atlas"), f"{program} is a program that no test knows"
+        assert program in ("npm", "tar", "unzip"), f"{program} is a program that no test knows"
 
 
 @pytest.mark.parametrize("block", of("sh"))
