@@ -64,11 +64,16 @@ def line(name: str, found: list[tuple[Figures, float]], seconds: float) -> str:
 @click.option("--seeds", default=20, show_default=True)
 @click.option("--samples", default=2000, show_default=True)
 @click.option("--seconds", default=20.0, show_default=True, help="Of each cross-fit.")
+@click.option("--only", multiple=True, help="Names of made worlds.  [default: all]")
 @click.option("--fashion-mnist", type=click.Path(path_type=Path))
-def main(seeds: int, samples: int, seconds: float, fashion_mnist: Path | None) -> None:
+def main(seeds: int, samples: int, seconds: float, only: tuple[str, ...], fashion_mnist: Path | None) -> None:
     titles = ("labels", "advice", "interval holds the share", "looks wrong", "right", "reducible", "took")
     print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
-    worlds = [(name, SIDE, 6, lambda seed, how=how: made(samples, seed, how)) for name, how in MADE.items()]
+    worlds = [
+        (name, SIDE, 6, lambda seed, how=how: made(samples, seed, how))
+        for name, how in MADE.items()
+        if not only or name in only
+    ]
     if fashion_mnist is not None:
         worlds += [
             (

@@ -156,7 +156,7 @@ def test_the_commands_of_a_script_train_both_runs_and_compare_them(
             .replace("passes = 20", "passes = 2")
         )
         fit = (tmp_path / "go" / "fit-il.toml").read_text()
-        (tmp_path / "go" / "fit-il.toml").write_text(fit.replace("small-cnn", "mlp-64").replace("= 30", "= 1"))
+        (tmp_path / "go" / "fit-il.toml").write_text(fit.replace("small-cnn", "mlp-64").replace("= 10", "= 1"))
         for line in (tmp_path / "go" / "run.sh").read_text().splitlines():
             if line.startswith("rhostream "):
                 command(capsys, *shlex.split(line)[1:])

@@ -106,8 +106,7 @@ def _images(place: Place, config: InitConfig) -> Seen:
         facts.notes += of_copies(train.root, train.files, train.classes, copies(train.files, train.sizes))
     rows = _drawn(train, config)
     with ExitStack() as stack:
-        # Of one name always: what is looked at is drawn by the names of shards.
-        folder = f"{stack.enter_context(tempfile.TemporaryDirectory(prefix='rhostream-init-'))}/images"
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rhostream-init-"))
         part = of_files(train.root, train.files, train.classes, rows, name="sample", split="train",
                         class_names=train.names, sizes=train.sizes)  # fmt: skip
         write(part, folder, samples_per_shard=1000)
@@ -157,7 +156,8 @@ def _sampled(
 ) -> tuple[Kind, list[Kind]]:  # fmt: skip
     """Fill in what a sample of the shards says; `options` gains what fit-il has to be told. Returns the kind, and the
     kinds that it may be trained on as."""
-    data, started = named(shards, None), time.monotonic()
+    # What is looked at is drawn by the names of shards: of a sample's these are the same each time.
+    data, started = named(shards, {"sample": shards[0]} if paths else None), time.monotonic()
     seconds = max(5.0, config.seconds / 3)
     first_look = Look() if "tokenizer" in options else look(data)
     if first_look.content is not None and not paths:

@@ -60,7 +60,7 @@ def place_of(data: str | Iterable[str], labels: str | None) -> Place:
             )
         root = Path(storage.resolve(images[0]))
         listed = labels or next((str(root / name) for name in LISTS if (root / name).is_file()), None)
-        return Place(words="a folder of images", where=str(root), folder=root, labels=listed)
+        return Place(words="a folder of images", where=redact(images[0]), folder=root, labels=listed)
     if labels is not None:
         raise UsageError(f"--labels {labels} is for a folder of images, and {redact(named[0])} is none")
     return _shards(named)

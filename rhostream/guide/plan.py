@@ -38,7 +38,7 @@ from rhostream.selection.hardware import cores
 
 MOST_TESTED = 10_000  # samples of a test set are enough
 LARGE_SIDE = 96  # from here on a network for large pictures
-FIT_SAMPLES, FIT_STEPS, FIT_BATCH, FIT_EPOCHS = 100_000, 300, 64, (5, 30)
+FIT_SAMPLES, FIT_STEPS, FIT_BATCH, FIT_EPOCHS = 100_000, 300, 64, (5, 10)
 FORWARD = 1 / 3  # of a step of forward and backward
 CHECKED = 1.2  # what a fit's looks at other samples add
 LONG = 300  # seconds of all commands, above which a CPU is given smaller pictures

@@ -49,8 +49,8 @@ def _facts(facts: Facts) -> Iterator[tuple[str, str]]:
         most, least = max(facts.classes.values()), min(facts.classes.values())
         if most >= 3 * max(least, 1):
             yield "", f"imbalanced: the largest has {most / max(least, 1):.0f} times as many as the smallest"
-    for at, spread in enumerate(facts.sizes):
-        yield "" if at else "sizes", _spread(spread)
+    for row, spread in enumerate(facts.sizes):
+        yield "" if row else "sizes", _spread(spread)
     where = f" of {facts.looked_in:,} shards" if facts.shards else ""
     all_of_it = " (all)" if facts.counted and facts.looked >= facts.samples else ", drawn by chance"
     yield "looked at", f"{facts.looked:,} samples{where}{all_of_it}: {facts.bad_samples:,} of them can't be used"
@@ -69,8 +69,8 @@ def _spread(of: Spread) -> str:
 def _disk(disk: Disk) -> Iterator[tuple[str, str]]:
     parts = [(disk.shards, "shards"), (disk.table, "table"), (disk.runs, "two runs")]
     named = ", ".join(f"{name} {size(count)}" for count, name in parts if count)
-    short = " - NOT ENOUGH" if disk.needed > disk.free else ""
-    yield "disk", f"{size(disk.needed)} will be written ({named}); {size(disk.free)} are free in {disk.where}{short}"
+    short = f": NOT ENOUGH in {disk.where}" if disk.needed > disk.free else ""
+    yield "disk", f"{size(disk.needed)} will be written ({named}); {size(disk.free)} are free{short}"
 
 
 def _il(facts: Facts) -> Iterator[tuple[str, str]]:
