@@ -40,10 +40,16 @@ python_maximum_signature_line_length = 88
 
 html_theme = "furo"
 html_title = "rhostream"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_favicon = "_static/rho.svg"
 html_copy_source = False
 html_show_sphinx = False
 html_permalinks_icon = "#"
 
+SIDEWAYS = re.compile(r'(<div class="table-wrapper[^"]*"|<pre)(?=>)')
+SIGNATURE = re.compile(r'<dt class="sig .*?</dt>', re.DOTALL)
+LISTS = re.compile(r"</?d[ld]>")
 FOLDER_LINK = re.compile(r"\[([^\]]+)\]\(([^)#:]+)\)")
 
 
@@ -67,6 +73,23 @@ def without_folder_links(app: Sphinx, name: str, source: list[str]) -> None:
     source[0] = FOLDER_LINK.sub(lambda link: link[1] if (here / link[2]).is_dir() else link[0], source[0])
 
 
+def open_to_all(app: Sphinx, name: str, template: str, context: dict[str, Any], tree: nodes.document) -> None:
+    """What keeps somebody out of a page that the theme and Sphinx make, mended.
+
+    A wide table and a wide block of code are reached by the keyboard, a signature over several lines is no list of
+    definitions without a term, and the headings of the navigation have their level.
+    """
+    if "body" in context:
+        body = SIDEWAYS.sub(r'\1 tabindex="0"', context["body"])
+        context["body"] = SIGNATURE.sub(lambda found: LISTS.sub(_plain, found[0]), body)
+    navigation = context.get("furo_navigation_tree", "")
+    context["furo_navigation_tree"] = navigation.replace('role="heading"', 'role="heading" aria-level="2"')
+
+
+def _plain(tag: re.Match[str]) -> str:
+    return {"<dl>": '<div class="sig-lines">', "<dd>": "<div>"}.get(tag[0], "</div>")
+
+
 def front_door(app: Sphinx, failure: Exception | None) -> None:
     """site/index.html leads to the first page."""
     if failure is None and app.builder.name == "html":
@@ -77,5 +100,6 @@ def front_door(app: Sphinx, failure: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("help", Help)
     app.connect("source-read", without_folder_links)
+    app.connect("html-page-context", open_to_all, priority=900)  # behind the theme's
     app.connect("build-finished", front_door)
     return {"parallel_read_safe": True}

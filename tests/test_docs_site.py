@@ -6,12 +6,19 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 
 import rhostream
 from rhostream.cli import cli
+from tests.support.browser import WIDTHS, chromium, opened, serious, shot
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -114,6 +121,50 @@ def python() -> Path:
 def build(python: Path, source: Path, site: Path) -> subprocess.CompletedProcess[str]:
     command = [str(python), "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "-c", "docs", ".", str(site)]
     return subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def site(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("site")
+    done = build(python, ROOT, made)
+    assert (done.returncode, done.stderr) == (0, "")
+    return made
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The folder on a port of loopback: from a file a browser lets no script read the styles."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+# A page of each make: navigation, prose, code, wide tables, figures, help, docstrings, generated lists.
+SEEN = ("index", "tutorial-text", "method", "results", "results/table2", "settings", "command-line", "api")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_pages_keep_nobody_out_and_fit_narrow_screens(site: Path) -> None:
+    """Of axe-core what is serious or critical, at both widths; and no page as a whole has to be moved sideways."""
+    faults = []
+    with served(site) as url, chromium() as browser:
+        for name in SEEN:
+            for width in WIDTHS:
+                with opened(browser, f"{url}/docs/{name}.html", width=width) as page:
+                    shot(page, f"docs-{name.replace('/', '-')}")
+                    faults += [f"{name} at {width}: {fault}" for fault in serious(page)]
+                    wide = page.evaluate("document.documentElement.scrollWidth")
+                    faults += [f"{name} is {wide} pixels wide at {width}"] if wide > width else []
+    assert faults == []
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ class Made:
 
 @configured(ShardsConfig, "folder", "out")
 def make_shards(config: ShardsConfig) -> Made:
-    """Write the images of `folder` as shards below `out`: train-*.tar, test-*.tar and classes.json.
+    """Write the images of `folder` as shards below `out`: `train-*.tar`, `test-*.tar` and `classes.json`.
 
     Classes are the sorted subfolders, or what `labels` (a CSV or TSV of file and label) says; `classes_from` numbers
     them as another set does. The bytes of files are kept, and each sample's json has its path. Of each class
