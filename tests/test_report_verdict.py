@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import math
 import re
+import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +26,13 @@ from rhostream.audit.il_test import il_on_test_set, of_runs
 from rhostream.audit.looks import CASCADE, LOOKS, RHO, looks
 from rhostream.audit.looks import EVERYTHING as ALL
 from rhostream.audit.looks import UNIFORM as CHANCE
+from rhostream.audit.report import write_report
 from rhostream.audit.sidebyside import bill_rows, points, with_interval
 from rhostream.audit.verdict import BAD, GOOD, MIXED, UNDECIDED, headline, il_account, verdict
 from rhostream.errors import MismatchError, UsageError
 from rhostream.tables import il
 from tests.support.audit_fixtures import N_B, World, make_rows, make_run, make_world
+from tests.support.process import run as rhostream
 
 GRID = list(itertools.product(
     ("reached", "missed"), (0.5, 1.0, 3.0), (math.nan, -50.0, 0.0, 40.0, 400.0), (None, 0.0, 100.0, 1000.0),
@@ -231,6 +236,35 @@ def test_the_il_models_accuracy_on_the_test_set_is_that_of_a_table_of_the_test_s
         il_on_test_set(_table_of_tests(made, tmp_path / "x", "web/test-000.tar", ingredients={"by": "another"}), runs)
     with pytest.raises(UsageError, match="is no IL table"):
         il_on_test_set(str(tmp_path), runs)
+
+
+def test_the_page_shows_the_il_models_accuracy_beside_the_targets(
+    made: World, facts: dict[str, RunFacts], tmp_path: Path
+) -> None:
+    table = _table_of_tests(made, tmp_path / "tests", "web/test-000.tar")
+    right = il_on_test_set(table, {"rho": facts["rho"].folder}).accuracy
+    out = write_report(facts["rho"].folder.url, str(tmp_path / "x.html"), il_test=table)
+    page = Path(out).read_text(encoding="utf-8")
+    assert page.count(f"IL model on the test set {100 * right:.1f} %") == 2  # in the words of both figures
+    assert f"<td>{100 * right:.1f} % of 30</td>" in page and "isn&#39;t known: score the test" not in page
+    with pytest.raises(MismatchError, match="another IL model"):
+        write_report(facts["uniform"].folder.url, str(tmp_path / "y.html"), il_test=table)
+
+
+@pytest.mark.slow
+def test_the_commands_that_train_and_score_do_so_when_they_are_pasted(
+    trained: Callable[..., Path], world: Path, tmp_path: Path
+) -> None:
+    run = trained("rho", steps=4, test_shards=[str(world / "test")], eval_every=2)
+    page = Path(write_report(str(run), str(tmp_path / "x.html"))).read_text(encoding="utf-8")
+    commands = [shlex.split(html.unescape(c)) for c in re.findall(r"<code>(rhostream .*?)</code>", page)]
+    for verb, made in (("train", f"{run}-uniform"), ("compute-il", "il-test")):
+        (command,) = [c for c in commands if c[1] == verb]
+        rhostream(*(str(tmp_path / word) if word == "il-test" else word for word in command[1:]))
+        assert (tmp_path / made).exists()
+    table = str(tmp_path / "il-test")
+    page = Path(write_report(str(run), str(tmp_path / "y.html"), against=[f"{run}-uniform"], il_test=table)).read_text()
+    assert "IL model on the test set" in page and "One seed is no claim" in page
 
 
 def test_what_to_do_next_follows_from_the_run(facts: dict[str, RunFacts]) -> None:

@@ -33,7 +33,7 @@ from rhostream.audit.pages import environment
 from rhostream.audit.plots import Line
 from rhostream.audit.runs import is_table, open_runs
 from rhostream.audit.sidebyside import SETTINGS_HEAD, bill_rows, settings
-from rhostream.audit.verdict import il_account, ordinal, verdict
+from rhostream.audit.verdict import TONES, il_account, ordinal, verdict
 from rhostream.audit.views import open_ledger
 from rhostream.errors import UsageError
 from rhostream.runs.doubts import doubts_in, of_balance
@@ -89,7 +89,9 @@ def _page(
     said = {name: verdict(runs, found[name][UNIFORM], window, bool(refused(groups, name)),
                           everything=found[name][EVERYTHING], stand=stand[name])
             for name, runs in selected.items()}  # fmt: skip
-    drawn_as, quality, first = looks(groups), _il(main, roots), next(iter(selected))
+    drawn_as, quality = looks(groups), _il(main, roots)
+    # Of several settings the most promising one is what goes on.
+    best = min(selected, key=lambda name: TONES.index(said[name].tone))
     return {
         "title": main.name, "more": len(own) - 1, "main": main, "window": window, "version": version("rhostream"),
         "url": storage.redact(main.folder.url), "urls": [storage.redact(url) for url in names.values()],
@@ -101,8 +103,8 @@ def _page(
                       "rows": bill_rows(runs, found[name], stand[name], window, of_runs(tested, runs))}
                      for name, runs in selected.items()],
         "settings": settings(groups, said, drawn_as, window), "settings_head": SETTINGS_HEAD,
-        "next": next_steps(selected[first], found[first], said[first], quality, of_runs(tested, selected[first])),
-        "next_of": first if len(selected) > 1 else "",
+        "next": next_steps(selected[best], found[best], said[best], quality, of_runs(tested, selected[best])),
+        "next_of": best if len(selected) > 1 else "",
         "warnings": _warnings(facts.values()) + not_compared(groups, selected),
         **_curves(groups, found, window, drawn_as, tested), "test_losses": tabulate.test_losses(facts.values()),
         "recalls": tabulate.recalls(facts.values()),

@@ -16,7 +16,7 @@ from rhostream.audit.compare import EVERYTHING, UNIFORM, Comparison
 from rhostream.audit.facts import RunFacts
 from rhostream.tables.il import reference_doubts
 
-GOOD, MIXED, BAD, UNDECIDED = "good", "mixed", "bad", "none"
+GOOD, MIXED, UNDECIDED, BAD = TONES = ("good", "mixed", "none", "bad")
 
 
 @dataclass(frozen=True)
