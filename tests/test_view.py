@@ -1,4 +1,4 @@
-"""`rhostream view`: every count is the ledger's, what is committed comes in by itself, and nobody else gets an answer."""
+"""`rhostream view`: every count is the ledger's, what is committed comes in, and nobody else gets an answer."""
 
 from __future__ import annotations
 
@@ -107,14 +107,17 @@ def of_page(answer: dict[str, Any], chart: str, run: int) -> dict[Any, int]:
 
 def some_filters(chance: random.Random) -> dict[str, Any]:
     every = {
-        "il": sorted(chance.uniform(0, 4) for _ in range(2)), "loss": [chance.choice([None, chance.uniform(0, 2)]), chance.uniform(2, 6)],
-        "score": [0.1, None], "step": sorted(chance.randrange(40) for _ in range(2)),
-        "label": chance.sample([0, 1, 2, -1], 2), "reason": chance.sample(["kept", "below", "quarantined", "tail", "nonfinite"], 3),
-    }  # fmt: skip
+        "il": sorted(chance.uniform(0, 4) for _ in range(2)),
+        "loss": [chance.choice([None, chance.uniform(0, 2)]), chance.uniform(2, 6)],
+        "score": [0.1, None],
+        "step": sorted(chance.randrange(40) for _ in range(2)),
+        "label": chance.sample([0, 1, 2, -1], 2),
+        "reason": chance.sample(["kept", "below", "quarantined", "tail", "nonfinite"], 3),
+    }
     return {name: every[name] for name in chance.sample([*every], chance.randrange(5))}
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_every_count_under_any_filter_is_the_answer_of_the_ledger(made: World, rho: str, seed: int) -> None:
     other = made.root / "uniform"
     if not other.exists():
@@ -386,8 +389,15 @@ def test_the_sql_box_reads_and_does_nothing_else(rho: str) -> None:
         answer = json.loads(asked(server, "/api/sql", {"text": "SELECT * FROM range(5000)"})[2])
         assert len(answer["rows"]) == 1000 and answer["more"]
         assert json.loads(asked(server, "/api/sql", {"text": "@kept_by_class"})[2])["rows"]
-        for text in ("COPY (SELECT 1) TO '/tmp/x'", "SELECT * FROM read_text('/etc/passwd')", "ATTACH 'x'", "", "SELECT 1; SELECT 2",
-                     "SET memory_limit = '100GB'", "SELECT getenv('HOME')"):  # fmt: skip
+        for text in (
+            "COPY (SELECT 1) TO '/tmp/x'",
+            "SELECT * FROM read_text('/etc/passwd')",
+            "ATTACH 'x'",
+            "",
+            "SELECT 1; SELECT 2",
+            "SET memory_limit = '100GB'",
+            "SELECT getenv('HOME')",
+        ):
             assert asked(server, "/api/sql", {"text": text})[0] == 400, text
 
 
@@ -398,10 +408,9 @@ def test_a_question_that_takes_too_long_is_stopped(rho: str, monkeypatch: pytest
     with viewing(rho) as viewer:
         viewer.sql({"text": "SELECT 1"})
         with pytest.raises(UsageError, match="within"):
+            many = "range(100000)"
             viewer.sql(
-                {
-                    "text": "SELECT count(*) FROM range(100000) a, range(100000) b, range(100000) c WHERE a.range + b.range % 7 = c.range"
-                }
+                {"text": f"SELECT count(*) FROM {many} a, {many} b, {many} c WHERE a.range + b.range % 7 = c.range"}
             )
 
 

@@ -35,8 +35,17 @@ class GrowingRun:
         number = 0 if before is None else before.number + 1
         first = number if before is None or before.attempt != self.attempt else before.first
         link = Link(
-            step=last + 1, pass_index=0, buffer=last + 1, attempt=self.attempt, complete=False, number=number, first=first,
-            previous=None if before is None else before.place, whole=before is None, log=log.flush(), steps=curve.flush(),
+            step=last + 1,
+            pass_index=0,
+            buffer=last + 1,
+            attempt=self.attempt,
+            complete=False,
+            number=number,
+            first=first,
+            previous=None if before is None else before.place,
+            whole=before is None,
+            log=log.flush(),
+            steps=curve.flush(),
             cost=Cost(macs=20).as_json(),
-        )  # fmt: skip
+        )
         return chain.commit(self.url, link)
