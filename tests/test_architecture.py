@@ -401,7 +401,7 @@ def test_the_wheel_holds_the_library_and_nothing_else(tmp_path: Path) -> None:
     library = {
         str(path.relative_to(REPOSITORY))
         for path in (REPOSITORY / "rhostream").rglob("*")
-        if path.suffix in {".py", ".sql", ".html", ".typed"}
+        if path.suffix in {".py", ".sql", ".html", ".typed", ".js", ".css"}
     }
     assert {name for name in names if ".dist-info/" not in name} == library
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -1,4 +1,4 @@
-"""`rhostream view`: every count is the ledger's, what is committed comes in by itself, and nobody else gets an answer."""
+"""`rhostream view`: every count is the ledger's, what is committed comes in, and nobody else gets an answer."""
 
 from __future__ import annotations
 
@@ -107,14 +107,17 @@ def of_page(answer: dict[str, Any], chart: str, run: int) -> dict[Any, int]:
 
 def some_filters(chance: random.Random) -> dict[str, Any]:
     every = {
-        "il": sorted(chance.uniform(0, 4) for _ in range(2)), "loss": [chance.choice([None, chance.uniform(0, 2)]), chance.uniform(2, 6)],
-        "score": [0.1, None], "step": sorted(chance.randrange(40) for _ in range(2)),
-        "label": chance.sample([0, 1, 2, -1], 2), "reason": chance.sample(["kept", "below", "quarantined", "tail", "nonfinite"], 3),
-    }  # fmt: skip
+        "il": sorted(chance.uniform(0, 4) for _ in range(2)),
+        "loss": [chance.choice([None, chance.uniform(0, 2)]), chance.uniform(2, 6)],
+        "score": [0.1, None],
+        "step": sorted(chance.randrange(40) for _ in range(2)),
+        "label": chance.sample([0, 1, 2, -1], 2),
+        "reason": chance.sample(["kept", "below", "quarantined", "tail", "nonfinite"], 3),
+    }
     return {name: every[name] for name in chance.sample([*every], chance.randrange(5))}
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_every_count_under_any_filter_is_the_answer_of_the_ledger(made: World, rho: str, seed: int) -> None:
     other = made.root / "uniform"
     if not other.exists():
@@ -133,12 +136,21 @@ def test_every_count_under_any_filter_is_the_answer_of_the_ledger(made: World, r
         assert sum(answer["runs"][0]["cell"]["n"]) <= answer["runs"][0]["rows"] == len(make_rows(made, 40))
 
 
-def test_the_second_answer_is_that_of_a_page_which_never_asked_before(rho: str) -> None:
-    with viewing(rho) as viewer, viewing(rho) as fresh:
-        viewer.charts({"filters": {"loss": [0, 1]}})
-        viewer.charts({"filters": {"loss": [0, 2], "label": [1]}})
-        asked = {"filters": {"loss": [0, 2]}}
-        assert viewer.charts(asked) == fresh.charts(asked)
+@pytest.mark.parametrize("seed", range(4))
+def test_answers_made_of_earlier_ones_are_those_of_a_page_that_never_asked_before(rho: str, seed: int) -> None:
+    chance = random.Random(seed)
+    with viewing(rho) as viewer:
+        filters: dict[str, Any] = {}
+        for _ in range(25):  # ranges that are drawn wider and narrower, and others taken away
+            name = chance.choice(["il", "loss", "score", "step"])
+            if chance.random() < 0.2:
+                filters.pop(name, None)
+            else:
+                ends = [chance.choice([None, chance.uniform(0, 3)]), chance.choice([None, chance.uniform(1, 6)])]
+                filters = filters | {name: [round(end * 6) if end and name == "step" else end for end in ends]}
+            fresh = Viewer([rho])
+            fresh._follower.runs, fresh._axes, fresh._axes_of = viewer._follower.runs, viewer._axes, viewer._axes_of
+            assert viewer.charts({"filters": filters}) == fresh.charts({"filters": filters}), filters
 
 
 @pytest.mark.parametrize(
@@ -219,7 +231,7 @@ def test_new_commits_come_in_and_nothing_is_read_twice(
         for step in range(0, 9, 3):
             run.add([row for row in rows if step <= row["step"] < step + 3])
             began = time.monotonic()
-            until(lambda step=step: viewer.charts({})["runs"][0]["rows"] == 12 * (step + 3))
+            until(lambda step=step: viewer.charts({"filters": {"step": [2, 7]}})["runs"][0]["rows"] == 12 * (step + 3))
             assert time.monotonic() - began < 2
         assert len(read) == len(set(read)) == 3
         with open_ledger(run.url) as ledger:
@@ -344,7 +356,7 @@ def test_the_page_is_served_under_a_policy_that_lets_in_its_own_files_alone(rho:
 def test_who_has_no_token_or_comes_from_elsewhere_gets_nothing(rho: str, headers: dict[str, str], status: int) -> None:
     with serving(rho) as server:
         got, _, body = asked(server, "/api/state", **headers)
-        assert got == status and b"rho" not in body and json.loads(body)["error"]
+        assert got == status and [*json.loads(body)] == ["error"]
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "PATCH", "HEAD"])
@@ -377,8 +389,15 @@ def test_the_sql_box_reads_and_does_nothing_else(rho: str) -> None:
         answer = json.loads(asked(server, "/api/sql", {"text": "SELECT * FROM range(5000)"})[2])
         assert len(answer["rows"]) == 1000 and answer["more"]
         assert json.loads(asked(server, "/api/sql", {"text": "@kept_by_class"})[2])["rows"]
-        for text in ("COPY (SELECT 1) TO '/tmp/x'", "SELECT * FROM read_text('/etc/passwd')", "ATTACH 'x'", "", "SELECT 1; SELECT 2",
-                     "SET memory_limit = '100GB'", "SELECT getenv('HOME')"):  # fmt: skip
+        for text in (
+            "COPY (SELECT 1) TO '/tmp/x'",
+            "SELECT * FROM read_text('/etc/passwd')",
+            "ATTACH 'x'",
+            "",
+            "SELECT 1; SELECT 2",
+            "SET memory_limit = '100GB'",
+            "SELECT getenv('HOME')",
+        ):
             assert asked(server, "/api/sql", {"text": text})[0] == 400, text
 
 
@@ -389,10 +408,9 @@ def test_a_question_that_takes_too_long_is_stopped(rho: str, monkeypatch: pytest
     with viewing(rho) as viewer:
         viewer.sql({"text": "SELECT 1"})
         with pytest.raises(UsageError, match="within"):
+            many = "range(100000)"
             viewer.sql(
-                {
-                    "text": "SELECT count(*) FROM range(100000) a, range(100000) b, range(100000) c WHERE a.range + b.range % 7 = c.range"
-                }
+                {"text": f"SELECT count(*) FROM {many} a, {many} b, {many} c WHERE a.range + b.range % 7 = c.range"}
             )
 
 

@@ -287,17 +287,17 @@ def make_run(
             }
         )
         if step + 1 == cut:
-            commit(url, step + 1, attempt, False, log, curve, cost)
+            _commit(url, step + 1, attempt, False, log, curve, cost)
     tails = [r for r in rows if r["step"] is None]
     if tails:
         log_rows(log, tails, settings["last_step"])
     if rows:
         cost.seconds = {"wait": 1.5, "score": 2.0, "train": 3.0}
-        commit(url, settings["last_step"], attempt, complete, log, curve, cost)
+        _commit(url, settings["last_step"], attempt, complete, log, curve, cost)
     return url
 
 
-def commit(url: str, step: int, attempt: int, complete: bool, log: Any, curve: Any, cost: Cost) -> None:
+def _commit(url: str, step: int, attempt: int, complete: bool, log: Any, curve: Any, cost: Cost) -> None:
     before = chain.head(url)
     link = Link(
         step=step,

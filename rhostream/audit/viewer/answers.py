@@ -11,7 +11,7 @@ import numpy as np
 from rhostream.audit.viewer.axes import Axes, axes_of
 from rhostream.audit.viewer.crossfilter import Counter
 from rhostream.audit.viewer.filters import checked_filters
-from rhostream.audit.viewer.find import first_rows, looks
+from rhostream.audit.viewer.find import different, first_rows, looks
 from rhostream.audit.viewer.live import Follower
 from rhostream.audit.viewer.looks import LOOKS, RUNS
 from rhostream.audit.viewer.questions import Questions, named_questions
@@ -53,8 +53,8 @@ class Viewer:
 
     def answers(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
         """By the names under which the page asks."""
-        return {"state": self.state, "charts": self.charts, "rows": self.rows, "history": self.history,
-                "sample": self.sample, "sql": self.sql, "questions": self.questions}  # fmt: skip
+        names = ("state", "charts", "samples", "rows", "sample", "history", "sql", "questions")
+        return {name: getattr(self, name) for name in names}
 
     def state(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """How far each run is loaded and got, once it isn't the version that was `seen` any more."""
@@ -82,6 +82,11 @@ class Viewer:
         start, count = _whole(asked.get("start", 0)), min(_whole(asked.get("count", 12)), MOST_TILES)
         rows, more = first_rows(run.rows.snapshot(), filters, str(asked.get("order", "mixed")), max(start, 0), count)
         return {"rows": [self._named(row) for row in rows], "more": more}
+
+    def samples(self, asked: Mapping[str, Any]) -> list[int | None]:
+        """How many different samples `filters` select, by run; null where nobody can count them."""
+        filters = checked_filters(asked.get("filters", {}))
+        return [different(run.rows.snapshot(), filters) for run in self._follower.runs]
 
     def history(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Every look at one sample, by run."""
@@ -150,8 +155,7 @@ def _charts_of(counts: Mapping[str, Array]) -> dict[str, Any]:
     n = counts["cell"][1:, 1:][il, loss, reason]
     charts["cell"] = {"il": il.tolist(), "loss": loss.tolist(), "reason": reason.tolist(), "n": n.tolist()}
     selected = counts["over_steps"].sum(0)
-    samples = int(counts["samples"][0])
-    charts |= {"selected": int(selected.sum()), "kept": int(selected[0]), "samples": None if samples < 0 else samples}
+    charts |= {"selected": int(selected.sum()), "kept": int(selected[0])}
     return charts
 
 

@@ -56,9 +56,9 @@ def _is_number(value: Any) -> bool:
     )
 
 
-def mask_of(block: Block, rows: int, name: str, value: Any) -> Array:
-    """Which of a block's rows a filter lets through, (rows,) bool."""
-    column: Array = block.columns[name][:rows]
+def mask_of(block: Block, first: int, end: int, name: str, value: Any) -> Array:
+    """Which of a block's rows `first` to `end` a filter lets through, (end - first,) bool."""
+    column: Array = block.columns[name][first:end]
     if name == "reason":
         through = np.zeros(256, np.bool_)
         through[list(value)] = True

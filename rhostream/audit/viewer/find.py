@@ -14,6 +14,7 @@ from rhostream.audit.viewer.filters import Filters, mask_of
 from rhostream.audit.viewer.rows import REASONS, VALUES, Array, Block, Snapshot
 from rhostream.errors import UnknownNameError
 
+MOST_SAMPLES = 1 << 28  # places of samples
 _LEAST = 4096  # rows that are ranked at a time
 Row = dict[str, Any]  # the columns of `rows.DTYPES` by name, shard as its number, None where there is nothing
 Key = Callable[[Mapping[str, Array]], Array]  # smaller comes first; NaN: not at all
@@ -62,7 +63,7 @@ def _ranked(snapshot: Snapshot, filters: Filters, key: Key, most: int) -> tuple[
     for number, (block, rows) in enumerate(snapshot.blocks):
         through = np.ones(rows, np.bool_)
         for name, value in filters.items():
-            through &= mask_of(block, rows, name, value)
+            through &= mask_of(block, 0, rows, name, value)
         at = np.flatnonzero(through)
         values = key({name: column[:rows][at] for name, column in block.columns.items()})
         at, values = at[~np.isnan(values)], values[~np.isnan(values)]
@@ -89,6 +90,21 @@ def _ranked(snapshot: Snapshot, filters: Filters, key: Key, most: int) -> tuple[
     first = np.sort(np.unique(sample, return_index=True)[1])
     chosen = place[order[first]]
     return [(snapshot.blocks[int(one) >> 32][0], int(one) & 0xFFFFFFFF) for one in chosen], cut
+
+
+def different(snapshot: Snapshot, filters: Filters) -> int | None:
+    """How many different samples are selected; None where there are too many places to count them."""
+    offsets = np.concatenate([[0], np.cumsum(snapshot.sizes)])
+    if offsets[-1] > MOST_SAMPLES:
+        return None
+    seen = np.zeros(int(offsets[-1]), np.uint8)
+    for block, rows in snapshot.blocks:
+        through = np.ones(rows, np.bool_)
+        for name, value in filters.items():
+            through &= mask_of(block, 0, rows, name, value)
+        at = slice(None) if through.all() else np.flatnonzero(through)
+        seen[offsets[block.columns["shard"][:rows][at]] + block.columns["ordinal"][:rows][at]] = 1
+    return int(np.count_nonzero(seen))
 
 
 def looks(snapshot: Snapshot, shard: int, ordinal: int) -> list[Row]:

@@ -23,7 +23,7 @@ from rhostream.runs import chain
 from rhostream.runs.attempts import going_on
 from rhostream.runs.link import Link
 
-SECONDS, REMOTE_SECONDS = 0.4, 5.0  # between two looks for a commit
+SECONDS, REMOTE_SECONDS = 0.25, 5.0  # between two looks for a commit
 AT_WORK_SECONDS = 2.0  # between two looks at whether the run's process is there
 AT_ONCE = 16  # segments between two looks at the next run
 log = logging.getLogger(__name__)

@@ -75,6 +75,7 @@ class Questions:
         if self._ledger is not None:
             self._ledger.stop()
             self._ledger.close()
+            self._ledger = None
 
     def _opened(self, commits: Any) -> _Limited:
         if self._ledger is None or self._of != commits:

@@ -51,7 +51,7 @@ class Snapshot:
 
     blocks: Sequence[tuple[Block, int]]
     rows: int
-    version: int  # another one whenever rows came or went
+    generation: int  # another one whenever rows went; rows that come lie behind those which are there
     last_step: int  # NONE where no row has a step
     labels: int  # the highest label + 1
     sizes: Array  # by shard: the highest ordinal + 1
@@ -81,6 +81,7 @@ class RunRows:
         self._blocks: list[Block] = []
         self._loaded: set[str] = set()
         self._last_step, self._labels, self._sizes = NONE, 0, np.zeros(0, np.int64)
+        self._generation = 0
         self._snapshot = Snapshot((), 0, 0, NONE, 0, self._sizes)
 
     def snapshot(self) -> Snapshot:
@@ -108,6 +109,7 @@ class RunRows:
         if not self._loaded & {*paths}:
             return
         before, self._blocks, self._loaded = self._blocks, [], self._loaded - {*paths}
+        self._generation += 1
         self._last_step, self._labels, self._sizes = NONE, 0, np.zeros(0, np.int64)
         for block in before:
             for path, first, end in block.segments:
@@ -140,7 +142,7 @@ class RunRows:
         self._snapshot = Snapshot(
             blocks,
             sum(rows for _, rows in blocks),
-            self._snapshot.version + 1,
+            self._generation,
             self._last_step,
             self._labels,
             self._sizes,

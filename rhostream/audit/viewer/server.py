@@ -60,11 +60,11 @@ class Server(ThreadingHTTPServer):
             for path in PAGE.iterdir()
             if path.suffix in _TYPES
         }
+        self._open: set[Any] = set()  # connections, which a browser keeps open
         try:
             super().__init__((ADDRESS, port), _Handler)
         except (OSError, OverflowError) as exc:
             raise UsageError(f"port {port} of {ADDRESS} {_why(exc)}; --port 0 takes one that is free") from exc
-        self._open: set[Any] = set()  # connections, which a browser keeps open
         self.hosts = {f"{name}:{self.server_port}" for name in (ADDRESS, "localhost")}
 
     @property

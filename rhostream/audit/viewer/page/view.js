@@ -57,6 +57,7 @@ function draw(answer) {
   drawReasons(named);
   drawClasses(labels, named);
   drawCounts(named);
+  countSamples();
   document.body.dataset.rows = runs.reduce((all, run) => all + run.rows, 0);
 }
 
@@ -86,6 +87,7 @@ function drawClasses(labels, runs) {
 }
 
 function drawCounts(runs) {
+  const before = [...document.querySelectorAll("#counts .samples")].map((node) => node.textContent);
   page("counts").replaceChildren(...runs.map((run, at) => {
     const key = el("i", { class: "key" });
     key.style.background = run.colour;
@@ -93,9 +95,23 @@ function drawCounts(runs) {
     const figure = (n, what) => el("span", { class: "figure" }, el("b", { text: n }), ` ${what}`);
     return el("p", { "data-run": at }, ...named,
       figure(count(run.selected), run.selected === run.rows ? "rows, all" : `of ${count(run.rows)} rows`),
-      figure(run.samples === null ? "–" : count(run.samples), "samples"),
+      el("span", { class: "figure" }, el("b", { class: "samples", text: before[at] ?? "…" }), " samples"),
       figure(percent(run.kept, run.selected), "kept"));
   }));
+}
+
+// How many different samples there are takes a look at every row, so it is asked for once the pointer rests.
+let resting = null;
+function countSamples() {
+  clearTimeout(resting);
+  resting = setTimeout(async () => {
+    try {
+      const numbers = await ask("samples", { filters });
+      document.querySelectorAll("#counts .samples").forEach((node, at) => { node.textContent = numbers[at] === null ? "–" : count(numbers[at]); });
+    } catch (error) {
+      lost(error.message);
+    }
+  }, 400);
 }
 
 // -- the selection ---------------------------------------------------------------------------------------------------
@@ -218,7 +234,7 @@ async function follow() {
         await refresh();
         if (!gallery.section.dataset.filled || gallery.order.value === "newest") gallery.changed();
         // While much is being loaded, not all of the time goes into counting it.
-        await pause(Math.min(2 * (performance.now() - began), 1500) * (state.runs.some((run) => run.rows < run.committed) ? 1 : 0.2));
+        if (state.runs.some((run) => run.rows < run.committed)) await pause(Math.min(2 * (performance.now() - began), 1500));
       }
       lost("");
     } catch (error) {
