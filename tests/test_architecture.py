@@ -29,10 +29,10 @@ UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "
 HELPERS = sorted(path for folder in ("benchmarks", "tests", ".ci") for path in (REPOSITORY / folder).rglob("*.py")
                  if ".venv" not in path.parts)  # fmt: skip
 GLUED = "of a query that is glued together"
-# Views and fragments made of the library's own constants, and of export the user's own SELECT, in a database that reaches
-# nothing but the ledger: read each before its number is raised.
+# Views and fragments made of the library's own constants, and of export the user's own SELECT, in a database that
+# reaches nothing but the ledger: read each before its number is raised.
 OWN_SQL = {"rhostream/audit/facts.py": 3, "rhostream/audit/gallery.py": 1, "rhostream/audit/views.py": 6,
-           **dict.fromkeys((f"rhostream/audit/export/{name}.py" for name in ("datacomp", "job", "selection")), 1)}  # fmt: skip
+           **{f"rhostream/audit/export/{name}.py": 1 for name in ("datacomp", "job", "selection")}}  # fmt: skip
 MADE_HERE = {
     "benchmarks/memory.py": "import pickle",
     "tests/test_scale.py": "import pickle",
