@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rhostream
-from rhostream.audit.export import Exported, export
+from rhostream.audit.export import Exported, export, tars
 from rhostream.errors import ShardError, StorageError, UsageError
 from rhostream.tables import il
 from tests.support.shards import png
@@ -124,6 +124,12 @@ def test_a_shard_ends_before_the_sample_that_is_too_much(
     assert max(sizes) <= 20_000 + 1024 and min(sizes[:-1]) > 20_000 - 8_000 and len(sizes) == done.shards
     again = export(str(root / "ix"), str(tmp_path / "new"), form="shards", shard_bytes=20_000)
     assert again.there == again.shards == done.shards and again.bytes == done.bytes
+
+
+@given(length=st.integers(1, 1200), size=st.integers(0, 3))
+def test_what_a_member_takes_is_known_before_it_is_written(length: int, size: int) -> None:
+    name = b"a" * length + b".x"
+    assert len(tars._header(name, size)) == tars._header_bytes(name)
 
 
 def test_a_folder_of_something_else_is_left_as_it_is(

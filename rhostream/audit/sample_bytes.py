@@ -38,7 +38,11 @@ class OpenShard:
 
     def __init__(self, name: str, reader: Reader, rows: pa.Table, facts: il.PartFacts) -> None:
         self.name, self.facts, self.reader = name, facts, Windows(reader)
-        self._opened, self._keys, self._members = reader, rows["key"], rows["members"]
+        self._opened, self._keys = reader, rows["key"].to_pylist()
+        held = rows["members"].combine_chunks()  # lists of (extension, offset, size), flat: an object a row is slow
+        self._ends = held.offsets.to_numpy()
+        names = ("ext", "offset", "size")
+        self._flat = [tuple(held.values.field(name).to_pylist()) for name in names]
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -47,7 +51,7 @@ class OpenShard:
         """Of the sample of that ordinal. Raises ShardError where the shard has none."""
         if not 0 <= ordinal < len(self):
             raise ShardError(f"shard {self.name} has {len(self):,} samples, and no ordinal {ordinal:,}")
-        key: str = self._keys[ordinal].as_py()
+        key: str = self._keys[ordinal]
         return key
 
     def members(self, ordinal: int) -> list[tuple[str, int, int]]:
@@ -58,10 +62,10 @@ class OpenShard:
                 f"shard {self.name} is {self.facts.compression}-compressed, and samples are read by offset: decompress "
                 "it, and index that"
             )
-        listed = self._members[ordinal].as_py()
-        if not listed:
+        start, end = self._ends[ordinal], self._ends[ordinal + 1]
+        if start == end:
             raise ShardError(f"shard {self.name}, ordinal {ordinal:,}: the part knows no member of {key[:80]!r}")
-        return [(member["ext"], member["offset"], member["size"]) for member in listed]
+        return list(zip(*(column[start:end] for column in self._flat), strict=True))
 
     def member(self, ordinal: int, extensions: tuple[str, ...]) -> tuple[str, bytes]:
         """Extension and bytes of the sample's first member that has one of these. Raises ShardError, StorageError."""

@@ -24,6 +24,7 @@ class Selection:
     ledger: Ledger
     sql: str
     columns: dict[str, str]
+    once: bool = False  # whether no sample has two rows in it: those of a table
 
     def samples(self, more: str = "", join: str = "", least: bool = False) -> str:
         """One row a sample, by shard and ordinal: the columns with `looks` and `times_kept`, and `more` of a `join`.
@@ -34,6 +35,8 @@ class Selection:
         if least:
             key = ", any_value(key) AS key" if "key" in self.columns else ""
             return f"SELECT shard, ordinal{key} FROM ({named}) GROUP BY shard, ordinal ORDER BY shard, ordinal"
+        if self.once:
+            return f"SELECT looked.*{more} FROM ({self.sql}) AS looked {join} ORDER BY looked.shard, looked.ordinal"
         last = [f"{name} DESC NULLS LAST" for name in ("pass", "step") if name in self.columns]
         last += ["run"] if "run" in self.columns else []
         last += [] if "step" in self.columns else [_quoted(name) for name in self.columns if name != "run"]
@@ -48,7 +51,7 @@ class Selection:
 
     def strangers(self) -> tuple[int, str]:
         """How many rows name no sample, and the first of them in words; no row of the log does."""
-        if "ordinal" in self.columns and {"pass", "step", "run", "reason"} <= self.columns.keys():
+        if self.once or {"ordinal", "pass", "step", "run", "reason"} <= self.columns.keys():
             return 0, ""
         rows = self.ledger.sql(f"SELECT count(*) AS n, {self._first()} FROM ({self._resolved()}) WHERE {_NAMELESS}")
         row = rows.to_pylist()[0]
@@ -100,7 +103,7 @@ def selection(ledger: Ledger, where: str | None = None, sql: str | None = None) 
     columns, types = ledger.read(text, lambda answer: (list(answer.columns), [str(kind) for kind in answer.types]))
     if twice := sorted({name for name in columns if columns.count(name) > 1}):
         raise UsageError(f"the answer has two columns {one_line(twice[0])!r}: give one another name with AS")
-    return Selection(ledger, text, dict(zip(columns, types, strict=True)))
+    return Selection(ledger, text, dict(zip(columns, types, strict=True)), sql is None and not ledger.runs)
 
 
 def _quoted(name: str) -> str:

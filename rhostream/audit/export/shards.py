@@ -180,7 +180,7 @@ class _Rows:
     def take(self, n: int) -> pa.Table:
         """The next n rows, which are gone then."""
         table = pa.Table.from_batches(self._held)
-        self._held, self._places = table.slice(n).combine_chunks().to_batches(), self._places[n:]
+        self._held, self._places = table.slice(n).to_batches(), self._places[n:]
         return table.slice(0, n)
 
 

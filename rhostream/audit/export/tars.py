@@ -32,7 +32,7 @@ class Copied:
     @property
     def stored_bytes(self) -> int:
         """What it takes in a tar, under its own key."""
-        return sum(len(_header(name, size)) + size + -size % _BLOCK for name, _, size in self.members)
+        return sum(_header_bytes(name) + size + -size % _BLOCK for name, _, size in self.members)
 
 
 class Copier:
@@ -107,3 +107,8 @@ def _header(name: bytes, size: int) -> bytes:
     info = tarfile.TarInfo(name.decode("utf-8", "surrogateescape"))
     info.size, info.mode = size, 0o644
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+
+
+def _header_bytes(name: bytes) -> int:
+    """Of a header: one block, and where the name is too long for it one more and those that the name takes."""
+    return _BLOCK if len(name) <= tarfile.LENGTH_NAME else 2 * _BLOCK + len(name) + 1 + -(len(name) + 1) % _BLOCK
