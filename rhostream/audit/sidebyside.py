@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rhostream.audit import account
-from rhostream.audit.account import AGAIN, FIRST, LATER, NEVER, PAID, SLOWER, STEPS, Standing, mean
+from rhostream.audit.account import AGAIN, FIRST, NEVER, PAID, SLOWER, STEPS, Standing, mean
 from rhostream.audit.compare import EVERYTHING, NOT_REACHED, UNIFORM, Comparison
 from rhostream.audit.facts import RunFacts
 from rhostream.audit.il_test import ILTest
@@ -14,7 +14,6 @@ from rhostream.audit.tabulate import UNKNOWN, class_means, class_name, number, p
 from rhostream.audit.verdict import BAD, GOOD, MIXED, Verdict, of_evaluations, ordinal
 
 _BASELINES = {UNIFORM: "against uniform choice", EVERYTHING: "against training on everything"}
-_PAYS = {PAID: "yes, on the first run", LATER: "from the {nth} run on", NEVER: "never", SLOWER: "never"}
 NOT_BEGUN = "not begun: the il alone cost more"
 
 
@@ -120,9 +119,9 @@ SETTINGS_HEAD = ("setting", "does it pay?", "runs", "test accuracy at the end (Â
 
 def _pays(said: Verdict) -> str:
     if said.tone == GOOD:
-        return _PAYS[PAID]
+        return "yes, on the first run"
     if said.tone == MIXED:
-        return _PAYS[LATER].format(nth=ordinal(said.nth or 1))
+        return f"from the {ordinal(said.nth or 1)} run on"
     return "no" if said.tone == BAD else "not known"
 
 
