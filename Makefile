@@ -1,7 +1,7 @@
 # One way to do a thing: every target makes .venv first when there is none, or when its list of packages has changed.
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 BIN := .venv/bin
-.PHONY: demo test test-slow lint bench bench-peers docs dist-check ship-check clean venv
+.PHONY: demo test test-slow lint bench bench-peers docs docs-links dist-check ship-check clean venv
 
 demo: venv
 	@$(BIN)/python -m shards.fetch_fashion_mnist
@@ -36,6 +36,11 @@ bench-peers: venv
 docs: .venv-docs/.done
 	@.venv-docs/bin/python -m sphinx -q -W --keep-going -b html -c docs -d site/.doctrees . site
 	@echo "site/index.html"
+
+# Every link to elsewhere, asked for over the network; minutes, and for who has one.
+docs-links: .venv-docs/.done
+	@.venv-docs/bin/python -m sphinx -q --keep-going -b linkcheck -c docs -d site/.doctrees . site/links
+	@echo "every link to elsewhere answers: site/links/output.txt"
 
 # An environment of its own that sees .venv's packages behind its own: docstrings are read by importing the package.
 .venv-docs/.done: .venv/.done

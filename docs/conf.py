@@ -38,6 +38,10 @@ autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 88
 
+linkcheck_timeout = 20  # seconds; `make docs-links`
+linkcheck_anchors = False  # of pages that scripts make
+linkcheck_ignore = [r"https?://(localhost|127\.0\.0\.1)"]
+
 html_theme = "furo"
 html_title = "rhostream"
 html_static_path = ["_static"]

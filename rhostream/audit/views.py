@@ -79,7 +79,9 @@ class Ledger:
         definitions = definitions_of(self._part_schema())
         for name in VIEWS:
             self._con.execute(f"CREATE VIEW {name} AS {definitions[name]}")
-        self._con.execute("SET enable_progress_bar = false")  # it would stand among the answers on stdout
+        # A bar would stand among the answers on stdout. In a notebook without ipywidgets it is off, and can't be set.
+        if self._con.sql("SELECT current_setting('enable_progress_bar')").fetchall() != [(False,)]:
+            self._con.execute("SET enable_progress_bar = false")
         self._con.execute("SET enable_external_access = false")
         self._con.execute("SET lock_configuration = true")
 
