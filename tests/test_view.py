@@ -414,11 +414,13 @@ def test_a_question_that_takes_too_long_is_stopped(rho: str, monkeypatch: pytest
             )
 
 
-def test_a_port_in_use_and_a_run_that_is_not_there_are_a_sentence(rho: str, tmp_path: Path) -> None:
+def test_a_port_in_use_and_a_run_that_is_not_there_are_a_sentence(made: World, rho: str, tmp_path: Path) -> None:
     with Server({}) as server, pytest.raises(UsageError, match=str(server.server_port)):
         Server({}, server.server_port)
     with pytest.raises(UsageError, match="neither a run folder"):
         Viewer([str(tmp_path / "nothing")])
+    with pytest.raises(UsageError, match="IL table"):
+        Viewer([str(made.root / "il")])
     with pytest.raises(UsageError, match="5 runs"):
         Viewer([rho] * 5)
     assert "127.0.0.1" in CliRunner().invoke(cli, ["view", "--help"]).output

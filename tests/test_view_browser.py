@@ -81,7 +81,9 @@ def after(page: Any, act: Any) -> None:
 
 def drag(page: Any, chart: str, from_: float, to: float) -> None:
     """Draw a range between two shares of a chart's width."""
-    box = page.locator(f"[data-chart={chart}] svg").first.bounding_box()
+    drawn = page.locator(f"[data-chart={chart}] svg").first
+    drawn.scroll_into_view_if_needed()
+    box = drawn.bounding_box()
     y = box["y"] + box["height"] / 2
     page.mouse.move(box["x"] + from_ * box["width"], y)
     page.mouse.down()

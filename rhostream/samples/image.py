@@ -277,8 +277,7 @@ class ImageKind(Kind):
         data, sides = members["image"], probe_size(members["image"])
         if sides is None:
             return Preview()
-        resize = record.get("preprocess_resize")
-        resize = resize if resize in foreign.RESIZES else CROP
+        resize = asked if (asked := record.get("preprocess_resize")) in foreign.RESIZES else CROP
         whole = sides.shorter == sides.longer or resize == PAD
         most = LARGE_SIDE if large else SHOWN_SIDE
         seen = None if whole else _square(data, sides.shorter, resize, most)
@@ -294,6 +293,5 @@ def _square(data: bytes, side: int, resize: str, most: int) -> bytes | None:
     pixels = np.empty((min(max(side, 1), most),) * 2 + (3,), np.uint8)
     if decode_into(data, pixels, resize) != OK:
         return None
-    sink = io.BytesIO()
-    Image.fromarray(pixels).save(sink, "PNG", optimize=True)
+    Image.fromarray(pixels).save(sink := io.BytesIO(), "PNG", optimize=True)
     return sink.getvalue()

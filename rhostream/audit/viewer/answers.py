@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from rhostream import storage
+from rhostream.audit.runs import is_table
 from rhostream.audit.viewer.axes import Axes, axes_of
 from rhostream.audit.viewer.crossfilter import Counter
 from rhostream.audit.viewer.filters import checked_filters
@@ -33,6 +35,11 @@ class Viewer:
     def __init__(self, folders: Sequence[str], roots: Mapping[str, str] | None = None) -> None:
         if len(folders) > MOST_RUNS:
             raise UsageError(f"{len(folders)} runs were named; a page compares up to {MOST_RUNS}")
+        if tables := [url for url in folders if is_table(storage.resolve(url))]:
+            raise UsageError(
+                f"{storage.redact(tables[0])} is an IL table, and the page is of runs: `rhostream report` and "
+                "`rhostream sql` look at tables"
+            )
         self._roots = checked_roots(roots)
         self._follower = Follower(folders)
         self._counter = Counter()

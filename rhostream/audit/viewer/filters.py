@@ -66,10 +66,6 @@ def mask_of(block: Block, first: int, end: int, name: str, value: Any) -> Array:
         return taken
     if name == "label":
         return np.isin(column, np.array(value, np.int32))
-    low, high = value
-    if name == "step":
-        low = max(low, 0)  # a tail has no step
-    else:
-        low, high = np.float32(low), np.float32(high)
-    inside: Array = (column >= low) & (column <= high)
-    return inside
+    low, high = (max(value[0], 0), value[1]) if name == "step" else map(np.float32, value)  # a tail has no step
+    within: Array = (column >= low) & (column <= high)
+    return within
