@@ -18,9 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rhostream
-from rhostream.audit.export import export
+from rhostream.audit.export import FORMS, export
 from rhostream.audit.export.datacomp import as_pairs
 from rhostream.errors import UnknownNameError, UsageError
+from rhostream.exports import FORMS as OFFERED
 from rhostream.inert import csv_text
 from rhostream.reasons import Reason
 from rhostream.stream.keep_list import keep_list_account, read_keep_list
@@ -270,6 +271,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "nothing scored": ({"form": "embedding-atlas", "where": "step is null"}, "x.parquet", "finite"),
     "no loss": ({"form": "embedding-atlas", "sql": "select shard, ordinal, il from selections"}, "x.parquet", "loss"),
 }  # fmt: skip
+
+
+def test_the_command_line_offers_every_form() -> None:
+    assert OFFERED == FORMS
 
 
 @pytest.mark.parametrize("what", REFUSED)
