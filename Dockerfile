@@ -1,11 +1,11 @@
 # rhostream with every extra, on a CPU or on CUDA:
 #
 #   docker build -t rhostream .
-#   docker build -t rhostream:cuda --build-arg BASE=pytorch/pytorch:2.13.0-cuda13.0-cudnn9-runtime .
+#   docker build -t rhostream:cuda --build-arg BASE=pytorch/pytorch:latest .
 #   docker run --rm -u $(id -u) -v $PWD:/work rhostream train --shards data/train-*.tar --il il --run runs/rho
 #
-# BASE is any image with Python 3.11 or newer. One with a torch keeps it; else TORCH_INDEX says where torch comes from, by
-# default the builds for a CPU, which are a tenth as large.
+# BASE is any image with Python 3.11 or newer. One with a torch (2.10 or newer) keeps it; else TORCH_INDEX says where torch
+# comes from, by default the builds for a CPU, which are a tenth as large.
 ARG BASE=python:3.12-slim-bookworm
 FROM ${BASE}
 
@@ -16,7 +16,7 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE constraints.txt ./
 COPY rhostream ./rhostream
 RUN python -c "import torch" 2>/dev/null || python -m pip install -c constraints.txt --index-url "${TORCH_INDEX}" torch
-RUN python -m pip install -c constraints.txt '.[all]' && rhostream doctor
+RUN grep -v '^torch==' constraints.txt > others.txt && python -m pip install -c others.txt '.[all]' && rhostream doctor
 
 WORKDIR /work
 USER 1000

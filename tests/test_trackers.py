@@ -22,6 +22,7 @@ from rhostream.errors import MissingExtraError, UnknownNameError, UsageError
 from rhostream.trackers import checked_trackers, tracking
 from rhostream.trackers.names import TRACKERS
 from rhostream.trackers.tracking import flat
+from tests.support import ranks
 from tests.support.small_run import go
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -127,6 +128,22 @@ def test_a_tracker_may_change_between_two_attempts_and_a_loop_of_ones_own_has_th
     assert [event.step for event in shown.Scalars("loss_kept")] == [3, 4, 5]
     with pytest.raises(UsageError, match="track_every 0"):
         loop(9, track_every=0)
+
+
+@pytest.mark.slow
+def test_of_two_ranks_the_first_alone_has_trackers_and_means_are_over_both(world: Path, tmp_path: Path) -> None:
+    options = {
+        "shards": str(world / "shards"), "il": str(world / "il"), "run": str(tmp_path / "run"), "model": "mlp-64",
+        "buffer_size": 40, "batch_size": 8, "steps": 4, "track": "tensorboard", "track_every": 1,
+    }  # fmt: skip
+    ranks.together(tmp_path / "answers", ranks.train, 2, [options])
+    assert len([*(tmp_path / "run" / "tensorboard").iterdir()]) == 1
+    shown = events(tmp_path / "run" / "tensorboard")
+    with rhostream.open_ledger(str(tmp_path / "run")) as ledger:
+        kept = ledger.sql("select step, avg(score) as score, avg(il) as il from selections where kept group by step")
+    for name in ("score", "il"):
+        found = {event.step: event.value for event in shown.Scalars(f"{name}_kept")}
+        assert found == pytest.approx({row["step"]: row[name] for row in kept.to_pylist()}, abs=1e-5), name
 
 
 # -- trackers that fail: packages that stand in for one, in its process -----------------------------------------------

@@ -5,6 +5,7 @@ The client's methods alone: `mlflow.start_run` would hold state of the process, 
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -36,7 +37,8 @@ class Tracker:
             params = [Param(_name(key), str(value)) for key, value in about["config"].items()]
             for at in range(0, len(params), PARAMS):
                 self._client.log_batch(self._run, params=params[at : at + PARAMS])
-        self.where = f"run {self._run} of experiment {name} at {self._client.tracking_uri}"
+        store = re.sub(r"//[^/@]*@", "//", self._client.tracking_uri).partition("?")[0]  # without a password
+        self.where = f"run {self._run} of experiment {name} at {store}"
 
     def write(self, rows: list[tuple[int, dict[str, float]]]) -> None:
         now = int(1000 * time.time())
