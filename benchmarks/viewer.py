@@ -198,7 +198,12 @@ def _peak(process: subprocess.Popen[str]) -> int:
 
 
 def _await(page: Any, condition: str) -> None:
-    page.wait_for_function(f"() => {condition}", timeout=300_000)
+    """Wait until it holds; asked from here, since the page's policy lets no text become code."""
+    end = time.monotonic() + 300
+    while not page.evaluate(f"() => Boolean({condition})"):
+        if time.monotonic() > end:
+            raise TimeoutError(condition)
+        page.wait_for_timeout(20)
 
 
 def _tell(what: str, **figures: Any) -> None:

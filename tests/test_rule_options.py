@@ -300,7 +300,7 @@ def test_the_command_line_has_every_keyword_of_train_with_the_same_default() -> 
         assert name in offered, name
         if parameter.default is not inspect.Parameter.empty and name not in ("test_shards", "roots"):
             assert offered[name].to_info_dict()["default"] in (parameter.default, None), name
-    assert set(offered) <= set(inspect.signature(train).parameters) | {"help", "as_json"}
+    assert set(offered) <= set(inspect.signature(train).parameters) | {"help", "as_json", "log_format"}
 
 
 def test_options_of_the_command_line_reach_the_run(world: Path, tmp_path: Path) -> None:
