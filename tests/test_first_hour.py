@@ -79,6 +79,8 @@ class Clone:
         finally:
             served.send_signal(signal.SIGINT)
             served.wait(60)
+            if served.stdout is not None:
+                served.stdout.close()
             assert served.returncode in (0, 130)
 
 
