@@ -172,6 +172,14 @@ def test_a_run_that_was_given_more_steps_ends_where_it_ends_now(world: Path, tmp
     assert "12 of 12 (100.0%), complete" in render_status(status_of(str(tmp_path)))
     with rhostream.open_ledger(str(tmp_path)) as ledger:
         assert ledger.sql("select steps, last_step from runs").to_pylist() == [{"steps": 12, "last_step": 12}]
+    note = tmp_path / "attempts" / "1.json"
+    older = {name: value for name, value in json.loads(note.read_text()).items() if name != "settings"}
+    note.write_text(json.dumps(older))  # as a version before wrote it: run.json says how it began
+    assert status_of(str(tmp_path))["of"] == 4
+    with rhostream.open_ledger(str(tmp_path)) as ledger:
+        assert ledger.sql("select last_step from runs").to_pylist() == [{"last_step": 4}]
+    note.unlink()
+    assert status_of(str(tmp_path))["of"] == 4
 
 
 def test_the_command_of_a_run_of_before_says_what_it_does_not_know_and_goes_on(world: Path, tmp_path: Path) -> None:

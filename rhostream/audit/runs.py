@@ -16,10 +16,9 @@ from rhostream import storage
 from rhostream.errors import TableError, UsageError
 from rhostream.inert import one_line
 from rhostream.runs import checkpoint
-from rhostream.runs.attempts import note_of
 from rhostream.runs.cost import Cost
 from rhostream.runs.link import Link
-from rhostream.runs.plans import RunPlan, plans_of
+from rhostream.runs.plans import RunPlan, plans_of, settings_now
 from rhostream.runs.record import FILE, class_names, is_run, recorded
 from rhostream.tables.classes import no_class
 from rhostream.tables.places import url_below
@@ -88,10 +87,8 @@ class RunFolder:
     @property
     def last_step(self) -> Any:
         """Where it was to end: as the newest commit's attempt was asked, else as it began."""
-        if self.checkpoint is None or not self.checkpoint.attempt:
-            return self.settings.get("last_step")
         try:
-            asked = note_of(self.url, self.checkpoint.attempt).get("settings", self.settings)
+            asked = settings_now(self.url, self.checkpoint, self.settings)
         except TableError:  # `verify` says so
             return None
         return asked.get("last_step") if isinstance(asked, dict) else None

@@ -18,10 +18,9 @@ from rhostream.config.train import TrainConfig
 from rhostream.errors import RhostreamError, StorageError, TableError, UsageError
 from rhostream.il_model.info import is_il_model, require_info
 from rhostream.runs import checkpoint
-from rhostream.runs.attempts import note_of
 from rhostream.runs.doubts import doubts_in
 from rhostream.runs.link import Link
-from rhostream.runs.plans import plans_of
+from rhostream.runs.plans import plans_of, settings_now
 from rhostream.runs.record import gone_from
 from rhostream.setting import as_now, option_name, settings_of
 from rhostream.tables import il as il_table
@@ -166,25 +165,24 @@ def _run_status(run: str) -> dict[str, Any]:
 def _as_it_goes_on(run: str, record: dict[str, Any], latest: Link | None) -> dict[str, Any]:
     """run.json with the list of shards and the end that the newest attempt gave the run."""
     plans = plans_of(run, record, latest.changes if latest else ())
-    if latest is None or not latest.attempt:
-        return record
-    asked, settings = note_of(run, latest.attempt).get("settings"), dict(record.get("settings") or {})
+    settings = record.get("settings") or {}
+    asked = settings_now(run, latest, settings)
     asked = asked if isinstance(asked, dict) else {}
-    if "last_step" not in asked:  # a loop of one's own has no end
+    if not plans or asked is settings or "last_step" not in asked:  # one of an older version may not say it
         return record
     ends = {name: asked.get(name) for name in ("passes", "steps")}
-    given, urls = record.get("arguments"), list(plans[-1].urls)
+    given, grown = record.get("arguments"), {"shards": list(plans[-1].urls)} if len(plans) > 1 else {}
     if isinstance(given, dict):
         given = {
             **{name: value for name, value in given.items() if name not in ends},
-            "shards": urls,
+            **grown,
             **{name: value for name, value in ends.items() if value is not None},
         }
     return {
         **record,
         "arguments": given,
-        "shard_urls": urls,
-        "settings": {**settings, **ends, "last_step": asked.get("last_step", settings.get("last_step"))},
+        "shard_urls": plans[-1].urls,
+        "settings": {**settings, **ends, "last_step": asked["last_step"]},
     }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from rhostream import storage
 from rhostream.errors import TableError
 from rhostream.runs.attempts import note_of
+from rhostream.runs.link import Link
 
 SHARDS = "shards"  # the field of such a change: the fingerprints of names and counts, before and after
 
@@ -49,6 +50,21 @@ def plans_of(run: str, record: Mapping[str, Any], changes: Iterable[Mapping[str,
         fingerprint=(record.get("fingerprints") or {}).get("shards"),
     )
     return [first, *(_noted(run, change) for change in changes if change["field"] == SHARDS)]
+
+
+def settings_now(run: str, link: Link | None, began: Mapping[str, Any]) -> Any:
+    """The settings that the newest commit's attempt noted; `began`, those of run.json, where it noted none.
+
+    Raises TableError when the note of a run that grew is gone or can't be understood: nothing else says where it ends.
+    """
+    if link is None or not link.attempt:
+        return began
+    try:
+        return note_of(run, link.attempt).get("settings", began)
+    except TableError:
+        if any(change["field"] == SHARDS for change in link.changes):
+            raise
+        return began
 
 
 def plan_of_pass(plans: Sequence[RunPlan], pass_index: int) -> RunPlan:
