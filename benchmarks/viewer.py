@@ -24,8 +24,7 @@ from typing import Any
 import click
 
 import rhostream
-from rhostream.audit.views import open_ledger
-from rhostream.runs import chain
+from rhostream.runs import chain, checkpoint
 from tests.support.browser import chromium, opened
 
 N_b, EVERY, THREADS = 32, 3, {"OMP_NUM_THREADS": "1"}
@@ -61,7 +60,9 @@ def measure(folder: Path, live_steps: int, moves: int) -> None:
     """First paint, brushes and live steps in chromium."""
     runs = [str(folder / "runs" / name) for name in RUNS]
     ranks, buffer_size, _ = RUNS["loss"]
-    _tell("runs", **{name: _size(run) for name, run in zip(RUNS, runs, strict=True)})
+    sizes = {name: _size(run) for name, run in zip(RUNS, runs, strict=True)}
+    committed = sum(size["rows"] for size in sizes.values())
+    _tell("runs", **sizes)
     with chromium() as browser, _viewer(runs) as (url, process, started):
         _tell("the address stands", seconds=started)
         with opened(browser, url, height=1000) as page:
@@ -70,11 +71,11 @@ def measure(folder: Path, live_steps: int, moves: int) -> None:
             _await(page, "+document.body.dataset.painted > 0")
             charts = page.evaluate("performance.now()")
             _tell("first paint", words_ms=page.evaluate(paint), charts_ms=charts)
-            _await(page, f"+document.body.dataset.rows >= {sum(_size(run)['rows'] for run in runs)}")
+            _await(page, f"+document.body.dataset.rows >= {committed}")
             _tell("all rows", seconds=page.evaluate("performance.now()") / 1000, server_MiB=_peak(process))
             _brushes(page, moves, "quiet")
             live = Path(runs[1])
-            last = newest_step(live)
+            last = sizes["loss"]["steps"]
             trainer = training(folder, "loss", "loss", ranks, buffer_size, last + live_steps)
             commits = Commits(live)
             _await(page, f"document.querySelector('[data-run=\"1\"]').dataset.step > {last + 20}")
@@ -82,7 +83,7 @@ def measure(folder: Path, live_steps: int, moves: int) -> None:
             trainer.wait()
             commits.close()
             page.wait_for_timeout(5000)
-            _lateness(page, runs, commits)
+            _lateness(page, committed - sizes["loss"]["rows"], commits)
             _tell("at the end", server_MiB=_peak(process))
 
 
@@ -153,8 +154,8 @@ class Commits:
         self._thread.join()
 
 
-def _lateness(page: Any, runs: list[str], commits: Commits) -> None:
-    others = sum(_size(run)["rows"] for run in runs) - _size(runs[1])["rows"]
+def _lateness(page: Any, others: int, commits: Commits) -> None:
+    """How late each commit was shown, on a page with `others` rows of runs that don't go on."""
     shown = page.evaluate("window.seen.rows")
     late = [next(when for when, rows in shown if rows >= others + wanted) - at for at, wanted in commits.seen]
     _tell(
@@ -168,14 +169,10 @@ def _rows(link: Any) -> int:
 
 
 def _size(run: str) -> dict[str, int]:
-    link = chain.in_force(run, chain.newest_place(run))
-    with open_ledger(run) as ledger:
-        return {"rows": _rows(link), "steps": link.step, "segments": len(ledger.runs[0].checkpoint.log)}
-
-
-def newest_step(run: Path) -> int:
-    """Steps that are committed."""
-    return int(chain.in_force(str(run), chain.newest_place(str(run))).step)
+    """What is committed, and how many segments of the log are in force."""
+    link = checkpoint.latest(run)
+    assert link is not None
+    return {"rows": _rows(link), "steps": link.step, "segments": len(link.log)}
 
 
 @contextlib.contextmanager

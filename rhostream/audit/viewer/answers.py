@@ -98,14 +98,16 @@ class Viewer:
     def history(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Every look at one sample, by run."""
         shard, ordinal = str(asked.get("shard")), _whole(asked.get("ordinal"))
-        found = [looks(run.rows.snapshot(), self._number(shard), ordinal) for run in self._follower.runs]
+        found = [
+            looks(run.rows.snapshot(), self._follower.shards.number(shard), ordinal) for run in self._follower.runs
+        ]
         return {"runs": [[self._named(row) for row in rows] for rows in found]}
 
     def sample(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """One sample of a run for people to look at."""
         run, shard, ordinal = self._run(asked), str(asked.get("shard")), _whole(asked.get("ordinal"))
         reader = self._samples[self._follower.runs.index(run)]
-        return reader.look(shard, self._number(shard), ordinal, run.rows.snapshot())
+        return reader.look(shard, self._follower.shards.number(shard), ordinal, run.rows.snapshot())
 
     def sql(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to a SELECT or a named question, its first rows."""
@@ -115,10 +117,6 @@ class Viewer:
     def questions(self, _: Mapping[str, Any]) -> list[dict[str, str]]:
         """The named questions."""
         return named_questions()
-
-    def _number(self, shard: str) -> int:
-        names = self._follower.shards.names
-        return names.index(shard) if shard in names else -1
 
     def _run(self, asked: Mapping[str, Any]) -> Any:
         number = _whole(asked.get("run", 0))

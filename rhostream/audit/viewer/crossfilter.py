@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rhostream.audit.viewer.axes import Axes
-from rhostream.audit.viewer.filters import RANGES, SETS, Filters, mask_of
+from rhostream.audit.viewer.filters import RANGES, SETS, Filters, places_of, selected
 from rhostream.audit.viewer.rows import BLOCK, VALUES, Array, Block, Snapshot
 
 R = 16  # places for reasons in a code: bin * R + reason
@@ -91,7 +91,7 @@ class Counter:
         for sign, places in differing:
             _add(counts, sign, places, axes)
         for block, first, end in _blocks(snapshot, done, snapshot.rows):
-            _add(counts, 1, (block, first, end, _chosen(block, first, end, obeyed)), axes)
+            _add(counts, 1, (block, first, end, places_of(block, first, end, obeyed)), axes)
         for chart in charts:
             self._answers[chart, obeyed] = _Answer(snapshot.rows, counts[chart.name])
             self._answers.move_to_end((chart, obeyed))
@@ -154,22 +154,12 @@ def _differing(
     (name,) = (name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     others = tuple((other, value) for other, value in now.items() if other != name)
     for block, first, end in _blocks(snapshot, 0, rows):
-        held = [
-            mask_of(block, first, end, name, value) if (value := each.get(name)) is not None else None
-            for each in (before, now)
-        ]
-        if held[0] is not None and held[1] is not None:
-            came, went = held[1] & ~held[0], held[0] & ~held[1]
-        else:
-            whole = np.zeros(end - first, np.bool_)
-            came = ~held[0] if held[0] is not None else whole
-            went = ~held[1] if held[1] is not None else whole
+        held = [selected(block, first, end, [(name, each[name])] if name in each else []) for each in (before, now)]
+        came, went = held[1] & ~held[0], held[0] & ~held[1]
         for sign, mask in ((1, came), (-1, went)):
             if not mask.any():
                 continue
-            for other, value in others:
-                mask &= mask_of(block, first, end, other, value)
-            places = np.flatnonzero(mask)
+            places = np.flatnonzero(mask & selected(block, first, end, others))
             if len(places):
                 yield sign, (block, first, end, places)
 
@@ -187,22 +177,7 @@ def _rows_of(snapshot: Snapshot, obeyed: Obeyed) -> int:
     if not obeyed:
         return snapshot.rows
     blocks = _blocks(snapshot, 0, snapshot.rows)
-    return sum(int(np.count_nonzero(_mask(block, first, end, obeyed))) for block, first, end in blocks)
-
-
-def _mask(block: Block, first: int, end: int, obeyed: Obeyed) -> Array:
-    mask = mask_of(block, first, end, *obeyed[0])
-    for one in obeyed[1:]:
-        mask &= mask_of(block, first, end, *one)
-    return mask
-
-
-def _chosen(block: Block, first: int, end: int, obeyed: Obeyed) -> Any:
-    """What takes the selected rows out of a column's rows first to end: their places, or all of it."""
-    if not obeyed:
-        return slice(None)
-    places = np.flatnonzero(_mask(block, first, end, obeyed))
-    return slice(None) if len(places) == end - first else places
+    return sum(int(np.count_nonzero(selected(block, first, end, obeyed))) for block, first, end in blocks)
 
 
 def _add(counts: Mapping[str, Array], sign: int, places: Places, axes: Axes) -> None:

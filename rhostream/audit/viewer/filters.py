@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -69,3 +69,17 @@ def mask_of(block: Block, first: int, end: int, name: str, value: Any) -> Array:
     low, high = (max(value[0], 0), value[1]) if name == "step" else map(np.float32, value)  # a tail has no step
     within: Array = (column >= low) & (column <= high)
     return within
+
+
+def selected(block: Block, first: int, end: int, filters: Iterable[tuple[str, Any]]) -> Array:
+    """Which of a block's rows `first` to `end` all filters, (name, value), let through: (end - first,) bool."""
+    through = np.ones(end - first, np.bool_)
+    for name, value in filters:
+        through &= mask_of(block, first, end, name, value)
+    return through
+
+
+def places_of(block: Block, first: int, end: int, filters: Iterable[tuple[str, Any]]) -> Any:
+    """What takes the selected rows out of a column's rows `first` to `end`: their places, or all of it."""
+    through = selected(block, first, end, filters)
+    return slice(None) if through.all() else np.flatnonzero(through)

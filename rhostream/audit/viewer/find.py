@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rhostream.audit.viewer.filters import Filters, mask_of
+from rhostream.audit.viewer.filters import Filters, places_of, selected
 from rhostream.audit.viewer.rows import REASONS, VALUES, Array, Block, Snapshot
 from rhostream.errors import UnknownNameError
 
@@ -61,10 +61,7 @@ def _ranked(snapshot: Snapshot, filters: Filters, key: Key, most: int) -> tuple[
     """The places of the first rows, each sample once; and whether there are more than the `most` that were ranked."""
     keys, places, cut = [], [], False
     for number, (block, rows) in enumerate(snapshot.blocks):
-        through = np.ones(rows, np.bool_)
-        for name, value in filters.items():
-            through &= mask_of(block, 0, rows, name, value)
-        at = np.flatnonzero(through)
+        at = np.flatnonzero(selected(block, 0, rows, filters.items()))
         values = key({name: column[:rows][at] for name, column in block.columns.items()})
         at, values = at[~np.isnan(values)], values[~np.isnan(values)]
         if len(at) > most:
@@ -99,10 +96,7 @@ def different(snapshot: Snapshot, filters: Filters) -> int | None:
         return None
     seen = np.zeros(int(offsets[-1]), np.uint8)
     for block, rows in snapshot.blocks:
-        through = np.ones(rows, np.bool_)
-        for name, value in filters.items():
-            through &= mask_of(block, 0, rows, name, value)
-        at = slice(None) if through.all() else np.flatnonzero(through)
+        at = places_of(block, 0, rows, filters.items())
         seen[offsets[block.columns["shard"][:rows][at]] + block.columns["ordinal"][:rows][at]] = 1
     return int(np.count_nonzero(seen))
 

@@ -72,6 +72,10 @@ class Shards:
                 self.names.append(name)
         return np.array([self._numbers[name] for name in names], np.int32)
 
+    def number(self, name: str) -> int:
+        """Its number, NONE where no loaded row is of it."""
+        return self._numbers.get(name, NONE)
+
 
 class RunRows:
     """The loaded rows of one run; one thread adds and drops, any may take snapshots."""
