@@ -7,10 +7,9 @@ from typing import Any
 
 import click
 
+from rhostream.audit.export_forms import FORMS
 from rhostream.config.command_line import Choice, Command
 from rhostream.readers import JSON, ROOT
-
-FORMS = ("parquet", "csv", "keep-list", "datacomp", "shards", "embedding-atlas", "fiftyone")  # those of audit/export
 
 
 @click.command("export", cls=Command)

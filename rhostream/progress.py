@@ -37,20 +37,18 @@ WORDS: dict[str, Callable[[Any], str]] = {  # how a figure is said, in this orde
 class Progress:
     """Counts what is done of `total` pieces; to be used as a context manager.
 
-    `done`: by earlier processes. `silent`: another rank says it, or the end isn't known.
+    `done`: by earlier processes.
     """
 
-    def __init__(
-        self, title: str, total: int | None, unit: str = "shard", *, done: int = 0, silent: bool = False
-    ) -> None:
-        self._title, self._total, self._unit, self._silent = title, total or 0, unit, silent
+    def __init__(self, title: str, total: int, unit: str = "shard", *, done: int = 0) -> None:
+        self._title, self._total, self._unit = title, total, unit
         self._done = self._first = done
         self._samples = self._bad = 0
         self._figures: dict[str, Any] = {}
         self._note = ""
         self._start = self._said = time.monotonic()
         self._bar: tqdm[None] | None = None
-        if sys.stderr.isatty() and not silent and not events.as_json:
+        if sys.stderr.isatty() and not events.as_json:
             self._bar = tqdm(total=total, initial=done, desc=title, unit=unit, leave=False, dynamic_ncols=True)
 
     def __enter__(self) -> Self:
@@ -85,17 +83,15 @@ class Progress:
     def note(self, message: str, event: str, **fields: Any) -> None:
         """Something happened: it stays in the bar, and is a line of its own where there is none."""
         self._note = message
-        if self._bar is None and not self._silent:
+        if self._bar is None:
             self._line(event, f"{self._where()}, {message}", **{self._unit: self._done, "total": self._total}, **fields)
 
     def _show(self, **figures: Any) -> None:
         self._figures |= {name: value for name, value in figures.items() if value is not None}
         if self._bar is not None:
             self._bar.set_postfix_str(self._words(), refresh=False)
-        elif not self._silent:
-            wait = EVENT_SECONDS if events.as_json else EVERY_SECONDS
-            if time.monotonic() - self._said >= wait:
-                self._say()
+        elif time.monotonic() - self._said >= (EVENT_SECONDS if events.as_json else EVERY_SECONDS):
+            self._say()
 
     def _words(self) -> str:
         said = [words(self._figures[name]) for name, words in WORDS.items() if name in self._figures]

@@ -46,10 +46,8 @@ def sql(words: tuple[str, ...], style: str, roots: tuple[str, ...]) -> None:
         return
     with open_ledger(folders, roots=parse_roots(roots)) as ledger:
         for run in ledger.runs:
-            if run.checkpoint is None or not run.checkpoint.log:
-                click.echo(f"run {escape(run.name)} has no committed step yet: its log is empty", err=True)
-            elif run.checkpoint.doubt:
-                click.echo(f"run {escape(run.name)}: {run.checkpoint.doubt}", err=True)
+            if caution := run.caution:
+                click.echo(caution, err=True)
         table = run_question(ledger, query[1:]) if query.startswith("@") else ledger.sql(query)
         text = QUESTIONS[query[1:]].sql if query[1:] in QUESTIONS else query
         for says in ledger.without_classes(text):

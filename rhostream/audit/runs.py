@@ -14,7 +14,7 @@ from typing import Any
 
 from rhostream import storage
 from rhostream.errors import TableError, UsageError
-from rhostream.inert import one_line
+from rhostream.inert import escape, one_line
 from rhostream.runs import checkpoint
 from rhostream.runs.cost import Cost
 from rhostream.runs.link import Link
@@ -97,6 +97,13 @@ class RunFolder:
     def _urls(self) -> dict[str, str]:
         """{name: URL} of its shards, as its newest list has them."""
         return next((dict(zip(plan.names, plan.urls, strict=False)) for plan in reversed(self.plans)), {})
+
+    @property
+    def caution(self) -> str:
+        """What to know before its log is asked anything, a sentence: it is empty, or its state is doubtful; else ""."""
+        if self.checkpoint is None or not self.checkpoint.log:
+            return f"run {escape(self.name)} has no committed step yet: its log is empty"
+        return f"run {escape(self.name)}: {self.checkpoint.doubt}" if self.checkpoint.doubt else ""
 
     @property
     def steps(self) -> int:

@@ -17,14 +17,14 @@ from rhostream.audit.export.account import Exported as Exported
 from rhostream.audit.export.account import Unread
 from rhostream.audit.export.selection import Selection, selection
 from rhostream.audit.export.shards import BYTES, ROWS, SAMPLES, ShardFolder, Written
+from rhostream.audit.export_forms import FORMS as FORMS
 from rhostream.audit.sample_bytes import SampleBytes
 from rhostream.audit.views import Ledger, open_ledger
 from rhostream.errors import StorageError, UnknownNameError, UsageError
-from rhostream.inert import one_line, shell_words
+from rhostream.inert import shell_words
 from rhostream.tables.class_lists import table_names
 
 LOG = logging.getLogger("rhostream")
-FORMS = ("parquet", "csv", "keep-list", "datacomp", "shards", "embedding-atlas", "fiftyone")
 _ENDINGS = {".parquet": "parquet", ".csv": "csv", ".npy": "datacomp"}
 _NEEDS = {"datacomp": (".npy",), "embedding-atlas": (".parquet",), "keep-list": (".parquet", ".csv"),
           "parquet": (".parquet",), "csv": (".csv",)}  # fmt: skip
@@ -59,10 +59,8 @@ def export(
         storage.probe_writable(url.rpartition("/")[0])
     with open_ledger(runs, roots=roots) as ledger:
         for run in ledger.runs:
-            if run.checkpoint is None or not run.checkpoint.log:
-                LOG.warning("run %s has no committed step yet: its log is empty", one_line(run.name))
-            elif run.checkpoint.doubt:
-                LOG.warning("run %s: %s", one_line(run.name), run.checkpoint.doubt)
+            if caution := run.caution:
+                LOG.warning("%s", caution)
         work = _Export(ledger, selection(ledger, where, sql), url, form, with_samples)
         return work.made() if folder is None else work.shards(folder)
 
