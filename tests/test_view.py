@@ -370,7 +370,10 @@ def test_what_is_no_request_is_refused_in_a_sentence(rho: str) -> None:
         for body in ([1], "x", {"filters": {"il": "all"}}, {"filters": {"il": [0, 1], "step": [1]}}):
             status, _, answer = asked(server, "/api/charts", body)
             assert status == 400 and json.loads(answer)["error"]
-        assert asked(server, "/api/charts", {"x": "y" * (1 << 20)})[0] == 413
+        for megabytes in (1, 12):
+            status, _, answer = asked(server, "/api/charts", {"x": "y" * (megabytes << 20)})
+            assert status == 413 and "1,048,576 bytes" in json.loads(answer)["error"]
+        assert asked(server, "/api/charts", {"x": "y" * (4 << 20)}, Authorization="")[0] == 401
         assert asked(server, "/api/nothing")[0] == 404
 
 

@@ -70,11 +70,11 @@ def painted(page: Any) -> int:
 
 
 def after(page: Any, act: Any) -> None:
-    """Do something and wait for the charts to be painted again."""
+    """Do something and wait for the charts to be painted again, with the last of what was selected."""
     before = painted(page)
     act()
     end = time.monotonic() + PATIENCE / 1000
-    while painted(page) == before:
+    while painted(page) == before or page.get_attribute("#charts", "aria-busy") != "false":
         assert time.monotonic() < end, "the charts were not painted again"
         page.wait_for_timeout(20)
 

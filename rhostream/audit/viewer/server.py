@@ -31,7 +31,7 @@ from rhostream.errors import RhostreamError, UsageError
 ADDRESS = "127.0.0.1"
 PAGE = Path(__file__).parent / "page"
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-MOST_BYTES = 1 << 20  # of a request
+MOST_BYTES, MOST_DROPPED = 1 << 20, 16 << 20  # of a request: what is read, and what is read to be dropped
 IDLE_SECONDS = 60.0  # that a connection may say nothing
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; "
@@ -129,12 +129,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(self._asked)
 
     def _answer(self, what: Callable[[], tuple[str, bytes]]) -> None:
+        self._unread = self._length() or 0
         try:
             self._require_ours()
             kind, body = what()
             self._send(HTTPStatus.OK, kind, body)
         except _Refused as refused:
-            self.close_connection = True  # its body may not have been read
+            self.close_connection = True
+            self._drop_body()
             self._send(refused.status, "application/json", json.dumps({"error": refused.why}).encode())
 
     def _require_ours(self) -> None:
@@ -167,12 +169,24 @@ class _Handler(BaseHTTPRequestHandler):
             log.warning("internal error: %s; the page was told so", type(exc).__name__, exc_info=exc)
             raise _Refused(HTTPStatus.INTERNAL_SERVER_ERROR, f"internal error: {type(exc).__name__}") from exc
 
-    def _body(self) -> Mapping[str, Any]:
+    def _length(self) -> int | None:
+        """Bytes of the request's body; None where it doesn't say."""
         length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or int(length) > MOST_BYTES:
+        return int(length) if length.isdecimal() and len(length) <= 15 else None
+
+    def _drop_body(self) -> None:
+        """Read what came along with a refused request: a connection that is closed before takes the answer with it."""
+        left = min(self._unread, MOST_DROPPED)
+        while left > 0 and (dropped := self.rfile.read(min(left, 1 << 16))):
+            left -= len(dropped)
+
+    def _body(self) -> Mapping[str, Any]:
+        length = self._length()
+        if length is None or length > MOST_BYTES:
             raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request has up to {MOST_BYTES:,} bytes")
+        body, self._unread = self.rfile.read(length), 0
         try:
-            asked = json.loads(self.rfile.read(int(length)))
+            asked = json.loads(body)
         except (ValueError, RecursionError) as exc:
             raise _Refused(HTTPStatus.BAD_REQUEST, "a request is JSON") from exc
         if not isinstance(asked, dict):

@@ -166,6 +166,7 @@ async function refresh() {
   wanted = true;
   if (asking || !state) return;
   asking = true;
+  page("charts").setAttribute("aria-busy", "true");
   while (wanted) {
     wanted = false;
     try {
@@ -180,6 +181,7 @@ async function refresh() {
     }
   }
   asking = false;
+  page("charts").setAttribute("aria-busy", "false");
 }
 
 let trouble = "";
