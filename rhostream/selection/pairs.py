@@ -108,13 +108,15 @@ def in_batches(loss: Loss, ranks: Ranks, batch_size: int, *, shortlist: bool, li
     return loss.over(ranks, batch_size)  # type: ignore[return-value]
 
 
-def require_whole_batch(loss: object, accumulate: int, shortlist: str | None) -> None:
+def require_whole_batch(loss: object, accumulate: int, update_size: int | None, shortlist: str | None) -> None:
     """Raise UsageError for a batch that is split, or scored in stages, where the loss of a pair depends on the rest."""
     if isinstance(loss, Contrastive) and shortlist is not None:
         raise UsageError(
             f"--shortlist {shortlist} is for losses of one sample alone, which {loss.name} of a pair is not"
         )
-    if isinstance(loss, Contrastive) and accumulate > 1:
-        raise UsageError(
-            f"--accumulate {accumulate} splits a batch, and the loss {loss.name} of a pair depends on all of it"
-        )
+    splits = {"--accumulate": accumulate if accumulate > 1 else None, "--update-size": update_size}
+    for option, value in splits.items():
+        if isinstance(loss, Contrastive) and value is not None:
+            raise UsageError(
+                f"{option} {value} splits a batch, and the loss {loss.name} of a pair depends on all of it"
+            )

@@ -39,6 +39,7 @@ from rhostream.selection.source_quota import require_sources
 from rhostream.selection.stages import Columns, Rows, Selection, Stage, fields_of, pack, unpack
 from rhostream.selection.tokens import is_language, loss_of
 from rhostream.selection.uniform import Draws
+from rhostream.selection.updates import most_updates
 from rhostream.selection.whole import buffer_of, leave_out_without_il, require_cheaper, shortlist, slice_of, uniform_of
 
 __all__ = ["NONFINITE_BUFFERS", "Selection", "Selector", "scoring"]
@@ -136,8 +137,7 @@ class Selector:
         few = batch_size < 2 * (self.ranks.size if scorers is None else scorers.training)
         self.least_rows = 2 if not few and any(map(own_norms, learners)) else 1
         self._unproved = few and bool(own_norms(model)) and not in_lockstep(model)
-        self._fits = False  # whether it is known to need no classes
-        self._calls, self._watch = 0, Watch()
+        self._calls, self._watch, self._fits = 0, Watch(), False  # `_fits`: it is known to need no classes
 
     def __call__(self, candidates: Candidates, step: int | None = None) -> Selection:
         """Select from one buffer; the kept inputs come back normalised, on the candidates' device.
@@ -256,13 +256,12 @@ class Selector:
         return Selection(
             **vars(log), **counts, total=total, ranks=self.ranks.size, reduced=self.reduced,
             input=x if total else None, label=batch.label, target=x if candidates.target_field == "" else batch.target,
-            place=batch.place, decoded=batch.decoded,
-            field=batch.field, il_tokens=batch.il_tokens,
+            place=batch.place, first=sum(batch.rows_of_rank[: self.ranks.rank]), field=batch.field,
+            most_updates=most_updates(batch.rows_of_rank, self.least_rows),
+            decoded=batch.decoded, il_tokens=batch.il_tokens,
             factors=to_device(torch.from_numpy(batch.weight), batch.label.device) if weighed else None,
             live_trained=self._learn(candidates, log.rows, batch, total),
         )  # fmt: skip
-
-    # -- what else is looked at ----------------------------------------------------------------------------------------
 
     def _shortlist(self, stage: Stage, candidates: Candidates, rows: Rows, n: int, draws: Draws) -> Tensor:
         """Positions of the stage that go on to the target, on the device; nothing waits for it on one rank."""

@@ -105,7 +105,8 @@ class Settings(TrainConfig):
         rule = self.found_rule
         if rule.sampled or rule.joint or rule.live or rule.needs_draws or rule.takes_columns:
             yield f"--rule {rule.name}"
-        asked = {**self.options.changed(), "view_size": self.view_size, "token_share": self.token_share}
+        own = {name: getattr(self, name) for name in ("view_size", "token_share", "update_size")}
+        asked = {**self.options.changed(), **own}
         yield from (f"--{name.replace('_', '-')}" for name, value in asked.items() if value is not None)
         if self.augment not in KINDS:
             yield f"--augment {self.augment}"
@@ -166,7 +167,7 @@ class Settings(TrainConfig):
                 f"of {', '.join(LANGUAGE_RULES)}"
             )
         loss_name(kind, self.loss)
-        require_whole_batch(find_loss(self.loss), self.accumulate, self.shortlist)
+        require_whole_batch(find_loss(self.loss), self.accumulate, self.update_size, self.shortlist)
         if self.mixup and not kind.example().is_floating_point():
             raise UsageError(
                 f"--mixup {self.mixup:g} is of inputs that are numbers in between, and these samples are {kind.holds}, "

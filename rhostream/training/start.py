@@ -89,11 +89,11 @@ def train(config: TrainConfig) -> Summary:
 
     `change`, {"lr": 5e-4} or "lr=5e-4": what a run that goes on does otherwise from its newest checkpoint on; the other
     arguments stay as they were. It is recorded (run.json stays as it is), reports say it, and the same call again
-    changes nothing more. lr, weight_decay, momentum, schedule_steps, clip_gradient, il_lr_scale, accumulate, augment,
-    mixup, label_smoothing, chunk, precision, train_precision and compile can change. `from_step`: a new attempt from
-    the commit of that step. `skip_buffers`, "A:B": these buffers are passed over, unread, and logged as that. `grow`:
-    where a pass has ended, the run goes on with this longer list of shards. These three are recorded as changes, too,
-    and done once.
+    changes nothing more. lr, weight_decay, momentum, schedule_steps, clip_gradient, il_lr_scale, accumulate,
+    update_size, augment, mixup, label_smoothing, chunk, precision, train_precision and compile can change.
+    `from_step`: a new attempt from the commit of that step. `skip_buffers`, "A:B": these buffers are passed over,
+    unread, and logged as that. `grow`: where a pass has ended, the run goes on with this longer list of shards. These
+    three are recorded as changes, too, and done once.
     `take_over`: go on from the newest commit even while another process of this machine is at the run; else refused.
 
     Raises UsageError and its kin before any work, Interrupted after a signal, NonFiniteError when training diverges,
@@ -217,6 +217,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         schedule=schedule,
         seed=settings.seed,
         accumulate=settings.accumulate,
+        update_size=settings.update_size,
         augment=settings.augment,
         mixup=settings.mixup,
         label_smoothing=settings.label_smoothing,
