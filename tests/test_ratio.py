@@ -21,6 +21,8 @@ from rhostream.models import build
 from rhostream.runs import checkpoint
 from rhostream.selection.ratio import MARGIN, UNHEARD, WINDOW, Ratio, gains_of, rungs
 from rhostream.selection.selector import Selector
+from tests.support import ranks
+from tests.support.ledger import rows
 from tests.support.logs import rows_of, weights_of
 from tests.support.scoring import buffer
 
@@ -183,6 +185,24 @@ def test_a_loop_of_ones_own_that_says_its_losses_chooses_the_same_and_one_that_s
         shares[says] = scored
     assert next(at for at, n in enumerate(shares[False]) if n) == UNHEARD
     assert np.count_nonzero(shares[False][:UNHEARD]) == 0
+
+
+def _train(rank: int, world: str, run: str, steps: int) -> None:
+    rhostream.train(
+        [f"{world}/shards"], f"{world}/il", run, buffer_size=40, batch_size=8, model="mlp-64", steps=steps, threads=1,
+        ratio="auto",
+    )  # fmt: skip
+
+
+def test_ranks_choose_what_one_chooses_and_a_run_goes_on_with_more_or_fewer(world: Path, tmp_path: Path) -> None:
+    _train(0, str(world), str(tmp_path / "one"), 14)
+    _train(0, str(world), str(tmp_path / "elastic"), 5)
+    ranks.together(tmp_path / "answers", _train, 2, str(world), str(tmp_path / "elastic"), 14)
+    ranks.assert_same_but_for_noise(tmp_path / "one", tmp_path / "elastic")
+    asked = "SELECT step, ratio, kept, forward_units FROM steps ORDER BY step"
+    mine, theirs = rows(tmp_path / "one", asked), rows(tmp_path / "elastic", asked)
+    assert mine == theirs and len({row["ratio"] for row in mine}) > 1
+    assert verify(str(tmp_path / "elastic"))["problems"] == []
 
 
 # -- what can't be -----------------------------------------------------------------------------------------------------
