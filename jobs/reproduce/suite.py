@@ -10,6 +10,7 @@ from jobs.reproduce import (
     figure6,
     figure8,
     figure9,
+    pretrained,
     section6,
     single_pass,
     table2,
@@ -22,5 +23,5 @@ from jobs.reproduce.settings import Experiment
 EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT
     for module in (table2, figure3, figure6, table3, table4, single_pass, figure8, section6, figure9, figure2,
-                   failure_modes, cifar10n, text)
+                   failure_modes, cifar10n, pretrained, text)
 }  # fmt: skip
