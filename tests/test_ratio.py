@@ -187,6 +187,20 @@ def test_a_loop_of_ones_own_that_says_its_losses_chooses_the_same_and_one_that_s
     assert np.count_nonzero(shares[False][:UNHEARD]) == 0
 
 
+def test_killed_and_resumed_it_is_the_run_in_one_piece(
+    world: Path, tmp_path: Path, trained: Callable[..., Path]
+) -> None:
+    settings = {"ratio": "auto", "steps": 16, "checkpoint_every": 3, "buffer_size": 40, "batch_size": 8,
+                "model": "mlp-64", "threads": 1}  # fmt: skip
+    whole = trained("whole", **settings)
+    options = {"shards": [str(world / "shards")], "il": str(world / "il"), "run": str(tmp_path / "killed"), **settings}
+    train_killed_at(8, options)
+    rhostream.train(**options)
+    assert same(whole, tmp_path / "killed")
+    asked = "SELECT step, ratio, ratio_worth, forward_units FROM steps ORDER BY step"
+    assert rows(whole, asked) == rows(tmp_path / "killed", asked)
+
+
 def _train(rank: int, world: str, run: str, steps: int) -> None:
     rhostream.train(
         [f"{world}/shards"], f"{world}/il", run, buffer_size=40, batch_size=8, model="mlp-64", steps=steps, threads=1,
