@@ -14,6 +14,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import rhostream
+from rhostream.audit.looking import looking_of
+from rhostream.audit.says import render_status
+from rhostream.audit.status import status_of
 from rhostream.audit.verify import verify
 from rhostream.errors import MismatchError, UsageError
 from rhostream.integrations.batches import Batches
@@ -23,7 +26,8 @@ from rhostream.selection.ratio import MARGIN, UNHEARD, WINDOW, Ratio, gains_of, 
 from rhostream.selection.selector import Selector
 from tests.support import ranks
 from tests.support.ledger import rows
-from tests.support.logs import rows_of, weights_of
+from tests.support.logs import rows_of, same, weights_of
+from tests.support.ranks import train_killed_at
 from tests.support.scoring import buffer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -140,6 +144,28 @@ def test_every_choice_can_be_made_again_out_of_the_ledger_and_the_bill_adds_up(
         assert one["ratio_worth"] is None or len(one["ratio_worth"]) == len(sizes)
     assert cost["forward_units"] == units == cost["scored"] + 3 * cost["trained"]
     assert verify(str(run))["problems"] == []
+
+
+def test_status_and_report_tell_how_often_a_run_looked_and_what_that_would_have_bought(
+    trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = trained(ratio="auto", steps=20)
+    with rhostream.open_ledger(str(run)) as ledger:
+        found = looking_of(ledger)
+        steps = ledger.sql("SELECT * FROM steps ORDER BY step").to_pylist()
+    assert found is not None and found.looked + found.whole == 20 and len(found.share) == 5
+    assert found.looked == sum(one["loss_candidates"] is not None for one in steps)
+    assert found.share == pytest.approx(
+        [np.mean([one["ratio"] for one in steps[at : at + 4]]) for at in (0, 4, 8, 12, 16)]
+    )
+    newest = status_of(str(run))["ratio"]
+    assert newest == {"step": 19, **{name: pytest.approx(steps[-1][name]) for name in ("ratio", "ratio_worth")}}
+    assert f"keeps {100 * steps[-1]['ratio']:.0f} % of a buffer at step 19" in render_status(status_of(str(run)))
+    page = Path(rhostream.write_report(str(run), str(tmp_path / "report.html"))).read_text()
+    cost = json.loads((run / "cost.json").read_text())
+    assert f"It looked at {found.looked} of 20 buffers, for {cost['scored']:,} of its" in page
+    assert f"(training on {cost['scored'] / 3:,.0f} samples more would have cost as much" in page
+    assert status_of(str(trained("plain", steps=2)))["ratio"] is None
 
 
 # -- resume, ranks and loops of one's own ------------------------------------------------------------------------------
