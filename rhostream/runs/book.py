@@ -20,7 +20,7 @@ from rhostream.runs.learned import Learned, places
 from rhostream.runs.step import Step, Totals
 from rhostream.selection.selector import NONFINITE_BUFFERS
 from rhostream.stream.dataset import CandidateStream
-from rhostream.tables.steps import RECALL
+from rhostream.tables.steps import RATIO, RECALL, WORTH
 
 Metrics = Callable[[dict[str, Any]], None]
 
@@ -138,6 +138,8 @@ class Book:
             "effective_classes_uniform": totals.balance.uniform if whole else None,
             "learning_rate": step.learning_rate,
             RECALL: selection.recall,
+            RATIO: selection.share[0],
+            WORTH: list(selection.share[1]) or None,
             "forward_units": step.units,
             **{f"seconds_{phase}": step.seconds.get(phase, 0.0) for phase in ("wait", "score", "train", "log")},
             **(step.evaluation.columns() if step.evaluation else {}),

@@ -95,15 +95,15 @@ class InBuffer:
 LOSSES_OF_PAIRS = {name: Contrastive(name) for name in CONTRASTIVE}
 
 
-def in_batches(loss: Loss, ranks: Ranks, batch_size: int, *, shortlist: bool, live: bool) -> Loss:
+def in_batches(loss: Loss, ranks: Ranks, batch_size: int, *, shortlist: bool, live: bool, auto: bool = False) -> Loss:
     """The loss, of batches of `batch_size` that the ranks have together where it is one of pairs.
 
     Raises UsageError for what looks at one sample alone.
     """
     if not isinstance(loss, Contrastive):
         return loss
-    if shortlist or live:
-        what = "a shortlist" if shortlist else "an IL model that learns along"
+    if shortlist or live or auto:
+        what = "--ratio auto" if auto else "a shortlist" if shortlist else "an IL model that learns along"
         raise UsageError(f"{what} is for losses of one sample alone, which {loss.name} of a pair is not")
     return loss.over(ranks, batch_size)  # type: ignore[return-value]
 

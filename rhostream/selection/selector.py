@@ -107,9 +107,9 @@ class Selector:
             )
         self.model, self.rule, self.batch_size = model, find_rule(rule), batch_size
         self.loss = find_loss(loss) if isinstance(loss, str) else loss or loss_of(model)
-        self.loss = in_batches(
-            self.loss, self.ranks, batch_size, shortlist=shortlist is not None, live=live is not None
-        )
+        self.options = Options.of(options)
+        self.loss = in_batches(self.loss, self.ranks, batch_size, shortlist=shortlist is not None,
+                               live=live is not None, auto=self.options.auto)  # fmt: skip
         self.loss_cap, self.seed = loss_cap, seed
         self.live, self.proxy, self.shortlist, self.scorers = live, proxy, shortlist, scorers
         if loss_cap and is_language(model):
@@ -119,10 +119,9 @@ class Selector:
             raise UsageError("a proxy makes a shortlist: say how long, as a multiple of the batch size (shortlist=4)")
         if self.rule.score is None and self.shortlist is not None:
             raise UsageError(f"the rule {rule!r} makes no forward, so a shortlist has nothing to rank by")
-        self.options = Options.of(options)
         self._draws_each = self.options.mc_draws if self.rule.needs_draws else 1  # forwards of a sample that is scored
         self.options.check(self.rule, shortlist=shortlist is not None, live=live is not None)
-        self.chooser = Chooser(self.rule, self.options)
+        self.chooser = Chooser(self.rule, self.options, batch_size)
         learners = [model, *([] if proxy is None else [proxy.model])]
         if self.rule.needs_draws:
             for learner in learners:
@@ -155,13 +154,11 @@ class Selector:
         if self.rule.needs_il and self.live is None:
             candidates = leave_out_without_il(candidates)
         n_B, rows = slice_of(candidates, self.ranks).planned, candidates.candidate_rows
-        n = self.chooser.schedule.kept(step, self.batch_size, n_B)
-        require_sources(self.chooser.sources, candidates.source_names, [n])
-        if self.rule.score is None or self.chooser.schedule.is_uniform(step):
-            return self._uniform(candidates, rows, n, step)
-        if not self.chooser.pays(n_B, n):
-            return self._uniform(candidates, rows, n, step, measure=True)
-        return self.by_score(candidates, rows, n, step)
+        turn = self.chooser.turn(step, n_B)
+        require_sources(self.chooser.sources, candidates.source_names, [turn.n])
+        if not turn.scored:
+            return self._uniform(candidates, rows, turn.n, step, measure=turn.measure)
+        return self.by_score(candidates, rows, turn.n, step)
 
     def by_score(self, candidates: Candidates, rows: Rows, n: int, step: int, *, listed: bool = False) -> Selection:
         """Keep n of these rows by their scores; `listed`: they are a shortlist already."""
@@ -191,6 +188,7 @@ class Selector:
         reached = host["row"]
         log.scored(reached, host, candidates.host.il.numpy())
         buffer = buffer_of(candidates, reached, host, self.ranks, n=n, draws=draws)
+        self.chooser.learn_classes(self.scores.classes, self.ranks)
         first = slice_of(candidates, self.ranks).first
         own = slice(first, first + len(candidates))
         self._watch(buffer.score_B[buffer.reached_B])
@@ -254,7 +252,7 @@ class Selector:
         if candidates.transform is not None and batch.seed is not None:
             x = candidates.transform(x, to_device(torch.from_numpy(batch.seed), x.device))
         return Selection(
-            **vars(log), **counts, total=total, ranks=self.ranks.size, reduced=self.reduced,
+            **vars(log), **counts, total=total, ranks=self.ranks.size, reduced=self.reduced, share=self.chooser.share,
             input=x if total else None, label=batch.label, target=x if candidates.target_field == "" else batch.target,
             place=batch.place, first=sum(batch.rows_of_rank[: self.ranks.rank]), field=batch.field,
             most_updates=most_updates(batch.rows_of_rank, self.least_rows),

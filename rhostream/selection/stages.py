@@ -194,6 +194,10 @@ class Selection:
     decoded: Fields | None = None  # (n, ...) each, of a kind with several fields
     field: str = "pixels"  # the name of the field of a kind that has one
     reduced: str | None = None  # what reduces the gradients over them: "mean" or "sum"
+    share: tuple[float | None, tuple[float, ...]] = (
+        None,
+        (),
+    )  # `--ratio auto`'s, and what each was worth
     recall: float | None = None  # of a shortlist of old scores, where it was looked at: of 1
     first: int = 0  # the number of `input`'s first row among those of all ranks
     most_updates: int | None = None  # more would leave batch norm a single row; None: as many as there are samples

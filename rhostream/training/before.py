@@ -55,8 +55,8 @@ def require_statistics(settings: Settings, network: nn.Module, seen: Kind, ranks
 def _rows_of_a_forward(settings: Settings, n: int, ranks: Ranks) -> int:
     """Of the rank that has the fewest, where n are kept; an update leaves every rank two rows where it has them."""
     rows = n // ranks.size
-    if settings.update_size is not None:
-        rows //= number_of_updates(n, settings.update_size, max(1, rows // 2))
+    if settings.at_most is not None:
+        rows //= number_of_updates(n, settings.at_most, max(1, rows // 2))
     return -(-rows // settings.accumulate)
 
 

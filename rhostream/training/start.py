@@ -14,6 +14,7 @@ from rhostream.runs import turns
 from rhostream.runs.attempt import Attempt
 from rhostream.runs.chain import head
 from rhostream.runs.loop import Loop
+from rhostream.runs.measure import price
 from rhostream.runs.pins import denied_samples
 from rhostream.runs.record import recorded
 from rhostream.selection.hardware import device_of
@@ -151,6 +152,8 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     require_statistics(settings, network, stream.preprocess, ranks)
     live = make_live(settings, loader, on)
     selector = make_selector(settings, network, proxy, live, scoring, ranks)
+    if selector.chooser.ratio is not None:  # losses of mixtures, of smoothed labels or of some tokens are no scores
+        selector.chooser.ratio.listens = not (settings.mixup or settings.label_smoothing or settings.tokens)
     threads = threads_of(settings.threads, settings.workers, before.get("threads"))
     record = record_of(settings, loader, pinned, last_step, threads, on, ranks)
     learners = [
@@ -191,6 +194,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         record["test_set"] = test_set.examine(settings.budget)
     with threads_in_use(threads):
         set_costs(attempt.cost, settings, loader, network, proxy, live)
+    price(selector, attempt.cost)
     if doubts := plan_of(settings, stream, last_step, attempt.cost).doubts():
         record["doubts"] = doubts
     optimizer = make_optimizer(settings, network)
@@ -217,7 +221,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         schedule=schedule,
         seed=settings.seed,
         accumulate=settings.accumulate,
-        update_size=settings.update_size,
+        update_size=settings.at_most,
         augment=settings.augment,
         mixup=settings.mixup,
         label_smoothing=settings.label_smoothing,
