@@ -231,7 +231,8 @@ def test_the_share_of_rhos_gain_is_a_ratio_of_means_and_its_cost_one_of_units() 
         Claim(says="", paper="", world="w", arm="cheap", metric="share of rho's gain", beyond=0.95),
         Claim(says="", paper="", world="w", arm="cheap", metric="share of rho's cost", beyond=0.55, less=True),
     ]
-    assert [verdict(one, list(found.values()))[1] for one in claims] == ["other direction", "same direction"]
+    told = [verdict(one, list(found.values()))[1] for one in claims]  # two seeds so far apart decide nothing
+    assert told[0].startswith("undecided: the interval (") and told[1] == "same direction"
 
 
 def test_a_verdict_needs_the_interval_and_a_target_that_is_missed_is_the_other_direction() -> None:
