@@ -209,4 +209,5 @@ class Experiment:
     claims: Sequence[Claim] = ()
     shares: tuple[str, ...] = ()  # of measure.SHARES, for each arm
     figure: str = "curves"  # of figures.FIGURES
+    drawn: tuple[str, ...] = ()  # of "cost bands": these arms alone
     notes: tuple[str, ...] = ()  # what is decided here, and what the experiment does not show

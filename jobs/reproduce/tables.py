@@ -139,7 +139,7 @@ def _ours(claim: Row, compared: Sequence[Row], with_il: bool = True) -> str:
     )
     if one is None:
         return ""
-    if one["metric"].startswith(("times", "steps", "share of rho")):
+    if one["metric"].startswith(("times", "steps", "share of")):
         return _times(one)
     told = f"{_value(one, one['middle'])}, {_difference(one)} against {one['baseline']}"
     if not with_il or not one["metric"].startswith(("final accuracy", "accuracy")):
@@ -334,7 +334,7 @@ def _column(row: Row) -> str:
 
 
 def _cell(row: Row) -> str:
-    if row["metric"].startswith(("times", "steps", "share of rho", "forward")):
+    if row["metric"].startswith(("times", "steps", "share of", "forward")):
         return _times(row)
     return _value(row, row["middle"]) + ("" if row["difference"] is None else f"; {_difference(row)}")
 
