@@ -10,7 +10,6 @@ Small: Fashion-MNIST, CIFAR-10N `worse`, Rotten Tomatoes (--source for the last 
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -50,8 +49,9 @@ def arms(world: World, budget: int = BUDGET, *, beyond: float = 1.25, evaluation
     found += [made(f"rho, {share} %", n_B + plain, n_B, rule="rho") for share, n_B in RATIOS.items()]
     if train != text.BAG:  # a proxy of text would be the target itself
         found += [made("cascade", 250, 320, rule="rho", **CASCADE)]
-    # Its steps cost 416 units (10 % kept) to 960 (all of a buffer, unseen): enough of them, read within the budget.
-    steps, every = _grid(320 + plain, budget, 10 * math.ceil(evaluations / 10) * 3 // 2)
+    # Its steps cost 416 units (10 % kept) to 960 (all of a buffer, unseen), so their number is a guess; they are read
+    # within the budget, or where it ends before.
+    steps, every = _grid(320 + plain, 0.75 * budget, round(1.1 * evaluations))
     auto = made("auto", plain, 320, rule="rho", ratio="auto")
     found += [replace(auto, steps=steps, eval_every=every, units=budget)]
     return found
