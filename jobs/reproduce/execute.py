@@ -153,5 +153,20 @@ def run_all(
     return states
 
 
+def complete(arms: Sequence[Arm], seeds: int, out: str) -> dict[tuple[str, int], str]:
+    """(arm's label, seed) -> DONE, of the runs below `out` that have all their steps; nothing is made."""
+    found = {}
+    for arm in arms:
+        for seed in range(seeds):
+            folder = Training(arm, seed, out).folder
+            if not Path(folder, "run.json").exists():
+                continue
+            with rhostream.open_ledger(folder) as ledger:
+                (steps,) = ledger.sql("SELECT steps FROM runs").to_pydict()["steps"]
+            if steps >= arm.steps:
+                found[arm.label, seed] = DONE
+    return found
+
+
 def _each(processes: ProcessPoolExecutor, work: Sequence[Callable[[], Any]]) -> list[Future[Any]]:
     return [processes.submit(one) for one in work]
