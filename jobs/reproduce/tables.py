@@ -11,6 +11,8 @@ It reads what experiments have written and computes nothing: the same figures wi
     <!-- end -->
     <!-- made: our claims -->                                    this library's own
     <!-- made: moved 2026-11-26 -->                              a folder below <out>/results
+    <!-- made: opening pretrained -->                            accuracy and all it cost, against everything
+    <!-- made: break-even pretrained -->                         where selection would begin to pay
     <!-- made: equal table2 -->                                  at equal units, IL charged and not
     <!-- made: arms table3; final accuracy; times fewer steps -->  worlds and arms, these columns
 """
@@ -29,6 +31,7 @@ import pyarrow.parquet as pq
 
 from jobs.reproduce.command import SCALES, guarded
 from jobs.reproduce.compare import EQUAL, POINTS, in_words
+from jobs.reproduce.opening import break_even_tables, opening_tables
 from jobs.reproduce.results import SCHEMA
 from jobs.reproduce.statistics import NR
 from jobs.reproduce.suite import EXPERIMENTS
@@ -235,10 +238,14 @@ def _block(asked: str, out: str, scale: str) -> str:
         if at is None:
             raise UsageError(f"made: {asked}: no such claim was measured")
         return f"**{parts[at].removeprefix('## ')}.**\n\n{parts[at + 1]}"
+    if kind in ("opening", "break-even"):
+        rows = _results(Path(out, "results"), scale, [rest]).get(rest, [])
+        made = opening_tables(rows) if kind == "opening" else break_even_tables(rows)
+        return "\n\n".join(f"**{world}**\n\n{table(head, lines)}" for world, head, lines in made) or "Not measured yet."
     if kind == "moved":
         return told_moved(out, scale, str(Path(out, "results", rest)))
     if kind not in ("equal", "arms"):
-        raise UsageError(f"made: {asked}: expected claims, our claims, moved, equal or arms")
+        raise UsageError(f"made: {asked}: expected claims, our claims, opening, break-even, moved, equal or arms")
     rows = _results(Path(out, "results"), scale, [rest]).get(rest, [])
     if kind == "equal":
         return "\n\n".join(equal_tables(rows)[1:]) or "Not measured yet."
