@@ -12,6 +12,7 @@ from jobs.reproduce.statistics import Paired, censored_median, claim, interval, 
 from rhostream.audit.metrics import best, smooth, steps_to_reach
 
 POINTS = ("accuracy", "final", "worst", "kept", "IL model's")  # how metrics begin that are told in points, of a hundred
+IL_SHARE = "share of the run that its IL model costs"
 Curves = Mapping[str, Mapping[int, Curve]]  # arm's label -> seed -> curve
 
 
@@ -116,10 +117,12 @@ def _of_rho(
     ours = [mine[s].final - uniform[s].final for s in seeds]
     gain = [rho[s].final - uniform[s].final for s in seeds]
     costs = [mine[s].units[-1] / mine[s].steps[-1] / (rho[s].units[-1] / rho[s].steps[-1]) for s in seeds]
+    bills = [mine[s].il_units / mine[s].units[-1] for s in seeds]
     told: Mapping[str, tuple[list[float | None], float | None]] = {
         "share of rho's gain over uniform": (ratios(ours, gain) if all(gain) else [],
                                              sum(ours) / sum(gain) if sum(gain) > 0 else None),
         "share of rho's cost a step": (list(costs), interval(costs)[0]),
+        IL_SHARE: (list(bills), interval(bills)[0]),
     }  # fmt: skip
     return [
         Comparison(arm.world.name, arm.name, None, metric, tuple(seeds), tuple(values), middle, budget=arm.steps)
@@ -198,7 +201,7 @@ def verdict(claim: Claim, found: Sequence[Comparison]) -> tuple[Comparison | Non
     if not mine:
         return None, "not measured"
     one = mine[0]
-    if one.metric.startswith(("steps", "times", "forward", "share of rho")):
+    if one.metric.startswith(("steps", "times", "forward", "share of")):
         if one.middle is None:
             return one, "other direction: none" if not claim.less else "same direction: none"
         ours: float = one.middle - claim.beyond

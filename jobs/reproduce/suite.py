@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jobs.reproduce import (
+    cheap_il,
     cifar10n,
     failure_modes,
     figure2,
@@ -22,6 +23,6 @@ from jobs.reproduce.settings import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT
-    for module in (table2, figure3, figure6, table3, table4, single_pass, figure8, section6, figure9, figure2,
+    for module in (table2, figure3, figure6, table3, table4, single_pass, cheap_il, figure8, section6, figure9, figure2,
                    failure_modes, cifar10n, pretrained, text)
 }  # fmt: skip

@@ -126,7 +126,7 @@ def _ours(claim: Row, compared: Sequence[Row]) -> str:
     )
     if one is None:
         return ""
-    if one["metric"].startswith(("times", "steps", "share of rho")):
+    if one["metric"].startswith(("times", "steps", "share of")):
         return _times(one)
     return f"{_value(one, one['middle'])}, {_difference(one)} against {one['baseline']}"
 
@@ -287,7 +287,7 @@ def _column(row: Row) -> str:
 
 
 def _cell(row: Row) -> str:
-    if row["metric"].startswith(("times", "steps", "share of rho", "forward")):
+    if row["metric"].startswith(("times", "steps", "share of", "forward")):
         return _times(row)
     return _value(row, row["middle"]) + ("" if row["difference"] is None else f"; {_difference(row)}")
 
