@@ -33,9 +33,12 @@ def curves_of(rows: Iterable[Row]) -> dict[str, dict[str, dict[int, Curve]]]:
     found: dict[str, dict[str, dict[int, Curve]]] = {}
     for (world, arm, seed), mine in points.items():
         mine.sort(key=lambda row: row["step"])
-        columns = [[row[name] for row in mine] for name in ("step", "test_accuracy", "test_loss",
-                                                            "worst_class_accuracy", "forward_units")]  # fmt: skip
-        curve = Curve(*columns, il_units=float(mine[-1]["il_units"] or 0.0), seconds=math.nan, shares={}, by_pass={})
+        step, accuracy, loss, worst, units = (
+            [row[name] for row in mine]
+            for name in ("step", "test_accuracy", "test_loss", "worst_class_accuracy", "forward_units")
+        )
+        curve = Curve(step, accuracy, loss, worst, units, il_units=float(mine[-1]["il_units"] or 0.0),
+                      seconds=math.nan, shares={}, by_pass={})  # fmt: skip
         found.setdefault(world, {}).setdefault(arm, {})[seed] = curve
     return found
 

@@ -36,8 +36,8 @@ from jobs.reproduce.at_cost import cost_tables, regret_table
 from jobs.reproduce.command import SCALES, guarded
 from jobs.reproduce.compare import EQUAL, POINTS, in_words
 from jobs.reproduce.measure import IL_ACCURACY, SAYS
-from jobs.reproduce.published import judged, require_shared
 from jobs.reproduce.opening import break_even_tables, opening_tables
+from jobs.reproduce.published import judged, require_shared
 from jobs.reproduce.results import SCHEMA
 from jobs.reproduce.statistics import NR
 from jobs.reproduce.suite import EXPERIMENTS
