@@ -128,7 +128,7 @@ def test_every_choice_can_be_made_again_out_of_the_ledger_and_the_bill_adds_up(
     run, sizes = trained(ratio="auto", steps=40, **more), rungs(8, 40)
     with rhostream.open_ledger(str(run)) as ledger:
         steps = ledger.sql("SELECT * FROM steps ORDER BY step").to_pylist()
-        looked = ledger.sql("SELECT step, count(score) AS n, sum(kept::int) AS kept FROM selections "
+        looked = ledger.sql("SELECT step, count(score) AS n, count(correct) AS right, sum(kept::int) AS kept FROM selections "
                             "WHERE step IS NOT NULL GROUP BY step ORDER BY step").to_pylist()  # fmt: skip
     asked = [round(one["ratio"] * 40) for one in steps if one["ratio"] is not None]
     assert asked == recomputed(run, sizes) and len({*asked}) > 1  # it did change its mind
@@ -139,6 +139,7 @@ def test_every_choice_can_be_made_again_out_of_the_ledger_and_the_bill_adds_up(
         assert one["forward_units"] == units
         n = 8 if one["ratio"] is None else round(one["ratio"] * 40)
         assert one["kept"] == seen["kept"] == min(n, one["candidates"])
+        assert (seen["right"] > 0) == (one["ratio"] is not None and not whole)
         assert (seen["n"] > 0) == (one["ratio"] is not None)  # of a step that looked at nothing, the training's own
         assert (one["loss_candidates"] is None) == (one["ratio"] is None or whole)
         assert one["ratio_worth"] is None or len(one["ratio_worth"]) == len(sizes)
