@@ -60,6 +60,7 @@ class Auto:
 
     excess: str = "cap"
     mirror: bool = True
+    weight: float = 1.0  # of the lowest
     window: int = 16
     margin: float = 0.05
     rows: tuple[int, ...] = (32, 64, 96, 160, N_B)
@@ -88,7 +89,7 @@ class Auto:
              "p": np.exp(-il) - np.exp(-loss), "positive": np.maximum(loss - il, 0)}[self.excess]  # fmt: skip
         best = np.argsort(il - loss, kind="stable")
         gained = (np.maximum(e[best], 0) if self.mirror else e[best]).cumsum()
-        lost = np.sort(np.minimum(e, 0)).cumsum() if self.mirror else np.zeros(len(e))
+        lost = self.weight * np.sort(np.minimum(e, 0)).cumsum() if self.mirror else np.zeros(len(e))
         self.seen.append([float(gained[n - 1] + lost[n - 1]) for n in self.rows])
 
 
@@ -107,6 +108,8 @@ POLICIES: dict[str, Policy] = {
     "auto (as it is)": Auto,
     "auto, both capped at ln C": lambda: Auto(cap=True),
     "auto, no mirror": lambda: Auto(mirror=False),
+    "auto, the lowest count 1.5 times": lambda: Auto(weight=1.5),
+    "auto, the lowest count twice": lambda: Auto(weight=2.0),
     "auto, no cap": lambda: Auto(excess="nats"),
     "auto, no cap, no mirror": lambda: Auto(excess="nats", mirror=False),
     "auto, gains above 0 alone": lambda: Auto(excess="positive", mirror=False),
