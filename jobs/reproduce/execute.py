@@ -29,7 +29,7 @@ from jobs.reproduce.prepare import (
     to_make,
 )
 from jobs.reproduce.settings import Arm, digest
-from rhostream.errors import NonFiniteError, UsageError
+from rhostream.errors import NonFiniteError, RhostreamError, UsageError
 
 Say = Callable[[str], None]
 DONE = "complete"
@@ -159,10 +159,13 @@ def complete(arms: Sequence[Arm], seeds: int, out: str) -> dict[tuple[str, int],
     for arm in arms:
         for seed in range(seeds):
             folder = Training(arm, seed, out).folder
-            if not Path(folder, "run.json").exists():
+            if not Path(folder).is_dir():
                 continue
-            with rhostream.open_ledger(folder) as ledger:
-                (steps,) = ledger.sql("SELECT steps FROM runs").to_pydict()["steps"]
+            try:
+                with rhostream.open_ledger(folder) as ledger:
+                    (steps,) = ledger.sql("SELECT steps FROM runs").to_pydict()["steps"]
+            except RhostreamError:  # it ended before it was a run
+                continue
             if steps >= arm.steps:
                 found[arm.label, seed] = DONE
     return found
