@@ -21,6 +21,7 @@ N_b = 32
 BUDGET = 124_800  # forward units: 300 steps of rho at 10 %
 RATIOS = {10: 320, 20: 160, 33: 96, 50: 64}  # per cent kept -> n_B
 BASELINES = ("uniform", "everything, longer")
+GUARDED = ("auto", "rho, 10 %", "cascade")  # what the no-regret table shows of this experiment
 TUNED = ("noise10", "noise40-cross", "cifar10n-worse-small")  # worlds that `--ratio auto` was chosen on
 CASCADE: dict[str, Any] = {"band": "20%:90%", "shortlist": "proxy:4"}
 TINY = {"model": "mlp-64", "epochs": 2}  # a twelfth of the target's multiply-adds
