@@ -33,9 +33,11 @@ def curves_of(rows: Iterable[Row]) -> dict[str, dict[str, dict[int, Curve]]]:
     found: dict[str, dict[str, dict[int, Curve]]] = {}
     for (world, arm, seed), mine in points.items():
         mine.sort(key=lambda row: row["step"])
-        columns = [[row[name] for row in mine] for name in ("step", "test_accuracy", "test_loss",
-                                                            "worst_class_accuracy", "forward_units")]  # fmt: skip
-        curve = Curve(*columns, il_units=float(mine[-1]["il_units"] or 0.0), seconds=math.nan, shares={}, by_pass={})
+        curve = Curve(
+            steps=[row["step"] for row in mine], accuracy=[row["test_accuracy"] for row in mine],
+            loss=[row["test_loss"] for row in mine], worst=[row["worst_class_accuracy"] for row in mine],
+            units=[row["forward_units"] for row in mine], il_units=float(mine[-1]["il_units"] or 0.0),
+            seconds=math.nan, shares={}, by_pass={})  # fmt: skip
         found.setdefault(world, {}).setdefault(arm, {})[seed] = curve
     return found
 
