@@ -17,7 +17,7 @@ import click
 
 from jobs.reproduce.available import missing
 from jobs.reproduce.compare import Comparison, compare, in_words, line, verdict
-from jobs.reproduce.execute import DONE, Training, run_all
+from jobs.reproduce.execute import DONE, Training, run_all, whole
 from jobs.reproduce.figures import draw
 from jobs.reproduce.measure import EARLY, IL_ACCURACY, Curve, measure
 from jobs.reproduce.results import claim_rows, comparison_rows, evaluation_rows, setting_rows, stated, write
@@ -39,6 +39,7 @@ class Asked:
     sources: Mapping[str, str] = field(default_factory=dict)
     only_list: bool = False
     arms: str | None = None  # names of worlds and of arms, by commas: only these
+    as_is: bool = False  # train nothing: what is said is of the runs that are whole
 
 
 def reproduce(experiment: Experiment, asked: Asked) -> list[Comparison]:
@@ -56,10 +57,14 @@ def reproduce(experiment: Experiment, asked: Asked) -> list[Comparison]:
         click.echo(f"[{time.monotonic() - start:4.0f} s] {text}", err=True)
 
     arms = [arm for arm in scale.arms if arm.label not in left_out]
-    states = run_all(arms, seeds, asked.out, jobs=asked.jobs, workers=asked.workers, sources=asked.sources, say=say)
+    if asked.as_is:
+        states = whole(arms, seeds, asked.out)
+    else:
+        states = run_all(arms, seeds, asked.out, jobs=asked.jobs, workers=asked.workers, sources=asked.sources, say=say)
     curves = measured(experiment, scale, states, asked.out)
     found = compare(scale, curves, tuple(dict.fromkeys((*experiment.shares, IL_ACCURACY))))
-    rows = setting_rows(scale.arms, states, seeds, left_out)
+    rows = [row for row in setting_rows(scale.arms, states, seeds, left_out)
+            if not asked.as_is or row["state"] == DONE]  # fmt: skip
     rows += [row for arm in arms for seed, curve in curves[arm.label].items()
              for row in evaluation_rows(arm, seed, curve)]  # fmt: skip
     finish(experiment, asked, rows, found)
@@ -179,6 +184,7 @@ def command(experiment: Experiment) -> click.Command:
 
     @click.command(help=f"{experiment.title} ({experiment.where}).")
     @options
+    @click.option("--as-is", is_flag=True, help="Train nothing: results and figure of the runs that are whole.")
     @click.option("--arms", metavar="NAME,...", help="Only these worlds and arms, as --list names them.")
     def main(**asked: Any) -> None:
         guarded(lambda: reproduce(experiment, Asked(**asked)))

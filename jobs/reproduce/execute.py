@@ -29,7 +29,7 @@ from jobs.reproduce.prepare import (
     to_make,
 )
 from jobs.reproduce.settings import Arm, digest
-from rhostream.errors import NonFiniteError, UsageError
+from rhostream.errors import NonFiniteError, RhostreamError, UsageError
 
 Say = Callable[[str], None]
 DONE = "complete"
@@ -151,6 +151,24 @@ def run_all(
             processes.shutdown(wait=False, cancel_futures=True)  # what runs commits its checkpoint and ends
             raise
     return states
+
+
+def whole(arms: Sequence[Arm], seeds: int, out: str) -> dict[tuple[str, int], str]:
+    """(arm's label, seed) -> DONE, of the runs that have made all their steps; nothing is made or trained."""
+    trainings = [Training(arm, seed, out) for arm in arms for seed in range(seeds)]
+    return {(one.arm.label, one.seed): DONE for one in trainings if _steps(one.folder) >= one.arm.steps}
+
+
+def _steps(folder: str) -> int:
+    """Steps that a run has committed; 0 where there is none, or none that can be read yet."""
+    if not Path(folder, "run.json").exists():
+        return 0
+    try:
+        with rhostream.open_ledger(folder) as ledger:
+            (last,) = ledger.sql("SELECT max(step) AS last FROM steps").to_pydict()["last"]
+    except RhostreamError:
+        return 0
+    return 0 if last is None else int(last) + 1
 
 
 def _each(processes: ProcessPoolExecutor, work: Sequence[Callable[[], Any]]) -> list[Future[Any]]:

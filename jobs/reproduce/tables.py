@@ -12,6 +12,7 @@ It reads what experiments have written and computes nothing: the same figures wi
     <!-- made: our claims -->                                    this library's own
     <!-- made: moved 2026-11-26 -->                              a folder below <out>/results
     <!-- made: opening pretrained -->                            accuracy and all it cost, against everything
+    <!-- made: verdict pretrained -->                            the same in words
     <!-- made: break-even pretrained -->                         where selection would begin to pay
     <!-- made: equal table2 -->                                  at equal units, IL charged and not
     <!-- made: arms table3; final accuracy; times fewer steps -->  worlds and arms, these columns
@@ -31,7 +32,7 @@ import pyarrow.parquet as pq
 
 from jobs.reproduce.command import SCALES, guarded
 from jobs.reproduce.compare import EQUAL, POINTS, in_words
-from jobs.reproduce.opening import break_even_tables, opening_tables
+from jobs.reproduce.opening import break_even_tables, opening_tables, verdicts
 from jobs.reproduce.results import SCHEMA
 from jobs.reproduce.statistics import NR
 from jobs.reproduce.suite import EXPERIMENTS
@@ -238,14 +239,18 @@ def _block(asked: str, out: str, scale: str) -> str:
         if at is None:
             raise UsageError(f"made: {asked}: no such claim was measured")
         return f"**{parts[at].removeprefix('## ')}.**\n\n{parts[at + 1]}"
-    if kind in ("opening", "break-even"):
+    if kind in ("opening", "verdict", "break-even"):
         rows = _results(Path(out, "results"), scale, [rest]).get(rest, [])
-        made = opening_tables(rows) if kind == "opening" else break_even_tables(rows)
+        if kind == "verdict":
+            return "\n\n".join(verdicts(rows)) or "Not measured yet."
+        made = opening_tables(rows, columns) if kind == "opening" else break_even_tables(rows)
         return "\n\n".join(f"**{world}**\n\n{table(head, lines)}" for world, head, lines in made) or "Not measured yet."
     if kind == "moved":
         return told_moved(out, scale, str(Path(out, "results", rest)))
     if kind not in ("equal", "arms"):
-        raise UsageError(f"made: {asked}: expected claims, our claims, opening, break-even, moved, equal or arms")
+        raise UsageError(
+            f"made: {asked}: expected claims, our claims, opening, verdict, break-even, moved, equal or arms"
+        )
     rows = _results(Path(out, "results"), scale, [rest]).get(rest, [])
     if kind == "equal":
         return "\n\n".join(equal_tables(rows)[1:]) or "Not measured yet."
