@@ -71,8 +71,8 @@ def _arms(level: str, chosen: World, points: int, main: bool = True, more: bool 
                 view_size=train.get("image_size", TARGET["image_size"]) // 2, shortlist="view:2", loss_cap=True,
                 **SCORED),
         ]  # fmt: skip
-        # Where it keeps all of a buffer a step is ten updates of n_b, none of them looked for.
-        found += [arm("auto", 3 * N_B, int(budget // (3 * N_B) // 6 * 6), ("everything", "uniform"), rule="rho",
+        # A step that keeps all of a buffer is ten updates of n_b, none of them looked for: 3 N_B units.
+        found += [arm("auto", 3 * N_B, int(1.12 * budget // (3 * N_B) // 6 * 6), ("everything", "uniform"), rule="rho",
                       ratio="auto", buffer_size=N_B, **SCORED)]  # fmt: skip
     if more:
         found += [
