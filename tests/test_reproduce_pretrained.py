@@ -21,7 +21,7 @@ from jobs.reproduce import figures
 from jobs.reproduce.break_even import break_even
 from jobs.reproduce.command import unasked
 from jobs.reproduce.compare import compare
-from jobs.reproduce.execute import DONE, Training, whole
+from jobs.reproduce.execute import DONE, Training, complete
 from jobs.reproduce.measure import IL_ACCURACY, Curve
 from jobs.reproduce.nets.efficientnet_lite import efficientnet_lite0
 from jobs.reproduce.nets.tiny import tiny_cnn_12
@@ -249,7 +249,7 @@ def test_an_il_model_of_the_repositorys_own_code_is_fitted_and_runs_that_are_who
     assert "tiny_cnn" in json.dumps(told)
     arm = Arm(name="u", world=world, steps=2, eval_every=1, baselines=(),
               train={"rule": "uniform", "buffer_size": 40, "batch_size": 8, "model": "mlp-64"})  # fmt: skip
-    assert whole([arm], 2, str(tmp_path)) == {}
+    assert complete([arm], 2, str(tmp_path)) == {}
     assert Training(arm, 1, str(tmp_path))()[0] == DONE
-    assert whole([arm], 2, str(tmp_path)) == {("w: u", 1): DONE}
-    assert whole([replace(arm, steps=3)], 2, str(tmp_path)) == {}  # it has made two of them
+    assert complete([arm], 2, str(tmp_path)) == {("w: u", 1): DONE}
+    assert complete([replace(arm, steps=3)], 2, str(tmp_path)) == {}  # it has made two of them

@@ -17,7 +17,7 @@ import click
 
 from jobs.reproduce.available import missing
 from jobs.reproduce.compare import Comparison, compare, in_words, line, verdict
-from jobs.reproduce.execute import DONE, Training, run_all, whole
+from jobs.reproduce.execute import DONE, Training, complete, run_all
 from jobs.reproduce.figures import draw
 from jobs.reproduce.measure import EARLY, IL_ACCURACY, Curve, measure
 from jobs.reproduce.results import claim_rows, comparison_rows, evaluation_rows, setting_rows, stated, write
@@ -38,8 +38,8 @@ class Asked:
     out: str = "reproduce"
     sources: Mapping[str, str] = field(default_factory=dict)
     only_list: bool = False
+    collect: bool = False
     arms: str | None = None  # names of worlds and of arms, by commas: only these
-    as_is: bool = False  # train nothing: what is said is of the runs that are whole
 
 
 def reproduce(experiment: Experiment, asked: Asked) -> list[Comparison]:
@@ -57,14 +57,16 @@ def reproduce(experiment: Experiment, asked: Asked) -> list[Comparison]:
         click.echo(f"[{time.monotonic() - start:4.0f} s] {text}", err=True)
 
     arms = [arm for arm in scale.arms if arm.label not in left_out]
-    if asked.as_is:
-        states = whole(arms, seeds, asked.out)
+    if asked.collect:
+        states = complete(arms, seeds, asked.out)
     else:
         states = run_all(arms, seeds, asked.out, jobs=asked.jobs, workers=asked.workers, sources=asked.sources, say=say)
     curves = measured(experiment, scale, states, asked.out)
     found = compare(scale, curves, tuple(dict.fromkeys((*experiment.shares, IL_ACCURACY))))
-    rows = [row for row in setting_rows(scale.arms, states, seeds, left_out)
-            if not asked.as_is or row["state"] == DONE]  # fmt: skip
+    rows = setting_rows(scale.arms, states, seeds, left_out)
+    if asked.collect:  # of an arm with fewer seeds than others its own figures say so
+        begun = {arm for arm, _ in states}
+        rows = [row for row in rows if row["state"] == DONE or f"{row['world']}: {row['arm']}" not in begun]
     rows += [row for arm in arms for seed, curve in curves[arm.label].items()
              for row in evaluation_rows(arm, seed, curve)]  # fmt: skip
     finish(experiment, asked, rows, found)
@@ -161,6 +163,8 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
                      help="Folder of everything made; experiments that share it share shards, tables and runs."),
         click.option("--source", "sources", multiple=True, metavar="NAME=PATH", callback=_pairs,
                      help="Where you have the files of a data set, such as cifar10=/data/cifar10."),
+        click.option("--collect", is_flag=True,
+                     help="Train nothing: the results of the runs that are complete, the others as not run."),
         click.option("--list", "only_list", is_flag=True, help="State the setting and what is left out; do nothing."),
     )):  # fmt: skip
         command = option(command)
@@ -184,7 +188,6 @@ def command(experiment: Experiment) -> click.Command:
 
     @click.command(help=f"{experiment.title} ({experiment.where}).")
     @options
-    @click.option("--as-is", is_flag=True, help="Train nothing: results and figure of the runs that are whole.")
     @click.option("--arms", metavar="NAME,...", help="Only these worlds and arms, as --list names them.")
     def main(**asked: Any) -> None:
         guarded(lambda: reproduce(experiment, Asked(**asked)))

@@ -153,22 +153,22 @@ def run_all(
     return states
 
 
-def whole(arms: Sequence[Arm], seeds: int, out: str) -> dict[tuple[str, int], str]:
-    """(arm's label, seed) -> DONE, of the runs that have made all their steps; nothing is made or trained."""
-    trainings = [Training(arm, seed, out) for arm in arms for seed in range(seeds)]
-    return {(one.arm.label, one.seed): DONE for one in trainings if _steps(one.folder) >= one.arm.steps}
-
-
-def _steps(folder: str) -> int:
-    """Steps that a run has committed; 0 where there is none, or none that can be read yet."""
-    if not Path(folder, "run.json").exists():
-        return 0
-    try:
-        with rhostream.open_ledger(folder) as ledger:
-            (last,) = ledger.sql("SELECT max(step) AS last FROM steps").to_pydict()["last"]
-    except RhostreamError:
-        return 0
-    return 0 if last is None else int(last) + 1
+def complete(arms: Sequence[Arm], seeds: int, out: str) -> dict[tuple[str, int], str]:
+    """(arm's label, seed) -> DONE, of the runs below `out` that have all their steps; nothing is made."""
+    found = {}
+    for arm in arms:
+        for seed in range(seeds):
+            folder = Training(arm, seed, out).folder
+            if not Path(folder).is_dir():
+                continue
+            try:
+                with rhostream.open_ledger(folder) as ledger:
+                    (steps,) = ledger.sql("SELECT steps FROM runs").to_pydict()["steps"]
+            except RhostreamError:  # it ended before it was a run
+                continue
+            if steps >= arm.steps:
+                found[arm.label, seed] = DONE
+    return found
 
 
 def _each(processes: ProcessPoolExecutor, work: Sequence[Callable[[], Any]]) -> list[Future[Any]]:
