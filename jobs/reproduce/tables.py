@@ -13,6 +13,7 @@ It reads what experiments have written and computes nothing: the same figures wi
     <!-- made: moved 2026-11-26 -->                              a folder below <out>/results
     <!-- made: opposite -->                                      the paper's claims that point the other way here
     <!-- made: opening pretrained -->                            accuracy and all it cost, against everything
+    <!-- made: verdict pretrained -->                            the same in words
     <!-- made: break-even pretrained -->                         where selection would begin to pay
     <!-- made: equal table2 -->                                  at equal units, IL charged and not
     <!-- made: cost equal_cost -->                               accuracy against forward units, by world
@@ -36,7 +37,7 @@ from jobs.reproduce.at_cost import cost_tables, regret_table
 from jobs.reproduce.command import SCALES, guarded
 from jobs.reproduce.compare import EQUAL, POINTS, in_words
 from jobs.reproduce.measure import IL_ACCURACY, SAYS
-from jobs.reproduce.opening import break_even_tables, opening_tables
+from jobs.reproduce.opening import break_even_tables, opening_tables, verdicts
 from jobs.reproduce.published import judged, require_shared
 from jobs.reproduce.results import SCHEMA
 from jobs.reproduce.statistics import NR
@@ -279,17 +280,19 @@ def _block(asked: str, out: str, scale: str) -> str:
         if at is None:
             raise UsageError(f"made: {asked}: no such claim was measured")
         return f"**{parts[at].removeprefix('## ')}.**\n\n{parts[at + 1]}"
-    if kind in ("opening", "break-even"):
+    if kind in ("opening", "verdict", "break-even"):
         rows = _results(Path(out, "results"), scale, [rest]).get(rest, [])
-        made = opening_tables(rows) if kind == "opening" else break_even_tables(rows)
-        return "\n\n".join(f"**{world}**\n\n{table(head, lines)}" for world, head, lines in made) or "Not measured yet."
+        if kind == "verdict":
+            return "\n\n".join(verdicts(rows)) or NOT_YET
+        made = opening_tables(rows, columns) if kind == "opening" else break_even_tables(rows)
+        return "\n\n".join(f"**{world}**\n\n{table(head, lines)}" for world, head, lines in made) or NOT_YET
     if kind == "moved":
         return told_moved(out, scale, str(Path(out, "results", rest)))
     if what == "opposite":
         return opposite(judged(row for rows in _results(Path(out, "results"), scale).values() for row in rows))
     if kind not in ("equal", "arms", "cost", "regret"):
         raise UsageError(
-            f"made: {asked}: expected claims, our claims, opposite, opening, "
+            f"made: {asked}: expected claims, our claims, opposite, opening, verdict, "
             "break-even, moved, equal, cost, regret or arms"
         )
     names = [name.strip() for name in rest.split(",")]
