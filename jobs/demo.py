@@ -30,7 +30,7 @@ from rhostream.runs.cost import break_even
 N_B, N_b, WINDOW = 320, 32, 5
 EVERY = 25
 MODEL, IL = "small-cnn", "mlp-64"
-FIT = {"fit_samples": 20_000, "lr": 3e-3}  # all 60,000 would cost as many seconds as half a run
+FIT: dict[str, Any] = {"fit_samples": 20_000, "lr": 3e-3}  # all 60,000 would cost as many seconds as half a run
 RHO = {"rule": "rho", "steps": 400, "loss_cap": True}
 WAYS: dict[str, dict[str, Any]] = {  # longest first, so that two processes end together
     "everything": {"rule": "uniform", "steps": 1500, "buffer_size": N_b},
