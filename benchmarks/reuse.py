@@ -1,4 +1,4 @@
-"""The scoring forward as the forward of the gradient, where it would be the same: what it saves, and what it holds.
+"""The scoring forward as the forward of the gradient, where it would be the same: the time that it saves.
 
     today   no_grad forward of n_B > choice > forward and backward of n_b
     whole   forward of n_B with its graph > choice > backward from the kept losses, through all n_B rows
@@ -132,23 +132,8 @@ def whole(model: nn.Module, x: Tensor, label: Tensor, kept: Tensor) -> None:
     F.cross_entropy(model(x), label, reduction="none")[kept].mean().backward()
 
 
-def held(model: nn.Module, x: Tensor) -> int:
-    """Bytes that a forward of x keeps for its backward, weights left out."""
-    weights, found = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        model(x)
-    return sum(found.values())
-
-
 def run(pairs: int) -> list[Figure]:
-    """CPU seconds over today's, and the bytes held, by model and share kept."""
+    """CPU seconds over today's, by model and share kept."""
     figures: list[Figure] = []
     with threads(1):
         for name, rows in (("mlp-512", BUFFER), ("transformer", BUFFER), ("small-cnn-lenet", BUFFER // 4)):
@@ -174,8 +159,6 @@ def _figures(case: str, cut: Cut, x: Tensor, label: Tensor, share: float, pairs:
         Figure("reuse", case, "backward through the whole buffer, over today", ratios(through, two)),
         Figure("reuse", case, "cut to the kept rows, over today", ratios(short, two)),
         Figure("reuse", case, "the least that it could be, by arithmetic", (1 - n / (len(x) + 3 * n),)),
-        Figure("reuse", case, "held for a backward, over today", (held(model, x) / held(model, x[kept]),)),
-        Figure("reuse", case, "today", tuple(1000 * s for s in two), unit="ms"),
     ]
 
 
