@@ -134,7 +134,8 @@ def estimate(
     if view_sizes and not preprocess.side:
         raise UsageError(f"--view-size {view_sizes[0]} is for images, and these samples are {preprocess.holds}")
     sizes = _views(view_sizes, preprocess.side) if preprocess.side else []
-    classes = classes or (table.info.classes if table else None) or max(samples.label) + 1
+    known_classes = classes or (table.info.classes if table else None)
+    classes = known_classes or max(samples.label) + 1
     setting = Setting(
         buffer_size=buffer_size,
         batch_size=batch_size,
@@ -158,7 +159,9 @@ def estimate(
     UntrustedCodeError.unless_named(str(il_name), reference or il_model, storage.redact(il or ""), "--il-model")
     bench = Bench(preprocess, classes, samples, preprocess.decoder, place, setting, budget)
     if reference is not None:
-        bench.reference = reference_of(reference, preprocess, classes, bench.buffer, bench.x, place)
+        bench.reference = reference_of(
+            reference, preprocess, classes, bench.buffer, bench.x, place, known=known_classes is not None
+        )
     of_the_table = il_size is None and ("reference" in known or il_model in (None, known.get("architecture")))
     bench.il_size, bench.il_macs = il_size, known.get("macs") if of_the_table and reference is None else None
     measured = bench.measure(model, il_name, proxy, sizes, table)

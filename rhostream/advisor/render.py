@@ -192,7 +192,7 @@ def _share_of_run(e: Estimate) -> list[str]:
         *lines,
         f"  Below {LITTLE:.0%} it is when {share.runs:,} runs share it, with a run of {share.longer:.3g} passes, or "
         f"with a target of {share.macs:.3g} multiply-adds ({share.macs / m.macs:.3g} times these).",
-        "  A smaller --il-model, or fewer pixels for it (--il-size; fit-il's --image-size), costs less: docs/il.md.",
+        "  A smaller --il-model, or fewer pixels for it (--il-size; fit-il's --image-size), costs less: docs/cost.md.",
     ]
 
 

@@ -162,7 +162,7 @@ def _split(rule: FoldRule, number: int, pool: Pool, check: Pool, recipe: Recipe)
     if not len(train) or not len(rows):
         raise UsageError(
             f"fold {number} has {len(train):,} samples to learn from and {len(rows):,} to check on: "
-            "too few samples for this split"
+            "too few samples for this split; take more (--fit-samples, more shards) or another one"
         )
     return train, rows
 

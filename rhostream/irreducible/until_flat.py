@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 RECENT = 8  # the average is over about the last 1/RECENT of the steps (polynomial decay, Shamir & Zhang 2013)
-FALL = 0.005  # a look is better when the loss is lower by this part of it
+FALL = 0.002  # a look is better when the loss is lower by this part of it
 PATIENCE = 2  # looks in a row that are not better end it
 
 
