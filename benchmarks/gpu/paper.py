@@ -34,7 +34,7 @@ RECORD = 1 + 3 * 32 * 32  # bytes of an image in CIFAR-10's binary files
 
 def rows(part: str, clock: Clock, toy: bool, work: Path, workers: int, source: Path | None) -> Found:
     """Train rho and uniform for as long as there is time; goes on with what lies in `work`."""
-    place = work / (f"{part}-toy" if toy else part)
+    place = work / f"{part}{'-toy' if toy else ''}{'' if source else '-made-up'}"
     files = source or made_up(work / ("cifar10-toy" if toy else "cifar10"), 320 if toy else 10_000)
     size = 640 if toy else 25_000
     train, holdout, test = (str(place / name) for name in ("train", "holdout", "test"))
