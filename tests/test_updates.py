@@ -152,7 +152,7 @@ def test_a_batch_that_is_one_update_is_the_step_of_before(world: Path, tmp_path:
     "more",
     [
         {"mixup": 0.4, "accumulate": 2, "ema": 0.9, "clip_gradient": 0.5, "schedule": "cosine", "lr_warm_up": 2},
-        {"rule": "grad_norm_is", "augment": "flip-shift", "optimizer": "sgd"},
+        pytest.param({"rule": "grad_norm_is", "augment": "flip-shift", "optimizer": "sgd"}, marks=pytest.mark.slow),
         {"model": "spoiled", "make_model": Spoiled, "ema": 0.9},
     ],
 )
@@ -256,7 +256,7 @@ def _train(rank: int, world: str, run: str, options: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("more", [{}, {"model": "spoiled"}])
+@pytest.mark.parametrize("more", [pytest.param({}, marks=pytest.mark.slow), {"model": "spoiled"}])
 def test_two_ranks_make_the_updates_of_one(world: Path, tmp_path: Path, more: dict[str, Any]) -> None:
     options = {"update_size": 4, **more}
     ranks.together(tmp_path / "answers", _train, 2, str(world), str(tmp_path / "two"), options)
