@@ -17,7 +17,7 @@ import click
 
 from jobs.reproduce.available import missing
 from jobs.reproduce.compare import Comparison, compare, in_words, line, verdict
-from jobs.reproduce.execute import DONE, Training, run_all
+from jobs.reproduce.execute import DONE, Training, complete, run_all
 from jobs.reproduce.figures import draw
 from jobs.reproduce.measure import EARLY, IL_ACCURACY, Curve, measure
 from jobs.reproduce.results import claim_rows, comparison_rows, evaluation_rows, setting_rows, stated, write
@@ -38,6 +38,7 @@ class Asked:
     out: str = "reproduce"
     sources: Mapping[str, str] = field(default_factory=dict)
     only_list: bool = False
+    collect: bool = False
     arms: str | None = None  # names of worlds and of arms, by commas: only these
 
 
@@ -56,7 +57,10 @@ def reproduce(experiment: Experiment, asked: Asked) -> list[Comparison]:
         click.echo(f"[{time.monotonic() - start:4.0f} s] {text}", err=True)
 
     arms = [arm for arm in scale.arms if arm.label not in left_out]
-    states = run_all(arms, seeds, asked.out, jobs=asked.jobs, workers=asked.workers, sources=asked.sources, say=say)
+    if asked.collect:
+        states = complete(arms, seeds, asked.out)
+    else:
+        states = run_all(arms, seeds, asked.out, jobs=asked.jobs, workers=asked.workers, sources=asked.sources, say=say)
     curves = measured(experiment, scale, states, asked.out)
     found = compare(scale, curves, tuple(dict.fromkeys((*experiment.shares, IL_ACCURACY))))
     rows = setting_rows(scale.arms, states, seeds, left_out)
@@ -156,6 +160,8 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
                      help="Folder of everything made; experiments that share it share shards, tables and runs."),
         click.option("--source", "sources", multiple=True, metavar="NAME=PATH", callback=_pairs,
                      help="Where you have the files of a data set, such as cifar10=/data/cifar10."),
+        click.option("--collect", is_flag=True,
+                     help="Train nothing: the results of the runs that are complete, the others as not run."),
         click.option("--list", "only_list", is_flag=True, help="State the setting and what is left out; do nothing."),
     )):  # fmt: skip
         command = option(command)

@@ -38,7 +38,6 @@ def _arms(level: str, chosen: World, points: int, main: bool = True, more: bool 
     whole = chosen.samples // N_B
     budget = float(whole * (N_B + 3 * N_b))
     every_units = budget / points
-    upper = NOISE[level]
 
     def arm(name: str, units: float, steps: int, baselines: tuple[str, ...], **settings: Any) -> Arm:
         near = max(1, round(every_units / units))
@@ -59,19 +58,26 @@ def _arms(level: str, chosen: World, points: int, main: bool = True, more: bool 
         scored("rho 10 %", N_B),
     ]
     if main:
+        # What a band leaves out is missing in the buffers that are read: they are larger by as much.
+        left = float(NOISE[level].rstrip("%")) / 100
         found += [
-            arm("drop by il once", 3 * N_b, unscored, ("everything", "uniform"), rule="uniform", buffer_size=N_b,
-                band=f"0%:{upper}"),
+            arm("drop by il once", 3 * N_b, unscored, ("everything", "uniform"), rule="uniform",
+                buffer_size=round(1.05 * N_b / left), band=f"0%:{NOISE[level]}"),
             scored("rho 20 %", 5 * N_b),
             scored("rho 50 %", 2 * N_b),
-            # 3 n_b at a quarter of the cost, 2 n_b of them fresh and whole
+            # 3 n_b at a quarter of the cost, 2 n_b of them whole
             arm("cascade", (0.25 * 3 + 2 + 3) * N_b, int(budget // ((0.25 * 3 + 2 + 3) * N_b)),
-                ("everything", "uniform"), rule="rho", buffer_size=3 * N_b, band="0%:70%", view_size=32,
-                shortlist="view:2", **SCORED),
+                ("everything", "uniform"), rule="rho", buffer_size=round(3 * N_b / 0.7 - 1), band="0%:70%",
+                view_size=train.get("image_size", TARGET["image_size"]) // 2, shortlist="view:2", loss_cap=True,
+                **SCORED),
         ]  # fmt: skip
     if more:
-        found += [scored("rho 10 % loss_cap", N_B, loss_cap=True), scored("loss", N_B, rule="loss"),
-                  scored("grad_norm_is", N_B, rule="grad_norm_is")]  # fmt: skip
+        found += [
+            scored("rho 50 % loss_cap", 2 * N_b, loss_cap=True),
+            scored("rho 10 % loss_cap", N_B, loss_cap=True),
+            scored("loss", N_B, rule="loss"),
+            scored("grad_norm_is", N_B, rule="grad_norm_is"),
+        ]
     return found
 
 

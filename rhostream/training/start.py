@@ -192,6 +192,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         look = look_at_pairs(settings, stream, test_set, selector.loss, training_ranks) or own_test
     if test_set is not None and not before:
         record["test_set"] = test_set.examine(settings.budget)
+        record["test_fingerprint"] = test_set.fingerprint
     with threads_in_use(threads):
         set_costs(attempt.cost, settings, loader, network, proxy, live)
     price(selector, attempt.cost)
