@@ -128,9 +128,10 @@ def test_every_choice_can_be_made_again_out_of_the_ledger_and_the_bill_adds_up(
     run, sizes = trained(ratio="auto", steps=40, **more), rungs(8, 40)
     with rhostream.open_ledger(str(run)) as ledger:
         steps = ledger.sql("SELECT * FROM steps ORDER BY step").to_pylist()
-        looked = ledger.sql("SELECT step, count(score) AS n, count(correct) AS right, "
-                            "sum(kept::int) AS kept FROM selections "
-                            "WHERE step IS NOT NULL GROUP BY step ORDER BY step").to_pylist()  # fmt: skip
+        looked = ledger.sql(
+            "SELECT step, count(score) AS n, count(correct) AS right, sum(kept::int) AS kept FROM selections "
+            "WHERE step IS NOT NULL GROUP BY step ORDER BY step"
+        ).to_pylist()
     asked = [round(one["ratio"] * 40) for one in steps if one["ratio"] is not None]
     assert asked == recomputed(run, sizes) and len({*asked}) > 1  # it did change its mind
     cost, units = json.loads((run / "cost.json").read_text()), 0
