@@ -41,7 +41,7 @@ from jobs.reproduce.measure import IL_ACCURACY, SAYS
 from jobs.reproduce.opening import break_even_tables, opening_tables
 from jobs.reproduce.published import judged, require_shared
 from jobs.reproduce.results import SCHEMA
-from jobs.reproduce.statistics import NR
+from jobs.reproduce.statistics import NR, bounds
 from jobs.reproduce.suite import EXPERIMENTS
 from rhostream.errors import UnknownNameError, UsageError
 
@@ -145,7 +145,10 @@ def _ours(claim: Row, compared: Sequence[Row], with_il: bool = True) -> str:
     if one is None:
         return ""
     if one["metric"].startswith(("times", "steps", "share of")):
-        return _times(one)
+        known = [value for value in one["values"] if value is not None]
+        ratio = with_il and one["metric"].startswith("times") and len(known) == len(one["values"]) > 1
+        low, high = bounds(known, logarithmic=True) if ratio else (0.0, 0.0)
+        return _times(one) + (f", interval {low:.2f} to {high:.2f}" if ratio else "")
     told = f"{_value(one, one['middle'])}, {_difference(one)} against {one['baseline']}"
     if not with_il or not one["metric"].startswith(("final accuracy", "accuracy")):
         return told
