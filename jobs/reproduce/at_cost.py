@@ -26,7 +26,7 @@ POINTS_OF = (1 / 3, 2 / 3, 1.0)  # of rho's budget, where the curves are read
 RATIO = "rho, 10 %"  # whose budget the world's is
 BILLS = {False: "IL free", True: "IL charged"}
 YES, MEAN, NO = "yes", "in the mean", "no"
-LONGER = "uniform, longer"  # how arms that train on all that they read are called in other experiments
+LONGER = ("uniform, longer", "everything")  # how arms that train on all that they read are called elsewhere
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,9 @@ def cost_bands(experiment: Experiment, scale: Scale, found: Curves, _: Sequence[
             axes.axhline(known[0], color="#555555", linestyle=":", linewidth=1)
             axes.text(0.99, known[0], f"the IL model: {100 * known[0]:.1f} %", transform=axes.get_yaxis_transform(),
                       ha="right", va="bottom", fontsize=8, color="#555555")  # fmt: skip
+        top = max((value for line in axes.get_lines() for value in line.get_ydata() if len(line.get_ydata()) > 2),
+                  default=1.0)  # fmt: skip
+        axes.set_ylim(max(0.0, top - 0.4), top + 0.03)
         axes.set(title=world, xlabel="forward units spent, the IL model included", xlim=(0, None))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         percent(axes.yaxis)

@@ -14,6 +14,7 @@ It reads what experiments have written and computes nothing: the same figures wi
     <!-- made: every arm -->                                     all claims and arms of all experiments
     <!-- made: opposite -->                                      the paper's claims that point the other way here
     <!-- made: opening pretrained -->                            accuracy and all it cost, against everything
+    <!-- made: verdict pretrained -->                            the same in words
     <!-- made: break-even pretrained -->                         where selection would begin to pay
     <!-- made: equal table2 -->                                  at equal units, IL charged and not
     <!-- made: cost equal_cost -->                               accuracy against forward units, by world
@@ -38,7 +39,7 @@ from jobs.reproduce.at_cost import cost_tables, regret_in_short, regret_table
 from jobs.reproduce.command import SCALES, guarded
 from jobs.reproduce.compare import EQUAL, POINTS, in_words
 from jobs.reproduce.measure import IL_ACCURACY, SAYS
-from jobs.reproduce.opening import break_even_tables, opening_tables
+from jobs.reproduce.opening import break_even_tables, opening_tables, verdicts
 from jobs.reproduce.published import judged, require_shared
 from jobs.reproduce.results import SCHEMA
 from jobs.reproduce.statistics import NR, bounds
@@ -285,9 +286,11 @@ def _block(asked: str, out: str, scale: str) -> str:
         if at is None:
             raise UsageError(f"made: {asked}: no such claim was measured")
         return f"**{parts[at].removeprefix('## ')}.**\n\n{parts[at + 1]}"
-    if kind in ("opening", "break-even"):
+    if kind in ("opening", "verdict", "break-even"):
         rows = _results(Path(out, "results"), scale, [rest]).get(rest, [])
-        made = opening_tables(rows) if kind == "opening" else break_even_tables(rows)
+        if kind == "verdict":
+            return "\n\n".join(verdicts(rows)) or NOT_YET
+        made = opening_tables(rows, columns) if kind == "opening" else break_even_tables(rows)
         return "\n\n".join(f"**{world}**\n\n{table(head, lines)}" for world, head, lines in made) or NOT_YET
     if kind == "moved":
         return told_moved(out, scale, str(Path(out, "results", rest)))
@@ -296,8 +299,8 @@ def _block(asked: str, out: str, scale: str) -> str:
     if what == "opposite":
         return opposite(judged(row for rows in _results(Path(out, "results"), scale).values() for row in rows))
     if kind not in ("equal", "arms", "cost", *REGRET):
-        raise UsageError(f"made: {asked}: expected claims, our claims, every arm, opposite, opening, break-even, "
-                         f"moved, equal, cost, {', '.join(REGRET)} or arms")  # fmt: skip
+        raise UsageError(f"made: {asked}: expected claims, our claims, every arm, opposite, opening, verdict, "
+                         f"break-even, moved, equal, cost, {', '.join(REGRET)} or arms")  # fmt: skip
     names = [name.strip() for name in rest.split(",")]
     found = _results(Path(out, "results"), scale, names)
     if kind in REGRET:
