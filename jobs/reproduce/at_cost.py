@@ -229,7 +229,8 @@ def verdict_of(mine: Sequence[Regret]) -> str:
     told = [one.holds for one in mine]
     if NO in told:
         which = [f"{one.baseline}, {BILLS[one.charged]}" for one in mine if one.holds == NO]
-        return f"**no**: {'; '.join(which)}"
+        few = min(len(one.values) for one in mine)
+        return f"**{NO}**: {'; '.join(which)}" + (f" ({few} of {SEEDS} seeds)" if few < SEEDS else "")
     short = [words for words in told if words not in (MEAN, YES)]
     said = short[0] if short else MEAN if MEAN in told else YES
     return said if any(one.charged for one in mine) else f"{said}, as far as it is known: {BILLS[False]}"
