@@ -21,6 +21,7 @@ BENCHMARKS = (
     "scaling",
     "offline",
     "step",
+    "reuse",
     "dealing",
     "augment",
     "log",
