@@ -26,7 +26,7 @@ POINTS_OF = (1 / 3, 2 / 3, 1.0)  # of rho's budget, where the curves are read
 RATIO = "rho, 10 %"  # whose budget the world's is
 BILLS = {False: "IL free", True: "IL charged"}
 YES, MEAN, NO = "yes", "in the mean", "no"
-LONGER = "uniform, longer"  # how arms that train on all that they read are called in other experiments
+LONGER = ("uniform, longer", "everything")  # how arms that train on all that they read are called elsewhere
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,8 @@ def verdict_of(mine: Sequence[Regret]) -> str:
     told = [one.holds for one in mine]
     if NO in told:
         which = [f"{one.baseline}, {BILLS[one.charged]}" for one in mine if one.holds == NO]
-        return f"**no**: {'; '.join(which)}"
+        few = min(len(one.values) for one in mine)
+        return f"**{NO}**: {'; '.join(which)}" + (f" ({few} of {SEEDS} seeds)" if few < SEEDS else "")
     short = [words for words in told if words not in (MEAN, YES)]
     said = short[0] if short else MEAN if MEAN in told else YES
     return said if any(one.charged for one in mine) else f"{said}, as far as it is known: {BILLS[False]}"
