@@ -17,6 +17,8 @@ from typing import Any
 import click
 
 from benchmarks import plots, results
+from benchmarks.gpu import page as gpu
+from benchmarks.gpu.record import newest
 from benchmarks.measure import Figure, short
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -54,7 +56,7 @@ def render(rows: Sequence[Row]) -> dict[str, str]:
              _missed(parts), words.get("losses", ""), "## The records",
              "\n".join(["| record | date | machine | command |", "|---|---|---|---|", *listed]),
              "```{toctree}\n:hidden:\n:glob:\n\nperformance/*\n```"]  # fmt: skip
-    return {"performance.md": _joined(front), **pages}
+    return {"performance.md": _joined(front), **pages, "performance/gpu.md": gpu.render(newest())}
 
 
 def _joined(parts: Sequence[str]) -> str:

@@ -50,7 +50,7 @@ def main(out: str, model: str, seeds: int, steps: int) -> None:
     folder = Path(out)
     if not (folder / "il").exists():
         make_shards(out)
-        fit_and_score(out, out)
+        fit_and_score(out, out, "mlp-256", epochs=5)
     reached: dict[str, list[float]] = {}
     for seed in range(seeds):
         for view, options in VIEWS.items():

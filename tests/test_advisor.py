@@ -22,6 +22,7 @@ from rhostream import storage
 from rhostream.advisor import agreement, cores, measure, predict
 from rhostream.advisor.advice import advise
 from rhostream.advisor.estimate import estimate, parse_band
+from rhostream.advisor.il_share import il_share
 from rhostream.advisor.parallel import parallel
 from rhostream.advisor.predict import ILCost, Measured, Setting
 from rhostream.advisor.render import duration, render
@@ -177,6 +178,22 @@ def test_the_il_costs_its_fit_and_its_table() -> None:
     assert il.units(M) == pytest.approx((3000 + 100 + 10_000) * 0.1)
 
 
+def test_the_il_is_a_share_of_one_run_and_says_from_when_it_is_a_tenth() -> None:
+    # S: 100 of 10 a step, 10,000 samples: 100 steps of 130; the IL model has a tenth of the multiply-adds.
+    il = ILCost(trained=10_000, checked=1_000, pooled=10_000, scored=10_000)
+    share = il_share(M, S, il)
+    assert (share.steps, share.passes, share.units) == (100, 1.0, 13_000)
+    assert share.fit == pytest.approx(3_000 / 13_000) and share.check == pytest.approx(100 / 13_000)
+    assert share.score == pytest.approx(1_000 / 13_000) == pytest.approx(share.quotient)  # MACs(IL)/MACs(target)/1.3
+    assert share.whole == pytest.approx(4_100 / 13_000)
+    assert share.runs == 4 and share.longer == pytest.approx(share.whole / 0.1)
+    # What it says brings it below a tenth does: another target, and more passes.
+    larger = il_share(replace(M, macs=round(share.macs)), S, il)
+    assert larger.whole == pytest.approx(0.1, rel=0.01) and larger.runs == 1
+    more = il_share(M, replace(S, steps=math.ceil(100 * share.longer)), il)
+    assert more.whole == pytest.approx(0.1, rel=0.01) and more.quotient == share.quotient
+
+
 def test_the_advice_weighs_plain_rho_against_both_baselines() -> None:
     advice = advise(M, S, ILCost(trained=0, checked=0, pooled=0, scored=10_000))
     assert advice.break_even == pytest.approx(130 / 30) and advice.rho.forwards == pytest.approx(130 / 30)
@@ -219,7 +236,17 @@ def test_an_estimate_of_real_shards_has_every_part_and_orders_the_baselines(worl
     assert set(m.view_decode) == {8} == set(m.view_score)  # a quarter would be 4 pixels, too small to mean anything
     json.dumps(found.as_json())
     text = render(found)
-    for word in ("Bottleneck", "band 20%:90%", "shortlist proxy:4", "When rho pays", "IL shared by 10 runs"):
+    assert found.il_share.score == pytest.approx(found.il_share.quotient * 1003 / (found.il_share.steps * 64))
+    assert found.measured.il_macs == 20_736 and f"together {100 * found.il_share.whole:17.1f}%" in text
+    for word in (
+        "Bottleneck",
+        "What the IL model mlp-64 costs of one run of rho",
+        "it is paid already",
+        "band 20%:90%",
+        "shortlist proxy:4",
+        "When rho pays",
+        "IL shared by 10 runs",
+    ):
         assert word in text
 
 
@@ -228,6 +255,17 @@ def test_without_a_table_samples_are_guessed_from_the_shards_sizes(world: Path) 
     assert not found.counted and not found.il_there and 900 < found.setting.samples < 1100
     assert "mlp-64 takes only 16 pixels: no view of 8 px for it" in found.notes
     assert "about" in render(found) and not found.measured.view_score
+    assert "at most: it ends when the loss of others no longer falls" in render(found)
+
+
+def test_an_il_model_is_priced_at_the_pixels_that_it_sees(world: Path, tmp_path: Path) -> None:
+    shards = [str(world / "shards")]
+    found = estimate(shards, model="small-cnn", il_model="mlp-64", il_size=18, image_size=24, seconds=1)
+    assert found.measured.il_macs == 18 * 18 * 64 + 64 * 64 + 64 * 4 and found.image_size == 24
+    there = estimate(shards, model="small-cnn", il=str(world / "il"), image_size=24, seconds=1)
+    assert there.measured.il_macs == 16 * 16 * 64 + 64 * 64 + 64 * 4  # as its table says, whatever the model sees
+    with pytest.raises(UsageError, match="--il-size 0: expected 1 or more"):
+        estimate(shards, model="small-cnn", il_size=0, seconds=1)
 
 
 class Slow(torch.nn.Module):

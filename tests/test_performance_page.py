@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
-from benchmarks import page, results
+from benchmarks import accuracy, page, results
 from benchmarks.measure import Figure
 from benchmarks.memory import write_table
 from rhostream.audit.verify import verify
@@ -113,3 +114,19 @@ def test_the_table_that_is_measured_is_valid_to_the_last_law(tmp_path: Path) -> 
     write_table(tmp_path / "table", 2000, 1000)
     found = verify(str(tmp_path / "table"))
     assert not found["problems"] and len(list((tmp_path / "table").rglob("*.parquet"))) == 2
+
+
+def test_times_faster_is_times_fewer_steps_over_a_steps_cost_and_both_are_said() -> None:
+    figures = accuracy.figures_of(
+        "cnn",
+        {"uniform": [1200, None], "everything": [1000, 900], "rho": [300, 400]},
+        {"uniform": [24.0, 30.0], "everything": [20.0, 18.0], "rho": [18.0, 24.0]},
+        {"uniform": [0.02, 0.02], "everything": [0.02, 0.02], "rho": [0.06, 0.06]},
+        {"uniform": [25.0, 31.0], "everything": [21.0, 19.0], "rho": [19.0, 25.0]},
+        20.0,
+    )
+    told = {f.what: f.values for f in figures if f.case == "cnn, rho"}
+    assert told["times fewer steps than uniform"] == (4.0, 0.0)
+    assert told["a step over uniform's"] == pytest.approx((3.0, 3.0))
+    assert told["times faster than uniform"][0] == pytest.approx(4.0 / 3.0)
+    assert told["the same, of the run itself"] == (19.0, 25.0)

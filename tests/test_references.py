@@ -276,6 +276,30 @@ def test_logits_and_classes_that_differ_are_refused_and_a_label_beyond_them_has_
     assert account.quarantined["label:range"] > 200 and "the reference knows 3 classes" in account.doubts[0]
 
 
+def test_a_reference_of_other_classes_than_the_shards_or_the_table_say_is_refused_with_both_numbers(
+    world: Path, tmp_path: Path
+) -> None:
+    shards = shutil.copytree(world / "shards", tmp_path / "listed")
+    (shards / "classes.json").write_text('["a", "b", "c", "d", "e", "f"]')
+    says = r"four_classes.* gives 4 logits, and there are 6 classes.*--classes"
+    asked: dict[str, Any] = {"shards": [str(shards)], "reference": OWN + "four_classes", "channels": 1}
+    with pytest.raises(UsageError, match=says):
+        compute_il(**asked, out=str(tmp_path / "il"))
+    assert not parts(tmp_path / "il")
+    assert compute_il(**asked, out=str(tmp_path / "il"), classes=4).scored == 1003  # whoever says so knows better
+    with pytest.raises(UsageError, match="gives 4 logits, and there are 5 classes"):
+        estimate([str(world / "shards")], model="mlp-64", reference=OWN + "four_classes", classes=5, seconds=1)
+    with pytest.raises(UsageError, match=r"fold \d has \d samples to learn from and \d to check on.*--fit-samples"):
+        rhostream.fit_il(
+            [str(world / "shards")],
+            str(tmp_path / "m"),
+            model="mlp-64",
+            fit_samples=1,
+            seed=1,
+            roots={"r": str(world / "shards")},
+        )
+
+
 def test_there_is_one_source_of_il_and_options_of_the_other_are_refused(
     world: Path, tmp_path: Path, capsys: Any
 ) -> None:

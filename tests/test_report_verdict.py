@@ -20,14 +20,22 @@ from rhostream import storage
 from rhostream.audit import account
 from rhostream.audit.account import LATER, PAID, STATES, Outcome, Standing, interval, outcome, standings
 from rhostream.audit.advice import next_steps
-from rhostream.audit.compare import EVERYTHING, KINDS, UNIFORM, Comparison, comparisons, grouped
+from rhostream.audit.compare import EVERYTHING, KINDS, UNIFORM, Comparison, comparisons, grouped, not_compared
 from rhostream.audit.facts import RunFacts, gather_all
 from rhostream.audit.il_test import il_on_test_set, of_runs
 from rhostream.audit.looks import CASCADE, LOOKS, RHO, looks
 from rhostream.audit.looks import EVERYTHING as ALL
 from rhostream.audit.looks import UNIFORM as CHANCE
 from rhostream.audit.report import write_report
-from rhostream.audit.sidebyside import bill_rows, points, with_interval
+from rhostream.audit.sidebyside import (
+    NOT_KNOWN,
+    OTHER_TESTS,
+    SETTINGS_HEAD,
+    bill_rows,
+    points,
+    settings,
+    with_interval,
+)
 from rhostream.audit.verdict import BAD, GOOD, MIXED, UNDECIDED, headline, il_account, verdict
 from rhostream.errors import MismatchError, UsageError
 from rhostream.tables import il
@@ -140,7 +148,7 @@ def test_the_table_under_the_verdict_says_the_same_as_its_headline(facts: dict[s
     came = outcome(found[UNIFORM], account.bill(runs))
     (last,) = [row for row in rows if row[0].startswith("against uniform choice, units")]
     assert came.state == LATER and last[3] == f"paid after {came.nth} runs" and last[1].endswith("+ 119 once")
-    assert ["against the IL model itself, on the test set", "85.0 %", "unknown (see what to do next)", "–"] in rows
+    assert ["against the IL model itself, on the test set", "85.0 %", "not known: see what to do next", "–"] in rows
 
 
 # -- one look ----------------------------------------------------------------------------------------------------------
@@ -251,6 +259,65 @@ def test_the_page_shows_the_il_models_accuracy_beside_the_targets(
         write_report(facts["uniform"].folder.url, str(tmp_path / "y.html"), il_test=table)
 
 
+def test_a_table_with_targets_always_says_how_right_their_il_model_is_or_how_to_know(
+    made: World, facts: dict[str, RunFacts], tmp_path: Path
+) -> None:
+    table = _table_of_tests(made, tmp_path / "tests", "web/test-000.tar")
+    right = f"{100 * il_on_test_set(table, {'rho': facts['rho'].folder}).accuracy:.1f} %"
+    beside, urls = "its IL model on the test set", [one.folder.url for one in facts.values()]
+    for il_test, says in ((None, NOT_KNOWN), (table, right)):
+        tested = il_on_test_set(table, {"rho": facts["rho"].folder}) if il_test else None
+        groups = grouped(facts.values())
+        rows = settings(groups, {}, looks(groups), 1, tested)
+        cells = {row["name"]: dict(zip(SETTINGS_HEAD[2:], row["cells"], strict=True))[beside] for row in rows}
+        assert cells == {"rho": says, "uniform": "none", "train on everything": "none"}
+        page = Path(write_report(urls, str(tmp_path / "x.html"), il_test=il_test)).read_text(encoding="utf-8")
+        assert page.count(html.escape("How right the IL model is on the test set isn't known", quote=True).replace(
+            "&#x27;", "&#39;")) == (il_test is None)  # fmt: skip
+
+
+# -- runs that don't share what they are tested on ---------------------------------------------------------------------
+
+
+def _tested(run: RunFacts, samples: int, digest: str | None = None, **fingerprints: Any) -> RunFacts:
+    record = {**run.folder.record, "test_set": {"ok": samples}, "test_fingerprint": digest}
+    record["fingerprints"] = {**(record.get("fingerprints") or {}), **fingerprints}
+    return replace(run, folder=replace(run.folder, record=record))
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "differ"),
+    [((500, "ab"), (500, "ab"), False), ((500, "ab"), (500, "cd"), True), ((500, "ab"), (600, "ab"), True),
+     ((500, None), (500, "ab"), False), ((500, None), (600, "ab"), True), ((500, None), (500, None), False)],
+)  # fmt: skip
+def test_runs_that_are_tested_on_other_samples_are_no_comparison_and_the_page_names_the_field(
+    facts: dict[str, RunFacts], mine: tuple[Any, Any], theirs: tuple[Any, Any], differ: bool
+) -> None:
+    """A digest that only one states (an older run has none) tells nothing; another number of samples always does."""
+    run, seed, uniform = (
+        _tested(facts["rho"], *mine),
+        _tested(facts["rho-1"], *mine),
+        _tested(facts["uniform"], *theirs),
+    )
+    groups = grouped([run, seed, uniform])
+    assert len(groups) == 2  # seeds of one world stay together
+    assert (comparisons([run, seed], [uniform], UNIFORM, 1) == []) == differ
+    says = not_compared(groups, ["rho"])
+    assert says == ([] if not differ else says) and all("(test set" in one for one in says) and bool(says) == differ
+    rows = {row["name"]: row["cells"] for row in settings(groups, {}, looks(groups), 1, None)}
+    assert (OTHER_TESTS in rows["uniform"]) == differ and OTHER_TESTS not in rows["rho"]
+
+
+def test_two_selections_from_other_samples_are_not_set_side_by_side_and_the_field_is_named(
+    facts: dict[str, RunFacts],
+) -> None:
+    here, elsewhere = _tested(facts["rho"], 500, "ab"), _tested(facts["rho-1"], 500, "ab", shards="another")
+    groups = grouped([here, elsewhere])
+    assert any(one.startswith("Not at equal cost: ") and "shards" in one for one in not_compared(groups, list(groups)))
+    alike = grouped([here, _changed(here, lr=0.5)])
+    assert not any(one.startswith("Not at equal cost") for one in not_compared(alike, list(alike)))
+
+
 @pytest.mark.slow
 def test_the_commands_that_train_and_score_do_so_when_they_are_pasted(
     trained: Callable[..., Path], world: Path, tmp_path: Path
@@ -277,7 +344,8 @@ def test_what_to_do_next_follows_from_the_run(facts: dict[str, RunFacts]) -> Non
     steps = next_steps([run], {**found, UNIFORM: []}, said, flat, None)
     assert "tells no samples apart" in steps[0].says and "Wrong labels are more frequent" in steps[1].says
     assert steps[2].command[:2] == ("rhostream", "train") and steps[2].command[-2:] == ("--rule", "uniform")
-    assert [step.command[1] for step in steps[-2:]] == ["view", "export"] and len(steps) == 5
+    assert "--il-test" in steps[3].says
+    assert [step.command[1] for step in steps[-2:]] == ["view", "export"] and len(steps) == 6
     calm = replace(run, noisy={})
     telling = {"rows": 9, "noise": {"auroc": 0.9}, "quantiles": {"5 %": 0.0, "95 %": 3.0}}
     says = [step.says for step in next_steps([calm], found, said, telling, None)]

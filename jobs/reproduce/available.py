@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import inspect
@@ -9,10 +10,13 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import rhostream
 from jobs.reproduce.settings import Arm, Shards
+from rhostream.errors import UsageError
 from rhostream.models import NAMES
+from rhostream.selection.options import Options
 from rhostream.selection.rules import RULES
 
 
@@ -23,6 +27,7 @@ def missing(arm: Arm, sources: Mapping[str, str]) -> str | None:
         *_unknown("rule", [arm.settings.get("rule", "rho")], RULES),
         *_unknown("model", [arm.settings["model"], il.fit["model"]], NAMES),
         *_unknown("option of train", arm.settings, inspect.signature(rhostream.train).parameters),
+        *_refused(arm.settings),
         *_unknown("option of fit_il", il.fit, inspect.signature(rhostream.fit_il).parameters),
         *(reason for need in arm.needs for reason in _needs(need)),
         *(reason for shards in _shards(arm) for reason in missing_files(shards, sources)),
@@ -40,6 +45,16 @@ def _unknown(what: str, wanted: Iterable[str], known: Iterable[str]) -> list[str
     names = set(known)
     return [f"{what} {name!r} is not available in this version" for name in wanted
             if ":" not in name and name not in names]  # fmt: skip
+
+
+def _refused(settings: Mapping[str, Any]) -> list[str]:
+    """Why a value of a rule's option isn't known here, such as a schedule of a later version."""
+    known = {field.name for field in dataclasses.fields(Options)}
+    try:
+        Options.of({name: value for name, value in settings.items() if name in known})
+    except UsageError as exc:
+        return [f"a value of an option is not available in this version ({exc})"]
+    return []
 
 
 def _needs(need: str) -> list[str]:

@@ -59,10 +59,12 @@ EXPERIMENT = Experiment(
             "full": _scale((RANDOM1, WORSE), 10, 52, 5, "10 passes, ResNet-18 variant", **RESNET)},
     shares=("noisy",),
     claims=[
-        *(Claim(says="rho is ahead of uniform at equal steps", world=one.name, arm=arm, metric="final accuracy",
-                paper="72 against 70 % (Clothing-1M)")
-          for one in (SMALL_RANDOM1, SMALL_WORSE, RANDOM1, WORSE) for arm in ("rho", "rho, loss_cap")),
-        *(Claim(says="rho is ahead of uniform at equal forwards", world=one.name, arm="rho, loss_cap",
+        *(Claim(says="rho ends higher than uniform at equal steps", world=one.name, arm="rho", metric="final accuracy",
+                paper="72 against 70 % (Clothing-1M)") for one in (SMALL_RANDOM1, SMALL_WORSE, RANDOM1, WORSE)),
+        *(Claim(says="rho with loss_cap is ahead of uniform at equal steps", world=one.name, arm="rho, loss_cap",
+                metric="final accuracy", paper="not in the paper")
+          for one in (SMALL_RANDOM1, SMALL_WORSE, RANDOM1, WORSE)),
+        *(Claim(says="rho with loss_cap is ahead of uniform at equal forwards", world=one.name, arm="rho, loss_cap",
                 metric="accuracy at equal forward units", paper="not in the paper")
           for one in (SMALL_RANDOM1, SMALL_WORSE, RANDOM1, WORSE)),
     ],

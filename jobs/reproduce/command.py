@@ -17,12 +17,12 @@ import click
 
 from jobs.reproduce.available import missing
 from jobs.reproduce.compare import Comparison, compare, in_words, line, verdict
-from jobs.reproduce.execute import DONE, Training, run_all
+from jobs.reproduce.execute import DONE, Training, complete, run_all
 from jobs.reproduce.figures import draw
 from jobs.reproduce.measure import EARLY, IL_ACCURACY, Curve, measure
 from jobs.reproduce.results import claim_rows, comparison_rows, evaluation_rows, setting_rows, stated, write
 from jobs.reproduce.settings import Claim, Experiment, Scale
-from rhostream.errors import RhostreamError, UsageError
+from rhostream.errors import RhostreamError, UnknownNameError, UsageError
 
 SCALES = ("quick", "small", "full")
 
@@ -38,13 +38,17 @@ class Asked:
     out: str = "reproduce"
     sources: Mapping[str, str] = field(default_factory=dict)
     only_list: bool = False
+    collect: bool = False
+    arms: str | None = None  # names of worlds and of arms, by commas: only these
 
 
 def reproduce(experiment: Experiment, asked: Asked) -> list[Comparison]:
     """Do it; the results file and the figure are written and the findings printed. Raises RhostreamError."""
     scale, start = experiment.scales[asked.scale], time.monotonic()
     seeds = asked.seeds or scale.seeds
-    left_out = {arm.label: why for arm in scale.arms if (why := missing(arm, asked.sources))}
+    left_out = unasked(scale, asked.arms)
+    left_out |= {arm.label: why for arm in scale.arms
+                 if arm.label not in left_out and (why := missing(arm, asked.sources))}  # fmt: skip
     click.echo(stated(experiment, asked.scale, scale, left_out))
     if asked.only_list:
         return []
@@ -53,7 +57,10 @@ def reproduce(experiment: Experiment, asked: Asked) -> list[Comparison]:
         click.echo(f"[{time.monotonic() - start:4.0f} s] {text}", err=True)
 
     arms = [arm for arm in scale.arms if arm.label not in left_out]
-    states = run_all(arms, seeds, asked.out, jobs=asked.jobs, workers=asked.workers, sources=asked.sources, say=say)
+    if asked.collect:
+        states = complete(arms, seeds, asked.out)
+    else:
+        states = run_all(arms, seeds, asked.out, jobs=asked.jobs, workers=asked.workers, sources=asked.sources, say=say)
     curves = measured(experiment, scale, states, asked.out)
     found = compare(scale, curves, tuple(dict.fromkeys((*experiment.shares, IL_ACCURACY))))
     rows = setting_rows(scale.arms, states, seeds, left_out)
@@ -64,6 +71,17 @@ def reproduce(experiment: Experiment, asked: Asked) -> list[Comparison]:
     click.echo(f"figure   {figure or 'nothing to draw'}")
     say("done")
     return found
+
+
+def unasked(scale: Scale, arms: str | None) -> dict[str, str]:
+    """The arms that `arms` (names of worlds and of arms, by commas) leaves out, with why. Raises UnknownNameError."""
+    names = {name.strip() for name in (arms or "").split(",")} - {""}
+    known, of_arms = {world.name for world in scale.worlds}, {arm.name for arm in scale.arms}
+    for name in sorted(names - known - of_arms):
+        raise UnknownNameError.of("world or arm", name, sorted(known | of_arms))
+    worlds, others = names & known or known, names & of_arms or of_arms
+    return {arm.label: f"{arm.label}: not asked for" for arm in scale.arms
+            if arm.world.name not in worlds or arm.name not in others}  # fmt: skip
 
 
 def measured(
@@ -142,6 +160,8 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
                      help="Folder of everything made; experiments that share it share shards, tables and runs."),
         click.option("--source", "sources", multiple=True, metavar="NAME=PATH", callback=_pairs,
                      help="Where you have the files of a data set, such as cifar10=/data/cifar10."),
+        click.option("--collect", is_flag=True,
+                     help="Train nothing: the results of the runs that are complete, the others as not run."),
         click.option("--list", "only_list", is_flag=True, help="State the setting and what is left out; do nothing."),
     )):  # fmt: skip
         command = option(command)
@@ -165,6 +185,7 @@ def command(experiment: Experiment) -> click.Command:
 
     @click.command(help=f"{experiment.title} ({experiment.where}).")
     @options
+    @click.option("--arms", metavar="NAME,...", help="Only these worlds and arms, as --list names them.")
     def main(**asked: Any) -> None:
         guarded(lambda: reproduce(experiment, Asked(**asked)))
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from jobs.reproduce.measure import SAYS, WINDOW, Curve
 from jobs.reproduce.settings import Arm, Claim, Scale
-from jobs.reproduce.statistics import Paired, censored_median, claim, interval, paired, ratios, shown
+from jobs.reproduce.statistics import Paired, bounds, censored_median, claim, interval, paired, ratios, shown
 from rhostream.audit.metrics import best, smooth, steps_to_reach
 
 POINTS = ("accuracy", "final", "worst", "kept", "IL model's")  # how metrics begin that are told in points, of a hundred
+SPEEDUP = "times fewer steps"
+IL_SHARE = "share of the run that its IL model costs"
 Curves = Mapping[str, Mapping[int, Curve]]  # arm's label -> seed -> curve
 
 
@@ -46,7 +48,9 @@ def compare(scale: Scale, curves: Curves, shares: Sequence[str] = ()) -> list[Co
                                                                      for s, c in mine.items()}, {}))  # fmt: skip
         for other, theirs in others or [(None, {})]:
             found += _accuracies(arm, other, mine, theirs, scale)
-            if other is not None:
+            if (
+                other is not None and other.world.train == arm.world.train
+            ):  # else no curve of the other's is at its cost
                 found += [_speedup(arm, other, mine, theirs), _at_equal_cost(arm, other, mine, theirs)]
             found += [_difference(arm, other, SAYS[name], {s: c.shares[name] for s, c in mine.items()},
                                   {s: c.shares.get(name, math.nan) for s, c in theirs.items()}, judged=False)
@@ -56,7 +60,28 @@ def compare(scale: Scale, curves: Curves, shares: Sequence[str] = ()) -> list[Co
                       for charged in (False, True)]  # fmt: skip
         if [other.name for other, _ in others if other] == ["rho", "uniform"]:
             found += _of_rho(arm, mine, others[0][1], others[1][1])
+    found += derived(found)
     return [one for one in found if one.values]  # nothing is known of a share that no run logged
+
+
+GROWTH = "times the speed-up on clean labels"
+
+
+def derived(found: Sequence[Comparison]) -> list[Comparison]:
+    """What is made of other comparisons: how many times larger than on clean labels a speed-up is, seed by seed."""
+    ups = {(one.world, one.arm): one for one in found if one.metric.startswith(SPEEDUP) and one.baseline == "uniform"}
+    had = {(one.world, one.arm) for one in found if one.metric == GROWTH}
+    made = []
+    for (world, arm), one in ups.items():
+        clean = ups.get(("clean", arm))
+        if world == "clean" or clean is None or (world, arm) in had:
+            continue
+        of = dict(zip(clean.seeds, clean.values, strict=True))
+        pairs = [(seed, up, of[seed]) for seed, up in zip(one.seeds, one.values, strict=True) if seed in of]
+        each = ratios([up for _, up, _ in pairs], [base for _, _, base in pairs])
+        made.append(Comparison(world, arm, f"clean: {arm}", GROWTH, tuple(seed for seed, _, _ in pairs), tuple(each),
+                               censored_median(each, more_is_better=True), budget=one.budget))  # fmt: skip
+    return made
 
 
 def _accuracies(
@@ -116,10 +141,12 @@ def _of_rho(
     ours = [mine[s].final - uniform[s].final for s in seeds]
     gain = [rho[s].final - uniform[s].final for s in seeds]
     costs = [mine[s].units[-1] / mine[s].steps[-1] / (rho[s].units[-1] / rho[s].steps[-1]) for s in seeds]
+    bills = [mine[s].il_units / mine[s].units[-1] for s in seeds]
     told: Mapping[str, tuple[list[float | None], float | None]] = {
         "share of rho's gain over uniform": (ratios(ours, gain) if all(gain) else [],
                                              sum(ours) / sum(gain) if sum(gain) > 0 else None),
         "share of rho's cost a step": (list(costs), interval(costs)[0]),
+        IL_SHARE: (list(bills), interval(bills)[0]),
     }  # fmt: skip
     return [
         Comparison(arm.world.name, arm.name, None, metric, tuple(seeds), tuple(values), middle, budget=arm.steps)
@@ -198,17 +225,39 @@ def verdict(claim: Claim, found: Sequence[Comparison]) -> tuple[Comparison | Non
     if not mine:
         return None, "not measured"
     one = mine[0]
-    if one.metric.startswith(("steps", "times", "forward", "share of rho")):
+    if one.metric.startswith(("times", "share of")):
+        return one, _by_interval(one, claim)
+    if one.metric.startswith(("steps", "forward")):
         if one.middle is None:
             return one, "other direction: none" if not claim.less else "same direction: none"
-        ours: float = one.middle - claim.beyond
-    elif one.difference is None:
+        return one, "same direction" if (one.middle < claim.beyond) == claim.less else "other direction"
+    if one.difference is None:
         return one, "not measured"
-    else:
-        ours = one.difference.mean - claim.beyond
-        if one.claim.startswith(("no claim", "undecided")):
-            return one, one.claim
-    return one, "same direction" if (ours < 0 if claim.less else ours > 0) else "other direction"
+    if one.claim.startswith("no claim") or (one.claim.startswith("undecided") and not claim.beyond):
+        return one, one.claim
+    low, high = one.difference.low - claim.beyond, one.difference.high - claim.beyond
+    if low <= 0 <= high and low < high:
+        return one, f"undecided: the interval holds {100 * claim.beyond:g} points"
+    return one, "same direction" if (high <= 0 if claim.less else low > 0) else "other direction"
+
+
+def _by_interval(one: Comparison, claim: Claim) -> str:
+    """Of speed-ups and shares: by the interval of the seeds, never by a middle alone.
+
+    Speed-ups are ratios, so their interval is that of the logarithms. A target that was not reached is short of every
+    bound; where some seeds reached it and some did not, nothing is decided.
+    """
+    known, seeds = [value for value in one.values if value is not None], len(one.values)
+    if not known:
+        return "same direction: none" if claim.less else "other direction: none"
+    if len(known) < seeds:
+        return f"undecided: not reached by {seeds - len(known)} of {seeds} seeds"
+    if seeds < 2:
+        return "no claim: 1 seed"
+    low, high = bounds(known, logarithmic=one.metric.startswith("times"))
+    if low <= claim.beyond <= high and low < high:
+        return f"undecided: the interval ({low:.2f} to {high:.2f}) holds {claim.beyond:g}"
+    return "same direction" if (high <= claim.beyond if claim.less else low > claim.beyond) else "other direction"
 
 
 def in_words(told: Sequence[tuple[Hashable, str]]) -> str:

@@ -29,7 +29,7 @@ from jobs.reproduce.prepare import (
     to_make,
 )
 from jobs.reproduce.settings import Arm, digest
-from rhostream.errors import NonFiniteError, UsageError
+from rhostream.errors import NonFiniteError, RhostreamError, UsageError
 
 Say = Callable[[str], None]
 DONE = "complete"
@@ -151,6 +151,24 @@ def run_all(
             processes.shutdown(wait=False, cancel_futures=True)  # what runs commits its checkpoint and ends
             raise
     return states
+
+
+def complete(arms: Sequence[Arm], seeds: int, out: str) -> dict[tuple[str, int], str]:
+    """(arm's label, seed) -> DONE, of the runs below `out` that have all their steps; nothing is made."""
+    found = {}
+    for arm in arms:
+        for seed in range(seeds):
+            folder = Training(arm, seed, out).folder
+            if not Path(folder).is_dir():
+                continue
+            try:
+                with rhostream.open_ledger(folder) as ledger:
+                    (steps,) = ledger.sql("SELECT steps FROM runs").to_pydict()["steps"]
+            except RhostreamError:  # it ended before it was a run
+                continue
+            if steps >= arm.steps:
+                found[arm.label, seed] = DONE
+    return found
 
 
 def _each(processes: ProcessPoolExecutor, work: Sequence[Callable[[], Any]]) -> list[Future[Any]]:

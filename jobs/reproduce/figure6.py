@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from jobs.reproduce import worlds
 from jobs.reproduce.command import command
+from jobs.reproduce.compare import GROWTH
 from jobs.reproduce.settings import Arm, Claim, Experiment, Scale, Shards, World
 from jobs.reproduce.table2 import arms
 
@@ -54,6 +55,8 @@ EXPERIMENT = Experiment(
             "full": _of(FULL, 10 * 187, 187, 3, "10 epochs")},
     shares=("noisy",),
     claims=[
+        *(Claim(says="the speed-up grows with noise", world=world, arm="rho", baseline="clean: rho", metric=GROWTH,
+                beyond=1, paper="section 4.4: it grows on noisier data") for world in ("structured", "ambiguous")),
         Claim(says="rho is robust to structured noise (here: at least 10 points above uniform)", world="structured",
               arm="rho", metric="final accuracy", beyond=0.10, paper="Fig. 6, middle"),
         *(Claim(says="loss and grad_norm degrade under noise, against their own clean runs", world=world, arm=rule,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from jobs.reproduce.compare import Comparison, Curves
 from jobs.reproduce.measure import IL_ACCURACY, SAYS, WINDOW
 from jobs.reproduce.settings import Arm, Experiment, Scale
+from jobs.reproduce.statistics import interval
 from rhostream.audit import plots
 from rhostream.audit.metrics import smooth
 
@@ -129,6 +131,40 @@ def cost_curves(experiment: Experiment, scale: Scale, found: Curves, more: Seque
     return curves(experiment, scale, found, more, over="units")
 
 
+def cost_bands(experiment: Experiment, scale: Scale, found: Curves, _: Sequence[Comparison]) -> Any:
+    """Test accuracy over forward units, a panel a world; an arm that needs an IL model begins where that is paid.
+
+    The mean over seeds and its 95 % interval as a band, of single evaluations; a dotted line is the IL model itself.
+    """
+    worlds = _worlds(scale, found)
+    canvas, grid = panels(len(worlds), width=6.4, height=4.2, columns=2)
+    looks = look(list(dict.fromkeys(arm.name for arm in scale.arms)))
+    for axes, world in zip(grid, worlds, strict=True):
+        arms = _measured(scale, found, world)
+        for arm in [one for one in arms if not experiment.drawn or one.name in experiment.drawn]:
+            runs = [c for c in found[arm.label].values() if c.steps]
+            n = min((len(c.steps) for c in runs), default=0)
+            if not n:
+                continue
+            colour, dash = looks[arm.name]
+            x = np.mean([np.add(c.units[:n], np.nan_to_num(c.il_units)) for c in runs], axis=0)
+            mean, low, high = np.array([interval([c.accuracy[at] for c in runs]) for at in range(n)]).T
+            axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+            axes.plot(x, mean, color=colour, linestyle=dash, linewidth=2, marker="o", markersize=2.5, label=arm.name)
+        known = [c.shares[IL_ACCURACY] for arm in arms for c in found[arm.label].values()
+                 if math.isfinite(c.shares.get(IL_ACCURACY, math.nan))]  # fmt: skip
+        if known:
+            axes.axhline(known[0], color="#555555", linestyle=":", linewidth=1)
+            axes.text(0.99, known[0], f"the IL model: {100 * known[0]:.1f} %", transform=axes.get_yaxis_transform(),
+                      ha="right", va="bottom", fontsize=8, color="#555555")  # fmt: skip
+        axes.set(title=world, xlabel="forward units spent, the IL model included", xlim=(0, None))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        percent(axes.yaxis)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncol=4, fontsize=8)
+    grid[0].set_ylabel("test accuracy")
+    return canvas
+
+
 def shares(experiment: Experiment, scale: Scale, found: Curves, _: Sequence[Comparison]) -> Any:
     """Shares of what each arm kept, every seed a dot, a panel for each share and world that knows it (Fig. 3)."""
     wanted = []
@@ -217,5 +253,6 @@ def by_pass(experiment: Experiment, scale: Scale, found: Curves, _: Sequence[Com
     return canvas
 
 
-FIGURES: Mapping[str, Any] = {"curves": curves, "cost curves": cost_curves, "shares": shares, "dots": dots,
+FIGURES: Mapping[str, Any] = {"curves": curves, "cost curves": cost_curves, "cost bands": cost_bands,
+                              "shares": shares, "dots": dots,
                               "by pass": by_pass}  # fmt: skip

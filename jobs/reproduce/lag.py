@@ -175,7 +175,7 @@ def reproduce(asked: Asked) -> None:
     seeds = asked.seeds or scale.seeds
     left_out = {arm.label: why for arm in scale.arms if (why := missing(arm, asked.sources))}
     click.echo(stated(EXPERIMENT, asked.scale, scale, left_out))
-    if asked.only_list or left_out:
+    if asked.only_list or asked.collect or left_out:
         return
     run_all(scale.arms, 0, asked.out, jobs=asked.jobs, workers=0, sources=asked.sources,
             say=lambda text: click.echo(text, err=True))  # fmt: skip

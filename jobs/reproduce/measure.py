@@ -38,7 +38,8 @@ class Curve:
 _CURVE = """
 SELECT step + 1 AS step, test_accuracy, test_loss, forward_units,
        list_min(list_filter(class_accuracy, lambda a: isfinite(a))) AS worst
-FROM steps WHERE test_accuracy IS NOT NULL AND step < $budget AND (step + 1) % $every = 0 ORDER BY step
+FROM steps WHERE test_accuracy IS NOT NULL AND step < $budget AND (step + 1) % $every = 0
+AND ($units IS NULL OR forward_units <= $units) ORDER BY step
 """
 _SECONDS = "SELECT sum(seconds) AS seconds FROM steps WHERE step < $budget"
 # Of the kept: a share as the mean of 0 and 1, by pass. `step < $budget` leaves out what a longer run kept later.
@@ -67,10 +68,12 @@ SAYS = {
 def measure(training: Training, shares: Sequence[str] = (), until: int | None = None) -> Curve:
     """Read a run's ledger; `until`: shares of the first so many steps only. Raises what `open_ledger` raises."""
     arm = training.arm
-    budget = {"budget": arm.steps if until is None else min(until, arm.steps)}
     with rhostream.open_ledger(training.folder) as ledger:
-        rows = ledger.sql(_CURVE, {"budget": arm.steps, "every": arm.eval_every}).to_pydict()
-        (seconds,) = ledger.sql(_SECONDS, {"budget": arm.steps}).to_pydict()["seconds"]
+        asked = {"budget": arm.steps, "every": arm.eval_every, "units": arm.units}
+        rows = ledger.sql(_CURVE, asked).to_pydict()
+        steps = arm.steps if arm.units is None else max(rows["step"], default=0)
+        budget = {"budget": steps if until is None else min(until, steps)}
+        (seconds,) = ledger.sql(_SECONDS, {"budget": steps}).to_pydict()["seconds"]
         (il_units,) = ledger.sql("SELECT il_units FROM runs").to_pydict()["il_units"]
         kept = {name: ledger.sql(SHARES[name], budget).to_pylist() if NEEDS.get(name) in (None, *arm.world.keep) else []
                 for name in shares if name != IL_ACCURACY}  # fmt: skip

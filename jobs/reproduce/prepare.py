@@ -85,7 +85,10 @@ class MakeIL:
         holdout = None if asked.holdout is None else [shards_of(self.out, asked.holdout)]
         model = model_of(self.out, self.world, self.il)
         info = rhostream.fit_il(train, model, holdout=holdout, roots=roots, **asked.fit)
-        rhostream.compute_il(train, model, table_of(self.out, self.world, self.il), keep=self.world.keep, roots=roots)
+        code = str(asked.fit["model"])
+        named = {"model": code} if ":" in code else {}  # a file doesn't decide whose code is run: it is named again
+        rhostream.compute_il(train, model, table_of(self.out, self.world, self.il), keep=self.world.keep, roots=roots,
+                             **named)  # fmt: skip
         return f"il {self.world.name}/{self.il}: {info.architecture}, accuracy {info.accuracy:.4f} on labels as given"
 
 

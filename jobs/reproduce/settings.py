@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rhostream.errors import UnknownNameError
+from rhostream.errors import MismatchError, UnknownNameError
 
 Options = Mapping[str, Any]
 DEFAULTS: dict[str, Any] = {"buffer_size": 320, "batch_size": 32, "model": "mlp-512"}
@@ -104,6 +104,7 @@ class Arm:
     baselines: tuple[str, ...] = ("uniform",)
     needs: tuple[str, ...] = ()
     equal: tuple[str, ...] = ()
+    units: float | None = None  # evaluations beyond so many forward units aren't read: of an arm that chooses its cost
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -143,12 +144,21 @@ class Scale:
         return list({arm.world.name: arm.world for arm in self.arms}.values())
 
     def baselines(self, arm: Arm) -> list[Arm]:
-        """The arms that it is paired with. Raises UnknownNameError."""
-        return self._named(arm, arm.baselines)
+        """The arms that it is paired with. Raises UnknownNameError, MismatchError for one of another test set."""
+        found = self._named(arm, arm.baselines)
+        for other in found:
+            _require_shared(arm, other, ("test",))
+        return found
 
     def equals(self, arm: Arm) -> list[Arm]:
-        """The arms that it is read against at equal units. Raises UnknownNameError."""
-        return self._named(arm, arm.equal)
+        """The arms that it is read against at equal units.
+
+        Raises UnknownNameError, and MismatchError for one of another D or another test set: no cost makes them equal.
+        """
+        found = self._named(arm, arm.equal)
+        for other in found:
+            _require_shared(arm, other, ("train", "test"))
+        return found
 
     def _named(self, arm: Arm, names: tuple[str, ...]) -> list[Arm]:
         named = {other.label: other for other in self.arms}
@@ -159,12 +169,23 @@ class Scale:
         return [mine.get(name) or named[name] for name in names]
 
 
+def _require_shared(arm: Arm, other: Arm, names: Sequence[str]) -> None:
+    for name in names:
+        mine, theirs = (getattr(one.world, name).arguments for one in (arm, other))
+        if mine != theirs:
+            raise MismatchError(
+                f"{arm.label} and {other.label} can't be compared: they don't share "
+                f"{'D' if name == 'train' else 'the test set'} ({name}: {' '.join(mine)} against {' '.join(theirs)})"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     """Something the paper claims, and which of our comparisons says whether it points the same way here.
 
-    `metric` is how the comparison's begins. Of steps and speed-ups the middle is held against `beyond` (NR is short of
-    every bound), of accuracies and shares the mean of the paired difference to `baseline`.
+    `metric` is how the comparison's begins. Of speed-ups the interval of the seeds is held against `beyond` (NR is
+    short of every bound), of accuracies and shares the paired difference to `baseline`. Claims of the same words are
+    one claim in several settings.
     """
 
     says: str
@@ -188,4 +209,5 @@ class Experiment:
     claims: Sequence[Claim] = ()
     shares: tuple[str, ...] = ()  # of measure.SHARES, for each arm
     figure: str = "curves"  # of figures.FIGURES
+    drawn: tuple[str, ...] = ()  # of "cost bands": these arms alone
     notes: tuple[str, ...] = ()  # what is decided here, and what the experiment does not show

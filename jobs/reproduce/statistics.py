@@ -70,6 +70,13 @@ def interval(values: Floats, confidence: float = 0.95) -> tuple[float, float, fl
     return mean, mean - half, mean + half
 
 
+def bounds(values: Floats, *, logarithmic: bool = False, confidence: float = 0.95) -> tuple[float, float]:
+    """(low, high) of the mean's interval; `logarithmic`, of positive ratios: of the geometric mean's."""
+    array = np.log(values) if logarithmic else np.asarray(values, np.float64)
+    _, low, high = interval(array, confidence)
+    return (math.exp(low), math.exp(high)) if logarithmic else (low, high)
+
+
 def paired(ours: Floats, theirs: Floats, confidence: float = 0.95) -> Paired:
     """Ours minus theirs, seed by seed. Raises ValueError unless both have the same seeds."""
     if len(ours) != len(theirs):

@@ -271,7 +271,7 @@ def reproduce(asked: Asked) -> None:
     left_out = [why for one in (setting.train, setting.holdout) for why in missing_files(one, asked.sources)]
     if left_out:
         click.echo(f"  left out: {left_out[0]}")
-    if asked.only_list or left_out:
+    if asked.only_list or asked.collect or left_out:
         return
     for one in (setting.train, setting.holdout):
         make_shards(asked.out, one, asked.sources)

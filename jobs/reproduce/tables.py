@@ -11,7 +11,12 @@ It reads what experiments have written and computes nothing: the same figures wi
     <!-- end -->
     <!-- made: our claims -->                                    this library's own
     <!-- made: moved 2026-11-26 -->                              a folder below <out>/results
+    <!-- made: opposite -->                                      the paper's claims that point the other way here
+    <!-- made: opening pretrained -->                            accuracy and all it cost, against everything
+    <!-- made: break-even pretrained -->                         where selection would begin to pay
     <!-- made: equal table2 -->                                  at equal units, IL charged and not
+    <!-- made: cost equal_cost -->                               accuracy against forward units, by world
+    <!-- made: regret equal_cost, table2 -->                     whether a run with selection is regretted
     <!-- made: arms table3; final accuracy; times fewer steps -->  worlds and arms, these columns
 """
 
@@ -27,8 +32,12 @@ import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.reproduce.at_cost import cost_tables, regret_table
 from jobs.reproduce.command import SCALES, guarded
 from jobs.reproduce.compare import EQUAL, POINTS, in_words
+from jobs.reproduce.measure import IL_ACCURACY, SAYS
+from jobs.reproduce.opening import break_even_tables, opening_tables
+from jobs.reproduce.published import judged, require_shared
 from jobs.reproduce.results import SCHEMA
 from jobs.reproduce.statistics import NR
 from jobs.reproduce.suite import EXPERIMENTS
@@ -37,6 +46,7 @@ from rhostream.errors import UnknownNameError, UsageError
 Row = dict[str, Any]
 NAMES = (*EXPERIMENTS, "table1", "lag")
 TITLES = ("The paper's claims", "Claims of our own")
+NOT_YET = "Not measured yet."
 OURS = "not in the paper"  # how a claim says that it is this library's
 
 
@@ -64,7 +74,7 @@ def told(out: str, scale: str, only: Sequence[str] | None = None, claims: bool =
     if not found:
         raise UsageError(f"no results of scale {scale} in {out}/results: run python -m jobs.reproduce --{scale} --out "
                          f"{out} first")  # fmt: skip
-    parts = claim_tables(row for rows in found.values() for row in rows)
+    parts = claim_tables(judged(row for rows in found.values() for row in rows))
     if not claims:
         for name, rows in found.items():
             parts += [f"## {name}", *arm_tables(rows), *equal_tables(rows)]
@@ -101,7 +111,7 @@ def claim_tables(rows: Iterable[Row]) -> list[str]:
                 and r["state"] != "not measured"]  # fmt: skip
         if not mine:
             continue
-        same = in_words([((r["experiment"], r["claim"]), r["state"]) for r in mine])
+        same = in_words([(r["claim"], r["state"]) for r in mine])
         told = [[r["claim"], *([] if ours else [r["paper"]]), _ours(r, compared), r["state"],
                  f"{r['experiment']}, {r['world']}: {r['arm']}"] for r in mine]  # fmt: skip
         head = ["claim", *([] if ours else ["paper"]), "ours", "direction", "from"]
@@ -109,8 +119,17 @@ def claim_tables(rows: Iterable[Row]) -> list[str]:
     return parts
 
 
-def _ours(claim: Row, compared: Sequence[Row]) -> str:
-    """The figure that a claim is judged by, with its interval or its seeds."""
+def opposite(rows: Sequence[Row]) -> str:
+    """The paper's claims that point the other way here in a setting at least: what it says, what was found."""
+    compared = [row for row in rows if row["kind"] == "comparison"]
+    lines = [[row["claim"], row["paper"], _ours(row, compared), f"{row['experiment']}, {row['world']}: {row['arm']}"]
+             for row in rows if row["kind"] == "claim" and row["paper"] != OURS
+             and row["state"].startswith("other")]  # fmt: skip
+    return table(["claim", "paper", "ours", "from"], lines)
+
+
+def _ours(claim: Row, compared: Sequence[Row], with_il: bool = True) -> str:
+    """The figure that a claim is judged by, with its interval or its seeds; beside an accuracy its IL model's."""
     one = next(
         (
             row
@@ -123,9 +142,30 @@ def _ours(claim: Row, compared: Sequence[Row]) -> str:
     )
     if one is None:
         return ""
-    if one["metric"].startswith(("times", "steps", "share of rho")):
+    if one["metric"].startswith(("times", "steps", "share of")):
         return _times(one)
-    return f"{_value(one, one['middle'])}, {_difference(one)} against {one['baseline']}"
+    told = f"{_value(one, one['middle'])}, {_difference(one)} against {one['baseline']}"
+    if not with_il or not one["metric"].startswith(("final accuracy", "accuracy")):
+        return told
+    known = [row for row in compared if row["metric"] == IL_COLUMN
+             and all(row[name] == claim[name] for name in ("experiment", "world", "arm"))]  # fmt: skip
+    return told + (f"; IL model {_value(known[0], known[0]['middle'])}" if known else "")
+
+
+IL_COLUMN = SAYS[IL_ACCURACY]
+NOT_KNOWN = "not known"
+HOW = ("Not known: these runs are of before IL models were measured on the test set; running the experiment again "
+       "measures them.")  # fmt: skip
+
+
+def _il_cell(rows: Sequence[Row], world: str, arm: str) -> str:
+    """How right an arm's IL model is on the test set; "none" where none is on its bill, "" where there is no run."""
+    mine = [row for row in rows if row["world"] == world and row["arm"] == arm]
+    for row in mine:
+        if row["kind"] == "comparison" and row["metric"] == IL_COLUMN and row["middle"] is not None:
+            return _value(row, row["middle"])
+    bills = [row["il_units"] for row in mine if row["kind"] == "evaluation"]
+    return "" if not bills else NOT_KNOWN if any(bills) else "none"
 
 
 def told_moved(out: str, scale: str, older: str, only: Sequence[str] | None = None) -> str:
@@ -159,7 +199,8 @@ def _figure(claim: Row | None, rows: Sequence[Row]) -> str:
     """A claim's figure and its direction; a dash where there is none."""
     if claim is None or claim["state"] == "not measured":
         return "-"
-    return f"{_ours(claim, [row for row in rows if row['kind'] == 'comparison'])}: {claim['state']}"
+    compared = [row for row in rows if row["kind"] == "comparison"]
+    return f"{_ours(claim, compared, with_il=False)}: {claim['state']}"
 
 
 EQUAL_UNITS = "accuracy at equal units"
@@ -179,6 +220,7 @@ def equal_tables(rows: Sequence[Row]) -> list[str]:
     spent = {(r["world"], r["arm"]): r for r in rows if r["kind"] == "evaluation" and r["forward_units"] is not None}
     lines = []
     for (world, arm, baseline), mine in found.items():
+        require_shared(rows, (world, arm), (world, baseline))
         last = spent[world, arm]  # rows are in the order of steps
         cells = []
         for metric in EQUAL.values():
@@ -187,8 +229,9 @@ def equal_tables(rows: Sequence[Row]) -> list[str]:
                       [_value(one, one["middle"] - one["difference"]), _difference(one)])  # fmt: skip
         own = next(iter(mine.values()))
         il = last["il_units"] or 0.0
-        lines.append([world, arm, _value(own, own["middle"]), f"{last['forward_units']:,.0f}",
-                      f"{il:,.0f} ({il / last['forward_units']:.2f}x)", baseline, *cells])  # fmt: skip
+        units = last["forward_units"]
+        lines.append([world, arm, _value(own, own["middle"]), _il_cell(rows, world, arm), f"{units:,.0f}",
+                      f"{il:,.0f} ({il / units:.2f}x)", baseline, *cells])  # fmt: skip
     return [
         "### at equal units",
         table(
@@ -196,6 +239,7 @@ def equal_tables(rows: Sequence[Row]) -> list[str]:
                 "world",
                 "arm",
                 "final accuracy",
+                IL_COLUMN,
                 "units of the run",
                 "units of its IL",
                 "against",
@@ -230,32 +274,50 @@ def _block(asked: str, out: str, scale: str) -> str:
     kind, _, rest = what.partition(" ")
     if what in ("claims", "our claims"):
         title = TITLES[what == "our claims"]
-        parts = claim_tables(row for rows in _results(Path(out, "results"), scale).values() for row in rows)
+        parts = claim_tables(judged(row for rows in _results(Path(out, "results"), scale).values() for row in rows))
         at = next((n for n, part in enumerate(parts) if part.startswith(f"## {title}")), None)
         if at is None:
             raise UsageError(f"made: {asked}: no such claim was measured")
         return f"**{parts[at].removeprefix('## ')}.**\n\n{parts[at + 1]}"
+    if kind in ("opening", "break-even"):
+        rows = _results(Path(out, "results"), scale, [rest]).get(rest, [])
+        made = opening_tables(rows) if kind == "opening" else break_even_tables(rows)
+        return "\n\n".join(f"**{world}**\n\n{table(head, lines)}" for world, head, lines in made) or "Not measured yet."
     if kind == "moved":
         return told_moved(out, scale, str(Path(out, "results", rest)))
-    if kind not in ("equal", "arms"):
-        raise UsageError(f"made: {asked}: expected claims, our claims, moved, equal or arms")
-    rows = _results(Path(out, "results"), scale, [rest]).get(rest, [])
+    if what == "opposite":
+        return opposite(judged(row for rows in _results(Path(out, "results"), scale).values() for row in rows))
+    if kind not in ("equal", "arms", "cost", "regret"):
+        raise UsageError(
+            f"made: {asked}: expected claims, our claims, opposite, opening, "
+            "break-even, moved, equal, cost, regret or arms"
+        )
+    names = [name.strip() for name in rest.split(",")]
+    found = _results(Path(out, "results"), scale, names)
+    if kind == "regret":
+        return regret_table(found) if found else NOT_YET
+    rows = found.get(rest, [])
+    if kind == "cost" and not rows:
+        return NOT_YET
+    if kind == "cost":
+        return "\n\n".join(f"**{part[4:]}**" if part.startswith("### ") else part for part in cost_tables(rows))
     if kind == "equal":
-        return "\n\n".join(equal_tables(rows)[1:]) or "Not measured yet."
+        return "\n\n".join(equal_tables(rows)[1:]) or NOT_YET
     return "\n\n".join(f"**{part[4:]}**" if part.startswith("### ") else part for part in arm_tables(rows, columns))
 
 
-FIRST = ("final accuracy", "IL model's accuracy on the test set", "times fewer steps",
+FIRST = ("final accuracy", "times fewer steps",
          "accuracy at equal forward units", "kept with a wrong label")  # fmt: skip
 
 
 def arm_tables(rows: Sequence[Row], only: Sequence[str] = ()) -> list[str]:
     """One table a world: every arm with what was measured of it, paired with its first baseline.
 
-    What was read at equal units has another baseline and a table of its own. `only`: these columns.
+    What was read at equal units has another baseline and a table of its own. `only`: these columns, and always how
+    right the arm's IL model is on the test set.
     """
     compared = [row for row in rows if row["kind"] == "comparison" and not row["metric"].startswith(EQUAL_UNITS)
-                and (not only or _column(row) in only)]  # fmt: skip
+                and row["metric"] != IL_COLUMN and (not only or _column(row) in only)]  # fmt: skip
     compared.sort(key=lambda row: FIRST.index(_column(row)) if _column(row) in FIRST else len(FIRST))  # stable
     order = {arm: n for n, arm in enumerate(dict.fromkeys(row["arm"] for row in rows))}
     states = {(r["world"], r["arm"], r["state"]) for r in rows if r["kind"] == "setting" and r["state"] != "complete"}
@@ -269,8 +331,10 @@ def arm_tables(rows: Sequence[Row], only: Sequence[str] = ()) -> list[str]:
             first = next((row["baseline"] for row in of_arm if row["baseline"]), None)
             cells = {_column(row): _cell(row) for row in of_arm if row["baseline"] in (None, first)}
             why = sorted(state for *place, state in states if place == [world, arm])  # of any seed
-            lines.append([arm + "".join(f" ({one})" for one in why), *(cells.get(m, "") for m in metrics)])
-        parts += [f"### {world}", table(["arm", *metrics], lines)]
+            lines.append([arm + "".join(f" ({one})" for one in why), cells.get(metrics[0], ""),
+                          _il_cell(rows, world, arm), *(cells.get(m, "") for m in metrics[1:])])  # fmt: skip
+        made = table(["arm", *metrics[:1], IL_COLUMN, *metrics[1:]], lines)
+        parts += [f"### {world}", f"{made}\n\n{HOW}" if NOT_KNOWN in made else made]
     return parts
 
 
@@ -280,7 +344,7 @@ def _column(row: Row) -> str:
 
 
 def _cell(row: Row) -> str:
-    if row["metric"].startswith(("times", "steps", "share of rho", "forward")):
+    if row["metric"].startswith(("times", "steps", "share of", "forward")):
         return _times(row)
     return _value(row, row["middle"]) + ("" if row["difference"] is None else f"; {_difference(row)}")
 

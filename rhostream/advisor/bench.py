@@ -63,6 +63,8 @@ class Bench:
         self.x, self.label = x.to(device), self.buffer.label.to(device)
         self.batch_norm = False
         self.reference: tuple[torch.nn.Module, torch.Tensor] | None = None  # and its inputs: the IL model isn't fitted
+        self.il_size: int | None = None  # pixels that the IL model sees; None: as many as the model
+        self.il_macs: int | None = None  # of an IL model that is there
         self._first_notes()
 
     def _first_notes(self) -> None:
@@ -139,7 +141,7 @@ class Bench:
 
     def _small_models(self, m: Measured, il_name: str, proxy_name: str, share: float) -> Measured:
         """The IL model and the proxy; by their multiply-adds against the target's where the seconds are over."""
-        (il_model, x), proxy = self.reference or (self._build(il_name), self.x), self._build(proxy_name)
+        (il_model, x), proxy = self.reference or self._il_model(il_name), self._build(proxy_name)
         il_macs, proxy_macs = self._macs(il_model, x), self._macs(proxy, self.x)
         il_forward, proxy_forward = (m.score * macs / m.macs for macs in (il_macs, proxy_macs))
         il_train = 3 * il_forward
@@ -150,6 +152,9 @@ class Bench:
                 il_train = measure.train_seconds(il_model, x[:FIT_BATCH], self.label[:FIT_BATCH], share / 2)[0]
         if self.budget.reaches(f"the proxy {proxy_name}", FIRST * proxy_forward):
             proxy_forward = measure.forward_seconds(proxy, self.x, share / 3)
+        if self.il_macs:  # it saw other pixels than the model does
+            there = self.il_macs / il_macs
+            il_macs, il_forward, il_train = self.il_macs, il_forward * there, il_train * there
         return replace(
             m, proxy=proxy_forward, il_forward=il_forward, il_train=il_train, il_macs=il_macs, proxy_macs=proxy_macs
         )
@@ -236,7 +241,13 @@ class Bench:
         )
         return measure.seconds_of(lambda: next(buffers), self.budget.share / 2)
 
-    def _build(self, name: str) -> torch.nn.Module:
+    def _il_model(self, name: str) -> tuple[torch.nn.Module, Any]:
+        """The IL model, and what it is called with: the samples, or as many of the size that it sees."""
+        if self.il_size is None:
+            return self._build(name), self.x
+        return self._build(name, image_size=self.il_size), self._view(self.il_size)
+
+    def _build(self, name: str, **sized: Any) -> torch.nn.Module:
         torch.manual_seed(torch_seed("estimate"))
         return measure.on(
             self.device,
@@ -244,7 +255,7 @@ class Bench:
                 name,
                 classes=self.classes,
                 initial=False,  # time needs no weights
-                **self.preprocess.model_arguments(),
+                **{**self.preprocess.model_arguments(), **sized},
             ),
         )
 

@@ -16,6 +16,7 @@ import torch
 from rhostream import models, storage
 from rhostream.advisor.advice import Advice, advise
 from rhostream.advisor.bench import Bench
+from rhostream.advisor.il_share import ILShare, il_share
 from rhostream.advisor.measure import Budget
 from rhostream.advisor.parallel import Parallel, parallel
 from rhostream.advisor.predict import ILCost, Measured, Setting
@@ -23,6 +24,7 @@ from rhostream.advisor.referenced import reference_of
 from rhostream.advisor.samples import draw, preprocess_for, require_built_in
 from rhostream.doctor import cpu_name
 from rhostream.errors import UntrustedCodeError, UsageError
+from rhostream.il_model.bounds import at_most
 from rhostream.inert import one_line
 from rhostream.runs.doubts import Plan
 from rhostream.samples.registry import asked
@@ -33,7 +35,7 @@ from rhostream.tables import il as il_table
 from rhostream.tables.names import checked_roots
 
 HELD = 512  # samples at most that are kept in memory as bytes
-FIT_SAMPLES, FIT_EPOCHS, FIT_CHECK, FIT_FOLDS = 100_000, 5, 10_000, 2  # fit-il's own defaults
+FIT_SAMPLES, FIT_FOLDS = 100_000, 2  # fit-il's own defaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,7 @@ class Estimate:
     setting: Setting
     measured: Measured
     il: ILCost
+    il_share: ILShare  # of one run of rho
     advice: Advice
     notes: tuple[str, ...]
     parallel: Parallel | None  # over several ranks
@@ -79,6 +82,7 @@ def estimate(
     classes: int | None = None,
     device: str = "auto",
     il_model: str | None = None,
+    il_size: int | None = None,
     reference: str | None = None,
     steps: int | None = None,
     view_sizes: Iterable[int] = (),
@@ -102,6 +106,7 @@ def estimate(
 
     `il`: a table of compute-il or index; with it samples are counted and the loader itself is measured. `reference`:
     instead of an IL model a model that exists, as of `compute_il`: no fit is charged, and its own forward is measured.
+    `il_size`: the pixels that the IL model sees, where they are other than the model's.
     `steps`: of the baseline run that the IL is charged to (default: one pass over everything). `band` are quantiles of
     il.
     `ranks`: devices like this one, `bandwidth` GB/s between them: what a step takes where all score and train, and
@@ -129,7 +134,8 @@ def estimate(
     if view_sizes and not preprocess.side:
         raise UsageError(f"--view-size {view_sizes[0]} is for images, and these samples are {preprocess.holds}")
     sizes = _views(view_sizes, preprocess.side) if preprocess.side else []
-    classes = classes or (table.info.classes if table else None) or max(samples.label) + 1
+    known_classes = classes or (table.info.classes if table else None)
+    classes = known_classes or max(samples.label) + 1
     setting = Setting(
         buffer_size=buffer_size,
         batch_size=batch_size,
@@ -146,14 +152,19 @@ def estimate(
             raise UsageError("give --il-model or --reference, not both: a table has one source of il")
         there = there and table is not None and table.info.reference.get("name") == reference
         known = {"reference": {"name": reference}, "fit_samples": 0, "checked_samples": 0}
+    if il_size is not None and (reference is not None or not preprocess.side or il_size < 1):
+        raise UsageError(f"--il-size {il_size}: expected 1 or more, of an IL model that sees images")
     small, proxy = preprocess.small_models
     il_name = reference or il_model or known.get("architecture") or small
     UntrustedCodeError.unless_named(str(il_name), reference or il_model, storage.redact(il or ""), "--il-model")
     bench = Bench(preprocess, classes, samples, preprocess.decoder, place, setting, budget)
     if reference is not None:
-        bench.reference = reference_of(reference, preprocess, classes, bench.buffer, bench.x, place)
+        bench.reference = reference_of(
+            reference, preprocess, classes, bench.buffer, bench.x, place, known=known_classes is not None
+        )
+    of_the_table = il_size is None and ("reference" in known or il_model in (None, known.get("architecture")))
+    bench.il_size, bench.il_macs = il_size, known.get("macs") if of_the_table and reference is None else None
     measured = bench.measure(model, il_name, proxy, sizes, table)
-    of_the_table = "reference" in known or il_model in (None, known.get("architecture"))
     cost = _il_cost(samples.total, known if of_the_table else {}, table)
     return Estimate(
         model=model, il_model=il_name, proxy=proxy, device=str(place), decoder=preprocess.decoder,
@@ -162,7 +173,7 @@ def estimate(
         input=preprocess.in_words(),
         classes=classes, batch_norm=bench.batch_norm,
         il_there=there, counted=samples.counted, setting=setting,
-        measured=measured, il=cost, advice=advise(measured, setting, cost),
+        measured=measured, il=cost, il_share=il_share(measured, setting, cost), advice=advise(measured, setting, cost),
         notes=(
             *bench.notes,
             *_of_a_reference(known, il_name, bench.reference is not None),
@@ -237,12 +248,12 @@ def _views(asked: Iterable[int], full: int) -> list[int]:
 
 
 def _il_cost(samples: int, known: Mapping[str, Any], table: il_table.Table | None) -> ILCost:
-    """As the table's model says of itself, else as fit-il's defaults would have it on so many samples."""
+    """As the table's model says of itself, else the most that fit-il's defaults would cost of so many samples."""
     scored = table.il_rows if table else 0
     pooled = 0 if "reference" in known else min(samples, FIT_SAMPLES)
     folds = int(known.get("folds", FIT_FOLDS))
-    trained = int(known["fit_samples"]) if "fit_samples" in known else pooled * FIT_EPOCHS
-    looks = (2 * FIT_EPOCHS + 2) * min(folds * FIT_CHECK, pooled)  # twice an epoch, then at what is measured
+    trained, looks = at_most(pooled, folds)
+    trained = int(known.get("fit_samples", trained))
     return ILCost(
         trained=trained, checked=int(known.get("checked_samples", looks)), pooled=pooled, scored=scored or samples
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rhostream.advisor.advice import Way
 from rhostream.advisor.cores import threads_beside, wall
 from rhostream.advisor.estimate import Estimate
+from rhostream.advisor.il_share import LITTLE
 from rhostream.advisor.parallel import SHORTLIST
 
 WIDE = 34
@@ -22,7 +23,17 @@ def duration(seconds: float | None) -> str:
 
 def render(e: Estimate) -> str:
     """An estimate for people."""
-    parts = [_head(e), _measured(e), _steps(e), _bottleneck(e), _levers(e), _parallel(e), _pays(e), _notes(e)]
+    parts = [
+        _head(e),
+        _measured(e),
+        _steps(e),
+        _bottleneck(e),
+        _levers(e),
+        _parallel(e),
+        _share_of_run(e),
+        _pays(e),
+        _notes(e),
+    ]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
@@ -155,6 +166,34 @@ def _parallel(e: Estimate) -> list[str]:
 
 def _share(way: Way, rho: Way, saved: float) -> str:
     return "-" if way is rho else f"{saved:.0%}"
+
+
+def _share_of_run(e: Estimate) -> list[str]:
+    share, m = e.il_share, e.measured
+    smaller = f"{m.macs / m.il_macs:.3g} times fewer" if m.il_macs <= m.macs else f"{m.il_macs / m.macs:.3g} times more"
+    fit = "as its table says" if e.il_there else "at most: it ends when the loss of others no longer falls"
+    lines = [
+        f"What the IL model {e.il_model} costs of one run of rho ({share.steps:,} steps, {share.passes:.3g} passes, "
+        f"{share.units:,.0f} forwards)" + ("; this table is there, so it is paid already" if e.il_there else ""),
+    ]
+    if e.il.trained:
+        looked = f"{e.il.trained:,} samples forward and backward, {e.il.checked:,} looked at; {fit}"
+        lines.append(_line("fit", f"{share.fit + share.check:.1%}", looked))
+    per = 1 + 3 * e.setting.batch_size / e.setting.buffer_size
+    lines += [
+        _line("scoring all samples", f"{share.score:.1%}", f"{e.il.scored:,} forwards of {smaller} multiply-adds"),
+        _line("together", f"{share.whole:.1%}"),
+        f"  Scoring alone costs MACs(IL) / MACs(target) / {per:.2f} = {share.quotient:.2g} of every pass that uses it "
+        "once.",
+    ]
+    if share.whole <= LITTLE:
+        return [*lines, f"  That is below {LITTLE:.0%} of the run."]
+    return [
+        *lines,
+        f"  Below {LITTLE:.0%} it is when {share.runs:,} runs share it, with a run of {share.longer:.3g} passes, or "
+        f"with a target of {share.macs:.3g} multiply-adds ({share.macs / m.macs:.3g} times these).",
+        "  A smaller --il-model, or fewer pixels for it (--il-size; fit-il's --image-size), costs less: docs/cost.md.",
+    ]
 
 
 def _pays(e: Estimate) -> list[str]:

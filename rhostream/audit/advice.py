@@ -27,7 +27,7 @@ class Step:
 
 def next_steps(runs: Sequence[RunFacts], found: Mapping[str, Sequence[Comparison]], said: Verdict,
                quality: Mapping[str, Any] | None, tested: ILTest | None) -> list[Step]:  # fmt: skip
-    """Two to five things to do after the runs of one setting, the most telling first.
+    """Two to six things to do after the runs of one setting, the most telling first.
 
     `quality`: the figures of their IL table (`il_quality`), None without one.
     """
@@ -35,11 +35,13 @@ def next_steps(runs: Sequence[RunFacts], found: Mapping[str, Sequence[Comparison
     url = storage.redact(first.folder.url)
     looked = (
         _no_separation(first, quality), _noise_kept(first), _baseline(first, found), _verdict(first, said, len(runs)),
-        _more_seeds(first, len(runs), bool(found[UNIFORM])), _il_on_test(first, tested),
+        _more_seeds(first, len(runs), bool(found[UNIFORM])),
     )  # fmt: skip
     steps = [step for step in looked if step is not None][:MOST]
+    unknown = _il_on_test(first, tested)  # always: every table that shows a target's accuracy leads here for it
     return [
         *steps,
+        *([] if unknown is None else [unknown]),
         Step("Look closer: every sample, what it was kept or skipped for, by any figure.", ("rhostream", "view", url)),
         Step("Take it elsewhere: what was kept, as a file.", ("rhostream", "export", url, "-o", "kept.parquet")),
     ]
@@ -103,7 +105,7 @@ def _more_seeds(run: RunFacts, n: int, compared: bool) -> Step | None:
 
 
 def _il_on_test(run: RunFacts, tested: ILTest | None) -> Step | None:
-    if tested is not None or not run.folder.il_model or run.folder.no_class:
+    if tested is not None or not run.folder.il_model or run.is_baseline or run.folder.no_class:
         return None
     words = run.folder.record.get("arguments") or {}
     shards = [str(shard) for shard in words.get("test_shards") or ()]

@@ -31,6 +31,8 @@ _FREE = {
 OF_THE_RULE = {"selection", *(name for name, says in _SAYS.items() if says.part == "rule")}
 # One that trains on everything has a buffer of its own, and may split its batch.
 OF_THE_SIZES = {name for name, says in _SAYS.items() if says.part == "sizes"}
+TEST_SET = "test_set"
+OF_D = ("shards", TEST_SET)  # what runs must share for accuracies at equal cost: D, and what they are tested on
 SHOWN = 3  # differing settings that are named one by one
 _UNSTATED = "not stated"
 
@@ -46,6 +48,23 @@ def setting_of(run: RunFolder) -> dict[str, Any]:
     return stated | {f"change {n + 1}": says_change(change) for n, change in enumerate(changes)}
 
 
+def tested_on(run: RunFolder) -> dict[str, Any]:
+    """What its accuracies are of: {"test_set": "5,000 samples, 3f2a..."}, {} where run.json doesn't say.
+
+    The digest is of keys and labels, so a test set is the same wherever it lies; older runs have the number alone.
+    """
+    counts, digest = run.record.get("test_set"), run.record.get("test_fingerprint")
+    if not counts:
+        return {}
+    return {TEST_SET: f"{sum(counts.values()):,} samples" + (f", {digest}" if digest else "")}
+
+
+def other_tests(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two runs are known to be tested on other samples; a digest that only one states tells nothing."""
+    a, b = (str(setting.get(TEST_SET) or "").split(", ") for setting in (one, other))
+    return "" not in (a[0], b[0]) and any(x != y for x, y in zip(a, b, strict=False))
+
+
 def says_change(change: Mapping[str, Any]) -> str:
     """A recorded change in words."""
     return f"{change['field']} {shown(change['old'])} to {shown(change['new'])} from step {change['step']:,}"
@@ -59,9 +78,13 @@ def digest_of(setting: Mapping[str, Any]) -> str | None:
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any], but: Iterable[str] = ()) -> list[str]:
-    """Names of the settings that differ, or that only one of them states, sorted; without those of `but`."""
-    names = ({*one} | {*other}) - set(but)
-    return sorted(n for n in names if (n in one) != (n in other) or one[n] != other[n])
+    """Names of the settings that differ, or that only one of them states, sorted; without those of `but`.
+
+    Of test sets only two that are known differ (`other_tests`).
+    """
+    names = ({*one} | {*other}) - {*but, TEST_SET}
+    found = {n for n in names if (n in one) != (n in other) or one[n] != other[n]}
+    return sorted(found | ({TEST_SET} if other_tests(one, other) else set()))
 
 
 def says_difference(one: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rhostream.audit.alike import SHOWN, differing, says_difference, shown, unfair
+from rhostream.audit.alike import OF_D, SHOWN, differing, says_difference, shown, unfair
 from rhostream.audit.facts import RunFacts
 from rhostream.audit.metrics import best, steps_to_reach
 from rhostream.runs.cost import break_even
@@ -79,9 +79,10 @@ def _called_alike(runs: Sequence[RunFacts], groups: Sequence[list[RunFacts]]) ->
 def not_compared(groups: Mapping[str, Sequence[RunFacts]], selected: Iterable[str]) -> list[str]:
     """In words: groups that look like seeds of one setting and are not, and baselines that a run isn't measured by.
 
-    One sentence each, with the settings that differ and both values.
+    And groups that select from other samples, or are tested on others: their accuracies can't be set side by side at
+    any cost. One sentence each, with the settings that differ and both values.
     """
-    says, listed = [], list(groups.values())
+    says, listed, selected = [], list(groups.values()), list(selected)
     for at, (name, runs) in enumerate(groups.items()):
         for other in list(groups)[:at]:
             theirs = groups[other]
@@ -89,10 +90,16 @@ def not_compared(groups: Mapping[str, Sequence[RunFacts]], selected: Iterable[st
                 says.append(
                     _apart("Not one setting", other, theirs, name, runs, differing(theirs[0].setting, runs[0].setting))
                 )
-    for name in selected:
+    for at, name in enumerate(selected):
         says += [
             _apart("Not compared", name, groups[name], other, groups[other], names)
             for other, names in refused(groups, name).items()
+        ]
+        apart = {o: differing(groups[name][0].setting, groups[o][0].setting) for o in selected[:at]}
+        says += [
+            _apart("Not at equal cost", other, groups[other], name, groups[name], of_data)
+            for other, names in apart.items()
+            if (of_data := [one for one in names if one in OF_D])
         ]
     return says
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rhostream.audit.alike import setting_of
+from rhostream.audit.alike import setting_of, tested_on
 from rhostream.audit.runs import RunFolder
 from rhostream.audit.views import Ledger, open_ledger
 from rhostream.config.train import TrainConfig
@@ -69,8 +69,8 @@ class RunFacts:
 
     @property
     def setting(self) -> dict[str, Any]:
-        """Everything that was pinned but the seed, and what was changed on purpose."""
-        return setting_of(self.folder)
+        """Everything that was pinned but the seed, what was changed on purpose, and what it was tested on."""
+        return setting_of(self.folder) | tested_on(self.folder)
 
     @property
     def rule(self) -> str:

@@ -55,3 +55,9 @@ def of_runs(tested: ILTest | None, facts: Any) -> ILTest | None:
         return None
     pinned = {(one.folder.record.get("fingerprints") or {}).get("il") for one in facts}
     return tested if pinned == {tested.fingerprint} else None
+
+
+def accuracy_of(tested: ILTest | None, facts: Any) -> float | None:
+    """How right the IL model of these runs is on the test set; None where it isn't known."""
+    known = of_runs(tested, facts)
+    return None if known is None else known.accuracy

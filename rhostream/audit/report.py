@@ -26,7 +26,7 @@ from rhostream.audit.details import details
 from rhostream.audit.facts import RunFacts, gather_all
 from rhostream.audit.gallery import PICTURES
 from rhostream.audit.il_quality import il_quality, section
-from rhostream.audit.il_test import ILTest, il_on_test_set, of_runs
+from rhostream.audit.il_test import ILTest, accuracy_of, il_on_test_set, of_runs
 from rhostream.audit.looks import Look, looks
 from rhostream.audit.metrics import common_window
 from rhostream.audit.pages import environment
@@ -102,7 +102,7 @@ def _page(
                       "filtered": against_filter(runs, found[name][FILTERED]),
                       "rows": bill_rows(runs, found[name], stand[name], window, of_runs(tested, runs))}
                      for name, runs in selected.items()],
-        "settings": settings(groups, said, drawn_as, window), "settings_head": SETTINGS_HEAD,
+        "settings": settings(groups, said, drawn_as, window, tested), "settings_head": SETTINGS_HEAD,
         "next": next_steps(selected[best], found[best], said[best], quality, of_runs(tested, selected[best])),
         "next_of": best if len(selected) > 1 else "",
         "warnings": _warnings(facts.values()) + not_compared(groups, selected),
@@ -110,7 +110,8 @@ def _page(
         "recalls": tabulate.recalls(facts.values()),
         "compared": tabulate.compared(found), "costs": tabulate.costs(groups, window),
         "seconds": tabulate.seconds(groups),
-        "il_texts": [(name if len(selected) > 1 else "", il_account(runs, found[name], window))
+        "il_texts": [(name if len(selected) > 1 else "",
+                      il_account(runs, found[name], window, accuracy_of(tested, runs)))
                      for name, runs in selected.items()],
         "reasons": tabulate.reasons(groups), "balance": tabulate.balance(groups), "noisy": tabulate.noisy(groups),
         "classes": tabulate.classes(main, groups), "sources": tabulate.sources([*facts.values()]),

@@ -7,14 +7,17 @@ from typing import Any
 
 from rhostream.audit import account
 from rhostream.audit.account import AGAIN, FIRST, NEVER, PAID, SLOWER, STEPS, Standing, mean
+from rhostream.audit.alike import other_tests
 from rhostream.audit.compare import EVERYTHING, NOT_REACHED, UNIFORM, Comparison
 from rhostream.audit.facts import RunFacts
-from rhostream.audit.il_test import ILTest
+from rhostream.audit.il_test import ILTest, accuracy_of
 from rhostream.audit.tabulate import UNKNOWN, class_means, class_name, number, percent
 from rhostream.audit.verdict import BAD, GOOD, MIXED, Verdict, of_evaluations, ordinal
 
 _BASELINES = {UNIFORM: "against uniform choice", EVERYTHING: "against training on everything"}
 NOT_BEGUN = "not begun: the il alone cost more"
+NOT_KNOWN = "not known: see what to do next"  # how right an IL model is on the test set
+OTHER_TESTS = "of another test set"
 
 
 def bill_rows(runs: Sequence[RunFacts], found: Mapping[str, Sequence[Comparison]], stand: Sequence[Standing],
@@ -29,10 +32,8 @@ def bill_rows(runs: Sequence[RunFacts], found: Mapping[str, Sequence[Comparison]
         rows.append([what, ours if one.begun else NOT_BEGUN, theirs, points(one.gains)])
     for kind in (UNIFORM, EVERYTHING):
         rows += _to_the_best(found.get(kind, ()), kind, once)
-    if runs[0].folder.il_model and not runs[0].is_baseline:
-        known = (
-            "unknown (see what to do next)" if tested is None else f"{percent(tested.accuracy)} of {tested.samples:,}"
-        )
+    if runs[0].folder.il_model and not runs[0].is_baseline and not runs[0].folder.no_class:
+        known = NOT_KNOWN if tested is None else f"{percent(tested.accuracy)} of {tested.samples:,}"
         gains = [end - tested.accuracy for end in ends] if tested else []
         rows.append(["against the IL model itself, on the test set", percent(mean(ends)), known, points(gains)])
     return rows
@@ -91,12 +92,17 @@ def _bounded(share: float) -> str:
 
 
 def settings(groups: Mapping[str, Sequence[RunFacts]], verdicts: Mapping[str, Verdict],
-             looks: Mapping[str, Any], window: int) -> list[dict[str, Any]]:  # fmt: skip
-    """A row a setting of the page: how accurate, at what cost with and without the il, what it kept; its verdict."""
-    rows = []
+             looks: Mapping[str, Any], window: int, tested: ILTest | None) -> list[dict[str, Any]]:  # fmt: skip
+    """A row a setting of the page: how accurate, at what cost with and without the il, what it kept; its verdict.
+
+    Beside each target stands how right its IL model is on the test set. Accuracies of runs that were tested on other
+    samples than the first are left out: the page says which.
+    """
+    rows, main = [], next(iter(groups.values()))[0].setting
     for name, runs in groups.items():
+        comparable = not other_tests(main, runs[0].setting)
         units, once = mean(run.row["forward_units"] for run in runs), account.bill(runs)
-        worst = class_means(runs)
+        worst = class_means(runs) if comparable else {}
         least = min(worst, key=lambda label: (worst[label], label), default=None)
         rates = [_kept_rate(run) for run in runs]
         said = verdicts.get(name)
@@ -104,7 +110,8 @@ def settings(groups: Mapping[str, Sequence[RunFacts]], verdicts: Mapping[str, Ve
             "name": name, "swatch": looks[name].swatch, "tone": said.tone if said else "",
             "pays": _pays(said) if said else "a baseline",
             "cells": [
-                f"{len(runs)}", _short(account.finals(runs, window)), number(mean(r.row["steps"] for r in runs)),
+                f"{len(runs)}", _short(account.finals(runs, window)) if comparable else OTHER_TESTS,
+                _il_model(runs, tested), number(mean(r.row["steps"] for r in runs)),
                 number(units), UNKNOWN if units is None or once is None else number(units + once),
                 percent(mean(rates)), percent(mean(run.noisy.get(True) for run in runs)),
                 UNKNOWN if least is None else f"{percent(worst[least])} ({class_name(runs[0], least)})",
@@ -113,8 +120,17 @@ def settings(groups: Mapping[str, Sequence[RunFacts]], verdicts: Mapping[str, Ve
     return rows
 
 
-SETTINGS_HEAD = ("setting", "does it pay?", "runs", "test accuracy at the end (± 95 %)", "steps", "forward units",
+SETTINGS_HEAD = ("setting", "does it pay?", "runs", "test accuracy at the end (± 95 %)",
+                 "its IL model on the test set", "steps", "forward units",
                  "first run, il included", "kept", "wrong labels among kept", "worst class")  # fmt: skip
+
+
+def _il_model(runs: Sequence[RunFacts], tested: ILTest | None) -> str:
+    """How right the IL model of a group is on the test set: "none" where it looks at no il, or has no classes."""
+    if runs[0].is_baseline or not runs[0].folder.il_model or runs[0].folder.no_class:
+        return "none"
+    accuracy = accuracy_of(tested, runs)
+    return NOT_KNOWN if accuracy is None else percent(accuracy)
 
 
 def _pays(said: Verdict) -> str:

@@ -158,8 +158,12 @@ def ordinal(n: int) -> str:
     return f"{n:,}{ending}"
 
 
-def il_account(runs: Sequence[RunFacts], found: Mapping[str, Sequence[Comparison]], window: int) -> str:
-    """What the irreducible loss of a group cost, and after how many runs it is paid, in words."""
+def il_account(runs: Sequence[RunFacts], found: Mapping[str, Sequence[Comparison]], window: int,
+               on_tests: float | None = None) -> str:  # fmt: skip
+    """What the irreducible loss of a group cost, and after how many runs it is paid, in words.
+
+    `on_tests`: the accuracy of its model on the test set; None says that it isn't known, and how to get it.
+    """
     units, accuracy = account.il_units(runs), mean([run.row["il_accuracy"] for run in runs])
     listed = account.list_units(runs)
     made = f" Making its keep-list cost {listed:,.0f} forward units, once." if listed else ""
@@ -174,6 +178,11 @@ def il_account(runs: Sequence[RunFacts], found: Mapping[str, Sequence[Comparison
         over = f"{of_evaluations(window)}" if window > 1 else "its last evaluation"
         over += f"; mean of {len(runs)} runs" if len(runs) > 1 else ""
         text += f"; the target ended at {100 * ended:.1f} % of the test set ({over})." if ended is not None else "."
+    if on_tests is not None:
+        text += f" On the test set it is right for {100 * on_tests:.1f} %."
+    elif not runs[0].folder.no_class and not runs[0].is_baseline:
+        text += (" How right it is on the test set isn't known: give the report a table of the test shards, scored by "
+                 "it, with --il-test.")  # fmt: skip
     return text + made
 
 

@@ -59,6 +59,9 @@ class EstimateConfig:
     il_model: str | None = setting(
         None, help="The IL model to price.", metavar="NAME", unset="the table's, else small-cnn", imports=True
     )
+    il_size: int | None = setting(
+        None, help="Pixels that the IL model to price sees.", metavar="PIXELS", unset="as many as the model"
+    )
     reference: str | None = setting(
         None, help="Price a model that exists instead of an IL model: none is fitted.", metavar="NAME", imports=True
     )

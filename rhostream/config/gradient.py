@@ -26,6 +26,16 @@ class GradientStep:
     accumulate: int = setting(
         1, help="Split the kept batch into this many forwards.", heading=STEP, pin=ALWAYS, fixed="", part="sizes"
     )
+    update_size: int | None = setting(
+        None,
+        help="Learn from a kept batch in several updates, of at most N samples each.",
+        heading=STEP,
+        metavar="N",
+        unset="one update of the whole batch",
+        pin=ASKED,
+        fixed="",
+        part="sizes",
+    )
     optimizer: str = setting(
         "adamw",
         help=", ".join(OPTIMIZERS) + " or your module:function(model, lr=, weight_decay=), with parameter "
@@ -125,6 +135,8 @@ class GradientStep:
         for what, name, known in (("optimizer", self.optimizer, OPTIMIZERS), ("schedule", self.schedule, SCHEDULES)):
             if ":" not in name and name not in known:
                 raise UnknownNameError.of(what, name, [*known, "package.module:function"])
+        if self.update_size is not None and self.update_size < 1:
+            raise UsageError(f"--update-size {self.update_size}: expected at least 1 sample an update")
         if self.clip_gradient is not None and not 0 < self.clip_gradient < math.inf:
             raise UsageError(f"--clip-gradient {self.clip_gradient:g}: expected a norm above 0")
         if self.ema is not None and not 0 < self.ema < 1:

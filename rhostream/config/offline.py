@@ -106,7 +106,10 @@ class FitILConfig(_OfflineConfig):
         None, help="Samples with the same value of this json field share a fold.", metavar="FIELD"
     )
     fit_samples: int = setting(100_000, help="Learn from at most this many.")
-    epochs: int = setting(5, help="Passes over the samples that are learned from.")
+    epochs: int | None = setting(
+        None, help="Passes over the samples that are learned from.", metavar="N",
+        unset="until the loss of others no longer falls, at most 20 passes and 250,000 samples a network",
+    )  # fmt: skip
     batch_size: int = setting(64, help="Samples of a gradient step.", command_line=False)
     lr: float = setting(1e-3, help="AdamW learning rate.")
     init: str | None = setting(None, help=INIT, metavar="WEIGHTS", place=True)

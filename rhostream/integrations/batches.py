@@ -63,6 +63,11 @@ class Batches:
             raise UsageError(
                 f"the rule {selector.rule.name} weighs its losses, and a trainer that takes their mean knows no weights"
             )
+        if selector.options.auto:
+            raise UsageError(
+                "--ratio auto keeps more or less of each buffer, in several updates, and a trainer that owns the "
+                "loop makes one of each: take a loop of your own, or rhostream train"
+            )
         if selector.batch_size % pieces:
             raise UsageError(
                 f"batch_size {selector.batch_size} doesn't divide into {run.ranks.size} ranks x {accumulate} forwards "

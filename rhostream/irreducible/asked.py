@@ -23,6 +23,7 @@ from rhostream.stream.label_from import numbers_of
 from rhostream.tables import il
 
 LOG = logging.getLogger("rhostream")
+EPOCHS_OF_BEFORE = 5  # of a fit that nobody gave a number, before it stopped by itself
 
 
 def checked_rule(config: FitILConfig) -> FoldRule:
@@ -33,7 +34,7 @@ def checked_rule(config: FitILConfig) -> FoldRule:
         raise UnknownNameError.of("balance", config.balance, BALANCE)
     gate.require_share(config.min_accuracy)
     for name, value in (
-        ("epochs", config.epochs),
+        ("epochs", 1 if config.epochs is None else config.epochs),
         ("fit-samples", config.fit_samples),
         ("batch-size", config.batch_size),
     ):
@@ -126,6 +127,8 @@ def _require_same(there: ModelInfo, asked: dict[str, Any], out: str) -> None:
         raise MismatchError(f"{redact(out)} is a checkpoint of another fit; use another --out")
     for name in dict.fromkeys([*asked, *there.asked]):
         old, new = there.asked.get(name), asked.get(name)
+        if name == "epochs" and new is None and old == EPOCHS_OF_BEFORE:
+            continue  # the same command, when it had this default
         if old != new:
             raise MismatchError(
                 f"{redact(out)} holds an IL model with {name} {old!r}, this job has {new!r}; "

@@ -17,6 +17,7 @@ from rhostream import models
 from rhostream.crashpoints import crash_point
 from rhostream.errors import UsageError
 from rhostream.il_model.bank import Bank, write_bank
+from rhostream.il_model.bounds import MOST_CHECKED, most_checked
 from rhostream.il_model.folds import FoldRule
 from rhostream.il_model.networks import write_weights
 from rhostream.irreducible.banks import bank_of
@@ -35,7 +36,7 @@ from rhostream.selection.ranks import Ranks
 from rhostream.selection.tokens import is_language
 
 LOG = logging.getLogger("rhostream")
-CHECK_SAMPLES = 10_000  # at most, for the choice of the checkpoint; as many of D are looked at
+CHECK_SAMPLES = MOST_CHECKED  # at most, for the choice of the checkpoint; as many of D are looked at
 KEPT_BACK = 10  # one in so many samples of a holdout is not learned from
 FIRST = 5  # classes named of many
 JUDGES = {
@@ -115,7 +116,7 @@ class Fold:
 
 def fit_folds(fit: Fit, rule: FoldRule, pool: Pool, check: Pool) -> list[Fold]:
     """Train the network of every fold. Raises UsageError when one has nothing to learn from or to be checked on."""
-    splits = [_split(rule, number, pool, check, fit.recipe.seed) for number in range(rule.models)]
+    splits = [_split(rule, number, pool, check, fit.recipe) for number in range(rule.models)]
     found = []
     for number, (train, rows) in enumerate(splits):
         batches = -(-len(train) // fit.recipe.batch_size)
@@ -124,14 +125,14 @@ def fit_folds(fit: Fit, rule: FoldRule, pool: Pool, check: Pool) -> list[Fold]:
             learned, macs = fit.learned(number, pool, train, check, rows, progress)
         found.append(Fold(number, learned, train, rows, macs))
         LOG.info(
-            "fit-il: model %d of %d: loss %.4f%s on %s (epoch %.1f of %d)",
+            "fit-il: model %d of %d: loss %.4f%s on %s (epoch %.1f of %s)",
             number + 1,
             rule.models,
             learned.val_loss,
             "" if learned.val_accuracy is None else f", accuracy {learned.val_accuracy:.4f}",
             JUDGES[rule.mode],
             learned.best_epoch,
-            fit.recipe.epochs,
+            f"{learned.curve[-1]['epoch']:.1f}, where it no longer fell" if learned.over else fit.recipe.epochs,
         )
     return found
 
@@ -152,24 +153,25 @@ def _learned(rule: FoldRule, number: int, pool: Pool) -> Tensor:
     return pool.mark != number if rule.mode == "folds" else ~kept_back(pool.mark)
 
 
-def _split(rule: FoldRule, number: int, pool: Pool, check: Pool, seed: int) -> tuple[Tensor, Tensor]:
+def _split(rule: FoldRule, number: int, pool: Pool, check: Pool, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """The rows of the pool that a network learns from, and those of the check pool that choose its checkpoint."""
     learned = _learned(rule, number, pool)
     train, rows = learned.nonzero()[:, 0], (~learned).nonzero()[:, 0]
-    rows = _some(torch.arange(len(check)) if rule.mode == "fraction" else rows, seed, number)
+    most = most_checked(len(train)) if recipe.stops else CHECK_SAMPLES
+    rows = _some(torch.arange(len(check)) if rule.mode == "fraction" else rows, recipe.seed, number, most)
     if not len(train) or not len(rows):
         raise UsageError(
             f"fold {number} has {len(train):,} samples to learn from and {len(rows):,} to check on: "
-            "too few samples for this split"
+            "too few samples for this split; take more (--fit-samples, more shards) or another one"
         )
     return train, rows
 
 
-def _some(rows: Tensor, seed: int, number: int) -> Tensor:
-    """At most `CHECK_SAMPLES` of the rows, the same ones for every network of that fold."""
-    if len(rows) <= CHECK_SAMPLES:
+def _some(rows: Tensor, seed: int, number: int, most: int) -> Tensor:
+    """At most so many of the rows, the same ones for every network of that fold."""
+    if len(rows) <= most:
         return rows
-    chosen = generator(seed, "check", number).permutation(len(rows))[:CHECK_SAMPLES]
+    chosen = generator(seed, "check", number).permutation(len(rows))[:most]
     return rows[torch.from_numpy(chosen).sort().values]
 
 
@@ -215,9 +217,10 @@ def quality_of(fit: Fit, folds: Sequence[Fold], pool: Pool, check: Pool) -> tupl
     on_train: list[Logits] = []
     for fold in folds:
         network = loaded(fit, fold.learned)
+        most = len(fold.check) if fit.recipe.stops else CHECK_SAMPLES
         for found, own, rows in (
             (on_check, check, fold.check),
-            (on_train, pool, _some(fold.train, fit.recipe.seed, fold.number)),
+            (on_train, pool, _some(fold.train, fit.recipe.seed, fold.number, most)),
         ):
             found.append(
                 logits_of(network, own.fields, own.label, rows, fit.preprocess.inputs, fit.device, fit.classes)

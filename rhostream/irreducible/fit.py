@@ -10,7 +10,7 @@ import logging
 import math
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from rhostream import storage
 from rhostream.config.call import configured
 from rhostream.config.offline import FitILConfig
 from rhostream.crashpoints import crash_point
+from rhostream.il_model.bounds import most_epochs
 from rhostream.il_model.folds import FoldRule
 from rhostream.il_model.info import ModelInfo, write_info
 from rhostream.irreducible import gate
@@ -60,7 +61,9 @@ _READ_AGAIN = "the same command reads the samples again and goes on behind the e
 def fit_il(config: FitILConfig) -> ModelInfo:
     """Train the IL model of `shards` and write it below `out`; a complete one of the same settings is returned as is.
 
-    `fit_samples` bounds the samples that are held and learned from, over all folds. The checkpoint is the one with the
+    `fit_samples` bounds the samples that are held and learned from, over all folds. Without `epochs` a network learns
+    at a constant rate, its weights are averaged, and it ends when the average's loss on others no longer falls
+    (`until_flat`); with them it learns so many at a rate that falls to 0. The checkpoint is the one with the
     lowest mean loss on samples that the network doesn't learn from and that are distributed like those it learns from,
     labels as they are: the fold left out, D outside a fraction, or the tenth of a holdout that is kept back, each at
     most 10,000. Beside a holdout D never chooses: noisier, it would choose an under-trained state. The same samples
@@ -138,7 +141,9 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     if preprocess.target is None:
         classes = classes or count_classes(torch.tensor(sorted({*pool.labels, *labels}) or [0]))
     recipe = Recipe(
-        epochs=config.epochs,
+        epochs=config.epochs
+        or most_epochs(len(pool) * (rule.models - 1) // rule.models if rule.models > 1 else len(pool)),
+        stops=config.epochs is None,
         batch_size=config.batch_size,
         lr=config.lr,
         weight_decay=WEIGHT_DECAY,
@@ -160,7 +165,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         device,
         config.init,
         loss,
-        lambda number: Kept(out, identity, number, rule.models, config.epochs),
+        lambda number: Kept(out, identity, number, rule.models, recipe.epochs),
     )
     empty = [] if not preprocess.needs_label else empty_classes(rule, pool, labels) + gaps(labels, label.class_names)
     for says in empty:
@@ -190,7 +195,7 @@ def fit_il(config: FitILConfig) -> ModelInfo:
     clear(out)
     worst = info.quality.get("worst_class")
     LOG.info(
-        "IL model %s: %s%s on samples it didn't learn from (%s of %s)%s; %s samples, %.0f s",
+        "IL model %s: %s%s on samples it didn't learn from (%s of %s)%s; it cost %s",
         redact(out),
         info.in_words(),
         f" (worst class {label_named(info.class_names, worst['class'])}: {worst['accuracy']:.4f})" if worst else "",
@@ -199,10 +204,18 @@ def fit_il(config: FitILConfig) -> ModelInfo:
         f"{_if_known(', accuracy {:.4f}', info.on_d.get('accuracy'))}, loss {info.on_d['loss']:.4f} on D"
         if info.on_d.get("samples")
         else "",
-        f"{info.cost['fit_samples']:,}",
-        info.cost["seconds"],
+        _bill(info.cost),
     )
     return gate.passed(info, config.min_accuracy, out)
+
+
+def _bill(cost: Mapping[str, Any]) -> str:
+    """What a fit cost: samples, multiply-adds (a backward counts two forwards), seconds."""
+    learned, checked = cost["fit_samples"], cost["checked_samples"]
+    return (
+        f"{learned:,} samples learned from and {checked:,} looked at, "
+        f"{(3 * learned + checked) * cost['macs']:.2g} multiply-adds, {cost['seconds']:.0f} s"
+    )
 
 
 def _if_known(words: str, value: float | None) -> str:

@@ -17,6 +17,8 @@ from rhostream.compute.images import mirrored, shifted
 from rhostream.compute.judge import judged
 from rhostream.crashpoints import crash_point
 from rhostream.errors import NonFiniteError
+from rhostream.il_model.bounds import LOOKS_PER_EPOCH
+from rhostream.irreducible import until_flat
 from rhostream.irreducible.unfinished import Kept, Standing
 from rhostream.progress import Progress
 from rhostream.randomness import torch_seed
@@ -29,7 +31,6 @@ from rhostream.selection.pairs import Contrastive
 from rhostream.selection.tokens import SequenceMean, is_language
 from rhostream.signals import stop_if_asked
 
-CHECKS_PER_EPOCH = 2
 NONFINITE_STEPS = 3  # in a row, none of which changes a weight
 EVAL_CHUNK = 512
 AUGMENT = ("none", "shift", "shift-flip")
@@ -38,7 +39,9 @@ BALANCE = ("none", "sample", "weight")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a network is trained: AdamW as in the paper, no schedule, batches of random samples."""
+    """How a network is trained: AdamW as in the paper, batches of random samples. The rate falls linearly to 0 over the
+    epochs; where the fit `stops` by itself it is constant, the weights are averaged, and there are so many at most.
+    """
 
     epochs: int
     batch_size: int
@@ -47,6 +50,7 @@ class Recipe:
     augment: str
     seed: int
     balance: str = "none"  # sample: every class is drawn equally often; weight: its losses weigh as much together
+    stops: bool = False  # when the loss on others no longer falls
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Learned:
     checked: int  # through a forward alone, to look at the network
     seconds: float
     seconds_before: float = 0.0  # of `seconds`, those of earlier processes
+    over: bool = False  # it stopped by itself
 
 
 def augmented(image: Input, how: str, generator: torch.Generator) -> Input:
@@ -113,8 +118,8 @@ def learn(
     """Train on rows `train` of image (N, ...); keep the state of lowest mean loss on rows `check` of `check_image` (of
     the mean over classes of their mean losses, where the fit is balanced).
 
-    The learning rate falls linearly to 0 over the epochs. `kept`: where states after epochs are kept, and gone on from,
-    with torch's generators as they then were. Raises NonFiniteError when no check had a finite loss, Interrupted.
+    `kept`: where states after epochs are kept, and gone on from, with torch's generators as they then were. Raises
+    NonFiniteError when no check had a finite loss, Interrupted.
     """
     started = time.monotonic()
     network.to(device)
@@ -124,12 +129,13 @@ def learn(
     if recipe.balance == "weight" and classes is not None:
         weight_C = class_weights(label[train], classes).to(device)
     batches = -(-len(train) // recipe.batch_size)
-    check_at = {-(-batches * i // CHECKS_PER_EPOCH) for i in range(1, CHECKS_PER_EPOCH + 1)}
+    check_at = {-(-batches * i // LOOKS_PER_EPOCH) for i in range(1, LOOKS_PER_EPOCH + 1)}
     at = kept.restore(network, optimizer, generator) if kept else Standing()
     before = at.seconds
     if progress is not None:
         progress.resume(at.epochs * batches)
-    for epoch in range(at.epochs, recipe.epochs):
+    at.average = {name: value.to(device) for name, value in at.average.items()}
+    for epoch in () if at.over else range(at.epochs, recipe.epochs):
         order = drawn(train, label, recipe.balance, generator)
         running = torch.zeros((), device=device)
         for number, rows in enumerate(torch.split(order, recipe.batch_size), 1):
@@ -142,8 +148,9 @@ def learn(
                 x = augmented(kind.inputs(fields), recipe.augment, generator)
                 target = target_of(kind.target, fields, label[rows].to(device), x)
                 mean = _mean_loss(network, called(network, x), target, loss, weight_C)
-                for group in optimizer.param_groups:  # at a constant rate the last states differ by points
-                    group["lr"] = recipe.lr * (1 - at.steps / (batches * recipe.epochs))
+                if not recipe.stops:
+                    for group in optimizer.param_groups:  # at a constant rate the last states differ by points
+                        group["lr"] = recipe.lr * (1 - at.steps / (batches * recipe.epochs))
                 optimizer.zero_grad(set_to_none=True)
                 mean.backward()
                 applied = finite_or_nan(gradients_of(network), mean.detach())
@@ -156,17 +163,24 @@ def learn(
                     )
                 running += 0.0 if at.dead else mean.detach()
                 at.steps, at.samples = at.steps + 1, at.samples + len(rows)
+                if recipe.stops:
+                    until_flat.averaged(at.average, network, at.steps)
                 crash_point("fit-il: step taken")
             if progress is not None:  # the loss of a batch would have to be waited for
                 others = at.curve[-1]["val_loss"] if at.curve else None
                 progress.advance(epoch=epoch + 1, epochs=recipe.epochs, loss_on_others=others)
             if number in check_at:
-                checked = evaluate(network, check_image, check_label, check, kind, loss, device, says)
-                at.checked += len(check)
-                _check(at, checked, round(epoch + number / batches, 3), float(running) / number, recipe, network)
+                with until_flat.in_place(at.average, network):
+                    checked = evaluate(network, check_image, check_label, check, kind, loss, device, says)
+                    at.checked += len(check)
+                    _check(at, checked, round(epoch + number / batches, 3), float(running) / number, recipe, network)
+                if at.over:
+                    break
         at.epochs, at.seconds = epoch + 1, before + time.monotonic() - started
         if kept:
             kept.save(at, network, optimizer, generator)
+        if at.over:
+            break
     if not at.state:
         raise NonFiniteError(f"the IL model's loss was never finite in {recipe.epochs} epochs; lower --lr")
     return Learned(
@@ -180,13 +194,15 @@ def learn(
         at.checked,
         before + time.monotonic() - started,
         before,
+        at.over,
     )
 
 
 def _check(
     at: Standing, found: Checked, at_epoch: float, train_loss: float, recipe: Recipe, network: nn.Module
 ) -> None:
-    """Enter a look at the network into its curve, and keep its weights where they are the best so far."""
+    """Enter a look at the network into its curve, keep its weights where they are the best so far, and say whether the
+    fit is over."""
     point: dict[str, float | None] = {
         "epoch": at_epoch,
         "train_loss": train_loss,
@@ -195,9 +211,11 @@ def _check(
     }
     point |= {} if recipe.balance == "none" else {"val_balanced_loss": found.balanced_loss}
     at.curve.append(point)
-    choice = found.loss if recipe.balance == "none" else found.balanced_loss
+    name = "val_loss" if recipe.balance == "none" else "val_balanced_loss"
+    choice = point[name]
     if choice < at.best["choice"]:
         at.best, at.state = {**point, "choice": choice}, _state(network)
+    at.over = recipe.stops and until_flat.over([loss for look in at.curve if (loss := look[name]) is not None])
 
 
 def _state(network: nn.Module) -> dict[str, Tensor]:

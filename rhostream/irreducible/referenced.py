@@ -89,7 +89,7 @@ def of_reference(
     model = find_stored(name) if is_of_library(config.reference) else None
     kind, label = _kind(config, there, shards, model), label_of(config, there, shards)
     label.require_beside(kind)
-    beside = {} if model is None or kind.target is not None else _beside(model, label.classes, shards)
+    beside = {} if kind.target is not None else _beside(model, label.classes, shards)
     labels = dict(model.labels) if isinstance(model, Stored) else {}
     require_same_classes(label.class_names, labels, "--class-names", f"reference {name}")
     classes = config.classes or label.classes or (there.classes if there else None)
@@ -198,10 +198,10 @@ def _refuse_prompts(config: ComputeILConfig, name: str) -> None:
 
 
 def _beside(
-    model: Stored | Towers, named_classes: int | None, shards: Callable[[], list[tuple[str, str]]]
+    model: Stored | Towers | None, named_classes: int | None, shards: Callable[[], list[tuple[str, str]]]
 ) -> dict[int, str]:
     """The classes of the list that lies beside the shards, {} without one. Raises MismatchError for other names than
-    the model's own, UsageError for another number than --class-names names."""
+    the library's model has, UsageError for another number than --class-names names."""
     url = storage.join((shards() or [("", "")])[0][0].rpartition("/")[0], LIST)
     try:
         names = read_class_list(url) if storage.exists(url) else {}
@@ -286,6 +286,6 @@ def _tried(
     if classes not in (None, output.shape[1]):
         raise UsageError(
             f"reference {reference.name!r} gives {output.shape[1]:,} logits, and there are {classes:,} classes: it has "
-            "to know these, one logit a class"
+            "to know these, one logit a class (--classes says how many there are)"
         )
     return output.shape[1], macs

@@ -55,6 +55,8 @@ class Standing:
     curve: list[dict[str, float | None]] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=lambda: {"val_loss": float("inf"), "choice": float("inf")})
     state: dict[str, Tensor] = field(default_factory=dict)  # the weights of `best`
+    average: dict[str, Tensor] = field(default_factory=dict)  # of the weights, where it stops by itself
+    over: bool = False  # it stopped by itself
 
 
 class Kept:
@@ -110,7 +112,7 @@ class Kept:
     ) -> None:
         """Keep the state after an epoch: the first, the last, and of those between as many as cost little time."""
         begun, device = time.monotonic(), next(network.parameters()).device
-        between = standing.epochs < self._epochs and self._saved
+        between = standing.epochs < self._epochs and self._saved and not standing.over
         if between and begun - self._at < SHARE * self._cost:
             return
         body = save_plain({

@@ -16,8 +16,9 @@ from rhostream.errors import UsageError
 from rhostream.randomness import torch_seed
 from rhostream.runs.attempt import Attempt
 from rhostream.runs.book import Book, Clock
-from rhostream.runs.measure import measure
+from rhostream.runs.measure import measure, price
 from rhostream.runs.step import Evaluation, Step, totals_of
+from rhostream.selection.heard import hear
 from rhostream.selection.selector import Selection, Selector
 from rhostream.stream.loader import Loader
 
@@ -62,6 +63,7 @@ class AtHand:
         if not self._measured:  # cost is told in forwards of the target
             self._measured = True
             measure(self._attempt.cost, self._selector, self._stream.stream)
+            price(self._selector, self._attempt.cost)
         self._seed_generators()  # for a proxy that learns
         selection = self._selector(candidates.to(self.device), self._attempt.step)
         crash_point("train: buffer scored")
@@ -90,6 +92,7 @@ class AtHand:
         assert self.candidates is not None
         step.totals = totals_of(self.candidates, step.selection, signal, due, self._attempt.ranks)
         self.signal, self.due = step.totals.signal, step.totals.due
+        hear(self._selector, self.candidates, step.selection, step.loss_b)
         step.seconds = dict(self.clock.last)
         step.units = self._book.charge(step.totals, self._selector.proxy is not None and self._selector.proxy.learns)
         last = last_step is not None and step.number + 1 >= last_step

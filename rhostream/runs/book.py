@@ -16,10 +16,11 @@ from rhostream.candidates import Reason
 from rhostream.crashpoints import crash_point
 from rhostream.errors import NonFiniteError
 from rhostream.runs.attempt import Attempt
+from rhostream.runs.learned import Learned, places
 from rhostream.runs.step import Step, Totals
 from rhostream.selection.selector import NONFINITE_BUFFERS
 from rhostream.stream.dataset import CandidateStream
-from rhostream.tables.steps import RECALL
+from rhostream.tables.steps import RATIO, RECALL, WORTH
 
 Metrics = Callable[[dict[str, Any]], None]
 
@@ -88,21 +89,24 @@ class Book:
         run, selection, totals = self._run, step.selection, step.totals
         assert totals is not None
         loss_b = None if step.loss_b is None else step.loss_b.float().cpu().numpy()
-        loss = self._mean(step, loss_b)
-        finite, applied = loss is None or math.isfinite(loss), bool(step.applied)
+        learned = Learned.of(step, loss_b, run.ranks)
+        loss = learned.loss
+        finite, applied = loss is None or math.isfinite(loss), learned.any
+        if learned.broken or (applied and not finite):
+            raise NonFiniteError(
+                f"the training loss of step {step.number} is NaN or infinite, and the optimizer "
+                "took it: nothing since the newest commit is committed. Where a guard left the "
+                "update out, say run.step(loss, applied=False); else lower the learning rate, or "
+                "use float32 or bfloat16"
+            )
         if not finite:
-            if applied:
-                raise NonFiniteError(
-                    f"the training loss of step {step.number} is NaN or infinite, and the optimizer "
-                    "took it: nothing since the newest commit is committed. Where a guard left the "
-                    "update out, say run.step(loss, applied=False); else lower the learning rate, or "
-                    "use float32 or bfloat16"
-                )
             self._without_nonfinite(step, loss_b)
         else:
             self._dead = 0
             if not applied:
                 selection.kept[selection.rows], selection.reason[selection.rows] = False, Reason.unapplied
+            elif learned.without:
+                learned.mark(step, loss_b, run.ranks)
         run.log.take(step.candidates, step.number, selection.columns(), step.number)
         if (seen := selection.shadow) is not None and len(seen.rows):
             c = step.candidates
@@ -121,18 +125,21 @@ class Book:
         if not run.ranks.first:
             return
         trained, classes = finite and applied, step.candidates.target_field is None
+        whole = trained and not learned.without  # the classes of a part of what was kept aren't counted
         row = {
             "step": step.number,
             "pass": step.candidates.pass_index,
             "candidates": totals.candidates,
-            "kept": totals.kept if trained else 0,
+            "kept": totals.kept - learned.without if trained else 0,
             "loss_kept": loss,
             "loss_candidates": totals.loss / totals.reached if totals.reached else None,
             "accuracy_candidates": totals.correct / totals.reached if totals.reached and classes else None,
-            "effective_classes": totals.balance.kept if trained else None,
-            "effective_classes_uniform": totals.balance.uniform if trained else None,
+            "effective_classes": totals.balance.kept if whole else None,
+            "effective_classes_uniform": totals.balance.uniform if whole else None,
             "learning_rate": step.learning_rate,
             RECALL: selection.recall,
+            RATIO: selection.share[0],
+            WORTH: list(selection.share[1]) or None,
             "forward_units": step.units,
             **{f"seconds_{phase}": step.seconds.get(phase, 0.0) for phase in ("wait", "score", "train", "log")},
             **(step.evaluation.columns() if step.evaluation else {}),
@@ -152,21 +159,6 @@ class Book:
                 }
             )
 
-    def _mean(self, step: Step, loss_b: np.ndarray[Any, Any] | None) -> float | None:
-        """The mean loss of what was kept; NaN where no step was made of it, None where the loop says nothing of it."""
-        if step.mean is not None and (loss_b is None or not math.isfinite(float(step.mean))):
-            return float(step.mean)
-        if loss_b is None:
-            return None
-        with np.errstate(over="ignore", invalid="ignore"):  # an infinite mean is what is looked for
-            if self._run.ranks.alone and step.selection.factors is None:
-                return float(loss_b.mean(dtype=np.float32)) if len(loss_b) else None
-            if step.mean is not None:  # the very number that the optimizer's step hung on, or ranks could part
-                return float(step.mean)
-            factors = step.selection.factors
-            weighed = loss_b if factors is None else loss_b * factors.float().cpu().numpy()
-            return self._run.ranks.sum([float(weighed.sum(dtype=np.float64))])[0] / max(step.selection.draws, 1)
-
     def _without_nonfinite(self, step: Step, loss_b: np.ndarray[Any, Any] | None) -> None:
         """A NaN in the batch would have poisoned the weights: no step was taken, and the log says which samples it was.
 
@@ -180,12 +172,8 @@ class Book:
                 f"infinite (step {step.number}); lower --lr, or use float32 or bfloat16"
             )
         selection, ranks = step.selection, self._run.ranks
-        assert selection.place is not None
         start = step.candidates.slice_of(ranks.rank, ranks.size).first
-        # What this rank read may have been another's to train on.
-        broken = [] if loss_b is None else selection.place[~np.isfinite(loss_b)].tolist()
-        told = ranks.gather_json(broken)
-        everywhere = {place for one in told for place in one}
+        everywhere = places(selection, None if loss_b is None else ~np.isfinite(loss_b), ranks)
         whole = not everywhere
         selection.kept[selection.rows] = False
         selection.reason[selection.rows] = [

@@ -15,7 +15,7 @@ T = TypeVar("T")
 def checked_run(record: dict[str, Any]) -> dict[str, Any]:
     """The same run.json, its fields, where there are any, what they claim to be. Raises ValueError."""
     kinds = {"settings": dict, "fingerprints": dict, "il_model": dict, "roots": dict, "arguments": dict, "shards": list,
-             "shard_urls": list, "doubts": list, "il": str}  # fmt: skip
+             "shard_urls": list, "doubts": list, "il": str, "test_fingerprint": str}  # fmt: skip
     for name, kind in kinds.items():
         if record.get(name) is not None:
             require_type(record[name], kind, name)

@@ -44,7 +44,12 @@ class Cost:
         """Selection and training, in samples forwarded by the target at full size."""
         cheap = (self.shortlisted + 3.0 * self.proxy_trained) * self._units(self.shortlist_macs)
         live = (self.live_scored + 3.0 * self.live_trained) * self._units(self.live_macs)
-        return self.scored * self._units(self.scored_macs or self.macs) + 3.0 * self.trained + cheap + live
+        return self.scored * self.look_units + 3.0 * self.trained + cheap + live
+
+    @property
+    def look_units(self) -> float:
+        """What one sample's scoring costs, in its forwards at full size."""
+        return self._units(self.scored_macs or self.macs)
 
     def _units(self, macs: int) -> float:
         return macs / self.macs if self.macs else 1.0

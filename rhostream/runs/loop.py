@@ -29,7 +29,7 @@ from rhostream.runs.link import Link, Place
 from rhostream.runs.opening import Opening
 from rhostream.runs.process import at_work
 from rhostream.runs.saving import Saver
-from rhostream.runs.step import Evaluation
+from rhostream.runs.step import Evaluation, checked_applied
 from rhostream.runs.watching import Watch
 from rhostream.selection.selector import Selection, Selector
 from rhostream.signals import StopRequest
@@ -181,9 +181,9 @@ class Loop:
         `loss_b`: its losses (n,), one for each kept sample, in nats where the loss is; they stay on the device. None
         where the loop has no loss of each: the step's `loss_kept` is then `mean`, or null.
         `applied=False`: the update was left out, by GradScaler or a guard, so the ledger must not call its samples
-        trained on (reason `unapplied`, or `nonfinite`); a tensor is looked at once it has come to the host. `mean`: the
-        batch's mean over all ranks, where the loop knows it. Raises UsageError for a second call, losses of another
-        shape, and without a batch.
+        trained on (reason `unapplied`, or `nonfinite`); a tensor is looked at once it has come to the host. Where a
+        batch made several updates, (n,) bool says it of each sample, on every rank. `mean`: the batch's mean over all
+        ranks, where the loop knows it. Raises UsageError for a second call, another shape, and without a batch.
         """
         selection = self._hand.selection
         if selection is None:
@@ -196,6 +196,7 @@ class Loop:
                 f"run.step got losses of shape {shape}, expected ({len(selection)},), one for each kept "
                 "sample: in torch's own losses, reduction='none'"
             )
+        applied = checked_applied(applied, len(selection), self.ranks.alone)
         self._book.batches += 1
         self._hand.take(None if loss_b is None else loss_b.detach(), applied, mean)
 

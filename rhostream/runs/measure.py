@@ -40,5 +40,11 @@ def measure(cost: Cost, selector: Selector, stream: CandidateStream) -> None:
         )
 
 
+def price(selector: Selector, cost: Cost) -> None:
+    """Tell `--ratio auto` what a look at one sample costs."""
+    if selector.chooser.ratio is not None:
+        selector.chooser.ratio.looking = cost.look_units
+
+
 def _macs(network: nn.Module, seen: Kind, view: View = None) -> int:
     return macs_per_sample(network, seen.example(view=view).to(next(network.parameters()).device))

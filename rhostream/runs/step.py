@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rhostream.candidates import CANDIDATE, Candidates, Reason
+from rhostream.errors import UsageError
 from rhostream.selection.balance import Balance, class_rows
 from rhostream.selection.ranks import Ranks
 from rhostream.selection.selector import Selection
@@ -74,12 +75,31 @@ class Step:
     selection: Selection
     loss_b: Tensor | None  # (n_kept,) of this rank, None when no rank kept any and where the loop has none
     mean: Tensor | None  # over all ranks, where the loop knows it
-    applied: bool | Tensor  # whether the optimizer took the step; on the device where only that knows
+    applied: bool | Tensor  # whether the optimizer took the step, or (n_kept,) which samples it learned from
     learning_rate: float | None
     totals: Totals | None = None  # these once the step is over
     seconds: dict[str, float] = field(default_factory=dict)
     units: float = 0.0  # forward units so far
     evaluation: Evaluation | None = None
+
+    @property
+    def by_sample(self) -> bool:
+        """Whether it is said of each sample whether it was learned from: the step made several updates."""
+        return isinstance(self.applied, Tensor) and self.applied.ndim == 1
+
+
+def checked_applied(applied: bool | Tensor, n: int, alone: bool) -> bool | Tensor:
+    """A scalar, or (n,) bool. Raises UsageError for another shape."""
+    if not isinstance(applied, Tensor) or applied.ndim == 0:
+        return applied
+    if applied.numel() == 1 and applied.ndim <= 1 and alone and n != 1:
+        return applied.reshape(())
+    if tuple(applied.shape) != (n,):
+        raise UsageError(
+            f"run.step got `applied` of shape {tuple(applied.shape)}, expected a scalar, or ({n},): one for each kept "
+            "sample"
+        )
+    return applied.bool()
 
 
 def totals_of(candidates: Candidates, selection: Selection, signal: int, due: bool, ranks: Ranks) -> Totals:

@@ -37,6 +37,7 @@ class Batch:
     decoded: Fields | None = None  # of a kind with several fields
     field: str = "pixels"  # the name of the first field
     seed: Rows | None = None  # of each row, for a transform of the inputs
+    rows_of_rank: tuple[int, ...] = ()  # how many each rank trains on, in their order
 
 
 def shares(total: int, ranks: int, least: int = 1) -> list[int]:
@@ -88,7 +89,8 @@ def batch_of(
         seen = candidates.inputs(rows) if viewed else x
         target = target_of(of, decoded, label, x)
         seen_target = target_of(of, fields, label, seen) if viewed else target
-        return Batch(x, label, target, weight, place, seen, seen_target, tokens, decoded, field, own_seed)
+        held_by = (len(rows),)
+        return Batch(x, label, target, weight, place, seen, seen_target, tokens, decoded, field, own_seed, held_by)
     reader, seed_column = np.full(len(rows), ranks.rank), {} if own_seed is None else {"seed": own_seed}
     kept = ranks.concat_columns({"place": place, "weight": weight, "reader": reader, **seed_column}, part.most)
     held = np.bincount(kept["reader"], minlength=ranks.size).tolist()
@@ -114,7 +116,7 @@ def batch_of(
     weight, place, seed = kept["weight"][own], kept["place"][own], kept["seed"][own] if "seed" in kept else None
     target = target_of(of, decoded, label, x)
     seen_target = target_of(of, fields, label, seen) if viewed else target
-    return Batch(x, label, target, weight, place, seen, seen_target, tokens, decoded, field, seed)
+    return Batch(x, label, target, weight, place, seen, seen_target, tokens, decoded, field, seed, tuple(wanted))
 
 
 def prefixed(prefix: str, fields: Fields) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
 from rhostream.errors import UnknownNameError, UsageError
+from rhostream.selection.clashes import AUTO, refuse, require_auto, require_shadows
 from rhostream.selection.rules import RULES as KNOWN
 from rhostream.selection.rules import Rule, find_rule
 from rhostream.selection.schedule import Schedule, parse_ratios
@@ -54,7 +55,9 @@ class Options:
     stop_after: int | None = option(None, "Uniform from step N on.", metavar="N", words="stop after")
     uniform_every: int | None = option(None, "One step in K is uniform.", metavar="K", words="uniform every")
     ratio: str | float | None = option(
-        None, "From step s on keep that share of the buffer: 0:0.5,1000:0.1.", metavar="STEP:SHARE,..."
+        None,
+        "From step s on keep that share of the buffer: 0:0.5,1000:0.1. auto: look only while it pays.",
+        metavar="STEP:SHARE,...|auto",
     )
     class_quota: str | float | None = option(
         None,
@@ -147,8 +150,13 @@ class Options:
             warm_up=self.warm_up,
             stop_after=self.stop_after,
             uniform_every=self.uniform_every,
-            ratios=parse_ratios(self.ratio),
+            ratios=parse_ratios(None if self.auto else self.ratio),
         )
+
+    @property
+    def auto(self) -> bool:
+        """Whether scores decide how much of a buffer is kept."""
+        return self.ratio == AUTO
 
     @property
     def quota(self) -> ClassQuota | None:
@@ -183,6 +191,8 @@ class Options:
     def check(self, rule: Rule, *, shortlist: bool = False, live: bool = False) -> None:
         """Raise UsageError for what this rule can't have."""
         reranks: dict[str, Any] = {**self._reranks}
+        if self.auto:
+            require_auto(rule, {"shortlist": shortlist, **reranks})
         if rule.score is None:
             if self.quota is not None and self.quota.kind != "reducr":
                 del reranks["class_quota"]
@@ -194,9 +204,9 @@ class Options:
                 "stop_after": self.stop_after,
                 "uniform_every": self.uniform_every,
             }
-            _refuse(useless, "--{} needs scores, and the rule uniform makes no forward")
+            refuse(useless, "--{} needs scores, and the rule uniform makes no forward")
         if rule.joint:
-            _refuse(
+            refuse(
                 {**reranks, "shortlist": shortlist},
                 f"--{{}} changes which rows are kept, and the rule {rule.name} chooses them together",
             )
@@ -207,7 +217,7 @@ class Options:
         if rule.needs_columns and not self.columns:
             raise UsageError(f"the rule {rule.name} looks at columns of the table: name them with --column NAME,...")
         if rule.sampled:
-            _refuse(
+            refuse(
                 {**{name: value for name, value in reranks.items() if name != "tau"}, "shortlist": shortlist},
                 f"--{{}} would bias the rule {rule.name}, whose weights make its draws stand for the whole buffer; "
                 "take --rule grad_norm",
@@ -221,21 +231,7 @@ class Options:
                 f"the rule {rule.name} needs an IL model that learns along: give --il-model DIR, the one "
                 "that the table was made with"
             )
-        for one in self.shadows:
-            if one.joint:
-                raise UsageError(f"--shadow {one.name} chooses rows together and has no score of each: take another")
-            if one.needs_columns and not self.columns:
-                raise UsageError(f"--shadow {one.name} looks at columns of the table: name them with --column NAME,...")
-            if one.needs_draws and not rule.needs_draws:
-                raise UsageError(
-                    f"--shadow {one.name} needs forwards with dropout on, which the rule {rule.name} "
-                    "doesn't make: a shadow costs no forward (--rule bald makes them)"
-                )
-            if one.live and not rule.live:
-                raise UsageError(
-                    f"--shadow {one.name} needs an IL model that learns along, which the rule {rule.name} "
-                    "doesn't have: a shadow costs no forward"
-                )
+        require_shadows(rule, self.shadows, bool(self.columns))
 
     def require_no_classes(self, rule: Rule, what: str, *, loss_cap: bool = False) -> None:
         """Raise UsageError for what looks at classes. `what`: what the samples have instead, in words.
@@ -291,9 +287,3 @@ def _listed(names: str | Iterable[str] | None) -> tuple[str, ...]:
     """What a text with commas, or several names, says: each once, in their order."""
     several = names.split(",") if isinstance(names, str) else names or ()
     return tuple(dict.fromkeys(name.strip() for name in several if name.strip()))
-
-
-def _refuse(given: Mapping[str, Any], why: str) -> None:
-    for name, value in given.items():
-        if value not in (None, False, 0, ()):
-            raise UsageError(why.format(name.replace("_", "-")))

@@ -95,26 +95,28 @@ class InBuffer:
 LOSSES_OF_PAIRS = {name: Contrastive(name) for name in CONTRASTIVE}
 
 
-def in_batches(loss: Loss, ranks: Ranks, batch_size: int, *, shortlist: bool, live: bool) -> Loss:
+def in_batches(loss: Loss, ranks: Ranks, batch_size: int, *, shortlist: bool, live: bool, auto: bool = False) -> Loss:
     """The loss, of batches of `batch_size` that the ranks have together where it is one of pairs.
 
     Raises UsageError for what looks at one sample alone.
     """
     if not isinstance(loss, Contrastive):
         return loss
-    if shortlist or live:
-        what = "a shortlist" if shortlist else "an IL model that learns along"
+    if shortlist or live or auto:
+        what = "--ratio auto" if auto else "a shortlist" if shortlist else "an IL model that learns along"
         raise UsageError(f"{what} is for losses of one sample alone, which {loss.name} of a pair is not")
     return loss.over(ranks, batch_size)  # type: ignore[return-value]
 
 
-def require_whole_batch(loss: object, accumulate: int, shortlist: str | None) -> None:
+def require_whole_batch(loss: object, accumulate: int, update_size: int | None, shortlist: str | None) -> None:
     """Raise UsageError for a batch that is split, or scored in stages, where the loss of a pair depends on the rest."""
     if isinstance(loss, Contrastive) and shortlist is not None:
         raise UsageError(
             f"--shortlist {shortlist} is for losses of one sample alone, which {loss.name} of a pair is not"
         )
-    if isinstance(loss, Contrastive) and accumulate > 1:
-        raise UsageError(
-            f"--accumulate {accumulate} splits a batch, and the loss {loss.name} of a pair depends on all of it"
-        )
+    splits = {"--accumulate": accumulate if accumulate > 1 else None, "--update-size": update_size}
+    for option, value in splits.items():
+        if isinstance(loss, Contrastive) and value is not None:
+            raise UsageError(
+                f"{option} {value} splits a batch, and the loss {loss.name} of a pair depends on all of it"
+            )

@@ -44,6 +44,14 @@ class Schedule:
         starts = {0, *(start for start, _ in self.ratios)}
         return list(dict.fromkeys(self.kept(step, batch_size, buffer_size) for step in sorted(starts)))
 
+    def require_kept(self, buffer_size: int) -> None:
+        """Raise UsageError for a share of the buffer that is nobody."""
+        for _, share in self.ratios:
+            if round(share * buffer_size) < 1:
+                raise UsageError(
+                    f"--ratio {share:g} of a buffer of {buffer_size} keeps nothing; give at least {1 / buffer_size:.3g}"
+                )
+
     @property
     def has_uniform_steps(self) -> bool:
         return self.warm_up > 0 or self.stop_after is not None or self.uniform_every is not None

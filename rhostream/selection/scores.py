@@ -63,6 +63,11 @@ class RuleScores:
             raise UsageError(f"the rule {rule.name} chooses pairs together: it goes with --loss siglip or clip")
         self._seed, self._draws, self._rank = seed, draws, rank
         self._drawn = False
+        self.classes: int | None = None  # of the newest forward; None where the target is no class
+
+    def of_losses(self, loss: Tensor, il: Tensor, classes: int | None) -> Tensor:
+        """The scores (m,) of a rule that looks at the loss and the il alone, without a forward."""
+        return self.rule(self._capped(Evidence(loss, il, loss.new_zeros(len(loss), classes or 1), loss)))
 
     @torch.no_grad()  # a loss may have parameters
     def __call__(
@@ -89,6 +94,7 @@ class RuleScores:
         logits = forward(stage.x_m) if draws is None else mean_prediction(draws)
         if not isinstance(self.loss, SequenceMean):  # of language no label is looked at
             require_known(bounds, logits)
+            self.classes = logits.shape[-1] if stage.labelled and logits.ndim == 2 else None
         columns, joint = columns_of(stage, self._columns), {}
         if isinstance(self.loss, Contrastive):
             beside = self._beside(stage, columns) if self.rule.joint else None

@@ -39,6 +39,7 @@ from rhostream.selection.source_quota import require_sources
 from rhostream.selection.stages import Columns, Rows, Selection, Stage, fields_of, pack, unpack
 from rhostream.selection.tokens import is_language, loss_of
 from rhostream.selection.uniform import Draws
+from rhostream.selection.updates import most_updates
 from rhostream.selection.whole import buffer_of, leave_out_without_il, require_cheaper, shortlist, slice_of, uniform_of
 
 __all__ = ["NONFINITE_BUFFERS", "Selection", "Selector", "scoring"]
@@ -106,9 +107,9 @@ class Selector:
             )
         self.model, self.rule, self.batch_size = model, find_rule(rule), batch_size
         self.loss = find_loss(loss) if isinstance(loss, str) else loss or loss_of(model)
-        self.loss = in_batches(
-            self.loss, self.ranks, batch_size, shortlist=shortlist is not None, live=live is not None
-        )
+        self.options = Options.of(options)
+        self.loss = in_batches(self.loss, self.ranks, batch_size, shortlist=shortlist is not None,
+                               live=live is not None, auto=self.options.auto)  # fmt: skip
         self.loss_cap, self.seed = loss_cap, seed
         self.live, self.proxy, self.shortlist, self.scorers = live, proxy, shortlist, scorers
         if loss_cap and is_language(model):
@@ -118,10 +119,9 @@ class Selector:
             raise UsageError("a proxy makes a shortlist: say how long, as a multiple of the batch size (shortlist=4)")
         if self.rule.score is None and self.shortlist is not None:
             raise UsageError(f"the rule {rule!r} makes no forward, so a shortlist has nothing to rank by")
-        self.options = Options.of(options)
         self._draws_each = self.options.mc_draws if self.rule.needs_draws else 1  # forwards of a sample that is scored
         self.options.check(self.rule, shortlist=shortlist is not None, live=live is not None)
-        self.chooser = Chooser(self.rule, self.options)
+        self.chooser = Chooser(self.rule, self.options, batch_size)
         learners = [model, *([] if proxy is None else [proxy.model])]
         if self.rule.needs_draws:
             for learner in learners:
@@ -136,8 +136,7 @@ class Selector:
         few = batch_size < 2 * (self.ranks.size if scorers is None else scorers.training)
         self.least_rows = 2 if not few and any(map(own_norms, learners)) else 1
         self._unproved = few and bool(own_norms(model)) and not in_lockstep(model)
-        self._fits = False  # whether it is known to need no classes
-        self._calls, self._watch = 0, Watch()
+        self._calls, self._watch, self._fits = 0, Watch(), False  # `_fits`: it is known to need no classes
 
     def __call__(self, candidates: Candidates, step: int | None = None) -> Selection:
         """Select from one buffer; the kept inputs come back normalised, on the candidates' device.
@@ -155,13 +154,11 @@ class Selector:
         if self.rule.needs_il and self.live is None:
             candidates = leave_out_without_il(candidates)
         n_B, rows = slice_of(candidates, self.ranks).planned, candidates.candidate_rows
-        n = self.chooser.schedule.kept(step, self.batch_size, n_B)
-        require_sources(self.chooser.sources, candidates.source_names, [n])
-        if self.rule.score is None or self.chooser.schedule.is_uniform(step):
-            return self._uniform(candidates, rows, n, step)
-        if not self.chooser.pays(n_B, n):
-            return self._uniform(candidates, rows, n, step, measure=True)
-        return self.by_score(candidates, rows, n, step)
+        turn = self.chooser.turn(step, n_B)
+        require_sources(self.chooser.sources, candidates.source_names, [turn.n])
+        if not turn.scored:
+            return self._uniform(candidates, rows, turn.n, step, measure=turn.measure)
+        return self.by_score(candidates, rows, turn.n, step)
 
     def by_score(self, candidates: Candidates, rows: Rows, n: int, step: int, *, listed: bool = False) -> Selection:
         """Keep n of these rows by their scores; `listed`: they are a shortlist already."""
@@ -191,6 +188,7 @@ class Selector:
         reached = host["row"]
         log.scored(reached, host, candidates.host.il.numpy())
         buffer = buffer_of(candidates, reached, host, self.ranks, n=n, draws=draws)
+        self.chooser.learn_classes(self.scores.classes, self.ranks)
         first = slice_of(candidates, self.ranks).first
         own = slice(first, first + len(candidates))
         self._watch(buffer.score_B[buffer.reached_B])
@@ -254,15 +252,14 @@ class Selector:
         if candidates.transform is not None and batch.seed is not None:
             x = candidates.transform(x, to_device(torch.from_numpy(batch.seed), x.device))
         return Selection(
-            **vars(log), **counts, total=total, ranks=self.ranks.size, reduced=self.reduced,
+            **vars(log), **counts, total=total, ranks=self.ranks.size, reduced=self.reduced, share=self.chooser.share,
             input=x if total else None, label=batch.label, target=x if candidates.target_field == "" else batch.target,
-            place=batch.place, decoded=batch.decoded,
-            field=batch.field, il_tokens=batch.il_tokens,
+            place=batch.place, first=sum(batch.rows_of_rank[: self.ranks.rank]), field=batch.field,
+            most_updates=most_updates(batch.rows_of_rank, self.least_rows),
+            decoded=batch.decoded, il_tokens=batch.il_tokens,
             factors=to_device(torch.from_numpy(batch.weight), batch.label.device) if weighed else None,
             live_trained=self._learn(candidates, log.rows, batch, total),
         )  # fmt: skip
-
-    # -- what else is looked at ----------------------------------------------------------------------------------------
 
     def _shortlist(self, stage: Stage, candidates: Candidates, rows: Rows, n: int, draws: Draws) -> Tensor:
         """Positions of the stage that go on to the target, on the device; nothing waits for it on one rank."""

@@ -19,6 +19,7 @@ from rhostream.candidates import CANDIDATE, Candidates, ReadFull, Reason, array_
 from rhostream.errors import UsageError
 from rhostream.samples.fields import Fields, Input, Target
 from rhostream.selection.shadow import ShadowScores
+from rhostream.selection.updates import first_row, number_of_updates, samples_of
 
 Rows = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
@@ -193,7 +194,14 @@ class Selection:
     decoded: Fields | None = None  # (n, ...) each, of a kind with several fields
     field: str = "pixels"  # the name of the field of a kind that has one
     reduced: str | None = None  # what reduces the gradients over them: "mean" or "sum"
+    share: tuple[float | None, tuple[float, ...]] = (
+        None,
+        (),
+    )  # `--ratio auto`'s, and what each was worth
     recall: float | None = None  # of a shortlist of old scores, where it was looked at: of 1
+    first: int = 0  # the number of `input`'s first row among those of all ranks
+    most_updates: int | None = None  # more would leave batch norm a single row; None: as many as there are samples
+    position: Tensor | None = None  # of one of `parts`: (n,) int64, its rows among those of the whole
 
     def __len__(self) -> int:
         """Samples that this rank trains on."""
@@ -238,6 +246,35 @@ class Selection:
             )
         weighed = loss_b if self.factors is None else loss_b * self.factors
         return weighed.sum() * (self.ranks if self.reduced == "mean" else 1) / max(self.draws, 1)
+
+    def parts(self, size: int) -> list[Selection]:
+        """What was kept as several batches, one for each of as many updates: at most `size` samples of all ranks each.
+
+        Sample p of those kept, in the buffer's order, is in part p mod the number of parts: as many on every rank, and
+        of equal size but for one sample. Each has its own `input`, `target`, `label`, `place`, `factors` and `mean`;
+        `position` says which rows of this one they are, so that `losses[part.position] = loss_b` puts losses back for
+        `run.step`. The (B,) columns stay the buffer's. Fewer and larger parts where batch norm would have to learn from
+        one row. Raises UsageError for a size below 1.
+        """
+        number = number_of_updates(self.total, size, self.most_updates)
+        return [self._part(update, number) for update in range(number)]
+
+    def _part(self, update: int, number: int) -> Selection:
+        n, device = len(self), self.label.device
+        if number == 1:
+            return replace(self, position=torch.arange(n, device=device))
+        start = first_row(update, number, self.first)
+        row, samples = torch.arange(min(start, n), n, number, device=device), samples_of(update, number, self.total)
+        factors = None if self.factors is None else self.factors[row]
+        if factors is not None and self.draws != self.total:  # a part's share of the draws goes by its samples
+            factors = factors * (self.total / max(self.draws, 1))
+        return replace(
+            self, input=None if self.input is None else self.input[row], label=self.label[row],
+            target=self.label[row] if self.target is self.label else self.target[row], factors=factors, position=row,
+            place=None if self.place is None else self.place[start::number],
+            il_tokens=None if self.il_tokens is None else self.il_tokens[start::number],
+            decoded=None if self.decoded is None else self.decoded[row], total=samples, draws=samples,
+        )  # fmt: skip
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """The (B,) columns that the selection log takes."""

@@ -13,6 +13,8 @@
     class_accuracy is of these; version 3
 shortlist_recall float32: the share of fresh scores' choice that a shortlist of old scores held, every 50th step, where
     there is one (selection/lagged.py); version 4
+ratio float32, ratio_worth list<float32>: of --ratio auto, the share of the buffer that was to be kept, and what each
+    share was worth when that was decided, nats a forward unit (selection/ratio.py); null on uniform steps; version 5
 
 An evaluation stands at the step after which it was made. `<run>/steps/attempt=K/rank=R/...`.
 """
@@ -34,12 +36,13 @@ from rhostream.errors import RhostreamError
 from rhostream.tables import parquet
 from rhostream.tables.segments import segment_record
 
-VERSION = 4  # 1 had no effective classes, 2 no recalls, 3 none of shortlists: they are read with nulls there
+VERSION = 5  # 1 had no effective classes, 2 no recalls, 3 none of shortlists, 4 no ratios: they are read with nulls
 SINCE_2 = ("effective_classes", "effective_classes_uniform")
 RECALLS = ("image_to_text_1", "image_to_text_10", "text_to_image_1", "text_to_image_10")
 OF_PAIRS = (*RECALLS, "zero_shot_accuracy")
 RECALL = "shortlist_recall"
-LATER = (*SINCE_2, *OF_PAIRS, RECALL)  # columns that older segments don't have
+RATIO, WORTH = "ratio", "ratio_worth"
+LATER = (*SINCE_2, *OF_PAIRS, RECALL, RATIO, WORTH)  # columns that older segments don't have
 EVALUATION = ("step", "test_loss", "test_accuracy", "class_accuracy", "test_samples", *OF_PAIRS)
 SEEN_SECONDS = 15.0  # after a commit the first rows are written so soon, the next ones after twice the time
 _LAST = re.compile(r"/\d{10}-(\d{10})\.parquet\Z")
@@ -66,7 +69,8 @@ SCHEMA = pa.schema(
         ("test_accuracy", pa.float32()),
         ("class_accuracy", pa.list_(pa.float32())),
         ("test_samples", pa.int64()),
-        *((name, pa.float32()) for name in (*OF_PAIRS, RECALL)),
+        *((name, pa.float32()) for name in (*OF_PAIRS, RECALL, RATIO)),
+        (WORTH, pa.list_(pa.float32())),
     ]
 )
 

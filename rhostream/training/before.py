@@ -23,6 +23,7 @@ from rhostream.selection.live import LiveIL
 from rhostream.selection.outputs import require_more_than_one
 from rhostream.selection.proxy import Proxy
 from rhostream.selection.ranks import Ranks, own_norms
+from rhostream.selection.updates import number_of_updates
 from rhostream.setting import RECORDED, settings_of
 from rhostream.stream.band import Band
 from rhostream.stream.dataset import CandidateStream
@@ -41,7 +42,7 @@ def require_statistics(settings: Settings, network: nn.Module, seen: Kind, ranks
     if not own_norms(network):
         return
     sizes = settings.options.kept_schedule.sizes(settings.batch_size, settings.buffer_size)
-    least = -(-(min(sizes) // ranks.size) // settings.accumulate)  # in a forward of the rank that has the fewest
+    least = min(_rows_of_a_forward(settings, n, ranks) for n in sizes)
     if least <= 1:
         asked = (
             f"--batch-size {settings.batch_size}"
@@ -49,6 +50,14 @@ def require_statistics(settings: Settings, network: nn.Module, seen: Kind, ranks
             + (f" in --accumulate {settings.accumulate} pieces" if settings.accumulate > 1 else "")
         )
         require_more_than_one(network, seen.example().to(next(network.parameters()).device), asked)
+
+
+def _rows_of_a_forward(settings: Settings, n: int, ranks: Ranks) -> int:
+    """Of the rank that has the fewest, where n are kept; an update leaves every rank two rows where it has them."""
+    rows = n // ranks.size
+    if settings.at_most is not None:
+        rows //= number_of_updates(n, settings.at_most, max(1, rows // 2))
+    return -(-rows // settings.accumulate)
 
 
 def require_quota(settings: Settings, table: Table, classes: int | None) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 import logging
 import math
 import numbers
@@ -46,11 +48,14 @@ class _Seen:
     first_bad: list[str] = field(default_factory=list)
     class_names: list[tuple[int, str]] = field(default_factory=list)
     advice: dict[str, str] = field(default_factory=dict)
+    digest: Any = field(default_factory=hashlib.sha256)  # of keys and labels, in order: what is tested on
 
     def take(self, chunk: Chunk) -> None:
         """Rows of the shard."""
         self.class_names += chunk.class_names
         self.statuses.update(chunk.rows.column("status").to_pylist())
+        for key, label in zip(*(chunk.rows.column(name).to_pylist() for name in ("key", "label")), strict=True):
+            self.digest.update(json.dumps([key, label], default=str).encode())
         for row in (~chunk.ok).nonzero()[0][: SHOWN - len(self.first_bad)].tolist():
             key, error = (chunk.rows.column(name)[row].as_py() for name in ("key", "error"))
             self.first_bad.append(f"{key!r} ({error})")
@@ -85,6 +90,7 @@ class TestSet:
         self._preprocess, self._classes, self._workers = preprocess.with_decoder(decoder), classes, workers
         self._cached: list[tuple[Fields, Tensor]] | None = None
         self._seen: dict[int, _Seen] | None = None  # by the number of the shard, while they are counted
+        self.fingerprint = ""  # of the keys and labels of all shards, wherever they lie; known once they were examined
 
     @property
     def first(self) -> str:
@@ -102,12 +108,13 @@ class TestSet:
         for _ in self.chunks():
             pass
         own = [
-            [self._shards[at], dict(one.statuses), one.first_bad, one.class_names, one.advice]
+            [self._shards[at], dict(one.statuses), one.first_bad, one.class_names, one.advice, one.digest.hexdigest()]
             for at, one in sorted(self._seen.items())
         ]
         self._seen = None
-        total, first, classes, advice = Counter[str](), list[str](), ClassNames(), Advice()
-        for shard, statuses, bad, names, said in (one for told in self._ranks.gather_json(own) for one in told):
+        total, first, classes, advice, digests = Counter[str](), list[str](), ClassNames(), Advice(), list[str]()
+        for shard, statuses, bad, names, said, digest in (one for told in self._ranks.gather_json(own) for one in told):
+            digests.append(digest)
             total += Counter(statuses)
             advice.add(said)
             first += [f"{storage.redact(shard)}: {says}" for says in bad[: SHOWN - len(first)]]
@@ -120,6 +127,7 @@ class TestSet:
                 budget.check_total(f"all test shards up to {storage.redact(shard)}", total, first)
             except BudgetError as exc:
                 raise advice.onto(exc) from None
+        self.fingerprint = hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]
         if not total[OK]:
             error = BudgetError(
                 f"no usable sample in the test shards ({storage.redact(self._all[0])}, ...)"

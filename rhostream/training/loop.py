@@ -5,7 +5,7 @@ The run does lines 5 to 8 and the ledger (`runs/loop.py`); what a loop of one's 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -35,7 +35,8 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     seed: int
-    accumulate: int = 1  # forwards that a batch is split into
+    accumulate: int = 1  # forwards that an update's batch is split into
+    update_size: int | None = None  # samples of an update at most; None for one update of all that was kept
     augment: str = "none"  # flips and shifts go by the step; what others make is in the batch already
     precision: torch.dtype | None = None  # of the gradient step, None for float32
     compile: bool = False
@@ -59,18 +60,21 @@ class Trainer:
         """Algorithm 1. Raises Interrupted after committing when a signal asked to stop."""
         for kept in self.run:  # lines 5-8: the next n_B, scores with the current weights, the top n_b
             self.schedule.reach(self.run.steps)
-            loss_b, mean = self._step(kept)  # lines 9-10
-            applied = torch.isfinite(mean)
+            loss_b, mean, applied = self._step(kept)  # lines 9-10
             if self.average is not None:
-                self.average.update(self.run.steps, applied)
+                self.average.update(self.run.steps, torch.isfinite(mean))
             crash_point("train: optimizer stepped")
             self.run.step(loss_b, applied, mean=mean)
 
-    def _step(self, kept: Selection) -> tuple[Tensor, Tensor]:
+    def _step(self, kept: Selection) -> tuple[Tensor, Tensor, Tensor]:
         scorers = self.run.selector.scorers
+        if scorers is None and self.update_size is not None:
+            return self._updates(kept.parts(self.update_size))
         if scorers is None:
-            return self._gradient_step(kept)
-        return scorers.side_by_side(lambda: self._gradient_step(kept), self._look_ahead, self.run.steps)
+            loss_b, mean = self._update(kept)
+        else:
+            loss_b, mean = scorers.side_by_side(lambda: self._update(kept), self._look_ahead, self.run.steps)
+        return loss_b, mean, torch.isfinite(mean)
 
     def _look_ahead(self) -> None:
         """Of a rank that scores: the next buffer, while others train on this one."""
@@ -81,8 +85,27 @@ class Trainer:
             if coming is not None:
                 scorers.look_ahead(run.selector, coming.to(run.device), run.steps + 1)
 
-    def _gradient_step(self, kept: Selection) -> tuple[Tensor, Tensor]:
-        """One fresh forward and backward on the kept samples of all ranks.
+    def _updates(self, parts: Sequence[Selection]) -> tuple[Tensor, Tensor, Tensor]:
+        """An update of each part: the losses of the whole (n,), the mean over what was learned from, NaN where nothing
+        was, and which samples were: (n,) bool, or a scalar where there is one part. One that fails hinders no other.
+        """
+        made = [self._update(part, number) for number, part in enumerate(parts)]
+        if len(made) == 1:
+            return *made[0], torch.isfinite(made[0][1])
+        positions = torch.cat([part.position for part in parts if part.position is not None])
+        losses = torch.cat([loss for loss, _ in made])
+        fine = [torch.isfinite(mean) for _, mean in made]
+        learned = torch.cat([one.expand(len(loss)) for one, (loss, _) in zip(fine, made, strict=True)])
+        sums = [torch.where(one, mean, 0) * part.total for one, (_, mean), part in zip(fine, made, parts, strict=True)]
+        mean = (
+            torch.stack(sums).sum()
+            / torch.stack([one * part.total for one, part in zip(fine, parts, strict=True)]).sum()
+        )
+        back = positions.argsort()
+        return losses[back], mean, learned[back]
+
+    def _update(self, kept: Selection, number: int = 0) -> tuple[Tensor, Tensor]:
+        """One fresh forward and backward on the kept samples of all ranks, the step's update of that number.
 
         The losses of what this rank trains on, (n,), and the mean stay on the device: nothing waits for them, and a
         batch whose loss or gradient isn't finite changes no weight.
@@ -109,7 +132,8 @@ class Trainer:
             loss = SmoothedCrossEntropy(self.label_smoothing)
         if self.mixup:
             assert isinstance(x, Tensor)
-            x, target, loss = mixed(x, target, loss, self.mixup, seed=self.seed, step=run.steps, rank=ranks.rank)
+            draws = {"seed": self.seed, "step": run.steps, "rank": ranks.rank, "update": number}
+            x, target, loss = mixed(x, target, loss, self.mixup, **draws)
         return take_step(
             self.model,
             self.optimizer,

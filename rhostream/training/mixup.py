@@ -26,14 +26,16 @@ class MixedLoss:
 
 
 def mixed(
-    x: Tensor, target: Tensor, loss: LossFunction, alpha: float, *, seed: int, step: int, rank: int = 0
+    x: Tensor, target: Tensor, loss: LossFunction, alpha: float, *, seed: int, step: int, rank: int = 0, update: int = 0
 ) -> tuple[Tensor, Tensor, LossFunction]:
     """Inputs (n, ...) of a floating type, pairs of targets (n, 2, ...) and their loss, for those of one rank's batch.
 
     The share is drawn from Beta(alpha, alpha) by (seed, step), one for the batch of all ranks; partners are a
-    permutation of the rank's own rows, drawn by (seed, step, rank). A sample may be its own partner.
+    permutation of the rank's own rows, drawn by (seed, step, rank). A sample may be its own partner. `update`: which of
+    a step's it is for; each has draws of its own.
     """
-    share = float(generator(seed, "mixup", step).beta(alpha, alpha))
-    order = generator(seed, "mixup", step, rank).permutation(len(x))
+    more = ("update", update) if update else ()
+    share = float(generator(seed, "mixup", step, *more).beta(alpha, alpha))
+    order = generator(seed, "mixup", step, rank, *more).permutation(len(x))
     partner = to_device(torch.from_numpy(order), x.device)
     return torch.lerp(x[partner], x, share), torch.stack((target, target[partner]), 1), MixedLoss(loss, share)

@@ -17,6 +17,7 @@ from rhostream.samples.kind import Kind
 from rhostream.selection.losses import LossFunction, find_loss, loss_name, require_loss_of_samples
 from rhostream.selection.options import Options
 from rhostream.selection.pairs import require_whole_batch
+from rhostream.selection.ratio import rungs
 from rhostream.selection.rules import Rule, find_rule
 from rhostream.selection.source_quota import require_sources
 from rhostream.selection.tokens import RULES as LANGUAGE_RULES
@@ -58,6 +59,9 @@ class Settings(TrainConfig):
         options.check(rule, shortlist=self.shortlist is not None, live=True)
         require_scorers(self.scorers, self.listed, self._unfit_for_scorers())
         self.check_quota(self.classes)
+        options.kept_schedule.require_kept(self.buffer_size)
+        if options.auto:
+            rungs(self.batch_size, self.buffer_size)
         if self.sources is None:
             require_sources(options.source_quota, None, ())
         if not rule.live and (self.il_model is not None or self.il_code is not None):
@@ -105,7 +109,8 @@ class Settings(TrainConfig):
         rule = self.found_rule
         if rule.sampled or rule.joint or rule.live or rule.needs_draws or rule.takes_columns:
             yield f"--rule {rule.name}"
-        asked = {**self.options.changed(), "view_size": self.view_size, "token_share": self.token_share}
+        own = {name: getattr(self, name) for name in ("view_size", "token_share", "update_size")}
+        asked = {**self.options.changed(), **own}
         yield from (f"--{name.replace('_', '-')}" for name, value in asked.items() if value is not None)
         if self.augment not in KINDS:
             yield f"--augment {self.augment}"
@@ -146,6 +151,11 @@ class Settings(TrainConfig):
         return self.task or task_of(self.model)
 
     @property
+    def at_most(self) -> int | None:
+        """Samples of an update, None for all that was kept: of `--ratio auto` a batch, whatever the share."""
+        return self.batch_size if self.update_size is None and self.options.auto else self.update_size
+
+    @property
     def tokens(self) -> TokenShare | None:
         """Which tokens the gradient goes through, None for all. Raises UsageError."""
         return None if self.token_share is None else TokenShare(self.token_share)
@@ -166,7 +176,7 @@ class Settings(TrainConfig):
                 f"of {', '.join(LANGUAGE_RULES)}"
             )
         loss_name(kind, self.loss)
-        require_whole_batch(find_loss(self.loss), self.accumulate, self.shortlist)
+        require_whole_batch(find_loss(self.loss), self.accumulate, self.at_most, self.shortlist)
         if self.mixup and not kind.example().is_floating_point():
             raise UsageError(
                 f"--mixup {self.mixup:g} is of inputs that are numbers in between, and these samples are {kind.holds}, "

@@ -14,6 +14,7 @@ from rhostream.runs import turns
 from rhostream.runs.attempt import Attempt
 from rhostream.runs.chain import head
 from rhostream.runs.loop import Loop
+from rhostream.runs.measure import price
 from rhostream.runs.pins import denied_samples
 from rhostream.runs.record import recorded
 from rhostream.selection.hardware import device_of
@@ -89,11 +90,11 @@ def train(config: TrainConfig) -> Summary:
 
     `change`, {"lr": 5e-4} or "lr=5e-4": what a run that goes on does otherwise from its newest checkpoint on; the other
     arguments stay as they were. It is recorded (run.json stays as it is), reports say it, and the same call again
-    changes nothing more. lr, weight_decay, momentum, schedule_steps, clip_gradient, il_lr_scale, accumulate, augment,
-    mixup, label_smoothing, chunk, precision, train_precision and compile can change. `from_step`: a new attempt from
-    the commit of that step. `skip_buffers`, "A:B": these buffers are passed over, unread, and logged as that. `grow`:
-    where a pass has ended, the run goes on with this longer list of shards. These three are recorded as changes, too,
-    and done once.
+    changes nothing more. lr, weight_decay, momentum, schedule_steps, clip_gradient, il_lr_scale, accumulate,
+    update_size, augment, mixup, label_smoothing, chunk, precision, train_precision and compile can change.
+    `from_step`: a new attempt from the commit of that step. `skip_buffers`, "A:B": these buffers are passed over,
+    unread, and logged as that. `grow`: where a pass has ended, the run goes on with this longer list of shards. These
+    three are recorded as changes, too, and done once.
     `take_over`: go on from the newest commit even while another process of this machine is at the run; else refused.
 
     Raises UsageError and its kin before any work, Interrupted after a signal, NonFiniteError when training diverges,
@@ -151,6 +152,8 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
     require_statistics(settings, network, stream.preprocess, ranks)
     live = make_live(settings, loader, on)
     selector = make_selector(settings, network, proxy, live, scoring, ranks)
+    if selector.chooser.ratio is not None:  # losses of mixtures, of smoothed labels or of some tokens are no scores
+        selector.chooser.ratio.listens = not (settings.mixup or settings.label_smoothing or settings.tokens)
     threads = threads_of(settings.threads, settings.workers, before.get("threads"))
     record = record_of(settings, loader, pinned, last_step, threads, on, ranks)
     learners = [
@@ -189,8 +192,10 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         look = look_at_pairs(settings, stream, test_set, selector.loss, training_ranks) or own_test
     if test_set is not None and not before:
         record["test_set"] = test_set.examine(settings.budget)
+        record["test_fingerprint"] = test_set.fingerprint
     with threads_in_use(threads):
         set_costs(attempt.cost, settings, loader, network, proxy, live)
+    price(selector, attempt.cost)
     if doubts := plan_of(settings, stream, last_step, attempt.cost).doubts():
         record["doubts"] = doubts
     optimizer = make_optimizer(settings, network)
@@ -217,6 +222,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         schedule=schedule,
         seed=settings.seed,
         accumulate=settings.accumulate,
+        update_size=settings.at_most,
         augment=settings.augment,
         mixup=settings.mixup,
         label_smoothing=settings.label_smoothing,

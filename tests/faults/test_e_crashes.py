@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import shutil
 import signal
 from collections import Counter
@@ -17,7 +18,9 @@ import pytest
 
 import rhostream
 from rhostream.audit.verify import verify
+from rhostream.il_model.bounds import MOST_EPOCHS
 from rhostream.runs import checkpoint, tensors
+from rhostream.tables.unfinished import unfinished_in
 from tests.faults import tally
 from tests.faults.crash_server import Rig
 from tests.support.own_loop import all_of
@@ -290,6 +293,36 @@ def test_E1_a_fit_killed_after_each_of_its_epochs_has_the_weights_of_one_in_one_
     assert rig.job("fit-il", {**fit, "out": str(tmp_path / "m")}, "fit-il: step taken@1")["code"] == 0
     assert weights_of_folds(tmp_path / "m") == weights_of_folds(tmp_path / "whole")
     assert figures(tmp_path / "m") == figures(tmp_path / "whole")
+
+
+def test_E1_a_fit_that_ends_by_itself_ends_alike_wherever_it_was_killed(
+    rig: Rig, jobs: dict[str, Job], tmp_path: Path
+) -> None:
+    """fit-il that is given no number of epochs, killed with SIGKILL in its epochs, behind the end of its first network
+    and in its second one, and run again, ends where it would have ended in one piece, with the same weights."""
+    options = jobs["fit-il"].options
+    # With a root the folds are the same wherever the test runs, and with them the end.
+    fit = {**options, "epochs": None, "lr": 3e-3, "keep_share": 0, "roots": {"r": options["shards"][0]}}
+    assert rig.job("fit-il", {**fit, "out": str(tmp_path / "whole")})["code"] == 0
+    folds = json.loads((tmp_path / "whole" / "model.json").read_text())["folds"]
+    first = math.ceil(folds[0]["curve"][-1]["epoch"])
+    assert first < MOST_EPOCHS
+    moments = [
+        "fit-il: state kept@2",
+        "fit-il: step taken@2",
+        f"fit-il: state kept@{first - 2}",
+        "fit-il: step taken@4",
+    ]
+    for moment in moments:
+        killed = rig.job("fit-il", {**fit, "out": str(tmp_path / "m")}, moment)
+        assert killed["code"] == -signal.SIGKILL, (moment, killed)
+    kept = unfinished_in(str(tmp_path / "m")).values()
+    assert max(one.epochs for one in kept if one.model == 1) == first and {one.of for one in kept} == {MOST_EPOCHS}
+    assert any(one.model == 2 for one in kept)  # the first one is not begun again
+    assert rig.job("fit-il", {**fit, "out": str(tmp_path / "m")})["code"] == 0
+    assert weights_of_folds(tmp_path / "m") == weights_of_folds(tmp_path / "whole")
+    again = json.loads((tmp_path / "m" / "model.json").read_text())["folds"]
+    assert [f["curve"] for f in again] == [f["curve"] for f in folds]
 
 
 @pytest.mark.parametrize(

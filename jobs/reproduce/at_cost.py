@@ -1,0 +1,247 @@
+"""Equal cost, as tables: accuracy against forward units, the IL on the bill or not, and whether one regrets it.
+
+Made of the rows of a results file alone. A point of a curve is the mean of the last `WINDOW` evaluations within what
+was spent; with the IL on the bill a curve begins after its IL model was paid. Differences are paired, seed by seed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jobs.reproduce.compare import EQUAL
+from jobs.reproduce.equal_cost import BASELINES, TUNED
+from jobs.reproduce.measure import IL_ACCURACY, SAYS, WINDOW
+from jobs.reproduce.published import Row, comparison_of, require_shared
+from jobs.reproduce.statistics import interval
+from rhostream.audit.metrics import smooth
+
+REGRET = -0.02  # a run with selection may end so far below a baseline
+SEEDS = 3
+POINTS_OF = (1 / 3, 2 / 3, 1.0)  # of rho's budget, where the curves are read
+RATIO = "rho, 10 %"  # whose budget the world's is
+BILLS = {False: "IL free", True: "IL charged"}
+YES, MEAN, NO = "yes", "in the mean", "no"
+LONGER = "uniform, longer"  # how arms that train on all that they read are called in other experiments
+
+
+@dataclass(frozen=True)
+class Spent:
+    """One run's evaluations: accuracy over forward units, the IL model's apart."""
+
+    units: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    il_units: float
+
+    def after(self, units: float, charged: bool) -> float:
+        """The mean of the last evaluations that so many units pay for; NaN where there are fewer, or it ends before."""
+        own = units - (self.il_units if charged else 0.0)
+        inside = sum(spent <= own + 1e-6 for spent in self.units)
+        per_evaluation = self.units[0] if self.units else math.inf
+        if inside < 1 or self.units[-1] + per_evaluation <= own:
+            return math.nan
+        return float(smooth(list(self.accuracy), WINDOW)[inside - 1])
+
+
+Runs = Mapping[str, Mapping[str, Mapping[int, Spent]]]  # world -> arm -> seed -> run
+
+
+def runs_of(rows: Iterable[Row]) -> dict[str, dict[str, dict[int, Spent]]]:
+    """The curves of a results file."""
+    points: dict[tuple[str, str, int], list[Row]] = {}
+    for row in rows:
+        if row["kind"] == "evaluation" and row["test_accuracy"] is not None and row["forward_units"] is not None:
+            points.setdefault((row["world"], row["arm"], row["seed"]), []).append(row)
+    found: dict[str, dict[str, dict[int, Spent]]] = {}
+    for (world, arm, seed), mine in points.items():
+        mine.sort(key=lambda row: row["forward_units"])
+        found.setdefault(world, {}).setdefault(arm, {})[seed] = Spent(
+            tuple(row["forward_units"] for row in mine), tuple(row["test_accuracy"] for row in mine),
+            float(mine[-1]["il_units"] or 0.0))  # fmt: skip
+    return found
+
+
+def budget_of(arms: Mapping[str, Mapping[int, Spent]]) -> float:
+    """Where rho's budget ends, in units without its IL model; where it wasn't run, the least end of the others."""
+    of = arms.get(RATIO) or arms[min(arms, key=lambda arm: min(run.units[-1] for run in arms[arm].values()))]
+    return float(min(run.units[-1] for run in of.values()))
+
+
+def cost_tables(rows: Sequence[Row]) -> list[str]:
+    """A table a world: every arm after a third, two thirds and all of rho's budget, IL free and charged.
+
+    Raises MismatchError where an arm doesn't share D and the test set with the world's first.
+    """
+    known, parts = runs_of(rows), []
+    right = _il_accuracy(rows)
+    for world, arms in known.items():
+        first = next(iter(arms))
+        for arm in arms:
+            require_shared(rows, (world, arm), (world, first))
+        budget = budget_of(arms)
+        told = [budget * share for share in POINTS_OF]
+        head = ["arm", "IL model on the test set", "units of the IL"]
+        head += [f"{units:,.0f} units, {bill}" for units in told for bill in BILLS.values()]
+        lines = []
+        for arm, seeds in arms.items():
+            il = max(run.il_units for run in seeds.values())
+            line = [arm, right.get((world, arm), "not known" if il else "none"), f"{il:,.0f}" if il else "0"]
+            for units in told:
+                line += [_mean([run.after(units, charged) for run in seeds.values()],
+                               began=not charged or units > il) for charged in BILLS]  # fmt: skip
+            lines.append(line)
+        parts += [f"### {world}, {_seeds(arms)}", _table(head, lines), _best(arms, budget)]
+    return parts
+
+
+def _best(arms: Mapping[str, Mapping[int, Spent]], budget: float) -> str:
+    """The share kept that ended highest, chosen after the fact: an upper bound of what choosing it can give."""
+    ratios = {arm: seeds for arm, seeds in arms.items() if arm.startswith("rho, ")}
+    if not ratios:
+        return ""
+    told = []
+    for charged, bill in BILLS.items():
+        means = {arm: _of([run.after(budget, charged) for run in seeds.values()]) for arm, seeds in ratios.items()}
+        best = max(means, key=lambda arm: -1.0 if math.isnan(means[arm]) else means[arm])
+        told.append(f"{bill}: {best}, {100 * means[best]:.1f} %")
+    return f"rho at its best share (chosen on these very runs): {'; '.join(told)}."
+
+
+@dataclass(frozen=True)
+class Regret:
+    """An arm at its own end against one baseline that has spent as much, seed by seed."""
+
+    world: str
+    arm: str
+    baseline: str  # of BASELINES
+    charged: bool
+    values: tuple[float, ...]  # differences of the seeds
+    difference: float
+    low: float  # NaN for one seed
+    high: float
+
+    @property
+    def holds(self) -> str:
+        """Whether it ends at most 2 points below: "yes" by the interval, "in the mean" by the mean alone, or "no"."""
+        if self.difference < REGRET:
+            return NO
+        if len(self.values) < SEEDS:
+            return f"{len(self.values)} of {SEEDS} seeds"
+        return YES if self.low >= REGRET else MEAN
+
+
+def regrets(rows: Sequence[Row]) -> list[Regret]:
+    """Every comparison at equal units of an arm that chooses by rho with its own settings' baseline.
+
+    Raises MismatchError where the two don't share D and the test set.
+    """
+    found = []
+    rules = {(row["world"], row["arm"]): json.loads(row["settings"])["train"]["rule"] for row in rows
+             if row["kind"] == "setting" and row["settings"]}  # fmt: skip
+    for row in rows:
+        place = (row["world"], row["arm"])
+        baseline = _baseline(row["baseline"]) if row["kind"] == "comparison" else None
+        charged = next((charged for charged, metric in EQUAL.items() if row["metric"] == metric), None)
+        if baseline is None or charged is None or rules.get(place) != "rho":
+            continue
+        pair = comparison_of(row).difference
+        if pair is None:
+            continue
+        require_shared(rows, place, (row["world"], row["baseline"]))
+        found.append(Regret(*place, baseline, charged, pair.values, pair.mean, pair.low, pair.high))
+    return found
+
+
+def _baseline(name: str | None) -> str | None:
+    if name is not None and name.startswith(LONGER):
+        return BASELINES[1]
+    return name if name in BASELINES else None
+
+
+def regret_table(by_experiment: Mapping[str, Sequence[Row]]) -> str:
+    """The no-regret table: a line a world and arm, against both baselines and with both bills; the worst decides.
+
+    A run that several experiments share stands once.
+    """
+    lines, seen, judged = [], set[tuple[object, ...]](), list[str]()
+    for name, rows in by_experiment.items():
+        made, right, runs = _il_models(rows), _il_accuracy(rows), runs_of(rows)
+        grouped: dict[tuple[str, str], list[Regret]] = {}
+        for one in regrets(rows):
+            grouped.setdefault((one.world, one.arm), []).append(one)
+        for (world, arm), mine in grouped.items():
+            if (what := (world, *(one.values for one in mine))) in seen:
+                continue
+            seen.add(what)
+            cells = []
+            for baseline in BASELINES:
+                for charged in BILLS:
+                    of = [one for one in mine if one.baseline == baseline and one.charged == charged]
+                    cells.append(_points(of[0]) if of else "-")
+            spent = next(iter(runs[world][arm].values()))
+            cost = f"{made.get((world, arm), '')}, {right.get((world, arm), 'not known')}"
+            judged.append(verdict_of(mine))
+            lines.append([world, "yes" if arm == "auto" and world in TUNED else "", arm, cost,
+                          f"{spent.il_units / spent.units[-1]:.2f}x", *cells, judged[-1], name])  # fmt: skip
+    head = ["world", "tuned on", "arm", "IL model, on the test set", "its cost"]
+    head += [f"{baseline}, {bill}" for baseline in BASELINES for bill in BILLS.values()]
+    counts = [f"{sum(words.startswith(word) for words in judged)} {told}" for word, told in (
+        (YES, "hold by the interval"), (MEAN, "in the mean"), ("**no**", "fail"))]  # fmt: skip
+    said = f"Of {len(judged)} settings {', '.join(counts)}."
+    return f"{said}\n\n{_table([*head, 'at most 2 points below', 'record'], lines)}"
+
+
+def verdict_of(mine: Sequence[Regret]) -> str:
+    """The worst of an arm's comparisons in a world, and which ones fail."""
+    told = [one.holds for one in mine]
+    if NO in told:
+        which = [f"{one.baseline}, {BILLS[one.charged]}" for one in mine if one.holds == NO]
+        return f"**no**: {'; '.join(which)}"
+    short = [words for words in told if words not in (MEAN, YES)]
+    return short[0] if short else MEAN if MEAN in told else YES
+
+
+def _points(one: Regret) -> str:
+    told = f"{100 * one.difference:+.1f}"
+    return told if math.isnan(one.low) else f"{told} ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
+
+
+def _il_models(rows: Iterable[Row]) -> dict[tuple[str, str], str]:
+    """(world, arm) -> its IL model and for how long it was fitted."""
+    fits = {(row["world"], row["arm"]): json.loads(row["settings"])["il"] for row in rows
+            if row["kind"] == "setting" and row["settings"]}  # fmt: skip
+    return {place: f"{fit['model']}" + (f", {fit['epochs']} epoch{'' if fit['epochs'] == 1 else 's'}"
+                                        if "epochs" in fit else "") for place, fit in fits.items()}  # fmt: skip
+
+
+def _il_accuracy(rows: Iterable[Row]) -> dict[tuple[str, str], str]:
+    """(world, arm) -> how right its IL model is on the test set."""
+    return {(row["world"], row["arm"]): f"{100 * row['middle']:.1f} %" for row in rows
+            if row["kind"] == "comparison" and row["metric"] == SAYS[IL_ACCURACY] and row["middle"] is not None
+            }  # fmt: skip
+
+
+def _seeds(arms: Mapping[str, Mapping[int, Spent]]) -> str:
+    least, most = (f(len(seeds) for seeds in arms.values()) for f in (min, max))
+    return f"{most} seed{'' if most == 1 else 's'}" if least == most else f"{least} to {most} seeds"
+
+
+def _of(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if len(known) == len(values) and known else math.nan
+
+
+def _mean(values: Sequence[float], began: bool = True) -> str:
+    centre = _of(values)
+    if math.isnan(centre):
+        return "ends before" if began else "not begun"
+    _, low, high = interval(values)
+    return f"{100 * centre:.1f}" if math.isnan(low) else f"{100 * centre:.1f} ± {100 * (high - centre):.1f}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
