@@ -22,6 +22,7 @@ BENCHMARKS = (
     "scaling",
     "offline",
     "step",
+    "reuse",
     "dealing",
     "augment",
     "log",

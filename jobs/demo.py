@@ -28,14 +28,13 @@ from rhostream.audit.render import render
 from rhostream.runs.cost import break_even
 
 N_B, N_b, WINDOW = 320, 32, 5
-EVERY = 25
+EVERY, STEPS = 25, 1000
 MODEL, IL = "small-cnn", "mlp-64"
-FIT: dict[str, Any] = {"fit_samples": 20_000, "lr": 3e-3}  # all 60,000 would cost as many seconds as half a run
-RHO = {"rule": "rho", "steps": 400, "loss_cap": True}
+RHO = {"rule": "rho", "steps": 300, "loss_cap": True}
 WAYS: dict[str, dict[str, Any]] = {  # longest first, so that two processes end together
-    "everything": {"rule": "uniform", "steps": 1500, "buffer_size": N_b},
+    "everything": {"rule": "uniform", "steps": STEPS, "buffer_size": N_b},
     "rho": RHO,
-    "uniform": {"rule": "uniform", "steps": 1500},
+    "uniform": {"rule": "uniform", "steps": STEPS},
     "cascade": {**RHO, "band": "20%:90%", "shortlist": "proxy:4"},
 }
 BASELINES = ("uniform", "everything")
@@ -103,8 +102,8 @@ def summary(folder: str, seeds: int) -> str:
     runs = sorted(str(p) for p in Path(folder, "runs").iterdir() if p.is_dir())
     with rhostream.open_ledger(runs) as ledger:
         lines = [
-            "", f"Steps to uniform's best of 1,500 (mean of {WINDOW} evaluations, every {EVERY} steps); a step of rho "
-            f"costs {break_even(N_B, N_b):.2f} of uniform's in forwards",
+            "", f"Steps to uniform's best of {STEPS:,} (mean of {WINDOW} evaluations, every {EVERY} steps); a step of "
+            f"rho costs {break_even(N_B, N_b):.2f} of uniform's in forwards",
         ]  # fmt: skip
         for seed in range(seeds):
             goal = best(curve(ledger, f"uniform-{seed}")[1], WINDOW)
@@ -139,7 +138,7 @@ def main(out: str, seeds: int, jobs: int) -> None:
     say("shards: 30,000 Fashion-MNIST images, a jittered copy of each, 40 % of the labels redrawn")
     make_shards(folder)
     say(f"fit-il: {IL}, two halves, duplicates kept together; compute-il: the irreducible loss of 60,000 samples")
-    fit_and_score(folder, folder, **FIT)
+    fit_and_score(folder, folder)
     say(f"train: {', '.join(WAYS)}, {seeds} seeds of a CNN; {jobs} at a time")
     # Not forked: a child of a process whose threads have computed waits for them for ever.
     with ProcessPoolExecutor(jobs, get_context("forkserver")) as pool:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import results
@@ -25,6 +25,7 @@ def test_all_shares_are_the_25_minutes() -> None:
     assert sum(SHARES.values()) == 25 and set(SHARES) == set(page.TITLES)
 
 
+@settings(max_examples=30)
 @given(st.lists(st.floats(0, 1.3), min_size=len(SHARES), max_size=len(SHARES)))
 def test_no_part_begins_with_less_than_a_fifth_of_its_share_and_what_one_leaves_goes_to_the_others(
     taken: list[float],

@@ -16,8 +16,9 @@ from torch import nn
 from rhostream.config.offline import FitILConfig
 from rhostream.errors import MismatchError, UsageError
 from rhostream.il_model import bounds
-from rhostream.irreducible import compute_il, fit_il, until_flat
+from rhostream.irreducible import compute_il, fit_il, index, until_flat
 from tests.support.shards import make_shards
+from tests.support.tables import rows
 
 FIT: dict[str, Any] = {"model": "mlp-64", "lr": 3e-3, "classes": 4}
 
@@ -140,3 +141,18 @@ def test_a_model_of_the_old_default_is_complete_for_the_same_command(shards: lis
     (tmp_path / "m" / "model.json").write_text(json.dumps(record | {"asked": record["asked"] | {"epochs": 6}}))
     with pytest.raises(MismatchError, match="epochs 6, this job has None"):
         fit_il(shards, str(tmp_path / "m"), **FIT)
+
+
+# -- one walk --------------------------------------------------------------------------------------------------------
+
+
+def test_one_walk_of_compute_il_fills_all_that_index_fills(world: Path, tmp_path: Path) -> None:
+    """Whoever has an IL model indexes nothing first: keys, labels, statuses and kept fields are the same rows."""
+    keep = {"is_noisy": "bool", "true_label": "int"}
+    index([str(world / "shards")], str(tmp_path / "index"), keep=keep)
+    indexed, scored = rows(tmp_path / "index"), rows(world / "il")
+    assert len(indexed) == len(scored) == 1003 and {*indexed[0]} <= {*scored[0]}
+    of_il = {"il", "predicted", "fold", "in_holdout"}
+    assert [{name: row[name] for name in indexed[0] if name not in of_il} for row in scored] == [
+        {name: value for name, value in row.items() if name not in of_il} for row in indexed
+    ]

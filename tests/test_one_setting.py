@@ -25,6 +25,7 @@ SWITCHES = ("clip", "tau", "loss_cap")
 NOT_DEFAULT = {
     "loss": "tests.support.tiny:smooth_loss",
     "token_share": 0.5,
+    "update_size": 16,
     "il_lr_scale": 0.5,
     "optimizer": "sgd",
     "momentum": 0.5,

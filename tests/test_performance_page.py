@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from benchmarks import accuracy, page, results
+from benchmarks import accuracy, page, results, reuse
 from benchmarks.measure import Figure
 from benchmarks.memory import write_table
 from rhostream.audit.verify import verify
@@ -130,3 +131,16 @@ def test_times_faster_is_times_fewer_steps_over_a_steps_cost_and_both_are_said()
     assert told["a step over uniform's"] == pytest.approx((3.0, 3.0))
     assert told["times faster than uniform"][0] == pytest.approx(4.0 / 3.0)
     assert told["the same, of the run itself"] == (19.0, 25.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mlp-512", "transformer", "small-cnn-lenet"])
+def test_a_backward_cut_to_the_kept_rows_gives_the_gradient_of_a_second_forward(name: str) -> None:
+    model, x, label = reuse.world(name, 24)
+    kept = torch.tensor([1, 4, 5, 11, 20])
+    reuse.today(model, x, label, kept)
+    expected = [p.grad.clone() for p in model.parameters()]
+    for step in (reuse.whole, lambda _, *given: reuse.Cut(model, x).step(*given)):
+        step(model, x, label, kept)
+        for mine, theirs in zip(expected, model.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs.grad, rtol=1e-4, atol=1e-6)

@@ -14,6 +14,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import rhostream
+from rhostream.audit.looking import looking_of
+from rhostream.audit.says import render_status
+from rhostream.audit.status import status_of
 from rhostream.audit.verify import verify
 from rhostream.errors import MismatchError, UsageError
 from rhostream.integrations.batches import Batches
@@ -21,7 +24,10 @@ from rhostream.models import build
 from rhostream.runs import checkpoint
 from rhostream.selection.ratio import MARGIN, UNHEARD, WINDOW, Ratio, gains_of, rungs
 from rhostream.selection.selector import Selector
-from tests.support.logs import rows_of, weights_of
+from tests.support import ranks
+from tests.support.ledger import rows
+from tests.support.logs import rows_of, same, weights_of
+from tests.support.ranks import train_killed_at
 from tests.support.scoring import buffer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -122,8 +128,10 @@ def test_every_choice_can_be_made_again_out_of_the_ledger_and_the_bill_adds_up(
     run, sizes = trained(ratio="auto", steps=40, **more), rungs(8, 40)
     with rhostream.open_ledger(str(run)) as ledger:
         steps = ledger.sql("SELECT * FROM steps ORDER BY step").to_pylist()
-        looked = ledger.sql("SELECT step, count(score) AS n, sum(kept::int) AS kept FROM selections "
-                            "WHERE step IS NOT NULL GROUP BY step ORDER BY step").to_pylist()  # fmt: skip
+        looked = ledger.sql(
+            "SELECT step, count(score) AS n, count(correct) AS right, sum(kept::int) AS kept FROM selections "
+            "WHERE step IS NOT NULL GROUP BY step ORDER BY step"
+        ).to_pylist()
     asked = [round(one["ratio"] * 40) for one in steps if one["ratio"] is not None]
     assert asked == recomputed(run, sizes) and len({*asked}) > 1  # it did change its mind
     cost, units = json.loads((run / "cost.json").read_text()), 0
@@ -133,11 +141,34 @@ def test_every_choice_can_be_made_again_out_of_the_ledger_and_the_bill_adds_up(
         assert one["forward_units"] == units
         n = 8 if one["ratio"] is None else round(one["ratio"] * 40)
         assert one["kept"] == seen["kept"] == min(n, one["candidates"])
+        assert (seen["right"] > 0) == (one["ratio"] is not None and not whole)
         assert (seen["n"] > 0) == (one["ratio"] is not None)  # of a step that looked at nothing, the training's own
         assert (one["loss_candidates"] is None) == (one["ratio"] is None or whole)
         assert one["ratio_worth"] is None or len(one["ratio_worth"]) == len(sizes)
     assert cost["forward_units"] == units == cost["scored"] + 3 * cost["trained"]
     assert verify(str(run))["problems"] == []
+
+
+def test_status_and_report_tell_how_often_a_run_looked_and_what_that_would_have_bought(
+    trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = trained(ratio="auto", steps=20)
+    with rhostream.open_ledger(str(run)) as ledger:
+        found = looking_of(ledger)
+        steps = ledger.sql("SELECT * FROM steps ORDER BY step").to_pylist()
+    assert found is not None and found.looked + found.whole == 20 and len(found.share) == 5
+    assert found.looked == sum(one["loss_candidates"] is not None for one in steps)
+    assert found.share == pytest.approx(
+        [np.mean([one["ratio"] for one in steps[at : at + 4]]) for at in (0, 4, 8, 12, 16)]
+    )
+    newest = status_of(str(run))["ratio"]
+    assert newest == {"step": 19, **{name: pytest.approx(steps[-1][name]) for name in ("ratio", "ratio_worth")}}
+    assert f"keeps {100 * steps[-1]['ratio']:.0f} % of a buffer at step 19" in render_status(status_of(str(run)))
+    page = Path(rhostream.write_report(str(run), str(tmp_path / "report.html"))).read_text()
+    cost = json.loads((run / "cost.json").read_text())
+    assert f"It looked at {found.looked} of 20 buffers, for {cost['scored']:,} of its" in page
+    assert f"(training on {cost['scored'] / 3:,.0f} samples more would have cost as much" in page
+    assert status_of(str(trained("plain", steps=2)))["ratio"] is None
 
 
 # -- resume, ranks and loops of one's own ------------------------------------------------------------------------------
@@ -183,6 +214,38 @@ def test_a_loop_of_ones_own_that_says_its_losses_chooses_the_same_and_one_that_s
         shares[says] = scored
     assert next(at for at, n in enumerate(shares[False]) if n) == UNHEARD
     assert np.count_nonzero(shares[False][:UNHEARD]) == 0
+
+
+def test_killed_and_resumed_it_is_the_run_in_one_piece(
+    world: Path, tmp_path: Path, trained: Callable[..., Path]
+) -> None:
+    settings = {"ratio": "auto", "steps": 16, "checkpoint_every": 3, "buffer_size": 40, "batch_size": 8,
+                "model": "mlp-64", "threads": 1}  # fmt: skip
+    whole = trained("whole", **settings)
+    options = {"shards": [str(world / "shards")], "il": str(world / "il"), "run": str(tmp_path / "killed"), **settings}
+    train_killed_at(8, options)
+    rhostream.train(**options)
+    assert same(whole, tmp_path / "killed")
+    asked = "SELECT step, ratio, ratio_worth, forward_units FROM steps ORDER BY step"
+    assert rows(whole, asked) == rows(tmp_path / "killed", asked)
+
+
+def _train(rank: int, world: str, run: str, steps: int) -> None:
+    rhostream.train(
+        [f"{world}/shards"], f"{world}/il", run, buffer_size=40, batch_size=8, model="mlp-64", steps=steps, threads=1,
+        ratio="auto",
+    )  # fmt: skip
+
+
+def test_ranks_choose_what_one_chooses_and_a_run_goes_on_with_more_or_fewer(world: Path, tmp_path: Path) -> None:
+    _train(0, str(world), str(tmp_path / "one"), 14)
+    _train(0, str(world), str(tmp_path / "elastic"), 5)
+    ranks.together(tmp_path / "answers", _train, 2, str(world), str(tmp_path / "elastic"), 14)
+    ranks.assert_same_but_for_noise(tmp_path / "one", tmp_path / "elastic")
+    asked = "SELECT step, ratio, kept, forward_units FROM steps ORDER BY step"
+    mine, theirs = rows(tmp_path / "one", asked), rows(tmp_path / "elastic", asked)
+    assert mine == theirs and len({row["ratio"] for row in mine}) > 1
+    assert verify(str(tmp_path / "elastic"))["problems"] == []
 
 
 # -- what can't be -----------------------------------------------------------------------------------------------------

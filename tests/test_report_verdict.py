@@ -38,9 +38,13 @@ from rhostream.audit.sidebyside import (
 )
 from rhostream.audit.verdict import BAD, GOOD, MIXED, UNDECIDED, headline, il_account, verdict
 from rhostream.errors import MismatchError, UsageError
+from rhostream.samples.image import ImageKind
+from rhostream.stream.budget import Budget
 from rhostream.tables import il
+from rhostream.training.evaluate import TestSet
 from tests.support.audit_fixtures import N_B, World, make_rows, make_run, make_world
 from tests.support.process import run as rhostream
+from tests.support.shards import make_shards
 
 GRID = list(itertools.product(
     ("reached", "missed"), (0.5, 1.0, 3.0), (math.nan, -50.0, 0.0, 40.0, 400.0), (None, 0.0, 100.0, 1000.0),
@@ -316,6 +320,20 @@ def test_two_selections_from_other_samples_are_not_set_side_by_side_and_the_fiel
     assert any(one.startswith("Not at equal cost: ") and "shards" in one for one in not_compared(groups, list(groups)))
     alike = grouped([here, _changed(here, lr=0.5)])
     assert not any(one.startswith("Not at equal cost") for one in not_compared(alike, list(alike)))
+
+
+def test_a_test_set_is_known_by_its_keys_and_labels_wherever_it_lies_and_in_whatever_order(tmp_path: Path) -> None:
+    def fingerprint(shards: list[Path]) -> str:
+        tests = TestSet(map(str, shards), ImageKind(image_size=16, channels=1), 4, "pillow", 0)
+        assert tests.fingerprint == "" and tests.examine(Budget())["ok"] > 0
+        return tests.fingerprint
+
+    here = make_shards(tmp_path / "here", [6, 5])
+    moved = [path.rename(tmp_path / f"moved-{path.name}") for path in make_shards(tmp_path / "there", [6, 5])]
+    known = fingerprint(here)
+    assert len(known) == 16 and fingerprint(moved) == fingerprint(here[::-1]) == known
+    others = (here[:1], make_shards(tmp_path / "labels", [6, 5], seed=1), make_shards(tmp_path / "more", [6, 6]))
+    assert len({known, *map(fingerprint, others)}) == 4
 
 
 @pytest.mark.slow

@@ -27,8 +27,9 @@ from jobs.reproduce.__main__ import main as suite_main
 from jobs.reproduce.available import missing
 from jobs.reproduce.command import Asked, reproduce, require_scales
 from jobs.reproduce.compare import GROWTH, Comparison, compare, line, verdict
+from jobs.reproduce.execute import Training
 from jobs.reproduce.figures import FIGURES
-from jobs.reproduce.measure import SAYS, Curve
+from jobs.reproduce.measure import SAYS, Curve, measure
 from jobs.reproduce.settings import IL, Arm, Claim, Experiment, Scale, Shards, World
 from jobs.reproduce.single_pass import steps_within
 from jobs.reproduce.statistics import Paired, censored_median, claim, interval, paired, ranks, ratios, spearman
@@ -436,6 +437,23 @@ def test_a_longer_run_leaves_what_a_shorter_one_says_as_it_was(done: tuple[Asked
     longer = replace(longer, scales={"small": replace(longer.scales["small"], arms=more)})
     assert {one.budget for one in reproduce(longer, asked)} == {40}
     assert str(reproduce(_tiny(), asked)) == str(found)
+
+
+@pytest.mark.slow
+def test_what_is_complete_is_collected_without_training_and_an_arm_is_read_within_its_units(
+    done: tuple[Asked, list[Comparison]],
+) -> None:
+    asked, found = done
+    collected = replace(asked, collect=True)
+    assert str(reproduce(_tiny(), collected)) == str(found)
+    scale = _tiny().scales["small"]
+    longer = replace(_tiny(), scales={"small": replace(scale, arms=[replace(a, steps=1000) for a in scale.arms])})
+    assert reproduce(longer, collected) == []  # nothing has so many steps, and nothing was trained
+    arm = next(arm for arm in scale.arms if arm.name == "rho")
+    whole = measure(Training(arm, 0, asked.out))
+    within = measure(Training(replace(arm, units=whole.units[1]), 0, asked.out))
+    assert (within.steps, within.units) == (whole.steps[:2], whole.units[:2]) and len(whole.steps) > 2
+    reproduce(_tiny(), asked)
 
 
 @pytest.mark.slow

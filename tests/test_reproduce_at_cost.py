@@ -13,7 +13,17 @@ import pytest
 from click.testing import CliRunner
 
 from jobs.reproduce import worlds
-from jobs.reproduce.at_cost import MEAN, NO, YES, Regret, cost_tables, regret_table, runs_of, verdict_of
+from jobs.reproduce.at_cost import (
+    MEAN,
+    NO,
+    YES,
+    Regret,
+    cost_tables,
+    regret_in_short,
+    regret_table,
+    runs_of,
+    verdict_of,
+)
 from jobs.reproduce.available import missing
 from jobs.reproduce.compare import EQUAL, GROWTH, Comparison, derived, verdict
 from jobs.reproduce.equal_cost import BASELINES, BUDGET, EXPERIMENT, TUNED
@@ -104,6 +114,14 @@ def test_a_world_where_selection_is_regretted_is_printed_as_one_with_the_bill_th
         and "-4.0 (-4.5 to -3.5)" in made
         and "mlp-64, 2 epochs" in made
     )
+
+
+def test_the_paragraph_names_the_worlds_of_every_guarded_arm_and_marks_those_it_was_tuned_on() -> None:
+    rows = [_equal("auto", base, charged, [-0.001] * 3) for base in BASELINES for charged in (False, True)]
+    rows = [{**row, "world": TUNED[0]} for row in [*ROWS, *rows, _setting("auto", train={"rule": "rho"})]]
+    said = regret_in_short({"equal_cost": rows, "table2": []})
+    assert said.startswith("Of 1 settings **1 hold by the interval**, **0 in the mean**, **0 fail**.\n\n")
+    assert said.endswith(f"- auto, with a cheap IL model: yes: {TUNED[0]} (tuned on it).")
 
 
 # -- what doesn't share D or the test set ------------------------------------------------------------------------------

@@ -21,15 +21,15 @@ from jobs.reproduce import figures
 from jobs.reproduce.break_even import break_even
 from jobs.reproduce.command import unasked
 from jobs.reproduce.compare import compare
+from jobs.reproduce.execute import DONE, Training, complete
 from jobs.reproduce.measure import IL_ACCURACY, Curve
 from jobs.reproduce.nets.efficientnet_lite import efficientnet_lite0
 from jobs.reproduce.nets.tiny import tiny_cnn_12
-from jobs.reproduce.opening import accuracy_after, break_even_tables, opening_tables
+from jobs.reproduce.opening import accuracy_after, break_even_tables, opening_tables, verdicts
 from jobs.reproduce.prepare import MakeIL, table_of
 from jobs.reproduce.pretrained import EXPERIMENT, FIT, N_B, N_b
 from jobs.reproduce.results import SCHEMA, comparison_rows, evaluation_rows
-from jobs.reproduce.settings import IL, Scale, Shards, World
-from jobs.reproduce.tables import table
+from jobs.reproduce.settings import IL, Arm, Scale, Shards, World
 from rhostream.errors import UnknownNameError, UsageError
 from rhostream.runs.macs import macs_per_sample
 from tests.support.shards import write_shard
@@ -117,18 +117,27 @@ def _rows(il_units: float) -> list[dict[str, Any]]:
 def test_the_opening_table_reads_an_arm_and_everything_at_the_same_total_cost() -> None:
     ((world, head, lines),) = opening_tables(_rows(100.0))
     told = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
-    # all of it is rho's 100 units and its IL model's 100: everything stands at .20 and .21 then, rho at .30 and .33
-    assert world == "w" and [name for name in head if name.startswith("after")] == [
-        "after 0 units, IL included",
-        "after 0 units, IL included",
-        "after 200 units, IL included",
-    ]
     rho, everything = told["rho 10 %"], told["everything"]
-    assert rho["after 200 units, IL included"].startswith("31.5 %; +11.0 (")
+    # all of it is rho's 100 units and its IL model's 100: everything stands at .20 and .21 then, rho at .30 and .33
+    assert world == "w" and rho["after 200 units, IL included"].startswith("31.5 %; +11.0 (")
     assert everything["after 200 units, IL included"] == "20.5 %" and everything["its IL model's accuracy"] == "none"
-    assert rho["its IL model's accuracy"] == "30.0 %" and rho["IL's units"] == "100"
+    assert rho["its IL model's accuracy"] == "30.0 %" and rho["IL's units"] == "100" and rho["seeds"] == "2"
     # the house's means of five evaluations: everything stands at .08 and .09 after 100 units
     assert rho["at its end"] == "31.5 %" and rho["against everything, IL free"].startswith("+23.0 (")
+    assert [line[0] for line in opening_tables(_rows(100.0), ["rho 10 %"])[0][2]] == ["rho 10 %"]
+
+
+def test_the_words_say_who_is_ahead_by_the_interval_and_nothing_of_one_seed() -> None:
+    (said,) = verdicts(_rows(100.0))
+    # the seeds differ by .03 and .01, so the mean of +.11 has an interval of t(.975, 1) x .01 = .127 to both sides
+    assert said.startswith("**w**, 2 seeds an arm.") and "Undecided: rho 10 % (+11.0 (-1.7 to +23.7))." in said
+    sure = _rows(100.0)
+    for row in sure:
+        if row["arm"] == "rho 10 %" and row["kind"] == "evaluation":
+            row["test_accuracy"] = 0.3 + 0.01 * row["seed"]
+    assert "Ahead: rho 10 % (+10.0 (+10.0 to +10.0)). Behind: none." in verdicts(sure)[0]
+    one = [row for row in sure if row["seed"] != 1]
+    assert "1 seeds an arm" in verdicts(one)[0] and "Undecided: rho 10 % (+10.0)." in verdicts(one)[0]
 
 
 def test_a_curve_is_read_between_two_evaluations_and_neither_before_nor_behind_them() -> None:
@@ -151,11 +160,6 @@ def test_the_break_even_table_says_what_an_il_model_may_cost_or_that_nothing_hel
             row["forward_units"] *= 9
     (line,) = break_even_tables(rows)[0][2]
     assert line[-3:] == ["nothing", "none is large enough", "no number"]
-    assert "| arm |" in _block_of(rows)
-
-
-def _block_of(rows: list[dict[str, Any]]) -> str:
-    return "\n\n".join(table(head, lines) for _, head, lines in break_even_tables(rows))
 
 
 # -- the picture -------------------------------------------------------------------------------------------------------
@@ -234,7 +238,7 @@ def _photo(number: int) -> dict[str, object]:
     return {"__key__": f"{number:05d}", "png": sink.getvalue(), "cls": str(number % 4)}
 
 
-def test_an_il_model_of_the_repositorys_own_code_is_fitted_and_scored(tmp_path: Path) -> None:
+def test_an_il_model_of_the_repositorys_own_code_is_fitted_and_runs_that_are_whole_are_found(tmp_path: Path) -> None:
     world = World(name="w", says="", train=Shards(("t",)), test=Shards(("t",)), samples=120, keep={},
                   ils={"il": IL(fit={**FIT, "epochs": 1})})  # fmt: skip
     folder = tmp_path / "shards" / world.train.folder
@@ -243,3 +247,9 @@ def test_an_il_model_of_the_repositorys_own_code_is_fitted_and_scored(tmp_path: 
     assert "tiny" in MakeIL(str(tmp_path), replace(world), "il")()
     told = json.loads(Path(table_of(str(tmp_path), world, "il"), "_table.json").read_text())
     assert "tiny_cnn" in json.dumps(told)
+    arm = Arm(name="u", world=world, steps=2, eval_every=1, baselines=(),
+              train={"rule": "uniform", "buffer_size": 40, "batch_size": 8, "model": "mlp-64"})  # fmt: skip
+    assert complete([arm], 2, str(tmp_path)) == {}
+    assert Training(arm, 1, str(tmp_path))()[0] == DONE
+    assert complete([arm], 2, str(tmp_path)) == {("w: u", 1): DONE}
+    assert complete([replace(arm, steps=3)], 2, str(tmp_path)) == {}  # it has made two of them

@@ -37,9 +37,8 @@ def test_published_finals_are_the_means_of_the_last_five_evaluations_of_each_run
 
 def test_every_bold_figure_of_a_claim_stands_in_the_record_that_it_leads_to() -> None:
     page = (DOCS / "results.md").read_text()
-    claims = re.split(r"^(?:\d+\.|-) ", page.partition("## Ten claims")[2].partition("## The records")[0], flags=re.M)[
-        1:
-    ]
+    said = page.partition("## In short")[2].partition("## The records")[0]
+    claims = re.split(r"^(?:\d+\.|##) ", said, flags=re.M)[1:]
     assert len(claims) >= 10
     for claim in claims:
         records = " ".join((DOCS / name).read_text() for name in re.findall(r"\]\((results/[^)#]+\.md)", claim))
@@ -50,7 +49,7 @@ def test_every_bold_figure_of_a_claim_stands_in_the_record_that_it_leads_to() ->
 
 def test_the_pages_tables_are_made_of_the_published_files() -> None:
     page = (DOCS / "results" / "claims.md").read_text()
-    assert (DOCS / "results" / "small.md").read_text().endswith(told(str(DOCS), "small") + "\n")
+    assert told(str(DOCS), "small") in (DOCS / "results" / "small.md").read_text()
     made = told(str(DOCS), "small", claims=True)
     for part in made.split("\n\n"):
         if part.startswith("|"):

@@ -152,7 +152,7 @@ def test_a_batch_that_is_one_update_is_the_step_of_before(world: Path, tmp_path:
     "more",
     [
         {"mixup": 0.4, "accumulate": 2, "ema": 0.9, "clip_gradient": 0.5, "schedule": "cosine", "lr_warm_up": 2},
-        {"rule": "grad_norm_is", "augment": "flip-shift", "optimizer": "sgd"},
+        pytest.param({"rule": "grad_norm_is", "augment": "flip-shift", "optimizer": "sgd"}, marks=pytest.mark.slow),
         {"model": "spoiled", "make_model": Spoiled, "ema": 0.9},
     ],
 )
@@ -256,7 +256,7 @@ def _train(rank: int, world: str, run: str, options: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("more", [{}, {"model": "spoiled"}])
+@pytest.mark.parametrize("more", [pytest.param({}, marks=pytest.mark.slow), {"model": "spoiled"}])
 def test_two_ranks_make_the_updates_of_one(world: Path, tmp_path: Path, more: dict[str, Any]) -> None:
     options = {"update_size": 4, **more}
     ranks.together(tmp_path / "answers", _train, 2, str(world), str(tmp_path / "two"), options)
@@ -268,6 +268,42 @@ def test_two_ranks_make_the_updates_of_one(world: Path, tmp_path: Path, more: di
     asked = "SELECT step, reason, count(*) AS n FROM selections GROUP BY ALL ORDER BY 1, 2"
     assert rows(tmp_path / "one", asked) == rows(tmp_path / "two", asked)
     assert verify(str(tmp_path / "two"))["problems"] == []
+
+
+def _own(rank: int, world: str, folder: str, n: int) -> list[list[int]]:
+    """A loop of one's own in DDP where there are ranks; the samples of each part, as many as all ranks have."""
+    group, model = ranks.join_group(), network(dropout=0.0)
+    wrapped = nn.parallel.DistributedDataParallel(model) if group is not None else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    stream = rhostream.open_stream(f"{world}/shards", f"{world}/il", buffer_size=40)
+    state, told = {"model": wrapped, "optimizer": optimizer}, []
+    run = rhostream.Run(folder, stream, rhostream.Selector(wrapped, "rho", n), state=state, config={"n": n}, steps=5)
+    for kept in run:
+        losses = torch.zeros(len(kept))
+        for part in kept.parts(4):
+            assert part.position is not None
+            loss_b = cross_entropy(wrapped(part.input), part.label, reduction="none")
+            optimizer.zero_grad()
+            part.mean(loss_b).backward()
+            optimizer.step()
+            losses[part.position] = loss_b.detach()
+            told.append([run.steps, part.total])
+        run.step(losses)
+    ranks.leave_group()
+    return told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [1, 5, 9])
+def test_parts_in_ddp_are_those_of_one_process_also_where_a_rank_has_none_of_one(
+    world: Path, tmp_path: Path, n: int
+) -> None:
+    two = ranks.together(tmp_path / "answers", _own, 2, str(world), str(tmp_path / "two"), n)
+    assert two[0] == two[1] == _own(0, str(world), str(tmp_path / "one"), n)
+    ranks.assert_same_but_for_noise(tmp_path / "one", tmp_path / "two")
+    mine, theirs = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in mine:
+        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-3, atol=1e-4)
 
 
 # -- what can't be -----------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ Part = Callable[[Clock], Found]
     "--source", multiple=True, metavar="cifar10=DIR", help="where CIFAR-10's files are; else they are made up"
 )
 @click.option("--workers", type=click.IntRange(0), help="of the loader  [default: 8 with a GPU, else 0]")
-@click.option("--toy", is_flag=True, help="all of it in two minutes at toy size, on a CPU as well")
+@click.option("--toy", is_flag=True, help="all of it in minutes at toy size, on a CPU as well")
 @click.option("--page/--no-page", "write_page", default=True, help="write docs/performance/gpu.md at the end")
 def main(
     asked: tuple[str, ...],

@@ -34,7 +34,7 @@ RECORD = 1 + 3 * 32 * 32  # bytes of an image in CIFAR-10's binary files
 
 def rows(part: str, clock: Clock, toy: bool, work: Path, workers: int, source: Path | None) -> Found:
     """Train rho and uniform for as long as there is time; goes on with what lies in `work`."""
-    place = work / (f"{part}-toy" if toy else part)
+    place = work / f"{part}{'-toy' if toy else ''}{'' if source else '-made-up'}"
     files = source or made_up(work / ("cifar10-toy" if toy else "cifar10"), 320 if toy else 10_000)
     size = 640 if toy else 25_000
     train, holdout, test = (str(place / name) for name in ("train", "holdout", "test"))
@@ -73,7 +73,7 @@ def rows(part: str, clock: Clock, toy: bool, work: Path, workers: int, source: P
         curve, whole = _train(rule, place, (train, table, test), roots, clock.left / left, toy, workers)
         stopped |= not whole
         figures[f"{rule}, epochs"] = max(curve, default=0)
-        figures[f"{rule}, best accuracy on the test set"] = max(curve.values(), default=float("nan"))
+        figures[f"{rule}, best accuracy on the test set"] = max(curve.values(), default=None)
         for number, target in enumerate(TARGETS):
             there = PAPER[part].get(rule)
             beside = f" (paper: {there[number]})" if there else ""
@@ -95,8 +95,8 @@ def _train(
     fast = "bfloat16" if bf16_supported(device()) and not toy else "float32"
 
     def watch(row: dict[str, Any]) -> None:
-        if row["test_accuracy"] is not None:
-            curve[(row["step"] + 1) // per_epoch] = row["test_accuracy"]
+        if (accuracy := row.get("test_accuracy")) is not None:
+            curve[(row["step"] + 1) // per_epoch] = accuracy
             told.write_text(json.dumps(curve))
         if not clock.left:
             os.kill(os.getpid(), signal.SIGTERM)

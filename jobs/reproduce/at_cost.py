@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jobs.reproduce.compare import EQUAL
-from jobs.reproduce.equal_cost import BASELINES, TUNED
+from jobs.reproduce.equal_cost import BASELINES, EXPERIMENT, GUARDED, TUNED
 from jobs.reproduce.measure import IL_ACCURACY, SAYS, WINDOW
 from jobs.reproduce.published import Row, comparison_of, require_shared
 from jobs.reproduce.statistics import interval
@@ -135,7 +135,7 @@ class Regret:
 
 
 def regrets(rows: Sequence[Row]) -> list[Regret]:
-    """Every comparison at equal units of an arm that chooses by rho with its own settings' baseline.
+    """Every comparison at equal units of an arm that chooses by rho; of the experiment `equal_cost` of `GUARDED` alone.
 
     Raises MismatchError where the two don't share D and the test set.
     """
@@ -147,6 +147,8 @@ def regrets(rows: Sequence[Row]) -> list[Regret]:
         baseline = _baseline(row["baseline"]) if row["kind"] == "comparison" else None
         charged = next((charged for charged, metric in EQUAL.items() if row["metric"] == metric), None)
         if baseline is None or charged is None or rules.get(place) != "rho":
+            continue
+        if row["experiment"] == EXPERIMENT.name and row["arm"] not in GUARDED:
             continue
         pair = comparison_of(row).difference
         if pair is None:
@@ -162,37 +164,64 @@ def _baseline(name: str | None) -> str | None:
     return name if name in BASELINES else None
 
 
-def regret_table(by_experiment: Mapping[str, Sequence[Row]]) -> str:
-    """The no-regret table: a line a world and arm, against both baselines and with both bills; the worst decides.
+Settings = dict[tuple[str, str, str], list[Regret]]  # (experiment, world, arm) -> its comparisons
 
-    A run that several experiments share stands once.
-    """
-    lines, seen, judged = [], set[tuple[object, ...]](), list[str]()
+
+def _settings(by_experiment: Mapping[str, Sequence[Row]]) -> Settings:
+    """Each arm's comparisons; a run that several experiments share stands once, with the first."""
+    found, seen = Settings(), set[tuple[object, ...]]()
     for name, rows in by_experiment.items():
-        made, right, runs = _il_models(rows), _il_accuracy(rows), runs_of(rows)
-        grouped: dict[tuple[str, str], list[Regret]] = {}
+        mine: Settings = {}
         for one in regrets(rows):
-            grouped.setdefault((one.world, one.arm), []).append(one)
-        for (world, arm), mine in grouped.items():
-            if (what := (world, *(one.values for one in mine))) in seen:
-                continue
-            seen.add(what)
-            cells = []
-            for baseline in BASELINES:
-                for charged in BILLS:
-                    of = [one for one in mine if one.baseline == baseline and one.charged == charged]
-                    cells.append(_points(of[0]) if of else "-")
-            spent = next(iter(runs[world][arm].values()))
-            cost = f"{made.get((world, arm), '')}, {right.get((world, arm), 'not known')}"
-            judged.append(verdict_of(mine))
-            lines.append([world, "yes" if arm == "auto" and world in TUNED else "", arm, cost,
-                          f"{spent.il_units / spent.units[-1]:.2f}x", *cells, judged[-1], name])  # fmt: skip
+            mine.setdefault((name, one.world, one.arm), []).append(one)
+        for place, told in mine.items():
+            if (what := (place[1], *(one.values for one in told))) not in seen:
+                seen.add(what)
+                found[place] = told
+    return found
+
+
+def _counts(found: Settings, bold: str = "") -> str:
+    words = [verdict_of(mine) for mine in found.values()]
+    told = [f"{bold}{sum(one.startswith(word) for one in words)} {says}{bold}" for word, says in (
+        (YES, "hold by the interval"), (MEAN, "in the mean"), (f"**{NO}**", "fail"))]  # fmt: skip
+    return f"Of {len(found)} settings {', '.join(told)}"
+
+
+def regret_in_short(by_experiment: Mapping[str, Sequence[Row]]) -> str:
+    """The no-regret table in a paragraph: how many settings hold, and what the guarded arms do in which worlds."""
+    found = _settings(by_experiment)
+    told = [_counts(found, "**") + "."]
+    for arm in GUARDED:
+        words: dict[str, list[str]] = {}
+        for (experiment, world, name), mine in found.items():
+            if experiment == EXPERIMENT.name and name == arm:
+                tuned = " (tuned on it)" if arm == "auto" and world in TUNED else ""
+                words.setdefault(verdict_of(mine).replace("**", ""), []).append(world + tuned)
+        if words:
+            each = [f"{said}: {', '.join(of)}" for said, of in words.items()]
+            told.append(f"- {arm}, with a cheap IL model: {'; '.join(each)}.")
+    return "\n".join([told[0], "", *told[1:]]) if told[1:] else told[0]
+
+
+def regret_table(by_experiment: Mapping[str, Sequence[Row]]) -> str:
+    """The no-regret table: a line a world and arm, against both baselines and with both bills; the worst decides."""
+    found, lines = _settings(by_experiment), []
+    known = {name: (_il_models(rows), _il_accuracy(rows), runs_of(rows)) for name, rows in by_experiment.items()}
+    for (name, world, arm), mine in found.items():
+        made, right, runs = known[name]
+        cells = []
+        for baseline in BASELINES:
+            for charged in BILLS:
+                of = [one for one in mine if one.baseline == baseline and one.charged == charged]
+                cells.append(_points(of[0]) if of else "-")
+        spent = next(iter(runs[world][arm].values()))
+        cost = f"{made.get((world, arm), '')}, {right.get((world, arm), 'not known')}"
+        lines.append([world, "yes" if arm == "auto" and world in TUNED else "", arm, cost,
+                      f"{spent.il_units / spent.units[-1]:.2f}x", *cells, verdict_of(mine), name])  # fmt: skip
     head = ["world", "tuned on", "arm", "IL model, on the test set", "its cost"]
     head += [f"{baseline}, {bill}" for baseline in BASELINES for bill in BILLS.values()]
-    counts = [f"{sum(words.startswith(word) for words in judged)} {told}" for word, told in (
-        (YES, "hold by the interval"), (MEAN, "in the mean"), ("**no**", "fail"))]  # fmt: skip
-    said = f"Of {len(judged)} settings {', '.join(counts)}."
-    return f"{said}\n\n{_table([*head, 'at most 2 points below', 'record'], lines)}"
+    return f"{_counts(found)}.\n\n{_table([*head, 'at most 2 points below', 'record'], lines)}"
 
 
 def verdict_of(mine: Sequence[Regret]) -> str:
@@ -202,7 +231,8 @@ def verdict_of(mine: Sequence[Regret]) -> str:
         which = [f"{one.baseline}, {BILLS[one.charged]}" for one in mine if one.holds == NO]
         return f"**no**: {'; '.join(which)}"
     short = [words for words in told if words not in (MEAN, YES)]
-    return short[0] if short else MEAN if MEAN in told else YES
+    said = short[0] if short else MEAN if MEAN in told else YES
+    return said if any(one.charged for one in mine) else f"{said}, as far as it is known: {BILLS[False]}"
 
 
 def _points(one: Regret) -> str:

@@ -64,6 +64,9 @@ def reproduce(experiment: Experiment, asked: Asked) -> list[Comparison]:
     curves = measured(experiment, scale, states, asked.out)
     found = compare(scale, curves, tuple(dict.fromkeys((*experiment.shares, IL_ACCURACY))))
     rows = setting_rows(scale.arms, states, seeds, left_out)
+    if asked.collect:  # of an arm with fewer seeds than others its own figures say so
+        begun = {arm for arm, _ in states}
+        rows = [row for row in rows if row["state"] == DONE or f"{row['world']}: {row['arm']}" not in begun]
     rows += [row for arm in arms for seed, curve in curves[arm.label].items()
              for row in evaluation_rows(arm, seed, curve)]  # fmt: skip
     finish(experiment, asked, rows, found)

@@ -134,7 +134,8 @@ def cost_curves(experiment: Experiment, scale: Scale, found: Curves, more: Seque
 def cost_bands(experiment: Experiment, scale: Scale, found: Curves, _: Sequence[Comparison]) -> Any:
     """Test accuracy over forward units, a panel a world; an arm that needs an IL model begins where that is paid.
 
-    The mean over seeds and its 95 % interval as a band, of single evaluations; a dotted line is the IL model itself.
+    The mean over seeds and, from three on, its 95 % interval as a band, of single evaluations; a dotted line is the IL
+    model itself.
     """
     worlds = _worlds(scale, found)
     canvas, grid = panels(len(worlds), width=6.4, height=4.2, columns=2)
@@ -149,7 +150,8 @@ def cost_bands(experiment: Experiment, scale: Scale, found: Curves, _: Sequence[
             colour, dash = looks[arm.name]
             x = np.mean([np.add(c.units[:n], np.nan_to_num(c.il_units)) for c in runs], axis=0)
             mean, low, high = np.array([interval([c.accuracy[at] for c in runs]) for at in range(n)]).T
-            axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+            if len(runs) > 2:  # of two seeds it is as wide as the panel
+                axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
             axes.plot(x, mean, color=colour, linestyle=dash, linewidth=2, marker="o", markersize=2.5, label=arm.name)
         known = [c.shares[IL_ACCURACY] for arm in arms for c in found[arm.label].values()
                  if math.isfinite(c.shares.get(IL_ACCURACY, math.nan))]  # fmt: skip
@@ -157,6 +159,9 @@ def cost_bands(experiment: Experiment, scale: Scale, found: Curves, _: Sequence[
             axes.axhline(known[0], color="#555555", linestyle=":", linewidth=1)
             axes.text(0.99, known[0], f"the IL model: {100 * known[0]:.1f} %", transform=axes.get_yaxis_transform(),
                       ha="right", va="bottom", fontsize=8, color="#555555")  # fmt: skip
+        top = max((value for line in axes.get_lines() for value in line.get_ydata() if len(line.get_ydata()) > 2),
+                  default=1.0)  # fmt: skip
+        axes.set_ylim(max(0.0, top - 0.4), top + 0.03)
         axes.set(title=world, xlabel="forward units spent, the IL model included", xlim=(0, None))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         percent(axes.yaxis)

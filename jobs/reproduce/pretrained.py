@@ -71,6 +71,9 @@ def _arms(level: str, chosen: World, points: int, main: bool = True, more: bool 
                 view_size=train.get("image_size", TARGET["image_size"]) // 2, shortlist="view:2", loss_cap=True,
                 **SCORED),
         ]  # fmt: skip
+        # A step that keeps all of a buffer is ten updates of n_b, none of them looked for: 3 N_B units.
+        found += [arm("auto", 3 * N_B, int(1.12 * budget // (3 * N_B) // 6 * 6), ("everything", "uniform"), rule="rho",
+                      ratio="auto", buffer_size=N_B, **SCORED)]  # fmt: skip
     if more:
         found += [
             scored("rho 50 % loss_cap", 2 * N_b, loss_cap=True),
@@ -85,7 +88,7 @@ WORSE, RANDOM1 = _world("worse"), _world("random1")
 QUICK = _world("worse", 6_400, 500)
 FULL = {level: replace(_world(level), test=replace(WORSE.test, arguments=("cifar10", "--split", "test")),
                        name=f"pretrained-{level}-full") for level in NOISE}  # fmt: skip
-AHEAD = ("rho 10 %", "rho 20 %", "rho 50 %", "cascade", "drop by il once")
+AHEAD = ("rho 10 %", "rho 20 %", "rho 50 %", "cascade", "drop by il once", "auto")
 EXPERIMENT = Experiment(
     name="pretrained", title="A pretrained target and a weak IL model", where="Table 2's Clothing-1M; ours",
     scales={

@@ -13,6 +13,7 @@ from jobs.reproduce import (
     figure8,
     figure9,
     pretrained,
+    search,
     section6,
     single_pass,
     table2,
@@ -24,6 +25,6 @@ from jobs.reproduce.settings import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT
-    for module in (table2, figure3, figure6, table3, table4, single_pass, cheap_il, figure8, section6, figure9, figure2,
-                   failure_modes, cifar10n, pretrained, text, equal_cost)
+    for module in (table2, figure3, figure6, table3, table4, single_pass, search, cheap_il, figure8, section6, figure9,
+                   figure2, failure_modes, cifar10n, pretrained, text, equal_cost)
 }  # fmt: skip

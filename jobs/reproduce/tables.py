@@ -11,12 +11,15 @@ It reads what experiments have written and computes nothing: the same figures wi
     <!-- end -->
     <!-- made: our claims -->                                    this library's own
     <!-- made: moved 2026-11-26 -->                              a folder below <out>/results
+    <!-- made: every arm -->                                     all claims and arms of all experiments
     <!-- made: opposite -->                                      the paper's claims that point the other way here
     <!-- made: opening pretrained -->                            accuracy and all it cost, against everything
+    <!-- made: verdict pretrained -->                            the same in words
     <!-- made: break-even pretrained -->                         where selection would begin to pay
     <!-- made: equal table2 -->                                  at equal units, IL charged and not
     <!-- made: cost equal_cost -->                               accuracy against forward units, by world
     <!-- made: regret equal_cost, table2 -->                     whether a run with selection is regretted
+    <!-- made: regret-in-short equal_cost, table2 -->            the same in a sentence
     <!-- made: arms table3; final accuracy; times fewer steps -->  worlds and arms, these columns
 """
 
@@ -32,14 +35,14 @@ import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.reproduce.at_cost import cost_tables, regret_table
+from jobs.reproduce.at_cost import cost_tables, regret_in_short, regret_table
 from jobs.reproduce.command import SCALES, guarded
 from jobs.reproduce.compare import EQUAL, POINTS, in_words
 from jobs.reproduce.measure import IL_ACCURACY, SAYS
-from jobs.reproduce.opening import break_even_tables, opening_tables
+from jobs.reproduce.opening import break_even_tables, opening_tables, verdicts
 from jobs.reproduce.published import judged, require_shared
 from jobs.reproduce.results import SCHEMA
-from jobs.reproduce.statistics import NR
+from jobs.reproduce.statistics import NR, bounds
 from jobs.reproduce.suite import EXPERIMENTS
 from rhostream.errors import UnknownNameError, UsageError
 
@@ -143,7 +146,10 @@ def _ours(claim: Row, compared: Sequence[Row], with_il: bool = True) -> str:
     if one is None:
         return ""
     if one["metric"].startswith(("times", "steps", "share of")):
-        return _times(one)
+        known = [value for value in one["values"] if value is not None]
+        ratio = with_il and one["metric"].startswith("times") and len(known) == len(one["values"]) > 1
+        low, high = bounds(known, logarithmic=True) if ratio else (0.0, 0.0)
+        return _times(one) + (f", interval {low:.2f} to {high:.2f}" if ratio else "")
     told = f"{_value(one, one['middle'])}, {_difference(one)} against {one['baseline']}"
     if not with_il or not one["metric"].startswith(("final accuracy", "accuracy")):
         return told
@@ -253,6 +259,7 @@ def equal_tables(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+REGRET = {"regret": regret_table, "regret-in-short": regret_in_short}
 _BLOCK = re.compile(r"(<!-- made: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -262,8 +269,8 @@ def filled(page: str, out: str, scale: str) -> str:
 
 
 def fill(page: str, out: str, scale: str) -> None:
-    """Write the page, or every page of a folder, with its blocks made anew. Raises as `filled`."""
-    for path in sorted(Path(page).glob("*.md")) if Path(page).is_dir() else [Path(page)]:
+    """Write the page, or every page below a folder, with its blocks made anew. Raises as `filled`."""
+    for path in sorted(Path(page).rglob("*.md")) if Path(page).is_dir() else [Path(page)]:
         if _BLOCK.search(text := path.read_text()):
             path.write_text(filled(text, out, scale))
             click.echo(f"filled   {path}")
@@ -279,23 +286,25 @@ def _block(asked: str, out: str, scale: str) -> str:
         if at is None:
             raise UsageError(f"made: {asked}: no such claim was measured")
         return f"**{parts[at].removeprefix('## ')}.**\n\n{parts[at + 1]}"
-    if kind in ("opening", "break-even"):
+    if kind in ("opening", "verdict", "break-even"):
         rows = _results(Path(out, "results"), scale, [rest]).get(rest, [])
-        made = opening_tables(rows) if kind == "opening" else break_even_tables(rows)
-        return "\n\n".join(f"**{world}**\n\n{table(head, lines)}" for world, head, lines in made) or "Not measured yet."
+        if kind == "verdict":
+            return "\n\n".join(verdicts(rows)) or NOT_YET
+        made = opening_tables(rows, columns) if kind == "opening" else break_even_tables(rows)
+        return "\n\n".join(f"**{world}**\n\n{table(head, lines)}" for world, head, lines in made) or NOT_YET
     if kind == "moved":
         return told_moved(out, scale, str(Path(out, "results", rest)))
+    if what == "every arm":
+        return told(out, scale)
     if what == "opposite":
         return opposite(judged(row for rows in _results(Path(out, "results"), scale).values() for row in rows))
-    if kind not in ("equal", "arms", "cost", "regret"):
-        raise UsageError(
-            f"made: {asked}: expected claims, our claims, opposite, opening, "
-            "break-even, moved, equal, cost, regret or arms"
-        )
+    if kind not in ("equal", "arms", "cost", *REGRET):
+        raise UsageError(f"made: {asked}: expected claims, our claims, every arm, opposite, opening, verdict, "
+                         f"break-even, moved, equal, cost, {', '.join(REGRET)} or arms")  # fmt: skip
     names = [name.strip() for name in rest.split(",")]
     found = _results(Path(out, "results"), scale, names)
-    if kind == "regret":
-        return regret_table(found) if found else NOT_YET
+    if kind in REGRET:
+        return REGRET[kind](found) if found else NOT_YET
     rows = found.get(rest, [])
     if kind == "cost" and not rows:
         return NOT_YET

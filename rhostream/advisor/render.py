@@ -214,6 +214,8 @@ def _pays(e: Estimate) -> list[str]:
             f"{_times(p.against_everything):>14}"
         )
     lines.append("  forwards: arithmetic alone; uniform, everything: in measured seconds against that run.")
+    low, high = sorted((s.buffer_size + 3 * s.batch_size, 3 * s.buffer_size))
+    lines.append(f"  --ratio auto: a buffer costs {low:,} to {high:,} forwards, by whether looking at it pays.")
     if any(p.against_uniform is None or p.forwards is None for p in a.payback):
         lines.append("  never: the IL alone costs more than the whole baseline run.")
     return lines

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rhostream.audit.alike import setting_of, tested_on
+from rhostream.audit.looking import Looking, looking_of
 from rhostream.audit.runs import RunFolder
 from rhostream.audit.views import Ledger, open_ledger
 from rhostream.config.train import TrainConfig
@@ -66,6 +67,7 @@ class RunFacts:
     no_table: str = ""  # why the run's IL table can't be asked, "" where it can
     test_losses: tuple[tuple[int, float], ...] = ()  # (steps, mean loss) of each evaluation
     recalls: dict[str, float] = field(default_factory=dict)  # of pairs, at the last evaluation: steps.OF_PAIRS
+    looking: Looking | None = None  # of --ratio auto
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def gather(ledger: Ledger, name: str) -> RunFacts:
         class_accuracy=last[0]["class_accuracy"] if last else [],
         noisy=_noisy(ledger) if keeps(ledger, "is_noisy") else {}, no_table=_no_table(ledger),
         balance=_balance(ledger), test_losses=tuple((r["steps"], r["loss"]) for r in losses),
-        sources=_sources(ledger), recalls=_recalls(ledger),
+        sources=_sources(ledger), recalls=_recalls(ledger), looking=looking_of(ledger),
     )  # fmt: skip
 
 

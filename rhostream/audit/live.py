@@ -15,7 +15,8 @@ from rhostream.inert import shell_words
 from rhostream.runs.attempts import going_on
 from rhostream.runs.chain import segments
 from rhostream.runs.link import Link
-from rhostream.tables.steps import last_evaluation, steps_seen
+from rhostream.selection.clashes import AUTO
+from rhostream.tables.steps import last_evaluation, newest_ratio, steps_seen
 from rhostream.tables.unfinished import Unfinished
 
 
@@ -52,6 +53,16 @@ def evaluation_of(run: str, latest: Link | None) -> dict[str, Any] | None:
         return None
     try:
         return last_evaluation(run, segments(run, latest, "steps"))
+    except RhostreamError:
+        return None  # `verify` says so
+
+
+def ratio_of(run: str, latest: Link | None, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `--ratio auto` keeps now, and what each share is worth; None without that option."""
+    if latest is None or settings.get("ratio") != AUTO:
+        return None
+    try:
+        return newest_ratio(run, segments(run, latest, "steps"))
     except RhostreamError:
         return None  # `verify` says so
 

@@ -27,6 +27,7 @@ from rhostream.audit.facts import RunFacts, gather_all
 from rhostream.audit.gallery import PICTURES
 from rhostream.audit.il_quality import il_quality, section
 from rhostream.audit.il_test import ILTest, accuracy_of, il_on_test_set, of_runs
+from rhostream.audit.looking import looks_in_words
 from rhostream.audit.looks import Look, looks
 from rhostream.audit.metrics import common_window
 from rhostream.audit.pages import environment
@@ -110,9 +111,9 @@ def _page(
         "recalls": tabulate.recalls(facts.values()),
         "compared": tabulate.compared(found), "costs": tabulate.costs(groups, window),
         "seconds": tabulate.seconds(groups),
-        "il_texts": [(name if len(selected) > 1 else "",
-                      il_account(runs, found[name], window, accuracy_of(tested, runs)))
-                     for name, runs in selected.items()],
+        "il_texts": [*((name if len(selected) > 1 else "",
+                        il_account(runs, found[name], window, accuracy_of(tested, runs)))
+                       for name, runs in selected.items()), *looks_in_words(own)],
         "reasons": tabulate.reasons(groups), "balance": tabulate.balance(groups), "noisy": tabulate.noisy(groups),
         "classes": tabulate.classes(main, groups), "sources": tabulate.sources([*facts.values()]),
         "runs": tabulate.runs(facts.values()), "il": section(quality) if quality else None,

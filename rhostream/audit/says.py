@@ -83,6 +83,11 @@ def _run(found: Mapping[str, Any]) -> Iterator[str]:
     if found["unconfirmed"]:
         yield f"  unconfirmed  {found['unconfirmed']}"
     yield from _evaluated(found["evaluation"])
+    if ratio := found.get("ratio"):
+        worth = ", ".join(f"{value:.4f}" for value in ratio["ratio_worth"] or ())
+        yield f"  ratio auto   keeps {100 * ratio['ratio']:.0f} % of a buffer at step {ratio['step']:,}" + (
+            f"; shares are worth {worth} nats a forward unit, the smallest first" if worth else ""
+        )
     yield f"  attempts     {found['attempts']}"
     for change in found["changes"]:
         yield f"  changed      {says_change(change)} (attempt {change.get('attempt')})"

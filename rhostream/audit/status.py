@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from rhostream import storage
-from rhostream.audit.live import evaluation_of, fit_status, job_of, last_part, run_next
+from rhostream.audit.live import evaluation_of, fit_status, job_of, last_part, ratio_of, run_next
 from rhostream.audit.missing import missing_parts
 from rhostream.audit.runs import is_table, read_record
 from rhostream.config.train import TrainConfig
@@ -157,7 +157,7 @@ def _run_status(run: str) -> dict[str, Any]:
         "left_out_shards": record.get("left_out_shards") or 0, "changes": list(latest.changes) if latest else [],
         "test_set": record.get("test_set") or {}, "doubts": doubts_in(record),
         "unconfirmed": latest.doubt if latest else "", "evaluation": evaluation_of(run, latest),
-        "job": job,
+        "ratio": ratio_of(run, latest, settings), "job": job,
         "next": "nothing: the run is complete" if complete else run_next(job, _go_on(run, record, latest)),
     }  # fmt: skip
 

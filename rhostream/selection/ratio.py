@@ -77,6 +77,8 @@ class Ratio:
     def turn(self, buffer_size: int) -> Turn:
         """Decide about the next buffer, of so many rows over all ranks. Raises UsageError for one of a batch."""
         steps = rungs(self.batch_size, buffer_size)
+        if self._seen and len(self._seen[0]) != 1 + len(steps):
+            self._seen = []  # of buffers of another size, in a loop of one's own
         self.worth = tuple(self._worth(steps))
         self._n = self._chosen(steps)
         look = self._n < buffer_size or self._unheard >= UNHEARD

@@ -282,7 +282,7 @@ class Selection:
         return {
             "loss": self.loss,
             "score": self.score,
-            "correct": self.correct,
+            "correct": self.correct if self.scored else np.full(len(self.correct), -1, np.int8),  # nobody looked
             "kept": self.kept,
             "reason": self.reason,
             "weight": self.weight,

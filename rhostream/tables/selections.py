@@ -118,7 +118,8 @@ def _rows(steps: Sequence[_Step]) -> pa.RecordBatch:
         pa.array(loss, pa.float32(), mask=~reached),
         pa.array(il, pa.float32(), mask=np.isnan(il)),
         pa.array(score, pa.float32(), mask=np.isnan(score)),
-        pa.array(scored["correct"], mask=~reached | (label < 0)),  # of a target that is no class nothing is right
+        # Of a target that is no class nothing is right; -1 where losses were heard of the training, which tell nothing.
+        pa.array(scored["correct"] == 1, mask=~reached | (label < 0) | (scored["correct"] < 0)),
         pa.array(scored["kept"]),
         pa.DictionaryArray.from_arrays(
             pa.array(reason.astype(np.int8)), COMMON if (reason < len(COMMON)).all() else REASONS

@@ -141,6 +141,20 @@ def last_evaluation(run: str, segments: Sequence[Mapping[str, Any]]) -> dict[str
     return None
 
 
+def newest_ratio(run: str, segments: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """{step, ratio, ratio_worth} of the newest step with a share of its own, in the newest segment; None without one.
+
+    Raises TableError for a segment that can't be read.
+    """
+    for segment in segments[-1:]:
+        rows = parquet.read(storage.join(run, str(segment["path"])))[0]
+        if RATIO in rows.schema.names:
+            for row in reversed(rows.select(["step", RATIO, WORTH]).to_pylist()):
+                if row[RATIO] is not None:
+                    return {name: _shortest(value) for name, value in row.items()}
+    return None
+
+
 def _shortest(value: Any) -> Any:
     """float32 numbers as the shortest decimals that mean them: 0.9, where a double would say 0.8999999761581421."""
     if isinstance(value, list):

@@ -1,0 +1,239 @@
+"""The search behind `--ratio auto`, in memory: shares, schedules, a band and formulas, each with the same units.
+
+    python -m jobs.reproduce.variants --out reproduce --seeds 3
+
+A world's pictures, labels and il are read once; then every setting spends `UNITS` forward units on an MLP-128, in
+updates of 32, in one process, on one thread: what can be tried some hundred times. What was chosen is in the library,
+and `jobs.reproduce.search` runs that. The worlds are those of `search`, each with its own IL model and two that know
+less.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import rhostream
+from jobs.reproduce import worlds
+from jobs.reproduce.command import guarded
+from jobs.reproduce.prepare import MakeIL, make_shards, shards_of, table_of
+from jobs.reproduce.settings import IL, World
+from jobs.reproduce.statistics import paired
+
+N_b, N_B, UNITS = 32, 320, 80_000
+LOOKS = 20  # an evaluation each so many-th of the run, of which the last five are averaged
+CEILING = math.log(10)
+WEAK = {"mlp-64, 2 epochs": IL(fit={"model": "mlp-64", "epochs": 2, "fit_samples": 10_000}),
+        "mlp-256, 1 epoch": IL(fit={"model": "mlp-256", "epochs": 1, "fit_samples": 20_000})}  # fmt: skip
+TUNED = tuple(replace(world, ils={**world.ils, **WEAK}) for world in (worlds.NOISE10, worlds.NOISE40_CROSS))
+
+
+@dataclass
+class Fixed:
+    """The share of a schedule: (units from which on, rows), the last that holds; a row of `N_B` is no look."""
+
+    plan: tuple[tuple[float, int], ...]
+    cap: bool = False
+    band: tuple[float, float] = (0.0, 1.0)
+
+    def next(self, units: float) -> int:
+        return next(n for start, n in reversed(self.plan) if start <= units / UNITS)
+
+    def see(self, loss: Any, il: Any) -> None:
+        """Nothing is made of it."""
+
+
+@dataclass
+class Auto:
+    """`excess`: what a row's gain is measured by; `mirror`: the lowest are taken off; the rest as in the library."""
+
+    excess: str = "cap"
+    mirror: bool = True
+    window: int = 16
+    margin: float = 0.05
+    rows: tuple[int, ...] = (32, 64, 96, 160, N_B)
+    cap: bool = False
+    band: tuple[float, float] = (0.0, 1.0)
+    seen: list[list[float]] = field(default_factory=list)
+    now: int = 0
+    kept: list[int] = field(default_factory=list)
+
+    def next(self, units: float) -> int:
+        if not self.seen:
+            self.now = self.rows[0]
+        else:
+            gains = np.sum(self.seen[-self.window :], 0)
+            prices = [N_B * (n < N_B) + 3 * n for n in self.rows]
+            worth = {n: gain / price for n, gain, price in zip(self.rows, gains, prices, strict=True)
+                     if gain > 0 or n == N_B or not self.mirror}  # fmt: skip
+            best = max(worth, key=lambda n: worth[n])
+            held = worth.get(self.now)
+            self.now = self.now if held is not None and worth[best] <= held + self.margin * abs(held) else best
+        self.kept.append(self.now)
+        return self.now
+
+    def see(self, loss: Any, il: Any) -> None:
+        e = {"nats": loss - il, "cap": np.minimum(loss, CEILING) - np.minimum(il, CEILING),
+             "p": np.exp(-il) - np.exp(-loss), "positive": np.maximum(loss - il, 0)}[self.excess]  # fmt: skip
+        best = np.argsort(il - loss, kind="stable")
+        gained = (np.maximum(e[best], 0) if self.mirror else e[best]).cumsum()
+        lost = np.sort(np.minimum(e, 0)).cumsum() if self.mirror else np.zeros(len(e))
+        self.seen.append([float(gained[n - 1] + lost[n - 1]) for n in self.rows])
+
+
+Policy = Callable[[], Fixed | Auto]
+POLICIES: dict[str, Policy] = {
+    "everything": lambda: Fixed(((0, N_B),)),
+    **{f"{n} of 320": lambda n=n: Fixed(((0, n),)) for n in (16, 32, 64, 96, 160)},  # type: ignore[misc]
+    "32 of 320, both capped at ln C": lambda: Fixed(((0, 32),), cap=True),
+    "32 of 320, band 20%:90%": lambda: Fixed(((0, 32),), band=(0.2, 0.9)),
+    "everything, band 20%:90%": lambda: Fixed(((0, N_B),), band=(0.2, 0.9)),
+    "32, then everything": lambda: Fixed(((0, 32), (0.5, N_B))),
+    "everything, then 32": lambda: Fixed(((0, N_B), (0.5, 32))),
+    "160, then 32": lambda: Fixed(((0, 160), (0.5, 32))),
+    "32, then 160": lambda: Fixed(((0, 32), (0.5, 160))),
+    "everything for a tenth, then 96": lambda: Fixed(((0, N_B), (0.1, 96))),
+    "auto (as it is)": Auto,
+    "auto, both capped at ln C": lambda: Auto(cap=True),
+    "auto, no mirror": lambda: Auto(mirror=False),
+    "auto, no cap": lambda: Auto(excess="nats"),
+    "auto, no cap, no mirror": lambda: Auto(excess="nats", mirror=False),
+    "auto, gains above 0 alone": lambda: Auto(excess="positive", mirror=False),
+    "auto, by probabilities": lambda: Auto(excess="p"),
+    "auto, by probabilities, no mirror": lambda: Auto(excess="p", mirror=False),
+    "auto, window 4": lambda: Auto(window=4),
+    "auto, window 64": lambda: Auto(window=64),
+    "auto, margin 0": lambda: Auto(margin=0.0),
+    "auto, margin 25 %": lambda: Auto(margin=0.25),
+    "auto, from 5 %": lambda: Auto(rows=(16, 32, 64, 96, 160, N_B)),
+    "auto, 10 % or everything": lambda: Auto(rows=(32, N_B)),
+}  # fmt: skip
+
+
+def read(out: str, world: World, il: str) -> dict[str, Any]:
+    """D in memory: pictures (n, 784) float32, labels, il; and 2,000 test pictures."""
+    index = str(Path(out, "il", "index-of-test"))
+    rhostream.index([shards_of(out, worlds.TEST_2000)], index)
+    held: dict[str, Any] = {}
+    for name, shards, table in (("", world.train, table_of(out, world, il)), ("test_", worlds.TEST_2000, index)):
+        x, label, ils = [], [], []
+        for buffer in rhostream.open_stream(
+            [shards_of(out, shards)], il=table, buffer_size=N_B, passes=1, needs_il=table != index
+        ):
+            assert buffer.image is not None
+            x.append(buffer.image.numpy().reshape(len(buffer), -1).copy())
+            label.append(buffer.label.numpy().copy())
+            ils.append(buffer.il.numpy().copy())
+        held[f"{name}x"] = torch.from_numpy(np.concatenate(x)).float() / 127.5 - 1
+        held[f"{name}label"], held[f"{name}il"] = torch.from_numpy(np.concatenate(label)).long(), np.concatenate(ils)
+    return held
+
+
+def train(data: dict[str, Any], policy: Fixed | Auto, seed: int) -> float:
+    """The mean test accuracy of the last five evaluations, the others aren't made."""
+    torch.manual_seed(seed)
+    rng, units, accuracies, order = np.random.default_rng(seed), 0.0, list[float](), np.zeros(0, np.int64)
+    model = nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
+    low, high = np.quantile(data["il"], policy.band)
+    eligible = np.flatnonzero((data["il"] >= low) & (data["il"] <= high))
+    while units < UNITS:
+        if len(order) < N_B:
+            order = rng.permutation(eligible)
+        rows, order = order[:N_B], order[N_B:]
+        n = policy.next(units)
+        x, label, il = data["x"][rows], data["label"][rows], data["il"][rows]
+        kept = np.arange(N_B)
+        if n < N_B:
+            with torch.no_grad():
+                loss = cross_entropy(model(x), label, reduction="none").numpy()
+            units += N_B
+            policy.see(loss, il)
+            score = loss - il if not policy.cap else np.minimum(loss, CEILING) - np.minimum(il, CEILING)
+            kept = np.sort(np.argsort(-score, kind="stable")[:n])
+        heard = np.zeros(n, np.float32)
+        parts = -(-n // N_b)
+        for part in range(parts):
+            at = np.arange(part, n, parts)
+            loss_b: Tensor = cross_entropy(model(x[kept[at]]), label[kept[at]], reduction="none")
+            optimizer.zero_grad()
+            loss_b.mean().backward()
+            optimizer.step()
+            heard[at] = loss_b.detach().numpy()
+        units += 3 * n
+        if n == N_B:
+            policy.see(heard, il)
+        if units >= UNITS * (LOOKS - 4 + len(accuracies)) / LOOKS:
+            with torch.no_grad():
+                right = model(data["test_x"]).argmax(1) == data["test_label"]
+            accuracies.append(float(right.float().mean()))
+    return float(np.mean(accuracies))
+
+
+def table(found: dict[str, dict[str, list[float]]]) -> str:
+    """Markdown: a row a setting, a column a world and IL model; points beside everything, with intervals."""
+    columns = list(found)
+    lines = ["| setting | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
+    for name in POLICIES:
+        cells = []
+        for column in columns:
+            mine, base = found[column].get(name), found[column].get("everything")
+            if not mine or not base:
+                cells.append("")
+                continue
+            both = min(len(mine), len(base))
+            cell = f"{100 * float(np.mean(mine)):.1f}"
+            if name != "everything":
+                pair = paired(mine[:both], base[:both])
+                cell += f"; {100 * pair.mean:+.1f}"
+                cell += f" ({100 * pair.low:+.1f} to {100 * pair.high:+.1f})" if math.isfinite(pair.low) else ""
+            cells.append(cell)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def search(out: str, seeds: int, names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+    """Train what isn't trained yet; the accuracies lie in `<out>/variants.json`."""
+    torch.set_num_threads(1)
+    path = Path(out, "variants.json")
+    found: dict[str, dict[str, list[float]]] = json.loads(path.read_text()) if path.exists() else {}
+    for world in TUNED:
+        for shards in (world.train, worlds.TEST_2000, worlds.HOLDOUT):
+            make_shards(out, shards, {})
+        for il in world.ils:
+            MakeIL(out, world, il)()
+    data = {f"{world.name}, {'its own IL' if il == 'il' else il}": read(out, world, il)
+            for world in TUNED for il in world.ils}  # fmt: skip
+    for seed, (column, one), name in itertools.product(range(seeds), data.items(), names):
+        values = found.setdefault(column, {}).setdefault(name, [])
+        if len(values) == seed:
+            policy = POLICIES[name]()
+            values.append(train(one, policy, seed))
+            kept = "" if not isinstance(policy, Auto) else f", keeps {np.mean(policy.kept) / N_B:.0%}"
+            click.echo(f"seed {seed}, {column}, {name}: {values[-1]:.4f}{kept}", err=True)
+            path.write_text(json.dumps(found))
+    return found
+
+
+@click.command()
+@click.option("--out", default="reproduce", show_default=True, help="Folder of everything made.")
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--only", multiple=True, type=click.Choice(list(POLICIES)), help="These settings.")
+def main(out: str, seeds: int, only: tuple[str, ...]) -> None:
+    """Shares, schedules and formulas of `--ratio auto` at equal forward units, in memory."""
+    guarded(lambda: click.echo(table(search(out, seeds, only or list(POLICIES)))))
+
+
+if __name__ == "__main__":
+    main()
