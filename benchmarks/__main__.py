@@ -16,6 +16,7 @@ from benchmarks.measure import Figure, table
 BENCHMARKS = (
     "walk",
     "loader",
+    "decode",
     "pairs",
     "join",
     "scaling",

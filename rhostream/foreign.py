@@ -20,7 +20,7 @@ MAX_SAMPLES = 100_000_000  # of a shard, which takes 50 GB of headers alone; a p
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]*\Z")
 _KINDS = {"il", "index"}
 RESIZES = ("crop", "squash", "pad")  # how a picture becomes a square
-DECODERS = ("pillow", "simplejpeg", "text", "own")  # what an IL model's pixels, ids or fields were made by
+DECODERS = ("pillow", "simplejpeg", "turbo", "text", "own")  # what an IL model's pixels, ids or fields were made by
 T = TypeVar("T")
 
 

@@ -112,7 +112,7 @@ class MachineSettings:
     )
     decoder: str = setting(
         "auto",
-        help="auto, pillow or simplejpeg.",
+        help="auto, pillow, simplejpeg or turbo.",
         heading=MACHINE,
         pin=RESOLVED,
         pinned_as=("decoder",),

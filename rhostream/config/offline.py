@@ -126,7 +126,7 @@ class FitILConfig(_OfflineConfig):
     class_names: str | None = setting(None, help=CLASS_NAMES, metavar="FILE", place=True)
     mean: Iterable[float] = setting((0.5,), help="Subtracted from pixels in [0, 1].", command_line=False)
     std: Iterable[float] = setting((0.5,), help="What pixels are divided by then.", command_line=False)
-    decoder_name: str = setting("auto", help="auto, pillow or simplejpeg.", command_line=False)
+    decoder_name: str = setting("auto", help="auto, pillow, simplejpeg or turbo.", command_line=False)
     augment: str = setting("none", help="none, flip, shift or flip-shift.", command_line=False)
     memory_bytes: int = setting(8 << 30, help="What the samples that are held may take.", command_line=False)
     device: str | None = setting(None, help="cpu, cuda, cuda:1.", unset="cuda where there is one", command_line=False)

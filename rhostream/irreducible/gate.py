@@ -180,12 +180,12 @@ def examine(table: str, names: Sequence[str], quarantined: Mapping[str, int], in
         if not storage.exists(url):
             continue
         try:
-            part = il.read_part(url)
+            values, in_holdout = il.read_il(url)
         except TableError as exc:
             return [*says, f"the il could not be checked: {exc}"]
-        finite = np.isfinite(part.il)
-        held.append(part.il[finite & part.in_holdout])
-        rest.append(part.il[finite & ~part.in_holdout])
+        finite = np.isfinite(values)
+        held.append(values[finite & in_holdout])
+        rest.append(values[finite & ~in_holdout])
     if not rest:
         return says
     measured = [(info.val_loss, info.quality.get("loss_error", 0.0))]

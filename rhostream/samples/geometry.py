@@ -27,7 +27,7 @@ BACKGROUND = 128
 MOST_CUT = 0.1  # of the pixels, in the mean over the pictures looked at, that `crop` may cut off where nobody asks
 _BILINEAR = 2  # PIL.Image.Resampling.BILINEAR
 MAX_BYTES = 256 << 20  # of an image that is decoded
-_MOST_BETWEEN = 50_000_000  # pixels between the two passes of a resampling: more is made the other way round
+MOST_BETWEEN = 50_000_000  # pixels between the two passes of a resampling: more is made the other way round
 
 
 def checked_resize(resize: str | None) -> str | None:
@@ -111,7 +111,7 @@ def place(
 def _resized(image: Image.Image, width: int, height: int) -> Image.Image:
     if image.size == (width, height):
         return image
-    if width * image.height > _MOST_BETWEEN:
+    if width * image.height > MOST_BETWEEN:
         # Pillow goes over the rows first: of 1 x 10,000,000 pixels it would make a picture as high and `width` wide.
         image = image.resize((image.width, height), _BILINEAR)
     return image.resize((width, height), _BILINEAR)

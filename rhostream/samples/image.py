@@ -112,7 +112,7 @@ class ImageKind(Kind):
         return self.normalize(fields[PIXELS])
 
     def with_decoder(self, name: str) -> ImageKind:
-        """With Pillow or simplejpeg. Raises MissingExtraError, UnknownNameError."""
+        """With Pillow, simplejpeg or turbo. Raises MissingExtraError, UnknownNameError."""
         from rhostream.samples.decoders import decoder
 
         return replace(self, decoder=decoder(name)[0])

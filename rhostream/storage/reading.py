@@ -136,7 +136,8 @@ class Reader:
 
     def pread(self, n: int, offset: int) -> bytes:
         """Up to `n` bytes from `offset`; fewer only at the end of the file."""
-        n = max(min(n, self.size - offset), 0)  # what a table claims must not be allocated before it is found missing
+        if not 0 <= n <= self.size - offset:
+            n = max(min(n, self.size - offset), 0)  # what a table claims isn't allocated before it is found missing
         data = os.pread(self._fd, n, offset)
         while len(data) < n and (more := os.pread(self._fd, n - len(data), offset + len(data))):
             data += more

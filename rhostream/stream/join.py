@@ -31,6 +31,7 @@ from rhostream.stream.sources import Sources
 from rhostream.tables import il
 
 POLICIES = ("error", "skip")
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class Join:
         n = len(rows)
         label, il_B = np.full(n, -1, np.int64), np.full(n, np.nan, np.float32)
         offset, size = np.zeros((2, len(self._settings.members), n), np.int64)
-        reason = np.full(n, CANDIDATE, np.uint8)
+        usable, in_holdout = np.empty((2, n), np.bool_)
         fold = np.full(n, -1, np.int8) if self._settings.with_fold else None
         keys: list[pa.StringArray] = []
         tokens = np.full((n, self._settings.tokens), np.nan, np.float16) if self._settings.tokens else None
@@ -185,7 +186,7 @@ class Join:
                 source[start:stop] = part.source[at]
             for name, column in columns.items():
                 column[start:stop] = part.columns[name][at]
-            self._drop(part, at, reason[start:stop])
+            usable[start:stop], in_holdout[start:stop] = part.usable[at], part.in_holdout[at]
             if tokens is not None:
                 _fill_tokens(part, at, tokens[start:stop])
         # Every buffer reads every lane, so a part that this one didn't need belongs to a shard that a lane has left.
@@ -194,6 +195,7 @@ class Join:
             if (left := self._readers.pop(shard, None)) is not None:
                 left.close()  # a file of the spool that is held open can't make room for another
         key = pa.concat_arrays(keys) if keys else pa.array([], pa.string())
+        reason = self._reasons(label, usable, in_holdout)
         if self._settings.denied is not None:
             reason[self._settings.denied.named(rows)] = Reason.denied
         if sources is not None and sources.by_shard is not None:
@@ -205,15 +207,17 @@ class Join:
             self._missing(joined, columns[name], f"number in the column {one_line(name)} of", "name another --column")
         return joined
 
-    def _drop(self, part: il.Part, at: npt.NDArray[np.int32], reason: npt.NDArray[np.uint8]) -> None:
+    def _reasons(self, label: npt.NDArray[np.int64], usable: Bools, in_holdout: Bools) -> npt.NDArray[np.uint8]:
+        """CANDIDATE (n,), or why the table alone keeps a row out."""
+        reason, classes = np.full(len(label), CANDIDATE, np.uint8), self._settings.classes
         if not self._settings.keep_holdout:
-            reason[part.in_holdout[at]] = Reason.holdout
-        label, classes = part.label[at], self._settings.classes
+            reason[in_holdout] = Reason.holdout
         # A table that somebody else made may call any label good: of -100 torch's loss is 0.0, of others a crash.
         strange = (label < 0) & self._settings.labelled
         if classes is not None:
             strange |= label >= classes
-        reason[~part.usable[at] | strange] = Reason.quarantined
+        reason[~usable | strange] = Reason.quarantined
+        return reason
 
     def _missing(self, joined: Joined, value_B: npt.NDArray[np.float32], what: str, instead: str) -> None:
         """Candidates without a finite value: an error, or `missing_il`, as the policy says."""

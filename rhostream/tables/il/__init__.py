@@ -26,6 +26,7 @@ from rhostream.tables.il.catalogue import (
     open_catalogue,
     write_catalogue,
 )
+from rhostream.tables.il.glance import read_il
 from rhostream.tables.il.info import (
     IL_TYPES,
     KEEP_TYPES,
@@ -116,6 +117,7 @@ __all__ = [
     "part_url",
     "part_urls",
     "places_of",
+    "read_il",
     "read_part",
     "read_part_facts",
     "read_part_footer",
