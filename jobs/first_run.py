@@ -114,8 +114,8 @@ def _verdict(mine: Bill, other: Bill, kind: int) -> str:
     if math.isinf(ours):
         return f"{begin} it doesn't pay: it never gets there in its {_figure(mine.whole[kind])} {name}."
     if ours < theirs:
-        much = "which never gets there" if math.isinf(theirs) else f"{theirs / ours:.2f} times less"
-        return f"{begin} the first run pays, {much}."
+        much = f"{other.way} never gets there" if math.isinf(theirs) else f"it costs {theirs / ours:.2f} times less"
+        return f"{begin} the first run pays: {much}."
     room = theirs - mine.reach[kind]
     fewer, dearer = other.steps / mine.steps, (mine.reach[kind] / mine.steps) / (other.reach[kind] / other.steps)
     if room <= 0:

@@ -70,7 +70,7 @@ def bill(way: str, steps: float, step: float, il: float = 0.0, ran: float = 100)
 
 
 @pytest.mark.parametrize(("mine", "says"), [
-    (bill("rho", 20, 4, il=10), "the first run pays, 1.11 times less."),
+    (bill("rho", 20, 4, il=10), "the first run pays: it costs 1.11 times less."),
     (bill("rho", 20, 4, il=30), "the first run doesn't pay, as its IL model costs 1.5 times what it saves; 2 runs that "
                                 "share it do."),
     (bill("rho", 40, 4, il=10), "no run pays: it needs 2.50 times fewer steps, and each costs 4.00 times as much."),
@@ -82,7 +82,7 @@ def test_who_pays_is_said_from_the_bills_alone(mine: Bill, says: str) -> None:
     assert f"  rho against uniform, in forwards: {says}" in lines
     assert sum("against uniform" in line for line in lines) == 2 == sum("against everything" in line for line in lines)
     if math.isfinite(mine.steps):
-        assert "  rho against everything, in seconds: the first run pays, which never gets there." in lines
+        assert "  rho against everything, in seconds: the first run pays: everything never gets there." in lines
     assert lines[4].split() == ["everything", *2 * ["never", "-", "-", "never"]]
 
 
