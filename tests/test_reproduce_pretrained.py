@@ -25,7 +25,7 @@ from jobs.reproduce.execute import DONE, Training, complete
 from jobs.reproduce.measure import IL_ACCURACY, Curve
 from jobs.reproduce.nets.efficientnet_lite import efficientnet_lite0
 from jobs.reproduce.nets.tiny import tiny_cnn_12
-from jobs.reproduce.opening import accuracy_after, break_even_tables, opening_tables, verdicts
+from jobs.reproduce.opening import accuracy_after, break_even_tables, brief_table, opening_tables, verdicts
 from jobs.reproduce.prepare import MakeIL, table_of
 from jobs.reproduce.pretrained import EXPERIMENT, FIT, N_B, N_b
 from jobs.reproduce.results import SCHEMA, comparison_rows, evaluation_rows
@@ -125,6 +125,13 @@ def test_the_opening_table_reads_an_arm_and_everything_at_the_same_total_cost() 
     # the house's means of five evaluations: everything stands at .08 and .09 after 100 units
     assert rho["at its end"] == "31.5 %" and rho["against everything, IL free"].startswith("+23.0 (")
     assert [line[0] for line in opening_tables(_rows(100.0), ["rho 10 %"])[0][2]] == ["rho 10 %"]
+
+
+def test_the_brief_table_is_of_the_first_world_when_all_is_spent() -> None:
+    head, lines = brief_table(_rows(100.0), ["everything", "rho 10 %", "never run"])
+    assert head[-1] == "after 200 units" and [line[:2] for line in lines] == [["everything", "none"],
+                                                                              ["rho 10 %", "30.0 %"]]  # fmt: skip
+    assert lines[0][2] == "20.5 %" and lines[1][2].startswith("31.5 %; +11.0 (")
 
 
 def test_the_words_say_who_is_ahead_by_the_interval_and_nothing_of_one_seed() -> None:

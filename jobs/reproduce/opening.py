@@ -1,6 +1,7 @@
 """The tables that a results page opens with, of one experiment's results file: who is ahead at the same total cost.
 
     <!-- made: opening pretrained; uniform; rho 10 % -->   accuracy at the same total cost; these arms, or all
+    <!-- made: brief pretrained; uniform; rho 10 % -->     the same of one world, when all is spent
     <!-- made: verdict pretrained -->       the same in words
     <!-- made: break-even pretrained -->    from which IL model, target or number of runs on selection would pay
 
@@ -111,6 +112,18 @@ def opening_tables(rows: Sequence[Row], only: Sequence[str] = ()) -> list[Table]
         head += [f"after {one.units:,.0f} units, IL included" for one in next(iter(read.values()))]
         tables.append((world, [*head, "at its end", f"against {BASELINE}, IL free"], lines))
     return tables
+
+
+def brief_table(rows: Sequence[Row], only: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """(head, lines) of the first world: these arms when all is spent, IL included; one that ended before: its end."""
+    world, arms = next(iter(curves_of(rows).items()))
+    read, lines = readings(arms), []
+    for arm in (name for name in only if name in arms):
+        last, seeds = read[arm][-1], arms[arm].values()
+        end = f"{100 * _mean([c.final for c in seeds]):.1f} %, at {_mean([c.units[-1] for c in seeds]):,.0f}"
+        il = _right(rows, world, arm) if any(curve.il_units for curve in seeds) else "none"
+        lines.append([arm, il, end if last.state else _cell(last)])
+    return ["arm", "IL model's", f"after {next(iter(read.values()))[-1].units:,.0f} units"], lines
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:

@@ -39,7 +39,7 @@ from jobs.reproduce.at_cost import cost_tables, regret_in_short, regret_table
 from jobs.reproduce.command import SCALES, guarded
 from jobs.reproduce.compare import EQUAL, POINTS, in_words
 from jobs.reproduce.measure import IL_ACCURACY, SAYS
-from jobs.reproduce.opening import break_even_tables, opening_tables, verdicts
+from jobs.reproduce.opening import break_even_tables, brief_table, opening_tables, verdicts
 from jobs.reproduce.published import judged, require_shared
 from jobs.reproduce.results import SCHEMA
 from jobs.reproduce.statistics import NR, bounds
@@ -286,10 +286,12 @@ def _block(asked: str, out: str, scale: str) -> str:
         if at is None:
             raise UsageError(f"made: {asked}: no such claim was measured")
         return f"**{parts[at].removeprefix('## ')}.**\n\n{parts[at + 1]}"
-    if kind in ("opening", "verdict", "break-even"):
+    if kind in ("opening", "brief", "verdict", "break-even"):
         rows = _results(Path(out, "results"), scale, [rest]).get(rest, [])
         if kind == "verdict":
             return "\n\n".join(verdicts(rows)) or NOT_YET
+        if kind == "brief":
+            return table(*brief_table(rows, columns)) if rows else NOT_YET
         made = opening_tables(rows, columns) if kind == "opening" else break_even_tables(rows)
         return "\n\n".join(f"**{world}**\n\n{table(head, lines)}" for world, head, lines in made) or NOT_YET
     if kind == "moved":
@@ -299,7 +301,7 @@ def _block(asked: str, out: str, scale: str) -> str:
     if what == "opposite":
         return opposite(judged(row for rows in _results(Path(out, "results"), scale).values() for row in rows))
     if kind not in ("equal", "arms", "cost", *REGRET):
-        raise UsageError(f"made: {asked}: expected claims, our claims, every arm, opposite, opening, verdict, "
+        raise UsageError(f"made: {asked}: expected claims, our claims, every arm, opposite, opening, brief, verdict, "
                          f"break-even, moved, equal, cost, {', '.join(REGRET)} or arms")  # fmt: skip
     names = [name.strip() for name in rest.split(",")]
     found = _results(Path(out, "results"), scale, names)

@@ -1,14 +1,15 @@
 """`--ratio auto`: how much of a buffer is worth keeping, and whether looking at it pays, by the scores themselves.
 
     excess of a row   e = min(loss, ln C) - min(il, ln C)                 (nats; C classes; of others loss - il)
-    gain of a share   G(n) = sum of max(e, 0) over the n best rows by the rule + sum of the n lowest min(e, 0)
+    gain of a share   G(n) = sum of max(e, 0) over the n best rows by the rule + 2 x sum of the n lowest min(e, 0)
     its price         P(n) = looking x rows + 3 n, or 3 x rows where all of them are kept, which needs no look
     its worth         V(n) = sum of G(n) / sum of P(n), over the newest `WINDOW` buffers whose scores are known
 
 The share with the largest worth is kept. What is kept is worth what can still be learned from it; the most negative
-rows are the IL model's mistakes, of which as many are taken to lie among the largest: so an IL model that knows less
-than the target gives looking no worth, and scores that are all alike make it cost more than it gives. Where every row
-is kept nothing is scored: the losses of the training forward say whether looking would pay again.
+rows are the IL model's mistakes, of which as many and more are taken to lie among the largest, since those are what is
+searched for: so an IL model that knows less than the target gives looking no worth, and scores that are all alike make
+it cost more than it gives. Where every row is kept nothing is scored: the losses of the training forward say whether
+looking would pay again.
 
 Every choice is a function of earlier buffers of all ranks, and `selections` and `steps` hold all that it is made of.
 """
@@ -30,6 +31,7 @@ STATE = "ratio"  # under which a checkpoint has its state
 SHARES = (0.2, 1 / 3, 0.5)  # of a buffer, beside n_b and all of it
 WINDOW = 16  # buffers
 MARGIN = 0.05  # by which another share must be worth more
+MISTAKES = 2.0  # how often the lowest rows count: with 1 a weak IL model cost a run 3 points, with 2 none did
 UNHEARD = 10  # buffers without a score, of a loop that says no losses, until one is looked at
 TRAINED = 3.0  # forward units of a sample that is trained on: a backward is two forwards
 Values = npt.NDArray[Any]
@@ -144,5 +146,5 @@ def gains_of(score_m: Values, loss_m: Values, il_m: Values, classes: int | None,
     excess: Floats = np.minimum(loss_m.astype(np.float64), ceiling) - np.minimum(il_m.astype(np.float64), ceiling)
     best = np.lexsort((np.arange(len(score_m)), -score_m.astype(np.float64)))
     gained = np.maximum(excess[best], 0).cumsum()
-    mistaken = np.sort(np.minimum(excess, 0)).cumsum()
+    mistaken = MISTAKES * np.sort(np.minimum(excess, 0)).cumsum()
     return [float(gained[at] + mistaken[at]) for at in (min(n, len(best)) - 1 for n in kept)]
