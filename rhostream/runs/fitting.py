@@ -5,7 +5,6 @@ from __future__ import annotations
 from rhostream.errors import UsageError
 from rhostream.selection.options import Options
 from rhostream.selection.ranks import Ranks
-from rhostream.selection.ratio import rungs
 from rhostream.selection.rules import Rule
 from rhostream.selection.selector import GRADIENTS, Selector
 from rhostream.selection.source_quota import require_sources
@@ -43,9 +42,7 @@ def choose_before_decoding(stream: Loader, options: Options, rule: Rule, batch_s
     schedule, always, candidates = options.kept_schedule, rule.score is None, stream.stream
     sources = candidates.join_settings.sources
     names = None if sources is None else sources.names
-    schedule.require_kept(candidates.buffer_size)
-    if options.auto:
-        rungs(batch_size, candidates.buffer_size)
+    options.require_sizes(batch_size, candidates.buffer_size)
     require_sources(options.source_quota, names, schedule.sizes(batch_size, candidates.buffer_size))
     if (always or schedule.has_uniform_steps) and not any(isinstance(p, UniformChoice) for p in candidates.prefilters):
         candidates.prefilters += (

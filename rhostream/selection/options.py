@@ -158,6 +158,14 @@ class Options:
         """Whether scores decide how much of a buffer is kept."""
         return self.ratio == AUTO
 
+    def require_sizes(self, batch_size: int, buffer_size: int) -> None:
+        """Raise UsageError for a `ratio` that keeps nothing of such a buffer, or leaves `auto` no choice in it."""
+        self.kept_schedule.require_kept(buffer_size)
+        if self.auto:
+            from rhostream.selection.ratio import rungs  # NumPy
+
+            rungs(batch_size, buffer_size)
+
     @property
     def quota(self) -> ClassQuota | None:
         from rhostream.selection.quota import parse_quota  # NumPy: too slow for --help

@@ -17,7 +17,6 @@ from rhostream.samples.kind import Kind
 from rhostream.selection.losses import LossFunction, find_loss, loss_name, require_loss_of_samples
 from rhostream.selection.options import Options
 from rhostream.selection.pairs import require_whole_batch
-from rhostream.selection.ratio import rungs
 from rhostream.selection.rules import Rule, find_rule
 from rhostream.selection.source_quota import require_sources
 from rhostream.selection.tokens import RULES as LANGUAGE_RULES
@@ -59,9 +58,7 @@ class Settings(TrainConfig):
         options.check(rule, shortlist=self.shortlist is not None, live=True)
         require_scorers(self.scorers, self.listed, self._unfit_for_scorers())
         self.check_quota(self.classes)
-        options.kept_schedule.require_kept(self.buffer_size)
-        if options.auto:
-            rungs(self.batch_size, self.buffer_size)
+        options.require_sizes(self.batch_size, self.buffer_size)
         if self.sources is None:
             require_sources(options.source_quota, None, ())
         if not rule.live and (self.il_model is not None or self.il_code is not None):
