@@ -121,17 +121,27 @@ def _missed(parts: dict[tuple[str, str], list[Row]]) -> str:
             else:
                 continue
             where = f"{name} on {device}" if several else name
-            lines.append(f"- {where}, {_cell(f.case)}, {_cell(f.what)}: {found}")
+            case = "" if f.verdict == "absent" else f" {_cell(f.case)},"  # what is absent is absent in every case
+            lines.append(f"- {where},{case} {_cell(_what(f))}: {found}")
+    lines = [*dict.fromkeys(lines)]
     return "\n".join(["Targets missed in these results:", "", *lines]) if lines else "No target is missed here."
+
+
+def _what(figure: Figure) -> str:
+    """What was measured; of why it could not be, which may be an installer's whole message, the first words."""
+    what, absent, why = figure.what.partition("; absent: ")
+    return what + absent + why.partition(":")[0]
 
 
 def _table(figures: Sequence[Figure]) -> str:
     lines = ["| case | figure | median | min | max | target | |", "|---|---|---|---|---|---|---|"]
+    case = ""
     for f in figures:
         if f.what.startswith("curve, "):
             continue  # drawn, not listed
+        same, case = f.case == case, f.case  # told once, above the figures that are of it
         numbers = (f.median, min(f.values, default=f.median), max(f.values, default=f.median))
-        cells = [_cell(f.case), _cell(f.what), *(_value(f, number) for number in numbers),
+        cells = ["" if same else _cell(f.case), _cell(_what(f)), *(_value(f, number) for number in numbers),
                  "" if f.target is None else _bound(f), VERDICTS[f.verdict]]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

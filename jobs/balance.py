@@ -27,7 +27,7 @@ import click
 import numpy as np
 
 import rhostream
-from jobs.reproduce.tables import table
+from jobs.reproduce.markdown import table
 from rhostream.audit.metrics import best, smooth, steps_to_reach
 
 N_B, N_b, EVERY, WINDOW, EARLY = 320, 32, 5, 3, 40

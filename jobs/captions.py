@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import rhostream
-from jobs.reproduce.tables import table
+from jobs.reproduce.markdown import table
 from rhostream.audit.metrics import smooth, steps_to_reach
 
 LOOKS, WINDOW = 10, 3  # evaluations of a run, and how many of them are averaged

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import rhostream
-from jobs.reproduce.tables import table
+from jobs.reproduce.markdown import table
 from rhostream.audit.il_quality import il_quality
 from rhostream.audit.metrics import final, steps_to_reach
 from rhostream.errors import UsageError

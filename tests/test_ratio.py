@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -148,6 +149,23 @@ def test_every_choice_can_be_made_again_out_of_the_ledger_and_the_bill_adds_up(
         assert one["ratio_worth"] is None or len(one["ratio_worth"]) == len(sizes)
     assert cost["forward_units"] == units == cost["scored"] + 3 * cost["trained"]
     assert verify(str(run))["problems"] == []
+
+
+@pytest.mark.parametrize("more", [{"mixup": 0.3}, {"label_smoothing": 0.1}])
+def test_losses_of_mixed_pictures_or_smoothed_labels_are_no_scores_so_it_looks_now_and_then(
+    trained: Callable[..., Path], more: dict[str, Any]
+) -> None:
+    run, sizes = trained(ratio="auto", steps=60, **more), rungs(8, 40)
+    steps = rows(
+        run,
+        "SELECT s.step, s.ratio, count(l.score) AS scored FROM steps s JOIN selections l USING (step) "
+        "GROUP BY ALL ORDER BY s.step",
+    )
+    assert [round(one["ratio"] * 40) for one in steps] == recomputed(run, sizes)
+    whole = [one["step"] for one in steps if one["ratio"] == 1.0]
+    looks = [one["step"] for one in steps if one["ratio"] == 1.0 and one["scored"]]
+    assert len(whole) > 2 * UNHEARD and 1 <= len(looks) <= len(whole) // UNHEARD
+    assert all(later - earlier > UNHEARD for earlier, later in itertools.pairwise(looks))
 
 
 def test_status_and_report_tell_how_often_a_run_looked_and_what_that_would_have_bought(

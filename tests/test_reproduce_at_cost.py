@@ -25,15 +25,17 @@ from jobs.reproduce.at_cost import (
     verdict_of,
 )
 from jobs.reproduce.available import missing
+from jobs.reproduce.command import unasked
 from jobs.reproduce.compare import EQUAL, GROWTH, Comparison, derived, verdict
 from jobs.reproduce.equal_cost import BASELINES, BUDGET, EXPERIMENT, TUNED
+from jobs.reproduce.markdown import arm_tables, claim_tables, equal_tables, opposite
 from jobs.reproduce.measure import IL_ACCURACY, SAYS
 from jobs.reproduce.published import CLAIMS, comparison_of, judged, require_shared
 from jobs.reproduce.results import SCHEMA, comparison_rows
 from jobs.reproduce.settings import Arm, Claim, Scale
 from jobs.reproduce.statistics import Paired, bounds
-from jobs.reproduce.tables import arm_tables, claim_tables, equal_tables, main, opposite
-from rhostream.errors import MismatchError
+from jobs.reproduce.tables import main
+from rhostream.errors import MismatchError, UnknownNameError
 
 D, TEST = ["web", "--limit", "100"], ["fashion-mnist", "--limit", "50"]
 
@@ -67,6 +69,16 @@ def test_a_curve_with_its_il_model_on_the_bill_is_read_so_much_earlier_and_never
     assert run.after(300.0, charged=False) == pytest.approx(0.28)
     for units, charged in ((100.0, True), (311.0, False), (5.0, False)):  # nothing begun, ended before, no evaluation
         assert run.after(units, charged) != run.after(units, charged)
+
+
+def test_an_arm_with_a_comma_in_its_name_can_be_asked_for() -> None:
+    scale = EXPERIMENT.scales["small"]
+    left = unasked(scale, "structured,uniform, everything, longer,rho, 10 %,auto")
+    chosen = {arm.name for arm in scale.arms if arm.label not in left}
+    assert chosen == {"uniform", "everything, longer", "rho, 10 %", "auto"}
+    assert {arm.world.name for arm in scale.arms if arm.label not in left} == {"structured"}
+    with pytest.raises(UnknownNameError, match="11 %"):
+        unasked(scale, "rho, 10 %, 11 %")
 
 
 def test_the_table_at_equal_cost_has_both_bills_the_il_models_accuracy_and_the_best_share() -> None:

@@ -20,12 +20,13 @@ from PIL import Image
 from jobs.reproduce import il_accuracy, table1, worlds
 from jobs.reproduce.compare import EQUAL, compare, in_words, verdict
 from jobs.reproduce.execute import Training
+from jobs.reproduce.markdown import equal_tables
 from jobs.reproduce.measure import IL_ACCURACY, Curve, measure
 from jobs.reproduce.prepare import MakeIL
 from jobs.reproduce.results import SCHEMA
 from jobs.reproduce.settings import IL, Arm, Claim, Scale, Shards, World
 from jobs.reproduce.suite import EXPERIMENTS
-from jobs.reproduce.tables import equal_tables, filled, main, told_moved
+from jobs.reproduce.tables import filled, main, told_moved
 from rhostream.errors import UsageError
 from rhostream.models import build
 from rhostream.runs import checkpoint, tensors

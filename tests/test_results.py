@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from jobs.reproduce.markdown import claim_tables, table
 from jobs.reproduce.results import SCHEMA
-from jobs.reproduce.tables import claim_tables, main, table, told
+from jobs.reproduce.tables import main, told
 
 DOCS = Path(__file__).parents[1] / "docs"
 FILES = sorted((DOCS / "results").glob("*.parquet"))

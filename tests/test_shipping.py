@@ -92,6 +92,16 @@ def test_the_matrix_is_what_the_package_says_of_itself() -> None:
     assert project["requires-python"] == f">={said[0]}"
 
 
+def test_the_peers_of_the_benchmark_are_pinned_as_the_constraints_are_or_pip_refuses_both_together() -> None:
+    constraints, peers = (
+        dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / name).read_text().lower().replace("_", "-"), re.MULTILINE))
+        for name in ("constraints.txt", "benchmarks/peers/requirements.txt")
+    )
+    both = constraints.keys() & peers.keys()
+    assert {"torch", "botocore"} <= both
+    assert {name: peers[name] for name in both} == {name: constraints[name] for name in both}
+
+
 def test_the_image_copies_all_that_an_installation_needs_and_nothing_that_is_left_out_of_its_context() -> None:
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     copied = [word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]]

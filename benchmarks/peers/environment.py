@@ -36,4 +36,4 @@ def make() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(make())
+    sys.exit(make() or 0)  # "" is an error to it

@@ -78,13 +78,23 @@ def reproduce(experiment: Experiment, asked: Asked) -> list[Comparison]:
 
 def unasked(scale: Scale, arms: str | None) -> dict[str, str]:
     """The arms that `arms` (names of worlds and of arms, by commas) leaves out, with why. Raises UnknownNameError."""
-    names = {name.strip() for name in (arms or "").split(",")} - {""}
     known, of_arms = {world.name for world in scale.worlds}, {arm.name for arm in scale.arms}
-    for name in sorted(names - known - of_arms):
-        raise UnknownNameError.of("world or arm", name, sorted(known | of_arms))
+    names = _told_apart(arms or "", known | of_arms)
     worlds, others = names & known or known, names & of_arms or of_arms
     return {arm.label: f"{arm.label}: not asked for" for arm in scale.arms
             if arm.world.name not in worlds or arm.name not in others}  # fmt: skip
+
+
+def _told_apart(text: str, known: set[str]) -> set[str]:
+    """The names in a list by commas, which names hold themselves too ("rho, 10 %"): the longest known one counts."""
+    words, found = [word for word in map(str.strip, text.split(",")) if word], set[str]()
+    while words:
+        ends = (n for n in range(len(words), 0, -1) if ", ".join(words[:n]) in known)
+        if not (end := next(ends, 0)):
+            raise UnknownNameError.of("world or arm", words[0], sorted(known))
+        found.add(", ".join(words[:end]))
+        words = words[end:]
+    return found
 
 
 def measured(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -80,9 +82,14 @@ def load_networks(folder: str, names: Sequence[str], made: Mapping[str, Any], ki
                 f"{storage.redact(url)} isn't the file that model.json names (sha256 differs): it was "
                 "damaged or replaced; run `rhostream fit-il` again in another folder"
             )
-        network = models.build(made["architecture"], classes=made["classes"], initial=False, **kind.model_arguments())
+        # Of a built-in network the form is enough: starting values would be drawn and then replaced.
+        form_alone = made["architecture"] in models.NAMES
+        with torch.device("meta") if form_alone else nullcontext():
+            network = models.build(
+                made["architecture"], classes=made["classes"], initial=False, **kind.model_arguments()
+            )
         try:
-            network.load_state_dict(load_safetensors(data))
+            network.load_state_dict(load_safetensors(data), assign=form_alone)
         except SafetensorError as exc:
             raise TableError(f"{storage.redact(url)} is no safetensors file ({exc}); pickles are never loaded") from exc
         except RuntimeError as exc:
