@@ -194,6 +194,17 @@ def test_doubts_of_a_run_are_logged_once_and_stand_in_its_record_status_and_repo
     assert all(doubt in html.unescape(page) for doubt in doubts)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "units"), [(None, 40 + 3 * 8), ("0.5", 40 + 3 * 20), ("0:0.1,1:0.5", 40 + 3 * 20), ("auto", 3 * 40)]
+)
+def test_an_il_model_is_doubted_beside_the_most_that_the_run_may_cost(
+    trained: Callable[..., Path], ratio: str | None, units: int
+) -> None:
+    doubts = json.loads((trained(steps=3, ratio=ratio) / "run.json").read_text())["doubts"]
+    (doubt,) = (doubt for doubt in doubts if "times this run" in doubt)
+    assert f"forward units against {3 * units:,})" in doubt
+
+
 def test_a_loop_of_ones_own_is_doubted_like_train(world: Path, tmp_path: Path) -> None:
     model = network()
     stream = rhostream.open_stream(str(world / "shards"), il=str(world / "il"), buffer_size=280)

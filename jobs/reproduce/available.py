@@ -85,6 +85,5 @@ def missing_files(shards: Shards, sources: Mapping[str, str]) -> list[str]:
 @functools.cache
 def told(recipe: str) -> str | None:
     """The help of a recipe, None for one that isn't there; asked as one asks, because a job doesn't import recipes."""
-    asked = subprocess.run([sys.executable, "-m", "shards.make", recipe, "--help"], capture_output=True, text=True,
-                           timeout=120)  # fmt: skip
+    asked = subprocess.run([sys.executable, "-m", "shards.make", recipe, "--help"], capture_output=True, text=True)
     return None if asked.returncode else asked.stdout

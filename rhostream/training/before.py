@@ -102,14 +102,17 @@ def plan_of(settings: Settings, stream: CandidateStream, last_step: int, cost: C
     listed, scores = settings.listed, settings.found_rule.score is not None
     proxied = listed is not None and listed.kind == "proxy"
     factor = None if listed is None else listed.factor
-    n_B, n_b = settings.buffer_size, settings.batch_size
+    n_B, n_b, options = settings.buffer_size, settings.batch_size, settings.options
+    # The most that the run may cost: what is doubted is certain then.
+    dearest = n_B if options.auto else max(options.kept_schedule.sizes(n_b, n_B))
+    looks = scores and not options.auto  # a buffer that is kept whole isn't looked at
     return Plan.of(
         stream,
         n_b,
         last_step,
         scores=scores,
         il_units=cost.il_units,
-        run_units=cost.planned_units(last_step, n_B, n_b, scores=scores, shortlist=factor, proxy=proxied),
+        run_units=cost.planned_units(last_step, n_B, dearest, scores=looks, shortlist=factor, proxy=proxied),
         cheap=cheap_choice(stream, proxied and f"the proxy {settings.proxy_model}", factor),
     )
 
