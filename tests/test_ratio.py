@@ -84,21 +84,56 @@ def test_gains_are_of_the_best_rows_less_twice_as_many_of_the_most_negative() ->
     capped = np.minimum(loss, math.log(4)) - np.minimum(il, math.log(4))
     both = np.maximum(capped, 0).sum() + 2 * np.minimum(capped, 0).sum()
     np.testing.assert_allclose(gains_of(loss - il, loss, il, 4, [5]), [both])
+    # By an IL model of others what is kept counts with its sign, and a mistake by how sure the target is of it.
+    sure = 3 * (2 * np.exp(-loss[2:4]) - 1) * (loss - il)[2:4]
+    ceiling = math.log(4)
+    kept = np.array([ceiling - 0.1, 2 * ceiling - 0.6, 2 * ceiling - 0.6 + 0.8 - 0.3 - 0.4])
+    outside = gains_of(loss - il, loss, il, 4, [1, 2, 5], outside=True)
+    np.testing.assert_allclose(outside, kept + np.array([sure.min(), sure.sum(), sure.sum()]))
+    # Without classes a loss is no chance, so nobody is sure.
+    np.testing.assert_allclose(gains_of(loss - il, loss, il, None, [1, 2, 5], outside=True), gains)
 
 
-def recomputed(run: Path, sizes: list[int]) -> list[int]:
-    """How many were to be kept at each step, out of the run's tables alone."""
+def test_labels_that_a_target_has_learned_to_find_even_are_no_mistakes_of_an_il_model_of_others() -> None:
+    rng = np.random.default_rng(0)
+    il = np.where(np.arange(320) % 5 == 0, 4.0, 0.05).astype(
+        np.float32
+    )  # a fifth is wrong, and a clean holdout says so
+    loss = np.where(np.arange(320) % 5 < 2, 0.72, 0.1).astype(np.float32) + rng.normal(0, 0.01, 320).astype(np.float32)
+    chosen = {}
+    for outside in (False, True):
+        ratio = Ratio(32)
+        ratio.classes, ratio.outside = 10, outside
+        ratio.see(loss - il, loss, il, 320)
+        chosen[outside] = ratio.turn(320).n
+    assert chosen[False] == 320 and chosen[True] < 320
+
+
+@pytest.fixture(scope="module")
+def by_holdout(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """il/ of the world's shards by an IL model that learned from its test shards."""
+    root, data = tmp_path_factory.mktemp("holdout"), [str(world / "shards")]
+    fit = {"model": "mlp-64", "epochs": 4, "seed": 0}
+    rhostream.fit_il(data, str(root / "il-model"), holdout=[str(world / "test")], **fit)
+    rhostream.compute_il(data, str(root / "il-model"), str(root / "il"))
+    return root
+
+
+def recomputed(run: Path, sizes: list[int], *, outside: bool = False) -> list[int]:
+    """How many were to be kept at each step, out of the run's tables alone; `outside`: by an IL model of others."""
+    kept, weight = ("excess", "3 * greatest(2 * exp(-loss) - 1, 0)") if outside else ("greatest(excess, 0)", "2")
     # one row a step and share, by SQL: rows with a score, and what the share gains
     question = f"""
         WITH scored AS (
-            SELECT step, score, ordinal, shard, least(loss, ln({CLASSES})) - least(il, ln({CLASSES})) AS excess
+            SELECT step, score, ordinal, shard, least(loss, ln({CLASSES})) - least(il, ln({CLASSES})) AS excess,
+                   {weight} * least(excess, 0) AS mistake
             FROM selections WHERE score IS NOT NULL),
         ranked AS (
             SELECT *, row_number() OVER (PARTITION BY step ORDER BY score DESC) AS best,
-                   row_number() OVER (PARTITION BY step ORDER BY excess) AS worst FROM scored),
+                   row_number() OVER (PARTITION BY step ORDER BY mistake) AS worst FROM scored),
         size AS (SELECT unnest({sizes}) AS n)
         SELECT step, n, count(*) AS rows,
-               sum(greatest(excess, 0)) FILTER (best <= n) + 2 * sum(least(excess, 0)) FILTER (worst <= n) AS gain,
+               sum({kept}) FILTER (best <= n) + sum(mistake) FILTER (worst <= n) AS gain,
                3 * least(n, count(*)) + CASE WHEN n < {sizes[-1]} THEN count(*) ELSE 0 END AS price
         FROM ranked, size GROUP BY step, n ORDER BY step, n"""
     with rhostream.open_ledger(str(run)) as ledger:
@@ -149,6 +184,17 @@ def test_every_choice_can_be_made_again_out_of_the_ledger_and_the_bill_adds_up(
         assert one["ratio_worth"] is None or len(one["ratio_worth"]) == len(sizes)
     assert cost["forward_units"] == units == cost["scored"] + 3 * cost["trained"]
     assert verify(str(run))["problems"] == []
+
+
+def test_choices_by_an_il_model_of_a_holdout_can_be_made_again_too(
+    world: Path, by_holdout: Path, tmp_path: Path
+) -> None:
+    run, sizes = tmp_path / "run", rungs(8, 40)
+    asked = {"buffer_size": 40, "batch_size": 8, "model": "mlp-64", "steps": 60, "ratio": "auto"}
+    rhostream.train([str(world / "shards")], str(by_holdout / "il"), str(run), **asked)
+    chosen = [round(one["ratio"] * 40) for one in rows(run, "SELECT ratio FROM steps ORDER BY step")]
+    assert chosen == recomputed(run, sizes, outside=True) and chosen != recomputed(run, sizes)
+    assert len({*chosen}) > 1
 
 
 @pytest.mark.parametrize("more", [{"mixup": 0.3}, {"label_smoothing": 0.1}])

@@ -36,7 +36,15 @@ LOOKS = 20  # an evaluation each so many-th of the run, of which the last five a
 CEILING = math.log(10)
 WEAK = {"mlp-64, 2 epochs": IL(fit={"model": "mlp-64", "epochs": 2, "fit_samples": 10_000}),
         "mlp-256, 1 epoch": IL(fit={"model": "mlp-256", "epochs": 1, "fit_samples": 20_000})}  # fmt: skip
-TUNED = tuple(replace(world, ils={**world.ils, **WEAK}) for world in (worlds.NOISE10, worlds.NOISE40_CROSS))
+_OF_HOLDOUT: dict[str, dict[str, Any]] = {
+    "mlp-64, 2 epochs of a holdout": {"model": "mlp-64", "epochs": 2},
+    "mlp-256, 5,000 of a holdout": {"model": "mlp-256", "epochs": 1, "fit_samples": 5_000},
+    "mlp-64, 3,000 of a holdout": {"model": "mlp-64", "epochs": 1, "fit_samples": 3_000},
+}
+OF_HOLDOUT = {name: IL(fit=fit, holdout=worlds.HOLDOUT) for name, fit in _OF_HOLDOUT.items()}
+TUNED = (replace(worlds.NOISE10, ils={**worlds.NOISE10.ils, **WEAK, **OF_HOLDOUT}),
+         replace(worlds.NOISE40_CROSS, ils={**worlds.NOISE40_CROSS.ils, **WEAK}),
+         replace(worlds.STRUCTURED, ils={**worlds.STRUCTURED.ils, **OF_HOLDOUT}))  # fmt: skip
 
 
 @dataclass
@@ -61,6 +69,9 @@ class Auto:
     excess: str = "cap"
     mirror: bool = True
     weight: float = 1.0  # of the lowest
+    sure: float | None = None  # the same of rows that the target is sure of, with an IL model of a holdout
+    signed: bool = True  # with an IL model of a holdout: what is kept counts with its sign
+    outside: bool = False  # whether it is one
     window: int = 16
     margin: float = 0.05
     rows: tuple[int, ...] = (32, 64, 96, 160, N_B)
@@ -88,8 +99,11 @@ class Auto:
         e = {"nats": loss - il, "cap": np.minimum(loss, CEILING) - np.minimum(il, CEILING),
              "p": np.exp(-il) - np.exp(-loss), "positive": np.maximum(loss - il, 0)}[self.excess]  # fmt: skip
         best = np.argsort(il - loss, kind="stable")
-        gained = (np.maximum(e[best], 0) if self.mirror else e[best]).cumsum()
-        lost = self.weight * np.sort(np.minimum(e, 0)).cumsum() if self.mirror else np.zeros(len(e))
+        gained, weight = np.maximum(e[best], 0) if self.mirror else e[best], self.weight
+        if self.outside and self.sure is not None:
+            gained, weight = e[best] if self.signed else gained, self.sure * np.maximum(2 * np.exp(-loss) - 1, 0)
+        lost = np.sort(weight * np.minimum(e, 0)).cumsum() if self.mirror else np.zeros(len(e))
+        gained = gained.cumsum()
         self.seen.append([float(gained[n - 1] + lost[n - 1]) for n in self.rows])
 
 
@@ -105,7 +119,11 @@ POLICIES: dict[str, Policy] = {
     "160, then 32": lambda: Fixed(((0, 160), (0.5, 32))),
     "32, then 160": lambda: Fixed(((0, 32), (0.5, 160))),
     "everything for a tenth, then 96": lambda: Fixed(((0, N_B), (0.1, 96))),
-    "auto (as it is)": lambda: Auto(weight=2.0),
+    "auto (as it is)": lambda: Auto(weight=2.0, sure=3.0),
+    "auto, the lowest count twice": lambda: Auto(weight=2.0),
+    "auto, the sure count twice": lambda: Auto(weight=2.0, sure=2.0),
+    "auto, the sure count 4 times": lambda: Auto(weight=2.0, sure=4.0),
+    "auto, the sure count 4 times, without signs": lambda: Auto(weight=2.0, sure=4.0, signed=False),
     "auto, the lowest count once": Auto,
     "auto, both capped at ln C": lambda: Auto(cap=True),
     "auto, no mirror": lambda: Auto(mirror=False),
@@ -218,10 +236,14 @@ def search(out: str, seeds: int, names: Sequence[str]) -> dict[str, dict[str, li
             MakeIL(out, world, il)()
     data = {f"{world.name}, {'its own IL' if il == 'il' else il}": read(out, world, il)
             for world in TUNED for il in world.ils}  # fmt: skip
+    outside = {f"{world.name}, {'its own IL' if il == 'il' else il}": own.holdout is not None
+               for world in TUNED for il, own in world.ils.items()}  # fmt: skip
     for seed, (column, one), name in itertools.product(range(seeds), data.items(), names):
         values = found.setdefault(column, {}).setdefault(name, [])
         if len(values) == seed:
             policy = POLICIES[name]()
+            if isinstance(policy, Auto):
+                policy.outside = outside[column]
             values.append(train(one, policy, seed))
             kept = "" if not isinstance(policy, Auto) else f", keeps {np.mean(policy.kept) / N_B:.0%}"
             click.echo(f"seed {seed}, {column}, {name}: {values[-1]:.4f}{kept}", err=True)

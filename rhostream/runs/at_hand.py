@@ -63,7 +63,7 @@ class AtHand:
         if not self._measured:  # cost is told in forwards of the target
             self._measured = True
             measure(self._attempt.cost, self._selector, self._stream.stream)
-            price(self._selector, self._attempt.cost)
+            price(self._selector, self._attempt.cost, self._stream.stream.table.info)
         self._seed_generators()  # for a proxy that learns
         selection = self._selector(candidates.to(self.device), self._attempt.step)
         crash_point("train: buffer scored")

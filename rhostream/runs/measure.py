@@ -12,6 +12,7 @@ from rhostream.runs.macs import macs_per_sample
 from rhostream.samples.kind import Kind, View
 from rhostream.selection.selector import Selector
 from rhostream.stream.dataset import CandidateStream
+from rhostream.tables.il import TableInfo
 
 LOG = logging.getLogger("rhostream")
 
@@ -40,10 +41,11 @@ def measure(cost: Cost, selector: Selector, stream: CandidateStream) -> None:
         )
 
 
-def price(selector: Selector, cost: Cost) -> None:
-    """Tell `--ratio auto` what a look at one sample costs."""
+def price(selector: Selector, cost: Cost, info: TableInfo) -> None:
+    """Tell `--ratio auto` what a look at one sample costs, and whether the il of its table come from other samples."""
     if selector.chooser.ratio is not None:
         selector.chooser.ratio.looking = cost.look_units
+        selector.chooser.ratio.outside = bool(info.reference) or info.model.get("mode") == "holdout"
 
 
 def _macs(network: nn.Module, seen: Kind, view: View = None) -> int:

@@ -2,6 +2,7 @@
 
     excess of a row   e = min(loss, ln C) - min(il, ln C)                 (nats; C classes; of others loss - il)
     gain of a share   G(n) = sum of max(e, 0) over the n best rows by the rule + 2 x sum of the n lowest min(e, 0)
+       by il of others  G(n) = sum of e over the n best rows + sum of the n lowest 3 max(2 exp(-loss) - 1, 0) min(e, 0)
     its price         P(n) = looking x rows + 3 n, or 3 x rows where all of them are kept, which needs no look
     its worth         V(n) = sum of G(n) / sum of P(n), over the newest `WINDOW` buffers whose scores are known
 
@@ -10,6 +11,10 @@ rows are the IL model's mistakes, of which as many and more are taken to lie amo
 searched for: so an IL model that knows less than the target gives looking no worth, and scores that are all alike make
 it cost more than it gives. Where every row is kept nothing is scored: the losses of the training forward say whether
 looking would pay again.
+
+An IL model of other samples than D's (a holdout, a reference) may be right where D's labels are wrong. A target that
+has learned these labels finds them likelier than it does: such a row is no mistake but harm, and keeping it costs its
+excess; a mistake is a row that the target is sure of, the more the further its chance lies above a half.
 
 Every choice is a function of earlier buffers of all ranks, and `selections` and `steps` hold all that it is made of.
 """
@@ -32,6 +37,7 @@ SHARES = (0.2, 1 / 3, 0.5)  # of a buffer, beside n_b and all of it
 WINDOW = 16  # buffers
 MARGIN = 0.05  # by which another share must be worth more
 MISTAKES = 2.0  # how often the lowest rows count: with 1 a weak IL model cost a run 3 points, with 2 none did
+SURE = 3.0  # the same for rows that the target is sure of, where the IL model learned from other samples than D's
 UNHEARD = 10  # buffers without a score, of a loop that says no losses, until one is looked at
 TRAINED = 3.0  # forward units of a sample that is trained on: a backward is two forwards
 Values = npt.NDArray[Any]
@@ -69,6 +75,7 @@ class Ratio:
         self.looking = 1.0  # forward units of a look at one sample; less on a cheap view
         self.listens = True  # whether losses of the training forward are those that scores are made of
         self.classes: int | None = None  # C, of the model's output
+        self.outside = False  # whether the il come from other samples than D's
         self._seen: list[list[float]] = []  # of each buffer: rows, and G of each rung
         self._n = 0  # that were to be kept of the newest buffer; 0 before the first
         self._unheard = 0  # buffers in a row that nothing was seen of
@@ -102,7 +109,8 @@ class Ratio:
         rows = np.flatnonzero(np.isfinite(score_B) & np.isfinite(il_B))
         if not len(rows):
             return
-        gains = gains_of(score_B[rows], loss_B[rows], il_B[rows], self.classes, rungs(self.batch_size, buffer_size))
+        steps = rungs(self.batch_size, buffer_size)
+        gains = gains_of(score_B[rows], loss_B[rows], il_B[rows], self.classes, steps, outside=self.outside)
         self._seen = [*self._seen, [float(len(rows)), *gains]][-WINDOW:]
         self._unheard = 0
 
@@ -140,11 +148,23 @@ class Ratio:
             raise MismatchError("the checkpoint holds no state of --ratio auto") from exc
 
 
-def gains_of(score_m: Values, loss_m: Values, il_m: Values, classes: int | None, kept: Sequence[int]) -> list[float]:
-    """G of each number of rows that are kept, nats, of m rows that have scores."""
+def gains_of(
+    score_m: Values,
+    loss_m: Values,
+    il_m: Values,
+    classes: int | None,
+    kept: Sequence[int],
+    *,
+    outside: bool = False,
+) -> list[float]:
+    """G of each number of rows that are kept, nats, of m rows with scores. Without classes a loss says no chance."""
     ceiling = math.inf if classes is None else math.log(classes)
-    excess: Floats = np.minimum(loss_m.astype(np.float64), ceiling) - np.minimum(il_m.astype(np.float64), ceiling)
-    best = np.lexsort((np.arange(len(score_m)), -score_m.astype(np.float64)))
-    gained = np.maximum(excess[best], 0).cumsum()
-    mistaken = MISTAKES * np.sort(np.minimum(excess, 0)).cumsum()
+    loss: Floats = loss_m.astype(np.float64)
+    excess: Floats = np.minimum(loss, ceiling) - np.minimum(il_m.astype(np.float64), ceiling)
+    best = excess[np.lexsort((np.arange(len(score_m)), -score_m.astype(np.float64)))]
+    if outside and classes is not None:
+        gained, weight = best, SURE * np.maximum(2 * np.exp(-loss) - 1, 0)
+    else:
+        gained, weight = np.maximum(best, 0), np.full_like(loss, MISTAKES)
+    gained, mistaken = gained.cumsum(), np.sort(weight * np.minimum(excess, 0)).cumsum()
     return [float(gained[at] + mistaken[at]) for at in (min(n, len(best)) - 1 for n in kept)]

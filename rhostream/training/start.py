@@ -195,7 +195,7 @@ def _train(settings: Settings, on: torch.device, ranks: Ranks) -> Summary:
         record["test_fingerprint"] = test_set.fingerprint
     with threads_in_use(threads):
         set_costs(attempt.cost, settings, loader, network, proxy, live)
-    price(selector, attempt.cost)
+    price(selector, attempt.cost, stream.table.info)
     if doubts := plan_of(settings, stream, last_step, attempt.cost).doubts():
         record["doubts"] = doubts
     optimizer = make_optimizer(settings, network)
