@@ -85,7 +85,7 @@ def test_gains_are_of_the_best_rows_less_twice_as_many_of_the_most_negative() ->
     both = np.maximum(capped, 0).sum() + 2 * np.minimum(capped, 0).sum()
     np.testing.assert_allclose(gains_of(loss - il, loss, il, 4, [5]), [both])
     # By an IL model of others what is kept counts with its sign, and a mistake by how sure the target is of it.
-    sure = 3 * (2 * np.exp(-loss[2:4]) - 1) * (loss - il)[2:4]
+    sure = 4 * (2 * np.exp(-loss[2:4]) - 1) * (loss - il)[2:4]
     ceiling = math.log(4)
     kept = np.array([ceiling - 0.1, 2 * ceiling - 0.6, 2 * ceiling - 0.6 + 0.8 - 0.3 - 0.4])
     outside = gains_of(loss - il, loss, il, 4, [1, 2, 5], outside=True)
@@ -121,7 +121,7 @@ def by_holdout(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recomputed(run: Path, sizes: list[int], *, outside: bool = False) -> list[int]:
     """How many were to be kept at each step, out of the run's tables alone; `outside`: by an IL model of others."""
-    kept, weight = ("excess", "3 * greatest(2 * exp(-loss) - 1, 0)") if outside else ("greatest(excess, 0)", "2")
+    kept, weight = ("excess", "4 * greatest(2 * exp(-loss) - 1, 0)") if outside else ("greatest(excess, 0)", "2")
     # one row a step and share, by SQL: rows with a score, and what the share gains
     question = f"""
         WITH scored AS (

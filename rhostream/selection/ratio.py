@@ -2,7 +2,7 @@
 
     excess of a row   e = min(loss, ln C) - min(il, ln C)                 (nats; C classes; of others loss - il)
     gain of a share   G(n) = sum of max(e, 0) over the n best rows by the rule + 2 x sum of the n lowest min(e, 0)
-       by il of others  G(n) = sum of e over the n best rows + sum of the n lowest 3 max(2 exp(-loss) - 1, 0) min(e, 0)
+       by il of others  G(n) = sum of e over the n best rows + sum of the n lowest 4 max(2 exp(-loss) - 1, 0) min(e, 0)
     its price         P(n) = looking x rows + 3 n, or 3 x rows where all of them are kept, which needs no look
     its worth         V(n) = sum of G(n) / sum of P(n), over the newest `WINDOW` buffers whose scores are known
 
@@ -37,7 +37,7 @@ SHARES = (0.2, 1 / 3, 0.5)  # of a buffer, beside n_b and all of it
 WINDOW = 16  # buffers
 MARGIN = 0.05  # by which another share must be worth more
 MISTAKES = 2.0  # how often the lowest rows count: with 1 a weak IL model cost a run 3 points, with 2 none did
-SURE = 3.0  # the same for rows that the target is sure of, where the IL model learned from other samples than D's
+SURE = 4.0  # the same for rows that the target is sure of, where the IL model learned from other samples than D's
 UNHEARD = 10  # buffers without a score, of a loop that says no losses, until one is looked at
 TRAINED = 3.0  # forward units of a sample that is trained on: a backward is two forwards
 Values = npt.NDArray[Any]
