@@ -17,7 +17,7 @@ It reads what experiments have written and computes nothing: the same figures wi
     <!-- made: verdict pretrained -->                            the same in words
     <!-- made: break-even pretrained -->                         where selection would begin to pay
     <!-- made: equal table2 -->                                  at equal units, IL charged and not
-    <!-- made: cost equal_cost -->                               accuracy against forward units, by world
+    <!-- made: cost equal_cost; noise10; clean -->               accuracy against forward units, of all worlds or these
     <!-- made: regret equal_cost, table2 -->                     whether a run with selection is regretted
     <!-- made: regret-in-short equal_cost, table2 -->            the same in a sentence
     <!-- made: arms table3; final accuracy; times fewer steps -->  worlds and arms, these columns
@@ -185,6 +185,9 @@ def _block(asked: str, out: str, scale: str) -> str:
     if kind == "cost" and not rows:
         return NOT_YET
     if kind == "cost":
+        if unknown := sorted({*columns} - {row["world"] for row in rows}):
+            raise UsageError(f"made: {asked}: no such world was measured: {', '.join(unknown)}")
+        rows = [row for row in rows if not columns or row["world"] in columns]
         return "\n\n".join(f"**{part[4:]}**" if part.startswith("### ") else part for part in cost_tables(rows))
     if kind == "equal":
         return "\n\n".join(equal_tables(rows)[1:]) or NOT_YET
