@@ -23,8 +23,11 @@ from rhostream.errors import MismatchError, UsageError
 from rhostream.integrations.batches import Batches
 from rhostream.models import build
 from rhostream.runs import checkpoint
+from rhostream.runs.cost import Cost
+from rhostream.runs.measure import price
 from rhostream.selection.ratio import MARGIN, UNHEARD, WINDOW, Ratio, gains_of, rungs
 from rhostream.selection.selector import Selector
+from rhostream.tables.il import TableInfo
 from tests.support import ranks
 from tests.support.ledger import rows
 from tests.support.logs import rows_of, same, weights_of
@@ -107,6 +110,17 @@ def test_labels_that_a_target_has_learned_to_find_even_are_no_mistakes_of_an_il_
         ratio.see(loss - il, loss, il, 320)
         chosen[outside] = ratio.turn(320).n
     assert chosen[False] == 320 and chosen[True] < 320
+
+
+@pytest.mark.parametrize(
+    ("mode", "reference", "outside"),
+    [("holdout", {}, True), ("fraction", {}, False), ("folds", {}, False), (None, {"name": "timm:resnet18"}, True)],
+)
+def test_a_table_says_whose_labels_its_il_are_of(mode: str | None, reference: dict[str, str], outside: bool) -> None:
+    model = build("mlp-64", image_size=16, channels=1, classes=CLASSES)
+    selector = Selector(model, "rho", 8, ratio="auto")
+    price(selector, Cost(macs=1), TableInfo(kind="il", ingredients={"reference": reference}, model={"mode": mode}))
+    assert selector.chooser.ratio is not None and selector.chooser.ratio.outside is outside
 
 
 @pytest.fixture(scope="module")

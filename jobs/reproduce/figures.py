@@ -87,6 +87,12 @@ def percent(axis: Any) -> None:
     axis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
 
 
+def numbers(axes: Any) -> None:
+    """Few numbers along the bottom, with commas: six digits each run into one another."""
+    axes.locator_params(axis="x", nbins=6)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+
+
 def _measured(scale: Scale, curves: Curves, world: str) -> list[Arm]:
     return [arm for arm in scale.arms if arm.world.name == world and curves.get(arm.label)]
 
@@ -119,6 +125,7 @@ def curves(experiment: Experiment, scale: Scale, found: Curves, _: Sequence[Comp
         if high > low:
             axes.set_ylim(max(low, high - 0.35) - 0.01, high + 0.02)
         axes.set(title=world, xlabel="gradient steps" if over == "steps" else "forward units spent", xlim=(0, None))
+        numbers(axes)
         percent(axes.yaxis)
         # Below the panel, and with where each ends: the axis is cut to where most of the arms are.
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncol=2, fontsize=7)
@@ -163,7 +170,7 @@ def cost_bands(experiment: Experiment, scale: Scale, found: Curves, _: Sequence[
                   default=1.0)  # fmt: skip
         axes.set_ylim(max(0.0, top - 0.4), top + 0.03)
         axes.set(title=world, xlabel="forward units spent, the IL model included", xlim=(0, None))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        numbers(axes)
         percent(axes.yaxis)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncol=4, fontsize=8)
     grid[0].set_ylabel("test accuracy")
