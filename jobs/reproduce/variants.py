@@ -234,16 +234,16 @@ def search(out: str, seeds: int, names: Sequence[str]) -> dict[str, dict[str, li
             make_shards(out, shards, {})
         for il in world.ils:
             MakeIL(out, world, il)()
-    data = {f"{world.name}, {'its own IL' if il == 'il' else il}": read(out, world, il)
-            for world in TUNED for il in world.ils}  # fmt: skip
-    outside = {f"{world.name}, {'its own IL' if il == 'il' else il}": own.holdout is not None
-               for world in TUNED for il, own in world.ils.items()}  # fmt: skip
+    columns = {f"{world.name}, {'its own IL' if il == 'il' else il}": (world, il)
+               for world in TUNED for il in world.ils}  # fmt: skip
+    data = {column: read(out, *of) for column, of in columns.items()}
     for seed, (column, one), name in itertools.product(range(seeds), data.items(), names):
         values = found.setdefault(column, {}).setdefault(name, [])
         if len(values) == seed:
             policy = POLICIES[name]()
             if isinstance(policy, Auto):
-                policy.outside = outside[column]
+                world, il = columns[column]
+                policy.outside = world.ils[il].holdout is not None
             values.append(train(one, policy, seed))
             kept = "" if not isinstance(policy, Auto) else f", keeps {np.mean(policy.kept) / N_B:.0%}"
             click.echo(f"seed {seed}, {column}, {name}: {values[-1]:.4f}{kept}", err=True)
