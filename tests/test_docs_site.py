@@ -73,7 +73,8 @@ WORDS = 1500  # of a page that somebody reads from the top
 # Pages to look something up in, most of them made of the code or of results.
 LOOKED_UP = {
     "CHANGELOG.md", "docs/faults.md", "docs/reference.md", "docs/settings.md", "docs/results/claims.md",
-    "docs/results/moved.md", "docs/results/no-regret.md", "docs/results/small.md",
+    "docs/results/moved.md", "docs/results/no-regret.md", "docs/results/search-library.md",
+    "docs/results/small.md",
 }  # fmt: skip
 
 

@@ -23,12 +23,10 @@ from rhostream.errors import MismatchError, UsageError
 from rhostream.integrations.batches import Batches
 from rhostream.models import build
 from rhostream.runs import checkpoint
-from rhostream.runs.cost import Cost
-from rhostream.runs.measure import price
-from rhostream.selection.ratio import MARGIN, UNHEARD, WINDOW, Ratio, gains_of, rungs
+from rhostream.selection.ratio import UNHEARD, WINDOW, Ratio, gains_of, rungs
 from rhostream.selection.selector import Selector
-from rhostream.tables.il import TableInfo
 from tests.support import ranks
+from tests.support.chosen import recomputed
 from tests.support.ledger import rows
 from tests.support.logs import rows_of, same, weights_of
 from tests.support.ranks import train_killed_at
@@ -97,81 +95,6 @@ def test_gains_are_of_the_best_rows_less_twice_as_many_of_the_most_negative() ->
     np.testing.assert_allclose(gains_of(loss - il, loss, il, None, [1, 2, 5], outside=True), gains)
 
 
-def test_labels_that_a_target_has_learned_to_find_even_are_no_mistakes_of_an_il_model_of_others() -> None:
-    rng = np.random.default_rng(0)
-    il = np.where(np.arange(320) % 5 == 0, 4.0, 0.05).astype(
-        np.float32
-    )  # a fifth is wrong, and a clean holdout says so
-    loss = np.where(np.arange(320) % 5 < 2, 0.72, 0.1).astype(np.float32) + rng.normal(0, 0.01, 320).astype(np.float32)
-    chosen = {}
-    for outside in (False, True):
-        ratio = Ratio(32)
-        ratio.classes, ratio.outside = 10, outside
-        ratio.see(loss - il, loss, il, 320)
-        chosen[outside] = ratio.turn(320).n
-    assert chosen[False] == 320 and chosen[True] < 320
-
-
-@pytest.mark.parametrize(
-    ("mode", "reference", "outside"),
-    [("holdout", {}, True), ("fraction", {}, False), ("folds", {}, False), (None, {"name": "timm:resnet18"}, True)],
-)
-def test_a_table_says_whose_labels_its_il_are_of(mode: str | None, reference: dict[str, str], outside: bool) -> None:
-    model = build("mlp-64", image_size=16, channels=1, classes=CLASSES)
-    selector = Selector(model, "rho", 8, ratio="auto")
-    price(selector, Cost(macs=1), TableInfo(kind="il", ingredients={"reference": reference}, model={"mode": mode}))
-    assert selector.chooser.ratio is not None and selector.chooser.ratio.outside is outside
-
-
-@pytest.fixture(scope="module")
-def by_holdout(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """il/ of the world's shards by an IL model that learned from its test shards."""
-    root, data = tmp_path_factory.mktemp("holdout"), [str(world / "shards")]
-    fit = {"model": "mlp-64", "epochs": 4, "seed": 0}
-    rhostream.fit_il(data, str(root / "il-model"), holdout=[str(world / "test")], **fit)
-    rhostream.compute_il(data, str(root / "il-model"), str(root / "il"))
-    return root
-
-
-def recomputed(run: Path, sizes: list[int], *, outside: bool = False) -> list[int]:
-    """How many were to be kept at each step, out of the run's tables alone; `outside`: by an IL model of others."""
-    kept, weight = ("excess", "4 * greatest(2 * exp(-loss) - 1, 0)") if outside else ("greatest(excess, 0)", "2")
-    # one row a step and share, by SQL: rows with a score, and what the share gains
-    question = f"""
-        WITH scored AS (
-            SELECT step, score, ordinal, shard, least(loss, ln({CLASSES})) - least(il, ln({CLASSES})) AS excess,
-                   {weight} * least(excess, 0) AS mistake
-            FROM selections WHERE score IS NOT NULL),
-        ranked AS (
-            SELECT *, row_number() OVER (PARTITION BY step ORDER BY score DESC) AS best,
-                   row_number() OVER (PARTITION BY step ORDER BY mistake) AS worst FROM scored),
-        size AS (SELECT unnest({sizes}) AS n)
-        SELECT step, n, count(*) AS rows,
-               sum({kept}) FILTER (best <= n) + sum(mistake) FILTER (worst <= n) AS gain,
-               3 * least(n, count(*)) + CASE WHEN n < {sizes[-1]} THEN count(*) ELSE 0 END AS price
-        FROM ranked, size GROUP BY step, n ORDER BY step, n"""
-    with rhostream.open_ledger(str(run)) as ledger:
-        found = ledger.sql(question).to_pylist()
-        steps = ledger.sql("SELECT step, ratio FROM steps ORDER BY step").to_pylist()
-    chosen: list[int] = []
-    for one in steps:
-        if one["ratio"] is None:
-            continue
-        before = [row for row in found if row["step"] < one["step"]]
-        window = sorted({row["step"] for row in before})[-WINDOW:]
-        worth = {
-            n: sum(row["gain"] for row in before if row["step"] in window and row["n"] == n)
-            / sum(row["price"] for row in before if row["step"] in window and row["n"] == n)
-            for n in sizes
-            if window
-        }
-        worth = {n: value for n, value in worth.items() if value > 0 or n == sizes[-1]}
-        best = max(worth, key=lambda n: worth[n], default=sizes[0])
-        held = worth.get(chosen[-1]) if chosen else None
-        chosen.append(chosen[-1] if held is not None and worth[best] <= held + MARGIN * abs(held) else best)
-    return chosen
-
-
 @pytest.mark.parametrize("more", [{}, {"warm_up": 2, "uniform_every": 7, "loss_cap": True}])
 def test_every_choice_can_be_made_again_out_of_the_ledger_and_the_bill_adds_up(
     trained: Callable[..., Path], more: dict[str, Any]
@@ -198,17 +121,6 @@ def test_every_choice_can_be_made_again_out_of_the_ledger_and_the_bill_adds_up(
         assert one["ratio_worth"] is None or len(one["ratio_worth"]) == len(sizes)
     assert cost["forward_units"] == units == cost["scored"] + 3 * cost["trained"]
     assert verify(str(run))["problems"] == []
-
-
-def test_choices_by_an_il_model_of_a_holdout_can_be_made_again_too(
-    world: Path, by_holdout: Path, tmp_path: Path
-) -> None:
-    run, sizes = tmp_path / "run", rungs(8, 40)
-    asked = {"buffer_size": 40, "batch_size": 8, "model": "mlp-64", "steps": 60, "ratio": "auto"}
-    rhostream.train([str(world / "shards")], str(by_holdout / "il"), str(run), **asked)
-    chosen = [round(one["ratio"] * 40) for one in rows(run, "SELECT ratio FROM steps ORDER BY step")]
-    assert chosen == recomputed(run, sizes, outside=True) and chosen != recomputed(run, sizes)
-    assert len({*chosen}) > 1
 
 
 @pytest.mark.parametrize("more", [{"mixup": 0.3}, {"label_smoothing": 0.1}])

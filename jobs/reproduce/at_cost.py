@@ -197,7 +197,8 @@ def regret_in_short(by_experiment: Mapping[str, Sequence[Row]]) -> str:
         for (experiment, world, name), mine in found.items():
             if experiment == EXPERIMENT.name and name == arm:
                 tuned = " (tuned on it)" if arm == "auto" and world in TUNED else ""
-                words.setdefault(verdict_of(mine).replace("**", ""), []).append(world + tuned)
+                said = verdict_of(mine).replace("**", "")  # against which baseline it fails stands in the table
+                words.setdefault(NO if said.startswith(f"{NO}:") else said, []).append(world + tuned)
         if words:
             each = [f"{said}: {', '.join(of)}" for said, of in words.items()]
             told.append(f"- {arm}, with a cheap IL model: {'; '.join(each)}.")

@@ -30,10 +30,12 @@ from jobs.reproduce.command import guarded
 from jobs.reproduce.prepare import MakeIL, make_shards, shards_of, table_of
 from jobs.reproduce.settings import IL, World
 from jobs.reproduce.statistics import paired
+from rhostream.selection.trial import Trial
 
 N_b, N_B, UNITS = 32, 320, 80_000
 LOOKS = 20  # an evaluation each so many-th of the run, of which the last five are averaged
-CEILING = math.log(10)
+CLASSES = 10
+CEILING = math.log(CLASSES)
 WEAK = {"mlp-64, 2 epochs": IL(fit={"model": "mlp-64", "epochs": 2, "fit_samples": 10_000}),
         "mlp-256, 1 epoch": IL(fit={"model": "mlp-256", "epochs": 1, "fit_samples": 20_000})}  # fmt: skip
 _OF_HOLDOUT: dict[str, dict[str, Any]] = {
@@ -55,8 +57,10 @@ class Fixed:
     cap: bool = False
     band: tuple[float, float] = (0.0, 1.0)
 
-    def next(self, units: float) -> int:
-        return next(n for start, n in reversed(self.plan) if start <= units / UNITS)
+    looks = False  # at a buffer that is kept whole
+
+    def next(self, spent: float) -> int:
+        return next(n for start, n in reversed(self.plan) if start <= spent)
 
     def see(self, loss: Any, il: Any) -> None:
         """Nothing is made of it."""
@@ -80,22 +84,32 @@ class Auto:
     seen: list[list[float]] = field(default_factory=list)
     now: int = 0
     kept: list[int] = field(default_factory=list)
+    trial: Trial | None = None  # with an IL model of a holdout, as in the library
 
-    def next(self, units: float) -> int:
+    def next(self, spent: float) -> int:
+        back = self.trial is not None and self.trial.back()
         if not self.seen:
             self.now = self.rows[0]
         else:
             gains = np.sum(self.seen[-self.window :], 0)
             prices = [N_B * (n < N_B) + 3 * n for n in self.rows]
             worth = {n: gain / price for n, gain, price in zip(self.rows, gains, prices, strict=True)
-                     if gain > 0 or n == N_B or not self.mirror}  # fmt: skip
+                     if (n < N_B if back else gain > 0 or n == N_B or not self.mirror)}  # fmt: skip
             best = max(worth, key=lambda n: worth[n])
             held = worth.get(self.now)
             self.now = self.now if held is not None and worth[best] <= held + self.margin * abs(held) else best
+        if self.trial is not None:
+            self.trial.take(self.now == N_B)
         self.kept.append(self.now)
         return self.now
 
+    @property
+    def looks(self) -> bool:
+        return self.trial is not None and self.trial.looks
+
     def see(self, loss: Any, il: Any) -> None:
+        if self.trial is not None and (self.now < N_B or self.trial.looks):
+            self.trial.see(loss, il, CLASSES)
         e = {"nats": loss - il, "cap": np.minimum(loss, CEILING) - np.minimum(il, CEILING),
              "p": np.exp(-il) - np.exp(-loss), "positive": np.maximum(loss - il, 0)}[self.excess]  # fmt: skip
         best = np.argsort(il - loss, kind="stable")
@@ -119,7 +133,8 @@ POLICIES: dict[str, Policy] = {
     "160, then 32": lambda: Fixed(((0, 160), (0.5, 32))),
     "32, then 160": lambda: Fixed(((0, 32), (0.5, 160))),
     "everything for a tenth, then 96": lambda: Fixed(((0, N_B), (0.1, 96))),
-    "auto (as it is)": lambda: Auto(weight=2.0, sure=4.0),
+    "auto (as it is)": lambda: Auto(weight=2.0, sure=4.0, trial=Trial()),
+    "auto, without a trial": lambda: Auto(weight=2.0, sure=4.0),
     "auto, the lowest count twice": lambda: Auto(weight=2.0),
     "auto, the sure count twice": lambda: Auto(weight=2.0, sure=2.0),
     "auto, the sure count 3 times": lambda: Auto(weight=2.0, sure=3.0),
@@ -161,7 +176,7 @@ def read(out: str, world: World, il: str) -> dict[str, Any]:
     return held
 
 
-def train(data: dict[str, Any], policy: Fixed | Auto, seed: int) -> float:
+def train(data: dict[str, Any], policy: Fixed | Auto, seed: int, budget: float = UNITS) -> float:
     """The mean test accuracy of the last five evaluations, the others aren't made."""
     torch.manual_seed(seed)
     rng, units, accuracies, order = np.random.default_rng(seed), 0.0, list[float](), np.zeros(0, np.int64)
@@ -169,18 +184,20 @@ def train(data: dict[str, Any], policy: Fixed | Auto, seed: int) -> float:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
     low, high = np.quantile(data["il"], policy.band)
     eligible = np.flatnonzero((data["il"] >= low) & (data["il"] <= high))
-    while units < UNITS:
+    while units < budget:
         if len(order) < N_B:
             order = rng.permutation(eligible)
         rows, order = order[:N_B], order[N_B:]
-        n = policy.next(units)
+        n = policy.next(units / budget)
+        look = n < N_B or policy.looks
         x, label, il = data["x"][rows], data["label"][rows], data["il"][rows]
         kept = np.arange(N_B)
-        if n < N_B:
+        if look:
             with torch.no_grad():
                 loss = cross_entropy(model(x), label, reduction="none").numpy()
             units += N_B
             policy.see(loss, il)
+        if n < N_B:
             score = loss - il if not policy.cap else np.minimum(loss, CEILING) - np.minimum(il, CEILING)
             kept = np.sort(np.argsort(-score, kind="stable")[:n])
         heard = np.zeros(n, np.float32)
@@ -193,9 +210,9 @@ def train(data: dict[str, Any], policy: Fixed | Auto, seed: int) -> float:
             optimizer.step()
             heard[at] = loss_b.detach().numpy()
         units += 3 * n
-        if n == N_B:
+        if not look:
             policy.see(heard, il)
-        if units >= UNITS * (LOOKS - 4 + len(accuracies)) / LOOKS:
+        if units >= budget * (LOOKS - 4 + len(accuracies)) / LOOKS:
             with torch.no_grad():
                 right = model(data["test_x"]).argmax(1) == data["test_label"]
             accuracies.append(float(right.float().mean()))
@@ -224,8 +241,8 @@ def table(found: dict[str, dict[str, list[float]]]) -> str:
     return "\n".join(lines)
 
 
-def search(out: str, seeds: int, names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
-    """Train what isn't trained yet; the accuracies lie in `<out>/variants.json`."""
+def search(out: str, seeds: int, names: Sequence[str], units: int) -> dict[str, dict[str, list[float]]]:
+    """Train what isn't trained yet; the accuracies lie in `<out>/variants.json`. Those of `units` are given back."""
     torch.set_num_threads(1)
     path = Path(out, "variants.json")
     found: dict[str, dict[str, list[float]]] = json.loads(path.read_text()) if path.exists() else {}
@@ -234,7 +251,8 @@ def search(out: str, seeds: int, names: Sequence[str]) -> dict[str, dict[str, li
             make_shards(out, shards, {})
         for il in world.ils:
             MakeIL(out, world, il)()
-    columns = {f"{world.name}, {'its own IL' if il == 'il' else il}": (world, il)
+    of_units = "" if units == UNITS else f", {units:,} units"
+    columns = {f"{world.name}, {'its own IL' if il == 'il' else il}{of_units}": (world, il)
                for world in TUNED for il in world.ils}  # fmt: skip
     data = {column: read(out, *of) for column, of in columns.items()}
     for seed, (column, one), name in itertools.product(range(seeds), data.items(), names):
@@ -244,20 +262,22 @@ def search(out: str, seeds: int, names: Sequence[str]) -> dict[str, dict[str, li
             if isinstance(policy, Auto):
                 world, il = columns[column]
                 policy.outside = world.ils[il].holdout is not None
-            values.append(train(one, policy, seed))
+                policy.trial = policy.trial if policy.outside else None
+            values.append(train(one, policy, seed, units))
             kept = "" if not isinstance(policy, Auto) else f", keeps {np.mean(policy.kept) / N_B:.0%}"
             click.echo(f"seed {seed}, {column}, {name}: {values[-1]:.4f}{kept}", err=True)
             path.write_text(json.dumps(found))
-    return found
+    return {column: found[column] for column in columns}
 
 
 @click.command()
 @click.option("--out", default="reproduce", show_default=True, help="Folder of everything made.")
 @click.option("--seeds", default=3, show_default=True)
+@click.option("--units", default=UNITS, show_default=True, help="Forward units of a run.")
 @click.option("--only", multiple=True, type=click.Choice(list(POLICIES)), help="These settings.")
-def main(out: str, seeds: int, only: tuple[str, ...]) -> None:
+def main(out: str, seeds: int, units: int, only: tuple[str, ...]) -> None:
     """Shares, schedules and formulas of `--ratio auto` at equal forward units, in memory."""
-    guarded(lambda: click.echo(table(search(out, seeds, only or list(POLICIES)))))
+    guarded(lambda: click.echo(table(search(out, seeds, only or list(POLICIES), units))))
 
 
 if __name__ == "__main__":

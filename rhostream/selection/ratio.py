@@ -14,7 +14,9 @@ looking would pay again.
 
 An IL model of other samples than D's (a holdout, a reference) may be right where D's labels are wrong. A target that
 has learned these labels finds them likelier than it does: such a row is no mistake but harm, and keeping it costs its
-excess; a mistake is a row that the target is sure of, the more the further its chance lies above a half.
+excess; a mistake is a row that the target is sure of, the more the further its chance lies above a half. Once the
+target knows all that such an IL model does, looking is worth nothing, and training on everything may undo it again: a
+`Trial` tells.
 
 Every choice is a function of earlier buffers of all ranks, and `selections` and `steps` hold all that it is made of.
 """
@@ -30,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rhostream.errors import MismatchError, UsageError
+from rhostream.selection.trial import Trial
 from rhostream.selection.uniform import Floats
 
 STATE = "ratio"  # under which a checkpoint has its state
@@ -80,6 +83,7 @@ class Ratio:
         self._n = 0  # that were to be kept of the newest buffer; 0 before the first
         self._unheard = 0  # buffers in a row that nothing was seen of
         self._waiting = False  # for the losses of the newest buffer
+        self.trial = Trial()
         self.share: float | None = None  # of the newest buffer; None on a uniform step
         self.worth: tuple[float, ...] = ()  # V of each rung when it was chosen
 
@@ -89,8 +93,9 @@ class Ratio:
         if self._seen and len(self._seen[0]) != 1 + len(steps):
             self._seen = []  # of buffers of another size, in a loop of one's own
         self.worth = tuple(self._worth(steps))
-        self._n = self._chosen(steps)
-        look = self._n < buffer_size or self._unheard >= UNHEARD
+        self._n = self._chosen(steps, self.trial.back())
+        self.trial.take(self._n == buffer_size)
+        look = self._n < buffer_size or self._unheard >= UNHEARD or self.trial.looks
         self._unheard, self._waiting, self.share = self._unheard + 1, not look, self._n / buffer_size
         return Turn(self._n, look)
 
@@ -105,10 +110,12 @@ class Ratio:
 
     def see(self, score_B: Values, loss_B: Values, il_B: Values, buffer_size: int) -> None:
         """The scores of a buffer of all ranks, (B,); NaN where a row has none."""
-        self._waiting = False
+        looked, self._waiting = not self._waiting, False
         rows = np.flatnonzero(np.isfinite(score_B) & np.isfinite(il_B))
         if not len(rows):
             return
+        if looked and self.outside and self.classes is not None:
+            self.trial.see(loss_B[rows], il_B[rows], self.classes)
         steps = rungs(self.batch_size, buffer_size)
         gains = gains_of(score_B[rows], loss_B[rows], il_B[rows], self.classes, steps, outside=self.outside)
         self._seen = [*self._seen, [float(len(rows)), *gains]][-WINDOW:]
@@ -123,11 +130,13 @@ class Ratio:
         prices = (TRAINED * kept + self.looking * rows * (np.array(steps) < steps[-1])).sum(0)
         return [float(gain / price) for gain, price in zip(gains, prices, strict=True)]
 
-    def _chosen(self, steps: Sequence[int]) -> int:
-        """The rung that is worth most, or that of before unless by `MARGIN`; all where no look is worth anything."""
+    def _chosen(self, steps: Sequence[int], back: bool) -> int:
+        """The rung that is worth most, or that of before unless by `MARGIN`; all where no look is worth anything, and
+        never all where a trial of that failed."""
         if not self.worth:
             return steps[0]
-        worth = {n: value for n, value in zip(steps, self.worth, strict=True) if value > 0 or n == steps[-1]}
+        both = dict(zip(steps, self.worth, strict=True))
+        worth = {n: value for n, value in both.items() if (n < steps[-1] if back else value > 0 or n == steps[-1])}
         best = max(worth, key=lambda n: worth[n])
         held = worth.get(self._n)
         return self._n if held is not None and worth[best] <= held + MARGIN * abs(held) else best
@@ -136,7 +145,8 @@ class Ratio:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
-        return {"seen": self._seen, "n": self._n, "unheard": self._unheard, "classes": self.classes}
+        return {"seen": self._seen, "n": self._n, "unheard": self._unheard, "classes": self.classes,
+                "trial": self.trial.state_dict()}  # fmt: skip
 
     def load_state_dict(self, state: Any) -> None:
         """The inverse of `state_dict`. Raises MismatchError."""
@@ -144,6 +154,8 @@ class Ratio:
             self._seen = [[float(value) for value in one] for one in state["seen"]]
             self._n, self._unheard = int(state["n"]), int(state["unheard"])
             self.classes = None if state["classes"] is None else int(state["classes"])
+            if "trial" in state:  # not in checkpoints of before there was one
+                self.trial.load_state_dict(state["trial"])
         except (KeyError, TypeError, ValueError) as exc:
             raise MismatchError("the checkpoint holds no state of --ratio auto") from exc
 
