@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +20,7 @@ from jobs.reproduce.at_cost import (
     NO,
     YES,
     Regret,
+    Spent,
     cost_tables,
     regret_in_short,
     regret_table,
@@ -64,11 +67,19 @@ ROWS = [_setting("everything, longer"), _setting("rho, 10 %"), *_curve("everythi
 
 def test_a_curve_with_its_il_model_on_the_bill_is_read_so_much_earlier_and_never_beyond_its_end() -> None:
     run = runs_of(ROWS)["w"]["rho, 10 %"][0]
-    assert run.after(200.0, charged=False) == pytest.approx(0.18)  # the mean of .16 to .20
-    assert run.after(200.0, charged=True) == run.after(100.0, charged=False) == pytest.approx(0.08)
-    assert run.after(300.0, charged=False) == pytest.approx(0.28)
+    assert run.after(200.0, 60.0, charged=False) == pytest.approx(0.17)  # the mean of .14 to .20
+    assert run.after(200.0, 60.0, charged=True) == run.after(100.0, 60.0, charged=False) == pytest.approx(0.07)
+    assert run.after(300.0, 60.0, charged=False) == pytest.approx(0.27)
+    assert run.after(30.0, 60.0, charged=False) == pytest.approx(0.02)  # of what there is
     for units, charged in ((100.0, True), (311.0, False), (5.0, False)):  # nothing begun, ended before, no evaluation
-        assert run.after(units, charged) != run.after(units, charged)
+        assert math.isnan(run.after(units, 60.0, charged))
+
+
+@pytest.mark.parametrize("every", [10.0, 20.0, 50.0])
+def test_a_point_of_a_curve_is_the_same_however_often_it_was_evaluated(every: float) -> None:
+    units = tuple(np.arange(every, 301.0, every))
+    run = Spent(units, tuple(one / 1000 for one in units), 0.0)
+    assert run.after(300.0, 60.0, charged=False) == pytest.approx(0.27)
 
 
 def test_an_arm_with_a_comma_in_its_name_can_be_asked_for() -> None:
@@ -85,11 +96,13 @@ def test_the_table_at_equal_cost_has_both_bills_the_il_models_accuracy_and_the_b
     accuracy = _row(kind="comparison", arm="rho, 10 %", metric=SAYS[IL_ACCURACY], middle=0.8, values=[0.8], seeds=[0])
     title, made, best = cost_tables([*ROWS, accuracy])
     assert (
-        title == "### w, 1 seed" and "| rho, 10 % | 80.0 % | 100 | 8.0 | not begun | 18.0 | 8.0 | 28.0 | 18.0 |" in made
+        title == "### w, 1 seed" and "| rho, 10 % | 80.0 % | 100 | 7.0 | not begun | 17.0 | 7.0 | 27.0 | 17.0 |" in made
     )
-    assert "| everything, longer | none | 0 | 8.0 | 8.0 | 18.0 | 18.0 | 28.0 | 28.0 |" in made
-    assert "IL free: rho, 10 %, 28.0 %; IL charged: rho, 10 %, 18.0 %" in best
+    assert "| everything, longer | none | 0 | 7.0 | 7.0 | 17.0 | 17.0 | 27.0 | 27.0 |" in made
+    assert "IL free: rho, 10 %, 27.0 %; IL charged: rho, 10 %, 17.0 %" in best
     assert "| rho, 10 % | not known | 100 |" in cost_tables(ROWS)[1]
+    dear = [{**row, "il_units": 900.0} if row.get("il_units") else row for row in ROWS]
+    assert "IL charged: none spends so much" in cost_tables(dear)[2]
 
 
 # -- no regret ---------------------------------------------------------------------------------------------------------

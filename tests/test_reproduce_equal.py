@@ -63,9 +63,17 @@ def test_the_baseline_is_read_where_it_has_spent_what_the_arm_and_its_il_model_h
               "w: rho": {0: _curve([0.9] * 10, 4.0, il_units=250.0)}}  # fmt: skip
     found = _equal(curves)
     free, charged = found[EQUAL[False]], found[EQUAL[True]]
-    # rho spends 400 units, of which the baseline makes 400 steps (not uniform's 100): the mean of .36 to .40
-    assert free.values == pytest.approx((0.9,)) and free.difference.mean == pytest.approx(0.9 - 0.38)
-    assert charged.difference.mean == pytest.approx(0.9 - (0.61 + 0.65) / 2)  # 650 steps
+    # rho's last five evaluations are at 240 to 400 units, of which the baseline makes as many steps
+    assert free.values == pytest.approx((0.9,)) and free.difference.mean == pytest.approx(0.9 - (0.24 + 0.40) / 2)
+    assert charged.difference.mean == pytest.approx(0.9 - (0.49 + 0.65) / 2)
+
+
+@pytest.mark.parametrize("every", [10, 20, 50])
+def test_two_runs_of_one_curve_are_level_however_often_each_was_evaluated(every: int) -> None:
+    mine = [Curve(list(range(every, 501, every)), [0.001 * s for s in range(every, 501, every)], [], [0.0],
+                  [float(s) for s in range(every, 501, every)], 0.0, 0.0, {}, {})]  # fmt: skip
+    found = _equal({"w: longer": {0: _curve(LINE, 1.0)}, "w: rho": dict(enumerate(mine))})
+    assert found[EQUAL[False]].difference.mean == pytest.approx(0.0)
 
 
 def test_a_baseline_that_ends_before_it_has_spent_as_much_is_never_read() -> None:

@@ -1,7 +1,8 @@
 """Equal cost, as tables: accuracy against forward units, the IL on the bill or not, and whether one regrets it.
 
-Made of the rows of a results file alone. A point of a curve is the mean of the last `WINDOW` evaluations within what
-was spent; with the IL on the bill a curve begins after its IL model was paid. Differences are paired, seed by seed.
+Made of the rows of a results file alone. A point of a curve is its mean over the stretch of a fifth of the budget that
+ends there, the same for every arm however often that was evaluated; with the IL on the bill a curve begins after its IL
+model was paid. Differences are paired, seed by seed.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from jobs.reproduce.equal_cost import BASELINES, EXPERIMENT, GUARDED, TUNED
 from jobs.reproduce.measure import IL_ACCURACY, SAYS, WINDOW
 from jobs.reproduce.published import Row, comparison_of, require_shared
 from jobs.reproduce.statistics import interval
-from rhostream.audit.metrics import smooth
 
+STRETCH = 0.2  # of a budget, over which a point of a curve is a mean
 REGRET = -0.02  # a run with selection may end so far below a baseline
 SEEDS = 3
 POINTS_OF = (1 / 3, 2 / 3, 1.0)  # of rho's budget, where the curves are read
@@ -37,14 +38,17 @@ class Spent:
     accuracy: tuple[float, ...]
     il_units: float
 
-    def after(self, units: float, charged: bool) -> float:
-        """The mean of the last evaluations that so many units pay for; NaN where there are fewer, or it ends before."""
+    def after(self, units: float, stretch: float, charged: bool) -> float:
+        """The mean over the last `stretch` units of those that pay; NaN before an evaluation, and where it ends before.
+
+        Between two evaluations a curve is taken to rise evenly.
+        """
         own = units - (self.il_units if charged else 0.0)
-        inside = sum(spent <= own + 1e-6 for spent in self.units)
         per_evaluation = self.units[0] if self.units else math.inf
-        if inside < 1 or self.units[-1] + per_evaluation <= own:
+        if not self.units or own + 1e-6 < self.units[0] or self.units[-1] + per_evaluation <= own:
             return math.nan
-        return float(smooth(list(self.accuracy), WINDOW)[inside - 1])
+        points = np.linspace(max(own - stretch, self.units[0]), own, WINDOW)
+        return float(np.interp(points, self.units, self.accuracy).mean())
 
 
 Runs = Mapping[str, Mapping[str, Mapping[int, Spent]]]  # world -> arm -> seed -> run
@@ -91,7 +95,7 @@ def cost_tables(rows: Sequence[Row]) -> list[str]:
             il = max(run.il_units for run in seeds.values())
             line = [arm, right.get((world, arm), "not known" if il else "none"), f"{il:,.0f}" if il else "0"]
             for units in told:
-                line += [_mean([run.after(units, charged) for run in seeds.values()],
+                line += [_mean([run.after(units, STRETCH * budget, charged) for run in seeds.values()],
                                began=not charged or units > il) for charged in BILLS]  # fmt: skip
             lines.append(line)
         parts += [f"### {world}, {_seeds(arms)}", _table(head, lines), _best(arms, budget)]
@@ -105,9 +109,11 @@ def _best(arms: Mapping[str, Mapping[int, Spent]], budget: float) -> str:
         return ""
     told = []
     for charged, bill in BILLS.items():
-        means = {arm: _of([run.after(budget, charged) for run in seeds.values()]) for arm, seeds in ratios.items()}
-        best = max(means, key=lambda arm: -1.0 if math.isnan(means[arm]) else means[arm])
-        told.append(f"{bill}: {best}, {100 * means[best]:.1f} %")
+        means = {arm: _of([run.after(budget, STRETCH * budget, charged) for run in seeds.values()])
+                 for arm, seeds in ratios.items()}  # fmt: skip
+        known = {arm: mean for arm, mean in means.items() if not math.isnan(mean)}
+        best = max(known, key=lambda arm: known[arm], default="")
+        told.append(f"{bill}: {best}, {100 * known[best]:.1f} %" if best else f"{bill}: none spends so much")
     return f"rho at its best share (chosen on these very runs): {'; '.join(told)}."
 
 

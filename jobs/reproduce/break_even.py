@@ -52,7 +52,8 @@ class BreakEven:
 def break_even(arm: Mapping[int, Curve], baseline: Mapping[int, Curve]) -> BreakEven | None:
     """Of the mean curves over the seeds that both have; None where they share none.
 
-    Accuracies are means of `WINDOW` evaluations, as everywhere; between two the baseline is taken to rise evenly.
+    Accuracies are means of `WINDOW` evaluations, and stand where these were in the mean, as the arms aren't evaluated
+    equally often; between two the baseline is taken to rise evenly.
     """
     seeds = sorted(arm.keys() & baseline.keys())
     if not seeds:
@@ -60,11 +61,12 @@ def break_even(arm: Mapping[int, Curve], baseline: Mapping[int, Curve]) -> Break
     mine, theirs = [arm[seed] for seed in seeds], [baseline[seed] for seed in seeds]
     goal = float(np.mean([curve.final for curve in mine]))
     n = min(len(curve.units) for curve in theirs)
-    units = np.mean([curve.units[:n] for curve in theirs], axis=0)
+    units = np.mean([smooth(curve.units, WINDOW)[:n] for curve in theirs], axis=0)
     accuracy = np.mean([smooth(curve.accuracy, WINDOW)[:n] for curve in theirs], axis=0)
     spent = float(np.mean([curve.units[-1] for curve in mine]))
     il = float(np.mean([a.il_units - b.il_units for a, b in zip(mine, theirs, strict=True)]))
-    return BreakEven(spent=spent, il=il, needed=_reached(units, accuracy, goal))
+    behind = spent - float(np.mean([smooth(curve.units, WINDOW)[-1] for curve in mine]))
+    return BreakEven(spent=spent, il=il, needed=_reached(units, accuracy, goal) + behind)
 
 
 def _reached(units: np.ndarray, accuracy: np.ndarray, goal: float) -> float:

@@ -6,10 +6,12 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from jobs.reproduce.measure import SAYS, WINDOW, Curve
 from jobs.reproduce.settings import Arm, Claim, Scale
 from jobs.reproduce.statistics import Paired, bounds, censored_median, claim, interval, paired, ratios, shown
-from rhostream.audit.metrics import best, smooth, steps_to_reach
+from rhostream.audit.metrics import best, steps_to_reach
 
 POINTS = ("accuracy", "final", "worst", "kept", "IL model's")  # how metrics begin that are told in points, of a hundred
 SPEEDUP = "times fewer steps"
@@ -193,24 +195,29 @@ def _at_equal_units(
 ) -> Comparison:
     """The arm at its end, against a baseline that has spent as much: as the arm alone, or as the arm and its IL model.
 
-    Means of `WINDOW` evaluations. A seed whose baseline ends before that is left out: it would not have spent as much.
+    The mean of the arm's last `WINDOW` evaluations beside that of the baseline where it had spent as much as at each of
+    them: means of the two's own last evaluations would be of longer and shorter stretches of a curve that rises. A seed
+    whose baseline ends before that is left out: it would not have spent as much.
     """
     ours, baseline = {}, {}
     for seed in sorted(mine.keys() & theirs.keys()):
-        bill = mine[seed].units[-1] + (mine[seed].il_units - theirs[seed].il_units if charged else 0.0)
-        ours[seed], baseline[seed] = mine[seed].final, _after(theirs[seed], bill)
+        il = mine[seed].il_units - theirs[seed].il_units if charged else 0.0
+        spent = [units + il for units in mine[seed].units[-WINDOW:]]
+        ours[seed], baseline[seed] = mine[seed].final, _beside(theirs[seed], spent)
         if not math.isfinite(baseline[seed]):
             del ours[seed]
     return _difference(arm, other, EQUAL[charged], ours, baseline)
 
 
-def _after(curve: Curve, units: float) -> float:
-    """The mean of the last evaluations for that many units; NaN where the run has not spent so much."""
+def _beside(curve: Curve, spent: Sequence[float]) -> float:
+    """The mean accuracy where a run had spent so much, ascending units; NaN where it has not spent the last of them.
+
+    Between two evaluations it is taken to rise evenly; before the first it has that one's.
+    """
     per_step = curve.units[-1] / curve.steps[-1]
-    if curve.units[-1] + per_step <= units:
+    if curve.units[-1] + per_step <= spent[-1]:
         return math.nan
-    inside = sum(spent <= units + 1e-6 for spent in curve.units)
-    return float(smooth(curve.accuracy, WINDOW)[inside - 1]) if inside else math.nan
+    return float(np.interp(spent, curve.units, curve.accuracy).mean())
 
 
 def _spent(curve: Curve, units: float) -> float:
