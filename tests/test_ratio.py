@@ -207,6 +207,20 @@ def test_a_loop_of_ones_own_that_says_its_losses_chooses_the_same_and_one_that_s
     assert np.count_nonzero(shares[False][:UNHEARD]) == 0
 
 
+def test_a_buffer_that_is_learned_in_many_updates_of_one_look_is_doubted_in_both_loops(
+    world: Path, tmp_path: Path, trained: Callable[..., Path]
+) -> None:
+    runs = [trained("train", ratio="auto", steps=1, buffer_size=48), trained("whole", steps=1, buffer_size=48)]
+    model = build("mlp-64", image_size=16, channels=1, classes=CLASSES)
+    stream = rhostream.open_stream(str(world / "shards"), il=str(world / "il"), buffer_size=48, passes=1)
+    own = rhostream.Run(str(tmp_path / "own"), stream, Selector(model, "rho", 8, ratio="auto"), state={"model": model})
+    for _ in own:
+        own.step(None)
+    doubts = [json.loads((run / "run.json").read_text()).get("doubts", []) for run in (*runs, tmp_path / "own")]
+    says = "48 in up to 6 updates of 8, and a look is stale after a few of them: take a --buffer-size of about 40"
+    assert [sum(says in doubt for doubt in found) for found in doubts] == [1, 0, 1]
+
+
 def test_killed_and_resumed_it_is_the_run_in_one_piece(
     world: Path, tmp_path: Path, trained: Callable[..., Path]
 ) -> None:

@@ -50,11 +50,12 @@ def arms(world: World, budget: int = BUDGET, *, beyond: float = 1.25, evaluation
     found += [made(f"rho, {share} %", n_B + plain, n_B, rule="rho") for share, n_B in RATIOS.items()]
     if train != text.BAG:  # a proxy of text would be the target itself
         found += [made("cascade", 250, 320, rule="rho", **CASCADE)]
-    # Its steps cost 416 units (10 % kept) to 960 (all of a buffer, unseen), so their number is a guess; they are read
-    # within the budget, or where it ends before.
-    steps, every = _grid(320 + plain, 0.75 * budget, round(1.1 * evaluations))
-    auto = made("auto", plain, 320, rule="rho", ratio="auto")
-    found += [replace(auto, steps=steps, eval_every=every, units=budget)]
+    # A step of auto costs what it keeps: the number of steps is a guess, they are read within the budget, or where it
+    # ends before. Of 320 what a look decides is learned in up to ten updates, of 160 in five at most.
+    for name, n_B, share in (("auto", 160, 0.9), ("auto, of 320", 320, 0.75)):
+        steps, every = _grid(n_B + plain, share * budget, round(1.1 * evaluations))
+        auto = made(name, plain, n_B, rule="rho", ratio="auto")
+        found += [replace(auto, steps=steps, eval_every=every, units=budget)]
     return found
 
 

@@ -71,9 +71,11 @@ def _arms(level: str, chosen: World, points: int, main: bool = True, more: bool 
                 view_size=train.get("image_size", TARGET["image_size"]) // 2, shortlist="view:2", loss_cap=True,
                 **SCORED),
         ]  # fmt: skip
-        # A step that keeps all of a buffer is ten updates of n_b, none of them looked for: 3 N_B units.
-        found += [arm("auto", 3 * N_B, int(1.12 * budget // (3 * N_B) // 6 * 6), ("everything", "uniform"), rule="rho",
-                      ratio="auto", buffer_size=N_B, **SCORED)]  # fmt: skip
+        # A step that keeps all of a buffer costs 3 n_B units: n_B / n_b updates, none of them looked for.
+        for name, n_B in (("auto", 160), ("auto, of 320", N_B)):
+            steps = int(1.12 * budget // (3 * n_B) // 6 * 6)
+            found += [arm(name, 3 * n_B, steps, ("everything", "uniform"), rule="rho",
+                          ratio="auto", buffer_size=n_B, **SCORED)]  # fmt: skip
     if more:
         found += [
             scored("rho 50 % loss_cap", 2 * N_b, loss_cap=True),

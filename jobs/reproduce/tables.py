@@ -13,7 +13,7 @@ It reads what experiments have written and computes nothing: the same figures wi
     <!-- made: moved 2026-11-26 -->                              a folder below <out>/results
     <!-- made: every arm -->                                     all claims and arms of all experiments
     <!-- made: opposite -->                                      the paper's claims that point the other way here
-    <!-- made: opening pretrained -->                            accuracy and all it cost, against everything
+    <!-- made: opening pretrained; pretrained-worse -->          accuracy and all it cost; these worlds and arms, or all
     <!-- made: verdict pretrained -->                            the same in words
     <!-- made: break-even pretrained -->                         where selection would begin to pay
     <!-- made: equal table2 -->                                  at equal units, IL charged and not
@@ -166,7 +166,10 @@ def _block(asked: str, out: str, scale: str) -> str:
             return "\n\n".join(verdicts(rows)) or NOT_YET
         if kind == "brief":
             return table(*brief_table(rows, columns)) if rows else NOT_YET
-        made = opening_tables(rows, columns) if kind == "opening" else break_even_tables(rows)
+        worlds = {row["world"] for row in rows}.intersection(columns)
+        arms = [name for name in columns if name not in worlds]
+        made = opening_tables(rows, arms) if kind == "opening" else break_even_tables(rows)
+        made = [one for one in made if not worlds or one[0] in worlds]
         return "\n\n".join(f"**{world}**\n\n{table(head, lines)}" for world, head, lines in made) or NOT_YET
     if kind == "moved":
         return told_moved(out, scale, str(Path(out, "results", rest)))

@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from jobs.reproduce.command import guarded
 from jobs.reproduce.prepare import MakeIL, make_shards, shards_of, table_of
 from jobs.reproduce.settings import IL, World
 from jobs.reproduce.statistics import paired
+from rhostream.selection.ratio import rungs
 from rhostream.selection.trial import Trial
 
 N_b, N_B, UNITS = 32, 320, 80_000
@@ -56,7 +58,7 @@ class Fixed:
     plan: tuple[tuple[float, int], ...]
     cap: bool = False
     band: tuple[float, float] = (0.0, 1.0)
-
+    buffer: int = N_B
     looks = False  # at a buffer that is kept whole
 
     def next(self, spent: float) -> int:
@@ -92,23 +94,27 @@ class Auto:
             self.now = self.rows[0]
         else:
             gains = np.sum(self.seen[-self.window :], 0)
-            prices = [N_B * (n < N_B) + 3 * n for n in self.rows]
+            prices = [self.buffer * (n < self.buffer) + 3 * n for n in self.rows]
             worth = {n: gain / price for n, gain, price in zip(self.rows, gains, prices, strict=True)
-                     if (n < N_B if back else gain > 0 or n == N_B or not self.mirror)}  # fmt: skip
+                     if (n < self.buffer if back else gain > 0 or n == self.buffer or not self.mirror)}  # fmt: skip
             best = max(worth, key=lambda n: worth[n])
             held = worth.get(self.now)
             self.now = self.now if held is not None and worth[best] <= held + self.margin * abs(held) else best
         if self.trial is not None:
-            self.trial.take(self.now == N_B)
+            self.trial.take(self.now == self.buffer)
         self.kept.append(self.now)
         return self.now
+
+    @property
+    def buffer(self) -> int:
+        return self.rows[-1]
 
     @property
     def looks(self) -> bool:
         return self.trial is not None and self.trial.looks
 
     def see(self, loss: Any, il: Any) -> None:
-        if self.trial is not None and (self.now < N_B or self.trial.looks):
+        if self.trial is not None and (self.now < self.buffer or self.trial.looks):
             self.trial.see(loss, il, CLASSES)
         e = {"nats": loss - il, "cap": np.minimum(loss, CEILING) - np.minimum(il, CEILING),
              "p": np.exp(-il) - np.exp(-loss), "positive": np.maximum(loss - il, 0)}[self.excess]  # fmt: skip
@@ -121,6 +127,10 @@ class Auto:
         self.seen.append([float(gained[n - 1] + lost[n - 1]) for n in self.rows])
 
 
+def _auto_of(size: int) -> Auto:
+    return Auto(weight=2.0, sure=4.0, trial=Trial(), rows=tuple(rungs(N_b, size)))
+
+
 Policy = Callable[[], Fixed | Auto]
 POLICIES: dict[str, Policy] = {
     "everything": lambda: Fixed(((0, N_B),)),
@@ -128,12 +138,15 @@ POLICIES: dict[str, Policy] = {
     "32 of 320, both capped at ln C": lambda: Fixed(((0, 32),), cap=True),
     "32 of 320, band 20%:90%": lambda: Fixed(((0, 32),), band=(0.2, 0.9)),
     "everything, band 20%:90%": lambda: Fixed(((0, N_B),), band=(0.2, 0.9)),
+    # half of each buffer, learned in 1, 2, 10 and 20 updates of one look
+    **{f"{n // 2} of {n}": lambda n=n: Fixed(((0, n // 2),), buffer=n) for n in (64, 128, 640, 1280)},  # type: ignore[misc]
     "32, then everything": lambda: Fixed(((0, 32), (0.5, N_B))),
     "everything, then 32": lambda: Fixed(((0, N_B), (0.5, 32))),
     "160, then 32": lambda: Fixed(((0, 160), (0.5, 32))),
     "32, then 160": lambda: Fixed(((0, 32), (0.5, 160))),
     "everything for a tenth, then 96": lambda: Fixed(((0, N_B), (0.1, 96))),
-    "auto (as it is)": lambda: Auto(weight=2.0, sure=4.0, trial=Trial()),
+    "auto (as it is)": partial(_auto_of, N_B),
+    **{f"auto, buffers of {n}": partial(_auto_of, n) for n in (64, 96, 160, 640)},
     "auto, without a trial": lambda: Auto(weight=2.0, sure=4.0),
     "auto, the lowest count twice": lambda: Auto(weight=2.0),
     "auto, the sure count twice": lambda: Auto(weight=2.0, sure=2.0),
@@ -180,24 +193,25 @@ def train(data: dict[str, Any], policy: Fixed | Auto, seed: int, budget: float =
     """The mean test accuracy of the last five evaluations, the others aren't made."""
     torch.manual_seed(seed)
     rng, units, accuracies, order = np.random.default_rng(seed), 0.0, list[float](), np.zeros(0, np.int64)
+    size = policy.buffer
     model = nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
     low, high = np.quantile(data["il"], policy.band)
     eligible = np.flatnonzero((data["il"] >= low) & (data["il"] <= high))
     while units < budget:
-        if len(order) < N_B:
+        if len(order) < size:
             order = rng.permutation(eligible)
-        rows, order = order[:N_B], order[N_B:]
+        rows, order = order[:size], order[size:]
         n = policy.next(units / budget)
-        look = n < N_B or policy.looks
+        look = n < size or policy.looks
         x, label, il = data["x"][rows], data["label"][rows], data["il"][rows]
-        kept = np.arange(N_B)
+        kept = np.arange(size)
         if look:
             with torch.no_grad():
                 loss = cross_entropy(model(x), label, reduction="none").numpy()
-            units += N_B
+            units += size
             policy.see(loss, il)
-        if n < N_B:
+        if n < size:
             score = loss - il if not policy.cap else np.minimum(loss, CEILING) - np.minimum(il, CEILING)
             kept = np.sort(np.argsort(-score, kind="stable")[:n])
         heard = np.zeros(n, np.float32)
@@ -264,7 +278,7 @@ def search(out: str, seeds: int, names: Sequence[str], units: int) -> dict[str, 
                 policy.outside = world.ils[il].holdout is not None
                 policy.trial = policy.trial if policy.outside else None
             values.append(train(one, policy, seed, units))
-            kept = "" if not isinstance(policy, Auto) else f", keeps {np.mean(policy.kept) / N_B:.0%}"
+            kept = "" if not isinstance(policy, Auto) else f", keeps {np.mean(policy.kept) / policy.buffer:.0%}"
             click.echo(f"seed {seed}, {column}, {name}: {values[-1]:.4f}{kept}", err=True)
             path.write_text(json.dumps(found))
     return {column: found[column] for column in columns}

@@ -22,6 +22,7 @@ FEW_STEPS = 100  # of a run: rho needs 150 to 400 to reach what uniform reaches 
 FEW_A_PASS = 10  # buffers: D is so small that a plain loop over all of it costs less than choosing
 LONG_TAIL = 0.05  # of a pass
 EARLY = 40  # steps in which a model learns its classes at all, and a batch of one class costs the most
+AUTO_BUFFER = 5  # batches: more are learned in so many updates of one look that the later ones go by stale scores
 FEW_CLASSES = 0.7  # of what chance gives; see docs/results/balance.md
 
 
@@ -38,6 +39,7 @@ class Plan:
     scores: bool  # whether the rule looks at samples, or draws
     il_units: float = 0.0  # forward units of the IL model and its table; 0 where nothing is known
     run_units: float = 0.0  # the same of the run that is about to start
+    auto: bool = False  # whether `--ratio auto` chooses how much is kept
     cheap: str = ""  # what chooses before full scores, as `cheap_choice` says it
 
     @classmethod
@@ -55,7 +57,7 @@ class Plan:
 
     def doubts(self) -> list[str]:
         """What is to be said of it."""
-        return [says for says in (self._few(), self._tail(), self._il(), self._cheap()) if says]
+        return [says for says in (self._few(), self._tail(), self._il(), self._auto(), self._cheap()) if says]
 
     def _few(self) -> str:
         steps = self.last_step
@@ -94,6 +96,16 @@ class Plan:
             f"the IL model and its table cost {self.il_units / self.run_units:.1f} times this run "
             f"({self.il_units:,.0f} forward units against {self.run_units:,.0f}): selection pays only where "
             "several runs share the table, or with a smaller IL model (fit-il --model, --fit-samples)"
+        )
+
+    def _auto(self) -> str:
+        most = AUTO_BUFFER * self.batch_size
+        if not self.auto or self.buffer_size <= most:
+            return ""
+        return (
+            f"--ratio auto learns from a buffer of {self.buffer_size:,} in up to {self.buffer_size // self.batch_size} "
+            f"updates of {self.batch_size}, and a look is stale after a few of them: take a --buffer-size of about "
+            f"{most:,}"
         )
 
     def _cheap(self) -> str:

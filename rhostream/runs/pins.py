@@ -107,6 +107,7 @@ def record_of(loader: Loader, pins: Mapping[str, Any], last_step: int | None, ra
         int(pins["batch_size"]),
         last_step,
         scores=pins["rule"] != "uniform",
+        auto=pins.get("ratio") == "auto",
         cheap=cheap_choice(stream, pins["proxy"] is True and "a proxy", pins["shortlist"]),
     ).doubts()
     return {

@@ -113,6 +113,7 @@ def plan_of(settings: Settings, stream: CandidateStream, last_step: int, cost: C
         scores=scores,
         il_units=cost.il_units,
         run_units=cost.planned_units(last_step, n_B, dearest, scores=looks, shortlist=factor, proxy=proxied),
+        auto=options.auto,
         cheap=cheap_choice(stream, proxied and f"the proxy {settings.proxy_model}", factor),
     )
 
