@@ -36,7 +36,7 @@ from tests.support.shards import write_shard
 PAIR = {"content": "pair", **TEXT}
 MODEL = {"model": "pair-small", "loss": "clip"}
 SIZES = {"image_size": 16, "channels": 3, "vocabulary": 500, "length": 8, "padding": 0}
-SGD = {"optimizer": "sgd", "lr": 0.02, "momentum": 0.0}
+SGD = ranks.SGD
 TRAIN = {**MODEL, **SGD, "buffer_size": 60, "batch_size": 12, "seed": 1, "threads": 1}
 
 

@@ -26,7 +26,8 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 # One colour an arm through all figures, told apart in grey by their dashes.
 COLOURS = {"uniform": plots.GREY, "rho": plots.BLUE, "everything": "#c9a227", "loss": plots.RED,
-           "grad_norm": plots.ORANGE, "grad_norm_is": plots.GREEN, "irreducible": plots.PURPLE}  # fmt: skip
+           "grad_norm": plots.ORANGE, "grad_norm_is": plots.GREEN, "irreducible": plots.PURPLE,
+           "auto": "#1f1f1f"}  # fmt: skip
 SPARE = (plots.GREEN, plots.ORANGE, plots.PURPLE, plots.RED, "#c9a227", "#3aa0a0", "#8a5a3c", "#d070a8")
 DASHES = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
 

@@ -195,6 +195,10 @@ def decisions(run: Path) -> dict[int, dict[tuple[str, int], tuple[bool, float, s
     return found
 
 
+# Where weights are compared: rounding stays rounding, of which AdamW makes whole steps where a gradient is no more.
+SGD = {"optimizer": "sgd", "lr": 0.02}
+
+
 def assert_same_but_for_noise(one: Path, other: Path, noise: float = 1e-4) -> int:
     """The same buffers in every step and the same kept keys, but where scores are nearer than `noise` to the boundary.
 
