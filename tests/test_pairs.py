@@ -36,8 +36,7 @@ from tests.support.shards import write_shard
 PAIR = {"content": "pair", **TEXT}
 MODEL = {"model": "pair-small", "loss": "clip"}
 SIZES = {"image_size": 16, "channels": 3, "vocabulary": 500, "length": 8, "padding": 0}
-SGD = ranks.SGD
-TRAIN = {**MODEL, **SGD, "buffer_size": 60, "batch_size": 12, "seed": 1, "threads": 1}
+TRAIN = {**MODEL, **ranks.SGD, "buffer_size": 60, "batch_size": 12, "seed": 1, "threads": 1}
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +192,7 @@ def test_vectors_of_several_networks_are_refused(world: Path, tmp_path: Path) ->
 def runs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same runs as one process and as two (`one-RULE`, `two-RULE`).
 
-    By plain SGD, where rounding stays rounding: AdamW makes whole steps of gradients that are nothing else.
+    By SGD, where rounding stays rounding: AdamW makes whole steps of gradients that are nothing else.
     """
     folder = tmp_path_factory.mktemp("runs")
     settings = {**TRAIN, "shards": [str(world / "shards")], "il": str(world / "il"), "passes": 3,

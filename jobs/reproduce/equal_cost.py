@@ -51,7 +51,7 @@ def arms(world: World, budget: int = BUDGET, *, beyond: float = 1.25, evaluation
     if train != text.BAG:  # a proxy of text would be the target itself
         found += [made("cascade", 250, 320, rule="rho", **CASCADE)]
     # A step of auto costs what it keeps: the number of steps is a guess, they are read within the budget, or where it
-    # ends before. Of 320 what a look decides is learned in up to ten updates, of 160 in five at most.
+    # ends before. Of 320 what a look decides, half of it at most, is learned in up to five updates, of 160 in two.
     for name, n_B, share in (("auto", 160, 0.9), ("auto, of 320", 320, 0.75)):
         steps, every = _grid(n_B + plain, share * budget, round(1.1 * evaluations))
         auto = made(name, plain, n_B, rule="rho", ratio="auto")
