@@ -4,7 +4,6 @@ BIN := .venv/bin
 .PHONY: demo test test-slow lint bench bench-peers docs docs-links dist-check ship-check clean venv
 
 demo: venv
-	@$(BIN)/python -m shards.fetch_fashion_mnist
 	@$(BIN)/python -m jobs.demo --out demo
 
 # In three processes of one thread each, since tests wait as much as they compute, those of faults first, since they take

@@ -46,10 +46,13 @@ def main(only: str, pairs: int, out: Path, write_page: bool) -> None:
         raise click.BadParameter(f"{', '.join(unknown)}: expected some of {', '.join(BENCHMARKS)}", param_hint="--only")
     command = " ".join(["python -m benchmarks", *sys.argv[1:]])
     commit = results.commit()  # of what is measured, even when the repository moves on meanwhile
-    for name in chosen:
+    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in chosen}
+    for module in modules.values():
+        getattr(module, "prepare", lambda: None)()  # what may fail, before hours of the others
+    for name, module in modules.items():
         load = os.getloadavg()[0]
         click.echo(f"{name} ...", err=True)
-        run: Callable[[int], list[Figure]] = importlib.import_module(f"benchmarks.{name}").run
+        run: Callable[[int], list[Figure]] = module.run
         figures = run(pairs)
         click.echo(table(figures) + "\n")
         # Saved one by one: a run that is cut short keeps what it has measured.

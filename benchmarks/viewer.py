@@ -24,6 +24,7 @@ from typing import Any
 import click
 
 import rhostream
+from jobs import recipes
 from rhostream.runs import chain, checkpoint
 from tests.support.browser import chromium, opened
 
@@ -43,7 +44,7 @@ def main() -> None:
 def make(folder: Path) -> None:
     """Shards of 60,000 images, an IL table and three runs."""
     web = ("web", "--base", "fashion-mnist", "--limit", "30000", "--copies", "1", "--noise-rate", "0.4")
-    subprocess.run([sys.executable, "-m", "shards.make", *web, "--out", str(folder / "train")], check=True)
+    recipes.make(folder / "train", *web)
     train, model, table = [str(folder / "train")], str(folder / "il-model"), str(folder / "il")
     if not Path(model, "model.json").exists():
         rhostream.fit_il(train, model, model="mlp-64", epochs=3, group_by="duplicate_of")

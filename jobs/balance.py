@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import io
 import logging
-import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Sequence
@@ -27,6 +25,7 @@ import click
 import numpy as np
 
 import rhostream
+from jobs import recipes
 from jobs.reproduce.markdown import table
 from rhostream.audit.metrics import best, smooth, steps_to_reach
 
@@ -103,10 +102,7 @@ def make(out: str, of: Set, source: str | None) -> None:
     at = Path(out, of.folder)
     for name, arguments in (("train", of.train), ("test", of.test)):
         whole = at / "all" / name if of.pair else at / name
-        # The recipes are programs of the repository; a job stands on the library alone, so it calls them as one does.
-        asked = [sys.executable, "-m", "shards.make", *arguments, "--out", str(whole)]
-        asked += ["--source", source] if source and of is PHOTOGRAPHS else []
-        subprocess.run(asked, check=True, stdout=subprocess.DEVNULL)
+        recipes.make(whole, *arguments, *(["--source", source] if source and of is PHOTOGRAPHS else []))
         if of.pair:
             _take_pair(whole, at / name, of.pair)
     rhostream.fit_il([str(at / "train")], str(at / "il-model"), model=of.il_model, epochs=5)

@@ -16,8 +16,6 @@ import itertools
 import json
 import logging
 import math
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import rhostream
+from jobs import recipes
 from jobs.reproduce.markdown import table
 from rhostream.audit.metrics import smooth, steps_to_reach
 
@@ -186,8 +185,7 @@ def make(out: Path, world: World, model: str) -> dict[str, float]:
     if bill.exists():
         return dict(json.loads(bill.read_text()))
     for name in ("train", "held", "test"):
-        asked = [sys.executable, "-m", "shards.make", *getattr(world, name), "--out", str(out / name)]
-        subprocess.run(asked, check=True, stdout=subprocess.DEVNULL)
+        recipes.make(out / name, *getattr(world, name))
     seconds, start = {}, time.process_time()
     if not (out / "il-model" / "model.json").exists():
         rhostream.fit_il([str(out / "train")], str(out / "il-model"), holdout=[str(out / "held")], model=model,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import click
 
 import rhostream
+from jobs import recipes
 from rhostream import console
 from rhostream.audit.metrics import best, smooth, steps_to_reach
 from rhostream.errors import RhostreamError, UsageError
@@ -102,13 +102,8 @@ def make_shards(places: Places, source: str | None, settings: Settings) -> None:
     for split in ("train", "test"):
         out = places.shards(split)
         if source is not None:
-            # The recipes are programs of the repository; a job stands on the library alone, so it runs them.
-            done = subprocess.run(
-                [sys.executable, "-m", "shards.make", "clothing1m", "--source", source, "--split", split,
-                 "--samples-per-shard", str(settings.samples_per_shard), "--out", out], stdout=subprocess.DEVNULL,
-            )  # fmt: skip
-            if done.returncode:
-                raise UsageError(f"the {split} shards of {source} were not made: the lines above say why")
+            recipes.make(out, "clothing1m", "--source", source, "--split", split, "--samples-per-shard",
+                         str(settings.samples_per_shard))  # fmt: skip
         elif not list(Path(out).glob("*.tar")):
             raise UsageError(f"{out} holds no shards; give the folder of Clothing-1M's own files with --source")
 

@@ -9,7 +9,6 @@ best accuracy of uniform sampling for less, the IL model on the bill, in forward
 from __future__ import annotations
 
 import logging
-import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +20,7 @@ from typing import Any
 import click
 
 import rhostream
+from jobs import recipes
 from jobs.first_run import account, in_words
 from rhostream.audit.metrics import best, smooth, steps_to_reach
 from rhostream.audit.questions import run_question
@@ -64,19 +64,12 @@ def trainings(seeds: int) -> list[Training]:
     return [Training(f"{way}-{seed}", seed, options) for seed in range(seeds) for way, options in WAYS.items()]
 
 
-def _shards(out: str, *arguments: str) -> None:
-    # The recipes are programs of the repository; a job stands on the library alone, so it calls them as one does.
-    subprocess.run(
-        [sys.executable, "-m", "shards.make", *arguments, "--out", out], check=True, stdout=subprocess.DEVNULL
-    )
-
-
 def make_shards(folder: str) -> None:
     """train, test and test-2000 below `folder`; what is there already is not made again."""
     noise = ("--noise", "uniform", "--noise-rate", "0.4", "--seed", "0")
-    _shards(f"{folder}/train", "web", "--base", "fashion-mnist", "--limit", "30000", "--copies", "1", *noise)
-    _shards(f"{folder}/test", "fashion-mnist", "--split", "test")
-    _shards(f"{folder}/test-2000", "fashion-mnist", "--split", "test", "--limit", "2000")
+    recipes.make(f"{folder}/train", "web", "--base", "fashion-mnist", "--limit", "30000", "--copies", "1", *noise)
+    recipes.make(f"{folder}/test", "fashion-mnist", "--split", "test")
+    recipes.make(f"{folder}/test-2000", "fashion-mnist", "--split", "test", "--limit", "2000")
 
 
 def fit_and_score(folder: str, out: str, model: str = IL, **fit: Any) -> None:

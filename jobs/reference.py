@@ -15,8 +15,6 @@ import importlib
 import json
 import logging
 import os
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -32,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import rhostream
+from jobs import recipes
 from jobs.reproduce.markdown import table
 from rhostream.audit.il_quality import il_quality
 from rhostream.audit.metrics import final, steps_to_reach
@@ -165,9 +164,7 @@ def make_shards(out: str, cifar10: str, labels: str) -> None:
         ("clean", "cifar10", "--skip", str(D), "--limit", str(CLEAN)),
         ("test", "cifar10", "--split", "test", "--limit", str(TEST)),
     ):
-        # The recipes are programs of the repository; a job stands on the library alone, so it calls them as one does.
-        asked = [sys.executable, "-m", "shards.make", *arguments, "--source", cifar10, "--out", str(Path(out, name))]
-        subprocess.run(asked, check=True, stdout=subprocess.DEVNULL)
+        recipes.make(Path(out, name), *arguments, "--source", cifar10)
 
 
 def make_tables(study: Study) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import rhostream
+from jobs import recipes
 from jobs.demo import BASELINES, IL, MODEL, WAYS, curve, trainings
 from jobs.first_run import Bill, account, in_words
 from rhostream.audit.metrics import best, steps_to_reach
@@ -92,3 +94,27 @@ def test_the_demos_target_has_ten_times_its_il_models_multiply_adds() -> None:
     assert target >= 10 * il and target // il == 258
     named = {one.name.rsplit("-", 1)[0] for one in trainings(2)}
     assert named == set(WAYS) > set(BASELINES) and len(trainings(2)) == 2 * len(WAYS)
+
+
+def test_a_recipe_that_fails_has_said_why_and_ends_the_job_with_its_code(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        recipes.make(tmp_path / "shards", "fashion-mnist", "--source", str(tmp_path / "nowhere"))
+    said = capfd.readouterr().err
+    assert ended.value.code == 2 and "nowhere" in said and "Traceback" not in said and len(said.splitlines()) == 1
+
+
+def test_files_that_cannot_be_fetched_end_the_job_before_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        asked.append(command[2:])
+        return subprocess.CompletedProcess(command, 7 if command[2] == "shards.fetch_fashion_mnist" else 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(SystemExit) as ended:
+        recipes.make("out", "web", "--base", "fashion-mnist")
+    assert ended.value.code == 7 and asked == [["shards.fetch_fashion_mnist"]]
+    recipes.make("out", "cifar10", "--source", "mine")
+    assert asked[1:] == [["shards.make", "cifar10", "--source", "mine", "--out", "out"]]

@@ -217,7 +217,10 @@ def test_a_buffer_that_is_learned_in_many_updates_of_one_look_is_doubted_in_both
     for _ in own:
         own.step(None)
     doubts = [json.loads((run / "run.json").read_text()).get("doubts", []) for run in (*runs, tmp_path / "own")]
-    says = "48 in up to 6 updates of 8, and a look is stale after a few of them: take a --buffer-size of about 40"
+    says = (
+        "in up to 3 updates of 8 from one look at 48 samples, the later ones by stale scores: take a --buffer-size of "
+        "about 40, of which it decides 2"
+    )
     assert [sum(says in doubt for doubt in found) for found in doubts] == [1, 0, 1]
 
 

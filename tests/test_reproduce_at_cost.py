@@ -20,11 +20,10 @@ from jobs.reproduce.at_cost import (
     NO,
     YES,
     Regret,
-    Spent,
+    after,
     cost_tables,
     regret_in_short,
     regret_table,
-    runs_of,
     verdict_of,
 )
 from jobs.reproduce.available import missing
@@ -32,7 +31,8 @@ from jobs.reproduce.command import unasked
 from jobs.reproduce.compare import EQUAL, GROWTH, Comparison, derived, verdict
 from jobs.reproduce.equal_cost import BASELINES, BUDGET, EXPERIMENT, TUNED
 from jobs.reproduce.markdown import arm_tables, claim_tables, equal_tables, opposite
-from jobs.reproduce.measure import IL_ACCURACY, SAYS
+from jobs.reproduce.measure import IL_ACCURACY, SAYS, Curve
+from jobs.reproduce.opening import curves_of
 from jobs.reproduce.published import CLAIMS, comparison_of, judged, require_shared
 from jobs.reproduce.results import SCHEMA, comparison_rows
 from jobs.reproduce.settings import Arm, Claim, Scale
@@ -66,20 +66,20 @@ ROWS = [_setting("everything, longer"), _setting("rho, 10 %"), *_curve("everythi
 
 
 def test_a_curve_with_its_il_model_on_the_bill_is_read_so_much_earlier_and_never_beyond_its_end() -> None:
-    run = runs_of(ROWS)["w"]["rho, 10 %"][0]
-    assert run.after(200.0, 60.0, charged=False) == pytest.approx(0.17)  # the mean of .14 to .20
-    assert run.after(200.0, 60.0, charged=True) == run.after(100.0, 60.0, charged=False) == pytest.approx(0.07)
-    assert run.after(300.0, 60.0, charged=False) == pytest.approx(0.27)
-    assert run.after(30.0, 60.0, charged=False) == pytest.approx(0.02)  # of what there is
+    run = curves_of(ROWS)["w"]["rho, 10 %"][0]
+    assert after(run, 200.0, 60.0, charged=False) == pytest.approx(0.17)  # the mean of .14 to .20
+    assert after(run, 200.0, 60.0, charged=True) == after(run, 100.0, 60.0, charged=False) == pytest.approx(0.07)
+    assert after(run, 300.0, 60.0, charged=False) == pytest.approx(0.27)
+    assert after(run, 30.0, 60.0, charged=False) == pytest.approx(0.02)  # of what there is
     for units, charged in ((100.0, True), (311.0, False), (5.0, False)):  # nothing begun, ended before, no evaluation
-        assert math.isnan(run.after(units, 60.0, charged))
+        assert math.isnan(after(run, units, 60.0, charged))
 
 
 @pytest.mark.parametrize("every", [10.0, 20.0, 50.0])
 def test_a_point_of_a_curve_is_the_same_however_often_it_was_evaluated(every: float) -> None:
-    units = tuple(np.arange(every, 301.0, every))
-    run = Spent(units, tuple(one / 1000 for one in units), 0.0)
-    assert run.after(300.0, 60.0, charged=False) == pytest.approx(0.27)
+    units = np.arange(every, 301.0, every).tolist()
+    run = Curve(units, [one / 1000 for one in units], [], [], units, 0.0, 0.0, {}, {})
+    assert after(run, 300.0, 60.0, charged=False) == pytest.approx(0.27)
 
 
 def test_an_arm_with_a_comma_in_its_name_can_be_asked_for() -> None:

@@ -16,7 +16,8 @@ import numpy as np
 
 from jobs.reproduce.compare import EQUAL
 from jobs.reproduce.equal_cost import BASELINES, EXPERIMENT, GUARDED, TUNED
-from jobs.reproduce.measure import IL_ACCURACY, SAYS, WINDOW
+from jobs.reproduce.measure import IL_ACCURACY, SAYS, WINDOW, Curve
+from jobs.reproduce.opening import curves_of
 from jobs.reproduce.published import Row, comparison_of, require_shared
 from jobs.reproduce.statistics import interval
 
@@ -30,46 +31,20 @@ YES, MEAN, NO = "yes", "in the mean", "no"
 LONGER = ("uniform, longer", "everything")  # how arms that train on all that they read are called elsewhere
 
 
-@dataclass(frozen=True)
-class Spent:
-    """One run's evaluations: accuracy over forward units, the IL model's apart."""
+def after(curve: Curve, units: float, stretch: float, charged: bool) -> float:
+    """The mean accuracy over the last `stretch` units of those that pay, the IL model's among them where it is charged.
 
-    units: tuple[float, ...]
-    accuracy: tuple[float, ...]
-    il_units: float
-
-    def after(self, units: float, stretch: float, charged: bool) -> float:
-        """The mean over the last `stretch` units of those that pay; NaN before an evaluation, and where it ends before.
-
-        Between two evaluations a curve is taken to rise evenly.
-        """
-        own = units - (self.il_units if charged else 0.0)
-        per_evaluation = self.units[0] if self.units else math.inf
-        if not self.units or own + 1e-6 < self.units[0] or self.units[-1] + per_evaluation <= own:
-            return math.nan
-        points = np.linspace(max(own - stretch, self.units[0]), own, WINDOW)
-        return float(np.interp(points, self.units, self.accuracy).mean())
+    NaN before the first evaluation and where the run ends before. Between two evaluations a curve is taken to rise
+    evenly.
+    """
+    own = units - (curve.il_units if charged else 0.0)
+    if own + 1e-6 < curve.units[0] or curve.units[-1] + curve.units[0] <= own:
+        return math.nan
+    points = np.linspace(max(own - stretch, curve.units[0]), own, WINDOW)
+    return float(np.interp(points, curve.units, curve.accuracy).mean())
 
 
-Runs = Mapping[str, Mapping[str, Mapping[int, Spent]]]  # world -> arm -> seed -> run
-
-
-def runs_of(rows: Iterable[Row]) -> dict[str, dict[str, dict[int, Spent]]]:
-    """The curves of a results file."""
-    points: dict[tuple[str, str, int], list[Row]] = {}
-    for row in rows:
-        if row["kind"] == "evaluation" and row["test_accuracy"] is not None and row["forward_units"] is not None:
-            points.setdefault((row["world"], row["arm"], row["seed"]), []).append(row)
-    found: dict[str, dict[str, dict[int, Spent]]] = {}
-    for (world, arm, seed), mine in points.items():
-        mine.sort(key=lambda row: row["forward_units"])
-        found.setdefault(world, {}).setdefault(arm, {})[seed] = Spent(
-            tuple(row["forward_units"] for row in mine), tuple(row["test_accuracy"] for row in mine),
-            float(mine[-1]["il_units"] or 0.0))  # fmt: skip
-    return found
-
-
-def budget_of(arms: Mapping[str, Mapping[int, Spent]]) -> float:
+def budget_of(arms: Mapping[str, Mapping[int, Curve]]) -> float:
     """Where rho's budget ends, in units without its IL model; where it wasn't run, the least end of the others."""
     of = arms.get(RATIO) or arms[min(arms, key=lambda arm: min(run.units[-1] for run in arms[arm].values()))]
     return float(min(run.units[-1] for run in of.values()))
@@ -80,7 +55,7 @@ def cost_tables(rows: Sequence[Row]) -> list[str]:
 
     Raises MismatchError where an arm doesn't share D and the test set with the world's first.
     """
-    known, parts = runs_of(rows), []
+    known, parts = curves_of(rows), []
     right = _il_accuracy(rows)
     for world, arms in known.items():
         first = next(iter(arms))
@@ -95,21 +70,21 @@ def cost_tables(rows: Sequence[Row]) -> list[str]:
             il = max(run.il_units for run in seeds.values())
             line = [arm, right.get((world, arm), "not known" if il else "none"), f"{il:,.0f}" if il else "0"]
             for units in told:
-                line += [_mean([run.after(units, STRETCH * budget, charged) for run in seeds.values()],
+                line += [_mean([after(run, units, STRETCH * budget, charged) for run in seeds.values()],
                                began=not charged or units > il) for charged in BILLS]  # fmt: skip
             lines.append(line)
         parts += [f"### {world}, {_seeds(arms)}", _table(head, lines), _best(arms, budget)]
     return parts
 
 
-def _best(arms: Mapping[str, Mapping[int, Spent]], budget: float) -> str:
+def _best(arms: Mapping[str, Mapping[int, Curve]], budget: float) -> str:
     """The share kept that ended highest, chosen after the fact: an upper bound of what choosing it can give."""
     ratios = {arm: seeds for arm, seeds in arms.items() if arm.startswith("rho, ")}
     if not ratios:
         return ""
     told = []
     for charged, bill in BILLS.items():
-        means = {arm: _of([run.after(budget, STRETCH * budget, charged) for run in seeds.values()])
+        means = {arm: _of([after(run, budget, STRETCH * budget, charged) for run in seeds.values()])
                  for arm, seeds in ratios.items()}  # fmt: skip
         known = {arm: mean for arm, mean in means.items() if not math.isnan(mean)}
         best = max(known, key=lambda arm: known[arm], default="")
@@ -214,7 +189,7 @@ def regret_in_short(by_experiment: Mapping[str, Sequence[Row]]) -> str:
 def regret_table(by_experiment: Mapping[str, Sequence[Row]]) -> str:
     """The no-regret table: a line a world and arm, against both baselines and with both bills; the worst decides."""
     found, lines = _settings(by_experiment), []
-    known = {name: (_il_models(rows), _il_accuracy(rows), runs_of(rows)) for name, rows in by_experiment.items()}
+    known = {name: (_il_models(rows), _il_accuracy(rows), curves_of(rows)) for name, rows in by_experiment.items()}
     for (name, world, arm), mine in found.items():
         made, right, runs = known[name]
         cells = []
@@ -263,7 +238,7 @@ def _il_accuracy(rows: Iterable[Row]) -> dict[tuple[str, str], str]:
             }  # fmt: skip
 
 
-def _seeds(arms: Mapping[str, Mapping[int, Spent]]) -> str:
+def _seeds(arms: Mapping[str, Mapping[int, Curve]]) -> str:
     least, most = (f(len(seeds) for seeds in arms.values()) for f in (min, max))
     return f"{most} seed{'' if most == 1 else 's'}" if least == most else f"{least} to {most} seeds"
 

@@ -32,7 +32,7 @@ def curves_of(rows: Iterable[Row]) -> dict[str, dict[str, dict[int, Curve]]]:
     """World -> arm -> seed -> its curve, of the evaluations in a results file."""
     points: dict[tuple[str, str, int], list[Row]] = {}
     for row in rows:
-        if row["kind"] == "evaluation" and row["forward_units"] is not None:
+        if row["kind"] == "evaluation" and row["test_accuracy"] is not None and row["forward_units"] is not None:
             points.setdefault((row["world"], row["arm"], row["seed"]), []).append(row)
     found: dict[str, dict[str, dict[int, Curve]]] = {}
     for (world, arm, seed), mine in points.items():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rhostream.errors import RhostreamError
 from rhostream.runs import checkpoint
 from rhostream.runs.record import recorded
+from rhostream.selection.ratio import rungs
 from rhostream.stream.plan import buffers_in, choose_lanes
 from rhostream.tables import steps
 
@@ -22,7 +23,7 @@ FEW_STEPS = 100  # of a run: rho needs 150 to 400 to reach what uniform reaches 
 FEW_A_PASS = 10  # buffers: D is so small that a plain loop over all of it costs less than choosing
 LONG_TAIL = 0.05  # of a pass
 EARLY = 40  # steps in which a model learns its classes at all, and a batch of one class costs the most
-AUTO_BUFFER = 5  # batches: more are learned in so many updates of one look that the later ones go by stale scores
+AUTO_BUFFER = 5  # batches: of more a look decides so many updates that the later ones go by stale scores
 FEW_CLASSES = 0.7  # of what chance gives; see docs/results/balance.md
 
 
@@ -102,10 +103,11 @@ class Plan:
         most = AUTO_BUFFER * self.batch_size
         if not self.auto or self.buffer_size <= most:
             return ""
+        now, then = (rungs(self.batch_size, size)[-2] // self.batch_size for size in (self.buffer_size, most))
         return (
-            f"--ratio auto learns from a buffer of {self.buffer_size:,} in up to {self.buffer_size // self.batch_size} "
-            f"updates of {self.batch_size}, and a look is stale after a few of them: take a --buffer-size of about "
-            f"{most:,}"
+            f"--ratio auto learns in up to {now} updates of {self.batch_size} from one look at {self.buffer_size:,} "
+            f"samples, the later ones by stale scores: take a --buffer-size of about {most:,}, of which it decides "
+            f"{then}"
         )
 
     def _cheap(self) -> str:
