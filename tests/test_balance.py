@@ -169,7 +169,7 @@ def test_a_sound_run_is_not_doubted_and_an_il_dearer_than_the_run_is() -> None:
         ({"samples": 2_900, "buffers": 9}, ["9 a pass"]),
         ({"samples": 1_187, "buffers": 3}, ["37 of the same samples", r"19.1%.*--buffer-size 296"]),
         ({"samples": 1_187, "buffers": 3, "scores": False}, ["19.1%"]),
-        ({"auto": True}, [r"320 in up to 10 updates of 32, .* --buffer-size of about 160"]),
+        ({"auto": True}, [r"up to 5 updates of 32 from one look at 320 .* --buffer-size of about 160, .* decides 2"]),
         ({"auto": True, "batch_size": 64}, []),
         ({"cheap": "the proxy mlp-64 makes the shortlist"}, [r"mlp-64.*doctor --scoring"]),
     ],

@@ -36,7 +36,7 @@ from rhostream.audit.sidebyside import (
     settings,
     with_interval,
 )
-from rhostream.audit.verdict import BAD, GOOD, MIXED, UNDECIDED, headline, il_account, verdict
+from rhostream.audit.verdict import BAD, GOOD, MIXED, UNDECIDED, Verdict, headline, il_account, verdict
 from rhostream.errors import MismatchError, UsageError
 from rhostream.samples.image import ImageKind
 from rhostream.stream.budget import Budget
@@ -369,3 +369,22 @@ def test_what_to_do_next_follows_from_the_run(facts: dict[str, RunFacts]) -> Non
     says = [step.says for step in next_steps([calm], found, said, telling, None)]
     assert f"It pays from the {said.nth}" in says[0] and "One seed is no claim" in says[1]
     assert "--il-test" in says[2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "offered"),
+    [({}, True), ({"rule": "loss"}, False), ({"ratio": "auto"}, False), ({"band": "20%:90%"}, False)],
+)
+def test_where_it_did_not_pay_a_plain_rho_may_go_on_as_one_that_looks_only_while_that_pays(
+    facts: dict[str, RunFacts], changes: dict[str, Any], offered: bool
+) -> None:
+    run = _changed(facts["rho"], **changes)
+    run = replace(run, row={**run.row, "rule": changes.get("rule", "rho")},
+                  folder=replace(run.folder, record={**run.folder.record, "arguments": {"rule": "rho"}}))  # fmt: skip
+    found = {kind: comparisons([run], list(facts.values()), kind, 1) for kind in KINDS}
+    steps = next_steps([run], found, Verdict(BAD, "", ""), None, None)
+    (step,) = [step for step in steps if step.says.startswith("It did not pay here")]
+    n_B, n_b = run.row["buffer_size"], run.row["batch_size"]
+    last = ("--ratio", "auto", "--buffer-size", f"{min(n_B, 5 * n_b)}")
+    assert step.command[-4:] == (last if offered else ())
+    assert step.says.endswith("looking pays:" if offered else "so that a step costs less.")

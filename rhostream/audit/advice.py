@@ -11,6 +11,8 @@ from rhostream.audit.compare import EVERYTHING, UNIFORM, Comparison
 from rhostream.audit.facts import RunFacts
 from rhostream.audit.il_test import ILTest
 from rhostream.audit.verdict import BAD, GOOD, MIXED, Verdict, ordinal
+from rhostream.runs.doubts import AUTO_BUFFER
+from rhostream.selection.clashes import AUTO
 
 MOST = 3  # of what follows from the figures; how to look closer and to take it elsewhere always come after
 NO_HELP = 0.6  # AUROC of il on wrong labels below which it tells them hardly better than a coin
@@ -92,8 +94,10 @@ def _verdict(run: RunFacts, said: Verdict, n: int) -> Step | None:
     if said.tone == GOOD:
         return Step("It paid: keep the table, and train the next runs with it.", again)
     if said.tone == BAD:
-        return Step("It did not pay here: choose uniformly, or score fewer samples (--band, --shortlist) so that a "
-                    "step costs less.")  # fmt: skip
+        less = ("It did not pay here: choose uniformly, or score fewer samples (--band, --shortlist) so that a step "
+                "costs less")  # fmt: skip
+        command = () if run.rule != "rho" or run.stages or run.setting.get("ratio") else _train(run, "-auto", AUTO)
+        return Step(f"{less}; or let a run look only while looking pays:" if command else f"{less}.", command)
     return None
 
 
@@ -131,11 +135,15 @@ def _seed(run: RunFacts) -> int:
 
 
 def _train(run: RunFacts, ending: str, kind: str = "", seed: int | None = None) -> tuple[str, ...]:
-    """The command that trains a run like this one; none for a run of a loop of one's own, which `train` didn't make."""
+    """The command that trains a run like this one, of another kind where one is given.
+
+    None for a run of a loop of one's own, which `train` didn't make.
+    """
     if not run.folder.record.get("arguments") or (kind and run.stages):  # uniform choice has none of those stages
         return ()
     url = storage.redact(run.folder.url).rstrip("/")
-    other = {UNIFORM: ("--rule", "uniform"),
-             EVERYTHING: ("--rule", "uniform", "--buffer-size", f"{run.row['batch_size']}")}.get(kind, ())  # fmt: skip
+    n_b, n_B = run.row["batch_size"], run.row["buffer_size"]
+    other = {UNIFORM: ("--rule", "uniform"), EVERYTHING: ("--rule", "uniform", "--buffer-size", f"{n_b}"),
+             AUTO: ("--ratio", "auto", "--buffer-size", f"{min(n_B, AUTO_BUFFER * n_b)}")}.get(kind, ())  # fmt: skip
     more = () if seed is None else ("--seed", f"{seed}")
     return ("rhostream", "train", "--config", f"{url}/run.json", "--run", f"{url}{ending}", *other, *more)
