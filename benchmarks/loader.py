@@ -49,7 +49,6 @@ def run(pairs: int) -> list[Figure]:
         absent = _prepared(task)
         for name in ("pillow", "simplejpeg", "turbo"):
             sides = [side for side in SIDES if side not in absent and (name != "turbo" or side in OWN)]
-            sides = [*sides[1:], sides[0]]  # ours beside the bare loops, which it is held to the closest
             found = interleave([partial(_side, Task(shards, folder, name), side) for side in sides]
                                + [partial(bare, shards, name, WORKERS, read=read) for read in (False, True)],
                                pairs)  # fmt: skip

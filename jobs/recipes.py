@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,13 @@ def make(out: str | Path, *arguments: str) -> None:
     is on stderr, and this program ends with its exit code.
     """
     if "--source" not in arguments:
-        _run("shards.fetch_fashion_mnist")
+        _fetch_fashion_mnist()
     _run("shards.make", *arguments, "--out", str(out))
+
+
+@functools.cache
+def _fetch_fashion_mnist() -> None:
+    _run("shards.fetch_fashion_mnist")
 
 
 def _run(module: str, *arguments: str) -> None:

@@ -373,18 +373,24 @@ def test_what_to_do_next_follows_from_the_run(facts: dict[str, RunFacts]) -> Non
 
 @pytest.mark.parametrize(
     ("changes", "offered"),
-    [({}, True), ({"rule": "loss"}, False), ({"ratio": "auto"}, False), ({"band": "20%:90%"}, False)],
+    [
+        ({}, True),
+        ({"rule": "loss"}, False),
+        ({"ratio": "auto"}, False),
+        ({"band": "20%:90%"}, False),
+        ({"batch_size": None}, False),
+    ],
 )
 def test_where_it_did_not_pay_a_plain_rho_may_go_on_as_one_that_looks_only_while_that_pays(
     facts: dict[str, RunFacts], changes: dict[str, Any], offered: bool
 ) -> None:
     run = _changed(facts["rho"], **changes)
-    run = replace(run, row={**run.row, "rule": changes.get("rule", "rho")},
+    run = replace(run, row={**run.row, "rule": "rho", **{name: changes[name] for name in run.row.keys() & changes}},
                   folder=replace(run.folder, record={**run.folder.record, "arguments": {"rule": "rho"}}))  # fmt: skip
     found = {kind: comparisons([run], list(facts.values()), kind, 1) for kind in KINDS}
     steps = next_steps([run], found, Verdict(BAD, "", ""), None, None)
     (step,) = [step for step in steps if step.says.startswith("It did not pay here")]
-    n_B, n_b = run.row["buffer_size"], run.row["batch_size"]
+    n_B, n_b = (facts["rho"].row[name] for name in ("buffer_size", "batch_size"))
     last = ("--ratio", "auto", "--buffer-size", f"{min(n_B, 5 * n_b)}")
     assert step.command[-4:] == (last if offered else ())
     assert step.says.endswith("looking pays:" if offered else "so that a step costs less.")

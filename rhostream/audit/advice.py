@@ -14,6 +14,7 @@ from rhostream.audit.verdict import BAD, GOOD, MIXED, Verdict, ordinal
 from rhostream.runs.doubts import AUTO_BUFFER
 from rhostream.selection.clashes import AUTO
 
+CHANCE = ("--rule", "uniform")
 MOST = 3  # of what follows from the figures; how to look closer and to take it elsewhere always come after
 NO_HELP = 0.6  # AUROC of il on wrong labels below which it tells them hardly better than a coin
 SAME_IL = 0.05  # nats between the 5 % of lowest and of highest il within which il tells no samples apart
@@ -60,7 +61,7 @@ def _no_separation(run: RunFacts, quality: Mapping[str, Any] | None) -> Step | N
         why = f"The il hardly tells wrong labels from right ones (AUROC {auroc:.2f}; a coin has 0.5)."
     else:
         return None
-    return Step(f"{why} Choose uniformly, which is cheaper, or fit another IL model.", _train(run, "-uniform", UNIFORM))
+    return Step(f"{why} Choose uniformly, which is cheaper, or fit another IL model.", _train(run, "-uniform", *CHANCE))
 
 
 def _noise_kept(run: RunFacts) -> Step | None:
@@ -79,10 +80,10 @@ def _baseline(run: RunFacts, found: Mapping[str, Sequence[Comparison]]) -> Step 
         return None
     if not found[UNIFORM]:
         return Step("Train the run that this one is measured by, and give it with --against:",
-                    _train(run, "-uniform", UNIFORM))  # fmt: skip
+                    _train(run, "-uniform", *CHANCE))  # fmt: skip
     if not found[EVERYTHING]:
         return Step("Not compared with training on everything, the other thing to do with as much arithmetic:",
-                    _train(run, "-everything", EVERYTHING))  # fmt: skip
+                    _train(run, "-everything", *CHANCE, "--buffer-size", f"{run.row['batch_size']}"))  # fmt: skip
     return None
 
 
@@ -96,7 +97,7 @@ def _verdict(run: RunFacts, said: Verdict, n: int) -> Step | None:
     if said.tone == BAD:
         less = ("It did not pay here: choose uniformly, or score fewer samples (--band, --shortlist) so that a step "
                 "costs less")  # fmt: skip
-        command = () if run.rule != "rho" or run.stages or run.setting.get("ratio") else _train(run, "-auto", AUTO)
+        command = _auto(run)
         return Step(f"{less}; or let a run look only while looking pays:" if command else f"{less}.", command)
     return None
 
@@ -134,16 +135,21 @@ def _seed(run: RunFacts) -> int:
     return int(run.row["seed"] or 0)
 
 
-def _train(run: RunFacts, ending: str, kind: str = "", seed: int | None = None) -> tuple[str, ...]:
-    """The command that trains a run like this one, of another kind where one is given.
+def _auto(run: RunFacts) -> tuple[str, ...]:
+    """The command of a run that looks only while looking pays; none where that can't be, or is so."""
+    n_B, n_b = run.row["buffer_size"], run.row["batch_size"]
+    if run.rule != "rho" or run.setting.get("ratio") or n_B is None or n_b is None or n_B <= n_b:
+        return ()
+    return _train(run, "-auto", "--ratio", AUTO, "--buffer-size", f"{min(n_B, AUTO_BUFFER * n_b)}")
+
+
+def _train(run: RunFacts, ending: str, *other: str, seed: int | None = None) -> tuple[str, ...]:
+    """The command that trains a run like this one, with other settings or another seed.
 
     None for a run of a loop of one's own, which `train` didn't make.
     """
-    if not run.folder.record.get("arguments") or (kind and run.stages):  # uniform choice has none of those stages
+    if not run.folder.record.get("arguments") or (other and run.stages):  # none of the others goes with those stages
         return ()
     url = storage.redact(run.folder.url).rstrip("/")
-    n_b, n_B = run.row["batch_size"], run.row["buffer_size"]
-    other = {UNIFORM: ("--rule", "uniform"), EVERYTHING: ("--rule", "uniform", "--buffer-size", f"{n_b}"),
-             AUTO: ("--ratio", "auto", "--buffer-size", f"{min(n_B, AUTO_BUFFER * n_b)}")}.get(kind, ())  # fmt: skip
     more = () if seed is None else ("--seed", f"{seed}")
     return ("rhostream", "train", "--config", f"{url}/run.json", "--run", f"{url}{ending}", *other, *more)
