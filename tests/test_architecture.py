@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -60,6 +61,14 @@ MADE_HERE = {
 SHELLS = {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "eval", "exec"}
 
 TELLING = {"shell", "weights_only", "timeout", "allow_pickle"}  # arguments that make a call dangerous or safe
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_collector() -> Iterator[None]:
+    """A tree has no circles, but so many nodes that the collector takes longer than the parser."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def _python(code: str) -> str:

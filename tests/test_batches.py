@@ -89,8 +89,9 @@ def test_it_trains_as_a_loop_over_the_run_does(world: Path, tmp_path: Path) -> N
         assert torch.allclose(a, b, atol=1e-6)
     keys = "SELECT step, key FROM selections WHERE kept ORDER BY ALL"
     assert rows(tmp_path / "own", keys) == rows(tmp_path / "theirs", keys)
-    losses = "SELECT step, round(loss_kept, 4) AS loss FROM steps ORDER BY step"
-    assert rows(tmp_path / "own", losses) == rows(tmp_path / "theirs", losses)
+    losses = "SELECT loss_kept AS loss FROM steps ORDER BY step"
+    for a, b in zip(rows(tmp_path / "own", losses), rows(tmp_path / "theirs", losses), strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
     assert theirs.sizes == [8] * BUFFERS and len(theirs.batches) == BUFFERS
     assert verify(str(tmp_path / "theirs"))["problems"] == []
 

@@ -203,7 +203,9 @@ def test_trials_can_be_made_again_out_of_the_ledger_and_are_on_the_bill(
         assert [length for _, _, length in found] == [3 << n for n in range(len(found))] and len(found) > 1
         assert all(max(chosen[at : at + length], default=0) < 40 for at, _, length in found)
     looked = [one["step"] for one in steps if one["right"] and one["ratio"] == 1]
-    assert looked == [step for at, *_ in found for step in (at - 2, at - 1)]
+    proofs = [step for at, *_ in found for step in (at - 2, at - 1)]
+    assert looked[: len(proofs)] == proofs
+    assert looked[len(proofs) :] in ([], [59])  # the first of a proof, whose verdict the run's end forestalled
     for one in steps:
         units += 3 * one["kept"] + (one["candidates"] if one["right"] else 0)
         assert one["forward_units"] == units

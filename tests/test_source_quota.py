@@ -145,7 +145,7 @@ def test_a_run_holds_its_bounds_pins_them_and_says_them(world: Path, tmp_path: P
     assert len(kept) == 6  # the uniform ones among them
     assert all(of["3"] >= min(4, there[step]["3"]) and of["0"] <= 1 for step, of in kept.items())
     assert all(of.total() == 8 for of in kept.values())
-    assert max(of["3"] for of in kept.values()) >= 4  # a buffer of 40 has, but for one in hundred, enough of one in four
+    assert max(of["3"] for of in kept.values()) >= 4  # a buffer of 40 has enough of one in four
     with pytest.raises(MismatchError, match="source_floor"):
         go(world, run, 12, **WORLD, source_floor={"3": 0.25}, source_cap={"0": 0.125}, warm_up=2)
     go(world, run, 7, **WORLD, source_floor=["3=0.5"], source_cap=["0=0.125"], warm_up=2)

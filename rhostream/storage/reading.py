@@ -148,9 +148,10 @@ class Reader:
         return os.fstat(self._fd).st_size == self.size
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        # In this order: after a signal behind os.close, __del__ would close a number that is another file's by then.
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def __enter__(self) -> Reader:
         return self

@@ -122,6 +122,25 @@ def test_a_replaced_object_has_another_identity_and_an_open_reader_keeps_the_old
         assert reader.pread(10, 0) == b"b" * 10
 
 
+def test_a_signal_behind_the_close_of_a_reader_closes_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.create(str(tmp_path / "shard.tar"), b"a")
+    reader, closed, close = storage.open_reader(str(tmp_path / "shard.tar")), list[int](), os.close
+
+    def interrupted(fd: int) -> None:
+        closed.append(fd)
+        close(fd)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            reader.close()
+        reader.close()
+    assert len(closed) == 1
+
+
 def test_a_place_is_probed_without_a_trace(place: str) -> None:
     assert storage.probe_writable(place) is True
     report = probe_store(place)

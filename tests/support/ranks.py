@@ -134,7 +134,7 @@ def train(
 def train_killed_at(step: int, options: dict[str, Any]) -> None:
     """`rhostream.train` in a process of its own that is killed from outside, by SIGKILL, once it has taken the step."""
     receiver, sender = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=_train_and_send_steps, args=(options, sender))
+    process = CONTEXT.Process(target=_train_and_wait_at, args=(step, options, sender))
     process.start()
     sender.close()  # so that a process that ends by itself ends the wait, by EOFError
     try:
@@ -147,10 +147,15 @@ def train_killed_at(step: int, options: dict[str, Any]) -> None:
     assert process.exitcode == -signal.SIGKILL
 
 
-def _train_and_send_steps(options: dict[str, Any], sender: Connection) -> None:
+def _train_and_wait_at(step: int, options: dict[str, Any], sender: Connection) -> None:
     import rhostream
 
-    rhostream.train(**options, metrics=lambda row: sender.send(row["step"]))
+    def note(row: dict[str, Any]) -> None:
+        sender.send(row["step"])
+        while row["step"] >= step:  # or a busy machine lets the run end before it is killed
+            signal.pause()
+
+    rhostream.train(**options, metrics=note)
 
 
 def wait_for_step(run: Path, step: int, seconds: float = 60.0) -> None:
