@@ -82,15 +82,24 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """shards/ (7 of unequal size, 1,003 samples), test/, il-model/, il/."""
+    """shards/ (7 of unequal size, 1,003 samples), test/, il-model/, il/. Shards are named by a root of their own, since
+    draws go by names: what is drawn is the same in every run of the tests, wherever their folders lie."""
     root = tmp_path_factory.mktemp("world")
+    return _made(root, {"world": str(root)})
+
+
+@pytest.fixture(scope="session")
+def plain_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with shards that are named by their paths."""
+    return _made(tmp_path_factory.mktemp("plain-world"), None)
+
+
+def _made(root: Path, roots: dict[str, str] | None) -> Path:
     make_shards(root / "shards", [200, 150, 97, 256, 1, 199, 100])
     make_shards(root / "test", [120], seed=1)
-    shards = [str(root / "shards")]
-    rhostream.fit_il(shards, str(root / "il-model"), model="mlp-64", epochs=4, seed=0)
-    rhostream.compute_il(
-        shards, str(root / "il-model"), str(root / "il"), keep={"is_noisy": "bool", "true_label": "int"}
-    )
+    shards, keep = [str(root / "shards")], {"is_noisy": "bool", "true_label": "int"}
+    rhostream.fit_il(shards, str(root / "il-model"), model="mlp-64", epochs=4, seed=0, roots=roots)
+    rhostream.compute_il(shards, str(root / "il-model"), str(root / "il"), keep=keep, roots=roots)
     return root
 
 

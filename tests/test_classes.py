@@ -42,8 +42,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make("imagefolder", root / "shards", source=root / "d", samples_per_shard=60)
     make("imagefolder", root / "shifted", source=root / "few", split="test")
     make("imagefolder", root / "right", source=root / "few", split="test", classes_from=str(root / "d"))
-    rhostream.fit_il([str(root / "shards")], str(root / "il-model"), model="mlp-64", epochs=6, image_size=16)
-    rhostream.compute_il([str(root / "shards")], str(root / "il-model"), str(root / "il"))
+    shards, roots = [str(root / "shards")], {"photos": str(root)}  # draws go by names
+    rhostream.fit_il(shards, str(root / "il-model"), model="mlp-64", epochs=6, image_size=16, roots=roots)
+    rhostream.compute_il(shards, str(root / "il-model"), str(root / "il"), roots=roots)
     return root
 
 

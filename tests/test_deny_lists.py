@@ -80,11 +80,11 @@ def test_every_sample_on_the_list_is_denied_and_nothing_else_changes(
     assert {plain[at] for at in named} == {CANDIDATE, Reason.tail}
 
 
-def test_a_denied_sample_without_an_il_stops_no_run(world: Path, tmp_path: Path) -> None:
-    rhostream.index([str(world / "shards")], str(tmp_path / "index"))
-    everything = write(tmp_path / "deny.json", some(world, "true"))
+def test_a_denied_sample_without_an_il_stops_no_run(plain_world: Path, tmp_path: Path) -> None:
+    rhostream.index([str(plain_world / "shards")], str(tmp_path / "index"))
+    everything = write(tmp_path / "deny.json", some(plain_world, "true"))
     stream = rhostream.open_stream(
-        str(world / "shards"), str(tmp_path / "index"), buffer_size=40, needs_il=False, deny=everything
+        str(plain_world / "shards"), str(tmp_path / "index"), buffer_size=40, needs_il=False, deny=everything
     )
     assert set(next(iter(stream)).reason.tolist()) == {Reason.denied}
 

@@ -88,7 +88,7 @@ def test_a_dead_rank_a_node_less_and_a_node_more_leave_the_ledger_of_a_run_witho
     run, port = tmp_path / "run", ranks.free_port()
     options = ["--shards", str(world / "shards"), "--il", str(world / "il"), "--run", str(run), "--steps", str(STEPS),
                "--buffer-size", "40", "--batch-size", "8", "--model", "mlp-64", "--checkpoint-every", "10",
-               "--threads", "1", "--parallel", parallel]  # fmt: skip
+               "--threads", "1", "--parallel", parallel, "--optimizer", "sgd", "--lr", "0.02"]  # fmt: skip
 
     def started() -> Node:
         nodes.append(Node(port, options, tmp_path / f"node-{len(nodes)}.txt", host=not nodes))
@@ -109,7 +109,7 @@ def test_a_dead_rank_a_node_less_and_a_node_more_leave_the_ledger_of_a_run_witho
     assert first.end() == third.end() == 0
     rhostream.train(
         shards=[str(world / "shards")], il=str(world / "il"), run=str(tmp_path / "whole"), steps=STEPS, threads=1,
-        buffer_size=40, batch_size=8, model="mlp-64", checkpoint_every=500,
+        buffer_size=40, batch_size=8, model="mlp-64", checkpoint_every=500, **ranks.SGD,
     )  # fmt: skip
     assert verify(str(run))["problems"] == []
     latest = checkpoint.latest(str(run))

@@ -25,56 +25,56 @@ def samples(shards: list[Path], **options: object) -> list[dict[str, object]]:
     return list(wds.DataPipeline(wds.SimpleShardList([str(s) for s in shards]), wds.tarfile_to_samples(), stage))
 
 
-def test_every_sample_of_a_pipeline_gets_the_il_of_its_row(world: Path) -> None:
-    shards = sorted((world / "shards").iterdir())
-    found = {(s["__url__"], s["__key__"]): s["__il__"] for s in samples(shards, table=world / "il")}
+def test_every_sample_of_a_pipeline_gets_the_il_of_its_row(plain_world: Path) -> None:
+    shards = sorted((plain_world / "shards").iterdir())
+    found = {(s["__url__"], s["__key__"]): s["__il__"] for s in samples(shards, table=plain_world / "il")}
     assert len(found) == 1003
     for shard in shards:
-        part = il.read_part(il.part_url(str(world / "il"), str(shard)))
+        part = il.read_part(il.part_url(str(plain_world / "il"), str(shard)))
         for key, value in zip(part.key.to_pylist(), part.il.tolist(), strict=True):
             assert found[str(shard), key] == value
 
 
 def test_over_nodes_and_workers_each_sample_comes_once_with_the_il_of_its_row(
-    world: Path, monkeypatch: pytest.MonkeyPatch
+    plain_world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shards, joined = sorted((world / "shards").iterdir()), list[tuple[str, str, float]]()
+    shards, joined = sorted((plain_world / "shards").iterdir()), list[tuple[str, str, float]]()
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        stages = [wds.split_by_node, wds.split_by_worker, wds.tarfile_to_samples(), join_il(str(world / "il"))]
+        stages = [wds.split_by_node, wds.split_by_worker, wds.tarfile_to_samples(), join_il(str(plain_world / "il"))]
         pipeline = wds.DataPipeline(wds.SimpleShardList([str(s) for s in shards]), *stages, wds.shuffle(50))
         loader = wds.WebLoader(pipeline, batch_size=None, num_workers=2, multiprocessing_context="fork")
         joined += [(s["__url__"], s["__key__"], s["__il__"]) for s in loader]
-    parts = {str(shard): il.read_part(il.part_url(str(world / "il"), str(shard))) for shard in shards}
+    parts = {str(shard): il.read_part(il.part_url(str(plain_world / "il"), str(shard))) for shard in shards}
     rows = [(url, key, value) for url, part in parts.items()
             for key, value in zip(part.key.to_pylist(), part.il.tolist(), strict=True)]  # fmt: skip
     assert sorted(joined) == sorted(rows) and len(rows) == 1003
 
 
-def test_a_sample_without_il_is_an_error_dropped_or_nan_as_asked(world: Path, tmp_path: Path) -> None:
+def test_a_sample_without_il_is_an_error_dropped_or_nan_as_asked(plain_world: Path, tmp_path: Path) -> None:
     other = make_shards(tmp_path, [5])
     with pytest.raises(MissingPartError, match="compute-il"):
-        samples(other, table=world / "il")
-    assert samples(other, table=world / "il", missing="skip") == []
-    assert all(math.isnan(s["__il__"]) for s in samples(other, table=world / "il", missing="nan"))
+        samples(other, table=plain_world / "il")
+    assert samples(other, table=plain_world / "il", missing="skip") == []
+    assert all(math.isnan(s["__il__"]) for s in samples(other, table=plain_world / "il", missing="nan"))
 
 
 @pytest.fixture(scope="module")
-def halved(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def halved(plain_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A table of which the IL model learned from a third of the samples."""
     out = tmp_path_factory.mktemp("halved")
-    rhostream.fit_il([str(world / "shards")], str(out / "m"), model="mlp-64", epochs=1, holdout_fraction=0.3)
-    rhostream.compute_il([str(world / "shards")], str(out / "m"), str(out / "il"))
+    rhostream.fit_il([str(plain_world / "shards")], str(out / "m"), model="mlp-64", epochs=1, holdout_fraction=0.3)
+    rhostream.compute_il([str(plain_world / "shards")], str(out / "m"), str(out / "il"))
     return out / "il"
 
 
 def test_samples_that_the_il_model_learned_from_are_left_out_as_the_stream_leaves_them(
-    world: Path, halved: Path, caplog: pytest.LogCaptureFixture
+    plain_world: Path, halved: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shards = sorted((world / "shards").iterdir())
+    shards = sorted((plain_world / "shards").iterdir())
     streamed = set()
-    for candidates in rhostream.open_stream(str(world / "shards"), str(halved), buffer_size=1003, lanes=1):
+    for candidates in rhostream.open_stream(str(plain_world / "shards"), str(halved), buffer_size=1003, lanes=1):
         names = candidates.shard_names.to_pylist()
         streamed = {(names[candidates.shard[row]], candidates.key[row].as_py()) for row in candidates.candidate_rows}
     with caplog.at_level("WARNING", "rhostream"):
@@ -87,25 +87,25 @@ def test_samples_that_the_il_model_learned_from_are_left_out_as_the_stream_leave
     assert {(s["__url__"], s["__key__"]) for s in kept if s["__il_status__"] == "ok"} == streamed
 
 
-def test_a_holdout_of_shards_of_its_own_is_left_out(world: Path, tmp_path: Path) -> None:
-    shards = sorted((world / "shards").iterdir())
+def test_a_holdout_of_shards_of_its_own_is_left_out(plain_world: Path, tmp_path: Path) -> None:
+    shards = sorted((plain_world / "shards").iterdir())
     rhostream.fit_il(
         [str(s) for s in shards[1:]], str(tmp_path / "m"), model="mlp-64", epochs=1, holdout=[str(shards[0])]
     )
-    rhostream.compute_il([str(world / "shards")], str(tmp_path / "m"), str(tmp_path / "il"))
+    rhostream.compute_il([str(plain_world / "shards")], str(tmp_path / "m"), str(tmp_path / "il"))
     found = samples(shards, table=tmp_path / "il")
     assert len(found) == 803 and str(shards[0]) not in {s["__url__"] for s in found}
 
 
 @pytest.fixture(scope="module")
-def repeats(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def repeats(plain_world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A shard in which two samples repeat the key of an earlier one, with other pixels; and its table."""
     out, rng = tmp_path_factory.mktemp("repeats"), np.random.default_rng(5)
     rows = [sample(number, rng) for number in range(20)]
     rows[7]["__key__"], rows[15]["__key__"] = rows[3]["__key__"], rows[0]["__key__"]
     shard = write_shard(out / "a.tar", rows)
     with pytest.warns(UserWarning, match="seen by fit-il"):
-        rhostream.compute_il([str(shard)], str(world / "il-model"), str(out / "il"))
+        rhostream.compute_il([str(shard)], str(plain_world / "il-model"), str(out / "il"))
     return shard, out / "il"
 
 
@@ -139,8 +139,8 @@ def test_out_of_the_shards_order_no_sample_of_a_repeated_key_gets_an_il(repeats:
         assert Counter(s["__il_status__"] for s in found) == {"ok": 16, "dup": 4}
 
 
-def test_an_index_is_refused_before_the_pipeline_runs(world: Path, tmp_path: Path) -> None:
-    rhostream.index([str(world / "shards")], str(tmp_path / "index"))
+def test_an_index_is_refused_before_the_pipeline_runs(plain_world: Path, tmp_path: Path) -> None:
+    rhostream.index([str(plain_world / "shards")], str(tmp_path / "index"))
     with pytest.raises(UsageError, match="index without il"):
         join_il(str(tmp_path / "index"))
 
@@ -164,29 +164,29 @@ def test_no_sample_of_the_holdout_is_handed_out_with_a_nan(tmp_path: Path) -> No
     assert all(math.isnan(il) == (status in ("dup", "quarantined")) for status, il in got)
 
 
-def pipeline(world: Path, *stages: object, shuffle: int = 0) -> list[dict[str, object]]:
-    shards = [str(s) for s in sorted((world / "shards").iterdir())]
+def pipeline(plain_world: Path, *stages: object, shuffle: int = 0) -> list[dict[str, object]]:
+    shards = [str(s) for s in sorted((plain_world / "shards").iterdir())]
     mixed = [wds.shuffle(shuffle, rng=random.Random(1))] if shuffle else []
     return list(wds.DataPipeline(wds.SimpleShardList(shards), wds.tarfile_to_samples(), *mixed, *stages))
 
 
-def test_the_join_stands_before_and_behind_webdatasets_decoder(world: Path) -> None:
-    before = pipeline(world, join_il(str(world / "il")), wds.decode("l8"))
-    behind = pipeline(world, wds.decode("l8"), join_il(str(world / "il"), field="il"))
+def test_the_join_stands_before_and_behind_webdatasets_decoder(plain_world: Path) -> None:
+    before = pipeline(plain_world, join_il(str(plain_world / "il")), wds.decode("l8"))
+    behind = pipeline(plain_world, wds.decode("l8"), join_il(str(plain_world / "il"), field="il"))
     assert [s["__il__"] for s in before] == [s["il"] for s in behind] and len(before) == 1003
     assert {s["__il_status__"] for s in before} == {s["il_status"] for s in behind} == {"ok"}
     assert isinstance(before[0]["__il__"], float) and isinstance(before[0]["png"], np.ndarray)
 
 
 def test_behind_a_shuffle_each_part_is_read_once_and_no_il_is_another_samples(
-    world: Path, monkeypatch: pytest.MonkeyPatch
+    plain_world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = {(s["__url__"], s["__key__"]): s["__il__"] for s in pipeline(world, join_il(str(world / "il")))}
+    plain = {(s["__url__"], s["__key__"]): s["__il__"] for s in pipeline(plain_world, join_il(str(plain_world / "il")))}
     read, opened = il.read_part, list[str]()
     monkeypatch.setattr(il, "read_part", lambda url, **how: opened.append(url) or read(url, **how))
-    stage = join_il(str(world / "il"))
+    stage = join_il(str(plain_world / "il"))
     for _ in range(2):  # epochs
-        mixed = pipeline(world, stage, shuffle=500)
+        mixed = pipeline(plain_world, stage, shuffle=500)
         assert {(s["__url__"], s["__key__"]): s["__il__"] for s in mixed} == plain
         assert [s["__key__"] for s in mixed] != [key for _, key in plain]
     assert len(opened) == len(set(opened)) == len({url for url, _ in plain})
@@ -194,11 +194,11 @@ def test_behind_a_shuffle_each_part_is_read_once_and_no_il_is_another_samples(
 
 
 def test_parts_beyond_the_bound_are_read_again_and_the_il_stay_right(
-    world: Path, monkeypatch: pytest.MonkeyPatch
+    plain_world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = {(s["__url__"], s["__key__"]): s["__il__"] for s in pipeline(world, join_il(str(world / "il")))}
+    plain = {(s["__url__"], s["__key__"]): s["__il__"] for s in pipeline(plain_world, join_il(str(plain_world / "il")))}
     monkeypatch.setattr("rhostream.integrations.webdataset.ROWS_KEPT", 300)
-    stage = join_il(str(world / "il"))
-    mixed = pipeline(world, stage, shuffle=500)
+    stage = join_il(str(plain_world / "il"))
+    mixed = pipeline(plain_world, stage, shuffle=500)
     assert {(s["__url__"], s["__key__"]): s["__il__"] for s in mixed} == plain
     assert sum(map(len, stage._parts.values())) <= 300

@@ -20,16 +20,16 @@ BOTH = {"is_noisy": "bool", "true_label": "int"}
 
 
 @pytest.fixture(scope="module")
-def made(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(plain_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tables of two shards: `one` keeps a field, `two` both."""
     folder = tmp_path_factory.mktemp("kept")
     for name, keep in (("one", {"is_noisy": "bool"}), ("two", BOTH)):
-        rhostream.compute_il(two_of(world), str(world / "il-model"), str(folder / name), keep=keep)
+        rhostream.compute_il(two_of(plain_world), str(plain_world / "il-model"), str(folder / name), keep=keep)
     return folder
 
 
-def two_of(world: Path) -> list[str]:
-    return sorted(map(str, (world / "shards").glob("*.tar")))[:2]
+def two_of(plain_world: Path) -> list[str]:
+    return sorted(map(str, (plain_world / "shards").glob("*.tar")))[:2]
 
 
 def parts(table: Path) -> dict[str, bytes]:
@@ -37,22 +37,22 @@ def parts(table: Path) -> dict[str, bytes]:
 
 
 def test_a_field_that_is_added_makes_the_parts_that_scoring_with_it_makes(
-    made: Path, world: Path, tmp_path: Path
+    made: Path, plain_world: Path, tmp_path: Path
 ) -> None:
     before = parts(made / "one")
-    done = rhostream.keep_fields(two_of(world), str(made / "one"), str(tmp_path / "new"), {"true_label": "int"})
+    done = rhostream.keep_fields(two_of(plain_world), str(made / "one"), str(tmp_path / "new"), {"true_label": "int"})
     assert done.made == 2 and done.scored == 0 and not done.bad_shards
     assert parts(tmp_path / "new") == parts(made / "two") and parts(made / "one") == before
     assert il.open_info(str(tmp_path / "new")) == il.open_info(str(made / "two"))
     assert not verify(str(tmp_path / "new"))["problems"]
-    again = rhostream.keep_fields(two_of(world), str(made / "one"), str(tmp_path / "new"), {"true_label": "int"})
+    again = rhostream.keep_fields(two_of(plain_world), str(made / "one"), str(tmp_path / "new"), {"true_label": "int"})
     assert (again.made, again.present) == (0, 2)
 
 
 def test_a_field_of_another_type_is_read_again_and_an_index_takes_fields_too(
-    made: Path, world: Path, tmp_path: Path
+    made: Path, plain_world: Path, tmp_path: Path
 ) -> None:
-    shards = two_of(world)
+    shards = two_of(plain_world)
     rhostream.index(shards, str(tmp_path / "ix"), keep={"true_label": "str"})
     rhostream.index(shards, str(tmp_path / "anew"), keep={"true_label": "float"})
     rhostream.keep_fields(shards, str(tmp_path / "ix"), str(tmp_path / "more"), {"true_label": "float"})
@@ -63,11 +63,11 @@ def test_a_field_of_another_type_is_read_again_and_an_index_takes_fields_too(
     assert [f.bad_fields for f in facts] == [{}] * 2
 
 
-def test_a_run_goes_on_with_the_table_that_has_more_fields(made: Path, world: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_the_table_that_has_more_fields(made: Path, plain_world: Path, tmp_path: Path) -> None:
     how = {"model": "mlp-64", "buffer_size": 40, "batch_size": 8, "threads": 1}
-    rhostream.keep_fields(two_of(world), str(made / "one"), str(tmp_path / "new"), {"true_label": "int"})
-    rhostream.train(two_of(world), str(made / "one"), str(tmp_path / "run"), steps=2, **how)  # type: ignore[arg-type]
-    done = rhostream.train(two_of(world), str(tmp_path / "new"), str(tmp_path / "run"), steps=4, **how)  # type: ignore[arg-type]
+    rhostream.keep_fields(two_of(plain_world), str(made / "one"), str(tmp_path / "new"), {"true_label": "int"})
+    rhostream.train(two_of(plain_world), str(made / "one"), str(tmp_path / "run"), steps=2, **how)  # type: ignore[arg-type]
+    done = rhostream.train(two_of(plain_world), str(tmp_path / "new"), str(tmp_path / "run"), steps=4, **how)  # type: ignore[arg-type]
     assert done.steps == 4
 
 
@@ -87,11 +87,11 @@ def test_json_that_can_not_be_parsed_or_does_not_fit_is_null_and_counted(tmp_pat
 
 
 def test_a_shard_that_changed_gets_no_part_and_a_copy_of_the_same_bytes_does(
-    made: Path, world: Path, tmp_path: Path
+    made: Path, plain_world: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "shards"
     folder.mkdir()
-    for path in two_of(world):
+    for path in two_of(plain_world):
         shutil.copy2(path, folder)
     rhostream.index([str(folder)], str(tmp_path / "ix"))
     first, second = sorted(folder.iterdir())
@@ -110,15 +110,15 @@ def test_a_shard_that_changed_gets_no_part_and_a_copy_of_the_same_bytes_does(
 
 
 def test_the_refusal_of_other_fields_names_the_command_that_adds_them_and_it_works(
-    made: Path, world: Path, tmp_path: Path
+    made: Path, plain_world: Path, tmp_path: Path
 ) -> None:
-    shards = two_of(world)
+    shards = two_of(plain_world)
     _, says = command(
         "compute-il",
         "--shards",
         *shards,
         "--il-model",
-        world / "il-model",
+        plain_world / "il-model",
         "--out",
         made / "one",
         "--keep",
@@ -133,7 +133,7 @@ def test_the_refusal_of_other_fields_names_the_command_that_adds_them_and_it_wor
     command("index", "--shards", *shards, "--out", tmp_path / "ix")
     command("index", "--shards", *shards, "--from", tmp_path / "ix", "--keep", "n:int", "--out", tmp_path / "ix2")
     for wrong, says in (
-        (("--il-model", world / "il-model"), "--il-model goes with scoring"),
+        (("--il-model", plain_world / "il-model"), "--il-model goes with scoring"),
         (("--min-accuracy", 0.5), "--min-accuracy goes with scoring"),
     ):
         _, refused = command(
@@ -154,7 +154,7 @@ def test_the_refusal_of_other_fields_names_the_command_that_adds_them_and_it_wor
     assert "--il-model is required" in refused and not (tmp_path / "x").exists()
 
 
-def test_what_adds_nothing_is_refused(made: Path, world: Path, tmp_path: Path) -> None:
+def test_what_adds_nothing_is_refused(made: Path, plain_world: Path, tmp_path: Path) -> None:
     for keep, out, says in (
         ({}, tmp_path / "x", "--keep FIELD:TYPE"),
         ({"n": "int"}, made / "one", "stays as it is"),
@@ -162,7 +162,7 @@ def test_what_adds_nothing_is_refused(made: Path, world: Path, tmp_path: Path) -
         ({"n": "number"}, tmp_path / "x", "expected FIELD:TYPE"),
     ):
         with pytest.raises(UsageError, match=says):
-            rhostream.keep_fields(two_of(world), str(made / "one"), str(out), keep)
+            rhostream.keep_fields(two_of(plain_world), str(made / "one"), str(out), keep)
     assert not (tmp_path / "x").exists()
 
 
@@ -184,16 +184,18 @@ def of_before(table: Path, out: Path) -> Path:
     return out
 
 
-def test_fields_kept_in_any_order_make_the_same_table_and_it_verifies(made: Path, world: Path, tmp_path: Path) -> None:
-    rhostream.compute_il(two_of(world), str(world / "il-model"), str(tmp_path / "any"), keep=ANY_ORDER)
+def test_fields_kept_in_any_order_make_the_same_table_and_it_verifies(
+    made: Path, plain_world: Path, tmp_path: Path
+) -> None:
+    rhostream.compute_il(two_of(plain_world), str(plain_world / "il-model"), str(tmp_path / "any"), keep=ANY_ORDER)
     assert parts(tmp_path / "any") == parts(made / "two")
     assert not verify(str(tmp_path / "any"))["problems"]
-    again = rhostream.compute_il(two_of(world), str(world / "il-model"), str(tmp_path / "any"), keep=BOTH)
+    again = rhostream.compute_il(two_of(plain_world), str(plain_world / "il-model"), str(tmp_path / "any"), keep=BOTH)
     assert (again.made, again.present) == (0, 2)
 
 
 def test_a_table_whose_parts_have_their_fields_in_another_order_verifies_is_mended_and_goes_on(
-    made: Path, world: Path, tmp_path: Path
+    made: Path, plain_world: Path, tmp_path: Path
 ) -> None:
     old = of_before(made / "two", tmp_path / "old")
     assert parts(old) != parts(made / "two") and not verify(str(old))["problems"]
@@ -204,15 +206,15 @@ def test_a_table_whose_parts_have_their_fields_in_another_order_verifies_is_mend
     kept = second.read_bytes()
     first.write_bytes(first.read_bytes()[:-9])
     assert len(verify(str(old))["problems"]) == 1
-    repair(str(old), shards=two_of(world), il_model=str(world / "il-model"))
+    repair(str(old), shards=two_of(plain_world), il_model=str(plain_world / "il-model"))
     assert not verify(str(old))["problems"] and second.read_bytes() == kept
     assert parts(old)[str(first.relative_to(old))] == parts(made / "two")[str(first.relative_to(old))]
     second.unlink()
-    done = rhostream.compute_il(two_of(world), str(world / "il-model"), str(old), keep=ANY_ORDER)
+    done = rhostream.compute_il(two_of(plain_world), str(plain_world / "il-model"), str(old), keep=ANY_ORDER)
     assert (done.made, done.present) == (1, 1) and parts(old) == parts(made / "two")
 
 
-def test_fields_are_added_to_a_table_of_another_order(made: Path, world: Path, tmp_path: Path) -> None:
+def test_fields_are_added_to_a_table_of_another_order(made: Path, plain_world: Path, tmp_path: Path) -> None:
     old = of_before(made / "two", tmp_path / "old")
-    rhostream.keep_fields(two_of(world), str(old), str(tmp_path / "new"), {"true_label": "int"})
+    rhostream.keep_fields(two_of(plain_world), str(old), str(tmp_path / "new"), {"true_label": "int"})
     assert parts(tmp_path / "new") == parts(made / "two")

@@ -48,8 +48,9 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_shard(root / "shards" / f"{shard:05d}.tar", [pair(shard, n) for n in range(count)])
         for beside in (f"{shard:05d}.parquet", f"{shard:05d}_stats.json"):  # as img2dataset leaves them
             (root / "shards" / beside).write_bytes(b"{}")
-    rhostream.index([str(root / "shards")], str(root / "index"), content="pair")
-    rhostream.index([str(root / "shards")], str(root / "field"), content="pair", caption="caption")
+    shards, roots = [str(root / "shards")], {"pairs": str(root)}  # the size is that of some, which are drawn by names
+    rhostream.index(shards, str(root / "index"), content="pair", roots=roots)
+    rhostream.index(shards, str(root / "field"), content="pair", caption="caption", roots=roots)
     return root
 
 

@@ -145,8 +145,12 @@ def test_no_class_has_more_than_its_share_of_any_batch(trained: Callable[..., Pa
     ):
         rows = rows_of(trained(name, steps=6, **options))
         for step in range(6):
-            kept = rows.filter((rows["step"].to_numpy() == step) & rows["kept"].to_numpy())
-            assert np.bincount(kept["label"].to_numpy(), minlength=4).tolist() == [2, 2, 2, 2]
+            label = rows["label"].to_numpy()
+            here, kept = rows["step"].to_numpy() == step, rows["kept"].to_numpy()
+            offered, taken = (np.bincount(label[held], minlength=4) for held in (here, here & kept))
+            most = next(c for c in range(9) if np.minimum(offered, c).sum() >= 8) if name == "uniform" else 2
+            assert (taken <= np.minimum(offered, most)).all()  # nearly always two of each
+            assert taken.sum() == min(8, np.minimum(offered, most).sum())
 
 
 def test_class_weights_follow_the_excess_losses_and_are_resumed(trained: Callable[..., Path]) -> None:

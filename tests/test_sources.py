@@ -128,9 +128,9 @@ def test_a_field_that_the_table_does_not_keep_is_refused_naming_those_that_it_ke
     assert "\x1b" not in str(refused.value)
 
 
-def test_roots_without_names_are_no_sources(world: Path, tmp_path: Path) -> None:
+def test_roots_without_names_are_no_sources(plain_world: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--root NAME=URL"):
-        go(world, tmp_path / "run", sources="root")
+        go(plain_world, tmp_path / "run", sources="root")
 
 
 def test_of_a_field_with_more_than_a_thousand_values_the_rest_is_other(tmp_path: Path) -> None:

@@ -130,8 +130,9 @@ def test_a_flipped_bit_in_a_part_is_found_or_changed_nothing(world: Path, copy: 
 
 
 def test_a_part_of_another_model_is_refused(world: Path, copy: Path) -> None:
-    rhostream.fit_il([str(world / "shards")], str(copy / "other"), model="mlp-64", epochs=1, seed=9)
-    rhostream.compute_il([str(world / "shards")], str(copy / "other"), str(copy / "il2"))
+    shards, roots = [str(world / "shards")], {"world": str(world)}
+    rhostream.fit_il(shards, str(copy / "other"), model="mlp-64", epochs=1, seed=9, roots=roots)
+    rhostream.compute_il(shards, str(copy / "other"), str(copy / "il2"), roots=roots)
     target = table_of(copy)[0]
     target.write_bytes((copy / "il2" / target.relative_to(copy / "il")).read_bytes())
     with pytest.raises(MismatchError, match="fingerprint"):

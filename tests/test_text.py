@@ -187,8 +187,8 @@ def test_a_users_own_loop_learns_from_text(text_world: Path) -> None:
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(kept.input), kept.label).backward()
         optimizer.step()
-        first.append(float(kept.loss.mean()))
-    assert len(first) == 36 and np.mean(first[-5:]) < 0.8 * np.mean(first[:5])
+        first.append(float(np.sort(kept.loss)[:20].mean()))  # a wrong label isn't learned
+    assert len(first) == 36 and np.mean(first[-5:]) < 0.5 * np.mean(first[:5])
 
 
 def test_a_run_on_text_that_was_stopped_ends_with_the_same_log(
@@ -556,9 +556,9 @@ def test_a_table_of_the_first_version_stays_readable_and_is_filled_as_it_was_mad
     assert first == [content(c) for c in rhostream.open_stream(shards, str(world / "il"), buffer_size=40)]
 
 
-def test_a_repair_makes_parts_as_the_table_has_them(world: Path, text_world: Path, tmp_path: Path) -> None:
+def test_a_repair_makes_parts_as_the_table_has_them(plain_world: Path, text_world: Path, tmp_path: Path) -> None:
     old, text = tmp_path / "old", tmp_path / "text"
-    rhostream.compute_il([str(world / "shards")], str(world / "il-model"), str(old))
+    rhostream.compute_il([str(plain_world / "shards")], str(plain_world / "il-model"), str(old))
     record = json.loads((old / "_table.json").read_text())
     (old / "_table.json").write_text(json.dumps({**record, "version": 1}))
     for part in old.rglob("*.parquet"):

@@ -399,24 +399,24 @@ def test_the_wrong_il_model_is_refused_before_anything_is_changed(world: Path, t
 
 
 def test_status_says_how_far_a_table_is_what_is_quarantined_and_what_to_do(
-    world: Path, tmp_path: Path, capsys: Any
+    plain_world: Path, tmp_path: Path, capsys: Any
 ) -> None:
     table = tmp_path / "il"
-    some = [str(world / "shards" / f"train-{n:03d}.tar") for n in range(4)]
-    shutil.copy(world / "shards" / "train-005.tar", tmp_path / "bad.tar")
+    some = [str(plain_world / "shards" / f"train-{n:03d}.tar") for n in range(4)]
+    shutil.copy(plain_world / "shards" / "train-005.tar", tmp_path / "bad.tar")
     data = bytearray((tmp_path / "bad.tar").read_bytes())
     at = data.index(b"\x89PNG")
     data[at : at + 8] = b"<html>!!"
     (tmp_path / "bad.tar").write_bytes(data)
     with pytest.warns(UserWarning, match="none of these shards"):
-        rhostream.compute_il([str(tmp_path / "bad.tar")], str(world / "il-model"), str(table))
-    rhostream.compute_il(some, str(world / "il-model"), str(table))
-    state = status_of(str(table), [str(world / "shards"), str(tmp_path / "bad.tar")])
+        rhostream.compute_il([str(tmp_path / "bad.tar")], str(plain_world / "il-model"), str(table))
+    rhostream.compute_il(some, str(plain_world / "il-model"), str(table))
+    state = status_of(str(table), [str(plain_world / "shards"), str(tmp_path / "bad.tar")])
     assert (state["parts"], state["of"], state["missing"]) == (5, 8, 3)
     assert state["quarantined"] == {"decode:not_an_image": 1}
     (example,) = state["examples"]["decode:not_an_image"]
     assert example["shard"] == str(tmp_path / "bad.tar") and example["ordinal"] == 0 and example["error"]
-    shown = command(capsys, "status", table, "--shards", world / "shards", tmp_path / "bad.tar")[0]
+    shown = command(capsys, "status", table, "--shards", plain_world / "shards", tmp_path / "bad.tar")[0]
     assert "5 of 8 shards (62.5%)" in shown and "1 decode:not_an_image" in shown and f"key {example['key']!r}" in shown
     # The command that it gives is the one that ends the job.
     import shlex
@@ -425,7 +425,7 @@ def test_status_says_how_far_a_table_is_what_is_quarantined_and_what_to_do(
     words = shlex.split(line.removeprefix("next: "))
     assert words[:2] == ["rhostream", "compute-il"] and words[3].endswith("train-{004..006}.tar")
     command(capsys, *words[1:])
-    assert status_of(str(table), [str(world / "shards"), str(tmp_path / "bad.tar")])["next"] == "nothing"
+    assert status_of(str(table), [str(plain_world / "shards"), str(tmp_path / "bad.tar")])["next"] == "nothing"
 
 
 def test_status_of_a_run_says_its_step_its_unused_samples_and_the_command(

@@ -152,8 +152,9 @@ def test_C2_a_sample_without_an_il_is_an_error_or_a_row_of_the_log_with_its_reas
 def other(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another IL model, and its table in `il2`."""
     root = tmp_path_factory.mktemp("other")
-    rhostream.fit_il([str(world / "shards")], str(root / "model"), model="mlp-64", epochs=1, seed=9)
-    rhostream.compute_il([str(world / "shards")], str(root / "model"), str(root / "il2"), keep=KEEP)
+    shards, roots = [str(world / "shards")], {"world": str(world)}
+    rhostream.fit_il(shards, str(root / "model"), model="mlp-64", epochs=1, seed=9, roots=roots)
+    rhostream.compute_il(shards, str(root / "model"), str(root / "il2"), keep=KEEP, roots=roots)
     return root
 
 

@@ -30,6 +30,7 @@ SETTINGS: dict[str, Any] = {
     "steps": 20,
     "checkpoint_every": 5,
     "threads": 1,
+    **ranks.SGD,
 }
 
 

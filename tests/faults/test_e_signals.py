@@ -123,20 +123,26 @@ def test_E2_sigterm_during_a_read_that_hangs_ends_the_job(rig: Rig, data: Path, 
 class Asleep(nn.Module):
     """A network whose gradient step takes longer than anybody waits."""
 
-    def __init__(self, pixels: int, classes: int) -> None:
+    def __init__(self, pixels: int, classes: int, seconds: float) -> None:
         super().__init__()
-        self.layer = nn.Linear(pixels, classes)
+        self.layer, self.seconds = nn.Linear(pixels, classes), seconds
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            time.sleep(600)
+            print("in a step", flush=True)
+            time.sleep(self.seconds)
         logits: Tensor = self.layer(x.flatten(1))
         return logits
 
 
 def asleep(*, image_size: int, channels: int, classes: int) -> nn.Module:
     """For --model."""
-    return Asleep(channels * image_size**2, classes)
+    return Asleep(channels * image_size**2, classes, 600)
+
+
+def awake(*, image_size: int, channels: int, classes: int) -> nn.Module:
+    """The same that takes no time."""
+    return Asleep(channels * image_size**2, classes, 0)
 
 
 def test_E3_a_second_ctrl_c_ends_a_job_at_once(rig: Rig, data: Path, tmp_path: Path) -> None:
@@ -144,8 +150,7 @@ def test_E3_a_second_ctrl_c_ends_a_job_at_once(rig: Rig, data: Path, tmp_path: P
     running = rig.cli(tmp_path / "log", "train", "--shards", data / "shards", "--il", data / "il", "--buffer-size", 20,
                       "--batch-size", 4, "--run", tmp_path / "run", "--model",
                       "tests.faults.test_e_signals:asleep")  # fmt: skip
-    eventually(lambda: (tmp_path / "run" / "attempts" / "0.json").exists())
-    time.sleep(0.3)
+    eventually(lambda: "in a step" in running.log.read_text())
     os.kill(running.pid, signal.SIGINT)
     time.sleep(0.3)
     assert alive({running.pid})
@@ -200,11 +205,10 @@ def test_E2_a_stopped_trainer_commits_its_step_and_goes_on(
 ) -> None:
     """A trainer that is asked to stop ends the step at hand, commits it and exits with 143 (SIGTERM) or 130 (Ctrl-C);
     the same command goes on at the next step."""
-    job = ("train", "--shards", data / "shards", "--il", data / "il", "--model", "mlp-64", "--buffer-size", 20,
-           "--batch-size", 4, "--run", tmp_path / "run", "--steps")  # fmt: skip
+    job = ("train", "--shards", data / "shards", "--il", data / "il", "--model", "tests.faults.test_e_signals:awake",
+           "--buffer-size", 20, "--batch-size", 4, "--run", tmp_path / "run", "--steps")  # fmt: skip
     running = rig.cli(tmp_path / "log", *job, 10**6)
-    eventually(lambda: (tmp_path / "run" / "attempts" / "0.json").exists())
-    time.sleep(0.3)
+    eventually(lambda: running.log.read_text().count("in a step") > 1)  # the first is over, and none is committed
     assert end(running, number, title=f"train, {signal.Signals(number).name}") == code
     stopped = checkpoint.latest(str(tmp_path / "run"))
     assert stopped is not None and sum(s["rows"] for s in stopped.log) >= 20 * stopped.step

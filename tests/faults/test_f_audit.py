@@ -6,6 +6,7 @@ import logging
 import re
 import shutil
 from html.parser import HTMLParser
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,15 @@ def run(made: World, tmp_path_factory: pytest.TempPathFactory) -> str:
 # -- F1 --------------------------------------------------------------------------------------------------------------
 
 
-def train_on(shards: str, table: str, run: str) -> None:
-    """What the trainer's process does: a checkpoint every second step, and no older one kept."""
+def train_on(shards: str, table: str, run: str, answered: Event) -> None:
+    """What the trainer's process does: a checkpoint every second step, and no older one kept. At three steps it waits
+    for two answers to end, of which the second was asked for at that step."""
+
+    def wait(row: dict[str, Any]) -> None:
+        for _ in range(2 if row["step"] in (20, 40, 60) else 0):
+            answered.clear()
+            assert answered.wait(60)
+
     rhostream.train(
         [shards],
         table,
@@ -53,6 +61,7 @@ def train_on(shards: str, table: str, run: str) -> None:
         checkpoint_every=2,
         keep_checkpoints=1,
         threads=1,
+        metrics=wait,
     )
 
 
@@ -61,7 +70,8 @@ def test_F1_questions_to_a_run_that_is_being_written_see_committed_steps_alone(w
     steps, none missing and none twice, and later answers never know less.
     """
     folder = tmp_path / "run"
-    trainer = CONTEXT.Process(target=train_on, args=(str(world / "shards"), str(world / "il"), str(folder)))
+    answered = CONTEXT.Event()
+    trainer = CONTEXT.Process(target=train_on, args=(str(world / "shards"), str(world / "il"), str(folder), answered))
     trainer.start()
     seen: list[int] = []
     try:
@@ -80,6 +90,7 @@ def test_F1_questions_to_a_run_that_is_being_written_see_committed_steps_alone(w
             seen.append(recorded)
             assert verify(str(folder))["problems"] == []
             assert status_of(str(folder))["step"] >= recorded
+            answered.set()
     finally:
         trainer.join(60)
     assert trainer.exitcode == 0 and seen[-1] == STEPS
