@@ -234,6 +234,7 @@ def test_packed_documents_have_no_il_of_a_first_token_from_the_table_to_the_run(
 def test_a_fit_a_table_and_a_run_on_flat_files_alone(world: Path, tmp_path: Path) -> None:
     shards, held = str(world / "flat/*"), tmp_path / "held.bin"
     held.write_bytes(stream_of(100 * T, 99).astype("<u2").tobytes())
+    roots = {"d": str(world), "held": str(tmp_path)}  # draws go by names
     rhostream.fit_il(
         shards,
         str(tmp_path / "m"),
@@ -242,10 +243,10 @@ def test_a_fit_a_table_and_a_run_on_flat_files_alone(world: Path, tmp_path: Path
         holdout=str(held),
         epochs=1,
         device="cpu",
-        roots={"d": str(world)},
+        roots=roots,
         **IDS,
     )
-    rhostream.compute_il(shards, str(tmp_path / "m"), str(tmp_path / "il"), roots={"d": str(world)}, device="cpu")
+    rhostream.compute_il(shards, str(tmp_path / "m"), str(tmp_path / "il"), roots=roots, device="cpu")
     keys = []
     for name, stops in (("whole", (12,)), ("stopped", (5, 12))):
         for steps in stops:
