@@ -164,6 +164,21 @@ print("torch" in sys.modules)
     assert _python(code).endswith("False")
 
 
+def test_a_recipe_answers_and_refuses_without_importing_torch() -> None:
+    code = """
+import sys
+import shards.make
+for asked, ended in (["web", "--help"], 0), (["fashion-mnist", "--source", "/nowhere", "--out", "/nowhere"], 2):
+    sys.argv = ["make", *asked]
+    try:
+        shards.make.main()
+    except SystemExit as exc:
+        assert (exc.code or 0) == ended, exc.code
+print("torch" in sys.modules)
+"""
+    assert _python(code).endswith("False")
+
+
 def test_who_reads_an_il_models_record_needs_no_torch() -> None:
     assert _python("import sys, rhostream.il_model.info; print('torch' in sys.modules)") == "False"
 

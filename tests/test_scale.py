@@ -29,6 +29,7 @@ from rhostream.tables.segments import SegmentQueue
 from rhostream.tables.selections import LogWriter
 from rhostream.tables.strings import Strings, StringsBuilder
 from tests.support.shards import png
+from tests.support.waits import eventually
 
 ROWS = 32
 NAMES = pa.array([f"bucket/train-{i:05d}.tar" for i in range(100)])
@@ -116,8 +117,8 @@ def test_a_disk_slower_than_the_run_holds_it_up_and_is_told_once(tmp_path: Path)
     queue = SegmentQueue(str(tmp_path), spill_rows=2 * ROWS, patience=60, commit=disk)
     writer = LogWriter(str(tmp_path), 0, max_rows=ROWS, queue=queue)
     take(writer, range(3))  # two segments wait, one is being collected
-    threading.Timer(0.2, lambda: disk.turns.release(99)).start()
     with pytest.warns(UserWarning, match="the log's disk is slower than the run: 2 segments") as told:
+        threading.Thread(target=lambda: (eventually(lambda: bool(told.list)), disk.turns.release(99))).start()
         take(writer, range(3, 9))
     assert len(told) == 1 and str(tmp_path / "log" / "attempt=0" / "rank=0") in str(told[0].message)
     assert selections.read(str(tmp_path), writer.flush()).num_rows == 9 * ROWS

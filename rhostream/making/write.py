@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from webdataset import TarWriter
 
 from rhostream.errors import AlreadyExistsError, UsageError
 from rhostream.making.sample import Ints, Sample, SampleSet
@@ -121,6 +120,8 @@ def shard_name(split: str, number: int) -> str:
 
 def pack(samples: Iterator[Sample] | Sequence[Sample]) -> bytes:
     """The bytes of one tar: plain headers, fixed owner and time, so they depend on the samples alone."""
+    from webdataset import TarWriter  # with torch: a recipe's help and its refusals take no seconds
+
     out = io.BytesIO()
     # Without mtime=0 every member carries the clock. encoder=False: our members are bytes already.
     with TarWriter(out, encoder=False, mtime=0, user="rhostream", group="rhostream") as tar:
