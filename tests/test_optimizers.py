@@ -24,8 +24,9 @@ from rhostream.audit.runs import open_runs, read_record
 from rhostream.audit.status import status_of
 from rhostream.errors import Interrupted, MismatchError, UnknownNameError, UsageError
 from rhostream.runs import checkpoint
+from rhostream.runs.state import load_objects
 from rhostream.runs.tensors import read_files
-from rhostream.selection.gradient import take_step
+from rhostream.selection.gradient import step_if_finite, take_step
 from rhostream.training.optimizers import Average, make_optimizer, make_schedule
 from tests.support import ranks
 from tests.support.logs import log_of, rates
@@ -266,6 +267,25 @@ def test_without_decay_are_biases_and_norms() -> None:
     decayed, other = make_optimizer(config, model).param_groups
     assert [p.ndim for p in decayed["params"]] == [4, 2] and [p.ndim for p in other["params"]] == [1] * 4
     assert (decayed["weight_decay"], other["weight_decay"], decayed["momentum"]) == (0.01, 0.0, 0.9)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_how_an_optimizer_computes_its_steps_is_no_state(fused: bool) -> None:
+    """A run of sharded weights, for which torch has no fused SGD, goes on where they are whole, and the other way."""
+    weights = [torch.ones(3), torch.ones(3)]
+    before, after = (
+        torch.optim.SGD([{"params": [w.requires_grad_()], "lr": lr}], momentum=0.9, fused=way)
+        for w, way, lr in zip(weights, (fused, not fused), (0.5, 0.1), strict=True)
+    )
+    for weight in weights:
+        weight.grad = torch.ones(3)
+    before.step()
+    load_objects({"optimizer": after}, {"optimizer": before.state_dict()})
+    assert after.param_groups[0]["fused"] is not fused and after.param_groups[0]["lr"] == 0.5
+    step_if_finite(after, torch.tensor(math.nan))
+    assert torch.equal(weights[1], torch.ones(3))
+    step_if_finite(after, torch.tensor(1.0))
+    assert torch.allclose(weights[1], 1 - 0.5 * torch.full((3,), 1.9))  # with the momentum of before
 
 
 # -- the evaluation ----------------------------------------------------------------------------------------------------

@@ -141,10 +141,12 @@ def test_killed_and_resumed_on_two_ranks_it_ends_with_the_same_bits(settings: di
 
 
 @SLOW
+@pytest.mark.parametrize("optimizer", [{}, ranks.SGD], ids=["adamw", "sgd"])
 @pytest.mark.parametrize("kinds", [("fsdp-2", "ddp-1", "fsdp-2"), ("fsdp-4", "fsdp-2"), ("ddp-2", "fsdp-2", "ddp-2")])
 def test_any_number_of_ranks_goes_on_from_any_other(
-    settings: dict[str, Any], tmp_path: Path, kinds: tuple[str, ...]
+    settings: dict[str, Any], tmp_path: Path, kinds: tuple[str, ...], optimizer: dict[str, Any]
 ) -> None:
+    settings = {**settings, **optimizer}
     rhostream.train(**{**settings, "threads": 1, "run": str(tmp_path / "one")})
     for step, kind in zip((4, 8, 12)[-len(kinds) :], kinds, strict=True):
         parallel, size = kind.split("-")

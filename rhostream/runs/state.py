@@ -193,7 +193,17 @@ def load_objects(objects: Mapping[str, Any], read: Mapping[str, Any]) -> None:
             gathered, options = _gathered()
             gathered.set_optimizer_state_dict(model, restored, state, options=options)
         else:
-            restored.load_state_dict(_spread(restored, state))
+            restored.load_state_dict(_spread(restored, _as_it_steps(restored, state)))
+
+
+def _as_it_steps(restored: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of an optimizer without the way in which another one computed its steps: that goes by the hardware and
+    by how weights are spread (torch has no fused SGD of sharded ones), and both may be other ones today."""
+    if not isinstance(restored, torch.optim.Optimizer) or len(state["param_groups"]) != len(restored.param_groups):
+        return state
+    ways = [{way: own[way] for way in ("fused", "foreach") if way in own} for own in restored.param_groups]
+    groups = [{**group, **own} for group, own in zip(state["param_groups"], ways, strict=True)]
+    return {**state, "param_groups": groups}
 
 
 def _spread(restored: Any, state: dict[str, Any]) -> dict[str, Any]:
