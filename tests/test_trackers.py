@@ -24,6 +24,7 @@ from rhostream.trackers.names import TRACKERS
 from rhostream.trackers.tracking import flat
 from tests.support import ranks
 from tests.support.small_run import go
+from tests.support.waits import eventually
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,8 +162,22 @@ def init(**_): return Run()
 def alert(*_): pass
 class AlertLevel: INFO = 1
 """,
-    "hangs": "import time\ndef init(**_): time.sleep(3600)",
+    "hangs": """
+import os, pathlib, time
+from rhostream.trackers import child
+child.LAST_SECONDS = 3
+pathlib.Path(__file__).with_name("pid").write_text(str(os.getpid()))
+def init(**_): time.sleep(3600)
+""",
 }
+
+
+def _runs(pid: int) -> bool:
+    """Whether that process is there, and not only its exit code."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize("how", BROKEN)
@@ -179,6 +194,8 @@ def test_a_tracker_that_fails_is_said_once_and_the_run_is_as_without_it(
     warned = [line for line in caplog.messages if "warning: tracker trackio" in line]
     if how == "hangs":
         assert not warned and "nobody waits for it" in caplog.text
+        pid = int((tmp_path / "packages" / "pid").read_text())
+        eventually(lambda: not _runs(pid))  # nobody is left who would end it
         return
     assert len(warned) == 2 and "the run goes on without it" in warned[0], warned
     says = {

@@ -3,7 +3,8 @@
     in   {"id", "name", "folder", "step", "config", "target"}, then {"step", "numbers"}..., then {"end": {...}}
     out  {"where": text}; {"taken": rows}; {"error": text}; {"done": true}
 
-It ends when its input does, also where the trainer was killed. What the package prints goes to standard error.
+It ends when its input does, also where the trainer was killed or its package hangs. What the package prints goes to
+standard error.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import time
 from typing import Any, Protocol
 
 BUNCH = 50  # rows
-LAST_SECONDS = 60.0  # that a package may take to finish, once nobody waits for it any more
+LAST_SECONDS = 60.0  # that a package may take for its next rows or its end, once nobody waits for it any more
 Row = tuple[int, dict[str, float]]  # step, numbers by name
 
 
@@ -48,9 +49,11 @@ def main(name: str) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
-    threading.Thread(target=_read, args=(lines,), daemon=True).start()
+    moved = threading.Event()  # set by each answer
+    threading.Thread(target=_read, args=(lines, moved), daemon=True).start()
 
     def say(**told: Any) -> None:
+        moved.set()
         with contextlib.suppress(OSError):  # the trainer is gone
             answers.write(json.dumps(told) + "\n")
 
@@ -65,7 +68,6 @@ def main(name: str) -> None:
     except BaseException as exc:  # also what ends a process: a package may ask for a password and give up so
         say(error=_text(exc))
     last = _forward(tracker, lines, say)
-    _end_soon()
     if tracker is not None:
         try:
             tracker.end(last.get("complete", False), last.get("summary", {}))
@@ -99,13 +101,18 @@ def _forward(tracker: Tracker | None, lines: queue.Queue[dict[str, Any] | None],
                 return dict(row["end"])
 
 
-def _read(lines: queue.Queue[dict[str, Any] | None]) -> None:
+def _read(lines: queue.Queue[dict[str, Any] | None], moved: threading.Event) -> None:
+    """Of a thread: the input into the queue; behind its end, end this process when nothing moves in it any more."""
     for line in sys.stdin.buffer:
         try:
             lines.put(json.loads(line))
         except ValueError:  # cut: the trainer was killed while it wrote
             break
     lines.put(None)
+    moved.set()
+    while moved.wait(LAST_SECONDS):
+        moved.clear()
+    os._exit(1)
 
 
 def _alone(name: str) -> socket.socket:
@@ -120,13 +127,6 @@ def _alone(name: str) -> socket.socket:
             break
         time.sleep(0.1)
     return held
-
-
-def _end_soon() -> None:
-    """End this process, whatever its package waits for."""
-    timer = threading.Timer(LAST_SECONDS, os._exit, (1,))
-    timer.daemon = True
-    timer.start()
 
 
 def _text(error: BaseException) -> str:
