@@ -144,9 +144,9 @@ def test_no_class_has_more_than_its_share_of_any_batch(trained: Callable[..., Pa
         ("uniform", {"rule": "uniform", "class_quota": "balanced"}),
     ):
         rows = rows_of(trained(name, steps=6, **options))
+        label, kept = rows["label"].to_numpy(), rows["kept"].to_numpy()
         for step in range(6):
-            label = rows["label"].to_numpy()
-            here, kept = rows["step"].to_numpy() == step, rows["kept"].to_numpy()
+            here = rows["step"].to_numpy() == step
             offered, taken = (np.bincount(label[held], minlength=4) for held in (here, here & kept))
             most = next(c for c in range(9) if np.minimum(offered, c).sum() >= 8) if name == "uniform" else 2
             assert (taken <= np.minimum(offered, most)).all()  # nearly always two of each

@@ -6,7 +6,6 @@ import logging
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from rhostream.trackers.names import TRACKERS
 from rhostream.trackers.tracking import flat
 from tests.support import ranks
 from tests.support.small_run import go
-from tests.support.waits import eventually
+from tests.support.waits import alive, eventually
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[1]
@@ -172,14 +171,6 @@ def init(**_): time.sleep(3600)
 }
 
 
-def _runs(pid: int) -> bool:
-    """Whether that process is there, and not only its exit code."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_tracker_that_fails_is_said_once_and_the_run_is_as_without_it(
     how: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -189,13 +180,15 @@ def test_a_tracker_that_fails_is_said_once_and_the_run_is_as_without_it(
     monkeypatch.syspath_prepend(str(tmp_path / "packages"))
     monkeypatch.setattr(tracking, "END_SECONDS", 0.3 if how == "hangs" else 20.0)
     with caplog.at_level(logging.INFO, "rhostream"):
-        summary = go(world, tmp_path / "run", 6, track="trackio", track_every=1)
+        pid_of = tmp_path / "packages" / "pid"
+        watch = (lambda _: eventually(pid_of.exists)) if how == "hangs" else None  # its patience counts from the end on
+        summary = go(world, tmp_path / "run", 6, track="trackio", track_every=1, metrics=watch)
     assert summary.steps == 6
     warned = [line for line in caplog.messages if "warning: tracker trackio" in line]
     if how == "hangs":
         assert not warned and "nobody waits for it" in caplog.text
-        pid = int((tmp_path / "packages" / "pid").read_text())
-        eventually(lambda: not _runs(pid))  # nobody is left who would end it
+        pid = int(pid_of.read_text())
+        eventually(lambda: not alive({pid}))  # nobody is left who would end it
         return
     assert len(warned) == 2 and "the run goes on without it" in warned[0], warned
     says = {
@@ -221,16 +214,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     pid = int(killed.stdout)
-    for _ in range(600):
-        try:
-            with open(f"/proc/{pid}/stat") as file:
-                if file.read().rpartition(")")[2].split()[0] == "Z":
-                    break
-        except OSError:
-            break
-        time.sleep(0.05)
-    else:
-        pytest.fail("the tracker outlives its trainer")
+    eventually(lambda: not alive({pid}), seconds=30)  # it doesn't outlive its trainer
     steps = [event.step for event in events(tmp_path / "tensorboard").Scalars("loss")]
     assert steps in ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5])
 

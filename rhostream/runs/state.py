@@ -185,7 +185,7 @@ def load_objects(objects: Mapping[str, Any], read: Mapping[str, Any]) -> None:
     Raises KeyError for an object that the commit has none of, and what the objects raise for a state of another shape.
     """
     for name, restored in objects.items():
-        state = read[name]
+        state = _as_it_steps(restored, read[name])
         if isinstance(restored, nn.Module) and is_flat(restored):
             gathered, options = _gathered()
             gathered.set_model_state_dict(restored, state, options=options)
@@ -193,7 +193,7 @@ def load_objects(objects: Mapping[str, Any], read: Mapping[str, Any]) -> None:
             gathered, options = _gathered()
             gathered.set_optimizer_state_dict(model, restored, state, options=options)
         else:
-            restored.load_state_dict(_spread(restored, _as_it_steps(restored, state)))
+            restored.load_state_dict(_spread(restored, state))
 
 
 def _as_it_steps(restored: Any, state: dict[str, Any]) -> dict[str, Any]:

@@ -109,11 +109,8 @@ def _read(lines: queue.Queue[dict[str, Any] | None], moved: threading.Event) -> 
         except ValueError:  # cut: the trainer was killed while it wrote
             break
     lines.put(None)
-    last = time.monotonic()
-    while time.monotonic() - last < LAST_SECONDS:
-        if moved.wait(1.0):
-            moved.clear()
-            last = time.monotonic()
+    while moved.wait(LAST_SECONDS):
+        moved.clear()
     os._exit(1)
 
 

@@ -18,7 +18,7 @@ from rhostream.tables.unfinished import unfinished_in
 from tests.faults import tally
 from tests.faults.crash_server import Rig, Started
 from tests.support.shards import make_shards
-from tests.support.waits import eventually
+from tests.support.waits import alive, eventually
 
 SLOWEST_SECONDS = 60.0  # what a test waits at most, for a machine under load
 
@@ -69,18 +69,6 @@ def workers_of(pid: int) -> set[int]:
     while more := {child for child, above in parent.items() if above in found} - found:
         found |= more
     return {p for p in found - {pid} if parent[p] != pid}
-
-
-def alive(pids: set[int]) -> set[int]:
-    """Those that still run: no zombie."""
-    found = set()
-    for pid in pids:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        found |= {pid} if state not in "ZX" else set()
-    return found
 
 
 def hung(data: Path, folder: Path) -> list[Path]:

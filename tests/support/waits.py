@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -14,6 +15,18 @@ def eventually(what: Callable[[], bool], seconds: float = 60) -> None:
     while not what():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
+
+
+def alive(pids: set[int]) -> set[int]:
+    """Those that still run: no zombie."""
+    found = set()
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        found |= {pid} if state not in "ZX" else set()
+    return found
 
 
 def stop_at(step: int) -> Callable[[dict[str, Any]], None]:
